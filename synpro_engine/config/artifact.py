@@ -1,0 +1,145 @@
+"""Directories and files that appear whole or not at all, with a manifest that says where they come from.
+
+Knows hashing, fsync and rename; does not know what is inside an artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config.base import Config
+from synpro_engine.config.errors import UserError
+
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
+
+
+class Manifest(Config):
+    """What an artifact is and what it was made from. Hashes are hex SHA-256."""
+
+    kind: str
+    content_hash: str
+    parents: dict[str, str]
+    config: dict[str, Any]
+    seed: int | None
+    versions: dict[str, str]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(data: Any) -> str:
+    """Hex SHA-256 of plain data in canonical JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_directory(path: Path) -> str:
+    """Hex SHA-256 over the names and bytes of all files below `path` but its manifest."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
+    return hash_json({str(file.relative_to(path)): sha256_file(file) for file in files})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    names = ("synpro_engine", "torch", "megatron-core", "triton", "numpy", "sentencepiece", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def fsync_path(path: Path) -> None:
+    """Push a file or a directory entry to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never a part."""
+    aside = path.with_name(path.name + _PARTIAL)
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    fsync_path(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """Where an artifact is written until it is whole; long stages may keep their work there and resume."""
+    return path.with_name(path.name + _PARTIAL)
+
+
+def write_manifest(
+    directory: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Path], seed: int | None
+) -> None:
+    """Hash what lies in `directory` and write its manifest; `parents` are finished artifacts."""
+    manifest = Manifest(
+        kind=kind,
+        content_hash=hash_directory(directory),
+        parents={name: read_manifest(parent).content_hash for name, parent in parents.items()},
+        config=dict(config),
+        seed=seed,
+        versions=versions(),
+    )
+    atomic_write_text(directory / MANIFEST, json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Make a finished directory visible under its name, durably; an older one there is replaced."""
+    for file in partial.rglob("*"):
+        if file.is_file():
+            fsync_path(file)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def new_artifact(
+    path: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, Path] | None = None,
+    seed: int | None = None,
+) -> Iterator[Path]:
+    """Yield a directory to fill; on a clean exit it is hashed, described and renamed to `path`.
+
+    What an earlier, interrupted attempt left in the partial directory is removed first. On an exception the
+    partial directory stays for inspection and `path` does not appear.
+    """
+    partial = partial_path(path)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    write_manifest(partial, kind, config, parents or {}, seed)
+    publish(partial, path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read an artifact's manifest; UserError when it is missing or damaged."""
+    file = path / MANIFEST
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not a finished artifact ({MANIFEST} is missing)") from None
+    except ValueError:
+        raise UserError(f"{file}: damaged manifest") from None

@@ -1,0 +1,18 @@
+"""The one exception that means "the user can mend this"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A fault of the input, the configuration or the machine, told in one line.
+
+    The message names the file and line, or the configuration key. The command line prints it without a
+    traceback and exits with code 2; everything else that escapes is a bug and keeps its traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean `x`?)" for the closest known name, or "" when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean `{close[0]}`?)" if close else ""

@@ -1,0 +1,69 @@
+"""Moving small Python values between ranks: decisions, texts, counts. Tensors go through torch directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from synpro_engine.config import UserError
+from synpro_engine.dist.topology import Axis, Topology
+
+T = TypeVar("T")
+
+
+def barrier(topology: Topology) -> None:
+    """Wait until every rank is here."""
+    if topology.world_size > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: T, topology: Topology) -> T:
+    """Rank 0's value on every rank."""
+    if topology.world_size == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, device=topology.device)
+    return box[0]
+
+
+def broadcast_in(axis: Axis, value: T) -> T:
+    """The value of the axis' first rank on every rank of the axis."""
+    if axis.size == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, group_src=0, group=axis.group)
+    return box[0]
+
+
+def gather_objects(axis: Axis, value: T) -> list[T]:
+    """The values of all ranks of the axis, in rank order, on every one of them."""
+    if axis.size == 1:
+        return [value]
+    values: list[Any] = [None] * axis.size
+    dist.all_gather_object(values, value, group=axis.group)
+    return values
+
+
+def sum_over(axis: Axis, values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over the axis, in place; returns it."""
+    if axis.size > 1:
+        dist.all_reduce(values, group=axis.group)
+    return values
+
+
+def on_main(topology: Topology, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 alone and give its result to all; a UserError there is raised on every rank."""
+    result: T | None = None
+    fault: str | None = None
+    if topology.is_main:
+        try:
+            result = work()
+        except UserError as error:
+            fault = str(error)
+    result, fault = broadcast_object((result, fault), topology)
+    if fault is not None:
+        raise UserError(fault)
+    return result  # pyright: ignore[reportReturnType]

@@ -1,0 +1,34 @@
+"""Progress with ETA on long work, printed by rank 0 alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from synpro_engine.dist.topology import Topology
+
+
+def progress(total: int, description: str, unit: str, topology: Topology, initial: int = 0) -> tqdm[Any]:
+    """A bar to `update(n)` and `set_postfix`; close it or use it in a `with`.
+
+    On a terminal it redraws in place; in a log file it writes a line now and then instead of thousands.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=" " + unit,
+        disable=not topology.is_main,
+        mininterval=0.2 if terminal else 15.0,
+        dynamic_ncols=terminal,
+        smoothing=0.1,
+    )
+
+
+def say(topology: Topology, message: str) -> None:
+    """One line for the user, from rank 0, that does not tear a bar."""
+    if topology.is_main:
+        tqdm.write(message, file=sys.stderr)

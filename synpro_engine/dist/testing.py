@@ -1,0 +1,87 @@
+"""Run a function on several real ranks over gloo (or NCCL) on this machine: for tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _rank_main(
+    fn: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, kwargs: dict[str, Any]
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, fn(**kwargs), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+        raise
+
+
+def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300.0, **kwargs: Any) -> list[Any]:
+    """Call `fn(**kwargs)` in `world_size` fresh processes that see torchrun's variables.
+
+    Returns each rank's result, by rank (results must be picklable: numbers, lists, CPU arrays). Raises
+    RuntimeError with the first failing rank's traceback, and ends the other ranks; also after `timeout_s`.
+    `fn` must be importable (top level of its module) and itself calls `launch` or `init_process_group`.
+    """
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    port = _free_port()
+    processes = [
+        context.Process(target=_rank_main, args=(fn, rank, world_size, port, results, kwargs), daemon=False)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return _collect(processes, results, timeout_s)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+
+
+def _collect(processes: list[Any], results: Any, timeout_s: float) -> list[Any]:
+    import time
+
+    found: dict[int, Any] = {}
+    end = time.monotonic() + timeout_s
+    while len(found) < len(processes):
+        try:
+            rank, value, fault = results.get(timeout=1.0)
+        except queue.Empty:
+            dead = [r for r, p in enumerate(processes) if r not in found and p.exitcode not in (None, 0)]
+            if dead and results.empty():
+                code = processes[dead[0]].exitcode
+                raise RuntimeError(f"rank {dead[0]} died with exit code {code}") from None
+            if time.monotonic() > end:
+                raise RuntimeError(f"ranks did not finish within {timeout_s:.0f} s") from None
+            continue
+        if fault is not None:
+            raise RuntimeError(f"rank {rank} failed:\n{fault}")
+        found[rank] = value
+    return [found[rank] for rank in range(len(processes))]

@@ -1,0 +1,71 @@
+"""Configuration: what is refused, and with which words."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from synpro_engine.config import Config, UserError, load_config, to_yaml
+
+
+class _Inner(Config):
+    lr: float = Field(1e-3, gt=0)
+    steps: int = 3
+    names: tuple[str, ...] = ()
+
+
+class _Outer(Config):
+    train: _Inner = _Inner()
+    parts: dict[str, _Inner] = {}
+    other: _Inner | None = None
+    seed: int = 0
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_win_over_the_file_and_scientific_numbers_are_numbers(tmp_path: Path) -> None:
+    path = _file(tmp_path, "train: {lr: 1e-2, names: [a, b]}\nparts: {x: {steps: 9}}\n")
+    config = load_config(_Outer, path, ["train.lr=3e-4", "parts.x.lr=2e-1", "other.names=[c]"])
+    assert config.train.lr == 3e-4
+    assert config.train.names == ("a", "b")
+    assert (config.parts["x"].steps, config.parts["x"].lr) == (9, 0.2)
+    assert config.other is not None and config.other.names == ("c",)
+
+
+def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_config(_Outer, {"train": {"names": ["a"]}}, ["seed=7"])
+    assert load_config(_Outer, _file(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("train: {lrr: 1}", [], r"recipe.yaml: unknown key `train.lrr` \(did you mean `lr`\?\)"),
+        ("parts: {x: {step: 1}}", [], r"`parts.x.step` \(did you mean `steps`\?\)"),
+        ("other: {stepz: 1}", [], r"`other.stepz` \(did you mean `steps`\?\)"),
+        ("", ["trian.lr=1.0"], r"unknown key `trian` \(did you mean `train`\?\)"),
+        ("train: {steps: 1.5}", [], "`train.steps`.*integer"),
+        ("train: {steps: '3'}", [], "`train.steps`.*integer"),
+        ("train: {steps: true}", [], "`train.steps`.*integer"),
+        ("train: {lr: -1.0}", [], "`train.lr`.*greater than 0.*-1.0"),
+        ("seed: 1\ntrain: [1, 2\n", [], r"recipe.yaml:\d+: not valid YAML"),
+        ("- 1", [], "recipe.yaml:1: expected a mapping"),
+        ("", ["seed"], "override `seed`: expected key=value"),
+        ("", ["seed.x=1"], "`seed`"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_place(
+    tmp_path: Path, text: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(_Outer, _file(tmp_path, text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing.yaml: no such file"):
+        load_config(_Outer, tmp_path / "nothing.yaml")

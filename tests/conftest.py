@@ -1,0 +1,17 @@
+"""What every test process needs before anything else: one thread, and the engine's import hook.
+
+Importing the engine first installs the CPU shim, so that any later `import megatron...` sees it. One thread per process
+keeps multi-process tests from fighting for cores; it is set before torch is loaded and inherited by spawned ranks.
+"""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+    os.environ[_name] = "false" if _name == "TOKENIZERS_PARALLELISM" else "1"
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+import torch
+
+import synpro_engine  # noqa: F401
+
+torch.set_num_threads(1)
