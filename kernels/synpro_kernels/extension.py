@@ -1,0 +1,33 @@
+"""Finds and loads the compiled CPU ops of csrc. Knows where the file lies, not what the ops do.
+
+Nothing is loaded at import: the first call of `csrc_loaded` looks for `_C*.so` beside this file (an editable install
+and a wheel both put it there). A missing file is normal, since every op has a PyTorch path.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+_SWITCH = "SYNPRO_CSRC"
+
+
+@functools.cache
+def csrc_status() -> tuple[bool, str]:
+    """Return (loaded, one line that says what was loaded or why nothing was)."""
+    if os.environ.get(_SWITCH) == "0":
+        return False, f"switched off by {_SWITCH}=0"
+    files = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not files:
+        return False, "not built (no C++ compiler when installed, or SYNPRO_BUILD_CSRC=0)"
+    try:
+        torch.ops.load_library(files[-1])
+    except OSError as error:
+        return False, f"{files[-1].name} cannot be loaded: {str(error).splitlines()[0]} (built for another torch?)"
+    return True, f"loaded {files[-1].name}"
+
+
+def csrc_loaded() -> bool:
+    """Whether `torch.ops.synpro_csrc` can be called in this process."""
+    return csrc_status()[0]

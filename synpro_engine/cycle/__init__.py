@@ -1,0 +1,7 @@
+"""The whole loop: recipes, stages, and what becomes of their results. The only package that knows all stages."""
+
+from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.recipe import Recipe, load_recipe
+from synpro_engine.cycle.score import score_documents
+
+__all__ = ["Cycle", "Recipe", "load_recipe", "score_documents"]

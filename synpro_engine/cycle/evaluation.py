@@ -1,0 +1,99 @@
+"""The stage that measures what came out: held-out loss of the arms, influence and diversity of the texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.backend import platform
+from synpro_engine.config import atomic_write_text
+from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
+from synpro_engine.cycle.pretraining import held_out_batches
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
+from synpro_engine.cycle.weights import load_model
+from synpro_engine.data import read_documents
+from synpro_engine.dist import Topology, on_main
+from synpro_engine.evaluate import measure_diversity
+from synpro_engine.influence import Influence, text_influence
+from synpro_engine.synth.generate import DOCUMENTS
+from synpro_engine.train.evaluation import held_out_loss
+
+RESULTS = "results.json"
+
+
+def evaluate_stage(
+    into: Path,
+    recipe: Recipe,
+    tokens: Path,
+    arms: Mapping[str, Path],
+    pair: tuple[Path, Path],
+    corpora: Mapping[str, Path],
+    topology: Topology,
+) -> None:
+    """Write `results.json`: `held_out` by arm, `influence` and `diversity` by operation.
+
+    arms: stages with weights by name. pair: the stages of theta and theta'. corpora: `generate` stages by operation.
+    """
+    results = {
+        "held_out": _held_out(recipe, tokens, arms, topology),
+        "influence": _influence(recipe, tokens, pair, corpora, topology),
+        "diversity": on_main(topology, lambda: _diversity(tokens, corpora)),
+    }
+    on_main(topology, lambda: atomic_write_text(into / RESULTS, json.dumps(results, indent=2) + "\n"))
+
+
+def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:
+    dtype = platform.resolve_dtype(recipe.dtype)
+    batches = held_out_batches(recipe, tokens, "validation", topology)
+    corpus = open_split(tokens, "validation", open_tokenizer(tokens))
+    rows = []
+    for name, stage in arms.items():
+        loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=recipe.pretrain.micro_batch)
+        rows.append(
+            {
+                "name": name,
+                "nats": loss * corpus.num_tokens,
+                "tokens": corpus.num_tokens,
+                "utf8_bytes": corpus.text_bytes,
+                "documents": corpus.num_documents,
+            }
+        )
+    return rows
+
+
+def _influence(
+    recipe: Recipe, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
+) -> dict[str, dict[str, list[float]]]:
+    """I of every accepted text and of the slice it was made from, under the last round's theta and theta'."""
+    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens)
+    theta, probe = (load_model(stage, topology, dtype) for stage in pair)
+    measure = text_influence(Influence(theta, probe, start_id=words.eos_id), words.encode)
+    sources = {document.id: document.text for document in read_documents(str(documents_path(tokens, "train")))}
+    found = {}
+    for operation, stage in corpora.items():
+        records = _records(stage)
+        slices = [sources[r["provenance"]["source"]][r["provenance"]["start"] : r["provenance"]["end"]] for r in records]
+        found[operation] = {"generated": measure([r["text"] for r in records]), "sources": measure(slices)}
+    return found
+
+
+def _records(stage: Path) -> list[dict[str, Any]]:
+    """The accepted records of a `generate` stage, with their provenance."""
+    import zstandard
+
+    with zstandard.open(stage / CORPUS / DOCUMENTS, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _diversity(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    organic = [document.text for document in read_documents(str(documents_path(tokens, "train")))]
+    rows = {"organic": asdict(measure_diversity(organic))}
+    for operation, stage in corpora.items():
+        texts = [document.text for document in synthetic_documents(stage)]
+        if texts:
+            rows[operation] = asdict(measure_diversity(texts, organic=organic))
+    return rows

@@ -1,0 +1,27 @@
+"""A stage's weights as a Hugging Face directory, with the tokenizer that belongs to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.cycle.corpus import open_tokenizer
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.synthesis import generator_tokenizer
+from synpro_engine.cycle.weights import load_model
+from synpro_engine.dist import Topology
+from synpro_engine.model.hf import export_hf
+
+
+def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology) -> None:
+    """Write the weights of `stage` (as in `pretrain` or `round-1/tune-rephrase`). Collective.
+
+    Raises UserError for a stage that is not there or holds no weights.
+    """
+    path = directory / stage
+    if not path.is_dir():
+        raise UserError(f"{path}: no such finished stage")
+    is_generator = stage == "import" or "/tune-" in stage
+    tokenizer = generator_tokenizer(directory / "import") if is_generator else open_tokenizer(directory / "tokenize")
+    export_hf(load_model(path, topology, platform.resolve_dtype(recipe.dtype)), output, tokenizer)

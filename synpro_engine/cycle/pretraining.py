@@ -1,0 +1,124 @@
+"""The stages that train the pretrained model: to the plateau, the probe, and the two arms after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from synpro_engine.config import atomic_write_text
+from synpro_engine.cycle.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
+from synpro_engine.backend import platform
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.dist import Topology, on_main
+from synpro_engine.influence import run_probe
+from synpro_engine.model.build import build_model
+from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.run import PretrainResult
+from synpro_engine.train.trainer import pretrain
+
+ORGANIC = "organic"
+RESULT = "result.json"
+
+
+def new_model(recipe: Recipe, topology: Topology, *, seed: int | None) -> Model:
+    """The pretrained model's shape on this layout; with a seed, at its initial weights."""
+    return build_model(recipe.model, topology, dtype=platform.resolve_dtype(recipe.dtype), seed=seed)
+
+
+def _loader(
+    recipe: Recipe, corpora: Mapping[str, TokenCorpus], weights: Mapping[str, float], batch: int, topology: Topology
+) -> TokenLoader:
+    return TokenLoader(
+        corpora,
+        weights,
+        recipe.model.seq_len,
+        batch,
+        recipe.seed,
+        dp_rank=topology.dp.rank,
+        dp_size=topology.dp.size,
+    )
+
+
+def held_out_batches(recipe: Recipe, tokens: Path, name: str, topology: Topology) -> list[Batch]:
+    """This rank's batches of a held-out split, each token a target once."""
+    corpus = open_split(tokens, name, open_tokenizer(tokens))
+    dp = topology.dp
+    batch = recipe.pretrain.micro_batch
+    return list(eval_windows(corpus, recipe.model.seq_len, batch_size=batch, dp_rank=dp.rank, dp_size=dp.size))
+
+
+def _held_out(recipe: Recipe, tokens: Path, topology: Topology) -> dict[str, list[Batch]]:
+    return {name: held_out_batches(recipe, tokens, name, topology) for name in ("reference", "validation")}
+
+
+def _write_result(into: Path, result: PretrainResult, topology: Topology, extra: Mapping[str, object]) -> None:
+    facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | dict(extra)
+    on_main(topology, lambda: atomic_write_text(into / RESULT, json.dumps(facts, indent=2) + "\n"))
+
+
+def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
+    """Pretrain from initial weights on organic text until the plateau or the budget."""
+    corpus = open_split(tokens, "train", open_tokenizer(tokens))
+    loader = _loader(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
+    model = new_model(recipe, topology, seed=recipe.seed)
+    held_out = _held_out(recipe, tokens, topology)
+    result = pretrain(model, recipe.pretrain, loader, into, held_out=held_out, seed=recipe.seed, label="pretrain")
+    _write_result(into, result, topology, {"samples": loader.samples_by_source})
+
+
+def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
+    """Make theta' from theta on the reference split."""
+    corpus = open_split(tokens, "reference", open_tokenizer(tokens))
+    loader = _loader(recipe, {"reference": corpus}, {"reference": 1.0}, recipe.probe.global_batch, topology)
+    model = new_model(recipe, topology, seed=None)
+    steps = run_probe(stage_checkpoint(theta, topology), model, loader, recipe.probe)
+    save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
+    lines = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
+    on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
+
+
+def arm_config(recipe: Recipe, steps: int) -> TrainConfig:
+    """Settings of an arm: pretraining's, for a fixed number of steps. A decaying schedule goes on where it was."""
+    return recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None})
+
+
+def arm_stage(
+    into: Path, recipe: Recipe, tokens: Path, start: Path, synthetic: Mapping[str, Path], steps: int, topology: Topology
+) -> None:
+    """Train on from `start` (weights, optimizer, position in the organic text) for `steps` steps.
+
+    synthetic: shard artifacts by source name, mixed in by `continued.synthetic_share`; none repeats organic text.
+    """
+    tokenizer = open_tokenizer(tokens)
+    corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
+    corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
+    weights = mixture(corpora, recipe.continued.synthetic_share)
+    loader = _loader(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
+    before = stage_checkpoint(start, topology)
+    result = pretrain(
+        new_model(recipe, topology, seed=None),
+        arm_config(recipe, steps),
+        loader,
+        into,
+        held_out=_held_out(recipe, tokens, topology),
+        start=before,
+        seed=recipe.seed,
+        label=into.name.removesuffix(".partial"),
+    )
+    _write_result(into, result, topology, {"samples": loader.samples_by_source})
+
+
+def mixture(corpora: Mapping[str, TokenCorpus], synthetic_share: float | None) -> dict[str, float]:
+    """Weights of the sources: by tokens, the synthetic ones together scaled to `synthetic_share` where given."""
+    weights = {name: float(corpus.num_tokens) for name, corpus in corpora.items()}
+    synthetic = sum(weights.values()) - weights[ORGANIC]
+    if synthetic_share is None or not synthetic:
+        return weights
+    scale = weights[ORGANIC] * synthetic_share / (1 - synthetic_share) / synthetic
+    return {name: weight if name == ORGANIC else weight * scale for name, weight in weights.items()}

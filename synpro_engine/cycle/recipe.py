@@ -1,0 +1,97 @@
+"""A recipe: every setting of a run, from the corpus to the last arm.
+
+Each section is declared beside the code that uses it; this module only puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from synpro_engine.backend.platform import DtypeName
+from synpro_engine.config import Config, UserError, load_config, nearest
+from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
+from synpro_engine.dist import ParallelConfig
+from synpro_engine.influence import ProbeConfig
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.reward import RewardConfig
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.synth import OPERATIONS, GenerateConfig
+from synpro_engine.train.config import TrainConfig
+
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class GeneratorConfig(Config):
+    """The model that rephrases and reformats."""
+
+    source: str = Field("embedded:smollm2-135m", min_length=1)
+    """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory (Llama or OLMo-2), or `random`."""
+    model: ModelConfig | None = None
+    """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
+    seq_len: int | None = Field(None, gt=0)
+    """Longest prompt and completion together; the source's own limit where not given."""
+
+    @model_validator(mode="after")
+    def _shape_goes_with_random(self) -> GeneratorConfig:
+        if (self.source == "random") != (self.model is not None):
+            raise ValueError("`model` is needed for source `random`, and only there")
+        return self
+
+
+class ContinueConfig(Config):
+    """Training on after the plateau, with and without synthetic text."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps of each round; the arm that repeats organic text takes as many."""
+    synthetic_share: float | None = Field(None, gt=0, lt=1)
+    """Share of the synthetic text in the batches; by default its share of the tokens, so that every text of
+    the enlarged pool is seen equally often."""
+
+
+class Recipe(Config):
+    """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0)
+    """Decides splits, initial weights, data order and sampling."""
+    parallel: ParallelConfig = ParallelConfig()
+    dtype: DtypeName = "auto"
+    """Of the weights: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU)."""
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig
+    pretrain: TrainConfig
+    probe: ProbeConfig = ProbeConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    rounds: int = Field(1, ge=1)
+    """How often: probe, tune, generate, train on."""
+    reward: RewardConfig = RewardConfig()
+    tune: dict[str, GRPOConfig] = {}
+    """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
+    generate: GenerateConfig = GenerateConfig()
+    continued: ContinueConfig
+
+    @model_validator(mode="after")
+    def _operations_are_known(self) -> Recipe:
+        for operation in self.generate.operations:
+            if operation not in OPERATIONS:
+                raise ValueError(f"generate.operations: no operation `{operation}`{nearest(operation, OPERATIONS)}")
+        for operation in self.tune:
+            if operation not in self.generate.operations:
+                known = nearest(operation, self.generate.operations)
+                raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
+        return self
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _RECIPES / f"{recipe}.yaml"
+        if not path.exists():
+            names = sorted(known.stem for known in _RECIPES.glob("*.yaml"))
+            raise UserError(f"no recipe `{recipe}`{nearest(recipe, names)}; there are {', '.join(names)}, or a .yaml file")
+    return load_config(Recipe, path, overrides)

@@ -1,0 +1,122 @@
+"""Stages: named steps whose result is one artifact, done once, redone when what they were made from changed.
+
+Knows when a stage must run and how its result appears; does not know what any stage computes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import (
+    UserError,
+    atomic_write_text,
+    partial_path,
+    publish,
+    read_manifest,
+    write_manifest,
+)
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.dist import Topology, barrier, on_main, say
+
+_TIMES = "stages.jsonl"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the cycle.
+
+    `work(partial)` runs on every rank and fills the directory `partial`; what an interrupted attempt with the
+    same inputs left there is still there, so long stages resume. `config` is the part of the recipe the result
+    depends on, and is stored in the artifact's manifest.
+    """
+
+    name: str
+    """Also the artifact's path below the run's directory, as in `round-1/probe`."""
+    command: str
+    """The `synpro` command that brings a run up to this stage."""
+    work: Callable[[Path], None]
+    config: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def _inputs(directory: Path, stage: Stage) -> dict[str, Any]:
+    parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
+    return {"parents": parents, "config": json.loads(json.dumps(stage.config))}
+
+
+def _note(directory: Path, stage: Stage) -> Path:
+    """Beside the partial directory: from which inputs the work in it was begun."""
+    path = partial_path(directory / stage.name)
+    return path.with_name(path.name + ".inputs.json")
+
+
+def _is_done(directory: Path, stage: Stage, inputs: Mapping[str, Any]) -> bool:
+    path = directory / stage.name
+    if not (path / MANIFEST).exists():
+        return False
+    manifest = read_manifest(path)
+    return manifest.parents == inputs["parents"] and manifest.config == inputs["config"]
+
+
+def _prepare(directory: Path, stage: Stage) -> bool:
+    """On rank 0: decide whether the stage must run, and lay out its partial directory. True: it must."""
+    inputs = _inputs(directory, stage)
+    if _is_done(directory, stage, inputs):
+        return False
+    partial, note = partial_path(directory / stage.name), _note(directory, stage)
+    if partial.exists() and not (note.exists() and json.loads(note.read_text()) == inputs):
+        shutil.rmtree(partial)  # begun from other inputs: of no use
+    partial.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(note, json.dumps(inputs))
+    return True
+
+
+def _finish(directory: Path, stage: Stage, seconds: float) -> None:
+    path = directory / stage.name
+    partial = partial_path(path)
+    parents = {parent: directory / parent for parent in stage.parents}
+    write_manifest(partial, stage.name, stage.config, parents, stage.seed)
+    publish(partial, path)
+    _note(directory, stage).unlink()
+    with (directory / _TIMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"stage": stage.name, "seconds": round(seconds, 3), "ended": time.time()}) + "\n")
+
+
+def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
+    """Bring one stage's artifact into being, unless it is there and made from the present inputs."""
+    if not on_main(topology, lambda: _prepare(directory, stage)):
+        say(topology, f"[{stage.name}] there already")
+        return
+    say(topology, f"[{stage.name}] begins")
+    begun = time.monotonic()
+    stage.work(partial_path(directory / stage.name))
+    barrier(topology)
+    seconds = time.monotonic() - begun
+    on_main(topology, lambda: _finish(directory, stage, seconds))
+    say(topology, f"[{stage.name}] done in {seconds:.1f} s")
+
+
+def run_stages(directory: Path, stages: list[Stage], topology: Topology, until: str | None = None) -> None:
+    """Run the stages in order, up to and including the last one of command `until` (all of them by default)."""
+    commands = [stage.command for stage in stages]
+    if until is not None and until not in commands:
+        raise UserError(f"this recipe has no stage for `{until}`")
+    last = len(stages) if until is None else len(commands) - commands[::-1].index(until)
+    for stage in stages[:last]:
+        run_stage(directory, stage, topology)
+
+
+def stage_times(directory: Path) -> dict[str, tuple[float, float]]:
+    """Per finished stage: seconds of its last attempt, and when it ended (seconds since the epoch)."""
+    path = directory / _TIMES
+    if not path.exists():
+        return {}
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return {record["stage"]: (record["seconds"], record["ended"]) for record in records}

@@ -1,0 +1,155 @@
+"""The stages around the generator: import, tune, generate, and the shards of what it wrote."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_path
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
+from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, write_shards
+from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.influence import Influence, text_influence, text_likelihood
+from synpro_engine.model.build import build_model
+from synpro_engine.model.pretrained import import_model
+from synpro_engine.reward import Composer, build_composer
+from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.trainer import tune
+from synpro_engine.sampler import Sampler
+from synpro_engine.synth import Slice, generate_corpus, operation_named, read_yield, work_list
+from synpro_engine.synth.generate import DOCUMENTS
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.run import CHECKPOINTS
+
+CORPUS = "corpus"
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The finished stages that tuning and generation read."""
+
+    tokens: Path
+    theta: Path
+    probe: Path
+    base: Path
+    """The generator as imported: the judge of fluency, and the holder of the tokenizer."""
+    generator: Path
+    """The generator to start from (tune) or to sample from (generate)."""
+
+
+def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
+    """Bring the generator into a checkpoint of ours, with its tokenizer beside it."""
+    generator, dtype = recipe.generator, platform.resolve_dtype(recipe.dtype)
+    tokenizer_dir = into / TOKENIZER
+    on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
+    if generator.model is not None:
+        model = build_model(generator.model, topology, dtype=dtype, seed=recipe.seed + 1)
+        tokenizer = open_tokenizer(tokens)
+    else:
+        imported = import_model(
+            generator.source, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=generator.seq_len
+        )
+        model, tokenizer = imported.model, load_tokenizer(imported.tokenizer)
+    on_main(topology, lambda: tokenizer.save(tokenizer_dir))
+    save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
+
+
+def generator_tokenizer(base: Path) -> Tokenizer:
+    """The tokenizer that the `import` stage stored."""
+    return load_tokenizer(base / TOKENIZER)
+
+
+def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Composer:
+    """The recipe's rewards over the models of this round; those without weight load nothing."""
+    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(inputs.tokens)
+    influence_of: Callable[[Sequence[str]], list[float]] | None = None
+    likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
+    if recipe.reward.uses("influence"):
+        theta, probe = (load_model(stage, topology, dtype) for stage in (inputs.theta, inputs.probe))
+        influence_of = text_influence(Influence(theta, probe, start_id=words.eos_id), words.encode)
+    if recipe.reward.uses("quality"):
+        judge, own = load_model(inputs.base, topology, dtype), generator_tokenizer(inputs.base)
+        likelihood_of = text_likelihood(judge, own.encode, start_id=own.eos_id)
+    return build_composer(
+        recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device
+    )
+
+
+def _slices(recipe: Recipe, tokens: Path) -> list[Slice]:
+    """The slices that generation will see, each once: tuning practises on those."""
+    items = work_list(read_documents(str(documents_path(tokens, "train"))), recipe.generate, recipe.seed)
+    first = recipe.generate.operations[0]
+    return [item.slice for item in items if item.operation == first]
+
+
+def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology) -> None:
+    """Tune one operation's generator with GRPO; the tuned weights end in `policy`."""
+    config = recipe.tune[operation]
+    policy = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
+    for parameter in policy.parameters():
+        parameter.requires_grad_(True)
+    reference = prepare_policy(policy, config)
+    result = tune(
+        config,
+        policy=policy,
+        reference=reference,
+        tokenizer=generator_tokenizer(inputs.base),
+        operation=operation_named(operation, prefill=config.prefill),
+        slices=_slices(recipe, inputs.tokens),
+        scorer=build_rewards(recipe, inputs, topology),
+        reward_weights=recipe.reward.weights(operation),
+        directory=into,
+        seed=recipe.seed,
+        label=f"tune {operation}",
+    )
+    say(topology, f"tuned {operation}: mean reward {result.first_reward} at first, {result.last_reward} at last")
+    # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
+    on_main(topology, lambda: shutil.rmtree(into / CHECKPOINTS, ignore_errors=True))
+
+
+def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology) -> None:
+    """Generate one operation's synthetic documents over the corpus, with rewards and provenance."""
+    model = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
+    composer = build_rewards(recipe, inputs, topology)
+    report = generate_corpus(
+        into / CORPUS,
+        read_documents(str(documents_path(inputs.tokens, "train"))),
+        Sampler(model),
+        generator_tokenizer(inputs.base),
+        recipe.generate.model_copy(update={"operations": (operation,)}),
+        topology,
+        generator_hash=weights_hash(model),
+        seed=recipe.seed,
+        scorer=composer.rows,
+    )
+    say(topology, f"generated {operation}: {report.summary}")
+
+
+def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path], topology: Topology) -> None:
+    """Tokenise a round's synthetic documents for the pretrained model; `corpora` are generate stages by operation."""
+
+    def write() -> None:
+        tokenizer, counts = open_tokenizer(tokens), {}
+        found = {name: list(synthetic_documents(path)) for name, path in corpora.items()}
+        if not any(found.values()):
+            raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
+        for name, documents in found.items():
+            counts[name] = sum(len(tokenizer.encode(document.text)) + 1 for document in documents)
+        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
+        atomic_write_text(into / "tokens.json", json.dumps(counts, indent=2) + "\n")
+
+    on_main(topology, write)
+
+
+def synthetic_documents(stage: Path) -> Iterator[Document]:
+    """What a `generate` stage accepted; nothing where it accepted nothing."""
+    if read_yield(stage / CORPUS).accepted:
+        yield from read_documents(str(stage / CORPUS / DOCUMENTS))

@@ -1,0 +1,51 @@
+"""Text on its way to batches: documents, splits, tokenizers, token shards, mixtures, loaders with exact resume."""
+
+from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans, origin_id
+from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.documents import Document, read_documents
+from synpro_engine.data.hashing import stable_hash, stable_permutation
+from synpro_engine.data.held_out import eval_windows
+from synpro_engine.data.hf_tokenizer import HFTokenizer
+from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
+from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
+from synpro_engine.data.repetition import repetition_mask
+from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards
+from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
+from synpro_engine.data.tokenizer import Tokenizer, load_tokenizer
+from synpro_engine.data.writer import DocumentWriter, write_documents
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "Blend",
+    "Document",
+    "DocumentWriter",
+    "HFTokenizer",
+    "SentencePieceTokenizer",
+    "ShardStats",
+    "SourceConfig",
+    "Split",
+    "SplitConfig",
+    "TokenCorpus",
+    "TokenLoader",
+    "Tokenizer",
+    "cap_documents",
+    "chunk_documents",
+    "cut_spans",
+    "documents_of",
+    "eval_windows",
+    "load_tokenizer",
+    "mixture_weights",
+    "open_shards",
+    "origin_id",
+    "read_documents",
+    "read_shard_stats",
+    "repetition_mask",
+    "split_of",
+    "stable_hash",
+    "stable_permutation",
+    "train_sentencepiece",
+    "write_documents",
+    "write_shards",
+]

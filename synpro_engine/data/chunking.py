@@ -1,0 +1,93 @@
+"""Long documents cut at natural boundaries, and a corpus capped to a budget.
+
+Knows characters and ids. Sizes other than characters (tokens, say) come in as a function.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from synpro_engine.config import UserError
+from synpro_engine.data.documents import Document
+from synpro_engine.data.hashing import stable_hash
+
+# Best boundary first: paragraph, line, sentence, word.
+_BOUNDARIES = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s+", r"\s+"))
+_CHUNK_SUFFIX = re.compile(r"(#\d+)+$")
+
+
+def origin_id(doc_id: str) -> str:
+    """Return the id of the document that `doc_id` is a part of (itself when it is whole)."""
+    return _CHUNK_SUFFIX.sub("", doc_id)
+
+
+def cut_spans(text: str, max_chars: int) -> list[tuple[int, int]]:
+    """Return consecutive [start, end) spans of at most `max_chars` characters that cover `text` exactly.
+
+    Each span ends after the last paragraph break that fits; where none falls in its second half, after a line,
+    a sentence, a word, and at last in mid-word.
+    """
+    assert max_chars > 0
+    spans, start = [], 0
+    while len(text) - start > max_chars:
+        end = _boundary(text, start, max_chars)
+        spans.append((start, end))
+        start = end
+    return [*spans, (start, len(text))] if start < len(text) else spans
+
+
+def _boundary(text: str, start: int, max_chars: int) -> int:
+    limit = start + max_chars
+    for pattern in _BOUNDARIES:
+        # A break in the first half would leave splinters, so a lesser kind of break is tried instead.
+        ends = [match.end() for match in pattern.finditer(text, start + max_chars // 2, limit)]
+        if ends:
+            return ends[-1]
+    return limit
+
+
+def chunk_documents(documents: Iterable[Document], max_chars: int) -> Iterator[Document]:
+    """Yield the parts of each document as documents `<id>#<n>`, n from 0; joined, their texts are the original.
+
+    A short document gets `#0` as well: were it left alone, its id could equal a part's id of another document.
+    A part of white space only is joined to the part before it, so it may pass `max_chars` by that much.
+    """
+    for document in documents:
+        parts: list[str] = []
+        for start, end in cut_spans(document.text, max_chars):
+            part = document.text[start:end]
+            if parts and (not part.strip() or not parts[-1].strip()):
+                parts[-1] += part
+            else:
+                parts.append(part)
+        yield from (Document(f"{document.id}#{number}", part) for number, part in enumerate(parts))
+
+
+def cap_documents(
+    documents: Iterable[Document], budget: int, seed: int, size_of: Callable[[Document], int]
+) -> list[Document]:
+    """Return the documents that come first in the hash order of (seed, id), as many as fit `budget`.
+
+    `size_of` gives a document's cost in the budget's unit, at least 1 (tokens, characters; 1 to cap the count).
+    The result is in hash order and does not depend on the order of `documents`, which is read once; no more
+    than `budget` is held in memory. Raises UserError when not even the first document fits.
+    """
+    kept: list[tuple[int, str, int, Document]] = []  # a heap with the last document of the order on top
+    ceiling, total = 2**64, 0
+    for document in documents:
+        order = stable_hash(seed, "cap", document.id)
+        # What follows a document that did not fit stays out, however small: the result is a prefix without holes.
+        if order >= ceiling:
+            continue
+        size = size_of(document)
+        assert size > 0
+        heapq.heappush(kept, (-order, document.id, size, document))
+        total += size
+        while total > budget:
+            negative, _, size, _ = heapq.heappop(kept)
+            ceiling, total = -negative, total - size
+    if not kept:
+        raise UserError(f"a budget of {budget} holds not one document; raise it or cut the documents smaller")
+    return [document for *_, document in sorted(kept, key=lambda item: -item[0])]

@@ -1,0 +1,66 @@
+"""A tokenised corpus in memory (usually mapped): documents' ids end to end, EOS after each.
+
+Knows offsets; knows neither files nor the order in which training reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synpro_engine.data.documents import Document
+from synpro_engine.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenCorpus:
+    """tokens [T] integer ids; offsets [D + 1] int64, document i is tokens[offsets[i]:offsets[i + 1]]."""
+
+    tokens: NDArray[np.integer]
+    offsets: NDArray[np.int64]
+    eos_id: int
+    text_bytes: int
+    """UTF-8 bytes of all texts, for bits per byte."""
+    fingerprint: str
+    """The tokenizer's."""
+    load_ids: Callable[[], list[str]]
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> TokenCorpus:
+        """Tokenise a small corpus without files."""
+        kept = list(documents)
+        ids = [[*tokenizer.encode(document.text), tokenizer.eos_id] for document in kept]
+        return cls(
+            tokens=np.array([id for document in ids for id in document], dtype=np.int32),
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            eos_id=tokenizer.eos_id,
+            text_bytes=sum(len(document.text.encode()) for document in kept),
+            fingerprint=tokenizer.fingerprint,
+            load_ids=lambda: [document.id for document in kept],
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """T, with the EOS of each document."""
+        return len(self.tokens)
+
+    @property
+    def num_documents(self) -> int:
+        """D."""
+        return len(self.offsets) - 1
+
+    def document_tokens(self, index: int) -> NDArray[np.integer]:
+        """Return the ids of one document, its EOS included: a view, [tokens of it]."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @functools.cached_property
+    def _ids(self) -> list[str]:
+        return self.load_ids()
+
+    def document_id(self, index: int) -> str:
+        """Return the id of one document; the list of ids is read when the first is asked for."""
+        return self._ids[index]

@@ -1,0 +1,134 @@
+"""Training batches: a mixture of sources in an order that only the seed and the position decide.
+
+Knows its position to the sample and can go on from it exactly. Knows the data-parallel rank only to hand out
+its rows: the global order is the same for every layout, micro-batch size and number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.mixture import Blend
+from synpro_engine.data.repetition import repetition_mask
+from synpro_engine.data.windows import WindowSource
+
+IGNORE = -100
+"""A label that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens_BS int64 [B, S]; labels_BS int64 [B, S], the next token at each position, IGNORE where none counts."""
+
+    tokens_BS: torch.Tensor
+    labels_BS: torch.Tensor
+
+
+class TokenLoader:
+    """Deals global batches of windows from weighted sources; each data-parallel rank gets its rows of them.
+
+    Sample n of the run comes from the source that the blend names, and is that source's next window. Documents
+    are put end to end: attention and loss cross their borders, where an EOS stands.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, TokenCorpus],
+        weights: Mapping[str, float],
+        seq_len: int,
+        global_batch: int,
+        seed: int,
+        *,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        mask_repetitions: bool = False,
+    ) -> None:
+        """`weights` (positive, any sum) has the names of `corpora`; `global_batch` counts windows over all ranks.
+
+        `mask_repetitions` drops the loss of windows in which a short phrase repeats (see `repetition_mask`).
+        Raises UserError when a corpus is smaller than a window, corpora were tokenised with different
+        tokenizers, or `dp_size` does not divide `global_batch`.
+        """
+        assert corpora and set(corpora) == set(weights) and 0 <= dp_rank < dp_size
+        if len({corpus.fingerprint for corpus in corpora.values()}) > 1:
+            raise UserError(f"sources {', '.join(corpora)} are not all tokenised with the same tokenizer")
+        if global_batch % dp_size:
+            raise UserError(f"a global batch of {global_batch} does not divide over {dp_size} data-parallel ranks")
+        self.seq_len, self.global_batch, self.seed = seq_len, global_batch, seed
+        self.mask_repetitions = mask_repetitions
+        local = global_batch // dp_size
+        self._rows = range(dp_rank * local, (dp_rank + 1) * local)
+        self._sources = {name: WindowSource(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
+        self._weights = {name: float(weights[name]) for name in corpora}
+        self._blend = Blend(self._weights)
+        self._given = dict.fromkeys(corpora, 0)
+
+    @property
+    def consumed_samples(self) -> int:
+        """Windows given to all ranks together since the first batch."""
+        return sum(self._given.values())
+
+    @property
+    def samples_by_source(self) -> dict[str, int]:
+        """`consumed_samples` by source; times seq_len it is the tokens trained on."""
+        return dict(self._given)
+
+    @property
+    def epochs_by_source(self) -> dict[str, float]:
+        """Passes over each source so far."""
+        return {name: given / self._sources[name].windows_per_epoch for name, given in self._given.items()}
+
+    def next_batch(self) -> Batch:
+        """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
+        rows = []
+        for row in range(self.global_batch):
+            name = self._blend.next()
+            if row in self._rows:
+                rows.append(self._sources[name].window(self._given[name]))
+            self._given[name] += 1
+        windows_BS1 = np.stack(rows)
+        tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
+        if self.mask_repetitions:
+            labels_BS[repetition_mask(windows_BS1)] = IGNORE
+        return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position as plain JSON data, the same on every rank."""
+        sources = {
+            name: {"samples": self._given[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
+            for name, s in self._sources.items()
+        }
+        blend = {"weights": dict(self._weights), "drawn": dict(self._blend.drawn)}
+        return {"seed": self.seed, "seq_len": self.seq_len, "sources": sources, "blend": blend}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Sources that it lacks start at their first window, the others where they were.
+
+        With the same sources and weights the sequence of batches is that of a run never stopped. With others the
+        new shares hold from here on; they do not make up for the past. Raises UserError when the position has
+        no meaning here: another seed or sequence length, a source gone or changed.
+        """
+        for key, ours in (("seed", self.seed), ("seq_len", self.seq_len)):
+            if state[key] != ours:
+                raise UserError(f"the checkpoint's data position has {key} {state[key]}, this run {ours}")
+        given = dict.fromkeys(self._sources, 0)
+        for name, old in state["sources"].items():
+            given[name] = self._position(name, old)
+        self._given = given
+        drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
+        self._blend = Blend(self._weights, drawn)
+
+    def _position(self, name: str, old: Mapping[str, int]) -> int:
+        if name not in self._sources:
+            raise UserError(f"the checkpoint's data position has source `{name}`, this run does not")
+        corpus = self._sources[name].corpus
+        if (corpus.num_tokens, corpus.num_documents) != (old["tokens"], old["documents"]):
+            raise UserError(f"source `{name}` is not the corpus of the checkpoint: its size has changed")
+        return old["samples"]

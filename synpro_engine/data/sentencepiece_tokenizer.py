@@ -1,0 +1,128 @@
+"""SentencePiece: training a byte-exact BPE vocabulary from text, and using any `*.model`.
+
+Knows the settings that make `decode(encode(text)) == text` true for every text; refuses none of Unicode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import sentencepiece
+
+from synpro_engine.config import UserError, partial_path
+
+# SentencePiece writes spaces as this character, so the character itself would come back as a space.
+_SPACE_MARK = "\u2581"
+_LINE_CHARS = 4096
+_SMALLEST = 300  # 256 bytes, three special tokens and some characters
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model behind the Tokenizer protocol."""
+
+    def __init__(self, model: bytes, eos_id: int, pad_id: int) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.vocab_size = self._processor.get_piece_size()
+        self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}".encode()).hexdigest()
+        self._special = frozenset(id for id in range(self.vocab_size) if self._is_special(id))
+        mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        # A model without byte fallback has no way to tell the mark from a space; it keeps its own reading.
+        self._mark_ids = mark if self._processor.unk_id() not in mark else None
+
+    def _is_special(self, id: int) -> bool:
+        return self._processor.is_control(id) or self._processor.is_unknown(id)
+
+    @classmethod
+    def from_file(cls, path: Path, *, eos: str | None = None, pad: str | None = None) -> Self:
+        """Read a `*.model`; eos and pad are the model's own unless named. UserError when damaged or without eos."""
+        model = path.read_bytes()
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise UserError(f"{path}: not a SentencePiece model") from None
+        eos_id = processor.eos_id() if eos is None else _control_id(processor, eos, path)
+        pad_id = processor.pad_id() if pad is None else _control_id(processor, pad, path)
+        if eos_id < 0:
+            raise UserError(f"{path}: the model has no end-of-sentence token; name one that ends documents")
+        return cls(model, eos_id, pad_id if pad_id >= 0 else eos_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` (see the protocol)."""
+        if self._mark_ids is None:
+            return self._processor.encode(text)
+        head, *rest = text.split(_SPACE_MARK)
+        ids = self._processor.encode(head)
+        for part in rest:
+            ids += self._mark_ids + self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` (see the protocol)."""
+        return self._processor.decode([int(id) for id in ids if id not in self._special])
+
+    def special_id(self, literal: str) -> int | None:
+        """Return the id of a control token (see the protocol)."""
+        id = self._processor.piece_to_id(literal)
+        return id if self._processor.is_control(id) else None
+
+    def save(self, directory: Path) -> Path:
+        """Write `tokenizer.model` into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / "tokenizer.model"
+        _write_bytes(file, self._model)
+        return file
+
+
+def _control_id(processor: sentencepiece.SentencePieceProcessor, literal: str, path: Path) -> int:
+    id = processor.piece_to_id(literal)
+    if not processor.is_control(id):
+        raise UserError(f"{path}: {literal!r} is not a control token of this model")
+    return id
+
+
+def _write_bytes(file: Path, data: bytes) -> None:
+    aside = partial_path(file)
+    aside.write_bytes(data)
+    aside.replace(file)
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> SentencePieceTokenizer:
+    """Train a BPE vocabulary of exactly `vocab_size` pieces on `texts` and write it to `path` (`*.model`).
+
+    Ids 0, 1, 2 are <unk>, </s> (end of document) and <pad>; the next 256 are bytes, so nothing is unknown.
+    The same texts give the same bytes. Raises UserError when the texts hold too little for such a vocabulary.
+    """
+    if vocab_size < _SMALLEST:
+        raise UserError(f"a vocabulary of {vocab_size} pieces is too small: {_SMALLEST} are the least (256 are bytes)")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            unk_id=0, eos_id=1, pad_id=2, bos_id=-1,
+            # Text comes back byte by byte: no Unicode normalisation, no space added, merged or stripped.
+            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
+            character_coverage=0.9999, max_sentence_length=8 * _LINE_CHARS,
+            num_threads=1,  # part of the model file, so a choice by the machine would change its hash
+            minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: this text yields no vocabulary of {vocab_size} pieces ({reason})") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_bytes(path, model.getvalue())
+    return SentencePieceTokenizer.from_file(path)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines in pieces of bounded length: the trainer leaves out longer ones without an error."""
+    for text in texts:
+        for line in text.split("\n"):
+            yield from (line[start : start + _LINE_CHARS] for start in range(0, len(line), _LINE_CHARS))

@@ -1,0 +1,72 @@
+"""One source as an endless sequence of training windows: number k is a pure function of (seed, name, k).
+
+Knows epochs and shuffling; does not know of other sources, batches or ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synpro_engine.config import UserError
+from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.hashing import stable_permutation
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    documents: NDArray[np.int64]
+    """Documents in this epoch's order, [D]."""
+    starts: NDArray[np.int64]
+    """Where each of them starts in this epoch's stream, and the stream's length at last, [D + 1]."""
+    windows: NDArray[np.int64]
+    """Windows in the order they are given out, [W]."""
+
+
+class WindowSource:
+    """Windows of `seq_len` + 1 tokens of one corpus; the last token of one is the first of its neighbour.
+
+    In each epoch the documents are shuffled anew and put end to end, the stream is cut, the windows are shuffled.
+    What is left after the last whole window (fewer than `seq_len` targets) is dropped, other tokens each epoch.
+    Only the current epoch's order is held: memory grows with documents and windows, not with training length.
+    """
+
+    def __init__(self, name: str, corpus: TokenCorpus, seq_len: int, seed: int) -> None:
+        if corpus.num_tokens <= seq_len:
+            raise UserError(
+                f"source `{name}`: {corpus.num_tokens} tokens do not fill one window of {seq_len} + 1; "
+                "use a shorter sequence or more text"
+            )
+        self.name, self.corpus, self.seq_len, self.seed = name, corpus, seq_len, seed
+        self.windows_per_epoch = (corpus.num_tokens - 1) // seq_len
+        self._current: _Epoch | None = None
+
+    def window(self, index: int) -> NDArray[np.int64]:
+        """Return window `index` (from 0, without end), [seq_len + 1]."""
+        number, within = divmod(index, self.windows_per_epoch)
+        epoch = self._epoch(number)
+        start = int(epoch.windows[within]) * self.seq_len
+        return self._gather(epoch, start, start + self.seq_len + 1)
+
+    def _epoch(self, number: int) -> _Epoch:
+        if self._current is None or self._current.number != number:
+            key = f"{self.name}\0{number}"
+            documents = stable_permutation(self.corpus.num_documents, self.seed, "documents", key)
+            lengths = np.diff(self.corpus.offsets)[documents]
+            starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            windows = stable_permutation(self.windows_per_epoch, self.seed, "windows", key)
+            self._current = _Epoch(number, documents, starts, windows)
+        return self._current
+
+    def _gather(self, epoch: _Epoch, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the tokens [start, stop) of the epoch's stream."""
+        first, last = np.searchsorted(epoch.starts, [start, stop - 1], side="right") - 1
+        pieces = []
+        for place in range(first, last + 1):
+            tokens = self.corpus.document_tokens(int(epoch.documents[place]))
+            begin = int(epoch.starts[place])
+            pieces.append(tokens[max(start - begin, 0) : stop - begin])
+        return np.concatenate(pieces).astype(np.int64)

@@ -1,0 +1,81 @@
+"""Documents to a JSON-lines file that appears whole or not at all.
+
+Knows the format that `read_documents` reads; extra fields (provenance) pass through untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import zstandard
+
+from synpro_engine.config import UserError, partial_path
+from synpro_engine.config.artifact import fsync_path
+from synpro_engine.data.documents import Document
+
+
+class DocumentWriter:
+    """Context manager that writes documents to `path` (.jsonl, .jsonl.zst or .jsonl.gz, by its suffix).
+
+    Lines go to a file beside it, which is flushed to the disk and renamed on a clean exit. On an exception
+    nothing appears and an older file stays as it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.name.endswith((".jsonl", ".jsonl.zst", ".jsonl.gz")):
+            raise UserError(f"{path}: documents are written to .jsonl, .jsonl.zst or .jsonl.gz")
+        self.path = path
+        self.count = 0
+        self._partial = partial_path(path)
+        self._open_files = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Open the file aside, making its directory where needed."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._raw = self._open_files.enter_context(self._partial.open("wb"))
+        self._stream = self._compressed(self._raw)
+        return self
+
+    def _compressed(self, raw: BinaryIO) -> Any:
+        if self.path.suffix == ".zst":
+            writer = zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
+            return self._open_files.enter_context(writer)
+        if self.path.suffix == ".gz":
+            # No name and no time in the header: the same documents give the same bytes.
+            return self._open_files.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+        return raw
+
+    def write(self, document: Document, extra: Mapping[str, Any] | None = None) -> None:
+        """Append one document, with `extra` JSON fields (their names must not be `id` or `text`)."""
+        record = {"id": document.id, "text": document.text, **(extra or {})}
+        assert record["id"] == document.id and record["text"] == document.text, "extra fields shadow the document"
+        self._stream.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self.count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Make the file visible, or remove what was written when the block failed."""
+        try:
+            self._open_files.close()
+            if kind is None:
+                fsync_path(self._partial)
+                os.replace(self._partial, self.path)
+                fsync_path(self.path.parent)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> int:
+    """Write `documents` to `path` atomically (see DocumentWriter) and return how many there were."""
+    with DocumentWriter(path) as writer:
+        for document in documents:
+            writer.write(document)
+    return writer.count

@@ -1,0 +1,71 @@
+"""The probe: theta' is theta after K AdamW steps on reference data (SynPro, arXiv 2605.17849).
+
+Knows how the displacement theta -> theta' is made; what it says about a text is in `scores`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from synpro_engine.config import Config
+from synpro_engine.data import TokenLoader
+from synpro_engine.dist import progress, sum_over
+from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint import load_checkpoint
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LanguageModelLoss, count_labels
+from synpro_engine.train.run import split_batch
+
+
+class ProbeConfig(Config):
+    """How far and how the probe walks. The paper: 100 steps of 64 x 2048 tokens at a constant 1e-4."""
+
+    steps: int = Field(100, gt=0)
+    """AdamW steps K on the reference split."""
+    lr: float = Field(1e-4, gt=0)
+    """Constant learning rate."""
+    global_batch: int = Field(64, gt=0)
+    """Sequences of each step, over all data-parallel ranks."""
+    micro_batch: int = Field(8, gt=0)
+    """Sequences that one rank forwards at once."""
+    keep_momentum: bool = True
+    """Go on from pretraining's AdamW moments (the paper) or from zero, which keeps the direction of the
+    reference data free of what pretraining was about to do."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay; with 0 the displacement holds nothing but gradients."""
+
+
+@dataclass(frozen=True)
+class ProbeStep:
+    """One step's mean cross-entropy on its reference batch (nats per token) and its gradient norm."""
+
+    step: int
+    loss: float
+    grad_norm: float
+
+
+def run_probe(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
+    """Turn `model` into theta': load the checkpoint `theta` and take `config.steps` steps on `loader`'s batches.
+
+    The loss is pure cross-entropy (no z-loss). Collective. Raises UserError when momentum is to be kept and the
+    checkpoint holds no optimizer state.
+    """
+    optimizer = OptimizerConfig(lr=config.lr, weight_decay=config.weight_decay)
+    engine, topology = Engine(model, optimizer), model.topology
+    load_checkpoint(theta, model, engine, optimizer_state=config.keep_momentum)
+    engine.restart_schedule()
+    steps = []
+    with progress(config.steps, "probe", "step", topology) as bar:
+        for index in range(config.steps):
+            batch = loader.next_batch()
+            labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device))
+            microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
+            done = engine.step(microbatches, LanguageModelLoss(), denominator=int(labels))
+            steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
+            bar.set_postfix(loss=f"{done.loss:.3f}")
+            bar.update()
+    return steps

@@ -1,0 +1,137 @@
+"""Building a model on this rank: the one place that meets GPTModel and the flags that keep it right.
+
+Knows Megatron's traps (each is forced or refused here); knows no file format and no training.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.dist import Topology
+from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.head import HiddenHead
+from synpro_engine.model.model import Model
+from synpro_engine.model.specs import block_spec
+from synpro_engine.model.state import init_weights, local_slots
+
+_PARTITION_DIM = {"rows": 0, "qkv": 0, "gate_up": 0, "columns": 1}
+
+
+def build_model(
+    config: ModelConfig,
+    topology: Topology,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = 0,
+    trainable_last_blocks: int | None = None,
+) -> Model:
+    """Build this rank's part of the model.
+
+    seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
+    trainable_last_blocks: freeze everything but the last so many blocks (embedding, output layer and final
+    norm included in what is frozen); None trains all.
+    Raises UserError when the layout does not divide the model.
+    """
+    check_layout(config, topology)
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
+    settings = megatron_config(config, topology, dtype)
+    chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
+    model = Model(config=config, topology=topology, chunks=chunks, dtype=dtype)
+    _mark_sharded(model)
+    if seed is not None:
+        init_weights(model, seed)
+    if trainable_last_blocks is not None:
+        freeze_but_last(model, trainable_last_blocks)
+    return model
+
+
+def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's settings for this model on this machine and layout."""
+    interleaved = topology.vpp > 1
+    flags: dict[str, Any] = platform.megatron_flags()  # pyright: ignore[reportAssignmentType] - many field types
+    return TransformerConfig(
+        num_layers=config.layers,
+        hidden_size=config.d_model,
+        num_attention_heads=config.heads,
+        num_query_groups=config.kv_heads,
+        kv_channels=config.head_size,
+        ffn_hidden_size=config.ffn,
+        tensor_model_parallel_size=topology.tp.size,
+        pipeline_model_parallel_size=topology.pp.size,
+        virtual_pipeline_model_parallel_size=topology.vpp if interleaved else None,
+        sequence_parallel=topology.sequence_parallel,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        perform_initialization=False,  # `init_weights` draws them, alike in every layout
+        # Two stages have the same neighbour on both sides: batched sends then pair up wrongly, without an
+        # error, in the interleaved schedule.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=False,
+        batch_p2p_sync=False,
+        **flags,
+    )
+
+
+def _build_chunk(
+    config: ModelConfig, topology: Topology, settings: TransformerConfig, vp_stage: int, dtype: torch.dtype
+) -> GPTModel:
+    first = topology.is_first_stage and vp_stage == 0
+    last = topology.is_last_stage and vp_stage == topology.vpp - 1
+    layers = config.layers // (topology.pp.size * topology.vpp)
+    with topology.device:  # whatever Megatron allocates without naming a device
+        chunk = GPTModel(
+            config=settings,
+            transformer_layer_spec=block_spec(config, layers, dtype),  # pyright: ignore[reportArgumentType]
+            vocab_size=config.vocab_size,
+            max_sequence_length=config.seq_len,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=config.tie_embeddings,
+            position_embedding_type="rope",
+            rotary_base=config.rope_theta,  # pyright: ignore[reportArgumentType] - only raised to a power
+            vp_stage=vp_stage if topology.vpp > 1 else None,
+        )
+    if last:
+        chunk.output_layer = HiddenHead.replacing(chunk.output_layer)
+    return chunk
+
+
+def _mark_sharded(model: Model) -> None:
+    """Set the attributes by which Megatron counts a split parameter on every rank in gradient norms.
+
+    Older releases set them only while initialising weights; without them clipping is wrong without an error.
+    """
+    for slot in local_slots(model):
+        dim = _PARTITION_DIM.get(slot.kind)
+        if dim is not None and not hasattr(slot.parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(slot.parameter, True, dim, 2 if slot.kind == "gate_up" else 1)
+
+
+def freeze_but_last(model: Model, blocks: int) -> None:
+    """Leave only the last `blocks` blocks trainable; call before gradients are wrapped."""
+    if not 1 <= blocks <= model.config.layers:
+        raise UserError(f"trainable_last_blocks: {blocks} is not between 1 and the model's {model.config.layers}")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for block in model.blocks():
+        if block.layer >= model.config.layers - blocks:
+            for parameter in vars(block).values():
+                if isinstance(parameter, torch.nn.Parameter):
+                    parameter.requires_grad_(True)

@@ -1,0 +1,194 @@
+"""The layers that Megatron-Core lacks or cannot shard: norms, causal attention, OLMo-2's norm placement.
+
+Knows one layer's arithmetic on one rank; knows nothing of stacks, files or losses. Shapes are Megatron's:
+[s, b, ...], with the sequence in front and, under sequence parallelism, split between tensor-parallel ranks
+outside attention and MLP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (arXiv 1910.07467), replicated over tensor-parallel ranks.
+
+    Under sequence parallelism each rank sees a part of the positions, so Megatron must sum the gradient:
+    the `sequence_parallel` attribute asks it to.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class FullWidthRMSNorm(nn.Module):
+    """RMSNorm over all heads of all tensor-parallel ranks at once (OLMo-2, arXiv 2501.00656).
+
+    The weight is split with the heads, so its gradient is complete on its rank; only the sum of squares is
+    reduced. Its module must not sit behind `config.qk_layernorm`, which would sum the split gradients.
+    """
+
+    def __init__(self, config: TransformerConfig, width: int, group: torch.distributed.ProcessGroup) -> None:
+        super().__init__()
+        self.width, self.eps, self.group = width, config.layernorm_epsilon, group
+        self.weight = nn.Parameter(torch.ones(width // group.size(), dtype=config.params_dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[s, b, heads on this rank, head_dim] -> the same; computed in fp32."""
+        flat = x.flatten(-2).float()
+        squares = flat.square().sum(-1, keepdim=True)
+        if self.group.size() > 1:
+            # Forward sums the ranks' squares; backward sums what each rank's heads send back to that sum.
+            squares = tensor_parallel.reduce_from_tensor_model_parallel_region(squares, group=self.group)
+            squares = tensor_parallel.copy_to_tensor_model_parallel_region(squares, group=self.group)
+        normed = flat * torch.rsqrt(squares / self.width + self.eps) * self.weight.float()
+        return normed.to(x.dtype).view_as(x)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Tell distributed checkpoints that the weight is split along its only dimension."""
+        assert metadata is not None, "Megatron fills in the metadata before it asks a layer"
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+class CausalAttention(MegatronModule):
+    """Causal softmax attention without dropout: what both kernels below share.
+
+    It sees the whole sequence of its rank's heads. With the sequence split over context-parallel ranks it
+    would silently attend to the local part only, so that layout is refused.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_unused: Any
+    ) -> None:
+        super().__init__(config=config)
+        assert config.context_parallel_size == 1, "this attention sees one rank's part of the sequence only"
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i."""
+        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
+        return self.attend(query, key, value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The kernel; shapes as in `forward`."""
+        raise AssertionError("a subclass brings the kernel")
+
+
+class SDPAttention(CausalAttention):
+    """torch's fused scaled_dot_product_attention."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[s, b, heads, hn] in, [s, b, np hn] out."""
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        grouped = q.size(1) != k.size(1)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
+        return out.permute(2, 0, 1, 3).flatten(-2)
+
+
+class FlashAttention(CausalAttention):
+    """The flash-attn package's kernel (CUDA, bf16 or fp16)."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[s, b, heads, hn] in, [s, b, np hn] out."""
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
+
+        q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+        out = flash_attn_func(q, k, v, causal=True, softmax_scale=self.softmax_scale)
+        return out.transpose(0, 1).flatten(-2)
+
+
+class FullWidthNormAttention(SelfAttention):
+    """Megatron's self-attention with queries and keys normalised over their full width."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert self.q_layernorm is None and self.k_layernorm is None, "the spec must leave these slots empty"
+        group = self.pg_collection.tp
+        self.q_layernorm = FullWidthRMSNorm(self.config, self.query_projection_size, group)
+        self.k_layernorm = FullWidthRMSNorm(self.config, self.kv_projection_size, group)
+
+
+class NormBeforeLayer(TransformerLayer):
+    """x + f(norm(x)), as in Llama: Megatron's own order."""
+
+    norm_after = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Megatron enables gradients around the residual add for an old compiler's sake; under no_grad that
+        # would build a graph through the norms that nobody frees.
+        self.bias_dropout_add_exec_handler = contextlib.nullcontext
+
+
+class NormAfterLayer(NormBeforeLayer):
+    """x + norm(f(x)), as in OLMo-2. Build it with identity norms on the sublayers' inputs.
+
+    The norm stands between the row-parallel reduction and the residual add, a place for which layer specs
+    have no slot; so it goes into the function that adds.
+    """
+
+    norm_after = True
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.post_self_attn_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.post_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.self_attn_bda = self._after_attention
+        self.mlp_bda = self._after_mlp
+
+    def _after_attention(self, training: bool, fused: bool) -> BiasDropoutAdd:
+        return functools.partial(_normed_add, self.post_self_attn_layernorm, get_bias_dropout_add(training, fused))
+
+    def _after_mlp(self, training: bool, fused: bool) -> BiasDropoutAdd:
+        return functools.partial(_normed_add, self.post_mlp_layernorm, get_bias_dropout_add(training, fused))
+
+
+def _normed_add(
+    norm: nn.Module, add: BiasDropoutAdd, output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float
+) -> Tensor:
+    output, bias = output_and_bias
+    assert bias is None, "these models have no biases"
+    return add((norm(output), None), residual, p)

@@ -1,0 +1,136 @@
+"""How full tensors and one rank's parameters correspond: pure functions, no process group.
+
+Canonical tensors are unsharded, one per matrix, and named as Hugging Face names them. A parameter of
+Megatron's may hold several of them, interleaved, and only a tensor-parallel rank's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.weights import BlockWeights
+
+Kind = Literal["whole", "rows", "columns", "qkv", "gate_up"]
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One local parameter, the canonical tensors it holds a part of, and how."""
+
+    names: tuple[str, ...]
+    parameter: Parameter
+    kind: Kind
+
+
+def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every canonical tensor's name and full shape, in the order of the model."""
+    table = (config.vocab_size, config.d_model)
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: table}
+    for layer in range(config.layers):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _block_shapes(config).items()}
+    shapes[FINAL_NORM] = (config.d_model,)
+    if not config.tie_embeddings:
+        shapes[HEAD] = table
+    return shapes
+
+
+def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, query, key = config.d_model, config.heads * config.head_size, config.kv_heads * config.head_size
+    attention_norm, mlp_norm = _norm_names(config)
+    shapes: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj.weight": (query, width),
+        "self_attn.k_proj.weight": (key, width),
+        "self_attn.v_proj.weight": (key, width),
+        "self_attn.o_proj.weight": (width, query),
+        "mlp.gate_proj.weight": (config.ffn, width),
+        "mlp.up_proj.weight": (config.ffn, width),
+        "mlp.down_proj.weight": (width, config.ffn),
+        attention_norm: (width,),
+        mlp_norm: (width,),
+    }
+    if config.family == "olmo2":
+        shapes |= {"self_attn.q_norm.weight": (query,), "self_attn.k_norm.weight": (key,)}
+    return shapes
+
+
+def _norm_names(config: ModelConfig) -> tuple[str, str]:
+    """The norms of (attention, MLP): on their outputs in OLMo-2, on their inputs in Llama."""
+    if config.family == "olmo2":
+        return "post_attention_layernorm.weight", "post_feedforward_layernorm.weight"
+    return "input_layernorm.weight", "post_attention_layernorm.weight"
+
+
+def is_norm(name: str) -> bool:
+    """Whether a canonical tensor is a norm's weight (starts at one, is a vector)."""
+    return name.endswith("norm.weight")
+
+
+def block_slots(config: ModelConfig, block: BlockWeights) -> list[Slot]:
+    """What one block holds on this rank."""
+    attention_norm, mlp_norm = _norm_names(config)
+
+    def slot(parameter: Parameter, kind: Kind, *names: str) -> Slot:
+        return Slot(tuple(f"model.layers.{block.layer}.{name}" for name in names), parameter, kind)
+
+    projections = (f"self_attn.{name}_proj.weight" for name in "qkv")
+    slots = [
+        slot(block.qkv, "qkv", *projections),
+        slot(block.proj, "columns", "self_attn.o_proj.weight"),
+        slot(block.fc1, "gate_up", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        slot(block.fc2, "columns", "mlp.down_proj.weight"),
+        slot(block.attention_norm, "whole", attention_norm),
+        slot(block.mlp_norm, "whole", mlp_norm),
+    ]
+    if block.q_norm is not None and block.k_norm is not None:
+        slots.append(slot(block.q_norm, "rows", "self_attn.q_norm.weight"))
+        slots.append(slot(block.k_norm, "rows", "self_attn.k_norm.weight"))
+    return slots
+
+
+def shard(config: ModelConfig, kind: Kind, full: Sequence[Tensor], rank: int, size: int) -> Tensor:
+    """This tensor-parallel rank's parameter from the full canonical tensors of a slot."""
+    if kind == "whole":
+        return full[0]
+    if kind == "columns":
+        return full[0].chunk(size, dim=1)[rank]
+    if kind == "gate_up":
+        return torch.cat([tensor.chunk(size, dim=0)[rank] for tensor in full])
+    fused = _interleave(config, full) if kind == "qkv" else full[0]
+    return fused.chunk(size, dim=0)[rank]
+
+
+def unshard(config: ModelConfig, kind: Kind, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The full canonical tensors of a slot from all tensor-parallel ranks' parameters, in rank order."""
+    if kind == "whole":
+        return (parts[0],)
+    if kind == "columns":
+        return (torch.cat(list(parts), dim=1),)
+    if kind == "gate_up":
+        halves = [part.chunk(2, dim=0) for part in parts]
+        return torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])
+    fused = torch.cat(list(parts), dim=0)
+    return _separate(config, fused) if kind == "qkv" else (fused,)
+
+
+def _interleave(config: ModelConfig, full: Sequence[Tensor]) -> Tensor:
+    """q, k, v -> per key head: its queries, its key, its value."""
+    grouped = [tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _separate(config: ModelConfig, fused: Tensor) -> tuple[Tensor, ...]:
+    queries = config.heads // config.kv_heads
+    widths = [queries * config.head_size, config.head_size, config.head_size]
+    grouped = fused.unflatten(0, (config.kv_heads, -1))
+    return tuple(part.flatten(0, 1) for part in grouped.split(widths, dim=1))

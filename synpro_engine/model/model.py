@@ -1,0 +1,142 @@
+"""A decoder on this rank: Megatron's chunks behind one small, typed face.
+
+Knows how to run the model forward and hand out its tensors; knows no optimizer, no file and no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.dist import Topology
+from synpro_engine.model import state
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
+from synpro_kernels.linear_logprob import LogProbs, linear_logprob
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model on one rank. `chunks` are Megatron modules: one, or `topology.vpp` of them when interleaved.
+
+    The last stage's last chunk returns hidden states after the final norm, [b, s, H] with the sequence
+    whole; there are no logits. Multiply by `output_weight()`, or better, use `logprobs_from_hidden`.
+    """
+
+    config: ModelConfig
+    topology: Topology
+    chunks: list[GPTModel]
+    dtype: torch.dtype
+
+    @property
+    def megatron_config(self) -> TransformerConfig:
+        """Megatron's settings, one object shared by all chunks; schedules read their hooks from it."""
+        return self.chunks[0].config
+
+    @cached_property
+    def head_counts(self) -> HeadCounts:
+        """Attention heads on this tensor-parallel rank."""
+        config, size = self.config, self.topology.tp.size
+        return HeadCounts(heads=config.heads // size, kv_heads=config.kv_heads // size, head_dim=config.head_size)
+
+    @property
+    def vocab_start(self) -> int:
+        """First token id of this rank's rows of the vocabulary matrices."""
+        return self.config.vocab_size // self.topology.tp.size * self.topology.tp.rank
+
+    def blocks(self) -> list[BlockWeights]:
+        """The blocks on this rank, in the order of the layers; the modules' own tensors."""
+        return blocks_of(self.chunks)
+
+    def embedding_weight(self) -> Parameter | None:
+        """[V/tp, H] on the first stage, else None."""
+        chunk: Any = self.chunks[0]
+        return chunk.embedding.word_embeddings.weight if chunk.pre_process else None
+
+    def final_norm_weight(self) -> Parameter | None:
+        """[H] on the last stage, else None."""
+        chunk: Any = self.chunks[-1]
+        return chunk.decoder.final_layernorm.weight if chunk.post_process else None
+
+    def output_weight(self) -> Parameter:
+        """[V/tp, H] of the output layer, on the last stage only; the embedding's own Parameter when both are here."""
+        chunk: Any = self.chunks[-1]
+        assert chunk.post_process, "only the last pipeline stage holds the output layer"
+        return chunk.shared_embedding_or_output_weight() if self.config.tie_embeddings else chunk.output_layer.weight
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """This rank's parameters, each once, with Megatron's names (prefixed `chunk<i>.` when interleaved)."""
+        for index, chunk in enumerate(self.chunks):
+            prefix = f"chunk{index}." if len(self.chunks) > 1 else ""
+            yield from chunk.named_parameters(prefix=prefix.rstrip("."))
+
+    def parameters(self) -> Iterator[Parameter]:
+        """This rank's parameters, each once."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def train(self, mode: bool = True) -> None:
+        """Set Megatron's training flag on every chunk (the models have no dropout; recomputation reads it)."""
+        for chunk in self.chunks:
+            chunk.train(mode)
+
+    def hidden(self, tokens_BS: Tensor) -> Tensor:
+        """Hidden states after the final norm, [B, S, H], without a pipeline; differentiable.
+
+        Position i sees tokens 0..i, so padding on the right changes nothing before it. All tensor-parallel
+        ranks must call with the same tokens.
+        """
+        assert self.topology.pp.size == 1, "a pipeline runs through Megatron's schedule"
+        return run_chunk(self.chunks[0], self.pad(tokens_BS))[:, : tokens_BS.size(1)]
+
+    def pad(self, tokens_BS: Tensor) -> Tensor:
+        """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
+        length = tokens_BS.size(1)
+        assert length <= self.config.seq_len, f"{length} tokens exceed model.seq_len = {self.config.seq_len}"
+        multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
+        return F.pad(tokens_BS.to(self.topology.device), (0, -length % multiple))
+
+    def logprobs_from_hidden(
+        self, hidden: Tensor, target: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> LogProbs:
+        """Log-probabilities of `target` (global token ids, -100 ignored) under softmax(hidden W^T / temperature).
+
+        hidden [..., H] and target [...] are the same on all tensor-parallel ranks; results are fp32 [...] and
+        whole on each, and so are the gradients. On the last pipeline stage only.
+        """
+        tp = self.topology.tp
+        return linear_logprob(
+            hidden,
+            self.output_weight(),
+            target,
+            temperature=temperature,
+            vocab_start=self.vocab_start,
+            group=tp.group if tp.size > 1 else None,
+            entropy=entropy,
+        )
+
+    def canonical_state(self) -> dict[str, Tensor]:
+        """Full, unsharded tensors by their Hugging Face names, on the CPU of every rank (collective)."""
+        return state.canonical_state(self)
+
+    def load_canonical(self, full: Mapping[str, Tensor]) -> None:
+        """Copy this rank's share of full tensors into its parameters; UserError when they do not fit."""
+        state.load_canonical(self, full)
+
+
+def run_chunk(chunk: Any, tokens_BS: Tensor) -> Tensor:
+    """Call a chunk (bare or wrapped for data parallelism) on whole sequences from position 0.
+
+    Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
+    """
+    positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
+    return chunk(tokens_BS, positions_BS, None)

@@ -1,0 +1,141 @@
+"""Scoring given tokens: log-probabilities without gradients, right in every layout.
+
+Knows how to cut a batch into microbatches and run them forward; decides nothing about what is scored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from synpro_engine.model.model import Model, run_chunk
+from synpro_kernels.linear_logprob import LogProbs
+
+IGNORED = -100
+
+
+@torch.no_grad()
+def score_tokens(
+    model: Model,
+    tokens_BS: Tensor,
+    labels_BS: Tensor,
+    *,
+    temperature: float = 1.0,
+    micro_batch: int = 8,
+    entropy: bool = False,
+) -> LogProbs:
+    """Log-probability of each label given the tokens up to its position, fp32 [B, S] on this rank's device.
+
+    tokens_BS, labels_BS: int64, sequences from position 0, padded on the right with anything; labels are
+    already shifted (labels_BS[:, i] is predicted from tokens_BS[:, :i + 1]), -100 is ignored and gives 0.
+    A sequence's scores do not depend on its batch mates or its padding. Every rank of a model replica must
+    call with the same arguments and gets the result; data-parallel replicas score their own shares.
+    `micro_batch` sequences run at once.
+    """
+    assert tokens_BS.shape == labels_BS.shape and tokens_BS.dim() == 2
+    labels_BS = labels_BS.to(model.topology.device)
+    used = int((labels_BS != IGNORED).any(0).nonzero().max()) + 1 if bool((labels_BS != IGNORED).any()) else 0
+    scores_CBS = _score_columns(model, tokens_BS[:, :used], labels_BS[:, :used], temperature, micro_batch, entropy)
+    logprob, logsumexp, *rest = F.pad(scores_CBS, (0, labels_BS.size(1) - used)).unbind(0)
+    return LogProbs(logprob, logsumexp, rest[0] if entropy else None)
+
+
+def _score_columns(
+    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
+) -> Tensor:
+    """Log-probability, log-sum-exp (and entropy) [2 or 3, B, S] of the columns that hold labels.
+
+    Causal attention makes what lies right of them irrelevant.
+    """
+    if labels_BS.numel() == 0:
+        return torch.zeros((3 if entropy else 2, *labels_BS.shape), device=model.topology.device)
+    run = _run_pipeline if model.topology.pp.size > 1 else _run_single
+    training = [chunk.training for chunk in model.chunks]
+    model.train(False)
+    try:
+        parts = run(model, tokens_BS, labels_BS, temperature, min(micro_batch, tokens_BS.size(0)), entropy)
+    finally:
+        for chunk, mode in zip(model.chunks, training, strict=True):
+            chunk.train(mode)
+    return _collect(model, parts, labels_BS, entropy)
+
+
+def _run_single(
+    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
+) -> list[LogProbs]:
+    batches = zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
+    return [
+        model.logprobs_from_hidden(model.hidden(tokens), labels, temperature=temperature, entropy=entropy)
+        for tokens, labels in batches
+    ]
+
+
+def _run_pipeline(
+    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
+) -> list[LogProbs]:
+    """Megatron's forward-only schedule; the last stage returns the parts, the others an empty list.
+
+    The schedule wants equal microbatches, and a multiple of the stages of them when interleaved: rows of
+    padding fill up.
+    """
+    topology = model.topology
+    multiple = micro_batch * (topology.pp.size if topology.vpp > 1 else 1)
+    tokens_BS = F.pad(model.pad(tokens_BS), (0, 0, 0, -tokens_BS.size(0) % multiple))
+    rows = list(tokens_BS.split(micro_batch))
+    labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORED).split(micro_batch))
+
+    def step(batches: Iterator[tuple[Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
+        tokens, wanted = next(batches)
+
+        def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
+            hidden = hidden[:, : wanted.size(1)]
+            return model.logprobs_from_hidden(hidden, wanted, temperature=temperature, entropy=entropy)
+
+        return run_chunk(chunk, tokens), score
+
+    with bare_schedule(model.megatron_config):
+        return get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=[iter(list(zip(rows, labels, strict=True))) for _ in model.chunks],
+            model=list(model.chunks),
+            num_microbatches=len(rows),
+            seq_length=tokens_BS.size(1),
+            micro_batch_size=micro_batch,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+
+
+def _collect(model: Model, parts: list[LogProbs], labels_BS: Tensor, entropy: bool) -> Tensor:
+    """Join microbatches, drop rows of padding and give the last stage's result to every stage."""
+    topology, names = model.topology, ("logprob", "logsumexp", "entropy")[: 3 if entropy else 2]
+    if topology.is_last_stage:
+        joined = [torch.cat([getattr(part, name) for part in parts])[: labels_BS.size(0)] for name in names]
+        result = torch.stack(joined).float()
+    else:
+        result = torch.empty((len(names), *labels_BS.shape), device=topology.device)
+    if topology.pp.size > 1:
+        dist.broadcast(result, group=topology.pp.group, group_src=topology.pp.size - 1)
+    return result
+
+
+@contextlib.contextmanager
+def bare_schedule(settings: TransformerConfig) -> Iterator[None]:
+    """Take a trainer's hooks (gradient and parameter synchronisation) off the schedule for a while."""
+    hooks = ("no_sync_func", "grad_sync_func", "param_sync_func", "finalize_model_grads_func", "grad_scale_func")
+    saved = {name: getattr(settings, name) for name in hooks}
+    for name in hooks:
+        setattr(settings, name, None)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(settings, name, value)

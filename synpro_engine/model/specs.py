@@ -1,0 +1,80 @@
+"""Which layer goes where: Megatron layer specs of the OLMo-2 and Llama families.
+
+The one place that knows how specs differ between Megatron-Core releases. Submodules are given as classes
+wherever possible, which every supported release builds the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from synpro_engine.backend import platform
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.layers import (
+    FlashAttention,
+    FullWidthNormAttention,
+    NormAfterLayer,
+    NormBeforeLayer,
+    RMSNorm,
+    SDPAttention,
+)
+
+
+def core_attention(dtype: torch.dtype) -> type[SDPAttention] | type[FlashAttention]:
+    """flash-attn where the backend found it and its kernel takes `dtype`, else torch's fused attention."""
+    chosen = platform.attention().uses == "flash-attn" and dtype in (torch.bfloat16, torch.float16)
+    return FlashAttention if chosen else SDPAttention
+
+
+def _mlp_spec() -> Any:
+    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    builder = getattr(MLP, "as_mlp_submodule", None)
+    if builder is not None:  # since 0.18 a spec here is only accepted with a warning
+        return functools.partial(builder, submodules=submodules)
+    return ModuleSpec(module=MLP, submodules=submodules)
+
+
+def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
+    """One block of the family."""
+    olmo2 = config.family == "olmo2"
+    norm: Any = IdentityOp if olmo2 else RMSNorm
+    attention = ModuleSpec(
+        module=FullWidthNormAttention if olmo2 else SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,  # pyright: ignore[reportArgumentType] - Megatron passes classes too
+            core_attention=core_attention(dtype),  # pyright: ignore[reportArgumentType]
+            linear_proj=RowParallelLinear,
+        ),
+    )
+    return ModuleSpec(
+        module=NormAfterLayer if olmo2 else NormBeforeLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
+            pre_mlp_layernorm=norm,
+            mlp=_mlp_spec(),
+            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
+        ),
+    )
+
+
+def block_spec(config: ModelConfig, layers: int, dtype: torch.dtype) -> TransformerBlockSubmodules:
+    """`layers` blocks and the final norm (built only where the pipeline ends)."""
+    return TransformerBlockSubmodules(
+        layer_specs=[layer_spec(config, dtype)] * layers,
+        layer_norm=RMSNorm,  # pyright: ignore[reportArgumentType]
+    )

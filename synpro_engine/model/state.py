@@ -1,0 +1,146 @@
+"""A model's state as full canonical tensors, in and out, whatever the layout; and its initial values.
+
+Knows which rank owns what and moves tensors between ranks; how tensors are cut is in `layout`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import Axis, gather_objects
+from synpro_engine.model import layout
+from synpro_engine.model.layout import Slot
+
+if TYPE_CHECKING:
+    from synpro_engine.model.model import Model
+
+
+def local_slots(model: Model) -> list[Slot]:
+    """What this rank's parameters hold. A tied output layer on another stage is a second slot of the embedding."""
+    slots = [slot for block in model.blocks() for slot in layout.block_slots(model.config, block)]
+    embedding, norm = model.embedding_weight(), model.final_norm_weight()
+    if embedding is not None:
+        slots.append(Slot((layout.EMBEDDING,), embedding, "rows"))
+    if norm is not None:
+        slots.append(Slot((layout.FINAL_NORM,), norm, "whole"))
+    head = model.output_weight() if model.topology.is_last_stage else None
+    if head is not None and head is not embedding:
+        slots.append(Slot((layout.EMBEDDING if model.config.tie_embeddings else layout.HEAD,), head, "rows"))
+    return slots
+
+
+def _value(parameter: Parameter) -> Tensor:
+    return parameter.detach()
+
+
+def iter_canonical(
+    model: Model, *, read: Callable[[Parameter], Tensor] = _value, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, full tensor) in the model's order, on every rank; all ranks of the model must iterate.
+
+    `read` says what to take of a parameter (its value by default; `lambda p: p.grad` gives full gradients);
+    tensors come in `dtype`, the model's by default, on the rank's device, one slot in memory at a time.
+    """
+    tp, pp = model.topology.tp, model.topology.pp
+    shapes = layout.canonical_shapes(model.config)
+    mine = {slot.names: slot for slot in local_slots(model)}
+    owner: dict[tuple[str, ...], int] = {}
+    for stage, held in enumerate(gather_objects(pp, list(mine))):
+        for names in held:
+            owner.setdefault(names, stage)  # a tied copy: the embedding's stage speaks for both
+    order = {name: index for index, name in enumerate(shapes)}
+    for names in sorted(owner, key=lambda names: order[names[0]]):
+        if owner[names] == pp.rank:
+            part = read(mine[names].parameter).to(dtype or model.dtype)
+            full = layout.unshard(model.config, mine[names].kind, _gather(tp, part))
+        else:
+            kind = dtype or model.dtype
+            full = tuple(torch.empty(shapes[name], dtype=kind, device=model.topology.device) for name in names)
+        for name, tensor in zip(names, full, strict=True):
+            yield name, _from_stage(pp, tensor, owner[names])
+
+
+def _gather(axis: Axis, part: Tensor) -> list[Tensor]:
+    if axis.size == 1:
+        return [part]
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(axis.size)]
+    dist.all_gather(parts, part.contiguous(), group=axis.group)
+    return parts
+
+
+def _from_stage(pp: Axis, tensor: Tensor, stage: int) -> Tensor:
+    if pp.size > 1:
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, group=pp.group, group_src=stage)
+    return tensor
+
+
+def canonical_state(
+    model: Model, *, read: Callable[[Parameter], Tensor] = _value, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """All of `iter_canonical` as CPU copies, on every rank."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in iter_canonical(model, read=read, dtype=dtype)}
+
+
+def check_shapes(model_shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuse a set of tensors that is not this model's; UserError names the first wrong tensor."""
+    for name, shape in model_shapes.items():
+        if name not in found:
+            raise UserError(f"{where}: tensor `{name}` is missing")
+        if tuple(found[name]) != shape:
+            raise UserError(f"{where}: tensor `{name}` has shape {tuple(found[name])}, the model needs {shape}")
+    for name in found:
+        if name not in model_shapes and not _redundant(name, model_shapes):
+            raise UserError(f"{where}: tensor `{name}` is not part of the model")
+
+
+def _redundant(name: str, model_shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Rotary tables and the tied copy of the embedding are stored by some exporters and carry nothing."""
+    return name.endswith("rotary_emb.inv_freq") or (name == layout.HEAD and layout.HEAD not in model_shapes)
+
+
+@torch.no_grad()
+def load_canonical(model: Model, full: Mapping[str, Tensor]) -> None:
+    """Copy each rank's share of full tensors into its parameters, in place; `full` may read lazily.
+
+    Raises UserError when a tensor is missing or has another shape.
+    """
+    shapes, tp = layout.canonical_shapes(model.config), model.topology.tp
+    for slot in local_slots(model):
+        tensors = []
+        for name in slot.names:
+            if name not in full:
+                raise UserError(f"weights: tensor `{name}` is missing")
+            tensors.append(full[name])
+            check_shapes({name: shapes[name]}, {name: tuple(tensors[-1].shape)}, "weights")
+        slot.parameter.copy_(layout.shard(model.config, slot.kind, tensors, tp.rank, tp.size))
+
+
+@torch.no_grad()
+def init_weights(model: Model, seed: int) -> None:
+    """Draw every canonical tensor from its own generator, seeded by (seed, name), and keep this rank's share.
+
+    So all layouts start from the same values. Normal with `init_std`, truncated at three of it; norms are one.
+    """
+    config, tp = model.config, model.topology.tp
+    shapes = layout.canonical_shapes(config)
+    for slot in local_slots(model):
+        full = [_draw(name, shapes[name], config.init_std, seed) for name in slot.names]
+        slot.parameter.copy_(layout.shard(config, slot.kind, full, tp.rank, tp.size))
+
+
+def _draw(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
+    """fp32 on the CPU, whose generator gives the same numbers on every machine."""
+    if layout.is_norm(name):
+        return torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -3 * std, 3 * std, generator=generator)

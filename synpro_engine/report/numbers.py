@@ -1,0 +1,60 @@
+"""Numbers as a reader wants them: durations, counts, shares.
+
+Knows rounding and units only. A missing number is an en dash; a number that is not finite is shown as what it is.
+"""
+
+import math
+
+MISSING = "–"
+
+
+def seconds(value: float | None) -> str:
+    """`0.42 s`, `8.4 s`, `3 min 05 s`, `2 h 14 min`."""
+    if value is None or not math.isfinite(value):
+        return MISSING if value is None else str(value)
+    if value < 59.95:
+        return f"{value:.1f} s" if value >= 1 else f"{value:.2f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands apart: `1,048,576`."""
+    if value is None or not math.isfinite(value):
+        return MISSING if value is None else str(value)
+    return f"{value:,.0f}"
+
+
+def compact(value: float | None) -> str:
+    """Three significant digits and a letter, for axes and summaries: `1.05M`."""
+    if value is None or not math.isfinite(value):
+        return MISSING if value is None else str(value)
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{float(f'{value / size:.3g}'):g}{letter}"
+    return f"{value:.3g}"
+
+
+def fixed(value: float | None, digits: int = 4) -> str:
+    """A decimal number with a true minus sign: `−0.0312`."""
+    if value is None:
+        return MISSING
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else str(value)
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """Like `fixed`, with a plus sign where there is no minus."""
+    text = fixed(value, digits)
+    return f"+{text}" if value is not None and math.isfinite(value) and value > 0 else text
+
+
+def percent(part: float | None, whole: float | None = 1.0) -> str:
+    """`part` of `whole`, in percent with one decimal."""
+    return MISSING if part is None or not whole else f"{100 * part / whole:.1f}%"
+
+
+def nice_ticks(end: float, wanted: int = 6) -> list[float]:
+    """Round positions from 0 up to `end` seconds, in steps a clock would use."""
+    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+    step = next((size for size in steps if end / size <= wanted), math.ceil(end / wanted / 86400) * 86400)
+    return [float(index * step) for index in range(int(end // step) + 1)]

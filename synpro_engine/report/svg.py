@@ -1,0 +1,133 @@
+"""From a matplotlib figure to an SVG that belongs in the page.
+
+Knows the look that all figures share and how to make an SVG safe to embed: theme colours become CSS variables (so one
+drawing serves light, dark and print), text stays text (in the page's font, selectable), ids are unique in the page, and
+metadata that names outside addresses goes. It does not know what a figure shows.
+"""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # matplotlib is slow to import: only a process that draws pays for it
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision; each is a CSS variable of report.css, and the hex value is
+# only its name inside matplotlib. No two may be equal.
+INK, MUTED, GRID, PAPER = "#1b1f23", "#5c646c", "#dfe2e5", "#fefefe"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a939b"
+CSS_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAPER: "--paper",
+    BLUE: "--blue",
+    ORANGE: "--orange",
+    GREEN: "--green",
+    PURPLE: "--purple",
+    GREY: "--grey",
+}
+_POINTS_PER_PIXEL = 0.75  # matplotlib writes SVG at 72 points to the inch; CSS has 96 pixels
+_RC: dict[Any, Any] = {  # matplotlib types its keys by a literal of its own
+    "svg.fonttype": "none",
+    "svg.hashsalt": "synpro",  # the same data gives the same bytes
+    "text.parse_math": False,  # labels may hold a stray dollar sign
+    "font.family": "DejaVu Sans",  # comes with matplotlib; wider than what the page uses, so nothing overflows
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.6,
+}
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+
+
+class Panel:
+    """One pair of axes while it is drawn on, and its SVG afterwards."""
+
+    axes: "Axes"
+    svg: str = ""
+
+
+@contextmanager
+def panel(name: str, description: str, *, width: int = 420, height: int = 270) -> Iterator[Panel]:
+    """Draw one panel: on leaving the block, `.svg` holds it.
+
+    Args:
+        name: unique in the page; prefixes every id of the SVG.
+        description: what the panel shows, for readers who do not see it; becomes the SVG's title.
+        width, height: in CSS pixels.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    drawn = Panel()
+    with mpl.rc_context(_RC):
+        inches = (width * _POINTS_PER_PIXEL / 72, height * _POINTS_PER_PIXEL / 72)
+        figure = Figure(figsize=inches, layout="constrained")
+        drawn.axes = figure.add_subplot()
+        yield drawn
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    drawn.svg = inline_svg(buffer.getvalue(), name, description)
+
+
+def inline_svg(document: str, name: str, description: str) -> str:
+    """Turn a standalone SVG document into an element for the inside of an HTML page."""
+    root = ET.fromstring(document)
+    width, height = (float(root.attrib[side].removesuffix("pt")) / _POINTS_PER_PIXEL for side in ("width", "height"))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == f"{_SVG}metadata" or child.tag == f"{_SVG}style":  # a <style> would reach the whole page
+                parent.remove(child)
+    for element in root.iter():
+        _localise(element, name)
+    root.attrib |= {
+        "width": f"{width:.0f}",
+        "height": f"{height:.0f}",
+        "role": "img",
+        "aria-labelledby": f"{name}-title",
+    }
+    title = ET.Element("title", {"id": f"{name}-title"})
+    title.text = description
+    root.insert(0, title)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _localise(element: ET.Element, name: str) -> None:
+    """Make one element independent of its document: no namespace, own ids, the page's colours."""
+    element.tag = element.tag.removeprefix(_SVG)
+    if _HREF in element.attrib:
+        element.attrib["href"] = element.attrib.pop(_HREF)
+    for key, value in element.attrib.items():
+        if key == "id":
+            value = f"{name}-{value}"
+        value = re.sub(r"^#", f"#{name}-", value) if key == "href" else value.replace("url(#", f"url(#{name}-")
+        element.attrib[key] = _COLOUR.sub(lambda hit: f"var({CSS_VARIABLES[hit[0]]})", value)
+
+
+_COLOUR = re.compile("|".join(CSS_VARIABLES))

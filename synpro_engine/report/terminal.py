@@ -1,0 +1,58 @@
+"""The closing lines in the terminal: seconds of each stage, key numbers, where the report lies.
+
+Knows plain text of at most 100 columns, which also reads well in a log file; the caller prints it.
+"""
+
+from pathlib import Path
+
+from synpro_engine.report.headline import Fact, facts, statement, total_seconds, unfinished
+from synpro_engine.report.model import ReportData, StageTiming
+from synpro_engine.report.numbers import seconds
+
+_BAR = 24
+_WIDTH = 100
+
+
+def closing_summary(data: ReportData, report: Path | None = None) -> str:
+    """The summary as one string without a final newline.
+
+    Args:
+        data: what the page was built from.
+        report: the page; named in the last line, absolutely, so that it can be opened from anywhere.
+    """
+    lines = [printable(data.title), ""]
+    lines += _stage_lines(data)
+    lines += _fact_lines([fact for fact in facts(data) if fact.label != "Time in stages"])
+    lines += ["", printable(statement(data)[0])]
+    if missing := unfinished(data):
+        lines += [printable(f"Not finished: {', '.join(missing)}.")]
+    if report is not None:
+        lines += [f"Report: {report.resolve()}"]
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """`text` on one line and without control characters, which could drive the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _stage_lines(data: ReportData) -> list[str]:
+    longest = max((stage.seconds or 0.0 for stage in data.stages), default=0.0)
+    name_width = max((len(stage.name) for stage in data.stages), default=0)
+    lines = [f"  {printable(stage.name):<{name_width}}  {_stage_tail(stage, longest)}" for stage in data.stages]
+    if lines:
+        lines += [f"  {'total':<{name_width}}  {seconds(total_seconds(data)):>12}", ""]
+    return lines
+
+
+def _stage_tail(stage: StageTiming, longest: float) -> str:
+    share = (stage.seconds or 0.0) / longest if longest else 0.0
+    bar = "█" * max(round(share * _BAR), 1 if stage.seconds else 0)
+    note = "" if stage.status == "done" else stage.status
+    return f"{seconds(stage.seconds):>12}  {bar:<{_BAR}}  {note}".rstrip()
+
+
+def _fact_lines(rows: list[Fact]) -> list[str]:
+    width = max((len(fact.label) for fact in rows), default=0)
+    lines = [f"  {fact.label:<{width}}  {fact.value}" + (f"  ({fact.note})" if fact.note else "") for fact in rows]
+    return [line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in map(printable, lines)]

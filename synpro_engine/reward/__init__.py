@@ -1,0 +1,37 @@
+"""Rewards for generated texts, and how they are weighted and added up."""
+
+from synpro_engine.reward.compose import REWARD_NAMES, Composer, RewardConfig, build_composer
+from synpro_engine.reward.embedder import Embedder, Match, greedy_match
+from synpro_engine.reward.influence import InfluenceReward
+from synpro_engine.reward.quality import QualityReward, band_pass
+from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
+from synpro_engine.reward.structure import StructureReward, layout_match
+from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
+from synpro_engine.reward.types import Candidate, Reward, RewardTable
+from synpro_engine.reward.words import distinct_ngrams, rouge_l_precision, unsupported_share
+
+__all__ = [
+    "REWARD_NAMES",
+    "AntiCopyReward",
+    "Candidate",
+    "Composer",
+    "Embedder",
+    "FaithfulnessReward",
+    "FormatReward",
+    "InfluenceReward",
+    "LengthReward",
+    "Match",
+    "QualityReward",
+    "Reward",
+    "RewardConfig",
+    "RewardTable",
+    "SimilarityReward",
+    "StructureReward",
+    "band_pass",
+    "build_composer",
+    "distinct_ngrams",
+    "greedy_match",
+    "layout_match",
+    "rouge_l_precision",
+    "unsupported_share",
+]

@@ -1,0 +1,156 @@
+"""Rewards weighted and added up, by the weights of a recipe, each kept apart for the log.
+
+Knows names and weights, and which rewards need what; knows no trainer. A reward of weight 0 is not computed, and
+what it would need need not be there. A completion of the wrong format earns 0 everywhere: not even a right
+length saves it, and it costs no judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+
+from synpro_engine.config import Config, UserError, nearest
+from synpro_engine.reward.embedder import Embedder
+from synpro_engine.reward.influence import InfluenceReward
+from synpro_engine.reward.quality import QualityReward
+from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
+from synpro_engine.reward.structure import StructureReward
+from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
+from synpro_engine.reward.types import Candidate, Reward, RewardTable
+
+REWARD_NAMES = (
+    "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
+)  # fmt: skip
+_EMBEDDED = ("similarity", "faithfulness")
+_REPHRASE_WEIGHTS = {
+    "influence": 3.0, "quality": 1.0, "similarity": 1.0, "structure": 1.0, "length": 1.0, "format": 1.0,
+    "anti_copy": 1.0,
+}  # fmt: skip
+_REFORMAT_WEIGHTS = {"influence": 3.0, "quality": 1.0, "faithfulness": 1.0, "format": 1.0, "anti_copy": 1.0}
+
+
+class RewardConfig(Config):
+    """Weights by reward name for each operation, and what the rewards can be told. Names left out weigh 0."""
+
+    rephrase: dict[str, float] = Field(_REPHRASE_WEIGHTS)
+    """The paper's weights, and an anti-copy term that small generators need."""
+    reformat: dict[str, float] = Field(_REFORMAT_WEIGHTS)
+    """The same for entries."""
+    influence_min_chars: int = Field(500, ge=0)
+    """Texts with fewer characters have the influence of their source."""
+    influence_clip: float | None = Field(None, gt=0)
+    """Bound on the absolute influence difference, in nats per token; none for no bound."""
+    quality_low: float = Field(1.5, ge=0)
+    """Nats per token below which a text counts as too predictable."""
+    quality_high: float = Field(3.7, gt=0)
+    """Nats per token above which a text counts as garbled."""
+    similarity_threshold: float | None = Field(0.65, ge=0, le=1)
+    """The similarity reward is 1 above it; none gives the graded score instead."""
+    faithfulness_threshold: float = Field(0.6, ge=0, le=1)
+    """An entry matched less than this does not count as supported."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for operation in ("rephrase", "reformat"):
+            for name, weight in self.weights(operation).items():
+                if name not in REWARD_NAMES:
+                    raise ValueError(f"{operation}: no reward `{name}`{nearest(name, REWARD_NAMES)}")
+                if not math.isfinite(weight):
+                    raise ValueError(f"{operation}.{name}: a weight must be a finite number")
+        if self.quality_low >= self.quality_high:
+            raise ValueError("quality_low must be below quality_high")
+        return self
+
+    def weights(self, operation: str) -> dict[str, float]:
+        """The weights of one operation."""
+        found = {"rephrase": self.rephrase, "reformat": self.reformat}
+        if operation not in found:
+            raise UserError(f"`reward`: no weights for operation `{operation}`{nearest(operation, found)}")
+        return found[operation]
+
+    def uses(self, name: str) -> bool:
+        """Whether any operation gives `name` a weight."""
+        return any(weights.get(name, 0.0) != 0.0 for weights in (self.rephrase, self.reformat))
+
+
+class Composer:
+    """Scores candidates with several rewards at once."""
+
+    def __init__(self, rewards: Sequence[Reward], weights: Mapping[str, Mapping[str, float]]) -> None:
+        """`weights` [operation][reward name]; UserError for a weight other than 0 whose reward is not given."""
+        self._rewards = {reward.name: reward for reward in rewards}
+        self._weights = {
+            operation: {name: weight for name, weight in named.items() if weight != 0.0}
+            for operation, named in weights.items()
+        }
+        for operation, named in self._weights.items():
+            for name in named:
+                if name not in self._rewards:
+                    raise UserError(f"`reward.{operation}`: no reward `{name}`{nearest(name, self._rewards)}")
+
+    def score(self, candidates: Sequence[Candidate]) -> RewardTable:
+        """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once."""
+        parts = {name: [0.0] * len(candidates) for name in self._rewards}
+        total = [0.0] * len(candidates)
+        for name, reward in self._rewards.items():
+            wanted = [i for i, c in enumerate(candidates) if c.parsed.ok and self._weight(c, name)]
+            values = reward([candidates[i] for i in wanted]) if wanted else []
+            for i, value in zip(wanted, values, strict=True):
+                assert math.isfinite(value), f"reward {name} is {value}"
+                parts[name][i] = value
+                total[i] += self._weight(candidates[i], name) * value
+        return RewardTable(total=total, parts=parts)
+
+    def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+        """The same as one mapping per candidate with the `total` among its parts, for records of generation."""
+        table = self.score(candidates)
+        return [
+            {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
+            | {"total": table.total[i]}
+            for i, candidate in enumerate(candidates)
+        ]
+
+    def _weight(self, candidate: Candidate, name: str) -> float:
+        if candidate.operation not in self._weights:
+            raise UserError(f"`reward`: no weights for operation `{candidate.operation}`")
+        return self._weights[candidate.operation].get(name, 0.0)
+
+
+def build_composer(
+    config: RewardConfig,
+    *,
+    influence_of: Callable[[Sequence[str]], Sequence[float]] | None,
+    likelihood_of: Callable[[Sequence[str]], Sequence[float]] | None,
+    device: torch.device | str = "cpu",
+) -> Composer:
+    """The rewards that `config` gives a weight, put together.
+
+    `influence_of` gives I for each text and `likelihood_of` its mean nats per token under an instruct model; None
+    where not at hand, which is a UserError if the weight is not 0. So is MiniLM's wheel missing when needed.
+    """
+    for name, source in (("influence", influence_of), ("quality", likelihood_of)):
+        if config.uses(name) and source is None:
+            raise UserError(f"`reward`: `{name}` has a weight, but nothing here can measure it; set it to 0")
+    makers: dict[str, Callable[[], Reward]] = {
+        "format": FormatReward,
+        "length": LengthReward,
+        "structure": StructureReward,
+        "anti_copy": AntiCopyReward,
+    }
+    if influence_of is not None:
+        makers["influence"] = lambda: InfluenceReward(
+            influence_of, min_chars=config.influence_min_chars, clip=config.influence_clip
+        )
+    if likelihood_of is not None:
+        makers["quality"] = lambda: QualityReward(likelihood_of, low=config.quality_low, high=config.quality_high)
+    if any(config.uses(name) for name in _EMBEDDED):
+        embedder = Embedder(device)
+        makers["similarity"] = lambda: SimilarityReward(embedder, threshold=config.similarity_threshold)
+        makers["faithfulness"] = lambda: FaithfulnessReward(embedder, threshold=config.faithfulness_threshold)
+    rewards = [makers[name]() for name in REWARD_NAMES if config.uses(name)]
+    return Composer(rewards, {"rephrase": config.rephrase, "reformat": config.reformat})

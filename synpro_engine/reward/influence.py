@@ -1,0 +1,59 @@
+"""The influence reward: how much more training on the text would help than training on its source.
+
+Knows texts; how their influence is measured (theta, theta', two forwards) comes in as a function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+
+from synpro_engine.reward.types import Candidate
+
+
+class InfluenceReward:
+    """I(text) - I(source), with I(x) = L(x; theta) - L(x; theta') in nats per token (arXiv 2605.17849).
+
+    A text under `min_chars` scores as its source, so 0: else a few lucky words would beat a page. The source's
+    value is measured once and kept: one object serves one pair (theta, theta').
+    """
+
+    name = "influence"
+
+    def __init__(
+        self,
+        influence_of: Callable[[Sequence[str]], Sequence[float]],
+        *,
+        min_chars: int = 500,
+        clip: float | None = None,
+    ) -> None:
+        """`influence_of` gives I for each text; the difference is clipped to [-clip, clip] when `clip` is given."""
+        self._influence_of = influence_of
+        self._min_chars = min_chars
+        self._bound = math.inf if clip is None else clip
+        self._of_source: dict[bytes, float] = {}
+        self.range = (-self._bound, self._bound)
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Values [C]. Measures each long enough text, and each source that was not seen before, once."""
+        long = [c for c in candidates if len(c.parsed.text) >= self._min_chars]
+        new = {_key(c.source): c.source for c in long if _key(c.source) not in self._of_source}
+        texts = [c.parsed.text for c in long]
+        values = self._influence_of([*texts, *new.values()]) if texts else []
+        assert len(values) == len(texts) + len(new)
+        self._of_source.update(zip(new, values[len(texts) :], strict=True))
+        of_text = iter(values)
+        return [
+            self._clipped(next(of_text) - self._of_source[_key(c.source)])
+            if len(c.parsed.text) >= self._min_chars
+            else 0.0
+            for c in candidates
+        ]
+
+    def _clipped(self, value: float) -> float:
+        return max(-self._bound, min(self._bound, value))
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

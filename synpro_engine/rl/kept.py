@@ -1,0 +1,111 @@
+"""Log-probabilities renormalised over a few kept ids per token, without the other logits.
+
+With top-p sampling a token was drawn from some tens of ids. Their logits alone decide its probability, so only
+those rows of the output layer are multiplied: n products of width H instead of N x V. Works with the vocabulary
+split over tensor-parallel ranks.
+
+Shape suffixes: N tokens, H model width, V rows of this rank's output layer, n kept ids of all tokens together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_engine.sampler import Kept
+from synpro_kernels.linear_logprob import LogProbs
+
+_ELEMENTS = 1 << 24  # gathered weight entries held at once (64 MiB of fp32)
+
+
+def kept_logprob(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    target_N: Tensor,
+    kept: Kept,
+    *,
+    temperature: float,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> LogProbs:
+    """log softmax of the target among its row's kept ids, fp32 [N], with log-sum-exp and entropy over them.
+
+    hidden_NH and weight_VH: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's kept set
+    (else ValueError). Under `group` results and gradients equal the unsharded ones, and the gradient of hidden is
+    complete on each rank. Only `logprob` is differentiable.
+    """
+    device = hidden_NH.device
+    offsets, id_n = kept.offsets.to(device), kept.ids.to(device, torch.int64)
+    count_N = offsets[1:] - offsets[:-1]
+    row_n = torch.repeat_interleave(torch.arange(len(count_N), device=device), count_N)
+    at_N = (id_n == target_N[row_n]).nonzero()[:, 0]
+    if len(at_N) != len(target_N) or not torch.equal(row_n[at_N], torch.arange(len(target_N), device=device)):
+        raise ValueError("kept: each target must be in its own row's kept set, once")
+    logprob_N, total_N, entropy_N = _KeptLogProb.apply(
+        hidden_NH, weight_VH, row_n, id_n - vocab_start, at_N, temperature, group
+    )
+    return LogProbs(logprob_N, total_N, entropy_N)
+
+
+def _local_pieces(row_n: Tensor, local_n: Tensor, rows: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Positions in n, rows and weight rows of the kept ids that this rank holds, a bounded number at a time."""
+    here = ((local_n >= 0) & (local_n < rows)).nonzero()[:, 0]
+    for at in here.split(max(1, _ELEMENTS // width)):
+        yield at, row_n[at], local_n[at]
+
+
+class _KeptLogProb(torch.autograd.Function):
+    """d logprob_i / d z_ij = 1[j is the target] - p_ij, so the backward pass needs the n logits again, not V."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        row_n: Tensor,
+        local_n: Tensor,
+        at_N: Tensor,
+        temperature: float,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logit_n = torch.zeros(len(row_n), dtype=torch.float32, device=hidden_NH.device)
+        for at, row, local in _local_pieces(row_n, local_n, *weight_VH.shape):
+            logit_n[at] = torch.einsum("nh,nh->n", hidden_NH[row].float(), weight_VH[local].float()) / temperature
+        if group is not None:
+            dist.all_reduce(logit_n, group=group)  # each id is held by one rank, the others add 0
+        top_N = torch.full((len(at_N),), float("-inf"), device=logit_n.device)
+        top_N = top_N.scatter_reduce(0, row_n, logit_n, "amax")
+        sum_N = torch.zeros_like(top_N).index_add_(0, row_n, torch.exp(logit_n - top_N[row_n]))
+        total_N = top_N + torch.log(sum_N)
+        prob_n = torch.exp(logit_n - total_N[row_n])
+        entropy_N = total_N - torch.zeros_like(top_N).index_add_(0, row_n, prob_n * logit_n)
+        ctx.save_for_backward(hidden_NH, weight_VH, row_n, local_n, at_N, prob_n)
+        ctx.temperature, ctx.group = temperature, group
+        ctx.mark_non_differentiable(total_N, entropy_N)
+        return logit_n[at_N] - total_N, total_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, row_n, local_n, at_N, prob_n = ctx.saved_tensors
+        grad_n = -prob_n * grad_N[row_n]
+        grad_n[at_N] += grad_N
+        grad_n /= ctx.temperature
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_NH = torch.zeros(hidden_NH.shape, dtype=torch.float32, device=grad_N.device)
+        grad_VH = torch.zeros(weight_VH.shape, dtype=torch.float32, device=grad_N.device) if need_weight else None
+        for at, row, local in _local_pieces(row_n, local_n, *weight_VH.shape):
+            if need_hidden:
+                grad_NH.index_add_(0, row, grad_n[at, None] * weight_VH[local].float())
+            if grad_VH is not None:
+                grad_VH.index_add_(0, local, grad_n[at, None] * hidden_NH[row].float())
+        if ctx.group is not None and need_hidden:
+            dist.all_reduce(grad_NH, group=ctx.group)
+        return (
+            grad_NH.to(hidden_NH.dtype) if need_hidden else None,
+            None if grad_VH is None else grad_VH.to(weight_VH.dtype),
+            *(None,) * 5,
+        )

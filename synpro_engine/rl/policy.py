@@ -1,0 +1,143 @@
+"""The trainer's log-probabilities of completions, under the very distribution the sampler drew them from.
+
+Temperature, vocabulary limit and kept set are the sampler's; a log-probability over the full vocabulary of a token
+drawn with top-p would bias every ratio. Knows models and batches; knows no rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synpro_engine.model.model import Model
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.kept import kept_logprob
+from synpro_engine.rl.losses import grpo_loss
+from synpro_engine.rl.types import Rollout, RolloutBatch
+from synpro_engine.sampler import Kept
+from synpro_engine.train.losses import IGNORE, LossTerms
+from synpro_kernels.linear_logprob import LogProbs, linear_logprob
+
+
+def sampled_logprobs(
+    model: Model,
+    hidden_BSH: Tensor,
+    labels_BS: Tensor,
+    kept: Kept | None,
+    *,
+    temperature: float,
+    vocab_limit: int | None = None,
+    entropy: bool = False,
+) -> LogProbs:
+    """Log-probabilities of the labels that are not -100, row by row, fp32 [N]; differentiable in the model.
+
+    With `kept`, renormalised over each token's kept ids; else over all ids below `vocab_limit` (None: all). The same
+    on all tensor-parallel ranks. Entropy is that of the same distribution, in nats.
+    """
+    labelled_BS = labels_BS != IGNORE
+    hidden_NH, target_N = hidden_BSH[labelled_BS], labels_BS[labelled_BS]
+    tp, weight = model.topology.tp, model.output_weight()
+    group = tp.group if tp.size > 1 else None
+    if kept is not None:
+        return kept_logprob(
+            hidden_NH, weight, target_N, kept, temperature=temperature, vocab_start=model.vocab_start, group=group
+        )
+    return linear_logprob(
+        hidden_NH, weight, target_N, bias=_limit_bias(model, vocab_limit), temperature=temperature,
+        vocab_start=model.vocab_start, group=group, entropy=entropy,
+    )  # fmt: skip
+
+
+def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
+    """-inf for this rank's ids at or above the limit; None when there are none anywhere."""
+    if vocab_limit is None or vocab_limit >= model.config.vocab_size:
+        return None
+    weight = model.output_weight()
+    ids = torch.arange(weight.shape[0], device=weight.device) + model.vocab_start
+    return torch.zeros_like(ids, dtype=weight.dtype).masked_fill_(ids >= vocab_limit, float("-inf"))
+
+
+class PolicyLoss:
+    """GRPO's loss of one micro-batch for `train.engine.Engine.step`.
+
+    Reports as `loss` the objective, and as extras the sums over tokens of `losses.SurrogateTerms` and the entropy.
+    """
+
+    def __init__(self, config: GRPOConfig, vocab_limit: int | None) -> None:
+        self._config = config
+        self._vocab_limit = vocab_limit
+
+    def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
+        """Sums over the tokens of `batch`."""
+        config = self._config
+        scored = sampled_logprobs(
+            model, hidden_BSH, batch.labels_BS, batch.kept, temperature=config.sampling.temperature,
+            vocab_limit=self._vocab_limit, entropy=True,
+        )  # fmt: skip
+        terms = grpo_loss(
+            scored.logprob, behaviour_N=batch.behaviour_N, advantage_N=batch.advantage_N, weight_N=batch.weight_N,
+            reference_N=batch.reference_N, clip_low=config.clip_low, clip_high=config.clip_high,
+            kl_beta=config.kl_beta,
+        )  # fmt: skip
+        assert scored.entropy is not None
+        extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
+        return LossTerms(
+            objective=terms.objective, loss=terms.objective, extras=extras | {"entropy": scored.entropy.detach().sum()}
+        )
+
+
+@torch.no_grad()
+def with_reference(batch: RolloutBatch, reference: Model, config: GRPOConfig, vocab_limit: int | None) -> RolloutBatch:
+    """The batch with the reference policy's log-probabilities of its tokens, under the same kept sets."""
+    scored = sampled_logprobs(
+        reference, reference.hidden(batch.tokens_BS), batch.labels_BS, batch.kept,
+        temperature=config.sampling.temperature, vocab_limit=vocab_limit,
+    )  # fmt: skip
+    return replace(batch, reference_N=scored.logprob)
+
+
+def micro_batches(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device) -> list[RolloutBatch]:
+    """Cut rollouts into batches of at most `micro_batch`, of similar lengths so that little is padding."""
+    ordered = sorted(rollouts, key=lambda r: len(r.prompt.token_ids) + len(r.completion.token_ids))
+    size = config.micro_batch
+    return [_batch(ordered[at : at + size], config, device) for at in range(0, len(ordered), size)]
+
+
+def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device) -> RolloutBatch:
+    longest = max(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in rollouts) - 1
+    tokens, labels = [], []
+    for rollout in rollouts:
+        prompt, answer = rollout.prompt.token_ids, rollout.completion.token_ids
+        row = torch.tensor([*prompt, *answer[:-1]])
+        label = torch.tensor([IGNORE] * (len(prompt) - 1) + answer)
+        tokens.append(F.pad(row, (0, longest - len(row))))
+        labels.append(F.pad(label, (0, longest - len(label)), value=IGNORE))
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    shares = [1.0 if config.aggregation == "token" else 1.0 / length for length in lengths]
+
+    def per_token(values: Sequence[float]) -> Tensor:
+        return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(lengths)).to(device)
+
+    behaviour = [logprob for rollout in rollouts for logprob in rollout.completion.logprobs]
+    return RolloutBatch(
+        tokens_BS=torch.stack(tokens).to(device),
+        labels_BS=torch.stack(labels).to(device),
+        behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
+        advantage_N=per_token([rollout.advantage for rollout in rollouts]),
+        weight_N=per_token(shares),
+        reference_N=None,
+        kept=_join_kept([rollout.completion.kept for rollout in rollouts]),
+    )
+
+
+def _join_kept(parts: Sequence[Kept | None]) -> Kept | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    assert len(present) == len(parts), "completions of one batch are sampled alike"
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64)] + [part.offsets.diff() for part in present])
+    return Kept(offsets=counts.cumsum(0), ids=torch.cat([part.ids for part in present]))

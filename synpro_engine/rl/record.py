@@ -1,0 +1,93 @@
+"""What a step of tuning leaves for the report: numbers over the whole job, and a few completions to read.
+
+Knows rollouts and results; knows no model. All functions are collective over the data-parallel axis where they say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from synpro_engine.dist import Axis, gather_objects
+from synpro_engine.rl.types import Rollout
+from synpro_engine.train.engine import StepResult
+
+Value = float | int | str | bool | None
+
+
+def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
+    """Means over all completions of the step, on every rank. Collective over `axis`.
+
+    reward, reward_std (within groups), reward/<part>, accepted (right format), finished (ended by themselves), length
+    (tokens), tokens (their sum), silent_groups (share of groups whose advantages are all 0).
+    """
+    groups: dict[int, list[Rollout]] = {}
+    for at, rollout in enumerate(rollouts):
+        groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
+    own = [_row(rollout) for rollout in rollouts], [_group_row(group) for group in groups.values()]
+    gathered = gather_objects(axis, own)
+    rows = [row for part in gathered for row in part[0]]
+    group_rows = [row for part in gathered for row in part[1]]
+    return _means(rows) | _means(group_rows) | {"tokens": math.fsum(row["length"] for row in rows)}
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _group_row(group: Sequence[Rollout]) -> dict[str, float]:
+    rewards = [rollout.reward for rollout in group]
+    silent = all(rollout.advantage == 0.0 for rollout in group)
+    return {"reward_std": _std(rewards), "silent_groups": float(silent)}
+
+
+def _row(rollout: Rollout) -> dict[str, float]:
+    parts = {f"reward/{name}": value for name, value in rollout.parts.items()}
+    return {
+        "reward": rollout.reward,
+        **parts,
+        "accepted": float(rollout.candidate.parsed.ok),
+        "finished": float(rollout.completion.finished),
+        "length": float(len(rollout.completion.token_ids)),
+    }
+
+
+def _std(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+
+
+def update_values(results: Sequence[StepResult], tokens: float, denominator: float) -> dict[str, Value]:
+    """Means over tokens of the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
+
+    sampler_gap: mean |log-probability of the trainer - of the sampler|; before any update it is rounding only.
+    """
+    last = results[-1]
+    return {
+        "loss": last.loss,
+        "kl": last.extras["kl"] / denominator,
+        "entropy": last.extras["entropy"] / tokens,
+        "clip_fraction": last.extras["clipped"] / tokens,
+        "ratio": last.extras["ratio"] / tokens,
+        "sampler_gap": results[0].extras["gap"] / tokens,
+        "grad_norm": last.grad_norm,
+        "lr": last.lr,
+        "skipped": any(result.skipped for result in results),
+    }
+
+
+def sample_values(rollout: Rollout) -> Mapping[str, Value]:
+    """One completion to read: where it is from, what was written, what it earned."""
+    parsed = rollout.candidate.parsed
+    return {
+        "source_id": rollout.prompt.key,
+        "operation": rollout.candidate.operation,
+        "member": rollout.member,
+        "source": rollout.candidate.source,
+        "completion": rollout.candidate.raw,
+        "text": parsed.text,
+        "reason": None if parsed.reason is None else str(parsed.reason),
+        "reward": rollout.reward,
+        "advantage": rollout.advantage,
+        **{f"reward/{name}": value for name, value in rollout.parts.items()},
+    }

@@ -1,0 +1,158 @@
+"""From source slices to scored completions: prompt, sample, read, reward, compare.
+
+Knows the order of things and which rank does what: data-parallel ranks share out the prompts, tensor-parallel ranks
+do the same work and agree on its rewards. Every choice is a function of (seed, step, slice), never of the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.data import Tokenizer, stable_hash, stable_permutation
+from synpro_engine.dist import Topology, broadcast_in, gather_objects
+from synpro_engine.reward import RewardTable
+from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.types import Prompt, Rollout
+from synpro_engine.sampler import Completion, Sampler
+from synpro_engine.synth import Candidate, Operation, Slice, render_chat, stop_ids
+
+
+class Scorer(Protocol):
+    """What rollouts ask of rewards (`reward.Composer` is one)."""
+
+    def score(self, candidates: Sequence[Candidate]) -> RewardTable:
+        """Score candidates; called by all tensor-parallel ranks with the same ones, for a reward may be a model."""
+        ...
+
+
+class PromptSource:
+    """The prompts of each step: all slices once in a shuffled order, then again in another."""
+
+    def __init__(
+        self, slices: Sequence[Slice], operation: Operation, tokenizer: Tokenizer, config: GRPOConfig, seq_len: int,
+        seed: int,
+    ) -> None:  # fmt: skip
+        """Render all prompts; those too long are left out. UserError when none is left."""
+        limit = min(config.max_prompt_tokens, seq_len - 1)
+        rendered = [
+            Prompt(
+                source=piece,
+                token_ids=render_chat(operation.messages(piece.text), operation.prefill, tokenizer, config.chat_format),
+            )
+            for piece in slices
+        ]
+        self.prompts = [prompt for prompt in rendered if len(prompt.token_ids) <= limit]
+        self.left_out = len(rendered) - len(self.prompts)
+        if not self.prompts:
+            shortest = min((len(prompt.token_ids) for prompt in rendered), default=0)
+            raise UserError(
+                f"`max_prompt_tokens`: none of {len(rendered)} slices makes a prompt of at most {limit} tokens"
+                f" (the shortest has {shortest}; the generator's seq_len is {seq_len})"
+            )
+        self._per_step = config.prompts_per_step
+        self._seed = seed
+
+    def at(self, step: int) -> list[Prompt]:
+        """The prompts of the step with 0-based index `step`, over all ranks."""
+        return [self._nth(step * self._per_step + i) for i in range(self._per_step)]
+
+    def _nth(self, position: int) -> Prompt:
+        epoch, index = divmod(position, len(self.prompts))
+        order = stable_permutation(len(self.prompts), self._seed, "rl.order", str(epoch))
+        return self.prompts[int(order[index])]
+
+
+class RolloutWorker:
+    """Samples and scores this rank's share of a step's prompts."""
+
+    def __init__(
+        self, sampler: Sampler, scorer: Scorer, weights: Mapping[str, float], operation: Operation,
+        tokenizer: Tokenizer, config: GRPOConfig, topology: Topology, seed: int,
+    ) -> None:  # fmt: skip
+        """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""
+        if config.prompts_per_step % topology.dp.size:
+            raise UserError(
+                f"`prompts_per_step`: {config.prompts_per_step} cannot be divided by"
+                f" {topology.dp.size} data-parallel ranks"
+            )
+        self.sampler = sampler
+        self._scorer, self._weights = scorer, weights
+        self._operation, self._tokenizer = operation, tokenizer
+        self._config, self._topology, self._seed = config, topology, seed
+        self._stop_ids = stop_ids(tokenizer, config.chat_format)
+
+    def share(self, prompts: Sequence[Prompt]) -> range:
+        """Indices of this rank's prompts among the step's."""
+        each = len(prompts) // self._topology.dp.size
+        return range(self._topology.dp.rank * each, (self._topology.dp.rank + 1) * each)
+
+    def sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+        """Completions [prompt][member] of this rank's share of the step's prompts."""
+        mine = self.share(prompts)
+        return self.sampler.generate(
+            [prompts[i].token_ids for i in mine],
+            group_size=self._config.group_size,
+            sampling=self._config.sampling,
+            stop_ids=self._stop_ids,
+            # By place in the step, for a slice may come twice in one step of a small corpus.
+            seeds=[stable_hash(self._seed, "rl.sample", f"{step}:{i}:{prompts[i].key}") for i in mine],
+            vocab_limit=self._tokenizer.vocab_size,
+        )
+
+    def read(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Candidate]:
+        """What each completion says, in order of prompts and members."""
+        return [
+            self._candidate(prompts[i], completion)
+            for i, group in zip(self.share(prompts), sampled, strict=True)
+            for completion in group
+        ]
+
+    def _candidate(self, prompt: Prompt, completion: Completion) -> Candidate:
+        raw = self._operation.prefill + self._tokenizer.decode(completion.token_ids)
+        parsed = self._operation.parse(raw, finished=completion.finished or self._config.keep_truncated)
+        return Candidate(operation=self._operation.name, source=prompt.source.text, raw=raw, parsed=parsed)
+
+    def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Rollout]:
+        """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective."""
+        candidates = self.read(prompts, sampled)
+        table = broadcast_in(self._topology.tp, self._scorer.score(candidates))
+        advantages = self._advantages(table)
+        flat = [(i, member) for i in self.share(prompts) for member in range(self._config.group_size)]
+        completions = [completion for group in sampled for completion in group]
+        return [
+            Rollout(
+                prompt=prompts[i],
+                member=member,
+                completion=completions[at],
+                candidate=candidates[at],
+                reward=table.total[at],
+                parts={name: values[at] for name, values in table.parts.items() if name in self._weights},
+                advantage=advantages[at],
+            )
+            for at, (i, member) in enumerate(flat)
+        ]
+
+    def _advantages(self, table: RewardTable) -> list[float]:
+        """Of this rank's completions, from the rewards of all ranks' (one of the two ways scales by the batch)."""
+        config, axis = self._config, self._topology.dp
+        tables = gather_objects(axis, table)
+
+        def grouped(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float64).view(-1, config.group_size)
+
+        if config.normalisation == "group":
+            reward_PG = grouped([value for part in tables for value in part.total])
+            advantage_PG = group_advantages(reward_PG, std_normalisation=config.std_normalisation)
+        else:
+            parts = {
+                name: grouped([value for part in tables for value in part.parts[name]])
+                for name in table.parts
+                if self._weights.get(name, 0.0) != 0.0
+            }
+            advantage_PG = per_reward_advantages(parts, self._weights, std_normalisation=config.std_normalisation)
+        return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()

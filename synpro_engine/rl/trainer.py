@@ -1,0 +1,196 @@
+"""GRPO from the first prompt to the last checkpoint, readable in one place and resumable at any step.
+
+Knows the order of things: sample, score, update, log, save. Does not know how a token is drawn, what a reward
+measures or how a gradient is reduced. A run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step),
+`samples/metrics.jsonl` (kind `sample`), `tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on
+the same directory with the same arguments it goes on from the newest checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.data import Tokenizer
+from synpro_engine.dist import progress, say, sum_over
+from synpro_engine.model.model import Model
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
+from synpro_engine.rl.record import Value, rollout_values, sample_values, update_values
+from synpro_engine.rl.rollouts import PromptSource, RolloutWorker, Scorer
+from synpro_engine.rl.types import Rollout
+from synpro_engine.sampler import Sampler
+from synpro_engine.synth import Operation, Slice
+from synpro_engine.train.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    step_path,
+)
+from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.metrics import MetricsLog
+
+CHECKPOINTS, POLICY, SAMPLES = "checkpoints", "policy", "samples"
+# Settings that may change between a kill and its resumption without changing what is computed.
+_FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """How tuning ended: steps done, mean reward of the first and the last step of this run (None if none was left)."""
+
+    steps: int
+    policy: Path
+    first_reward: float | None
+    last_reward: float | None
+    prompts_left_out: int
+
+
+def tune(
+    config: GRPOConfig,
+    *,
+    policy: Model,
+    reference: Model | None,
+    tokenizer: Tokenizer,
+    operation: Operation,
+    slices: Sequence[Slice],
+    scorer: Scorer,
+    reward_weights: Mapping[str, float],
+    directory: Path,
+    seed: int,
+    label: str = "tuning",
+) -> TuneResult:
+    """Train `policy` in place for `config.steps` steps of GRPO; writes the tuned weights to `directory/policy`.
+
+    policy and reference: as `reference.prepare_policy` makes them, both at the round's start. scorer: rewards of
+    candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
+    whose prompts are too long are left out. Collective over the whole job; deterministic in its arguments.
+
+    Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, and
+    for a directory of a run with other settings.
+    """
+    assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
+    if not config.prefill:
+        operation = operation.without_prefill()
+    topology = policy.topology
+    prompts = PromptSource(slices, operation, tokenizer, config, policy.config.seq_len, seed)
+    sampler = Sampler(policy, config.sampler)
+    worker = RolloutWorker(sampler, scorer, reward_weights, operation, tokenizer, config, topology, seed)
+    engine = Engine(policy, config.optimizer, schedule=config.schedule)
+    identity = {"config": config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
+    run = _Run(config, engine, reference, worker, tokenizer.vocab_size, directory, identity)
+    done = run.resume()
+    rewards: list[float] = []
+    if prompts.left_out:
+        say(topology, f"{label}: {prompts.left_out} of {len(slices)} slices make too long a prompt and are left out")
+    with closing(run), progress(config.steps, label, "step", topology, done) as bar:
+        for step in range(done, config.steps):
+            values = run.step(prompts, step)
+            rewards.append(values["reward"])
+            bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
+            bar.update()
+            run.save_if_due(step + 1)
+    save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
+    return TuneResult(
+        steps=config.steps,
+        policy=directory / POLICY,
+        first_reward=rewards[0] if rewards else None,
+        last_reward=rewards[-1] if rewards else None,
+        prompts_left_out=prompts.left_out,
+    )
+
+
+class _Run:
+    """One run's engine, reference, worker and files."""
+
+    def __init__(
+        self, config: GRPOConfig, engine: Engine, reference: Model | None, worker: RolloutWorker, vocab_limit: int,
+        directory: Path, identity: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._config, self._engine, self._reference, self._worker = config, engine, reference, worker
+        self._vocab_limit, self._directory, self._identity = vocab_limit, directory, identity
+        self._topology = engine.model.topology
+        self._loss = PolicyLoss(config, vocab_limit)
+        self._logs: list[MetricsLog] = []
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
+
+        UserError when it was written with other settings.
+        """
+        newest = newest_checkpoint(self._directory / CHECKPOINTS, self._topology)
+        done, at = 0, None
+        if newest is not None:
+            extra = load_checkpoint(newest, self._engine.model, self._engine)
+            _check_identity(newest, extra["run"], self._identity)
+            done = at = int(extra["step"])
+        main = self._topology.is_main
+        self._logs = [
+            MetricsLog(self._directory if main else None, resume_step=at),
+            MetricsLog(self._directory / SAMPLES if main else None, resume_step=at, tensorboard=False),
+        ]
+        return done
+
+    def step(self, prompts: PromptSource, step: int) -> dict[str, float]:
+        """One step of GRPO: sample with the present weights, score, update, log. Returns the step's numbers."""
+        clock = [time.perf_counter()]
+        chosen = prompts.at(step)
+        sampled = self._worker.sample(chosen, step)
+        clock.append(time.perf_counter())
+        rollouts = self._worker.score(chosen, sampled)
+        clock.append(time.perf_counter())
+        results, tokens, denominator = self._update(rollouts)
+        clock.append(time.perf_counter())
+
+        values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
+        values |= update_values(results, tokens, denominator)
+        for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
+            values[f"seconds/{name}"] = end - start
+        self._logs[0].write("grpo", step + 1, values)
+        for rollout in rollouts[: self._config.log_samples]:
+            self._logs[1].write("sample", step + 1, sample_values(rollout))
+        return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+    def _update(self, rollouts: Sequence[Rollout]) -> tuple[list[StepResult], float, float]:
+        """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
+        config, device = self._config, self._topology.device
+        batches = micro_batches(rollouts, config, device)
+        if self._reference is not None:
+            batches = [with_reference(batch, self._reference, config, self._vocab_limit) for batch in batches]
+        own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
+        tokens = float(sum_over(self._topology.dp, own))
+        completions = config.prompts_per_step * config.group_size
+        denominator = tokens if config.aggregation == "token" else float(completions)
+        results = [
+            self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
+        ]
+        return results, tokens, denominator
+
+    def save_if_due(self, done: int) -> None:
+        """Write a checkpoint after the last step and every `checkpoint_every` steps. Collective."""
+        every, last = self._config.checkpoint_every, done == self._config.steps
+        if not last and (every == 0 or done % every):
+            return
+        extra = {"step": done, "run": self._identity}
+        save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
+        prune_checkpoints(self._directory / CHECKPOINTS, self._config.keep_checkpoints, self._topology)
+
+    def close(self) -> None:
+        """Close the logs."""
+        for log in self._logs:
+            log.close()
+
+
+def _check_identity(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    before, now = ({**run["config"], "prompt": run["prompt_version"], "seed": run["seed"]} for run in (theirs, ours))
+    changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+    if changed:
+        raise UserError(f"{path}: this run was begun with another `{changed[0]}`; use a directory of its own")

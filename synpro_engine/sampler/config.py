@@ -1,0 +1,60 @@
+"""What a user can set about sampling, and what the sampler hands back. Knows token ids only, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+
+from synpro_engine.config import Config
+
+
+class SamplingConfig(Config):
+    """How the next token is drawn from the model's distribution."""
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Draw only from the fewest most likely tokens whose probabilities reach this sum; 1 keeps all."""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """A completion ends here at the latest, and always where prompt and completion fill the model's `seq_len`."""
+
+
+class SamplerConfig(Config):
+    """How much is decoded at once. Neither value changes what is sampled, only speed and memory."""
+
+    max_batch: int = Field(default=64, gt=0)
+    """Most sequences decoded together; a group larger than this is decoded alone."""
+    cache_mib: int = Field(default=4096, gt=0)
+    """Most memory for cached keys and values, in MiB; one group is always admitted."""
+    prefill_tokens: int = Field(default=4096, gt=0)
+    """Most prompt tokens (with padding) read in one forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The ids that top-p kept at each token of a completion, as compressed rows.
+
+    Row t is `ids[offsets[t]:offsets[t + 1]]`, ascending and never empty. offsets [T + 1] int64, ids [n] int32.
+    """
+
+    offsets: torch.Tensor
+    ids: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One sampled continuation of a prompt.
+
+    `token_ids` includes the stop id when one was drawn (then `finished`). `logprobs` are exact under the
+    distribution that was sampled: temperature, vocabulary limit and the renormalised kept set (all 0 when
+    greedy, which has no choice). `full_logprobs` are under the whole vocabulary (below the limit) at the same
+    temperature (1 when greedy). Both in nats, fp32 precision. `kept` is None when nothing was cut (top_p 1 or greedy).
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    full_logprobs: list[float]
+    kept: Kept | None
+    finished: bool

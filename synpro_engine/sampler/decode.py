@@ -1,0 +1,200 @@
+"""A transformer step as plain functions of a model's own parameters: reading prompts, then one token at a time.
+
+Nothing is copied from the model: each product reads the parameter's storage, so an optimizer step is visible to
+the next token. Knows both families (norm before or after), grouped-query heads, RoPE and tensor parallelism;
+knows nothing of sampling. Equality with the model's own forward is tested, not assumed.
+
+Shape suffixes: G groups (prompts), S prompt positions, B live rows, H model width, V vocabulary,
+n key heads, r query heads per key head, h head width, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.config import UserError
+from synpro_engine.model.weights import BlockWeights
+from synpro_engine.sampler.attention import attend_in_two, rotary_table, rotate
+from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places
+
+if TYPE_CHECKING:  # settings and records of this package are read without Megatron
+    from synpro_engine.model.model import Model
+
+Attend = Callable[[BlockWeights, Tensor], Tensor]
+
+_HEAD_ROWS = 16384  # vocabulary rows turned to fp32 at once when the model is stored in a shorter format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one decoding step needs beside the weights; the same for every layer.
+
+    position_B: each row's place in its sequence, for RoPE; time_B: its place in the buffer of new positions.
+    prompt_length and new_length: how far the two buffers are read (time_B is already counted in).
+    """
+
+    token_B: Tensor
+    position_B: Tensor
+    time_B: Tensor
+    prompt_length: int
+    new_length: int
+    prompt_bias: Tensor | None
+    new_bias: Tensor | None
+    places: Places
+
+
+class Decoder:
+    """The functional transformer over `model`'s parameters on this tensor-parallel rank."""
+
+    def __init__(self, model: Model) -> None:
+        if model.topology.pp.size > 1:
+            raise UserError("`parallel.pp`: sampling needs all layers on each rank; set pp to 1 for the generator")
+        self.config = model.config
+        self.tp = model.topology.tp
+        self.device = model.topology.device
+        self.dtype = model.dtype
+        self.counts = model.head_counts
+        self._blocks = model.blocks()
+        self._embedding, self._final_norm = _here(model.embedding_weight()), _here(model.final_norm_weight())
+        self._output, self._vocab_start = model.output_weight(), model.vocab_start
+        config = self.config
+        self._cos, self._sin = rotary_table(config.seq_len, config.head_size, config.rope_theta, self.device)
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """What the cache must hold for this rank."""
+        return CacheShape(
+            layers=len(self._blocks),
+            kv_heads=self.counts.kv_heads,
+            head_dim=self.counts.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def prefill(self, tokens_GS: Tensor, length_G: Tensor, prompts: GrowingRows, first_row: int) -> Tensor:
+        """Read prompts (right-padded int64, real lengths in length_G) and store their keys and values.
+
+        They go to rows `first_row`... of `prompts`. Returns the logits [G, V] after each prompt's last token.
+        """
+        seq_len = tokens_GS.shape[1]
+        cos, sin = (table[:seq_len, None, None].to(self.dtype) for table in (self._cos, self._sin))
+
+        def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
+            query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, cos, sin)
+            key, value = key_GSnh.transpose(1, 2), value_GSnh.transpose(1, 2)
+            prompts.write_rows(block.layer, first_row, key, value)
+            query = query_GSnrh.flatten(2, 3).transpose(1, 2)
+            # Padding stands behind every real token, so causality hides it from them.
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self._grouped)
+            return out.transpose(1, 2).flatten(2)
+
+        hidden_GSH = self._embed(tokens_GS)
+        for block in self._blocks:
+            hidden_GSH = self._block(block, hidden_GSH, attend)
+        last_GH = hidden_GSH[torch.arange(len(length_G), device=self.device), length_G - 1]
+        return self._logits(last_GH)
+
+    def step(self, step: Step, prompts: GrowingRows, new: GrowingRows) -> Tensor:
+        """Feed one token per live row; stores its keys and values and returns the next token's logits [B, V]."""
+        cos, sin = (table[step.position_B][:, None, None].to(self.dtype) for table in (self._cos, self._sin))
+
+        def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
+            query_Bnrh, key_Bnh, value_Bnh = self._heads(block, mixed, cos, sin)
+            new.write_positions(block.layer, step.time_B, key_Bnh, value_Bnh)
+            prompt = prompts.view(block.layer, step.places.groups, step.prompt_length)
+            recent = new.view(block.layer, len(step.token_B), step.new_length)
+            out = attend_in_two(query_Bnrh, prompt, recent, step.places, step.prompt_bias, step.new_bias)
+            return out.to(mixed.dtype).flatten(1)
+
+        hidden_BH = self._embed(step.token_B)
+        for block in self._blocks:
+            hidden_BH = self._block(block, hidden_BH, attend)
+        return self._logits(hidden_BH)
+
+    @property
+    def _grouped(self) -> bool:
+        return self.counts.queries_per_group > 1
+
+    def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
+        hidden = self._sublayer(
+            block, block.attention_norm, hidden, lambda x: F.linear(attend(block, F.linear(x, block.qkv)), block.proj)
+        )
+        return self._sublayer(block, block.mlp_norm, hidden, lambda x: _swiglu(x, block.fc1, block.fc2))
+
+    def _sublayer(self, block: BlockWeights, norm: Tensor, hidden: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        if block.norm_after:
+            return hidden + self._norm(self._reduce(f(hidden)), norm)
+        return hidden + self._reduce(f(self._norm(hidden, norm)))
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.norm_eps)
+
+    def _reduce(self, partial: Tensor) -> Tensor:
+        """Sum what a row-parallel product left on each tensor-parallel rank."""
+        if self.tp.size > 1:
+            dist.all_reduce(partial, group=self.tp.group)
+        return partial
+
+    def _heads(self, block: BlockWeights, mixed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split the fused product into rotated queries [..., n, r, h], rotated keys and values [..., n, h]."""
+        counts, r = self.counts, self.counts.queries_per_group
+        grouped = mixed.unflatten(-1, (counts.kv_heads, r + 2, counts.head_dim))
+        query_key, value = grouped[..., : r + 1, :], grouped[..., r + 1, :]
+        if block.q_norm is not None and block.k_norm is not None:
+            query_key = self._full_width_norm(query_key, block.q_norm, block.k_norm)
+        rotated = rotate(query_key, cos, sin)  # queries and keys turn together: half the small operations
+        return rotated[..., :r, :], rotated[..., r, :], value
+
+    def _full_width_norm(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
+        """RMSNorm of all ranks' queries together, and of all keys together; [..., n, r + 1, h]."""
+        counts, r = self.counts, self.counts.queries_per_group
+        x = query_key.float()
+        squares = x.square().sum((-3, -1))  # [..., r + 1]
+        sums = torch.stack((squares[..., :r].sum(-1), squares[..., r]), -1)
+        self._reduce(sums)
+        heads = torch.tensor((self.config.heads, self.config.kv_heads), device=self.device)
+        scale = torch.rsqrt(sums / (heads * counts.head_dim) + self.config.norm_eps)
+        scale = torch.cat((scale[..., :1].expand(*scale.shape[:-1], r), scale[..., 1:]), -1)
+        q_weight, k_weight = (w.view(counts.kv_heads, -1, counts.head_dim) for w in (q_norm, k_norm))
+        weight = torch.cat((q_weight, k_weight), 1)
+        return (x * scale[..., None, :, None] * weight).to(query_key.dtype)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        if self.tp.size == 1:
+            return F.embedding(tokens, self._embedding)
+        local = tokens - self._vocab_start
+        elsewhere = (local < 0) | (local >= self._embedding.shape[0])
+        rows = F.embedding(local.masked_fill(elsewhere, 0), self._embedding)
+        return self._reduce(rows.masked_fill(elsewhere[..., None], 0.0))
+
+    def _logits(self, hidden_BH: Tensor) -> Tensor:
+        """Final norm and output layer, in fp32 as the log-prob op computes it; gathered over ranks, [B, V]."""
+        hidden_BH = self._norm(hidden_BH, self._final_norm)
+        if self.dtype == torch.float32:
+            logits_BV = F.linear(hidden_BH, self._output)
+        else:
+            hidden_BH = hidden_BH.float()
+            logits_BV = torch.cat([F.linear(hidden_BH, rows.float()) for rows in self._output.split(_HEAD_ROWS)], -1)
+        if self.tp.size == 1:
+            return logits_BV
+        shards = [torch.empty_like(logits_BV) for _ in range(self.tp.size)]
+        dist.all_gather(shards, logits_BV, group=self.tp.group)
+        return torch.cat(shards, -1)
+
+
+def _here(weight: Parameter | None) -> Parameter:
+    assert weight is not None, "without a pipeline every rank holds embedding and final norm"
+    return weight
+
+
+def _swiglu(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    gate, up = F.linear(x, fc1).chunk(2, -1)
+    return F.linear(F.silu(gate) * up, fc2)

@@ -1,0 +1,212 @@
+"""Sampling completions from a model that is in training, in its own process and from its own weights.
+
+`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a
+time until all have ended. Knows token ids only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from synpro_engine.config import UserError
+from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
+from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
+from synpro_engine.sampler.decode import Decoder
+from synpro_engine.sampler.sampling import Draw, draw, uniforms
+
+if TYPE_CHECKING:
+    from synpro_engine.model.model import Model
+
+
+@dataclass(kw_only=True)
+class SamplerStats:
+    """Work and time of one `generate` on this rank. A prompt counts once per group."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def new_tokens_per_second(self) -> float:
+        """Sampled tokens over all seconds, reading the prompts included."""
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.new_tokens / seconds if seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    group_size: int
+    sampling: SamplingConfig
+    stop_ids: frozenset[int]
+    vocab_limit: int | None
+    on_progress: Callable[[int], None] | None
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        return max(map(len, self.prompts))
+
+
+class Sampler:
+    """Samples from `model`'s parameter storage: no copy and no sync, an optimizer step shows in the next token.
+
+    Under tensor parallelism all ranks of the group call `generate` with the same arguments and get the same
+    completions; data-parallel ranks call it with prompts of their own. `stats` describes the latest call.
+    """
+
+    def __init__(self, model: Model, config: SamplerConfig | None = None) -> None:
+        """Raises UserError when the model is split into pipeline stages."""
+        self.config = config or SamplerConfig()
+        self.stats = SamplerStats()
+        self._decoder = Decoder(model)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        sampling: SamplingConfig,
+        stop_ids: frozenset[int],
+        seeds: Sequence[int],
+        vocab_limit: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `group_size` completions of each prompt; returns [prompt][member].
+
+        `seeds` has one number per prompt; a completion is a function of the weights, its prompt, its seed and
+        its member number alone (up to rounding: not of what else is in the batch). A completion ends with a stop
+        id, after `max_new_tokens`, or where prompt and completion fill the model's `seq_len`. Ids at or above
+        `vocab_limit` are never drawn. `on_progress` is called with the number of sequences that ended.
+
+        Raises UserError for an empty prompt or one that leaves no room within `seq_len`.
+        """
+        self._check(prompts)
+        request = _Request(
+            prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, stop_ids=stop_ids,
+            vocab_limit=vocab_limit, on_progress=on_progress,
+        )  # fmt: skip
+        self.stats = SamplerStats()
+        results: list[list[Completion | None]] = [[None] * group_size for _ in prompts]
+        # Longest first: padding is least, and the cache gets its final size at the start.
+        waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        batch = LiveBatch(self._decoder.cache_shape)
+        while waiting or batch.sequences:
+            while admitted := self._admissible(waiting, batch, request):
+                del waiting[-len(admitted) :]
+                self._admit(admitted, batch, request)
+                self._collect(batch, request, results)
+            if batch.sequences:
+                self._decode(batch, request)
+                self._collect(batch, request, results)
+        return [[completion for completion in group if completion is not None] for group in results]
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        seq_len = self._decoder.config.seq_len
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise UserError(f"prompt {index} is empty; a completion needs at least one token before it")
+            if len(prompt) >= seq_len:
+                raise UserError(
+                    f"prompt {index} has {len(prompt)} tokens; with `model.seq_len` = {seq_len} it must have fewer"
+                )
+
+    def _admissible(self, waiting: list[int], batch: LiveBatch, request: _Request) -> list[int]:
+        """The next prompts (longest first) that fit beside the live ones; at least one when none is live."""
+        chosen: list[int] = []
+        for index in reversed(waiting):
+            groups = batch.groups + len(chosen) + 1
+            rows = len(batch.sequences) + request.group_size * (len(chosen) + 1)
+            if (batch.sequences or chosen) and not self._fits(groups, rows, request):
+                break
+            chosen.append(index)
+        return chosen
+
+    def _fits(self, groups: int, rows: int, request: _Request) -> bool:
+        new = min(request.sampling.max_new_tokens, self._decoder.config.seq_len)
+        needed = (groups * request.longest_prompt + rows * new) * self._decoder.cache_shape.bytes_per_token
+        return rows <= self.config.max_batch and needed <= self.config.cache_mib * 2**20
+
+    def _admit(self, indices: list[int], batch: LiveBatch, request: _Request) -> None:
+        """Read the prompts at `indices` (longest first) once each and draw every member's first token."""
+        start = time.perf_counter()
+        group, row = batch.groups, len(batch.sequences)
+        batch.join(
+            [self._members(index, request) for index in indices], [len(request.prompts[index]) for index in indices]
+        )
+        at_once = max(1, self.config.prefill_tokens // len(request.prompts[indices[0]]))
+        for at in range(0, len(indices), at_once):
+            part = indices[at : at + at_once]
+            logits_GV = self._prefill([request.prompts[index] for index in part], batch, group + at)
+            first = row + at * request.group_size
+            rows = slice(first, first + len(part) * request.group_size)
+            self._draw(logits_GV.repeat_interleave(request.group_size, 0), batch, rows, request)
+        self.stats.prefill_seconds += time.perf_counter() - start
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], batch: LiveBatch, first_group: int) -> torch.Tensor:
+        """Fill the cache's prompt rows from `first_group` on; the logits [G, V] behind each prompt."""
+        lengths = [len(prompt) for prompt in prompts]
+        tokens_GS = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            tokens_GS[row, : len(prompt)] = torch.tensor(prompt)
+        self.stats.prompt_tokens += sum(lengths)
+        device = self._decoder.device
+        return self._decoder.prefill(
+            tokens_GS.to(device), torch.tensor(lengths, device=device), batch.prompts, first_group
+        )
+
+    def _members(self, index: int, request: _Request) -> list[LiveSequence]:
+        room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - len(request.prompts[index]))
+        return [
+            LiveSequence(prompt=index, member=member, seed=request.seeds[index], room=room, group=0)
+            for member in range(request.group_size)
+        ]
+
+    def _decode(self, batch: LiveBatch, request: _Request) -> None:
+        start = time.perf_counter()
+        logits_BV = self._decoder.step(batch.next_step(), batch.prompts, batch.new)
+        self._draw(logits_BV, batch, slice(None), request)
+        self.stats.steps += 1
+        self.stats.decode_seconds += time.perf_counter() - start
+
+    def _draw(self, logits_BV: torch.Tensor, batch: LiveBatch, rows: slice, request: _Request) -> None:
+        sequences = batch.sequences[rows]
+        uniform_B = uniforms(
+            [s.seed for s in sequences], [s.member for s in sequences], [len(s.token_ids) for s in sequences]
+        )
+        drawn = draw(logits_BV, request.sampling, uniform_B.to(logits_BV.device), request.vocab_limit)
+        record(sequences, self._agree(drawn))
+        self.stats.new_tokens += len(sequences)
+
+    def _agree(self, drawn: Draw) -> Draw:
+        """The first tensor-parallel rank's draw on all of them.
+
+        The ranks hold equal logits, but a CUDA cumulative sum may differ in its last bit from run to run, and
+        ranks with different tokens would wait for each other for ever.
+        """
+        tp = self._decoder.tp
+        if tp.size == 1:
+            return drawn
+        packed = torch.stack([drawn.token_B.double(), drawn.logprob_B.double(), drawn.full_logprob_B.double()])
+        dist.broadcast(packed, group=tp.group, group_src=0)
+        return Draw(
+            token_B=packed[0].long(), logprob_B=packed[1], full_logprob_B=packed[2],
+            kept_counts_B=drawn.kept_counts_B, kept_ids=drawn.kept_ids,
+        )  # fmt: skip
+
+    def _collect(self, batch: LiveBatch, request: _Request, results: list[list[Completion | None]]) -> None:
+        done = batch.retire(request.stop_ids)
+        for sequence in done:
+            results[sequence.prompt][sequence.member] = sequence.completion(request.stop_ids)
+        if done and request.on_progress is not None:
+            request.on_progress(len(done))

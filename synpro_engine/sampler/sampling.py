@@ -1,0 +1,138 @@
+"""Drawing one token per row from logits, with the exact log-probability of the draw.
+
+Knows logits and random numbers; knows neither models nor sequences. Each row's random number is a pure
+function of (seed, member, position), so a draw does not depend on what else is in the batch or on the layout.
+
+Shape suffixes: B rows (sequences), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synpro_engine.sampler.config import SamplingConfig
+
+_FIRST_TOP = 64  # candidates looked at first when cutting; a peaked distribution needs no more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One token per row: token_B int64, logprob_B and full_logprob_B fp32 (see `Completion`).
+
+    When the distribution was cut, `kept_ids` [n] int64 lists each row's kept ids (ascending), row after row,
+    and `kept_counts_B` int64 says how many belong to each row; otherwise both are None.
+    """
+
+    token_B: Tensor
+    logprob_B: Tensor
+    full_logprob_B: Tensor
+    kept_counts_B: Tensor | None = None
+    kept_ids: Tensor | None = None
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014) on uint64; arithmetic is modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seeds: Sequence[int], members: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """Random numbers in [0, 1), fp64 [B] on the CPU: a hash of (seed, member, position), 53 bits each."""
+    gamma = np.uint64(0x9E3779B97F4A7C15)
+    state = np.zeros(len(seeds), dtype=np.uint64)
+    for part in (seeds, members, positions):
+        word = np.array([value & 0xFFFFFFFFFFFFFFFF for value in part], dtype=np.uint64)
+        state = _mix((state ^ word) + gamma)
+    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def inverse_cdf(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
+    """The column whose slice of the row's cumulative weight holds the uniform; int64 [B].
+
+    The sum runs in fp64: over 50,000 columns fp32 would move its borders. A column of weight 0 is never returned.
+    """
+    cumulative_BK = torch.cumsum(weight_BK, -1, dtype=torch.float64)
+    total_B1 = cumulative_BK[:, -1:]
+    # u < 1, but u * total may round up to total; stay below it so that the last positive weight is found.
+    below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, below_total_B1)
+    return torch.searchsorted(cumulative_BK, target_B1, right=True)[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nucleus:
+    """The kept set of each row: counts_B int64; ids [n] int64, ascending within a row, row after row.
+
+    prob_BK [B, max count] fp32 holds their probabilities under the uncut distribution, 0 where a row has fewer.
+    """
+
+    counts_B: Tensor
+    ids: Tensor
+    prob_BK: Tensor
+
+
+def nucleus(prob_BV: Tensor, top_p: float) -> Nucleus:
+    """The fewest most likely ids whose probabilities reach `top_p` (Holtzman et al. 2020).
+
+    Ids exactly as likely as the last one kept are kept too, so that the set does not depend on a sort's order
+    among ties (frequent in bf16).
+    """
+    keep_BV = prob_BV >= _smallest_kept(prob_BV, top_p, _FIRST_TOP)[:, None]
+    row_n, ids_n = keep_BV.nonzero(as_tuple=True)
+    counts_B = torch.bincount(row_n, minlength=len(prob_BV))
+    start_B = torch.cumsum(counts_B, 0) - counts_B
+    column_n = torch.arange(len(row_n), device=row_n.device) - start_B[row_n]
+    kept_BK = prob_BV.new_zeros(len(prob_BV), int(counts_B.max()))
+    kept_BK[row_n, column_n] = prob_BV[row_n, ids_n]
+    return Nucleus(counts_B=counts_B, ids=ids_n, prob_BK=kept_BK)
+
+
+def _smallest_kept(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
+    """The probability of the id at which the descending cumulative sum first reaches `top_p`; [B].
+
+    Only the `top` largest are sorted; rows in which they do not reach `top_p` are done again with 8 times as many.
+    """
+    top = min(top, prob_BV.shape[-1])
+    largest_BK = prob_BV.topk(top, dim=-1).values
+    # The number of sums short of top_p is the index of the one that reaches it.
+    index_B = (torch.cumsum(largest_BK, -1, dtype=torch.float64) < top_p).sum(-1)
+    smallest_B = largest_BK.gather(-1, index_B.clamp(max=top - 1)[:, None])[:, 0]
+    if top < prob_BV.shape[-1]:
+        short = (index_B == top).nonzero()[:, 0]
+        if len(short):
+            smallest_B[short] = _smallest_kept(prob_BV[short], top_p, top * 8)
+    return smallest_B
+
+
+def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_limit: int | None = None) -> Draw:
+    """Draw one id per row of `logits_BV` (any float dtype, untempered); `uniform_B` fp64 in [0, 1).
+
+    Ids at or above `vocab_limit` (padding of the vocabulary) have no probability anywhere.
+    """
+    logits_BV = logits_BV[:, :vocab_limit].float()
+    prob_BV = torch.softmax(logits_BV / (sampling.temperature or 1.0), -1)
+    if sampling.temperature == 0.0:
+        token_B = logits_BV.argmax(-1)
+        full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
+        return Draw(token_B=token_B, logprob_B=torch.zeros_like(full_B), full_logprob_B=full_B)
+    if sampling.top_p == 1.0:
+        token_B = inverse_cdf(prob_BV, uniform_B)
+        full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
+        return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)
+    kept = nucleus(prob_BV, sampling.top_p)
+    column_B = inverse_cdf(kept.prob_BK, uniform_B)
+    full_B = torch.log(kept.prob_BK.gather(-1, column_B[:, None])[:, 0])
+    start_B = torch.cumsum(kept.counts_B, 0) - kept.counts_B
+    return Draw(
+        token_B=kept.ids[start_B + column_B],
+        logprob_B=full_B - torch.log(kept.prob_BK.sum(-1)),
+        full_logprob_B=full_B,
+        kept_counts_B=kept.counts_B,
+        kept_ids=kept.ids,
+    )

@@ -1,0 +1,41 @@
+"""The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
+
+from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
+from synpro_engine.synth.generate import DOCUMENTS, REJECTS, YIELD, generate_corpus, read_yield
+from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
+from synpro_engine.synth.parse import HEADINGS, Entry, Parsed, Reject
+from synpro_engine.synth.records import Candidate, Generator, Scorer
+from synpro_engine.synth.slices import Slice, slice_document
+from synpro_engine.synth.work import GenerateConfig, WorkItem, work_list
+from synpro_engine.synth.yields import OperationYield, YieldReport
+
+__all__ = [
+    "DOCUMENTS",
+    "HEADINGS",
+    "OPERATIONS",
+    "REFORMAT",
+    "REJECTS",
+    "REPHRASE",
+    "YIELD",
+    "Candidate",
+    "ChatFormat",
+    "ChatMessage",
+    "Entry",
+    "GenerateConfig",
+    "Generator",
+    "Operation",
+    "OperationYield",
+    "Parsed",
+    "Reject",
+    "Scorer",
+    "Slice",
+    "WorkItem",
+    "YieldReport",
+    "generate_corpus",
+    "operation_named",
+    "read_yield",
+    "render_chat",
+    "slice_document",
+    "stop_ids",
+    "work_list",
+]

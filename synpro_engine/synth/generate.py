@@ -1,0 +1,183 @@
+"""Bulk generation over a corpus: every prompt of the work list answered exactly once, whatever happens on the way.
+
+Knows ranks, files and what is already done; knows neither prompts nor models. The outcome is an artifact that
+`read_documents` reads like any other corpus:
+
+    docs.jsonl.zst        accepted texts: id, text, provenance, rewards
+    about/rejects.jsonl   refused completions: id, reason, what was written, provenance
+    about/yield.json      the YieldReport
+
+While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after
+them, also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same.
+All ranks must see the same directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_manifest
+from synpro_engine.data import Document, DocumentWriter, Tokenizer
+from synpro_engine.dist import Topology, barrier, broadcast_object, on_main, progress
+from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
+from synpro_engine.synth.records import Generator, Producer, Scorer
+from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
+from synpro_engine.synth.yields import YieldCounter, YieldReport
+
+DOCUMENTS, REJECTS, YIELD = "docs.jsonl.zst", "about/rejects.jsonl", "about/yield.json"
+_SETTINGS = "settings.json"
+
+
+def generate_corpus(
+    path: Path,
+    documents: Iterable[Document],
+    generator: Generator,
+    tokenizer: Tokenizer,
+    config: GenerateConfig,
+    topology: Topology,
+    *,
+    generator_hash: str,
+    seed: int,
+    scorer: Scorer | None = None,
+    inputs: Mapping[str, str] | None = None,
+    parents: Mapping[str, Path] | None = None,
+) -> YieldReport:
+    """Write the synthetic corpus `path` from `documents`; collective, and every rank gets the report.
+
+    Data-parallel ranks share the batches; all ranks of a tensor-parallel group work on the same batch (the
+    generator and the scorer may be collective over it) and its first one writes. `generator_hash` names the
+    checkpoint, `inputs` whatever else the outcome depends on (say, the checkpoints behind the rewards), `parents`
+    the artifacts it was made from. A finished corpus of the same settings is returned as it is.
+
+    Raises UserError for unknown operations, a work list without items, `path` holding (or begun with) other
+    settings, damaged parts, and a full disk; what was already written stays and is used by the next start.
+    """
+    producer = Producer(
+        generator=generator, tokenizer=tokenizer, config=config, generator_hash=generator_hash, scorer=scorer
+    )
+    items = work_list(documents, config, seed)
+    if not items:
+        raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
+    settings = _settings(producer, items, seed, inputs or {})
+    work = path.with_name(path.name + ".work")
+    if not on_main(topology, lambda: _prepare(path, work, settings)):
+        _run(work, producer, items, topology)
+        barrier(topology)
+        on_main(topology, lambda: _merge(path, work, producer, items, settings, parents or {}, seed))
+    if topology.is_main:
+        shutil.rmtree(work, ignore_errors=True)
+    return on_main(topology, lambda: read_yield(path))
+
+
+def read_yield(path: Path) -> YieldReport:
+    """The report of a finished corpus; UserError when it is not there."""
+    read_manifest(path)
+    return YieldReport.model_validate_json((path / YIELD).read_bytes())
+
+
+def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the outcome depends on, as plain JSON."""
+    source = hashlib.sha256()
+    for item in items:
+        source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode())
+    settings = {
+        "generate": producer.config.model_dump(),
+        "seed": seed,
+        "generator": producer.generator_hash,
+        "tokenizer": producer.tokenizer.fingerprint,
+        "prompts": {name: operation.prompt_version for name, operation in producer.operations.items()},
+        "source_sha256": source.hexdigest(),
+        "scored": producer.scorer is not None,
+        "inputs": dict(inputs),
+    }
+    return json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
+
+
+def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
+    """Whether the corpus is finished already; else make sure that `work` belongs to these settings."""
+    if path.exists():
+        _must_equal(read_manifest(path).config, settings, path)
+        return True
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / _SETTINGS
+    if file.exists():
+        _must_equal(json.loads(file.read_text(encoding="utf-8")), settings, work)
+    else:
+        atomic_write_text(file, json.dumps(settings, indent=2))
+    return False
+
+
+def _must_equal(found: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
+    for key, value in settings.items():
+        if found.get(key) != value:
+            raise UserError(f"{where}: was made with another `{key}`; remove it or give another directory")
+
+
+def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topology) -> None:
+    """Answer this rank's share of what is not on disk yet."""
+    units = batches(items, producer.config.batch_prompts)
+    done = broadcast_object(on_main(topology, lambda: sorted(read_commits(work))), topology)
+    mine = sorted(set(range(len(units))) - set(done))[topology.dp.rank :: topology.dp.size]
+    before = len(done) * producer.config.batch_prompts // topology.dp.size
+    total = before + sum(len(units[unit]) for unit in mine)
+    bar = progress(total, "generate", "prompts", topology, initial=before)
+    with bar, _open_part(work, topology) as part:
+        for unit in mine:
+            records = producer.batch(units[unit])
+            if part is not None:
+                part.append(unit, records)
+            bar.update(len(units[unit]))
+
+
+class _NoPart:
+    """Stands where a rank computes along with its tensor-parallel group and writes nothing."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _open_part(work: Path, topology: Topology) -> PartWriter | _NoPart:
+    writes = topology.tp.rank == 0 and topology.pp.rank == 0
+    return PartWriter(work, topology.dp.rank) if writes else _NoPart()
+
+
+def _records(work: Path, units: int) -> Iterator[dict[str, Any]]:
+    """All records in work-list order."""
+    commits = read_commits(work)
+    assert sorted(commits) == list(range(units)), "a batch is missing after all ranks have finished"
+    for unit in range(units):
+        yield from read_frame(work, commits[unit])
+
+
+def _merge(
+    path: Path,
+    work: Path,
+    producer: Producer,
+    items: list[WorkItem],
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Path],
+    seed: int,
+) -> None:
+    """Turn the parts into the artifact; repeatable until the artifact is there."""
+    units = len(batches(items, producer.config.batch_prompts))
+    counter = YieldCounter()
+    with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
+        (folder / REJECTS).parent.mkdir()
+        with DocumentWriter(folder / DOCUMENTS) as accepted, (folder / REJECTS).open("w", encoding="utf-8") as rejects:
+            for record in _records(work, units):
+                counter.add(record)
+                origin = {"provenance": record["provenance"]}
+                if record["reason"] is None:
+                    accepted.write(Document(record["id"], record["text"]), {**origin, "rewards": record["rewards"]})
+                else:
+                    refused = {"id": record["id"], "reason": record["reason"], "raw": record["raw"], **origin}
+                    rejects.write(json.dumps(refused, ensure_ascii=False) + "\n")
+        atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")

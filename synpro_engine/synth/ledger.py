@@ -1,0 +1,135 @@
+"""Append-only records that survive a kill at any byte: compressed frames and a ledger that says which count.
+
+Knows files and checksums; does not know what a record means. A unit of work is on disk when its line is in the
+ledger: the frame is written and synced first, the line after it, so whatever a kill leaves behind the last line
+is cut off at the next start. Each writer (data-parallel rank) has its own pair of files.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import zstandard
+
+from synpro_engine.config import UserError
+from synpro_engine.config.artifact import fsync_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One unit's frame: bytes `offset` to `offset + size` of `part`, with their SHA-256 (hex)."""
+
+    unit: int
+    part: str
+    offset: int
+    size: int
+    sha256: str
+
+
+def _ledger_path(directory: Path, rank: int) -> Path:
+    return directory / f"part-{rank:05d}.ledger"
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The ledger's lines up to its last newline: what follows was being written when the process died."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def read_commits(directory: Path) -> dict[int, Commit]:
+    """All units on disk, of all writers. UserError when a ledger is damaged, or two writers hold one unit."""
+    commits: dict[int, Commit] = {}
+    for path in sorted(directory.glob("part-*.ledger")):
+        for number, line in enumerate(_whole_lines(path), 1):
+            try:
+                commit = Commit(**json.loads(line))
+            except (ValueError, TypeError):
+                raise UserError(f"{path}:{number}: damaged ledger; remove {directory} to start anew") from None
+            if commit.unit in commits:
+                raise UserError(f"{path}:{number}: unit {commit.unit} is there twice; remove {directory}")
+            commits[commit.unit] = commit
+    return commits
+
+
+def read_frame(directory: Path, commit: Commit) -> Iterator[dict[str, Any]]:
+    """The records of one unit, in order. UserError when the bytes are not those that were written."""
+    path = directory / commit.part
+    with path.open("rb") as file:
+        file.seek(commit.offset)
+        frame = file.read(commit.size)
+    if hashlib.sha256(frame).hexdigest() != commit.sha256:
+        raise UserError(f"{path}: damaged at byte {commit.offset}; remove {directory} to start anew")
+    for line in zstandard.ZstdDecompressor().decompress(frame).decode("utf-8").splitlines():
+        yield json.loads(line)
+
+
+class PartWriter:
+    """Context manager that appends units to one writer's files, after cutting off what a kill left behind."""
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self._ledger_path = _ledger_path(directory, rank)
+        self._part_path = self._ledger_path.with_suffix(".zst")
+
+    def __enter__(self) -> Self:
+        """Open both files at the end of the last unit that counts."""
+        lines = _whole_lines(self._ledger_path) if self._ledger_path.exists() else []
+        end = max((c.offset + c.size for c in (Commit(**json.loads(line)) for line in lines)), default=0)
+        self._part = _open_at(self._part_path, end)
+        self._ledger = _open_at(self._ledger_path, sum(len(line) + 1 for line in lines))
+        fsync_path(self._part_path.parent)
+        return self
+
+    def append(self, unit: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Put one unit on disk. Returns after it is durable; UserError when the disk is full (the rest stays)."""
+        # ASCII keeps every record on one line: JSON leaves U+2028 and its like as they are otherwise.
+        text = "".join(json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in records)
+        frame = zstandard.ZstdCompressor().compress(text.encode())
+        commit = Commit(
+            unit=unit,
+            part=self._part_path.name,
+            offset=self._part.tell(),
+            size=len(frame),
+            sha256=hashlib.sha256(frame).hexdigest(),
+        )
+        try:
+            _write_through(self._part, frame)
+            _write_through(self._ledger, (json.dumps(asdict(commit)) + "\n").encode())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = self._part_path.parent
+            raise UserError(f"{place}: no space left; free some and start again, what is written stays") from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close both files; everything that counts is already on disk."""
+        self._part.close()
+        self._ledger.close()
+
+
+def _open_at(path: Path, size: int) -> BinaryIO:
+    file = path.open("r+b" if path.exists() else "x+b", buffering=0)
+    try:
+        if file.seek(0, os.SEEK_END) < size:
+            raise UserError(f"{path}: shorter than its ledger says; remove {path.parent} to start anew")
+        file.truncate(size)
+        file.seek(size)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _write_through(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # an unbuffered write may take only a part
+        view = view[file.write(view) :]
+    os.fsync(file.fileno())

@@ -1,0 +1,109 @@
+"""What a generator is asked to do with a slice of text: rephrase it, or reformat it into entries.
+
+Knows the words of the prompts and which parser reads the answer; knows no tokenizer and no model. The prompts
+follow the requirements of SynPro (arXiv 2605.17849) in our own words, short enough for a model of 135M parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from synpro_engine.config import UserError, nearest
+from synpro_engine.synth.chat import ChatMessage
+from synpro_engine.synth.parse import REFORMAT_HEADING, REPHRASE_HEADING, Parsed, parse_reformat, parse_rephrase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One way to present a text anew.
+
+    `prefill` is put at the start of the assistant's turn, so the model goes on from the heading: small models
+    hardly ever write an exact heading by themselves. What a model wrote is read together with its prefill.
+    """
+
+    name: str
+    heading: str
+    instructions: str
+    prefill: str
+    example: tuple[str, str] | None
+    """A text and a good answer to it, shown as an earlier exchange."""
+    min_chars: int
+    """Answers with fewer characters (of all entries' contents, for reformat) are refused."""
+    parser: Callable[..., Parsed]
+
+    @property
+    def prompt_version(self) -> str:
+        """16 hex digits of SHA-256 over everything the model is shown besides the text."""
+        shown = [self.name, self.heading, self.instructions, self.prefill, self.example]
+        return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+    def messages(self, text: str) -> list[ChatMessage]:
+        """The conversation that asks for `text` to be worked on."""
+        turns = [ChatMessage(role="system", content=self.instructions)]
+        if self.example is not None:
+            turns.append(ChatMessage(role="user", content=self.example[0]))
+            turns.append(ChatMessage(role="assistant", content=self.example[1]))
+        return [*turns, ChatMessage(role="user", content=text)]
+
+    def parse(self, raw: str, *, finished: bool = True) -> Parsed:
+        """Read a whole answer (prefill included); `finished` is False when its tokens were used up. Never raises."""
+        return self.parser(raw, min_chars=self.min_chars, finished=finished)
+
+    def without_prefill(self) -> Operation:
+        """The same operation where the model has to write the heading itself, and is told to."""
+        told = f'{self.instructions} Begin with the line "{self.heading}".'
+        return dataclasses.replace(self, prefill="", instructions=told)
+
+
+REPHRASE = Operation(
+    name="rephrase",
+    heading=REPHRASE_HEADING,
+    instructions=(
+        "You are a text rewriter. Rewrite the input text in other words. Keep every fact, name, number, pronoun, "
+        "technical term and example, and keep the layout. Leave out navigation, advertisements and footers. "
+        "Add nothing. Write the rewritten text only."
+    ),
+    prefill=REPHRASE_HEADING + "\n",
+    example=None,
+    min_chars=20,
+    parser=parse_rephrase,
+)
+
+_EXAMPLE = (
+    "The mill at Harwick burned down on 3 May 1871. Its owner, Anna Pell, rebuilt it within two years and hired "
+    "40 new workers, because the town had no other employer. She borrowed the money from a bank in Leeds.",
+    f"{REFORMAT_HEADING}\n"
+    "- Topic: The fire at Harwick. Content: The mill burned down on 3 May 1871, and two years later it had been "
+    "rebuilt.\n"
+    "- Topic: Why the mill mattered. Content: Nobody else in the town gave people work, so Anna Pell rebuilt it "
+    "and hired 40 more workers.\n"
+    "- Topic: Paying for it. Content: A bank in Leeds lent her the money.",
+)
+
+REFORMAT = Operation(
+    name="reformat",
+    heading=REFORMAT_HEADING,
+    instructions=(
+        "You turn the input text into a few study entries: facts, analysis, concepts, comparisons, problems and "
+        "solutions, 8 at most. Use only what the text says. Write one entry a line, in plain text: "
+        "- Topic: ... Content: ..."
+    ),
+    prefill=REFORMAT_HEADING + "\n- Topic:",
+    example=_EXAMPLE,
+    min_chars=20,
+    parser=functools.partial(parse_reformat, example=" ".join(_EXAMPLE)),
+)
+
+OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT)}
+
+
+def operation_named(name: str, *, prefill: bool = True) -> Operation:
+    """Find an operation; UserError (with the nearest name) when there is none."""
+    if name not in OPERATIONS:
+        raise UserError(f"`operations`: no operation `{name}`{nearest(name, OPERATIONS)}")
+    return OPERATIONS[name] if prefill else OPERATIONS[name].without_prefill()

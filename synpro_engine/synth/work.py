@@ -1,0 +1,90 @@
+"""The work list of a bulk generation: which slices, which operations, in which order, with which seeds.
+
+A pure function of the documents, the settings and the seed: never of ranks, time or what is already done.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from synpro_engine.config import Config
+from synpro_engine.data import Document, stable_hash
+from synpro_engine.sampler import SamplingConfig
+from synpro_engine.synth.chat import ChatFormat
+from synpro_engine.synth.slices import Slice, slice_document
+
+
+class GenerateConfig(Config):
+    """What is generated from a corpus, and how."""
+
+    operations: tuple[str, ...] = Field(("rephrase", "reformat"), min_length=1)
+    """Names of the operations; each slice is given to each of them."""
+    max_chars: int = Field(7000, gt=0)
+    """Most characters of a slice."""
+    min_source_chars: int = Field(64, ge=1)
+    """Slices with fewer characters (besides white space at their ends) are left out."""
+    max_slices: int | None = Field(None, gt=0)
+    """Most slices worked on, spread over the corpus by hash; none for all."""
+    samples: int = Field(1, gt=0)
+    """Completions per slice and operation."""
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
+    """How completions are drawn."""
+    max_prompt_tokens: int = Field(2048, gt=0)
+    """Longer prompts are rejected without generating."""
+    prefill: bool = True
+    """Start the assistant's turn with the heading; small models seldom write it exactly."""
+    keep_truncated: bool = False
+    """Read an answer that ran out of tokens as if it had ended there."""
+    chat_format: ChatFormat = "auto"
+    """Layout of the prompt; `auto` is ChatML where the tokenizer has its tokens, else plain text."""
+    batch_prompts: int = Field(16, gt=0)
+    """Prompts generated together and put on disk together; a kill loses at most these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkItem:
+    """One prompt to be answered `samples` times."""
+
+    slice: Slice
+    operation: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names source, place and operation; unique in a work list."""
+        return f"{self.slice.doc_id}:{self.slice.start}-{self.slice.end}:{self.operation}"
+
+
+def _slices(documents: Iterable[Document], config: GenerateConfig) -> list[Slice]:
+    found = (piece for document in documents for piece in slice_document(document, config.max_chars))
+    return [piece for piece in found if len(piece.text.strip()) >= config.min_source_chars]
+
+
+def _spread(slices: list[Slice], limit: int, seed: int) -> list[Slice]:
+    """The `limit` slices of smallest hash, in their old order."""
+    keys = {i: stable_hash(seed, "synth.select", f"{s.doc_id}:{s.start}-{s.end}") for i, s in enumerate(slices)}
+    return [slices[i] for i in sorted(heapq.nsmallest(limit, keys, key=keys.__getitem__))]
+
+
+def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) -> list[WorkItem]:
+    """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
+    slices = _slices(documents, config)
+    if config.max_slices is not None:
+        slices = _spread(slices, config.max_slices, seed)
+    items = []
+    for piece in slices:
+        for operation in config.operations:
+            item = WorkItem(slice=piece, operation=operation, seed=0)
+            # Below 2**63, so that it fits every reader's integer.
+            item_seed = stable_hash(seed, "synth.sample", item.key) >> 1
+            items.append(WorkItem(slice=piece, operation=operation, seed=item_seed))
+    return items
+
+
+def batches(items: list[WorkItem], size: int) -> list[list[WorkItem]]:
+    """The work list in units of `size`. Units are fixed, so that a resumed run decodes the very same batches."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

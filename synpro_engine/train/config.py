@@ -1,0 +1,103 @@
+"""Settings of training: optimizer, learning-rate schedule, plateau detection, and the pretraining loop.
+
+Knows names, ranges and defaults; does nothing. A step is one optimizer step over one global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from synpro_engine.config import Config
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm."""
+
+    lr: float = Field(default=6e-4, gt=0)
+    """Peak learning rate; the schedule multiplies it by a factor in [0, 1]."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay of every parameter but the token embedding (norm weights included)."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 switches clipping off (the norm is still reported)."""
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves with the step; see `schedule.lr_factor` for the formulas."""
+
+    kind: Literal["constant", "cosine", "wsd"] = "constant"
+    """`wsd` is warm-up, stable, decay (Hu et al., arXiv 2404.06395)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Linear rise; the first step already trains at 1 / warmup_steps of the peak."""
+    total_steps: int | None = Field(default=None, gt=0)
+    """Step at which cosine or wsd reaches its floor; needed by those two."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Length of wsd's decay, at the end of total_steps; needed by wsd."""
+    decay_shape: Literal["linear", "sqrt"] = "sqrt"
+    """wsd only: `1 - t`, or `1 - sqrt(t)` (Haegele et al., arXiv 2405.18392)."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of the peak at the end of cosine or wsd."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if self.kind == "constant":
+            return self
+        if self.total_steps is None or self.total_steps <= self.warmup_steps:
+            raise ValueError(f"a {self.kind} schedule needs total_steps above warmup_steps ({self.warmup_steps})")
+        if self.kind == "wsd" and (self.decay_steps is None or self.decay_steps > self.total_steps - self.warmup_steps):
+            raise ValueError("a wsd schedule needs decay_steps of at most total_steps - warmup_steps")
+        return self
+
+
+class PlateauConfig(Config):
+    """When the reference loss counts as no longer improving."""
+
+    window: int = Field(default=3, ge=1)
+    """Evaluations whose mean is compared with the mean of the same number before them."""
+    min_improvement: float = Field(default=0.005, ge=0, lt=1)
+    """Smallest relative drop of that mean that still counts as progress."""
+    patience: int = Field(default=2, ge=1)
+    """Comparisons in a row without progress before training stops."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Budget in optimizer steps: stop there even if the loss still improves."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Budget in trained tokens."""
+
+
+class TrainConfig(Config):
+    """One run of pretraining."""
+
+    max_steps: int = Field(gt=0)
+    """Optimizer steps of this run (a plateau may end it earlier)."""
+    global_batch: int = Field(default=32, gt=0)
+    """Sequences in one optimizer step, over all data-parallel ranks."""
+    micro_batch: int = Field(default=8, gt=0)
+    """Sequences that one rank forwards at once; the rest is gradient accumulation."""
+    z_loss: float = Field(default=1e-4, ge=0)
+    """Weight of mean(logsumexp(logits)^2); trained on, never part of a reported loss."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    plateau: PlateauConfig | None = None
+    """Stop when the reference loss stops improving; None trains for max_steps."""
+    eval_every: int = Field(default=50, ge=0)
+    """Steps between evaluations on the reference set; 0 evaluates only at the end."""
+    checkpoint_every: int = Field(default=200, ge=0)
+    """Steps between checkpoints to resume from; 0 saves only at the end."""
+    overlap_gradients: bool = False
+    """Sum gradients over data-parallel ranks while the backward pass still runs."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; older ones are removed once a newer one is complete."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines of metrics."""
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.plateau is not None and self.eval_every == 0:
+            raise ValueError("plateau detection needs eval_every above 0")
+        return self

@@ -1,0 +1,207 @@
+"""One optimizer step on any layout: Megatron's schedule, gradient buffers and distributed optimizer behind `step`.
+
+Knows how gradients are accumulated, summed over ranks and applied; does not know what the loss means, where batches
+come from, or files. The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the
+gradient that is applied is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number
+of micro-batches and of data-parallel ranks; told that losses are sums per token, it divides by neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import broadcast_in, gather_objects
+from synpro_engine.model.model import Model, run_chunk
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.losses import LossTerms, MicroBatch
+from synpro_engine.train.optimizer import build_optimizer, set_hyperparameters, update
+from synpro_engine.train.schedule import lr_factor
+from synpro_engine.train.traps import refuse_traps
+
+M = TypeVar("M", bound=MicroBatch)
+LossFn = Callable[[Model, Tensor, M], LossTerms]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did; equal on every rank.
+
+    step: steps completed, this one included. loss: sum of the reported losses over the denominator. grad_norm: before
+    clipping. skipped: the gradient was not finite and nothing changed. extras: sums over all micro-batches and ranks.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    skipped: bool
+    extras: dict[str, float]
+
+
+class Engine:
+    """Trains the parameters of `model` that require gradients; the others stay frozen and cost no state.
+
+    Building it moves the trainable parameters into Megatron's contiguous buffers: `Parameter` objects stay the same,
+    their storage does not, so take `data_ptr`s afterwards. All its methods are collective over the whole job.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: OptimizerConfig,
+        *,
+        schedule: ScheduleConfig | None = None,
+        overlap_gradients: bool = False,
+    ) -> None:
+        refuse_traps(model.megatron_config)
+        self.model = model
+        self.optimizer_config = optimizer
+        self.schedule = schedule or ScheduleConfig()
+        self.step_index = 0  # steps completed
+        self.schedule_start = 0  # the step at which the schedule begins
+        self.wrapped: list[Any] = _wrap(model, overlap_gradients)
+        self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
+        self._install_hooks(overlap_gradients)
+
+    def _install_hooks(self, overlap_gradients: bool) -> None:
+        settings: Any = self.model.megatron_config
+        settings.finalize_model_grads_func = _finalize_sums
+        settings.grad_scale_func = None  # no loss scaling: fp32 and bf16 need none
+        hooks = [chunk.no_sync for chunk in self.wrapped] if overlap_gradients else None
+        settings.no_sync_func = hooks[0] if hooks and len(hooks) == 1 else hooks
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.optimizer_config.lr * lr_factor(self.schedule, self.step_index - self.schedule_start)
+
+    def restart_schedule(self) -> None:
+        """Begin the schedule anew at the present step (steps keep their numbers)."""
+        self.schedule_start = self.step_index
+
+    def step(self, microbatches: Sequence[M], loss_fn: LossFn[M], *, denominator: float) -> StepResult:
+        """Accumulate over this data-parallel rank's `microbatches` and update the parameters once.
+
+        denominator: of the whole job, the same on every rank (for a mean over tokens, their number on all ranks).
+        In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
+        """
+        assert denominator > 0, denominator
+        self._check_microbatches(microbatches)
+        self._check_ownership()
+        for chunk in self.wrapped:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums = self._forward_backward(microbatches, loss_fn, denominator)
+        lr = self.lr
+        set_hyperparameters(self.optimizer, self.optimizer_config, lr)
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip)
+        self.step_index += 1
+        totals = self._over_ranks(sums)
+        return StepResult(
+            step=self.step_index,
+            loss=totals.pop("loss") / denominator,
+            grad_norm=grad_norm,
+            lr=lr,
+            skipped=not updated,
+            extras=totals,
+        )
+
+    def _forward_backward(
+        self, microbatches: Sequence[M], loss_fn: LossFn[M], denominator: float
+    ) -> list[dict[str, Tensor]]:
+        """Run the schedule; returns each micro-batch's reported sums (on the last stage, else [])."""
+        sums: list[dict[str, Tensor]] = []
+
+        def forward(batches: Iterator[M], chunk: Any) -> tuple[Tensor, Any]:
+            batch = next(batches)
+
+            def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                terms = loss_fn(self.model, hidden_BSH[:, : batch.tokens_BS.size(1)], batch)
+                assert "loss" not in terms.extras
+                # Copies: the schedule may still write to what it is given.
+                sums.append({k: v.detach().double().clone() for k, v in (("loss", terms.loss), *terms.extras.items())})
+                # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
+                return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
+
+            return run_chunk(chunk, self.model.pad(batch.tokens_BS)), loss
+
+        rows = microbatches[0].tokens_BS
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[iter(microbatches) for _ in self.wrapped],
+            model=list(self.wrapped),
+            num_microbatches=len(microbatches),
+            seq_length=self.model.pad(rows).size(1),
+            micro_batch_size=rows.size(0),
+            forward_only=False,
+        )
+        return sums
+
+    def _over_ranks(self, sums: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Add up over micro-batches and data-parallel ranks, in rank order, and tell every rank the same numbers."""
+        topology = self.model.topology
+        totals: dict[str, float] = {}
+        if topology.is_last_stage:
+            own = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
+            parts = gather_objects(topology.dp, own)
+            totals = {name: math.fsum(part[name] for part in parts) for name in own}
+        return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
+
+    def _check_microbatches(self, microbatches: Sequence[MicroBatch]) -> None:
+        topology = self.model.topology
+        assert microbatches, "a rank without data still needs a micro-batch (with all labels ignored)"
+        if topology.pp.size == 1:
+            return
+        shapes = {tuple(batch.tokens_BS.shape) for batch in microbatches}
+        assert len(shapes) == 1, f"a pipeline needs micro-batches of one shape, got {sorted(shapes)}"
+        if topology.vpp > 1 and len(microbatches) % topology.pp.size:
+            raise UserError(
+                f"`parallel.vpp`: {len(microbatches)} micro-batches per rank cannot be divided by "
+                f"`parallel.pp` = {topology.pp.size}, which an interleaved schedule needs"
+            )
+
+    def _check_ownership(self) -> None:
+        """A second engine on the same model moves its parameters away; updates of the first would go nowhere."""
+        for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
+            if buffer.params[0].untyped_storage().data_ptr() != buffer.param_data.untyped_storage().data_ptr():
+                raise RuntimeError("another engine was built on this model since; only the newest one can train it")
+
+
+def _wrap(model: Model, overlap_gradients: bool) -> list[DistributedDataParallel]:
+    """Megatron's gradient buffers around each chunk; gradients are kept and summed in fp32."""
+    assert any(parameter.requires_grad for parameter in model.parameters()) or model.topology.world_size > 1
+    settings: Any = model.megatron_config
+    # Gradients are sums over tokens: no division by data-parallel ranks in the buffers, none by micro-batches in the
+    # schedule. The buffers read this flag when they are made.
+    settings.calculate_per_token_loss = True
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap_gradients,
+        # Gathering parameters behind the next forward would leave stale weights for whoever reads them between two
+        # steps (the sampler, evaluation, export), so the gather always ends within the step.
+        overlap_param_gather=False,
+        use_distributed_optimizer=True,
+        average_in_collective=False,
+    )
+    return [
+        DistributedDataParallel(config=settings, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(model.chunks)
+    ]
+
+
+def _finalize_sums(chunks: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Megatron's reduction over ranks without its division by a token count."""
+    finalize_model_grads(chunks, None, **kwargs)

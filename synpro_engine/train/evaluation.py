@@ -1,0 +1,34 @@
+"""The loss on held-out batches: a mean over tokens of the whole job, pure cross-entropy.
+
+Knows scores and counts; does not train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import sum_over
+from synpro_engine.model.model import Model
+from synpro_engine.model.scoring import score_tokens
+from synpro_engine.train.losses import LabelledBatch, count_labels
+
+
+def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch: int = 8) -> float:
+    """Mean of -log p(label) in nats over all labels that are not ignored, on all data-parallel ranks.
+
+    batches: this rank's share. Every token weighs the same, whatever the batch or rank it is in; the result is equal on
+    every rank. Collective over the job. Raises UserError when there is not a single label.
+    """
+    device = model.topology.device
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p, labels
+    for batch in batches:
+        scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=micro_batch)
+        totals[0] -= scored.logprob.double().sum()
+        totals[1] += count_labels(batch.labels_BS).to(device)
+    loss, count = sum_over(model.topology.dp, totals).tolist()
+    if count == 0:
+        raise UserError("held-out data: not a single token to predict")
+    return loss / count

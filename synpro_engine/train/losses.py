@@ -1,0 +1,76 @@
+"""What pretraining minimises, as sums over tokens: next-token cross-entropy plus the z-loss.
+
+Knows log-probabilities and masks; does not know layouts, denominators or optimizers. Shapes: B sequences, S positions,
+H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from synpro_engine.model.model import Model
+
+IGNORE = -100
+
+
+class MicroBatch(Protocol):
+    """What the engine itself needs of a micro-batch: token ids, int64 [B, S]. The rest is for the loss."""
+
+    @property
+    def tokens_BS(self) -> Tensor:
+        """Token ids, int64 [B, S], on the engine's device."""
+        ...
+
+
+class LabelledBatch(MicroBatch, Protocol):
+    """Tokens with the id that each position should predict."""
+
+    @property
+    def labels_BS(self) -> Tensor:
+        """Target ids, int64 [B, S]; -100 is ignored."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """Sums over one micro-batch's tokens, fp32 scalars on the device.
+
+    `objective` is differentiated, `loss` is reported; they differ by regularisers, which no reported loss contains.
+    `extras` are further sums to report.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class LanguageModelLoss:
+    """Sum of -log p(label), plus `z_loss` times the sum of logsumexp(logits)^2 (Chowdhery et al., arXiv 2204.02311).
+
+    The z-loss keeps the softmax normaliser near 1; it enters the objective only, and is reported as extra `z_loss`
+    (the weighted sum).
+    """
+
+    def __init__(self, z_loss: float = 0.0) -> None:
+        assert z_loss >= 0
+        self.z_loss = z_loss
+
+    def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
+        """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
+        scored = model.logprobs_from_hidden(hidden_BSH, batch.labels_BS)
+        loss = -scored.logprob.sum()
+        if self.z_loss == 0.0:
+            return LossTerms(objective=loss, loss=loss)
+        # Ignored positions have a logsumexp of 0 by the operation's contract.
+        z = self.z_loss * scored.logsumexp.square().sum()
+        return LossTerms(objective=loss + z, loss=loss, extras={"z_loss": z})
+
+
+def count_labels(labels_BS: Tensor) -> Tensor:
+    """Number of labels that are not ignored, int64 scalar on the device."""
+    return torch.count_nonzero(labels_BS != IGNORE)

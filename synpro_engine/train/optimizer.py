@@ -1,0 +1,85 @@
+"""AdamW over Megatron's distributed optimizer: building it, its parameter groups, and one guarded update.
+
+Knows Megatron's optimizer; does not know schedules, losses or files. Each data-parallel rank keeps the fp32 master
+weights and moments of its own share of the parameters only (ZeRO-1, arXiv 1910.02054).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer_config import ParamKey
+
+from synpro_engine.backend.optimizer_fixes import make_resumable
+from synpro_engine.train.config import OptimizerConfig
+
+MegatronOptimizer = Any  # its classes are not typed
+
+# The embedding keeps its scale by itself; every other parameter decays, norm weights and an untied output layer
+# included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
+_NO_DECAY = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
+
+
+def build_optimizer(
+    config: OptimizerConfig, wrapped: Sequence[DistributedDataParallel], dtype: torch.dtype
+) -> MegatronOptimizer:
+    """The distributed optimizer over the trainable parameters of all chunks. Collective.
+
+    bf16 parameters get fp32 master copies; fp32 parameters are updated in place.
+    """
+    assert dtype in (torch.float32, torch.bfloat16), dtype
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )
+    overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}
+    optimizer: MegatronOptimizer = get_megatron_optimizer(
+        settings, list(wrapped), config_overrides=overrides, use_gloo_process_groups=False
+    )
+    for part in optimizer.chained_optimizers:
+        make_resumable(part)
+    return optimizer
+
+
+def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, lr: float) -> None:
+    """Write this step's settings into every parameter group.
+
+    All of them each time: loading a checkpoint brings back the groups of the run that saved it.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = config.weight_decay * group["wd_mult"]
+        group["betas"] = (config.beta1, config.beta2)
+        group["eps"] = config.eps
+
+
+def update(optimizer: MegatronOptimizer, clip: float) -> tuple[bool, float]:
+    """Clip and apply the reduced gradients; (updated, gradient norm before clipping), equal on every rank.
+
+    Gradients that are not finite are dropped: parameters and moments stay as they were. Parameters are gathered
+    before this returns, so whatever reads them next sees the new ones.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(norm):
+        return False, norm
+    for part in optimizer.chained_optimizers:
+        parameters = part.get_parameters()
+        if clip > 0 and parameters:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+    return bool(optimizer.step_with_ready_grads()), norm

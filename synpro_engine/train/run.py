@@ -1,0 +1,238 @@
+"""The parts of one pretraining run and what moves them on: begin or resume, step, evaluate, save, end.
+
+Knows what a run must remember between checkpoints; the order of things is `trainer`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.dist import broadcast_object, say, sum_over
+from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    step_path,
+)
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.evaluation import held_out_loss
+from synpro_engine.train.losses import LanguageModelLoss, count_labels
+from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.plateau import PlateauDetector
+from synpro_engine.train.throughput import Throughput, flops_per_token
+
+CHECKPOINTS = "checkpoints"
+# Settings that a resumed run may change without becoming another run.
+_FREE = ("max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult:
+    """How a run ended. `tokens` were trained on in this run; losses are nats per token at its end, by set."""
+
+    step: int
+    tokens: int
+    losses: dict[str, float]
+    plateau: bool
+    reason: str
+    checkpoint: Path
+
+
+@dataclass(kw_only=True)
+class RunProgress:
+    """What a checkpoint must carry besides weights, optimizer and data position."""
+
+    first_step: int = 0
+    tokens: int = 0
+    evaluated_at: int = -1
+    losses: dict[str, float] = field(default_factory=dict)
+    plateau: bool = False
+    reason: str = ""
+
+
+class PretrainRun:
+    """One run in its directory. All methods are collective."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        loader: TokenLoader,
+        directory: Path,
+        held_out: Mapping[str, Sequence[Batch]],
+        seed: int | None,
+        start: Path | None,
+    ) -> None:
+        assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
+        if config.plateau is not None and "reference" not in held_out:
+            raise UserError("`train.plateau`: needs a held-out set named `reference`")
+        self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
+        self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
+        self.engine = Engine(
+            model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
+        )
+        self.loss_fn = LanguageModelLoss(config.z_loss)
+        self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
+        self.state = RunProgress()
+        flops = flops_per_token(model.config, loader.seq_len)
+        self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
+        self.saved: Path | None = None
+
+    def begin(self, keep_optimizer: bool, keep_data_position: bool) -> bool:
+        """Load what there is to go on from; whether this directory already held a part of the run."""
+        newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
+        if newest is not None:
+            self._resume(newest)
+            return True
+        if self.start is not None:
+            extra = load_checkpoint(self.start, self.model, self.engine, optimizer_state=keep_optimizer)
+            if not keep_optimizer:
+                self.engine.step_index = int(extra.get("step", 0))
+                self.engine.restart_schedule()
+            if keep_data_position and "data" in extra:
+                self.loader.load_state_dict(extra["data"])
+            self.state.first_step = self.engine.step_index
+        return False
+
+    def _resume(self, newest: Path) -> None:
+        extra = load_checkpoint(newest, self.model, self.engine)
+        _check_same_run(newest, extra["config"], self.config.model_dump(mode="json"))
+        self.loader.load_state_dict(extra["data"])
+        self.state = RunProgress(**extra["progress"])
+        if self.detector is not None:
+            self.detector.load_state_dict(extra["plateau"])
+        self.saved = newest
+        say(self.topology, f"{self.directory}: going on from step {self.engine.step_index}")
+
+    def open_log(self, resumed: bool) -> None:
+        """Metrics are written by rank 0 alone; what lies beyond the resumed step is dropped."""
+        self.log = MetricsLog(
+            self.directory if self.topology.is_main else None,
+            resume_step=self.engine.step_index if resumed else None,
+            tensorboard=self.config.tensorboard,
+        )
+
+    @property
+    def steps_here(self) -> int:
+        """Steps of this run so far."""
+        return self.engine.step_index - self.state.first_step
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.state.plateau or self.steps_here >= self.config.max_steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now."""
+        return every > 0 and self.steps_here % every == 0
+
+    def step(self) -> StepResult:
+        """One optimizer step over the next global batch."""
+        batch = self.loader.next_batch()
+        microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
+        labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
+        result = self.engine.step(microbatches, self.loss_fn, denominator=max(1, int(labels)))
+        tokens = self.loader.global_batch * self.loader.seq_len
+        self.state.tokens += tokens
+        self.throughput.add(tokens)
+        if result.skipped:
+            say(self.topology, f"step {result.step}: skipped, the gradient is not finite")
+        if self.due(self.config.log_every) or result.skipped:
+            self._log_step(result, int(labels))
+        return result
+
+    def _log_step(self, result: StepResult, labels: int) -> None:
+        extras = {name: value / max(1, labels) for name, value in result.extras.items()}
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "skipped": result.skipped}
+        self.log.write(
+            "train",
+            result.step,
+            values | {"tokens": self.state.tokens} | extras | self.throughput.measure(),
+        )
+
+    def evaluate(self, *, judge: bool) -> None:
+        """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss."""
+        if not self.held_out:
+            return
+        with self.throughput.pause():
+            losses = {
+                name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
+                for name, batches in self.held_out.items()
+            }
+        step = self.engine.step_index
+        self.state.losses, self.state.evaluated_at = losses, step
+        values = {f"{name}_loss": loss for name, loss in losses.items()}
+        self.log.write("eval", step, values | {"tokens": self.state.tokens})
+        if judge and self.detector is not None:
+            # Rank 0 decides for all: a loss that differed in its last bit would part the ranks.
+            decision = self.detector.update(self.steps_here, losses["reference"], self.state.tokens)
+            decision = broadcast_object(decision, self.topology)
+            self.state.plateau, self.state.reason = decision.stop, decision.reason
+            self.log.write(
+                "plateau",
+                step,
+                {"stop": decision.stop, "reason": decision.reason, "improvement": decision.improvement},
+            )
+            if decision.stop:
+                say(self.topology, decision.reason)
+
+    def save(self) -> None:
+        """Write a checkpoint from which this run, or a later one, goes on."""
+        directory = self.directory / CHECKPOINTS
+        path = step_path(directory, self.engine.step_index)
+        extra = {
+            "step": self.engine.step_index,
+            "config": self.config.model_dump(mode="json"),
+            "data": self.loader.state_dict(),
+            "progress": asdict(self.state),
+            "plateau": None if self.detector is None else self.detector.state_dict(),
+        }
+        parents = {} if self.start is None else {"start": self.start}
+        with self.throughput.pause():
+            save_checkpoint(path, self.engine, extra, parents=parents, seed=self.seed)
+            prune_checkpoints(directory, self.config.keep_checkpoints, self.topology)
+        self.saved = path
+
+    def end(self) -> PretrainResult:
+        """Evaluate and save what the last step left, unless a finished run was only looked at again."""
+        state, step = self.state, self.engine.step_index
+        if not state.plateau:
+            state.reason = f"all {self.config.max_steps} steps done"
+        path = step_path(self.directory / CHECKPOINTS, step)
+        if self.saved != path:
+            if state.evaluated_at != step:
+                self.evaluate(judge=False)
+            self.save()
+        return PretrainResult(
+            step=step,
+            tokens=state.tokens,
+            losses=dict(state.losses),
+            plateau=state.plateau,
+            reason=state.reason,
+            checkpoint=path,
+        )
+
+
+def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
+    """Cut this rank's rows into micro-batches; a pipeline needs them `equal` (else UserError)."""
+    rows = batch.tokens_BS.size(0)
+    size = min(micro_batch, rows)
+    if equal and rows % size:
+        raise UserError(f"`train.micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
+    parts = zip(batch.tokens_BS.split(size), batch.labels_BS.split(size), strict=True)
+    return [Batch(tokens_BS=tokens, labels_BS=labels) for tokens, labels in parts]
+
+
+def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for key, value in ours.items():
+        if key not in _FREE and theirs.get(key) != value:
+            raise UserError(f"{path}: belongs to a run of other settings: `train.{key}` is {theirs.get(key)} there")

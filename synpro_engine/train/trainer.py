@@ -1,0 +1,55 @@
+"""Pretraining from the first batch to the last checkpoint, resumable at any point.
+
+Knows the order of things: step, log, evaluate, judge, save. Does not know how a step is made (`engine`), where text
+comes from, or what follows a plateau. A run lives in a directory: `metrics.jsonl`, `tensorboard/`, `checkpoints/`.
+Started again on the same directory it goes on from the newest checkpoint and ends with the same bits. Nothing in
+training draws random numbers: the models have no dropout, and the data's order is a function of seed and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.dist import progress
+from synpro_engine.model.model import Model
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.run import PretrainResult, PretrainRun
+
+
+def pretrain(
+    model: Model,
+    config: TrainConfig,
+    loader: TokenLoader,
+    directory: Path,
+    *,
+    held_out: Mapping[str, Sequence[Batch]] | None = None,
+    start: Path | None = None,
+    keep_optimizer: bool = True,
+    keep_data_position: bool = True,
+    seed: int | None = None,
+    label: str = "pretraining",
+) -> PretrainResult:
+    """Train `model` for `config.max_steps` steps, or until the loss on `held_out["reference"]` is on a plateau.
+
+    held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
+    its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
+    Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit.
+    """
+    run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start)
+    resumed = run.begin(keep_optimizer, keep_data_position)
+    run.open_log(resumed)
+    with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:
+        if not resumed:
+            run.evaluate(judge=False)
+        while not run.finished:
+            result = run.step()
+            bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
+            bar.update()
+            if run.due(config.eval_every):
+                run.evaluate(judge=True)
+            if run.due(config.checkpoint_every) and not run.finished:
+                run.save()
+        return run.end()

@@ -1,0 +1,94 @@
+import math
+import random
+import zlib
+
+import pytest
+
+from synpro_engine.evaluate import bits_per_byte, measure_diversity
+
+VOCABULARY = [f"word{index}" for index in range(400)]
+
+
+def _texts(count: int, words: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(VOCABULARY, k=words)) for _ in range(count)]
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.casefold().split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight() -> None:
+    assert bits_per_byte(1000 * math.log(256), 1000) == pytest.approx(8.0)
+
+
+def test_bits_per_byte_without_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        bits_per_byte(1.0, 0)
+
+
+def test_distinct_and_overlap_equal_counting_tuples_of_words() -> None:
+    texts, organic = _texts(7, 60, seed=1), _texts(9, 80, seed=2)
+    texts[0] = organic[3][:200]
+    texts[1] = texts[2]
+    measured = measure_diversity(texts, organic=organic, block_words=10_000)
+    for n, value in ((1, measured.distinct_1), (2, measured.distinct_2), (3, measured.distinct_3)):
+        grams = [gram for text in texts for gram in _ngrams(text, n)]
+        assert value == pytest.approx(len(set(grams)) / len(grams))
+    for n, value in ((4, measured.overlap_4), (8, measured.overlap_8)):
+        known = {gram for text in organic for gram in _ngrams(text, n)}
+        grams = [gram for text in texts for gram in _ngrams(text, n)]
+        assert value == pytest.approx(sum(gram in known for gram in grams) / len(grams))
+        assert value is not None and value > 0
+
+
+def test_ngrams_do_not_cross_from_one_text_into_the_next() -> None:
+    organic = ["one two three four five six seven eight"]
+    halves = measure_diversity(["one two three", "four five six seven eight"], organic=organic)
+    assert halves.overlap_8 is None
+    assert halves.overlap_4 == 1.0  # only the second text has any
+    assert measure_diversity(["a b", "b a"]).distinct_2 == 1.0
+
+
+def test_distinct_does_not_fall_merely_because_there_is_more_text() -> None:
+    short, long = _texts(4, 500, seed=3), _texts(80, 500, seed=3)
+    few, many = measure_diversity(short, block_words=1000), measure_diversity(long, block_words=1000)
+    assert few.distinct_2 is not None and many.distinct_2 is not None
+    assert many.distinct_2 == pytest.approx(few.distinct_2, abs=0.01)
+    unblocked = measure_diversity(long, block_words=10**9).distinct_2
+    assert unblocked is not None and unblocked < few.distinct_2 - 0.02
+
+
+def test_order_case_and_punctuation_of_texts_do_not_matter_to_overlap() -> None:
+    organic = ["The balance has been applied to the public debt, of which no part will remain."]
+    copied = ["the BALANCE has been applied to the public debt of which no part"]
+    assert measure_diversity(copied, organic=organic).overlap_8 == 1.0
+
+
+def test_compression_ratio_is_bytes_over_zlib_bytes_and_rises_with_repetition() -> None:
+    varied, repeated = _texts(10, 80, seed=5), _texts(1, 80, seed=5) * 10
+    raw = "\n".join(varied).encode()
+    measured = measure_diversity(varied).compression_ratio
+    assert measured == pytest.approx(len(raw) / len(zlib.compress(raw, 9)))
+    worse = measure_diversity(repeated).compression_ratio
+    assert measured is not None and worse is not None and worse > 2 * measured
+
+
+def test_lengths_count_words_characters_and_bytes() -> None:
+    measured = measure_diversity(["naïve café", "don't stop now"])
+    assert (measured.texts, measured.words, measured.utf8_bytes) == (2, 5, 26)
+    assert measured.mean_words == 2.5
+    assert measured.mean_chars == 12.0
+
+
+def test_nothing_to_measure_gives_no_ratio() -> None:
+    for texts in ([], [""], ["..."]):
+        measured = measure_diversity(texts, organic=["some text that is long enough to hold eight words"])
+        assert measured.words == 0
+        assert measured.distinct_1 is None and measured.overlap_4 is None
+    assert measure_diversity([]).compression_ratio is None
+
+
+def test_a_lone_surrogate_is_measured_like_any_character() -> None:
+    assert measure_diversity(["broken \ud800 text"]).words == 2

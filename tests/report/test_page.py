@@ -1,0 +1,178 @@
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.report import (
+    Curve,
+    HeldOutLoss,
+    InfluenceValues,
+    OperationYield,
+    PlateauInfo,
+    ReportData,
+    RewardCurves,
+    StageTiming,
+    TokenAccount,
+    render_report,
+    write_report,
+)
+from synpro_engine.report.page import SECTIONS, timeline
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+FILLABLE = [field.name for field in dataclasses.fields(ReportData) if field.name not in ("title", "curve_unit")]
+
+
+class Reader(HTMLParser):
+    """Collects what the tests ask about and fails on a tag that closes nothing."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def _attributes(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            value = value or ""
+            assert not name.startswith("on"), f"event handler {name} in <{tag}>"
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "srcset", "action", "data", "poster"):
+                self.links.append(value)
+            self.references += re.findall(r"url\(#([^)]+)\)", value)
+
+
+@pytest.fixture(scope="module")
+def read(full_page: str) -> Reader:
+    return Reader(full_page)
+
+
+def test_page_is_well_formed(read: Reader) -> None:
+    assert read.open == []
+    assert len(read.ids) == len(set(read.ids)), "an id is used twice"
+
+
+def test_every_reference_inside_the_page_has_a_target(read: Reader) -> None:
+    inner = [link.removeprefix("#") for link in read.links if link.startswith("#")]
+    assert len(inner) > len(SECTIONS)  # the contents and the drawings' markers
+    assert set(inner) | set(read.references) <= set(read.ids)
+
+
+def test_page_loads_nothing_from_outside(full_page: str, read: Reader) -> None:
+    assert all(link.startswith("#") or link == "data:," for link in read.links)
+    style = full_page[full_page.index("<style>") : full_page.index("</style>")]
+    assert "@import" not in style and "url(" not in style
+    assert "http:" not in full_page and "https:" not in full_page
+    assert "default-src 'none'" in full_page
+
+
+def test_text_of_a_run_is_never_markup(full_page: str, read: Reader) -> None:
+    assert "&lt;script&gt;alert" in full_page
+    assert "script" not in read.tags and "img" not in read.tags
+    assert "<b>not markup" not in full_page
+
+
+def test_hostile_characters_do_not_break_the_file(full_report: ReportData, tmp_path: Path) -> None:
+    sample = dataclasses.replace(full_report.samples[2], source="a\u202eb\x1b[0m\ud800", reason="\x00")
+    write_report(ReportData(title="t\ud800", samples=(sample,)), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_bytes().decode("utf-8")
+    assert "a\ufffdb\ufffd[0m\ufffd" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", text)
+
+
+def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None:
+    assert {section.key for section in SECTIONS} <= set(read.ids)
+    assert "not run yet" not in full_page
+    assert read.tags.count("svg") == 2 + 2 + 2 * (3 + 7) + 2
+
+
+def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
+    text = " ".join(" ".join(read.text).split())
+    for shown in ("11 min 59 s", "150,016", "352,256", "1.8345", "4.8688", "91.7%", "31 no entry", "0f3c9d1"):
+        assert shown in text, shown
+    assert "cannot show an effective-token gain" in text
+    assert "every part of the cycle is real and wired" in text
+
+
+def test_same_data_gives_the_same_bytes(full_report: ReportData) -> None:
+    data = dataclasses.replace(full_report, rewards=(), pretrain=())
+    assert render_report(data) == render_report(data)
+
+
+def test_empty_report_says_of_every_section_that_it_has_not_run() -> None:
+    page = render_report(ReportData(title="Just begun"))
+    Reader(page)
+    for section in SECTIONS:
+        body = page.split(f'<section id="{section.key}"')[1].split("</section>")[0]
+        assert "not run yet" in body, section.key
+
+
+@pytest.mark.parametrize("field", FILLABLE)
+def test_any_single_part_renders_without_the_others(full_report: ReportData, field: str) -> None:
+    data = dataclasses.replace(ReportData(title="Half-way"), **{field: getattr(full_report, field)})
+    assert Reader(render_report(data)).open == []
+
+
+def test_degenerate_parts_render() -> None:
+    nan = float("nan")
+    data = ReportData(
+        title="Odd numbers",
+        stages=(StageTiming(name="probe", status="failed", seconds=0.0), StageTiming(name="tune", status="not run")),
+        curve_unit="tokens",
+        pretrain=(Curve(name="training loss", kind="train", x=(1.0,), loss=(nan,)),),
+        arms=(Curve(name="lonely", kind="validation", x=(), loss=()),),
+        plateau=PlateauInfo(x=0, step=0, stopped=False, reason="budget", window_losses=(4.0,)),
+        influence=(
+            InfluenceValues(operation="rephrase", sources=(), generated=()),
+            InfluenceValues(operation="reformat", sources=(0.5, 0.5), generated=(nan,)),
+        ),
+        rewards=(RewardCurves(operation="rephrase", steps=(), total=(), parts={"format": ()}),),
+        yields=(OperationYield(operation="rephrase", kept=0),),
+        tokens=TokenAccount(organic_unique=0, pretrain_seen=0, synthetic={"rephrase": 0}),
+        held_out=(HeldOutLoss(name="none", nats=0.0, tokens=0, utf8_bytes=0),),
+    )
+    page = render_report(data)
+    assert Reader(page).open == []
+    assert "Without a result so far: probe, tune." in page
+
+
+def test_report_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("an older report")
+    write_report(ReportData(title="New"), path)
+    assert "<title>New</title>" in path.read_text(encoding="utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_stages_follow_each_other_on_the_time_axis_unless_their_start_is_known() -> None:
+    stages = (
+        StageTiming(name="a", status="done", seconds=30.0),
+        StageTiming(name="b", status="reused"),
+        StageTiming(name="c", status="done", seconds=10.0, start=50.0),
+        StageTiming(name="d", status="done", seconds=40.0),
+    )
+    assert [bar.left for bar in timeline(stages).bars] == pytest.approx([0, 30, 50, 60])
+    assert [bar.width for bar in timeline(stages).bars] == pytest.approx([30, 0, 10, 40])
+    assert timeline(stages).ticks[0] == (0.0, "0 s")

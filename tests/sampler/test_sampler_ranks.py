@@ -1,0 +1,70 @@
+"""Sampling on tensor-parallel ranks: the same tokens as one process."""
+
+from typing import Any
+
+import torch
+
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.rl.policy import sampled_logprobs
+from synpro_engine.sampler import Kept, Sampler, SamplingConfig
+
+
+def _sample(parallel: ParallelConfig) -> dict[str, Any]:
+    """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for both families."""
+    found: dict[str, Any] = {}
+    with launched(parallel) as topology:
+        for family in ("olmo2", "llama"):
+            config = ModelConfig(
+                family=family, layers=2, d_model=48, heads=8, kv_heads=4, ffn=64, vocab_size=96, seq_len=64,
+                tie_embeddings=family == "llama", init_std=0.2,
+            )  # fmt: skip
+            model = build_model(config, topology, seed=2)
+            prompts = [list(range(1, 14)), [30, 2, 5], [88, 89, 1, 4, 61]]
+            sampling = SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=12)
+            groups = Sampler(model).generate(
+                prompts, group_size=2, sampling=sampling, stop_ids=frozenset({5, 6}), seeds=[4, 5, 6], vocab_limit=90
+            )
+            found[family] = {
+                "ids": [[c.token_ids for c in group] for group in groups],
+                "logprobs": [c.logprobs for group in groups for c in group],
+                "full": [c.full_logprobs for group in groups for c in group],
+            }
+            for name, kept in (("kept", groups[0][0].kept), ("all", None)):
+                found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, kept)
+    return found
+
+
+def _trainer_side(model: Any, prompt: list[int], answer: list[int], kept: Kept | None) -> dict[str, Any]:
+    tokens = torch.tensor([prompt + answer[:-1]])
+    labels = torch.tensor([[-100] * (len(prompt) - 1) + answer])
+    hidden = model.hidden(tokens).detach().requires_grad_()
+    scored = sampled_logprobs(model, hidden, labels, kept, temperature=0.9, vocab_limit=90, entropy=True)
+    scored.logprob.mul(torch.linspace(1, 2, len(answer))).sum().backward()
+    assert scored.entropy is not None and hidden.grad is not None
+    weight = model.output_weight()
+    full = [torch.zeros_like(weight) for _ in range(model.topology.tp.size)]
+    full[model.topology.tp.rank] = weight.grad
+    for rank, shard in enumerate(full):
+        torch.distributed.broadcast(shard, group_src=rank, group=model.topology.tp.group)
+    weight.grad = None
+    return {
+        "logprob": scored.logprob.tolist(), "entropy": scored.entropy.tolist(), "hidden_grad": hidden.grad.tolist(),
+        "weight_grad": torch.cat(full).tolist(),
+    }  # fmt: skip
+
+
+def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does() -> None:
+    alone = _sample(ParallelConfig())
+    for rank in run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False)):
+        for family, expected in alone.items():
+            assert rank[family]["ids"] == expected["ids"]
+            for key in ("logprobs", "full"):
+                for ours, theirs in zip(rank[family][key], expected[key], strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+            for key in ("kept", "all"):
+                for name, value in expected[key].items():
+                    actual = torch.tensor(rank[family][key][name])
+                    torch.testing.assert_close(actual, torch.tensor(value), rtol=1e-4, atol=2e-5, msg=f"{key} {name}")

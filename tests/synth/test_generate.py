@@ -1,0 +1,169 @@
+import dataclasses
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from synpro_engine.config import UserError, read_manifest
+from synpro_engine.data import read_documents
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import run_ranks
+from synpro_engine.synth import (
+    DOCUMENTS,
+    REJECTS,
+    YIELD,
+    GenerateConfig,
+    generate_corpus,
+    operation_named,
+    slice_document,
+    work_list,
+)
+from synpro_engine.synth.ledger import read_commits
+
+SCRIPT = Path(__file__).with_name("generation_job.py")
+JOB = runpy.run_path(str(SCRIPT))
+BATCHES = 12
+TEXTS = {document.id: document.text for document in JOB["make_documents"]()}
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
+def corpus(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted generation in one process."""
+    path = tmp_path_factory.mktemp("generate") / "corpus"
+    JOB["generate"](path, topology)
+    return path
+
+
+def _accepted(corpus: Path) -> list[dict[str, Any]]:
+    with (corpus / DOCUMENTS).open("rb") as file:
+        text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read().decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _rejected(corpus: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (corpus / REJECTS).read_text().splitlines()]
+
+
+def _content(corpus: Path) -> dict[str, bytes]:
+    return {name: (corpus / name).read_bytes() for name in (DOCUMENTS, REJECTS, YIELD)}
+
+
+def test_every_synthetic_text_traces_to_its_source_and_can_be_made_again(corpus: Path) -> None:
+    tokenizer = JOB["make_tokenizer"]()
+    producer_config = JOB["CONFIG"]
+    records = _accepted(corpus)
+    assert records
+    for record in records:
+        origin = record["provenance"]
+        source = TEXTS[origin["source"]][origin["start"] : origin["end"]]
+        operation = operation_named(origin["operation"])
+        assert operation.prompt_version == origin["prompt_version"]
+        again = JOB["generate_one"](tokenizer, operation, source, origin["seed"], origin["member"], producer_config)
+        assert operation.parse(again.raw, finished=origin["finished"]).text == record["text"]
+        assert record["rewards"] == JOB["letters"]([again])[0]
+        assert origin["generator"] == "bigram"
+        assert origin["sampling"] == producer_config.sampling.model_dump()
+
+
+def test_each_prompt_is_answered_exactly_once(corpus: Path) -> None:
+    config = JOB["CONFIG"]
+    items = work_list(JOB["make_documents"](), config, JOB["SEED"])
+    refused = _rejected(corpus)
+    unanswered = {r["id"] for r in refused if r["reason"] == "prompt_too_long"}
+    found = sorted(r["id"] for r in [*_accepted(corpus), *refused])
+    expected = [f"{i.key}:{m}" for i in items for m in range(1 if f"{i.key}:0" in unanswered else config.samples)]
+    assert found == sorted(expected)
+    covered = {(i.slice.doc_id, i.slice.start, i.slice.end) for i in items}
+    slices = [s for d in JOB["make_documents"]() for s in slice_document(d, config.max_chars)]
+    assert covered == {(s.doc_id, s.start, s.end) for s in slices if len(s.text.strip()) >= config.min_source_chars}
+
+
+def test_the_report_counts_what_was_written(corpus: Path, topology: Topology) -> None:
+    report, calls = JOB["generate"](corpus, topology)
+    assert calls == 0, "a finished corpus is read back"
+    refused = _rejected(corpus)
+    reasons = [r["reason"] for r in refused]
+    assert report.rejected == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert {"truncated", "placeholder", "prompt_too_long"} <= set(reasons)
+    assert report.accepted == len(_accepted(corpus)) == len(list(read_documents(str(corpus))))
+    assert report.completions == report.accepted + len(refused)
+    for name, one in report.by_operation.items():
+        scores = [r["rewards"]["letters"] for r in _accepted(corpus) if r["provenance"]["operation"] == name]
+        assert one.accepted == len(scores) > 0
+        assert one.mean_rewards["letters"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_a_killed_generation_goes_on_to_the_same_corpus(corpus: Path, topology: Topology, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(out), "0.3"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while len(read_commits(tmp_path / "corpus.work")) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = read_commits(tmp_path / "corpus.work")
+    assert not out.exists()
+    assert 3 <= len(done) < BATCHES
+    _, calls = JOB["generate"](out, topology)
+    assert calls == BATCHES - len(done)
+    assert _content(out) == _content(corpus)
+    assert read_manifest(out).content_hash == read_manifest(corpus).content_hash
+    assert not (tmp_path / "corpus.work").exists()
+
+
+def _on_ranks(out: str) -> list[int]:
+    """One generation by two data-parallel ranks, one by two tensor-parallel ones; how often each generated."""
+    with launched(ParallelConfig()) as topology:
+        swapped = dataclasses.replace(topology, dp=topology.tp, tp=topology.dp)
+        return [JOB["generate"](Path(out) / name, there)[1] for name, there in (("dp", topology), ("tp", swapped))]
+
+
+def test_the_corpus_does_not_depend_on_the_layout(corpus: Path, tmp_path: Path) -> None:
+    (dp_calls, tp_calls) = zip(*run_ranks(_on_ranks, 2, out=str(tmp_path)), strict=True)
+    assert sum(dp_calls) == BATCHES
+    assert min(dp_calls) >= BATCHES // 2, "data-parallel ranks share the batches evenly"
+    assert tp_calls == (BATCHES, BATCHES), "tensor-parallel ranks all take part in every batch"
+    assert _content(tmp_path / "dp") == _content(tmp_path / "tp") == _content(corpus)
+
+
+def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: Topology) -> None:
+    tokenizer = JOB["make_tokenizer"]()
+    generator = JOB["BigramGenerator"](tokenizer)
+    for config, seed, key in ((GenerateConfig(max_chars=200), JOB["SEED"], "generate"), (JOB["CONFIG"], 4, "seed")):
+        with pytest.raises(UserError, match=f"was made with another `{key}`"):
+            generate_corpus(
+                corpus, JOB["make_documents"](), generator, tokenizer, config, topology,
+                generator_hash="bigram", seed=seed, scorer=JOB["letters"],
+            )  # fmt: skip
+
+
+def test_a_capped_work_list_is_a_spread_out_part_of_the_whole() -> None:
+    documents, config = JOB["make_documents"](), JOB["CONFIG"]
+    whole = work_list(documents, config, 0)
+    some = work_list(documents, config.model_copy(update={"max_slices": 6}), 0)
+    keys = [item.key for item in whole]
+    assert [keys.index(item.key) for item in some] == sorted(keys.index(item.key) for item in some)
+    assert len(some) == 6 * len(config.operations)
+    assert {item.seed for item in some} <= {item.seed for item in whole}
+    assert len({item.seed for item in whole}) == len(whole)
+    assert len({item.slice.doc_id for item in some}) > 2
