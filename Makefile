@@ -9,18 +9,19 @@ SHELL := /bin/bash
 .ONESHELL:
 .PHONY: help setup setup-test run smoke test lint format doctor clean distclean
 
-VENV  := .venv
-PY    := $(VENV)/bin/python
-STAMP := $(VENV)/.synpro
-TORCH := 2.13.0
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.synpro
+TORCH  := 2.13.0
 # The python3 in use, if it is new enough, else the newest one on PATH. Override with `make PYTHON=... run`.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 # pip draws its progress bars on a terminal and keeps quiet in a log.
-PIP   := $(PY) -m pip install --disable-pip-version-check $(shell test -t 2 || echo -q)
+PIPLOG := $(PY) -m pip install --disable-pip-version-check
+PIP    := $(PIPLOG) $(shell test -t 2 || echo -q)
 # Versions are pinned only in an environment that this Makefile filled.
-PINS   = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
-CUDA  := import torch, sys; sys.exit(torch.version.cuda is None)
+PINS    = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
+CUDA   := import torch, sys; sys.exit(torch.version.cuda is None)
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 
 help: ## this list
@@ -101,9 +102,10 @@ $(STAMP)/torch: | $(PY)
 $(STAMP)/package: $(STAMP)/torch pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@echo "==> installing dependencies and compiling csrc (a minute or two)"
 	$(PIP) $(PINS) "setuptools>=77" wheel ninja
-	$(PIP) $(PINS) --no-build-isolation --no-cache-dir -v -e . > $(STAMP)/install.log 2>&1 \
+	$(PIPLOG) $(PINS) --no-build-isolation --no-cache-dir -v -e . > $(STAMP)/install.log 2>&1 \
 		|| { tail -n 30 $(STAMP)/install.log; echo "error: install failed; the log is $(STAMP)/install.log"; exit 1; }
-	grep -ho 'synpro csrc: .*' $(STAMP)/install.log | tail -n 1
+	grep -ho 'synpro csrc: not built.*' $(STAMP)/install.log | tail -n 1 || true
+	echo "    csrc: $$($(PY) -c 'from synpro_kernels.extension import csrc_status; print(csrc_status()[1])')"
 	touch $@
 
 $(STAMP)/test-tools: $(STAMP)/package

@@ -54,7 +54,7 @@ def extension() -> tuple[list[Any], dict[str, Any]]:
 
     # Compiled with OpenMP but not linked against it: the symbols come from whichever OpenMP library torch has loaded,
     # so there is one thread pool and torch.set_num_threads holds here too.
-    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
+    flags = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
     module = CppExtension("synpro_kernels._C", sources, extra_compile_args=flags, include_dirs=[str(ROOT / "csrc")])
     return [module], {"build_ext": OptionalBuild}
 

@@ -17,9 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _PREFIX = "megatron.core"
-_FACTORIES = (
-    "tensor zeros ones empty full arange empty_like zeros_like ones_like full_like rand randn randint".split()
-)
+_FACTORIES = "tensor zeros ones empty full arange empty_like zeros_like ones_like full_like rand randn randint".split()
 
 
 class _Nothing:
@@ -102,7 +100,7 @@ def _cpu_cuda() -> _Proxy:
         **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats"), nothing),
         **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), zero),
     )
-    cuda.random = cuda
+    cuda.__dict__["random"] = cuda
     return cuda
 
 
@@ -126,7 +124,7 @@ def _patch_tensor() -> None:
         return original(self, dtype, non_blocking, **kwargs)
 
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.Tensor.type = type_  # pyright: ignore[reportAttributeAccessIssue]
+    torch.Tensor.type = type_
 
 
 def _patch_module(module: types.ModuleType) -> None:

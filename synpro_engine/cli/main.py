@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from synpro_engine import __version__
+from synpro_engine.backend.quiet import silence_known_warnings
 from synpro_engine.config.errors import UserError
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
@@ -137,12 +138,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _complain(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    from synpro_engine.dist.environment import is_first_process
+
+    if is_first_process():
         print(f"error: {message}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 1 a bug (traceback)."""
+    silence_known_warnings()
     try:
         return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
     except SystemExit as end:

@@ -34,16 +34,16 @@ _SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
 class CorpusConfig(Config):
     """The organic text and how much of it this run may see."""
 
-    source: str = Field("embedded:sotu", min_length=1)
+    source: str = Field(default="embedded:sotu", min_length=1)
     """Documents: `embedded:sotu`, a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, or a directory of those."""
-    piece_chars: int | None = Field(None, ge=100)
+    piece_chars: int | None = Field(default=None, ge=100)
     """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
     document always share a split."""
     split: SplitConfig = SplitConfig()
     """Shares of train, reference and validation documents; disjoint, by hash of the document's id."""
-    max_train_tokens: int | None = Field(None, gt=0)
+    max_train_tokens: int | None = Field(default=None, gt=0)
     """Cap of the training split in tokens: what makes a run data-bound."""
-    max_held_out_tokens: int | None = Field(None, gt=0)
+    max_held_out_tokens: int | None = Field(default=None, gt=0)
     """Cap of the reference and of the validation split, in tokens each."""
 
 
@@ -52,7 +52,7 @@ class TokenizerConfig(Config):
 
     path: str | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
-    vocab_size: int = Field(4096, ge=300)
+    vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
 
 
@@ -78,7 +78,9 @@ def open_tokenizer(stage: Path) -> Tokenizer:
 
 def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
     """Fill the `tokenize` artifact: documents of each split, the tokenizer, and the shards of each split."""
-    splits = {split: list(documents_of(split, _pieces(corpus), corpus.split, seed)) for split in _SPLITS}
+    splits: dict[Split, list[Document]] = {
+        split: list(documents_of(split, _pieces(corpus), corpus.split, seed)) for split in _SPLITS
+    }
     _refuse_empty(splits, corpus)
     words = _obtain_tokenizer(into, tokenizer, splits["train"])
     if words.vocab_size > vocab_size:

@@ -41,7 +41,7 @@ class Cycle:
         self.recipe, self.directory, self.topology = recipe, directory, topology
 
     def claim_directory(self) -> None:
-        """Store the resolved recipe in the run's directory; UserError when another recipe's run is there. Collective."""
+        """Store the resolved recipe in the directory; UserError when another recipe's run is there. Collective."""
         on_main(self.topology, self._claim)
 
     def _claim(self) -> None:
@@ -149,7 +149,9 @@ class Cycle:
             topology=self.topology,
         )
         parents = dict.fromkeys(("tokenize", theta, probe, "import", generator))
-        return self._stage(f"round-{number}/{kind}-{operation}", kind, work, (kind, "generate", "reward", "dtype"), *parents)
+        return self._stage(
+            f"round-{number}/{kind}-{operation}", kind, work, (kind, "generate", "reward", "dtype"), *parents
+        )
 
     def _arm(self, name: str, start: str, rounds: int, steps: int) -> Stage:
         """An arm that trains on from `start` with the synthetic text of the first `rounds` rounds."""
@@ -170,7 +172,11 @@ class Cycle:
     def _ending(self) -> Iterator[Stage]:
         recipe, directory, last = self.recipe, self.directory, self.recipe.rounds
         yield self._arm("repeat", "pretrain", 0, recipe.continued.steps * last)
-        arms = {"at the plateau": "pretrain", "organic + synthetic": f"round-{last}/continue", "repeat organic": "repeat"}
+        arms = {
+            "at the plateau": "pretrain",
+            "organic + synthetic": f"round-{last}/continue",
+            "repeat organic": "repeat",
+        }
         corpora = {op: f"round-{last}/generate-{op}" for op in recipe.generate.operations}
         pair = (self._theta(last), f"round-{last}/probe")
         work = partial(

@@ -76,7 +76,9 @@ def _influence(
     found = {}
     for operation, stage in corpora.items():
         records = _records(stage)
-        slices = [sources[r["provenance"]["source"]][r["provenance"]["start"] : r["provenance"]["end"]] for r in records]
+        slices = [
+            sources[r["provenance"]["source"]][r["provenance"]["start"] : r["provenance"]["end"]] for r in records
+        ]
         found[operation] = {"generated": measure([r["text"] for r in records]), "sources": measure(slices)}
     return found
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
-from synpro_engine.backend import platform
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import run_probe

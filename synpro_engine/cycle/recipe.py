@@ -27,11 +27,11 @@ _RECIPES = Path(__file__).parents[1] / "recipes"
 class GeneratorConfig(Config):
     """The model that rephrases and reformats."""
 
-    source: str = Field("embedded:smollm2-135m", min_length=1)
+    source: str = Field(default="embedded:smollm2-135m", min_length=1)
     """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory (Llama or OLMo-2), or `random`."""
     model: ModelConfig | None = None
     """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
-    seq_len: int | None = Field(None, gt=0)
+    seq_len: int | None = Field(default=None, gt=0)
     """Longest prompt and completion together; the source's own limit where not given."""
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ class ContinueConfig(Config):
 
     steps: int = Field(gt=0)
     """Optimizer steps of each round; the arm that repeats organic text takes as many."""
-    synthetic_share: float | None = Field(None, gt=0, lt=1)
+    synthetic_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the synthetic text in the batches; by default its share of the tokens, so that every text of
     the enlarged pool is seen equally often."""
 
@@ -55,7 +55,7 @@ class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides splits, initial weights, data order and sampling."""
     parallel: ParallelConfig = ParallelConfig()
     dtype: DtypeName = "auto"
@@ -66,10 +66,10 @@ class Recipe(Config):
     pretrain: TrainConfig
     probe: ProbeConfig = ProbeConfig()
     generator: GeneratorConfig = GeneratorConfig()
-    rounds: int = Field(1, ge=1)
+    rounds: int = Field(default=1, ge=1)
     """How often: probe, tune, generate, train on."""
     reward: RewardConfig = RewardConfig()
-    tune: dict[str, GRPOConfig] = {}
+    tune: dict[str, GRPOConfig] = Field(default={})
     """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
     generate: GenerateConfig = GenerateConfig()
     continued: ContinueConfig
@@ -93,5 +93,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         path = _RECIPES / f"{recipe}.yaml"
         if not path.exists():
             names = sorted(known.stem for known in _RECIPES.glob("*.yaml"))
-            raise UserError(f"no recipe `{recipe}`{nearest(recipe, names)}; there are {', '.join(names)}, or a .yaml file")
+            raise UserError(
+                f"no recipe `{recipe}`{nearest(recipe, names)}; there are {', '.join(names)}, or a .yaml file"
+            )
     return load_config(Recipe, path, overrides)

@@ -35,12 +35,20 @@ def score_documents(cycle: Cycle, documents: str, output: Path) -> None:
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = influence.score([words.encode(document.text) for document in mine])
             lines = [
-                {"id": d.id, "influence": s.value, "loss_theta": s.loss_theta, "loss_probe": s.loss_probe, "tokens": s.tokens}
+                {
+                    "id": d.id,
+                    "influence": s.value,
+                    "loss_theta": s.loss_theta,
+                    "loss_probe": s.loss_probe,
+                    "tokens": s.tokens,
+                }
                 for d, s in zip(mine, scores, strict=True)
             ]
             gathered = gather_objects(topology.dp, lines)
             if topology.is_main:
-                _append(output, [line for part in itertools.zip_longest(*gathered) for line in part if line is not None])
+                _append(
+                    output, [line for part in itertools.zip_longest(*gathered) for line in part if line is not None]
+                )
             bar.update(len(batch))
 
 
@@ -57,7 +65,7 @@ def _append(output: Path, lines: list[dict[str, object]]) -> None:
 def _repair(output: Path) -> set[str]:
     """Drop a torn last line and return the ids that are there."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    if not output.exists():
+    if not output.is_file():  # not there yet, or a pipe or device: nothing to read back
         return set()
     text = output.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]

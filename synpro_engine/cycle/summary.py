@@ -36,6 +36,7 @@ from synpro_engine.report import (
     StageTiming,
     TokenAccount,
 )
+from synpro_engine.report.model import CurveKind
 from synpro_engine.rl.trainer import SAMPLES
 from synpro_engine.synth import read_yield
 from synpro_engine.train.metrics import METRICS, read_metrics
@@ -80,7 +81,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         models=run.models(),
         stages=run.timings(stages),
         curve_unit="step",
-        pretrain=run.curves("pretrain", "pretrain"),
+        pretrain=run.curves("pretrain"),
         arms=run.arms(),
         plateau=run.plateau(),
         influence=run.influence(),
@@ -150,15 +151,17 @@ class _Finished:
             )
         return tuple(rows)
 
-    def curves(self, stage: str, name: str) -> tuple[Curve, ...]:
-        """Training, reference and validation loss of one stage over its steps."""
-        train = self.metrics(stage, "train")
-        found = [("train", [(r["step"], r["loss"]) for r in train])]
-        for kind in ("reference", "validation"):
-            found.append((kind, [(r["step"], r[f"{kind}_loss"]) for r in self.metrics(stage, "eval")]))
+    def curves(self, stage: str, name: str | None = None) -> tuple[Curve, ...]:
+        """Training, reference and validation loss of one stage over its steps, named `name` or by their kind."""
+        train, evaluated = self.metrics(stage, "train"), self.metrics(stage, "eval")
+        found: dict[CurveKind, list[tuple[int, float]]] = {
+            "train": [(r["step"], r["loss"]) for r in train],
+            "reference": [(r["step"], r["reference_loss"]) for r in evaluated],
+            "validation": [(r["step"], r["validation_loss"]) for r in evaluated],
+        }
         return tuple(
-            Curve(name=name, kind=kind, x=tuple(p[0] for p in points), loss=tuple(p[1] for p in points))  # pyright: ignore[reportArgumentType]
-            for kind, points in found
+            Curve(name=name or kind, kind=kind, x=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
+            for kind, points in found.items()
             if points
         )
 
@@ -200,6 +203,7 @@ class _Finished:
         return tuple(
             InfluenceValues(operation=name, sources=tuple(v["sources"]), generated=tuple(v["generated"]))
             for name, v in self.results().get("influence", {}).items()
+            if v["generated"]
         )
 
     def rewards(self) -> tuple[RewardCurves, ...]:

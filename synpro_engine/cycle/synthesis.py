@@ -78,9 +78,7 @@ def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Compose
     if recipe.reward.uses("quality"):
         judge, own = load_model(inputs.base, topology, dtype), generator_tokenizer(inputs.base)
         likelihood_of = text_likelihood(judge, own.encode, start_id=own.eos_id)
-    return build_composer(
-        recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device
-    )
+    return build_composer(recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 
 
 def _slices(recipe: Recipe, tokens: Path) -> list[Slice]:

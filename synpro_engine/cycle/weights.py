@@ -47,5 +47,5 @@ def weights_hash(model: Model) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.canonical_state().items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Where this process stands: explicit groups and ranks instead of globals.
 
 Megatron keeps its own globals (`parallel_state`); they are set here once, from the same sizes, and everything
-else is handed a `Topology`. This package is the only reader of torchrun's environment.
+else is handed a `Topology`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,16 +19,17 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Config, UserError
+from synpro_engine.dist.environment import has_rendezvous, read_environment
 
 
 class ParallelConfig(Config):
     """How the ranks divide the model; data parallelism takes what is left."""
 
-    tp: int = Field(1, ge=1)
+    tp: int = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each matrix."""
-    pp: int = Field(1, ge=1)
+    pp: int = Field(default=1, ge=1)
     """Pipeline-parallel size: consecutive stages of layers."""
-    vpp: int | None = Field(None, ge=2)
+    vpp: int | None = Field(default=None, ge=2)
     """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
@@ -77,19 +79,6 @@ class Topology:
         return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1 process"
 
 
-def _environment() -> tuple[int, int, int, int]:
-    """(rank, world size, local rank, local world size) from torchrun, or one process without it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    values = [os.environ.get(name) for name in names]
-    if all(value is None for value in values):
-        return 0, 1, 0, 1
-    try:
-        rank, world, local, local_world = (int(value) for value in values if value is not None)
-    except ValueError:
-        raise UserError(f"environment: {', '.join(names)} must all be set (launch with torchrun)") from None
-    return rank, world, local, local_world
-
-
 def _check(parallel: ParallelConfig, world: int) -> None:
     if world % (parallel.tp * parallel.pp):
         raise UserError(
@@ -106,7 +95,7 @@ def _init_process_group(rank: int, world: int, device: torch.device) -> None:
     if backend == "gloo":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = timedelta(minutes=30)
-    if "MASTER_ADDR" in os.environ:
+    if has_rendezvous():
         bound = device if device.type == "cuda" else None
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout, device_id=bound)
     else:
@@ -120,21 +109,21 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
     """
     from megatron.core import parallel_state, tensor_parallel
 
-    rank, world, local_rank, local_world = _environment()
-    _check(parallel, world)
-    device = platform.device(local_rank)
-    platform.limit_threads(local_world)
-    _init_process_group(rank, world, device)
+    here = read_environment()
+    _check(parallel, here.world_size)
+    device = platform.device(here.local_rank)
+    platform.limit_threads(here.local_world_size)
+    _init_process_group(here.rank, here.world_size, device)
     parallel_state.initialize_model_parallel(parallel.tp, parallel.pp, parallel.vpp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     state = parallel_state
 
-    def axis(group: dist.ProcessGroup) -> Axis:
+    def axis(group: Any) -> Axis:
         return Axis(dist.get_world_size(group), dist.get_rank(group), group)
 
     return Topology(
-        rank=rank,
-        world_size=world,
+        rank=here.rank,
+        world_size=here.world_size,
         device=device,
         tp=axis(state.get_tensor_model_parallel_group()),
         pp=axis(state.get_pipeline_model_parallel_group()),

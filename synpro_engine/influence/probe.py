@@ -24,18 +24,18 @@ from synpro_engine.train.run import split_batch
 class ProbeConfig(Config):
     """How far and how the probe walks. The paper: 100 steps of 64 x 2048 tokens at a constant 1e-4."""
 
-    steps: int = Field(100, gt=0)
+    steps: int = Field(default=100, gt=0)
     """AdamW steps K on the reference split."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     """Constant learning rate."""
-    global_batch: int = Field(64, gt=0)
+    global_batch: int = Field(default=64, gt=0)
     """Sequences of each step, over all data-parallel ranks."""
-    micro_batch: int = Field(8, gt=0)
+    micro_batch: int = Field(default=8, gt=0)
     """Sequences that one rank forwards at once."""
     keep_momentum: bool = True
     """Go on from pretraining's AdamW moments (the paper) or from zero, which keeps the direction of the
     reference data free of what pretraining was about to do."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay; with 0 the displacement holds nothing but gradients."""
 
 

@@ -57,7 +57,7 @@ def build_model(
 def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's settings for this model on this machine and layout."""
     interleaved = topology.vpp > 1
-    flags: dict[str, Any] = platform.megatron_flags()  # pyright: ignore[reportAssignmentType] - many field types
+    flags: dict[str, Any] = platform.megatron_flags()
     return TransformerConfig(
         num_layers=config.layers,
         hidden_size=config.d_model,

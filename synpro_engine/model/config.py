@@ -30,7 +30,7 @@ class ModelConfig(Config):
     """Query heads."""
     kv_heads: int = Field(ge=1)
     """Key and value heads; divides `heads`."""
-    head_dim: int | None = Field(None, ge=2)
+    head_dim: int | None = Field(default=None, ge=2)
     """Width of one head; d_model / heads where not given."""
     ffn: int = Field(ge=1)
     """Width of the gated hidden layer (SwiGLU)."""
@@ -38,13 +38,13 @@ class ModelConfig(Config):
     """Rows of the embedding, padding included."""
     seq_len: int = Field(ge=1)
     """Longest sequence in tokens."""
-    rope_theta: float = Field(500_000.0, gt=0)
+    rope_theta: float = Field(default=500_000.0, gt=0)
     """Base of the rotary position embedding."""
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every RMSNorm."""
     tie_embeddings: bool = False
     """Use the embedding as the output layer too."""
-    init_std: float = Field(0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights, truncated at three of them."""
 
     @field_validator("kv_heads")

@@ -54,8 +54,8 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
         module=FullWidthNormAttention if olmo2 else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,  # pyright: ignore[reportArgumentType] - Megatron passes classes too
-            core_attention=core_attention(dtype),  # pyright: ignore[reportArgumentType]
+            linear_qkv=ColumnParallelLinear,
+            core_attention=core_attention(dtype),
             linear_proj=RowParallelLinear,
         ),
     )

@@ -37,21 +37,21 @@ _REFORMAT_WEIGHTS = {"influence": 3.0, "quality": 1.0, "faithfulness": 1.0, "for
 class RewardConfig(Config):
     """Weights by reward name for each operation, and what the rewards can be told. Names left out weigh 0."""
 
-    rephrase: dict[str, float] = Field(_REPHRASE_WEIGHTS)
+    rephrase: dict[str, float] = Field(default=_REPHRASE_WEIGHTS)
     """The paper's weights, and an anti-copy term that small generators need."""
-    reformat: dict[str, float] = Field(_REFORMAT_WEIGHTS)
+    reformat: dict[str, float] = Field(default=_REFORMAT_WEIGHTS)
     """The same for entries."""
-    influence_min_chars: int = Field(500, ge=0)
+    influence_min_chars: int = Field(default=500, ge=0)
     """Texts with fewer characters have the influence of their source."""
-    influence_clip: float | None = Field(None, gt=0)
+    influence_clip: float | None = Field(default=None, gt=0)
     """Bound on the absolute influence difference, in nats per token; none for no bound."""
-    quality_low: float = Field(1.5, ge=0)
+    quality_low: float = Field(default=1.5, ge=0)
     """Nats per token below which a text counts as too predictable."""
-    quality_high: float = Field(3.7, gt=0)
+    quality_high: float = Field(default=3.7, gt=0)
     """Nats per token above which a text counts as garbled."""
-    similarity_threshold: float | None = Field(0.65, ge=0, le=1)
+    similarity_threshold: float | None = Field(default=0.65, ge=0, le=1)
     """The similarity reward is 1 above it; none gives the graded score instead."""
-    faithfulness_threshold: float = Field(0.6, ge=0, le=1)
+    faithfulness_threshold: float = Field(default=0.6, ge=0, le=1)
     """An entry matched less than this does not count as supported."""
 
     @model_validator(mode="after")

@@ -25,16 +25,17 @@ class TokenEmbedder(Protocol):
         ...
 
 
-def invention_penalty(text: str, source: str, weight: float) -> float:
-    """`weight` times the root of the share of numbers and names that the source lacks, in [0, weight].
+def honesty(text: str, source: str, weight: float) -> float:
+    """1 less `weight` times the root of the share of numbers and names that the source lacks; in [1 - weight, 1].
 
-    The root makes the first inventions cost most: one wrong number in ten already spoils a text.
+    The root makes the first inventions cost most: one wrong number in ten already spoils a text. A factor rather
+    than a subtraction, so that an invention on the topic still differs from another topic.
     """
-    return weight * math.sqrt(unsupported_share(text, source))
+    return 1.0 - weight * math.sqrt(unsupported_share(text, source))
 
 
 class SimilarityReward:
-    """1 if F1 of the token matching, less the penalty for inventions, is over a threshold, else 0.
+    """1 if F1 of the token matching, reduced for invented numbers and names, is over a threshold, else 0.
 
     The paper asks for BERTScore F1 > 0.65. With MiniLM paraphrases lie near 0.8, paraphrases that leave out half
     near 0.65, inventions near 0.5 and other topics near 0.1. With `threshold` None the reward is the graded score.
@@ -46,7 +47,7 @@ class SimilarityReward:
     def __init__(
         self, embedder: TokenEmbedder, *, threshold: float | None = 0.65, invention_weight: float = 0.7
     ) -> None:
-        """`invention_weight`: the penalty when all of a text's numbers and names are invented."""
+        """`invention_weight`: the share lost when all of a text's numbers and names are invented."""
         self._embedder = embedder
         self._threshold = threshold
         self._weight = invention_weight
@@ -62,7 +63,7 @@ class SimilarityReward:
         """Graded similarity of each text to its source, in [0, 1]."""
         matches = _matches(self._embedder, texts, sources)
         return [
-            min(1.0, max(0.0, match.f1 - invention_penalty(text, source, self._weight)))
+            min(1.0, match.f1 * honesty(text, source, self._weight))
             for match, text, source in zip(matches, texts, sources, strict=True)
         ]
 
@@ -70,8 +71,8 @@ class SimilarityReward:
 class FaithfulnessReward:
     """The share of a reformatted text's entries that the source supports, from 0 to 1; 0 without entries.
 
-    An entry is supported when the matching's precision (all of the entry has a counterpart in the source), less
-    the penalty for inventions, reaches a threshold. Topic and content are judged together. The entry sees the
+    An entry is supported when the matching's precision (all of the entry has a counterpart in the source), reduced
+    for invented numbers and names, reaches a threshold. Topic and content are judged together. The entry sees the
     very slice that the generator saw.
     """
 
@@ -79,7 +80,7 @@ class FaithfulnessReward:
     range = (0.0, 1.0)
 
     def __init__(self, embedder: TokenEmbedder, *, threshold: float = 0.6, invention_weight: float = 0.7) -> None:
-        """`invention_weight`: the penalty when all of an entry's numbers and names are invented."""
+        """`invention_weight`: the share lost when all of an entry's numbers and names are invented."""
         self._embedder = embedder
         self._threshold = threshold
         self._weight = invention_weight
@@ -94,7 +95,7 @@ class FaithfulnessReward:
         """Whether each text is supported by its source."""
         matches = _matches(self._embedder, texts, sources)
         return [
-            match.precision - invention_penalty(text, source, self._weight) >= self._threshold
+            match.precision * honesty(text, source, self._weight) >= self._threshold
             for match, text, source in zip(matches, texts, sources, strict=True)
         ]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from itertools import groupby
 
 from synpro_engine.reward.types import Candidate
+from synpro_engine.reward.words import common_subsequence
 
 _KINDS = (
     ("list", re.compile(r"\s*(?:[-*+\u2022]|\(?\d{1,3}[.)])\s+\S")),
@@ -47,7 +47,8 @@ def _blocks(lines: Sequence[str]) -> list[str]:
 
 
 def _ratio(a: Sequence[str], b: Sequence[str]) -> float:
-    return SequenceMatcher(None, a, b, autojunk=False).ratio()
+    """Twice the longest common subsequence over both lengths (Dice): 1 for equal, 0 for nothing in common."""
+    return 2 * common_subsequence(a, b) / (len(a) + len(b)) if a or b else 1.0
 
 
 class StructureReward:

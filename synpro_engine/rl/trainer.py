@@ -155,8 +155,9 @@ class _Run:
         for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
         self._logs[0].write("grpo", step + 1, values)
-        for rollout in rollouts[: self._config.log_samples]:
-            self._logs[1].write("sample", step + 1, sample_values(rollout))
+        wanted = min(self._config.log_samples, len(rollouts))
+        for at in range(wanted):  # spread over the prompts
+            self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
     def _update(self, rollouts: Sequence[Rollout]) -> tuple[list[StepResult], float, float]:

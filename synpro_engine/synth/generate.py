@@ -18,12 +18,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_manifest
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
-from synpro_engine.dist import Topology, barrier, broadcast_object, on_main, progress
+from synpro_engine.dist import Topology, barrier, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
 from synpro_engine.synth.records import Generator, Producer, Scorer
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
@@ -54,7 +55,7 @@ def generate_corpus(
     checkpoint, `inputs` whatever else the outcome depends on (say, the checkpoints behind the rewards), `parents`
     the artifacts it was made from. A finished corpus of the same settings is returned as it is.
 
-    Raises UserError for unknown operations, a work list without items, `path` holding (or begun with) other
+    Raises UserError for a work list without items, `path` holding (or begun with) other
     settings, damaged parts, and a full disk; what was already written stays and is used by the next start.
     """
     producer = Producer(
@@ -69,8 +70,8 @@ def generate_corpus(
         _run(work, producer, items, topology)
         barrier(topology)
         on_main(topology, lambda: _merge(path, work, producer, items, settings, parents or {}, seed))
-    if topology.is_main:
-        shutil.rmtree(work, ignore_errors=True)
+    if topology.is_main and work.exists():
+        shutil.rmtree(work)
     return on_main(topology, lambda: read_yield(path))
 
 
@@ -121,7 +122,7 @@ def _must_equal(found: Mapping[str, Any], settings: Mapping[str, Any], where: Pa
 def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topology) -> None:
     """Answer this rank's share of what is not on disk yet."""
     units = batches(items, producer.config.batch_prompts)
-    done = broadcast_object(on_main(topology, lambda: sorted(read_commits(work))), topology)
+    done = on_main(topology, lambda: sorted(read_commits(work)))
     mine = sorted(set(range(len(units))) - set(done))[topology.dp.rank :: topology.dp.size]
     before = len(done) * producer.config.batch_prompts // topology.dp.size
     total = before + sum(len(units[unit]) for unit in mine)
@@ -134,19 +135,10 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
             bar.update(len(units[unit]))
 
 
-class _NoPart:
-    """Stands where a rank computes along with its tensor-parallel group and writes nothing."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _open_part(work: Path, topology: Topology) -> PartWriter | _NoPart:
+def _open_part(work: Path, topology: Topology) -> AbstractContextManager[PartWriter | None]:
+    """This data-parallel rank's part; None where a rank computes along with its group and another one writes."""
     writes = topology.tp.rank == 0 and topology.pp.rank == 0
-    return PartWriter(work, topology.dp.rank) if writes else _NoPart()
+    return PartWriter(work, topology.dp.rank) if writes else nullcontext()
 
 
 def _records(work: Path, units: int) -> Iterator[dict[str, Any]]:

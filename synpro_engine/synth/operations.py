@@ -56,8 +56,8 @@ class Operation:
 
     def without_prefill(self) -> Operation:
         """The same operation where the model has to write the heading itself, and is told to."""
-        told = f'{self.instructions} Begin with the line "{self.heading}".'
-        return dataclasses.replace(self, prefill="", instructions=told)
+        told = "" if self.heading in self.instructions else f' Begin with the line "{self.heading}".'
+        return dataclasses.replace(self, prefill="", instructions=self.instructions + told)
 
 
 REPHRASE = Operation(
@@ -66,7 +66,7 @@ REPHRASE = Operation(
     instructions=(
         "You are a text rewriter. Rewrite the input text in other words. Keep every fact, name, number, pronoun, "
         "technical term and example, and keep the layout. Leave out navigation, advertisements and footers. "
-        "Add nothing. Write the rewritten text only."
+        f'Add nothing. Begin with the line "{REPHRASE_HEADING}".'
     ),
     prefill=REPHRASE_HEADING + "\n",
     example=None,

@@ -37,7 +37,7 @@ class Reject(StrEnum):
     PLACEHOLDER = "placeholder"
     """A bracket that asks to be filled in, such as `[topic]`, was left in."""
     COMMENTARY = "commentary"
-    """The answer talks about its own wording."""
+    """The answer talks about its own wording from the start."""
     NO_ENTRIES = "no_entries"
     """No line has the form `- Topic: ... Content: ...` and says something of its own."""
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -105,27 +105,35 @@ def _body(raw: str, heading: str) -> str | Reject:
     return raw[found[0].end() :].strip()
 
 
-def _is_commentary(text: str) -> bool:
-    """Whether a paragraph speaks of how the text was reworded, as small instruct models like to end."""
-    return any(_OWN_WORK.match(part) and _WORDING.search(part) for part in re.split(r"\n\s*\n", text))
+def _without_commentary(body: str) -> tuple[str, bool]:
+    """The text up to the first paragraph that speaks of the rewording itself, and whether there is such a one.
+
+    Small instruct models like to end with one; what precedes it is whole.
+    """
+    for paragraph in re.finditer(r"(?:^|\n\s*\n)(?P<text>[^\n]+)", body):
+        line = paragraph["text"][:400]
+        if _OWN_WORK.match(line) and _WORDING.search(line):
+            return body[: paragraph.start()].rstrip(), True
+    return body, False
 
 
 def parse_rephrase(raw: str, *, min_chars: int, finished: bool = True) -> Parsed:
-    """Read a paraphrase; `finished` says whether the generator ended it itself."""
+    """Read a paraphrase; `finished` says whether the generator ended it itself. Closing commentary is cut off."""
     body = _body(raw, REPHRASE_HEADING)
     if isinstance(body, Reject):
         return _refused(body)
     if not body:
         return _refused(Reject.EMPTY)
-    if not finished:
+    text, cut = _without_commentary(body)
+    if not finished and not cut:
         return _refused(Reject.TRUNCATED)
-    if len(body) < min_chars:
-        return _refused(Reject.TOO_SHORT)
-    if _PLACEHOLDER.search(body):
-        return _refused(Reject.PLACEHOLDER)
-    if _is_commentary(body):
+    if not text:
         return _refused(Reject.COMMENTARY)
-    return Parsed(ok=True, text=body)
+    if len(text) < min_chars:
+        return _refused(Reject.TOO_SHORT)
+    if _PLACEHOLDER.search(text):
+        return _refused(Reject.PLACEHOLDER)
+    return Parsed(ok=True, text=text)
 
 
 def _says_something(entry: Entry, example_words: Set[str]) -> bool:

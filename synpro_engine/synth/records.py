@@ -61,7 +61,7 @@ class Producer:
     operations: Mapping[str, Operation] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look the operations up once; UserError for an unknown name."""
+        """Look the operations up once."""
         found = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
         object.__setattr__(self, "operations", found)
 

@@ -9,31 +9,32 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from synpro_engine.config import Config
+from synpro_engine.config import Config, nearest
 from synpro_engine.data import Document, stable_hash
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth.chat import ChatFormat
+from synpro_engine.synth.operations import OPERATIONS
 from synpro_engine.synth.slices import Slice, slice_document
 
 
 class GenerateConfig(Config):
     """What is generated from a corpus, and how."""
 
-    operations: tuple[str, ...] = Field(("rephrase", "reformat"), min_length=1)
+    operations: tuple[str, ...] = Field(default=("rephrase", "reformat"), min_length=1)
     """Names of the operations; each slice is given to each of them."""
-    max_chars: int = Field(7000, gt=0)
+    max_chars: int = Field(default=7000, gt=0)
     """Most characters of a slice."""
-    min_source_chars: int = Field(64, ge=1)
+    min_source_chars: int = Field(default=64, ge=1)
     """Slices with fewer characters (besides white space at their ends) are left out."""
-    max_slices: int | None = Field(None, gt=0)
+    max_slices: int | None = Field(default=None, gt=0)
     """Most slices worked on, spread over the corpus by hash; none for all."""
-    samples: int = Field(1, gt=0)
+    samples: int = Field(default=1, gt=0)
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
-    """How completions are drawn."""
-    max_prompt_tokens: int = Field(2048, gt=0)
+    """How completions are drawn; what is left out when it is given takes the sampler's defaults."""
+    max_prompt_tokens: int = Field(default=2048, gt=0)
     """Longer prompts are rejected without generating."""
     prefill: bool = True
     """Start the assistant's turn with the heading; small models seldom write it exactly."""
@@ -41,22 +42,34 @@ class GenerateConfig(Config):
     """Read an answer that ran out of tokens as if it had ended there."""
     chat_format: ChatFormat = "auto"
     """Layout of the prompt; `auto` is ChatML where the tokenizer has its tokens, else plain text."""
-    batch_prompts: int = Field(16, gt=0)
+    batch_prompts: int = Field(default=16, gt=0)
     """Prompts generated together and put on disk together; a kill loses at most these."""
+
+    @field_validator("operations")
+    @classmethod
+    def _check_operations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in OPERATIONS:
+                raise ValueError(f"no operation `{name}`{nearest(name, OPERATIONS)}")
+        if len(set(names)) < len(names):
+            raise ValueError("an operation is named twice")
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
-    """One prompt to be answered `samples` times."""
+    """One prompt to be answered `samples` times. `key` names source, place and operation, unique in a work list."""
 
     slice: Slice
     operation: str
+    key: str
     seed: int
 
-    @property
-    def key(self) -> str:
-        """Names source, place and operation; unique in a work list."""
-        return f"{self.slice.doc_id}:{self.slice.start}-{self.slice.end}:{self.operation}"
+
+def _item(piece: Slice, operation: str, seed: int) -> WorkItem:
+    key = f"{piece.doc_id}:{piece.start}-{piece.end}:{operation}"
+    # Below 2**63, so that it fits every reader's integer.
+    return WorkItem(slice=piece, operation=operation, key=key, seed=stable_hash(seed, "synth.sample", key) >> 1)
 
 
 def _slices(documents: Iterable[Document], config: GenerateConfig) -> list[Slice]:
@@ -75,14 +88,7 @@ def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) 
     slices = _slices(documents, config)
     if config.max_slices is not None:
         slices = _spread(slices, config.max_slices, seed)
-    items = []
-    for piece in slices:
-        for operation in config.operations:
-            item = WorkItem(slice=piece, operation=operation, seed=0)
-            # Below 2**63, so that it fits every reader's integer.
-            item_seed = stable_hash(seed, "synth.sample", item.key) >> 1
-            items.append(WorkItem(slice=piece, operation=operation, seed=item_seed))
-    return items
+    return [_item(piece, operation, seed) for piece in slices for operation in config.operations]
 
 
 def batches(items: list[WorkItem], size: int) -> list[list[WorkItem]]:

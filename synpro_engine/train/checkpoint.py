@@ -29,7 +29,7 @@ from synpro_engine.config.artifact import hash_directory
 from synpro_engine.dist import Topology, barrier, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint_safety import check_index
+from synpro_engine.train.checkpoint_safety import check_readable
 from synpro_engine.train.engine import Engine
 
 KIND = "checkpoint"
@@ -201,7 +201,7 @@ def _read_description(path: Path) -> tuple[Manifest, dict[str, Any]]:
     manifest = _checkpoint_manifest(path)
     if hash_directory(path) != manifest.content_hash:
         raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
-    check_index(path / _STATE)
+    check_readable(path / _STATE)
     return manifest, json.loads((path / _EXTRA).read_text(encoding="utf-8"))
 
 

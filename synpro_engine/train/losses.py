@@ -13,9 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
-
-IGNORE = -100
 
 
 class MicroBatch(Protocol):

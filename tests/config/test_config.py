@@ -9,14 +9,14 @@ from synpro_engine.config import Config, UserError, load_config, to_yaml
 
 
 class _Inner(Config):
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     steps: int = 3
     names: tuple[str, ...] = ()
 
 
 class _Outer(Config):
     train: _Inner = _Inner()
-    parts: dict[str, _Inner] = {}
+    parts: dict[str, _Inner] = Field(default={})
     other: _Inner | None = None
     seed: int = 0
 
@@ -67,5 +67,5 @@ def test_bad_input_is_one_line_that_names_the_place(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing.yaml: no such file"):
+    with pytest.raises(UserError, match=r"nothing.yaml: no such file"):
         load_config(_Outer, tmp_path / "nothing.yaml")

@@ -42,9 +42,7 @@ def _loader(seed: int, topology: Topology) -> TokenLoader:
         load_ids=lambda: [str(i) for i in range(40)],
     )
     dp = topology.dp
-    return TokenLoader(
-        {"text": corpus}, {"text": 1.0}, CONFIG.seq_len, 4, seed, dp_rank=dp.rank, dp_size=dp.size
-    )
+    return TokenLoader({"text": corpus}, {"text": 1.0}, CONFIG.seq_len, 4, seed, dp_rank=dp.rank, dp_size=dp.size)
 
 
 def _pretrained(topology: Topology, directory: Path) -> Path:
@@ -136,7 +134,9 @@ def test_changed_weights_make_cached_scores_an_error(topology: Topology, theta: 
 
 
 def test_momentum_kept_or_not_gives_another_displacement(topology: Topology, theta: Path) -> None:
-    kept, fresh = (_pair(theta, topology, PROBE.model_copy(update={"keep_momentum": keep}))[1] for keep in (True, False))
+    kept, fresh = (
+        _pair(theta, topology, PROBE.model_copy(update={"keep_momentum": keep}))[1] for keep in (True, False)
+    )
     assert any(not torch.equal(a, b) for a, b in zip(kept.parameters(), fresh.parameters(), strict=True))
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
 
-from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched
+from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, sum_over
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -73,16 +75,27 @@ def _gradients(model: Model, tokens_BS: torch.Tensor, labels_BS: torch.Tensor) -
     return {name: tensor.numpy() for name, tensor in full.items()}
 
 
+def _gradient_norm(model: Model, topology: Topology) -> float:
+    """Over what Megatron counts: each shard once, replicated and tied parameters on one rank only."""
+    counted = [p for p in model.parameters() if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)]
+    squares = sum((p.main_grad.square().sum() for p in counted), torch.zeros(()))  # pyright: ignore
+    for axis in (topology.tp, topology.pp):
+        sum_over(axis, squares)
+    return squares.sqrt().item()
+
+
 def _facts(topology: Topology, config: ModelConfig) -> Facts:
     model = build_model(config, topology, seed=5)
     initial = model.canonical_state()
     model.load_canonical(_shaken(initial))
     scores = score_tokens(model, *_batch(), micro_batch=2, entropy=True, temperature=0.9)
     assert scores.entropy is not None
+    gradients = _gradients(model, *_batch())
     return {
         "initial": {name: tensor.numpy() for name, tensor in initial.items()},
         "scores": {"logprob": scores.logprob.numpy(), "entropy": scores.entropy.numpy()},
-        "gradients": _gradients(model, *_batch()),
+        "gradients": gradients,
+        "norm": {"gradients": np.array(_gradient_norm(model, topology))},
     }
 
 
@@ -112,7 +125,7 @@ def test_every_layout_equals_one_process_in_values_scores_and_gradients() -> Non
             assert list(facts["initial"]) == list(want["initial"]), where
             for tensor in want["initial"]:
                 np.testing.assert_array_equal(facts["initial"][tensor], want["initial"][tensor], err_msg=where)
-            for kind in ("scores", "gradients"):
+            for kind in ("scores", "gradients", "norm"):
                 for tensor, value in want[kind].items():
                     scale = np.abs(value).max()
                     error = np.abs(facts[kind][tensor] - value).max()

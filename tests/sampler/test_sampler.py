@@ -1,5 +1,6 @@
 """The sampler against the model's own forward, and against itself in other company."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Axis, Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -117,8 +118,8 @@ class _Operands(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in self.FUNCTIONS:
-            self.addresses |= {arg.data_ptr() for arg in args if isinstance(arg, Parameter)}
-            assert all(isinstance(weight, Parameter) for weight in args[1:2] if isinstance(weight, torch.Tensor))
+            given = (*args, *(kwargs or {}).values())
+            self.addresses |= {value.data_ptr() for value in given if isinstance(value, Parameter)}
         return func(*args, **(kwargs or {}))
 
 
@@ -192,3 +193,10 @@ def test_progress_counts_every_sequence_once(model: Model) -> None:
 
 def test_no_prompts_give_no_completions(model: Model) -> None:
     assert Sampler(model).generate([], group_size=2, sampling=GREEDY, stop_ids=NEVER, seeds=[]) == []
+
+
+def test_a_pipeline_is_refused(model: Model) -> None:
+    here = model.topology
+    stages = dataclasses.replace(here, pp=Axis(size=2, rank=0, group=here.pp.group))
+    with pytest.raises(UserError, match=r"`parallel.pp`"):
+        Sampler(dataclasses.replace(model, topology=stages))

@@ -122,16 +122,10 @@ def generate(out: Path, topology: Topology, seconds: float = 0.0) -> tuple[Yield
     tokenizer = make_tokenizer()
     generator = BigramGenerator(tokenizer, seconds)
     report = generate_corpus(
-        out,
-        make_documents(),
-        generator,
-        tokenizer,
-        CONFIG,
-        topology,
-        generator_hash="bigram",
-        seed=SEED,
-        scorer=letters,
-    )
+        out, make_documents(), generator, tokenizer, CONFIG, topology,
+        generator_hash="bigram", seed=SEED, scorer=letters,
+    )  # fmt: skip
+    return report, generator.calls
 
 
 if __name__ == "__main__":

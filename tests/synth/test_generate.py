@@ -17,6 +17,9 @@ from synpro_engine.config import UserError, read_manifest
 from synpro_engine.data import read_documents
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
     DOCUMENTS,
     REJECTS,
@@ -24,7 +27,9 @@ from synpro_engine.synth import (
     GenerateConfig,
     generate_corpus,
     operation_named,
+    render_chat,
     slice_document,
+    stop_ids,
     work_list,
 )
 from synpro_engine.synth.ledger import read_commits
@@ -167,3 +172,29 @@ def test_a_capped_work_list_is_a_spread_out_part_of_the_whole() -> None:
     assert {item.seed for item in some} <= {item.seed for item in whole}
     assert len({item.seed for item in whole}) == len(whole)
     assert len({item.slice.doc_id for item in some}) > 2
+
+
+def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topology: Topology, tmp_path: Path) -> None:
+    tokenizer = JOB["make_tokenizer"]()
+    shape = ModelConfig(family="llama", layers=2, d_model=32, heads=2, kv_heads=1, ffn=64, vocab_size=320, seq_len=1024)
+    sampler = Sampler(build_model(shape, topology, seed=1))
+    config = GenerateConfig(
+        operations=("rephrase",), max_chars=150, max_slices=5, batch_prompts=2, keep_truncated=True,
+        sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
+    )  # fmt: skip
+    generate_corpus(
+        tmp_path / "corpus", JOB["make_documents"](), sampler, tokenizer, config, topology,
+        generator_hash="tiny", seed=0,
+    )  # fmt: skip
+    records = _accepted(tmp_path / "corpus")
+    assert records
+    for record in records:
+        origin = record["provenance"]
+        operation = operation_named(origin["operation"])
+        source = TEXTS[origin["source"]][origin["start"] : origin["end"]]
+        [[alone]] = sampler.generate(
+            [render_chat(operation.messages(source), operation.prefill, tokenizer)],
+            group_size=1, sampling=SamplingConfig(**origin["sampling"]), stop_ids=stop_ids(tokenizer),
+            seeds=[origin["seed"]], vocab_limit=tokenizer.vocab_size,
+        )  # fmt: skip
+        assert operation.parse(operation.prefill + tokenizer.decode(alone.token_ids)).text == record["text"]

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from synpro_engine.config import UserError
-from synpro_engine.synth import HEADINGS, OPERATIONS, Operation, operation_named
+from synpro_engine.config import UserError, load_config
+from synpro_engine.synth import HEADINGS, OPERATIONS, GenerateConfig, Operation, operation_named
 
 EVERY = [*OPERATIONS.values(), *(operation.without_prefill() for operation in OPERATIONS.values())]
 
@@ -48,3 +48,7 @@ def test_the_prompt_version_follows_every_word_shown(field: str) -> None:
 def test_an_unknown_operation_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean `rephrase`"):
         operation_named("rephrse")
+    with pytest.raises(UserError, match=r"`operations`: no operation `reformatt` \(did you mean `reformat`"):
+        load_config(GenerateConfig, {"operations": ["reformatt"]})
+    with pytest.raises(UserError, match="named twice"):
+        load_config(GenerateConfig, {"operations": ["reformat", "reformat"]})

@@ -59,7 +59,7 @@ def test_parse_takes_linear_time_on_hostile_text(raw: str) -> None:
         (f"{REPHRASE.heading}\n \n", True, Reject.EMPTY),
         (f"{REPHRASE.heading}\nThe mill.", True, Reject.TOO_SHORT),
         (f"{REPHRASE.heading}\nThe fire of [insert date] took the mill.", True, Reject.PLACEHOLDER),
-        (f"{REPHRASE.heading}\n{TEXT}\n\nI made a few changes for clarity.", True, Reject.COMMENTARY),
+        (f"{REPHRASE.heading}\nI made a few changes for clarity.\n\n{TEXT}", True, Reject.COMMENTARY),
         (f"{REPHRASE.heading}\n{TEXT}\n\nI have made up my mind: the mill stays.", True, None),
         (f"{REPHRASE.heading}\n{TEXT} [applause]", True, None),
         (f"\n{REPHRASE.heading} {TEXT}", True, None),
@@ -67,6 +67,12 @@ def test_parse_takes_linear_time_on_hostile_text(raw: str) -> None:
 )
 def test_each_fault_of_a_paraphrase_has_its_reason(raw: str, finished: bool, reason: Reject | None) -> None:
     assert REPHRASE.parse(raw, finished=finished).reason == reason
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_closing_commentary_is_cut_off_a_paraphrase_that_is_whole_without_it(finished: bool) -> None:
+    raw = f"{REPHRASE.heading}\n{TEXT}\n\nIt stood again.\n \nI made some changes to the original text. I also"
+    assert REPHRASE.parse(raw, finished=finished).text == f"{TEXT}\n\nIt stood again."
 
 
 def test_entries_are_read_line_by_line_once_each_and_eight_at_most() -> None:

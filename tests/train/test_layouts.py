@@ -1,8 +1,5 @@
 """The engine's contract: every layout trains like one process, and any layout goes on from any other's checkpoint."""
 
-import contextlib
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,9 @@ from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from tests.train.jobs import free_ports, job
 
-SHAPE = dict(layers=4, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
+SHAPE = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 FAMILIES = {
     "olmo2": ModelConfig(family="olmo2", **SHAPE),
     "tied llama": ModelConfig(family="llama", tie_embeddings=True, **SHAPE),
@@ -30,17 +28,17 @@ OPTIMIZER = OptimizerConfig(lr=3e-3, eps=1e-3, clip=0.3)
 SCHEDULE = ScheduleConfig(warmup_steps=2)
 STEPS = 3
 TWO = {
-    "TP2": dict(tp=2),
-    "TP2 SP": dict(tp=2, sequence_parallel=True),
-    "PP2": dict(pp=2),
-    "DP2": dict(),
-    "DP2 overlap": dict(),
+    "TP2": {"tp": 2},
+    "TP2 SP": {"tp": 2, "sequence_parallel": True},
+    "PP2": {"pp": 2},
+    "DP2": {},
+    "DP2 overlap": {},
 }
 FOUR = {
-    "TP2 PP2 VP2 SP": dict(tp=2, pp=2, vpp=2, sequence_parallel=True),
-    "DP2 PP2 VP2": dict(pp=2, vpp=2),
-    "DP2 PP2": dict(pp=2),
-    "DP2 TP2": dict(tp=2),
+    "TP2 PP2 VP2 SP": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True},
+    "DP2 PP2 VP2": {"pp": 2, "vpp": 2},
+    "DP2 PP2": {"pp": 2},
+    "DP2 TP2": {"tp": 2},
 }
 
 
@@ -65,14 +63,6 @@ def train(engine: Engine, steps: range, z_loss: float = 1e-2) -> list[tuple[floa
     return [(result.loss, result.grad_norm, result.extras["z_loss"]) for result in results]
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
-
-
 def run_layouts(
     layouts: dict[str, dict[str, int]], families: list[str], directory: Path, resume: dict[str, str], ports: list[int]
 ) -> dict[str, list[tuple[float, ...]]]:
@@ -80,9 +70,7 @@ def run_layouts(
     found: dict[str, list[tuple[float, ...]]] = {}
     for family in families:
         for name, layout in layouts.items():
-            # A job of its own each time: a rank that is early must not find the last job's store.
-            os.environ["MASTER_PORT"] = str(ports.pop())
-            with launched(ParallelConfig(**layout)) as topology:
+            with job(ParallelConfig(**layout), ports.pop()) as topology:
                 overlap = name.endswith("overlap")
                 model = build_model(FAMILIES[family], topology)
                 engine = Engine(model, OPTIMIZER, schedule=SCHEDULE, overlap_gradients=overlap)

@@ -27,9 +27,7 @@ def test_cosine_passes_its_half_and_stays_at_the_floor():
 
 @pytest.mark.parametrize(("shape", "halfway"), [("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
 def test_wsd_is_stable_then_decays(shape, halfway):
-    config = ScheduleConfig(
-        kind="wsd", warmup_steps=5, total_steps=100, decay_steps=20, decay_shape=shape, floor=0.0
-    )
+    config = ScheduleConfig(kind="wsd", warmup_steps=5, total_steps=100, decay_steps=20, decay_shape=shape, floor=0.0)
     assert {lr_factor(config, step) for step in range(5, 81)} == {1.0}
     assert lr_factor(config, 90) == pytest.approx(halfway)
     assert lr_factor(config, 100) == lr_factor(config, 101) == 0.0

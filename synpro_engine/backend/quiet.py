@@ -1,0 +1,26 @@
+"""Warnings of other libraries that say nothing a user of this engine can act on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+# Each with what it is about; anything that is not listed here is still shown.
+_KNOWN = (
+    "Apex is not installed",  # optional; `synpro doctor` says what serves instead
+    "Transformer Engine and Apex are not installed",
+    r".*torch\.jit\.script_method.* is deprecated",  # Megatron's
+    r".*(reduce_scatter_tensor|all_gather_into_tensor|_reduce_scatter_base|_all_gather_base).* is deprecated",
+    r".*`load_state_dict` is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    "When using async grad allreduce it is recommended",  # a CUDA setting
+    "TypedStorage is deprecated",
+)
+
+
+def silence_known_warnings() -> None:
+    """Keep the known notices of Megatron and torch off the terminal, in this process and those it starts."""
+    for message in _KNOWN:
+        warnings.filterwarnings("ignore", message=message)
+    # Worker processes of a distributed checkpoint save start without these filters.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning,ignore::DeprecationWarning")

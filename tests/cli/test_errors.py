@@ -1,0 +1,155 @@
+"""Bad input gets one line that names file, line or key, and exit code 2; no traceback."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.cli.main import main
+
+
+def _text(seed: int) -> str:
+    """Three hundred words put together from syllables: enough variety for a small vocabulary."""
+    chance = random.Random(seed)
+    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")]
+    return " ".join("".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(300)) + "."
+
+
+def _documents(path: Path, count: int = 30) -> Path:
+    lines = [json.dumps({"id": f"d{i}", "text": _text(i)}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "smok"], "no recipe `smok` (did you mean `smoke`?)"),
+        (["run", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["run", "smoke", "pretrian.max_steps=3"], "unknown key `pretrian` (did you mean `pretrain`?)"),
+        (["run", "smoke", "tune.rephrase.step=3"], "unknown key `tune.rephrase.step` (did you mean `steps`?)"),
+        (["run", "smoke", "pretrain.max_steps=many"], "`pretrain.max_steps`"),
+        (["run", "smoke", "model.kv_heads=3"], "`model.kv_heads`: must divide heads (4)"),
+        (["run", "smoke", "generate.operations=[rephrase, summarise]"], "no operation `summarise`"),
+        (["run", "smoke", "reward.rephrase.influense=1.0"], "`influense`"),
+        (["run", "smoke", "parallel.tp=2"], "tp 2 x pp 1 does not divide the 1 process(es)"),
+    ],
+)
+def test_a_fault_of_the_config_names_its_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert message in _refused(capsys, *arguments, "--dir", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a", "text": "x"', "docs.jsonl:31"),
+        ('{"id": "a"}', "docs.jsonl:31"),
+        ('{"id": "d3", "text": "again"}', "docs.jsonl:31"),
+    ],
+    ids=["malformed", "no text", "an id twice"],
+)
+def test_a_bad_document_is_named_by_file_and_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, message: str
+) -> None:
+    path = _documents(tmp_path / "docs.jsonl")
+    path.write_text(path.read_text() + line + "\n")
+    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "--dir", str(tmp_path / "run"))
+    assert message in error
+
+
+def test_an_empty_corpus_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text("")
+    error = _refused(
+        capsys, "tokenize", "smoke", f"corpus.source={tmp_path / 'docs.jsonl'}", "--dir", str(tmp_path / "run")
+    )
+    assert "docs.jsonl: no documents" in error
+
+
+def test_a_directory_of_another_config_is_refused_and_stays_as_it_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, run = _documents(tmp_path / "docs.jsonl"), tmp_path / "run"
+    assert main(["tokenize", "smoke", f"corpus.source={path}", "--dir", str(run)]) == 0
+    config = (run / "config.yaml").read_text()
+    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "seed=8", "--dir", str(run))
+    assert "holds a run of another config: `seed` is 7 there, 8 here" in error
+    assert (run / "config.yaml").read_text() == config and (run / "tokenize" / "manifest.json").exists()
+
+
+def test_no_space_on_the_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    # /dev/full answers every write with "no space left on device".
+    path = _documents(tmp_path / "docs.jsonl", 40)
+    run = tmp_path / "run"
+    assert main(["probe", "smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", str(run)]) == 0
+    capsys.readouterr()
+    error = _refused(
+        capsys, "influence", "smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", str(run),
+        "--input", str(path), "--output", "/dev/full",
+    )  # fmt: skip
+    assert "No space left on device" in error
+
+
+def test_influence_needs_a_probe_and_export_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, run = _documents(tmp_path / "docs.jsonl"), str(tmp_path / "run")
+    source = f"corpus.source={path}"
+    assert main(["tokenize", "smoke", source, "--dir", run]) == 0
+    capsys.readouterr()
+    error = _refused(
+        capsys,
+        "influence",
+        "smoke",
+        source,
+        "--dir",
+        run,
+        "--input",
+        str(path),
+        "--output",
+        str(tmp_path / "scores.jsonl"),
+    )
+    assert "no probe yet" in error
+    error = _refused(capsys, "export", "smoke", source, "--dir", run, "--output", str(tmp_path / "hf"))
+    assert "pretrain: no such finished stage" in error
+
+
+def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, run, scores = _documents(tmp_path / "docs.jsonl", 40), str(tmp_path / "run"), tmp_path / "scores.jsonl"
+    arguments = ["smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", run]
+    assert main(["probe", *arguments]) == 0
+    scored = ["influence", *arguments, "--input", str(path), "--output", str(scores)]
+    assert main(scored) == 0
+    whole = scores.read_text()
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"d{i}" for i in range(40)]
+    scores.write_text("\n".join(whole.splitlines()[:7]) + '\n{"id": "d7", "infl')
+    assert main(scored) == 0
+    assert [json.loads(line)["id"] for line in scores.read_text().splitlines()] == [f"d{i}" for i in range(40)]
+    assert main(["export", *arguments, "--output", str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["influence"], ["export"], ["tune"]])
+def test_help_names_what_a_command_takes(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Usage: synpro" in shown and ("RECIPE" in shown or not command)
+
+
+def test_doctor_lists_every_part_with_its_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "torch", "GPUs", "communication", "megatron-core", "triton", "csrc", "flash-attn", "transformer-engine", "apex",
+        "attention", "optimizer",
+    ):  # fmt: skip
+        assert any(line.startswith(part) for line in shown.splitlines()), part
+    assert "broken:" not in shown

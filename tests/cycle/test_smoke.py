@@ -1,0 +1,126 @@
+"""The whole cycle for real, on the `smoke` recipe: alone, killed and resumed, and on two processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from synpro_engine.train.metrics import read_metrics
+
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+_RUN = [sys.executable, "-m", "synpro_engine", "run", "smoke"]
+_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def _finish(command: list[str], directory: Path) -> str:
+    done = subprocess.run(
+        [*command, "--dir", str(directory)], env=_ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def _kill_when(ready: Callable[[], bool], directory: Path) -> None:
+    """Start the run and end it with SIGKILL as soon as `ready`."""
+    process = subprocess.Popen(
+        [*_RUN, "--dir", str(directory)], env=_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _losses(directory: Path, stage: str) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in read_metrics(directory / stage / "metrics.jsonl") if r["kind"] == "train"]
+
+
+def _documents(directory: Path, operation: str) -> str:
+    path = directory / "round-1" / f"generate-{operation}" / "corpus" / "docs.jsonl.zst"
+    with zstandard.open(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def _results(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "evaluate" / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on one process."""
+    directory = tmp_path_factory.mktemp("runs") / "alone"
+    _finish(_RUN, directory)
+    return directory
+
+
+def test_the_cycle_ends_with_every_stage_and_a_report(alone: Path) -> None:
+    stages = {json.loads(line)["stage"] for line in (alone / "stages.jsonl").read_text().splitlines()}
+    names = "probe tune-rephrase tune-reformat generate-rephrase generate-reformat shards continue"
+    assert stages == {"tokenize", "pretrain", "import", "repeat", "evaluate"} | {f"round-1/{n}" for n in names.split()}
+    page = (alone / "report.html").read_text()
+    assert "cannot show an effective-token gain" in page and "not run yet" not in page
+    names = [row["name"] for row in _results(alone)["held_out"]]
+    assert names == ["at the plateau", "organic + synthetic", "repeat organic"]
+
+
+def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path) -> None:
+    losses = [loss for _, loss in _losses(alone, "pretrain")]
+    assert losses[-1] < losses[0] - 0.5
+    assert [s for s, _ in _losses(alone, "repeat")] == [s for s, _ in _losses(alone, "round-1/continue")]
+
+
+def test_every_synthetic_text_traces_to_its_source(alone: Path) -> None:
+    with zstandard.open(alone / "tokenize" / "documents" / "train.jsonl.zst", "rt", encoding="utf-8") as file:
+        sources = {record["id"]: record["text"] for record in map(json.loads, file)}
+    records = [json.loads(line) for line in _documents(alone, "rephrase").splitlines()]
+    assert records
+    for record in records:
+        where = record["provenance"]
+        assert sources[where["source"]][where["start"] : where["end"]].strip()
+        rewards = record["rewards"]
+        unweighted = math.fsum(value for name, value in rewards.items() if name != "total")
+        assert rewards["total"] == pytest.approx(
+            unweighted + 2 * rewards["influence"]
+        )  # weights 3, 1, 1...
+
+
+def test_a_finished_run_started_again_repeats_nothing(alone: Path) -> None:
+    before = (alone / "stages.jsonl").read_text()
+    said = _finish(_RUN, alone)
+    assert "[pretrain] there already" in said and (alone / "stages.jsonl").read_text() == before
+
+
+def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    _kill_when(lambda: (run / "pretrain.partial" / "checkpoints" / "step-00000020").exists(), run)
+    _kill_when(lambda: any((run / "round-1" / "tune-rephrase.partial" / "checkpoints").glob("step-*")), run)
+    work = run / "round-1" / "generate-rephrase.partial" / "corpus.work"
+    _kill_when(lambda: work.exists() and len(list(work.iterdir())) > 1, run)
+    assert "going on from step" in _finish(_RUN, run) or (run / "report.html").exists()
+    for stage in ("pretrain", "repeat", "round-1/continue"):
+        assert _losses(run, stage) == _losses(alone, stage)
+    assert _documents(run, "rephrase") == _documents(alone, "rephrase")
+    assert _results(run) == _results(alone)
+
+
+@pytest.mark.parametrize("layout", [["parallel.tp=1"], ["parallel.tp=2"]], ids=["DP2", "TP2"])
+def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list[str]) -> None:
+    run = tmp_path / "two"
+    _finish([*_TWO, *_RUN[1:], *layout], run)
+    for stage in ("pretrain", "repeat"):
+        ours, theirs = _losses(run, stage), _losses(alone, stage)
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
+    assert (run / "report.html").exists()

@@ -1,0 +1,81 @@
+"""Stages are done once, redone when what they were made from changed, and resumed from what they left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.config import UserError, partial_path
+from synpro_engine.cycle.stages import Stage, run_stages, stage_times
+from synpro_engine.dist import ParallelConfig, Topology, launched
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as here:
+        yield here
+
+
+class _Log:
+    """Two stages, the second made from the first; remembers which ones worked."""
+
+    def __init__(self) -> None:
+        self.worked: list[str] = []
+
+    def stages(self, first: str = "a", second: str = "b", interrupt: bool = False) -> list[Stage]:
+        def write(into: Path, name: str, text: str) -> None:
+            self.worked.append(name)
+            trail = into / "trail"
+            trail.write_text((trail.read_text() if trail.exists() else "") + text)
+            if interrupt and name == "second":
+                raise KeyboardInterrupt
+
+        return [
+            Stage("first", "one", lambda into: write(into, "first", first), {"text": first}),
+            Stage("deep/second", "two", lambda into: write(into, "second", second), {"text": second}, ("first",)),
+        ]
+
+
+def test_finished_stages_are_not_repeated(topology: Topology, tmp_path: Path) -> None:
+    log = _Log()
+    for _ in range(2):
+        run_stages(tmp_path, log.stages(), topology)
+    assert log.worked == ["first", "second"]
+    assert set(stage_times(tmp_path)) == {"first", "deep/second"}
+
+
+def test_a_changed_setting_redoes_its_stage_and_what_follows(topology: Topology, tmp_path: Path) -> None:
+    log = _Log()
+    run_stages(tmp_path, log.stages(), topology)
+    run_stages(tmp_path, log.stages(second="c"), topology)
+    assert log.worked == ["first", "second", "second"]
+    run_stages(tmp_path, log.stages(first="z", second="c"), topology)
+    assert log.worked[3:] == ["first", "second"]
+    assert (tmp_path / "deep" / "second" / "trail").read_text() == "c"
+
+
+def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: Path) -> None:
+    log = _Log()
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, log.stages(interrupt=True), topology)
+    assert not (tmp_path / "deep" / "second").exists()
+    run_stages(tmp_path, log.stages(), topology)
+    assert (tmp_path / "deep" / "second" / "trail").read_text() == "bb"
+    assert not partial_path(tmp_path / "deep" / "second").exists()
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["second"]
+
+
+def test_work_left_from_other_inputs_is_not_used(topology: Topology, tmp_path: Path) -> None:
+    log = _Log()
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, log.stages(interrupt=True), topology)
+    run_stages(tmp_path, log.stages(second="c"), topology)
+    assert (tmp_path / "deep" / "second" / "trail").read_text() == "c"
+
+
+def test_a_command_runs_up_to_its_own_stages(topology: Topology, tmp_path: Path) -> None:
+    log = _Log()
+    run_stages(tmp_path, log.stages(), topology, until="one")
+    assert log.worked == ["first"]
+    with pytest.raises(UserError, match="no stage for `three`"):
+        run_stages(tmp_path, log.stages(), topology, until="three")

@@ -1,0 +1,192 @@
+"""The trainer's side of a rollout: its log-probabilities, its gradient, its reference."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.dist import Topology
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.model import Model
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.kept import kept_logprob
+from synpro_engine.rl.policy import PolicyLoss, micro_batches, sampled_logprobs, with_reference
+from synpro_engine.rl.reference import make_reference, prepare_policy
+from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
+from synpro_engine.sampler import Kept, Sampler, SamplingConfig
+from synpro_engine.synth import Candidate, Parsed, Slice
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+
+VOCAB, LIMIT = 80, 75  # five ids of padding
+PARSED = Parsed(ok=True, text="")
+CANDIDATE = Candidate(operation="rephrase", source="", raw="", parsed=PARSED)
+
+
+def model_of(topology: Topology, family: str = "olmo2", seed: int = 1) -> Model:
+    config = ModelConfig(
+        family="olmo2" if family == "olmo2" else "llama", layers=3, d_model=32, heads=4, kv_heads=2, ffn=48,
+        vocab_size=VOCAB, seq_len=64, tie_embeddings=family == "llama", init_std=0.2,
+    )  # fmt: skip
+    return build_model(config, topology, seed=seed)
+
+
+def config_of(top_p: float = 0.8, temperature: float = 1.3, **settings: object) -> GRPOConfig:
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_new_tokens=12)
+    values = {"steps": 1, "prompts_per_step": 3, "group_size": 2, "micro_batch": 4, "sampling": sampling}
+    return GRPOConfig.model_validate(values | settings)
+
+
+def rollouts_of(model: Model, config: GRPOConfig) -> list[Rollout]:
+    """Ragged prompts, completions of different lengths, an advantage of its own for each."""
+    prompts = [[3, 9, 27], [5], [1, 2, 4, 8, 16, 32, 64]]
+    sampled = Sampler(model).generate(
+        prompts, group_size=config.group_size, sampling=config.sampling, stop_ids=frozenset(range(8)), seeds=[1, 2, 3],
+        vocab_limit=LIMIT,
+    )  # fmt: skip
+    piece = Slice(doc_id="d", start=0, end=1, text="x")
+    return [
+        Rollout(
+            prompt=Prompt(source=piece, token_ids=prompt), member=member, completion=completion, candidate=CANDIDATE,
+            reward=0.0, parts={}, advantage=0.5 + index - member,
+        )
+        for index, (prompt, group) in enumerate(zip(prompts, sampled, strict=True))
+        for member, completion in enumerate(group)
+    ]  # fmt: skip
+
+
+def batches_of(model: Model, config: GRPOConfig) -> list[RolloutBatch]:
+    return micro_batches(rollouts_of(model, config), config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama"])
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (1.0, 0.6), (0.8, 1.3), (0.3, 1.0)])
+def test_sampler_log_probabilities_equal_the_trainers(
+    topology: Topology, family: str, top_p: float, temperature: float
+) -> None:
+    model, config = model_of(topology, family), config_of(top_p, temperature)
+    total = 0
+    for batch in batches_of(model, config):
+        assert (batch.kept is None) == (top_p == 1.0)
+        scored = sampled_logprobs(
+            model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.kept, temperature=temperature,
+            vocab_limit=LIMIT,
+        )  # fmt: skip
+        torch.testing.assert_close(scored.logprob.detach(), batch.behaviour_N, rtol=0, atol=1e-5)
+        total += len(batch.behaviour_N)
+    assert total > 20
+
+
+def kept_of(rows: list[list[int]]) -> Kept:
+    counts = torch.tensor([0] + [len(row) for row in rows])
+    return Kept(offsets=counts.cumsum(0), ids=torch.tensor([i for row in rows for i in row], dtype=torch.int32))
+
+
+def test_probabilities_over_a_kept_set_sum_to_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(1, 16, generator=generator), torch.randn(40, 16, generator=generator)
+    ids = [2, 3, 17, 39]
+    rows = hidden.expand(4, -1)
+    scored = kept_logprob(rows, weight, torch.tensor(ids), kept_of([ids] * 4), temperature=0.7)
+    assert abs(float(scored.logprob.exp().sum()) - 1.0) < 1e-6
+    assert scored.entropy is not None
+    torch.testing.assert_close(scored.entropy[0], -(scored.logprob.exp() * scored.logprob).sum())
+
+
+def test_kept_log_probabilities_and_gradients_equal_masked_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [[1, 5], [7], list(range(30)), [0, 29, 3]]
+    target = torch.tensor([5, 7, 11, 0])
+    hidden, weight = (torch.randn(n, 24, generator=generator, requires_grad=True) for n in (4, 30))
+    scored = kept_logprob(hidden, weight, target, kept_of(rows), temperature=1.7)
+    outer = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    actual = torch.autograd.grad((outer * scored.logprob).sum(), (hidden, weight))
+    mask = torch.full((4, 30), float("-inf"))
+    for row, ids in enumerate(rows):
+        mask[row, ids] = 0.0
+    plain = torch.log_softmax(hidden.double() @ weight.double().T / 1.7 + mask, -1)[torch.arange(4), target]
+    expected = torch.autograd.grad((outer * plain).sum(), (hidden, weight))
+    torch.testing.assert_close(scored.logprob, plain.float(), rtol=0, atol=2e-6)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_outside_its_kept_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="kept"):
+        kept_logprob(torch.ones(2, 4), torch.ones(9, 4), torch.tensor([1, 2]), kept_of([[1], [3]]), temperature=1.0)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggregation: str) -> None:
+    """The engine's gradient against -A log p by hand, over logits written out, mean by tokens or by sequences."""
+    model = model_of(topology)
+    config = config_of(kl_beta=0.0, aggregation=aggregation)
+    rollouts = rollouts_of(model, config)
+    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+    denominator = float(tokens if aggregation == "token" else len(rollouts))
+    by_hand = torch.zeros(())
+    for rollout in rollouts:
+        prompt, completion = rollout.prompt.token_ids, rollout.completion
+        hidden = model.hidden(torch.tensor([prompt + completion.token_ids[:-1]]))[0, len(prompt) - 1 :]
+        logits = hidden @ model.output_weight().T / config.sampling.temperature
+        assert completion.kept is not None
+        sets = completion.kept.ids.long().split(completion.kept.offsets.diff().tolist())
+        logprobs = [
+            row[ids].log_softmax(-1)[ids.tolist().index(token)]
+            for row, ids, token in zip(logits, sets, completion.token_ids, strict=True)
+        ]
+        share = 1.0 if aggregation == "token" else 1.0 / len(logprobs)
+        by_hand = by_hand - rollout.advantage * share * torch.stack(logprobs).sum() / denominator
+    expected = torch.autograd.grad(by_hand, list(model.parameters()))
+    norm = torch.stack([gradient.square().sum() for gradient in expected]).sum().sqrt()
+
+    engine = Engine(model, OptimizerConfig(lr=1e-30, weight_decay=0.0, clip=0.0))
+    batches = micro_batches(rollouts, config, topology.device)
+    result = engine.step(batches, PolicyLoss(config, LIMIT), denominator=denominator)
+    assert abs(result.grad_norm / float(norm) - 1.0) < 1e-4
+    accumulated: Any
+    for (name, accumulated), gradient in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(accumulated.main_grad, gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradient_are_zero(topology: Topology) -> None:
+    model = model_of(topology)
+    config = config_of(kl_beta=1.0)
+    reference = prepare_policy(model, config)
+    assert reference is not None
+    for batch in batches_of(model, config):
+        batch = with_reference(batch, reference, config, LIMIT)
+        still = RolloutBatch(**{**vars(batch), "advantage_N": torch.zeros_like(batch.advantage_N)})
+        terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS), still)
+        assert float(terms.extras["kl"]) == 0.0
+        gradients = torch.autograd.grad(terms.objective, list(model.parameters()), allow_unused=True)
+        assert all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology) -> None:
+    model = model_of(topology, "llama")
+    config = config_of(train_last_blocks=1)
+    reference = prepare_policy(model, config)
+    assert reference is not None
+    engine = Engine(model, OptimizerConfig(lr=0.1))
+    batches = batches_of(model, config)
+    before = [with_reference(batch, reference, config, LIMIT).reference_N for batch in batches]
+    engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0)
+
+    shared = {name for name, p in model.named_parameters() if not p.requires_grad}
+    own = dict(reference.named_parameters())
+    assert 0 < len(shared) < len(own)
+    for name, parameter in model.named_parameters():
+        assert (parameter.data_ptr() == own[name].data_ptr()) == (name in shared)
+        assert torch.equal(parameter, own[name]) == (name in shared), "the trained block must have moved, nothing else"
+    for batch, old in zip(batches, before, strict=True):
+        now = with_reference(batch, reference, config, LIMIT).reference_N
+        assert now is not None and old is not None and torch.equal(now, old)
+
+
+def test_a_reference_of_a_wholly_trainable_model_shares_nothing(topology: Topology) -> None:
+    model = model_of(topology)
+    reference = make_reference(model)
+    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, reference))
+    assert not ours & theirs

@@ -1,0 +1,96 @@
+"""GRPO as a whole: it learns, it resumes exactly, and it does not depend on the layout."""
+
+import dataclasses
+import functools
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import Topology
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.rollouts import PromptSource
+from synpro_engine.train.metrics import read_metrics
+
+
+@functools.cache
+def toy() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).with_name("toy.py")))
+
+
+def numbers(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run without its clocks."""
+    records = read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in ("time", "kind") and not k.startswith("seconds/")} for r in records]
+
+
+def test_tuning_raises_the_reward_and_reports_what_it_did(topology: Topology, tmp_path: Path) -> None:
+    result, _ = toy()["run"](topology, tmp_path)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert result.last_reward > result.first_reward + 0.15
+    assert records[0]["reward"] == result.first_reward
+    first = records[0]
+    assert first["reward"] == pytest.approx(first["reward/share_a"] + 0.25 * first["reward/share_e"])
+    assert first["sampler_gap"] < 1e-5 and first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-7) and records[-1]["kl"] > 0.0
+    assert {"entropy", "clip_fraction", "grad_norm", "lr", "length", "seconds/rollout", "seconds/train"} <= first.keys()
+    samples = [json.loads(line) for line in (tmp_path / "samples" / "metrics.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == list(range(1, 13))
+    assert samples[0]["source"] in {"one", "two", "three", "four"} and "completion" in samples[0]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_numbers_and_weights(topology: Topology, tmp_path: Path) -> None:
+    settings = {"steps": 7, "checkpoint_every": 3, "updates_per_rollout": 2, "log_samples": 2}
+    config = GRPOConfig.model_validate(toy()["CONFIG"].model_dump() | settings)
+    _, whole = toy()["run"](topology, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        toy()["run"](topology, tmp_path / "killed", config, kill_after=5)
+    assert len(numbers(tmp_path / "killed")) == 5
+    result, resumed = toy()["run"](topology, tmp_path / "killed", config)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    samples = [tmp_path / name / "samples" for name in ("killed", "whole")]
+    assert numbers(samples[0]) == numbers(samples[1])
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert result.policy.is_dir()
+    other = config.model_copy(update={"clip_high": 0.5})
+    with pytest.raises(UserError, match="`clip_high`"):
+        toy()["run"](topology, tmp_path / "killed", other)
+
+
+def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topology, tmp_path: Path) -> None:
+    headed = dataclasses.replace(toy()["OPERATION"], prefill="here:\n")
+    for name, prefill in (("with", True), ("without", False)):
+        config = GRPOConfig.model_validate(toy()["CONFIG"].model_dump() | {"steps": 1, "prefill": prefill})
+        toy()["run"](topology, tmp_path / name, config, operation=headed)
+        (sample,) = read_metrics(tmp_path / name / "samples" / "metrics.jsonl")
+        assert sample["completion"].startswith("here:\n") == prefill
+        assert sample["text"] == sample["completion"], "the parser is shown the whole answer"
+
+
+def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> None:
+    config = GRPOConfig(prompts_per_step=3)
+    source = PromptSource(toy()["SLICES"], toy()["OPERATION"], toy()["Letters"](), config, 64, seed=2)
+    keys = [prompt.key for step in range(4) for prompt in source.at(step)]
+    for epoch in range(3):
+        assert len(set(keys[4 * epoch : 4 * epoch + 4])) == 4
+    assert keys[:4] != keys[4:8] or keys[4:8] != keys[8:], "each pass has an order of its own"
+
+
+def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_error() -> None:
+    arguments = toy()["SLICES"], toy()["OPERATION"], toy()["Letters"]()
+    lengths = sorted(len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(), 64, seed=0).prompts)
+    some = PromptSource(*arguments, GRPOConfig(max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
+    assert 0 < some.left_out < 4 and all(len(p.token_ids) < lengths[-1] for p in some.prompts)
+    with pytest.raises(UserError, match=f"`max_prompt_tokens`.*shortest has {lengths[0]}"):
+        PromptSource(*arguments, GRPOConfig(max_prompt_tokens=3), 64, seed=0)
+
+
+def test_greedy_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        GRPOConfig.model_validate({"sampling": {"temperature": 0.0}})

@@ -1,0 +1,48 @@
+"""GRPO over data-parallel ranks: the same tuning as in one process."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist.testing import run_ranks
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.train.metrics import read_metrics
+
+
+def numbers(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run without its clocks."""
+    records = read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k not in ("time", "kind") and not k.startswith("seconds/")} for r in records]
+
+
+def _tune(directory: Path, parallel: ParallelConfig) -> dict[str, Any]:
+    """Three steps with everything on that looks across ranks: batch-wide scaling, two updates, ragged batches."""
+    toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
+    settings = {"steps": 3, "normalisation": "per_reward", "updates_per_rollout": 2, "micro_batch": 5}
+    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | settings)
+    with launched(parallel) as topology:
+        _, policy = toy["run"](topology, directory, config)
+        weights = {name: tensor.tolist() for name, tensor in policy.canonical_state().items()}
+        odd = config.model_copy(update={"prompts_per_step": 3})
+        refusal = ""
+        if topology.dp.size > 1:
+            with pytest.raises(UserError) as fault:
+                toy["run"](topology, directory / "odd", odd)
+            refusal = str(fault.value)
+    return {"weights": weights, "refusal": refusal}
+
+
+def test_two_data_parallel_ranks_tune_as_one_process_does(tmp_path: Path) -> None:
+    alone = _tune(tmp_path / "alone", ParallelConfig())
+    both = run_ranks(_tune, 2, directory=tmp_path / "both", parallel=ParallelConfig())
+    for ours, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alone"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for rank in both:
+        assert rank["refusal"].startswith("`prompts_per_step`: 3 cannot be divided by 2")
+        for name, value in alone["weights"].items():
+            torch.testing.assert_close(torch.tensor(rank["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)

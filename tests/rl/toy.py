@@ -1,0 +1,97 @@
+"""A whole tuning job that takes seconds: letters as tokens, a tiny generator, a reward for one letter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from synpro_engine.dist import Topology
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.model import Model
+from synpro_engine.reward import Candidate, Composer
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.trainer import TuneResult, tune
+from synpro_engine.sampler import SamplingConfig
+from synpro_engine.synth import Operation, Parsed, Reject, Slice
+from synpro_engine.train.config import OptimizerConfig
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz \n.:"
+SLICES = [Slice(doc_id=f"d{i}", start=0, end=len(t), text=t) for i, t in enumerate(("one", "two", "three", "four"))]
+
+
+class Letters:
+    """One id per letter; the last id ends a document."""
+
+    vocab_size, eos_id, pad_id = len(LETTERS) + 1, len(LETTERS), len(LETTERS)
+    fingerprint = "0" * 64
+
+    def encode(self, text: str) -> list[int]:
+        return [max(0, LETTERS.find(letter)) for letter in text.lower()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(LETTERS[i] for i in ids if i != self.eos_id)
+
+    def special_id(self, literal: str) -> int | None:
+        return None
+
+    def save(self, directory: Path) -> Path:
+        return directory
+
+
+class Share:
+    """The share of one letter in the text; may break off after some calls, as a killed run does."""
+
+    range = (0.0, 1.0)
+
+    def __init__(self, letter: str, calls: int | None = None) -> None:
+        self.name, self._letter, self._left = f"share_{letter}", letter, calls
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+        if self._left is not None:
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+        return [c.parsed.text.count(self._letter) / max(1, len(c.parsed.text)) for c in candidates]
+
+
+def _parse(raw: str, *, min_chars: int, finished: bool) -> Parsed:
+    del min_chars, finished
+    return Parsed(ok=bool(raw), text=raw, reason=None if raw else Reject.EMPTY)
+
+
+OPERATION = Operation(
+    name="toy", heading="", instructions="write", prefill="", example=None, min_chars=0, parser=_parse
+)
+WEIGHTS = {"share_a": 1.0, "share_e": 0.25}
+CONFIG = GRPOConfig(
+    steps=12, prompts_per_step=4, group_size=6, micro_batch=9, train_last_blocks=2, kl_beta=0.01, warmup_fraction=0.0,
+    optimizer=OptimizerConfig(lr=3e-2, beta2=0.99, weight_decay=0.0), checkpoint_every=4, log_samples=1,
+    sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10), keep_truncated=True,
+)  # fmt: skip
+
+
+def build(topology: Topology) -> Model:
+    config = ModelConfig(
+        family="llama", layers=3, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=36, seq_len=64,
+        tie_embeddings=True, init_std=0.08,
+    )  # fmt: skip
+    return build_model(config, topology, seed=5)
+
+
+def run(
+    topology: Topology,
+    directory: Path,
+    config: GRPOConfig = CONFIG,
+    *,
+    kill_after: int | None = None,
+    operation: Operation = OPERATION,
+) -> tuple[TuneResult, Model]:
+    """Tune a fresh toy policy; returns the result and the policy."""
+    policy = build(topology)
+    reference = prepare_policy(policy, config)
+    result = tune(
+        config, policy=policy, reference=reference, tokenizer=Letters(), operation=operation, slices=SLICES,
+        scorer=Composer([Share("e", kill_after), Share("a")], {"toy": WEIGHTS}), reward_weights=WEIGHTS,
+        directory=directory, seed=1,
+    )  # fmt: skip
+    return result, policy
