@@ -89,8 +89,10 @@ class Sampler:
         id, after `max_new_tokens`, or where prompt and completion fill the model's `seq_len`. Ids at or above
         `vocab_limit` are never drawn. `on_progress` is called with the number of sequences that ended.
 
-        Raises UserError for an empty prompt or one that leaves no room within `seq_len`.
+        Raises UserError for an empty prompt or one that leaves no room within `seq_len`, and FloatingPointError when
+        the model's logits are not finite.
         """
+        assert group_size >= 1 and len(seeds) == len(prompts), "one seed per prompt"
         self._check(prompts)
         request = _Request(
             prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, stop_ids=stop_ids,
@@ -180,6 +182,8 @@ class Sampler:
         self.stats.decode_seconds += time.perf_counter() - start
 
     def _draw(self, logits_BV: torch.Tensor, batch: LiveBatch, rows: slice, request: _Request) -> None:
+        if not bool(torch.isfinite(logits_BV).all()):
+            raise FloatingPointError("the model's logits are not finite: its weights have diverged")
         sequences = batch.sequences[rows]
         uniform_B = uniforms(
             [s.seed for s in sequences], [s.member for s in sequences], [len(s.token_ids) for s in sequences]

@@ -61,7 +61,7 @@ class LanguageModelLoss:
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
-        scored = model.logprobs_from_hidden(hidden_BSH, batch.labels_BS)
+        scored = model.logprobs_from_hidden(hidden_BSH, batch.labels_BS.to(hidden_BSH.device))
         loss = -scored.logprob.sum()
         if self.z_loss == 0.0:
             return LossTerms(objective=loss, loss=loss)

@@ -200,3 +200,15 @@ def test_a_pipeline_is_refused(model: Model) -> None:
     stages = dataclasses.replace(here, pp=Axis(size=2, rank=0, group=here.pp.group))
     with pytest.raises(UserError, match=r"`parallel.pp`"):
         Sampler(dataclasses.replace(model, topology=stages))
+
+
+def test_diverged_weights_are_named_instead_of_sampled(model: Model) -> None:
+    weight = model.output_weight()
+    saved = weight[3, 0].item()
+    with torch.no_grad():
+        weight[3, 0] = float("nan")
+        try:
+            with pytest.raises(FloatingPointError, match="not finite"):
+                Sampler(model).generate(prompts_of(4), group_size=1, sampling=GREEDY, stop_ids=NEVER, seeds=[0])
+        finally:
+            weight[3, 0] = saved

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 from collections.abc import Iterator
 
@@ -9,12 +10,20 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports for so many jobs, to be handed to every rank."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
+    """Ports for so many jobs, to be handed to every rank.
+
+    They lie below the range from which the kernel serves outgoing connections (gloo makes many), so that none is taken
+    before its job begins.
+    """
+    candidates = random.Random().sample(range(15_000, 32_000), 20 * count)
+    return [port for port in candidates if _is_free(port)][:count]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener, contextlib.suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @contextlib.contextmanager

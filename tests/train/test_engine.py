@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_the_sum_over_the_denominator(topology: Topology
     (-scored.logprob.sum() / 7.0).backward()
     engine = Engine(build_model(shape, topology), OPTIMIZER)
     result = engine.step(rows_of(batch, 1), LanguageModelLoss(), denominator=7.0)
-    assert result.loss == pytest.approx(float(-scored.logprob.sum()) / 7.0, rel=1e-6)
+    assert result.loss == pytest.approx(-scored.logprob.sum().item() / 7.0, rel=1e-6)
     expected = {name: p.grad for name, p in plain.named_parameters()}
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in expected.values() if g is not None))
     assert result.grad_norm == pytest.approx(norm, rel=1e-6)

@@ -1,13 +1,15 @@
 """The engine's contract: every layout trains like one process, and any layout goes on from any other's checkpoint."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing
 
 from synpro_engine.data import Batch
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -18,28 +20,59 @@ from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
 from tests.train.jobs import free_ports, job
 
-SHAPE = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
-FAMILIES = {
-    "olmo2": ModelConfig(family="olmo2", **SHAPE),
-    "tied llama": ModelConfig(family="llama", tie_embeddings=True, **SHAPE),
+SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
+# Model and how many of its last blocks train (None: all of it).
+VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
+    "olmo2": (ModelConfig(family="olmo2", **SHAPE), None),
+    "tied llama": (ModelConfig(family="llama", tie_embeddings=True, **SHAPE), None),
+    "last block": (ModelConfig(family="olmo2", **SHAPE), 1),
 }
 # A large epsilon keeps Adam from blowing up rounding noise of gradients near zero; the small clip is always active.
 OPTIMIZER = OptimizerConfig(lr=3e-3, eps=1e-3, clip=0.3)
 SCHEDULE = ScheduleConfig(warmup_steps=2)
 STEPS = 3
-TWO = {
-    "TP2": {"tp": 2},
-    "TP2 SP": {"tp": 2, "sequence_parallel": True},
-    "PP2": {"pp": 2},
-    "DP2": {},
-    "DP2 overlap": {},
+LAYOUTS = {
+    "TP2": ParallelConfig(tp=2),
+    "TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
+    "PP2": ParallelConfig(pp=2),
+    "DP2": ParallelConfig(),
+    "DP2 overlap": ParallelConfig(),
+    "TP2 PP2 VP2 SP": ParallelConfig(tp=2, pp=2, vpp=2, sequence_parallel=True),
+    "DP2 PP2 VP2": ParallelConfig(pp=2, vpp=2),
+    "DP2 PP2": ParallelConfig(pp=2),
+    "DP2 TP2": ParallelConfig(tp=2),
 }
-FOUR = {
-    "TP2 PP2 VP2 SP": {"tp": 2, "pp": 2, "vpp": 2, "sequence_parallel": True},
-    "DP2 PP2 VP2": {"pp": 2, "vpp": 2},
-    "DP2 PP2": {"pp": 2},
-    "DP2 TP2": {"tp": 2},
-}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Train a variant on a layout; if asked, also take one step from the checkpoint of another layout."""
+
+    variant: str
+    layout: str
+    resumes: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} {self.layout}"
+
+
+TWO_RANKS = [
+    *(Case(v, "TP2") for v in ("olmo2", "tied llama")),
+    *(Case(v, "TP2 SP", "TP2") for v in ("olmo2", "tied llama")),
+    *(Case(v, "PP2", "TP2") for v in ("olmo2", "tied llama")),
+    *(Case(v, "DP2", "TP2 SP") for v in ("olmo2", "tied llama")),
+    Case("olmo2", "DP2 overlap", "DP2 overlap"),
+    Case("last block", "PP2"),  # nothing trains on the first stage
+    Case("last block", "DP2", "PP2"),
+]
+FOUR_RANKS = [
+    Case("olmo2", "TP2 PP2 VP2 SP"),
+    Case("olmo2", "DP2 PP2 VP2", "TP2 PP2 VP2 SP"),
+    Case("tied llama", "DP2 PP2"),  # the tied weight's two copies are sharded over data-parallel ranks
+    Case("tied llama", "DP2 TP2", "DP2 PP2"),
+]
+Numbers = dict[str, list[tuple[float, ...]]]
 
 
 def batch_of(step: int, rank: int = 0, size: int = 1) -> list[Batch]:
@@ -56,51 +89,52 @@ def batch_of(step: int, rank: int = 0, size: int = 1) -> list[Batch]:
 LABELS = float(sum(2 * row + 1 for row in range(8)))
 
 
-def train(engine: Engine, steps: range, z_loss: float = 1e-2) -> list[tuple[float, float, float]]:
+def train(engine: Engine, steps: range) -> list[tuple[float, ...]]:
     dp = engine.model.topology.dp
-    loss_fn = LanguageModelLoss(z_loss)
+    loss_fn = LanguageModelLoss(1e-2)
     results = [engine.step(batch_of(step, dp.rank, dp.size), loss_fn, denominator=LABELS) for step in steps]
     return [(result.loss, result.grad_norm, result.extras["z_loss"]) for result in results]
 
 
-def run_layouts(
-    layouts: dict[str, dict[str, int]], families: list[str], directory: Path, resume: dict[str, str], ports: list[int]
-) -> dict[str, list[tuple[float, ...]]]:
-    """Train, save, and where `resume` names another layout's checkpoint, train one step on from that."""
-    found: dict[str, list[tuple[float, ...]]] = {}
-    for family in families:
-        for name, layout in layouts.items():
-            with job(ParallelConfig(**layout), ports.pop()) as topology:
-                overlap = name.endswith("overlap")
-                model = build_model(FAMILIES[family], topology)
-                engine = Engine(model, OPTIMIZER, schedule=SCHEDULE, overlap_gradients=overlap)
-                found[f"{family} {name}"] = list(train(engine, range(STEPS)))
-                save_checkpoint(directory / f"{family} {name}", engine, {"by": name})
-                held_out = batch_of(50, topology.dp.rank, topology.dp.size)
-                found[f"{family} {name} held out"] = [(held_out_loss(model, held_out, micro_batch=1),)]
-                if name in resume:
-                    other = build_model(FAMILIES[family], topology, seed=99)
-                    later = Engine(other, OPTIMIZER, schedule=SCHEDULE)
-                    extra = load_checkpoint(directory / f"{family} {resume[name]}", other, later)
-                    assert extra == {"by": resume[name]} and later.step_index == STEPS
-                    found[f"{family} {name} resumed"] = list(train(later, range(STEPS, STEPS + 1)))
+def engine_of(variant: str, topology: Topology, *, seed: int = 0, overlap: bool = False) -> Engine:
+    config, trainable = VARIANTS[variant]
+    # What is frozen is the same everywhere, what trains is loaded where a seed differs.
+    model = build_model(config, topology, seed=seed, trainable_last_blocks=trainable)
+    return Engine(model, OPTIMIZER, schedule=SCHEDULE, overlap_gradients=overlap)
+
+
+def run_cases(cases: list[Case], directory: Path, ports: list[int]) -> Numbers:
+    found: Numbers = {}
+    for case, port in zip(cases, ports, strict=True):
+        with job(LAYOUTS[case.layout], port) as topology:
+            engine = engine_of(case.variant, topology, overlap=case.layout.endswith("overlap"))
+            found[case.name] = train(engine, range(STEPS))
+            save_checkpoint(directory / case.name, engine, {"by": case.layout})
+            held_out = batch_of(50, topology.dp.rank, topology.dp.size)
+            found[f"{case.name} held out"] = [(held_out_loss(engine.model, held_out, micro_batch=1),)]
+            if case.resumes is not None:
+                later = engine_of(case.variant, topology, seed=99)
+                extra = load_checkpoint(directory / f"{case.variant} {case.resumes}", later.model, later)
+                assert extra == {"by": case.resumes} and later.step_index == STEPS
+                found[f"{case.name} resumed"] = train(later, range(STEPS, STEPS + 1))
+                if case.resumes == case.layout:
+                    assert found[f"{case.name} resumed"] == train(engine, range(STEPS, STEPS + 1)), "not bit for bit"
     return found
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
-    """What one process does: numbers by family, and every tensor of its checkpoint after three steps."""
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, dict[str, dict[str, torch.Tensor]]]:
+    """What one process does: numbers by variant, and every tensor of its checkpoint after three steps."""
     directory = tmp_path_factory.mktemp("reference")
     numbers, tensors = {}, {}
-    for family, config in FAMILIES.items():
+    for variant in VARIANTS:
         with launched(ParallelConfig()) as topology:
-            model = build_model(config, topology)
-            engine = Engine(model, OPTIMIZER, schedule=SCHEDULE)
-            numbers[family] = list(train(engine, range(STEPS)))
-            save_checkpoint(directory / family, engine, {})
-            tensors[family] = plain_tensors(directory / family)
-            numbers[f"{family} held out"] = [(held_out_loss(model, batch_of(50), micro_batch=8),)]
-            numbers[f"{family} resumed"] = list(train(engine, range(STEPS, STEPS + 1)))
+            engine = engine_of(variant, topology)
+            numbers[variant] = train(engine, range(STEPS))
+            save_checkpoint(directory / variant, engine, {})
+            tensors[variant] = plain_tensors(directory / variant)
+            numbers[f"{variant} held out"] = [(held_out_loss(engine.model, batch_of(50), micro_batch=8),)]
+            numbers[f"{variant} resumed"] = train(engine, range(STEPS, STEPS + 1))
     return numbers, tensors
 
 
@@ -110,28 +144,18 @@ def plain_tensors(path: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 
-def assert_agrees(name: str, found: list[tuple[float, ...]], expected: list[tuple[float, ...]]) -> None:
-    assert len(found) == len(expected)
-    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert ours == pytest.approx(theirs, rel=1e-5), f"{name}, step {step}"
-
-
-def check(layouts: dict, families: list[str], directory: Path, resume: dict[str, str], ranks: int, reference) -> None:
+def check(cases: list[Case], ranks: int, directory: Path, reference: Any) -> None:
     numbers, tensors = reference
-    ports = free_ports(len(layouts) * len(families))
-    results = run_ranks(
-        run_layouts, ranks, timeout_s=280,
-        layouts=layouts, families=families, directory=directory, resume=resume, ports=ports,
-    )  # fmt: skip
+    results = run_ranks(run_cases, ranks, cases=cases, directory=directory, ports=free_ports(len(cases)))
     assert all(result == results[0] for result in results), "a step's result differs between ranks"
-    for key, found in results[0].items():
-        family = next(name for name in families if key.startswith(name))
-        suffix = next((end for end in (" held out", " resumed") if key.endswith(end)), "")
-        assert_agrees(key, found, numbers[family + suffix])
+    for case in cases:
+        for suffix in ("", " held out", *([" resumed"] if case.resumes else [])):
+            found, expected = results[0][case.name + suffix], numbers[case.variant + suffix]
+            for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+                assert ours == pytest.approx(theirs, rel=1e-5), f"{case.name}{suffix}, step {step}"
     with launched(ParallelConfig()):
-        for family in families:
-            for name in layouts:
-                assert_tensors_agree(f"{family} {name}", plain_tensors(directory / f"{family} {name}"), tensors[family])
+        for case in cases:
+            assert_tensors_agree(case.name, plain_tensors(directory / case.name), tensors[case.variant])
 
 
 def assert_tensors_agree(name: str, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -142,9 +166,9 @@ def assert_tensors_agree(name: str, found: dict[str, torch.Tensor], expected: di
         assert error < 1e-5, f"{name}: {key} is off by {error:.1e}"
 
 
-def test_two_ranks_train_like_one_process_and_resume_each_other(reference, tmp_path: Path) -> None:
-    check(TWO, list(FAMILIES), tmp_path, {"DP2": "TP2 SP", "TP2 SP": "TP2", "PP2": "TP2"}, 2, reference)
+def test_two_ranks_train_like_one_process_and_resume_each_other(reference: Any, tmp_path: Path) -> None:
+    check(TWO_RANKS, 2, tmp_path, reference)
 
 
-def test_four_ranks_train_like_one_process_and_resume_each_other(reference, tmp_path: Path) -> None:
-    check(FOUR, list(FAMILIES), tmp_path, {"DP2 PP2 VP2": "TP2 PP2 VP2 SP", "DP2 TP2": "DP2 PP2"}, 4, reference)
+def test_four_ranks_train_like_one_process_and_resume_each_other(reference: Any, tmp_path: Path) -> None:
+    check(FOUR_RANKS, 4, tmp_path, reference)
