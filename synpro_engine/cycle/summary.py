@@ -17,6 +17,7 @@ from synpro_engine.cycle.pretraining import ORGANIC, RESULT
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.cycle.synthesis import CORPUS
+from synpro_engine.cycle.weights import CHECKPOINT
 from synpro_engine.data import read_shard_stats
 from synpro_engine.dist import Topology
 from synpro_engine.evaluate import Diversity
@@ -39,6 +40,7 @@ from synpro_engine.report import (
 from synpro_engine.report.model import CurveKind
 from synpro_engine.rl.trainer import SAMPLES
 from synpro_engine.synth import read_yield
+from synpro_engine.train.checkpoint import checkpoint_model_config
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 ENVIRONMENT = "environment.json"
@@ -118,8 +120,8 @@ class _Finished:
     def models(self) -> tuple[ModelInfo, ...]:
         """The pretrained model and the generator."""
         shapes = [("pretrained", self.recipe.model)]
-        if self.recipe.generator.model is not None:
-            shapes.append(("generator (random)", self.recipe.generator.model))
+        if "import" in self.done:
+            shapes.append(("generator", checkpoint_model_config(self.directory / "import" / CHECKPOINT)))
         return tuple(
             ModelInfo(
                 role=role,

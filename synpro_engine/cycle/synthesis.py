@@ -16,7 +16,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
 from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, write_shards
 from synpro_engine.dist import Topology, on_main, say
-from synpro_engine.influence import Influence, text_influence, text_likelihood
+from synpro_engine.influence import Influence, TextInfluence, text_likelihood
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
@@ -70,13 +70,16 @@ def generator_tokenizer(base: Path) -> Tokenizer:
 def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Composer:
     """The recipe's rewards over the models of this round; those without weight load nothing."""
     dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(inputs.tokens)
-    influence_of: Callable[[Sequence[str]], list[float]] | None = None
+    own = generator_tokenizer(inputs.base)
+    influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
     if recipe.reward.uses("influence"):
         theta, probe = (load_model(stage, topology, dtype) for stage in (inputs.theta, inputs.probe))
-        influence_of = text_influence(Influence(theta, probe, start_id=words.eos_id), words.encode)
+        influence = Influence(theta, probe, start_id=words.eos_id)
+        same = own.fingerprint == words.fingerprint
+        influence_of = TextInfluence(influence, words.encode, same_tokenizer=same)
     if recipe.reward.uses("quality"):
-        judge, own = load_model(inputs.base, topology, dtype), generator_tokenizer(inputs.base)
+        judge = load_model(inputs.base, topology, dtype)
         likelihood_of = text_likelihood(judge, own.encode, start_id=own.eos_id)
     return build_composer(recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 

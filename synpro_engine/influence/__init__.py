@@ -1,7 +1,7 @@
 """Data influence on the model being trained: the probe's displacement and what it says about a text."""
 
 from synpro_engine.influence.probe import ProbeConfig, ProbeStep, run_probe
-from synpro_engine.influence.scores import Influence, InfluenceScore, text_influence, text_likelihood
+from synpro_engine.influence.scores import Influence, InfluenceScore, TextInfluence, text_likelihood
 from synpro_engine.influence.sequences import sequence_logprobs
 
 __all__ = [
@@ -9,8 +9,8 @@ __all__ = [
     "InfluenceScore",
     "ProbeConfig",
     "ProbeStep",
+    "TextInfluence",
     "run_probe",
     "sequence_logprobs",
-    "text_influence",
     "text_likelihood",
 ]

@@ -77,17 +77,21 @@ def _score(theta: Tensor, probe: Tensor) -> InfluenceScore:
     return InfluenceScore(loss_theta - loss_probe, loss_theta, loss_probe, len(theta), tuple(shares.tolist()))
 
 
-def text_influence(influence: Influence, encode: Callable[[str], list[int]]) -> Callable[[Sequence[str]], list[float]]:
+class TextInfluence:
     """Influence of texts under the pretrained model's own tokenizer.
 
-    The generator may have another tokenizer: the text stands between the two. Where both share one, pass ids
-    to `Influence.score` directly.
+    The generator may have another tokenizer: then the text stands between the two. Where both share one
+    (`same_tokenizer`), the generator's token ids go to the model as they are.
     """
 
-    def of(texts: Sequence[str]) -> list[float]:
-        return [score.value for score in influence.score([encode(text) for text in texts])]
+    def __init__(self, influence: Influence, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
+        self._influence, self._encode, self._same = influence, encode, same_tokenizer
 
-    return of
+    def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
+        """I of each text; `ids` are the generator's tokens that spell it, where there are such."""
+        given = ids if self._same and ids else [None] * len(texts)
+        sequences = [self._encode(text) if own is None else own for text, own in zip(texts, given, strict=True)]
+        return [score.value for score in self._influence.score(sequences)]
 
 
 def text_likelihood(

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config, UserError, nearest
 from synpro_engine.reward.embedder import Embedder
-from synpro_engine.reward.influence import InfluenceReward
+from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
 from synpro_engine.reward.quality import QualityReward
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward
@@ -124,7 +124,7 @@ class Composer:
 def build_composer(
     config: RewardConfig,
     *,
-    influence_of: Callable[[Sequence[str]], Sequence[float]] | None,
+    influence_of: InfluenceOf | None,
     likelihood_of: Callable[[Sequence[str]], Sequence[float]] | None,
     device: torch.device | str = "cpu",
 ) -> Composer:

@@ -11,6 +11,10 @@ from collections.abc import Callable, Sequence
 
 from synpro_engine.reward.types import Candidate
 
+InfluenceOf = Callable[[Sequence[str], Sequence[Sequence[int] | None]], Sequence[float]]
+"""I of each text. Beside each text stand the generator's tokens that spell it, or None: a pretrained model with the
+generator's own tokenizer takes these as they are."""
+
 
 class InfluenceReward:
     """I(text) - I(source), with I(x) = L(x; theta) - L(x; theta') in nats per token (arXiv 2605.17849).
@@ -23,7 +27,7 @@ class InfluenceReward:
 
     def __init__(
         self,
-        influence_of: Callable[[Sequence[str]], Sequence[float]],
+        influence_of: InfluenceOf,
         *,
         min_chars: int = 500,
         clip: float | None = None,
@@ -40,7 +44,8 @@ class InfluenceReward:
         long = [c for c in candidates if len(c.parsed.text) >= self._min_chars]
         new = {_key(c.source): c.source for c in long if _key(c.source) not in self._of_source}
         texts = [c.parsed.text for c in long]
-        values = self._influence_of([*texts, *new.values()]) if texts else []
+        ids = [c.token_ids for c in long]
+        values = self._influence_of([*texts, *new.values()], [*ids, *[None] * len(new)]) if texts else []
         assert len(values) == len(texts) + len(new)
         self._of_source.update(zip(new, values[len(texts) :], strict=True))
         of_text = iter(values)

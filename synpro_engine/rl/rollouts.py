@@ -19,7 +19,7 @@ from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
-from synpro_engine.synth import Candidate, Operation, Slice, render_chat, stop_ids
+from synpro_engine.synth import Candidate, Operation, Slice, read_answer, render_chat, stop_ids
 
 
 class Scorer(Protocol):
@@ -113,9 +113,8 @@ class RolloutWorker:
         ]
 
     def _candidate(self, prompt: Prompt, completion: Completion) -> Candidate:
-        raw = self._operation.prefill + self._tokenizer.decode(completion.token_ids)
-        parsed = self._operation.parse(raw, finished=completion.finished or self._config.keep_truncated)
-        return Candidate(operation=self._operation.name, source=prompt.source.text, raw=raw, parsed=parsed)
+        keep = self._config.keep_truncated
+        return read_answer(self._operation, prompt.source.text, completion, self._tokenizer, keep_truncated=keep)
 
     def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Rollout]:
         """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective."""

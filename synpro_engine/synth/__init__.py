@@ -4,7 +4,7 @@ from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_
 from synpro_engine.synth.generate import DOCUMENTS, REJECTS, YIELD, generate_corpus, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parse import HEADINGS, Entry, Parsed, Reject
-from synpro_engine.synth.records import Candidate, Generator, Scorer
+from synpro_engine.synth.records import Candidate, Generator, Scorer, read_answer
 from synpro_engine.synth.slices import Slice, slice_document
 from synpro_engine.synth.work import GenerateConfig, WorkItem, work_list
 from synpro_engine.synth.yields import OperationYield, YieldReport
@@ -33,6 +33,7 @@ __all__ = [
     "YieldReport",
     "generate_corpus",
     "operation_named",
+    "read_answer",
     "read_yield",
     "render_chat",
     "slice_document",

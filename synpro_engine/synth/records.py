@@ -43,6 +43,20 @@ class Candidate:
     source: str
     raw: str
     parsed: Parsed
+    token_ids: tuple[int, ...] | None = None
+    """The generator's tokens where they spell `parsed.text` to the letter; None where the parser cut some."""
+
+
+def read_answer(
+    operation: Operation, source: str, completion: Completion, tokenizer: Tokenizer, *, keep_truncated: bool
+) -> Candidate:
+    """Read a completion of `source`: text of the prefill and the tokens, then the operation's parser."""
+    text = tokenizer.decode(completion.token_ids)
+    raw = operation.prefill + text
+    parsed = operation.parse(raw, finished=completion.finished or keep_truncated)
+    ids = tuple(completion.token_ids[:-1] if completion.finished else completion.token_ids)
+    spelt = ids if parsed.ok and parsed.text == text else None
+    return Candidate(operation=operation.name, source=source, raw=raw, parsed=parsed, token_ids=spelt)
 
 
 Scorer = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
@@ -72,11 +86,9 @@ class Producer:
         return render_chat(messages, operation.prefill, self.tokenizer, self.config.chat_format)
 
     def answer(self, item: WorkItem, completion: Completion) -> Candidate:
-        """Read a completion: text of the prefill and the tokens, then the operation's parser."""
-        operation = self.operations[item.operation]
-        raw = operation.prefill + self.tokenizer.decode(completion.token_ids)
-        parsed = operation.parse(raw, finished=completion.finished or self.config.keep_truncated)
-        return Candidate(operation=item.operation, source=item.slice.text, raw=raw, parsed=parsed)
+        """Read one completion of an item."""
+        operation, keep = self.operations[item.operation], self.config.keep_truncated
+        return read_answer(operation, item.slice.text, completion, self.tokenizer, keep_truncated=keep)
 
     def batch(self, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """One record per completion, in order of the items; collective over the generator's ranks."""

@@ -51,6 +51,7 @@ def build_optimizer(
     optimizer: MegatronOptimizer = get_megatron_optimizer(
         settings, list(wrapped), config_overrides=overrides, use_gloo_process_groups=False
     )
+    assert not optimizer.is_stub_optimizer, "no parameter of the model requires a gradient"
     for part in optimizer.chained_optimizers:
         make_resumable(part)
         if uses_torch_adam():

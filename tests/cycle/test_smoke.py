@@ -91,9 +91,7 @@ def test_every_synthetic_text_traces_to_its_source(alone: Path) -> None:
         assert sources[where["source"]][where["start"] : where["end"]].strip()
         rewards = record["rewards"]
         unweighted = math.fsum(value for name, value in rewards.items() if name != "total")
-        assert rewards["total"] == pytest.approx(
-            unweighted + 2 * rewards["influence"]
-        )  # weights 3, 1, 1...
+        assert rewards["total"] == pytest.approx(unweighted + 2 * rewards["influence"])  # weights 3, 1, 1...
 
 
 def test_a_finished_run_started_again_repeats_nothing(alone: Path) -> None:

@@ -11,7 +11,7 @@ from synpro_engine.config import UserError
 from synpro_engine.data import TokenCorpus, TokenLoader
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
-from synpro_engine.influence import Influence, ProbeConfig, run_probe
+from synpro_engine.influence import Influence, ProbeConfig, TextInfluence, run_probe
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -170,3 +170,17 @@ def test_layouts_give_the_scores_of_one_process(
         assert stored == pytest.approx(expected, abs=1e-6)
         # AdamW divides by the root of tiny second moments, which magnifies the layouts' rounding a little.
         assert walked == pytest.approx(expected, abs=1e-4)
+
+
+def test_ids_pass_as_they_are_only_between_equal_tokenizers(pair: tuple[Model, Model]) -> None:
+    spelt, other = _sequences(11, 2)
+
+    def encode(text: str) -> list[int]:
+        return other if text == "spelt" else spelt
+
+    influence = Influence(*pair, start_id=START)
+    by_ids, by_text = (score.value for score in influence.score([spelt, other]))
+    assert by_ids != by_text
+    same, different = (TextInfluence(influence, encode, same_tokenizer=flag) for flag in (True, False))
+    assert same(["spelt", "cut"], [spelt, None]) == [by_ids, by_ids]
+    assert different(["spelt", "cut"], [spelt, None]) == [by_text, by_ids]

@@ -45,7 +45,7 @@ HOSTILE = "Here is <script>alert('x')</script> & </div><img src=x onerror=alert(
 def _curve(name: str, kind: str, steps: range, start: float, floor: float, pace: float, noise: float) -> Curve:
     rng = random.Random(name + kind)
     loss = tuple(floor + (start - floor) * math.exp(-s / pace) + rng.gauss(0, noise) for s in steps)
-    return Curve(name=name, kind=kind, x=tuple(map(float, steps)), loss=loss)  # pyright: ignore[reportArgumentType]
+    return Curve(name=name, kind=kind, x=tuple(map(float, steps)), loss=loss)
 
 
 def _rewards(operation: str, steps: int) -> RewardCurves:

@@ -19,7 +19,7 @@ def _candidate(operation: str, body: str) -> Candidate:
     return Candidate(operation=operation, source=SOURCE, raw=raw, parsed=OPERATIONS[operation].parse(raw))
 
 
-def _vowels(texts: Sequence[str]) -> list[float]:
+def _vowels(texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
     return [sum(letter in "aeiou" for letter in text) / len(text) for text in texts]
 
 

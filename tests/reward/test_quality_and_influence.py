@@ -24,7 +24,7 @@ class CharacterModel:
         grams = [text[i : i + 4] for i in range(len(text) - 3)]
         return -sum(math.log((self._joint[g] + 0.1) / (self._context[g[:3]] + 10.0)) for g in grams) / len(grams)
 
-    def __call__(self, texts: Sequence[str]) -> list[float]:
+    def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
         self.calls.append(list(texts))
         return [self._nats(text) for text in texts]
 
@@ -68,7 +68,7 @@ def test_the_band_is_flat_inside_and_falls_on_both_sides() -> None:
 def test_a_source_is_measured_once_for_all_its_completions() -> None:
     before, after = CharacterModel(SPEECHES[5]), CharacterModel(SPEECHES[6])
 
-    def influence_of(texts: Sequence[str]) -> list[float]:
+    def influence_of(texts: Sequence[str], ids: Sequence[Sequence[int] | None]) -> list[float]:
         return [a - b for a, b in zip(before(texts), after(texts), strict=True)]
 
     reward = InfluenceReward(influence_of, min_chars=50)

@@ -25,7 +25,7 @@ from tests.train.jobs import free_ports, job
 SHAPE = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
 CONFIG = TrainConfig(
     max_steps=6, global_batch=4, micro_batch=2, eval_every=2, checkpoint_every=2, keep_checkpoints=10,
-    tensorboard=False, optimizer=OptimizerConfig(lr=1e-2, eps=1e-4), schedule=ScheduleConfig(warmup_steps=3),
+    tensorboard=False, optimizer=OptimizerConfig(lr=1e-2, eps=1e-3), schedule=ScheduleConfig(warmup_steps=3),
     plateau=PlateauConfig(window=1),
 )  # fmt: skip
 

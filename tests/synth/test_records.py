@@ -1,0 +1,42 @@
+"""Reading a completion: when the generator's own tokens may stand for the text."""
+
+from collections.abc import Sequence
+
+from synpro_engine.sampler import Completion
+from synpro_engine.synth import operation_named, read_answer
+
+SENTENCE = "The treasury is sound and the harvest was good."
+END = 0
+
+
+class _Letters:
+    """A tokenizer of code points; id 0 ends a text."""
+
+    vocab_size, eos_id, pad_id, fingerprint = 0x110000, END, END, "letters"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in ids if i != END)
+
+
+def _completion(text: str, *, finished: bool) -> Completion:
+    ids = [*_Letters().encode(text), *([END] if finished else [])]
+    zeros = [0.0] * len(ids)
+    return Completion(token_ids=ids, logprobs=zeros, full_logprobs=zeros, kept=None, finished=finished)
+
+
+def test_token_ids_stand_for_the_text_only_where_they_spell_it_to_the_letter() -> None:
+    rephrase, letters = operation_named("rephrase"), _Letters()
+    for text, finished, whole in ((SENTENCE, True, True), (SENTENCE, False, True), (f"\n{SENTENCE}\n", True, False)):
+        completion = _completion(text, finished=finished)
+        candidate = read_answer(rephrase, "source", completion, letters, keep_truncated=True)
+        assert candidate.parsed.ok
+        assert candidate.token_ids == (tuple(letters.encode(SENTENCE)) if whole else None)
+
+
+def test_a_refused_completion_has_no_ids() -> None:
+    completion = _completion(SENTENCE, finished=False)
+    candidate = read_answer(operation_named("rephrase"), "source", completion, _Letters(), keep_truncated=False)
+    assert not candidate.parsed.ok and candidate.token_ids is None
