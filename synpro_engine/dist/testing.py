@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -12,10 +13,20 @@ from typing import Any
 import torch.multiprocessing as mp
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_port() -> int:
+    """A port on the loopback address that nobody listens on now.
+
+    Drawn from below the kernel's ephemeral range: a port from within it may be taken by an outgoing connection
+    (gloo makes many) before the ranks meet on it.
+    """
+    for port in random.SystemRandom().sample(range(15000, 32000), 64):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:  # in use: the next one
+                continue
+            return port
+    raise RuntimeError("found no free port on the loopback address")
 
 
 def _rank_main(
@@ -49,7 +60,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300
     """
     context = mp.get_context("spawn")
     results = context.Queue()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_rank_main, args=(fn, rank, world_size, port, results, kwargs), daemon=False)
         for rank in range(world_size)
