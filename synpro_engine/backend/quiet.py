@@ -15,6 +15,7 @@ _KNOWN = (
     "The .grad attribute of a Tensor that is not a leaf",
     "When using async grad allreduce it is recommended",  # a CUDA setting
     "TypedStorage is deprecated",
+    "full scope is deprecated",  # of CUDA graphs, which are not used
 )
 
 

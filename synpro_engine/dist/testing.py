@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import queue
 import random
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.multiprocessing as mp
 
+from synpro_engine.dist.topology import ParallelConfig, Topology, launched
 
-def free_port() -> int:
-    """A port on the loopback address that nobody listens on now.
+
+def free_ports(count: int) -> list[int]:
+    """Ports on the loopback address that nobody listens on now, to be handed to every rank.
 
     Drawn from below the kernel's ephemeral range: a port from within it may be taken by an outgoing connection
     (gloo makes many) before the ranks meet on it.
     """
-    for port in random.SystemRandom().sample(range(15000, 32000), 64):
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:  # in use: the next one
-                continue
-            return port
-    raise RuntimeError("found no free port on the loopback address")
+    candidates = random.SystemRandom().sample(range(15_000, 32_000), 20 * count)
+    return list(itertools.islice(filter(_is_free, candidates), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener, contextlib.suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def job(parallel: ParallelConfig, port: int) -> Iterator[Topology]:
+    """One of several jobs in a launch of ranks, each on a port of its own.
+
+    A rank that is early would otherwise find the store of the job before. Without ranks (one process) any port does.
+    """
+    os.environ["MASTER_PORT"] = str(port)
+    with launched(parallel) as topology:
+        yield topology
 
 
 def _rank_main(
@@ -60,7 +76,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300
     """
     context = mp.get_context("spawn")
     results = context.Queue()
-    port = free_port()
+    [port] = free_ports(1)
     processes = [
         context.Process(target=_rank_main, args=(fn, rank, world_size, port, results, kwargs), daemon=False)
         for rank in range(world_size)

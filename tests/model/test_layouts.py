@@ -1,7 +1,5 @@
 """Every layout against one process: initial values, scores and every gradient."""
 
-import os
-import socket
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
-from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, sum_over
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import ParallelConfig, Topology, launched, sum_over
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model, run_chunk
@@ -99,29 +97,21 @@ def _facts(topology: Topology, config: ModelConfig) -> Facts:
     }
 
 
-def _all_facts(layouts: dict[str, ParallelConfig]) -> dict[tuple[str, str], Facts]:
+def _all_facts(layouts: dict[str, ParallelConfig], ports: list[int]) -> dict[tuple[str, str], Facts]:
     found = {}
-    for layout, parallel in layouts.items():
-        with launched(parallel) as topology:
+    for (layout, parallel), port in zip(layouts.items(), ports, strict=True):
+        with job(parallel, port) as topology:
             found |= {(layout, name): _facts(topology, config) for name, config in MODELS.items()}
-            _next_port(topology)
     return found
 
 
-def _next_port(topology: Topology) -> None:
-    """Agree on another port: a second launch on the same one may still meet the first one's store."""
-    if topology.world_size == 1:
-        return
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(broadcast_object(listener.getsockname()[1], topology))
-
-
 def test_every_layout_equals_one_process_in_values_scores_and_gradients() -> None:
-    alone = _all_facts({"": ParallelConfig()})
-    for rank, found in enumerate(run_ranks(_all_facts, 2, timeout_s=150.0, layouts=LAYOUTS)):
+    with launched(ParallelConfig()) as topology:
+        alone = {name: _facts(topology, config) for name, config in MODELS.items()}
+    ports = free_ports(len(LAYOUTS))
+    for rank, found in enumerate(run_ranks(_all_facts, 2, timeout_s=150.0, layouts=LAYOUTS, ports=ports)):
         for (layout, name), facts in found.items():
-            want, where = alone["", name], f"{layout}, {name}, rank {rank}"
+            want, where = alone[name], f"{layout}, {name}, rank {rank}"
             assert list(facts["initial"]) == list(want["initial"]), where
             for tensor in want["initial"]:
                 np.testing.assert_array_equal(facts["initial"][tensor], want["initial"][tensor], err_msg=where)

@@ -10,7 +10,7 @@ from megatron.core import dist_checkpointing
 
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
@@ -18,7 +18,6 @@ from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
-from tests.train.jobs import free_ports, job
 
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 # Model and how many of its last blocks train (None: all of it).

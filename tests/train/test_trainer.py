@@ -11,7 +11,7 @@ from megatron.core import dist_checkpointing
 from synpro_engine.config import UserError
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint
@@ -19,7 +19,6 @@ from synpro_engine.train.config import OptimizerConfig, PlateauConfig, ScheduleC
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.run import PretrainResult, split_batch
 from synpro_engine.train.trainer import pretrain
-from tests.train.jobs import free_ports, job
 
 # The large epsilon keeps Adam from blowing up rounding noise of gradients near zero where layouts are compared.
 SHAPE = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)

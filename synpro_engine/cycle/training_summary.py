@@ -1,0 +1,106 @@
+"""The report's part on training: models, loss curves, the plateau, where the tokens came from."""
+
+from __future__ import annotations
+
+from synpro_engine.cycle.finished import FinishedRun
+from synpro_engine.cycle.pretraining import ORGANIC, RESULT
+from synpro_engine.cycle.weights import CHECKPOINT
+from synpro_engine.data import read_shard_stats
+from synpro_engine.report import ArmTokens, Curve, ModelInfo, PlateauInfo, TokenAccount
+from synpro_engine.report.model import CurveKind
+from synpro_engine.train.checkpoint import checkpoint_model_config
+
+ARM_NAMES = {"continue": "organic + synthetic", "repeat": "repeat organic"}
+
+
+def models(run: FinishedRun) -> tuple[ModelInfo, ...]:
+    """The pretrained model and the generator."""
+    shapes = [("pretrained", run.recipe.model)]
+    if "import" in run.done:
+        shapes.append(("generator", checkpoint_model_config(run.directory / "import" / CHECKPOINT)))
+    return tuple(
+        ModelInfo(
+            role=role,
+            description=f"{m.family}, {m.layers} blocks, width {m.d_model}, vocabulary {m.vocab_size}",
+            parameters=m.parameter_count(),
+        )
+        for role, m in shapes
+    )
+
+
+def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve, ...]:
+    """Training, reference and validation loss of one stage over its steps, named `name` or by their kind."""
+    train, evaluated = run.metrics(stage, "train"), run.metrics(stage, "eval")
+    found: dict[CurveKind, list[tuple[int, float]]] = {
+        "train": [(r["step"], r["loss"]) for r in train],
+        "reference": [(r["step"], r["reference_loss"]) for r in evaluated],
+        "validation": [(r["step"], r["validation_loss"]) for r in evaluated],
+    }
+    return tuple(
+        Curve(name=name or kind, kind=kind, x=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
+        for kind, points in found.items()
+        if points
+    )
+
+
+def arms(run: FinishedRun) -> tuple[Curve, ...]:
+    """Both arms after the plateau; the rounds of the synthetic one are put end to end."""
+    synthetic = [f"round-{number}/continue" for number in run.rounds]
+    joined: list[Curve] = []
+    for stage in synthetic:
+        for curve in curves(run, stage, ARM_NAMES["continue"]):
+            before = next((c for c in joined if c.kind == curve.kind), None)
+            if before is not None:
+                joined.remove(before)
+                # A round's first evaluation repeats the last one of the round before.
+                fresh = [(x, y) for x, y in zip(curve.x, curve.loss, strict=True) if x > before.x[-1]]
+                xs, ys = (*before.x, *(p[0] for p in fresh)), (*before.loss, *(p[1] for p in fresh))
+                curve = Curve(name=curve.name, kind=curve.kind, x=xs, loss=ys)
+            joined.append(curve)
+    return (*joined, *curves(run, "repeat", ARM_NAMES["repeat"]))
+
+
+def plateau(run: FinishedRun) -> PlateauInfo | None:
+    """Where pretraining ended, and the evaluations that decided it."""
+    if "pretrain" not in run.done:
+        return None
+    result, window = run.json("pretrain", RESULT), 1
+    if run.recipe.pretrain.plateau is not None:
+        window = 2 * run.recipe.pretrain.plateau.window
+    seen = [(r["step"], r["reference_loss"]) for r in run.metrics("pretrain", "eval")][-window:]
+    return PlateauInfo(
+        x=result["step"],
+        step=result["step"],
+        stopped=result["plateau"],
+        reason=result["reason"],
+        window_steps=tuple(step for step, _ in seen),
+        window_losses=tuple(loss for _, loss in seen),
+    )
+
+
+def tokens(run: FinishedRun) -> TokenAccount | None:
+    """Where the training tokens came from."""
+    if "pretrain" not in run.done:
+        return None
+    synthetic: dict[str, int] = {}
+    for number in run.rounds:
+        for operation, count in run.json(f"round-{number}/shards", "tokens.json").items():
+            synthetic[operation] = synthetic.get(operation, 0) + count
+    seen = _seen(run, "pretrain")[ORGANIC]
+    arms = []
+    for name, stage in (("continue", f"round-{run.recipe.rounds}/continue"), ("repeat", "repeat")):
+        if stage in run.done:
+            given = _seen(run, stage)
+            organic = given.pop(ORGANIC) - seen
+            arms.append(ArmTokens(name=ARM_NAMES[name], organic=organic, synthetic=sum(given.values())))
+    return TokenAccount(
+        organic_unique=read_shard_stats(run.directory / "tokenize" / "shards" / "train").tokens,
+        pretrain_seen=seen,
+        synthetic=synthetic,
+        arms=tuple(arms),
+    )
+
+
+def _seen(run: FinishedRun, stage: str) -> dict[str, int]:
+    """Tokens trained on by source since the first step of pretraining."""
+    return {n: count * run.recipe.model.seq_len for n, count in run.json(stage, RESULT)["samples"].items()}
