@@ -104,13 +104,19 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
 
 
 def run_stages(directory: Path, stages: list[Stage], topology: Topology, until: str | None = None) -> None:
-    """Run the stages in order, up to and including the last one of command `until` (all of them by default)."""
-    commands = [stage.command for stage in stages]
-    if until is not None and until not in commands:
-        raise UserError(f"this recipe has no stage for `{until}`")
-    last = len(stages) if until is None else len(commands) - commands[::-1].index(until)
-    for stage in stages[:last]:
+    """Run the stages of command `until` and all that they are made from, in order; every stage by default."""
+    for stage in stages if until is None else _needed(stages, until):
         run_stage(directory, stage, topology)
+
+
+def _needed(stages: list[Stage], command: str) -> list[Stage]:
+    wanted = {stage.name for stage in stages if stage.command == command}
+    if not wanted:
+        raise UserError(f"this recipe has no stage for `{command}`")
+    for stage in reversed(stages):  # parents stand before what is made from them
+        if stage.name in wanted:
+            wanted.update(stage.parents)
+    return [stage for stage in stages if stage.name in wanted]
 
 
 def stage_times(directory: Path) -> dict[str, tuple[float, float]]:

@@ -66,10 +66,8 @@ class PlateauDetector:
             f"on the {config.window} before (needed {config.min_improvement:.3%})"
         )
         if self._misses >= config.patience:
-            return (
-                True,
-                f"plateau at step {step}: {compared}, {self._misses} {'time' if self._misses == 1 else 'times in a row'}",
-            )
+            times = "once" if self._misses == 1 else f"{self._misses} times in a row"
+            return True, f"plateau at step {step}: {compared}, {times}"
         return False, compared + (f", miss {self._misses} of {config.patience}" if self._misses else "")
 
     def state_dict(self) -> dict[str, Any]:

@@ -73,9 +73,12 @@ def test_work_left_from_other_inputs_is_not_used(topology: Topology, tmp_path: P
     assert (tmp_path / "deep" / "second" / "trail").read_text() == "c"
 
 
-def test_a_command_runs_up_to_its_own_stages(topology: Topology, tmp_path: Path) -> None:
+def test_a_command_runs_its_own_stages_and_what_they_are_made_from(topology: Topology, tmp_path: Path) -> None:
     log = _Log()
     run_stages(tmp_path, log.stages(), topology, until="one")
     assert log.worked == ["first"]
-    with pytest.raises(UserError, match="no stage for `three`"):
-        run_stages(tmp_path, log.stages(), topology, until="three")
+    aside = Stage("aside", "three", lambda into: None, {})
+    run_stages(tmp_path, [aside, *log.stages()], topology, until="two")
+    assert log.worked == ["first", "second"] and not (tmp_path / "aside").exists()
+    with pytest.raises(UserError, match="no stage for `four`"):
+        run_stages(tmp_path, log.stages(), topology, until="four")
