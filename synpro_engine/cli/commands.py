@@ -14,14 +14,13 @@ from synpro_engine.dist import launched, say
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
     resolved = load_recipe(recipe, overrides)
     with launched(resolved.parallel, resolved.seed) as topology:
-        cycle = Cycle(resolved, directory or Path("runs") / resolved.name, topology)
-        cycle.claim_directory()
-        yield cycle
+        yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
 
 def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None) -> None:
     """Bring the run up to the last stage of a command; None: all of it, and the report."""
     with _cycle(recipe, overrides, directory) as cycle:
+        cycle.claim_directory()
         cycle.run(until)
         say(cycle.topology, f"results are in {cycle.directory}")
 
@@ -29,19 +28,30 @@ def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, unt
 def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:
     """Write the report of what is there."""
     with _cycle(recipe, overrides, directory) as cycle:
+        cycle.open_directory()
         cycle.write_report()
 
 
 def influence(recipe: str, overrides: Sequence[str], directory: Path | None, documents: str, output: Path) -> None:
     """Score documents with the run's theta and its newest probe."""
     with _cycle(recipe, overrides, directory) as cycle:
+        cycle.open_directory()
         score_documents(cycle, documents, output)
 
 
 def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage: str, output: Path) -> None:
     """Write one stage's weights as a Hugging Face directory."""
     with _cycle(recipe, overrides, directory) as cycle:
+        cycle.open_directory()
         cycle.export(stage, output)
+
+
+def keys(recipe: str, overrides: Sequence[str]) -> None:
+    """Print every key of a recipe with its value and what it means."""
+    from synpro_engine.config.describe import describe
+
+    for line in describe(load_recipe(recipe, overrides)):
+        print(line)
 
 
 def doctor() -> None:

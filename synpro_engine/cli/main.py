@@ -17,8 +17,7 @@ import typer
 from synpro_engine import __version__
 from synpro_engine.backend.quiet import silence_known_warnings
 from synpro_engine.config.errors import UserError
-
-_RECIPES = Path(__file__).parents[1] / "recipes"
+from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
 Pretrain on organic text, notice the plateau, measure influence on the very model being trained, tune the
@@ -33,11 +32,6 @@ rephrase and reformat generators against it, generate, and train on: one job, on
 On several processes, with tensor parallelism for example:
   torchrun --nproc-per-node 2 -m synpro_engine run smoke parallel.tp=2 --dir runs/tp2
 """
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
 
 _EPILOG = f"""\b
@@ -120,6 +114,14 @@ def export(
     from synpro_engine.cli import commands
 
     commands.export(recipe, overrides or [], directory, stage, output)
+
+
+@app.command(epilog=_EPILOG)
+def keys(recipe: Recipe, overrides: Overrides = None) -> None:
+    """List every key of a recipe with its value and what it means."""
+    from synpro_engine.cli import commands
+
+    commands.keys(recipe, overrides or [])
 
 
 @app.command()

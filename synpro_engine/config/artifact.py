@@ -21,6 +21,7 @@ from synpro_engine.config.errors import UserError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+REMOVING = ".removing"  # what is being deleted, and may be found half-deleted, carries this name
 
 
 class Manifest(Config):
@@ -101,15 +102,69 @@ def write_manifest(
     atomic_write_text(directory / MANIFEST, json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
 
+def check_replaceable(path: Path, kind: str) -> None:
+    """Refuse a place where an artifact of this kind would overwrite something else; changes nothing.
+
+    Fine are: nothing there, an empty directory, a finished artifact of the same kind. Raises UserError for others.
+    """
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: give a directory by its name")
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise UserError(f"{path}: exists and is not a directory; it is not replaced")
+    if any(path.iterdir()):
+        found = _kind_of(path)
+        if found != kind:
+            what = "holds files that are no finished artifact" if found is None else f"is an artifact of kind {found}"
+            raise UserError(f"{path}: {what}; it is not replaced by a new {kind}")
+
+
+def _kind_of(path: Path) -> str | None:
+    """Kind of the artifact at `path`; None where the manifest is missing, damaged or of another program."""
+    try:
+        return read_manifest(path).kind
+    except UserError:
+        return None
+
+
+def _move_aside(path: Path) -> Path:
+    """Take a directory (if there is one) from its name in one step; what an earlier removal left is deleted."""
+    aside = path.with_name(path.name + REMOVING)
+    if aside.exists():
+        shutil.rmtree(aside)
+    if path.exists():
+        path.rename(aside)
+        fsync_path(path.parent)
+    return aside
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory so that a kill on the way never leaves a part of it under its name.
+
+    It is first renamed to `<name>.removing`; one that is left of an earlier, interrupted removal is deleted too.
+    Nothing there is no error.
+    """
+    aside = _move_aside(path)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
 def publish(partial: Path, path: Path) -> None:
-    """Make a finished directory visible under its name, durably; an older one there is replaced."""
+    """Make a finished directory, with its manifest, visible under its name, durably.
+
+    An older artifact of the same kind there is replaced. Raises UserError, and leaves both alone, when something
+    else lies there.
+    """
+    check_replaceable(path, read_manifest(partial).kind)
     for file in partial.rglob("*"):
         if file.is_file():
             fsync_path(file)
-    if path.exists():
-        shutil.rmtree(path)
+    aside = _move_aside(path)
     partial.rename(path)
     fsync_path(path.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 @contextlib.contextmanager
@@ -123,8 +178,10 @@ def new_artifact(
     """Yield a directory to fill; on a clean exit it is hashed, described and renamed to `path`.
 
     What an earlier, interrupted attempt left in the partial directory is removed first. On an exception the
-    partial directory stays for inspection and `path` does not appear.
+    partial directory stays for inspection and `path` does not appear. Raises UserError, before anything is done, for
+    a `path` that holds something else than an artifact of this kind.
     """
+    check_replaceable(path, kind)
     partial = partial_path(path)
     if partial.exists():
         shutil.rmtree(partial)

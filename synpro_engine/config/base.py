@@ -54,9 +54,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{where}:{line}: not valid YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2001-99-99
+        line, problem = _fault(error, text)
+        raise UserError(f"{where}:{line}: not valid YAML ({problem})") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -64,15 +64,24 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     return data
 
 
+def _fault(error: Exception, text: str) -> tuple[int, str]:
+    """Line (from 1, and 1 where the parser does not say) and one-line description of what the parser refused."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        return error.problem_mark.line + 1 if error.problem_mark else 1, str(error.problem)
+    if isinstance(error, yaml.reader.ReaderError):
+        return text.count("\n", 0, error.position) + 1, f"character {error.character!r}: {error.reason}"
+    return 1, " ".join(str(error).split())
+
+
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """Read `a.b=value` (the value is YAML) into its path and value."""
     key, separator, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not separator or not all(path):
-        raise UserError(f"override `{text}`: expected key=value, as in train.optimizer.lr=3e-4")
+        raise UserError(f"override `{text}`: expected key=value, as in pretrain.optimizer.lr=3e-4")
     try:
         return path, yaml.load(value, Loader=_Loader) if value.strip() else ""  # noqa: S506
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"override `{text}`: the value is not valid YAML") from None
 
 

@@ -43,6 +43,8 @@ class CorpusConfig(Config):
     """Shares of train, reference and validation documents; disjoint, by hash of the document's id."""
     max_train_tokens: int | None = Field(default=None, gt=0)
     """Cap of the training split in tokens: what makes a run data-bound."""
+    mask_repetitions: bool = False
+    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     max_held_out_tokens: int | None = Field(default=None, gt=0)
     """Cap of the reference and of the validation split, in tokens each."""
 
@@ -83,6 +85,10 @@ def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, s
     }
     _refuse_empty(splits, corpus)
     words = _obtain_tokenizer(into, tokenizer, splits["train"])
+    if corpus.max_train_tokens is not None and tokenizer.path is None:
+        # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
+        splits["train"] = _capped(splits["train"], corpus.max_train_tokens, seed, words)
+        words = _obtain_tokenizer(into, tokenizer, splits["train"])
     if words.vocab_size > vocab_size:
         raise UserError(f"`model.vocab_size`: {vocab_size} rows are too few for a tokenizer of {words.vocab_size} ids")
     for split, documents in splits.items():

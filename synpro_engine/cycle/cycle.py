@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, read_yaml, to_yaml
 from synpro_engine.cycle.corpus import build_corpus
 from synpro_engine.cycle.evaluation import evaluate_stage
 from synpro_engine.cycle.export import export_stage
+from synpro_engine.cycle.external import fingerprint
+from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage, probe_stage
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import Stage, run_stages
@@ -30,7 +33,7 @@ from synpro_engine.report import closing_summary, write_report
 
 CONFIG = "config.yaml"
 REPORT = "report.html"
-# Neither changes what is computed, so a run may go on under others.
+# A run may go on in another layout: what is computed is the same up to rounding.
 _FREE = ("parallel",)
 
 
@@ -39,23 +42,43 @@ class Cycle:
 
     def __init__(self, recipe: Recipe, directory: Path, topology: Topology) -> None:
         self.recipe, self.directory, self.topology = recipe, directory, topology
+        sources = {
+            "corpus.source": recipe.corpus.source,
+            "tokenizer.path": recipe.tokenizer.path,
+            "generator.source": recipe.generator.source,
+        }
+        self._external = {key: fingerprint(source) for key, source in sources.items()}
 
     def claim_directory(self) -> None:
         """Store the resolved recipe in the directory; UserError when another recipe's run is there. Collective."""
         on_main(self.topology, self._claim)
 
     def _claim(self) -> None:
+        if (self.directory / CONFIG).exists():
+            self._check_config()
         self.directory.mkdir(parents=True, exist_ok=True)
-        stored = self.directory / CONFIG
-        if stored.exists():
-            difference = _first_difference(read_yaml(stored), self.recipe.model_dump(mode="json"))
-            if difference:
-                raise UserError(f"{self.directory}: holds a run of another config: {difference}; give another --dir")
-        atomic_write_text(stored, to_yaml(self.recipe))
+        atomic_write_text(self.directory / CONFIG, to_yaml(self.recipe))
         write_environment(self.directory, self.topology)
+
+    def open_directory(self) -> None:
+        """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
+
+        def check() -> None:
+            if not (self.directory / CONFIG).exists():
+                raise UserError(f"{self.directory}: no run is there; `synpro run` makes one")
+            self._check_config()
+
+        on_main(self.topology, check)
+
+    def _check_config(self) -> None:
+        difference = _first_difference(read_yaml(self.directory / CONFIG), self.recipe.model_dump(mode="json"))
+        if difference:
+            raise UserError(f"{self.directory}: holds a run of another config: {difference}; give another --dir")
 
     def run(self, until: str | None = None) -> None:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective."""
+        if until in (None, "tune", "generate", "evaluate"):
+            check_recipe(self.recipe, self.topology)
         run_stages(self.directory, list(self.stages()), self.topology, until)
         if until is None:
             self.write_report()
@@ -103,6 +126,8 @@ class Cycle:
         yield self._stage(
             "tokenize", "tokenize", lambda into: on_main(topology, lambda: corpus(into)), ("corpus", "tokenizer")
         )
+        work = partial(import_stage, recipe=recipe, tokens=tokens, topology=topology)
+        yield self._stage("import", "import", work, ("generator", "dtype"), "tokenize")
         yield self._stage(
             "pretrain",
             "pretrain",
@@ -119,9 +144,6 @@ class Cycle:
         tokens, theta, prefix = directory / "tokenize", self._theta(number), f"round-{number}"
         work = partial(probe_stage, recipe=recipe, tokens=tokens, theta=directory / theta, topology=topology)
         yield self._stage(f"{prefix}/probe", "probe", work, ("probe", "dtype"), "tokenize", theta)
-        if number == 1:
-            work = partial(import_stage, recipe=recipe, tokens=tokens, topology=topology)
-            yield self._stage("import", "import", work, ("generator", "dtype"), "tokenize")
         for operation in recipe.tune:
             yield self._synthesis("tune", operation, number, self._generator(operation, number - 1))
         for operation in recipe.generate.operations:
@@ -147,6 +169,7 @@ class Cycle:
             operation=operation,
             inputs=inputs,
             topology=self.topology,
+            number=number,
         )
         parents = dict.fromkeys(("tokenize", theta, probe, "import", generator))
         return self._stage(
@@ -195,6 +218,9 @@ class Cycle:
         """`sections` of the recipe are what the result depends on, beside its parents and the seed."""
         settings = self.recipe.model_dump(mode="json")
         config = {section: settings[section] for section in sections} | {"seed": self.recipe.seed}
+        if "dtype" in config:
+            config["dtype"] = str(platform.resolve_dtype(self.recipe.dtype)).removeprefix("torch.")
+        config |= {key: digest for key, digest in self._external.items() if key.split(".")[0] in sections}
         return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=self.recipe.seed)
 
 

@@ -73,10 +73,10 @@ def _influence(
     theta, probe = (load_model(stage, topology, dtype) for stage in pair)
     influence = Influence(theta, probe, start_id=words.eos_id)
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
-    sources = {document.id: document.text for document in read_documents(str(documents_path(tokens, "train")))}
+    sources = source_texts(tokens)
     found = {}
     for operation, stage in corpora.items():
-        records = _records(stage)
+        records = accepted_records(stage)
         slices = [
             sources[r["provenance"]["source"]][r["provenance"]["start"] : r["provenance"]["end"]] for r in records
         ]
@@ -84,7 +84,12 @@ def _influence(
     return found
 
 
-def _records(stage: Path) -> list[dict[str, Any]]:
+def source_texts(tokens: Path) -> dict[str, str]:
+    """The documents that slices were cut from, by id."""
+    return {document.id: document.text for document in read_documents(str(documents_path(tokens, "train")))}
+
+
+def accepted_records(stage: Path) -> list[dict[str, Any]]:
     """The accepted records of a `generate` stage, with their provenance."""
     import zstandard
 

@@ -34,8 +34,8 @@ class FinishedRun:
         """What the evaluate stage measured."""
         return self.json("evaluate", RESULTS)
 
-    def metrics(self, stage: str, kind: str, folder: str = "") -> list[dict[str, Any]]:
+    def metrics(self, stage: str, kind: str) -> list[dict[str, Any]]:
         """Records of one kind from a finished stage's metrics."""
         if stage not in self.done:
             return []
-        return [r for r in read_metrics(self.directory / stage / folder / METRICS) if r["kind"] == kind]
+        return [r for r in read_metrics(self.directory / stage / METRICS) if r["kind"] == kind]

@@ -10,9 +10,9 @@ from pathlib import Path
 from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
-from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.recipe import ContinueConfig, Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
-from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import run_probe
 from synpro_engine.model.build import build_model
@@ -42,6 +42,7 @@ def _loader(
         recipe.seed,
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
+        mask_repetitions=recipe.corpus.mask_repetitions,
     )
 
 
@@ -93,12 +94,12 @@ def arm_stage(
 ) -> None:
     """Train on from `start` (weights, optimizer, position in the organic text) for `steps` steps.
 
-    synthetic: shard artifacts by source name, mixed in by `continued.synthetic_share`; none repeats organic text.
+    synthetic: shard artifacts by source name, mixed in as `continued` says; none repeats organic text.
     """
     tokenizer = open_tokenizer(tokens)
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
     corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
-    weights = mixture(corpora, recipe.continued.synthetic_share)
+    weights = mixture(corpora, recipe.continued)
     loader = _loader(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
     before = stage_checkpoint(start, topology)
     result = pretrain(
@@ -114,11 +115,11 @@ def arm_stage(
     _write_result(into, result, topology, {"samples": loader.samples_by_source})
 
 
-def mixture(corpora: Mapping[str, TokenCorpus], synthetic_share: float | None) -> dict[str, float]:
-    """Weights of the sources: by tokens, the synthetic ones together scaled to `synthetic_share` where given."""
-    weights = {name: float(corpus.num_tokens) for name, corpus in corpora.items()}
-    synthetic = sum(weights.values()) - weights[ORGANIC]
-    if synthetic_share is None or not synthetic:
-        return weights
-    scale = weights[ORGANIC] * synthetic_share / (1 - synthetic_share) / synthetic
-    return {name: weight if name == ORGANIC else weight * scale for name, weight in weights.items()}
+def mixture(corpora: Mapping[str, TokenCorpus], config: ContinueConfig) -> dict[str, float]:
+    """Weights of the sources: the synthetic ones share `synthetic_share` by their tokens, or count by epochs."""
+    synthetic = {name: corpus.num_tokens for name, corpus in corpora.items() if name != ORGANIC}
+    if config.synthetic_share is not None and synthetic:
+        share, total = config.synthetic_share, sum(synthetic.values())
+        return {ORGANIC: 1 - share} | {name: share * tokens / total for name, tokens in synthetic.items()}
+    epochs = {name: (config.synthetic_epochs or 1.0) if name in synthetic else 1.0 for name in corpora}
+    return mixture_weights([SourceConfig(name=name, path=name, epochs=epochs[name]) for name in corpora], corpora)

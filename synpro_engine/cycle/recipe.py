@@ -6,12 +6,12 @@ Each section is declared beside the code that uses it; this module only puts the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, UserError, load_config, nearest
+from synpro_engine.config import Config, load_config, nearest
+from synpro_engine.config.recipes import recipe_path
 from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
 from synpro_engine.dist import ParallelConfig
 from synpro_engine.influence import ProbeConfig
@@ -20,8 +20,6 @@ from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.synth import OPERATIONS, GenerateConfig
 from synpro_engine.train.config import TrainConfig
-
-_RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class GeneratorConfig(Config):
@@ -47,8 +45,16 @@ class ContinueConfig(Config):
     steps: int = Field(gt=0)
     """Optimizer steps of each round; the arm that repeats organic text takes as many."""
     synthetic_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the synthetic text in the batches; by default its share of the tokens, so that every text of
-    the enlarged pool is seen equally often."""
+    """Share of the synthetic text in the batches, whatever its size."""
+    synthetic_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the synthetic text per pass over the organic text. Neither this nor a share given: 1, so that
+    every text of the enlarged pool is seen equally often."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ContinueConfig:
+        if self.synthetic_share is not None and self.synthetic_epochs is not None:
+            raise ValueError("give synthetic_share or synthetic_epochs, not both")
+        return self
 
 
 class Recipe(Config):
@@ -85,15 +91,16 @@ class Recipe(Config):
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
 
+    @model_validator(mode="after")
+    def _generators_are_used_as_they_were_tuned(self) -> Recipe:
+        for operation, config in self.tune.items():
+            for key in ("prefill", "chat_format"):
+                ours, theirs = getattr(self.generate, key), getattr(config, key)
+                if ours != theirs:
+                    raise ValueError(f"tune.{operation}.{key} is {theirs}, but generate.{key} is {ours}")
+        return self
+
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        path = _RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            names = sorted(known.stem for known in _RECIPES.glob("*.yaml"))
-            raise UserError(
-                f"no recipe `{recipe}`{nearest(recipe, names)}; there are {', '.join(names)}, or a .yaml file"
-            )
-    return load_config(Recipe, path, overrides)
+    return load_config(Recipe, recipe_path(recipe), overrides)

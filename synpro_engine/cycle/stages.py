@@ -85,8 +85,9 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     write_manifest(partial, stage.name, stage.config, parents, stage.seed)
     publish(partial, path)
     _note(directory, stage).unlink()
-    with (directory / _TIMES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": stage.name, "seconds": round(seconds, 3), "ended": time.time()}) + "\n")
+    times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
+    lines = (json.dumps({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
+    atomic_write_text(directory / _TIMES, "".join(line + "\n" for line in lines))
 
 
 def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
@@ -124,5 +125,5 @@ def stage_times(directory: Path) -> dict[str, tuple[float, float]]:
     path = directory / _TIMES
     if not path.exists():
         return {}
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {record["stage"]: (record["seconds"], record["ended"]) for record in records}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, remove_directory
 from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_path
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
-from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, write_shards
+from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, stable_hash, write_shards
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import Influence, TextInfluence, text_likelihood
 from synpro_engine.model.build import build_model
@@ -53,6 +52,11 @@ def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -
     if generator.model is not None:
         model = build_model(generator.model, topology, dtype=dtype, seed=recipe.seed + 1)
         tokenizer = open_tokenizer(tokens)
+        if tokenizer.vocab_size > generator.model.vocab_size:
+            raise UserError(
+                f"`generator.model.vocab_size`: {generator.model.vocab_size} rows are too few for a tokenizer of"
+                f" {tokenizer.vocab_size} ids"
+            )
     else:
         imported = import_model(
             generator.source, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=generator.seq_len
@@ -84,16 +88,21 @@ def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Compose
     return build_composer(recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 
 
-def _slices(recipe: Recipe, tokens: Path) -> list[Slice]:
+def _round_seed(recipe: Recipe, number: int) -> int:
+    """A seed of its own for each round, or a later round would write the first one's texts again."""
+    return recipe.seed if number == 1 else stable_hash(recipe.seed, "round", str(number)) >> 1
+
+
+def _slices(recipe: Recipe, tokens: Path, seed: int) -> list[Slice]:
     """The slices that generation will see, each once: tuning practises on those."""
-    items = work_list(read_documents(str(documents_path(tokens, "train"))), recipe.generate, recipe.seed)
+    items = work_list(read_documents(str(documents_path(tokens, "train"))), recipe.generate, seed)
     first = recipe.generate.operations[0]
     return [item.slice for item in items if item.operation == first]
 
 
-def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology) -> None:
+def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology, number: int) -> None:
     """Tune one operation's generator with GRPO; the tuned weights end in `policy`."""
-    config = recipe.tune[operation]
+    config, seed = recipe.tune[operation], _round_seed(recipe, number)
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
     for parameter in policy.parameters():
         parameter.requires_grad_(True)
@@ -104,19 +113,19 @@ def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topol
         reference=reference,
         tokenizer=generator_tokenizer(inputs.base),
         operation=operation_named(operation, prefill=config.prefill),
-        slices=_slices(recipe, inputs.tokens),
+        slices=_slices(recipe, inputs.tokens, seed),
         scorer=build_rewards(recipe, inputs, topology),
         reward_weights=recipe.reward.weights(operation),
         directory=into,
-        seed=recipe.seed,
+        seed=seed,
         label=f"tune {operation}",
     )
     say(topology, f"tuned {operation}: mean reward {result.first_reward} at first, {result.last_reward} at last")
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
-    on_main(topology, lambda: shutil.rmtree(into / CHECKPOINTS, ignore_errors=True))
+    on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
 
 
-def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology) -> None:
+def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology, number: int) -> None:
     """Generate one operation's synthetic documents over the corpus, with rewards and provenance."""
     model = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
     composer = build_rewards(recipe, inputs, topology)
@@ -128,8 +137,9 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
         recipe.generate.model_copy(update={"operations": (operation,)}),
         topology,
         generator_hash=weights_hash(model),
-        seed=recipe.seed,
+        seed=_round_seed(recipe, number),
         scorer=composer.rows,
+        prefix="" if number == 1 else f"round-{number}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
 

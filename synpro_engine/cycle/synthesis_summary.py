@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from synpro_engine.cycle.evaluation import accepted_records, source_texts
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.synthesis import CORPUS
 from synpro_engine.evaluate import Diversity
 from synpro_engine.report import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
-from synpro_engine.rl.trainer import SAMPLES
 from synpro_engine.synth import read_yield
+from synpro_engine.synth.generate import REJECTS
 
-_SAMPLES_PER_OPERATION = 6
+_KEPT_SAMPLES, _REFUSED_SAMPLES = 5, 2
 
 
 def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
@@ -27,7 +30,7 @@ def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
 def rewards(run: FinishedRun) -> tuple[RewardCurves, ...]:
     """One set of curves per tuned operation and round."""
     found = []
-    for number, operation, records in _tuned(run, "grpo", ""):
+    for number, operation, records in _tuned(run):
         parts = [name for name in records[0] if name.startswith("reward/")]
         label = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
         found.append(
@@ -45,25 +48,36 @@ def rewards(run: FinishedRun) -> tuple[RewardCurves, ...]:
 
 
 def samples(run: FinishedRun) -> tuple[Sample, ...]:
-    """The last completions that tuning wrote down, with their rewards."""
+    """Of each operation's corpus of the newest finished round: some that were kept, and some that were refused."""
     found = []
-    for _, operation, records in _tuned(run, "sample", SAMPLES):
-        for r in records[-_SAMPLES_PER_OPERATION:]:
-            parts = {k.removeprefix("reward/"): v for k, v in r.items() if k.startswith("reward/")}
-            accepted = r["reason"] is None
-            found.append(
-                Sample(
-                    operation=operation,
-                    source_id=r["source_id"],
-                    source=r["source"],
-                    text=r["text"] if accepted else r["completion"],
-                    accepted=accepted,
-                    reason=r["reason"] or "",
-                    total=r["reward"],
-                    rewards=parts,
-                )
-            )
+    for operation in run.recipe.generate.operations:
+        finished = [stage for n in run.rounds if (stage := f"round-{n}/generate-{operation}") in run.done]
+        if finished:
+            found += _corpus_samples(run, operation, run.directory / finished[-1])
     return tuple(found)
+
+
+def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
+    kept = [(record, "") for record in accepted_records(stage)[:_KEPT_SAMPLES]]
+    lines = (stage / CORPUS / REJECTS).read_text(encoding="utf-8").splitlines()[:_REFUSED_SAMPLES]
+    refused = [(record, record["reason"]) for record in map(json.loads, lines)]
+    sources = source_texts(run.directory / "tokenize")
+    found = []
+    for record, reason in [*kept, *refused]:
+        where, rewards = record["provenance"], record.get("rewards", {})
+        found.append(
+            Sample(
+                operation=operation,
+                source_id=f"{where['source']}:{where['start']}-{where['end']}",
+                source=sources[where["source"]][where["start"] : where["end"]],
+                text=record["raw"] if reason else record["text"],
+                accepted=not reason,
+                reason=reason,
+                total=rewards.get("total", 0.0 if reason else None),
+                rewards={name: value for name, value in rewards.items() if name != "total"},
+            )
+        )
+    return found
 
 
 def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
@@ -86,6 +100,6 @@ def diversity(run: FinishedRun) -> tuple[DiversityRow, ...]:
     return tuple(DiversityRow(name=name, measures=Diversity(**measures)) for name, measures in rows.items())
 
 
-def _tuned(run: FinishedRun, kind: str, folder: str) -> list[tuple[int, str, list[dict[str, Any]]]]:
-    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", kind, folder)) for n in run.rounds for op in run.recipe.tune]
+def _tuned(run: FinishedRun) -> list[tuple[int, str, list[dict[str, Any]]]]:
+    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", "grpo")) for n in run.rounds for op in run.recipe.tune]
     return [entry for entry in found if entry[2]]

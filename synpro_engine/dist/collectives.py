@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist.topology import Axis, Topology
 
 T = TypeVar("T")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def barrier(topology: Topology) -> None:
@@ -55,15 +57,28 @@ def sum_over(axis: Axis, values: torch.Tensor) -> torch.Tensor:
 
 
 def on_main(topology: Topology, work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 alone and give its result to all; a UserError there is raised on every rank."""
+    """Do `work` on rank 0 alone and give its result to all.
+
+    A UserError there, or a file system that refuses (OSError, told in one line), is raised on every rank as a
+    UserError: ranks that were not told would wait in their next collective for ever.
+    """
     result: T | None = None
     fault: str | None = None
+    cause: Exception | None = None
     if topology.is_main:
         try:
             result = work()
-        except UserError as error:
-            fault = str(error)
+        except (UserError, OSError) as error:
+            fault, cause = _told(error), error
     result, fault = broadcast_object((result, fault), topology)
     if fault is not None:
-        raise UserError(fault)
+        raise UserError(fault) from cause
     return result  # pyright: ignore[reportReturnType]
+
+
+def _told(error: UserError | OSError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    told = ": ".join(part for part in (files, error.strerror or str(error) or type(error).__name__) if part)
+    return told + ("; what was written before stays readable" if error.errno in _NO_ROOM else "")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from synpro_engine.influence.sequences import sequence_logprobs
@@ -31,31 +32,40 @@ class InfluenceScore:
 
 
 class Influence:
-    """Scores sequences against one displacement theta -> theta'; each distinct sequence is computed once.
+    """Scores sequences against one displacement theta -> theta'; a sequence that comes again is not computed again.
 
     theta, probe: models of one shape on one topology, whose weights must not change while this lives (a call
     after a change is an error, for the kept scores would be stale). Every rank of the tensor and pipeline axes
     must call `score` with the same sequences; data-parallel ranks may score different ones.
     """
 
-    def __init__(self, theta: Model, probe: Model, *, start_id: int, micro_batch: int = 16) -> None:
-        """start_id: the id that separates documents, the context of a sequence's first token."""
+    def __init__(self, theta: Model, probe: Model, *, start_id: int, micro_batch: int = 16, keep: int = 4096) -> None:
+        """start_id: the id that separates documents, the context of a sequence's first token.
+
+        keep: scores remembered for sequences that come again (a group's source, say); the oldest go first.
+        """
         if theta.config != probe.config:
             raise ValueError("theta and probe must be models of the same configuration")
         self._models = (theta, probe)
         self._start_id = start_id
         self._micro_batch = micro_batch
+        self._keep = keep
         self._known: dict[bytes, InfluenceScore] = {}
-        self._versions = self._weight_versions()
+        self._fingerprint = self._weights()
         self.forwards = 0
         """Sequences that went through both models so far (a kept one does not count again)."""
 
-    def _weight_versions(self) -> tuple[int, ...]:
-        return tuple(parameter._version for model in self._models for parameter in model.parameters())
+    def _weights(self) -> list[float]:
+        """Sums over some hundred entries of every parameter: an optimizer step moves them, whatever wrote it.
+
+        (A tensor's version counter does not see writes through another view of its storage, as optimizers make.)
+        """
+        parameters = [p.detach().flatten() for model in self._models for p in model.parameters()]
+        return torch.stack([p[:: max(1, len(p) // 256)].double().sum() for p in parameters]).tolist()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[InfluenceScore]:
         """Score token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
-        if self._weight_versions() != self._versions:
+        if self._weights() != self._fingerprint:
             raise RuntimeError("the weights changed since this Influence was made: its kept scores are stale")
         keys = [hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes()).digest() for ids in sequences]
         fresh = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._known}
@@ -66,7 +76,10 @@ class Influence:
             ]
             self._known.update(zip(fresh, map(_score, *sides), strict=True))
             self.forwards += len(fresh)
-        return [self._known[key] for key in keys]
+        found = [self._known[key] for key in keys]
+        for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
+            del self._known[key]
+        return found
 
 
 def _score(theta: Tensor, probe: Tensor) -> InfluenceScore:

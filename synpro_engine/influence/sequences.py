@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from synpro_engine.model.model import Model
-from synpro_engine.model.scoring import score_tokens
-
-IGNORED = -100
+from synpro_engine.model.scoring import IGNORED, score_tokens
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ Knows the two families' file format; refuses settings that the layers here do no
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
-from synpro_engine.config import UserError, atomic_write_text, new_artifact, validate
+from synpro_engine.config import UserError, atomic_write_text, check_replaceable, new_artifact, validate
 from synpro_engine.data.tokenizer import Tokenizer
-from synpro_engine.dist import Topology, barrier
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -23,6 +23,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes, iter_canonical
 from synpro_engine.model.tensor_files import SafetensorsFiles, read_json, write_tensors
 
+KIND = "hf_model"
 _ARCHITECTURE = {"llama": "LlamaForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 _DEFAULT_EPS = {"llama": 1e-6, "olmo2": 1e-5}
 
@@ -136,16 +137,39 @@ def export_hf(
     """Write `directory` for transformers: config.json, safetensors in the model's dtype, tokenizer files.
 
     All ranks call; rank 0 writes, one file's worth of tensors in memory at a time. The directory appears
-    whole (with a manifest) or not at all.
+    whole (with a manifest) or not at all; an earlier export there is replaced. Raises UserError on every rank when
+    something else lies at `directory` (it is left alone) and when the files cannot be written.
     """
+    on_main(model.topology, lambda: check_replaceable(directory, KIND))
+    tensors = iter_canonical(model)
+    fault: UserError | OSError | None = None
+    if model.topology.is_main:
+        try:
+            _write_directory(directory, model, tensors, tokenizer, parents or {})
+        except (UserError, OSError) as error:
+            fault = error
+    for _ in tensors:  # each is gathered from all ranks, so all go through them, whether or not rank 0 could write
+        pass
+    on_main(model.topology, lambda: _raise(fault))
+
+
+def _write_directory(
+    directory: Path,
+    model: Model,
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    tokenizer: Tokenizer,
+    parents: Mapping[str, Path],
+) -> None:
     settings = hf_config(model.config, model.dtype, tokenizer)
-    with contextlib.ExitStack() as stack:
-        if model.topology.is_main:
-            partial = stack.enter_context(new_artifact(directory, "hf_model", settings, parents))
-            atomic_write_text(partial / "config.json", json.dumps(settings, indent=2) + "\n")
-            tokenizer.save(partial)
-            write_tensors(partial, iter_canonical(model), layout.canonical_shapes(model.config), model.dtype)
-        else:
-            for _ in iter_canonical(model):
-                pass
-    barrier(model.topology)
+    with new_artifact(directory, KIND, settings, parents) as partial:
+        atomic_write_text(partial / "config.json", json.dumps(settings, indent=2) + "\n")
+        tokenizer.save(partial)
+        try:
+            write_tensors(partial, tensors, layout.canonical_shapes(model.config), model.dtype)
+        except SafetensorError as error:  # its writer wraps what the file system says
+            raise UserError(f"{directory}: cannot be written ({error})") from error
+
+
+def _raise(fault: Exception | None) -> None:
+    if fault is not None:
+        raise fault

@@ -67,15 +67,18 @@ def _organic(data: ReportData) -> Fact:
     if data.tokens is None:
         return Fact(label="Organic text", value=_NOT_YET)
     epochs = data.tokens.epochs_before_plateau
-    note = f"read {epochs:.1f} times before the plateau" if epochs else ""
+    end = "the budget ended" if data.plateau is not None and not data.plateau.stopped else "the plateau"
+    note = f"read {epochs:.1f} times before {end}" if epochs else ""
     return Fact(label="Organic text", value=f"{count(data.tokens.organic_unique)} tokens", note=note)
 
 
 def _plateau(data: ReportData) -> Fact:
     if data.plateau is None:
         return Fact(label="Plateau", value=_NOT_YET)
-    how = "found by the detector" if data.plateau.stopped else "not found: the budget ended first"
-    return Fact(label="Plateau", value=f"step {count(data.plateau.step)}", note=how)
+    step = f"step {count(data.plateau.step)}"
+    if not data.plateau.stopped:
+        return Fact(label="Plateau", value="not reached", note=f"the budget ended first, at {step}")
+    return Fact(label="Plateau", value=step, note="found by the detector")
 
 
 def _synthetic(data: ReportData) -> Fact:

@@ -14,9 +14,9 @@ from synpro_engine.evaluate import Diversity, bits_per_byte
 SMALL_RUN_STATEMENT = (
     "A run of this size cannot show an effective-token gain. The model is far too small, the synthetic pool too short "
     "and each arm was trained once, with one seed, so a difference between the arms below cannot be told from chance. "
-    "What the run shows is that every part of the cycle is real and wired: the model is pretrained, its plateau is "
-    "noticed, influence is measured on that very model, the generator is tuned against it, and the model is trained on "
-    "what the generator wrote."
+    "What the run shows is that every part of the cycle is real and wired: the model is pretrained, its loss "
+    "is watched for a plateau, influence is measured on that very model, the generator is tuned against it, and the "
+    "model is trained on what the generator wrote."
 )
 
 StageStatus = Literal["done", "reused", "running", "failed", "not run"]

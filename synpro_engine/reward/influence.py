@@ -5,10 +5,10 @@ Knows texts; how their influence is measured (theta, theta', two forwards) comes
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 
+from synpro_engine.reward.sources import SourceValues
 from synpro_engine.reward.types import Candidate
 
 InfluenceOf = Callable[[Sequence[str], Sequence[Sequence[int] | None]], Sequence[float]]
@@ -36,29 +36,22 @@ class InfluenceReward:
         self._influence_of = influence_of
         self._min_chars = min_chars
         self._bound = math.inf if clip is None else clip
-        self._of_source: dict[bytes, float] = {}
+        self._of_source = SourceValues()
         self.range = (-self._bound, self._bound)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]. Measures each long enough text, and each source that was not seen before, once."""
         long = [c for c in candidates if len(c.parsed.text) >= self._min_chars]
-        new = {_key(c.source): c.source for c in long if _key(c.source) not in self._of_source}
+        new = self._of_source.unseen(c.source for c in long)
         texts = [c.parsed.text for c in long]
         ids = [c.token_ids for c in long]
-        values = self._influence_of([*texts, *new.values()], [*ids, *[None] * len(new)]) if texts else []
-        assert len(values) == len(texts) + len(new)
-        self._of_source.update(zip(new, values[len(texts) :], strict=True))
+        values = self._influence_of([*texts, *new], [*ids, *[None] * len(new)]) if texts else []
+        self._of_source.store(new, values[len(texts) :])
         of_text = iter(values)
         return [
-            self._clipped(next(of_text) - self._of_source[_key(c.source)])
-            if len(c.parsed.text) >= self._min_chars
-            else 0.0
+            self._clipped(next(of_text) - self._of_source[c.source]) if len(c.parsed.text) >= self._min_chars else 0.0
             for c in candidates
         ]
 
     def _clipped(self, value: float) -> float:
         return max(-self._bound, min(self._bound, value))
-
-
-def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -5,9 +5,9 @@ Knows texts; the likelihood comes in as a function.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
+from synpro_engine.reward.sources import SourceValues
 from synpro_engine.reward.types import Candidate
 from synpro_engine.reward.words import distinct_ngrams
 
@@ -41,21 +41,17 @@ class QualityReward:
         assert low < high and shoulder > 0
         self._likelihood_of = likelihood_of
         self._band = (low, high, shoulder)
-        self._of_source: dict[bytes, float] = {}
+        self._of_source = SourceValues()
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]. Each source is measured once and kept."""
-        new = {_key(c.source): c.source for c in candidates if _key(c.source) not in self._of_source}
+        new = self._of_source.unseen(c.source for c in candidates)
         texts = [c.parsed.text for c in candidates]
-        values = self.quality_of([*texts, *new.values()])
-        self._of_source.update(zip(new, values[len(texts) :], strict=True))
-        return [v - self._of_source[_key(c.source)] for v, c in zip(values, candidates, strict=False)]
+        values = self.quality_of([*texts, *new])
+        self._of_source.store(new, values[len(texts) :])
+        return [v - self._of_source[c.source] for v, c in zip(values, candidates, strict=False)]
 
     def quality_of(self, texts: Sequence[str]) -> list[float]:
         """Quality of each text, in [0, 1]."""
         nats = self._likelihood_of(texts) if texts else []
         return [band_pass(n, *self._band) * distinct_ngrams(t) for n, t in zip(nats, texts, strict=True)]
-
-
-def _key(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -4,6 +4,9 @@ With top-p sampling a token was drawn from some tens of ids. Their logits alone 
 those rows of the output layer are multiplied: n products of width H instead of N x V. Works with the vocabulary
 split over tensor-parallel ranks.
 
+Results and gradients are deterministic on the CPU. On CUDA the sums over a token's ids and over an id's tokens are
+atomic additions in no fixed order, so they agree from run to run only up to rounding.
+
 Shape suffixes: N tokens, H model width, V rows of this rank's output layer, n kept ids of all tokens together.
 """
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from synpro_engine.dist import Axis, gather_objects
 from synpro_engine.rl.types import Rollout
 from synpro_engine.train.engine import StepResult
-
-Value = float | int | str | bool | None
+from synpro_engine.train.metrics import Value
 
 
 def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:

@@ -51,8 +51,8 @@ class PromptSource:
         if not self.prompts:
             shortest = min((len(prompt.token_ids) for prompt in rendered), default=0)
             raise UserError(
-                f"`max_prompt_tokens`: none of {len(rendered)} slices makes a prompt of at most {limit} tokens"
-                f" (the shortest has {shortest}; the generator's seq_len is {seq_len})"
+                f"`tune.{operation.name}.max_prompt_tokens`: none of {len(rendered)} slices makes a prompt of at most"
+                f" {limit} tokens (the shortest has {shortest}; the generator's seq_len is {seq_len})"
             )
         self._per_step = config.prompts_per_step
         self._seed = seed
@@ -77,7 +77,7 @@ class RolloutWorker:
         """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""
         if config.prompts_per_step % topology.dp.size:
             raise UserError(
-                f"`prompts_per_step`: {config.prompts_per_step} cannot be divided by"
+                f"`tune.{operation.name}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
                 f" {topology.dp.size} data-parallel ranks"
             )
         self.sampler = sampler

@@ -3,7 +3,8 @@
 Knows the order of things: sample, score, update, log, save. Does not know how a token is drawn, what a reward
 measures or how a gradient is reduced. A run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step),
 `samples/metrics.jsonl` (kind `sample`), `tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on
-the same directory with the same arguments it goes on from the newest checkpoint and ends with the same weights.
+the same directory with the same arguments it goes on from the newest checkpoint and, on the CPU, ends with the same
+weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from synpro_engine.dist import progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
-from synpro_engine.rl.record import Value, rollout_values, sample_values, update_values
+from synpro_engine.rl.record import rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import PromptSource, RolloutWorker, Scorer
 from synpro_engine.rl.types import Rollout
 from synpro_engine.sampler import Sampler
@@ -36,7 +37,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.engine import Engine, StepResult
-from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.metrics import MetricsLog, Value
 
 CHECKPOINTS, POLICY, SAMPLES = "checkpoints", "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
@@ -72,7 +73,8 @@ def tune(
 
     policy and reference: as `reference.prepare_policy` makes them, both at the round's start. scorer: rewards of
     candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
-    whose prompts are too long are left out. Collective over the whole job; deterministic in its arguments.
+    whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
+    on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, and
     for a directory of a run with other settings.

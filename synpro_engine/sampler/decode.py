@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError
-from synpro_engine.model.weights import BlockWeights
+from synpro_engine.model.weights import BlockWeights, grouped_qkv
 from synpro_engine.sampler.attention import attend_in_two, rotary_table, rotate
 from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places
 
@@ -145,13 +145,11 @@ class Decoder:
 
     def _heads(self, block: BlockWeights, mixed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the fused product into rotated queries [..., n, r, h], rotated keys and values [..., n, h]."""
-        counts, r = self.counts, self.counts.queries_per_group
-        grouped = mixed.unflatten(-1, (counts.kv_heads, r + 2, counts.head_dim))
-        query_key, value = grouped[..., : r + 1, :], grouped[..., r + 1, :]
+        query_key, value = grouped_qkv(mixed, self.counts)
         if block.q_norm is not None and block.k_norm is not None:
             query_key = self._full_width_norm(query_key, block.q_norm, block.k_norm)
         rotated = rotate(query_key, cos, sin)  # queries and keys turn together: half the small operations
-        return rotated[..., :r, :], rotated[..., r, :], value
+        return rotated[..., :-1, :], rotated[..., -1, :], value
 
     def _full_width_norm(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """RMSNorm of all ranks' queries together, and of all keys together; [..., n, r + 1, h]."""

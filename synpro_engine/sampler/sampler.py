@@ -7,7 +7,7 @@ time until all have ended. Knows token ids only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,7 +50,6 @@ class _Request:
     sampling: SamplingConfig
     stop_ids: frozenset[int]
     vocab_limit: int | None
-    on_progress: Callable[[int], None] | None
 
     @cached_property
     def longest_prompt(self) -> int:
@@ -70,6 +69,11 @@ class Sampler:
         self.stats = SamplerStats()
         self._decoder = Decoder(model)
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that `generate` takes: the context less one token to be drawn."""
+        return self._decoder.config.seq_len - 1
+
     @torch.no_grad()
     def generate(
         self,
@@ -80,14 +84,13 @@ class Sampler:
         stop_ids: frozenset[int],
         seeds: Sequence[int],
         vocab_limit: int | None = None,
-        on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """Sample `group_size` completions of each prompt; returns [prompt][member].
 
         `seeds` has one number per prompt; a completion is a function of the weights, its prompt, its seed and
         its member number alone (up to rounding: not of what else is in the batch). A completion ends with a stop
         id, after `max_new_tokens`, or where prompt and completion fill the model's `seq_len`. Ids at or above
-        `vocab_limit` are never drawn. `on_progress` is called with the number of sequences that ended.
+        `vocab_limit` are never drawn.
 
         Raises UserError for an empty prompt or one that leaves no room within `seq_len`, and FloatingPointError when
         the model's logits are not finite.
@@ -96,7 +99,7 @@ class Sampler:
         self._check(prompts)
         request = _Request(
             prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, stop_ids=stop_ids,
-            vocab_limit=vocab_limit, on_progress=on_progress,
+            vocab_limit=vocab_limit,
         )  # fmt: skip
         self.stats = SamplerStats()
         results: list[list[Completion | None]] = [[None] * group_size for _ in prompts]
@@ -118,7 +121,7 @@ class Sampler:
         for index, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"prompt {index} is empty; a completion needs at least one token before it")
-            if len(prompt) >= seq_len:
+            if len(prompt) > self.max_prompt_tokens:
                 raise UserError(
                     f"prompt {index} has {len(prompt)} tokens; with `model.seq_len` = {seq_len} it must have fewer"
                 )
@@ -209,8 +212,5 @@ class Sampler:
         )  # fmt: skip
 
     def _collect(self, batch: LiveBatch, request: _Request, results: list[list[Completion | None]]) -> None:
-        done = batch.retire(request.stop_ids)
-        for sequence in done:
+        for sequence in batch.retire(request.stop_ids):
             results[sequence.prompt][sequence.member] = sequence.completion(request.stop_ids)
-        if done and request.on_progress is not None:
-            request.on_progress(len(done))

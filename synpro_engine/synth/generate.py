@@ -45,6 +45,7 @@ def generate_corpus(
     generator_hash: str,
     seed: int,
     scorer: Scorer | None = None,
+    prefix: str = "",
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,
 ) -> YieldReport:
@@ -53,14 +54,17 @@ def generate_corpus(
     Data-parallel ranks share the batches; all ranks of a tensor-parallel group work on the same batch (the
     generator and the scorer may be collective over it) and its first one writes. `generator_hash` names the
     checkpoint, `inputs` whatever else the outcome depends on (say, the checkpoints behind the rewards), `parents`
-    the artifacts it was made from. A finished corpus of the same settings is returned as it is.
+    the artifacts it was made from. `prefix` begins every record's id: corpora of one source that will be read
+    together (rounds, say) need one each, and each a seed of its own. A finished corpus of the same settings is
+    returned as it is.
 
     Raises UserError for a work list without items, `path` holding (or begun with) other
     settings, damaged parts, and a full disk; what was already written stays and is used by the next start.
     """
     producer = Producer(
-        generator=generator, tokenizer=tokenizer, config=config, generator_hash=generator_hash, scorer=scorer
-    )
+        generator=generator, tokenizer=tokenizer, config=config, generator_hash=generator_hash, scorer=scorer,
+        prefix=prefix,
+    )  # fmt: skip
     items = work_list(documents, config, seed)
     if not items:
         raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
@@ -89,7 +93,9 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
     settings = {
         "generate": producer.config.model_dump(),
         "seed": seed,
+        "prefix": producer.prefix,
         "generator": producer.generator_hash,
+        "longest_prompt": producer.longest_prompt,
         "tokenizer": producer.tokenizer.fingerprint,
         "prompts": {name: operation.prompt_version for name, operation in producer.operations.items()},
         "source_sha256": source.hexdigest(),

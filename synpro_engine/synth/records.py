@@ -21,6 +21,11 @@ from synpro_engine.synth.work import GenerateConfig, WorkItem
 class Generator(Protocol):
     """What bulk generation asks of a sampler (`synpro_engine.sampler.Sampler` is one)."""
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that `generate` takes; a longer one may raise."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -44,19 +49,23 @@ class Candidate:
     raw: str
     parsed: Parsed
     token_ids: tuple[int, ...] | None = None
-    """The generator's tokens where they spell `parsed.text` to the letter; None where the parser cut some."""
+    """The generator's tokens (without the stop id) where they are what its tokenizer makes of `parsed.text`. None
+    where the parser cut some, where an id within has no text (special ids, broken bytes), and where the generator
+    spelt the text in another way than the tokenizer does."""
 
 
 def read_answer(
     operation: Operation, source: str, completion: Completion, tokenizer: Tokenizer, *, keep_truncated: bool
 ) -> Candidate:
     """Read a completion of `source`: text of the prefill and the tokens, then the operation's parser."""
-    text = tokenizer.decode(completion.token_ids)
-    raw = operation.prefill + text
+    raw = operation.prefill + tokenizer.decode(completion.token_ids)
     parsed = operation.parse(raw, finished=completion.finished or keep_truncated)
-    ids = tuple(completion.token_ids[:-1] if completion.finished else completion.token_ids)
-    spelt = ids if parsed.ok and parsed.text == text else None
-    return Candidate(operation=operation.name, source=source, raw=raw, parsed=parsed, token_ids=spelt)
+    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+    # Equal text is not enough: decoding drops special ids and repairs broken bytes.
+    spelt = parsed.ok and tokenizer.encode(parsed.text) == list(ids)
+    return Candidate(
+        operation=operation.name, source=source, raw=raw, parsed=parsed, token_ids=tuple(ids) if spelt else None
+    )
 
 
 Scorer = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
@@ -65,19 +74,25 @@ Scorer = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Producer:
-    """Makes the records of a batch: everything a batch needs besides its items."""
+    """Makes the records of a batch: everything a batch needs besides its items. `prefix` begins every record's id."""
 
     generator: Generator
     tokenizer: Tokenizer
     config: GenerateConfig
     generator_hash: str
     scorer: Scorer | None = None
+    prefix: str = ""
     operations: Mapping[str, Operation] = field(init=False)
 
     def __post_init__(self) -> None:
         """Look the operations up once."""
         found = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
         object.__setattr__(self, "operations", found)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is answered: the user's limit or the generator's, whichever is less."""
+        return min(self.config.max_prompt_tokens, self.generator.max_prompt_tokens)
 
     def prompt(self, item: WorkItem) -> list[int]:
         """The token ids that ask for one item."""
@@ -93,7 +108,7 @@ class Producer:
     def batch(self, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """One record per completion, in order of the items; collective over the generator's ranks."""
         prompts = [self.prompt(item) for item in items]
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.config.max_prompt_tokens]
+        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.longest_prompt]
         groups: list[list[Completion]] = [[] for _ in items]
         if fits:
             generated = self.generator.generate(
@@ -126,12 +141,15 @@ class Producer:
                 record["rewards"] = dict(rewards)
         return records
 
+    def _id(self, item: WorkItem, member: int) -> str:
+        return f"{self.prefix}{item.key}:{member}"
+
     def _record(
         self, item: WorkItem, member: int, prompt_tokens: int, completion: Completion, candidate: Candidate
     ) -> dict[str, Any]:
         parsed = candidate.parsed
         return {
-            "id": f"{item.key}:{member}",
+            "id": self._id(item, member),
             "text": parsed.text,
             "reason": parsed.reason,
             "raw": None if parsed.ok else candidate.raw,
@@ -144,7 +162,7 @@ class Producer:
 
     def _too_long(self, item: WorkItem, prompt_tokens: int) -> dict[str, Any]:
         return {
-            "id": f"{item.key}:0",
+            "id": self._id(item, 0),
             "text": "",
             "reason": Reject.PROMPT_TOO_LONG,
             "raw": "",

@@ -35,7 +35,7 @@ class GenerateConfig(Config):
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
     """How completions are drawn; what is left out when it is given takes the sampler's defaults."""
     max_prompt_tokens: int = Field(default=2048, gt=0)
-    """Longer prompts are rejected without generating."""
+    """Longer prompts, and those that fill the generator's context, are rejected without generating."""
     prefill: bool = True
     """Start the assistant's turn with the heading; small models seldom write it exactly."""
     keep_truncated: bool = False

@@ -23,9 +23,18 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 
 from synpro_engine.backend.checkpoint_fixes import save_without_manager
-from synpro_engine.config import Manifest, UserError, atomic_write_text, partial_path, publish, read_manifest
+from synpro_engine.config import (
+    Manifest,
+    UserError,
+    atomic_write_text,
+    check_replaceable,
+    partial_path,
+    publish,
+    read_manifest,
+    remove_directory,
+)
 from synpro_engine.config import write_manifest as write_artifact_manifest
-from synpro_engine.config.artifact import hash_directory
+from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_directory
 from synpro_engine.dist import Topology, barrier, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -55,12 +64,13 @@ def save_checkpoint(
     """Write a checkpoint of a model, or of an engine with its optimizer state. Collective.
 
     extra: plain JSON data, the same on every rank. An older checkpoint at `path` is replaced. Raises UserError when it
-    cannot be written (no space, no permission); then `path` does not appear and what was there stays.
+    cannot be written (no space, no permission, something that is no checkpoint at `path`); then `path` does not appear
+    and what was there stays.
     """
     engine = trained if isinstance(trained, Engine) else None
     model = trained.model if isinstance(trained, Engine) else trained
     topology, partial = model.topology, partial_path(path)
-    on_main(topology, lambda: _prepare(partial))
+    on_main(topology, lambda: _prepare(path))
     _save_state(partial / _STATE, _sharded_state(model, engine, loading=False))
     counters = None if engine is None else {"step": engine.step_index, "schedule_start": engine.schedule_start}
     description = {
@@ -122,23 +132,28 @@ def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
 
 
 def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
-    """Remove all but the newest `keep` checkpoints below `directory`. Collective."""
+    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others. Collective."""
     assert keep >= 1
 
     def remove() -> None:
+        for left in directory.glob(f"step-*{REMOVING}"):
+            shutil.rmtree(left)
         for path in _complete(directory)[:-keep]:
-            shutil.rmtree(path)
+            remove_directory(path)
 
     on_main(topology, remove)
 
 
 def _complete(directory: Path) -> list[Path]:
-    """Checkpoints by step; a directory of that name exists only once it is complete."""
-    found = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    """Checkpoints by step. One without a manifest is no more than the rest of an interrupted copy or removal."""
+    named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    found = [path for path in named if (path / MANIFEST).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _prepare(partial: Path) -> None:
+def _prepare(path: Path) -> None:
+    check_replaceable(path, KIND)
+    partial = partial_path(path)
     with _WriteFaults(partial):
         if partial.exists():
             shutil.rmtree(partial)  # what an interrupted save left

@@ -8,18 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from synpro_engine.train.config import PlateauConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlateauDecision:
-    """Whether to stop, why in one sentence, and the relative improvement it rests on (None: too few evaluations)."""
+    """What ends the run now, if anything, why in one sentence, and the relative improvement that was judged."""
 
-    stop: bool
+    kind: Literal["plateau", "budget"] | None
+    """`plateau`: the loss no longer improves; `budget`: the detector's limit of steps or tokens; None: go on."""
     reason: str
     improvement: float | None = None
+    """None while there are too few evaluations."""
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run ends here, for either reason."""
+        return self.kind is not None
 
 
 class PlateauDetector:
@@ -40,8 +47,8 @@ class PlateauDetector:
         improvement = self._improvement()
         if improvement is not None:
             self._misses = 0 if improvement >= self.config.min_improvement else self._misses + 1
-        stop, reason = self._judge(step, tokens, improvement)
-        return PlateauDecision(stop=stop, reason=reason, improvement=improvement)
+        kind, reason = self._judge(step, tokens, improvement)
+        return PlateauDecision(kind=kind, reason=reason, improvement=improvement)
 
     def _improvement(self) -> float | None:
         window = self.config.window
@@ -53,22 +60,24 @@ class PlateauDetector:
             return -math.inf  # a diverged run makes no progress
         return (before - after) / abs(before)
 
-    def _judge(self, step: int, tokens: int, improvement: float | None) -> tuple[bool, str]:
+    def _judge(
+        self, step: int, tokens: int, improvement: float | None
+    ) -> tuple[Literal["plateau", "budget"] | None, str]:
         config = self.config
         if config.max_steps is not None and step >= config.max_steps:
-            return True, f"budget: {step} steps reach the limit of {config.max_steps}"
+            return "budget", f"budget: {step} steps reach the limit of {config.max_steps}"
         if config.max_tokens is not None and tokens >= config.max_tokens:
-            return True, f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
+            return "budget", f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
         if improvement is None:
-            return False, f"{len(self._losses)} of the {2 * config.window} evaluations needed to judge"
+            return None, f"{len(self._losses)} of the {2 * config.window} evaluations needed to judge"
         compared = (
             f"mean reference loss of the last {config.window} evaluations improved by {improvement:.3%} "
             f"on the {config.window} before (needed {config.min_improvement:.3%})"
         )
         if self._misses >= config.patience:
             times = "once" if self._misses == 1 else f"{self._misses} times in a row"
-            return True, f"plateau at step {step}: {compared}, {times}"
-        return False, compared + (f", miss {self._misses} of {config.patience}" if self._misses else "")
+            return "plateau", f"plateau at step {step}: {compared}, {times}"
+        return None, compared + (f", miss {self._misses} of {config.patience}" if self._misses else "")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which an interrupted run goes on deciding the same."""

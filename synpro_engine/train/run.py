@@ -27,7 +27,7 @@ from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog
-from synpro_engine.train.plateau import PlateauDetector
+from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.throughput import Throughput, flops_per_token
 
 CHECKPOINTS = "checkpoints"
@@ -37,7 +37,10 @@ _FREE = ("max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """How a run ended. `tokens` were trained on in this run; losses are nats per token at its end, by set."""
+    """How a run ended. `tokens` were trained on in this run; losses are nats per token at its end, by set.
+
+    `plateau` is true only where the loss stopped improving, not where a limit of steps or tokens ended the run.
+    """
 
     step: int
     tokens: int
@@ -56,7 +59,13 @@ class RunProgress:
     evaluated_at: int = -1
     losses: dict[str, float] = field(default_factory=dict)
     plateau: bool = False
+    budget: bool = False  # the detector's limit of steps or tokens is reached
     reason: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the detector ended the run."""
+        return self.plateau or self.budget
 
 
 class PretrainRun:
@@ -74,7 +83,7 @@ class PretrainRun:
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         if config.plateau is not None and "reference" not in held_out:
-            raise UserError("`train.plateau`: needs a held-out set named `reference`")
+            raise UserError("setting `plateau`: needs a held-out set named `reference`")
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
         self.engine = Engine(
@@ -129,7 +138,7 @@ class PretrainRun:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.state.plateau or self.steps_here >= self.config.max_steps
+        return self.state.stopped or self.steps_here >= self.config.max_steps
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now."""
@@ -176,14 +185,23 @@ class PretrainRun:
             # Rank 0 decides for all: a loss that differed in its last bit would part the ranks.
             decision = self.detector.update(self.steps_here, losses["reference"], self.state.tokens)
             decision = broadcast_object(decision, self.topology)
-            self.state.plateau, self.state.reason = decision.stop, decision.reason
-            self.log.write(
-                "plateau",
-                step,
-                {"stop": decision.stop, "reason": decision.reason, "improvement": decision.improvement},
-            )
-            if decision.stop:
-                say(self.topology, decision.reason)
+            self._take_decision(decision)
+
+    def _take_decision(self, decision: PlateauDecision) -> None:
+        self.state.plateau, self.state.budget = decision.kind == "plateau", decision.kind == "budget"
+        self.state.reason = decision.reason
+        self.log.write(
+            "plateau",
+            self.engine.step_index,
+            {
+                "stop": decision.stop,
+                "ended_by": decision.kind,
+                "reason": decision.reason,
+                "improvement": decision.improvement,
+            },
+        )
+        if decision.stop:
+            say(self.topology, decision.reason)
 
     def save(self) -> None:
         """Write a checkpoint from which this run, or a later one, goes on."""
@@ -205,7 +223,7 @@ class PretrainRun:
     def end(self) -> PretrainResult:
         """Evaluate and save what the last step left, unless a finished run was only looked at again."""
         state, step = self.state, self.engine.step_index
-        if not state.plateau:
+        if not state.stopped:
             state.reason = f"all {self.config.max_steps} steps done"
         path = step_path(self.directory / CHECKPOINTS, step)
         if self.saved != path:
@@ -227,7 +245,7 @@ def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
     rows = batch.tokens_BS.size(0)
     size = min(micro_batch, rows)
     if equal and rows % size:
-        raise UserError(f"`train.micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
+        raise UserError(f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
     parts = zip(batch.tokens_BS.split(size), batch.labels_BS.split(size), strict=True)
     return [Batch(tokens_BS=tokens, labels_BS=labels) for tokens, labels in parts]
 
@@ -235,4 +253,4 @@ def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
 def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key, value in ours.items():
         if key not in _FREE and theirs.get(key) != value:
-            raise UserError(f"{path}: belongs to a run of other settings: `train.{key}` is {theirs.get(key)} there")
+            raise UserError(f"{path}: belongs to a run of other settings: `{key}` is {theirs.get(key)} there")

@@ -122,17 +122,31 @@ def test_influence_needs_a_probe_and_export_a_stage(capsys: pytest.CaptureFixtur
     assert "pretrain: no such finished stage" in error
 
 
+def test_commands_that_only_read_make_no_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for command in (["report"], ["export", "--output", str(tmp_path / "hf")]):
+        error = _refused(capsys, command[0], "smoke", "--dir", str(tmp_path / "mistyped"), *command[1:])
+        assert "mistyped: no run is there" in error and not (tmp_path / "mistyped").exists()
+
+
 def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path, run, scores = _documents(tmp_path / "docs.jsonl", 40), str(tmp_path / "run"), tmp_path / "scores.jsonl"
     arguments = ["smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", run]
     assert main(["probe", *arguments]) == 0
     scored = ["influence", *arguments, "--input", str(path), "--output", str(scores)]
-    assert main(scored) == 0
+    environment = Path(run, "environment.json").read_bytes()
+    assert main(scored) == 0 and Path(run, "environment.json").read_bytes() == environment
     whole = scores.read_text()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"d{i}" for i in range(40)]
     scores.write_text("\n".join(whole.splitlines()[:7]) + '\n{"id": "d7", "infl')
     assert main(scored) == 0
     assert [json.loads(line)["id"] for line in scores.read_text().splitlines()] == [f"d{i}" for i in range(40)]
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no newline at the end")
+    foreign = scores.with_name("other.jsonl")
+    foreign.write_text(whole.replace('"theta": "', '"theta": "0'))
+    for output, message in ((notes, "does not hold scores"), (foreign, "another theta"), (path, "is the input")):
+        before = output.read_text()
+        assert message in _refused(capsys, *scored[:-1], str(output)) and output.read_text() == before
     assert main(["export", *arguments, "--output", str(tmp_path / "hf")]) == 0
     assert (tmp_path / "hf" / "model.safetensors").exists()
 

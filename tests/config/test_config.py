@@ -53,8 +53,12 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
         ("train: {steps: true}", [], "`train.steps`.*integer"),
         ("train: {lr: -1.0}", [], "`train.lr`.*greater than 0.*-1.0"),
         ("seed: 1\ntrain: [1, 2\n", [], r"recipe.yaml:\d+: not valid YAML"),
+        ("seed: 1\n\ntrain: \x07\n", [], r"recipe.yaml:3: not valid YAML \(character"),
+        ("seed: 2001-99-99", [], r"recipe.yaml:1: not valid YAML"),
         ("- 1", [], "recipe.yaml:1: expected a mapping"),
-        ("", ["seed"], "override `seed`: expected key=value"),
+        ("", ["seed"], "override `seed`: expected key=value, as in pretrain.optimizer.lr=3e-4"),
+        ("", ["seed=\x07"], "the value is not valid YAML"),
+        ("", ["seed=2001-99-99"], "the value is not valid YAML"),
         ("", ["seed.x=1"], "`seed`"),
     ],
 )

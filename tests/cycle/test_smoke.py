@@ -47,8 +47,8 @@ def _losses(directory: Path, stage: str) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in read_metrics(directory / stage / "metrics.jsonl") if r["kind"] == "train"]
 
 
-def _documents(directory: Path, operation: str) -> str:
-    path = directory / "round-1" / f"generate-{operation}" / "corpus" / "docs.jsonl.zst"
+def _documents(directory: Path, operation: str, number: int = 1) -> str:
+    path = directory / f"round-{number}" / f"generate-{operation}" / "corpus" / "docs.jsonl.zst"
     with zstandard.open(path, "rt", encoding="utf-8") as file:
         return file.read()
 
@@ -103,10 +103,12 @@ def test_a_finished_run_started_again_repeats_nothing(alone: Path) -> None:
 def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     _kill_when(lambda: (run / "pretrain.partial" / "checkpoints" / "step-00000020").exists(), run)
+    steps = read_metrics(run / "pretrain.partial" / "metrics.jsonl")
+    assert max(record["step"] for record in steps) >= 20
     _kill_when(lambda: any((run / "round-1" / "tune-rephrase.partial" / "checkpoints").glob("step-*")), run)
     work = run / "round-1" / "generate-rephrase.partial" / "corpus.work"
     _kill_when(lambda: work.exists() and len(list(work.iterdir())) > 1, run)
-    assert "going on from step" in _finish(_RUN, run) or (run / "report.html").exists()
+    assert "[round-1/tune-rephrase] there already" in _finish(_RUN, run)
     for stage in ("pretrain", "repeat", "round-1/continue"):
         assert _losses(run, stage) == _losses(alone, stage)
     assert _documents(run, "rephrase") == _documents(alone, "rephrase")
@@ -122,3 +124,19 @@ def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list
         assert [step for step, _ in ours] == [step for step, _ in theirs]
         assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
     assert (run / "report.html").exists()
+
+
+def test_a_second_round_writes_other_texts_and_goes_on_from_the_first(tmp_path: Path) -> None:
+    run = tmp_path / "rounds"
+    smaller = ["rounds=2", "pretrain.max_steps=20", "continued.steps=4", "generate.max_slices=6"]
+    _finish([*_RUN, *smaller], run)
+    first, second = (
+        [json.loads(line) for line in _documents(run, "rephrase", number).splitlines()] for number in (1, 2)
+    )
+    assert first and second and not {r["id"] for r in first} & {r["id"] for r in second}
+    assert not {r["text"] for r in first} & {r["text"] for r in second}
+    assert first[0]["provenance"]["generator"] != second[0]["provenance"]["generator"]
+    steps = [[step for step, _ in _losses(run, f"round-{number}/continue")] for number in (1, 2)]
+    assert [step for step, _ in _losses(run, "repeat")] == steps[0] + steps[1]
+    samples = json.loads((run / "round-2" / "continue" / "result.json").read_text())["samples"]
+    assert samples["round-1"] > 0 and samples["round-2"] > 0

@@ -1,37 +1,51 @@
 """Layouts: what the ranks see, and which sizes are refused."""
 
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import ParallelConfig, broadcast_in, gather_objects, launched, on_main, sum_over
+from synpro_engine.dist import ParallelConfig, Topology, broadcast_in, gather_objects, launched, on_main, sum_over
 from synpro_engine.dist.testing import run_ranks
 
 
-def _two_ranks(tp: int) -> dict[str, object]:
+def _fault(topology: Topology, work: Callable[[], object]) -> str:
+    """What this rank is told when `work` fails on rank 0."""
+    try:
+        on_main(topology, work)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _refused() -> None:
+    raise UserError("no space")
+
+
+def _two_ranks(tp: int, file: str) -> dict[str, object]:
     with launched(ParallelConfig(tp=tp)) as topology:
         axis = topology.tp if tp == 2 else topology.dp
-        try:
-            on_main(topology, lambda: (_ for _ in ()).throw(UserError("no space")))
-            fault = ""
-        except UserError as error:
-            fault = str(error)
         return {
             "rank": axis.rank,
             "layout": topology.layout,
             "gathered": gather_objects(axis, topology.rank * 10),
             "first": broadcast_in(axis, topology.rank + 5),
             "sum": sum_over(axis, torch.tensor([topology.rank + 1.0])).item(),
-            "fault": fault,
+            "faults": [_fault(topology, _refused), _fault(topology, (Path(file) / "below").mkdir)],
         }
 
 
 @pytest.mark.parametrize(("tp", "layout"), [(2, "TP2"), (1, "DP2")])
-def test_two_ranks_agree_on_their_layout_and_share_a_user_error(tp: int, layout: str) -> None:
-    seen = run_ranks(_two_ranks, 2, tp=tp)
+def test_two_ranks_agree_on_their_layout_and_share_faults_of_rank_0(tp: int, layout: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    seen = run_ranks(_two_ranks, 2, tp=tp, file=str(tmp_path / "file"))
     for rank, facts in enumerate(seen):
         assert facts == {
-            "rank": rank, "layout": layout, "gathered": [0, 10], "first": 5, "sum": 3.0, "fault": "no space",
+            "rank": rank, "layout": layout, "gathered": [0, 10], "first": 5, "sum": 3.0,
+            "faults": ["no space", f"{tmp_path / 'file' / 'below'}: Not a directory"],
         }  # fmt: skip
 
 
@@ -46,6 +60,15 @@ def test_two_ranks_agree_on_their_layout_and_share_a_user_error(tp: int, layout:
 def test_a_layout_that_does_not_fit_is_a_user_error(parallel: ParallelConfig, key: str) -> None:
     with pytest.raises(UserError, match=key), launched(parallel):
         pass
+
+
+def test_a_full_disk_is_told_in_one_line_with_the_file() -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/shard.bin")
+
+    with launched(ParallelConfig()) as topology:
+        told = _fault(topology, write)
+    assert told == "/data/shard.bin: No space left on device; what was written before stays readable"
 
 
 def _fails() -> None:

@@ -127,8 +127,7 @@ def test_changed_weights_make_cached_scores_an_error(topology: Topology, theta: 
     before, after = _pair(theta, topology)
     influence = Influence(before, after, start_id=START)
     influence.score(_sequences(8, 1))
-    with torch.no_grad():
-        next(after.parameters()).add_(1e-3)
+    run_probe(theta, after, _loader(2, topology), PROBE.model_copy(update={"steps": 1}))
     with pytest.raises(RuntimeError, match="stale"):
         influence.score(_sequences(8, 1))
 

@@ -87,7 +87,7 @@ def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_
     lengths = sorted(len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(), 64, seed=0).prompts)
     some = PromptSource(*arguments, GRPOConfig(max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
     assert 0 < some.left_out < 4 and all(len(p.token_ids) < lengths[-1] for p in some.prompts)
-    with pytest.raises(UserError, match=f"`max_prompt_tokens`.*shortest has {lengths[0]}"):
+    with pytest.raises(UserError, match=f"`tune.toy.max_prompt_tokens`.*shortest has {lengths[0]}"):
         PromptSource(*arguments, GRPOConfig(max_prompt_tokens=3), 64, seed=0)
 
 

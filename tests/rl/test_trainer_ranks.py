@@ -43,6 +43,6 @@ def test_two_data_parallel_ranks_tune_as_one_process_does(tmp_path: Path) -> Non
     for ours, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alone"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     for rank in both:
-        assert rank["refusal"].startswith("`prompts_per_step`: 3 cannot be divided by 2")
+        assert rank["refusal"].startswith("`tune.toy.prompts_per_step`: 3 cannot be divided by 2")
         for name, value in alone["weights"].items():
             torch.testing.assert_close(torch.tensor(rank["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)

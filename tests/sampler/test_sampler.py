@@ -182,13 +182,19 @@ def test_prompts_that_leave_no_room_are_a_user_error(model: Model) -> None:
             sampler.generate(prompts, group_size=1, sampling=GREEDY, stop_ids=NEVER, seeds=[0] * len(prompts))
 
 
-def test_progress_counts_every_sequence_once(model: Model) -> None:
-    seen: list[int] = []
-    Sampler(model, SamplerConfig(max_batch=4)).generate(
-        prompts_of(3, 4, 5), group_size=2, sampling=SamplingConfig(max_new_tokens=12), stop_ids=frozenset(range(40)),
-        seeds=[1, 2, 3], on_progress=seen.append,
-    )  # fmt: skip
-    assert sum(seen) == 6 and len(seen) > 1
+def test_the_longest_prompt_it_names_is_the_longest_it_takes(model: Model) -> None:
+    sampler = Sampler(model)
+    longest = sampler.max_prompt_tokens
+
+    def sample(length: int) -> Completion:
+        ((completion,),) = sampler.generate(
+            prompts_of(length), group_size=1, sampling=GREEDY, stop_ids=NEVER, seeds=[0]
+        )
+        return completion
+
+    assert len(sample(longest).token_ids) == 1
+    with pytest.raises(UserError, match=f"has {longest + 1} tokens"):
+        sample(longest + 1)
 
 
 def test_no_prompts_give_no_completions(model: Model) -> None:

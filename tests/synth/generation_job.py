@@ -62,6 +62,8 @@ def make_documents() -> list[Document]:
 class BigramGenerator:
     """Walks from token to token as the prompt does; sometimes it stops of itself, sometimes it does not."""
 
+    max_prompt_tokens = 4096
+
     def __init__(self, tokenizer: Tokenizer, seconds: float = 0.0) -> None:
         self._tokenizer = tokenizer
         self._seconds = seconds
@@ -117,13 +119,13 @@ def letters(candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
     return [{"letters": sum(map(str.isalpha, c.parsed.text)) / len(c.parsed.text)} for c in candidates]
 
 
-def generate(out: Path, topology: Topology, seconds: float = 0.0) -> tuple[YieldReport, int]:
+def generate(out: Path, topology: Topology, seconds: float = 0.0, prefix: str = "") -> tuple[YieldReport, int]:
     """The generation that all tests compare, and how many batches this rank had generated for it."""
     tokenizer = make_tokenizer()
     generator = BigramGenerator(tokenizer, seconds)
     report = generate_corpus(
         out, make_documents(), generator, tokenizer, CONFIG, topology,
-        generator_hash="bigram", seed=SEED, scorer=letters,
+        generator_hash="bigram", seed=SEED, scorer=letters, prefix=prefix,
     )  # fmt: skip
     return report, generator.calls
 

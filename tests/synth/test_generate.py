@@ -154,12 +154,29 @@ def test_the_corpus_does_not_depend_on_the_layout(corpus: Path, tmp_path: Path) 
 def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: Topology) -> None:
     tokenizer = JOB["make_tokenizer"]()
     generator = JOB["BigramGenerator"](tokenizer)
-    for config, seed, key in ((GenerateConfig(max_chars=200), JOB["SEED"], "generate"), (JOB["CONFIG"], 4, "seed")):
+    narrow = JOB["BigramGenerator"](tokenizer)
+    narrow.max_prompt_tokens = JOB["CONFIG"].max_prompt_tokens - 1
+    for made_by, config, seed, key in (
+        (generator, GenerateConfig(max_chars=200), JOB["SEED"], "generate"),
+        (generator, JOB["CONFIG"], 4, "seed"),
+        (narrow, JOB["CONFIG"], JOB["SEED"], "longest_prompt"),
+    ):
         with pytest.raises(UserError, match=f"was made with another `{key}`"):
             generate_corpus(
-                corpus, JOB["make_documents"](), generator, tokenizer, config, topology,
+                corpus, JOB["make_documents"](), made_by, tokenizer, config, topology,
                 generator_hash="bigram", seed=seed, scorer=JOB["letters"],
             )  # fmt: skip
+
+
+def test_a_prefix_sets_the_ids_of_two_corpora_of_one_source_apart(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    JOB["generate"](tmp_path / "second", topology, prefix="second/")
+    for read in (_accepted, _rejected):
+        ours, theirs = read(tmp_path / "second"), read(corpus)
+        assert theirs and ours == [{**record, "id": "second/" + record["id"]} for record in theirs]
+    with pytest.raises(UserError, match="was made with another `prefix`"):
+        JOB["generate"](corpus, topology, prefix="second/")
 
 
 def test_a_capped_work_list_is_a_spread_out_part_of_the_whole() -> None:
@@ -174,10 +191,35 @@ def test_a_capped_work_list_is_a_spread_out_part_of_the_whole() -> None:
     assert len({item.slice.doc_id for item in some}) > 2
 
 
+def _tiny_sampler(topology: Topology, seq_len: int) -> Sampler:
+    shape = ModelConfig(
+        family="llama", layers=2, d_model=32, heads=2, kv_heads=1, ffn=64, vocab_size=320, seq_len=seq_len
+    )
+    return Sampler(build_model(shape, topology, seed=1))
+
+
+def test_a_prompt_that_fills_the_models_context_is_refused_and_the_others_are_answered(
+    topology: Topology, tmp_path: Path
+) -> None:
+    tokenizer, operation = JOB["make_tokenizer"](), operation_named("rephrase")
+    config = GenerateConfig(
+        operations=("rephrase",), max_chars=300, batch_prompts=3, sampling=SamplingConfig(max_new_tokens=2)
+    )
+    items = work_list(JOB["make_documents"](), config, 0)
+    length = {i.key: len(render_chat(operation.messages(i.slice.text), operation.prefill, tokenizer)) for i in items}
+    seq_len = sorted(length.values())[len(items) // 2] + 1  # the middle one just leaves room for a token
+    report = generate_corpus(
+        tmp_path / "corpus", JOB["make_documents"](), _tiny_sampler(topology, seq_len), tokenizer, config, topology,
+        generator_hash="tiny", seed=0,
+    )  # fmt: skip
+    refused = {r["id"] for r in _rejected(tmp_path / "corpus") if r["reason"] == "prompt_too_long"}
+    assert refused == {f"{key}:0" for key, tokens in length.items() if tokens >= seq_len}
+    assert 0 < len(refused) < len(items) == report.completions
+
+
 def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topology: Topology, tmp_path: Path) -> None:
     tokenizer = JOB["make_tokenizer"]()
-    shape = ModelConfig(family="llama", layers=2, d_model=32, heads=2, kv_heads=1, ffn=64, vocab_size=320, seq_len=1024)
-    sampler = Sampler(build_model(shape, topology, seed=1))
+    sampler = _tiny_sampler(topology, 1024)
     config = GenerateConfig(
         operations=("rephrase",), max_chars=150, max_slices=5, batch_prompts=2, keep_truncated=True,
         sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),

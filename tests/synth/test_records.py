@@ -1,16 +1,17 @@
 """Reading a completion: when the generator's own tokens may stand for the text."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from synpro_engine.sampler import Completion
 from synpro_engine.synth import operation_named, read_answer
 
 SENTENCE = "The treasury is sound and the harvest was good."
-END = 0
+END, UNKNOWN = 0, 1
 
 
 class _Letters:
-    """A tokenizer of code points; id 0 ends a text."""
+    """A tokenizer of code points; id 0 ends a text, id 1 has no letter."""
 
     vocab_size, eos_id, pad_id, fingerprint = 0x110000, END, END, "letters"
 
@@ -18,7 +19,7 @@ class _Letters:
         return [ord(letter) for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(chr(i) for i in ids if i != END)
+        return "".join(chr(i) for i in ids if i not in (END, UNKNOWN))
 
 
 def _completion(text: str, *, finished: bool) -> Completion:
@@ -34,6 +35,16 @@ def test_token_ids_stand_for_the_text_only_where_they_spell_it_to_the_letter() -
         candidate = read_answer(rephrase, "source", completion, letters, keep_truncated=True)
         assert candidate.parsed.ok
         assert candidate.token_ids == (tuple(letters.encode(SENTENCE)) if whole else None)
+
+
+def test_an_id_that_decodes_to_nothing_does_not_stand_for_the_text() -> None:
+    whole = _completion(SENTENCE, finished=True)
+    ids = [*whole.token_ids[:5], UNKNOWN, *whole.token_ids[5:]]
+    zeros = [0.0] * len(ids)
+    odd = dataclasses.replace(whole, token_ids=ids, logprobs=zeros, full_logprobs=zeros)
+    candidate = read_answer(operation_named("rephrase"), "source", odd, _Letters(), keep_truncated=False)
+    assert candidate.parsed.ok and candidate.parsed.text == SENTENCE
+    assert candidate.token_ids is None
 
 
 def test_a_refused_completion_has_no_ids() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -248,11 +249,45 @@ def test_the_newest_complete_checkpoints_are_kept(topology: Topology, shape: Mod
     for step in (5, 10, 200):
         save_checkpoint(step_path(tmp_path, step), model, {"step": step})
     (tmp_path / "step-00000300.partial").mkdir()  # killed while saving
+    (tmp_path / "step-00000400" / "state").mkdir(parents=True)  # the rest of a copy or removal
+    (tmp_path / "step-00000003.removing" / "state").mkdir(parents=True)  # killed while removing
     assert newest_checkpoint(tmp_path, topology) == step_path(tmp_path, 200)
     prune_checkpoints(tmp_path, 2, topology)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000010", "step-00000200", "step-00000300.partial",
+        "step-00000010", "step-00000200", "step-00000300.partial", "step-00000400",
     ]  # fmt: skip
+
+
+def test_a_kill_while_checkpoints_are_removed_does_not_block_the_run(
+    topology: Topology, shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(shape, topology)
+    for step in (1, 2):
+        save_checkpoint(step_path(tmp_path, step), model)
+
+    def killed(directory: Path) -> None:
+        (directory / "extra.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoints(tmp_path, 1, topology)
+    monkeypatch.undo()
+    assert not step_path(tmp_path, 1).exists()
+    newest = newest_checkpoint(tmp_path, topology)
+    assert newest is not None and load_checkpoint(newest, model) == {}
+    prune_checkpoints(tmp_path, 1, topology)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_user_s_directory_is_not_replaced_by_a_checkpoint(
+    topology: Topology, shape: ModelConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not replaced"):
+        save_checkpoint(tmp_path / "c", build_model(shape, topology))
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["c", "c/thesis.tex"]
 
 
 def test_the_manifest_says_what_is_inside(topology: Topology, shape: ModelConfig, tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ def test_a_falling_loss_never_stops():
 def test_a_flat_loss_stops_after_the_windows_and_the_patience():
     decisions = run([3.0] * 20)
     assert len(decisions) == 2 * CONFIG.window + CONFIG.patience - 1
-    assert decisions[-1].stop and "plateau at step 50" in decisions[-1].reason and "2 times" in decisions[-1].reason
+    assert (
+        decisions[-1].kind == "plateau"
+        and "plateau at step 50" in decisions[-1].reason
+        and "2 times" in decisions[-1].reason
+    )
 
 
 def test_a_curve_that_flattens_stops_after_the_bend():
@@ -52,9 +56,9 @@ def test_a_rising_or_diverging_loss_counts_as_no_progress():
 def test_the_budget_ends_a_run_that_still_improves():
     falling = [4.0 * 0.9**n for n in range(50)]
     steps = run(falling, PlateauConfig(window=2, max_steps=70))
-    assert len(steps) == 7 and "budget: 70 steps" in steps[-1].reason
+    assert len(steps) == 7 and steps[-1].stop and steps[-1].kind == "budget" and "budget: 70 steps" in steps[-1].reason
     tokens = run(falling, PlateauConfig(window=2, max_tokens=500), tokens_per_step=100)
-    assert len(tokens) == 5 and "500 tokens" in tokens[-1].reason
+    assert len(tokens) == 5 and tokens[-1].kind == "budget" and "500 tokens" in tokens[-1].reason
 
 
 def test_an_interrupted_detector_goes_on_deciding_the_same():

@@ -143,6 +143,16 @@ def test_a_plateau_ends_the_run_and_says_why(topology: Topology, tmp_path: Path)
     assert same(result, train(topology, tmp_path, config))  # looked at again: still ended
 
 
+def test_a_budget_ends_the_run_and_is_no_plateau(topology: Topology, tmp_path: Path) -> None:
+    limited = PlateauConfig(window=1, min_improvement=0.0, max_steps=4)
+    config = CONFIG.model_copy(update={"max_steps": 50, "plateau": limited})
+    result = train(topology, tmp_path, config)
+    assert not result.plateau and result.step == 4 and "budget: 4 steps" in result.reason
+    assert [record["ended_by"] for record in records(tmp_path) if record["kind"] == "plateau"] == [None, "budget"]
+    again = train(topology, tmp_path, config)  # looked at again: still ended
+    assert same(result, again) and not again.plateau
+
+
 def test_arms_go_on_from_a_checkpoint(topology: Topology, tmp_path: Path) -> None:
     first = train(topology, tmp_path / "first")
     arm = CONFIG.model_copy(update={"max_steps": 2, "plateau": None, "schedule": ScheduleConfig()})
@@ -171,9 +181,9 @@ def test_old_checkpoints_are_removed(topology: Topology, tmp_path: Path) -> None
 
 def test_a_directory_of_other_settings_is_refused(topology: Topology, tmp_path: Path) -> None:
     train(topology, tmp_path)
-    with pytest.raises(UserError, match=r"`train\.z_loss` is 0\.0001 there"):
+    with pytest.raises(UserError, match=r"settings: `z_loss` is 0\.0001 there"):
         train(topology, tmp_path, CONFIG.model_copy(update={"z_loss": 0.5}))
-    with pytest.raises(UserError, match="`reference`"):
+    with pytest.raises(UserError, match=r"^setting `plateau`: needs .*`reference`"):
         pretrain(build_model(SHAPE, topology), CONFIG, loader_of(topology), tmp_path / "other")
 
 
@@ -220,5 +230,5 @@ def test_micro_batches_cover_the_batch_and_a_pipeline_gets_equal_ones() -> None:
     assert [part.tokens_BS.size(0) for part in split_batch(batch, 2, equal=False)] == [2, 2, 1]
     assert torch.equal(torch.cat([part.labels_BS for part in split_batch(batch, 2, equal=False)]), batch.labels_BS)
     assert len(split_batch(batch, 100, equal=True)) == 1
-    with pytest.raises(UserError, match=r"train\.micro_batch"):
+    with pytest.raises(UserError, match=r"^setting `micro_batch`: "):
         split_batch(batch, 2, equal=True)

@@ -1,0 +1,76 @@
+"""Recipes: those that ship read and fit the layouts they are meant for, and contradictions are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.config.describe import describe
+from synpro_engine.config.recipes import recipe_names
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.external import fingerprint
+from synpro_engine.cycle.preflight import check_recipe
+from synpro_engine.cycle.pretraining import mixture
+from synpro_engine.cycle.recipe import ContinueConfig
+from synpro_engine.data import Document, TokenCorpus
+from synpro_engine.dist import ParallelConfig, launched
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_reads_and_every_key_is_described(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    lines = list(describe(recipe))
+    assert any(line.startswith("pretrain.optimizer.lr=") for line in lines)
+    # A key of the prompted tuning is listed under its operation.
+    assert any(line.startswith("tune.rephrase.group_size=") and "Completions of each prompt" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_shared_out_over_two_ranks(name: str) -> None:
+    with launched(ParallelConfig()) as topology:
+        two = topology.__class__(**{**vars(topology), "dp": topology.dp.__class__(2, 0, topology.dp.group)})
+        check_recipe(load_recipe(name), two)
+        with pytest.raises(UserError, match=r"`tune.rephrase.prompts_per_step`: 3 cannot be divided by 2"):
+            check_recipe(load_recipe(name, ["tune.rephrase.prompts_per_step=3"]), two)
+
+
+def test_a_generator_is_used_with_the_prompt_it_was_tuned_on() -> None:
+    with pytest.raises(UserError, match=r"tune.rephrase.prefill is False, but generate.prefill is True"):
+        load_recipe("smoke", ["tune.rephrase.prefill=false"])
+
+
+class _Letters:
+    vocab_size, eos_id, pad_id, fingerprint = 128, 0, 0, "letters"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def _corpus(tokens: int) -> TokenCorpus:
+    return TokenCorpus.from_documents([Document("a", "x" * (tokens - 1))], _Letters())
+
+
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        (ContinueConfig(steps=1), [0.6, 0.1, 0.3]),
+        (ContinueConfig(steps=1, synthetic_epochs=2.0), [6 / 14, 2 / 14, 6 / 14]),
+        (ContinueConfig(steps=1, synthetic_share=0.8), [0.2, 0.2, 0.6]),
+    ],
+    ids=["concatenated", "epochs", "share"],
+)
+def test_the_mixture_is_by_tokens_epochs_or_share(config: ContinueConfig, shares: list[float]) -> None:
+    corpora = {"organic": _corpus(600), "round-1": _corpus(100), "round-2": _corpus(300)}
+    weights = mixture(corpora, config)
+    assert [weights[name] / sum(weights.values()) for name in corpora] == pytest.approx(shares)
+
+
+def test_a_changed_input_changes_its_fingerprint_and_a_copy_does_not(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "docs.jsonl").write_text("one")
+    assert fingerprint(str(tmp_path / "a")) == fingerprint(str(tmp_path / "b"))
+    (tmp_path / "b" / "docs.jsonl").write_text("two")
+    assert fingerprint(str(tmp_path / "a")) != fingerprint(str(tmp_path / "b"))
+    assert fingerprint(None) == "" and fingerprint("embedded:sotu") != fingerprint("random")
