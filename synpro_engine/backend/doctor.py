@@ -93,7 +93,7 @@ def diagnose() -> list[Choice]:
         _triton(),
         _csrc(),
         _package("flash-attn", "flash-attn", "optional; torch's fused attention serves"),
-        _package("transformer-engine", "transformer-engine", "optional, its AdamW only; torch's serves"),
+        _package("transformer-engine", "transformer-engine", "optional; torch AdamW and attention serve"),
         _apex(),
         Choice("dtype `auto`", dtype, "bf16 where there is a GPU, fp32 elsewhere"),
         platform.attention(),

@@ -67,11 +67,15 @@ def has_nvidia_apex() -> bool:
 
 
 def attention() -> Choice:
-    """flash-attn where it is installed beside CUDA, else torch's fused attention."""
-    if torch.cuda.is_available() and importable("flash_attn"):
-        return Choice("attention", "flash-attn", "CUDA and flash_attn are there")
-    why = "flash_attn is not installed" if torch.cuda.is_available() else "no CUDA device"
-    return Choice("attention", "torch SDPA", why)
+    """flash-attn or Transformer Engine, in this order, where one is installed beside CUDA; else torch's attention."""
+    if not torch.cuda.is_available():
+        return Choice("attention", "torch SDPA", "no CUDA device")
+    if importable("flash_attn"):
+        return Choice("attention", "flash-attn", "CUDA and flash_attn are there; fp32 weights take torch SDPA")
+    if importable("transformer_engine"):
+        why = "CUDA and transformer_engine are there, flash_attn is not; fp32 weights take torch SDPA"
+        return Choice("attention", "transformer-engine", why)
+    return Choice("attention", "torch SDPA", "neither flash_attn nor transformer_engine is installed")
 
 
 def optimizer() -> Choice:

@@ -6,7 +6,6 @@ Knows when a stage must run and how its result appears; does not know what any s
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from typing import Any
 from synpro_engine.config import (
     UserError,
     atomic_write_text,
+    check_replaceable,
     partial_path,
     publish,
     read_manifest,
+    remove_directory,
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
@@ -70,9 +71,10 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     inputs = _inputs(directory, stage)
     if _is_done(directory, stage, inputs):
         return False
+    check_replaceable(directory / stage.name, stage.name)
     partial, note = partial_path(directory / stage.name), _note(directory, stage)
     if partial.exists() and not (note.exists() and json.loads(note.read_text()) == inputs):
-        shutil.rmtree(partial)  # begun from other inputs: of no use
+        remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)
     atomic_write_text(note, json.dumps(inputs))
     return True

@@ -32,10 +32,16 @@ from synpro_engine.model.layers import (
 )
 
 
-def core_attention(dtype: torch.dtype) -> type[SDPAttention] | type[FlashAttention]:
-    """flash-attn where the backend found it and its kernel takes `dtype`, else torch's fused attention."""
-    chosen = platform.attention().uses == "flash-attn" and dtype in (torch.bfloat16, torch.float16)
-    return FlashAttention if chosen else SDPAttention
+def core_attention(dtype: torch.dtype) -> Any:
+    """What the backend chose, where its kernels take `dtype`; else torch's fused attention."""
+    chosen = platform.attention().uses if dtype in (torch.bfloat16, torch.float16) else None
+    if chosen == "flash-attn":
+        return FlashAttention
+    if chosen == "transformer-engine":
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        return TEDotProductAttention
+    return SDPAttention
 
 
 def _mlp_spec() -> Any:

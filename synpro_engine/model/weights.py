@@ -35,7 +35,7 @@ class BlockWeights:
     With np query heads, ng key heads of width hn on this rank, H the model's width and F the gated width:
 
     - `qkv` [(np + 2 ng) hn, H]: for each key head its np/ng query heads, then its key, then its value
-      (q q k v | q q k v ...); `grouped_qkv` and `split_qkv` take the product apart;
+      (q q k v | q q k v ...); `grouped_qkv` takes the product apart;
     - `proj` [H, np hn] and `fc2` [H, F/tp]: their products are partial sums over tensor-parallel ranks;
     - `fc1` [2 F/tp, H]: this rank's gate rows, then its up rows; SwiGLU is `fc2 @ (silu(gate) * up)`;
     - `attention_norm`, `mlp_norm` [H]: applied to the sublayer's output (after the reduction, before the
@@ -64,12 +64,6 @@ def grouped_qkv(mixed: Tensor, counts: HeadCounts) -> tuple[Tensor, Tensor]:
     queries = counts.queries_per_group
     grouped = mixed.unflatten(-1, (counts.kv_heads, queries + 2, counts.head_dim))
     return grouped[..., : queries + 1, :], grouped[..., queries + 1, :]
-
-
-def split_qkv(mixed: Tensor, counts: HeadCounts) -> tuple[Tensor, Tensor, Tensor]:
-    """Take `x @ qkv.T` apart: [..., (np + 2 ng) hn] -> [..., np, hn], [..., ng, hn], [..., ng, hn]."""
-    query_key, value = grouped_qkv(mixed, counts)
-    return query_key[..., :-1, :].flatten(-3, -2), query_key[..., -1, :], value
 
 
 def block_weights(layer: Any) -> BlockWeights:

@@ -7,7 +7,7 @@ import torch
 
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.layout import Kind, canonical_shapes, shard, unshard
-from synpro_engine.model.weights import HeadCounts, split_qkv
+from synpro_engine.model.weights import HeadCounts, grouped_qkv
 
 CONFIG = ModelConfig(layers=1, d_model=24, heads=8, kv_heads=4, head_dim=6, ffn=16, vocab_size=32, seq_len=8)
 _TENSORS = {
@@ -37,7 +37,8 @@ def test_a_rank_s_fused_product_holds_its_own_heads(size: int) -> None:
     full, x = _full("qkv"), torch.randn(5, CONFIG.d_model)
     counts = HeadCounts(heads=8 // size, kv_heads=4 // size, head_dim=6)
     for rank in range(size):
-        mine = split_qkv(x @ shard(CONFIG, "qkv", full, rank, size).T, counts)
+        query_key, value = grouped_qkv(x @ shard(CONFIG, "qkv", full, rank, size).T, counts)
+        mine = (query_key[..., :-1, :].flatten(-3, -2), query_key[..., -1, :], value)
         for product, weight in zip(mine, full, strict=True):
             want = (x @ weight.T).unflatten(-1, (-1, 6)).chunk(size, dim=1)[rank]
             torch.testing.assert_close(product, want, rtol=0, atol=1e-5)
