@@ -20,7 +20,6 @@ def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Ite
 def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None) -> None:
     """Bring the run up to the last stage of a command; None: all of it, and the report."""
     with _cycle(recipe, overrides, directory) as cycle:
-        cycle.claim_directory()
         cycle.run(until)
         say(cycle.topology, f"results are in {cycle.directory}")
 

@@ -27,7 +27,9 @@ class Config(BaseModel):
     Strict: `12.5` is no integer and `"12"` is no number. YAML lists are accepted for tuples.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class _Loader(yaml.SafeLoader):

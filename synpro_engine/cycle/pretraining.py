@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
@@ -100,6 +100,7 @@ def arm_stage(
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
     corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
     weights = mixture(corpora, recipe.continued)
+    _refuse_unread(weights, steps * recipe.pretrain.global_batch)
     loader = _loader(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
     before = stage_checkpoint(start, topology)
     result = pretrain(
@@ -113,6 +114,17 @@ def arm_stage(
         label=into.name.removesuffix(".partial"),
     )
     _write_result(into, result, topology, {"samples": loader.samples_by_source})
+
+
+def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:
+    """An arm too short to read a single window of some synthetic source would be the other arm under its name."""
+    for name, weight in weights.items():
+        share = weight / sum(weights.values())
+        if name != ORGANIC and share * windows < 1:
+            raise UserError(
+                f"`continued.steps`: of the {windows} windows of this arm, a share of {share:.2%} leaves none for the"
+                f" synthetic text of {name}; raise it, `continued.synthetic_share` or `continued.synthetic_epochs`"
+            )
 
 
 def mixture(corpora: Mapping[str, TokenCorpus], config: ContinueConfig) -> dict[str, float]:

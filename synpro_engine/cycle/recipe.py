@@ -61,7 +61,7 @@ class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides splits, initial weights, data order and sampling."""
     parallel: ParallelConfig = ParallelConfig()
     dtype: DtypeName = "auto"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -114,11 +115,19 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Se
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: this text yields no vocabulary of {vocab_size} pieces ({reason})") from None
+        raise UserError(f"{vocab_size} pieces {_why_not(str(error))}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_bytes(path, model.getvalue())
     return SentencePieceTokenizer.from_file(path)
+
+
+def _why_not(message: str) -> str:
+    """What SentencePiece says about a size that does not fit, in words about the text."""
+    if most := re.search(r"value <= (\d+)", message):
+        return f"are more than this text supports ({most[1]} at the most)"
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"are too few for the different characters of this text ({least[1]} at the least)"
+    return f"cannot be made from this text ({message.splitlines()[-1].strip()})"
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -41,6 +41,8 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "smoke", "model.kv_heads=3"], "`model.kv_heads`: must divide heads (4)"),
         (["run", "smoke", "generate.operations=[rephrase, summarise]"], "no operation `summarise`"),
         (["run", "smoke", "reward.rephrase.influense=1.0"], "`influense`"),
+        (["run", "smoke", "seed=99999999999999999999"], "`seed`"),
+        (["run", "smoke", "tune.rephrase.group_size=1"], "`tune.rephrase.group_size`"),
         (["run", "smoke", "parallel.tp=2"], "tp 2 x pp 1 does not divide the 1 process(es)"),
     ],
 )
@@ -48,6 +50,7 @@ def test_a_fault_of_the_config_names_its_key(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     assert message in _refused(capsys, *arguments, "--dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -70,10 +73,17 @@ def test_a_bad_document_is_named_by_file_and_line(
 
 def test_an_empty_corpus_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("")
-    error = _refused(
-        capsys, "tokenize", "smoke", f"corpus.source={tmp_path / 'docs.jsonl'}", "--dir", str(tmp_path / "run")
-    )
+    run = tmp_path / "run"
+    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={tmp_path / 'docs.jsonl'}", "--dir", str(run))
     assert "docs.jsonl: no documents" in error
+    # Nothing was made there yet, so the corrected command may use the directory.
+    mended = _documents(tmp_path / "mended.jsonl")
+    assert main(["tokenize", "smoke", f"corpus.source={mended}", "--dir", str(run)]) == 0
+
+
+def test_a_file_in_place_of_the_directory_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    assert "run: is a file" in _refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "run"))
 
 
 def test_a_directory_of_another_config_is_refused_and_stays_as_it_was(

@@ -52,6 +52,7 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
         ("train: {steps: '3'}", [], "`train.steps`.*integer"),
         ("train: {steps: true}", [], "`train.steps`.*integer"),
         ("train: {lr: -1.0}", [], "`train.lr`.*greater than 0.*-1.0"),
+        ("train: {lr: .inf}", [], "`train.lr`.*finite number"),
         ("seed: 1\ntrain: [1, 2\n", [], r"recipe.yaml:\d+: not valid YAML"),
         ("seed: 1\n\ntrain: \x07\n", [], r"recipe.yaml:3: not valid YAML \(character"),
         ("seed: 2001-99-99", [], r"recipe.yaml:1: not valid YAML"),

@@ -10,7 +10,7 @@ from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.preflight import check_recipe
-from synpro_engine.cycle.pretraining import mixture
+from synpro_engine.cycle.pretraining import _refuse_unread, mixture
 from synpro_engine.cycle.recipe import ContinueConfig
 from synpro_engine.data import Document, TokenCorpus
 from synpro_engine.dist import ParallelConfig, launched
@@ -64,6 +64,13 @@ def test_the_mixture_is_by_tokens_epochs_or_share(config: ContinueConfig, shares
     corpora = {"organic": _corpus(600), "round-1": _corpus(100), "round-2": _corpus(300)}
     weights = mixture(corpora, config)
     assert [weights[name] / sum(weights.values()) for name in corpora] == pytest.approx(shares)
+
+
+def test_an_arm_that_would_read_no_synthetic_window_is_refused() -> None:
+    weights = {"organic": 99.0, "round-1": 1.0}
+    _refuse_unread(weights, windows=100)
+    with pytest.raises(UserError, match=r"`continued.steps`: of the 99 windows .* a share of 1.00% leaves none"):
+        _refuse_unread(weights, windows=99)
 
 
 def test_a_changed_input_changes_its_fingerprint_and_a_copy_does_not(tmp_path: Path) -> None:

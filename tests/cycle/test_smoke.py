@@ -129,6 +129,7 @@ def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list
 def test_a_second_round_writes_other_texts_and_goes_on_from_the_first(tmp_path: Path) -> None:
     run = tmp_path / "rounds"
     smaller = ["rounds=2", "pretrain.max_steps=20", "continued.steps=4", "generate.max_slices=6"]
+    smaller.append("continued.synthetic_epochs=6.0")
     _finish([*_RUN, *smaller], run)
     first, second = (
         [json.loads(line) for line in _documents(run, "rephrase", number).splitlines()] for number in (1, 2)
