@@ -57,11 +57,9 @@ class RewardConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for operation in ("rephrase", "reformat"):
-            for name, weight in self.weights(operation).items():
+            for name in self.weights(operation):
                 if name not in REWARD_NAMES:
                     raise ValueError(f"{operation}: no reward `{name}`{nearest(name, REWARD_NAMES)}")
-                if not math.isfinite(weight):
-                    raise ValueError(f"{operation}.{name}: a weight must be a finite number")
         if self.quality_low >= self.quality_high:
             raise ValueError("quality_low must be below quality_high")
         return self

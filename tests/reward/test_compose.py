@@ -95,7 +95,7 @@ def test_a_reward_without_weight_needs_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_reward_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no reward `similarty` \(did you mean `similarity`"):
         load_config(RewardConfig, {"rephrase": {"similarty": 1.0}})
-    with pytest.raises(UserError, match=r"rephrase.format: a weight must be a finite number"):
+    with pytest.raises(UserError, match=r"`rephrase.format`: Input should be a finite number"):
         load_config(RewardConfig, {"rephrase": {"format": float("nan")}})
     with pytest.raises(UserError, match="no reward `lenght`"):
         Composer([], {"rephrase": {"lenght": 1.0}})
