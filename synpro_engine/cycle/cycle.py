@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text, read_yaml, to_yaml
+from synpro_engine.config import UserError, atomic_write_text, read_manifest, read_yaml, to_yaml
 from synpro_engine.cycle.corpus import build_corpus
 from synpro_engine.cycle.evaluation import evaluate_stage
 from synpro_engine.cycle.export import export_stage
@@ -106,10 +106,18 @@ class Cycle:
 
     @property
     def probe_pair(self) -> tuple[str, str]:
-        """Names of the stages of the newest finished probe and of the theta it started from; UserError: none yet."""
+        """Names of the stages of theta and of the newest finished probe made from it.
+
+        Raises UserError when there is no probe yet, and when theta was made anew since: the two would not belong
+        together, and their difference would be no influence of anything.
+        """
         for number in range(self.recipe.rounds, 0, -1):
-            if (self.directory / f"round-{number}" / "probe").exists():
-                return self._theta(number), f"round-{number}/probe"
+            theta, probe = self._theta(number), f"round-{number}/probe"
+            if (self.directory / probe).exists():
+                made_from = read_manifest(self.directory / probe).parents.get(theta)
+                if made_from != read_manifest(self.directory / theta).content_hash:
+                    raise UserError(f"{self.directory / probe}: was made from another {theta}; `synpro probe` mends it")
+                return theta, probe
         raise UserError(f"{self.directory}: no probe yet; `synpro probe` makes it")
 
     def _theta(self, number: int) -> str:
