@@ -5,16 +5,14 @@
 
 TORCH_LIBRARY(synpro_csrc, library) {
   library.def(
-      "linear_logprob_stats(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, float temperature, float softcap)"
-      " -> (Tensor maximum, Tensor sumexp, Tensor weighted, Tensor target_logit)");
+      "merge_logits_(Tensor block, Tensor(a!) maximum, Tensor(b!) sumexp, Tensor(c!) weighted, Tensor(d!) target_logit,"
+      " Tensor column, int start, float scale) -> ()");
   library.def(
-      "linear_logprob_grad(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor maximum, Tensor sumexp,"
-      " Tensor entropy, Tensor grad_logprob, Tensor grad_logsumexp, Tensor grad_entropy, float temperature,"
-      " float softcap, bool need_hidden, bool need_weight)"
-      " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)");
+      "differentiate_logits_(Tensor(a!) block, Tensor coefficients, Tensor column, int start, float scale, bool capped)"
+      " -> ()");
 }
 
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
-  library.impl("linear_logprob_stats", TORCH_FN(synpro::linear_logprob_stats));
-  library.impl("linear_logprob_grad", TORCH_FN(synpro::linear_logprob_grad));
+  library.impl("merge_logits_", TORCH_FN(synpro::merge_logits_));
+  library.impl("differentiate_logits_", TORCH_FN(synpro::differentiate_logits_));
 }

@@ -1,4 +1,16 @@
 """Ops with one contract each and a plain PyTorch reference that is their definition. Knows torch and Triton only.
 
-Importing this package loads nothing: import the op's own package (`synpro_kernels.linear_logprob`).
+The ops are importable from here; each op's folder holds its parts, and a README.md with its maths and counts. (After
+`import synpro_kernels`, the attribute `linear_logprob` is the function; reach into the folder of that name with
+`from synpro_kernels.linear_logprob import ...`.)
 """
+
+from synpro_kernels.linear_logprob import (
+    CrossEntropy,
+    LogProbs,
+    linear_cross_entropy,
+    linear_logprob,
+    linear_logprob_ref,
+)
+
+__all__ = ["CrossEntropy", "LogProbs", "linear_cross_entropy", "linear_logprob", "linear_logprob_ref"]

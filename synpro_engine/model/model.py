@@ -21,7 +21,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model import state
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
-from synpro_kernels.linear_logprob import LogProbs, linear_logprob
+from synpro_kernels import LogProbs, linear_logprob
 
 
 @dataclass(frozen=True)

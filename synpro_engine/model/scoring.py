@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from synpro_engine.model.model import Model, run_chunk
-from synpro_kernels.linear_logprob import LogProbs
+from synpro_kernels import LogProbs
 
 IGNORED = -100
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.sampler import Kept
-from synpro_kernels.linear_logprob import LogProbs
+from synpro_kernels import LogProbs
 
 _ELEMENTS = 1 << 24  # gathered weight entries held at once (64 MiB of fp32)
 

@@ -20,7 +20,7 @@ from synpro_engine.rl.losses import grpo_loss
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.sampler import Kept
 from synpro_engine.train.losses import IGNORE, LossTerms
-from synpro_kernels.linear_logprob import LogProbs, linear_logprob
+from synpro_kernels import LogProbs, linear_logprob
 
 
 def sampled_logprobs(

@@ -2,14 +2,14 @@
 
 import pytest
 
-import synpro_kernels.linear_logprob.forward as linear_logprob_forward
 from synpro_kernels.extension import csrc_status
+from synpro_kernels.linear_logprob import forward
 
 
-@pytest.fixture(params=["csrc", "chunked"])
+@pytest.fixture(params=["csrc", "torch"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     loaded, reason = csrc_status()
     if request.param == "csrc" and not loaded:
         pytest.skip(f"csrc: {reason}")
-    monkeypatch.setattr(linear_logprob_forward, "csrc_loaded", lambda: request.param == "csrc")
+    monkeypatch.setattr(forward, "implementation_for", lambda hidden: request.param)
     return request.param

@@ -1,9 +1,11 @@
 """Log-probability, log-sum-exp and entropy of a linear output layer, without holding its logits.
 
-`linear_logprob` is the op, `linear_logprob_ref` its definition; the maths and the counts are in README.md here.
+`linear_logprob` is the op, `linear_logprob_ref` its definition; `linear_cross_entropy` and `linear_policy_loss` make
+their gradients within the forward pass. The maths and the counts are in README.md here.
 """
 
+from synpro_kernels.linear_logprob.cross_entropy import CrossEntropy, linear_cross_entropy
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.reference import LogProbs, linear_logprob_ref
 
-__all__ = ["LogProbs", "linear_logprob", "linear_logprob_ref"]
+__all__ = ["CrossEntropy", "LogProbs", "linear_cross_entropy", "linear_logprob", "linear_logprob_ref"]

@@ -1,4 +1,4 @@
-"""The public entry of `linear_logprob`: validation, registration with torch.library, and the vocabulary-parallel form.
+"""The public entry of `linear_logprob`: registration with torch.library, and the vocabulary-parallel form.
 
 The op without a group is `torch.ops.synpro.linear_logprob` (fake and autograd registered, so torch.compile traces it
 whole); with a group it is an autograd function, since a process group is no operator argument.
@@ -8,13 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.extension import csrc_loaded
 from synpro_kernels.linear_logprob.backward import differentiate
 from synpro_kernels.linear_logprob.forward import evaluate
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from synpro_kernels.linear_logprob.validate import check_layer
 
 
 def linear_logprob(
@@ -55,7 +53,7 @@ def linear_logprob(
         ValueError: naming the argument and what was expected.
 
     """
-    _check(hidden, weight, target, bias, temperature, softcap, vocab_start)
+    check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
     hidden_TH = hidden.reshape(-1, hidden.shape[-1])
     target_T = target.reshape(-1)
     if group is None or group.size() == 1:
@@ -69,45 +67,6 @@ def linear_logprob(
         logprob, logsumexp, spread = _Sharded.apply(hidden_TH, weight, target_T, bias, settings, group, entropy)
     shape = target.shape
     return LogProbs(logprob.view(shape), logsumexp.view(shape), spread.view(shape) if entropy else None)
-
-
-def has_extension() -> bool:
-    """Whether CPU tensors go to the compiled op (else to the chunked PyTorch path)."""
-    return csrc_loaded()
-
-
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    vocab_start: int,
-) -> None:
-    if hidden.dim() < 1 or hidden.dtype not in _FLOATS:
-        raise ValueError(f"hidden: expected floating [..., H], got {hidden.dtype} {tuple(hidden.shape)}")
-    width = hidden.shape[-1]
-    if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != width:
-        raise ValueError(f"weight: expected [V, {width}] with V >= 1, got {tuple(weight.shape)}")
-    if target.shape != hidden.shape[:-1]:
-        raise ValueError(f"target: expected shape {tuple(hidden.shape[:-1])}, got {tuple(target.shape)}")
-    if target.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"target: expected int32 or int64, got {target.dtype}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: expected shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != hidden.dtype:
-            raise ValueError(f"{name}: expected {hidden.dtype} like hidden, got {tensor.dtype}")
-    for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
-        if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
-    if softcap is not None and not 0.0 < softcap < float("inf"):
-        raise ValueError(f"softcap: expected None or a finite number > 0, got {softcap}")
-    if vocab_start < 0:
-        raise ValueError(f"vocab_start: expected >= 0, got {vocab_start}")
 
 
 @torch.library.custom_op("synpro::linear_logprob", mutates_args=())

@@ -1,4 +1,4 @@
-"""What the forward and the backward pass share: the scalar settings and the choice of rows."""
+"""What the forward and the backward pass share: the scalar settings, the choice of rows, the dtype of sums."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,11 @@ class LogitSettings:
     ignore_index: int
     vocab_start: int
     """Global id of the weight's first row."""
+
+    @property
+    def scale(self) -> float:
+        """Factor from tanh(product / softcap), or from the product where there is no cap, to the logit."""
+        return (self.softcap or 1.0) / self.temperature
 
 
 class KeptRows:

@@ -1,0 +1,122 @@
+"""The training loss of a linear output layer: cross-entropy and z-loss, with gradients made in the forward pass."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_kernels.linear_logprob.fused import Work, minimise
+from synpro_kernels.linear_logprob.op import linear_logprob
+from synpro_kernels.linear_logprob.reference import LogProbs
+from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.validate import check_layer, check_per_token
+
+
+class CrossEntropy(NamedTuple):
+    """Losses in nats, fp32 (fp64 for fp64 inputs); scalars, or shaped like the target under reduction "none"."""
+
+    loss: Tensor
+    """What is minimised: cross-entropy plus z-loss; differentiable (but under "none", once)."""
+    cross_entropy: Tensor
+    """The part to report; no gradient."""
+    z_loss: Tensor
+    """z_loss times the squared log-sum-exp; no gradient."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+    z_loss: float = 0.0,
+    loss_mask: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    into_main_grad: bool = False,
+) -> CrossEntropy:
+    """Return -log p(target) + z_loss logsumexp^2 (arXiv 2204.02311), without holding the logits.
+
+    Arguments are those of `linear_logprob`, and:
+
+    Args:
+        z_loss: weight of the squared log-sum-exp, >= 0.
+        loss_mask: [...] like target, any real dtype: each token's weight; tokens with 0 cost nothing. None: all 1.
+        reduction: "sum" over tokens of weight times loss; "mean": that over the sum of weights (NaN where it is 0, as
+            in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient is not known in
+            the forward pass, so the logits are computed twice).
+        into_main_grad: add the weight's gradient, in fp32, to Megatron's `weight.main_grad` instead of returning it to
+            autograd (which then gets a tensor without meaning: never combine this with torch.autograd.grad).
+
+    With "sum" and "mean" the gradients are made in the forward pass, where gradients are enabled and wanted: three
+    matrix products in all. An fp32 gradient of hidden and weight then lives until backward, which can run once.
+
+    Raises:
+        ValueError: naming the argument and what was expected.
+
+    """
+    check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
+    _check(weight, target, z_loss, loss_mask, reduction, into_main_grad)
+    settings = LogitSettings(
+        temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
+    )
+    group = None if group is None or group.size() == 1 else group
+    dtype = accumulation_dtype(hidden.dtype)
+    if reduction == "none":
+        scored = linear_logprob(
+            hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index,
+            vocab_start=vocab_start, group=group,
+        )  # fmt: skip
+        weighing = 1.0 if loss_mask is None else loss_mask.to(dtype)
+        return _terms(-scored.logprob * weighing, z_loss * scored.logsumexp.square() * weighing)
+    target_T = target.reshape(-1)
+    per_token = []
+    if loss_mask is not None:
+        per_token = [loss_mask.reshape(-1).to(dtype)]
+        target_T = target_T.masked_fill(per_token[0] == 0, ignore_index)
+    work = Work(
+        objective=_objective(z_loss),
+        per_token=per_token,
+        target_T=target_T,
+        settings=settings,
+        group=group,
+        into_main_grad=into_main_grad,
+    )
+    loss, sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
+    if reduction == "mean":
+        tokens = (target_T != ignore_index).sum() if loss_mask is None else per_token[0].sum()
+        return CrossEntropy(loss / tokens, sums["cross_entropy"] / tokens, sums["z_loss"] / tokens)
+    return CrossEntropy(loss, sums["cross_entropy"], sums["z_loss"])
+
+
+def _terms(cross_entropy: Tensor, z: Tensor) -> CrossEntropy:
+    return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
+
+
+def _objective(z_loss: float):
+    def objective(scored: LogProbs, *weights_C: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        cross_entropy_C, z_C = -scored.logprob, z_loss * scored.logsumexp.square()
+        for weight_C in weights_C:
+            cross_entropy_C, z_C = cross_entropy_C * weight_C, z_C * weight_C
+        cross_entropy, z = cross_entropy_C.sum(), z_C.sum()
+        return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z}
+
+    return objective
+
+
+def _check(
+    weight: Tensor, target: Tensor, z_loss: float, loss_mask: Tensor | None, reduction: str, into_main_grad: bool
+) -> None:
+    if not 0.0 <= z_loss < float("inf"):
+        raise ValueError(f"z_loss: expected a finite number >= 0, got {z_loss}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    if loss_mask is not None:
+        check_per_token("loss_mask", loss_mask, target)
+    if into_main_grad and (reduction == "none" or not hasattr(weight, "main_grad")):
+        raise ValueError("into_main_grad: expected a weight with main_grad, and reduction 'mean' or 'sum'")

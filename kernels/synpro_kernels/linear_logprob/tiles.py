@@ -1,0 +1,38 @@
+"""Tile shapes of the Triton kernels, by architecture and operand size: an explicit table, no search at run time.
+
+A search would compile and time dozens of variants inside somebody's first training step, and pick by noise. These are
+chosen by shared memory, registers and the matrix instruction's shape (see README.md for the arithmetic), and checked
+by compiling ahead of time.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """BM tokens x BN vocabulary entries, BK of the width at a time."""
+
+    BM: int
+    BN: int
+    BK: int
+    num_warps: int
+    num_stages: int
+
+
+_HALF = {
+    80: Tile(128, 128, 64, 8, 3),  # 96 KiB of operands; mma.sync leaves no registers for a larger tile
+    90: Tile(128, 256, 64, 8, 4),  # 192 KiB; two warp groups of 64 x 256, wgmma's widest
+    100: Tile(128, 256, 64, 8, 4),  # accumulators live in tensor memory
+}
+# fp32 operands are multiplied exactly (no tf32), outside the matrix units: small tiles that fit the registers.
+_FLOAT = Tile(64, 64, 32, 8, 3)
+
+
+def tile_for(capability: int, dtype: torch.dtype, tokens: int) -> Tile:
+    """Return the tile for compute capability 80, 90, 100...: the table's row at or below it."""
+    if dtype == torch.float32:
+        return _FLOAT
+    tile = _HALF[max(known for known in _HALF if known <= max(capability, 80))]
+    # Few tokens (decoding, small groups): a narrow tile wastes fewer rows, and the weight is read once either way.
+    return tile if tokens > 64 else tile._replace(BM=64, num_warps=4, BN=128)

@@ -1,0 +1,26 @@
+"""Tests that read the machine code of Triton kernels, compiled for GPUs that need not be there.
+
+Without Triton, and in the process where kernels are interpreted, the modules are skipped before they are imported.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    REASON = "Triton is not installed (it has no build for this platform, or `make setup-test` was not run)"
+elif os.environ.get("TRITON_INTERPRET", "0") != "0":
+    REASON = "run without TRITON_INTERPRET: interpreted kernels have no machine code"
+else:
+    REASON = ""
+
+
+class Skipped(pytest.Module):
+    def collect(self):
+        pytest.skip(REASON, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return Skipped.from_parent(parent, path=module_path) if REASON else None

@@ -1,0 +1,90 @@
+"""linear_logprob's Triton kernels as machine code at production sizes: the right instructions, nothing spilt."""
+
+import pytest
+import torch
+
+from synpro_kernels.launch import Call
+from synpro_kernels.linear_logprob import triton_gemm, triton_rows
+from synpro_kernels.linear_logprob.blocks import Shard
+from synpro_kernels.linear_logprob.rows import Stats
+from synpro_kernels.linear_logprob.settings import LogitSettings
+from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_for, compile_kernel
+
+TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
+MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+# Registers of a thread. Eight warps may have 255 each with one block on a processor, which is what the tiles are for;
+# the budgets are what was reached, so that a change which costs registers is seen.
+BUDGET = {
+    (80, False, "stats"): 224, (80, False, "gradient"): 168,
+    (90, False, "stats"): 255, (90, False, "gradient"): 255,
+    (90, True, "stats"): 176, (90, True, "gradient"): 255,
+    (100, False, "stats"): 255, (100, False, "gradient"): 168,
+    (100, True, "stats"): 255, (100, True, "gradient"): 176,
+}  # fmt: skip
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def production_call(kernel: str, capability: int, descriptor: bool, **changed) -> Call:
+    settings = LogitSettings(temperature=1.0, softcap=changed.get("softcap"), ignore_index=-100, vocab_start=0)
+    shard = Shard(
+        hidden_TH=meta(TOKENS, WIDTH),
+        weight_VH=meta(VOCAB, WIDTH),
+        bias_V=meta(VOCAB) if changed.get("bias") else None,
+        column_T=meta(TOKENS, dtype=torch.int64),
+        settings=settings,
+        how="triton",
+    )
+    if kernel == "stats":
+        return triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=132, descriptor=descriptor)
+    bias = None if shard.bias_V is None else shard.bias_V[:BLOCK]
+    operands = shard.weight_VH[:BLOCK], bias, meta(TOKENS, 5, dtype=torch.float32), 0, meta(TOKENS, BLOCK)
+    return triton_gemm.gradient_call(shard, *operands, capability=capability, descriptor=descriptor)
+
+
+def compiled(call: Call, capability: int) -> Compiled:
+    with compile_for(capability):
+        return compile_kernel(call.kernel, *call.arguments, **call.options)
+
+
+@pytest.mark.parametrize(("capability", "descriptor", "kernel"), BUDGET)
+def test_production_kernels_use_the_matrix_units_and_spill_nothing(capability, descriptor, kernel):
+    found = compiled(production_call(kernel, capability, descriptor), capability).resources
+    assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
+    assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
+    assert found.registers <= BUDGET[capability, descriptor, kernel]
+    assert found.shared_bytes <= SHARED_LIMIT[capability]
+    assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
+    loads = "UTMALDG" if descriptor else "LDGSTS"  # the tensor copy unit, or asynchronous copies past the registers
+    assert found.opcodes[loads] > 0
+
+
+@pytest.mark.parametrize("capability", MATRIX_INSTRUCTION)
+def test_a_soft_cap_and_a_bias_still_fit(capability):
+    for kernel in ("stats", "gradient"):
+        call = production_call(kernel, capability, capability >= 90, softcap=30.0, bias=True)
+        found = compiled(call, capability).resources
+        assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
+        assert found.shared_bytes <= SHARED_LIMIT[capability]
+
+
+@pytest.mark.parametrize("capability", MATRIX_INSTRUCTION)
+def test_row_kernels_spill_nothing(capability):
+    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
+    block, column = meta(1024, VOCAB, dtype=torch.float32), meta(1024, dtype=torch.int64)
+    stats = Stats(*(meta(1024, dtype=torch.float32) for _ in range(4)))
+    coefficients = meta(1024, 5, dtype=torch.float32)
+    merged = compiled(triton_rows.merge_call(block, stats, column, 0, settings), capability)
+    call = triton_rows.differentiate_call(block, coefficients, column, 0, settings, torch.bfloat16)
+    differentiated = compiled(call, capability)
+    for found in (merged.resources, differentiated.resources):
+        assert found.stack_bytes == found.spill_loads == 0
+    assert "LDG.E.128" in differentiated.sass and "STG.E" in differentiated.sass
+
+
+def test_the_workspace_of_the_forward_is_a_few_megabytes():
+    call = production_call("stats", 90, True)
+    assert sum(part.numel() * part.element_size() for part in call.outputs) <= 8 << 20
+    assert call.grid[0] <= 2 * 132
