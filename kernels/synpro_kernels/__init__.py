@@ -11,6 +11,18 @@ from synpro_kernels.linear_logprob import (
     linear_cross_entropy,
     linear_logprob,
     linear_logprob_ref,
+    linear_policy_loss,
 )
+from synpro_kernels.policy_loss import SurrogateTerms, grpo_loss, k3
 
-__all__ = ["CrossEntropy", "LogProbs", "linear_cross_entropy", "linear_logprob", "linear_logprob_ref"]
+__all__ = [
+    "CrossEntropy",
+    "LogProbs",
+    "SurrogateTerms",
+    "grpo_loss",
+    "k3",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "linear_logprob_ref",
+    "linear_policy_loss",
+]

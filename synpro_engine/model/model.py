@@ -113,16 +113,18 @@ class Model:
         hidden [..., H] and target [...] are the same on all tensor-parallel ranks; results are fp32 [...] and
         whole on each, and so are the gradients. On the last pipeline stage only.
         """
+        return linear_logprob(hidden, target=target, temperature=temperature, entropy=entropy, **self.output_layer())
+
+    def output_layer(self) -> dict[str, Any]:
+        """weight, vocab_start and group, as the ops of `synpro_kernels` take them. On the last pipeline stage only."""
         tp = self.topology.tp
-        return linear_logprob(
-            hidden,
-            self.output_weight(),
-            target,
-            temperature=temperature,
-            vocab_start=self.vocab_start,
-            group=tp.group if tp.size > 1 else None,
-            entropy=entropy,
-        )
+        group = tp.group if tp.size > 1 else None
+        return {"weight": self.output_weight(), "vocab_start": self.vocab_start, "group": group}
+
+    def output_trains_in_buffers(self) -> bool:
+        """Whether the output weight's gradient is summed in a trainer's fp32 buffers (Megatron's `main_grad`)."""
+        weight = self.output_weight()
+        return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
     def canonical_state(self) -> dict[str, Tensor]:
         """Full, unsharded tensors by their Hugging Face names, on the CPU of every rank (collective)."""

@@ -27,7 +27,7 @@ _ELEMENTS = 1 << 24  # gathered weight entries held at once (64 MiB of fp32)
 
 def kept_logprob(
     hidden_NH: Tensor,
-    weight_VH: Tensor,
+    weight: Tensor,
     target_N: Tensor,
     kept: Kept,
     *,
@@ -37,7 +37,7 @@ def kept_logprob(
 ) -> LogProbs:
     """log softmax of the target among its row's kept ids, fp32 [N], with log-sum-exp and entropy over them.
 
-    hidden_NH and weight_VH: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's kept set
+    hidden_NH and weight [V, H]: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's kept set
     (else ValueError). Under `group` results and gradients equal the unsharded ones, and the gradient of hidden is
     complete on each rank. Only `logprob` is differentiable.
     """
@@ -49,7 +49,7 @@ def kept_logprob(
     if len(at_N) != len(target_N) or not torch.equal(row_n[at_N], torch.arange(len(target_N), device=device)):
         raise ValueError("kept: each target must be in its own row's kept set, once")
     logprob_N, total_N, entropy_N = _KeptLogProb.apply(
-        hidden_NH, weight_VH, row_n, id_n - vocab_start, at_N, temperature, group
+        hidden_NH, weight, row_n, id_n - vocab_start, at_N, temperature, group
     )
     return LogProbs(logprob_N, total_N, entropy_N)
 

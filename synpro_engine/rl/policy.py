@@ -16,11 +16,10 @@ from torch import Tensor
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.kept import kept_logprob
-from synpro_engine.rl.losses import grpo_loss
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.sampler import Kept
 from synpro_engine.train.losses import IGNORE, LossTerms
-from synpro_kernels import LogProbs, linear_logprob
+from synpro_kernels import LogProbs, SurrogateTerms, grpo_loss, linear_logprob, linear_policy_loss
 
 
 def sampled_logprobs(
@@ -40,15 +39,11 @@ def sampled_logprobs(
     """
     labelled_BS = labels_BS != IGNORE
     hidden_NH, target_N = hidden_BSH[labelled_BS], labels_BS[labelled_BS]
-    tp, weight = model.topology.tp, model.output_weight()
-    group = tp.group if tp.size > 1 else None
     if kept is not None:
-        return kept_logprob(
-            hidden_NH, weight, target_N, kept, temperature=temperature, vocab_start=model.vocab_start, group=group
-        )
+        return kept_logprob(hidden_NH, target_N=target_N, kept=kept, temperature=temperature, **model.output_layer())
     return linear_logprob(
-        hidden_NH, weight, target_N, bias=_limit_bias(model, vocab_limit), temperature=temperature,
-        vocab_start=model.vocab_start, group=group, entropy=entropy,
+        hidden_NH, target=target_N, bias=_limit_bias(model, vocab_limit), temperature=temperature, entropy=entropy,
+        **model.output_layer(),
     )  # fmt: skip
 
 
@@ -64,7 +59,7 @@ def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
 class PolicyLoss:
     """GRPO's loss of one micro-batch for `train.engine.Engine.step`.
 
-    Reports as `loss` the objective, and as extras the sums over tokens of `losses.SurrogateTerms` and the entropy.
+    Reports as `loss` the objective, and as extras the sums over tokens of `SurrogateTerms` and the entropy.
     """
 
     def __init__(self, config: GRPOConfig, vocab_limit: int | None) -> None:
@@ -73,21 +68,33 @@ class PolicyLoss:
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Sums over the tokens of `batch`."""
+        evaluate = self._fused if batch.kept is None else self._among_kept
+        terms, entropy = evaluate(model, hidden_BSH, batch)
+        extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
+        return LossTerms(objective=terms.objective, loss=terms.objective, extras=extras | {"entropy": entropy.detach()})
+
+    def _fused(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
+        config, labelled_BS = self._config, batch.labels_BS != IGNORE
+        return linear_policy_loss(
+            hidden_BSH[labelled_BS], target=batch.labels_BS[labelled_BS], behaviour=batch.behaviour_N,
+            advantage=batch.advantage_N, token_weight=batch.weight_N, reference=batch.reference_N,
+            clip_low=config.clip_low, clip_high=config.clip_high, kl_beta=config.kl_beta,
+            bias=_limit_bias(model, self._vocab_limit), temperature=config.sampling.temperature,
+            into_main_grad=model.output_trains_in_buffers(), **model.output_layer(),
+        )  # fmt: skip
+
+    def _among_kept(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
         config = self._config
         scored = sampled_logprobs(
-            model, hidden_BSH, batch.labels_BS, batch.kept, temperature=config.sampling.temperature,
-            vocab_limit=self._vocab_limit, entropy=True,
-        )  # fmt: skip
+            model, hidden_BSH, batch.labels_BS, batch.kept, temperature=config.sampling.temperature
+        )
         terms = grpo_loss(
             scored.logprob, behaviour_N=batch.behaviour_N, advantage_N=batch.advantage_N, weight_N=batch.weight_N,
             reference_N=batch.reference_N, clip_low=config.clip_low, clip_high=config.clip_high,
             kl_beta=config.kl_beta,
         )  # fmt: skip
         assert scored.entropy is not None
-        extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
-        return LossTerms(
-            objective=terms.objective, loss=terms.objective, extras=extras | {"entropy": scored.entropy.detach().sum()}
-        )
+        return terms, scored.entropy.sum()
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class RolloutBatch:
 
     tokens_BS: int64, prompt and completion without its last token, padded on the right with 0.
     labels_BS: int64, the completion's token at the position that predicts it, else -100.
-    behaviour_N, advantage_N, weight_N fp32: per token, as `losses.grpo_loss` takes them.
+    behaviour_N, advantage_N, weight_N fp32: per token, as `synpro_kernels.grpo_loss` takes them.
     reference_N: fp32, or None without a reference policy.
     kept: the sampler's kept sets of the N tokens, None when nothing was cut.
     """

@@ -79,6 +79,8 @@ class TrainConfig(Config):
     """Sequences that one rank forwards at once; the rest is gradient accumulation."""
     z_loss: float = Field(default=1e-4, ge=0)
     """Weight of mean(logsumexp(logits)^2); trained on, never part of a reported loss."""
+    output_layer: Literal["fused", "materialised"] = "fused"
+    """`fused` computes the loss and its gradients in blocks; `materialised` holds every logit, for comparison."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     plateau: PlateauConfig | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
+from synpro_kernels import linear_cross_entropy, linear_logprob_ref
 
 
 class MicroBatch(Protocol):
@@ -52,22 +53,37 @@ class LanguageModelLoss:
     """Sum of -log p(label), plus `z_loss` times the sum of logsumexp(logits)^2 (Chowdhery et al., arXiv 2204.02311).
 
     The z-loss keeps the softmax normaliser near 1; it enters the objective only, and is reported as extra `z_loss`
-    (the weighted sum).
+    (the weighted sum). For `Engine.step`: the gradient is made in the forward pass, and that of a trained output layer
+    goes to the engine's fp32 buffers past autograd. `materialised` holds every logit instead, for comparison.
     """
 
-    def __init__(self, z_loss: float = 0.0) -> None:
+    def __init__(self, z_loss: float = 0.0, *, materialised: bool = False) -> None:
         assert z_loss >= 0
         self.z_loss = z_loss
+        self.materialised = materialised
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
-        scored = model.logprobs_from_hidden(hidden_BSH, batch.labels_BS.to(hidden_BSH.device))
-        loss = -scored.logprob.sum()
-        if self.z_loss == 0.0:
-            return LossTerms(objective=loss, loss=loss)
-        # Ignored positions have a logsumexp of 0 by the operation's contract.
-        z = self.z_loss * scored.logsumexp.square().sum()
-        return LossTerms(objective=loss + z, loss=loss, extras={"z_loss": z})
+        labels_BS = batch.labels_BS.to(hidden_BSH.device)
+        sums = self._by_definition if self.materialised else self._fused
+        objective, loss, z = sums(model, hidden_BSH, labels_BS)
+        return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
+
+    def _fused(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return linear_cross_entropy(
+            hidden_BSH,
+            target=labels_BS,
+            z_loss=self.z_loss,
+            reduction="sum",
+            into_main_grad=model.output_trains_in_buffers(),
+            **model.output_layer(),
+        )
+
+    def _by_definition(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
+        scored = linear_logprob_ref(hidden_BSH, target=labels_BS, **model.output_layer())
+        loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
+        return loss + z, loss, z
 
 
 def count_labels(labels_BS: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class PretrainRun:
         self.engine = Engine(
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
         )
-        self.loss_fn = LanguageModelLoss(config.z_loss)
+        self.loss_fn = LanguageModelLoss(config.z_loss, materialised=config.output_layer == "materialised")
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.state = RunProgress()
         flops = flops_per_token(model.config, loader.seq_len)

@@ -1,14 +1,16 @@
-"""linear_logprob with the vocabulary spread over two real ranks equals the whole layer on one."""
+"""The log-prob ops with the vocabulary spread over real ranks equal the whole layer on one."""
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from synpro_engine.dist.testing import run_ranks
-from synpro_kernels.linear_logprob import linear_logprob, linear_logprob_ref
+from synpro_kernels import linear_cross_entropy, linear_logprob, linear_logprob_ref, linear_policy_loss
 
-TOKENS, VOCAB, WIDTH, CUT = 37, 601, 24, 310  # shards of 310 and 291 rows
+TOKENS, VOCAB, WIDTH = 37, 601, 24
+CUTS = {2: (0, 310, 601), 4: (0, 100, 310, 311, 601)}  # uneven shards, one of a single row
 
 
 def whole_layer(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -32,10 +34,29 @@ def run_layer(function: Any, layer: dict[str, torch.Tensor], rows: slice, **opti
     return [x.detach() for x in found] + list(torch.autograd.grad(loss, [hidden, weight, bias]))
 
 
-def on_each_rank() -> dict[str, Any]:
+def fused_losses(layer: dict[str, torch.Tensor], rows: slice, **options: Any) -> list[torch.Tensor]:
+    """[loss, its gradients, policy loss, its gradients] of the rows of one shard."""
+    found = []
+    for entry in ("cross entropy", "policy"):
+        leaves = [layer["hidden"].clone(), layer["weight"][rows].clone(), layer["bias"][rows].clone()]
+        hidden, weight, bias = (leaf.requires_grad_() for leaf in leaves)
+        if entry == "policy":
+            given = {name: torch.linspace(low, 1, TOKENS) for name, low in (("advantage", -1), ("token_weight", 0.1))}
+            behaviour = torch.full((TOKENS,), -5.0)
+            terms, _ = linear_policy_loss(
+                hidden, weight, layer["target"], bias=bias, behaviour=behaviour, **given, **options
+            )
+            loss = terms.objective
+        else:
+            loss = linear_cross_entropy(hidden, weight, layer["target"], bias=bias, z_loss=0.1, **options).loss
+        found += [loss.detach(), *torch.autograd.grad(loss, [hidden, weight, bias])]
+    return found
+
+
+def on_each_rank(world: int) -> dict[str, Any]:
     dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    rows = slice(0, CUT) if rank == 0 else slice(CUT, VOCAB)
+    rank, cuts = dist.get_rank(), CUTS[world]
+    rows = slice(cuts[rank], cuts[rank + 1])
     sharded = {"vocab_start": rows.start, "group": dist.group.WORLD}
     worst = {}
     for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16", torch.bfloat16)):
@@ -49,8 +70,16 @@ def on_each_rank() -> dict[str, Any]:
                 for a, b in zip(got, expected, strict=True)
             ]
     layer = whole_layer(torch.float32)
-    masked = dict(layer, bias=layer["bias"].index_fill(0, torch.arange(CUT, VOCAB), -torch.inf))
-    masked["target"] = layer["target"].clamp_max(CUT - 1)
+    whole_losses, losses = fused_losses(layer, slice(0, VOCAB)), fused_losses(layer, rows, **sharded)
+    for at in (2, 3, 6, 7):
+        whole_losses[at] = whole_losses[at][rows]
+    worst["fp32", "gradients made in the forward"] = [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max())
+        for a, b in zip(losses, whole_losses, strict=True)
+    ]
+    first = cuts[1]
+    masked = dict(layer, bias=layer["bias"].index_fill(0, torch.arange(first, VOCAB), -torch.inf))
+    masked["target"] = layer["target"].clamp_max(first - 1)
     whole = linear_logprob(masked["hidden"], masked["weight"], masked["target"], bias=masked["bias"], entropy=True)
     split = linear_logprob(
         masked["hidden"], masked["weight"][rows], masked["target"], bias=masked["bias"][rows], entropy=True, **sharded
@@ -73,12 +102,13 @@ def on_each_rank() -> dict[str, Any]:
     }
 
 
-def test_results_and_gradients_equal_the_unsharded_layer():
-    ranks = run_ranks(on_each_rank, 2)
+@pytest.mark.parametrize("world", [2, 4])
+def test_results_and_gradients_equal_the_unsharded_layer(world):
+    ranks = run_ranks(on_each_rank, world, world=world)
     allowed = {"fp32": 5e-6, "fp64": 1e-13, "bf16": 2**-7, "masked shard": 5e-6}
     for rank in ranks:
         for (dtype, label), errors in rank["worst"].items():
             assert max(errors) <= allowed[dtype], f"{dtype} {label}: {errors}"
         assert rank["message"] == f"target: {VOCAB} is held by 0 shards of the group, expected 1"
         assert rank["repeats"]
-    assert ranks[0]["hidden_gradient"] == ranks[1]["hidden_gradient"]
+    assert all(rank["hidden_gradient"] == ranks[0]["hidden_gradient"] for rank in ranks)

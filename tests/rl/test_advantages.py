@@ -3,7 +3,7 @@
 import torch
 
 from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
-from synpro_engine.rl.losses import grpo_loss, k3
+from synpro_kernels import grpo_loss, k3
 
 
 def test_a_group_of_equal_rewards_has_exactly_zero_advantage() -> None:

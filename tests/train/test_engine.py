@@ -68,8 +68,8 @@ def test_accumulation_does_not_depend_on_the_size_of_micro_batches(topology: Top
         seen.append([engine.step(parts, LanguageModelLoss(1e-2), denominator=labels_in(batch)) for _ in range(2)])
     for results in seen[1:]:
         for one, other in zip(seen[0], results, strict=True):
-            assert (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=1e-6)
-            assert other.extras == pytest.approx(one.extras, rel=1e-6)
+            assert (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=3e-6)
+            assert other.extras == pytest.approx(one.extras, rel=3e-6)
 
 
 def test_the_z_loss_changes_gradients_and_no_reported_loss(topology: Topology, shape: ModelConfig) -> None:

@@ -6,6 +6,14 @@ their gradients within the forward pass. The maths and the counts are in README.
 
 from synpro_kernels.linear_logprob.cross_entropy import CrossEntropy, linear_cross_entropy
 from synpro_kernels.linear_logprob.op import linear_logprob
+from synpro_kernels.linear_logprob.policy import linear_policy_loss
 from synpro_kernels.linear_logprob.reference import LogProbs, linear_logprob_ref
 
-__all__ = ["CrossEntropy", "LogProbs", "linear_cross_entropy", "linear_logprob", "linear_logprob_ref"]
+__all__ = [
+    "CrossEntropy",
+    "LogProbs",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "linear_logprob_ref",
+    "linear_policy_loss",
+]

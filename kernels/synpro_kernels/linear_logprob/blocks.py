@@ -75,7 +75,7 @@ def block_shape(shard: Shard) -> tuple[int, int]:
     if shard.how == "triton":  # all tokens, so that a block completes its rows of the weight's gradient
         return shard.tokens, _fitting(shard.vocab, 256 << 20, shard.tokens * shard.hidden_TH.element_size(), 256)
     vocab = min(shard.vocab, 8192)
-    budget = (256 << 20) if shard.hidden_TH.is_cuda else (16 << 20)
+    budget = (256 << 20) if shard.hidden_TH.is_cuda else (8 << 20)
     return _fitting(shard.tokens, budget, vocab * shard.precise.itemsize, 16), vocab
 
 

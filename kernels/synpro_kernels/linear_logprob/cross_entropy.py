@@ -10,7 +10,7 @@ from synpro_kernels.linear_logprob.fused import Work, minimise
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
-from synpro_kernels.linear_logprob.validate import check_layer, check_per_token
+from synpro_kernels.linear_logprob.validate import check_layer, check_main_grad, check_per_token
 
 
 class CrossEntropy(NamedTuple):
@@ -47,8 +47,8 @@ def linear_cross_entropy(
     Args:
         z_loss: weight of the squared log-sum-exp, >= 0.
         loss_mask: [...] like target, any real dtype: each token's weight; tokens with 0 cost nothing. None: all 1.
-        reduction: "sum" over tokens of weight times loss; "mean": that over the sum of weights (NaN where it is 0, as
-            in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient is not known in
+        reduction: "sum" over tokens of weight times loss; "mean": that over the kept tokens' sum of weights (NaN
+            where it is 0, as in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient is not known in
             the forward pass, so the logits are computed twice).
         into_main_grad: add the weight's gradient, in fp32, to Megatron's `weight.main_grad` instead of returning it to
             autograd (which then gets a tensor without meaning: never combine this with torch.autograd.grad).
@@ -61,7 +61,8 @@ def linear_cross_entropy(
 
     """
     check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
-    _check(weight, target, z_loss, loss_mask, reduction, into_main_grad)
+    check_main_grad(weight, into_main_grad)
+    _check(target, z_loss, loss_mask, reduction, into_main_grad)
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
@@ -89,8 +90,9 @@ def linear_cross_entropy(
     )
     loss, sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
     if reduction == "mean":
-        tokens = (target_T != ignore_index).sum() if loss_mask is None else per_token[0].sum()
-        return CrossEntropy(loss / tokens, sums["cross_entropy"] / tokens, sums["z_loss"] / tokens)
+        kept_T = target_T != ignore_index
+        total = (per_token[0] * kept_T).sum() if per_token else kept_T.sum()
+        return CrossEntropy(loss / total, sums["cross_entropy"] / total, sums["z_loss"] / total)
     return CrossEntropy(loss, sums["cross_entropy"], sums["z_loss"])
 
 
@@ -109,14 +111,12 @@ def _objective(z_loss: float):
     return objective
 
 
-def _check(
-    weight: Tensor, target: Tensor, z_loss: float, loss_mask: Tensor | None, reduction: str, into_main_grad: bool
-) -> None:
+def _check(target: Tensor, z_loss: float, loss_mask: Tensor | None, reduction: str, into_main_grad: bool) -> None:
     if not 0.0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss: expected a finite number >= 0, got {z_loss}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    if into_main_grad and reduction == "none":
+        raise ValueError("reduction: expected 'mean' or 'sum' with into_main_grad, got 'none'")
     if loss_mask is not None:
         check_per_token("loss_mask", loss_mask, target)
-    if into_main_grad and (reduction == "none" or not hasattr(weight, "main_grad")):
-        raise ValueError("into_main_grad: expected a weight with main_grad, and reduction 'mean' or 'sum'")

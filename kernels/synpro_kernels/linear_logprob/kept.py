@@ -27,8 +27,8 @@ class KeptLogits:
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         tokens = self._shard.tokens
-        for v in pieces(self._shard.vocab, self._width):
-            yield v, self._buffer[v.start * tokens : v.stop * tokens].view(tokens, -1)
+        for v in pieces(self._shard.vocab if tokens else 0, self._width):
+            yield v, self._buffer[v.start * tokens : v.stop * tokens].view(tokens, v.stop - v.start)
 
     def spread(self, coefficients_C5: Tensor, into: Gradients) -> None:
         """Add these tokens' gradients to `into` (fp32 sums); hidden's are rows [C, H] and are written.

@@ -47,3 +47,9 @@ def check_per_token(name: str, values: Tensor, target: Tensor) -> None:
         raise ValueError(f"{name}: expected shape {tuple(target.shape)} like target, got {tuple(values.shape)}")
     if values.device != target.device:
         raise ValueError(f"{name}: expected device {target.device} like target, got {values.device}")
+
+
+def check_main_grad(weight: Tensor, into_main_grad: bool) -> None:
+    """Raise ValueError where the weight's gradient is to go to a `main_grad` that is not there."""
+    if into_main_grad and not hasattr(weight, "main_grad"):
+        raise ValueError("into_main_grad: expected a weight with main_grad (one in Megatron's gradient buffers)")

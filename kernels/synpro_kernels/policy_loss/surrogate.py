@@ -48,7 +48,9 @@ def grpo_loss(
     clip_high: float,
     kl_beta: float,
 ) -> SurrogateTerms:
-    """GRPO's loss over N tokens (arXiv 2402.03300, eq. 3; separate clips as in DAPO, arXiv 2503.14476), all fp32 [N].
+    """Return GRPO's loss over N tokens (arXiv 2402.03300, eq. 3; separate clips as in DAPO, arXiv 2503.14476).
+
+    All tensors are fp32 [N] (or fp64 [N]).
 
     logprob_N: of the policy in training; behaviour_N: the sampler's, under the same distribution (temperature, kept
     set); advantage_N: of each token's completion; weight_N: the token's share in the mean, before its denominator;

@@ -1,0 +1,193 @@
+"""linear_cross_entropy: gradients made in the forward pass are those of the definition, and nothing else changes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob_ref
+from synpro_kernels.linear_logprob import blocks
+from synpro_kernels.linear_logprob import fused as walk
+from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels.testing.layers import Case, make_case, plain
+
+Z = 0.05
+
+
+def by_definition(case: Case, leaves: list[Tensor], mask: Tensor | None, reduction: str, score: Callable) -> Tensor:
+    bias = leaves[2] if len(leaves) == 3 else None
+    found = score(leaves[0], leaves[1], case.target_T, bias, **case.options)
+    weights = torch.ones_like(found.logprob) if mask is None else mask.to(found.logprob.dtype)
+    weights = weights * (case.target_T != -100)
+    loss = ((-found.logprob + Z * found.logsumexp.square()) * weights).sum()
+    return loss / weights.sum() if reduction == "mean" else loss
+
+
+def definition(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, **options: float):
+    return linear_logprob_ref(hidden, weight, target, bias=bias, **options)
+
+
+def fused(case: Case, leaves: list[Tensor], mask: Tensor | None, reduction: str) -> CrossEntropy:
+    bias = leaves[2] if len(leaves) == 3 else None
+    return linear_cross_entropy(
+        leaves[0], leaves[1], case.target_T, bias=bias, z_loss=Z, loss_mask=mask, reduction=reduction, **case.options
+    )
+
+
+def with_gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    return [loss.detach(), *torch.autograd.grad(3.0 * loss, leaves)]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored", "extreme"])
+def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, variant, dtype, reduction):
+    for tokens, vocab in ((1, 7), (90, 2001)):
+        case = make_case(tokens, vocab, dtype, variant)
+        for mask in (None, torch.linspace(0.0, 2.0, tokens), torch.arange(tokens) % 2 == 0):
+            exact, usual, mine = (case.leaves(torch.float64), case.leaves(dtype), case.leaves(dtype))
+            truth = with_gradients(by_definition(case, exact, mask, reduction, definition), exact)
+            expected = with_gradients(by_definition(case, usual, mask, reduction, plain), usual)
+            found = with_gradients(fused(case, mine, mask, reduction).loss, mine)
+            if mask is not None and not (mask.double() * (case.target_T != -100)).any():
+                continue  # no weight at all: a mean of nothing, which has a test of its own
+            for name, f, e, t in zip(["loss", "hidden", "weight", "bias"], found, expected, truth, strict=False):
+                assert_as_accurate(f, e, t, f"{variant} {tokens}x{vocab} {name}")
+
+
+def test_more_tokens_than_a_chunk_change_nothing(implementation, monkeypatch):
+    case = make_case(250, 2001, torch.float32, "mapped")
+    whole = with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves)
+    monkeypatch.setattr(walk, "kept_shape", lambda shard, vocab: (64, 700))
+    cut = with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves)
+    truth = with_gradients(by_definition(case, e := case.leaves(torch.float64), None, "sum", definition), e)
+    for a, b, t in zip(cut, whole, truth, strict=True):
+        assert_as_accurate(a, b, t, "in chunks")
+
+
+def test_none_gives_each_token_its_loss_and_its_gradient(implementation):
+    case = make_case(30, 201, torch.float32, "some ignored")
+    mask = torch.linspace(0.0, 2.0, 30)
+    leaves = case.leaves(torch.float32)
+    found = fused(case, leaves, mask, "none")
+    assert found.loss.shape == (30,) and (found.loss[case.target_T == -100] == 0).all()
+    total = fused(case, leaves, mask, "sum")
+    torch.testing.assert_close(found.loss.sum(), total.loss)
+    torch.testing.assert_close(found.cross_entropy.sum(), total.cross_entropy)
+    one, other = (torch.autograd.grad(loss, leaves) for loss in (found.loss.sum(), total.loss))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_reported_parts_add_up_and_carry_no_gradient(implementation):
+    case = make_case(30, 201, torch.float32, "bare")
+    for reduction in ("sum", "mean", "none"):
+        found = fused(case, case.leaves(torch.float32), None, reduction)
+        assert found.loss.requires_grad and not found.cross_entropy.requires_grad and not found.z_loss.requires_grad
+        torch.testing.assert_close(found.loss.detach(), found.cross_entropy + found.z_loss)
+        assert (found.z_loss > 0).all()
+
+
+def test_without_gradients_none_are_made(implementation, monkeypatch):
+    case = make_case(30, 201, torch.float32, "bare")
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a gradient was computed")
+
+    monkeypatch.setattr(KeptLogits, "spread", refuse)
+    with torch.no_grad():
+        quiet = fused(case, case.leaves(torch.float32), None, "sum")
+    assert not quiet.loss.requires_grad
+    frozen = linear_cross_entropy(case.hidden_TH, case.weight_VH, case.target_T, z_loss=Z, reduction="sum")
+    assert torch.equal(frozen.loss, quiet.loss.detach()) and not frozen.loss.requires_grad
+    with pytest.raises(AssertionError, match="was computed"):
+        fused(case, case.leaves(torch.float32), None, "sum")
+
+
+def test_frozen_tensors_get_no_gradient_and_the_others_the_same(implementation):
+    case = make_case(30, 201, torch.float32, "bare")
+    hidden, weight = case.leaves(torch.float32)
+    both = torch.autograd.grad(fused(case, [hidden, weight], None, "sum").loss, [hidden, weight])
+    only_hidden = torch.autograd.grad(fused(case, [hidden, weight.detach()], None, "sum").loss, hidden)
+    only_weight = torch.autograd.grad(fused(case, [hidden.detach(), weight], None, "sum").loss, weight)
+    assert torch.equal(both[0], only_hidden[0]) and torch.equal(both[1], only_weight[0])
+
+
+def test_no_token_at_all_is_a_loss_of_zero_and_a_mean_of_nan(implementation):
+    case = make_case(9, 33, torch.float32, "all ignored")
+    leaves = case.leaves(torch.float32)
+    loss = fused(case, leaves, None, "sum").loss
+    assert loss == 0 and all((grad == 0).all() for grad in torch.autograd.grad(loss, leaves))
+    assert fused(case, leaves, None, "mean").loss.isnan()
+    assert fused(case, leaves, torch.zeros(9), "sum").loss == 0
+
+
+def test_a_second_backward_is_refused(implementation):
+    leaves = (case := make_case(9, 33, torch.float32, "bare")).leaves(torch.float32)
+    loss = fused(case, leaves, None, "sum").loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward can run once"):
+        loss.backward()
+
+
+def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementation):
+    case = make_case(64, 301, torch.bfloat16, "bare")
+    hidden, leaf = case.leaves(torch.bfloat16)
+    weight: Any = leaf
+    weight.main_grad = torch.ones(weight.shape)
+    for tied in (False, True):
+        weight.main_grad.fill_(1.0)
+        weight.grad_added_to_main_grad, weight.zero_out_wgrad, weight.grad = False, tied, None
+        loss = linear_cross_entropy(hidden, weight, case.target_T, reduction="sum", into_main_grad=True).loss
+        (0.5 * loss).backward()
+        exact = case.leaves(torch.float64)
+        truth = torch.autograd.grad(0.5 * by_definition_ce(case, exact), exact[1])[0]
+        assert weight.grad_added_to_main_grad
+        assert (weight.main_grad - 1.0 - truth).abs().max() < 1e-5 * truth.abs().max() + 1e-6
+        delivered: Any = leaf.grad
+        assert not tied or not delivered.any()  # what another use of a tied weight adds must survive
+
+
+def by_definition_ce(case: Case, leaves: list[Tensor]) -> Tensor:
+    return -linear_logprob_ref(leaves[0], leaves[1], case.target_T).logprob.sum()
+
+
+def test_two_runs_are_bitwise_equal(implementation):
+    case = make_case(250, 2001, torch.float32, "bare")
+    runs = [with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves) for _ in "ab"]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_kept_blocks_stay_within_their_budget():
+    shard = make_shard(tokens=4096, vocab=49152)
+    tokens, width = blocks.kept_shape(shard, shard.vocab)
+    assert tokens >= 64 and tokens * shard.vocab * 4 <= 64 << 20 and width <= shard.vocab
+
+
+def make_shard(tokens: int, vocab: int) -> blocks.Shard:
+    hidden, weight = torch.empty(tokens, 8, device="meta"), torch.empty(vocab, 8, device="meta")
+    settings = blocks.LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
+    column = torch.empty(tokens, dtype=torch.int64, device="meta")
+    return blocks.Shard(hidden_TH=hidden, weight_VH=weight, bias_V=None, column_T=column, settings=settings, how="csrc")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"z_loss": -1.0}, "z_loss: expected a finite number >= 0"),
+        ({"z_loss": float("nan")}, "z_loss: expected a finite number >= 0"),
+        ({"reduction": "avg"}, "reduction: expected 'mean', 'sum' or 'none'"),
+        ({"loss_mask": torch.ones(8)}, r"loss_mask: expected shape \(9,\)"),
+        ({"into_main_grad": True}, "into_main_grad: expected a weight with main_grad"),
+        ({"target": torch.full((9,), 33)}, r"target: 33 is outside \[0, 33\)"),
+        ({"temperature": 0.0}, "temperature: expected"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, message):
+    case = make_case(9, 33, torch.float32, "bare")
+    arguments = {"hidden": case.hidden_TH, "weight": case.weight_VH, "target": case.target_T, **changed}
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**arguments)

@@ -1,0 +1,97 @@
+"""linear_policy_loss equals the policy loss on log-probs of the definition, and costs what has a gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from synpro_kernels import grpo_loss, linear_logprob_ref, linear_policy_loss
+from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels.testing.layers import make_case, plain
+
+TOKENS, VOCAB = 90, 601
+CASE = make_case(TOKENS, VOCAB, torch.float32, "some ignored")
+
+
+def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    logprob = linear_logprob_ref(CASE.hidden_TH.double(), CASE.weight_VH.double(), CASE.target_T).logprob
+    return {
+        "behaviour": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
+        "reference": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
+        "advantage": torch.randn(TOKENS).to(dtype),
+        "token_weight": torch.rand(TOKENS).to(dtype),
+    }
+
+
+def expected(score, leaves: list[Tensor], dtype: torch.dtype, kl_beta: float) -> list[Tensor]:
+    given, keep = rollout(dtype), CASE.target_T != -100
+    scored = score(leaves[0], leaves[1], CASE.target_T, None)
+    terms = grpo_loss(
+        scored.logprob[keep], behaviour_N=given["behaviour"][keep], advantage_N=given["advantage"][keep],
+        weight_N=given["token_weight"][keep], reference_N=given["reference"][keep] if kl_beta else None,
+        clip_low=0.2, clip_high=0.28, kl_beta=kl_beta,
+    )  # fmt: skip
+    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), terms.clipped, terms.ratio, terms.kl]
+
+
+def found(leaves: list[Tensor], kl_beta: float) -> list[Tensor]:
+    given = rollout(torch.float32)
+    reference = given.pop("reference") if kl_beta else (given.pop("reference"), None)[1]
+    terms, entropy = linear_policy_loss(
+        leaves[0], leaves[1], CASE.target_T, **given, reference=reference, clip_high=0.28, kl_beta=kl_beta
+    )
+    assert entropy > 0 and not entropy.requires_grad
+    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), terms.clipped, terms.ratio, terms.kl]
+
+
+@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
+def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, kl_beta):
+    def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):
+        return linear_logprob_ref(hidden, weight, target)
+
+    truth = expected(by_definition, CASE.leaves(torch.float64), torch.float64, kl_beta)
+    usual = expected(plain, CASE.leaves(torch.float32), torch.float32, kl_beta)
+    mine = found(CASE.leaves(torch.float32), kl_beta)
+    for name, a, p, t in zip(
+        ("objective", "hidden", "weight", "clipped", "ratio", "kl"), mine, usual, truth, strict=True
+    ):
+        assert_as_accurate(a, p, t, name)
+
+
+def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, monkeypatch):
+    """A clipped token without a KL term, and one of zero advantage, cost their forward alone."""
+    given = rollout(torch.float32)
+    keep = CASE.target_T != -100
+    logprob = linear_logprob_ref(CASE.hidden_TH, CASE.weight_VH, CASE.target_T).logprob
+    ratio = (logprob - given["behaviour"]).exp()
+    given["advantage"][::2] = 0.0
+    held = ((given["advantage"] > 0) & (ratio > 1.2)) | ((given["advantage"] < 0) & (ratio < 0.8))
+    wanted = int((keep & ~held & (given["advantage"] != 0)).sum())
+    given.pop("reference")
+    live, original = [], KeptLogits.spread
+
+    def spread(self, coefficients_C5, into):
+        live.append(int((coefficients_C5[:, 2:] != 0).any(1).sum()))
+        original(self, coefficients_C5, into)
+
+    monkeypatch.setattr(KeptLogits, "spread", spread)
+    leaves = CASE.leaves(torch.float32)
+    terms, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T, **given)
+    assert sum(live) == wanted and 0 < wanted < int(keep.sum())
+    grad = torch.autograd.grad(terms.objective, leaves[0])[0]
+    assert (grad[~keep | held | (given["advantage"] == 0)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"behaviour": torch.zeros(3)}, r"behaviour: expected shape \(90,\)"),
+        ({"reference": torch.zeros(3)}, r"reference: expected shape \(90,\)"),
+        ({"clip_low": -0.1}, "clip_low: expected a finite number >= 0"),
+        ({"kl_beta": float("inf")}, "kl_beta: expected a finite number >= 0"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, message):
+    with pytest.raises(ValueError, match=message):
+        linear_policy_loss(CASE.hidden_TH, CASE.weight_VH, CASE.target_T, **(rollout(torch.float32) | changed))
