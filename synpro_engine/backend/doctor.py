@@ -61,16 +61,22 @@ def _csrc() -> Choice:
 
 def _logprob() -> Choice:
     from synpro_kernels.extension import csrc_status
+    from synpro_kernels.triton_status import triton_status
 
     if torch.cuda.is_available():
-        return Choice("log-prob op", "PyTorch, chunked", "the path for CUDA tensors")
+        there, reason = triton_status()
+        return Choice("log-prob op", "Triton" if there else "PyTorch, in blocks", f"CUDA tensors; {reason}")
     if csrc_status()[0]:
         return Choice("log-prob op", "C++", "CPU tensors and csrc is loaded")
-    return Choice("log-prob op", "PyTorch, chunked", "csrc is not loaded")
+    return Choice("log-prob op", "PyTorch, in blocks", "csrc is not loaded")
 
 
 def _triton() -> Choice:
-    return Choice("triton", _version("triton") or "not installed", "no operator needs it yet")
+    return Choice(
+        "triton",
+        _version("triton") or "not installed",
+        "its kernels serve CUDA tensors; without a GPU they are interpreted and compiled by the tests",
+    )
 
 
 def _apex() -> Choice:

@@ -48,8 +48,8 @@ def linear_cross_entropy(
         z_loss: weight of the squared log-sum-exp, >= 0.
         loss_mask: [...] like target, any real dtype: each token's weight; tokens with 0 cost nothing. None: all 1.
         reduction: "sum" over tokens of weight times loss; "mean": that over the kept tokens' sum of weights (NaN
-            where it is 0, as in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient is not known in
-            the forward pass, so the logits are computed twice).
+            where it is 0, as in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient
+            is not known in the forward pass, so the logits are computed twice).
         into_main_grad: add the weight's gradient, in fp32, to Megatron's `weight.main_grad` instead of returning it to
             autograd (which then gets a tensor without meaning: never combine this with torch.autograd.grad).
 
