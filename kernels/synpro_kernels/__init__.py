@@ -8,6 +8,7 @@ The ops are importable from here; each op's folder holds its parts, and a README
 from synpro_kernels.linear_logprob import (
     CrossEntropy,
     LogProbs,
+    TileSkip,
     linear_cross_entropy,
     linear_logprob,
     linear_logprob_ref,
@@ -19,6 +20,7 @@ __all__ = [
     "CrossEntropy",
     "LogProbs",
     "SurrogateTerms",
+    "TileSkip",
     "grpo_loss",
     "k3",
     "linear_cross_entropy",

@@ -8,10 +8,12 @@ from synpro_kernels.linear_logprob.cross_entropy import CrossEntropy, linear_cro
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.policy import linear_policy_loss
 from synpro_kernels.linear_logprob.reference import LogProbs, linear_logprob_ref
+from synpro_kernels.linear_logprob.skip import TileSkip
 
 __all__ = [
     "CrossEntropy",
     "LogProbs",
+    "TileSkip",
     "linear_cross_entropy",
     "linear_logprob",
     "linear_logprob_ref",

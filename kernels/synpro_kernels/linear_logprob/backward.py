@@ -11,6 +11,7 @@ from synpro_kernels.linear_logprob.blocks import Gradients, gradients
 from synpro_kernels.linear_logprob.forward import shard_of
 from synpro_kernels.linear_logprob.rows import Stats, coefficients
 from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
+from synpro_kernels.linear_logprob.skip import TileSkip
 
 
 def differentiate(
@@ -25,6 +26,7 @@ def differentiate(
     *,
     need_hidden: bool,
     need_weight: bool,
+    skip: TileSkip | None = None,
 ) -> Gradients:
     """Gradients from those of (logprob, logsumexp, entropy), where None means zero, each in its tensor's dtype.
 
@@ -38,7 +40,7 @@ def differentiate(
         return _no_gradient(hidden_TH, weight_VH, bias_V, need_hidden=need_hidden, need_weight=need_weight)
     coefficients_T5 = _coefficients(rows, results_T, used, settings)
     shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
-    found = gradients(shard, coefficients_T5, need_hidden=need_hidden, need_weight=need_weight)
+    found = gradients(shard, coefficients_T5, need_hidden=need_hidden, need_weight=need_weight, skip=skip)
     grad_hidden = found.hidden
     if grad_hidden is not None:
         if group is not None:

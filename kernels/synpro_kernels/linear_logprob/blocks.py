@@ -15,6 +15,7 @@ from synpro_kernels.linear_logprob.dispatch import Implementation
 from synpro_kernels.linear_logprob.gemm import add_product, operand, product
 from synpro_kernels.linear_logprob.rows import Stats, differentiate, merge_
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.skip import TileSkip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,9 @@ def _block(buffer: Tensor, tokens: int, columns: int) -> Tensor:
     return buffer[: tokens * columns].view(tokens, columns)
 
 
-def gradients(shard: Shard, coefficients_T5: Tensor, *, need_hidden: bool, need_weight: bool) -> Gradients:
+def gradients(
+    shard: Shard, coefficients_T5: Tensor, *, need_hidden: bool, need_weight: bool, skip: TileSkip | None = None
+) -> Gradients:
     """Gradients, computing the logits again: hidden's and bias's with fp32 sums as such, weight's in its own dtype."""
     tokens, vocab = block_shape(shard)
     precise, dtype = shard.precise, shard.weight_VH.dtype
@@ -147,15 +150,33 @@ def gradients(shard: Shard, coefficients_T5: Tensor, *, need_hidden: bool, need_
         for t in pieces(shard.tokens, tokens):
             block_CB = _block(buffer, t.stop - t.start, len(weight_BH))
             dz_CB = _recompute(shard.rows(t), weight_BH, bias_B, coefficients_T5[t], v.start, block_CB)
-            if grad_hidden is not None:
-                add_product(dz_CB, weight_BH, grad_hidden[t])
-            if into is not None:
-                (product if t.start == 0 else add_product)(dz_CB.t(), shard.hidden_TH[t], into[: len(weight_BH)])
             if grad_bias is not None:
                 grad_bias[v] += dz_CB.sum(0, dtype=precise)
+            kept = None if skip is None else skip.choose(dz_CB)
+            if grad_hidden is not None:
+                add_product(*_taking_part(dz_CB, weight_BH, kept), grad_hidden[t])
+            if into is not None:
+                _add_weight_gradient(dz_CB, shard.hidden_TH[t], into[: len(weight_BH)], kept, first=t.start == 0)
         if staging is not None and grad_weight is not None:
             grad_weight[v] = staging[: len(weight_BH)]
     return Gradients(grad_hidden, grad_weight, grad_bias)
+
+
+def _taking_part(dz_CB: Tensor, weight_BH: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    return (dz_CB, weight_BH) if kept is None else (dz_CB[:, kept], weight_BH[kept])
+
+
+def _add_weight_gradient(
+    dz_CB: Tensor, hidden_CH: Tensor, into_BH: Tensor, kept: Tensor | None, *, first: bool
+) -> None:
+    """Add dz^T hidden of a block to its rows of the weight's gradient, or write it where the block is the first."""
+    if kept is None:
+        (product if first else add_product)(dz_CB.t(), hidden_CH, into_BH)
+        return
+    if first:
+        into_BH.zero_()
+    rows_nH = product(dz_CB[:, kept].t(), hidden_CH, into_BH.new_empty((len(kept), into_BH.shape[1])))
+    into_BH.index_add_(0, kept, rows_nH)
 
 
 def _recompute(

@@ -1,7 +1,7 @@
 """The public entry of `linear_logprob`: registration with torch.library, and the vocabulary-parallel form.
 
 The op without a group is `torch.ops.synpro.linear_logprob` (fake and autograd registered, so torch.compile traces it
-whole); with a group it is an autograd function, since a process group is no operator argument.
+whole); with a group (or a `TileSkip`) it is an autograd function, since that is no operator argument.
 """
 
 import torch
@@ -12,6 +12,7 @@ from synpro_kernels.linear_logprob.backward import differentiate
 from synpro_kernels.linear_logprob.forward import evaluate
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.skip import TileSkip
 from synpro_kernels.linear_logprob.validate import check_layer
 
 
@@ -27,6 +28,7 @@ def linear_logprob(
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     entropy: bool = False,
+    skip: TileSkip | None = None,
 ) -> LogProbs:
     """Log-probability of `target`, log-sum-exp and entropy under softmax(logits), without holding the logits.
 
@@ -45,6 +47,7 @@ def linear_logprob(
             rank, provided each computes the same loss from them; the gradient of hidden is complete (all-reduced
             here), so whatever gathered hidden before must split that gradient, not sum it again.
         entropy: whether to return the entropy.
+        skip: leave negligible columns out of the backward products, and count what is dropped; see `TileSkip`.
 
     Returns:
         LogProbs of shape [...], fp32 (fp64 for fp64 inputs); each output is differentiable in hidden, weight and bias.
@@ -56,7 +59,8 @@ def linear_logprob(
     check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
     hidden_TH = hidden.reshape(-1, hidden.shape[-1])
     target_T = target.reshape(-1)
-    if group is None or group.size() == 1:
+    group = None if group is None or group.size() == 1 else group
+    if group is None and skip is None:
         logprob, logsumexp, spread, _, _ = _linear_logprob(
             hidden_TH, weight, target_T, bias, temperature, softcap, ignore_index, vocab_start, entropy
         )
@@ -64,7 +68,7 @@ def linear_logprob(
         settings = LogitSettings(
             temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
         )
-        logprob, logsumexp, spread = _Sharded.apply(hidden_TH, weight, target_T, bias, settings, group, entropy)
+        logprob, logsumexp, spread = _Eager.apply(hidden_TH, weight, target_T, bias, settings, group, entropy, skip)
     shape = target.shape
     return LogProbs(logprob.view(shape), logsumexp.view(shape), spread.view(shape) if entropy else None)
 
@@ -168,13 +172,13 @@ def _backward(ctx, *grads):
 _linear_logprob.register_autograd(_backward, setup_context=_save)
 
 
-class _Sharded(torch.autograd.Function):
-    """The same with the vocabulary spread over a process group."""
+class _Eager(torch.autograd.Function):
+    """The same with what is no operator argument: a process group, an account of what is skipped."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, target, bias, settings, group, entropy):
+    def forward(ctx, hidden, weight, target, bias, settings, group, entropy, skip):
         found = evaluate(hidden, weight, target, bias, settings, group, entropy=entropy)
-        ctx.settings, ctx.group = settings, group
+        ctx.settings, ctx.group, ctx.skip = settings, group, skip
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, target, bias, found.maximum, found.sumexp, found.entropy)
         return found.logprob, found.logsumexp, found.entropy
@@ -195,5 +199,6 @@ class _Sharded(torch.autograd.Function):
             ctx.group,
             need_hidden=needs[0],
             need_weight=needs[1],
+            skip=ctx.skip,
         )
-        return found.hidden, found.weight, None, found.bias if needs[3] else None, None, None, None
+        return found.hidden, found.weight, None, found.bias if needs[3] else None, None, None, None, None
