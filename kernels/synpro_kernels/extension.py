@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 _SWITCH = "SYNPRO_CSRC"
+_OPS = ("merge_logits_", "differentiate_logits_")
 
 
 @functools.cache
@@ -25,6 +26,9 @@ def csrc_status() -> tuple[bool, str]:
         torch.ops.load_library(files[-1])
     except OSError as error:
         return False, f"{files[-1].name} cannot be loaded: {str(error).splitlines()[0]} (built for another torch?)"
+    missing = [name for name in _OPS if not hasattr(torch.ops.synpro_csrc, name)]
+    if missing:
+        return False, f"{files[-1].name} was built from other sources (no {missing[0]}): run `make setup`"
     return True, f"loaded {files[-1].name}"
 
 

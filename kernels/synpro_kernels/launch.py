@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -15,8 +16,9 @@ class Call(NamedTuple):
     outputs: tuple[Tensor, ...]
 
     def launch(self) -> None:
-        """Run it on the tensors' device."""
-        self.kernel[self.grid](*self.arguments, **self.options)
+        """Run it on its outputs' device, which need not be the current one."""
+        with torch.cuda.device_of(self.outputs[0]):
+            self.kernel[self.grid](*self.arguments, **self.options)
 
 
 def ceil_div(total: int, size: int) -> int:

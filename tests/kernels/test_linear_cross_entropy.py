@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob_ref
+from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob, linear_logprob_ref
 from synpro_kernels.linear_logprob import blocks
 from synpro_kernels.linear_logprob import fused as walk
 from synpro_kernels.linear_logprob.kept import KeptLogits
@@ -121,8 +121,45 @@ def test_no_token_at_all_is_a_loss_of_zero_and_a_mean_of_nan(implementation):
     leaves = case.leaves(torch.float32)
     loss = fused(case, leaves, None, "sum").loss
     assert loss == 0 and all((grad == 0).all() for grad in torch.autograd.grad(loss, leaves))
-    assert fused(case, leaves, None, "mean").loss.isnan()
+    mean = fused(case, leaves, None, "mean").loss
+    assert mean.isnan() and all((grad == 0).all() for grad in torch.autograd.grad(mean, leaves))
     assert fused(case, leaves, torch.zeros(9), "sum").loss == 0
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+def test_tokens_of_weight_zero_may_hold_anything(implementation, reduction):
+    case = make_case(9, 33, torch.float32, "bare")
+    mask = torch.linspace(0.0, 1.0, 9)
+    clean = with_gradients(fused(case, leaves := case.leaves(torch.float32), mask, reduction).loss.sum(), leaves)
+    case.hidden_TH[0], case.target_T[0] = float("nan"), 10_000
+    case.target_T[4], ignored = -100, mask.clone()
+    ignored[4] = float("nan")  # the weight of an ignored token does not matter either
+    leaves = case.leaves(torch.float32)
+    found = with_gradients(fused(case, leaves, ignored, reduction).loss.sum(), leaves)
+    assert all(torch.isfinite(each).all() for each in [*found, *clean])
+    case.hidden_TH[0] = 0.0
+    mask[4] = 0.0
+    again = with_gradients(fused(case, leaves := case.leaves(torch.float32), mask, reduction).loss.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_a_derivative_of_the_gradient_is_refused(implementation):
+    leaves = (case := make_case(9, 33, torch.float32, "bare")).leaves(torch.float32)
+    for loss in (fused(case, leaves, None, "sum").loss, linear_logprob(leaves[0], leaves[1], case.target_T).logprob):
+        with pytest.raises(RuntimeError, match="create_graph is not supported"):
+            torch.autograd.grad(loss.sum(), leaves, create_graph=True)
+
+
+def test_under_a_compiler_the_loss_is_the_same(implementation):
+    case = make_case(30, 201, torch.float32, "some ignored")
+    leaves = case.leaves(torch.float32)
+
+    def loss(hidden: Tensor) -> Tensor:
+        return 2.0 * linear_cross_entropy(hidden * 2.0, leaves[1], case.target_T, reduction="sum").loss
+
+    compiled = torch.compile(loss, backend="aot_eager")(leaves[0])
+    plain_grad, grad = (torch.autograd.grad(value, leaves) for value in (loss(leaves[0]), compiled))
+    assert all(torch.allclose(a, b) for a, b in zip(plain_grad, grad, strict=True))
 
 
 def test_a_second_backward_is_refused(implementation):
@@ -180,6 +217,7 @@ def make_shard(tokens: int, vocab: int) -> blocks.Shard:
         ({"z_loss": -1.0}, "z_loss: expected a finite number >= 0"),
         ({"z_loss": float("nan")}, "z_loss: expected a finite number >= 0"),
         ({"reduction": "avg"}, "reduction: expected 'mean', 'sum' or 'none'"),
+        ({"loss_mask": torch.ones(9, requires_grad=True)}, "loss_mask: expected a tensor without requires_grad"),
         ({"loss_mask": torch.ones(8)}, r"loss_mask: expected shape \(9,\)"),
         ({"into_main_grad": True}, "into_main_grad: expected a weight with main_grad"),
         ({"target": torch.full((9,), 33)}, r"target: 33 is outside \[0, 33\)"),

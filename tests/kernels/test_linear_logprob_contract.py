@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synpro_kernels.linear_logprob import linear_logprob, linear_logprob_ref
-from synpro_kernels.linear_logprob.op import _linear_logprob
+from synpro_kernels.linear_logprob.op import _linear_logprob, _linear_logprob_backward
 
 
 def layer(tokens: int = 12, vocab: int = 33, width: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -143,6 +143,22 @@ def test_opcheck_finds_no_fault():
         torch.library.opcheck(_linear_logprob, (hidden, weight, target, *options))
 
 
+def test_the_backward_operator_tells_compilers_the_layout_it_returns():
+    hidden, weight, target = (tensor.detach() for tensor in layer())
+    hidden, weight = hidden.t().contiguous().t(), weight.t().contiguous().t()
+    rows = [torch.ones(12) for _ in range(3)]
+    for needed in ((True, True, True), (False, True, False)):
+        arguments = (hidden, weight, target, torch.zeros(33), *rows, torch.ones(12), None, None, 1.0, None, -100, 0)
+        torch.library.opcheck(_linear_logprob_backward, (*arguments, *needed))
+
+
+def test_the_definition_keeps_fp32_under_autocast():
+    hidden, weight, target = layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = linear_logprob_ref(hidden, weight, target)
+    assert torch.equal(inside.logprob, linear_logprob_ref(hidden, weight, target).logprob)
+
+
 def _arguments(**changed):
     hidden, weight, target = layer()
     return {"hidden": hidden, "weight": weight, "target": target, **changed}
@@ -152,6 +168,7 @@ def _arguments(**changed):
     ("changed", "message"),
     [
         ({"hidden": torch.ones(12, 8, dtype=torch.int64)}, "hidden: expected floating"),
+        ({"hidden": torch.ones(12, 0)}, "with H >= 1"),
         ({"weight": torch.ones(33, 9)}, r"weight: expected \[V, 8\]"),
         ({"weight": torch.ones(0, 8)}, r"weight: expected \[V, 8\]"),
         ({"weight": torch.ones(33, 8).double()}, "weight: expected torch.float32"),

@@ -91,12 +91,20 @@ def on_each_rank(world: int) -> dict[str, Any]:
         linear_logprob(layer["hidden"], layer["weight"][rows], bad, **sharded)
     except ValueError as error:
         message = str(error)
+    spans = []
+    for shift in (-1, 1):  # an overlap, then a gap
+        try:
+            wrong = {**sharded, "vocab_start": max(0, rows.start + shift * rank)}
+            linear_logprob(layer["hidden"], layer["weight"][rows], layer["target"].clamp(0, 5), **wrong)
+        except ValueError as error:
+            spans.append(str(error).split(":")[0])
     same = run_layer(linear_logprob, layer, rows, **sharded)
     again = run_layer(linear_logprob, layer, rows, **sharded)
     dist.destroy_process_group()
     return {
         "worst": worst,
         "message": message,
+        "spans": spans,
         "repeats": all(torch.equal(a, b) for a, b in zip(same, again, strict=True)),
         "hidden_gradient": same[3].tolist(),
     }
@@ -110,5 +118,5 @@ def test_results_and_gradients_equal_the_unsharded_layer(world):
         for (dtype, label), errors in rank["worst"].items():
             assert max(errors) <= allowed[dtype], f"{dtype} {label}: {errors}"
         assert rank["message"] == f"target: {VOCAB} is held by 0 shards of the group, expected 1"
-        assert rank["repeats"]
+        assert rank["repeats"] and rank["spans"] == ["vocab_start", "vocab_start"]
     assert all(rank["hidden_gradient"] == ranks[0]["hidden_gradient"] for rank in ranks)

@@ -83,11 +83,43 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, 
     assert (grad[~keep | held | (given["advantage"] == 0)] == 0).all()
 
 
+def gradients(**changed: Tensor) -> list[Tensor]:
+    leaves = CASE.leaves(torch.float32)
+    terms, _ = linear_policy_loss(
+        leaves[0], leaves[1], CASE.target_T, **(rollout(torch.float32) | changed), kl_beta=0.1
+    )
+    return [terms.objective, *torch.autograd.grad(terms.objective, leaves)]
+
+
+def test_a_ratio_beyond_all_floats_spoils_nothing():
+    kept = int((CASE.target_T != -100).nonzero()[0])
+    for name, value in (("behaviour", -500.0), ("behaviour", 500.0), ("reference", 500.0), ("reference", -500.0)):
+        given = rollout(torch.float32)
+        given[name][kept] = value
+        given["advantage"][kept] = 1.0
+        assert all(torch.isfinite(each).all() for each in gradients(**given)), (name, value)
+
+
+def test_a_token_of_weight_zero_counts_nowhere():
+    given = rollout(torch.float32)
+    dropped = torch.arange(TOKENS) % 2 == 0
+    given["token_weight"][dropped] = 0.0
+    spoilt = dict(given, advantage=given["advantage"].masked_fill(dropped, float("nan")))
+    spoilt["behaviour"] = given["behaviour"].masked_fill(dropped, -1e4)
+    for a, b in zip(gradients(**spoilt), gradients(**given), strict=True):
+        assert torch.equal(a, b)
+    leaves = CASE.leaves(torch.float32)
+    ignored, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T.masked_fill(dropped, -100), **given)
+    weightless, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T, **given)
+    assert ignored.ratio == weightless.ratio and ignored.clipped == weightless.clipped
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"behaviour": torch.zeros(3)}, r"behaviour: expected shape \(90,\)"),
         ({"reference": torch.zeros(3)}, r"reference: expected shape \(90,\)"),
+        ({"advantage": torch.zeros(90, requires_grad=True)}, "advantage: expected a tensor without requires_grad"),
         ({"clip_low": -0.1}, "clip_low: expected a finite number >= 0"),
         ({"kl_beta": float("inf")}, "kl_beta: expected a finite number >= 0"),
     ],

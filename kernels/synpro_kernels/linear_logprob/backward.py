@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.blocks import Gradients, gradients
+from synpro_kernels.linear_logprob.blocks import Gradients, Needed, gradients
 from synpro_kernels.linear_logprob.forward import shard_of
 from synpro_kernels.linear_logprob.rows import Stats, coefficients
 from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
@@ -23,9 +23,7 @@ def differentiate(
     grads_T: tuple[Tensor | None, Tensor | None, Tensor | None],
     settings: LogitSettings,
     group: dist.ProcessGroup | None,
-    *,
-    need_hidden: bool,
-    need_weight: bool,
+    need: Needed,
     skip: TileSkip | None = None,
 ) -> Gradients:
     """Gradients from those of (logprob, logsumexp, entropy), where None means zero, each in its tensor's dtype.
@@ -37,10 +35,10 @@ def differentiate(
     # An entropy that was not asked for is empty, and so may its gradient be.
     used = [None if grad is None or grad.numel() == 0 else grad for grad in grads_T]
     if rows.count == 0 or all(grad is None for grad in used):
-        return _no_gradient(hidden_TH, weight_VH, bias_V, need_hidden=need_hidden, need_weight=need_weight)
+        return _no_gradient(hidden_TH, weight_VH, need)
     coefficients_T5 = _coefficients(rows, results_T, used, settings)
     shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
-    found = gradients(shard, coefficients_T5, need_hidden=need_hidden, need_weight=need_weight, skip=skip)
+    found = gradients(shard, coefficients_T5, need, skip)
     grad_hidden = found.hidden
     if grad_hidden is not None:
         if group is not None:
@@ -61,11 +59,9 @@ def _coefficients(
     return coefficients(statistics, spread, rows.take(filled_T3), settings)
 
 
-def _no_gradient(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, need_hidden: bool, need_weight: bool
-) -> Gradients:
+def _no_gradient(hidden: Tensor, weight: Tensor, need: Needed) -> Gradients:
     return Gradients(
-        torch.zeros_like(hidden) if need_hidden else None,
-        torch.zeros_like(weight) if need_weight else None,
-        None if bias is None else torch.zeros_like(bias),
+        hidden.new_zeros(hidden.shape) if need.hidden else None,
+        weight.new_zeros(weight.shape) if need.weight else None,
+        weight.new_zeros(weight.shape[0]) if need.bias else None,
     )

@@ -63,6 +63,14 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
+class Needed(NamedTuple):
+    """Which gradients are asked for; bias's only where there is a bias."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+
 def pieces(total: int, size: int) -> Iterator[slice]:
     """Cut range(total) into slices of `size`."""
     for start in range(0, total, size):
@@ -128,18 +136,16 @@ def _block(buffer: Tensor, tokens: int, columns: int) -> Tensor:
     return buffer[: tokens * columns].view(tokens, columns)
 
 
-def gradients(
-    shard: Shard, coefficients_T5: Tensor, *, need_hidden: bool, need_weight: bool, skip: TileSkip | None = None
-) -> Gradients:
+def gradients(shard: Shard, coefficients_T5: Tensor, need: Needed, skip: TileSkip | None = None) -> Gradients:
     """Gradients, computing the logits again: hidden's and bias's with fp32 sums as such, weight's in its own dtype."""
     tokens, vocab = block_shape(shard)
     precise, dtype = shard.precise, shard.weight_VH.dtype
-    grad_hidden = shard.hidden_TH.new_zeros(shard.hidden_TH.shape, dtype=precise) if need_hidden else None
-    grad_weight = torch.empty_like(shard.weight_VH) if need_weight else None
-    grad_bias = None if shard.bias_V is None else shard.weight_VH.new_zeros(shard.vocab, dtype=precise)
+    grad_hidden = shard.hidden_TH.new_zeros(shard.hidden_TH.shape, dtype=precise) if need.hidden else None
+    grad_weight = shard.weight_VH.new_empty(shard.weight_VH.shape) if need.weight else None
+    grad_bias = shard.weight_VH.new_zeros(shard.vocab, dtype=precise) if need.bias else None
     shard = replace(shard, hidden_TH=operand(shard.hidden_TH, shard.how))
     # Sums over several blocks of tokens are made in fp32, and rounded to the weight's dtype once.
-    staged = need_weight and dtype != precise and (tokens < shard.tokens or shard.hidden_TH.dtype != dtype)
+    staged = need.weight and dtype != precise and (tokens < shard.tokens or shard.hidden_TH.dtype != dtype)
     staging = shard.weight_VH.new_empty((vocab, shard.weight_VH.shape[1]), dtype=precise) if staged else None
     # Triton writes the gradient only, in the operands' dtype; the others turn fp32 logits into it in place.
     in_block = shard.hidden_TH.dtype if shard.how == "triton" else precise

@@ -1,12 +1,13 @@
 """The training loss of a linear output layer: cross-entropy and z-loss, with gradients made in the forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.fused import Work, minimise
+from synpro_kernels.linear_logprob.fused import Objective, Work, minimise
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
@@ -67,46 +68,56 @@ def linear_cross_entropy(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
     group = None if group is None or group.size() == 1 else group
-    dtype = accumulation_dtype(hidden.dtype)
+    target_T, weights = _weigh(target, loss_mask, ignore_index, accumulation_dtype(hidden.dtype))
     if reduction == "none":
         scored = linear_logprob(
-            hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index,
-            vocab_start=vocab_start, group=group,
+            hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
+            ignore_index=ignore_index, vocab_start=vocab_start, group=group,
         )  # fmt: skip
-        weighing = 1.0 if loss_mask is None else loss_mask.to(dtype)
-        return _terms(-scored.logprob * weighing, z_loss * scored.logsumexp.square() * weighing)
-    target_T = target.reshape(-1)
-    per_token = []
-    if loss_mask is not None:
-        per_token = [loss_mask.reshape(-1).to(dtype)]
-        target_T = target_T.masked_fill(per_token[0] == 0, ignore_index)
+        return _per_token(scored, z_loss, [each.view(target.shape) for each in weights])
     work = Work(
         objective=_objective(z_loss),
-        per_token=per_token,
+        per_token=weights,
         target_T=target_T,
         settings=settings,
         group=group,
         into_main_grad=into_main_grad,
     )
-    loss, sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
-    if reduction == "mean":
-        kept_T = target_T != ignore_index
-        total = (per_token[0] * kept_T).sum() if per_token else kept_T.sum()
-        return CrossEntropy(loss / total, sums["cross_entropy"] / total, sums["z_loss"] / total)
-    return CrossEntropy(loss, sums["cross_entropy"], sums["z_loss"])
+    sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
+    if reduction == "sum":
+        return CrossEntropy(*sums)
+    total = weights[0].sum() if weights else (target_T != ignore_index).sum()
+    # Without a token the mean is NaN, but its gradient, like that of every ignored token, is 0.
+    return CrossEntropy(
+        *(torch.where(total == 0, torch.nan, each / torch.where(total == 0, 1, total)) for each in sums)
+    )
 
 
-def _terms(cross_entropy: Tensor, z: Tensor) -> CrossEntropy:
+def _weigh(
+    target: Tensor, loss_mask: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """Targets [T] with those of weight 0 ignored, and the weights [T] where there are any, 0 at ignored targets."""
+    target_T = target.reshape(-1)
+    if loss_mask is None:
+        return target_T, []
+    weight_T = loss_mask.reshape(-1).to(dtype).masked_fill(target_T == ignore_index, 0.0)
+    return target_T.masked_fill(weight_T == 0, ignore_index), [weight_T]
+
+
+def _per_token(scored: LogProbs, z_loss: float, weights: Sequence[Tensor]) -> CrossEntropy:
+    cross_entropy, z = -scored.logprob, z_loss * scored.logsumexp.square()
+    for weight in weights:
+        cross_entropy, z = cross_entropy * weight, z * weight
     return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
 
 
-def _objective(z_loss: float):
-    def objective(scored: LogProbs, *weights_C: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+def _objective(z_loss: float) -> Objective:
+    def objective(scored: LogProbs, *weights_C: Tensor) -> tuple[Tensor, ...]:
         cross_entropy_C, z_C = -scored.logprob, z_loss * scored.logsumexp.square()
         for weight_C in weights_C:
             cross_entropy_C, z_C = cross_entropy_C * weight_C, z_C * weight_C
         cross_entropy, z = cross_entropy_C.sum(), z_C.sum()
-        return cross_entropy + z, {"cross_entropy": cross_entropy, "z_loss": z}
+        return cross_entropy + z, cross_entropy, z
 
     return objective
 

@@ -12,9 +12,10 @@ Implementation = Literal["triton", "csrc", "torch"]
 
 
 def implementation_for(hidden: Tensor) -> Implementation:
-    """Triton on CUDA, C++ on the CPU, plain PyTorch in fp64 and where the others are missing."""
+    """Triton on CUDA (from sm_80), C++ on the CPU, plain PyTorch in fp64 and where the others are missing."""
     if hidden.dtype == torch.float64:
         return "torch"
     if hidden.is_cuda:
-        return "triton" if triton_status()[0] else "torch"
+        ampere = torch.cuda.get_device_capability(hidden.device) >= (8, 0)  # the kernels' tiles need its instructions
+        return "triton" if ampere and triton_status()[0] else "torch"
     return "csrc" if hidden.device.type == "cpu" and csrc_loaded() else "torch"

@@ -57,14 +57,12 @@ def shard_of(
     hidden_TH: Tensor, weight_VH: Tensor, target_T: Tensor, bias_V: Tensor | None, settings: LogitSettings
 ) -> Shard:
     """Put a rank's tensors together; all tokens are kept ones."""
-    return Shard(
-        hidden_TH=hidden_TH,
-        weight_VH=weight_VH,
-        bias_V=bias_V,
-        column_T=target_T.long() - settings.vocab_start,
-        settings=settings,
-        how=implementation_for(hidden_TH),
-    )
+    how = implementation_for(hidden_TH)
+    if how == "triton":  # its kernels step through rows and biases by one
+        hidden_TH, weight_VH = hidden_TH.contiguous(), weight_VH.contiguous()
+        bias_V = None if bias_V is None else bias_V.contiguous()
+    column_T = target_T.long().contiguous() - settings.vocab_start
+    return Shard(hidden_TH=hidden_TH, weight_VH=weight_VH, bias_V=bias_V, column_T=column_T, settings=settings, how=how)
 
 
 def finish(found: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGroup | None) -> Evaluated:
@@ -73,8 +71,11 @@ def finish(found: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     Raises ValueError for a target that is not in exactly one shard: it would silently score as logit 0.
     """
     own_T = (shard.column_T >= 0) & (shard.column_T < shard.vocab)
-    found, owners_T = _merge_shards(found, own_T, group)
-    _check_owned(owners_T, target_T, shard, group)
+    if group is not None:
+        found, owners_T = _merge_shards(found, own_T, shard, group)
+        _check_owned_once(owners_T, target_T)
+    else:
+        _check_owned(own_T, target_T, shard)
     log_sum = found.sumexp.log()
     # Differences to the maximum first: at large logits the log-sum-exp itself has lost the small digits.
     logprob = (found.target_logit - found.maximum) - log_sum
@@ -82,33 +83,35 @@ def finish(found: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     return Evaluated(logprob, found.maximum + log_sum, entropy, found.maximum, found.sumexp)
 
 
-def _merge_shards(found: Stats, own_T: Tensor, group: dist.ProcessGroup | None) -> tuple[Stats, Tensor]:
-    """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T]."""
-    if group is None:
-        return found, own_T
-    top = found.maximum.clone()
+def _merge_shards(found: Stats, own_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> tuple[Stats, Tensor]:
+    """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
+
+    Both carry the shards' spans along; ValueError where these overlap or leave a gap.
+    """
+    start = shard.settings.vocab_start
+    span = found.maximum.new_tensor([start + shard.vocab, -start])
+    top = torch.cat([found.maximum, span])
     dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    shift = (found.maximum - top).nan_to_num(nan=0.0, neginf=-1e4)  # a shard that is masked whole adds nothing
-    decay = shift.exp()
-    summed = torch.stack(
-        [
-            decay * found.sumexp,
-            decay * (found.weighted + found.sumexp * shift),
-            found.target_logit,
-            own_T.to(found.target_logit.dtype),
-        ]
-    )
+    top, (end, minus_start) = top[:-2], top[-2:]
+    sumexp, weighted = found.relative_to(top)
+    parts = torch.stack([sumexp, weighted, found.target_logit, own_T.to(top.dtype)])
+    summed = torch.cat([parts.flatten(), top.new_tensor([shard.vocab])])
     dist.all_reduce(summed, group=group)
-    return Stats(top, summed[0], summed[1], summed[2]), summed[3]
+    if bool(summed[-1] != end + minus_start):
+        held = int(summed[-1])
+        raise ValueError(f"vocab_start: the group's shards hold {held} rows between {-int(minus_start)} and {int(end)}")
+    sumexp, weighted, target_logit, owners = summed[:-1].view(4, -1)
+    return Stats(top, sumexp, weighted, target_logit), owners
 
 
-def _check_owned(owners_T: Tensor, target_T: Tensor, shard: Shard, group: dist.ProcessGroup | None) -> None:
-    """Exactly one shard must hold each target."""
-    if bool((owners_T == 1).all()):
-        return
-    wrong = int(target_T[owners_T != 1][0])
-    if group is None:
-        start, ignored = shard.settings.vocab_start, shard.settings.ignore_index
-        span = f"[{start}, {start + shard.vocab})"
+def _check_owned(own_T: Tensor, target_T: Tensor, shard: Shard) -> None:
+    if not bool(own_T.all()):
+        wrong, start = int(target_T[~own_T][0]), shard.settings.vocab_start
+        span, ignored = f"[{start}, {start + shard.vocab})", shard.settings.ignore_index
         raise ValueError(f"target: {wrong} is outside {span} and is not ignore_index ({ignored})")
-    raise ValueError(f"target: {wrong} is held by {int(owners_T[owners_T != 1][0])} shards of the group, expected 1")
+
+
+def _check_owned_once(owners_T: Tensor, target_T: Tensor) -> None:
+    if not bool((owners_T == 1).all()):
+        wrong, owners = int(target_T[owners_T != 1][0]), int(owners_T[owners_T != 1][0])
+        raise ValueError(f"target: {wrong} is held by {owners} shards of the group, expected 1")

@@ -5,7 +5,7 @@ as its logits are. So the tokens are walked in chunks whose logits are kept unti
 three matrix products (6THV) instead of the four of forward plus rematerialising backward. Backward only scales.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.linear_logprob.blocks import Gradients, Shard, kept_shape, pieces
-from synpro_kernels.linear_logprob.forward import finish, shard_of
+from synpro_kernels.linear_logprob.forward import Evaluated, finish, shard_of
 from synpro_kernels.linear_logprob.kept import KeptLogits
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.rows import coefficients
 from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
+from synpro_kernels.linear_logprob.validate import check_first_order
 
-Objective = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
-"""(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, sums to report), scalars."""
+Objective = Callable[..., tuple[Tensor, ...]]
+"""(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, further sums to report), scalars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +39,20 @@ class Work:
     """Whether the weight's gradient goes to Megatron's `weight.main_grad` and not to autograd."""
 
 
-def minimise(
-    hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, work: Work
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(objective summed over the kept tokens, the sums to report); the first is differentiable, once.
+def minimise(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, work: Work) -> tuple[Tensor, ...]:
+    """The objective's sums over the kept tokens; the first is differentiable, once, the others are for the record.
 
     The objective must treat tokens independently: it is called with a chunk of them at a time. Under a group every
     rank must hold the same hidden, targets and per-token tensors.
     """
-    names: list[str] = []
-    value, *sums = _Fused.apply(hidden_TH, weight_VH, bias_V, work, names, torch.is_grad_enabled())
-    return value, dict(zip(names, sums, strict=True))
+    # The walk depends on the data (kept rows, live rows), which a compiler can only break its graphs over.
+    apply: Any = torch.compiler.disable(_Fused.apply)
+    return apply(hidden_TH, weight_VH, bias_V, work, torch.is_grad_enabled())
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, work: Work, names: list[str], grad_enabled: bool):
+    def forward(ctx: Any, hidden, weight, bias, work: Work, grad_enabled: bool):
         needed = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
         rows = KeptRows(work.target_T, work.settings.ignore_index)
         shard = shard_of(rows.take(hidden), weight, rows.take(work.target_T), bias, work.settings)
@@ -64,14 +63,12 @@ class _Fused(torch.autograd.Function):
                 dist.all_reduce(found.hidden, group=work.group)
             found = found._replace(hidden=rows.put(found.hidden))
         ctx.found, ctx.weight, ctx.dtype = found, weight if work.into_main_grad else None, hidden.dtype
-        value = sums.pop("")
-        names.extend(sums)
-        ctx.mark_non_differentiable(*sums.values())
-        return value, *sums.values()
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_unused: Tensor):
+        check_first_order()
         if ctx.found is None:
             raise RuntimeError("the gradients were made in the forward pass and are used up: backward can run once")
         found, ctx.found = ctx.found, None
@@ -79,7 +76,8 @@ class _Fused(torch.autograd.Function):
             None if found.hidden is None else found.hidden.mul_(grad).to(ctx.dtype),
             _weight_gradient(found.weight, grad, ctx.weight, ctx.dtype),
             None if found.bias is None else found.bias.mul_(grad).to(ctx.dtype),
-            *(None,) * 3,
+            None,
+            None,
         )
 
 
@@ -95,20 +93,20 @@ def _accumulators(shard: Shard, needed: Sequence[bool]) -> Gradients:
     )
 
 
-def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients) -> dict[str, Tensor]:
-    """Sum the objective (under the name "") and its reports over chunks of tokens, and their gradients."""
+def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients) -> tuple[Tensor, ...]:
+    """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
     tokens, width = kept_shape(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
     tokens = max(tokens, 1)
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
-    sums: dict[str, Tensor] = {}
+    sums: tuple[Tensor, ...] = ()
     # An empty chunk where no token is kept: the objective still says what it reports.
     for t in pieces(shard.tokens, tokens) if shard.tokens else [slice(0, 0)]:
         part = shard.rows(t)
         kept = KeptLogits(part, width, buffer)
         scored = finish(kept.stats, part, target_T[t], work.group)
         values, grads_C3 = _differentiate_objective(work.objective, scored, [each[t] for each in per_token])
-        sums = {name: value + sums[name] if sums else value for name, value in values.items()}
+        sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
         if any(each is not None for each in into):
             entropy = scored.entropy if bool((grads_C3[:, 2] != 0).any()) else None
             statistics = kept.stats._replace(maximum=scored.maximum, sumexp=scored.sumexp)
@@ -126,16 +124,14 @@ def _largest(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
 
 
 @torch.enable_grad()
-def _differentiate_objective(objective: Objective, scored: Any, per_token: Sequence[Tensor]) -> tuple[dict, Tensor]:
+def _differentiate_objective(
+    objective: Objective, scored: Evaluated, per_token: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """The objective's sums of some tokens, and its gradients of (logprob, logsumexp, entropy) [C, 3]."""
     leaves = [part.detach().requires_grad_() for part in (scored.logprob, scored.logsumexp, scored.entropy)]
-    value, reports = objective(LogProbs(*leaves), *per_token)
-    assert "" not in reports
-    sums = {"": value.detach(), **{name: report.detach() for name, report in reports.items()}}
-    if not value.requires_grad:
-        return sums, torch.zeros_like(torch.stack(leaves, 1))
-    grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-    return sums, torch.stack(grads, 1)
+    values = objective(LogProbs(*leaves), *per_token)
+    grads = torch.autograd.grad(values[0], leaves, allow_unused=True, materialize_grads=True)
+    return tuple(value.detach() for value in values), torch.stack(grads, 1)
 
 
 def _weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | None, dtype: torch.dtype) -> Tensor | None:

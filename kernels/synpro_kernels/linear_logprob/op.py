@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.linear_logprob.backward import differentiate
+from synpro_kernels.linear_logprob.blocks import Needed
 from synpro_kernels.linear_logprob.forward import evaluate
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
 from synpro_kernels.linear_logprob.skip import TileSkip
-from synpro_kernels.linear_logprob.validate import check_layer
+from synpro_kernels.linear_logprob.validate import check_first_order, check_layer
 
 
 def linear_logprob(
@@ -119,24 +120,15 @@ def _linear_logprob_backward(
     vocab_start: int,
     need_hidden: bool,
     need_weight: bool,
+    need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias; an empty tensor stands for one that was not asked for."""
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
     results, grads = (maximum, sumexp, entropy), (grad_logprob, grad_logsumexp, grad_entropy)
-    found = differentiate(
-        hidden,
-        weight,
-        target,
-        bias,
-        results,
-        grads,
-        settings,
-        None,
-        need_hidden=need_hidden,
-        need_weight=need_weight,
-    )
+    need = Needed(need_hidden, need_weight, need_bias)
+    found = differentiate(hidden, weight, target, bias, results, grads, settings, None, need)
     return (
         hidden.new_empty(0) if found.hidden is None else found.hidden,
         hidden.new_empty(0) if found.weight is None else found.weight,
@@ -146,11 +138,11 @@ def _linear_logprob_backward(
 
 @_linear_logprob_backward.register_fake
 def _(hidden, weight, target, bias, *rest):
-    need_hidden, need_weight = rest[-2:]
+    need_hidden, need_weight, need_bias = rest[-3:]
     return (
-        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
-        hidden.new_empty(0) if bias is None else torch.empty_like(bias),
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        hidden.new_empty(weight.shape if need_weight else 0),
+        hidden.new_empty(weight.shape[:1] if need_bias else 0),
     )
 
 
@@ -163,9 +155,12 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, *grads):
+    check_first_order()
     needs = ctx.needs_input_grad
     dense = [None if grad is None else grad.contiguous() for grad in grads[:3]]
-    hidden, weight, bias = _linear_logprob_backward(*ctx.saved_tensors, *dense, *ctx.settings, needs[0], needs[1])
+    hidden, weight, bias = _linear_logprob_backward(
+        *ctx.saved_tensors, *dense, *ctx.settings, needs[0], needs[1], needs[3]
+    )
     return hidden if needs[0] else None, weight if needs[1] else None, None, bias if needs[3] else None, *[None] * 5
 
 
@@ -184,21 +179,11 @@ class _Eager(torch.autograd.Function):
         return found.logprob, found.logsumexp, found.entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
+        check_first_order()
         hidden, weight, target, bias, *results = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        need = Needed(ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         found = differentiate(
-            hidden,
-            weight,
-            target,
-            bias,
-            tuple(results),
-            grads,
-            ctx.settings,
-            ctx.group,
-            need_hidden=needs[0],
-            need_weight=needs[1],
-            skip=ctx.skip,
+            hidden, weight, target, bias, tuple(results), grads, ctx.settings, ctx.group, need, ctx.skip
         )
-        return found.hidden, found.weight, None, found.bias if needs[3] else None, None, None, None, None
+        return found.hidden, found.weight, None, found.bias, None, None, None, None

@@ -1,6 +1,5 @@
 """The policy loss of a linear output layer, with gradients made in the forward pass (formula: `policy_loss`)."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 
 import torch.distributed as dist
@@ -41,7 +40,7 @@ def linear_policy_loss(
 
         behaviour: log-prob under the policy that drew the target.
         advantage: of the target's completion.
-        token_weight: the target's share; 0 leaves it out of the loss.
+        token_weight: the target's share; with 0 it counts nowhere, like an ignored one.
         reference: log-prob under the reference policy; None leaves out the KL term.
 
     Three matrix products, of which two only for the tokens that have a gradient: a token whose ratio the clip holds
@@ -61,14 +60,14 @@ def linear_policy_loss(
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
 
-    def objective(scored: LogProbs, *values: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def objective(scored: LogProbs, *values: Tensor) -> tuple[Tensor, ...]:
         behaviour_N, advantage_N, weight_N, *rest = values
         terms = grpo_loss(
             scored.logprob, behaviour_N=behaviour_N, advantage_N=advantage_N, weight_N=weight_N,
             reference_N=rest[0] if rest else None, clip_low=clip_low, clip_high=clip_high, kl_beta=kl_beta,
         )  # fmt: skip
         assert scored.entropy is not None
-        return terms.objective, {"entropy": scored.entropy.sum()} | {n: getattr(terms, n) for n in _REPORTED}
+        return terms.objective, *(getattr(terms, name) for name in _REPORTED), scored.entropy.sum()
 
     precise = accumulation_dtype(hidden.dtype)
     settings = LogitSettings(
@@ -77,11 +76,10 @@ def linear_policy_loss(
     work = Work(
         objective=objective,
         per_token=[values.reshape(-1).to(precise) for values in given.values()],
-        target_T=target.reshape(-1),
+        target_T=target.masked_fill(token_weight == 0, ignore_index).reshape(-1),
         settings=settings,
         group=None if group is None or group.size() == 1 else group,
         into_main_grad=into_main_grad,
     )
-    value, sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
-    entropy = sums.pop("entropy")
-    return SurrogateTerms(objective=value, **sums), entropy
+    objective_sum, *reports, entropy = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
+    return SurrogateTerms(objective=objective_sum, **dict(zip(_REPORTED, reports, strict=True))), entropy

@@ -71,6 +71,24 @@ def linear_logprob_ref(
     entropy: bool = False,
 ) -> LogProbs:
     """Compute what `linear_logprob` computes, by definition; same arguments, no validation."""
+    with torch.autocast(hidden.device.type, enabled=False):  # it would make the product in half precision
+        return _by_definition(
+            hidden, weight, target, bias, temperature, softcap, ignore_index, vocab_start, group, entropy
+        )
+
+
+def _by_definition(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    ignore_index: int,
+    vocab_start: int,
+    group: dist.ProcessGroup | None,
+    entropy: bool,
+) -> LogProbs:
     precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     keep = target != ignore_index
     # Ignored rows may hold anything, NaN included: nothing of them may reach the weight's gradient.

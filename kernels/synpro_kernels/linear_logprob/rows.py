@@ -34,6 +34,12 @@ class Stats(NamedTuple):
         zeros = [like.new_zeros(tokens, dtype=dtype) for _ in range(3)]
         return cls(like.new_full((tokens,), -torch.inf, dtype=dtype), *zeros)
 
+    def relative_to(self, top: Tensor) -> tuple[Tensor, Tensor]:
+        """(sumexp, weighted) around another maximum `top`, not below this one; what is masked whole adds nothing."""
+        shift = (self.maximum - top).nan_to_num(nan=0.0, neginf=_LOG_FLOOR)
+        decay = shift.exp()
+        return decay * self.sumexp, decay * (self.weighted + self.sumexp * shift)
+
     def rows(self, chosen: slice) -> "Stats":
         """Views of some tokens' statistics."""
         return Stats(*(part[chosen] for part in self))

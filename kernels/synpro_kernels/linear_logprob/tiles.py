@@ -29,10 +29,16 @@ _HALF = {
 _FLOAT = Tile(64, 64, 32, 8, 3)
 
 
-def tile_for(capability: int, dtype: torch.dtype, tokens: int) -> Tile:
-    """Return the tile for compute capability 80, 90, 100...: the table's row at or below it."""
+def tile_for(capability: int, dtype: torch.dtype, tokens: int, *, plain: bool = True) -> Tile:
+    """Return the tile for a compute capability (80, 86, 90, 100, ...); `plain` where registers are not short.
+
+    They are where a bias or a soft cap is applied to the tile, or where the width is no multiple of BK.
+    """
     if dtype == torch.float32:
         return _FLOAT
-    tile = _HALF[max(known for known in _HALF if known <= max(capability, 80))]
+    # Families not in the table (consumer Blackwell has 99 KiB of shared memory) take the smallest tile.
+    tile = _HALF.get(capability // 10 * 10, _HALF[80])
+    if not plain:
+        tile = tile._replace(BM=128, BN=128 if tile.BN > 128 else 64)
     # Few tokens (decoding, small groups): a narrow tile wastes fewer rows, and the weight is read once either way.
-    return tile if tokens > 64 else tile._replace(BM=64, num_warps=4, BN=128)
+    return tile if tokens > 64 else tile._replace(BM=64, BN=min(tile.BN, 128), num_warps=4)

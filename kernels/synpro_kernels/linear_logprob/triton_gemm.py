@@ -133,13 +133,14 @@ def stats_call(
     shard: Shard, *, entropy: bool, capability: int, processors: int, descriptor: bool | None = None
 ) -> Call:
     """The launch that `stats` makes on a device of `processors` multiprocessors; `descriptor` None chooses."""
-    hidden_TH, weight_VH = shard.hidden_TH.contiguous(), shard.weight_VH.contiguous()
-    tile = tile_for(capability, hidden_TH.dtype, shard.tokens)
+    hidden_TH, weight_VH = shard.hidden_TH, shard.weight_VH
+    descriptor = _describable(hidden_TH, weight_VH, capability) if descriptor is None else descriptor
+    tile = _tile(shard, shard.bias_V, capability)
     row_tiles, column_tiles = ceil_div(shard.tokens, tile.BM), ceil_div(shard.vocab, tile.BN)
     tiles_each = ceil_div(column_tiles, splits_for(row_tiles, column_tiles, processors))
     splits = ceil_div(column_tiles, tiles_each)
     parts = hidden_TH.new_empty((4, splits, shard.tokens), dtype=torch.float32).unbind(0)
-    hidden, weight, options = _operands(hidden_TH, weight_VH, tile, capability, descriptor)
+    hidden, weight, options = _operands(hidden_TH, weight_VH, tile, descriptor)
     options |= _mapping(shard, shard.bias_V) | {"tiles_each": tiles_each, "ENTROPY": entropy}
     arguments = hidden, weight, shard.bias_V, shard.column_T, *parts, shard.tokens, shard.vocab
     return Call(stats_kernel, (row_tiles * splits,), arguments, options, parts)
@@ -162,9 +163,10 @@ def gradient_call(
     descriptor: bool | None = None,
 ) -> Call:
     """The launch that `differentiate` makes."""
-    hidden_TH, weight_BH = part.hidden_TH.contiguous(), weight_BH.contiguous()
-    tile = tile_for(capability, hidden_TH.dtype, part.tokens)
-    hidden, weight, options = _operands(hidden_TH, weight_BH, tile, capability, descriptor)
+    hidden_TH = part.hidden_TH
+    descriptor = _describable(hidden_TH, weight_BH, capability) if descriptor is None else descriptor
+    tile = _tile(part, bias_B, capability)
+    hidden, weight, options = _operands(hidden_TH, weight_BH, tile, descriptor)
     options |= _mapping(part, bias_B)
     arguments = (
         hidden, weight, bias_B, part.column_T, coefficients_C5, out_CB, out_CB.stride(0),
@@ -174,12 +176,13 @@ def gradient_call(
     return Call(gradient_kernel, (programs,), arguments, options, (out_CB,))
 
 
-def _operands(
-    hidden_TH: Tensor, weight_BH: Tensor, tile: Tile, capability: int, descriptor: bool | None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """How a kernel reads hidden and weight: descriptors from sm_90 on, where rows lie on 16 bytes; else pointers."""
-    if descriptor is None:
-        descriptor = capability >= 90 and _describable(hidden_TH) and _describable(weight_BH)
+def _tile(shard: Shard, bias_B: Tensor | None, capability: int) -> Tile:
+    plain = bias_B is None and shard.settings.softcap is None and shard.hidden_TH.shape[1] % 64 == 0
+    return tile_for(capability, shard.hidden_TH.dtype, shard.tokens, plain=plain)
+
+
+def _operands(hidden_TH: Tensor, weight_BH: Tensor, tile: Tile, descriptor: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """How a kernel reads hidden and weight: through tensor descriptors or pointers."""
     options = {"DESCRIPTOR": descriptor, "WIDTH": hidden_TH.shape[1], **tile._asdict()}
     options |= {"stride_h": hidden_TH.stride(0), "stride_w": weight_BH.stride(0)}
     if not descriptor:
@@ -188,8 +191,12 @@ def _operands(
     return hidden, TensorDescriptor.from_tensor(weight_BH, [tile.BN, tile.BK]), options
 
 
-def _describable(tensor: Tensor) -> bool:
-    return tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
+def _describable(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> bool:
+    """Whether descriptors can be used: from sm_90 on, where rows lie on 16 bytes."""
+    tensors = hidden_TH, weight_BH
+    return capability >= 90 and all(
+        t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in tensors
+    )
 
 
 def _mapping(shard: Shard, bias_B: Tensor | None) -> dict[str, Any]:
@@ -213,11 +220,5 @@ def _device(tensor: Tensor) -> tuple[int, int]:
 def _merge_parts(parts: Stats) -> Stats:
     """Fold [splits, T] statistics into [T]."""
     top = parts.maximum.amax(0)
-    shift = (parts.maximum - top).nan_to_num(nan=0.0, neginf=-1e4)  # a part that is masked whole adds nothing
-    decay = shift.exp()
-    return Stats(
-        top,
-        (decay * parts.sumexp).sum(0),
-        (decay * (parts.weighted + parts.sumexp * shift)).sum(0),
-        parts.target_logit.sum(0),
-    )
+    sumexp, weighted = parts.relative_to(top)
+    return Stats(top, sumexp.sum(0), weighted.sum(0), parts.target_logit.sum(0))

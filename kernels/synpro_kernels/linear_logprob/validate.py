@@ -16,8 +16,8 @@ def check_layer(
     vocab_start: int,
 ) -> None:
     """Raise ValueError naming the first argument that does not fit, and what was expected."""
-    if hidden.dim() < 1 or hidden.dtype not in _FLOATS:
-        raise ValueError(f"hidden: expected floating [..., H], got {hidden.dtype} {tuple(hidden.shape)}")
+    if hidden.dim() < 1 or hidden.shape[-1] < 1 or hidden.dtype not in _FLOATS:
+        raise ValueError(f"hidden: expected floating [..., H] with H >= 1, got {hidden.dtype} {tuple(hidden.shape)}")
     width = hidden.shape[-1]
     if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != width:
         raise ValueError(f"weight: expected [V, {width}] with V >= 1, got {tuple(weight.shape)}")
@@ -47,9 +47,18 @@ def check_per_token(name: str, values: Tensor, target: Tensor) -> None:
         raise ValueError(f"{name}: expected shape {tuple(target.shape)} like target, got {tuple(values.shape)}")
     if values.device != target.device:
         raise ValueError(f"{name}: expected device {target.device} like target, got {values.device}")
+    if values.requires_grad:
+        raise ValueError(f"{name}: expected a tensor without requires_grad, its gradient is not computed")
 
 
 def check_main_grad(weight: Tensor, into_main_grad: bool) -> None:
     """Raise ValueError where the weight's gradient is to go to a `main_grad` that is not there."""
-    if into_main_grad and not hasattr(weight, "main_grad"):
+    held = getattr(weight, "main_grad", None)
+    if into_main_grad and (held is None or held.shape != weight.shape):
         raise ValueError("into_main_grad: expected a weight with main_grad (one in Megatron's gradient buffers)")
+
+
+def check_first_order() -> None:
+    """Raise RuntimeError within a backward that is to be differentiated again: it would pass for a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("linear_logprob's gradients are not differentiable: create_graph is not supported")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGEST_LOG_RATIO = 20.0
+"""Ratios are held at e^20: an infinite one turns the gradient into NaN even where the clip has removed it (0 inf)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SurrogateTerms:
@@ -33,7 +36,7 @@ def k3(logprob_N: Tensor, reference_N: Tensor) -> Tensor:
     Unbiased under the policy's own samples, never negative, and 0 with zero gradient where the two agree
     (Schulman 2020, "Approximating KL divergence", k3).
     """
-    difference_N = reference_N - logprob_N
+    difference_N = (reference_N - logprob_N).clamp(max=LARGEST_LOG_RATIO)
     return torch.expm1(difference_N) - difference_N
 
 
@@ -59,7 +62,7 @@ def grpo_loss(
     surrogate = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprob - behaviour).
     """
     log_ratio_N = logprob_N - behaviour_N
-    ratio_N = torch.exp(log_ratio_N)
+    ratio_N = torch.exp(log_ratio_N.clamp(max=LARGEST_LOG_RATIO))
     limited_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
     surrogate_N = torch.minimum(ratio_N * advantage_N, limited_N * advantage_N)
     surrogate = (weight_N * surrogate_N).sum()

@@ -8,6 +8,7 @@ from synpro_kernels.linear_logprob import triton_gemm, triton_rows
 from synpro_kernels.linear_logprob.blocks import Shard
 from synpro_kernels.linear_logprob.rows import Stats
 from synpro_kernels.linear_logprob.settings import LogitSettings
+from synpro_kernels.linear_logprob.tiles import tile_for
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_for, compile_kernel
 
 TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
@@ -27,11 +28,11 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def production_call(kernel: str, capability: int, descriptor: bool, **changed) -> Call:
+def production_call(kernel: str, capability: int, descriptor: bool | None, *, width: int = WIDTH, **changed) -> Call:
     settings = LogitSettings(temperature=1.0, softcap=changed.get("softcap"), ignore_index=-100, vocab_start=0)
     shard = Shard(
-        hidden_TH=meta(TOKENS, WIDTH),
-        weight_VH=meta(VOCAB, WIDTH),
+        hidden_TH=meta(TOKENS, width),
+        weight_VH=meta(VOCAB, width),
         bias_V=meta(VOCAB) if changed.get("bias") else None,
         column_T=meta(TOKENS, dtype=torch.int64),
         settings=settings,
@@ -61,13 +62,22 @@ def test_production_kernels_use_the_matrix_units_and_spill_nothing(capability, d
     assert found.opcodes[loads] > 0
 
 
+@pytest.mark.parametrize(("width", "mapped"), [(4096, True), (120, False), (33, True)])
 @pytest.mark.parametrize("capability", MATRIX_INSTRUCTION)
-def test_a_soft_cap_and_a_bias_still_fit(capability):
+def test_soft_caps_biases_and_odd_widths_spill_nothing_either(capability, width, mapped):
     for kernel in ("stats", "gradient"):
-        call = production_call(kernel, capability, capability >= 90, softcap=30.0, bias=True)
+        changed = {"softcap": 30.0, "bias": True} if mapped else {}
+        call = production_call(kernel, capability, None, width=width, **changed)
         found = compiled(call, capability).resources
         assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
+        assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
         assert found.shared_bytes <= SHARED_LIMIT[capability]
+
+
+def test_families_without_a_tile_of_their_own_take_the_smallest():
+    assert tile_for(86, torch.bfloat16, TOKENS) == tile_for(80, torch.bfloat16, TOKENS)
+    assert tile_for(103, torch.bfloat16, TOKENS) == tile_for(100, torch.bfloat16, TOKENS)
+    assert tile_for(120, torch.bfloat16, TOKENS) == tile_for(80, torch.bfloat16, TOKENS)
 
 
 @pytest.mark.parametrize("capability", MATRIX_INSTRUCTION)

@@ -93,3 +93,22 @@ def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, d
     truth = gradients(torch.float64, fused=False)
     for fused, remade, exact in zip(gradients(dtype, True), gradients(dtype, False), truth, strict=True):
         assert_as_accurate(fused, remade, exact, f"{variant} {dtype}")
+
+
+def test_strided_tensors_give_what_contiguous_ones_give(operands):
+    case = make_case(20, 257, torch.float32, "mapped")
+
+    def run(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (hidden, weight, bias)]
+        found = linear_logprob(leaves[0], leaves[1], target, bias=leaves[2], entropy=True)
+        return [*found, *torch.autograd.grad(sum(values.sum() for values in found), leaves)]
+
+    plain = case.hidden_TH, case.weight_VH, case.bias_V, case.target_T
+    spread = (
+        case.hidden_TH.t().contiguous().t(),
+        case.weight_VH.repeat_interleave(2, 0)[::2],
+        case.bias_V.repeat_interleave(2)[::2],
+        case.target_T.repeat_interleave(2)[::2],
+    )
+    for a, b in zip(run(*spread), run(*plain), strict=True):
+        torch.testing.assert_close(a, b)
