@@ -44,7 +44,7 @@ class Capture:
         self._model = model
         self._turns = Turns(model, self._begin)
         self.count = len(directions)
-        self.directions = stacked(model, directions)
+        self.directions = stacked(model, directions, matrices=model.dtype)
         self.found: list[Shares] = []
 
     def output_direction(self) -> Tensor:
@@ -108,8 +108,8 @@ def _grow(_module: Any, _args: Any, out: Tensor) -> Tensor:
     return out.detach().requires_grad_(True)
 
 
-def stacked(model: Model, directions: Sequence[Direction]) -> dict[Parameter, Tensor]:
-    """[K, *shape] of every parameter that a direction names, matrices in the model's dtype."""
+def stacked(model: Model, directions: Sequence[Direction], *, matrices: torch.dtype) -> dict[Parameter, Tensor]:
+    """[K, *shape] of every parameter that a direction names; `matrices` in this dtype, vectors as they were given."""
     for direction in directions:
         check_fits(model, direction)
     found: dict[Parameter, Tensor] = {}
@@ -117,6 +117,6 @@ def stacked(model: Model, directions: Sequence[Direction]) -> dict[Parameter, Te
         given = [direction.tensors.get(name) for direction in directions]
         if any(tensor is not None for tensor in given):
             parts = [torch.zeros_like(parameter) if tensor is None else tensor.detach() for tensor in given]
-            kept = [part.to(model.dtype) if part.dim() == 2 else part for part in parts]
+            kept = [part.to(matrices) if part.dim() == 2 else part for part in parts]
             found[parameter] = kept[0][None] if len(kept) == 1 else torch.stack(kept)
     return found

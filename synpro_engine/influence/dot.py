@@ -111,7 +111,7 @@ class DotInfluence:
     def _run(self, batches: list[WindowBatch]) -> list[Tensor]:
         """[K + 1, B, S] of each micro-batch: shares along each direction, log-probabilities; fp64, on every rank."""
         model, capture = self._model, self._capture
-        run, topology = _of_one_shape(batches, model), model.topology
+        run, topology = _of_one_shape(batches), model.topology
         rows: list[Tensor] = []
 
         def loss(index: int, hidden_BSH: Tensor) -> Tensor:
@@ -119,10 +119,10 @@ class DotInfluence:
             rows.append(logprob_BS)
             return objective
 
-        with separate_documents(model, run[: len(batches)]), capture.attached(grow=True):
+        with separate_documents(model, run), capture.attached(grow=True):
             forward_backward(model, [batch.tokens_BS for batch in run], loss)
         found = []
-        for index in range(len(batches)):
+        for index in range(len(run)):
             shares_KBS = capture.found[index].values_KSB.mT[..., : run[index].tokens_BS.size(1)]
             logprob_BS = rows[index] if rows and topology.tp.rank == 0 else torch.zeros_like(shares_KBS[0])
             parts = torch.cat([shares_KBS, logprob_BS.double()[None]])
@@ -149,9 +149,7 @@ class DotInfluence:
         return (hidden_BSH * found.grad_hidden_TH.view_as(hidden_BSH)).sum(), found.logprob_T.view(rows, columns)
 
 
-def _of_one_shape(batches: Sequence[WindowBatch], model: Model) -> list[WindowBatch]:
-    """Padded alike, as a schedule wants them, with empty ones behind where an interleaved pipeline needs more."""
+def _of_one_shape(batches: Sequence[WindowBatch]) -> list[WindowBatch]:
+    """Padded alike, as a schedule wants them."""
     rows, columns = (max(batch.tokens_BS.size(dim) for batch in batches) for dim in (0, 1))
-    padded = [batch.padded(rows, columns) for batch in batches]
-    fillers = -len(padded) % model.topology.pp.size if model.topology.vpp > 1 else 0
-    return [*padded, *[padded[0].emptied()] * fillers]
+    return [batch.padded(rows, columns) for batch in batches]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.scoring import bare_schedule
 
+_FUSION = "gradient_accumulation_fusion"
+
 LossOf = Callable[[int, Tensor], Tensor]
 
 
@@ -23,18 +25,21 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
     """Run each micro-batch of `tokens` (int64 [B, S], all of one shape) forward and backward through `model`.
 
     loss_of(index, hidden_BSH): the scalar to differentiate, asked on the last stage; its gradient is used as it is.
-    An interleaved pipeline needs a multiple of the stages of micro-batches. Gradients end where autograd puts them;
-    nothing is summed over ranks. Collective over the tensor and pipeline axes.
+    Gradients end where autograd puts them; nothing is summed over ranks. An interleaved pipeline wants a multiple of
+    its stages of micro-batches: fillers without a loss run behind the others. Collective over the tensor and pipeline
+    axes.
     """
     topology = model.topology
     assert len({tuple(rows.shape) for rows in tokens}) == 1, "a schedule runs micro-batches of one shape"
-    assert topology.vpp == 1 or len(tokens) % topology.pp.size == 0, (len(tokens), topology.pp.size)
+    fillers = -len(tokens) % topology.pp.size if topology.vpp > 1 else 0
+    filled = [*tokens, *[torch.zeros_like(tokens[0])] * fillers]
 
     def step(batches: Iterator[tuple[int, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
         index, tokens_BS = next(batches)
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)])
+            given = index < len(tokens)
+            value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)]) if given else 0.0 * hidden_BSH.sum()
             return value, torch.zeros((), dtype=torch.int), {}
 
         return run_chunk(chunk, model.pad(tokens_BS)), loss
@@ -42,9 +47,9 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
     with bare_schedule(model.megatron_config), _undivided(model), _evaluating(model):
         get_forward_backward_func()(
             forward_step_func=step,
-            data_iterator=[iter(list(enumerate(tokens))) for _ in model.chunks],
+            data_iterator=[iter(list(enumerate(filled))) for _ in model.chunks],
             model=list(model.chunks),
-            num_microbatches=len(tokens),
+            num_microbatches=len(filled),
             seq_length=model.pad(tokens[0]).size(1),
             micro_batch_size=tokens[0].size(0),
             forward_only=False,
@@ -62,6 +67,23 @@ def frozen(model: Model) -> Iterator[None]:
     finally:
         for parameter, flag in asked.items():
             parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def own_gradients(model: Model) -> Iterator[None]:
+    """Within the block linear layers hand their weights' gradients to autograd, whoever trains the model otherwise.
+
+    Fused accumulation, where it is installed, adds them to a trainer's buffers behind autograd's back.
+    """
+    modules: list[Any] = [m for chunk in model.chunks for m in chunk.modules() if hasattr(m, _FUSION)]
+    before = [getattr(module, _FUSION) for module in modules]
+    for module in modules:
+        setattr(module, _FUSION, False)
+    try:
+        yield
+    finally:
+        for module, flag in zip(modules, before, strict=True):
+            setattr(module, _FUSION, flag)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,15 @@ Weights = Callable[[Parameter], Tensor]
 
 
 def plain_logprobs(model: Model, tokens_BS: Tensor, labels_BS: Tensor, weights: Weights) -> Tensor:
-    """Log-probability of each label, [B, S], 0 where it is -100; differentiable in what `weights` gives.
+    """Log-probability of each label, [B, S], 0 where it is -100; the rest as `plain_logits`."""
+    logprobs_BSV = F.log_softmax(plain_logits(model, tokens_BS, weights), -1)
+    labelled_BS = labels_BS != IGNORED
+    found_BS = logprobs_BSV.gather(-1, labels_BS.where(labelled_BS, 0)[..., None])[..., 0]
+    return torch.where(labelled_BS, found_BS, 0.0)
+
+
+def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
+    """Logits after each position, [B, S, V]; differentiable in what `weights` gives.
 
     weights: the tensor to compute with in place of a parameter; all of one dtype. ValueError on a split model.
     """
@@ -39,10 +47,7 @@ def plain_logprobs(model: Model, tokens_BS: Tensor, labels_BS: Tensor, weights: 
     for block in model.blocks():
         hidden_BSH = _block(model, _substituted(block, weights), hidden_BSH)
     hidden_BSH = _rms_norm(hidden_BSH, weights(final_norm), model.config.norm_eps)
-    logprobs_BSV = F.log_softmax(hidden_BSH @ weights(model.output_weight()).t(), -1)
-    labelled_BS = labels_BS != IGNORED
-    found_BS = logprobs_BSV.gather(-1, labels_BS.where(labelled_BS, 0)[..., None])[..., 0]
-    return torch.where(labelled_BS, found_BS, 0.0)
+    return hidden_BSH @ weights(model.output_weight()).t()
 
 
 def _substituted(block: BlockWeights, weights: Weights) -> BlockWeights:

@@ -62,11 +62,6 @@ class WindowBatch:
         labels_BS = torch.nn.functional.pad(self.labels_BS, sides, value=IGNORED)
         return WindowBatch(tokens_BS=tokens_BS, labels_BS=labels_BS, places=self.places)
 
-    def emptied(self) -> WindowBatch:
-        """Nothing but padding, of the same shape."""
-        empty_BS = torch.zeros_like(self.tokens_BS)
-        return WindowBatch(tokens_BS=empty_BS, labels_BS=torch.full_like(empty_BS, IGNORED), places=())
-
 
 def window_batches(
     sequences: Sequence[Sequence[int]], *, start_id: int, seq_len: int, micro_batch: int, packed: bool = False
