@@ -130,18 +130,15 @@ def test_a_score_is_that_of_the_example_s_own_gradient_and_training_does_not_not
 
 
 def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
-    model = model_of(CONFIGS["olmo2"], topology)
-    engine = Engine(model, OptimizerConfig(lr=1e-3))
-    in_run, loss_fn = InRun(engine, direction_of(model)), LanguageModelLoss()
-    batches, whole = microbatches(0, 4, topology)
     cut = torch.full((4, LENGTH), -1)
     cut[:, :5], cut[:, 5:11] = torch.arange(4)[:, None], torch.arange(4, 8)[:, None]
-    parts = [Examples(keys=tuple("abcdefgh"), example_BS=cut)] * 2
-    found = []
+    batches, whole = microbatches(0, 4, topology)
+    parts, found = [Examples(keys=tuple("abcdefgh"), example_BS=cut)] * 2, []
     for examples in (whole, parts):
-        with in_run.watch(batches, examples, loss_fn, denominator=LABELS) as watched:
-            in_run._model.chunks[0].zero_grad()
-            engine._forward_backward(batches, watched.loss_fn, LABELS)
+        engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
+        in_run = InRun(engine, direction_of(engine.model))
+        with in_run.watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as watched:
+            engine.step(batches, watched.loss_fn, denominator=LABELS)
         found.append([(score.tokens, score.values["influence"]) for score in watched.scores])
     rows, pieces = found
     for row in range(4):  # the first micro-batch's rows, of at most 7 labels: all are in the two pieces
@@ -154,7 +151,7 @@ def test_weight_gradients_cannot_tell_several_examples_apart(topology: Topology)
     model = model_of(CONFIGS["olmo2"], topology)
     in_run = InRun(Engine(model, OptimizerConfig()), direction_of(model), method="gradient")
     batches, examples = microbatches(0, 2, topology)
-    with pytest.raises(ValueError, match="method: .* holds more than one"):
+    with pytest.raises(ValueError, match=r"method: .* holds more than one"):
         with in_run.watch(batches, examples, LanguageModelLoss(), denominator=LABELS):
             pass
 

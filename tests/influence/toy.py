@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synpro_engine.data import TokenCorpus, TokenLoader
 from synpro_engine.dist import Topology
 from synpro_engine.influence.direction import Direction, displacement
 from synpro_engine.influence.plain import plain_logprobs
@@ -55,6 +56,22 @@ def sequences(count: int, seed: int = 0, longest: int = 40) -> list[list[int]]:
     """Random tokens, of 1 to `longest`; the model's windows hold 16."""
     rng = np.random.default_rng(seed)
     return [rng.integers(64, size=rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def walks(seed: int, topology: Topology, batch: int = 4) -> TokenLoader:
+    """Windows of arithmetic walks over the vocabulary: there is something to learn in them."""
+    rng = np.random.default_rng(seed)
+    texts = [(rng.integers(63) + np.arange(rng.integers(1, 41)) * (seed % 3 + 1)) % 63 + 1 for _ in range(40)]
+    corpus = TokenCorpus(
+        tokens=np.concatenate([[*text, START] for text in texts]).astype(np.int32),
+        offsets=np.cumsum([0, *(len(text) + 1 for text in texts)]),
+        eos_id=START,
+        text_bytes=1,
+        fingerprint="walks",
+        load_ids=lambda: [str(i) for i in range(40)],
+    )
+    dp = topology.dp
+    return TokenLoader({"text": corpus}, {"text": 1.0}, SHAPE["seq_len"], batch, seed, dp_rank=dp.rank, dp_size=dp.size)
 
 
 def loss_of(model: Model, ids: list[int], weights: dict[Any, Tensor]) -> Tensor:
