@@ -1,5 +1,6 @@
 """Data influence on the model being trained: the probe's displacement and what it says about a text."""
 
+from synpro_engine.influence.choice import EstimatorConfig, build_estimator
 from synpro_engine.influence.direction import Direction, displacement, load_direction, save_direction
 from synpro_engine.influence.dot import DotInfluence
 from synpro_engine.influence.estimator import Estimator, SequenceScore
@@ -17,6 +18,7 @@ __all__ = [
     "DotInfluence",
     "DocumentScore",
     "Estimator",
+    "EstimatorConfig",
     "ExampleScore",
     "Examples",
     "FiniteDifferenceInfluence",
@@ -32,6 +34,7 @@ __all__ = [
     "TextInfluence",
     "WatchedStep",
     "adam_direction",
+    "build_estimator",
     "by_document",
     "displacement",
     "load_direction",

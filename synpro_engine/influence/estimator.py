@@ -19,7 +19,9 @@ from synpro_engine.model.model import Model
 
 T = TypeVar("T")
 At = Literal["theta", "midpoint"]
-"""Where a first-order estimate is taken: at theta, or at theta - v/2, which makes its error third order in v."""
+"""Where a first-order estimate is taken: at theta, or at theta - v/2, which makes its error third order in v.
+
+The midpoint is for displacements; a bare gradient has no length that means a step, so take it at theta."""
 SharesBy = Literal["loss token", "site"]
 """What a token's share is. `loss token`: how much this token's own loss moves. `site`: what the layers contribute at
 the position that predicts this token, whichever token's loss the gradient there comes from. Both sum to the score."""

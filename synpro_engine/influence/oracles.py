@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from synpro_engine.influence.direction import Direction, check_fits, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
-from synpro_engine.influence.plain import plain_logprobs
+from synpro_engine.influence.plain import check_whole, plain_logprobs
 from synpro_engine.influence.sequences import by_sequence, sequence_logprobs, window_batches
 from synpro_engine.model.model import Model
 
@@ -39,7 +39,8 @@ class JvpInfluence:
         dtype: torch.dtype = torch.float64,
         keep: int = 4096,
     ) -> None:
-        """dtype: what is computed in, whatever the model is stored in."""
+        """dtype: what is computed in, whatever the model is stored in. ValueError on a split model."""
+        check_whole(model)
         check_fits(model, direction)
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._model, self._start_id, self._micro_batch, self._dtype = model, start_id, micro_batch, dtype
@@ -48,7 +49,7 @@ class JvpInfluence:
         self._remembered = Remembered([model], self._measure, keep)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
-        """See `Estimator.score`; ValueError on a split model."""
+        """See `Estimator.score`."""
         return self._remembered(sequences)
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:

@@ -38,9 +38,7 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
 
     weights: the tensor to compute with in place of a parameter; all of one dtype. ValueError on a split model.
     """
-    topology = model.topology
-    if topology.tp.size * topology.pp.size > 1:
-        raise ValueError("model: this computes on one process; tensor and pipeline parallelism must be 1")
+    check_whole(model)
     embedding, final_norm = model.embedding_weight(), model.final_norm_weight()
     assert embedding is not None and final_norm is not None
     hidden_BSH = F.embedding(tokens_BS, weights(embedding))
@@ -48,6 +46,13 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
         hidden_BSH = _block(model, _substituted(block, weights), hidden_BSH)
     hidden_BSH = _rms_norm(hidden_BSH, weights(final_norm), model.config.norm_eps)
     return hidden_BSH @ weights(model.output_weight()).t()
+
+
+def check_whole(model: Model) -> None:
+    """Raise ValueError where this rank holds a part of the model only."""
+    topology = model.topology
+    if topology.tp.size * topology.pp.size > 1:
+        raise ValueError(f"model: plain torch needs all of it on one rank, this layout is {topology.layout}")
 
 
 def _substituted(block: BlockWeights, weights: Weights) -> BlockWeights:

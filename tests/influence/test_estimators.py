@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.influence import (
     Direction,
     DotInfluence,
+    EstimatorConfig,
     FiniteDifferenceInfluence,
     Influence,
     JvpInfluence,
+    build_estimator,
     sequence_logprobs,
 )
 from synpro_engine.influence.sequences import window_batches
 from synpro_engine.model.model import Model
-from tests.influence.toy import CONFIGS, START, direction_of, model_of, per_example, sequences
+from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, per_example, sequences
 
 GIVEN = sequences(12, seed=1)
 
@@ -226,3 +229,22 @@ def test_packed_rows_are_fewer_and_hold_every_token_once(model: Model) -> None:
         strict=True,
     ):
         assert other.tolist() == pytest.approx(one.tolist(), abs=5e-6)
+
+
+@pytest.mark.parametrize("name", ["two_forward", "dot", "jvp", "finite_difference"])
+def test_every_estimator_is_there_by_name_and_takes_the_probe_either_way(name: Any, topology: Topology) -> None:
+    theta = model_of(CONFIGS["olmo2"], topology)
+    probe, config = moved(theta), EstimatorConfig(estimator=name, micro_batch=4)
+    as_model, as_direction = (
+        build_estimator(config, theta, given, start_id=START) for given in (probe, direction_of(theta))
+    )
+    assert values(as_model) == pytest.approx(values(as_direction), abs=1e-5)
+    assert error(values(as_model), values(Influence(theta, probe, start_id=START))) < 0.1
+
+
+def test_settings_that_do_not_go_together_are_user_errors(topology: Topology) -> None:
+    with pytest.raises(ValueError, match="packed is not for jvp"):
+        EstimatorConfig(estimator="jvp", packed=True)
+    half = model_of(CONFIGS["olmo2"], topology, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match=r"`estimator` finite_difference: .*bfloat16"):
+        build_estimator(EstimatorConfig(estimator="finite_difference"), half, direction_of(half), start_id=START)
