@@ -1,0 +1,150 @@
+"""The Triton kernels that the static table compares, each with the arguments of a real launch.
+
+Tensors have no memory, so any size is free. Other libraries' kernels are compiled as those libraries launch them.
+Shapes: T tokens, H width, V vocabulary; B tokens or columns of the block that a kernel is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from synpro_kernels.launch import Call
+from synpro_kernels.testing.compile_only import Compiled, compile_kernel
+
+_PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the kernels are launched for."""
+
+    tokens: int
+    width: int
+    vocab: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One kernel; `build` compiles it for a compute capability, and is called within `compile_for` of it."""
+
+    library: str
+    does: str
+    build: Callable[[int], Compiled]
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
+    """Both kernels with a matrix product, and the two that work on rows of products."""
+    from synpro_kernels.linear_logprob import triton_gemm, triton_rows
+    from synpro_kernels.linear_logprob.blocks import Shard, block_shape, kept_shape
+    from synpro_kernels.linear_logprob.rows import Stats
+    from synpro_kernels.linear_logprob.settings import LogitSettings
+
+    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
+    shard = Shard(
+        hidden_TH=_meta(sizes.tokens, sizes.width, dtype=sizes.dtype),
+        weight_VH=_meta(sizes.vocab, sizes.width, dtype=sizes.dtype),
+        bias_V=None,
+        column_T=_meta(sizes.tokens, dtype=torch.int64),
+        settings=settings,
+        how="triton",
+    )
+    kept, block = kept_shape(shard, sizes.vocab)[0], block_shape(shard)[1]
+    coefficients, out = _meta(sizes.tokens, 5), _meta(sizes.tokens, block, dtype=sizes.dtype)
+    products, column = _meta(kept, sizes.vocab), _meta(kept, dtype=torch.int64)
+    weight = shard.weight_VH[:block]
+
+    calls: dict[str, Callable[[int], Call]] = {
+        "product + statistics": lambda capability: triton_gemm.stats_call(
+            shard, entropy=entropy, capability=capability, processors=_PROCESSORS
+        ),
+        "product + gradient": lambda capability: triton_gemm.gradient_call(
+            shard, weight, None, coefficients, 0, out, capability=capability
+        ),
+        "rows: statistics": lambda capability: triton_rows.merge_call(
+            products, Stats.empty(kept, products, torch.float32), column, 0, settings
+        ),
+        "rows: gradient": lambda capability: triton_rows.differentiate_call(
+            products, coefficients[:kept], column, 0, settings, sizes.dtype
+        ),
+    }
+    for does, call in calls.items():
+        yield Case(library="ours", does=does, build=partial(_compiled, call))
+
+
+def _compiled(call: Callable[[int], Call], capability: int) -> Compiled:
+    made = call(capability)
+    return compile_kernel(made.kernel, *made.arguments, **made.options)
+
+
+def cce(sizes: Sizes) -> Iterator[Case]:
+    """Cut Cross-Entropy's three kernels, the backward one with and without skipping. Raises ImportError."""
+    from cut_cross_entropy import cce_backward, cce_lse_forward, indexed_dot
+    from cut_cross_entropy.tl_utils import b_bin_fn
+
+    tokens, width, vocab = sizes.tokens, sizes.width, sizes.vocab
+    hidden, weight = _meta(tokens, width, dtype=sizes.dtype), _meta(vocab, width, dtype=sizes.dtype)
+    target, row, one = _meta(tokens, dtype=torch.int64), _meta(tokens), _meta(1)
+    strides = (*hidden.stride(), *weight.stride())
+    bins = {"B_BIN": b_bin_fn(tokens)}
+
+    def forward(capability: int) -> Compiled:
+        locks = _meta(tokens // 128, dtype=torch.uint32)
+        arguments = (hidden, weight, row, None, locks, None, None, tokens, vocab, width, *strides, 1, 1)
+        return compile_kernel(cce_lse_forward._cce_lse_forward_kernel, *arguments, num_locks=len(locks), **bins)
+
+    def target_product(capability: int) -> Compiled:
+        arguments = (hidden, weight, target, None, row, tokens, width, *strides, 1, 1)
+        return compile_kernel(indexed_dot._indexed_neg_dot_forward_kernel, *arguments, SHIFT=False, **bins)
+
+    def backward(capability: int, *, skip: bool) -> Compiled:
+        groups = -(-width // 64)
+        locks_T, locks_V = (_meta(-(-count // groups), groups, dtype=torch.int32) for count in (tokens, vocab))
+        order = _meta(vocab, dtype=torch.int32) if skip else None
+        arguments = (
+            *(hidden, weight, row, one, 1.0 / tokens, None, order, None, target, hidden, locks_T, weight, locks_V),
+            *(tokens, width, vocab, *locks_T.shape, *locks_V.shape, *strides, 1),
+            torch.finfo(sizes.dtype).eps / 32 if skip else None,
+        )
+        kernel = cce_backward._cce_backward_kernel
+        return compile_kernel(kernel, *arguments, SHIFT=False, REQUIRES_GRAD=True, **bins)
+
+    yield Case(library="CCE", does="product + logsumexp", build=forward)
+    yield Case(library="CCE", does="target logits", build=target_product)
+    yield Case(library="CCE", does="backward, skipping", build=lambda capability: backward(capability, skip=True))
+    yield Case(library="CCE", does="backward, exact", build=lambda capability: backward(capability, skip=False))
+
+
+def liger(sizes: Sizes) -> Iterator[Case]:
+    """Liger's row kernel; its matrix products are PyTorch's. Raises ImportError."""
+    from liger_kernel.ops import cross_entropy, fused_linear_cross_entropy
+
+    vocab = sizes.vocab
+    logits, target, loss = _meta(1024, vocab, dtype=sizes.dtype), _meta(1024, dtype=torch.int64), _meta(1024)
+    widest = 1 << (vocab - 1).bit_length()
+
+    def rows(capability: int) -> Compiled:
+        return compile_kernel(
+            cross_entropy.liger_cross_entropy_kernel,
+            *(logits, vocab, target, 1, None, loss, None, 1, None, 0, None, 0),
+            *(vocab, sizes.tokens, sizes.tokens, 0.0, -100, 0.0, 0.0, "mean", None),
+            RETURN_Z_LOSS=False,
+            RETURN_TOKEN_ACCURACY=False,
+            RETURN_PREDICTED_TOKENS=False,
+            HAS_WEIGHT=False,
+            HAS_SOFTCAPPING=False,
+            HAS_GRADIENTS=True,
+            BLOCK_SIZE=min(fused_linear_cross_entropy.MAX_FUSED_SIZE, widest),
+            num_warps=32,
+        )
+
+    yield Case(library="Liger", does="rows: loss + gradient", build=rows)
