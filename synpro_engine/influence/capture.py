@@ -41,6 +41,7 @@ class Capture:
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
         """Linear layers are scored in the model's dtype, as they are multiplied; norms in fp32."""
+        assert not model.megatron_config.recompute_granularity, "recomputation would run layers twice"
         self._model = model
         self._turns = Turns(model, self._begin)
         self.count = len(directions)
@@ -56,9 +57,13 @@ class Capture:
         found = self.directions.get(weight)
         return weight.detach()[None][:0] if found is None else found
 
+    def turn(self, chunk: int) -> int:
+        """Index of the micro-batch that a chunk of this rank is at."""
+        return self._turns.of[chunk]
+
     def of_chunk(self, chunk: int) -> Shares:
         """The micro-batch that a chunk of this rank is at."""
-        return self.found[self._turns.of[chunk]]
+        return self.found[self.turn(chunk)]
 
     def _begin(self, index: int, tokens_BS: Tensor) -> None:
         """An interleaved rank's other chunks come to the same micro-batch later."""

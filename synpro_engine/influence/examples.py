@@ -32,10 +32,11 @@ class Examples:
         assert len(keys) == batch.labels_BS.size(0), (len(keys), tuple(batch.labels_BS.shape))
         return cls(keys=tuple(keys), example_BS=torch.arange(len(keys))[:, None].expand_as(batch.labels_BS))
 
-    def are_all_of(self, batch: LabelledBatch) -> bool:
-        """Whether there is one example, and every label is its own."""
-        stray_BS = (batch.labels_BS.cpu() != IGNORE) & (self.example_BS.cpu() != 0)
-        return len(self.keys) == 1 and not bool(stray_BS.any())
+    def are_rows_of(self, batch: LabelledBatch) -> bool:
+        """Whether there is one example a row, in order, and every label of a row is its own."""
+        rows_B1 = torch.arange(batch.labels_BS.size(0))[:, None]
+        stray_BS = (batch.labels_BS.cpu() != IGNORE) & (self.example_BS.cpu() != rows_B1)
+        return len(self.keys) == len(rows_B1) and not bool(stray_BS.any())
 
     def labels(self, batch: LabelledBatch) -> Tensor:
         """Number of labels of each example that are not ignored, int64 [examples] on the CPU."""

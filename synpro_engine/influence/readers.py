@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ from synpro_engine.train.engine import LossFn
 from synpro_kernels.linear_logprob import LogProbs
 
 _BLOCK = 1 << 20  # entries of a gradient turned to fp32 and multiplied at once
+
+
+class Reader(Protocol):
+    """Reads examples off the step that runs while it is attached."""
+
+    def __init__(self, model: Model, directions: Sequence[Direction]) -> None: ...
+
+    def attached(self, loss_fn: LossFn[Any]) -> contextlib.AbstractContextManager[LossFn[Any]]:
+        """Listen within the block; yields the loss function that the step must use."""
+        ...
+
+    def sums(self, examples: Sequence[Examples]) -> Tensor:
+        """After the step: this rank's part of <gradient of each example's objective, v_k>, [K, examples]."""
+        ...
 
 
 class GradientReader:
@@ -60,7 +74,7 @@ class GradientReader:
             turn += 1
             if turn == len(self._sums):
                 self._sums.append(torch.zeros(self._many, dtype=torch.float64, device=gradient.device))
-            self._sums[turn] += _dots(direction_KP, gradient.flatten())
+            self._sums[turn] += dots(direction_KP, gradient.flatten())
 
         return listen
 
@@ -78,8 +92,8 @@ def _counts_here(parameter: Parameter, model: Model) -> bool:
     return split or model.topology.tp.rank == 0
 
 
-def _dots(direction_KP: Tensor, gradient_P: Tensor) -> Tensor:
-    """[K], products in fp32 (fp64), their blocks' sums in fp64."""
+def dots(direction_KP: Tensor, gradient_P: Tensor) -> Tensor:
+    """<gradient, v_k>, [K]: products in fp32 (fp64), their blocks' sums in fp64."""
     total = torch.zeros(len(direction_KP), dtype=torch.float64, device=gradient_P.device)
     for start in range(0, len(gradient_P), _BLOCK):
         part = slice(start, start + _BLOCK)

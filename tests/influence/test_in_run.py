@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import Direction, Examples, InRun
 from synpro_engine.influence.plain import plain_logits
+from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
@@ -113,9 +115,21 @@ def truth(topology: Topology) -> dict[str, Scores]:
     return found
 
 
+def assert_alike(engine: Engine, numbers: Any, plain: Engine, unwatched: Any, method: str) -> None:
+    """Training went as if nobody watched: to the bit, or for `prefix` up to the order of its sums."""
+    pairs = list(zip(engine.model.parameters(), plain.model.parameters(), strict=True))
+    if method == "prefix":
+        assert np.array(numbers) == pytest.approx(np.array(unwatched), rel=1e-5)
+        assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in pairs)
+    else:
+        assert numbers == unwatched
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("variant", CONFIGS)
 @pytest.mark.parametrize(
-    ("size", "method"), [(1, "gradient"), (1, "auto"), (1, "capture"), (4, "capture"), (2, "auto")]
+    ("size", "method"),
+    [(1, "gradient"), (1, "auto"), (1, "capture"), (4, "capture"), (2, "auto"), (1, "prefix"), (4, "prefix")],
 )
 def test_a_score_is_that_of_the_example_s_own_gradient_and_training_does_not_notice(
     variant: str, size: int, method: str, topology: Topology, truth: dict[str, Scores]
@@ -125,8 +139,8 @@ def test_a_score_is_that_of_the_example_s_own_gradient_and_training_does_not_not
     assert_same(scores[0], truth[variant])
     assert list(scores[0]) == [f"row {row}" for row in range(ROWS)]
     assert scores[1] != scores[0]
-    assert numbers == unwatched
-    assert all(torch.equal(a, b) for a, b in zip(engine.model.parameters(), plain.model.parameters(), strict=True))
+    assert_alike(engine, numbers, plain, unwatched, method)
+    assert all(parameter.requires_grad for parameter in engine.model.parameters())
 
 
 def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
@@ -147,13 +161,39 @@ def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
         assert sum(pieces[at][0] * pieces[at][1] for at in (row, row + 4)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_weight_gradients_cannot_tell_several_examples_apart(topology: Topology) -> None:
-    model = model_of(CONFIGS["olmo2"], topology)
-    in_run = InRun(Engine(model, OptimizerConfig()), direction_of(model), method="gradient")
-    batches, examples = microbatches(0, 2, topology)
-    with pytest.raises(ValueError, match=r"method: .* holds more than one"):
-        with in_run.watch(batches, examples, LanguageModelLoss(), denominator=LABELS):
-            pass
+def test_a_method_is_refused_where_it_cannot_tell_examples_apart(topology: Topology) -> None:
+    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(), overlap_gradients=False)
+    v = direction_of(engine.model)
+    batches, rows = microbatches(0, 2, topology)
+    halves = [Examples(keys=("a", "b"), example_BS=(torch.arange(LENGTH) > 0).long().expand(2, LENGTH))] * 4
+    for method, examples, message in (
+        ("gradient", rows, "`gradient` wants one example a micro-batch"),
+        ("prefix", halves, "`prefix` wants one example a row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS):
+                pass
+    overlapped = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(), overlap_gradients=True)
+    with pytest.raises(ValueError, match="does not go with overlapped gradients"):
+        InRun(overlapped, v, method="prefix")
+
+
+@pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture"), (4, "prefix")])
+def test_only_the_trained_blocks_can_be_scored(size: int, method: Any, topology: Topology) -> None:
+    """Below the first trained block nothing has a gradient; its own layers still do."""
+    found = []
+    for frozen in (False, True):
+        model = model_of(CONFIGS["olmo2"], topology)
+        names = {f"decoder.layers.3.{rest}" for rest in ("self_attention.linear_qkv.weight", "mlp.linear_fc2.weight")}
+        v = Direction({name: tensor for name, tensor in direction_of(model).tensors.items() if name in names})
+        if frozen:
+            freeze_but_last(model, 1)
+        engine = Engine(model, OptimizerConfig())
+        batches, examples = microbatches(0, size, topology)
+        with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as step:
+            engine.step(batches, step.loss_fn, denominator=LABELS)
+        found.append([score.values["influence"] for score in step.scores])
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and all(found[0])
 
 
 def test_a_direction_along_frozen_parameters_is_refused(topology: Topology) -> None:
@@ -166,29 +206,21 @@ def test_a_direction_along_frozen_parameters_is_refused(topology: Topology) -> N
 CASES = [(layout, variant) for layout in LAYOUTS for variant in CONFIGS]
 
 
-def watched_in(ports: list[int]) -> list[tuple[list[Scores], bool]]:
-    """For each case the scores of the first step by both methods, and whether training was left alone."""
-    found = []
+def watched_in(ports: list[int], truth: dict[str, Scores]) -> None:
+    """In each case both methods score right, and training is left alone."""
     for (layout, variant), port in zip(CASES, ports, strict=True):
         with job(LAYOUTS[layout], port) as topology:
-            plain, _, unwatched = train(variant, topology, 1, None, steps=1)
-            scores, alike = [], True
-            for method in ("gradient", "capture"):
-                engine, own, numbers = train(variant, topology, 1, method, steps=1, overlap=layout == "DP2")
-                pairs = zip(engine.model.parameters(), plain.model.parameters(), strict=True)
-                alike = alike and numbers == unwatched and all(torch.equal(a, b) for a, b in pairs)
-                scores.append(own[0])
-            found.append((scores, alike))
-    return found
+            rank = topology.dp.rank
+            rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS))]
+            for size, methods in ((1, ("gradient", "capture")), (2, ("prefix",))):
+                plain, _, unwatched = train(variant, topology, size, None, steps=1)
+                for method in methods:
+                    overlap = layout == "DP2" and method != "prefix"
+                    engine, scores, numbers = train(variant, topology, size, method, steps=1, overlap=overlap)
+                    assert list(scores[0]) == rows, (layout, variant, method)
+                    assert_same(scores[0], truth[variant])
+                    assert_alike(engine, numbers, plain, unwatched, method)
 
 
 def test_every_layout_scores_alike_and_trains_as_if_nobody_watched(truth: dict[str, Scores]) -> None:
-    results = run_ranks(watched_in, 2, ports=free_ports(len(CASES)))
-    for case, (layout, variant) in enumerate(CASES):
-        for rank, result in enumerate(results):
-            scores, alike = result[case]
-            assert alike, f"{layout} {variant}"
-            rows = range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS)
-            for found in scores:
-                assert list(found) == [f"row {row}" for row in rows]
-                assert_same(found, truth[variant])
+    run_ranks(watched_in, 2, ports=free_ports(len(CASES)), truth=truth)
