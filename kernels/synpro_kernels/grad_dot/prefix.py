@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synpro_kernels.grad_dot import blocked
 from synpro_kernels.grad_dot.check import check_direction, check_tokens, refuse_gradients
-from synpro_kernels.grad_dot.implementation import precise_dtype, use_csrc
+from synpro_kernels.grad_dot.implementation import precise_dtype, use_csrc, use_triton
 
 
 def grad_dot_prefix(
@@ -91,6 +91,10 @@ def _grad_dot_prefix(
 ) -> Tensor:
     if use_csrc(x_TI):
         return torch.ops.synpro_csrc.grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
+    if use_triton(x_TI):
+        from synpro_kernels.grad_dot.triton_prefix import grad_dot_prefix_triton
+
+        return grad_dot_prefix_triton(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
     return blocked.grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
 
 
