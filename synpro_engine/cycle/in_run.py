@@ -75,8 +75,8 @@ class DocumentNumbers(TokenCorpus):
 class InRunScores:
     """Watches pretraining on one corpus (see `train.run.Watcher`) and keeps a log of its documents' scores.
 
-    Of each step the metrics get a record `in_run`: its `seconds`, whether it was `scored`, and `direction_seconds`, what
-    renewing the direction took before it (0 where it was kept).
+    Of each step the metrics get a record `in_run`: its `seconds`, whether it was `scored`, and `direction_seconds`,
+    what renewing the direction took before it (0 where it was kept).
     """
 
     def __init__(

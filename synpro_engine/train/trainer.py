@@ -39,7 +39,8 @@ def pretrain(
 
     held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
     its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
-    watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit.
+    watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
+    checkpoints that do not fit.
     """
     run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
     resumed = run.begin(keep_optimizer, keep_data_position)
