@@ -36,9 +36,12 @@ class InRunConfig(Config):
 
     every: int = Field(default=8, gt=0)
     """Steps between scored steps; the documents of the other steps are not scored. 1 scores all of them."""
+    start: int = Field(default=0, ge=0)
+    """Steps before the first scored one. Early, AdamW's moments know nothing yet of rare words' embeddings, and the
+    direction `adam` leaps along them: let one pass over the text go by."""
     refresh: int = Field(default=64, gt=0)
-    """Steps for which a direction is kept; a multiple of `every`. A resumed run has the scores of one that was never
-    interrupted where it divides checkpoint_every."""
+    """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
+    the scores of one that was never interrupted."""
     direction: Literal["adam", "gradient"] = "adam"
     """`gradient`: of the reference loss. `adam`: the same as AdamW's next step would use it, so that a score is, to
     first order, by how much that loss falls if the step's gradient were the document's alone."""
@@ -117,7 +120,8 @@ class InRunScores:
 
     def _is_scored(self, number: int) -> bool:
         """AdamW has no moments to go by before its first step has been taken."""
-        return number % self._config.every == 0 and (number > 1 or self._config.direction == "gradient")
+        first = max(self._config.start, self._config.direction == "adam") + 1
+        return number >= first and number % self._config.every == 0
 
     def _is_due(self, number: int) -> bool:
         """A direction is renewed with the first scored step of each `refresh`, whenever the run began."""

@@ -27,7 +27,7 @@ def _over_training(scores: InRunInfluence) -> FigurePanel:
     with svg.panel("in-run-steps", "Influence of the training text by training step") as drawn:
         axes = drawn.axes
         axes.fill_between(
-            scores.steps, scores.low, scores.high, color=svg.BLUE, alpha=0.2, lw=0, label="tenth to tenth"
+            scores.steps, scores.low, scores.high, color=svg.BLUE, alpha=0.2, lw=0, label="eight tenths of the tokens"
         )
         axes.plot(scores.steps, scores.median, color=svg.BLUE, label="median token", **point_marks(scores.steps))
         axes.axhline(0, color=svg.INK, lw=0.8)
