@@ -1,4 +1,5 @@
 // The ops of csrc under `torch.ops.synpro_csrc`. Autograd, fake tensors and validation are the Python layer's.
+#include "grad_dot.h"
 #include "linear_logprob.h"
 
 #include <torch/library.h>
@@ -10,9 +11,16 @@ TORCH_LIBRARY(synpro_csrc, library) {
   library.def(
       "differentiate_logits_(Tensor(a!) block, Tensor coefficients, Tensor column, int start, float scale, bool capped)"
       " -> ()");
+  library.def(
+      "grad_dot_tokens(Tensor x, Tensor grad_out, Tensor direction, Tensor? scale, bool over_inputs) -> Tensor");
+  library.def(
+      "grad_dot_prefix(Tensor x, Tensor grad_out, Tensor direction, int[] boundaries, Tensor(a!) accumulator)"
+      " -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("merge_logits_", TORCH_FN(synpro::merge_logits_));
   library.impl("differentiate_logits_", TORCH_FN(synpro::differentiate_logits_));
+  library.impl("grad_dot_tokens", TORCH_FN(synpro::grad_dot_tokens));
+  library.impl("grad_dot_prefix", TORCH_FN(synpro::grad_dot_prefix));
 }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.cycle import Cycle, load_recipe, score_documents
-from synpro_engine.dist import launched, say
+from synpro_engine.cli.shares import show
+from synpro_engine.config import Config, UserError, load_config
+from synpro_engine.config.base import validate
+from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
+from synpro_engine.dist import ParallelConfig, Topology, launched, say
+from synpro_engine.influence import EstimatorConfig
 
 
 @contextmanager
@@ -31,11 +37,69 @@ def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> Non
         cycle.write_report()
 
 
-def influence(recipe: str, overrides: Sequence[str], directory: Path | None, documents: str, output: Path) -> None:
-    """Score documents with the run's theta and its newest probe."""
-    with _cycle(recipe, overrides, directory) as cycle:
-        cycle.open_directory()
-        score_documents(cycle, documents, output)
+class JobConfig(Config):
+    """What scoring with checkpoints takes beside them: the keys that a recipe has for the same."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    influence: EstimatorConfig = EstimatorConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Which weights to measure influence with, as the user named them."""
+
+    words: tuple[str, ...]
+    """A recipe and its overrides; with checkpoints, overrides alone."""
+    directory: Path | None
+    checkpoint: Path | None
+    probe: Path | None
+    tokenizer: Path | None
+
+
+def influence(
+    weights: Weights,
+    settings: Mapping[str, object],
+    documents: str,
+    output: Path | None,
+    explain: str | None,
+    *,
+    shares: bool,
+    skip_bad: bool,
+) -> None:
+    """Score documents, or explain one. settings: those of the estimator that were given, which replace a recipe's."""
+    if not documents:
+        raise UserError("--input: the documents to score are missing")
+    if output is None and explain is None:
+        raise UserError("--output: give a file for the scores, or --explain ID to look at one document")
+    with _pair(weights) as (pair, base, topology):
+        config = validate(EstimatorConfig, {**base.model_dump(), **settings}, "options")
+        if explain is not None:
+            found = explain_document(pair, config, documents, explain, topology, skip_bad=skip_bad)
+            if topology.is_main:
+                show(found, sys.stdout)
+        elif output is not None:
+            score_documents(pair, config, documents, output, topology, shares=shares, skip_bad=skip_bad)
+
+
+@contextmanager
+def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, Topology]]:
+    """The models to measure with and the estimator's settings, from a run or from checkpoints."""
+    if weights.checkpoint is None and weights.probe is None:
+        if not weights.words or "=" in weights.words[0]:
+            raise UserError("influence: give a RECIPE, whose run holds the models, or --checkpoint and --probe")
+        if weights.tokenizer is not None:
+            raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
+        with _cycle(weights.words[0], weights.words[1:], weights.directory) as cycle:
+            cycle.open_directory()
+            yield Pair.of_run(cycle), cycle.recipe.influence, cycle.topology
+        return
+    if weights.checkpoint is None or weights.probe is None:
+        raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both")
+    if weights.directory is not None or (weights.words and "=" not in weights.words[0]):
+        raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
+    config = load_config(JobConfig, {}, weights.words)
+    with launched(config.parallel) as topology:
+        yield Pair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology), config.influence, topology
 
 
 def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage: str, output: Path) -> None:

@@ -187,7 +187,11 @@ class Cycle:
         )
         parents = dict.fromkeys(("tokenize", theta, probe, "import", generator))
         return self._stage(
-            f"round-{number}/{kind}-{operation}", kind, work, (kind, "generate", "reward", "dtype"), *parents
+            f"round-{number}/{kind}-{operation}",
+            kind,
+            work,
+            (kind, "generate", "reward", "influence", "dtype"),
+            *parents,
         )
 
     def _arm(self, name: str, start: str, rounds: int, steps: int) -> Stage:
@@ -226,7 +230,7 @@ class Cycle:
             topology=self.topology,
         )
         parents = dict.fromkeys(("tokenize", *arms.values(), *pair, *corpora.values()))
-        yield self._stage("evaluate", "evaluate", work, ("dtype",), *parents)
+        yield self._stage("evaluate", "evaluate", work, ("influence", "dtype"), *parents)
 
     def _stage(self, name: str, command: str, work: Any, sections: tuple[str, ...], *parents: str) -> Stage:
         """`sections` of the recipe are what the result depends on, beside its parents and the seed."""

@@ -18,7 +18,7 @@ from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import read_documents
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import measure_diversity
-from synpro_engine.influence import Influence, TextInfluence
+from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
@@ -71,7 +71,7 @@ def _influence(
     """I of every accepted text and of the slice it was made from, under the last round's theta and theta'."""
     dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens)
     theta, probe = (load_model(stage, topology, dtype) for stage in pair)
-    influence = Influence(theta, probe, start_id=words.eos_id)
+    influence = build_estimator(recipe.influence, theta, probe, start_id=words.eos_id)
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
     sources = source_texts(tokens)
     found = {}

@@ -10,11 +10,13 @@ from pathlib import Path
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
 from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import run_probe
+from synpro_engine.influence.score_log import SCORES
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import save_checkpoint
@@ -65,11 +67,20 @@ def _write_result(into: Path, result: PretrainResult, topology: Topology, extra:
 
 def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
     """Pretrain from initial weights on organic text until the plateau or the budget."""
-    corpus = open_split(tokens, "train", open_tokenizer(tokens))
+    tokenizer = open_tokenizer(tokens)
+    corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
     loader = _loader(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
-    model = new_model(recipe, topology, seed=recipe.seed)
-    held_out = _held_out(recipe, tokens, topology)
-    result = pretrain(model, recipe.pretrain, loader, into, held_out=held_out, seed=recipe.seed, label="pretrain")
+    in_run = recipe.pretrain.in_run
+    result = pretrain(
+        new_model(recipe, topology, seed=recipe.seed),
+        recipe.pretrain,
+        loader,
+        into,
+        held_out=_held_out(recipe, tokens, topology),
+        seed=recipe.seed,
+        label="pretrain",
+        watcher=None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology),
+    )
     _write_result(into, result, topology, {"samples": loader.samples_by_source})
 
 
@@ -85,8 +96,11 @@ def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology:
 
 
 def arm_config(recipe: Recipe, steps: int) -> TrainConfig:
-    """Settings of an arm: pretraining's, for a fixed number of steps. A decaying schedule goes on where it was."""
-    return recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None})
+    """Settings of an arm: pretraining's, for a fixed number of steps; nothing is scored on the way.
+
+    A decaying schedule goes on where it was.
+    """
+    return recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
 
 
 def arm_stage(

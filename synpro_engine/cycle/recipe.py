@@ -13,13 +13,13 @@ from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, load_config, nearest
 from synpro_engine.config.recipes import recipe_path
 from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
+from synpro_engine.cycle.in_run import PretrainConfig
 from synpro_engine.dist import ParallelConfig
-from synpro_engine.influence import ProbeConfig
+from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.synth import OPERATIONS, GenerateConfig
-from synpro_engine.train.config import TrainConfig
 
 
 class GeneratorConfig(Config):
@@ -69,8 +69,9 @@ class Recipe(Config):
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig
-    pretrain: TrainConfig
+    pretrain: PretrainConfig
     probe: ProbeConfig = ProbeConfig()
+    influence: EstimatorConfig = EstimatorConfig()
     generator: GeneratorConfig = GeneratorConfig()
     rounds: int = Field(default=1, ge=1)
     """How often: probe, tune, generate, train on."""

@@ -13,6 +13,7 @@ from synpro_engine.config import atomic_write_text, read_manifest, versions
 from synpro_engine.cycle import synthesis_summary as synthesis
 from synpro_engine.cycle import training_summary as training
 from synpro_engine.cycle.finished import FinishedRun
+from synpro_engine.cycle.in_run_summary import in_run
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.dist import Topology
@@ -58,6 +59,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         pretrain=training.curves(run, "pretrain"),
         arms=training.arms(run),
         plateau=training.plateau(run),
+        in_run=in_run(run),
         influence=synthesis.influence(run),
         rewards=synthesis.rewards(run),
         yields=synthesis.yields(run),

@@ -15,7 +15,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
 from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, stable_hash, write_shards
 from synpro_engine.dist import Topology, on_main, say
-from synpro_engine.influence import Influence, TextInfluence, text_likelihood
+from synpro_engine.influence import TextInfluence, build_estimator, text_likelihood
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
@@ -79,7 +79,7 @@ def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Compose
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
     if recipe.reward.uses("influence"):
         theta, probe = (load_model(stage, topology, dtype) for stage in (inputs.theta, inputs.probe))
-        influence = Influence(theta, probe, start_id=words.eos_id)
+        influence = build_estimator(recipe.influence, theta, probe, start_id=words.eos_id)
         same = own.fingerprint == words.fingerprint
         influence_of = TextInfluence(influence, words.encode, same_tokenizer=same)
     if recipe.reward.uses("quality"):

@@ -54,11 +54,20 @@ def run_probe(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfi
     The loss is pure cross-entropy (no z-loss). Collective. Raises UserError when momentum is to be kept and the
     checkpoint holds no optimizer state.
     """
-    optimizer = OptimizerConfig(lr=config.lr, weight_decay=config.weight_decay)
-    engine, topology = Engine(model, optimizer), model.topology
+    return walk(start_probe(theta, model, config), loader, config)
+
+
+def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
+    """Load `theta` into `model`, ready for the probe's first step; collective, UserError as `run_probe`."""
+    engine = Engine(model, OptimizerConfig(lr=config.lr, weight_decay=config.weight_decay))
     load_checkpoint(theta, model, engine, optimizer_state=config.keep_momentum)
     engine.restart_schedule()
-    steps = []
+    return engine
+
+
+def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
+    """Take the probe's steps. Collective."""
+    topology, steps = engine.model.topology, []
     with progress(config.steps, "probe", "step", topology) as bar:
         for index in range(config.steps):
             batch = loader.next_batch()

@@ -7,87 +7,92 @@ learnt from the reference data also lowers the loss on x, so training on x shoul
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from synpro_engine.influence.direction import Direction, check_fits, displaced
+from synpro_engine.influence.estimator import Estimator, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.influence.sequences import sequence_logprobs
 from synpro_engine.model.model import Model
 
 
-@dataclass(frozen=True)
-class InfluenceScore:
+@dataclass(frozen=True, kw_only=True)
+class InfluenceScore(SequenceScore):
     """The influence of one sequence. Losses are nats per token; `value` = loss_theta - loss_probe."""
 
-    value: float
-    loss_theta: float
     loss_probe: float
-    tokens: int
-    shares: tuple[float, ...]
-    """Each token's part of `value`; they sum to it."""
+
+    @property
+    def loss_theta(self) -> float:
+        """L(x; theta)."""
+        return self.loss
 
 
 class Influence:
-    """Scores sequences against one displacement theta -> theta'; a sequence that comes again is not computed again.
+    """Scores sequences against one displacement theta -> theta' by a forward through each.
 
-    theta, probe: models of one shape on one topology, whose weights must not change while this lives (a call
-    after a change is an error, for the kept scores would be stale). Every rank of the tensor and pipeline axes
-    must call `score` with the same sequences; data-parallel ranks may score different ones.
+    theta, probe: models of one shape on one topology, whose weights must not change while this lives; or the probe as
+    the direction theta - theta', so that the base is stored once (theta' then exists during a call only).
     """
 
-    def __init__(self, theta: Model, probe: Model, *, start_id: int, micro_batch: int = 16, keep: int = 4096) -> None:
+    shares_by: SharesBy = "loss token"
+
+    def __init__(
+        self,
+        theta: Model,
+        probe: Model | Direction,
+        *,
+        start_id: int,
+        micro_batch: int = 16,
+        packed: bool = False,
+        keep: int = 4096,
+    ) -> None:
         """start_id: the id that separates documents, the context of a sequence's first token.
 
-        keep: scores remembered for sequences that come again (a group's source, say); the oldest go first.
+        packed: several sequences in a row of the model's length, for speed. keep: scores remembered for sequences that
+        come again (a group's source, say); the oldest go first.
         """
-        if theta.config != probe.config:
+        if isinstance(probe, Direction):
+            check_fits(theta, probe)
+        elif theta.config != probe.config:
             raise ValueError("theta and probe must be models of the same configuration")
-        self._models = (theta, probe)
-        self._start_id = start_id
-        self._micro_batch = micro_batch
-        self._keep = keep
-        self._known: dict[bytes, InfluenceScore] = {}
-        self._fingerprint = self._weights()
-        self.forwards = 0
-        """Sequences that went through both models so far (a kept one does not count again)."""
+        self._theta, self._probe = theta, probe
+        self._start_id, self._micro_batch, self._packed = start_id, micro_batch, packed
+        models = [theta] if isinstance(probe, Direction) else [theta, probe]
+        self._remembered = Remembered(models, self._measure, keep)
 
-    def _weights(self) -> list[float]:
-        """Sums over some hundred entries of every parameter: an optimizer step moves them, whatever wrote it.
-
-        (A tensor's version counter does not see writes through another view of its storage, as optimizers make.)
-        """
-        parameters = [p.detach().flatten() for model in self._models for p in model.parameters()]
-        return torch.stack([p[:: max(1, len(p) // 256)].double().sum() for p in parameters]).tolist()
+    @property
+    def forwards(self) -> int:
+        """Sequences that went through both models so far (a remembered one does not count again)."""
+        return self._remembered.measured
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[InfluenceScore]:
         """Score token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
-        if self._weights() != self._fingerprint:
-            raise RuntimeError("the weights changed since this Influence was made: its kept scores are stale")
-        keys = [hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes()).digest() for ids in sequences]
-        fresh = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._known}
-        if fresh:
-            sides = [
-                sequence_logprobs(model, list(fresh.values()), start_id=self._start_id, micro_batch=self._micro_batch)
-                for model in self._models
-            ]
-            self._known.update(zip(fresh, map(_score, *sides), strict=True))
-            self.forwards += len(fresh)
-        found = [self._known[key] for key in keys]
-        for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
-            del self._known[key]
-        return found
+        return self._remembered(sequences)
+
+    def _measure(self, sequences: list[Sequence[int]]) -> list[InfluenceScore]:
+        theta = self._logprobs(self._theta, sequences)
+        if isinstance(self._probe, Direction):
+            with displaced(self._theta, self._probe, -1.0):
+                probe = self._logprobs(self._theta, sequences)
+        else:
+            probe = self._logprobs(self._probe, sequences)
+        return list(map(_score, theta, probe))
+
+    def _logprobs(self, model: Model, sequences: list[Sequence[int]]) -> list[Tensor]:
+        return sequence_logprobs(
+            model, sequences, start_id=self._start_id, micro_batch=self._micro_batch, packed=self._packed
+        )
 
 
 def _score(theta: Tensor, probe: Tensor) -> InfluenceScore:
-    if not len(theta):
-        return InfluenceScore(0.0, 0.0, 0.0, 0, ())
-    shares = (probe - theta) / len(theta)
-    loss_theta, loss_probe = -theta.mean().item(), -probe.mean().item()
-    return InfluenceScore(loss_theta - loss_probe, loss_theta, loss_probe, len(theta), tuple(shares.tolist()))
+    score = score_of(probe - theta, theta)
+    loss_probe = -probe.mean().item() if len(probe) else 0.0
+    return InfluenceScore(
+        value=score.loss - loss_probe, tokens=score.tokens, shares=score.shares, loss=score.loss, loss_probe=loss_probe
+    )
 
 
 class TextInfluence:
@@ -97,7 +102,7 @@ class TextInfluence:
     (`same_tokenizer`), the generator's token ids go to the model as they are.
     """
 
-    def __init__(self, influence: Influence, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
+    def __init__(self, influence: Estimator, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
         self._influence, self._encode, self._same = influence, encode, same_tokenizer
 
     def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:

@@ -1,66 +1,151 @@
-"""Log-probabilities of whole sequences of any length under one model: each token scored exactly once.
+"""Token sequences of any length as micro-batches of windows: each token is a target exactly once.
 
-Knows windows and padding; does not know what the numbers are for.
+Knows windows, rows and padding; does not know what is computed over them. Shape suffixes: B rows, S positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from synpro_engine.influence.packing import separate_documents
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import IGNORED, score_tokens
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A piece of one sequence that fits the model: inputs, and the targets it scores."""
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A piece of one sequence that fits the model: the inputs and the targets they predict, equally many."""
 
     sequence: int
+    start: int
+    """Place of its first target in the sequence."""
     inputs: Sequence[int]
     targets: Sequence[int]
 
 
-def _windows(sequence: int, ids: Sequence[int], start_id: int, length: int) -> Iterator[_Window]:
-    """The first token has `start_id` (the separator of documents) as its context."""
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a window stands in a micro-batch: its row and the column of its first token."""
+
+    window: Window
+    row: int
+    column: int
+
+    @property
+    def columns(self) -> slice:
+        """The columns it fills."""
+        return slice(self.column, self.column + len(self.window.targets))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowBatch:
+    """tokens_BS and labels_BS, int64 on the CPU; columns that no place fills are padding and labelled -100."""
+
+    tokens_BS: Tensor
+    labels_BS: Tensor
+    places: tuple[Place, ...]
+
+    @property
+    def packed(self) -> bool:
+        """Whether some row holds more than one window."""
+        return len({place.row for place in self.places}) < len(self.places)
+
+    def padded(self, rows: int, columns: int) -> WindowBatch:
+        """The same with rows and columns of padding behind."""
+        sides = (0, columns - self.tokens_BS.size(1), 0, rows - self.tokens_BS.size(0))
+        tokens_BS = torch.nn.functional.pad(self.tokens_BS, sides)
+        labels_BS = torch.nn.functional.pad(self.labels_BS, sides, value=IGNORED)
+        return WindowBatch(tokens_BS=tokens_BS, labels_BS=labels_BS, places=self.places)
+
+
+def window_batches(
+    sequences: Sequence[Sequence[int]], *, start_id: int, seq_len: int, micro_batch: int, packed: bool = False
+) -> list[WindowBatch]:
+    """Cut sequences into windows of at most `seq_len` tokens and lay them into micro-batches of `micro_batch` rows.
+
+    A sequence's first token has `start_id` (the separator of documents) as its context; each window has its own.
+    One window a row, of similar lengths in a batch; or, `packed`, as many windows a row as fit `seq_len`, which the
+    model must then be kept from mixing (`packing.separate_documents`).
+    """
+    windows = [w for i, ids in enumerate(sequences) for w in _windows(i, ids, start_id, seq_len)]
+    windows.sort(key=lambda window: len(window.targets))  # little padding
+    rows = _packed(windows, seq_len) if packed else [[window] for window in windows]
+    return [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
+
+
+def _windows(sequence: int, ids: Sequence[int], start_id: int, length: int) -> Iterator[Window]:
     inputs = [start_id, *ids[:-1]]
     for at in range(0, len(ids), length):
-        yield _Window(sequence, inputs[at : at + length], ids[at : at + length])
+        stop = at + length
+        yield Window(sequence=sequence, start=at, inputs=inputs[at:stop], targets=ids[at:stop])
 
 
-def _pad(windows: Sequence[_Window], filler: int) -> tuple[Tensor, Tensor]:
-    """tokens_BS and labels_BS; right padding is unseen under causal attention, and not scored."""
-    width = max(len(window.inputs) for window in windows)
-    tokens_BS = torch.full((len(windows), width), filler, dtype=torch.int64)
-    labels_BS = torch.full((len(windows), width), IGNORED, dtype=torch.int64)
-    for row, window in enumerate(windows):
-        tokens_BS[row, : len(window.inputs)] = torch.as_tensor(window.inputs)
-        labels_BS[row, : len(window.targets)] = torch.as_tensor(window.targets)
-    return tokens_BS, labels_BS
+def _packed(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
+    """Best fit, longest first (Johnson 1973); rows in the order of their fill."""
+    rows: list[list[Window]] = []
+    room: list[tuple[int, int]] = []  # (free columns, row), sorted
+    for window in reversed(windows):
+        need = len(window.targets)
+        at = bisect.bisect_left(room, (need, -1))
+        if at == len(room):
+            rows.append([])
+            free, row = capacity, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+        rows[row].append(window)
+        bisect.insort(room, (free - need, row))
+    return [rows[row] for _, row in reversed(room)]
+
+
+def _lay(rows: Sequence[Sequence[Window]]) -> WindowBatch:
+    width = max(sum(len(window.targets) for window in row) for row in rows)
+    tokens_BS = torch.zeros((len(rows), width), dtype=torch.int64)
+    labels_BS = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    places = []
+    for number, row in enumerate(rows):
+        column = 0
+        for window in row:
+            place = Place(window=window, row=number, column=column)
+            tokens_BS[number, place.columns] = torch.as_tensor(window.inputs)
+            labels_BS[number, place.columns] = torch.as_tensor(window.targets)
+            places.append(place)
+            column += len(window.targets)
+    return WindowBatch(tokens_BS=tokens_BS, labels_BS=labels_BS, places=tuple(places))
+
+
+def by_sequence(
+    lengths: Sequence[int], batches: Iterable[WindowBatch], values: Iterable[Tensor], *, lead: tuple[int, ...] = ()
+) -> list[Tensor]:
+    """Take values [*lead, B, S] of micro-batches apart: [*lead, length] of each sequence, float64 on the CPU."""
+    found = [torch.zeros((*lead, length), dtype=torch.float64) for length in lengths]
+    for batch, value in zip(batches, values, strict=True):
+        value = value.to("cpu", torch.float64)
+        for place in batch.places:
+            window = place.window
+            stop = window.start + len(window.targets)
+            found[window.sequence][..., window.start : stop] = value[..., place.row, place.columns]
+    return found
 
 
 def sequence_logprobs(
-    model: Model, sequences: Sequence[Sequence[int]], *, start_id: int, micro_batch: int = 16
+    model: Model, sequences: Sequence[Sequence[int]], *, start_id: int, micro_batch: int = 16, packed: bool = False
 ) -> list[Tensor]:
     """Log-prob of every token of every sequence: float64 [len] on the CPU each, in nats.
 
     A sequence longer than the model's `seq_len` is scored in consecutive windows, each with its own context.
-    Collective over the tensor and pipeline axes, which must call with the same sequences.
+    `packed` puts several windows into a row, for speed; scores agree up to rounding. Collective over the tensor and
+    pipeline axes, which must call with the same sequences.
     """
-    length = model.config.seq_len
-    windows = [w for i, ids in enumerate(sequences) for w in _windows(i, ids, start_id, length)]
-    found: dict[int, Tensor] = {}
-    by_length = sorted(range(len(windows)), key=lambda at: len(windows[at].inputs))  # little padding
-    for start in range(0, len(windows), micro_batch):
-        batch = by_length[start : start + micro_batch]
-        tokens_BS, labels_BS = _pad([windows[at] for at in batch], start_id)
-        scored = score_tokens(model, tokens_BS, labels_BS, micro_batch=micro_batch)
-        logprobs_BS = scored.logprob.double().cpu()
-        found |= {at: logprobs_BS[row, : len(windows[at].targets)] for row, at in enumerate(batch)}
-    parts: list[list[Tensor]] = [[] for _ in sequences]
-    for at, window in enumerate(windows):
-        parts[window.sequence].append(found[at])
-    return [torch.cat(part) if part else torch.zeros(0, dtype=torch.float64) for part in parts]
+    seq_len = model.config.seq_len
+    batches = window_batches(sequences, start_id=start_id, seq_len=seq_len, micro_batch=micro_batch, packed=packed)
+    logprobs = []
+    for batch in batches:
+        with separate_documents(model, [batch]):
+            scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=batch.tokens_BS.size(0))
+        logprobs.append(scored.logprob)
+    return by_sequence([len(ids) for ids in sequences], batches, logprobs)

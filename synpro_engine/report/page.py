@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synpro_engine.config import atomic_write_text
-from synpro_engine.report import generator_figures, headline, loss_figures, numbers
+from synpro_engine.report import generator_figures, headline, in_run_figures, loss_figures, numbers
 from synpro_engine.report.model import ReportData, StageTiming
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def render_report(data: ReportData) -> str:
         timeline=timeline(data.stages),
         loss_figures=loss_figures,
         generator_figures=generator_figures,
+        in_run_figures=in_run_figures,
         style=resources.files(_PACKAGE).joinpath("templates/report.css").read_text(encoding="utf-8"),
     )
 

@@ -6,9 +6,10 @@ Knows what a run must remember between checkpoints; the order of things is `trai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
@@ -23,7 +24,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.config import TrainConfig
-from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.engine import Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog
@@ -68,6 +69,23 @@ class RunProgress:
         return self.plateau or self.budget
 
 
+class Watcher(Protocol):
+    """Looks on while a run's steps are made, and must leave every one of them as it is. Collective."""
+
+    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+        """Before the first step. resume_step: the step that a resumed run goes on from; None for a new run."""
+        ...
+
+    def watching(
+        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+    ) -> AbstractContextManager[LossFn[Batch]]:
+        """Around one `Engine.step` with these arguments, which takes the loss function that is yielded.
+
+        position: the loader's state before it dealt this batch.
+        """
+        ...
+
+
 class PretrainRun:
     """One run in its directory. All methods are collective."""
 
@@ -80,6 +98,7 @@ class PretrainRun:
         held_out: Mapping[str, Sequence[Batch]],
         seed: int | None,
         start: Path | None,
+        watcher: Watcher | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         if config.plateau is not None and "reference" not in held_out:
@@ -90,6 +109,7 @@ class PretrainRun:
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
         )
         self.loss_fn = LanguageModelLoss(config.z_loss, materialised=config.output_layer == "materialised")
+        self.watcher = watcher
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.state = RunProgress()
         flops = flops_per_token(model.config, loader.seq_len)
@@ -124,11 +144,14 @@ class PretrainRun:
 
     def open_log(self, resumed: bool) -> None:
         """Metrics are written by rank 0 alone; what lies beyond the resumed step is dropped."""
+        resume_step = self.engine.step_index if resumed else None
         self.log = MetricsLog(
             self.directory if self.topology.is_main else None,
-            resume_step=self.engine.step_index if resumed else None,
+            resume_step=resume_step,
             tensorboard=self.config.tensorboard,
         )
+        if self.watcher is not None:
+            self.watcher.begin(self.engine, self.log, resume_step)
 
     @property
     def steps_here(self) -> int:
@@ -146,10 +169,13 @@ class PretrainRun:
 
     def step(self) -> StepResult:
         """One optimizer step over the next global batch."""
+        position = self.loader.state_dict()
         batch = self.loader.next_batch()
         microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
-        result = self.engine.step(microbatches, self.loss_fn, denominator=max(1, int(labels)))
+        denominator = max(1, int(labels))
+        with self._watching(position, microbatches, denominator) as loss_fn:
+            result = self.engine.step(microbatches, loss_fn, denominator=denominator)
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
         self.throughput.add(tokens)
@@ -158,6 +184,13 @@ class PretrainRun:
         if self.due(self.config.log_every) or result.skipped:
             self._log_step(result, int(labels))
         return result
+
+    def _watching(
+        self, position: Mapping[str, Any], microbatches: Sequence[Batch], denominator: int
+    ) -> AbstractContextManager[LossFn[Batch]]:
+        if self.watcher is None:
+            return nullcontext(self.loss_fn)
+        return self.watcher.watching(position, microbatches, self.loss_fn, denominator)
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}

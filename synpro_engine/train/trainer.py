@@ -18,7 +18,7 @@ from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import TrainConfig
-from synpro_engine.train.run import PretrainResult, PretrainRun
+from synpro_engine.train.run import PretrainResult, PretrainRun, Watcher
 
 
 def pretrain(
@@ -33,14 +33,16 @@ def pretrain(
     keep_data_position: bool = True,
     seed: int | None = None,
     label: str = "pretraining",
+    watcher: Watcher | None = None,
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss on `held_out["reference"]` is on a plateau.
 
     held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
     its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
-    Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit.
+    watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
+    checkpoints that do not fit.
     """
-    run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start)
+    run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
     resumed = run.begin(keep_optimizer, keep_data_position)
     run.open_log(resumed)
     with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:

@@ -13,12 +13,14 @@ from synpro_engine.report import (
     Environment,
     HeldOutLoss,
     InfluenceValues,
+    InRunInfluence,
     ModelInfo,
     OperationYield,
     PlateauInfo,
     ReportData,
     RewardCurves,
     Sample,
+    ScoredDocument,
     StageTiming,
     TokenAccount,
     render_report,
@@ -90,6 +92,11 @@ def _sample(operation: str, index: int, accepted: bool, text: str) -> Sample:
     )
 
 
+def _scored(index: int, value: float) -> ScoredDocument:
+    words = "Fellow-citizens of the Senate and <b>not markup</b> of the House"
+    return ScoredDocument(id=f"sotu/18{index:02d}-Jackson-1#{index}", words=words, value=value, tokens=700 + index)
+
+
 STAGES = (
     ("tokenize", 6.4, None),
     ("pretrain", 142.8, 8120.0),
@@ -151,6 +158,24 @@ def full_report() -> ReportData:
             reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
             window_steps=(220, 240, 260, 280, 300),
             window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
+        ),
+        in_run=InRunInfluence(
+            adam=True,
+            steps=tuple(range(8, 301, 8)),
+            trained_steps=300,
+            low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
+            median=tuple(0.02 * math.exp(-step / 90) + rng.gauss(0, 0.002) for step in range(8, 301, 8)),
+            high=tuple(0.02 + 0.04 * math.exp(-step / 90) for step in range(8, 301, 8)),
+            documents=tuple(rng.gauss(0.01, 0.02) for _ in range(140)),
+            least_tokens=256,
+            best=tuple(_scored(index, 0.07 - 0.01 * index) for index in range(5)),
+            worst=tuple(_scored(index + 5, -0.05 + 0.01 * index) for index in range(5)),
+            agreement=0.31,
+            agreeing_documents=97,
+            plain_seconds=0.48,
+            scored_seconds=0.66,
+            renewals=5,
+            renewal_seconds=2.4,
         ),
         influence=tuple(
             InfluenceValues(

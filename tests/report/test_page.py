@@ -9,6 +9,7 @@ from synpro_engine.report import (
     Curve,
     HeldOutLoss,
     InfluenceValues,
+    InRunInfluence,
     OperationYield,
     PlateauInfo,
     ReportData,
@@ -105,12 +106,23 @@ def test_hostile_characters_do_not_break_the_file(full_report: ReportData, tmp_p
 def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None:
     assert {section.key for section in SECTIONS} <= set(read.ids)
     assert "not run yet" not in full_page
-    assert read.tags.count("svg") == 2 + 2 + 2 * (3 + 7) + 2
+    assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7) + 2
 
 
 def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
     text = " ".join(" ".join(read.text).split())
-    for shown in ("11 min 59 s", "150,016", "352,256", "1.8345", "4.8688", "91.7%", "31 no entry", "0f3c9d1"):
+    for shown in (
+        "11 min 59 s",
+        "150,016",
+        "352,256",
+        "1.8345",
+        "4.8688",
+        "91.7%",
+        "31 no entry",
+        "0f3c9d1",
+        "+0.31",
+        "6.3%",
+    ):
         assert shown in text, shown
     assert "cannot show an effective-token gain" in text
     assert "every part of the cycle is real and wired" in text
@@ -144,6 +156,24 @@ def test_degenerate_parts_render() -> None:
         pretrain=(Curve(name="training loss", kind="train", x=(1.0,), loss=(nan,)),),
         arms=(Curve(name="lonely", kind="validation", x=(), loss=()),),
         plateau=PlateauInfo(x=0, step=0, stopped=False, reason="budget", window_losses=(4.0,)),
+        in_run=InRunInfluence(
+            adam=False,
+            steps=(1,),
+            trained_steps=1,
+            low=(nan,),
+            median=(nan,),
+            high=(nan,),
+            documents=(),
+            least_tokens=1,
+            best=(),
+            worst=(),
+            agreement=None,
+            agreeing_documents=0,
+            plain_seconds=None,
+            scored_seconds=0.1,
+            renewals=1,
+            renewal_seconds=0.1,
+        ),
         influence=(
             InfluenceValues(operation="rephrase", sources=(), generated=()),
             InfluenceValues(operation="reformat", sources=(0.5, 0.5), generated=(nan,)),
@@ -156,6 +186,7 @@ def test_degenerate_parts_render() -> None:
     page = render_report(data)
     assert Reader(page).open == []
     assert "Without a result so far: probe, tune." in page
+    assert "Every step was scored, so there is none to compare with." in page
 
 
 def test_report_is_replaced_whole(tmp_path: Path) -> None:

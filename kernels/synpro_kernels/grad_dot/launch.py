@@ -1,0 +1,58 @@
+"""What a Triton kernel is launched with, as a value: the same call is launched, interpreted, or compiled ahead of time.
+
+Knows devices and the alignment that tensor descriptors need; no formula.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Sizes and strides are multiples of this: the divisibility that Triton compiles wide pointer loads for; tensor
+# descriptors ask for half of it, 16 bytes.
+_MULTIPLE = 16
+
+
+class Call(NamedTuple):
+    """A kernel with everything it is launched with; `output` is what it writes."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    output: Tensor
+
+    def launch(self) -> Tensor:
+        """Run it on the tensors' device, whichever is the current one, and return the output."""
+        with torch.cuda.device_of(self.output):
+            self.kernel[self.grid](*self.arguments, **self.options)
+        return self.output
+
+
+def tiles_of(total: int, size: int) -> int:
+    """How many tiles of `size` cover `total`."""
+    return -(-total // size)
+
+
+def capability_of(tensor: Tensor) -> int:
+    """Return the compute capability as 80, 90, ...; CPU tensors (the interpreter) pass for sm_80."""
+    if not tensor.is_cuda:
+        return 80
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return major * 10 + minor
+
+
+def aligned(tensor: Tensor, *, rows_too: bool = False) -> Tensor:
+    """Return the tensor, or a copy with zeros added, whose rows are contiguous, 16 n long and on 16 bytes.
+
+    rows_too: its number becomes such a multiple as well, to meet columns that were added to another tensor.
+    """
+    columns = -tensor.shape[-1] % _MULTIPLE
+    rows = -tensor.shape[-2] % _MULTIPLE if rows_too else 0
+    if columns or rows:
+        return F.pad(tensor, (0, columns, 0, rows))
+    fits = all(stride % _MULTIPLE == 0 for stride in tensor.stride()[:-1])
+    if tensor.stride(-1) == 1 and fits and tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

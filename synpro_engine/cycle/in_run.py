@@ -1,0 +1,171 @@
+"""Influence of the training documents, measured in the steps of pretraining that train on them.
+
+Knows which documents stand where in a batch, when to measure, and along what: the gradient of a fixed piece of the
+reference text, as it is or as AdamW's next step would use it. How a step is read is in `influence.in_run`. Training is
+the same, bit for bit, whether or not it is watched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from synpro_engine.config import Config
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.dist import Topology
+from synpro_engine.influence import Direction, Examples, InRun, ScoreLog, adam_direction, mean_gradient
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.engine import Engine, LossFn
+from synpro_engine.train.metrics import MetricsLog
+
+DIRECTION = "reference"
+"""The name of the direction in the score log."""
+
+
+class InRunConfig(Config):
+    """How the documents that pretraining reads are scored while it reads them."""
+
+    every: int = Field(default=8, gt=0)
+    """Steps between scored steps; the documents of the other steps are not scored. 1 scores all of them."""
+    start: int = Field(default=0, ge=0)
+    """Steps before the first scored one. Early, AdamW's moments know nothing yet of rare words' embeddings, and the
+    direction `adam` leaps along them: let one pass over the text go by."""
+    refresh: int = Field(default=64, gt=0)
+    """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
+    the scores of one that was never interrupted."""
+    direction: Literal["adam", "gradient"] = "adam"
+    """`gradient`: of the reference loss. `adam`: the same as AdamW's next step would use it, so that a score is, to
+    first order, by how much that loss falls if the step's gradient were the document's alone."""
+    reference_tokens: int = Field(default=4096, gt=0)
+    """Tokens at the head of the reference split that the gradient is taken on."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> InRunConfig:
+        if self.refresh % self.every:
+            raise ValueError(f"refresh: {self.refresh} is not a multiple of every ({self.every})")
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Pretraining, and what is measured on the way."""
+
+    in_run: InRunConfig | None = None
+    """Score the training documents by their influence on the reference loss, in the steps that train on them."""
+
+
+class DocumentNumbers(TokenCorpus):
+    """A corpus with each token replaced by its document's number: its windows say which document stands where."""
+
+    @classmethod
+    def of(cls, corpus: TokenCorpus) -> DocumentNumbers:
+        """Numbers of the documents of `corpus`, which are made as they are asked for."""
+        return cls(**{field.name: getattr(corpus, field.name) for field in fields(TokenCorpus)})
+
+    def document_tokens(self, index: int) -> NDArray[np.integer]:
+        """The document's number as often as it has tokens."""
+        return np.full(int(self.offsets[index + 1] - self.offsets[index]), index)
+
+
+class InRunScores:
+    """Watches pretraining on one corpus (see `train.run.Watcher`) and keeps a log of its documents' scores.
+
+    Of each step the metrics get a record `in_run`: its `seconds`, whether it was `scored`, and `direction_seconds`,
+    what renewing the direction took before it (0 where it was kept).
+    """
+
+    def __init__(
+        self, config: InRunConfig, log: Path, corpus: TokenCorpus, reference: TokenCorpus, topology: Topology
+    ) -> None:
+        """log: the file of scores; its keys are the ids of `corpus`, which is all that is trained on."""
+        self._config, self._path, self._corpus, self._topology = config, log, corpus, topology
+        self._reference = reference
+        self._in_run: InRun | None = None
+        self._numbers: TokenLoader | None = None
+
+    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+        """Open the score log; what a resumed run scored after its step is dropped, as from its metrics."""
+        self._engine, self._metrics = engine, log
+        self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
+
+    @contextmanager
+    def watching(
+        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+    ) -> Iterator[LossFn[Batch]]:
+        """Score the documents of the step in the block, if it is one of those to score."""
+        number, renewing = self._engine.step_index + 1, 0.0
+        scored = self._is_scored(number)
+        begun = time.perf_counter()
+        if scored and self._is_due(number):
+            self._in_run = InRun(self._engine, {DIRECTION: self._direction(microbatches)})
+            renewing = time.perf_counter() - begun
+        begun = time.perf_counter()
+        if scored and self._in_run is not None:
+            examples = self._examples(position, microbatches)
+            with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
+                yield watched.loss_fn
+            self._log.write(number, watched.scores)
+        else:
+            yield loss_fn
+        seconds = time.perf_counter() - begun
+        self._metrics.write("in_run", number, {"scored": scored, "seconds": seconds, "direction_seconds": renewing})
+
+    def _is_scored(self, number: int) -> bool:
+        """AdamW has no moments to go by before its first step has been taken."""
+        first = max(self._config.start, self._config.direction == "adam") + 1
+        return number >= first and number % self._config.every == 0
+
+    def _is_due(self, number: int) -> bool:
+        """A direction is renewed with the first scored step of each `refresh`, whenever the run began."""
+        return self._in_run is None or (number - self._config.every) % self._config.refresh == 0
+
+    def _direction(self, microbatches: Sequence[Batch]) -> Direction:
+        rows, seq_len = microbatches[0].tokens_BS.shape
+        dp = self._topology.dp
+        batches = eval_windows(
+            self._reference,
+            seq_len,
+            batch_size=rows,
+            max_tokens=self._config.reference_tokens,
+            dp_rank=dp.rank,
+            dp_size=dp.size,
+        )
+        with ExitStack() as stack:
+            for chunk in self._engine.wrapped:  # else overlapped reductions would begin with these gradients
+                stack.enter_context(chunk.no_sync())
+            gradient = mean_gradient(self._engine.model, list(batches))
+        return gradient if self._config.direction == "gradient" else adam_direction(self._engine, gradient)
+
+    def _examples(self, position: Mapping[str, Any], microbatches: Sequence[Batch]) -> list[Examples]:
+        """The documents of each micro-batch; a position is of the document whose token it predicts."""
+        rows = [len(batch.tokens_BS) for batch in microbatches]
+        if self._numbers is None:
+            self._numbers = self._number_loader(position, sum(rows) * self._topology.dp.size)
+        self._numbers.load_state_dict(position)
+        return [self._named(number_BS) for number_BS in self._numbers.next_batch().labels_BS.split(rows)]
+
+    def _number_loader(self, position: Mapping[str, Any], global_batch: int) -> TokenLoader:
+        """A loader that deals the numbers of the documents where the run's deals their tokens."""
+        numbers, weights, dp = DocumentNumbers.of(self._corpus), position["blend"]["weights"], self._topology.dp
+        return TokenLoader(
+            dict.fromkeys(weights, numbers),
+            weights,
+            position["seq_len"],
+            global_batch,
+            position["seed"],
+            dp_rank=dp.rank,
+            dp_size=dp.size,
+        )
+
+    def _named(self, number_BS: Tensor) -> Examples:
+        numbers, example_BS = number_BS.unique(return_inverse=True)
+        keys = tuple(self._corpus.document_id(number) for number in numbers.tolist())
+        return Examples(keys=keys, example_BS=example_BS)

@@ -1,0 +1,104 @@
+"""The report's part on the documents that pretraining scored while it read them: from the score log to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from synpro_engine.cycle.corpus import documents_path
+from synpro_engine.cycle.finished import FinishedRun
+from synpro_engine.cycle.in_run import DIRECTION
+from synpro_engine.data import read_documents
+from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, read_scores
+from synpro_engine.influence.score_log import SCORES
+from synpro_engine.report import InRunInfluence, ScoredDocument
+
+_LISTED, _WORDS = 5, 14
+_FEWEST = 10  # documents for which a rank correlation is worth a number
+_TENTHS = (0.1, 0.5, 0.9)
+
+
+def in_run(run: FinishedRun) -> InRunInfluence | None:
+    """What pretraining scored; None where it did not, or has not ended."""
+    config, times = run.recipe.pretrain.in_run, run.metrics("pretrain", "in_run")
+    scored = [record["seconds"] for record in times if record["scored"]]
+    if config is None or not scored:
+        return None
+    path = run.directory / "pretrain" / SCORES
+    bands, documents = _bands(path), by_document(path, DIRECTION)
+    steps, least = tuple(bands), run.recipe.model.seq_len
+    ranked = sorted((entry for entry in documents.items() if entry[1].tokens >= least), key=lambda e: e[1].value)
+    listed = min(_LISTED, len(ranked) // 2)
+    agreement, both = agreement_of_halves(documents, by_document(path, DIRECTION, since=steps[(len(steps) - 1) // 2]))
+    plain = [record["seconds"] for record in times if not record["scored"]]
+    renewals = [record["direction_seconds"] for record in times if record["direction_seconds"]]
+    return InRunInfluence(
+        adam=config.direction == "adam",
+        steps=steps,
+        trained_steps=len(times),
+        low=tuple(band[0] for band in bands.values()),
+        median=tuple(band[1] for band in bands.values()),
+        high=tuple(band[2] for band in bands.values()),
+        documents=tuple(score.value for score in documents.values()),
+        least_tokens=least,
+        best=_named(run, ranked[::-1][:listed]),
+        worst=_named(run, ranked[:listed]),
+        agreement=agreement,
+        agreeing_documents=both,
+        plain_seconds=median(plain) if plain else None,
+        scored_seconds=median(scored),
+        renewals=len(renewals),
+        renewal_seconds=sum(renewals),
+    )
+
+
+def _bands(path: Path) -> dict[int, tuple[float, ...]]:
+    """By scored step: the values that a tenth, half and nine tenths of its tokens lie below."""
+    found = {}
+    for step, records in groupby(read_scores(path), key=lambda record: record.step):
+        band = _quantiles(list(records))
+        if band:
+            found[step] = band
+    return found
+
+
+def _quantiles(records: Sequence[ScoreRecord]) -> tuple[float, ...]:
+    pairs = sorted((value, r.tokens) for r in records if (value := r.scores[DIRECTION]) is not None and r.tokens)
+    if not pairs:
+        return ()
+    below = np.cumsum([tokens for _, tokens in pairs])
+    return tuple(pairs[int(np.searchsorted(below, share * below[-1]))][0] for share in _TENTHS)
+
+
+def agreement_of_halves(
+    whole: Mapping[str, DocumentScore], late: Mapping[str, DocumentScore]
+) -> tuple[float | None, int]:
+    """Spearman's rank correlation of documents' means early and late, and how many stand in both; None for few.
+
+    whole: over all steps; late: over the later ones, so that the rest is early.
+    """
+    pairs = []
+    for key, score in late.items():
+        tokens = whole[key].tokens - score.tokens
+        if tokens:
+            early = (whole[key].value * whole[key].tokens - score.value * score.tokens) / tokens
+            pairs.append((early, score.value))
+    if len(pairs) < _FEWEST:
+        return None, len(pairs)
+    ranks = np.argsort(np.argsort(np.asarray(pairs), axis=0), axis=0)
+    return float(np.corrcoef(ranks, rowvar=False)[0, 1]), len(pairs)
+
+
+def _named(run: FinishedRun, ranked: Sequence[tuple[str, DocumentScore]]) -> tuple[ScoredDocument, ...]:
+    """With the first words of each document."""
+    wanted, words = {key for key, _ in ranked}, {}
+    for document in read_documents(str(documents_path(run.directory / "tokenize", "train"))):
+        if document.id in wanted:
+            words[document.id] = " ".join(document.text.split()[:_WORDS])
+    return tuple(
+        ScoredDocument(id=key, words=words[key], value=score.value, tokens=score.tokens) for key, score in ranked
+    )

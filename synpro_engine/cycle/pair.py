@@ -1,0 +1,99 @@
+"""The two models that influence is measured between, wherever they lie, and the tokenizer they read text with.
+
+Knows stages, checkpoints, stored directions and how to tell them apart; does not know documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.corpus import open_tokenizer
+from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.synthesis import TOKENIZER
+from synpro_engine.cycle.weights import load_model, stage_checkpoint
+from synpro_engine.data import Tokenizer, load_tokenizer
+from synpro_engine.dist import Topology
+from synpro_engine.influence import Direction, Estimator, EstimatorConfig, build_estimator, load_direction
+from synpro_engine.influence.direction import KIND as DIRECTION
+from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint import KIND as CHECKPOINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """theta and its probe, as artifacts that are there: stages or checkpoints; the probe may be a stored direction."""
+
+    theta: Path
+    probe: Path
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+    """Of the weights when they are loaded."""
+
+    @classmethod
+    def of_run(cls, cycle: Cycle) -> Pair:
+        """A run's theta and its newest probe; UserError when there is no probe yet."""
+        theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
+        words = open_tokenizer(cycle.directory / "tokenize")
+        return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
+
+    @classmethod
+    def of_paths(cls, theta: Path, probe: Path, tokenizer: Path | None, topology: Topology) -> Pair:
+        """theta and the probe by their directories, in the precision that theta was saved in. Collective.
+
+        tokenizer: None takes the one that theta's run recorded. Raises UserError where that is none, where theta and
+        the probe are the same weights, and for a directory that holds neither weights nor a direction.
+        """
+        saved = read_manifest(stage_checkpoint(theta, topology)).config["dtype"]
+        words = load_tokenizer(recorded_tokenizer(theta) if tokenizer is None else tokenizer)
+        pair = cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(saved))
+        if pair.hashes["theta"] == pair.hashes["probe"]:
+            raise UserError(f"{probe}: is theta itself, so that every influence would be 0; --probe takes another one")
+        return pair
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes of `theta` and `probe`."""
+        return {name: read_manifest(path).content_hash for name, path in (("theta", self.theta), ("probe", self.probe))}
+
+    def estimator(self, config: EstimatorConfig, topology: Topology) -> Estimator:
+        """Load both and build the estimator; nothing is remembered between its calls. Collective.
+
+        Raises UserError where the two do not fit each other, the tokenizer or the layout.
+        """
+        theta = load_model(self.theta, topology, self.dtype)
+        rows, ids = theta.config.vocab_size, self.tokenizer.vocab_size
+        if ids > rows:
+            raise UserError(
+                f"{self.theta}: has {rows} embeddings, too few for a tokenizer of {ids} ids; see --tokenizer"
+            )
+        return build_estimator(config, theta, self._probe_beside(theta), start_id=self.tokenizer.eos_id, keep=0)
+
+    def _probe_beside(self, theta: Model) -> Model | Direction:
+        if read_manifest(self.probe).kind == DIRECTION:
+            return load_direction(self.probe, theta)
+        return load_model(self.probe, theta.topology, self.dtype, like=theta.config)
+
+
+def recorded_tokenizer(weights: Path) -> Path:
+    """The tokenizer that belongs to a stage or to a checkpoint inside one.
+
+    It lies in the stage itself or in the one of the same run that the stage was made from. UserError when it is not
+    there, or when that stage was made anew since.
+    """
+    place = weights.resolve()
+    for stage in (place, place.parent, place.parent.parent):
+        if not (stage / MANIFEST).is_file() or (manifest := read_manifest(stage)).kind == CHECKPOINT:
+            continue
+        if (stage / TOKENIZER).is_dir():
+            return stage / TOKENIZER
+        source = "import" if "/tune-" in manifest.kind else "tokenize"
+        holder = stage.parents[manifest.kind.count("/")] / source
+        if (holder / MANIFEST).is_file() and read_manifest(holder).content_hash == manifest.parents.get(source):
+            return holder / TOKENIZER
+    raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")

@@ -1,0 +1,97 @@
+"""What every influence estimator gives: token sequences in, a score for each sequence and each of its tokens out.
+
+Knows the common interface and that a sequence which comes again need not be computed again; the estimators are `scores`
+(two forwards), `dot` (first order, by capture) and `oracles` (forward mode, finite differences).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synpro_engine.model.model import Model
+
+T = TypeVar("T")
+At = Literal["theta", "midpoint"]
+"""Where a first-order estimate is taken: at theta, or at theta - v/2, which makes its error third order in v.
+
+The midpoint is for displacements; a bare gradient has no length that means a step, so take it at theta."""
+SharesBy = Literal["loss token", "site"]
+"""What a token's share is. `loss token`: how much this token's own loss moves. `site`: what the layers contribute at
+the position that predicts this token, whichever token's loss the gradient there comes from. Both sum to the score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceScore:
+    """The influence of one sequence, in nats per token: I(x) = L(x; theta) - L(x; theta'), or an estimate of it."""
+
+    value: float
+    tokens: int
+    shares: tuple[float, ...]
+    """Each token's part of `value`; they sum to it."""
+    loss: float
+    """L(x), mean cross-entropy in nats per token, at theta (at the midpoint where the estimate is taken there)."""
+
+
+class Estimator(Protocol):
+    """Scores sequences of token ids against a displacement.
+
+    The models' weights must not change while it lives. Every rank of the tensor and pipeline axes must call `score`
+    with the same sequences; data-parallel ranks may score different ones. A score depends on its sequence alone.
+    """
+
+    shares_by: SharesBy
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Sequence[SequenceScore]:
+        """Scores of token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
+        ...
+
+
+class Remembered(Generic[T]):
+    """Values of sequences, measured once each; the `keep` newest are remembered."""
+
+    def __init__(self, models: Sequence[Model], measure: Callable[[list[Sequence[int]]], list[T]], keep: int) -> None:
+        """`models` decide the values: a change of their weights makes every later call an error."""
+        self._models, self._measure, self._keep = models, measure, keep
+        self._known: dict[bytes, T] = {}
+        self._fingerprint = self._weights()
+        self.measured = 0
+        """Sequences measured so far (a remembered one does not count again)."""
+
+    def _weights(self) -> list[float]:
+        """Sums over some hundred entries of every parameter: an optimizer step moves them, whatever wrote it.
+
+        (A tensor's version counter does not see writes through another view of its storage, as optimizers make.)
+        """
+        parameters = [p.detach().flatten() for model in self._models for p in model.parameters()]
+        return torch.stack([p[:: max(1, len(p) // 256)].double().sum() for p in parameters]).tolist()
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> list[T]:
+        """The value of each sequence."""
+        if self._weights() != self._fingerprint:
+            raise RuntimeError("the weights changed since this estimator was made: its kept scores are stale")
+        keys = [hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes()).digest() for ids in sequences]
+        fresh = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._known}
+        if fresh:
+            self._known.update(zip(fresh, self._measure(list(fresh.values())), strict=True))
+            self.measured += len(fresh)
+        found = [self._known[key] for key in keys]
+        for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
+            del self._known[key]
+        return found
+
+
+def score_of(shares_T: Tensor, logprob_T: Tensor) -> SequenceScore:
+    """From shares in the *sum* of the tokens' losses, and the tokens' log-probabilities, both float64 [tokens]."""
+    tokens = len(shares_T)
+    if not tokens:
+        return SequenceScore(value=0.0, tokens=0, shares=(), loss=0.0)
+    shares = shares_T / tokens
+    value, loss = shares.sum().item(), -logprob_T.mean().item()
+    return SequenceScore(value=value, tokens=tokens, shares=tuple(shares.tolist()), loss=loss)

@@ -1,0 +1,109 @@
+"""One forward and backward pass over micro-batches in any layout, outside of training.
+
+Knows Megatron's schedule and what must be switched off around it; does not know what is differentiated, or for whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from synpro_engine.model.model import Model, run_chunk
+from synpro_engine.model.scoring import bare_schedule
+
+_FUSION = "gradient_accumulation_fusion"
+
+LossOf = Callable[[int, Tensor], Tensor]
+
+
+def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) -> None:
+    """Run each micro-batch of `tokens` (int64 [B, S], all of one shape) forward and backward through `model`.
+
+    loss_of(index, hidden_BSH): the scalar to differentiate, asked on the last stage; its gradient is used as it is.
+    Gradients end where autograd puts them; nothing is summed over ranks. An interleaved pipeline wants a multiple of
+    its stages of micro-batches: fillers without a loss run behind the others. Collective over the tensor and pipeline
+    axes.
+    """
+    topology = model.topology
+    assert len({tuple(rows.shape) for rows in tokens}) == 1, "a schedule runs micro-batches of one shape"
+    fillers = -len(tokens) % topology.pp.size if topology.vpp > 1 else 0
+    filled = [*tokens, *[torch.zeros_like(tokens[0])] * fillers]
+
+    def step(batches: Iterator[tuple[int, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
+        index, tokens_BS = next(batches)
+
+        def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            given = index < len(tokens)
+            value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)]) if given else 0.0 * hidden_BSH.sum()
+            return value, torch.zeros((), dtype=torch.int), {}
+
+        return run_chunk(chunk, model.pad(tokens_BS)), loss
+
+    with bare_schedule(model.megatron_config), _undivided(model), _evaluating(model):
+        get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=[iter(list(enumerate(filled))) for _ in model.chunks],
+            model=list(model.chunks),
+            num_microbatches=len(filled),
+            seq_length=model.pad(tokens[0]).size(1),
+            micro_batch_size=tokens[0].size(0),
+            forward_only=False,
+        )
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """No parameter asks for a gradient within the block: linear layers then compute none, and keep no input for one."""
+    asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in asked.items():
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def own_gradients(model: Model) -> Iterator[None]:
+    """Within the block linear layers hand their weights' gradients to autograd, whoever trains the model otherwise.
+
+    Fused accumulation, where it is installed, adds them to a trainer's buffers behind autograd's back.
+    """
+    modules: list[Any] = [m for chunk in model.chunks for m in chunk.modules() if hasattr(m, _FUSION)]
+    before = [getattr(module, _FUSION) for module in modules]
+    for module in modules:
+        setattr(module, _FUSION, False)
+    try:
+        yield
+    finally:
+        for module, flag in zip(modules, before, strict=True):
+            setattr(module, _FUSION, flag)
+
+
+@contextlib.contextmanager
+def _undivided(model: Model) -> Iterator[None]:
+    """The schedule divides a loss by the number of micro-batches, unless told that losses are sums over tokens."""
+    settings: Any = model.megatron_config
+    before = settings.calculate_per_token_loss
+    settings.calculate_per_token_loss = True
+    try:
+        yield
+    finally:
+        settings.calculate_per_token_loss = before
+
+
+@contextlib.contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    modes: list[tuple[nn.Module, bool]] = [(chunk, chunk.training) for chunk in model.chunks]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for chunk, mode in modes:
+            chunk.train(mode)

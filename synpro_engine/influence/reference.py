@@ -1,0 +1,168 @@
+"""Where directions come from: the gradient of reference data, AdamW's step along it, a probe's walk.
+
+Every one is the theta - theta' of a change that helps the reference (see `direction`). Knows data, optimizer state and
+ranks; does not score.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.config import UserError
+from synpro_engine.data import TokenLoader
+from synpro_engine.dist import sum_over
+from synpro_engine.influence.direction import Direction, weights_of
+from synpro_engine.influence.passes import forward_backward, own_gradients
+from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
+from synpro_engine.model.model import Model
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
+
+
+def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
+    """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
+
+    batches: this rank's micro-batches. As a direction it stands for a step of descent of rate 1; `scaled(lr)` for one
+    of SGD. Only parameters that require gradients are in it. Collective over the job; every rank gives as many batches,
+    of the same shapes, in a pipeline. Raises UserError when there is not a single label.
+    """
+    topology = model.topology
+    labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum().to(topology.device)
+    count = int(sum_over(topology.dp, labels))
+    if count == 0:
+        raise UserError("reference data: not a single token to predict")
+    sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
+    loss_fn = LanguageModelLoss()
+    handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
+    try:
+        with own_gradients(model):
+            for run in _runs(model, batches):
+                forward_backward(
+                    model,
+                    [batch.tokens_BS for batch in run],
+                    lambda index, hidden_BSH, run=run: loss_fn(model, hidden_BSH, run[index]).objective / count,
+                )
+                for parameter in sums:
+                    parameter.grad = None  # it was read on its way there
+    finally:
+        for handle in handles:
+            handle.remove()
+    _sum_over_ranks(model, sums)
+    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums})
+
+
+def _adder(total: Tensor) -> Any:
+    def add(gradient: Tensor) -> None:
+        total.add_(gradient)
+
+    return add
+
+
+def _runs(model: Model, batches: Sequence[LabelledBatch]) -> Iterator[list[LabelledBatch]]:
+    """What one schedule runs: all neighbours of one shape in a pipeline, else one micro-batch."""
+    if model.topology.pp.size == 1:
+        yield from ([batch] for batch in batches)
+    else:
+        for _, run in itertools.groupby(batches, key=lambda batch: tuple(batch.tokens_BS.shape)):
+            yield list(run)
+
+
+def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
+    """Make sums whole: over data-parallel ranks, over parts of the sequence, and over both places of tied weights."""
+    topology = model.topology
+    for parameter, total in sums.items():
+        sum_over(topology.dp, total)
+        if getattr(parameter, "sequence_parallel", False):
+            sum_over(topology.tp, total)
+    if not model.config.tie_embeddings or topology.pp.size == 1:
+        return
+    table = model.output_weight() if topology.is_last_stage else model.embedding_weight()
+    shape = (model.config.vocab_size // topology.tp.size, model.config.d_model)
+    held = None if table is None else sums.get(table)
+    total = torch.zeros(shape, device=topology.device) if held is None else held
+    sum_over(topology.pp, total)
+
+
+def adam_direction(engine: Engine, gradient: Direction) -> Direction:
+    """The reference gradient g as AdamW's next step would use it: lr (1 - beta1)/(1 - beta1^(t+1)) g / (sqrt(v) + eps).
+
+    v is the live second moment, corrected for its start (Kingma and Ba, arXiv 1412.6980), lr the next step's rate and t
+    the number of steps taken. With it <grad L(x), v> is, to first order, by how much the reference loss drops when the
+    next step's gradient is that of L(x): the part of that step that x decides, without momentum, decay and clipping.
+    Collective over the job. Raises ValueError before the first step, when there are no moments.
+    """
+    config, taken = engine.optimizer_config, _steps_taken(engine)
+    if taken == 0:
+        raise ValueError("engine: its optimizer has taken no step yet, so there are no moments to precondition with")
+    rate = engine.lr * (1.0 - config.beta1) / (1.0 - config.beta1 ** (taken + 1))
+    squares = optimizer_values(engine, "exp_avg_sq")
+    if set(squares) != set(gradient.tensors):
+        raise ValueError("gradient: a direction over other parameters than the engine trains")
+    correction = 1.0 - config.beta2**taken
+    return Direction(
+        {name: rate * g / ((squares[name] / correction).sqrt() + config.eps) for name, g in gradient.tensors.items()}
+    )
+
+
+def probe_direction(
+    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, control: TokenLoader | None = None
+) -> Direction:
+    """theta - theta' of a probe on `loader`'s batches, in fp32 from the optimizer's master weights.
+
+    control: organic data for a second probe of the same length, from the same theta, whose displacement is taken off:
+    momentum, decay and what any training does are then gone, and the reference's own part is left. Afterwards `model`
+    holds theta. Collective. Raises UserError as `run_probe`.
+    """
+    found = _walked(theta, model, loader, config)
+    return found if control is None else found.minus(_walked(theta, model, control, config))
+
+
+def _walked(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
+    engine = start_probe(theta, model, config)
+    weights, before = weights_of(model), optimizer_values(engine, "param")
+    walk(engine, loader, config)
+    after = optimizer_values(engine, "param")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return Direction({name: before[name] - after[name] for name in before})
+
+
+def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
+    """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
+
+    key: "param" (the master weights), "exp_avg" or "exp_avg_sq". Data-parallel ranks keep a part each; here every rank
+    gets the whole. Collective over data-parallel ranks.
+    """
+    found = {}
+    for name, parameter in engine.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        whole = torch.zeros_like(parameter, dtype=torch.float32)
+        for part in engine.optimizer.chained_optimizers:
+            if parameter in part.model_param_group_index_map:
+                kept = part._get_model_param_range_map(parameter)["param"]
+                values = part._get_main_param_and_optimizer_states(parameter)[key]
+                whole.view(-1)[kept.start : kept.end] = values.detach()
+        found[name] = sum_over(engine.model.topology.dp, whole)
+    return found
+
+
+def _steps_taken(engine: Engine) -> int:
+    """Updates that the moments hold. torch counts them for each parameter, Transformer Engine and apex for a group."""
+    counts = [0]
+    for part in engine.optimizer.chained_optimizers:
+        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
+        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
+    most = torch.tensor([max(counts)], device=engine.model.topology.device)
+    if engine.model.topology.dp.size > 1:  # a rank that keeps no parameter's state learns it from the others
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=engine.model.topology.dp.group)
+    return int(most)

@@ -1,0 +1,102 @@
+"""What one layer says about a direction: the share of every position in <grad, v>, from its input and output gradient.
+
+A parameter's gradient is a sum over positions (for a linear layer, of the outer products b_t a_t^T of output gradient
+and input), so <grad, v> falls apart into one number a position: b_t . (V a_t) for a linear layer, b_t . V[token_t] for
+the embedding, sum_d b_td n_td v_d for a norm's weight with normalised input n. No weight gradient is ever formed.
+
+Knows Megatron's layers and how tensor-parallel ranks split them: each function gives this rank's part, and the sum over
+the ranks is the whole. Shapes are Megatron's, sequence first: [S, B, ...], S the whole sequence or, where
+sequence-parallel ranks hold a part of the positions, that part. K directions, fp32 or better out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from synpro_engine.dist import Topology, sum_over
+from synpro_engine.model.head import HiddenHead
+from synpro_engine.model.layers import FullWidthRMSNorm, RMSNorm
+from synpro_kernels.grad_dot import embedding_dot, grad_dot, scale_dot
+
+Site = Callable[[Tensor, Tensor], Tensor]
+"""(input, output gradient) -> shares [K, S, B]."""
+
+
+def weight_of(module: nn.Module) -> Parameter | None:
+    """The weight that is scored where `module` is called, or None. The output layer's is scored with the loss."""
+    if isinstance(module, LanguageModelEmbedding):
+        return module.word_embeddings.weight
+    known = (ColumnParallelLinear, RowParallelLinear, RMSNorm, FullWidthRMSNorm)
+    return module.weight if isinstance(module, known) and not isinstance(module, HiddenHead) else None
+
+
+def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
+    """The site of a module with a weight, along directions [K, *weight.shape]; None where another rank counts it.
+
+    The embedding's input are token ids [B, S].
+    """
+    if isinstance(module, LanguageModelEmbedding):
+        start = module.word_embeddings.vocab_start_index
+        return lambda ids, grad: embedding_shares(ids.t(), whole_sequence(grad, topology), direction, start)
+    if isinstance(module, ColumnParallelLinear):
+        return lambda x, grad: linear_shares(whole_sequence(x, topology), grad, direction)
+    if isinstance(module, RowParallelLinear):
+        return lambda x, grad: linear_shares(x, whole_sequence(grad, topology), direction)
+    if isinstance(module, FullWidthRMSNorm):
+        return lambda x, grad: scale_shares(_normed_full_width(module, x, topology), grad.flatten(-2), direction)
+    assert isinstance(module, RMSNorm)
+    if topology.tp.rank > 0 and not topology.sequence_parallel:
+        return None  # every rank sees the same positions and holds the same weight
+    return lambda x, grad: scale_shares(F.rms_norm(_precise(x), (x.size(-1),), None, module.eps), grad, direction)
+
+
+def linear_shares(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor) -> Tensor:
+    """b_t . (V_k a_t), [K, S, B]."""
+    return grad_dot(x_SBI, grad_SBO, direction_KOI, _one_segment(grad_SBO), segments=1, per_token=True).tokens
+
+
+def embedding_shares(ids_SB: Tensor, grad_SBH: Tensor, direction_KVH: Tensor, vocab_start: int) -> Tensor:
+    """b_t . V_k[token_t], [K, S, B]; 0 for tokens outside of this rank's part of the table."""
+    ids = _one_segment(grad_SBH)
+    return embedding_dot(
+        grad_SBH, ids_SB, direction_KVH, ids, segments=1, vocab_start=vocab_start, per_token=True
+    ).tokens
+
+
+def scale_shares(normed_SBD: Tensor, grad_SBD: Tensor, direction_KD: Tensor) -> Tensor:
+    """sum_d b_td n_td v_kd, [K, S, B]; normed_SBD in fp32 or better."""
+    ids, grad = _one_segment(grad_SBD), grad_SBD.to(normed_SBD.dtype)
+    return scale_dot(normed_SBD, grad, direction_KD, ids, segments=1, per_token=True).tokens
+
+
+def _one_segment(tokens: Tensor) -> Tensor:
+    return torch.zeros(tokens.shape[:-1], dtype=torch.int32, device=tokens.device)
+
+
+def whole_sequence(part: Tensor, topology: Topology) -> Tensor:
+    """Under sequence parallelism the positions of all ranks, in order; else the tensor as it is."""
+    if not topology.sequence_parallel:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(topology.tp.size)]
+    dist.all_gather(parts, part.contiguous(), group=topology.tp.group)
+    return torch.cat(parts)
+
+
+def _normed_full_width(module: FullWidthRMSNorm, x: Tensor, topology: Topology) -> Tensor:
+    """This rank's part of the normalised queries or keys, [S, B, heads x width]; the mean square is over all ranks'."""
+    flat = _precise(x).flatten(-2)
+    squares = sum_over(topology.tp, flat.square().sum(-1, keepdim=True))
+    return flat * torch.rsqrt(squares / module.width + module.eps)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

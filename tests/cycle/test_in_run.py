@@ -1,0 +1,194 @@
+"""In-run scores: of the right documents, none lost or twice, and training never notices."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.in_run import DIRECTION, DocumentNumbers, InRunConfig, InRunScores
+from synpro_engine.cycle.in_run_summary import agreement_of_halves
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import free_ports, job, run_ranks
+from synpro_engine.influence import DocumentScore, mean_gradient, read_scores
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.config import OptimizerConfig, TrainConfig
+from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.trainer import pretrain
+
+SHAPE = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
+TRAIN = TrainConfig(
+    max_steps=8, global_batch=4, micro_batch=2, eval_every=0, checkpoint_every=4, tensorboard=False, z_loss=0.0,
+    optimizer=OptimizerConfig(lr=1e-2, eps=1e-3),
+)  # fmt: skip
+WATCH = InRunConfig(every=2, refresh=4, reference_tokens=50)
+GRADIENT = WATCH.model_copy(update={"direction": "gradient"})
+
+
+class Killed(Exception):
+    """Stands for the end of the process between two steps."""
+
+
+def corpus(seed: int, documents: int = 25) -> TokenCorpus:
+    """Documents of 3 to 30 tokens, each made of one token of its own and an EOS."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 31, documents)
+    tokens = [[*[number + 1] * (length - 1), 0] for number, length in enumerate(lengths)]
+    return TokenCorpus(
+        tokens=np.concatenate(tokens).astype(np.int32), offsets=np.cumsum([0, *lengths]), eos_id=0, text_bytes=1,
+        fingerprint="test", load_ids=lambda: [f"doc-{number + 1}" for number in range(documents)],
+    )  # fmt: skip
+
+
+def loader_of(topology: Topology, text: TokenCorpus) -> TokenLoader:
+    where = {"dp_rank": topology.dp.rank, "dp_size": topology.dp.size}
+    return TokenLoader({"organic": text}, {"organic": 1.0}, SHAPE.seq_len, TRAIN.global_batch, 5, **where)
+
+
+def train(
+    topology: Topology,
+    directory: Path,
+    watch: InRunConfig | None,
+    *,
+    config: TrainConfig = TRAIN,
+    die_before: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train, watched or not; the weights and moments at the end."""
+    loader = loader_of(topology, corpus(1))
+    if die_before is not None:
+        deal, given = loader.next_batch, iter(range(die_before))
+
+        def next_batch() -> Batch:
+            if next(given, None) is None:
+                raise Killed
+            return deal()
+
+        loader.next_batch = next_batch
+    log = directory / "scores.jsonl"
+    watcher = None if watch is None else InRunScores(watch, log, corpus(1), corpus(2), topology)
+    result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
+    loaded = dist_checkpointing.load_plain_tensors(str(result.checkpoint / "state"))
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+
+
+def alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def losses(directory: Path) -> list[Any]:
+    records = read_metrics(directory / METRICS)
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in records if r["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def plain(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    directory = tmp_path_factory.mktemp("plain")
+    return directory, train(topology, directory, None)
+
+
+def test_each_position_is_of_the_document_whose_token_it_predicts(topology: Topology) -> None:
+    text = corpus(1)
+    loader, numbers = loader_of(topology, text), loader_of(topology, DocumentNumbers.of(text))
+    for _ in range(30):  # several passes, each in an order of its own
+        numbers.load_state_dict(loader.state_dict())
+        labels_BS, number_BS = loader.next_batch().labels_BS, numbers.next_batch().labels_BS
+        inside_BS = labels_BS != 0
+        assert torch.equal(number_BS[inside_BS] + 1, labels_BS[inside_BS])
+        ends = number_BS[:, 1:] != number_BS[:, :-1]
+        assert (labels_BS[:, :-1][ends] == 0).all()  # a document's last token is its EOS
+
+
+@pytest.mark.parametrize("direction", ["adam", "gradient"])
+def test_training_is_the_same_bit_for_bit(
+    direction: str, topology: Topology, plain: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    config = InRunConfig(every=1, refresh=3, reference_tokens=50, direction=direction)
+    assert alike(train(topology, tmp_path, config), plain[1])
+    assert losses(tmp_path) == losses(plain[0])
+    steps = {record.step for record in read_scores(tmp_path / "scores.jsonl")}
+    assert steps == set(range(1 if direction == "gradient" else 2, 9))  # AdamW has no moments before its first step
+
+
+def test_a_step_s_scores_sum_to_the_product_of_its_gradient_with_the_reference_s(
+    topology: Topology, tmp_path: Path
+) -> None:
+    train(topology, tmp_path, InRunConfig(every=1, refresh=8, reference_tokens=50, direction="gradient"))
+    first = [record for record in read_scores(tmp_path / "scores.jsonl") if record.step == 1]
+    batch = loader_of(topology, corpus(1)).next_batch()
+    own = {f"doc-{label}" for label in batch.labels_BS.unique().tolist() if label}
+    assert own <= {record.key for record in first} and sum(record.tokens for record in first) == 64
+    model = build_model(SHAPE, topology)
+    reference = list(eval_windows(corpus(2), SHAPE.seq_len, batch_size=2, max_tokens=50))
+    g, v = (mean_gradient(model, batches).tensors for batches in ([batch], reference))
+    expected = sum(float((g[name].double() * v[name].double()).sum()) for name in g)
+    assert sum(record.scores[DIRECTION] * record.tokens for record in first) / 64 == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_killed_run_has_every_score_once_and_the_same(
+    topology: Topology, plain: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    train(topology, tmp_path / "whole", WATCH)
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "killed", WATCH, die_before=7)
+    beyond = [record.step for record in read_scores(tmp_path / "killed" / "scores.jsonl")]
+    assert beyond[-1] == 6  # scored after the checkpoint of step 4
+    assert alike(train(topology, tmp_path / "killed", WATCH), plain[1])
+    ours, theirs = ((tmp_path / name / "scores.jsonl").read_bytes() for name in ("killed", "whole"))
+    assert ours == theirs
+    watched = [r for r in read_metrics(tmp_path / "killed" / METRICS) if r["kind"] == "in_run"]
+    assert [(r["step"], r["scored"]) for r in watched] == [(step, step % 2 == 0) for step in range(1, 9)]
+    assert [r["step"] for r in watched if r["direction_seconds"]] == [2, 6]
+
+
+def test_scoring_begins_when_it_is_told_to(topology: Topology, tmp_path: Path) -> None:
+    train(topology, tmp_path, WATCH.model_copy(update={"start": 3}))
+    assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {4, 6, 8}
+
+
+def watched_on_ranks(directory: Path, ports: list[int]) -> list[bool]:
+    """Whether a watched run is that of nobody watching: DP2 with gradients summed behind the backward pass, and PP2."""
+    found = []
+    for name, parallel, port in zip(("DP2", "PP2"), (ParallelConfig(), ParallelConfig(pp=2)), ports, strict=True):
+        with job(parallel, port) as topology:
+            config = TRAIN.model_copy(update={"overlap_gradients": name == "DP2"})
+            plain = train(topology, directory / f"{name} plain", None, config=config)
+            found.append(alike(train(topology, directory / name, GRADIENT, config=config), plain))
+    return found
+
+
+def test_layouts_score_alike_and_train_as_if_nobody_watched(topology: Topology, tmp_path: Path) -> None:
+    assert run_ranks(watched_on_ranks, 2, directory=tmp_path, ports=free_ports(2)) == [[True, True]] * 2
+    train(topology, tmp_path / "one", GRADIENT)
+    expected = list(read_scores(tmp_path / "one" / "scores.jsonl"))
+    for name in ("DP2", "PP2"):
+        found = list(read_scores(tmp_path / name / "scores.jsonl"))
+        assert [(r.step, r.key, r.tokens) for r in found] == [(r.step, r.key, r.tokens) for r in expected]
+        values = [record.scores[DIRECTION] for record in expected]
+        assert [record.scores[DIRECTION] for record in found] == pytest.approx(values, rel=1e-3, abs=1e-6)
+
+
+def test_a_refresh_between_two_scored_steps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"refresh: 7 is not a multiple of every \(5\)"):
+        load_recipe("smoke", ["pretrain.in_run.refresh=7"])
+
+
+def test_halves_of_a_run_agree_where_documents_keep_their_order() -> None:
+    late = {f"d{i}": DocumentScore(value=float(i), tokens=10) for i in range(12)}
+    same = {key: DocumentScore(value=score.value, tokens=30) for key, score in late.items()}
+    turned = {key: DocumentScore(value=-score.value, tokens=30) for key, score in late.items()}
+    assert agreement_of_halves(same, late) == (pytest.approx(1.0), 12)
+    assert agreement_of_halves(turned, late) == (pytest.approx(-1.0), 12)
+    assert agreement_of_halves(late, late) == (None, 0)  # nothing early

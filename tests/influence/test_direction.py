@@ -1,0 +1,300 @@
+"""Directions: what they are made from, in every layout, and that what is stored comes back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.data import Batch
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import free_ports, job, run_ranks
+from synpro_engine.influence import (
+    Direction,
+    DotInfluence,
+    ProbeConfig,
+    adam_direction,
+    displacement,
+    load_direction,
+    mean_gradient,
+    probe_direction,
+    run_probe,
+    save_direction,
+)
+from synpro_engine.influence.direction import displaced
+from synpro_engine.influence.plain import plain_logprobs
+from synpro_engine.model.model import Model
+from synpro_engine.model.state import canonical_state
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.evaluation import held_out_loss
+from synpro_engine.train.losses import LanguageModelLoss
+from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, sequences, walks
+
+Full = dict[str, torch.Tensor]
+PROBE = ProbeConfig(steps=3, lr=3e-3, global_batch=4, micro_batch=2)
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as here:
+        yield here
+
+
+def full(model: Model, direction: Direction) -> Full:
+    """Unsharded, by Hugging Face names, on every rank."""
+    of = {parameter: direction.tensors[name] for name, parameter in model.named_parameters()}
+    return canonical_state(model, read=of.__getitem__)
+
+
+def assert_same(found: Full, expected: Full, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= tolerance * tensor.norm() + 1e-12, name
+
+
+def batches(topology: Topology, rows: int = 4) -> list[Batch]:
+    """This rank's micro-batches of 8 rows; the masks leave each row another number of labels."""
+    ids = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(5))
+    tokens, labels = ids[:, :-1], ids[:, 1:].clone()
+    for row in range(8):
+        labels[row, 2 * row + 1 :] = -100
+    per_rank = 8 // topology.dp.size
+    mine = slice(topology.dp.rank * per_rank, (topology.dp.rank + 1) * per_rank)
+    return [Batch(t, y) for t, y in zip(tokens[mine].split(rows), labels[mine].split(rows), strict=True)]
+
+
+def trained(variant: str, topology: Topology) -> Engine:
+    engine = Engine(model_of(CONFIGS[variant], topology), OptimizerConfig(lr=1e-3, eps=1e-3))
+    for _ in range(2):
+        engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
+    return engine
+
+
+def made(variant: str, topology: Topology, stored: Path) -> dict[str, Full]:
+    """Directions of every kind as full tensors; what `stored` holds is read, not made."""
+    model = model_of(CONFIGS[variant], topology)
+    engine = trained(variant, topology)
+    gradient = mean_gradient(engine.model, batches(topology, 2))
+    found = {"gradient": mean_gradient(model, batches(topology)), "read": load_direction(stored, model)}
+    live = {"live gradient": gradient, "adam": adam_direction(engine, gradient)}
+    # The gradient of a model in training leaves nothing in its next step.
+    engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
+    done = {"trained": Direction({name: p.detach() for name, p in engine.model.named_parameters()})}
+    return {name: full(model, v) for name, v in found.items()} | {
+        name: full(engine.model, v) for name, v in (live | done).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def stored(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("directions")
+    for variant, config in CONFIGS.items():
+        model = model_of(config, topology)
+        save_direction(directory / variant, model, direction_of(model), seed=7)
+    return directory
+
+
+def test_displaced_moves_the_weights_and_gives_their_own_storage_back(topology: Topology) -> None:
+    model = model_of(CONFIGS["tied llama"], topology)
+    other = moved(model)
+    before = [(p.data_ptr(), p.detach().clone()) for p in model.parameters()]
+    with pytest.raises(ZeroDivisionError):
+        with displaced(model, displacement(model, other), -1.0):
+            for here, there in zip(model.parameters(), other.parameters(), strict=True):
+                assert (here - there).abs().max() < 1e-7
+            raise ZeroDivisionError
+    for parameter, (pointer, value) in zip(model.parameters(), before, strict=True):
+        assert parameter.data_ptr() == pointer and torch.equal(parameter, value)
+
+
+def test_directions_are_taken_off_each_other_only_when_they_fit(topology: Topology) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    one, other = direction_of(model), direction_of(model, seed=3)
+    name = "decoder.final_layernorm.weight"
+    assert torch.equal(one.minus(other).tensors[name], one.tensors[name] - other.tensors[name])
+    assert torch.equal(one.scaled(0.5).tensors[name], 0.5 * one.tensors[name])
+    with pytest.raises(ValueError, match="other: a direction over other parameters"):
+        one.minus(Direction({name: one.tensors[name]}))
+    with pytest.raises(ValueError, match="this rank has no parameter nowhere"):
+        DotInfluence(model, Direction({"nowhere": torch.zeros(1)}), start_id=START)
+    with pytest.raises(ValueError, match=rf"direction: {name} is \(32,\) on cpu, got \(3,\) on cpu"):
+        DotInfluence(model, Direction({name: torch.zeros(3)}), start_id=START)
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_the_mean_gradient_is_autograd_s_and_the_sgd_step_with_it_lowers_the_loss(
+    variant: str, topology: Topology
+) -> None:
+    model = model_of(CONFIGS[variant], topology)
+    weights = {p: p.detach().double().requires_grad_() for p in model.parameters()}
+    parts = [plain_logprobs(model, b.tokens_BS, b.labels_BS, weights.__getitem__).sum() for b in batches(topology)]
+    expected = torch.autograd.grad(-torch.stack(parts).sum() / 64, list(weights.values()))
+    found = mean_gradient(model, batches(topology))
+    for (name, _), gradient in zip(model.named_parameters(), expected, strict=True):
+        assert (found.tensors[name] - gradient).norm() <= 1e-5 * gradient.norm()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_reference_without_a_label_is_a_user_error(topology: Topology) -> None:
+    [batch] = batches(topology, 8)
+    with pytest.raises(UserError, match="not a single token"):
+        mean_gradient(model_of(CONFIGS["olmo2"], topology), [Batch(batch.tokens_BS, batch.labels_BS.fill_(-100))])
+
+
+def test_along_adam_s_direction_the_score_is_the_drop_of_the_reference_loss_by_a_real_step(
+    topology: Topology, tmp_path: Path
+) -> None:
+    """An epsilon that rules the denominator keeps the second moment, which the example moves too, out of it."""
+    settings = OptimizerConfig(lr=0.1, eps=1000.0, clip=0.0, weight_decay=0.0)
+    [reference] = batches(topology, 8)
+    [ids] = sequences(1, seed=5, longest=12)
+    tokens, labels = torch.tensor([[START, *ids[:-1]]]), torch.tensor([ids])
+
+    def engine() -> Engine:
+        made = Engine(model_of(CONFIGS["olmo2"], topology), settings)
+        for _ in range(2):
+            made.step([reference], LanguageModelLoss(), denominator=64.0)
+        return made
+
+    losses = []
+    for given in (labels, torch.full_like(labels, -100)):
+        stepped = engine()
+        stepped.step([Batch(tokens, given)], LanguageModelLoss(), denominator=float(len(ids)))
+        losses.append(held_out_loss(stepped.model, [reference]))
+    before = engine()
+    v = adam_direction(before, mean_gradient(before.model, [reference]))
+    [score] = DotInfluence(before.model, v, start_id=START).score([ids])
+    assert score.value == pytest.approx(losses[1] - losses[0], rel=0.05)
+    with pytest.raises(ValueError, match="has taken no step yet"):
+        adam_direction(Engine(model_of(CONFIGS["olmo2"], topology), settings), v)
+
+
+def test_adam_s_direction_divides_by_the_live_second_moment(topology: Topology) -> None:
+    engine = trained("olmo2", topology)
+    gradient = mean_gradient(engine.model, batches(topology))
+    v = adam_direction(engine, gradient)
+    [part] = engine.optimizer.chained_optimizers
+    name, parameter = "decoder.final_layernorm.weight", engine.model.final_norm_weight()
+    square = part._get_main_param_and_optimizer_states(parameter)["exp_avg_sq"] / (1 - 0.95**2)
+    expected = 1e-3 * 0.1 / (1 - 0.9**3) * gradient.tensors[name] / (square.sqrt() + 1e-3)
+    assert torch.allclose(v.tensors[name], expected, rtol=1e-5, atol=0)
+
+
+@pytest.fixture(scope="module")
+def theta(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("theta") / "theta"
+    save_checkpoint(path, trained("olmo2", topology))
+    return path
+
+
+def test_a_probe_s_direction_is_its_displacement_and_leaves_theta(topology: Topology, theta: Path) -> None:
+    config = CONFIGS["olmo2"]
+    before, after, model = (model_of(config, topology, seed=9) for _ in range(3))
+    run_probe(theta, after, walks(2, topology), PROBE)
+    run_probe(theta, before, walks(2, topology), PROBE.model_copy(update={"lr": 1e-30}))
+    found = probe_direction(theta, model, walks(2, topology), PROBE)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+    assert_same(full(model, found), full(before, displacement(before, after)), 1e-4)
+
+
+def test_a_control_takes_off_what_any_training_does(topology: Topology, theta: Path) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    same = probe_direction(theta, model, walks(2, topology), PROBE, control=walks(2, topology))
+    assert all(not tensor.any() for tensor in same.tensors.values())
+    alone = probe_direction(theta, model, walks(2, topology), PROBE)
+    control = probe_direction(theta, model, walks(1, topology), PROBE)
+    both = probe_direction(theta, model, walks(2, topology), PROBE, control=walks(1, topology))
+    assert_same(full(model, both), full(model, alone.minus(control)), 1e-6)
+
+
+def test_momentum_zeroed_gives_another_direction(topology: Topology, theta: Path) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    kept, zeroed = (
+        probe_direction(theta, model, walks(2, topology), PROBE.model_copy(update={"keep_momentum": keep}))
+        for keep in (True, False)
+    )
+    difference = kept.minus(zeroed)
+    assert all(tensor.any() for tensor in difference.tensors.values())
+
+
+def test_in_half_precision_the_master_weights_know_steps_that_the_weights_lose(
+    topology: Topology, tmp_path: Path
+) -> None:
+    half = model_of(CONFIGS["olmo2"], topology, dtype=torch.bfloat16)
+    save_checkpoint(tmp_path / "theta", Engine(half, OptimizerConfig()))
+    small = PROBE.model_copy(update={"lr": 1e-5, "weight_decay": 0.0, "keep_momentum": False})
+    found = probe_direction(tmp_path / "theta", half, walks(2, topology), small)
+    after = model_of(CONFIGS["olmo2"], topology, dtype=torch.bfloat16)
+    run_probe(tmp_path / "theta", after, walks(2, topology), small)
+    coarse = displacement(half, after)
+    name = "decoder.layers.1.self_attention.linear_qkv.weight"
+    assert (coarse.tensors[name] == 0).float().mean() > 0.5
+    assert (found.tensors[name] == 0).float().mean() < 0.1
+
+
+def test_a_stored_direction_is_refused_by_another_model_and_when_damaged(
+    topology: Topology, stored: Path, tmp_path: Path
+) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    with pytest.raises(UserError, match=r"tied llama: tensor `.*` is"):
+        load_direction(stored / "tied llama", model)
+    save_direction(tmp_path / "v", model, direction_of(model))
+    weights = tmp_path / "v" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
+    with pytest.raises(UserError, match="damaged direction"):
+        load_direction(tmp_path / "v", model)
+    save_checkpoint(tmp_path / "w", model)
+    with pytest.raises(UserError, match="is a checkpoint, not a direction"):
+        load_direction(tmp_path / "w", model)
+    with pytest.raises(UserError, match="is an artifact of kind checkpoint"):
+        save_direction(tmp_path / "w", model, direction_of(model))
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_a_stored_direction_comes_back_bit_for_bit(variant: str, topology: Topology, stored: Path) -> None:
+    model = model_of(CONFIGS[variant], topology)
+    back, given = load_direction(stored / variant, model), direction_of(model)
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in given.tensors.items())
+    assert back.tensors.keys() == given.tensors.keys()
+
+
+LAYOUTS = {
+    "TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
+    "PP2": ParallelConfig(pp=2),
+    "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
+    "DP2": ParallelConfig(),
+}
+CASES = [(layout, variant) for layout in LAYOUTS for variant in CONFIGS]
+
+
+def made_in(ports: list[int], stored: Path) -> list[Any]:
+    found = []
+    for (layout, variant), port in zip(CASES, ports, strict=True):
+        with job(LAYOUTS[layout], port) as topology:
+            whole = made(variant, topology, stored / variant)
+            found.append({kind: {n: t.numpy() for n, t in v.items()} for kind, v in whole.items()})
+    return found
+
+
+def test_every_layout_makes_the_same_directions(topology: Topology, stored: Path) -> None:
+    expected = {variant: made(variant, topology, stored / variant) for variant in CONFIGS}
+    results = run_ranks(made_in, 2, ports=free_ports(len(CASES)), stored=stored)
+    for result in results:
+        for (_, variant), kinds in zip(CASES, result, strict=True):
+            for kind, tensors in kinds.items():
+                found = {name: torch.from_numpy(array) for name, array in tensors.items()}
+                assert_same(found, expected[variant][kind], 1e-4 if kind in ("adam", "trained") else 1e-5)
+
+
+def test_the_gradient_of_a_sequence_has_its_own_norm_as_influence_on_it(topology: Topology) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    [ids] = sequences(1, seed=5, longest=12)
+    tokens, labels = torch.tensor([[START, *ids[:-1]]]), torch.tensor([ids])
+    gradient = mean_gradient(model, [Batch(tokens, labels)])
+    squared = sum(float(tensor.double().square().sum()) for tensor in gradient.tensors.values())
+    [score] = DotInfluence(model, gradient, start_id=START).score([ids])
+    assert score.value == pytest.approx(squared, rel=1e-5)

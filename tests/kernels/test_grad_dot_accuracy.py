@@ -1,0 +1,223 @@
+"""grad_dot, its companions and the closed forms against per-example autograd in fp64, at odd shapes.
+
+T tokens, I inputs, O outputs, K directions, S segments, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synpro_kernels.extension import csrc_status
+from synpro_kernels.grad_dot import (
+    bias_dot,
+    bias_dot_ref,
+    embedding_dot,
+    embedding_dot_ref,
+    grad_dot,
+    grad_dot_prefix,
+    grad_dot_prefix_ref,
+    grad_dot_ref,
+    op,
+    pairwise_grad_dot,
+    pairwise_grad_dot_ref,
+    prefix,
+    scale_dot,
+    scale_dot_ref,
+)
+from synpro_kernels.grad_dot.reference import grad_dot_tokens_ref
+from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
+
+SEGMENTS, DIRECTIONS = 5, 3
+TOKENS = [1, 7, 250]
+WIDTHS = [(1, 1), (33, 120), (120, 33), (120, 120)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.fixture(params=["csrc", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    loaded, reason = csrc_status()
+    if request.param == "csrc" and not loaded:
+        pytest.skip(f"csrc: {reason}")
+    for module in (op, prefix):
+        monkeypatch.setattr(module, "use_csrc", lambda x: request.param == "csrc" and x.dtype != torch.float64)
+    return request.param
+
+
+def assert_accurate(found: Tensor, plain: Tensor, truth: Tensor, what: str) -> None:
+    """As accurate as the plain definition; in fp64, where the oracle rounds too, to twelve digits of the largest."""
+    if found.dtype != torch.float64:
+        assert_as_accurate(found, plain, truth, what)
+    elif truth.numel():
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-12 * float(truth.abs().max()), msg=what)
+
+
+@dataclass
+class Layer:
+    """One linear layer's tokens. Segment 2 is empty, ids come in any order, and every row of id -1 is NaN."""
+
+    x_TI: Tensor
+    grad_TO: Tensor
+    direction_KOI: Tensor
+    ids_T: Tensor
+
+    def double(self) -> "Layer":
+        return Layer(self.x_TI.double(), self.grad_TO.double(), self.direction_KOI.double(), self.ids_T)
+
+    def autograd(self) -> Tensor:
+        """G [S, O, I] in fp64: the weight gradient of each segment alone."""
+        layer = self.double()
+        weight = torch.zeros(layer.direction_KOI.shape[1:], dtype=torch.float64, requires_grad=True)
+        gradients = []
+        for i in range(SEGMENTS):
+            own = layer.ids_T == i
+            loss = (F.linear(layer.x_TI[own], weight) * layer.grad_TO[own]).sum()
+            gradients.append(torch.autograd.grad(loss, weight)[0])
+        return torch.stack(gradients)
+
+
+def make_layer(tokens: int, widths: tuple[int, int], dtype: torch.dtype) -> Layer:
+    outputs, inputs = widths
+    generator = torch.Generator().manual_seed(tokens * 1000 + outputs)
+    x, grad = (torch.randn(tokens, width, generator=generator) for width in (inputs, outputs))
+    direction = torch.randn(DIRECTIONS, outputs, inputs, generator=generator)
+    ids = torch.tensor([0, 1, 3, 4, -1])[torch.randint(0, 5, (tokens,), generator=generator)]
+    outside = (ids == -1)[:, None]
+    return Layer(
+        x.masked_fill(outside, torch.nan).to(dtype), grad.masked_fill(outside, torch.nan).to(dtype),
+        direction.to(dtype), ids,
+    )  # fmt: skip
+
+
+def every_layer() -> Callable:
+    def decorate(test: Callable) -> Callable:
+        for name, values in (("dtype", DTYPES), ("widths", WIDTHS), ("tokens", TOKENS)):
+            test = pytest.mark.parametrize(name, values, ids=str)(test)
+        return test
+
+    return decorate
+
+
+@every_layer()
+def test_grad_dot_equals_per_example_autograd(path: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype):
+    layer = make_layer(tokens, widths, dtype)
+    truth_KS = torch.einsum("soi,koi->ks", layer.autograd(), layer.direction_KOI.double())
+    tensors = layer.x_TI, layer.grad_TO, layer.direction_KOI
+    with nan_filled_empty():
+        scores, shares = grad_dot(*tensors, layer.ids_T, segments=SEGMENTS, per_token=True)
+    assert_accurate(scores, grad_dot_ref(*tensors, layer.ids_T, segments=SEGMENTS), truth_KS, "scores")
+    assert (scores[:, 2] == 0).all() and (shares[:, layer.ids_T < 0] == 0).all()
+    own = layer.ids_T >= 0
+    true_shares = grad_dot_tokens_ref(*(tensor.double() for tensor in tensors))
+    assert_accurate(shares[:, own], grad_dot_tokens_ref(*tensors)[:, own], true_shares[:, own], "shares")
+
+
+@every_layer()
+def test_pairwise_equals_the_gram_matrix_of_per_example_autograd(
+    tokens: int, widths: tuple[int, int], dtype: torch.dtype
+):
+    layer = make_layer(tokens, widths, dtype)
+    gradients_SG = layer.autograd().flatten(1)
+    with nan_filled_empty():
+        found = pairwise_grad_dot(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
+    plain = pairwise_grad_dot_ref(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
+    assert_accurate(found, plain, gradients_SG @ gradients_SG.t(), "products")
+    assert torch.equal(found, found.t()) and (found[2] == 0).all()
+
+
+@every_layer()
+def test_prefix_scores_and_accumulates_as_per_example_autograd(
+    path: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype
+):
+    layer = make_layer(tokens, widths, dtype)
+    order = torch.argsort(layer.ids_T, stable=True)
+    order = order[layer.ids_T[order] >= 0]  # here every token counts: the gradient of all of them is wanted
+    ids = layer.ids_T[order]
+    boundaries = [int((ids < i).sum()) for i in range(SEGMENTS + 1)]
+    gradients = layer.autograd()
+    x, grad = layer.x_TI[order], layer.grad_TO[order]
+    before = torch.randn(widths, dtype=torch.promote_types(dtype, torch.float32))
+    truth = torch.einsum("soi,koi->ks", gradients, layer.direction_KOI.double()), gradients.sum(0) + before
+    accumulator = before.clone()
+    with nan_filled_empty():
+        scores, total = grad_dot_prefix(x, grad, layer.direction_KOI, boundaries, accumulator=accumulator)
+        alone = grad_dot_prefix(x, grad, layer.direction_KOI[0], torch.tensor(boundaries))
+    plain = grad_dot_prefix_ref(x, grad, layer.direction_KOI, boundaries, accumulator=before)
+    assert total is accumulator
+    for name, mine, usual, true in zip(("scores", "gradient"), (scores, total), plain, truth, strict=True):
+        assert_accurate(mine, usual, true, name)
+    assert_accurate(alone[0], plain[0][0], truth[0][0], "one direction, no accumulator")
+    assert_accurate(alone[1], plain[1] - before, gradients.sum(0), "gradient from zero")
+
+
+def test_blocks_join_without_a_seam(path: str):
+    """More tokens and columns than a block of any path, none a multiple of it, and several groups of segments."""
+    torch.manual_seed(0)
+    tokens, outputs, inputs = 4500, 1100, 1030
+    x, grad = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
+    direction = torch.randn(outputs, inputs)
+    boundaries = [0, 10, 2500, 2500, 4490, 4500]
+    ids = torch.bucketize(torch.arange(tokens), torch.tensor(boundaries[1:]), right=True)
+    truth = grad_dot_ref(x.double(), grad.double(), direction.double(), ids, segments=SEGMENTS)
+    usual = grad_dot_ref(x, grad, direction, ids, segments=SEGMENTS)
+    assert_accurate(grad_dot(x, grad, direction, ids, segments=SEGMENTS), usual, truth, "scores")
+    turned = grad_dot(grad, x, direction.t().contiguous(), ids, segments=SEGMENTS)
+    assert_accurate(turned, usual, truth, "the other contraction order")
+    scores, total = grad_dot_prefix(x, grad, direction, boundaries)
+    plain = grad_dot_prefix_ref(x, grad, direction, boundaries)
+    assert_accurate(scores, plain[0], truth, "prefix scores")
+    assert_accurate(total, plain[1], grad.double().t() @ x.double(), "gradient")
+
+
+def test_pairwise_tiles_join_without_a_seam():
+    torch.manual_seed(0)
+    x, grad = torch.randn(2100, 24), torch.randn(2100, 12)
+    ids = torch.randint(-1, 40, (2100,))
+    truth = pairwise_grad_dot_ref(x.double(), grad.double(), ids, segments=40)
+    usual = pairwise_grad_dot_ref(x, grad, ids, segments=40)
+    assert_accurate(pairwise_grad_dot(x, grad, ids, segments=40), usual, truth, "products")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_closed_forms_equal_per_example_autograd(tokens: int, dtype: torch.dtype):
+    """A table, a scale and a bias: y = scale * table[token] + bias, with one loss and one direction each."""
+    layer = make_layer(tokens, (33, 33), dtype)
+    vocabulary, grad, ids = 50, layer.grad_TO, layer.ids_T
+    generator = torch.Generator().manual_seed(tokens)
+    token = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    table = torch.randn(vocabulary, 33, generator=generator).to(dtype)
+    scale, bias = (torch.randn(DIRECTIONS, 33, generator=generator).to(dtype) for _ in range(2))
+    rows = torch.randn(DIRECTIONS, vocabulary, 33, generator=generator).to(dtype)
+
+    leaves = [t.double().clone().requires_grad_() for t in (bias[0], scale[0], table)]
+    truth = torch.zeros(3, DIRECTIONS, SEGMENTS, dtype=torch.float64)
+    for i in range(SEGMENTS):
+        own = ids == i
+        y = leaves[1] * F.embedding(token[own], leaves[2]) + leaves[0]
+        gradients = torch.autograd.grad((y * grad[own].double()).sum(), leaves)
+        for form, (gradient, direction) in enumerate(zip(gradients, (bias, scale, rows), strict=True)):
+            truth[form, :, i] = (gradient * direction.double()).flatten(1).sum(1)
+
+    grad_rows = (grad.double() * scale[0].double()).to(
+        dtype
+    )  # what the table's lookup gets back, as the layer rounds it
+    true_rows = embedding_dot_ref(grad_rows.double(), token, rows.double(), ids, segments=SEGMENTS)
+    if dtype == torch.float64:
+        torch.testing.assert_close(true_rows, truth[2])
+    truth[2] = true_rows
+    calls = [
+        (bias_dot, bias_dot_ref, (grad, bias)),
+        (scale_dot, scale_dot_ref, (table[token], grad, scale)),
+        (embedding_dot, embedding_dot_ref, (grad_rows, token, rows)),
+    ]
+    for (function, reference, arguments), true_KS in zip(calls, truth, strict=True):
+        with nan_filled_empty():
+            scores, shares = function(*arguments, ids, segments=SEGMENTS, per_token=True)
+        assert_accurate(scores, reference(*arguments, ids, segments=SEGMENTS), true_KS, function.__name__)
+        assert shares.shape == (DIRECTIONS, tokens) and (shares[:, ids < 0] == 0).all()
+        alone = function(*arguments[:-1], arguments[-1][1], ids, segments=SEGMENTS)
+        torch.testing.assert_close(alone, scores[1])
