@@ -25,7 +25,7 @@ from synpro_engine.influence.examples import Examples, ExampleScore
 from synpro_engine.influence.prefix_reader import PrefixReader
 from synpro_engine.influence.readers import CaptureReader, GradientReader, Reader
 from synpro_engine.train.engine import Engine, LossFn
-from synpro_engine.train.losses import LabelledBatch
+from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss
 
 Method = Literal["auto", "gradient", "capture", "prefix"]
 
@@ -84,6 +84,10 @@ class InRun:
         A step whose gradient is not finite gives scores that are not finite.
         """
         assert len(microbatches) == len(examples), (len(microbatches), len(examples))
+        if isinstance(loss_fn, LanguageModelLoss) and loss_fn.output_layer != "recomputed":
+            raise ValueError(
+                f"loss_fn: expected output_layer `recomputed`, got `{loss_fn.output_layer}`, which hides it"
+            )
         reader = self._reader(microbatches, examples)
         with reader.attached(loss_fn) as watched:
             step = WatchedStep(loss_fn=watched)

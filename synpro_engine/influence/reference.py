@@ -40,7 +40,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
     if count == 0:
         raise UserError("reference data: not a single token to predict")
     sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
-    loss_fn = LanguageModelLoss()
+    loss_fn = LanguageModelLoss(output_layer="recomputed")
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
     try:
         with own_gradients(model):

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from synpro_engine.config import Config
 
 
+OutputLayer = Literal["fused", "recomputed", "materialised"]
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm."""
 
@@ -79,8 +82,9 @@ class TrainConfig(Config):
     """Sequences that one rank forwards at once; the rest is gradient accumulation."""
     z_loss: float = Field(default=1e-4, ge=0)
     """Weight of mean(logsumexp(logits)^2); trained on, never part of a reported loss."""
-    output_layer: Literal["fused", "materialised"] = "fused"
-    """`fused` computes the loss and its gradients in blocks; `materialised` holds every logit, for comparison."""
+    output_layer: OutputLayer = "fused"
+    """`fused` makes the loss and its gradients together, block by block; `recomputed` makes the logits again in the
+    backward pass (taken in place of fused where examples are scored in training); `materialised` holds every logit."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     plateau: PlateauConfig | None = None

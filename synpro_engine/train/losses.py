@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
+from synpro_engine.train.config import OutputLayer
 from synpro_kernels import linear_cross_entropy, linear_logprob_ref
 
 
@@ -53,19 +54,22 @@ class LanguageModelLoss:
     """Sum of -log p(label), plus `z_loss` times the sum of logsumexp(logits)^2 (Chowdhery et al., arXiv 2204.02311).
 
     The z-loss keeps the softmax normaliser near 1; it enters the objective only, and is reported as extra `z_loss`
-    (the weighted sum). For `Engine.step`: the gradient is made in the forward pass, and that of a trained output layer
-    goes to the engine's fp32 buffers past autograd. `materialised` holds every logit instead, for comparison.
+    (the weighted sum). How the output layer is computed is a setting:
+
+    `fused`, for `Engine.step`: the gradient is made in the forward pass, and that of a trained output layer goes to the
+    engine's fp32 buffers past autograd. `recomputed`: in the backward pass, through autograd, so that hooks see it.
+    `materialised`: with every logit held, for comparison.
     """
 
-    def __init__(self, z_loss: float = 0.0, *, materialised: bool = False) -> None:
+    def __init__(self, z_loss: float = 0.0, *, output_layer: OutputLayer = "fused") -> None:
         assert z_loss >= 0
         self.z_loss = z_loss
-        self.materialised = materialised
+        self.output_layer = output_layer
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
         labels_BS = batch.labels_BS.to(hidden_BSH.device)
-        sums = self._by_definition if self.materialised else self._fused
+        sums = self._fused if self.output_layer == "fused" else self._through_autograd
         objective, loss, z = sums(model, hidden_BSH, labels_BS)
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
 
@@ -79,9 +83,12 @@ class LanguageModelLoss:
             **model.output_layer(),
         )
 
-    def _by_definition(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _through_autograd(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
-        scored = linear_logprob_ref(hidden_BSH, target=labels_BS, **model.output_layer())
+        if self.output_layer == "materialised":
+            scored = linear_logprob_ref(hidden_BSH, target=labels_BS, **model.output_layer())
+        else:
+            scored = model.logprobs_from_hidden(hidden_BSH, labels_BS)
         loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
         return loss + z, loss, z
 

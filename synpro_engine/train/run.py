@@ -108,7 +108,9 @@ class PretrainRun:
         self.engine = Engine(
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
         )
-        self.loss_fn = LanguageModelLoss(config.z_loss, materialised=config.output_layer == "materialised")
+        # Whoever watches gradients must see those of the output layer too.
+        watched = watcher is not None and config.output_layer == "fused"
+        self.loss_fn = LanguageModelLoss(config.z_loss, output_layer="recomputed" if watched else config.output_layer)
         self.watcher = watcher
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.state = RunProgress()

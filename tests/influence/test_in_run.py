@@ -60,7 +60,7 @@ def train(
     directions = {"first": direction_of(model), "second": direction_of(model, seed=3)}
     engine = Engine(model, OptimizerConfig(lr=1e-3), overlap_gradients=overlap)
     in_run = None if method is None else InRun(engine, directions, method=method)
-    loss_fn, scores, numbers = LanguageModelLoss(Z_LOSS), [], []
+    loss_fn, scores, numbers = LanguageModelLoss(Z_LOSS, output_layer="recomputed"), [], []
     for step in range(steps):
         batches, examples = microbatches(step, size, topology)
         if in_run is None:
@@ -151,7 +151,9 @@ def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
     for examples in (whole, parts):
         engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
         in_run = InRun(engine, direction_of(engine.model))
-        with in_run.watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as watched:
+        with in_run.watch(
+            batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
+        ) as watched:
             engine.step(batches, watched.loss_fn, denominator=LABELS)
         found.append([(score.tokens, score.values["influence"]) for score in watched.scores])
     rows, pieces = found
@@ -171,7 +173,9 @@ def test_a_method_is_refused_where_it_cannot_tell_examples_apart(topology: Topol
         ("prefix", halves, "`prefix` wants one example a row"),
     ):
         with pytest.raises(ValueError, match=message):
-            with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS):
+            with InRun(engine, v, method=method).watch(
+                batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
+            ):
                 pass
     overlapped = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(), overlap_gradients=True)
     with pytest.raises(ValueError, match="does not go with overlapped gradients"):
@@ -190,7 +194,9 @@ def test_only_the_trained_blocks_can_be_scored(size: int, method: Any, topology:
             freeze_but_last(model, 1)
         engine = Engine(model, OptimizerConfig())
         batches, examples = microbatches(0, size, topology)
-        with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as step:
+        with InRun(engine, v, method=method).watch(
+            batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
+        ) as step:
             engine.step(batches, step.loss_fn, denominator=LABELS)
         found.append([score.values["influence"] for score in step.scores])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and all(found[0])
