@@ -124,9 +124,13 @@ def _freeze(module: Any, _args: Any) -> None:
 def _accumulate(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor, buffer_OI: Tensor) -> Tensor:
     """Add the weight gradient to the buffer row by row; <each row's own, v_k>, [K, B]."""
     length, rows = x_SBI.shape[:2]
-    x_TI, grad_TO = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (x_SBI, grad_SBO))
-    boundaries = range(0, rows * length + 1, length)
-    return grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator=buffer_OI)[0]
+    if x_SBI.is_cuda:  # one launch is worth a copy in the order of the rows
+        x_TI, grad_TO = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (x_SBI, grad_SBO))
+        boundaries = range(0, rows * length + 1, length)
+        return grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator=buffer_OI)[0]
+    pairs = zip(x_SBI.unbind(1), grad_SBO.unbind(1), strict=True)
+    parts = [grad_dot_prefix(x, grad, direction_KOI, (0, length), accumulator=buffer_OI)[0] for x, grad in pairs]
+    return torch.cat(parts, 1)
 
 
 def _adder(total_K: Tensor, direction_KP: Tensor) -> Callable[[Tensor], None]:

@@ -202,7 +202,8 @@ def test_opcheck_finds_no_fault():
     check(op._grad_dot_tokens, (x, grad, direction[None], None))
     fp8 = direction[None].to(torch.float8_e4m3fn), torch.ones(1, O)
     check(op._grad_dot_tokens, (x, grad, *fp8), test_utils="test_faketensor")  # the others add fp8, which torch cannot
-    check(segments._segment_sum, (torch.randn(2, T), ids, S))
+    for dtype in (torch.float32, torch.float64):
+        check(segments._segment_sum, (torch.randn(2, T, dtype=dtype), ids, S))
     check(pairwise._pairwise_grad_dot, (x, grad, ids, S))
     check(prefix._grad_dot_prefix, (x, grad, direction[None], [0, 10, T], torch.zeros(O, I)))
 

@@ -1,6 +1,6 @@
 """Which implementation a tensor goes to, and the arithmetic they share. Knows no formula.
 
-CPU tensors in fp32, bf16 or fp16 go to C++ where it was built, bf16 and fp16 on CUDA to Triton where it is installed;
+CPU tensors in fp32, bf16 or fp16 go to C++ where it was built, bf16 and fp16 on CUDA to Triton (sm_80 and later);
 everything else (fp64, fp32 on CUDA, other devices) takes the blocked PyTorch path.
 """
 
@@ -25,8 +25,13 @@ def use_csrc(tensor: Tensor) -> bool:
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether a Triton kernel takes this tensor: halves do; fp32 goes to cuBLAS with the user's TF32 choice."""
-    return tensor.is_cuda and tensor.dtype in _HALVES and triton_status()[0]
+    """Whether a Triton kernel takes this tensor: halves do, on NVIDIA GPUs from sm_80 on, which the tiles are made for.
+
+    fp32 goes to cuBLAS with the user's TF32 choice.
+    """
+    if not tensor.is_cuda or tensor.dtype not in _HALVES or torch.version.hip is not None or not triton_status()[0]:
+        return False
+    return torch.cuda.get_device_capability(tensor.device) >= (8, 0)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _sum_on_cpu(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
     index_KT = (ids_T.long() + 1) + slots * torch.arange(directions)[:, None]
     sums = torch.zeros(directions * slots, dtype=torch.float64)
     sums.index_add_(0, index_KT.reshape(-1), values_KT.double().reshape(-1))
-    return sums.view(directions, slots)[:, 1:]
+    return sums.view(directions, slots)[:, 1:].contiguous()
 
 
 def _sum_by_membership(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
