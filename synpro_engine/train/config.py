@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 
-
 OutputLayer = Literal["fused", "recomputed", "materialised"]
 
 
