@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.environment import environment
 from benchmarks.influence_truth_agreement import refused_in_half_precision, sweep
+from benchmarks.influence_truth_figures import best
 from benchmarks.influence_truth_gradients import score_all
-from benchmarks.influence_truth_report import best, conditions, table, write_docs
+from benchmarks.influence_truth_report import conditions, contest, oracles, table, write_docs
 from benchmarks.influence_truth_settings import Settings
 from benchmarks.influence_truth_setup import Setup, set_up
 from benchmarks.influence_truth_statistics import Results, judge
@@ -93,8 +94,8 @@ def show(path: Path, docs: Path | None) -> None:
     verdicts = judge(results)
     if docs is not None:
         write_docs(docs, results, verdicts)
-    print(table(verdicts))
-    print(conditions(results))
+    for part in (table(verdicts), contest(results), oracles(results), conditions(results)):
+        print(part + "\n")
     top = best(verdicts)
     reached = "reached" if top.alone.value >= 0.95 else "NOT reached"
     print(f"asked: rho >= 0.95 of one step for the best option; {reached}: {top.estimator}, {top.alone}")

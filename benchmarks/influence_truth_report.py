@@ -1,6 +1,6 @@
-"""The table and the figures of the influence benchmark, from its records alone.
+"""The tables of the influence benchmark from its records alone, and the documentation that shows them.
 
-Knows verdicts and how they look; measures nothing.
+Knows verdicts and how they look as text; measures nothing. The figures are in another file.
 """
 
 from __future__ import annotations
@@ -8,22 +8,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 
-from benchmarks.influence_truth_scores import probe_name
-from benchmarks.influence_truth_statistics import Results, Rho, Verdict, spearman
-from benchmarks.influence_truth_texts import KINDS
+from benchmarks.influence_truth_figures import COLOURS, draw_sweep, draw_truth, paper
+from benchmarks.influence_truth_statistics import Results, Rho, Verdict, differences
 from synpro_engine.config import UserError
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
-HEADINGS = ("estimator", "alone", "held out", "natural", "among mates", "LDS", "LDS held out", "cost", "made in")
-COLOURS = {"two_forward": "C0", "dot": "C1", "step": "C2", "oracle": "C4", "baseline": "0.6"}
+HEADINGS = (
+    "estimator",
+    "alone",
+    "held out",
+    "natural",
+    "among mates",
+    "LDS",
+    "LDS within kinds",
+    "LDS held out",
+    "cost",
+    "made in",
+)
+CHOSEN = "dot, Adam with the next v, reference gradient one step ahead, clipped"
+"""What the others are compared with, pair by pair."""
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -42,14 +47,44 @@ def _cells(v: Verdict) -> tuple[str, ...]:
         f"{v.natural:.3f}",
         _interval(v.among_mates),
         "" if v.lds is None else _interval(v.lds),
+        "" if v.lds_within is None else _interval(v.lds_within),
         "" if v.lds_held_out is None else f"{v.lds_held_out:.2f}",
         f"{v.cost:.1f}x" if v.cost else "",
         f"{v.made_in:.1f} s" if v.made_in else "",
     )
 
 
-def _interval(found: Rho) -> str:
-    return f"{found.value:.3f} ({found.low:.2f} to {found.high:.2f})"
+def _interval(found: Rho, sign: str = "") -> str:
+    return f"{found.value:{sign}.3f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"
+
+
+def contest(results: Results) -> str:
+    """Markdown: by how much the chosen estimator's rhos exceed those of others, with intervals of the differences."""
+    known = {row["estimator"] for row in results.scores}
+    others = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
+    others += ["dot, Adam", "dot, reference gradient", "dot, reference gradient, clipped"]
+    others += ["exact step, reference gradient one step ahead"]
+    assert {CHOSEN, *others} <= known, known
+    found = {other: differences(results, CHOSEN, other) for other in others}
+    keys = list(found[others[0]])
+    lines = [f"| against | {' | '.join(keys)} |", f"|{'---|' * (1 + len(keys))}"]
+    lines += [f"| {other} | {' | '.join(_interval(found[other][key], '+') for key in keys)} |" for other in others]
+    return "\n".join(lines)
+
+
+def oracles(results: Results) -> str:
+    """One line: how far the capture is from forward mode on the same direction, and finite differences from it."""
+    rows = {row["estimator"]: row for row in results.scores}
+    true = np.array(rows["jvp, Adam"]["values"])
+    every = rows["jvp, Adam"]["every"]
+    errors = [
+        float(np.linalg.norm(np.array(values) - true) / np.linalg.norm(true))
+        for values in (rows["dot, Adam"]["values"][::every], rows["finite_difference, Adam"]["values"])
+    ]
+    return (
+        f"Relative error over {len(true)} candidates along `dot, Adam`'s direction, against `jvp` in fp64: "
+        f"`dot` {errors[0]:.1e}, `finite_difference` {errors[1]:.1e}."
+    )
 
 
 def sweep_table(results: Results) -> str:
@@ -81,11 +116,6 @@ def conditions(results: Results) -> str:
     )
 
 
-def best(verdicts: Sequence[Verdict]) -> Verdict:
-    """The estimator that follows a single step best; neither an oracle nor a baseline."""
-    return max((v for v in verdicts if v.group in ("two_forward", "dot", "step")), key=lambda v: v.alone.value)
-
-
 # ---- into the documentation ------------------------------------------------------------------------------------------
 
 
@@ -95,7 +125,13 @@ def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict]) -> N
     images.mkdir(parents=True, exist_ok=True)
     draw_truth(images / "influence_truth.png", results, verdicts)
     draw_sweep(images / "influence_agreement.png", results)
-    blocks = {"conditions": conditions(results), "truth": table(verdicts), "agreement": sweep_table(results)}
+    blocks = {
+        "conditions": conditions(results),
+        "truth": table(verdicts),
+        "differences": contest(results),
+        "oracles": oracles(results),
+        "agreement": sweep_table(results),
+    }
     if page.exists():
         text = page.read_text(encoding="utf-8")
         for name, block in blocks.items():
@@ -109,63 +145,3 @@ def _renewed(text: str, name: str, block: str, page: Path) -> str:
     if len(pattern.findall(text)) != 1:
         raise UserError(f"{page}: it needs one block between `{start}` and `{end}`")
     return pattern.sub(lambda _: f"{start}\n{block}\n{end}", text)
-
-
-# ---- figures ---------------------------------------------------------------------------------------------------------
-
-
-def draw_truth(path: Path, results: Results, verdicts: Sequence[Verdict]) -> None:
-    """The paper's estimator and the best one against a single step, and all rank correlations with intervals."""
-    figure = plt.figure(figsize=(15, 11), layout="constrained")
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1))
-    by_name = {row["estimator"]: row["values"] for row in results.scores if row["every"] == 1}
-    paper = probe_name(results.settings.probe_steps[-1], keep_momentum=True, weight_decay=0.1)
-    for place, name in enumerate((f"two_forward, {paper}", best(verdicts).estimator)):
-        _scatter(figure.add_subplot(grid[place, 0]), results, name, by_name[name])
-    shown = sorted((v for v in verdicts if v.group != "oracle"), key=lambda v: v.alone.value)
-    left = figure.add_subplot(grid[:, 1])
-    _bars(left, "one step on the candidate alone", shown, [v.alone for v in shown])
-    right = figure.add_subplot(grid[:, 2], sharey=left)
-    _bars(right, f"{len(results.subsets)} half subsets (LDS)", shown, [v.lds for v in shown if v.lds])
-    right.tick_params(labelleft=False)
-    _save(figure, path)
-
-
-def _scatter(axes: Axes, results: Results, name: str, values: Sequence[float]) -> None:
-    kinds, drops = results.kinds(), 1e3 * results.truth("alone")
-    for kind in KINDS:
-        own = kinds == kind
-        axes.plot(np.array(values)[own], drops[own], ".", markersize=4, label=kind)
-    axes.set_title(f"{name}\nSpearman {spearman(values, drops):.3f}", fontsize=9)
-    axes.set_xlabel("score")
-    axes.set_ylabel("drop of the reference loss\nby one step, millinats")
-    axes.legend(fontsize=7)
-
-
-def _bars(axes: Axes, title: str, verdicts: Sequence[Verdict], found: Sequence[Rho]) -> None:
-    values, places = np.array([each.value for each in found]), np.arange(len(verdicts))
-    spread = np.abs(np.array([[each.low, each.high] for each in found]).T - values)
-    axes.barh(places, values, xerr=spread, color=[COLOURS[v.group] for v in verdicts], error_kw={"linewidth": 0.8})
-    axes.set_yticks(places, [v.estimator for v in verdicts], fontsize=7)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("Spearman's rho, 95 % bootstrap interval")
-    axes.axvline(0.0, color="black", linewidth=0.6)
-
-
-def draw_sweep(path: Path, results: Results) -> None:
-    """Relative error of the estimators over the size of the displacement."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    sizes = [row["relative_size"] for row in results.sweep]
-    for name in results.sweep[0]["errors"]:
-        axes.loglog(sizes, [row["errors"][name] for row in results.sweep], ".-", label=name)
-    axes.set_xlabel("size of the displacement over that of theta")
-    axes.set_ylabel("relative error over candidates, against fp64")
-    axes.axhline(1.0, color="0.6", linewidth=0.6)
-    axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    # Without the date and the library's version in it, the same records give the same file.
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-    plt.close(figure)

@@ -6,7 +6,7 @@ Knows numbers and records; no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.influence_truth_settings import Settings
-from benchmarks.influence_truth_texts import NATURAL, pool_of_groups
+from benchmarks.influence_truth_texts import KINDS, NATURAL, pool_of_groups
 from synpro_engine.config import UserError
 
 Floats = NDArray[np.float64]
-_RESAMPLES = 1000
+RESAMPLES = 1000
 
 
 def spearman(one: ArrayLike, other: ArrayLike) -> float:
@@ -59,9 +59,20 @@ class Rho:
 def rho(one: ArrayLike, other: ArrayLike, *, seed: int = 0) -> Rho:
     """Spearman's rho with its interval."""
     a, b, rng = _levels(one), _levels(other), np.random.default_rng(seed)
-    drawn = (rng.integers(len(a), size=len(a)) for _ in range(_RESAMPLES))
+    drawn = (rng.integers(len(a), size=len(a)) for _ in range(RESAMPLES))
     low, high = np.percentile([_correlation(_ranks(a[i]), _ranks(b[i])) for i in drawn], [2.5, 97.5])
     return Rho(value=spearman(one, other), low=float(low), high=float(high))
+
+
+def rho_difference(one: ArrayLike, other: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Rho:
+    """How much better `one` follows the truth than `other` does: the difference of their rhos, resampled together."""
+    a, b, t, rng = _levels(one), _levels(other), _levels(truth), np.random.default_rng(seed)
+    draws = []
+    for i in (rng.integers(len(t), size=len(t)) for _ in range(RESAMPLES)):
+        drawn = _ranks(t[i])
+        draws.append(_correlation(_ranks(a[i]), drawn) - _correlation(_ranks(b[i]), drawn))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Rho(value=spearman(one, truth) - spearman(other, truth), low=float(low), high=float(high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +119,19 @@ class Results:
         """The kind of every candidate."""
         return np.array([row["kind"] for row in self.candidates])
 
+    def drops(self, key: str = "drop") -> Floats:
+        """The drop of every subset: `drop` or `drop_held_out`."""
+        return np.array([row[key] for row in self.subsets])
+
+    def within_kinds(self, of_subsets: Floats) -> Floats:
+        """What is left of a number for each subset after a linear fit on how many groups of each kind are in it."""
+        kinds, pool = self.kinds(), pool_of_groups(self.settings)
+        of_group = [str(kinds[group[0]]) for group in pool]
+        counts = np.array([[[of_group[g] for g in row["groups"]].count(k) for k in KINDS] for row in self.subsets])
+        left = of_subsets - counts @ np.linalg.lstsq(counts.astype(float), of_subsets, rcond=None)[0]
+        # Rounding has ranks too: what a fit explains altogether must leave nothing to correlate.
+        return np.where(np.abs(left) < 1e-9 * np.abs(of_subsets).max(), 0.0, left)
+
     def predicted(self, values: Sequence[float]) -> Floats:
         """The sum of scores over the candidates of each subset."""
         pool, by_candidate = pool_of_groups(self.settings), np.asarray(values)
@@ -126,6 +150,8 @@ class Verdict:
     natural: float
     among_mates: Rho
     lds: Rho | None
+    lds_within: Rho | None
+    """The same of what kinds do not explain."""
     lds_held_out: float | None
     cost: float
     """CPU time of scoring over that of a forward pass on the same candidates."""
@@ -150,19 +176,35 @@ def judge(results: Results) -> list[Verdict]:
 def _verdict(results: Results, row: Mapping[str, Any], forward: float) -> Verdict:
     every, values = row["every"], np.array(row["values"])
     natural = np.isin(results.kinds()[::every], NATURAL)
-    of: Callable[[str], Floats] = lambda key: results.truth(key)[::every]  # noqa: E731
-    whole = every == 1
-    predicted = results.predicted(row["values"]) if whole else None
-    drops = {key: [subset[key] for subset in results.subsets] for key in ("drop", "drop_held_out")}
+    alone, held_out, among_mates = (results.truth(key)[::every] for key in ("alone", "alone_held_out", "among_mates"))
+    predicted = results.predicted(row["values"]) if every == 1 else None
     return Verdict(
         estimator=row["estimator"],
         group=row["group"],
-        alone=rho(values, of("alone")),
-        held_out=spearman(values, of("alone_held_out")),
-        natural=spearman(values[natural], of("alone")[natural]),
-        among_mates=rho(values, of("among_mates")),
-        lds=rho(predicted, drops["drop"]) if predicted is not None else None,
-        lds_held_out=spearman(predicted, drops["drop_held_out"]) if predicted is not None else None,
+        alone=rho(values, alone),
+        held_out=spearman(values, held_out),
+        natural=spearman(values[natural], alone[natural]),
+        among_mates=rho(values, among_mates),
+        lds=rho(predicted, results.drops()) if predicted is not None else None,
+        lds_within=_within(results, predicted) if predicted is not None else None,
+        lds_held_out=spearman(predicted, results.drops("drop_held_out")) if predicted is not None else None,
         cost=row["seconds"] / forward * (len(results.candidates) / len(values)),
         made_in=row["made_in"],
     )
+
+
+def _within(results: Results, predicted: Floats) -> Rho:
+    return rho(results.within_kinds(predicted), results.within_kinds(results.drops()))
+
+
+def differences(results: Results, one: str, other: str) -> dict[str, Rho]:
+    """By how much the estimator `one` is better than `other`, by truth."""
+    values = {row["estimator"]: row["values"] for row in results.scores}
+    a, b = results.predicted(values[one]), results.predicted(values[other])
+    within, drops = results.within_kinds, results.drops()
+    return {
+        "alone": rho_difference(values[one], values[other], results.truth("alone")),
+        "among mates": rho_difference(values[one], values[other], results.truth("among_mates")),
+        "LDS": rho_difference(a, b, drops),
+        "LDS within kinds": rho_difference(within(a), within(b), within(drops)),
+    }
