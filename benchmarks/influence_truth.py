@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=defaults.seed, help="of texts, weights and subsets (default: %(default)s)")
     add("--resume", type=Path, metavar="DIR", help="work there, and go on with what an earlier run left there")
     add("--docs", type=Path, metavar="DIR", help="renew figures and tables of the documentation in DIR (docs)")
+    add("--also", type=Path, metavar="FILE", help="records of another run, to set beside this one in --docs")
     add("--plot-only", action="store_true", help="measure nothing: read --output, print the table, renew --docs")
     add("--set", metavar="JSON", default="{}", help="any other settings, such as '{\"d_model\": 96}'")
     return found
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             atomic_write_text(path, text)
         else:
             path = given.output
-        show(path, given.docs)
+        show(path, given.docs, given.also)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -88,12 +89,12 @@ def _settings(given: argparse.Namespace) -> Settings:
         raise UserError(f"settings: {error}") from None
 
 
-def show(path: Path, docs: Path | None) -> None:
+def show(path: Path, docs: Path | None, also: Path | None) -> None:
     """Print what the records say; with `docs`, renew the documentation."""
     results = Results.read(path)
     verdicts = judge(results)
     if docs is not None:
-        write_docs(docs, results, verdicts)
+        write_docs(docs, results, verdicts, Results.read(also) if also is not None else None)
     for part in (table(verdicts), contest(results), oracles(results), conditions(results)):
         print(part + "\n")
     top = best(verdicts)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.influence_truth_figures import COLOURS, draw_sweep, draw_truth, paper
-from benchmarks.influence_truth_statistics import Results, Rho, Verdict, differences
+from benchmarks.influence_truth_statistics import Results, Rho, Verdict, differences, judge
 from synpro_engine.config import UserError
 
 HEADINGS = (
@@ -58,17 +58,36 @@ def _interval(found: Rho, sign: str = "") -> str:
     return f"{found.value:{sign}.3f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"
 
 
+def main_options(results: Results) -> list[str]:
+    """What the chosen estimator is compared with."""
+    probes = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
+    dots = ["dot, Adam", "dot, reference gradient", "dot, reference gradient, clipped"]
+    return [*probes, *dots, "exact step, reference gradient one step ahead"]
+
+
 def contest(results: Results) -> str:
     """Markdown: by how much the chosen estimator's rhos exceed those of others, with intervals of the differences."""
-    known = {row["estimator"] for row in results.scores}
-    others = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
-    others += ["dot, Adam", "dot, reference gradient", "dot, reference gradient, clipped"]
-    others += ["exact step, reference gradient one step ahead"]
-    assert {CHOSEN, *others} <= known, known
+    others = main_options(results)
     found = {other: differences(results, CHOSEN, other) for other in others}
     keys = list(found[others[0]])
     lines = [f"| against | {' | '.join(keys)} |", f"|{'---|' * (1 + len(keys))}"]
     lines += [f"| {other} | {' | '.join(_interval(found[other][key], '+') for key in keys)} |" for other in others]
+    return "\n".join(lines)
+
+
+def beside(results: Results, again: Results) -> str:
+    """Markdown: the main options in this run and in another one."""
+    options = [*main_options(results), CHOSEN, "exact step among mates, reference gradient one step ahead"]
+    runs = [{verdict.estimator: verdict for verdict in judge(each)} for each in (results, again)]
+    seeds = [each.settings.seed for each in (results, again)]
+    headings = [
+        f"{what}, seed {seed}" for what in ("alone", "among mates", "LDS", "LDS within kinds") for seed in seeds
+    ]
+    lines = [f"| estimator | {' | '.join(headings)} |", f"|{'---|' * (1 + len(headings))}"]
+    for name in [*options, "the measured mean of its kind"]:
+        pairs = zip(*([v.alone, v.among_mates, v.lds, v.lds_within] for v in (run[name] for run in runs)), strict=True)
+        cells = " | ".join("" if found is None else _interval(found) for pair in pairs for found in pair)
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
@@ -77,14 +96,20 @@ def oracles(results: Results) -> str:
     rows = {row["estimator"]: row for row in results.scores}
     true = np.array(rows["jvp, Adam"]["values"])
     every = rows["jvp, Adam"]["every"]
-    errors = [
-        float(np.linalg.norm(np.array(values) - true) / np.linalg.norm(true))
-        for values in (rows["dot, Adam"]["values"][::every], rows["finite_difference, Adam"]["values"])
-    ]
-    return (
-        f"Relative error over {len(true)} candidates along `dot, Adam`'s direction, against `jvp` in fp64: "
-        f"`dot` {errors[0]:.1e}, `finite_difference` {errors[1]:.1e}."
-    )
+    found = {name: rows[name]["values"] for name in ("dot, Adam", "finite_difference, Adam")}
+    found["dot, Adam"] = found["dot, Adam"][::every]
+    parts = []
+    for name, values in found.items():
+        wrong = np.abs(np.array(values) - true)
+        whole, middle = (float(x) for x in (np.linalg.norm(wrong) / np.linalg.norm(true), np.median(wrong / abs(true))))
+        parts.append(f"`{name.split(',')[0]}` {_small(whole)} over all, {_small(middle)} in the median")
+    about = f"Relative error of {len(true)} scores along `dot, Adam`'s direction, against `jvp` in fp64"
+    return f"{about}: {'; '.join(parts)}."
+
+
+def _small(error: float) -> str:
+    # The records keep seven digits of a score.
+    return f"{error:.1e}" if error >= 1e-6 else "below 1e-6"
 
 
 def sweep_table(results: Results) -> str:
@@ -119,8 +144,11 @@ def conditions(results: Results) -> str:
 # ---- into the documentation ------------------------------------------------------------------------------------------
 
 
-def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict]) -> None:
-    """Draw the figures into `folder`/images and renew the marked blocks of `folder`/influence.md, where it is."""
+def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], again: Results | None) -> None:
+    """Draw the figures into `folder`/images and renew the marked blocks of `folder`/influence.md, where it is.
+
+    again: another run, whose block stays as it is where there is none.
+    """
     images, page = folder / "images", folder / "influence.md"
     images.mkdir(parents=True, exist_ok=True)
     draw_truth(images / "influence_truth.png", results, verdicts)
@@ -132,6 +160,8 @@ def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict]) -> N
         "oracles": oracles(results),
         "agreement": sweep_table(results),
     }
+    if again is not None:
+        blocks["again"] = beside(results, again)
     if page.exists():
         text = page.read_text(encoding="utf-8")
         for name, block in blocks.items():

@@ -91,7 +91,11 @@ class Results:
     def read(cls, path: Path) -> Results:
         """Read JSON lines; UserError names a line that cannot be used, or the rows that are missing."""
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("run", "scores", "candidate", "subset", "sweep")}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
                 rows[record["row"]].append(record)

@@ -169,10 +169,10 @@ def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     assert {line["row"] for line in lines} == {"run", "scores", "candidate", "subset", "sweep"}
     output = tmp_path / "lines.jsonl"
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    blocks = ("conditions", "truth", "differences", "oracles", "agreement")
+    blocks = ("conditions", "truth", "differences", "oracles", "agreement", "again")
     marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in blocks)
     (tmp_path / "influence.md").write_text(f"before\n{marks}after\n")
-    arguments = ["--plot-only", "--output", str(output), "--docs", str(tmp_path)]
+    arguments = ["--plot-only", "--output", str(output), "--docs", str(tmp_path), "--also", str(output)]
     assert influence_truth.main(arguments) == 0
     page = (tmp_path / "influence.md").read_text()
     assert page.startswith("before") and page.endswith("after\n") and "old" not in page
