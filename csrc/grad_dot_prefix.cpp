@@ -1,6 +1,6 @@
 // The weight gradient, segment by segment, dotted with directions before it is added (CPU, fp32 arithmetic).
 //
-// A block of output rows of one segment's gradient is formed in a buffer of L2's size; one pass over it takes its dot
+// A block of one segment's gradient is formed in a buffer of about L2's size; one pass over it takes its dot
 // product with each direction and adds it to the accumulator. So the scores cost no GEMM, and nothing cancels.
 #include "grad_dot.h"
 
