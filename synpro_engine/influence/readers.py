@@ -62,15 +62,17 @@ class GradientReader:
         self._sums = []
         with contextlib.ExitStack() as stack:
             for parameter, direction in self._directions.items():
-                stack.enter_context(parameter.register_hook(self._listener(direction)))
+                stack.enter_context(parameter.register_hook(self._listener(parameter, direction)))
             yield loss_fn
 
-    def _listener(self, direction_KP: Tensor) -> Callable[[Tensor], None]:
+    def _listener(self, parameter: Any, direction_KP: Tensor) -> Callable[[Tensor], None]:
         """A parameter's k-th backward pass is that of the k-th micro-batch, in every schedule."""
         turn = -1
 
         def listen(gradient: Tensor) -> None:
             nonlocal turn
+            if getattr(parameter, "grad_added_to_main_grad", False):  # then what autograd delivers has no meaning
+                raise RuntimeError("a gradient went to main_grad past autograd: the loss must not be a fused one")
             turn += 1
             if turn == len(self._sums):
                 self._sums.append(torch.zeros(self._many, dtype=torch.float64, device=gradient.device))

@@ -182,6 +182,39 @@ def test_a_method_is_refused_where_it_cannot_tell_examples_apart(topology: Topol
         InRun(overlapped, v, method="prefix")
 
 
+@pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture")])
+def test_a_loss_that_hides_the_output_layers_gradient_is_refused(size: int, method: Any, topology: Topology) -> None:
+    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
+    v, (batches, examples) = direction_of(engine.model), microbatches(0, size, topology)
+    fused = LanguageModelLoss()
+    with pytest.raises(ValueError, match="expected output_layer `recomputed`"):
+        with InRun(engine, v, method=method).watch(batches, examples, fused, denominator=LABELS):
+            pass
+
+    def wrapped(*arguments: Any) -> Any:  # what it is cannot be seen from outside
+        return fused(*arguments)
+
+    with pytest.raises((RuntimeError, AssertionError)):
+        with InRun(engine, v, method=method).watch(batches, examples, wrapped, denominator=LABELS) as step:
+            engine.step(batches, step.loss_fn, denominator=LABELS)
+
+
+def test_prefix_sees_the_output_layers_gradient_under_any_loss(topology: Topology) -> None:
+    """Its rows read an alias of the weight that keeps no gradient buffer, so nothing goes past autograd."""
+    found = []
+    for loss_fn in (LanguageModelLoss(output_layer="recomputed"), LanguageModelLoss()):
+        engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
+        v, (batches, examples) = direction_of(engine.model), microbatches(0, 4, topology)
+
+        def wrapped(*arguments: Any, loss_fn: LanguageModelLoss = loss_fn) -> Any:
+            return loss_fn(*arguments)
+
+        with InRun(engine, v, method="prefix").watch(batches, examples, wrapped, denominator=LABELS) as step:
+            engine.step(batches, step.loss_fn, denominator=LABELS)
+        found.append([score.values["influence"] for score in step.scores])
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and all(found[0])
+
+
 @pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture"), (4, "prefix")])
 def test_only_the_trained_blocks_can_be_scored(size: int, method: Any, topology: Topology) -> None:
     """Below the first trained block nothing has a gradient; its own layers still do."""
