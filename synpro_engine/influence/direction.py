@@ -22,7 +22,7 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError, check_replaceable, new_artifact, read_manifest
 from synpro_engine.config.artifact import hash_directory
-from synpro_engine.dist import on_main
+from synpro_engine.dist import on_main, sum_over
 from synpro_engine.model import layout
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes, iter_canonical, local_slots
@@ -50,6 +50,10 @@ class Direction:
         if set(self.tensors) != set(other.tensors):
             raise ValueError("other: a direction over other parameters")
         return Direction({name: tensor - other.tensors[name] for name, tensor in self.tensors.items()})
+
+    def squared(self) -> Direction:
+        """v * v, entry by entry."""
+        return Direction({name: tensor.square() for name, tensor in self.tensors.items()})
 
     def to(self, dtype: torch.dtype) -> Direction:
         """v stored in `dtype`."""
@@ -83,6 +87,20 @@ def check_fits(model: Model, direction: Direction) -> None:
         if tensor.shape != parameters[name].shape or tensor.device != parameters[name].device:
             expected, found = parameters[name], f"{tuple(tensor.shape)} on {tensor.device}"
             raise ValueError(f"direction: {name} is {tuple(expected.shape)} on {expected.device}, got {found}")
+
+
+def inner(model: Model, a: Direction, b: Direction) -> float:
+    """<a, b> over the whole model, in fp64: split parameters in parts, the others once. Collective over the model."""
+    tp, pp, both = model.topology.tp, model.topology.pp, set(a.tensors) & set(b.tensors)
+    total = torch.zeros((), dtype=torch.float64, device=model.topology.device)
+    # Tied weights stand on the first stage and on the last.
+    twice = model.config.tie_embeddings and pp.size > 1 and model.topology.is_last_stage
+    again = model.output_weight() if twice else None
+    for name, parameter in model.named_parameters():
+        split = getattr(parameter, "tensor_model_parallel", False)
+        if name in both and (split or tp.rank == 0) and parameter is not again:
+            total += (a.tensors[name] * b.tensors[name]).sum(dtype=torch.float64)
+    return float(sum_over(pp, sum_over(tp, total)))
 
 
 @contextlib.contextmanager

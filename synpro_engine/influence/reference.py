@@ -1,7 +1,7 @@
-"""Where directions come from: the gradient of reference data, AdamW's step along it, a probe's walk.
+"""Where directions come from: the gradient of reference data, and a probe's walk.
 
-Every one is the theta - theta' of a change that helps the reference (see `direction`). Knows data, optimizer state and
-ranks; does not score.
+Each is the theta - theta' of a change that helps the reference (see `direction`); AdamW's step along the gradient is in
+`next_step`. Knows data, optimizer state and ranks; does not score.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -91,27 +90,6 @@ def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
     sum_over(topology.pp, total)
 
 
-def adam_direction(engine: Engine, gradient: Direction) -> Direction:
-    """The reference gradient g as AdamW's next step would use it: lr (1 - beta1)/(1 - beta1^(t+1)) g / (sqrt(v) + eps).
-
-    v is the live second moment, corrected for its start (Kingma and Ba, arXiv 1412.6980), lr the next step's rate and t
-    the number of steps taken. With it <grad L(x), v> is, to first order, by how much the reference loss drops when the
-    next step's gradient is that of L(x): the part of that step that x decides, without momentum, decay and clipping.
-    Collective over the job. Raises ValueError before the first step, when there are no moments.
-    """
-    config, taken = engine.optimizer_config, _steps_taken(engine)
-    if taken == 0:
-        raise ValueError("engine: its optimizer has taken no step yet, so there are no moments to precondition with")
-    rate = engine.lr * (1.0 - config.beta1) / (1.0 - config.beta1 ** (taken + 1))
-    squares = optimizer_values(engine, "exp_avg_sq")
-    if set(squares) != set(gradient.tensors):
-        raise ValueError("gradient: a direction over other parameters than the engine trains")
-    correction = 1.0 - config.beta2**taken
-    return Direction(
-        {name: rate * g / ((squares[name] / correction).sqrt() + config.eps) for name, g in gradient.tensors.items()}
-    )
-
-
 def probe_direction(
     theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, control: TokenLoader | None = None
 ) -> Direction:
@@ -154,15 +132,3 @@ def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
                 whole.view(-1)[kept.start : kept.end] = values.detach()
         found[name] = sum_over(engine.model.topology.dp, whole)
     return found
-
-
-def _steps_taken(engine: Engine) -> int:
-    """Updates that the moments hold. torch counts them for each parameter, Transformer Engine and apex for a group."""
-    counts = [0]
-    for part in engine.optimizer.chained_optimizers:
-        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
-        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
-    most = torch.tensor([max(counts)], device=engine.model.topology.device)
-    if engine.model.topology.dp.size > 1:  # a rank that keeps no parameter's state learns it from the others
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=engine.model.topology.dp.group)
-    return int(most)
