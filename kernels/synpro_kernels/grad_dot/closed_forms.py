@@ -11,11 +11,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise, precise_dtype
 from synpro_kernels.grad_dot.check import check_device, check_direction, check_ids, check_tokens, refuse_gradients
-from synpro_kernels.grad_dot.implementation import precise_dtype
 from synpro_kernels.grad_dot.segments import GradDots, by_segment
-
-_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 @overload
@@ -49,7 +48,7 @@ def bias_dot(
     check_direction(direction, grad_out.shape[-1], like=grad_out, like_name="grad_out")
     refuse_gradients(grad_out=grad_out, direction=direction)
     grad_TO, v_OK = _rows(grad_out), _rows(direction).to(precise_dtype(grad_out.dtype)).t()
-    dots_KT = _blockwise(grad_TO, lambda block: _precise(grad_TO[block]) @ v_OK)
+    dots_KT = _blockwise(grad_TO, lambda block: precise(grad_TO[block]) @ v_OK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
 
@@ -107,7 +106,7 @@ def scale_dot(
     refuse_gradients(normalised=normalised, grad_out=grad_out, direction=direction)
     norm_TH, grad_TH = _rows(normalised), _rows(grad_out)
     v_HK = _rows(direction).to(precise_dtype(normalised.dtype)).t()
-    dots_KT = _blockwise(norm_TH, lambda block: (_precise(grad_TH[block]) * norm_TH[block]) @ v_HK)
+    dots_KT = _blockwise(norm_TH, lambda block: (precise(grad_TH[block]) * norm_TH[block]) @ v_HK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
 
@@ -185,7 +184,7 @@ def _embedding_dots(grad_TH: Tensor, token_T: Tensor, tables_KVH: Tensor, vocab_
     foreign = torch.nan if vocab_start is None else 0.0
 
     def dots(block: slice) -> Tensor:
-        grad_CH = _precise(grad_TH[block])
+        grad_CH = precise(grad_TH[block])
         found = [(grad_CH * table_VH[row_T[block]]).sum(-1) for table_VH in tables_KVH]
         return torch.stack(found, -1).masked_fill(~own_T[block, None], foreign)
 
@@ -201,13 +200,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(precise_dtype(tensor.dtype))
-
-
 def _blockwise(rows_TH: Tensor, dots: Callable[[slice], Tensor]) -> Tensor:
     """Return the [C, K] results of blocks of tokens as one [K, T]."""
-    budget = _BLOCK_BYTES.get(rows_TH.device.type, _BLOCK_BYTES["cuda"])
-    size = max(1, budget // (rows_TH.shape[1] * 8))
-    starts = range(0, max(1, rows_TH.shape[0]), size)  # one empty block where there are no tokens
-    return torch.cat([dots(slice(start, start + size)) for start in starts]).t()
+    tokens = max(1, rows_TH.shape[0])  # one empty block where there are none
+    return torch.cat([dots(block) for block in pieces(tokens, block_bytes(rows_TH) // (rows_TH.shape[1] * 8))]).t()
