@@ -18,10 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.model.scoring import IGNORED
+from synpro_kernels.arithmetic import mm
+from synpro_kernels.pieces import pieces
 
 # Bytes of one block of logits; there are up to three of them at a time.
 _BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +67,21 @@ def output_pass(
     grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
     for block in _blocks(tokens, weight_VH):
         target = _Target.among(target_T[block], vocab_start, weight_VH.size(0))
-        z_CV = _mm(hidden_TH[block], weight_VH.t())
+        z_CV = mm(hidden_TH[block], weight_VH.t())
         logprob_T[block] = target.of(z_CV)
         logsumexp_C = _logsumexp(z_CV, group)
         if group is None or group.rank() == 0:  # the ranks' targets are summed below; one takes the logsumexp off
             logprob_T[block] -= torch.where(target.labelled_C, logsumexp_C, 0.0)
         p_CV = z_CV.sub_(logsumexp_C[:, None]).exp_()
         for k, direction_VH in enumerate(direction_KVH):
-            moved_CV = _mm(hidden_TH[block], direction_VH.t())
+            moved_CV = mm(hidden_TH[block], direction_VH.t())
             target_KT[k, block] = target.of(moved_CV)
             mean_KT[k, block] = torch.where(target.labelled_C, moved_CV.mul_(p_CV).sum(1), 0.0)
         if grad_TH is not None and slope is not None:
             less_CV = target.less(p_CV).to(hidden_TH.dtype)
-            grad_TH[block] = _mm(less_CV, weight_VH).mul_(slope)
+            grad_TH[block] = mm(less_CV, weight_VH).mul_(slope)
             if grad_VH is not None:
-                grad_VH.add_(_mm(less_CV.t(), hidden_TH[block]), alpha=slope)
+                grad_VH.add_(mm(less_CV.t(), hidden_TH[block]), alpha=slope)
     for whole in (logprob_T, grad_TH):
         if whole is not None and group is not None:
             dist.all_reduce(whole, group=group)
@@ -120,19 +121,7 @@ class _Target:
 
 def _blocks(tokens: int, weight_VH: Tensor) -> Iterator[slice]:
     budget = _BLOCK_BYTES.get(weight_VH.device.type, _BLOCK_BYTES["cuda"])
-    itemsize = max(4, weight_VH.element_size())
-    size = max(1, budget // (weight_VH.size(0) * itemsize))
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
-
-
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """Product in fp32 (fp64); CPUs multiply half precision as fp32, GPUs accumulate in it."""
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b
-    if _MM_HAS_OUT_DTYPE and a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    return pieces(tokens, budget // (weight_VH.size(0) * max(4, weight_VH.element_size())))
 
 
 def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -6,7 +6,8 @@ Knows what to draw and in which colour; the look and the embedding are `svg`'s.
 from collections.abc import Sequence
 
 from synpro_engine.report import svg
-from synpro_engine.report.model import InfluenceValues, ReportData, RewardCurves
+from synpro_engine.report.generator_records import InfluenceValues, RewardCurves
+from synpro_engine.report.model import ReportData
 from synpro_engine.report.numbers import fixed
 from synpro_engine.report.panels import FigurePanel, legend_above, point_marks, slug
 

@@ -4,7 +4,7 @@ Knows what to draw and in which colour; the look and the embedding are `svg`'s.
 """
 
 from synpro_engine.report import svg
-from synpro_engine.report.model import InRunInfluence
+from synpro_engine.report.in_run_records import InRunInfluence
 from synpro_engine.report.numbers import fixed
 from synpro_engine.report.panels import FigurePanel, legend_above, point_marks
 

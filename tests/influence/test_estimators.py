@@ -234,7 +234,7 @@ def test_packed_rows_are_fewer_and_hold_every_token_once(model: Model) -> None:
 @pytest.mark.parametrize("name", ["auto", "two_forward", "dot", "jvp", "finite_difference"])
 def test_every_estimator_is_there_by_name_and_takes_the_probe_either_way(name: Any, topology: Topology) -> None:
     theta = model_of(CONFIGS["olmo2"], topology)
-    probe, config = moved(theta), EstimatorConfig(estimator=name, micro_batch=4)
+    probe, config = moved(theta), EstimatorConfig(estimator=name, at="midpoint", micro_batch=4)
     as_model, as_direction = (
         build_estimator(config, theta, given, start_id=START) for given in (probe, direction_of(theta))
     )

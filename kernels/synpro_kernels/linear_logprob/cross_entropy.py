@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.linear_logprob.fused import Objective, Work, minimise
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.reference import LogProbs
-from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.validate import check_layer, check_main_grad, check_per_token
 
 
@@ -68,7 +69,7 @@ def linear_cross_entropy(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
     group = None if group is None or group.size() == 1 else group
-    target_T, weights = _weigh(target, loss_mask, ignore_index, accumulation_dtype(hidden.dtype))
+    target_T, weights = _weigh(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
     if reduction == "none":
         scored = linear_logprob(
             hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,

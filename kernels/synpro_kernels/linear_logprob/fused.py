@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.blocks import Gradients, Shard, kept_shape, pieces
+from synpro_kernels.linear_logprob.blocks import Gradients, Shard, kept_shape
 from synpro_kernels.linear_logprob.forward import Evaluated, finish, shard_of
 from synpro_kernels.linear_logprob.kept import KeptLogits
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.rows import coefficients
 from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
 from synpro_kernels.linear_logprob.validate import check_first_order
+from synpro_kernels.pieces import pieces
 
 Objective = Callable[..., tuple[Tensor, ...]]
 """(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, further sums to report), scalars."""
@@ -97,7 +98,6 @@ def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients) -> tuple[Te
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
     tokens, width = kept_shape(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
-    tokens = max(tokens, 1)
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
     sums: tuple[Tensor, ...] = ()
     # An empty chunk where no token is kept: the objective still says what it reports.

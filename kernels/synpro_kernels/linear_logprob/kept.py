@@ -9,16 +9,17 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.blocks import Gradients, Shard, pieces, products
-from synpro_kernels.linear_logprob.gemm import add_product, operand
+from synpro_kernels.arithmetic import add_product
+from synpro_kernels.linear_logprob.blocks import Gradients, Shard, products
 from synpro_kernels.linear_logprob.rows import Stats, differentiate, merge_
+from synpro_kernels.pieces import pieces
 
 
 class KeptLogits:
     """The logits of a shard's tokens, in blocks of `width` columns, in a buffer of tokens * V entries."""
 
     def __init__(self, shard: Shard, width: int, buffer: Tensor) -> None:
-        self._shard = replace(shard, hidden_TH=operand(shard.hidden_TH, shard.how))
+        self._shard = replace(shard, hidden_TH=shard.operand(shard.hidden_TH))
         self._width, self._buffer = width, buffer
         self.stats = Stats.empty(shard.tokens, shard.hidden_TH, shard.precise)
         for v, block_CB in self._blocks():

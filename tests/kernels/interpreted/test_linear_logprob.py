@@ -16,7 +16,8 @@ def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Everything through Triton, reading operands one way or the other where rows lie on 16 bytes."""
     monkeypatch.setattr(forward, "implementation_for", lambda h: "torch" if h.dtype == torch.float64 else "triton")
     capability = 90 if request.param == "descriptors" else 80
-    monkeypatch.setattr(triton_gemm, "_device", lambda tensor: (capability, 3))
+    monkeypatch.setattr(triton_gemm, "capability_of", lambda tensor: capability)
+    monkeypatch.setattr(triton_gemm, "_processors", lambda tensor: 3)
     return request.param
 
 
@@ -37,8 +38,8 @@ def test_descriptors_are_used_where_the_layout_allows(operands):
         hidden, weight = torch.zeros(64, width, dtype=torch.bfloat16), torch.zeros(300, width, dtype=torch.bfloat16)
         settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
         shard = forward.shard_of(hidden, weight, torch.zeros(64, dtype=torch.int64), None, settings)
-        capability, processors = triton_gemm._device(hidden)
-        call = triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=processors)
+        capability = triton_gemm.capability_of(hidden)
+        call = triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=3)
         return call.options["DESCRIPTOR"]
 
     assert described(120) == (operands == "descriptors") and not described(121)
