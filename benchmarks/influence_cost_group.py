@@ -50,7 +50,7 @@ def _rewritten(source: str, rng: np.random.Generator) -> str:
 def gains_kept(bench: Bench, steps: Sequence[Sequence[Group]]) -> tuple[list[float], int]:
     """I(completion) - I(source) of all steps by our own scorer, and how many sequences went through the models."""
     settings = bench.settings
-    influence = Influence(bench.theta, bench.probe, start_id=bench.start_id, micro_batch=settings.micro_batch)
+    influence = Influence(bench.theta, bench.probe, start_id=bench.start_id, micro_batch=settings.text_batch)
     gains: list[float] = []
     for groups in steps:
         texts = [text for group in groups for text in (*group.completions, group.source)]
@@ -69,7 +69,7 @@ def gains_again(bench: Bench, steps: Sequence[Sequence[Group]]) -> tuple[list[fl
     for groups in steps:
         texts = [text for group in groups for completion in group.completions for text in (completion, group.source)]
         ids = [bench.tokenizer.encode(text) for text in texts]
-        size = bench.settings.micro_batch
+        size = bench.settings.text_batch
         theta, probe = (
             sequence_logprobs(model, ids, start_id=bench.start_id, micro_batch=size)
             for model in (bench.theta, bench.probe)

@@ -98,7 +98,7 @@ def service(bench: Bench) -> Iterator[Service]:
 def scorer(bench: Bench, *, packed: bool = False) -> TextInfluence:
     """Ours, knowing no text yet."""
     influence = Influence(
-        bench.theta, bench.probe, start_id=bench.start_id, micro_batch=bench.settings.micro_batch, packed=packed
+        bench.theta, bench.probe, start_id=bench.start_id, micro_batch=bench.settings.text_batch, packed=packed
     )
     return TextInfluence(influence, bench.tokenizer.encode, same_tokenizer=True)
 

@@ -34,10 +34,10 @@ TOLERANCE = 1e-5
 """Nats per token; an influence of the probe here is some hundredths."""
 
 
-def estimators(bench: Bench, *, packed: bool = False) -> dict[str, Estimator]:
+def estimators(bench: Bench, micro_batch: int, *, packed: bool = False) -> dict[str, Estimator]:
     """Each measures anew what it has measured before (`keep` is 0)."""
     v = displacement(bench.theta, bench.probe)
-    how = {"start_id": bench.start_id, "micro_batch": bench.settings.micro_batch, "packed": packed, "keep": 0}
+    how = {"start_id": bench.start_id, "micro_batch": micro_batch, "packed": packed, "keep": 0}
     return {
         TWO: Influence(bench.theta, bench.probe, **how),
         STORED: Influence(bench.theta, v, **how),
@@ -49,7 +49,7 @@ def estimators(bench: Bench, *, packed: bool = False) -> dict[str, Estimator]:
 def measure(bench: Bench) -> list[CostRow]:
     """Full windows: each estimator over the plain forward."""
     settings, given = bench.settings, bench.sequences(bench.settings.rows)
-    found = estimators(bench)
+    found = estimators(bench, settings.micro_batch)
     true = truths(bench, given[:CHECKED])
     wrong = {name: wrong_scores(each, given[:CHECKED], true[name]) for name, each in found.items()}
     peak, peak_flops = harness.measured_peak(bench.topology.device, bench.theta.dtype)
@@ -76,7 +76,8 @@ def measure_packing(bench: Bench) -> list[CostRow]:
     settings = bench.settings
     texts = bench.texts(settings.short_texts, 1, low=10, high=max(11, settings.seq_len // 4))
     given = [bench.tokenizer.encode(text)[: settings.seq_len] for text in texts]
-    apart, packed = estimators(bench), estimators(bench, packed=True)
+    # Packed rows are full: fewer of them hold as many tokens at once.
+    apart, packed = estimators(bench, settings.text_batch), estimators(bench, settings.micro_batch, packed=True)
     steps, wrong = {}, {}
     for name in (TWO, DOT):
         steps |= {name: scoring(apart[name], given), f"{name}, packed": scoring(packed[name], given)}

@@ -47,12 +47,15 @@ class Settings(Config):
     rows: int = Field(default=8, gt=0)
     """Sequences of seq_len tokens that the estimators score."""
     micro_batch: int = Field(default=4, gt=0)
-    """Rows at once, in scoring and in the training step that `prefix` and `capture` watch."""
+    """Rows at once where windows are full."""
+    text_batch: int = Field(default=16, gt=0)
+    """Texts at once where they are shorter than a window; the estimators' own default."""
     short_texts: int = Field(default=48, gt=0)
     """Short texts of mixed length, for packing."""
     step_rows: int = Field(default=4, gt=0)
     """Sequences of one training step; each is an example."""
     step_micro_batch: int = Field(default=2, gt=0)
+    """Of the step that `prefix` and `capture` watch; `gradient` wants one example at once."""
     reference_tokens: int = Field(default=4096, gt=0)
     every: int = Field(default=8, gt=0)
     """A run scores one step in so many, and renews the direction once in `refresh` steps."""

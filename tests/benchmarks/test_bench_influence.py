@@ -70,8 +70,8 @@ def test_keeping_scores_changes_no_gain_and_sends_every_text_through_the_models_
 def test_estimators_with_another_probe_are_found_wrong(bench: Bench):
     given = bench.sequences(2)
     true = truths(bench, given)
-    assert all(wrong_scores(each, given, true[name]) is None for name, each in estimators(bench).items())
-    swapped = estimators(replace(bench, theta=bench.probe, probe=bench.theta))
+    assert all(wrong_scores(each, given, true[name]) is None for name, each in estimators(bench, 2).items())
+    swapped = estimators(replace(bench, theta=bench.probe, probe=bench.theta), 2)
     assert all(wrong_scores(swapped[name], given, true[name]) for name in (TWO, DOT, MIDPOINT))
 
 
