@@ -48,8 +48,9 @@ class Settings(Config):
     """Sequences of seq_len tokens that the estimators score."""
     micro_batch: int = Field(default=4, gt=0)
     """Rows at once where windows are full."""
-    text_batch: int = Field(default=16, gt=0)
-    """Texts at once where they are shorter than a window; the estimators' own default."""
+    text_batch: int = Field(default=4, gt=0)
+    """Texts at once where they are shorter than a window, in our scorers and in the rival that scores in batches. The
+    estimators' default of 16 overflows a CPU's caches here, and is no faster than one text at a time."""
     short_texts: int = Field(default=48, gt=0)
     """Short texts of mixed length, for packing."""
     step_rows: int = Field(default=4, gt=0)
