@@ -15,7 +15,7 @@ from benchmarks.harness import Step
 from benchmarks.influence_cost_records import CostRow, Turns, differing, take_turns
 from benchmarks.influence_cost_scoring import gradient_dot
 from benchmarks.influence_cost_setup import Bench, Settings, fresh_engine
-from synpro_engine.influence import Direction, Examples, InRun, adam_direction, mean_gradient
+from synpro_engine.influence import Direction, Examples, InRun, next_step_direction
 from synpro_engine.influence.in_run import Method
 from synpro_engine.influence.sequences import WindowBatch
 from synpro_engine.train.config import OutputLayer, TrainConfig
@@ -52,11 +52,11 @@ class Training:
         return 1 if method == "gradient" else self.bench.settings.step_micro_batch
 
     def direction(self) -> Direction:
-        """What pretraining scores along: the reference gradient as AdamW's next step would use it."""
+        """What pretraining scores along: the reference gradient as AdamW's next step, on this data, would meet it."""
         with ExitStack() as stack:
             for chunk in self.engine.wrapped:
                 stack.enter_context(chunk.no_sync())
-            return adam_direction(self.engine, mean_gradient(self.engine.model, self.reference))
+            return next_step_direction(self.engine, self.reference, [self.batches(None)])
 
     def step(self, method: Method | None) -> Step:
         """One step of the engine that nobody watches, cut as `method` wants it."""

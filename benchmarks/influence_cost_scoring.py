@@ -23,11 +23,13 @@ from synpro_engine.influence import (
     sequence_logprobs,
 )
 from synpro_engine.influence.direction import displaced
+from synpro_engine.influence.norms import clip_factor
 from synpro_engine.influence.plain import plain_logprobs
 from synpro_engine.model.model import Model
 
 PLAIN, PEAK = "plain forward", "matmul peak"
 TWO, STORED, DOT, MIDPOINT = "two_forward", "two_forward, probe as a direction", "dot at theta", "dot at midpoint"
+CLIPPED, CLIP = "dot at theta, clipped", 1.0
 CHECKED = 2
 """Sequences that the plain paths look at."""
 TOLERANCE = 1e-5
@@ -50,12 +52,14 @@ def measure(bench: Bench) -> list[CostRow]:
     """Full windows: each estimator over the plain forward."""
     settings, given = bench.settings, bench.sequences(bench.settings.rows)
     found = estimators(bench, settings.micro_batch)
+    v = displacement(bench.theta, bench.probe)
+    found[CLIPPED] = DotInfluence(bench.theta, v, start_id=bench.start_id, clip=CLIP, keep=0)
     true = truths(bench, given[:CHECKED])
     wrong = {name: wrong_scores(each, given[:CHECKED], true[name]) for name, each in found.items()}
     peak, peak_flops = harness.measured_peak(bench.topology.device, bench.theta.dtype)
     steps: dict[str, Step] = {PLAIN: forward(bench, bench.theta, given), PEAK: peak}
     turns = take_turns(bench, "scoring", steps | {name: scoring(each, given) for name, each in found.items()})
-    products = {TWO: (2.0, 2.1), STORED: (2.0, None), DOT: (3.0, 3.3), MIDPOINT: (3.0, None)}
+    products = {TWO: (2.0, 2.1), STORED: (2.0, None), DOT: (3.0, 3.3), MIDPOINT: (3.0, None), CLIPPED: (4.0, None)}
     flops, what = (
         settings.forward_flops([len(ids) for ids in given]),
         f"{len(given)} sequences of {len(given[0])} tokens",
@@ -113,9 +117,11 @@ def truths(bench: Bench, given: Sequence[Sequence[int]]) -> dict[str, list[float
     v = displacement(bench.theta, bench.probe)
     losses = [[_plain_loss(bench, model, ids) for ids in given] for model in (bench.theta, bench.probe)]
     two = [before - after for before, after in zip(*losses, strict=True)]
+    here = [gradient_dot(bench, bench.theta, ids, v) for ids in given]
+    clipped = [clip_factor(CLIP, _norm(bench, ids)) * value for ids, value in zip(given, here, strict=True)]
     with displaced(bench.theta, v, -0.5):
         middle = [gradient_dot(bench, bench.theta, ids, v) for ids in given]
-    return {TWO: two, STORED: two, DOT: [gradient_dot(bench, bench.theta, ids, v) for ids in given], MIDPOINT: middle}
+    return {TWO: two, STORED: two, DOT: here, MIDPOINT: middle, CLIPPED: clipped}
 
 
 @torch.no_grad()
@@ -129,3 +135,8 @@ def gradient_dot(bench: Bench, model: Model, ids: Sequence[int], v: Direction) -
     """<grad L(x), v> of one sequence, with the whole gradient held."""
     gradient = mean_gradient(model, bench.windows([ids], 1))
     return sum(float((gradient.tensors[name].double() * tensor.double()).sum()) for name, tensor in v.tensors.items())
+
+
+def _norm(bench: Bench, ids: Sequence[int]) -> float:
+    gradient = mean_gradient(bench.theta, bench.windows([ids], 1))
+    return float(torch.cat([tensor.flatten().double() for tensor in gradient.tensors.values()]).norm())
