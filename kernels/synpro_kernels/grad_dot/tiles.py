@@ -43,4 +43,5 @@ def prefix_tile(capability: int) -> Tile:
 
 
 def _known(table: dict[int, Tile], capability: int) -> Tile:
-    return table[max(known for known in table if known <= max(capability, min(table)))]
+    """Families that are not in it, sm_120 for one, have the shared memory of sm_86, so sm_80's tiles fit them."""
+    return table.get(capability // 10 * 10, table[80])

@@ -187,6 +187,7 @@ def test_the_public_functions_go_through_the_kernels():
 
 def test_an_unknown_architecture_takes_the_newest_known_before_it():
     assert tiles.prefix_tile(75) == tiles.prefix_tile(80) and tiles.prefix_tile(89) == tiles.prefix_tile(80)
-    assert tiles.prefix_tile(120) == tiles.prefix_tile(100)
+    assert tiles.prefix_tile(103) == tiles.prefix_tile(100)
+    assert tiles.prefix_tile(120) == tiles.prefix_tile(89) == tiles.prefix_tile(80)  # 99 KiB of shared memory
     assert tiles.row_tile(90, 4096, 4096).BN > tiles.row_tile(90, 32, 4096).BN
     assert tiles.pair_tile(90, 20).BM == 32 and tiles.pair_tile(90, 500) == tiles.prefix_tile(90)
