@@ -35,8 +35,8 @@ reference does.
 \b
 Each line of the output is {"id", "value", "tokens", "loss", "estimator", "theta", "probe"} and the estimator's
 settings, in the order of the input; theta and probe are content hashes. Called again after an interruption it goes on
-behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one that lacks them ends the command,
-which names file and line, or is named and left out with --skip-bad.
+behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one that lacks
+them ends the command, which names file and line, or is named and left out with --skip-bad.
 """
 
 

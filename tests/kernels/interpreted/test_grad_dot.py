@@ -185,7 +185,7 @@ def test_the_public_functions_go_through_the_kernels():
     assert (grad_dot_prefix(*none, direction, [0, 0])[0] == 0).all()
 
 
-def test_an_unknown_architecture_takes_the_newest_known_before_it():
+def test_an_architecture_without_tiles_of_its_own_takes_the_smallest():
     assert tiles.prefix_tile(75) == tiles.prefix_tile(80) and tiles.prefix_tile(89) == tiles.prefix_tile(80)
     assert tiles.prefix_tile(103) == tiles.prefix_tile(100)
     assert tiles.prefix_tile(120) == tiles.prefix_tile(89) == tiles.prefix_tile(80)  # 99 KiB of shared memory
