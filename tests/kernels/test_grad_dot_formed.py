@@ -6,7 +6,7 @@ import torch
 from synpro_kernels.grad_dot import formed_dot
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (1500, 800)])
+@pytest.mark.parametrize("shape", [(7,), (0, 4), (3, 5), (1500, 800)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_it_is_the_sum_of_the_products(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
