@@ -23,7 +23,7 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 
 UNWATCHED: OutputLayer = "fused"
-WATCHED: OutputLayer = "recomputed"
+WATCHED: OutputLayer = "fused"
 """How a step computes its output layer when nobody watches, and when its examples are scored."""
 LIMIT = 1.03
 RENEWAL = "renewing the direction"

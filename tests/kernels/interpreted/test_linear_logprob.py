@@ -83,13 +83,16 @@ def test_entries_masked_by_the_bias_leave_the_vocabulary(operands):
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored"])
 def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, dtype, variant):
     case = make_case(150, 601, dtype, variant)
+    along = torch.randn(1, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
     def gradients(as_dtype: torch.dtype, fused: bool) -> list[torch.Tensor]:
         leaves = case.leaves(as_dtype)
         bias = leaves[2] if len(leaves) == 3 else None
         entry = {"z_loss": 0.1, "reduction": "sum" if fused else "none", "bias": bias}
-        found = linear_cross_entropy(leaves[0], leaves[1], case.target_T, **entry, **case.options)
-        return [found.loss.sum(), *torch.autograd.grad(found.loss.sum(), leaves)]
+        asked = {"along": along, "along_tokens": True} if fused else {}
+        found = linear_cross_entropy(leaves[0], leaves[1], case.target_T, **entry, **asked, **case.options)
+        grads = torch.autograd.grad(found.loss.sum(), leaves)
+        return [found.loss.sum(), *grads, found.along.sum() if fused else (grads[1] * along.to(as_dtype)).sum()]
 
     truth = gradients(torch.float64, fused=False)
     for fused, remade, exact in zip(gradients(dtype, True), gradients(dtype, False), truth, strict=True):
