@@ -19,10 +19,7 @@ from torch import Tensor
 
 from synpro_engine.model.scoring import IGNORED
 from synpro_kernels.arithmetic import mm
-from synpro_kernels.pieces import pieces
-
-# Bytes of one block of logits; there are up to three of them at a time.
-_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +117,7 @@ class _Target:
 
 
 def _blocks(tokens: int, weight_VH: Tensor) -> Iterator[slice]:
-    budget = _BLOCK_BYTES.get(weight_VH.device.type, _BLOCK_BYTES["cuda"])
-    return pieces(tokens, budget // (weight_VH.size(0) * max(4, weight_VH.element_size())))
+    return pieces(tokens, block_bytes(weight_VH) // (weight_VH.size(0) * max(4, weight_VH.element_size())))
 
 
 def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:
