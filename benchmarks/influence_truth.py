@@ -50,7 +50,14 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=defaults.seed, help="of texts, weights and subsets (default: %(default)s)")
     add("--resume", type=Path, metavar="DIR", help="work there, and go on with what an earlier run left there")
     add("--docs", type=Path, metavar="DIR", help="renew figures and tables of the documentation in DIR (docs)")
-    add("--also", type=Path, metavar="FILE", help="records of another run, to set beside this one in --docs")
+    add(
+        "--also",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="records of other runs, to set beside in --docs",
+    )
     add("--plot-only", action="store_true", help="measure nothing: read --output, print the table, renew --docs")
     add("--set", metavar="JSON", default="{}", help="any other settings, such as '{\"d_model\": 96}'")
     return found
@@ -89,12 +96,12 @@ def _settings(given: argparse.Namespace) -> Settings:
         raise UserError(f"settings: {error}") from None
 
 
-def show(path: Path, docs: Path | None, also: Path | None) -> None:
+def show(path: Path, docs: Path | None, also: Sequence[Path]) -> None:
     """Print what the records say; with `docs`, renew the documentation."""
     results = Results.read(path)
     verdicts = judge(results)
     if docs is not None:
-        write_docs(docs, results, verdicts, Results.read(also) if also is not None else None)
+        write_docs(docs, results, verdicts, [Results.read(other) for other in also])
     for part in (table(verdicts), contest(results), oracles(results), conditions(results)):
         print(part + "\n")
     top = best(verdicts)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.influence_truth_figures import COLOURS, draw_sweep, draw_truth, paper
+from benchmarks.influence_truth_gradients import DEFAULT
 from benchmarks.influence_truth_statistics import Results, Rho, Verdict, differences, judge
 from synpro_engine.config import UserError
 
@@ -27,7 +28,7 @@ HEADINGS = (
     "cost",
     "made in",
 )
-CHOSEN = "dot, Adam with the next v, reference gradient one step ahead, clipped"
+CHOSEN = f"dot, {DEFAULT}, clipped"
 """What the others are compared with, pair by pair."""
 
 
@@ -61,8 +62,9 @@ def _interval(found: Rho, sign: str = "") -> str:
 def main_options(results: Results) -> list[str]:
     """What the chosen estimator is compared with."""
     probes = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
-    dots = ["dot, Adam", "dot, reference gradient", "dot, reference gradient, clipped"]
-    return [*probes, *dots, "exact step, reference gradient one step ahead"]
+    dots = [f"dot, {DEFAULT}", "dot, Adam with the next v, reference gradient one step ahead, clipped"]
+    plain = ["dot, reference gradient, clipped", "dot, reference gradient", "dot, Adam"]
+    return [*probes, *dots, *plain, "exact step, reference gradient one step ahead"]
 
 
 def contest(results: Results) -> str:
@@ -75,19 +77,17 @@ def contest(results: Results) -> str:
     return "\n".join(lines)
 
 
-def beside(results: Results, again: Results) -> str:
-    """Markdown: the main options in this run and in another one."""
-    options = [*main_options(results), CHOSEN, "exact step among mates, reference gradient one step ahead"]
-    runs = [{verdict.estimator: verdict for verdict in judge(each)} for each in (results, again)]
-    seeds = [each.settings.seed for each in (results, again)]
-    headings = [
-        f"{what}, seed {seed}" for what in ("alone", "among mates", "LDS", "LDS within kinds") for seed in seeds
-    ]
-    lines = [f"| estimator | {' | '.join(headings)} |", f"|{'---|' * (1 + len(headings))}"]
+def beside(runs: Sequence[Results]) -> str:
+    """Markdown: the main options in several runs, under each other."""
+    options = [CHOSEN, *main_options(runs[0]), "exact step among mates, reference gradient one step ahead"]
+    found = [{verdict.estimator: verdict for verdict in judge(run)} for run in runs]
+    headings = ("estimator", "run", "alone", "among mates", "LDS", "LDS within kinds")
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for name in [*options, "the measured mean of its kind"]:
-        pairs = zip(*([v.alone, v.among_mates, v.lds, v.lds_within] for v in (run[name] for run in runs)), strict=True)
-        cells = " | ".join("" if found is None else _interval(found) for pair in pairs for found in pair)
-        lines.append(f"| {name} | {cells} |")
+        for run, verdicts in zip(runs, found, strict=True):
+            v, settings = verdicts[name], run.settings
+            cells = ("" if rho is None else _interval(rho) for rho in (v.alone, v.among_mates, v.lds, v.lds_within))
+            lines.append(f"| {name} | seed {settings.seed}, {settings.mates} mates | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,10 +144,10 @@ def conditions(results: Results) -> str:
 # ---- into the documentation ------------------------------------------------------------------------------------------
 
 
-def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], again: Results | None) -> None:
+def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], again: Sequence[Results]) -> None:
     """Draw the figures into `folder`/images and renew the marked blocks of `folder`/influence.md, where it is.
 
-    again: another run, whose block stays as it is where there is none.
+    again: other runs to set beside this one; without any that block stays as it is.
     """
     images, page = folder / "images", folder / "influence.md"
     images.mkdir(parents=True, exist_ok=True)
@@ -160,8 +160,8 @@ def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], agai
         "oracles": oracles(results),
         "agreement": sweep_table(results),
     }
-    if again is not None:
-        blocks["again"] = beside(results, again)
+    if again:
+        blocks["again"] = beside([results, *again])
     if page.exists():
         text = page.read_text(encoding="utf-8")
         for name, block in blocks.items():

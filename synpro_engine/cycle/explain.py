@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.inputs import input_documents
 from synpro_engine.cycle.pair import Pair
-from synpro_engine.data import Tokenizer
+from synpro_engine.data import Tokenizer, read_documents
 from synpro_engine.dist import Topology
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 from synpro_engine.influence.estimator import SharesBy
@@ -37,8 +36,9 @@ def explain_document(
 
     Raises UserError when it is not there, and for a bad document before it unless `skip_bad`.
     """
-    ignore = (lambda fault: None) if skip_bad else None
-    document = next((found for found in input_documents(documents, ignore) if found.id == id), None)
+    config = pair.resolved(config)
+    ignore = (lambda bad: None) if skip_bad else None
+    document = next((found for found in read_documents(documents, ignore) if found.id == id), None)
     if document is None:
         raise UserError(f"{documents}: no document with id {id!r}")
     estimator, ids = pair.estimator(config, topology), pair.tokenizer.encode(document.text)

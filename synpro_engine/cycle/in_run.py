@@ -22,7 +22,7 @@ from torch import Tensor
 from synpro_engine.config import Config
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology
-from synpro_engine.influence import Direction, Examples, InRun, ScoreLog, adam_direction, mean_gradient
+from synpro_engine.influence import Direction, Examples, InRun, ScoreLog, mean_gradient, next_step_direction
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
@@ -37,14 +37,13 @@ class InRunConfig(Config):
     every: int = Field(default=8, gt=0)
     """Steps between scored steps; the documents of the other steps are not scored. 1 scores all of them."""
     start: int = Field(default=0, ge=0)
-    """Steps before the first scored one. Early, AdamW's moments know nothing yet of rare words' embeddings, and the
-    direction `adam` leaps along them: let one pass over the text go by."""
+    """Steps before the first scored one."""
     refresh: int = Field(default=64, gt=0)
     """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
     the scores of one that was never interrupted."""
-    direction: Literal["adam", "gradient"] = "adam"
-    """`gradient`: of the reference loss. `adam`: the same as AdamW's next step would use it, so that a score is, to
-    first order, by how much that loss falls if the step's gradient were the document's alone."""
+    direction: Literal["next_step", "gradient"] = "next_step"
+    """`gradient`: of the reference loss. `next_step`: the same as AdamW's next step would meet it, made with the batch
+    of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""
     reference_tokens: int = Field(default=4096, gt=0)
     """Tokens at the head of the reference split that the gradient is taken on."""
 
@@ -119,9 +118,7 @@ class InRunScores:
         self._metrics.write("in_run", number, {"scored": scored, "seconds": seconds, "direction_seconds": renewing})
 
     def _is_scored(self, number: int) -> bool:
-        """AdamW has no moments to go by before its first step has been taken."""
-        first = max(self._config.start, self._config.direction == "adam") + 1
-        return number >= first and number % self._config.every == 0
+        return number > self._config.start and number % self._config.every == 0
 
     def _is_due(self, number: int) -> bool:
         """A direction is renewed with the first scored step of each `refresh`, whenever the run began."""
@@ -141,8 +138,9 @@ class InRunScores:
         with ExitStack() as stack:
             for chunk in self._engine.wrapped:  # else overlapped reductions would begin with these gradients
                 stack.enter_context(chunk.no_sync())
-            gradient = mean_gradient(self._engine.model, list(batches))
-        return gradient if self._config.direction == "gradient" else adam_direction(self._engine, gradient)
+            if self._config.direction == "gradient":
+                return mean_gradient(self._engine.model, list(batches))
+            return next_step_direction(self._engine, list(batches), [microbatches])
 
     def _examples(self, position: Mapping[str, Any], microbatches: Sequence[Batch]) -> list[Examples]:
         """The documents of each micro-batch; a position is of the document whose token it predicts."""

@@ -37,7 +37,7 @@ def in_run(run: FinishedRun) -> InRunInfluence | None:
     plain = [record["seconds"] for record in times if not record["scored"]]
     renewals = [record["direction_seconds"] for record in times if record["direction_seconds"]]
     return InRunInfluence(
-        adam=config.direction == "adam",
+        per_nat=config.direction == "next_step",
         steps=steps,
         trained_steps=len(times),
         low=tuple(band[0] for band in bands.values()),

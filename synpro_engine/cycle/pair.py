@@ -15,13 +15,12 @@ from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.probe import is_tangent, load_probe
 from synpro_engine.cycle.synthesis import TOKENIZER
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, load_tokenizer
 from synpro_engine.dist import Topology
-from synpro_engine.influence import Direction, Estimator, EstimatorConfig, build_estimator, load_direction
-from synpro_engine.influence.direction import KIND as DIRECTION
-from synpro_engine.model.model import Model
+from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
 from synpro_engine.train.checkpoint import KIND as CHECKPOINT
 
 
@@ -61,6 +60,10 @@ class Pair:
         """Content hashes of `theta` and `probe`."""
         return {name: read_manifest(path).content_hash for name, path in (("theta", self.theta), ("probe", self.probe))}
 
+    def resolved(self, config: EstimatorConfig) -> EstimatorConfig:
+        """The settings with what the kind of probe decides; UserError where they do not go together."""
+        return config.resolved(tangent=is_tangent(self.probe))
+
     def estimator(self, config: EstimatorConfig, topology: Topology) -> Estimator:
         """Load both and build the estimator; nothing is remembered between its calls. Collective.
 
@@ -72,12 +75,8 @@ class Pair:
             raise UserError(
                 f"{self.theta}: has {rows} embeddings, too few for a tokenizer of {ids} ids; see --tokenizer"
             )
-        return build_estimator(config, theta, self._probe_beside(theta), start_id=self.tokenizer.eos_id, keep=0)
-
-    def _probe_beside(self, theta: Model) -> Model | Direction:
-        if read_manifest(self.probe).kind == DIRECTION:
-            return load_direction(self.probe, theta)
-        return load_model(self.probe, theta.topology, self.dtype, like=theta.config)
+        probe = load_probe(self.probe, theta, self.dtype)
+        return build_estimator(config, theta, probe, start_id=self.tokenizer.eos_id, keep=0)
 
 
 def recorded_tokenizer(weights: Path) -> Path:

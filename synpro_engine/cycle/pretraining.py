@@ -1,4 +1,4 @@
-"""The stages that train the pretrained model: to the plateau, the probe, and the two arms after it."""
+"""The stages that train the pretrained model: to the plateau, and the two arms after it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from synpro_engine.config import UserError, atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
-from synpro_engine.cycle.weights import CHECKPOINT, stage_checkpoint
+from synpro_engine.cycle.weights import stage_checkpoint
 from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.influence import run_probe
 from synpro_engine.influence.score_log import SCORES
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.run import PretrainResult
 from synpro_engine.train.trainer import pretrain
@@ -33,9 +31,10 @@ def new_model(recipe: Recipe, topology: Topology, *, seed: int | None) -> Model:
     return build_model(recipe.model, topology, dtype=platform.resolve_dtype(recipe.dtype), seed=seed)
 
 
-def _loader(
+def loader_of(
     recipe: Recipe, corpora: Mapping[str, TokenCorpus], weights: Mapping[str, float], batch: int, topology: Topology
 ) -> TokenLoader:
+    """This rank's loader of weighted sources, `batch` windows a step over all ranks."""
     return TokenLoader(
         corpora,
         weights,
@@ -69,7 +68,7 @@ def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology)
     """Pretrain from initial weights on organic text until the plateau or the budget."""
     tokenizer = open_tokenizer(tokens)
     corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
-    loader = _loader(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
+    loader = loader_of(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
     in_run = recipe.pretrain.in_run
     result = pretrain(
         new_model(recipe, topology, seed=recipe.seed),
@@ -82,17 +81,6 @@ def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology)
         watcher=None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology),
     )
     _write_result(into, result, topology, {"samples": loader.samples_by_source})
-
-
-def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    """Make theta' from theta on the reference split."""
-    corpus = open_split(tokens, "reference", open_tokenizer(tokens))
-    loader = _loader(recipe, {"reference": corpus}, {"reference": 1.0}, recipe.probe.global_batch, topology)
-    model = new_model(recipe, topology, seed=None)
-    steps = run_probe(stage_checkpoint(theta, topology), model, loader, recipe.probe)
-    save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
-    lines = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
-    on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
 
 
 def arm_config(recipe: Recipe, steps: int) -> TrainConfig:
@@ -115,7 +103,7 @@ def arm_stage(
     corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
     weights = mixture(corpora, recipe.continued)
     _refuse_unread(weights, steps * recipe.pretrain.global_batch)
-    loader = _loader(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
+    loader = loader_of(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
     before = stage_checkpoint(start, topology)
     result = pretrain(
         new_model(recipe, topology, seed=None),

@@ -93,6 +93,14 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _a_gradient_is_no_displacement(self) -> Recipe:
+        far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
+        if far and self.probe.kind == "next_step":
+            wanted = f"influence.estimator {self.influence.estimator} at {self.influence.at}"
+            raise ValueError(f"{wanted} wants probe.kind walk: a gradient is no displacement of the weights")
+        return self
+
+    @model_validator(mode="after")
     def _generators_are_used_as_they_were_tuned(self) -> Recipe:
         for operation, config in self.tune.items():
             for key in ("prefill", "chat_format"):

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.inputs import count_documents, input_documents
 from synpro_engine.cycle.pair import Pair
-from synpro_engine.data import Document
+from synpro_engine.data import BadDocument, Document, count_documents, read_documents
 from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 
 _ROUNDS = 4  # micro-batches a rank scores between two writes: enough to put texts of like length together
-_FIRST_ORDER = {"dot": ("at",), "jvp": ("at",), "finite_difference": ("at", "step")}
+_FIRST_ORDER = {"dot": ("at", "clip"), "jvp": ("at",), "finite_difference": ("at", "step")}
 
 
 def score_documents(
@@ -43,13 +42,14 @@ def score_documents(
     Raises UserError for a bad document (naming file and line; what was scored before it is kept), unless `skip_bad`
     leaves those out, and for an `output` that holds something else.
     """
+    config = pair.resolved(config)
     made_by = _made_by(pair, config)
     known = on_main(topology, lambda: _begin(output, documents, made_by, shares))
     total = on_main(topology, lambda: count_documents(documents))
     estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
     with progress(total, "influence", "documents", topology) as bar:
         skipped = _Skipped(topology, bar.update)
-        found = _fresh(input_documents(documents, skipped if skip_bad else None), known, output, bar.update)
+        found = _fresh(read_documents(documents, skipped if skip_bad else None), known, output, bar.update)
         while batch := list(itertools.islice(found, size)):
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = estimator.score([pair.tokenizer.encode(document.text) for document in mine])
@@ -68,9 +68,9 @@ class _Skipped:
     def __init__(self, topology: Topology, advance: Callable[[int], object]) -> None:
         self._topology, self._advance, self.count = topology, advance, 0
 
-    def __call__(self, fault: str) -> None:
+    def __call__(self, bad: BadDocument) -> None:
         self.count += 1
-        say(self._topology, f"skipped: {fault}")
+        say(self._topology, f"skipped: {bad}")
         self._advance(1)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, remove_directory
 from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_path
+from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
 from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, stable_hash, write_shards
@@ -78,7 +79,8 @@ def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Compose
     influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
     if recipe.reward.uses("influence"):
-        theta, probe = (load_model(stage, topology, dtype) for stage in (inputs.theta, inputs.probe))
+        theta = load_model(inputs.theta, topology, dtype)
+        probe = load_probe(inputs.probe, theta, dtype)
         influence = build_estimator(recipe.influence, theta, probe, start_id=words.eos_id)
         same = own.fingerprint == words.fingerprint
         influence_of = TextInfluence(influence, words.encode, same_tokenizer=same)

@@ -20,8 +20,9 @@ _KEPT_SAMPLES, _REFUSED_SAMPLES = 5, 2
 
 def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
     """Of accepted texts and their sources, by operation."""
+    per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
-        InfluenceValues(operation=name, sources=tuple(v["sources"]), generated=tuple(v["generated"]))
+        InfluenceValues(operation=name, per_nat=per_nat, sources=tuple(v["sources"]), generated=tuple(v["generated"]))
         for name, v in run.results().get("influence", {}).items()
         if v["generated"]
     )

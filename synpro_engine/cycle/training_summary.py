@@ -6,8 +6,7 @@ from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.pretraining import ORGANIC, RESULT
 from synpro_engine.cycle.weights import CHECKPOINT
 from synpro_engine.data import read_shard_stats
-from synpro_engine.report import ArmTokens, Curve, ModelInfo, PlateauInfo, TokenAccount
-from synpro_engine.report.model import CurveKind
+from synpro_engine.report import ArmTokens, Curve, CurveKind, ModelInfo, PlateauInfo, TokenAccount
 from synpro_engine.train.checkpoint import checkpoint_model_config
 
 ARM_NAMES = {"continue": "organic + synthetic", "repeat": "repeat organic"}

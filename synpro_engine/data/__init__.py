@@ -2,7 +2,7 @@
 
 from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans, origin_id
 from synpro_engine.data.corpus import TokenCorpus
-from synpro_engine.data.documents import Document, read_documents
+from synpro_engine.data.documents import BadDocument, Document, count_documents, read_documents
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
@@ -17,6 +17,7 @@ from synpro_engine.data.writer import DocumentWriter, write_documents
 
 __all__ = [
     "IGNORE",
+    "BadDocument",
     "Batch",
     "Blend",
     "Document",
@@ -32,6 +33,7 @@ __all__ = [
     "Tokenizer",
     "cap_documents",
     "chunk_documents",
+    "count_documents",
     "cut_spans",
     "documents_of",
     "eval_windows",

@@ -21,11 +21,17 @@ from synpro_engine.model.model import Model
 class EstimatorConfig(Config):
     """How the influence of a text is estimated."""
 
-    estimator: Literal["two_forward", "dot", "jvp", "finite_difference"] = "two_forward"
-    """`two_forward`: L(x; theta) - L(x; theta'). `dot`: its first order, by one forward and one backward pass.
-    `jvp` and `finite_difference` are slow, to check the others: `jvp` on one process, `finite_difference` in fp32."""
-    at: At = "midpoint"
-    """Where a first-order estimate is taken: at `theta`, or at the `midpoint` of the displacement."""
+    estimator: Literal["auto", "two_forward", "dot", "jvp", "finite_difference"] = "auto"
+    """`dot`: to first order, by one forward and one backward pass. `two_forward`: L(x; theta) - L(x; theta'), the
+    paper's. `auto`: dot along a gradient, two_forward to a probe. `jvp` and `finite_difference` are slow, to check the
+    others: `jvp` on one process, `finite_difference` in fp32. What predicts real steps best, and what each costs, is in
+    docs/influence.md."""
+    at: At = "theta"
+    """Where a first-order estimate is taken: at `theta`, or at the `midpoint` of the displacement of a probe."""
+    clip: float | None = Field(default=None, ge=0)
+    """dot only: multiply a text's score by min(1, clip / norm of its gradient), as training's clipping does in a step
+    on it alone, so that no text scores by its gradient's size. Texts then run one by one. 0: off; where not given, 1
+    along a gradient and 0 along a displacement, where it is to agree with the others."""
     step: float = Field(default=0.1, gt=0)
     """finite_difference only: how far to step to either side, as a part of the displacement."""
     micro_batch: int = Field(default=16, gt=0)
@@ -39,26 +45,44 @@ class EstimatorConfig(Config):
             raise ValueError(f"packed is not for {self.estimator}")
         return self
 
+    def resolved(self, *, tangent: bool) -> EstimatorConfig:
+        """With what was left open decided: `tangent` says whether the direction is a gradient's.
+
+        Raises UserError for settings that then do not go together.
+        """
+        found = {
+            "estimator": ("dot" if tangent else "two_forward") if self.estimator == "auto" else self.estimator,
+            "clip": float(tangent) if self.clip is None else self.clip,
+        }
+        if self.packed and found["estimator"] == "dot" and found["clip"]:
+            raise UserError("`packed` wants `clip` 0 here: a gradient norm is of one text at a time")
+        return self.model_copy(update=found)
+
 
 def build_estimator(
     config: EstimatorConfig, theta: Model, probe: Model | Direction, *, start_id: int, keep: int = 4096
 ) -> Estimator:
-    """The estimator of `config` for theta and its probe, given as a model or as the direction theta - theta'.
+    """The estimator of `config` for theta and its probe, given as a model or as a direction, as theta - theta' is.
 
     start_id: the id that separates documents. keep: sequences remembered. Raises UserError where the setting does not
-    fit the layout or the weights' precision.
+    fit the layout, the weights' precision or the direction.
     """
-    size, packed = config.micro_batch, config.packed
+    config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
+    try:
+        return _built(config, theta, probe, start_id, keep)
+    except ValueError as error:
+        raise UserError(f"`estimator` {config.estimator}: {error}") from error
+
+
+def _built(config: EstimatorConfig, theta: Model, probe: Model | Direction, start_id: int, keep: int) -> Estimator:
+    size, packed, at = config.micro_batch, config.packed, config.at
     if config.estimator == "two_forward":
         return Influence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
     v = displacement(theta, probe) if isinstance(probe, Model) else probe
     if config.estimator == "dot":
-        return DotInfluence(theta, v, start_id=start_id, at=config.at, micro_batch=size, packed=packed, keep=keep)
-    try:
-        if config.estimator == "jvp":
-            return JvpInfluence(theta, v, start_id=start_id, at=config.at, micro_batch=size, keep=keep)
-        return FiniteDifferenceInfluence(
-            theta, v, start_id=start_id, at=config.at, step=config.step, micro_batch=size, keep=keep
+        return DotInfluence(
+            theta, v, start_id=start_id, at=at, micro_batch=size, clip=config.clip or 0.0, packed=packed, keep=keep
         )
-    except ValueError as error:
-        raise UserError(f"`estimator` {config.estimator}: {error}") from error
+    if config.estimator == "jvp":
+        return JvpInfluence(theta, v, start_id=start_id, at=at, micro_batch=size, keep=keep)
+    return FiniteDifferenceInfluence(theta, v, start_id=start_id, at=at, step=config.step, micro_batch=size, keep=keep)

@@ -4,31 +4,21 @@ A direction v stands for a change of the weights from theta to theta - v; it is 
 probe, or a reference gradient, which a step of descent would subtract. With this sign <grad L(x), v> is, to first
 order, L(x; theta) - L(x; theta - v): positive where the change lowers the loss on x, as the influence of two forwards.
 
-Knows tensors, this rank's shards of them, and how they are stored in any layout; how a direction is made from data is
-in `reference`.
+Knows tensors and this rank's shards of them; how a direction is made from data is in `reference` and `next_step`, how
+it is stored in `direction_files`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import Parameter
 
-from synpro_engine.config import UserError, check_replaceable, new_artifact, read_manifest
-from synpro_engine.config.artifact import hash_directory
-from synpro_engine.dist import on_main
-from synpro_engine.model import layout
+from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
-from synpro_engine.model.state import check_shapes, iter_canonical, local_slots
-from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
-
-KIND = "direction"
 
 
 @dataclass(frozen=True)
@@ -40,20 +30,32 @@ class Direction:
     """
 
     tensors: Mapping[str, Tensor]
+    tangent: bool = False
+    """Whether its length means nothing, as a gradient's: then theta - v is no place to go to, and only first-order
+    estimates at theta make sense."""
 
     def scaled(self, factor: float) -> Direction:
         """factor * v."""
-        return Direction({name: tensor * factor for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor * factor for name, tensor in self.tensors.items()})
+
+    def plus(self, other: Direction) -> Direction:
+        """v + other."""
+        if set(self.tensors) != set(other.tensors):
+            raise ValueError("other: a direction over other parameters")
+        tensors = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
+        return Direction(tensors, tangent=self.tangent or other.tangent)
 
     def minus(self, other: Direction) -> Direction:
         """v - other; with a control's displacement, what the reference data alone did."""
-        if set(self.tensors) != set(other.tensors):
-            raise ValueError("other: a direction over other parameters")
-        return Direction({name: tensor - other.tensors[name] for name, tensor in self.tensors.items()})
+        return self.plus(other.scaled(-1.0))
+
+    def squared(self) -> Direction:
+        """v * v, entry by entry."""
+        return replace(self, tensors={name: tensor.square() for name, tensor in self.tensors.items()})
 
     def to(self, dtype: torch.dtype) -> Direction:
         """v stored in `dtype`."""
-        return Direction({name: tensor.to(dtype) for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
@@ -85,6 +87,26 @@ def check_fits(model: Model, direction: Direction) -> None:
             raise ValueError(f"direction: {name} is {tuple(expected.shape)} on {expected.device}, got {found}")
 
 
+def inner(model: Model, a: Direction, b: Direction) -> float:
+    """<a, b> over the whole model, in fp64: split parameters in parts, the others once. Collective over the model."""
+    tp, pp, both = model.topology.tp, model.topology.pp, set(a.tensors) & set(b.tensors)
+    total = torch.zeros((), dtype=torch.float64, device=model.topology.device)
+    # Tied weights stand on the first stage and on the last.
+    twice = model.config.tie_embeddings and pp.size > 1 and model.topology.is_last_stage
+    again = model.output_weight() if twice else None
+    for name, parameter in model.named_parameters():
+        split = getattr(parameter, "tensor_model_parallel", False)
+        if name in both and (split or tp.rank == 0) and parameter is not again:
+            total += (a.tensors[name] * b.tensors[name]).sum(dtype=torch.float64)
+    return float(sum_over(pp, sum_over(tp, total)))
+
+
+def check_has_length(direction: Direction, use: str) -> None:
+    """Raise ValueError where `use` needs a displacement and this is a tangent."""
+    if direction.tangent:
+        raise ValueError(f"{use} needs a displacement of the weights, not a gradient; use `dot` at theta")
+
+
 @contextlib.contextmanager
 def displaced(model: Model, direction: Direction, scale: float) -> Iterator[None]:
     """Put `model` at theta + scale * v within the block; afterwards it has its own storage back, bit for bit.
@@ -102,75 +124,3 @@ def displaced(model: Model, direction: Direction, scale: float) -> Iterator[None
     finally:
         for parameter, data in own.values():
             parameter.data = data
-
-
-def save_direction(
-    path: Path,
-    model: Model,
-    direction: Direction,
-    *,
-    parents: Mapping[str, Path] | None = None,
-    seed: int | None = None,
-) -> None:
-    """Write `direction` as full fp32 tensors by their Hugging Face names, with a manifest. Collective over the model.
-
-    parents: artifacts it was made from. Raises UserError on every rank when something else lies at `path`, and when it
-    cannot be written; then nothing appears there.
-    """
-    on_main(model.topology, lambda: check_replaceable(path, KIND))
-    of = {parameter: direction.tensors.get(name) for name, parameter in model.named_parameters()}
-
-    def read(parameter: Parameter) -> Tensor:
-        tensor = of[parameter]
-        return torch.zeros_like(parameter, dtype=torch.float32) if tensor is None else tensor
-
-    tensors = iter_canonical(model, read=read, dtype=torch.float32)
-    fault: UserError | OSError | None = None
-    if model.topology.is_main:
-        try:
-            _write(path, model, tensors, parents or {}, seed)
-        except (UserError, OSError) as error:
-            fault = error
-    for _ in tensors:  # each is gathered from all ranks, so all go through them, whether or not rank 0 could write
-        pass
-    on_main(model.topology, lambda: _raise(fault))
-
-
-def _write(
-    path: Path, model: Model, tensors: Iterator[tuple[str, Tensor]], parents: Mapping[str, Path], seed: int | None
-) -> None:
-    shapes = layout.canonical_shapes(model.config)
-    with new_artifact(path, KIND, {"model": model.config.model_dump(mode="json")}, parents, seed) as partial:
-        try:
-            write_tensors(partial, tensors, shapes, torch.float32)
-        except SafetensorError as error:  # its writer wraps what the file system says
-            raise UserError(f"{path}: cannot be written ({error})") from error
-
-
-def _raise(fault: Exception | None) -> None:
-    if fault is not None:
-        raise fault
-
-
-def load_direction(path: Path, model: Model) -> Direction:
-    """Read this rank's share of what `save_direction` wrote, in fp32, in any layout.
-
-    Raises UserError for a missing or damaged artifact, or one of another model.
-    """
-
-    def check() -> None:
-        manifest = read_manifest(path)
-        if manifest.kind != KIND:
-            raise UserError(f"{path}: is a {manifest.kind}, not a direction")
-        if hash_directory(path) != manifest.content_hash:
-            raise UserError(f"{path}: damaged direction (its files are not those of its manifest)")
-        check_shapes(layout.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
-
-    on_main(model.topology, check)
-    full, tp = SafetensorsFiles(path), model.topology.tp
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {}
-    for slot in local_slots(model):
-        share = layout.shard(model.config, slot.kind, [full[name] for name in slot.names], tp.rank, tp.size)
-        tensors[names[slot.parameter]] = share.to(model.topology.device, copy=True)
-    return Direction(tensors)

@@ -6,6 +6,9 @@ is by site: what the layers contribute at the position that predicts it, be it t
 attention, to those of later tokens. (Shares by loss token would need a backward pass each; two forwards and the oracles
 give those.)
 
+A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text
+by text (`norms`), and a score is of the clipped gradient.
+
 Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
 token. Knows batches and ranks; the layers' formulas are in `sites`.
 """
@@ -20,13 +23,15 @@ from torch import Tensor
 
 from synpro_engine.dist import sum_over
 from synpro_engine.influence.capture import Capture
-from synpro_engine.influence.direction import Direction, displaced
+from synpro_engine.influence.direction import Direction, check_has_length, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
+from synpro_engine.influence.norms import GradientNorms, clip_factor
 from synpro_engine.influence.output_layer import output_pass
 from synpro_engine.influence.packing import separate_documents
 from synpro_engine.influence.passes import forward_backward, frozen
 from synpro_engine.influence.sequences import WindowBatch, by_sequence, window_batches
 from synpro_engine.model.model import Model
+from synpro_engine.train.losses import count_labels
 
 _RUNS_A_STAGE = 4  # micro-batches of one schedule, times the stages: what fills a pipeline
 
@@ -48,22 +53,31 @@ class DotInfluence:
         start_id: int,
         at: At = "theta",
         micro_batch: int = 16,
+        clip: float = 0.0,
         packed: bool = False,
         keep: int = 4096,
     ) -> None:
         """start_id: the id that separates documents, the context of a sequence's first token.
 
+        clip: multiply the score of a window by min(1, clip / norm of its mean loss's gradient by the parameters that
+        the directions name), as clipping does in a step on it alone; windows then run one by one. 0 for no clipping.
         packed: several sequences in a row of the model's length, for speed. keep: sequences remembered.
         """
+        if clip > 0 and packed:
+            raise ValueError("packed: a gradient norm is of one text at a time, so not with `clip`")
         named = {"": directions} if isinstance(directions, Direction) else dict(directions)
         if not named:
             raise ValueError("directions: at least one is needed")
         if at == "midpoint" and len(named) > 1:
             raise ValueError("at: every direction has a midpoint of its own; score them one by one, or at theta")
+        if at == "midpoint":
+            check_has_length(next(iter(named.values())), "at: a midpoint")
         self.names = tuple(named)
-        self._model, self._start_id, self._micro_batch, self._packed = model, start_id, micro_batch, packed
+        self._model, self._start_id, self._packed, self._clip = model, start_id, packed, clip
+        self._micro_batch = 1 if clip > 0 else micro_batch
         self._midpoint_of = named[self.names[0]] if at == "midpoint" else None
         self._capture = Capture(model, list(named.values()))
+        self._norms = GradientNorms(model, list(self._capture.directions)) if clip > 0 else None
         self._remembered = Remembered([model], self._measure, keep)
 
     @property
@@ -87,7 +101,7 @@ class DotInfluence:
         batches = window_batches(
             sequences, start_id=self._start_id, seq_len=seq_len, micro_batch=size, packed=self._packed
         )
-        with self._place(), frozen(self._model):
+        with self._place():
             values = [value for run in self._runs(batches) for value in self._run(run)]
         lead = (len(self.names) + 1,)
         parted = by_sequence([len(ids) for ids in sequences], batches, values, lead=lead)
@@ -119,15 +133,27 @@ class DotInfluence:
             rows.append(logprob_BS)
             return objective
 
-        with separate_documents(model, run), capture.attached(grow=True):
-            forward_backward(model, [batch.tokens_BS for batch in run], loss)
+        tokens = [batch.tokens_BS for batch in run]
+        with separate_documents(model, run), self._asking(tokens), capture.attached(grow=self._norms is None):
+            forward_backward(model, tokens, loss)
         found = []
-        for index in range(len(run)):
-            shares_KBS = capture.found[index].values_KSB.mT[..., : run[index].tokens_BS.size(1)]
+        for index, factor in enumerate(self._clip_factors(run)):
+            shares_KBS = capture.found[index].values_KSB.mT[..., : tokens[index].size(1)]
             logprob_BS = rows[index] if rows and topology.tp.rank == 0 else torch.zeros_like(shares_KBS[0])
-            parts = torch.cat([shares_KBS, logprob_BS.double()[None]])
+            parts = torch.cat([factor * shares_KBS, logprob_BS.double()[None]])
             found.append(sum_over(topology.pp, sum_over(topology.tp, parts)))
         return found
+
+    def _asking(self, tokens: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+        """What gradients a pass forms: of weights, listened to, or none."""
+        return frozen(self._model) if self._norms is None else self._norms.attached(tokens)
+
+    def _clip_factors(self, batches: Sequence[WindowBatch]) -> list[float]:
+        if self._norms is None:
+            return [1.0] * len(batches)
+        labels = [int(count_labels(batch.labels_BS)) for batch in batches]
+        norms = self._norms.value().tolist()
+        return [clip_factor(self._clip, norm / max(1, count)) for norm, count in zip(norms, labels, strict=True)]
 
     def _loss(self, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(a scalar with the gradient of the summed losses, log-probabilities [B, S]); adds the output's shares."""
@@ -141,12 +167,16 @@ class DotInfluence:
             vocab_start=model.vocab_start,
             group=tp.group if tp.size > 1 else None,
             slope=-1.0,
+            weight_gradient=self._norms is not None and model.output_weight() in capture.directions,
         )
         if len(found.target_KT):
             shares_KBS = (found.mean_KT - found.target_KT).unflatten(1, (rows, columns))
             capture.of_chunk(-1).values_KSB[:, :columns] += shares_KBS.mT
         assert found.grad_hidden_TH is not None
-        return (hidden_BSH * found.grad_hidden_TH.view_as(hidden_BSH)).sum(), found.logprob_T.view(rows, columns)
+        objective = (hidden_BSH * found.grad_hidden_TH.view_as(hidden_BSH)).sum()
+        if found.grad_weight_VH is not None:
+            objective = objective + (model.output_weight() * found.grad_weight_VH).sum()
+        return objective, found.logprob_T.view(rows, columns)
 
 
 def _of_one_shape(batches: Sequence[WindowBatch]) -> list[WindowBatch]:

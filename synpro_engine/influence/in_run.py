@@ -25,7 +25,7 @@ from synpro_engine.influence.examples import Examples, ExampleScore
 from synpro_engine.influence.prefix_reader import PrefixReader
 from synpro_engine.influence.readers import CaptureReader, GradientReader, Reader
 from synpro_engine.train.engine import Engine, LossFn
-from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss
+from synpro_engine.train.losses import LabelledBatch
 
 Method = Literal["auto", "gradient", "capture", "prefix"]
 
@@ -79,15 +79,12 @@ class InRun:
         """Watch the one `Engine.step` within the block; the scores are there after it. Collective over the model.
 
         Call `Engine.step` with the yielded `loss_fn` and the same micro-batches and denominator. The loss is a sum over
-        labels; with capture it must read them through `Model.logprobs_from_hidden`, as `LanguageModelLoss` does, and
-        with prefix it must be one that may as well be computed row by row.
+        labels, by any of the output layers of `LanguageModelLoss` or another that reads through the `Model` it is
+        given (RuntimeError or AssertionError where it goes past it); with capture it reads whole rows at once, and with
+        prefix it must be one that may as well be computed row by row.
         A step whose gradient is not finite gives scores that are not finite.
         """
         assert len(microbatches) == len(examples), (len(microbatches), len(examples))
-        if isinstance(loss_fn, LanguageModelLoss) and loss_fn.output_layer != "recomputed":
-            raise ValueError(
-                f"loss_fn: expected output_layer `recomputed`, got `{loss_fn.output_layer}`, which hides it"
-            )
         reader = self._reader(microbatches, examples)
         with reader.attached(loss_fn) as watched:
             step = WatchedStep(loss_fn=watched)

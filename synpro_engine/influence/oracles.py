@@ -13,7 +13,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import Parameter
 
-from synpro_engine.influence.direction import Direction, check_fits, displaced
+from synpro_engine.influence.direction import Direction, check_fits, check_has_length, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.influence.plain import check_whole, plain_logprobs
 from synpro_engine.influence.sequences import by_sequence, sequence_logprobs, window_batches
@@ -42,6 +42,8 @@ class JvpInfluence:
         """dtype: what is computed in, whatever the model is stored in. ValueError on a split model."""
         check_whole(model)
         check_fits(model, direction)
+        if at == "midpoint":
+            check_has_length(direction, "at: a midpoint")
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._model, self._start_id, self._micro_batch, self._dtype = model, start_id, micro_batch, dtype
         self._tangents = {p: direction.tensors[name] for p, name in names.items() if name in direction.tensors}
@@ -108,6 +110,7 @@ class FiniteDifferenceInfluence:
         if not step > 0:
             raise ValueError(f"step: expected > 0, got {step}")
         check_fits(model, direction)
+        check_has_length(direction, "finite_difference")
         self._model, self._direction, self._step = model, direction, step
         self._start_id, self._micro_batch = start_id, micro_batch
         self._shift = -0.5 if at == "midpoint" else 0.0

@@ -18,10 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.model.scoring import IGNORED
-
-# Bytes of one block of logits; there are up to three of them at a time.
-_BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-_MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
+from synpro_kernels.arithmetic import mm
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,8 @@ class OutputPass:
     mean_KT: Tensor
     grad_hidden_TH: Tensor | None
     """slope * d(sum_t log p_t) / d hidden, complete on every rank, in hidden's dtype; None without `slope`."""
+    grad_weight_VH: Tensor | None
+    """The same by this rank's rows of the weight; None where it was not asked for."""
 
 
 @torch.no_grad()
@@ -48,36 +48,47 @@ def output_pass(
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     slope: float | None = None,
+    weight_gradient: bool = False,
 ) -> OutputPass:
     """Log-probabilities of `target_T` (global ids, -100 ignored), and their slopes along K directions of the weight.
 
     hidden_TH, weight_VH and direction_KVH have one dtype. `group`: the ranks that hold the other rows; each calls with
-    the same hidden and targets. `slope` asks for the gradient of slope * sum_t log p_t with respect to hidden.
+    the same hidden and targets. `slope` asks for the gradient of slope * sum_t log p_t with respect to hidden, and
+    `weight_gradient` for the one with respect to the weight too, one product more.
     """
     precise = torch.promote_types(hidden_TH.dtype, torch.float32)
     tokens, many = hidden_TH.size(0), direction_KVH.size(0)
     logprob_T = hidden_TH.new_zeros(tokens, dtype=precise)
     target_KT, mean_KT = (logprob_T.new_zeros(many, tokens) for _ in range(2))
     grad_TH = None if slope is None else hidden_TH.new_zeros(hidden_TH.shape, dtype=precise)
+    grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
     for block in _blocks(tokens, weight_VH):
         target = _Target.among(target_T[block], vocab_start, weight_VH.size(0))
-        z_CV = _mm(hidden_TH[block], weight_VH.t())
+        z_CV = mm(hidden_TH[block], weight_VH.t())
         logprob_T[block] = target.of(z_CV)
         logsumexp_C = _logsumexp(z_CV, group)
         if group is None or group.rank() == 0:  # the ranks' targets are summed below; one takes the logsumexp off
             logprob_T[block] -= torch.where(target.labelled_C, logsumexp_C, 0.0)
         p_CV = z_CV.sub_(logsumexp_C[:, None]).exp_()
         for k, direction_VH in enumerate(direction_KVH):
-            moved_CV = _mm(hidden_TH[block], direction_VH.t())
+            moved_CV = mm(hidden_TH[block], direction_VH.t())
             target_KT[k, block] = target.of(moved_CV)
             mean_KT[k, block] = torch.where(target.labelled_C, moved_CV.mul_(p_CV).sum(1), 0.0)
         if grad_TH is not None and slope is not None:
-            grad_TH[block] = _mm(target.less(p_CV).to(hidden_TH.dtype), weight_VH).mul_(slope)
+            less_CV = target.less(p_CV).to(hidden_TH.dtype)
+            grad_TH[block] = mm(less_CV, weight_VH).mul_(slope)
+            if grad_VH is not None:
+                grad_VH.add_(mm(less_CV.t(), hidden_TH[block]), alpha=slope)
     for whole in (logprob_T, grad_TH):
         if whole is not None and group is not None:
             dist.all_reduce(whole, group=group)
-    grad = None if grad_TH is None else grad_TH.to(hidden_TH.dtype)
-    return OutputPass(logprob_T=logprob_T, target_KT=target_KT, mean_KT=mean_KT, grad_hidden_TH=grad)
+    return OutputPass(
+        logprob_T=logprob_T,
+        target_KT=target_KT,
+        mean_KT=mean_KT,
+        grad_hidden_TH=None if grad_TH is None else grad_TH.to(hidden_TH.dtype),
+        grad_weight_VH=None if grad_VH is None else grad_VH.to(weight_VH.dtype),
+    )
 
 
 @dataclass(frozen=True)
@@ -106,20 +117,7 @@ class _Target:
 
 
 def _blocks(tokens: int, weight_VH: Tensor) -> Iterator[slice]:
-    budget = _BLOCK_BYTES.get(weight_VH.device.type, _BLOCK_BYTES["cuda"])
-    itemsize = max(4, weight_VH.element_size())
-    size = max(1, budget // (weight_VH.size(0) * itemsize))
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
-
-
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """Product in fp32 (fp64); CPUs multiply half precision as fp32, GPUs accumulate in it."""
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b
-    if _MM_HAS_OUT_DTYPE and a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    return pieces(tokens, block_bytes(weight_VH) // (weight_VH.size(0) * max(4, weight_VH.element_size())))
 
 
 def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:

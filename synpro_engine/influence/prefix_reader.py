@@ -25,12 +25,11 @@ from synpro_engine.data import Batch
 from synpro_engine.influence.capture import Capture, stacked
 from synpro_engine.influence.direction import Direction
 from synpro_engine.influence.examples import Examples
-from synpro_engine.influence.readers import dots
 from synpro_engine.influence.sites import weight_of, whole_sequence
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms
-from synpro_kernels.grad_dot import grad_dot_prefix
+from synpro_kernels.grad_dot import formed_dot, grad_dot_prefix
 
 
 class PrefixReader:
@@ -53,11 +52,15 @@ class PrefixReader:
         rest = [Direction({n: t for n, t in direction.tensors.items() if n in kept}) for direction in directions]
         self._capture = Capture(model, rest)  # it leaves the output layer to the loss
         self._sums: list[Tensor] = []
+        self._unread = 0  # rows whose loss has not shown a gradient of the output weight yet
 
     @contextlib.contextmanager
     def attached(self, loss_fn: LossFn[Any]) -> Iterator[LossFn[Any]]:
-        """Take over within the block; use the loss function that it yields, which runs the given one row by row."""
-        self._sums = []
+        """Take over within the block; use the loss function that it yields, which runs the given one row by row.
+
+        A fused loss then holds an fp32 gradient of the output weight for each row, until the backward pass.
+        """
+        self._sums, self._unread = [], 0
         with self._capture.attached(grow=False), contextlib.ExitStack() as stack:
             for chunk, module, direction in self._linears:
                 stack.enter_context(module.register_forward_pre_hook(_freeze))
@@ -100,15 +103,24 @@ class PrefixReader:
             for row, (hidden, tokens, labels) in enumerate(rows):
                 weight = model.output_weight()
                 alias = weight.view_as(weight)
-                alias.register_hook(_adder(sums_KB[:, row], direction_KVH.flatten(1)))
+                alias.register_hook(self._adder(sums_KB[:, row], direction_KVH))
+                self._unread += 1
                 seen = _Aliased(model.config, model.topology, model.chunks, model.dtype, alias)
                 parts.append(loss_fn(seen, hidden, Batch(tokens, labels)))
             return _summed(parts)
 
         return run
 
+    def _adder(self, total_K: Tensor, direction_KVH: Tensor) -> Callable[[Tensor], None]:
+        def add(gradient: Tensor) -> None:
+            self._unread -= 1
+            total_K.add_(formed_dot(gradient, direction_KVH))
+
+        return add
+
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
+        assert not self._unread, "the loss read the output layer past the model it was given"
         found = self._capture.found
         assert len(found) == len(examples), (len(found), len(examples))
         captured = [own.sums(shares.values_KSB) for own, shares in zip(examples, found, strict=True)]
@@ -131,13 +143,6 @@ def _accumulate(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor, buffer_O
     pairs = zip(x_SBI.unbind(1), grad_SBO.unbind(1), strict=True)
     parts = [grad_dot_prefix(x, grad, direction_KOI, (0, length), accumulator=buffer_OI)[0] for x, grad in pairs]
     return torch.cat(parts, 1)
-
-
-def _adder(total_K: Tensor, direction_KP: Tensor) -> Callable[[Tensor], None]:
-    def add(gradient: Tensor) -> None:
-        total_K.add_(dots(direction_KP, gradient.flatten()))
-
-    return add
 
 
 def _summed(parts: Sequence[LossTerms]) -> LossTerms:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -22,21 +23,34 @@ from synpro_engine.train.run import split_batch
 
 
 class ProbeConfig(Config):
-    """How far and how the probe walks. The paper: 100 steps of 64 x 2048 tokens at a constant 1e-4."""
+    """What stands for training on the reference.
 
+    `next_step`: its gradient, as AdamW's next step on training's own batches would meet it (`next_step_direction`),
+    which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the paper's are 100 of
+    64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
+    """
+
+    kind: Literal["next_step", "walk"] = "next_step"
+    reference_tokens: int = Field(default=262144, gt=0)
+    """next_step: tokens at the head of the reference split that the gradient is taken on."""
+    sampled_steps: int = Field(default=8, gt=0)
+    """next_step: batches of training text whose mean update is the step that the gradient is taken ahead by, and whose
+    mean squared gradients enter the second moment."""
     steps: int = Field(default=100, gt=0)
-    """AdamW steps K on the reference split."""
+    """walk: AdamW steps K on the reference split."""
     lr: float = Field(default=1e-4, gt=0)
-    """Constant learning rate."""
+    """walk: constant learning rate."""
     global_batch: int = Field(default=64, gt=0)
-    """Sequences of each step, over all data-parallel ranks."""
+    """walk: sequences of each step, over all data-parallel ranks."""
     micro_batch: int = Field(default=8, gt=0)
     """Sequences that one rank forwards at once."""
     keep_momentum: bool = True
-    """Go on from pretraining's AdamW moments (the paper) or from zero, which keeps the direction of the
+    """walk: go on from pretraining's AdamW moments (the paper) or from zero, which keeps the direction of the
     reference data free of what pretraining was about to do."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay; with 0 the displacement holds nothing but gradients."""
+    """walk: decoupled weight decay; with 0 the displacement holds nothing but gradients."""
+    control: bool = False
+    """walk: take off what a walk as long on training text does; what is left is kept as a direction."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ Knows gradients and hooks; examples' names and the step itself are `in_run`'s. S
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -22,11 +22,12 @@ from synpro_engine.influence.capture import Capture, stacked
 from synpro_engine.influence.direction import Direction
 from synpro_engine.influence.examples import Examples
 from synpro_engine.influence.output_layer import output_pass
+from synpro_engine.influence.watched import WatchedModel
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
-from synpro_kernels.linear_logprob import LogProbs
-
-_BLOCK = 1 << 20  # entries of a gradient turned to fp32 and multiplied at once
+from synpro_engine.train.losses import LabelledBatch, LossTerms
+from synpro_kernels import LogProbs
+from synpro_kernels.grad_dot import formed_dot
 
 
 class Reader(Protocol):
@@ -44,41 +45,75 @@ class Reader(Protocol):
 
 
 class GradientReader:
-    """Reads the weight gradient of each micro-batch as autograd hands it over, before it is accumulated."""
+    """Reads the weight gradient of each micro-batch as autograd hands it over, before it is accumulated.
+
+    That of the output weight may go past autograd, from a fused loss; then it is read where it is made (`watched`).
+    """
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
         kind = torch.promote_types(model.dtype, torch.float32)
         self._model, self._many = model, len(directions)
         self._directions = {
-            parameter: direction.to(kind).flatten(1)
+            parameter: direction.to(kind)
             for parameter, direction in stacked(model, directions, matrices=kind).items()
             if _counts_here(parameter, model)
         }
+        self._output = model.output_weight() if model.topology.is_last_stage else None
         self._sums: list[Tensor] = []
+        self._fused: dict[int, Tensor] = {}  # by micro-batch, [K] of the output weight, until its turn comes
 
     @contextlib.contextmanager
     def attached(self, loss_fn: LossFn[Any]) -> Iterator[LossFn[Any]]:
-        """Listen within the block; the loss function stays as it is."""
-        self._sums = []
+        """Listen within the block; use the loss function that it yields."""
+        self._sums, self._fused = [], {}
         with contextlib.ExitStack() as stack:
             for parameter, direction in self._directions.items():
                 stack.enter_context(parameter.register_hook(self._listener(parameter, direction)))
-            yield loss_fn
+            yield self._reading(loss_fn)
 
-    def _listener(self, parameter: Any, direction_KP: Tensor) -> Callable[[Tensor], None]:
+    def _reading(self, loss_fn: LossFn[Any]) -> LossFn[Any]:
+        """The k-th loss is that of the k-th micro-batch, in every schedule."""
+        direction_KVH = None if self._output is None else self._directions.get(self._output)
+        turns = itertools.count()
+
+        def run(_model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
+            turn = next(turns)
+
+            def fused(loss: Tensor, slope_K: Tensor | None) -> None:
+                if slope_K is None:
+                    return
+
+                def add(upstream: Tensor, slope_K: Tensor = slope_K) -> None:
+                    self._fused[turn] = self._fused.get(turn, 0.0) + slope_K * upstream
+
+                loss.register_hook(add)
+
+            watched = WatchedModel.of(self._model, direction_KVH=direction_KVH, per_token=False, fused=fused)
+            return loss_fn(watched, hidden_BSH, batch)
+
+        return run
+
+    def _listener(self, parameter: Any, direction: Tensor) -> Callable[[Tensor], None]:
         """A parameter's k-th backward pass is that of the k-th micro-batch, in every schedule."""
-        turn = -1
+        turns = itertools.count()
 
         def listen(gradient: Tensor) -> None:
-            nonlocal turn
-            if getattr(parameter, "grad_added_to_main_grad", False):  # then what autograd delivers has no meaning
-                raise RuntimeError("a gradient went to main_grad past autograd: the loss must not be a fused one")
-            turn += 1
-            if turn == len(self._sums):
-                self._sums.append(torch.zeros(self._many, dtype=torch.float64, device=gradient.device))
-            self._sums[turn] += dots(direction_KP, gradient.flatten())
+            turn = next(turns)
+            past_autograd = getattr(parameter, "grad_added_to_main_grad", False)
+            if past_autograd:
+                if parameter is not self._output or turn not in self._fused:
+                    raise RuntimeError("a gradient went to main_grad past autograd, and nobody read it on its way")
+                self._add(turn, self._fused.pop(turn))
+            # Past autograd, what it delivers has no meaning, but for a tied weight: that is the embedding's part.
+            if not past_autograd or getattr(parameter, "zero_out_wgrad", False):
+                self._add(turn, formed_dot(gradient, direction))
 
         return listen
+
+    def _add(self, turn: int, part_K: Tensor) -> None:
+        while len(self._sums) <= turn:
+            self._sums.append(torch.zeros(self._many, dtype=torch.float64, device=part_K.device))
+        self._sums[turn] += part_K
 
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
@@ -94,15 +129,6 @@ def _counts_here(parameter: Parameter, model: Model) -> bool:
     return split or model.topology.tp.rank == 0
 
 
-def dots(direction_KP: Tensor, gradient_P: Tensor) -> Tensor:
-    """<gradient, v_k>, [K]: products in fp32 (fp64), their blocks' sums in fp64."""
-    total = torch.zeros(len(direction_KP), dtype=torch.float64, device=gradient_P.device)
-    for start in range(0, len(gradient_P), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        total += direction_KP[:, part] @ gradient_P[part].to(direction_KP.dtype)
-    return total
-
-
 class CaptureReader:
     """Reads inputs and output gradients of every layer, position by position (`capture`)."""
 
@@ -115,18 +141,32 @@ class CaptureReader:
     def attached(self, loss_fn: LossFn[Any]) -> Iterator[LossFn[Any]]:
         """Listen within the block; use the loss function that it yields.
 
-        The loss must read its log-probabilities from `Model.logprobs_from_hidden`, once a micro-batch.
+        The loss must read the output layer through the model it is given, whole rows once a micro-batch.
         """
         self._watched = 0
-        watched = WatchedModel(**{f.name: getattr(self._model, f.name) for f in fields(Model)}, watch=self._watch)
+        weight = self._model.output_weight() if self._model.topology.is_last_stage else None
+        watched = WatchedModel.of(
+            self._model,
+            direction_KVH=None if weight is None else self._capture.directions.get(weight),
+            per_token=True,
+            fused=self._watch_fused,
+            scored=self._watch,
+        )
         with self._capture.attached(grow=False):
             yield lambda _model, hidden_BSH, batch: loss_fn(watched, hidden_BSH, batch)
+
+    def _watch_fused(self, loss: Tensor, slope_KBS: Tensor | None) -> None:
+        """Add the output layer's share, as the fused loss found it."""
+        self._watched += 1
+        if slope_KBS is not None:
+            assert slope_KBS.dim() == 3, "the loss must ask for the cross-entropy of whole rows"
+            self._on_gradient(loss, slope_KBS)
 
     def _watch(self, hidden_BSH: Tensor, target_BS: Tensor, found: LogProbs) -> None:
         """Add the output layer's share, whatever the loss makes of log-probabilities and log-sum-exp."""
         assert target_BS.dim() == 2, "the loss must ask for log-probabilities of whole rows"
         self._watched += 1
-        tp, shares = self._model.topology.tp, self._capture.of_chunk(-1)
+        tp = self._model.topology.tp
         moved = output_pass(
             hidden_BSH.detach().flatten(0, 1),
             self._model.output_weight(),
@@ -137,33 +177,23 @@ class CaptureReader:
         )
         if not len(moved.mean_KT):
             return
+        target_KBS, mean_KBS = (part.unflatten(1, target_BS.shape) for part in (moved.target_KT, moved.mean_KT))
+        self._on_gradient(found.logprob, target_KBS - mean_KBS)
+        self._on_gradient(found.logsumexp, mean_KBS)
 
-        def add(slope_BS: Tensor, along_KT: Tensor) -> None:
-            part_KBS = along_KT.unflatten(1, target_BS.shape) * slope_BS
-            shares.values_KSB[:, : target_BS.size(1)] += part_KBS.mT
+    def _on_gradient(self, result: Tensor, along_KBS: Tensor) -> None:
+        """When autograd knows the slope of the objective by `result`, add what that makes of its own slopes."""
+        values_KSB = self._capture.of_chunk(-1).values_KSB
 
-        found.logprob.register_hook(lambda slope_BS: add(slope_BS, moved.target_KT - moved.mean_KT))
-        found.logsumexp.register_hook(lambda slope_BS: add(slope_BS, moved.mean_KT))
+        def add(upstream: Tensor) -> None:
+            values_KSB[:, : along_KBS.size(2)] += (along_KBS * upstream).mT
+
+        result.register_hook(add)
 
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
         found = self._capture.found
         assert len(found) == len(examples), (len(found), len(examples))
-        assert not self._model.topology.is_last_stage or self._watched == len(examples), "log-probabilities not read"
+        seen = not self._model.topology.is_last_stage or self._watched == len(examples)
+        assert seen, "the loss read the output layer past the model it was given"
         return torch.cat([own.sums(shares.values_KSB) for own, shares in zip(examples, found, strict=True)], 1)
-
-
-@dataclass(frozen=True)
-class WatchedModel(Model):
-    """The same model, which tells `watch` of every log-probability that a loss reads."""
-
-    watch: Callable[[Tensor, Tensor, LogProbs], None]
-
-    def logprobs_from_hidden(
-        self, hidden: Tensor, target: Tensor, *, temperature: float = 1.0, entropy: bool = False
-    ) -> LogProbs:
-        """As `Model`'s, at temperature 1 and without entropy: nothing else is scored."""
-        assert temperature == 1.0 and not entropy, "only plain log-probabilities are scored"
-        found = super().logprobs_from_hidden(hidden, target)
-        self.watch(hidden, target, found)
-        return found

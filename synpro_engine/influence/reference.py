@@ -1,24 +1,24 @@
-"""Where directions come from: the gradient of reference data, AdamW's step along it, a probe's walk.
+"""Where directions come from: the gradient of reference data, and a probe's walk.
 
-Every one is the theta - theta' of a change that helps the reference (see `direction`). Knows data, optimizer state and
-ranks; does not score.
+Each is the theta - theta' of a change that helps the reference (see `direction`); AdamW's step along the gradient is in
+`next_step`. Knows data, optimizer state and ranks; does not score.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import sum_over
+from synpro_engine.dist import progress, sum_over
 from synpro_engine.influence.direction import Direction, weights_of
 from synpro_engine.influence.passes import forward_backward, own_gradients
 from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
@@ -27,12 +27,12 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
-def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
+def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str | None = None) -> Direction:
     """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
 
-    batches: this rank's micro-batches. As a direction it stands for a step of descent of rate 1; `scaled(lr)` for one
-    of SGD. Only parameters that require gradients are in it. Collective over the job; every rank gives as many batches,
-    of the same shapes, in a pipeline. Raises UserError when there is not a single label.
+    batches: this rank's micro-batches. label: shows progress under this name. As a direction it stands for a step of
+    descent of rate 1. Only parameters that require gradients are in it. Collective over the job; every rank gives as
+    many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
     """
     topology = model.topology
     labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum().to(topology.device)
@@ -43,7 +43,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
     loss_fn = LanguageModelLoss(output_layer="recomputed")
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
     try:
-        with own_gradients(model):
+        with own_gradients(model), _bar(len(batches), label, model) as advance:
             for run in _runs(model, batches):
                 forward_backward(
                     model,
@@ -52,11 +52,21 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch]) -> Direction:
                 )
                 for parameter in sums:
                     parameter.grad = None  # it was read on its way there
+                advance(len(run))
     finally:
         for handle in handles:
             handle.remove()
     _sum_over_ranks(model, sums)
-    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums})
+    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums}, tangent=True)
+
+
+@contextlib.contextmanager
+def _bar(count: int, label: str | None, model: Model) -> Iterator[Callable[[int], Any]]:
+    if label is None:
+        yield lambda _: None
+        return
+    with progress(count, label, "micro-batch", model.topology) as bar:
+        yield bar.update
 
 
 def _adder(total: Tensor) -> Any:
@@ -89,27 +99,6 @@ def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
     held = None if table is None else sums.get(table)
     total = torch.zeros(shape, device=topology.device) if held is None else held
     sum_over(topology.pp, total)
-
-
-def adam_direction(engine: Engine, gradient: Direction) -> Direction:
-    """The reference gradient g as AdamW's next step would use it: lr (1 - beta1)/(1 - beta1^(t+1)) g / (sqrt(v) + eps).
-
-    v is the live second moment, corrected for its start (Kingma and Ba, arXiv 1412.6980), lr the next step's rate and t
-    the number of steps taken. With it <grad L(x), v> is, to first order, by how much the reference loss drops when the
-    next step's gradient is that of L(x): the part of that step that x decides, without momentum, decay and clipping.
-    Collective over the job. Raises ValueError before the first step, when there are no moments.
-    """
-    config, taken = engine.optimizer_config, _steps_taken(engine)
-    if taken == 0:
-        raise ValueError("engine: its optimizer has taken no step yet, so there are no moments to precondition with")
-    rate = engine.lr * (1.0 - config.beta1) / (1.0 - config.beta1 ** (taken + 1))
-    squares = optimizer_values(engine, "exp_avg_sq")
-    if set(squares) != set(gradient.tensors):
-        raise ValueError("gradient: a direction over other parameters than the engine trains")
-    correction = 1.0 - config.beta2**taken
-    return Direction(
-        {name: rate * g / ((squares[name] / correction).sqrt() + config.eps) for name, g in gradient.tensors.items()}
-    )
 
 
 def probe_direction(
@@ -154,15 +143,3 @@ def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
                 whole.view(-1)[kept.start : kept.end] = values.detach()
         found[name] = sum_over(engine.model.topology.dp, whole)
     return found
-
-
-def _steps_taken(engine: Engine) -> int:
-    """Updates that the moments hold. torch counts them for each parameter, Transformer Engine and apex for a group."""
-    counts = [0]
-    for part in engine.optimizer.chained_optimizers:
-        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
-        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
-    most = torch.tensor([max(counts)], device=engine.model.topology.device)
-    if engine.model.topology.dp.size > 1:  # a rank that keeps no parameter's state learns it from the others
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=engine.model.topology.dp.group)
-    return int(most)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from synpro_engine.influence.direction import Direction, check_fits, displaced
+from synpro_engine.influence.direction import Direction, check_fits, check_has_length, displaced
 from synpro_engine.influence.estimator import Estimator, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.influence.sequences import sequence_logprobs
 from synpro_engine.model.model import Model
@@ -56,6 +56,7 @@ class Influence:
         """
         if isinstance(probe, Direction):
             check_fits(theta, probe)
+            check_has_length(probe, "two_forward")
         elif theta.config != probe.config:
             raise ValueError("theta and probe must be models of the same configuration")
         self._theta, self._probe = theta, probe

@@ -21,7 +21,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model import state
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
-from synpro_kernels import LogProbs, linear_logprob
+from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_ref
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,47 @@ class Model:
         return F.pad(tokens_BS.to(self.topology.device), (0, -length % multiple))
 
     def logprobs_from_hidden(
-        self, hidden: Tensor, target: Tensor, *, temperature: float = 1.0, entropy: bool = False
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        materialised: bool = False,
     ) -> LogProbs:
         """Log-probabilities of `target` (global token ids, -100 ignored) under softmax(hidden W^T / temperature).
 
         hidden [..., H] and target [...] are the same on all tensor-parallel ranks; results are fp32 [...] and
-        whole on each, and so are the gradients. On the last pipeline stage only.
+        whole on each, and so are the gradients. `materialised` holds every logit, for comparison. On the last pipeline
+        stage only.
         """
-        return linear_logprob(hidden, target=target, temperature=temperature, entropy=entropy, **self.output_layer())
+        score = linear_logprob_ref if materialised else linear_logprob
+        return score(hidden, target=target, temperature=temperature, entropy=entropy, **self.output_layer())
+
+    def cross_entropy_from_hidden(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        z_loss: float = 0.0,
+        along: Tensor | None = None,
+        along_tokens: bool = False,
+    ) -> CrossEntropy:
+        """Sums over `target` of -log p and of the z-loss, with gradients made in the forward pass.
+
+        Arguments as in `logprobs_from_hidden` and `linear_cross_entropy`. The gradient of an output weight that is
+        trained in buffers goes there past autograd. On the last pipeline stage only.
+        """
+        return linear_cross_entropy(
+            hidden,
+            target=target,
+            z_loss=z_loss,
+            reduction="sum",
+            into_main_grad=self.output_trains_in_buffers(),
+            along=along,
+            along_tokens=along_tokens,
+            **self.output_layer(),
+        )
 
     def output_layer(self) -> dict[str, Any]:
         """weight, vocab_start and group, as the ops of `synpro_kernels` take them. On the last pipeline stage only."""

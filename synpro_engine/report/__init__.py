@@ -3,31 +3,17 @@
 Knows typed numbers and texts (`ReportData`); who measured them, and where they are stored, is none of its business.
 """
 
-from synpro_engine.report.model import (
-    SMALL_RUN_STATEMENT,
-    ArmTokens,
-    Curve,
-    DiversityRow,
-    Environment,
-    HeldOutLoss,
-    InfluenceValues,
-    InRunInfluence,
-    ModelInfo,
-    OperationYield,
-    PlateauInfo,
-    ReportData,
-    RewardCurves,
-    Sample,
-    ScoredDocument,
-    StageTiming,
-    TokenAccount,
-)
+from synpro_engine.report.generator_records import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
+from synpro_engine.report.in_run_records import InRunInfluence, ScoredDocument
+from synpro_engine.report.model import SMALL_RUN_STATEMENT, Environment, ModelInfo, ReportData, StageTiming
 from synpro_engine.report.page import render_report, write_report
 from synpro_engine.report.terminal import closing_summary
+from synpro_engine.report.training_records import ArmTokens, Curve, CurveKind, HeldOutLoss, PlateauInfo, TokenAccount
 
 __all__ = [
     "ArmTokens",
     "Curve",
+    "CurveKind",
     "DiversityRow",
     "Environment",
     "HeldOutLoss",

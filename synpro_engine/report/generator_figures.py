@@ -6,7 +6,8 @@ Knows what to draw and in which colour; the look and the embedding are `svg`'s.
 from collections.abc import Sequence
 
 from synpro_engine.report import svg
-from synpro_engine.report.model import InfluenceValues, ReportData, RewardCurves
+from synpro_engine.report.generator_records import InfluenceValues, RewardCurves
+from synpro_engine.report.model import ReportData
 from synpro_engine.report.numbers import fixed
 from synpro_engine.report.panels import FigurePanel, legend_above, point_marks, slug
 
@@ -61,14 +62,14 @@ def _influence(values: InfluenceValues, colour: str) -> FigurePanel:
                 axes.hist(sample, edges, weights=share, color=tint, histtype="step", lw=1.3, label=label)
                 axes.axvline(median, color=tint, lw=1.4, ls=(0, (4, 2)))
         axes.axvline(0, color=svg.INK, lw=0.8)
-        axes.set_xlabel("influence (nats per token)")
+        axes.set_xlabel(f"influence (nats per token{', per nat of the reference' if values.per_nat else ''})")
         axes.set_ylabel("share of texts (%)")
         axes.grid(visible=False, axis="x")
         if len(finite):
             legend_above(axes, columns=1)
     dropped = len(everything) - len(finite)
     caption = (
-        "Right of zero, training on the reference text also lowered the loss on the text; dashed lines are medians."
+        "Right of zero, what lowers the loss on the reference also lowers it on the text; dashed lines are medians."
         + (f" Texts left out because their value is not finite: {dropped}." if dropped else "")
     )
     return FigurePanel(title=values.operation, svg=drawn.svg, caption=caption)

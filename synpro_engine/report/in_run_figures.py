@@ -4,7 +4,7 @@ Knows what to draw and in which colour; the look and the embedding are `svg`'s.
 """
 
 from synpro_engine.report import svg
-from synpro_engine.report.model import InRunInfluence
+from synpro_engine.report.in_run_records import InRunInfluence
 from synpro_engine.report.numbers import fixed
 from synpro_engine.report.panels import FigurePanel, legend_above, point_marks
 
@@ -18,7 +18,7 @@ def in_run_panels(scores: InRunInfluence) -> list[FigurePanel]:
 
 def unit(scores: InRunInfluence) -> str:
     """What one unit of influence is."""
-    return "drop of the reference loss " + ("(nats)" if scores.adam else "(nats per unit of learning rate)")
+    return f"influence (nats per token, per {'nat of the reference' if scores.per_nat else 'unit of learning rate'})"
 
 
 def _over_training(scores: InRunInfluence) -> FigurePanel:

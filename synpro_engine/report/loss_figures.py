@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from synpro_engine.report import svg
-from synpro_engine.report.model import Curve, PlateauInfo, ReportData
+from synpro_engine.report.model import ReportData
 from synpro_engine.report.panels import FigurePanel, legend_above, loss_axes, point_marks
+from synpro_engine.report.training_records import Curve, PlateauInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What a report is made of: plain frozen records of numbers and texts.
+"""What a report is made of: plain frozen records of numbers and texts, and `ReportData`, which holds all of a run's.
 
 Knows no file, no model and no stage of the cycle: whoever runs the cycle fills these in. Every part of `ReportData`
 but the title is optional, and a part left empty is shown as "not run yet", so that a run can be looked at half-way.
@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from synpro_engine.evaluate import Diversity, bits_per_byte
+from synpro_engine.report.generator_records import (
+    DiversityRow,
+    InfluenceValues,
+    OperationYield,
+    RewardCurves,
+    Sample,
+)
+from synpro_engine.report.in_run_records import InRunInfluence
+from synpro_engine.report.training_records import Curve, HeldOutLoss, PlateauInfo, TokenAccount
 
 SMALL_RUN_STATEMENT = (
     "A run of this size cannot show an effective-token gain. The model is far too small, the synthetic pool too short "
@@ -20,7 +28,6 @@ SMALL_RUN_STATEMENT = (
 )
 
 StageStatus = Literal["done", "reused", "running", "failed", "not run"]
-CurveKind = Literal["train", "reference", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,180 +50,6 @@ class ModelInfo:
     role: str
     description: str
     parameters: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A loss over training. `x` is in the unit that `ReportData.curve_unit` names and counts from the start of the
-    whole run, so that an arm begins where pretraining ended. `loss` is pure cross-entropy in nats per token."""
-
-    name: str
-    kind: CurveKind
-    x: tuple[float, ...]
-    loss: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        assert len(self.x) == len(self.loss), f"curve {self.name}: {len(self.x)} x for {len(self.loss)} losses"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlateauInfo:
-    """Where pretraining ended and why. `window_*` are the evaluations that the decision looked at, oldest first."""
-
-    x: float  # in the curves' unit
-    step: int
-    stopped: bool  # False: the budget ended before the loss flattened
-    reason: str
-    window_steps: tuple[int, ...] = ()
-    window_losses: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfluenceValues:
-    """Influence I(x) = L(x; theta) - L(x; theta'), in nats per token, of source slices and of texts made from them."""
-
-    operation: str
-    sources: tuple[float, ...]
-    generated: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredDocument:
-    """A training document, its mean influence over the `tokens` that were scored, and its first words."""
-
-    id: str
-    words: str
-    value: float
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class InRunInfluence:
-    """Influence of training documents, measured in the steps that trained on them.
-
-    To first order, along the reference gradient: as AdamW's next step would use it (`adam`: nats per token by which
-    the reference loss would fall in a step on that document alone), or as it is (per unit of learning rate).
-    """
-
-    adam: bool
-    steps: tuple[int, ...]  # those that were scored
-    trained_steps: int
-    low: tuple[float, ...]  # of each scored step: the value that a tenth of its tokens lies below,
-    median: tuple[float, ...]
-    high: tuple[float, ...]  # and above
-    documents: tuple[float, ...]  # each document's mean over all scored steps
-    least_tokens: int  # documents with fewer scored tokens are in neither list
-    best: tuple[ScoredDocument, ...]  # most helpful first
-    worst: tuple[ScoredDocument, ...]  # least helpful first
-    agreement: float | None  # rank correlation of documents' means over the first and the second half of scored steps
-    agreeing_documents: int  # those that stand in both
-    plain_seconds: float | None  # median of a step that was not scored; None where all were
-    scored_seconds: float  # median, with the scoring
-    renewals: int  # of the direction
-    renewal_seconds: float  # all of them together
-
-    @property
-    def cost_share(self) -> float | None:
-        """Time that scoring added, as a share of the time of the same steps without it; None where that is unknown."""
-        if not self.plain_seconds:
-            return None
-        added = len(self.steps) * (self.scored_seconds - self.plain_seconds) + self.renewal_seconds
-        return added / (self.trained_steps * self.plain_seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardCurves:
-    """Means over the completions of each tuning step, of one operation's generator."""
-
-    operation: str
-    steps: tuple[int, ...]
-    total: tuple[float, ...]
-    parts: Mapping[str, tuple[float, ...]]  # before weighting
-    weights: Mapping[str, float] = field(default_factory=dict)
-    kl: tuple[float, ...] = ()  # k3 estimate to the reference policy, nats per token
-    lengths: tuple[float, ...] = ()  # tokens per completion
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A source slice and what the generator made of it. `text` is the parsed text; the raw completion if rejected."""
-
-    operation: str
-    source_id: str
-    source: str
-    text: str
-    accepted: bool
-    reason: str = ""  # why it was rejected
-    total: float | None = None
-    rewards: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperationYield:
-    """How many completions of an operation became documents, and how many were rejected for each reason."""
-
-    operation: str
-    kept: int
-    rejects: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def generated(self) -> int:
-        """Completions sampled, kept or not."""
-        return self.kept + sum(self.rejects.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmTokens:
-    """Training tokens that an arm saw after the plateau, repetitions counted each time."""
-
-    name: str
-    organic: int
-    synthetic: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenAccount:
-    """Where the training tokens came from."""
-
-    organic_unique: int
-    pretrain_seen: int  # organic tokens trained on before the plateau, repetitions counted
-    synthetic: Mapping[str, int] = field(default_factory=dict)  # tokens of the pool by operation
-    arms: tuple[ArmTokens, ...] = ()
-
-    @property
-    def epochs_before_plateau(self) -> float | None:
-        """How often pretraining went over the organic text."""
-        return self.pretrain_seen / self.organic_unique if self.organic_unique else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutLoss:
-    """Cross-entropy of one model on text that no arm has seen. `nats` is the sum over `tokens` predicted tokens, which
-    spell `utf8_bytes` bytes."""
-
-    name: str
-    nats: float
-    tokens: int
-    utf8_bytes: int
-    documents: int | None = None
-
-    @property
-    def per_token(self) -> float | None:
-        """Mean cross-entropy in nats per token; depends on the tokenizer."""
-        return self.nats / self.tokens if self.tokens else None
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Bits per UTF-8 byte; does not depend on the tokenizer."""
-        return bits_per_byte(self.nats, self.utf8_bytes) if self.utf8_bytes else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiversityRow:
-    """Diversity of one set of texts, under the name the table shows."""
-
-    name: str
-    measures: Diversity
 
 
 @dataclass(frozen=True, kw_only=True)

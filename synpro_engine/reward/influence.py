@@ -1,6 +1,6 @@
 """The influence reward: how much more training on the text would help than training on its source.
 
-Knows texts; how their influence is measured (theta, theta', two forwards) comes in as a function.
+Knows texts; how their influence is measured comes in as a function.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ generator's own tokenizer takes these as they are."""
 
 
 class InfluenceReward:
-    """I(text) - I(source), with I(x) = L(x; theta) - L(x; theta') in nats per token (arXiv 2605.17849).
+    """I(text) - I(source), I being influence in nats per token (arXiv 2605.17849).
 
     A text under `min_chars` scores as its source, so 0: else a few lucky words would beat a page. The source's
-    value is measured once and kept: one object serves one pair (theta, theta').
+    value is measured once and kept: one object serves one theta and its probe.
     """
 
     name = "influence"

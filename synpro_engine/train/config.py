@@ -83,7 +83,7 @@ class TrainConfig(Config):
     """Weight of mean(logsumexp(logits)^2); trained on, never part of a reported loss."""
     output_layer: OutputLayer = "fused"
     """`fused` makes the loss and its gradients together, block by block; `recomputed` makes the logits again in the
-    backward pass (taken in place of fused where examples are scored in training); `materialised` holds every logit."""
+    backward pass; `materialised` holds every logit."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     plateau: PlateauConfig | None = None

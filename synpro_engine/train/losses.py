@@ -16,7 +16,6 @@ from torch import Tensor
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import OutputLayer
-from synpro_kernels import linear_cross_entropy, linear_logprob_ref
 
 
 class MicroBatch(Protocol):
@@ -57,8 +56,8 @@ class LanguageModelLoss:
     (the weighted sum). How the output layer is computed is a setting:
 
     `fused`, for `Engine.step`: the gradient is made in the forward pass, and that of a trained output layer goes to the
-    engine's fp32 buffers past autograd. `recomputed`: in the backward pass, through autograd, so that hooks see it.
-    `materialised`: with every logit held, for comparison.
+    engine's fp32 buffers past autograd. `recomputed`: in the backward pass, through autograd, so that hooks see it, for
+    a product more. `materialised`: with every logit held, for comparison.
     """
 
     def __init__(self, z_loss: float = 0.0, *, output_layer: OutputLayer = "fused") -> None:
@@ -74,21 +73,13 @@ class LanguageModelLoss:
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
 
     def _fused(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return linear_cross_entropy(
-            hidden_BSH,
-            target=labels_BS,
-            z_loss=self.z_loss,
-            reduction="sum",
-            into_main_grad=model.output_trains_in_buffers(),
-            **model.output_layer(),
-        )
+        found = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
+        return found.loss, found.cross_entropy, found.z_loss
 
     def _through_autograd(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
-        if self.output_layer == "materialised":
-            scored = linear_logprob_ref(hidden_BSH, target=labels_BS, **model.output_layer())
-        else:
-            scored = model.logprobs_from_hidden(hidden_BSH, labels_BS)
+        materialised = self.output_layer == "materialised"
+        scored = model.logprobs_from_hidden(hidden_BSH, labels_BS, materialised=materialised)
         loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
         return loss + z, loss, z
 

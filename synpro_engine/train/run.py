@@ -108,9 +108,7 @@ class PretrainRun:
         self.engine = Engine(
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
         )
-        # Whoever watches gradients must see those of the output layer too.
-        watched = watcher is not None and config.output_layer == "fused"
-        self.loss_fn = LanguageModelLoss(config.z_loss, output_layer="recomputed" if watched else config.output_layer)
+        self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher = watcher
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.state = RunProgress()

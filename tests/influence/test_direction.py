@@ -15,15 +15,16 @@ from synpro_engine.influence import (
     Direction,
     DotInfluence,
     ProbeConfig,
-    adam_direction,
     displacement,
     load_direction,
     mean_gradient,
+    next_step_direction,
     probe_direction,
     run_probe,
     save_direction,
 )
-from synpro_engine.influence.direction import displaced
+from synpro_engine.influence.direction import displaced, inner
+from synpro_engine.influence.next_step import NextAdamW
 from synpro_engine.influence.plain import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
@@ -80,7 +81,8 @@ def made(variant: str, topology: Topology, stored: Path) -> dict[str, Full]:
     engine = trained(variant, topology)
     gradient = mean_gradient(engine.model, batches(topology, 2))
     found = {"gradient": mean_gradient(model, batches(topology)), "read": load_direction(stored, model)}
-    live = {"live gradient": gradient, "adam": adam_direction(engine, gradient)}
+    upcoming = [batches(topology, 2), [Batch(b.tokens_BS, b.tokens_BS) for b in batches(topology, 2)]]
+    live = {"live gradient": gradient, "next step": next_step_direction(engine, batches(topology, 2), upcoming)}
     # The gradient of a model in training leaves nothing in its next step.
     engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
     done = {"trained": Direction({name: p.detach() for name, p in engine.model.named_parameters()})}
@@ -146,7 +148,7 @@ def test_a_reference_without_a_label_is_a_user_error(topology: Topology) -> None
 
 
 def test_along_adam_s_direction_the_score_is_the_drop_of_the_reference_loss_by_a_real_step(
-    topology: Topology, tmp_path: Path
+    topology: Topology,
 ) -> None:
     """An epsilon that rules the denominator keeps the second moment, which the example moves too, out of it."""
     settings = OptimizerConfig(lr=0.1, eps=1000.0, clip=0.0, weight_decay=0.0)
@@ -166,22 +168,49 @@ def test_along_adam_s_direction_the_score_is_the_drop_of_the_reference_loss_by_a
         stepped.step([Batch(tokens, given)], LanguageModelLoss(), denominator=float(len(ids)))
         losses.append(held_out_loss(stepped.model, [reference]))
     before = engine()
-    v = adam_direction(before, mean_gradient(before.model, [reference]))
+    gradient = mean_gradient(before.model, [reference])
+    v = NextAdamW(before).preconditioned(gradient, gradient.squared())
     [score] = DotInfluence(before.model, v, start_id=START).score([ids])
     assert score.value == pytest.approx(losses[1] - losses[0], rel=0.05)
-    with pytest.raises(ValueError, match="has taken no step yet"):
-        adam_direction(Engine(model_of(CONFIGS["olmo2"], topology), settings), v)
 
 
-def test_adam_s_direction_divides_by_the_live_second_moment(topology: Topology) -> None:
-    engine = trained("olmo2", topology)
-    gradient = mean_gradient(engine.model, batches(topology))
-    v = adam_direction(engine, gradient)
-    [part] = engine.optimizer.chained_optimizers
-    name, parameter = "decoder.final_layernorm.weight", engine.model.final_norm_weight()
-    square = part._get_main_param_and_optimizer_states(parameter)["exp_avg_sq"] / (1 - 0.95**2)
-    expected = 1e-3 * 0.1 / (1 - 0.9**3) * gradient.tensors[name] / (square.sqrt() + 1e-3)
-    assert torch.allclose(v.tensors[name], expected, rtol=1e-5, atol=0)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, topology: Topology) -> None:
+    settings = OptimizerConfig(lr=1e-2, clip=0.5, weight_decay=0.0)
+    engine = Engine(model_of(CONFIGS["tied llama"], topology), settings)
+    for _ in range(steps):
+        engine.step(batches(topology, 2)[:2], LanguageModelLoss(), denominator=64.0)
+    adamw, gradient = NextAdamW(engine), mean_gradient(engine.model, batches(topology))
+    assert inner(engine.model, gradient, gradient) > 0.25  # it is clipped
+    expected = adamw.update(adamw.clipped(gradient))
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    engine.step(batches(topology), LanguageModelLoss(), denominator=64.0)
+    for name, p in engine.model.named_parameters():
+        taken = before[name] - p.detach()
+        assert (expected.tensors[name] - taken).norm() <= 2e-4 * taken.norm(), name
+
+
+def test_a_step_along_the_next_step_s_direction_lowers_the_reference_loss_by_its_length(topology: Topology) -> None:
+    engine, reference = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(lr=1e-8)), batches(topology, 8)
+    v = next_step_direction(engine, reference, [batches(topology)[:1]])
+    before = held_out_loss(engine.model, reference)
+    with displaced(engine.model, v, -1e-3):
+        drop = before - held_out_loss(engine.model, reference)
+    assert drop == pytest.approx(1e-3, rel=0.05)
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+
+def test_words_that_training_never_saw_do_not_rule_the_direction(topology: Topology) -> None:
+    """Their second moment is 0: divided by it alone, their part of the direction would be without bound."""
+    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(lr=1e-3))
+    known = [Batch(b.tokens_BS.clamp(max=50), b.labels_BS) for b in batches(topology)]
+    for _ in range(30):
+        engine.step(known, LanguageModelLoss(), denominator=64.0)
+    table = engine.model.embedding_weight()
+    v = next_step_direction(engine, batches(topology), [known])
+    name = next(name for name, parameter in engine.model.named_parameters() if parameter is table)
+    norms = v.tensors[name].norm(dim=1)
+    assert norms[51:].max() > 0 and norms[51:].max() < 20 * norms[1:51].median()
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +316,7 @@ def test_every_layout_makes_the_same_directions(topology: Topology, stored: Path
         for (_, variant), kinds in zip(CASES, result, strict=True):
             for kind, tensors in kinds.items():
                 found = {name: torch.from_numpy(array) for name, array in tensors.items()}
-                assert_same(found, expected[variant][kind], 1e-4 if kind in ("adam", "trained") else 1e-5)
+                assert_same(found, expected[variant][kind], 1e-4 if kind in ("next step", "trained") else 1e-5)
 
 
 def test_the_gradient_of_a_sequence_has_its_own_norm_as_influence_on_it(topology: Topology) -> None:

@@ -231,10 +231,10 @@ def test_packed_rows_are_fewer_and_hold_every_token_once(model: Model) -> None:
         assert other.tolist() == pytest.approx(one.tolist(), abs=5e-6)
 
 
-@pytest.mark.parametrize("name", ["two_forward", "dot", "jvp", "finite_difference"])
+@pytest.mark.parametrize("name", ["auto", "two_forward", "dot", "jvp", "finite_difference"])
 def test_every_estimator_is_there_by_name_and_takes_the_probe_either_way(name: Any, topology: Topology) -> None:
     theta = model_of(CONFIGS["olmo2"], topology)
-    probe, config = moved(theta), EstimatorConfig(estimator=name, micro_batch=4)
+    probe, config = moved(theta), EstimatorConfig(estimator=name, at="midpoint", micro_batch=4)
     as_model, as_direction = (
         build_estimator(config, theta, given, start_id=START) for given in (probe, direction_of(theta))
     )
@@ -248,3 +248,19 @@ def test_settings_that_do_not_go_together_are_user_errors(topology: Topology) ->
     half = model_of(CONFIGS["olmo2"], topology, dtype=torch.bfloat16)
     with pytest.raises(UserError, match=r"`estimator` finite_difference: .*bfloat16"):
         build_estimator(EstimatorConfig(estimator="finite_difference"), half, direction_of(half), start_id=START)
+
+
+def test_along_a_gradient_the_default_is_the_clipped_first_order_and_displacements_are_refused(
+    topology: Topology,
+) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    gradient = Direction(direction_of(model).tensors, tangent=True)
+    expected = DotInfluence(model, gradient, start_id=START, clip=1.0)
+    found = build_estimator(EstimatorConfig(), model, gradient, start_id=START)
+    assert values(found).tolist() == values(expected).tolist()
+    for settings in ({"estimator": "two_forward"}, {"estimator": "finite_difference"}, {"at": "midpoint"}):
+        with pytest.raises(UserError, match="needs a displacement of the weights, not a gradient"):
+            build_estimator(EstimatorConfig.model_validate(settings), model, gradient, start_id=START)
+    with pytest.raises(UserError, match="`packed` wants `clip` 0"):
+        build_estimator(EstimatorConfig(packed=True), model, gradient, start_id=START)
+    build_estimator(EstimatorConfig(packed=True, clip=0.0), model, gradient, start_id=START)

@@ -29,6 +29,7 @@ FOUR_RANKS = [
     ("DP2 TP2 SP", "olmo2"),
 ]
 GIVEN = sequences(14)
+CLIP = 8.0  # between the norms of these sequences
 Scores = dict[str, list[list[float]]]
 
 
@@ -39,12 +40,20 @@ def scores_of(variant: str, topology: Topology) -> Scores:
     directions = {"first": direction_of(model), "second": direction_of(model, seed=3)}
     several = DotInfluence(model, directions, start_id=START, micro_batch=3)
     packed = DotInfluence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
+    clipped = DotInfluence(model, directions["first"], start_id=START, clip=CLIP)
     middle = DotInfluence(model, directions["first"], start_id=START, at="midpoint", micro_batch=5)
     two = Influence(model, moved(model), start_id=START, micro_batch=5)
     delta = Influence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
     found = dict(several.score_each(given))
     found |= {
-        name: e.score(given) for name, e in (("packed", packed), ("midpoint", middle), ("two", two), ("delta", delta))
+        name: e.score(given)
+        for name, e in (
+            ("packed", packed),
+            ("clipped", clipped),
+            ("midpoint", middle),
+            ("two", two),
+            ("delta", delta),
+        )
     }
     return {name: [[score.value, score.loss, *score.shares] for score in scores] for name, scores in found.items()}
 
@@ -68,6 +77,7 @@ def truth() -> dict[str, tuple[Scores, dict[str, list[float]]]]:
                 name: per_example(model, direction_of(model, seed=seed), GIVEN)
                 for name, seed in (("first", 2), ("second", 3))
             }
+            defined["clipped"] = per_example(model, direction_of(model), GIVEN, CLIP)
             found[variant] = scores_of(variant, topology), defined
     return found
 

@@ -1,6 +1,6 @@
 """Scores of training's own examples: exact in every layout, and training never notices."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from synpro_engine.influence import Direction, Examples, InRun
 from synpro_engine.influence.plain import plain_logits
 from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.config import OptimizerConfig, OutputLayer
 from synpro_engine.train.engine import Engine
-from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.losses import LanguageModelLoss, LossTerms
 from tests.influence.toy import CONFIGS, direction_of, model_of
 
 LAYOUTS = {
@@ -53,22 +53,31 @@ def microbatches(step: int, size: int, topology: Topology) -> tuple[list[Batch],
 
 
 def train(
-    variant: str, topology: Topology, size: int, method: Any, *, steps: int = 2, overlap: bool = False
+    variant: str,
+    topology: Topology,
+    size: int,
+    method: Any,
+    *,
+    output_layer: OutputLayer = "fused",
+    dtype: torch.dtype = torch.float32,
+    steps: int = 2,
+    watched: Container[int] = range(9),
+    overlap: bool = False,
 ) -> tuple[Engine, list[dict[str, dict[str, float]]], list[tuple[float, ...]]]:
-    """Steps of an engine, watched unless `method` is None: (engine, scores of each step, numbers of each step)."""
-    model = model_of(CONFIGS[variant], topology)
+    """Steps of an engine, those in `watched` with `method`, if any: (engine, scores of each, numbers of each step)."""
+    model = model_of(CONFIGS[variant], topology, dtype=dtype)
     directions = {"first": direction_of(model), "second": direction_of(model, seed=3)}
     engine = Engine(model, OptimizerConfig(lr=1e-3), overlap_gradients=overlap)
     in_run = None if method is None else InRun(engine, directions, method=method)
-    loss_fn, scores, numbers = LanguageModelLoss(Z_LOSS, output_layer="recomputed"), [], []
+    loss_fn, scores, numbers = LanguageModelLoss(Z_LOSS, output_layer=output_layer), [], []
     for step in range(steps):
         batches, examples = microbatches(step, size, topology)
-        if in_run is None:
+        if in_run is None or step not in watched:
             result = engine.step(batches, loss_fn, denominator=LABELS)
         else:
-            with in_run.watch(batches, examples, loss_fn, denominator=LABELS) as watched:
-                result = engine.step(batches, watched.loss_fn, denominator=LABELS)
-            scores.append({score.key: dict(score.values) for score in watched.scores})
+            with in_run.watch(batches, examples, loss_fn, denominator=LABELS) as seen:
+                result = engine.step(batches, seen.loss_fn, denominator=LABELS)
+            scores.append({score.key: dict(score.values) for score in seen.scores})
         numbers.append((result.loss, result.grad_norm, result.extras["z_loss"]))
     return engine, scores, numbers
 
@@ -126,21 +135,61 @@ def assert_alike(engine: Engine, numbers: Any, plain: Engine, unwatched: Any, me
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+METHODS = [(1, "gradient"), (1, "capture"), (4, "capture"), (1, "prefix"), (4, "prefix")]
+WAYS = [
+    *((size, method, "fused") for size, method in (*METHODS, (1, "auto"), (2, "auto"))),
+    *((size, method, "recomputed") for size, method in METHODS),
+    *((size, method, "materialised") for size, method in METHODS[::2]),
+]
+
+
 @pytest.mark.parametrize("variant", CONFIGS)
-@pytest.mark.parametrize(
-    ("size", "method"),
-    [(1, "gradient"), (1, "auto"), (1, "capture"), (4, "capture"), (2, "auto"), (1, "prefix"), (4, "prefix")],
-)
+@pytest.mark.parametrize(("size", "method", "output_layer"), WAYS)
 def test_a_score_is_that_of_the_example_s_own_gradient_and_training_does_not_notice(
-    variant: str, size: int, method: str, topology: Topology, truth: dict[str, Scores]
+    variant: str, size: int, method: str, output_layer: OutputLayer, topology: Topology, truth: dict[str, Scores]
 ) -> None:
-    plain, _, unwatched = train(variant, topology, size, None)
-    engine, scores, numbers = train(variant, topology, size, method)
+    plain, _, unwatched = train(variant, topology, size, None, output_layer=output_layer)
+    engine, scores, numbers = train(variant, topology, size, method, output_layer=output_layer)
     assert_same(scores[0], truth[variant])
     assert list(scores[0]) == [f"row {row}" for row in range(ROWS)]
     assert scores[1] != scores[0]
     assert_alike(engine, numbers, plain, unwatched, method)
     assert all(parameter.requires_grad for parameter in engine.model.parameters())
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+@pytest.mark.parametrize("method", ["gradient", "capture", "prefix"])
+def test_a_watched_step_leaves_nothing_behind(variant: str, method: str, topology: Topology) -> None:
+    """Steps that nobody watches, before and after one that is watched, with the same engine."""
+    (plain, _, unwatched), (engine, scores, numbers) = (
+        train(variant, topology, 1, given, steps=3, watched=(1,)) for given in (None, method)
+    )
+    assert len(scores) == 1
+    assert_alike(engine, numbers, plain, unwatched, method)
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_how_much_was_accumulated_before_an_example_does_not_reach_its_score(variant: str, topology: Topology) -> None:
+    engine = Engine(model_of(CONFIGS[variant], topology), OptimizerConfig())
+    (batch, *others), _ = microbatches(0, 1, topology)
+    batches = [batch, *(others[at % len(others)] for at in range(30)), batch]
+    examples = [Examples.rows([str(at)], own) for at, own in enumerate(batches)]
+    in_run = InRun(engine, direction_of(engine.model))
+    with in_run.watch(batches, examples, LanguageModelLoss(Z_LOSS), denominator=1.0) as step:
+        engine.step(batches, step.loss_fn, denominator=1.0)
+    assert step.scores[0].values == step.scores[-1].values != step.scores[1].values
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+@pytest.mark.parametrize("method", ["gradient", "capture"])
+def test_half_precision_trains_as_if_nobody_watched(
+    variant: str, method: str, topology: Topology, truth: dict[str, Scores]
+) -> None:
+    plain, _, unwatched = train(variant, topology, 1, None, dtype=torch.bfloat16)
+    engine, scores, numbers = train(variant, topology, 1, method, dtype=torch.bfloat16)
+    assert_alike(engine, numbers, plain, unwatched, method)
+    found, expected = ([all_of[f"row {row}"]["first"] for row in range(ROWS)] for all_of in (scores[0], truth[variant]))
+    assert np.corrcoef(found, expected)[0, 1] > 0.99
 
 
 def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
@@ -151,9 +200,7 @@ def test_parts_of_a_row_add_up_to_it(topology: Topology) -> None:
     for examples in (whole, parts):
         engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
         in_run = InRun(engine, direction_of(engine.model))
-        with in_run.watch(
-            batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
-        ) as watched:
+        with in_run.watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as watched:
             engine.step(batches, watched.loss_fn, denominator=LABELS)
         found.append([(score.tokens, score.values["influence"]) for score in watched.scores])
     rows, pieces = found
@@ -173,46 +220,49 @@ def test_a_method_is_refused_where_it_cannot_tell_examples_apart(topology: Topol
         ("prefix", halves, "`prefix` wants one example a row"),
     ):
         with pytest.raises(ValueError, match=message):
-            with InRun(engine, v, method=method).watch(
-                batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
-            ):
+            with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS):
                 pass
     overlapped = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(), overlap_gradients=True)
     with pytest.raises(ValueError, match="does not go with overlapped gradients"):
         InRun(overlapped, v, method="prefix")
 
 
-@pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture")])
-def test_a_loss_that_hides_the_output_layers_gradient_is_refused(size: int, method: Any, topology: Topology) -> None:
-    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
+@pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture"), (4, "prefix")])
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_a_gradient_made_past_the_readers_never_goes_missing_in_silence(
+    variant: str, size: int, method: Any, topology: Topology
+) -> None:
+    """What the loss is cannot be seen from outside; where it reads the output layer can."""
+    engine = Engine(model_of(CONFIGS[variant], topology), OptimizerConfig())
     v, (batches, examples) = direction_of(engine.model), microbatches(0, size, topology)
     fused = LanguageModelLoss()
-    with pytest.raises(ValueError, match="expected output_layer `recomputed`"):
-        with InRun(engine, v, method=method).watch(batches, examples, fused, denominator=LABELS):
-            pass
 
-    def wrapped(*arguments: Any) -> Any:  # what it is cannot be seen from outside
-        return fused(*arguments)
+    def past(_watched: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
+        return fused(engine.model, hidden_BSH, batch)
 
-    with pytest.raises((RuntimeError, AssertionError)):
-        with InRun(engine, v, method=method).watch(batches, examples, wrapped, denominator=LABELS) as step:
+    with pytest.raises((RuntimeError, AssertionError), match="past"):
+        with InRun(engine, v, method=method).watch(batches, examples, past, denominator=LABELS) as step:
             engine.step(batches, step.loss_fn, denominator=LABELS)
 
 
-def test_prefix_sees_the_output_layers_gradient_under_any_loss(topology: Topology) -> None:
-    """Its rows read an alias of the weight that keeps no gradient buffer, so nothing goes past autograd."""
-    found = []
-    for loss_fn in (LanguageModelLoss(output_layer="recomputed"), LanguageModelLoss()):
-        engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig())
-        v, (batches, examples) = direction_of(engine.model), microbatches(0, 4, topology)
+@pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture"), (4, "prefix")])
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_what_a_loss_adds_and_scales_is_scored_with_it(
+    variant: str, size: int, method: Any, topology: Topology, truth: dict[str, Scores]
+) -> None:
+    engine = Engine(model_of(CONFIGS[variant], topology), OptimizerConfig())
+    v, (batches, examples) = direction_of(engine.model), microbatches(0, size, topology)
+    fused = LanguageModelLoss(Z_LOSS)
 
-        def wrapped(*arguments: Any, loss_fn: LanguageModelLoss = loss_fn) -> Any:
-            return loss_fn(*arguments)
+    def scaled(model: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
+        terms = fused(model, hidden_BSH, batch)
+        return LossTerms(objective=-0.5 * terms.objective, loss=terms.loss)
 
-        with InRun(engine, v, method="prefix").watch(batches, examples, wrapped, denominator=LABELS) as step:
-            engine.step(batches, step.loss_fn, denominator=LABELS)
-        found.append([score.values["influence"] for score in step.scores])
-    assert found[0] == pytest.approx(found[1], rel=1e-5) and all(found[0])
+    with InRun(engine, v, method=method).watch(batches, examples, scaled, denominator=LABELS) as step:
+        engine.step(batches, step.loss_fn, denominator=LABELS)
+    for score in step.scores:
+        expected = -0.5 * truth[variant][score.key]["first"]
+        assert score.values["influence"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("size", "method"), [(1, "gradient"), (4, "capture"), (4, "prefix")])
@@ -227,9 +277,7 @@ def test_only_the_trained_blocks_can_be_scored(size: int, method: Any, topology:
             freeze_but_last(model, 1)
         engine = Engine(model, OptimizerConfig())
         batches, examples = microbatches(0, size, topology)
-        with InRun(engine, v, method=method).watch(
-            batches, examples, LanguageModelLoss(output_layer="recomputed"), denominator=LABELS
-        ) as step:
+        with InRun(engine, v, method=method).watch(batches, examples, LanguageModelLoss(), denominator=LABELS) as step:
             engine.step(batches, step.loss_fn, denominator=LABELS)
         found.append([score.values["influence"] for score in step.scores])
     assert found[0] == pytest.approx(found[1], rel=1e-5) and all(found[0])
@@ -246,16 +294,22 @@ CASES = [(layout, variant) for layout in LAYOUTS for variant in CONFIGS]
 
 
 def watched_in(ports: list[int], truth: dict[str, Scores]) -> None:
-    """In each case both methods score right, and training is left alone."""
+    """In each case every method scores right, and training is left alone."""
     for (layout, variant), port in zip(CASES, ports, strict=True):
         with job(LAYOUTS[layout], port) as topology:
             rank = topology.dp.rank
             rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS))]
-            for size, methods in ((1, ("gradient", "capture")), (2, ("prefix",))):
-                plain, _, unwatched = train(variant, topology, size, None, steps=1)
+            groups: list[tuple[OutputLayer, int, tuple[str, ...]]] = [
+                ("fused", 1, ("gradient", "capture")), ("fused", 2, ("capture", "prefix")),
+            ]  # fmt: skip
+            if layout == "TP2 SP":
+                groups.append(("recomputed", 2, ("capture",)))
+            for output_layer, size, methods in groups:
+                given: Any = {"output_layer": output_layer, "steps": 1}
+                plain, _, unwatched = train(variant, topology, size, None, **given)
                 for method in methods:
                     overlap = layout == "DP2" and method != "prefix"
-                    engine, scores, numbers = train(variant, topology, size, method, steps=1, overlap=overlap)
+                    engine, scores, numbers = train(variant, topology, size, method, overlap=overlap, **given)
                     assert list(scores[0]) == rows, (layout, variant, method)
                     assert_same(scores[0], truth[variant])
                     assert_alike(engine, numbers, plain, unwatched, method)

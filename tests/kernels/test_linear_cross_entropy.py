@@ -188,6 +188,65 @@ def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementati
         assert not tied or not delivered.any()  # what another use of a tied weight adds must survive
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored", "all ignored"])
+@pytest.mark.parametrize("chunk", [None, (64, 700)], ids=["whole", "in chunks"])
+def test_slopes_along_directions_are_those_of_the_weights_gradient(implementation, chunk, variant, dtype, monkeypatch):
+    if chunk is not None:
+        monkeypatch.setattr(walk, "kept_shape", lambda shard, vocab: chunk)
+    case, exact = make_case(90, 2001, dtype, variant), make_case(90, 2001, dtype, variant).leaves(torch.float64)
+    along = torch.randn(2, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.linspace(0.0, 2.0, 90)
+    options = {"z_loss": Z, "loss_mask": mask, "reduction": "sum", **case.options}
+
+    def run(**asked):
+        leaves = case.leaves(dtype)
+        bias = leaves[2] if len(leaves) == 3 else None
+        found = linear_cross_entropy(leaves[0], leaves[1], case.target_T, bias=bias, **options, **asked)
+        return found, torch.autograd.grad(found.loss, leaves)
+
+    unasked, gradients = run()
+    assert unasked.along is None
+    truth_VH = torch.autograd.grad(by_definition(case, exact, mask, "sum", definition), exact)[1]
+    truth_K = (truth_VH * along.double()).sum((1, 2))
+    formed_K = (gradients[1].double() * along.double()).sum((1, 2))  # in bf16, of the gradient as it was rounded
+    for tokens in (False, True):
+        found, same = run(along=along, along_tokens=tokens)
+        assert torch.equal(found.loss, unasked.loss) and all(map(torch.equal, same, gradients))
+        total_K = found.along.double().sum(1) if tokens else found.along
+        scale = truth_VH.norm() * along.double().norm() / len(along) ** 0.5
+        assert (total_K - truth_K).abs().max() <= max((formed_K - truth_K).abs().max() * 2, 1e-7 * scale)
+        assert not tokens or not found.along[:, case.target_T == -100].any()
+
+
+def test_a_tokens_slope_is_that_of_its_own_loss(implementation):
+    case = make_case(12, 201, torch.float32, "some ignored")
+    along = torch.randn(1, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0))
+    target = case.target_T.view(3, 4)
+    hidden, weight = case.hidden_TH.view(3, 4, -1), case.weight_VH
+    with torch.no_grad():
+        found = linear_cross_entropy(
+            hidden, weight, target, z_loss=Z, reduction="sum", along=along, along_tokens=True, **case.options
+        )
+    exact = weight.double().requires_grad_()
+    scored = linear_logprob_ref(hidden.double(), exact, target, **case.options)
+    for at in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
+        loss = (-scored.logprob + Z * scored.logsumexp.square())[tuple(at)]
+        truth = (torch.autograd.grad(loss, exact, retain_graph=True)[0] * along[0].double()).sum()
+        assert float(found.along[(0, *at)]) == pytest.approx(float(truth), rel=1e-5, abs=1e-5)
+
+
+def test_a_frozen_weights_slope_is_found_and_its_gradient_is_not_delivered(implementation):
+    case = make_case(30, 201, torch.float32, "bare")
+    hidden, weight = case.leaves(torch.float32)
+    along = torch.randn(1, *weight.shape, generator=torch.Generator().manual_seed(0))
+    options = {"z_loss": Z, "reduction": "sum", "along": along}
+    trained = linear_cross_entropy(hidden, weight, case.target_T, **options)
+    frozen = linear_cross_entropy(hidden, weight.detach(), case.target_T, **options)
+    assert torch.equal(trained.along, frozen.along)
+    assert torch.equal(*(torch.autograd.grad(found.loss, hidden)[0] for found in (trained, frozen)))
+
+
 def by_definition_ce(case: Case, leaves: list[Tensor]) -> Tensor:
     return -linear_logprob_ref(leaves[0], leaves[1], case.target_T).logprob.sum()
 
@@ -222,6 +281,9 @@ def make_shard(tokens: int, vocab: int) -> blocks.Shard:
         ({"into_main_grad": True}, "into_main_grad: expected a weight with main_grad"),
         ({"target": torch.full((9,), 33)}, r"target: 33 is outside \[0, 33\)"),
         ({"temperature": 0.0}, "temperature: expected"),
+        ({"along": torch.zeros(33, 40)}, r"along: expected floating \[K, 33, \d+\], got"),
+        ({"along": torch.zeros(1, 32, 40)}, r"along: expected floating \[K, 33, \d+\], got"),
+        ({"along": make_case(9, 33, torch.float32, "bare").weight_VH[None]}, "expected 'sum' with along, got 'mean'"),
     ],
 )
 def test_wrong_arguments_are_named(changed, message):

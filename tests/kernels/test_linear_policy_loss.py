@@ -71,9 +71,9 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, 
     given.pop("reference")
     live, original = [], KeptLogits.spread
 
-    def spread(self, coefficients_C5, into):
+    def spread(self, coefficients_C5, into, shares=None):
         live.append(int((coefficients_C5[:, 2:] != 0).any(1).sum()))
-        original(self, coefficients_C5, into)
+        original(self, coefficients_C5, into, shares)
 
     monkeypatch.setattr(KeptLogits, "spread", spread)
     leaves = CASE.leaves(torch.float32)

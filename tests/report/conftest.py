@@ -160,7 +160,7 @@ def full_report() -> ReportData:
             window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
         ),
         in_run=InRunInfluence(
-            adam=True,
+            per_nat=True,
             steps=tuple(range(8, 301, 8)),
             trained_steps=300,
             low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
@@ -179,6 +179,7 @@ def full_report() -> ReportData:
         ),
         influence=tuple(
             InfluenceValues(
+                per_nat=True,
                 operation=name,
                 sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
                 generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),

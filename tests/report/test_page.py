@@ -157,7 +157,7 @@ def test_degenerate_parts_render() -> None:
         arms=(Curve(name="lonely", kind="validation", x=(), loss=()),),
         plateau=PlateauInfo(x=0, step=0, stopped=False, reason="budget", window_losses=(4.0,)),
         in_run=InRunInfluence(
-            adam=False,
+            per_nat=False,
             steps=(1,),
             trained_steps=1,
             low=(nan,),
@@ -175,8 +175,8 @@ def test_degenerate_parts_render() -> None:
             renewal_seconds=0.1,
         ),
         influence=(
-            InfluenceValues(operation="rephrase", sources=(), generated=()),
-            InfluenceValues(operation="reformat", sources=(0.5, 0.5), generated=(nan,)),
+            InfluenceValues(operation="rephrase", per_nat=True, sources=(), generated=()),
+            InfluenceValues(operation="reformat", per_nat=False, sources=(0.5, 0.5), generated=(nan,)),
         ),
         rewards=(RewardCurves(operation="rephrase", steps=(), total=(), parts={"format": ()}),),
         yields=(OperationYield(operation="rephrase", kept=0),),

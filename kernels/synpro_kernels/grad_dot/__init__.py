@@ -6,6 +6,7 @@ through the weight-gradient GEMM; the closed forms cover biases, scales and embe
 
 from synpro_kernels.grad_dot.closed_forms import bias_dot, embedding_dot, scale_dot
 from synpro_kernels.grad_dot.directions import Direction, Fp8Direction, LowRankDirection, low_rank, to_fp8
+from synpro_kernels.grad_dot.formed import formed_dot
 from synpro_kernels.grad_dot.op import grad_dot
 from synpro_kernels.grad_dot.pairwise import pairwise_grad_dot
 from synpro_kernels.grad_dot.prefix import grad_dot_prefix
@@ -27,6 +28,7 @@ __all__ = [
     "pairwise_grad_dot_ref",
     "grad_dot_prefix",
     "grad_dot_prefix_ref",
+    "formed_dot",
     "bias_dot",
     "bias_dot_ref",
     "scale_dot",

@@ -3,17 +3,14 @@
 Shapes: T tokens, I inputs, O outputs, K directions; C tokens of a block, R the contracted side, N columns of a block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot.implementation import mm, precise_dtype
-
-# Bytes of one block of products: near the size of a CPU's caches, long GEMMs on a GPU.
-_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-_COLUMNS = {"cpu": 1024, "cuda": 8192}
+from synpro_kernels.arithmetic import mm, operand, precise_dtype
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 def contract_over_inputs(outputs: int, inputs: int) -> bool:
@@ -31,12 +28,12 @@ def grad_dot_tokens(
     rows_TR, other_TN = (x_TI, grad_TO) if over_inputs else (grad_TO, x_TI)
     tokens, width = other_TN.shape
     dots_KT = x_TI.new_zeros(direction_KOI.shape[0], tokens, dtype=precise_dtype(x_TI.dtype))
-    columns = min(width, _per_device(_COLUMNS, x_TI))
-    for block in _spans(tokens, _per_device(_BLOCK_BYTES, x_TI) // (columns * dots_KT.element_size())):
-        rows_CR, other_CN = (_operand(t[block]) for t in (rows_TR, other_TN))
+    columns = min(width, 1024 if x_TI.device.type == "cpu" else 8192)
+    for block in pieces(tokens, block_bytes(x_TI) // (columns * dots_KT.element_size())):
+        rows_CR, other_CN = (operand(t[block]) for t in (rows_TR, other_TN))
         for k, direction_OI in enumerate(direction_KOI):
             scale_O = None if scale_KO is None else scale_KO[k]
-            for span in _spans(width, columns):
+            for span in pieces(width, columns):
                 v_RN = _direction_block(direction_OI, scale_O, span, over_inputs, x_TI.dtype)
                 dots_KT[k, block] += mm(rows_CR, v_RN).mul_(other_CN[:, span]).sum(-1)
     return dots_KT
@@ -46,9 +43,9 @@ def low_rank_tokens(x_TI: Tensor, grad_TO: Tensor, left_KOr: Tensor, right_KrI: 
     """Return (left^T b_t) . (right x_t) for every direction and token: [K, T]."""
     tokens, width = x_TI.shape[0], max(x_TI.shape[1], grad_TO.shape[1])
     dots_KT = x_TI.new_zeros(left_KOr.shape[0], tokens, dtype=precise_dtype(x_TI.dtype))
-    factors = [(_operand(left), _operand(right).t()) for left, right in zip(left_KOr, right_KrI, strict=True)]
-    for block in _spans(tokens, _per_device(_BLOCK_BYTES, x_TI) // (width * dots_KT.element_size())):
-        x_CI, grad_CO = _operand(x_TI[block]), _operand(grad_TO[block])
+    factors = [(operand(left), operand(right).t()) for left, right in zip(left_KOr, right_KrI, strict=True)]
+    for block in pieces(tokens, block_bytes(x_TI) // (width * dots_KT.element_size())):
+        x_CI, grad_CO = operand(x_TI[block]), operand(grad_TO[block])
         for k, (left_Or, right_Ir) in enumerate(factors):
             dots_KT[k, block] = mm(x_CI, right_Ir).mul_(mm(grad_CO, left_Or)).sum(-1)
     return dots_KT
@@ -61,30 +58,15 @@ def grad_dot_prefix(
     segments = len(boundaries) - 1
     scores_KS = accumulator_OI.new_zeros(direction_KOI.shape[0], segments, dtype=torch.float64)
     row_bytes = accumulator_OI.shape[1] * accumulator_OI.element_size()
-    for rows in _spans(accumulator_OI.shape[0], _per_device(_BLOCK_BYTES, x_TI) // row_bytes):
+    for rows in pieces(accumulator_OI.shape[0], block_bytes(x_TI) // row_bytes):
         for i, (start, end) in enumerate(pairwise(boundaries)):
             if start == end:
                 continue
-            gradient_NI = mm(_operand(grad_TO[start:end, rows]).t(), _operand(x_TI[start:end]))
+            gradient_NI = mm(operand(grad_TO[start:end, rows]).t(), operand(x_TI[start:end]))
             for k, direction_OI in enumerate(direction_KOI):
                 scores_KS[k, i] += (gradient_NI * direction_OI[rows]).sum(dtype=torch.float64)
             accumulator_OI[rows] += gradient_NI
     return scores_KS.to(precise_dtype(x_TI.dtype))
-
-
-def _per_device(table: dict[str, int], like: Tensor) -> int:
-    return table.get(like.device.type, table["cuda"])
-
-
-def _spans(total: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
-def _operand(tensor: Tensor) -> Tensor:
-    """What the GEMMs multiply: CPUs without half-precision units get fp32 copies, everything else the tensor."""
-    return tensor.float() if tensor.device.type == "cpu" and tensor.dtype != torch.float64 else tensor
 
 
 def _direction_block(
@@ -95,4 +77,4 @@ def _direction_block(
     if scale_O is not None:
         block = block.float() * (scale_O[span] if over_inputs else scale_O)[:, None]
         block = block.to(dtype)
-    return _operand(block.t() if over_inputs else block)
+    return operand(block.t() if over_inputs else block)

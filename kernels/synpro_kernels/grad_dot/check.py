@@ -6,15 +6,14 @@ Only what needs no device value is checked here; segment ids are checked where t
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot.implementation import precise_dtype
+from synpro_kernels.arithmetic import FLOATS, precise_dtype
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _IDS = (torch.int32, torch.int64)
 
 
 def check_tokens(name: str, tensor: Tensor, *, like: Tensor | None = None, like_name: str = "x") -> None:
     """`tensor` is floating [..., width]; under `like` also of its leading shape, dtype and device."""
-    if tensor.dim() < 1 or tensor.dtype not in _FLOATS or tensor.shape[-1] < 1:
+    if tensor.dim() < 1 or tensor.dtype not in FLOATS or tensor.shape[-1] < 1:
         raise ValueError(f"{name}: expected floating [..., width >= 1], got {tensor.dtype} {tuple(tensor.shape)}")
     if like is not None:
         check_same(name, tensor, like, like_name)

@@ -11,11 +11,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise
 from synpro_kernels.grad_dot.check import check_device, check_direction, check_ids, check_tokens, refuse_gradients
-from synpro_kernels.grad_dot.implementation import precise_dtype
 from synpro_kernels.grad_dot.segments import GradDots, by_segment
-
-_BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 @overload
@@ -48,55 +47,33 @@ def bias_dot(
     _check(grad_out, segment_ids, segments, "grad_out")
     check_direction(direction, grad_out.shape[-1], like=grad_out, like_name="grad_out")
     refuse_gradients(grad_out=grad_out, direction=direction)
-    grad_TO, v_OK = _rows(grad_out), _rows(direction).to(precise_dtype(grad_out.dtype)).t()
-    dots_KT = _blockwise(grad_TO, lambda block: _precise(grad_TO[block]) @ v_OK)
+    grad_TO, v_OK = _rows(grad_out), precise(_rows(direction)).t()
+    dots_KT = _blockwise(grad_TO, lambda block: precise(grad_TO[block]) @ v_OK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
 
 @overload
 def scale_dot(
-    normalised: Tensor,
-    grad_out: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    per_token: Literal[False] = False,
-) -> Tensor: ...
+    normalised: Tensor, grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, per_token: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
 @overload
 def scale_dot(
-    normalised: Tensor,
-    grad_out: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    per_token: Literal[True],
-) -> GradDots: ...
+    normalised: Tensor, grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, per_token: Literal[True],
+) -> GradDots: ...  # fmt: skip
 def scale_dot(
-    normalised: Tensor,
-    grad_out: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    per_token: bool = False,
-) -> Tensor | GradDots:
+    normalised: Tensor, grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, per_token: bool = False,
+) -> Tensor | GradDots:  # fmt: skip
     """Score an elementwise scale y = scale * normalised, such as a norm's weight: sum of grad_out_t . v * normalised_t.
+
+    Arguments, result and errors are those of `bias_dot`, but for:
 
     Args:
         normalised: [..., H], what the scale multiplied (for RMSNorm x / rms(x), not its input).
         grad_out: [..., H], the gradient of y, dtype and device of normalised.
         direction: v [H] or [K, H], dtype of normalised or fp32.
-        segment_ids: [...], int32 or int64 in [-1, segments); -1 belongs to none.
-        segments: the number of segments.
-        per_token: also return each token's share.
-
-    Returns:
-        [segments] or [K, segments], fp32 (fp64 for fp64 inputs); with per_token a `GradDots`.
-
-    Raises:
-        ValueError: naming the argument; also for a tensor that requires grad while grad mode is on.
 
     """
     _check(normalised, segment_ids, segments, "normalised")
@@ -106,60 +83,35 @@ def scale_dot(
     check_direction(direction, normalised.shape[-1], like=normalised, like_name="normalised")
     refuse_gradients(normalised=normalised, grad_out=grad_out, direction=direction)
     norm_TH, grad_TH = _rows(normalised), _rows(grad_out)
-    v_HK = _rows(direction).to(precise_dtype(normalised.dtype)).t()
-    dots_KT = _blockwise(norm_TH, lambda block: (_precise(grad_TH[block]) * norm_TH[block]) @ v_HK)
+    v_HK = precise(_rows(direction)).t()
+    dots_KT = _blockwise(norm_TH, lambda block: (precise(grad_TH[block]) * norm_TH[block]) @ v_HK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
 
 @overload
 def embedding_dot(
-    grad_rows: Tensor,
-    token_ids: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    vocab_start: int | None = None,
-    per_token: Literal[False] = False,
-) -> Tensor: ...
+    grad_rows: Tensor, token_ids: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, vocab_start: int | None = None, per_token: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
 @overload
 def embedding_dot(
-    grad_rows: Tensor,
-    token_ids: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    vocab_start: int | None = None,
-    per_token: Literal[True],
-) -> GradDots: ...
+    grad_rows: Tensor, token_ids: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, vocab_start: int | None = None, per_token: Literal[True],
+) -> GradDots: ...  # fmt: skip
 def embedding_dot(
-    grad_rows: Tensor,
-    token_ids: Tensor,
-    direction: Tensor,
-    segment_ids: Tensor,
-    *,
-    segments: int,
-    vocab_start: int | None = None,
-    per_token: bool = False,
-) -> Tensor | GradDots:
+    grad_rows: Tensor, token_ids: Tensor, direction: Tensor, segment_ids: Tensor, *,
+    segments: int, vocab_start: int | None = None, per_token: bool = False,
+) -> Tensor | GradDots:  # fmt: skip
     """Score an embedding table y_t = table[token_t]: sum over t in segment i of grad_rows_t . V[token_t].
+
+    Arguments, result and errors are those of `bias_dot`, but for:
 
     Args:
         grad_rows: [..., H], the gradient of the looked-up rows.
         token_ids: [...], int32 or int64. Read also where the segment id is -1.
         direction: V [vocabulary, H] or [K, vocabulary, H], dtype of grad_rows or fp32.
-        segment_ids: [...], int32 or int64 in [-1, segments); -1 belongs to none.
-        segments: the number of segments.
         vocab_start: None: V is the whole table. Else: V is a shard whose first row is this id, and tokens of other
             shards count 0, so that the scores of all shards add up.
-        per_token: also return each token's share.
-
-    Returns:
-        [segments] or [K, segments], fp32 (fp64 for fp64 inputs); with per_token a `GradDots`.
-
-    Raises:
-        ValueError: naming the argument; also for a tensor that requires grad while grad mode is on.
 
     """
     _check(grad_rows, segment_ids, segments, "grad_rows")
@@ -185,7 +137,7 @@ def _embedding_dots(grad_TH: Tensor, token_T: Tensor, tables_KVH: Tensor, vocab_
     foreign = torch.nan if vocab_start is None else 0.0
 
     def dots(block: slice) -> Tensor:
-        grad_CH = _precise(grad_TH[block])
+        grad_CH = precise(grad_TH[block])
         found = [(grad_CH * table_VH[row_T[block]]).sum(-1) for table_VH in tables_KVH]
         return torch.stack(found, -1).masked_fill(~own_T[block, None], foreign)
 
@@ -201,13 +153,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor.to(precise_dtype(tensor.dtype))
-
-
 def _blockwise(rows_TH: Tensor, dots: Callable[[slice], Tensor]) -> Tensor:
     """Return the [C, K] results of blocks of tokens as one [K, T]."""
-    budget = _BLOCK_BYTES.get(rows_TH.device.type, _BLOCK_BYTES["cuda"])
-    size = max(1, budget // (rows_TH.shape[1] * 8))
-    starts = range(0, max(1, rows_TH.shape[0]), size)  # one empty block where there are no tokens
-    return torch.cat([dots(slice(start, start + size)) for start in starts]).t()
+    tokens = max(1, rows_TH.shape[0])  # one empty block where there are none
+    return torch.cat([dots(block) for block in pieces(tokens, block_bytes(rows_TH) // (rows_TH.shape[1] * 8))]).t()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise
+
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _OVERSAMPLING = 8
@@ -63,19 +65,19 @@ def low_rank(direction: Tensor, rank: int, *, iterations: int = 2) -> LowRankDir
         raise ValueError(f"rank: expected 1 to {most} for direction {tuple(direction.shape)}, got {rank}")
     if iterations < 0:
         raise ValueError(f"iterations: expected >= 0, got {iterations}")
-    precise = direction.to(torch.promote_types(direction.dtype, torch.float32))
+    exact = precise(direction)
     generator = torch.Generator().manual_seed(_SUBSPACE_SEED)
-    probes = torch.randn(precise.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator)
-    basis = torch.linalg.qr(precise @ probes.to(precise)).Q
+    probes = torch.randn(exact.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator)
+    basis = torch.linalg.qr(exact @ probes.to(exact)).Q
     for _ in range(iterations):
-        basis = torch.linalg.qr(precise.mT @ basis).Q
-        basis = torch.linalg.qr(precise @ basis).Q
-    u, s, vh = torch.linalg.svd(basis.mT @ precise, full_matrices=False)
+        basis = torch.linalg.qr(exact.mT @ basis).Q
+        basis = torch.linalg.qr(exact @ basis).Q
+    u, s, vh = torch.linalg.svd(basis.mT @ exact, full_matrices=False)
     # sqrt(s) on either side: neither factor leaves the range of half precision before the other.
     root = s[..., :rank].sqrt()
     left = ((basis @ u[..., :rank]) * root[..., None, :]).to(direction.dtype)
     right = (root[..., :, None] * vh[..., :rank, :]).to(direction.dtype)
-    error = _relative_error(precise, left.to(precise) @ right.to(precise))
+    error = _relative_error(exact, left.to(exact) @ right.to(exact))
     return LowRankDirection(left=left, right=right, relative_error=error)
 
 
@@ -92,11 +94,11 @@ def to_fp8(direction: Tensor) -> Fp8Direction:
 
     """
     _check_dense(direction)
-    precise = direction.float()
-    _, exponent = torch.frexp(precise.abs().amax(-1) / _FP8_MAX)
-    scale = torch.ldexp(torch.ones_like(precise[..., 0]), exponent)  # row maximum / scale is in (224, 448]
-    values = (precise / scale[..., None]).to(_FP8)
-    error = _relative_error(precise, values.float() * scale[..., None])
+    exact = direction.float()
+    _, exponent = torch.frexp(exact.abs().amax(-1) / _FP8_MAX)
+    scale = torch.ldexp(torch.ones_like(exact[..., 0]), exponent)  # row maximum / scale is in (224, 448]
+    values = (exact / scale[..., None]).to(_FP8)
+    error = _relative_error(exact, values.float() * scale[..., None])
     return Fp8Direction(values=values, scale=scale, relative_error=error)
 
 

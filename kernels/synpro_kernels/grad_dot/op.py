@@ -5,6 +5,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.grad_dot import blocked
 from synpro_kernels.grad_dot.check import (
     check_device,
@@ -15,7 +16,7 @@ from synpro_kernels.grad_dot.check import (
     refuse_gradients,
 )
 from synpro_kernels.grad_dot.directions import Direction, Fp8Direction, LowRankDirection
-from synpro_kernels.grad_dot.implementation import precise_dtype, use_csrc, use_triton
+from synpro_kernels.grad_dot.implementation import use_csrc, use_triton
 from synpro_kernels.grad_dot.segments import GradDots, by_segment
 
 

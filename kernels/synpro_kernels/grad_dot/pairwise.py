@@ -6,8 +6,9 @@ Knows one linear layer. Works on tiles of tokens x tokens, of which only the upp
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import mm, precise_dtype
 from synpro_kernels.grad_dot.check import check_ids, check_tokens, refuse_gradients
-from synpro_kernels.grad_dot.implementation import mm, precise_dtype, use_triton
+from synpro_kernels.grad_dot.implementation import use_triton
 from synpro_kernels.grad_dot.segments import check_id_range
 
 _TILE = 1024

@@ -9,9 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.grad_dot import blocked
 from synpro_kernels.grad_dot.check import check_direction, check_tokens, refuse_gradients
-from synpro_kernels.grad_dot.implementation import precise_dtype, use_csrc, use_triton
+from synpro_kernels.grad_dot.implementation import use_csrc, use_triton
 
 
 def grad_dot_prefix(

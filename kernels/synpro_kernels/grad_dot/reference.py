@@ -11,27 +11,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+from synpro_kernels.arithmetic import precise
 
 
 def segment_sum_ref(values: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
     """Sum values [..., T] into [..., segments] by id; tokens with id -1 belong to none, whatever they hold."""
     member_ST = segment_ids == torch.arange(segments, device=values.device)[:, None]
-    return torch.where(member_ST, _precise(values)[..., None, :], 0.0).sum(-1)
+    return torch.where(member_ST, precise(values)[..., None, :], 0.0).sum(-1)
 
 
 def segment_gradients_ref(x: Tensor, grad_out: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
     """Return G [segments, O, I]: the weight gradient that each segment alone would give."""
     return torch.stack(
-        [_precise(grad_out[segment_ids == i]).t() @ _precise(x[segment_ids == i]) for i in range(segments)]
+        [precise(grad_out[segment_ids == i]).t() @ precise(x[segment_ids == i]) for i in range(segments)]
     )
 
 
 def grad_dot_tokens_ref(x: Tensor, grad_out: Tensor, direction: Tensor) -> Tensor:
     """Return b_t . (V x_t) for every token: [T], or [K, T] for K directions."""
-    return (_precise(grad_out) * (_precise(x) @ _precise(direction).mT)).sum(-1)
+    return (precise(grad_out) * (precise(x) @ precise(direction).mT)).sum(-1)
 
 
 def grad_dot_ref(x: Tensor, grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
@@ -49,7 +47,7 @@ def grad_dot_prefix_ref(
     x: Tensor, grad_out: Tensor, direction: Tensor, boundaries: Sequence[int], *, accumulator: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (<G_i, V>, accumulator + sum_i G_i) where segment i is the tokens [boundaries[i], boundaries[i+1])."""
-    x, grad_out, direction = _precise(x), _precise(grad_out), _precise(direction)
+    x, grad_out, direction = precise(x), precise(grad_out), precise(direction)
     total = x.new_zeros(direction.shape[-2:]) if accumulator is None else accumulator.clone()
     scores = []
     for start, end in pairwise(boundaries):
@@ -63,7 +61,7 @@ def grad_dot_running_ref(
     x: Tensor, grad_out: Tensor, direction: Tensor, boundaries: Sequence[int], *, accumulator: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same by differences of the running accumulator's dot product with V; kept to measure how they cancel."""
-    x, grad_out, direction = _precise(x), _precise(grad_out), _precise(direction)
+    x, grad_out, direction = precise(x), precise(grad_out), precise(direction)
     total = x.new_zeros(direction.shape[-2:]) if accumulator is None else accumulator.clone()
     dots = [(total * direction).sum((-2, -1))]
     for start, end in pairwise(boundaries):
@@ -74,7 +72,7 @@ def grad_dot_running_ref(
 
 def bias_dot_ref(grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
     """<gradient of segment i, v> for y_t = ... + bias: v [O] or [K, O]."""
-    tokens = (_precise(grad_out) * _precise(direction)[..., None, :]).sum(-1)
+    tokens = (precise(grad_out) * precise(direction)[..., None, :]).sum(-1)
     return segment_sum_ref(tokens, segment_ids, segments=segments)
 
 
@@ -82,12 +80,12 @@ def scale_dot_ref(
     normalised: Tensor, grad_out: Tensor, direction: Tensor, segment_ids: Tensor, *, segments: int
 ) -> Tensor:
     """<gradient of segment i, v> for y_t = scale * normalised_t, elementwise: v [H] or [K, H]."""
-    return bias_dot_ref(_precise(grad_out) * _precise(normalised), direction, segment_ids, segments=segments)
+    return bias_dot_ref(precise(grad_out) * precise(normalised), direction, segment_ids, segments=segments)
 
 
 def embedding_dot_ref(
     grad_rows: Tensor, token_ids: Tensor, direction: Tensor, segment_ids: Tensor, *, segments: int
 ) -> Tensor:
     """<gradient of segment i, V> for y_t = table[token_t]: V [vocabulary, H] or [K, vocabulary, H]."""
-    tokens = (_precise(grad_rows) * _precise(direction)[..., token_ids, :]).sum(-1)
+    tokens = (precise(grad_rows) * precise(direction)[..., token_ids, :]).sum(-1)
     return segment_sum_ref(tokens, segment_ids, segments=segments)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.grad_dot.check import check_ids
-from synpro_kernels.grad_dot.implementation import precise_dtype
 from synpro_kernels.triton_status import triton_status
 
 # Entries of the membership matrix that the PyTorch path holds at a time (other devices than the CPU).

@@ -4,18 +4,7 @@ A search would compile and time variants inside somebody's first training step, 
 matrix instruction's shape, shared memory and registers (README.md has the arithmetic); tests compile each of them.
 """
 
-from typing import NamedTuple
-
-
-class Tile(NamedTuple):
-    """BM x BN of the product, BK of the contracted side at a time; names as the kernels' constants."""
-
-    BM: int
-    BN: int
-    BK: int
-    num_warps: int
-    num_stages: int
-
+from synpro_kernels.launch import Tile
 
 # Two warp groups of 64 x 256, wgmma's widest: 128 accumulator registers a thread. Four stages are 192 KiB.
 _ROWS = {
@@ -54,4 +43,5 @@ def prefix_tile(capability: int) -> Tile:
 
 
 def _known(table: dict[int, Tile], capability: int) -> Tile:
-    return table[max(known for known in table if known <= max(capability, min(table)))]
+    """Families that are not in it, sm_120 for one, have the shared memory of sm_86, so sm_80's tiles fit them."""
+    return table.get(capability // 10 * 10, table[80])

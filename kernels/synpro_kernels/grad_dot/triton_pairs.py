@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from synpro_kernels.grad_dot.launch import Call, aligned, capability_of, tiles_of
 from synpro_kernels.grad_dot.tiles import pair_tile
 from synpro_kernels.grad_dot.triton_products import tile_by_descriptor, tile_by_pointer
+from synpro_kernels.launch import Call, aligned, capability_of, ceil_div
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def pairwise_grad_dot_triton(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segme
     """Return [S, S], fp32; all NaN where an id is out of range."""
     if segments == 0 or x_TI.shape[0] == 0:
         return x_TI.new_zeros(segments, segments, dtype=torch.float32)
-    sums_SS = pair_call(x_TI, grad_TO, ids_T, segments, capability=capability_of(x_TI)).launch()
+    (sums_SS,) = pair_call(x_TI, grad_TO, ids_T, segments, capability=capability_of(x_TI)).launch()
     return sums_SS.masked_fill_(((ids_T < -1) | (ids_T >= segments)).any(), torch.nan)
 
 
@@ -80,7 +80,7 @@ def pair_call(
     offsets = torch.searchsorted(ids_T[order_T], bounds, out_int32=True)
     first, second = torch.triu_indices(segments, segments, device=ids_T.device, dtype=torch.int32)
     sums_SS = x_TI.new_empty(segments, segments, dtype=torch.float32)
-    tile = pair_tile(capability, tiles_of(tokens, segments))
+    tile = pair_tile(capability, ceil_div(tokens, segments))
     if descriptor is None:
         descriptor = capability >= 90
     sources = x_TI, x_TI[None], grad_TO, grad_TO[None]
@@ -90,6 +90,5 @@ def pair_call(
     even = {f"EVEN_{name}": descriptor or width % tile.BK == 0 for name, width in (("I", inputs), ("O", outputs))}
     sizes = tokens, segments, inputs, outputs, x_TI.stride(0), grad_TO.stride(0)
     arguments = *sources, offsets, first, second, sums_SS, *sizes
-    return Call(
-        pair_kernel, (first.shape[0],), arguments, {"DESCRIPTOR": descriptor, **even, **tile._asdict()}, sums_SS
-    )
+    options = {"DESCRIPTOR": descriptor, **even, **tile._asdict()}
+    return Call(pair_kernel, (first.shape[0],), arguments, options, (sums_SS,))

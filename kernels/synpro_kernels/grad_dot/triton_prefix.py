@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from synpro_kernels.grad_dot.launch import Call, aligned, capability_of, tiles_of
 from synpro_kernels.grad_dot.tiles import prefix_tile
+from synpro_kernels.launch import Call, aligned, capability_of, ceil_div
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def grad_dot_prefix_triton(
     if x_TI.shape[0] == 0:
         return accumulator_OI.new_zeros(direction_KOI.shape[0], len(boundaries) - 1)
     tensors = x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI
-    shares = prefix_call(*tensors, capability=capability_of(x_TI)).launch()
+    (shares,) = prefix_call(*tensors, capability=capability_of(x_TI)).launch()
     return shares.sum(0, dtype=torch.float64).float()
 
 
@@ -75,7 +75,7 @@ def prefix_call(
     (outputs, inputs), directions, segments = accumulator_OI.shape, len(direction_KOI), len(boundaries) - 1
     x, grad, bounds = _whole_blocks(x_TI, grad_TO, boundaries, tile.BK)
     x, grad, direction = aligned(x), aligned(grad), aligned(direction_KOI)
-    programs = tiles_of(outputs, tile.BM) * tiles_of(inputs, tile.BN)
+    programs = ceil_div(outputs, tile.BM) * ceil_div(inputs, tile.BN)
     shares = accumulator_OI.new_empty(programs, directions, segments)
     if descriptor is None:
         descriptor = capability >= 90
@@ -85,7 +85,7 @@ def prefix_call(
         sources = tuple(map(TensorDescriptor.from_tensor, sources, blocks))
     sizes = segments, inputs, outputs, x.stride(0), grad.stride(0), direction.stride(0), direction.stride(1), directions
     options = {"DESCRIPTOR": descriptor, **tile._asdict()}
-    return Call(prefix_kernel, (programs,), (*sources, bounds, accumulator_OI, shares, *sizes), options, shares)
+    return Call(prefix_kernel, (programs,), (*sources, bounds, accumulator_OI, shares, *sizes), options, (shares,))
 
 
 def _whole_blocks(

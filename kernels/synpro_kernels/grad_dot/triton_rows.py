@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from synpro_kernels.grad_dot.launch import Call, aligned, capability_of, tiles_of
 from synpro_kernels.grad_dot.tiles import row_tile
 from synpro_kernels.grad_dot.triton_products import tile_by_descriptor, tile_by_pointer
+from synpro_kernels.launch import Call, aligned, capability_of, ceil_div
 
 # Rows of tiles that neighbouring programs share: about one wave of a large GPU then reads a square of the operands.
 _GROUP = 8
@@ -54,8 +54,8 @@ def grad_dot_tokens_triton(x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor,
     """Return b_t . (V x_t) for every direction and token: [K, T], fp32."""
     if x_TI.shape[0] == 0:
         return x_TI.new_zeros(direction_KOI.shape[0], 0, dtype=torch.float32)
-    call = row_dot_call(x_TI, grad_TO, direction_KOI, over_inputs, capability=capability_of(x_TI))
-    return call.launch().sum(1)
+    (partials,) = row_dot_call(x_TI, grad_TO, direction_KOI, over_inputs, capability=capability_of(x_TI)).launch()
+    return partials.sum(1)
 
 
 def row_dot_call(
@@ -67,8 +67,8 @@ def row_dot_call(
     left, right, other = aligned(left), aligned(direction_KOI, rows_too=True), aligned(other)
     directions, (tokens, reduction), width = right.shape[0], left.shape, other.shape[1]
     tile = row_tile(capability, tokens, width)
-    grid = tiles_of(tokens, tile.BM) * tiles_of(width, tile.BN), directions
-    partials = left.new_empty(directions, tiles_of(width, tile.BN), tokens, dtype=torch.float32)
+    grid = ceil_div(tokens, tile.BM) * ceil_div(width, tile.BN), directions
+    partials = left.new_empty(directions, ceil_div(width, tile.BN), tokens, dtype=torch.float32)
     if descriptor is None:
         descriptor = capability >= 90
     sources = (left, right, other)
@@ -83,4 +83,4 @@ def row_dot_call(
         "EVEN": descriptor or reduction % tile.BK == 0,
         "GROUP": _GROUP,
     }
-    return Call(row_dot_kernel, grid, (*sources, partials, *sizes), options | tile._asdict(), partials)
+    return Call(row_dot_kernel, grid, (*sources, partials, *sizes), options | tile._asdict(), (partials,))

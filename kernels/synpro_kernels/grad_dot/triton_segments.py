@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from synpro_kernels.grad_dot.launch import Call, tiles_of
+from synpro_kernels.launch import Call, ceil_div
 
 _SEGMENTS = 32  # of a program
 _TOKENS = 64  # at a time
@@ -38,15 +38,16 @@ def segment_sum_triton(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tenso
     """Sum fp32 values [K, T] by segment to fp32 [K, S]; ids outside [0, segments) belong to none."""
     if values_KT.shape[1] == 0 or segments == 0:
         return values_KT.new_zeros(values_KT.shape[0], segments)
-    return segment_sum_call(values_KT, ids_T, segments).launch().sum(1).to(values_KT.dtype)
+    (partials,) = segment_sum_call(values_KT, ids_T, segments).launch()
+    return partials.sum(1).to(values_KT.dtype)
 
 
 def segment_sum_call(values_KT: Tensor, ids_T: Tensor, segments: int) -> Call:
     """The launch that fills [K, spans, S] in fp64."""
     values_KT = values_KT if values_KT.stride(1) == 1 else values_KT.contiguous()
     directions, tokens = values_KT.shape
-    spans = tiles_of(tokens, _SPAN)
+    spans = ceil_div(tokens, _SPAN)
     partials = values_KT.new_empty(directions, spans, segments, dtype=torch.float64)
-    grid = tiles_of(segments, _SEGMENTS), spans, directions
+    grid = ceil_div(segments, _SEGMENTS), spans, directions
     arguments = values_KT, ids_T.contiguous(), partials, tokens, segments, values_KT.stride(0)
-    return Call(segment_sum_kernel, grid, arguments, {"SPAN": _SPAN, "BS": _SEGMENTS, "BT": _TOKENS}, partials)
+    return Call(segment_sum_kernel, grid, arguments, {"SPAN": _SPAN, "BS": _SEGMENTS, "BT": _TOKENS}, (partials,))

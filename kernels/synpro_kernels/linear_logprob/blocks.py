@@ -4,18 +4,18 @@ Knows one vocabulary shard and no process group. Shapes: T tokens, H width, V co
 columns of a block.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from synpro_kernels.arithmetic import add_product, operand, precise_dtype, product
 from synpro_kernels.linear_logprob.dispatch import Implementation
-from synpro_kernels.linear_logprob.gemm import add_product, operand, product
 from synpro_kernels.linear_logprob.rows import Stats, differentiate, merge_
-from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.skip import TileSkip
+from synpro_kernels.pieces import block_bytes, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Shard:
     @property
     def precise(self) -> torch.dtype:
         """Dtype of logits, statistics and sums."""
-        return accumulation_dtype(self.hidden_TH.dtype)
+        return precise_dtype(self.hidden_TH.dtype)
 
     def rows(self, chosen: slice | Tensor) -> "Shard":
         """Return the shard with some of the tokens only."""
@@ -52,7 +52,11 @@ class Shard:
     def columns(self, chosen: slice) -> tuple[Tensor, Tensor | None]:
         """Weight [B, H] and bias [B] of some columns, as the products want them."""
         bias = self.bias_V
-        return operand(self.weight_VH[chosen], self.how), None if bias is None else operand(bias[chosen], self.how)
+        return self.operand(self.weight_VH[chosen]), None if bias is None else self.operand(bias[chosen])
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        """What the products multiply; Triton's kernels, interpreted on a CPU, take halves as they are."""
+        return tensor if self.how == "triton" else operand(tensor)
 
 
 class Gradients(NamedTuple):
@@ -71,12 +75,6 @@ class Needed(NamedTuple):
     bias: bool
 
 
-def pieces(total: int, size: int) -> Iterator[slice]:
-    """Cut range(total) into slices of `size`."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
 def block_shape(shard: Shard) -> tuple[int, int]:
     """(C, B) of the blocks that are used once and computed again when they are needed again."""
     if shard.how == "csrc":
@@ -84,8 +82,7 @@ def block_shape(shard: Shard) -> tuple[int, int]:
     if shard.how == "triton":  # all tokens, so that a block completes its rows of the weight's gradient
         return shard.tokens, _fitting(shard.vocab, 256 << 20, shard.tokens * shard.hidden_TH.element_size(), 256)
     vocab = min(shard.vocab, 8192)
-    budget = (256 << 20) if shard.hidden_TH.is_cuda else (8 << 20)
-    return _fitting(shard.tokens, budget, vocab * shard.precise.itemsize, 16), vocab
+    return _fitting(shard.tokens, block_bytes(shard.hidden_TH), vocab * shard.precise.itemsize, 16), vocab
 
 
 def kept_shape(shard: Shard, vocab: int) -> tuple[int, int]:
@@ -105,7 +102,7 @@ def _fitting(total: int, budget: int, bytes_each: int, multiple: int) -> int:
 
 def products(shard: Shard, weight_BH: Tensor, bias_B: Tensor | None, out_CB: Tensor) -> Tensor:
     """Write f(hidden weight^T + bias) of a block to `out_CB`: the logits without their scale."""
-    product(operand(shard.hidden_TH, shard.how), weight_BH.t(), out_CB)
+    product(shard.operand(shard.hidden_TH), weight_BH.t(), out_CB)
     if bias_B is not None:
         out_CB += bias_B
     if shard.settings.softcap is not None:
@@ -122,7 +119,7 @@ def stats(shard: Shard, *, entropy: bool) -> Stats:
     tokens, vocab = block_shape(shard)
     found = Stats.empty(shard.tokens, shard.hidden_TH, shard.precise)
     buffer = shard.hidden_TH.new_empty(tokens * vocab, dtype=shard.precise)
-    shard = replace(shard, hidden_TH=operand(shard.hidden_TH, shard.how))
+    shard = replace(shard, hidden_TH=shard.operand(shard.hidden_TH))
     for v in pieces(shard.vocab, vocab):
         weight_BH, bias_B = shard.columns(v)
         for t in pieces(shard.tokens, tokens):
@@ -143,7 +140,7 @@ def gradients(shard: Shard, coefficients_T5: Tensor, need: Needed, skip: TileSki
     grad_hidden = shard.hidden_TH.new_zeros(shard.hidden_TH.shape, dtype=precise) if need.hidden else None
     grad_weight = shard.weight_VH.new_empty(shard.weight_VH.shape) if need.weight else None
     grad_bias = shard.weight_VH.new_zeros(shard.vocab, dtype=precise) if need.bias else None
-    shard = replace(shard, hidden_TH=operand(shard.hidden_TH, shard.how))
+    shard = replace(shard, hidden_TH=shard.operand(shard.hidden_TH))
     # Sums over several blocks of tokens are made in fp32, and rounded to the weight's dtype once.
     staged = need.weight and dtype != precise and (tokens < shard.tokens or shard.hidden_TH.dtype != dtype)
     staging = shard.weight_VH.new_empty((vocab, shard.weight_VH.shape[1]), dtype=precise) if staged else None

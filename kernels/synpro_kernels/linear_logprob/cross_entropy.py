@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
+from synpro_kernels.linear_logprob.along import Along, check_along
 from synpro_kernels.linear_logprob.fused import Objective, Work, minimise
 from synpro_kernels.linear_logprob.op import linear_logprob
 from synpro_kernels.linear_logprob.reference import LogProbs
-from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.validate import check_layer, check_main_grad, check_per_token
 
 
@@ -23,6 +25,8 @@ class CrossEntropy(NamedTuple):
     """The part to report; no gradient."""
     z_loss: Tensor
     """z_loss times the squared log-sum-exp; no gradient."""
+    along: Tensor | None = None
+    """d loss / d weight along given directions; no gradient. Under a group this shard's part of it."""
 
 
 def linear_cross_entropy(
@@ -40,6 +44,8 @@ def linear_cross_entropy(
     loss_mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     into_main_grad: bool = False,
+    along: Tensor | None = None,
+    along_tokens: bool = False,
 ) -> CrossEntropy:
     """Return -log p(target) + z_loss logsumexp^2 (arXiv 2204.02311), without holding the logits.
 
@@ -53,6 +59,10 @@ def linear_cross_entropy(
             is not known in the forward pass, so the logits are computed twice).
         into_main_grad: add the weight's gradient, in fp32, to Megatron's `weight.main_grad` instead of returning it to
             autograd (which then gets a tensor without meaning: never combine this with torch.autograd.grad).
+        along: [K, V, H], directions V_k of the weight, of any floating dtype: also return <d loss / d weight, V_k>, [K]
+            in fp64, from the gradient that is made anyway. Wants "sum". Loss and gradients stay the same to the bit.
+        along_tokens: return each token's share of it instead, [K, ...] like target in fp32 (fp64), for one product more
+            for each direction, in hidden's dtype.
 
     With "sum" and "mean" the gradients are made in the forward pass, where gradients are enabled and wanted: three
     matrix products in all. An fp32 gradient of hidden and weight then lives until backward, which can run once.
@@ -64,11 +74,12 @@ def linear_cross_entropy(
     check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
     check_main_grad(weight, into_main_grad)
     _check(target, z_loss, loss_mask, reduction, into_main_grad)
+    check_along(along, weight, reduction)
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
     group = None if group is None or group.size() == 1 else group
-    target_T, weights = _weigh(target, loss_mask, ignore_index, accumulation_dtype(hidden.dtype))
+    target_T, weights = _weigh(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
     if reduction == "none":
         scored = linear_logprob(
             hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
@@ -82,10 +93,14 @@ def linear_cross_entropy(
         settings=settings,
         group=group,
         into_main_grad=into_main_grad,
+        along=None if along is None else Along(direction_KVH=along, per_token=along_tokens),
     )
     sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
     if reduction == "sum":
-        return CrossEntropy(*sums)
+        loss, cross_entropy, z, *slopes = sums
+        if slopes and along_tokens:
+            slopes = [slopes[0].unflatten(1, target.shape)]
+        return CrossEntropy(loss, cross_entropy, z, *slopes)
     total = weights[0].sum() if weights else (target_T != ignore_index).sum()
     # Without a token the mean is NaN, but its gradient, like that of every ignored token, is 0.
     return CrossEntropy(

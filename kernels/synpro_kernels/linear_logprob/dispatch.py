@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.extension import csrc_loaded
+from synpro_kernels.launch import capability_of
 from synpro_kernels.triton_status import triton_status
 
 Implementation = Literal["triton", "csrc", "torch"]
@@ -16,6 +17,6 @@ def implementation_for(hidden: Tensor) -> Implementation:
     if hidden.dtype == torch.float64:
         return "torch"
     if hidden.is_cuda:
-        ampere = torch.cuda.get_device_capability(hidden.device) >= (8, 0)  # the kernels' tiles need its instructions
+        ampere = capability_of(hidden) >= 80  # the kernels' tiles need its instructions
         return "triton" if ampere and triton_status()[0] else "torch"
     return "csrc" if hidden.device.type == "cpu" and csrc_loaded() else "torch"

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.linear_logprob.blocks import Shard, stats
 from synpro_kernels.linear_logprob.dispatch import implementation_for
 from synpro_kernels.linear_logprob.rows import Stats
-from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
 
 
 class Evaluated(NamedTuple):
@@ -39,7 +40,7 @@ def evaluate(
     """Evaluate the kept tokens; ignored ones get 0 (and sumexp 1). Raises ValueError for a target outside."""
     rows = KeptRows(target_T, settings.ignore_index)
     if rows.count == 0:  # alike on every rank of the group, so no rank waits for another
-        zeros = hidden_TH.new_zeros(rows.total, dtype=accumulation_dtype(hidden_TH.dtype))
+        zeros = hidden_TH.new_zeros(rows.total, dtype=precise_dtype(hidden_TH.dtype))
         spread = zeros.clone() if entropy else zeros.new_empty(0)
         return Evaluated(zeros, zeros.clone(), spread, zeros.clone(), zeros + 1.0)
     shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)

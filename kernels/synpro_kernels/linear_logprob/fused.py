@@ -13,13 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.blocks import Gradients, Shard, kept_shape, pieces
+from synpro_kernels.grad_dot import formed_dot
+from synpro_kernels.linear_logprob.along import Along, TokenShares
+from synpro_kernels.linear_logprob.blocks import Gradients, Shard, kept_shape
 from synpro_kernels.linear_logprob.forward import Evaluated, finish, shard_of
 from synpro_kernels.linear_logprob.kept import KeptLogits
 from synpro_kernels.linear_logprob.reference import LogProbs
 from synpro_kernels.linear_logprob.rows import coefficients
 from synpro_kernels.linear_logprob.settings import KeptRows, LogitSettings
 from synpro_kernels.linear_logprob.validate import check_first_order
+from synpro_kernels.pieces import pieces
 
 Objective = Callable[..., tuple[Tensor, ...]]
 """(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, further sums to report), scalars."""
@@ -37,10 +40,14 @@ class Work:
     group: dist.ProcessGroup | None
     into_main_grad: bool = False
     """Whether the weight's gradient goes to Megatron's `weight.main_grad` and not to autograd."""
+    along: Along | None = None
+    """Directions of the weight to tell the objective's slope along; they change nothing else."""
 
 
 def minimise(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, work: Work) -> tuple[Tensor, ...]:
     """The objective's sums over the kept tokens; the first is differentiable, once, the others are for the record.
+
+    Where directions are given, the slopes come last: [K, T] for each token, 0 for those that are not kept, or [K].
 
     The objective must treat tokens independently: it is called with a chunk of them at a time. Under a group every
     rank must hold the same hidden, targets and per-token tensors.
@@ -56,8 +63,14 @@ class _Fused(torch.autograd.Function):
         needed = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
         rows = KeptRows(work.target_T, work.settings.ignore_index)
         shard = shard_of(rows.take(hidden), weight, rows.take(work.target_T), bias, work.settings)
-        found = _accumulators(shard, needed)
-        sums = _walk(shard, rows, work, found)
+        shares = TokenShares.wanted(work.along, shard.hidden_TH)
+        found = _accumulators(shard, [needed[0], needed[1] or (work.along is not None and shares is None), needed[2]])
+        sums = _walk(shard, rows, work, found, shares)
+        if shares is not None:
+            sums = (*sums, rows.put(shares.values_KC.t()).t())
+        elif work.along is not None and found.weight is not None:
+            sums = (*sums, formed_dot(found.weight, work.along.direction_KVH))
+        found = found if needed[1] else found._replace(weight=None)
         if found.hidden is not None:
             if work.group is not None:
                 dist.all_reduce(found.hidden, group=work.group)
@@ -93,11 +106,10 @@ def _accumulators(shard: Shard, needed: Sequence[bool]) -> Gradients:
     )
 
 
-def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients) -> tuple[Tensor, ...]:
+def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients, shares: TokenShares | None) -> tuple[Tensor, ...]:
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
     tokens, width = kept_shape(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
-    tokens = max(tokens, 1)
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
     sums: tuple[Tensor, ...] = ()
     # An empty chunk where no token is kept: the objective still says what it reports.
@@ -107,11 +119,12 @@ def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients) -> tuple[Te
         scored = finish(kept.stats, part, target_T[t], work.group)
         values, grads_C3 = _differentiate_objective(work.objective, scored, [each[t] for each in per_token])
         sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
-        if any(each is not None for each in into):
+        if any(each is not None for each in (*into, shares)):
             entropy = scored.entropy if bool((grads_C3[:, 2] != 0).any()) else None
             statistics = kept.stats._replace(maximum=scored.maximum, sumexp=scored.sumexp)
             own = into._replace(hidden=None if into.hidden is None else into.hidden[t])
-            kept.spread(coefficients(statistics, entropy, grads_C3, work.settings), own)
+            own_shares = None if shares is None else shares.of(t)
+            kept.spread(coefficients(statistics, entropy, grads_C3, work.settings), own, own_shares)
     return sums
 
 

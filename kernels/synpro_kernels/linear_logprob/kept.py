@@ -9,16 +9,18 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from synpro_kernels.linear_logprob.blocks import Gradients, Shard, pieces, products
-from synpro_kernels.linear_logprob.gemm import add_product, operand
+from synpro_kernels.arithmetic import add_product
+from synpro_kernels.linear_logprob.along import TokenShares
+from synpro_kernels.linear_logprob.blocks import Gradients, Shard, products
 from synpro_kernels.linear_logprob.rows import Stats, differentiate, merge_
+from synpro_kernels.pieces import pieces
 
 
 class KeptLogits:
     """The logits of a shard's tokens, in blocks of `width` columns, in a buffer of tokens * V entries."""
 
     def __init__(self, shard: Shard, width: int, buffer: Tensor) -> None:
-        self._shard = replace(shard, hidden_TH=operand(shard.hidden_TH, shard.how))
+        self._shard = replace(shard, hidden_TH=shard.operand(shard.hidden_TH))
         self._width, self._buffer = width, buffer
         self.stats = Stats.empty(shard.tokens, shard.hidden_TH, shard.precise)
         for v, block_CB in self._blocks():
@@ -30,10 +32,11 @@ class KeptLogits:
         for v in pieces(self._shard.vocab if tokens else 0, self._width):
             yield v, self._buffer[v.start * tokens : v.stop * tokens].view(tokens, v.stop - v.start)
 
-    def spread(self, coefficients_C5: Tensor, into: Gradients) -> None:
+    def spread(self, coefficients_C5: Tensor, into: Gradients, shares: TokenShares | None = None) -> None:
         """Add these tokens' gradients to `into` (fp32 sums); hidden's are rows [C, H] and are written.
 
-        Tokens whose gradients are all zero take no part in the products. The logits are gone afterwards.
+        So are the tokens' shares, where they are asked for. Tokens whose gradients are all zero take no part in the
+        products. The logits are gone afterwards.
         """
         live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
         every = len(live) == self._shard.tokens
@@ -52,6 +55,8 @@ class KeptLogits:
                 add_product(dz_CB, weight_BH, grad_hidden)
             if into.weight is not None:
                 add_product(dz_CB.t(), part.hidden_TH, into.weight[v])
+            if shares is not None:
+                shares.add(slice(None) if every else live, part.hidden_TH, v, dz_CB)
             if into.bias is not None:
                 into.bias[v] += dz_CB.sum(0, dtype=into.bias.dtype)
         if into.hidden is not None and grad_hidden is not None and not every:

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.linear_logprob.backward import differentiate
 from synpro_kernels.linear_logprob.blocks import Needed
 from synpro_kernels.linear_logprob.forward import evaluate
 from synpro_kernels.linear_logprob.reference import LogProbs
-from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.skip import TileSkip
 from synpro_kernels.linear_logprob.validate import check_first_order, check_layer
 
@@ -96,7 +97,7 @@ def _linear_logprob(
 @_linear_logprob.register_fake
 def _(hidden, weight, target, bias, temperature, softcap, ignore_index, vocab_start, entropy):
     rows = [
-        hidden.new_empty(size, dtype=accumulation_dtype(hidden.dtype))
+        hidden.new_empty(size, dtype=precise_dtype(hidden.dtype))
         for size in (hidden.shape[0], hidden.shape[0], hidden.shape[0] if entropy else 0, *[hidden.shape[0]] * 2)
     ]
     return tuple(rows)

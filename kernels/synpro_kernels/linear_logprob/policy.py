@@ -5,9 +5,10 @@ from dataclasses import fields
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
 from synpro_kernels.linear_logprob.fused import Work, minimise
 from synpro_kernels.linear_logprob.reference import LogProbs
-from synpro_kernels.linear_logprob.settings import LogitSettings, accumulation_dtype
+from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.validate import check_layer, check_main_grad, check_per_token
 from synpro_kernels.policy_loss import SurrogateTerms, grpo_loss
 
@@ -69,7 +70,7 @@ def linear_policy_loss(
         assert scored.entropy is not None
         return terms.objective, *(getattr(terms, name) for name in _REPORTED), scored.entropy.sum()
 
-    precise = accumulation_dtype(hidden.dtype)
+    precise = precise_dtype(hidden.dtype)
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )

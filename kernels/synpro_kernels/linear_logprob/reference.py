@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from synpro_kernels.arithmetic import precise_dtype
+
 
 class LogProbs(NamedTuple):
     """Per-token results in nats, fp32 (fp64 for fp64 inputs), shaped like `target`; 0 where the target is ignored."""
@@ -89,7 +91,7 @@ def _by_definition(
     group: dist.ProcessGroup | None,
     entropy: bool,
 ) -> LogProbs:
-    precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(hidden.dtype)
     keep = target != ignore_index
     # Ignored rows may hold anything, NaN included: nothing of them may reach the weight's gradient.
     rows = hidden.to(precise).masked_fill(~keep[..., None], 0.0)

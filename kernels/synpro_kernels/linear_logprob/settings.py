@@ -1,8 +1,7 @@
-"""What the forward and the backward pass share: the scalar settings, the choice of rows, the dtype of sums."""
+"""What the forward and the backward pass share: the scalar settings and the choice of rows."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -44,8 +43,3 @@ class KeptRows:
             return rows
         full = rows.new_full((self.total, *rows.shape[1:]), fill)
         return full.index_copy_(0, self._index, rows)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of logits, statistics and results: fp64 for fp64 inputs, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

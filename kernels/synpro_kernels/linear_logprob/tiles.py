@@ -1,24 +1,15 @@
 """Tile shapes of the Triton kernels, by architecture and operand size: an explicit table, no search at run time.
 
+BM tokens x BN vocabulary entries, BK of the width at a time.
+
 A search would compile and time dozens of variants inside somebody's first training step, and pick by noise. These are
 chosen by shared memory, registers and the matrix instruction's shape (see README.md for the arithmetic), and checked
 by compiling ahead of time.
 """
 
-from typing import NamedTuple
-
 import torch
 
-
-class Tile(NamedTuple):
-    """BM tokens x BN vocabulary entries, BK of the width at a time."""
-
-    BM: int
-    BN: int
-    BK: int
-    num_warps: int
-    num_stages: int
-
+from synpro_kernels.launch import Tile
 
 _HALF = {
     80: Tile(128, 128, 64, 8, 3),  # 96 KiB of operands; mma.sync leaves no registers for a larger tile

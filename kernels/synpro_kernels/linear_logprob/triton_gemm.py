@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from synpro_kernels.launch import Call, ceil_div
+from synpro_kernels.launch import Call, Tile, capability_of, ceil_div
 from synpro_kernels.linear_logprob.blocks import Shard
 from synpro_kernels.linear_logprob.rows import Stats
-from synpro_kernels.linear_logprob.tiles import Tile, tile_for
+from synpro_kernels.linear_logprob.tiles import tile_for
 from synpro_kernels.linear_logprob.triton_math import capped, gradient, merge
 
 
@@ -114,17 +114,16 @@ def gradient_kernel(
 
 def stats(shard: Shard, *, entropy: bool) -> Stats:
     """What the shard knows of each token's logits (`rows.Stats`), in one kernel and a merge of [splits, T] parts."""
-    capability, processors = _device(shard.hidden_TH)
-    call = stats_call(shard, entropy=entropy, capability=capability, processors=processors)
-    call.launch()
-    return _merge_parts(Stats(*call.outputs))
+    processors = _processors(shard.hidden_TH)
+    call = stats_call(shard, entropy=entropy, capability=capability_of(shard.hidden_TH), processors=processors)
+    return _merge_parts(Stats(*call.launch()))
 
 
 def differentiate(
     part: Shard, weight_BH: Tensor, bias_B: Tensor | None, coefficients_C5: Tensor, start: int, out_CB: Tensor
 ) -> Tensor:
     """Write dL/dproduct of a block to `out_CB`, in its dtype, from logits computed again."""
-    capability, _ = _device(part.hidden_TH)
+    capability = capability_of(part.hidden_TH)
     gradient_call(part, weight_BH, bias_B, coefficients_C5, start, out_CB, capability=capability).launch()
     return out_CB
 
@@ -209,12 +208,9 @@ def _mapping(shard: Shard, bias_B: Tensor | None) -> dict[str, Any]:
     }
 
 
-def _device(tensor: Tensor) -> tuple[int, int]:
-    """(compute capability as 80, 90, ..., multiprocessors); the interpreter passes for a small sm_80."""
-    if not tensor.is_cuda:
-        return 80, 1
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return major * 10 + minor, torch.cuda.get_device_properties(tensor.device).multi_processor_count
+def _processors(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's device; the interpreter has one."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
 
 
 def _merge_parts(parts: Stats) -> Stats:

@@ -62,9 +62,7 @@ def differentiate(
     block_CB: Tensor, coefficients_C5: Tensor, column_C: Tensor, start: int, settings: LogitSettings, dtype: torch.dtype
 ) -> Tensor:
     """dL/dproduct of a block as `dtype`: in its own memory where it has that dtype, else in new memory."""
-    call = differentiate_call(block_CB, coefficients_C5, column_C, start, settings, dtype)
-    call.launch()
-    return call.outputs[0]
+    return differentiate_call(block_CB, coefficients_C5, column_C, start, settings, dtype).launch()[0]
 
 
 def merge_call(block_CB: Tensor, stats: Stats, column_C: Tensor, start: int, settings: LogitSettings) -> Call:

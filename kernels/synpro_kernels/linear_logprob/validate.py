@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from synpro_kernels.arithmetic import FLOATS
 
 
 def check_layer(
@@ -16,7 +16,7 @@ def check_layer(
     vocab_start: int,
 ) -> None:
     """Raise ValueError naming the first argument that does not fit, and what was expected."""
-    if hidden.dim() < 1 or hidden.shape[-1] < 1 or hidden.dtype not in _FLOATS:
+    if hidden.dim() < 1 or hidden.shape[-1] < 1 or hidden.dtype not in FLOATS:
         raise ValueError(f"hidden: expected floating [..., H] with H >= 1, got {hidden.dtype} {tuple(hidden.shape)}")
     width = hidden.shape[-1]
     if weight.dim() != 2 or weight.shape[0] < 1 or weight.shape[1] != width:

@@ -24,6 +24,8 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction
 
+from synpro_kernels.launch import Call
+
 # Bytes of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability"). Compiling does not check it: a launch fails.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -156,6 +158,11 @@ def compile_kernel(
         shared_bytes=metadata.shared,
         tensor_memory_columns=getattr(metadata, "tmem_size", None) or 0,
     )
+
+
+def compile_call(call: Call) -> Compiled:
+    """Compile what `call` would launch, for the target of `compile_for`."""
+    return compile_kernel(call.kernel, *call.arguments, grid=call.grid, **call.options)
 
 
 def _undecorated(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> JITFunction[Any]:

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot.launch import Call
 from synpro_kernels.grad_dot.triton_pairs import pair_call
 from synpro_kernels.grad_dot.triton_prefix import prefix_call
 from synpro_kernels.grad_dot.triton_rows import row_dot_call
 from synpro_kernels.grad_dot.triton_segments import segment_sum_call
+from synpro_kernels.launch import Call
 from synpro_kernels.testing.compile_only import (
     SHARED_LIMIT,
     TENSOR_MEMORY_LIMIT,
     Compiled,
+    compile_call,
     compile_for,
-    compile_kernel,
 )
 
 TOKENS, WIDTH, VOCAB = 16384, 4096, 131072
@@ -72,12 +72,12 @@ CAPABILITY = pytest.mark.parametrize("capability", [80, 90, 100])
 
 @cache
 def compiled(case: str, capability: int) -> Compiled:
-    return compile_call(CASES[case][0](capability), capability)
+    return compiled_call(CASES[case][0](capability), capability)
 
 
-def compile_call(call: Call, capability: int) -> Compiled:
+def compiled_call(call: Call, capability: int) -> Compiled:
     with compile_for(capability):
-        return compile_kernel(call.kernel, *call.arguments, grid=call.grid, **call.options)
+        return compile_call(call)
 
 
 @CAPABILITY
@@ -128,7 +128,7 @@ def test_the_large_tile_multiplies_at_wgmmas_full_width(over_inputs: bool):
 def test_segment_sums_spill_nothing(capability: int):
     values = torch.empty(3, TOKENS, device="meta")
     ids = torch.empty(TOKENS, dtype=torch.int64, device="meta")
-    found = compile_call(segment_sum_call(values, ids, 64), capability).resources
+    found = compiled_call(segment_sum_call(values, ids, 64), capability).resources
     assert found.stack_bytes == 0 and found.registers <= 136 and not found.opcodes["ATOMG"] + found.opcodes["RED"]
 
 
@@ -136,5 +136,5 @@ def test_widths_of_no_whole_tile_spill_nothing_either():
     for over_inputs in (True, False):
         for capability in (80, 90):
             tensors = bf16(2048, 1000), bf16(2048, 1000), bf16(1, 1000, 1000)
-            found = compile_call(row_dot_call(*tensors, over_inputs, capability=capability), capability).resources
+            found = compiled_call(row_dot_call(*tensors, over_inputs, capability=capability), capability).resources
             assert found.stack_bytes == 0 and found.opcodes["UTMALDG"] + found.opcodes["LDGSTS"] > 0

@@ -9,7 +9,7 @@ from synpro_kernels.linear_logprob.blocks import Shard
 from synpro_kernels.linear_logprob.rows import Stats
 from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.tiles import tile_for
-from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_for, compile_kernel
+from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
 
 TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -47,7 +47,7 @@ def production_call(kernel: str, capability: int, descriptor: bool | None, *, wi
 
 def compiled(call: Call, capability: int) -> Compiled:
     with compile_for(capability):
-        return compile_kernel(call.kernel, *call.arguments, **call.options)
+        return compile_call(call)
 
 
 @pytest.mark.parametrize(("capability", "descriptor", "kernel"), BUDGET)

@@ -58,7 +58,7 @@ def test_row_dots_are_as_accurate_as_plain_pytorch(
     tokens: int, outputs: int, inputs: int, over_inputs: bool, descriptor: bool, dtype: torch.dtype
 ):
     tensors = layer(tokens, outputs, inputs, dtype)
-    found = row_dot_call(*tensors, over_inputs, capability=90, descriptor=descriptor).launch().sum(1)
+    found = row_dot_call(*tensors, over_inputs, capability=90, descriptor=descriptor).launch()[0].sum(1)
     assert_as_accurate(found, grad_dot_tokens_ref(*tensors), grad_dot_tokens_ref(*doubles(*tensors)), "row dots")
 
 
@@ -67,10 +67,10 @@ def test_row_dots_are_as_accurate_as_plain_pytorch(
 def test_directions_and_tokens_do_not_leak_into_each_other(over_inputs: bool, descriptor: bool):
     """Widths that no tile divides: what a tile reads beyond a direction's end belongs to the next one."""
     x, grad, direction = layer(70, 48, 48, torch.bfloat16, directions=3)
-    expected = row_dot_call(x, grad, direction, over_inputs, capability=90, descriptor=descriptor).launch().sum(1)
+    expected = row_dot_call(x, grad, direction, over_inputs, capability=90, descriptor=descriptor).launch()[0].sum(1)
     direction[1] = torch.inf
     x[5] = torch.nan
-    found = row_dot_call(x, grad, direction, over_inputs, capability=90, descriptor=descriptor).launch().sum(1)
+    found = row_dot_call(x, grad, direction, over_inputs, capability=90, descriptor=descriptor).launch()[0].sum(1)
     whole = torch.arange(70) != 5
     assert torch.equal(found[[0, 2]][:, whole], expected[[0, 2]][:, whole])
     assert found[:, 5].isnan().all() and not found[1].isfinite().any()
@@ -86,7 +86,7 @@ def test_pairs_are_as_accurate_as_plain_pytorch(
     ids = torch.tensor([0, 1, 3, -1])[torch.randint(0, 4, (tokens,))]
     x[ids == -1] = torch.nan
     for segments in (4, 20):  # more segments: smaller tiles
-        found = pair_call(x, grad, ids, segments, capability=90, descriptor=descriptor).launch()
+        found = pair_call(x, grad, ids, segments, capability=90, descriptor=descriptor).launch()[0]
         plain = pairwise_grad_dot_ref(x, grad, ids, segments=segments)
         truth = pairwise_grad_dot_ref(*doubles(x, grad), ids, segments=segments)
         assert_as_accurate(found, plain, truth, f"{segments} segments")
@@ -97,7 +97,7 @@ def test_nan_of_a_token_reaches_its_own_segment_alone():
     x, grad, _ = layer(40, 16, 16, torch.bfloat16)
     ids = torch.arange(40) % 3
     x[4] = torch.nan
-    found = pair_call(x, grad, ids, 3, capability=90).launch()
+    found = pair_call(x, grad, ids, 3, capability=90).launch()[0]
     broken = torch.tensor([False, True, False])
     assert torch.equal(found.isnan(), broken[:, None] | broken[None, :])
 
@@ -122,7 +122,7 @@ def test_the_prefix_scores_and_accumulates_as_accurately_as_plain_pytorch(
     direction = direction.float() if direction_dtype == "fp32" else direction
     before = torch.randn(shape[1:])
     total = before.clone()
-    shares = prefix_call(x, grad, direction, boundaries, total, capability=90, descriptor=descriptor).launch()
+    shares = prefix_call(x, grad, direction, boundaries, total, capability=90, descriptor=descriptor).launch()[0]
     plain = grad_dot_prefix_ref(x, grad, direction, boundaries, accumulator=before)
     truth = grad_dot_prefix_ref(*doubles(x, grad, direction), boundaries, accumulator=before.double())
     assert_as_accurate(shares.sum(0), plain[0], truth[0], "scores")
@@ -185,8 +185,9 @@ def test_the_public_functions_go_through_the_kernels():
     assert (grad_dot_prefix(*none, direction, [0, 0])[0] == 0).all()
 
 
-def test_an_unknown_architecture_takes_the_newest_known_before_it():
+def test_an_architecture_without_tiles_of_its_own_takes_the_smallest():
     assert tiles.prefix_tile(75) == tiles.prefix_tile(80) and tiles.prefix_tile(89) == tiles.prefix_tile(80)
-    assert tiles.prefix_tile(120) == tiles.prefix_tile(100)
+    assert tiles.prefix_tile(103) == tiles.prefix_tile(100)
+    assert tiles.prefix_tile(120) == tiles.prefix_tile(89) == tiles.prefix_tile(80)  # 99 KiB of shared memory
     assert tiles.row_tile(90, 4096, 4096).BN > tiles.row_tile(90, 32, 4096).BN
     assert tiles.pair_tile(90, 20).BM == 32 and tiles.pair_tile(90, 500) == tiles.prefix_tile(90)

@@ -16,7 +16,8 @@ def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Everything through Triton, reading operands one way or the other where rows lie on 16 bytes."""
     monkeypatch.setattr(forward, "implementation_for", lambda h: "torch" if h.dtype == torch.float64 else "triton")
     capability = 90 if request.param == "descriptors" else 80
-    monkeypatch.setattr(triton_gemm, "_device", lambda tensor: (capability, 3))
+    monkeypatch.setattr(triton_gemm, "capability_of", lambda tensor: capability)
+    monkeypatch.setattr(triton_gemm, "_processors", lambda tensor: 3)
     return request.param
 
 
@@ -37,8 +38,8 @@ def test_descriptors_are_used_where_the_layout_allows(operands):
         hidden, weight = torch.zeros(64, width, dtype=torch.bfloat16), torch.zeros(300, width, dtype=torch.bfloat16)
         settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
         shard = forward.shard_of(hidden, weight, torch.zeros(64, dtype=torch.int64), None, settings)
-        capability, processors = triton_gemm._device(hidden)
-        call = triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=processors)
+        capability = triton_gemm.capability_of(hidden)
+        call = triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=3)
         return call.options["DESCRIPTOR"]
 
     assert described(120) == (operands == "descriptors") and not described(121)
@@ -82,13 +83,16 @@ def test_entries_masked_by_the_bias_leave_the_vocabulary(operands):
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored"])
 def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, dtype, variant):
     case = make_case(150, 601, dtype, variant)
+    along = torch.randn(1, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
     def gradients(as_dtype: torch.dtype, fused: bool) -> list[torch.Tensor]:
         leaves = case.leaves(as_dtype)
         bias = leaves[2] if len(leaves) == 3 else None
         entry = {"z_loss": 0.1, "reduction": "sum" if fused else "none", "bias": bias}
-        found = linear_cross_entropy(leaves[0], leaves[1], case.target_T, **entry, **case.options)
-        return [found.loss.sum(), *torch.autograd.grad(found.loss.sum(), leaves)]
+        asked = {"along": along, "along_tokens": True} if fused else {}
+        found = linear_cross_entropy(leaves[0], leaves[1], case.target_T, **entry, **asked, **case.options)
+        grads = torch.autograd.grad(found.loss.sum(), leaves)
+        return [found.loss.sum(), *grads, found.along.sum() if fused else (grads[1] * along.to(as_dtype)).sum()]
 
     truth = gradients(torch.float64, fused=False)
     for fused, remade, exact in zip(gradients(dtype, True), gradients(dtype, False), truth, strict=True):

@@ -1,0 +1,58 @@
+"""The precision of every op here: whatever the operands' dtype, products, sums and results are fp32 (fp64 for fp64).
+
+Knows dtypes and plain matrix products; no formula.
+"""
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+FLOATS = (*HALVES, torch.float32, torch.float64)
+_HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.addmm.overloads()
+
+
+def precise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of products, sums and results: fp64 for fp64 inputs, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype of its sums."""
+    return tensor.to(precise_dtype(tensor.dtype))
+
+
+def operand(tensor: Tensor) -> Tensor:
+    """What the products multiply: an fp32 copy of halves on CPUs (few multiply them at speed), else the tensor."""
+    return tensor.float() if tensor.device.type == "cpu" and tensor.dtype in HALVES else tensor
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """Product with accumulation and result in fp32 (fp64 for fp64), also for half-precision operands."""
+    if a.dtype not in HALVES:
+        return a @ b
+    if _HAS_OUT_DTYPE and a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Write a @ b to `out`, which is fp32 (fp64 for fp64 operands) or of the operands' dtype."""
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if _HAS_OUT_DTYPE and a.is_cuda:
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return out.copy_(_without_copies(a, b))
+
+
+def add_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Add a @ b to `out`, of a dtype as in `product`."""
+    if a.dtype == out.dtype:
+        return out.addmm_(a, b)
+    if _HAS_OUT_DTYPE and a.is_cuda:
+        return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    return out.add_(_without_copies(a, b))
+
+
+def _without_copies(a: Tensor, b: Tensor) -> Tensor:
+    """On CUDA rounded to the operands' dtype (fp32 sums inside), so that no large operand is copied; else as `mm`."""
+    return a @ b if a.is_cuda else mm(a, b)

@@ -1,0 +1,112 @@
+"""`synpro influence` as the user types it: its help and its options.
+
+What it does is in `commands.py`, imported when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synpro_engine.cli.options import Directory, Overrides
+
+HELP = """\
+Score any documents by their influence: how much training on one would help the model with its reference text.
+
+\b
+The influence of a text is by how much its mean loss, in nats per token, falls when the model theta moves as reference
+text wants it to: along the step that lowers the loss on the reference by one nat per token, to first order; or all
+the way to a probe theta' that took steps on the reference. Positive: training on the text pulls the model the way the
+reference does.
+
+\b
+  synpro influence quickstart --input docs.jsonl --output scores.jsonl
+      theta and the newest direction or probe of a run (of --dir, or runs/quickstart)
+  synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
+      any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
+      B may also be a stored direction
+  synpro influence --checkpoint A --probe B --input docs.jsonl --explain doc-17
+      one document, token by token: in colours on a terminal, as numbers in a pipe
+  torchrun --nproc-per-node 4 -m synpro_engine influence --checkpoint A --probe B parallel.tp=2 --input ...
+      several processes; what tp and pp leave is shared out as data parallelism
+
+\b
+Each line of the output is {"id", "value", "tokens", "loss", "estimator", "theta", "probe"} and the estimator's
+settings, in the order of the input; theta and probe are content hashes. Called again after an interruption it goes on
+behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one that lacks
+them ends the command, which names file and line, or is named and left out with --skip-bad.
+"""
+
+
+def influence(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file; or --checkpoint and --probe."),
+    ] = None,
+    overrides: Overrides = None,
+    documents: Annotated[
+        str, typer.Option("--input", help="Documents: .jsonl, .jsonl.zst, .parquet or a directory of those.")
+    ] = "",
+    output: Annotated[Path | None, typer.Option("--output", help="Where the scores go, as JSON lines.")] = None,
+    directory: Directory = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="A", help="theta: a checkpoint, or a stage that has one.")
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option("--probe", metavar="B", help="theta' likewise, or a direction theta - theta'.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Where the run of A does not record one: its file or directory.")
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            "--estimator",
+            help="dot: first order, by a forward and a backward pass. two_forward: a forward pass each of theta and "
+            "theta'. jvp, finite_difference: slow, to check the others.",
+            show_default="dot along a gradient, two_forward to a probe theta'",
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="First order is taken at theta, or at the midpoint of the two.", metavar="PLACE"),
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            "--clip",
+            help="dot: scale a text as clipping its gradient to this norm would; texts run one by one. 0: do not.",
+            show_default="1 along a gradient, else 0",
+        ),
+    ] = None,
+    micro_batch: Annotated[int | None, typer.Option("--micro-batch", help="Rows that run at once.")] = None,
+    packed: Annotated[
+        bool | None, typer.Option("--packed/--one-a-row", help="Several short texts in a row: faster.")
+    ] = None,
+    shares: Annotated[bool, typer.Option("--shares", help="Also write each token's share of the value.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Name bad documents, count them, and go on.")] = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="ID", help="Print this document's shares, and score no other.")
+    ] = None,
+) -> None:
+    """Gather what was given; the help is above."""
+    from synpro_engine.cli import commands
+
+    settings = {"estimator": estimator, "at": at, "clip": clip, "micro_batch": micro_batch, "packed": packed}
+    commands.influence(
+        commands.Weights(
+            words=tuple(word for word in (recipe, *(overrides or ())) if word is not None),
+            directory=directory,
+            checkpoint=checkpoint,
+            probe=probe,
+            tokenizer=tokenizer,
+        ),
+        {name: value for name, value in settings.items() if value is not None},
+        documents,
+        output,
+        explain,
+        shares=shares,
+        skip_bad=skip_bad,
+    )

@@ -1,0 +1,16 @@
+"""Arguments that several commands take, as typer wants them declared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")
+]
+Directory = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
+]

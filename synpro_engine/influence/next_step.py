@@ -1,0 +1,113 @@
+"""The reference gradient as AdamW's next step would meet it: the single direction that predicts best what a step does.
+
+What a step on a text does to the reference depends on more than two gradients: the step's own square enters the second
+moment before that divides, and momentum moves the weights to where the reference gradient counts. Both are much the
+same for all texts, so they are read off a few typical batches. (Clipping is not the same for all: see `dot`.)
+
+Knows AdamW's formulas (Loshchilov and Hutter, arXiv 1711.05101) and Megatron's clipping; takes no step. Weight decay is
+left out: it is the same whatever the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_engine.influence.direction import Direction, displaced, inner
+from synpro_engine.influence.norms import clip_factor
+from synpro_engine.influence.reference import mean_gradient, optimizer_values
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LabelledBatch
+
+
+def next_step_direction(
+    engine: Engine,
+    reference: Sequence[LabelledBatch],
+    upcoming: Sequence[Sequence[LabelledBatch]],
+    *,
+    show_progress: bool = False,
+) -> Direction:
+    """AdamW's step along the gradient g of `reference`, taken where a typical step from theta leads; <g, v> = 1.
+
+    reference: this rank's micro-batches of it. upcoming: steps' micro-batches of what training reads next, a few; the
+    mean of their updates is the typical step. The mean of their squared clipped gradients, and of g's own, is what the
+    second moment takes in before it divides: without it, words that training has not seen for long, whose moment is
+    near 0, would rule every score. A text's score along v is by how much the step that lowers the reference loss by one
+    nat per token lowers the text's, to first order. Collective over the job; the weights are as before afterwards, in
+    bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
+    ValueError when `upcoming` is empty.
+    """
+    model, adamw, count = engine.model, NextAdamW(engine), len(upcoming)
+    update = square = None
+    for number, batches in enumerate(upcoming, 1):
+        label = f"typical step {number}/{count}" if show_progress else None
+        clipped = adamw.clipped(mean_gradient(model, batches, label=label))
+        step, own = adamw.update(clipped), clipped.squared()
+        update, square = (step, own) if update is None or square is None else (update.plus(step), square.plus(own))
+    if update is None or square is None:
+        raise ValueError("upcoming: at least one step is needed")
+    with displaced(model, update, -1.0 / count):
+        gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
+    square = square.plus(adamw.clipped(gradient).squared())
+    v = adamw.preconditioned(gradient, square.scaled(1.0 / (count + 1)))
+    return Direction(v.scaled(1.0 / inner(model, gradient, v)).tensors, tangent=True)
+
+
+class NextAdamW:
+    """The next step of an engine's AdamW as a function of its gradient. Collective over the job."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes copies of the moments as they are now; before the first step they are zero."""
+        self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
+        taken = _steps_taken(engine)
+        zero = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in engine.model.named_parameters()}
+        self._momentum = optimizer_values(engine, "exp_avg") if taken else zero
+        self._square = optimizer_values(engine, "exp_avg_sq") if taken else zero
+        # What corrects moments for their start (Kingma and Ba, arXiv 1412.6980).
+        self._corrections = 1.0 - self._config.beta1 ** (taken + 1), 1.0 - self._config.beta2 ** (taken + 1)
+
+    def clipped(self, gradient: Direction) -> Direction:
+        """The gradient as the moments will see it."""
+        norm, clip = inner(self._model, gradient, gradient) ** 0.5, self._config.clip
+        return gradient.scaled(clip_factor(clip, norm))
+
+    def update(self, clipped: Direction) -> Direction:
+        """theta - theta' of a step with this clipped gradient, without decay."""
+        return Direction(
+            {
+                name: self._lr
+                / self._corrections[0]
+                * torch.lerp(g, self._momentum[name], self._config.beta1)
+                / self._denominator(name, g.square())
+                for name, g in clipped.tensors.items()
+            }
+        )
+
+    def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
+        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g.
+
+        v' is the second moment after a step whose clipped gradient has this square.
+        """
+        factor = self._lr * (1.0 - self._config.beta1) / self._corrections[0]
+        return Direction(
+            {name: factor * g / self._denominator(name, square.tensors[name]) for name, g in gradient.tensors.items()}
+        )
+
+    def _denominator(self, name: str, square: Tensor) -> Tensor:
+        after = torch.lerp(square, self._square[name], self._config.beta2)
+        return (after / self._corrections[1]).sqrt() + self._config.eps
+
+
+def _steps_taken(engine: Engine) -> int:
+    """Updates that the moments hold. torch counts them for each parameter, Transformer Engine and apex for a group."""
+    counts = [0]
+    for part in engine.optimizer.chained_optimizers:
+        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
+        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
+    most = torch.tensor([max(counts)], device=engine.model.topology.device)
+    if engine.model.topology.dp.size > 1:  # a rank that keeps no parameter's state learns it from the others
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=engine.model.topology.dp.group)
+    return int(most)
