@@ -11,9 +11,9 @@ _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}  # entries multiplied at once: on a C
 def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
     """<G, V_k>: gradient [P, ...], direction [K, P, ...], any floating dtypes; fp64 [K].
 
-    Multiplied in the wider of the two dtypes, in fp32 at least; summed in fp32 over short runs or pairwise within a block
-    (a library's dot product runs through all of it in one fp32 sum, with ten times the error), and in fp64 over those.
-    Raises ValueError for shapes that do not match.
+    Multiplied in the wider of the two dtypes, in fp32 at least; summed in fp32 over short runs, or pairwise within a
+    block, and in fp64 over those (a library's dot product runs through all of it in one fp32 sum, with ten times the
+    error). Raises ValueError for shapes that do not match.
     """
     if gradient.dim() == 0 or direction.shape[1:] != gradient.shape:
         raise ValueError(f"direction: expected [K, *{tuple(gradient.shape)}], got {tuple(direction.shape)}")
