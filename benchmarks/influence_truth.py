@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not given.plot_only:
             settings = _settings(given)
-            torch.set_num_threads(1)
             with tempfile.TemporaryDirectory() as scratch, launched(ParallelConfig()) as topology:
+                torch.set_num_threads(1)  # a small model gains nothing from more
                 lines = run(settings, topology, given.resume or Path(scratch))
             text = "".join(json.dumps(line) + "\n" for line in lines)
             path = given.output or Path(tempfile.mkdtemp()) / "influence_truth.jsonl"

@@ -134,7 +134,7 @@ def conditions(results: Results) -> str:
         f"{count} {kind}" for kind, count in sorted(zip(kinds, counts, strict=True), key=lambda x: -x[1])
     )
     return (
-        f"Measured on {environment['device']}, {environment['threads']} thread, torch {environment['torch']}, commit "
+        f"Measured on {environment['device']}, {environment['threads']} threads, torch {environment['torch']}, commit "
         f"{str(environment['commit'])[:12]}; seed {results.settings.seed}; loss of the reference at theta "
         f"{theta['reference']:.3f} nats per token, of the held-out reference {theta['held_out']:.3f}; "
         f"{len(results.candidates)} candidates ({of_kinds}), {len(results.subsets)} subsets."

@@ -23,6 +23,8 @@ inline at::Tensor float_block(const at::Tensor& source, int64_t dim, int64_t sta
 at::Tensor grad_dot_tokens(const at::Tensor& x, const at::Tensor& grad_out, const at::Tensor& direction,
                            const std::optional<at::Tensor>& scale, bool over_inputs);
 
+at::Tensor formed_dot(const at::Tensor& gradient, const at::Tensor& direction);
+
 at::Tensor grad_dot_prefix(const at::Tensor& x, const at::Tensor& grad_out, const at::Tensor& direction,
                            at::IntArrayRef boundaries, at::Tensor& accumulator);
 

@@ -16,6 +16,7 @@ TORCH_LIBRARY(synpro_csrc, library) {
   library.def(
       "grad_dot_prefix(Tensor x, Tensor grad_out, Tensor direction, int[] boundaries, Tensor(a!) accumulator)"
       " -> Tensor");
+  library.def("formed_dot(Tensor gradient, Tensor direction) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
@@ -23,4 +24,5 @@ TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("differentiate_logits_", TORCH_FN(synpro::differentiate_logits_));
   library.impl("grad_dot_tokens", TORCH_FN(synpro::grad_dot_tokens));
   library.impl("grad_dot_prefix", TORCH_FN(synpro::grad_dot_prefix));
+  library.impl("formed_dot", TORCH_FN(synpro::formed_dot));
 }

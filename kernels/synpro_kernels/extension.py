@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 _SWITCH = "SYNPRO_CSRC"
-_OPS = ("merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix")
+_OPS = ("merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot")
 
 
 @functools.cache

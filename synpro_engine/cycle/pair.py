@@ -62,7 +62,10 @@ class Pair:
 
     def resolved(self, config: EstimatorConfig) -> EstimatorConfig:
         """The settings with what the kind of probe decides; UserError where they do not go together."""
-        return config.resolved(tangent=is_tangent(self.probe))
+        try:
+            return config.resolved(tangent=is_tangent(self.probe))
+        except ValueError as error:
+            raise UserError(f"{self.probe}: {error}") from error
 
     def estimator(self, config: EstimatorConfig, topology: Topology) -> Estimator:
         """Load both and build the estimator; nothing is remembered between its calls. Collective.

@@ -21,13 +21,13 @@ from synpro_engine.data import TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
+    direction_files,
     load_direction,
     next_step_direction,
     probe_direction,
     run_probe,
     save_direction,
 )
-from synpro_engine.influence.direction_files import KIND
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.engine import Engine
@@ -97,11 +97,11 @@ def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Directio
 def is_tangent(path: Path) -> bool:
     """Whether a `probe` stage, a checkpoint or a stored direction is a gradient's direction, which has no length."""
     stored = _direction_in(path)
-    return stored is not None and bool(read_manifest(stored).config["tangent"])
+    return stored is not None and direction_files.is_tangent(stored)
 
 
 def _direction_in(path: Path) -> Path | None:
     for place in (path / DIRECTION, path):
-        if (place / MANIFEST).is_file() and read_manifest(place).kind == KIND:
+        if (place / MANIFEST).is_file() and read_manifest(place).kind == direction_files.KIND:
             return place
     return None

@@ -93,11 +93,15 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _a_gradient_is_no_displacement(self) -> Recipe:
+    def _influence_suits_the_probe(self) -> Recipe:
         far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
         if far and self.probe.kind == "next_step":
             wanted = f"influence.estimator {self.influence.estimator} at {self.influence.at}"
             raise ValueError(f"{wanted} wants probe.kind walk: a gradient is no displacement of the weights")
+        try:
+            self.influence.resolved(tangent=self.probe.kind == "next_step")
+        except ValueError as error:
+            raise ValueError(f"influence.{error}") from None
         return self
 
     @model_validator(mode="after")

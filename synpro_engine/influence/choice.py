@@ -48,15 +48,17 @@ class EstimatorConfig(Config):
     def resolved(self, *, tangent: bool) -> EstimatorConfig:
         """With what was left open decided: `tangent` says whether the direction is a gradient's.
 
-        Raises UserError for settings that then do not go together.
+        Raises ValueError for settings that then do not go together.
         """
-        found = {
-            "estimator": ("dot" if tangent else "two_forward") if self.estimator == "auto" else self.estimator,
-            "clip": float(tangent) if self.clip is None else self.clip,
-        }
-        if self.packed and found["estimator"] == "dot" and found["clip"]:
-            raise UserError("`packed` wants `clip` 0 here: a gradient norm is of one text at a time")
-        return self.model_copy(update=found)
+        name = ("dot" if tangent else "two_forward") if self.estimator == "auto" else self.estimator
+        clip = float(tangent and name == "dot") if self.clip is None else self.clip
+        if clip and name != "dot":
+            raise ValueError(f"clip: is for dot, not for {name}")
+        if self.at == "midpoint" and name == "two_forward":
+            raise ValueError("at: a midpoint is for estimators of first order, such as dot, not for two_forward")
+        if self.packed and clip:
+            raise ValueError("packed: wants clip 0 here, since a gradient norm is of one text at a time")
+        return self.model_copy(update={"estimator": name, "clip": clip})
 
 
 def build_estimator(
@@ -67,8 +69,8 @@ def build_estimator(
     start_id: the id that separates documents. keep: sequences remembered. Raises UserError where the setting does not
     fit the layout, the weights' precision or the direction.
     """
-    config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
     try:
+        config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
         return _built(config, theta, probe, start_id, keep)
     except ValueError as error:
         raise UserError(f"`estimator` {config.estimator}: {error}") from error

@@ -79,6 +79,14 @@ def _raise(fault: Exception | None) -> None:
         raise fault
 
 
+def is_tangent(path: Path) -> bool:
+    """Whether a stored direction is a gradient's, which has no length; UserError where its manifest does not say."""
+    found = read_manifest(path).config.get("tangent")
+    if not isinstance(found, bool):
+        raise UserError(f"{path}: damaged direction (its manifest does not say whether it is a `tangent`)")
+    return found
+
+
 def load_direction(path: Path, model: Model) -> Direction:
     """Read this rank's share of what `save_direction` wrote, in fp32, in any layout.
 
@@ -92,7 +100,7 @@ def load_direction(path: Path, model: Model) -> Direction:
         if hash_directory(path) != manifest.content_hash:
             raise UserError(f"{path}: damaged direction (its files are not those of its manifest)")
         check_shapes(layout.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
-        return bool(manifest.config["tangent"])
+        return is_tangent(path)
 
     tangent = on_main(model.topology, check)
     full, tp = SafetensorsFiles(path), model.topology.tp

@@ -10,15 +10,18 @@ left out: it is the same whatever the text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_engine.config import UserError
 from synpro_engine.influence.direction import Direction, displaced, inner
 from synpro_engine.influence.norms import clip_factor
-from synpro_engine.influence.reference import mean_gradient, optimizer_values
+from synpro_engine.influence.reference import advancing, mean_gradient, optimizer_values
+from synpro_engine.model.model import Model
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
 
@@ -38,22 +41,34 @@ def next_step_direction(
     near 0, would rule every score. A text's score along v is by how much the step that lowers the reference loss by one
     nat per token lowers the text's, to first order. Collective over the job; the weights are as before afterwards, in
     bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
-    ValueError when `upcoming` is empty.
+    or a gradient of 0, ValueError when `upcoming` is empty.
     """
-    model, adamw, count = engine.model, NextAdamW(engine), len(upcoming)
-    update = square = None
-    for number, batches in enumerate(upcoming, 1):
-        label = f"typical step {number}/{count}" if show_progress else None
-        clipped = adamw.clipped(mean_gradient(model, batches, label=label))
-        step, own = adamw.update(clipped), clipped.squared()
-        update, square = (step, own) if update is None or square is None else (update.plus(step), square.plus(own))
-    if update is None or square is None:
-        raise ValueError("upcoming: at least one step is needed")
-    with displaced(model, update, -1.0 / count):
+    model, adamw = engine.model, NextAdamW(engine)
+    update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
+    with displaced(model, update, -1.0):
         gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
-    square = square.plus(adamw.clipped(gradient).squared())
-    v = adamw.preconditioned(gradient, square.scaled(1.0 / (count + 1)))
-    return Direction(v.scaled(1.0 / inner(model, gradient, v)).tensors, tangent=True)
+    square = square.plus(adamw.clipped(gradient).squared()).scaled(1.0 / (len(upcoming) + 1))
+    v = adamw.divided(gradient, square)
+    drop = inner(model, gradient, v)
+    if not (drop > 0.0 and math.isfinite(drop)):
+        raise UserError(f"reference data: its gradient shows no direction (its product with AdamW's step is {drop})")
+    return Direction(v.scaled(1.0 / drop).tensors, tangent=True)
+
+
+def _typical_step(
+    model: Model, adamw: NextAdamW, upcoming: Sequence[Sequence[LabelledBatch]], *, show_progress: bool
+) -> tuple[Direction, Direction]:
+    """(mean update, sum of squared clipped gradients) over steps."""
+    found: tuple[Direction, Direction] | None = None
+    with advancing(len(upcoming), "typical step" if show_progress else None, "step", model.topology) as advance:
+        for batches in upcoming:
+            clipped = adamw.clipped(mean_gradient(model, batches))
+            update, square = adamw.update(clipped), clipped.squared()
+            found = (update, square) if found is None else (found[0].plus(update), found[1].plus(square))
+            advance(1)
+    if found is None:
+        raise ValueError("upcoming: at least one step is needed")
+    return found[0].scaled(1.0 / len(upcoming)), found[1]
 
 
 class NextAdamW:
@@ -87,14 +102,16 @@ class NextAdamW:
         )
 
     def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
-        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g.
+        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g."""
+        return self.divided(gradient, square).scaled(self._lr * (1.0 - self._config.beta1) / self._corrections[0])
 
-        v' is the second moment after a step whose clipped gradient has this square.
+    def divided(self, gradient: Direction, square: Direction) -> Direction:
+        """g / (sqrt(v') + eps), v' being the second moment after a step whose clipped gradient has this square.
+
+        It has a direction also where a schedule has come to a rate of 0.
         """
-        factor = self._lr * (1.0 - self._config.beta1) / self._corrections[0]
-        return Direction(
-            {name: factor * g / self._denominator(name, square.tensors[name]) for name, g in gradient.tensors.items()}
-        )
+        pairs = gradient.tensors.items()
+        return Direction({name: g / self._denominator(name, square.tensors[name]) for name, g in pairs})
 
     def _denominator(self, name: str, square: Tensor) -> Tensor:
         after = torch.lerp(square, self._square[name], self._config.beta2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import TokenLoader
@@ -31,6 +31,7 @@ class ProbeConfig(Config):
     """
 
     kind: Literal["next_step", "walk"] = "next_step"
+    """`next_step`: a direction from the reference gradient. `walk`: weights that trained on the reference."""
     reference_tokens: int = Field(default=262144, gt=0)
     """next_step: tokens at the head of the reference split that the gradient is taken on."""
     sampled_steps: int = Field(default=8, gt=0)
@@ -51,6 +52,12 @@ class ProbeConfig(Config):
     """walk: decoupled weight decay; with 0 the displacement holds nothing but gradients."""
     control: bool = False
     """walk: take off what a walk as long on training text does; what is left is kept as a direction."""
+
+    @model_validator(mode="after")
+    def _control_of_a_walk(self) -> ProbeConfig:
+        if self.control and self.kind != "walk":
+            raise ValueError("control: is for kind walk; the next step's direction has no walk to take off")
+        return self
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import progress, sum_over
+from synpro_engine.dist import Topology, progress, sum_over
 from synpro_engine.influence.direction import Direction, weights_of
 from synpro_engine.influence.passes import forward_backward, own_gradients
 from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
@@ -43,7 +43,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
     loss_fn = LanguageModelLoss(output_layer="recomputed")
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
     try:
-        with own_gradients(model), _bar(len(batches), label, model) as advance:
+        with own_gradients(model), advancing(len(batches), label, "micro-batch", topology) as advance:
             for run in _runs(model, batches):
                 forward_backward(
                     model,
@@ -61,11 +61,12 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
 
 
 @contextlib.contextmanager
-def _bar(count: int, label: str | None, model: Model) -> Iterator[Callable[[int], Any]]:
+def advancing(count: int, label: str | None, unit: str, topology: Topology) -> Iterator[Callable[[int], Any]]:
+    """What tells a progress bar of that label how many more are done; it shows none without a label."""
     if label is None:
         yield lambda _: None
         return
-    with progress(count, label, "micro-batch", model.topology) as bar:
+    with progress(count, label, unit, topology) as bar:
         yield bar.update
 
 

@@ -234,7 +234,7 @@ def test_what_does_not_go_together_is_told_in_one_line(
         "unknown key `paralel`": [*theta, *probe, *files, "paralel.tp=2"],
         "no such tokenizer": [*theta, *probe, *files, "--tokenizer", str(tmp_path / "t.model")],
         "needs a displacement": [*theta, *probe, *files, "--estimator", "two_forward"],
-        "`packed` wants `clip` 0": [*theta, *probe, *files, "--packed"],
+        "packed: wants clip 0": [*theta, *probe, *files, "--packed"],
         "no document with id 'x'": [*theta, *probe, "--input", str(docs), "--explain", "x"],
         "nothing.jsonl: no such file": [*theta, *probe, "--input", "nothing.jsonl", *files[2:]],
     }

@@ -52,6 +52,23 @@ def _corpus(tokens: int) -> TokenCorpus:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["influence.estimator=two_forward"], "wants probe.kind walk: a gradient is no displacement"),
+        (["influence.at=midpoint"], "wants probe.kind walk"),
+        (["influence.packed=true"], "influence.packed: wants clip 0 here"),
+        (["probe.kind=walk", "influence.clip=1"], "influence.clip: is for dot, not for two_forward"),
+        (["probe.control=true"], "control: is for kind walk"),
+    ],
+)
+def test_an_estimator_that_does_not_suit_the_probe_is_refused_before_anything_runs(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("smoke", overrides)
+
+
+@pytest.mark.parametrize(
     ("config", "shares"),
     [
         (ContinueConfig(steps=1), [0.6, 0.1, 0.3]),

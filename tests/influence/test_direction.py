@@ -1,5 +1,6 @@
 """Directions: what they are made from, in every layout, and that what is stored comes back."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from synpro_engine.influence.plain import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
@@ -200,6 +201,18 @@ def test_a_step_along_the_next_step_s_direction_lowers_the_reference_loss_by_its
     assert all(parameter.grad is None for parameter in engine.model.parameters())
 
 
+def test_at_a_rate_of_zero_there_is_still_a_direction(topology: Topology) -> None:
+    """Where a schedule ends at 0 the weights go nowhere by themselves, and what helps the reference helps it still."""
+    found = []
+    for schedule in (ScheduleConfig(kind="cosine", total_steps=1, floor=0.0), ScheduleConfig()):
+        engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(lr=1e-12), schedule=schedule)
+        engine.step_index = 1
+        v = next_step_direction(engine, batches(topology, 8), [batches(topology)[:1]])
+        found.append((engine.lr, full(engine.model, v)))
+    assert found[0][0] == 0.0 < found[1][0]
+    assert_same(found[0][1], found[1][1])
+
+
 def test_words_that_training_never_saw_do_not_rule_the_direction(topology: Topology) -> None:
     """Their second moment is 0: divided by it alone, their part of the direction would be without bound."""
     engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(lr=1e-3))
@@ -276,6 +289,13 @@ def test_a_stored_direction_is_refused_by_another_model_and_when_damaged(
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
     with pytest.raises(UserError, match="damaged direction"):
         load_direction(tmp_path / "v", model)
+    save_direction(tmp_path / "t", model, direction_of(model))
+    manifest = tmp_path / "t" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    del record["config"]["tangent"]
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="does not say whether it is a `tangent`"):
+        load_direction(tmp_path / "t", model)
     save_checkpoint(tmp_path / "w", model)
     with pytest.raises(UserError, match="is a checkpoint, not a direction"):
         load_direction(tmp_path / "w", model)

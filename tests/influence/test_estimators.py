@@ -234,7 +234,8 @@ def test_packed_rows_are_fewer_and_hold_every_token_once(model: Model) -> None:
 @pytest.mark.parametrize("name", ["auto", "two_forward", "dot", "jvp", "finite_difference"])
 def test_every_estimator_is_there_by_name_and_takes_the_probe_either_way(name: Any, topology: Topology) -> None:
     theta = model_of(CONFIGS["olmo2"], topology)
-    probe, config = moved(theta), EstimatorConfig(estimator=name, at="midpoint", micro_batch=4)
+    at = "theta" if name in ("auto", "two_forward") else "midpoint"
+    probe, config = moved(theta), EstimatorConfig(estimator=name, at=at, micro_batch=4)
     as_model, as_direction = (
         build_estimator(config, theta, given, start_id=START) for given in (probe, direction_of(theta))
     )
@@ -261,6 +262,13 @@ def test_along_a_gradient_the_default_is_the_clipped_first_order_and_displacemen
     for settings in ({"estimator": "two_forward"}, {"estimator": "finite_difference"}, {"at": "midpoint"}):
         with pytest.raises(UserError, match="needs a displacement of the weights, not a gradient"):
             build_estimator(EstimatorConfig.model_validate(settings), model, gradient, start_id=START)
-    with pytest.raises(UserError, match="`packed` wants `clip` 0"):
+    with pytest.raises(UserError, match="packed: wants clip 0"):
         build_estimator(EstimatorConfig(packed=True), model, gradient, start_id=START)
+    for settings, fault in (
+        ({"clip": 1.0}, "clip: is for dot, not for two_forward"),
+        ({"at": "midpoint"}, "at: a midpoint is for estimators of first order"),
+        ({"estimator": "jvp", "clip": 1.0}, "clip: is for dot, not for jvp"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            build_estimator(EstimatorConfig.model_validate(settings), model, direction_of(model), start_id=START)
     build_estimator(EstimatorConfig(packed=True, clip=0.0), model, gradient, start_id=START)
