@@ -62,7 +62,7 @@ def _influence(values: InfluenceValues, colour: str) -> FigurePanel:
                 axes.hist(sample, edges, weights=share, color=tint, histtype="step", lw=1.3, label=label)
                 axes.axvline(median, color=tint, lw=1.4, ls=(0, (4, 2)))
         axes.axvline(0, color=svg.INK, lw=0.8)
-        axes.set_xlabel(f"influence (nats per token{', per nat of the reference' if values.per_nat else ''})")
+        axes.set_xlabel(f"influence (nats per {'nat of the reference' if values.per_nat else 'token'})")
         axes.set_ylabel("share of texts (%)")
         axes.grid(visible=False, axis="x")
         if len(finite):

@@ -18,7 +18,7 @@ def in_run_panels(scores: InRunInfluence) -> list[FigurePanel]:
 
 def unit(scores: InRunInfluence) -> str:
     """What one unit of influence is."""
-    return f"influence (nats per token, per {'nat of the reference' if scores.per_nat else 'unit of learning rate'})"
+    return f"influence (nats per {'nat of the reference' if scores.per_nat else 'unit of learning rate'})"
 
 
 def _over_training(scores: InRunInfluence) -> FigurePanel:
