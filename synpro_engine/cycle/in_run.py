@@ -21,8 +21,9 @@ from torch import Tensor
 
 from synpro_engine.config import Config
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Topology, say
 from synpro_engine.influence import Direction, Examples, InRun, ScoreLog, mean_gradient, next_step_direction
+from synpro_engine.influence.next_step import NoDirectionError
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
@@ -104,9 +105,10 @@ class InRunScores:
         scored = self._is_scored(number)
         begun = time.perf_counter()
         if scored and self._is_due(number):
-            self._in_run = InRun(self._engine, {DIRECTION: self._direction(microbatches)})
+            self._renew(number, microbatches)
             renewing = time.perf_counter() - begun
         begun = time.perf_counter()
+        scored = scored and self._in_run is not None
         if scored and self._in_run is not None:
             examples = self._examples(position, microbatches)
             with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
@@ -123,6 +125,14 @@ class InRunScores:
     def _is_due(self, number: int) -> bool:
         """A direction is renewed with the first scored step of each `refresh`, whenever the run began."""
         return self._in_run is None or (number - self._config.every) % self._config.refresh == 0
+
+    def _renew(self, number: int, microbatches: Sequence[Batch]) -> None:
+        """Make the direction anew. A step that training will skip shows none; it ends no run, and is not scored."""
+        try:
+            self._in_run = InRun(self._engine, {DIRECTION: self._direction(microbatches)})
+        except NoDirectionError as error:
+            self._in_run = None
+            say(self._topology, f"step {number} is not scored: {error}")
 
     def _direction(self, microbatches: Sequence[Batch]) -> Direction:
         rows, seq_len = microbatches[0].tokens_BS.shape

@@ -67,12 +67,12 @@ def _next_step(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: 
 
 def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
     config, model = recipe.probe, new_model(recipe, topology, seed=None)
-    loaders = {name: _walked(recipe, tokens, name, topology) for name in ("reference", "train")}
+    reference = _walked(recipe, tokens, "reference", topology)
     if config.control:
-        v = probe_direction(theta, model, loaders["reference"], config, control=loaders["train"])
+        v = probe_direction(theta, model, reference, config, control=_walked(recipe, tokens, "train", topology))
         save_direction(into / DIRECTION, model, v, seed=recipe.seed)
         return
-    steps = run_probe(theta, model, loaders["reference"], config)
+    steps = run_probe(theta, model, reference, config)
     save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
     lines = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
     on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
@@ -89,9 +89,9 @@ def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Directio
     UserError, which names the difference, where it has another shape.
     """
     stored = _direction_in(path)
-    return (
-        load_model(path, theta.topology, dtype, like=theta.config) if stored is None else load_direction(stored, theta)
-    )
+    if stored is None:
+        return load_model(path, theta.topology, dtype, like=theta.config)
+    return load_direction(stored, theta)
 
 
 def is_tangent(path: Path) -> bool:

@@ -26,6 +26,10 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
 
 
+class NoDirectionError(UserError):
+    """Gradients that are 0 or not finite show no way to go."""
+
+
 def next_step_direction(
     engine: Engine,
     reference: Sequence[LabelledBatch],
@@ -41,7 +45,7 @@ def next_step_direction(
     near 0, would rule every score. A text's score along v is by how much the step that lowers the reference loss by one
     nat per token lowers the text's, to first order. Collective over the job; the weights are as before afterwards, in
     bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
-    or a gradient of 0, ValueError when `upcoming` is empty.
+    NoDirectionError when a gradient is not finite or the reference's is 0, ValueError when `upcoming` is empty.
     """
     model, adamw = engine.model, NextAdamW(engine)
     update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
@@ -51,7 +55,9 @@ def next_step_direction(
     v = adamw.divided(gradient, square)
     drop = inner(model, gradient, v)
     if not (drop > 0.0 and math.isfinite(drop)):
-        raise UserError(f"reference data: its gradient shows no direction (its product with AdamW's step is {drop})")
+        raise NoDirectionError(
+            f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"
+        )
     return Direction(v.scaled(1.0 / drop).tensors, tangent=True)
 
 

@@ -10,13 +10,14 @@ import torch
 from megatron.core import dist_checkpointing
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle import in_run, load_recipe
 from synpro_engine.cycle.in_run import DIRECTION, DocumentNumbers, InRunConfig, InRunScores
 from synpro_engine.cycle.in_run_summary import agreement_of_halves
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import DocumentScore, mean_gradient, read_scores
+from synpro_engine.influence.next_step import NoDirectionError
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import OptimizerConfig, TrainConfig
@@ -151,6 +152,28 @@ def test_a_killed_run_has_every_score_once_and_the_same(
     watched = [r for r in read_metrics(tmp_path / "killed" / METRICS) if r["kind"] == "in_run"]
     assert [(r["step"], r["scored"]) for r in watched] == [(step, step % 2 == 0) for step in range(1, 9)]
     assert [r["step"] for r in watched if r["direction_seconds"]] == [2, 6]
+
+
+def test_a_step_that_shows_no_direction_is_told_of_and_not_scored_and_training_goes_on(
+    topology: Topology,
+    plain: tuple[Path, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = in_run.next_step_direction, iter(range(100))
+
+    def first_fails(*arguments: Any) -> Any:
+        if next(calls) == 0:
+            raise NoDirectionError("the gradients show no direction")
+        return real(*arguments)
+
+    monkeypatch.setattr(in_run, "next_step_direction", first_fails)
+    assert alike(train(topology, tmp_path, InRunConfig(every=2, refresh=4, reference_tokens=50)), plain[1])
+    assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {4, 6, 8}
+    scored = [r["step"] for r in read_metrics(tmp_path / METRICS) if r["kind"] == "in_run" and r["scored"]]
+    said = capsys.readouterr()
+    assert scored == [4, 6, 8] and "step 2 is not scored: " in said.out + said.err
 
 
 def test_scoring_begins_when_it_is_told_to(topology: Topology, tmp_path: Path) -> None:

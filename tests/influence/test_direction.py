@@ -25,7 +25,7 @@ from synpro_engine.influence import (
     save_direction,
 )
 from synpro_engine.influence.direction import displaced, inner
-from synpro_engine.influence.next_step import NextAdamW
+from synpro_engine.influence.next_step import NextAdamW, NoDirectionError
 from synpro_engine.influence.plain import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
@@ -199,6 +199,20 @@ def test_a_step_along_the_next_step_s_direction_lowers_the_reference_loss_by_its
         drop = before - held_out_loss(engine.model, reference)
     assert drop == pytest.approx(1e-3, rel=0.05)
     assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+
+def test_gradients_that_are_not_finite_show_no_direction_and_leave_the_weights(topology: Topology) -> None:
+    engine = trained("olmo2", topology)
+    table = engine.model.embedding_weight()
+    assert table is not None
+    with torch.no_grad():
+        table[7] = torch.inf
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    clean = [Batch(b.tokens_BS.where(b.tokens_BS != 7, 8), b.labels_BS) for b in batches(topology, 8)]
+    poisoned = [Batch(b.tokens_BS.clone().fill_(7), b.labels_BS) for b in clean]
+    with pytest.raises(NoDirectionError, match="show no direction"):
+        next_step_direction(engine, clean, [poisoned])
+    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
 
 
 def test_at_a_rate_of_zero_there_is_still_a_direction(topology: Topology) -> None:
