@@ -44,7 +44,7 @@ test: setup-test lint ## lint, types and the test suite
 	@echo "==> pytest, $(PYTEST_WORKERS) processes"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations=20
 	echo "==> pytest, Triton kernels interpreted on the CPU (a process of its own)"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels/interpreted -n $(PYTEST_WORKERS) --dist worksteal
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels/triton_kernels -n $(PYTEST_WORKERS) --dist worksteal
 
 lint: setup-test ## ruff (rules and formatting) and basedpyright
 	@echo "==> ruff check"; $(PY) -m ruff check .

@@ -34,21 +34,34 @@ class Case:
 
 
 def make_case(tokens: int, vocab: int, dtype: torch.dtype, variant: str, *, width: int = 120) -> Case:
-    """Build a random layer whose logits have about unit variance; `variant` is one of VARIANTS."""
-    torch.manual_seed(tokens * 10_000 + vocab)
-    hidden, weight = torch.randn(tokens, width), torch.randn(vocab, width) * width**-0.5
-    target = torch.randint(0, vocab, (tokens,))
+    """Build a random layer whose logits have about unit variance; `variant` is one of VARIANTS.
+
+    The numbers are the same on every device; the tensors are on the default one, which `with torch.device(...)` sets.
+    """
+    seed = tokens * 10_000 + vocab
+    hidden, weight = drawn((tokens, width), seed), drawn((vocab, width), seed + 1) * width**-0.5
+    target = drawn((tokens,), seed + 2, below=vocab)
     case = Case(hidden.to(dtype), weight.to(dtype), target)
     if variant == "mapped":
-        case.bias_V = (0.3 * torch.randn(vocab)).to(dtype)
+        case.bias_V = (0.3 * drawn((vocab,), seed + 3)).to(dtype)
         case.options = {"temperature": 0.7, "softcap": 1.5}
     elif variant == "some ignored":
-        case.target_T = target.masked_fill(torch.arange(tokens) % 3 == 1, -100)
+        case.target_T = target.masked_fill(torch.arange(tokens, device=target.device) % 3 == 1, -100)
     elif variant == "all ignored":
         case.target_T = torch.full_like(target, -100)
     elif variant == "extreme":
         case.hidden_TH = case.hidden_TH * 3e3
     return case
+
+
+def drawn(shape: tuple[int, ...], seed: int, *, below: int | None = None) -> Tensor:
+    """Normal numbers, or integers from 0 up to `below`, that depend on the seed alone and not on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    if below is None:
+        values = torch.randn(shape, generator=generator, device="cpu")
+    else:
+        values = torch.randint(0, below, shape, generator=generator, device="cpu")
+    return values.to(torch.get_default_device())
 
 
 def plain(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, **options: float) -> LogProbs:
@@ -73,7 +86,7 @@ def results(function: Callable[..., Any], leaves: list[Tensor], case: Case) -> d
     named = {}
     for output in ("logprob", "logsumexp", "entropy"):
         value = named[output] = getattr(found, output)
-        weights = torch.linspace(-1.0, 1.5, value.numel(), dtype=value.dtype)
+        weights = torch.linspace(-1.0, 1.5, value.numel(), dtype=value.dtype, device=value.device)
         grads = torch.autograd.grad((weights * value).sum(), leaves, retain_graph=True)
         named |= {f"d {output} / d {leaf}": g for leaf, g in zip(("hidden", "weight", "bias"), grads, strict=False)}
     return named
