@@ -183,7 +183,10 @@ def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementati
         exact = case.leaves(torch.float64)
         truth = torch.autograd.grad(0.5 * by_definition_ce(case, exact), exact[1])[0]
         assert weight.grad_added_to_main_grad
-        assert (weight.main_grad - 1.0 - truth).abs().max() < 1e-5 * truth.abs().max() + 1e-6
+        # On a GPU the products' operands are bf16, the sums and the result are not.
+        allowed = 2**-9 if implementation == "cuda" else 1e-5
+        assert (weight.main_grad - 1.0 - truth).abs().max() < allowed * truth.abs().max() + 1e-6
+        assert not torch.equal(weight.main_grad, weight.main_grad.bfloat16().float())
         delivered: Any = leaf.grad
         assert not tied or not delivered.any()  # what another use of a tied weight adds must survive
 

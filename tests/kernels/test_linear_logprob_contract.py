@@ -100,8 +100,8 @@ def test_two_runs_are_bitwise_equal(implementation):
 
 
 def test_the_logits_are_never_held(implementation):
-    """Peak memory of forward and backward stays far under the 256 MiB of one logit matrix."""
-    tokens, vocab = 2048, 32768
+    """Peak memory of forward and backward stays under a quarter of one logit matrix; blocks are larger on a GPU."""
+    tokens, vocab = (16384, 65536) if implementation == "cuda" else (2048, 32768)
     hidden, weight, target = layer(tokens, vocab, width=8)
     linear_logprob(hidden[:8], weight, target[:8], entropy=True).entropy.sum().backward()
 
@@ -112,7 +112,7 @@ def test_the_logits_are_never_held(implementation):
     grown = peak_growth(run, hidden.device.type)
     if grown is None:
         pytest.skip("the kernel does not let the peak be reset")
-    assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MiB"
+    assert grown < tokens * vocab, f"{grown / 2**20:.0f} MiB"  # an fp32 matrix of them has four bytes each
 
 
 def test_torch_compile_traces_the_op_whole():
