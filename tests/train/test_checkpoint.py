@@ -160,7 +160,7 @@ def test_optimizer_state_of_other_parameters_is_refused(topology: Topology, shap
         load_checkpoint(tmp_path / "c", all_of_them.model, all_of_them)
 
 
-@pytest.mark.parametrize("name", ["state/.metadata", "state/common.pt", "extra.json", "state/__0_0.distcp"])
+@pytest.mark.parametrize("name", ["state/.metadata", "extra.json", "state/__0_0.distcp"])
 def test_a_damaged_file_is_noticed_before_anything_is_loaded(
     topology: Topology, shape: ModelConfig, tmp_path: Path, name: str
 ) -> None:
