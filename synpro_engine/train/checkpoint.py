@@ -28,12 +28,13 @@ from synpro_engine.config import (
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
 from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_json
-from synpro_engine.dist import Topology, barrier, on_main
+from synpro_engine.dist import Topology, on_every_rank, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
 from synpro_engine.train.checkpoint_hash import hashes_of_written, hashes_shared_out
 from synpro_engine.train.checkpoint_pieces import (
+    Piece,
     model_pieces,
     optimizer_pieces,
     set_updates_made,
@@ -107,20 +108,16 @@ def load_checkpoint(
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
     if verify and hash_json(hashes_shared_out(path, topology)) != manifest.content_hash:
         raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
-    stored = on_main(topology, lambda: json.loads((path / _EXTRA).read_text(encoding="utf-8")))
+    stored = on_main(topology, lambda: _read_extra(path / _EXTRA))
     _check_model(path, manifest, model.config)
-    if with_optimizer and not manifest.config["optimizer"]:
+    if with_optimizer and not manifest.config.get("optimizer"):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
-    try:
-        read_pieces(path / _STATE, pieces)
-    except CheckpointException as error:
-        raise UserError(f"{path}: does not fit what it is loaded into ({_first_line(error)})") from error
+    on_every_rank(topology, lambda: _read(path, pieces))
     if engine is not None:
         _take_counters(engine, stored["engine"] if with_optimizer else None)
-    barrier(topology)
     return stored["extra"]
 
 
@@ -168,6 +165,20 @@ def _prepare(path: Path) -> None:
         (partial / _STATE).mkdir(parents=True)
 
 
+def _read_extra(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error})") from None
+
+
+def _read(path: Path, pieces: list[Piece]) -> None:
+    try:
+        read_pieces(path / _STATE, pieces)
+    except CheckpointException as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
+
+
 class _WriteFaults:
     """Turns a file system that refuses (or torch's report of one) into a UserError."""
 
@@ -193,6 +204,10 @@ def _checkpoint_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: is a {manifest.kind}, not a checkpoint")
     if manifest.config.get("format") != _FORMAT:
         raise UserError(f"{path}: checkpoint of another version of the engine, in a format that this one does not read")
+    try:
+        ModelConfig.model_validate(manifest.config.get("model"))
+    except ValueError:
+        raise UserError(f"{path / MANIFEST}: damaged manifest (it describes no model)") from None
     return manifest
 
 

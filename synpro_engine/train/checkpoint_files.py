@@ -6,7 +6,7 @@ is whole; knows no model. The index that torch would unpickle is read by `checkp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from synpro_engine.train.checkpoint_index import read_index
 from synpro_engine.train.checkpoint_pieces import Piece
 
 
-def write_pieces(directory: Path, pieces: Iterable[Piece]) -> None:
+def write_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     """Write this rank's share of `pieces` below `directory`, which exists and is empty. Collective."""
     dcp.save({}, storage_writer=_Writer(directory), planner=_SavePlanner(pieces))
 
 
-def read_pieces(directory: Path, pieces: Iterable[Piece]) -> None:
+def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     """Fill `pieces` from the checkpoint in `directory`; no communication.
 
     Raises UserError for an index that is damaged, that could run code or leave the directory, or that lacks a tensor or
@@ -69,7 +69,7 @@ class _Reader(dcp.FileSystemReader):
 class _SavePlanner(dcp.DefaultSavePlanner):
     """Offers the pieces; of those that several ranks offer, torch has the one write that has the least to write."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__(flatten_state_dict=False)
         self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
 
@@ -84,7 +84,7 @@ class _SavePlanner(dcp.DefaultSavePlanner):
 class _LoadPlanner(dcp.DefaultLoadPlanner):
     """Asks for the pieces and has them filled in place."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__(flatten_state_dict=False)
         self._pieces = {_place(piece): piece for piece in pieces}
 

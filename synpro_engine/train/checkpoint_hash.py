@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch.distributed as dist
-
-from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.dist import Topology, on_main, progress
+from synpro_engine.dist import Topology, on_every_rank, on_main, progress
 
 _THREADS = 4
 _BLOCK_BYTES = 1 << 22
@@ -24,7 +21,8 @@ _SHOWN_BYTES = 1 << 32  # checking more than this takes seconds, and shows that 
 
 def hashes_of_written(directory: Path, files: Sequence[Path], topology: Topology) -> dict[str, str]:
     """SHA-256 by path below `directory`, of the `files` that each rank names (each its own). Collective."""
-    return _gather(lambda: _hash(directory, [str(file.relative_to(directory)) for file in files], None), topology)
+    names = [str(file.relative_to(directory)) for file in files]
+    return _merged(on_every_rank(topology, lambda: _hash(directory, names, None)))
 
 
 def hashes_shared_out(directory: Path, topology: Topology) -> dict[str, str]:
@@ -36,10 +34,11 @@ def hashes_shared_out(directory: Path, topology: Topology) -> dict[str, str]:
         rank = loads.index(min(loads))
         shares[rank].append(name)
         loads[rank] += sizes[name]
+    share = shares[topology.rank]
     if sum(sizes.values()) < _SHOWN_BYTES:
-        return _gather(lambda: _hash(directory, shares[topology.rank], None), topology)
+        return _merged(on_every_rank(topology, lambda: _hash(directory, share, None)))
     with progress(loads[topology.rank], f"checking {directory.name}", "B", topology) as bar:
-        return _gather(lambda: _hash(directory, shares[topology.rank], bar.update), topology)
+        return _merged(on_every_rank(topology, lambda: _hash(directory, share, bar.update)))
 
 
 def _sizes(directory: Path) -> dict[str, int]:
@@ -63,19 +62,5 @@ def _sha256(path: Path, read: Callable[[int], object] | None) -> str:
     return digest.hexdigest()
 
 
-def _gather(work: Callable[[], dict[str, str]], topology: Topology) -> dict[str, str]:
-    """All ranks' results in one; what a rank cannot read is a UserError on every one."""
-    try:
-        mine: dict[str, str] | str = work()
-    except OSError as error:
-        mine = f"rank {topology.rank} cannot read a checkpoint's file ({error})"
-    found: list[dict[str, str] | str] = [mine]
-    if topology.world_size > 1:
-        found = [{}] * topology.world_size
-        dist.all_gather_object(found, mine)
-    merged: dict[str, str] = {}
-    for part in found:
-        if isinstance(part, str):
-            raise UserError(part)
-        merged |= part
-    return merged
+def _merged(parts: Sequence[dict[str, str]]) -> dict[str, str]:
+    return {name: digest for part in parts for name, digest in part.items()}
