@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -29,6 +29,7 @@ _METADATA = {"non_homogeneous_layers": True}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 MegatronOptimizer = Any  # its classes are not typed
+MegatronShard = Any  # a ShardedTensor; typed, but with every field optional
 Shape = tuple[int, ...]
 
 
@@ -127,19 +128,19 @@ def _within(shape: Shape, index: int, start: int, stop: int) -> Iterator[tuple[S
         yield (index, *corner), (1, *extent), base + at
 
 
-def _described(model: Model) -> dict[Parameter, list[ShardedTensor]]:
+def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     """Megatron's word on where each parameter of this rank lies in the whole model.
 
     A gated feed-forward layer stacks two matrices in one parameter, which are two parts here. The empty pickled objects
     that Megatron's layers add (`_extra_state`) are left out: nothing is in them, and reading them would unpickle.
     """
-    found: dict[Parameter, list[ShardedTensor]] = {}
+    found: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))
         objects = [entry for entry in nested_values(described) if isinstance(entry, ShardedObject)]
         assert not any(_carries_data(entry.data) for entry in objects)
         for name, parameter in chunk.named_parameters():
-            entry = described[name]
+            entry: Any = described[name]
             parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
             assert all(part.data.is_contiguous() and not part.prepend_axis_num for part in parts), name
             assert sum(part.data.numel() for part in parts) == parameter.numel(), name

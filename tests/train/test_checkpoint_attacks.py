@@ -124,11 +124,12 @@ def test_data_outside_of_the_checkpoint_is_not_read(victim: Model, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "lie", [{"offset": -1}, {"length": 1 << 40}, {"offset": 1 << 40}, {"length": -5}, {"offset": 0.5}, {"length": None}]
+    "lie", [{"offset": -1}, {"length": 1 << 40}, {"offset": 1 << 40}, {"length": -5}, {"offset": 0.5}, {"length": "7"}]
 )
 def test_places_beyond_the_files_are_refused(victim: Model, tmp_path: Path, lie: dict[str, Any]) -> None:
     def edit(index: Metadata) -> None:
-        vars(next(iter(index.storage_data.values()))).update(lie)
+        place: Any = next(iter(index.storage_data.values()))
+        place.__dict__.update(lie)
 
     edit_index(tmp_path / "c", edit)
     refused(tmp_path / "c", victim, "not in the files of this checkpoint")

@@ -139,7 +139,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, dict[s
 
 def plain_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, unsharded: weights, fp32 masters and both moments."""
-    stored = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
+    stored: dict[str, Any] = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
     found = {key: torch.full(entry.size, torch.nan, dtype=entry.properties.dtype) for key, entry in stored.items()}
     dcp.load(found, checkpoint_id=path / "state", no_dist=True)
     return found
