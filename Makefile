@@ -23,6 +23,8 @@ PIP    := $(PIPLOG) $(shell test -t 2 || echo -q)
 # Versions are pinned only in an environment that this Makefile filled.
 PINS    = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
 CUDA   := import torch, sys; sys.exit(torch.version.cuda is None)
+# Under another name, because make runs a recipe that names its own variable even with `-n`.
+SUBMAKE := $(MAKE) --no-print-directory
 # Where a Python of a certain version is, on PATH or among pyenv's; nothing where there is none.
 python_of = $(shell for p in python$(1) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(1).*/bin/python$(1) 2>/dev/null | sort -rV); do \
 	$$p -c 0 2>/dev/null && command -v $$p && break; done)
@@ -52,19 +54,19 @@ smoke: setup ## every stage of the cycle at toy size, about a minute
 
 test: setup-test lint ## lint, types and the test suite; then its core under the other Python and Megatron-Core
 	@mkdir -p $(STAMP)
-	$(MAKE) --no-print-directory setup-second > $(STAMP)/second.log 2>&1 & second=$$!
+	$(SUBMAKE) setup-second > $(STAMP)/second.log 2>&1 & second=$$!
 	trap 'kill $$second 2>/dev/null || true' EXIT
 	echo "==> pytest, $(PYTEST_WORKERS) processes"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist worksteal --durations=20
 	$(call interpreted,$(PY))
 	wait $$second || { cat $(STAMP)/second.log; exit 1; }
-	$(MAKE) --no-print-directory test-second
+	$(SUBMAKE) test-second
 
 test-all: test ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
-	$(MAKE) --no-print-directory test-second SECOND_TESTS=tests
-	for end in $(TORCH_ENDS); do $(MAKE) --no-print-directory test-torch END=$$end; done
+	$(SUBMAKE) test-second SECOND_TESTS=tests
+	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
 
 test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
 	@test -n "$(call python_of,$(SECOND))" || exit 0
@@ -75,14 +77,14 @@ test-torch: ## checkpoints, layouts and kernels under another torch, as in: make
 	test -n "$$python" || { echo "==> no Python $(firstword $(subst :, ,$(END))) here: torch $(lastword $(subst :, ,$(END))) is LEFT OUT"; exit 0; }
 	# Compiled ops carry the Python's tag, not torch's: these environments do without, lest they replace another's.
 	export SYNPRO_BUILD_CSRC=0 SYNPRO_CSRC=0
-	$(MAKE) --no-print-directory VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
+	$(SUBMAKE) VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
 	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/kernels)
 
 .PHONY: setup-second
 setup-second: $(PY)
 	@python="$(call python_of,$(SECOND))"
 	test -n "$$python" || { echo "==> no Python $(SECOND) here: the tests under its Megatron-Core are LEFT OUT"; exit 0; }
-	$(MAKE) --no-print-directory VENV=.venv-$(SECOND) PYTHON="$$python" setup-test
+	$(SUBMAKE) VENV=.venv-$(SECOND) PYTHON="$$python" setup-test
 
 # pytest in an environment beside .venv: environment, tests
 define tests_in
