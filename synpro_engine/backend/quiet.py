@@ -15,7 +15,6 @@ _KNOWN = (
     "When using async grad allreduce it is recommended",  # a CUDA setting
     "TypedStorage is deprecated",
     "full scope is deprecated",  # of CUDA graphs, which are not used
-    "torch.distributed is disabled, unavailable or uninitialized",  # said of every read of a checkpoint
 )
 
 

@@ -33,8 +33,8 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
 from synpro_engine.train.checkpoint_hash import hashes_of_written, hashes_shared_out
+from synpro_engine.train.checkpoint_index import first_line
 from synpro_engine.train.checkpoint_pieces import (
-    Piece,
     model_pieces,
     optimizer_pieces,
     set_updates_made,
@@ -115,7 +115,7 @@ def load_checkpoint(
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
-    on_every_rank(topology, lambda: _read(path, pieces))
+    on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
     if engine is not None:
         _take_counters(engine, stored["engine"] if with_optimizer else None)
     return stored["extra"]
@@ -172,13 +172,6 @@ def _read_extra(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged ({error})") from None
 
 
-def _read(path: Path, pieces: list[Piece]) -> None:
-    try:
-        read_pieces(path / _STATE, pieces)
-    except CheckpointException as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from error
-
-
 class _WriteFaults:
     """Turns a file system that refuses (or torch's report of one) into a UserError."""
 
@@ -195,7 +188,7 @@ class _WriteFaults:
 def _first_line(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _checkpoint_manifest(path: Path) -> Manifest:

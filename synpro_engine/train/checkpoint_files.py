@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Size, Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     SavePlan,
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from synpro_engine.config import UserError
-from synpro_engine.train.checkpoint_index import read_index
+from synpro_engine.train.checkpoint_index import UNREADABLE, first_line, read_index
 from synpro_engine.train.checkpoint_pieces import Piece
 
 
@@ -37,8 +37,8 @@ def write_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
 def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     """Fill `pieces` from the checkpoint in `directory`; no communication.
 
-    Raises UserError for an index that is damaged, that could run code or leave the directory, or that lacks a tensor or
-    has it in another shape.
+    Raises UserError for files that are damaged, that could run code or leave the directory, or that lack a tensor or
+    have it in another shape.
     """
     index = read_index(directory)
     for piece in pieces:
@@ -46,24 +46,20 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
         if stored is None or tuple(stored.size) != piece.shape:
             found = "is missing" if stored is None else f"has shape {tuple(stored.size)} there, {piece.shape} here"
             raise UserError(f"{directory.parent}: does not fit what it is loaded into ({piece.key} {found})")
-    dcp.load({}, storage_reader=_Reader(directory, index), planner=_LoadPlanner(pieces), no_dist=True)
+    # What `dcp.load` does on one process; its way to leave other ranks out of it differs from version to version.
+    reader, planner = dcp.FileSystemReader(directory), _LoadPlanner(pieces)
+    planner.set_up_planner({}, index)
+    reader.set_up_storage_reader(index, is_coordinator=False)
+    try:
+        reader.read_data(planner.create_local_plan(), planner).wait()
+    except (*UNREADABLE, AssertionError) as error:  # torch asserts what it expects of the files
+        raise UserError(f"{directory.parent}: cannot be read ({first_line(error)})") from error
 
 
 class _Writer(dcp.FileSystemWriter):
     """Torch's writer without the path and the random name that it puts into the index: equal states, equal files."""
 
     def storage_meta(self) -> None: ...
-
-
-class _Reader(dcp.FileSystemReader):
-    """Torch's reader over an index that was read and checked before: what is checked is what is used."""
-
-    def __init__(self, directory: Path, index: Metadata) -> None:
-        super().__init__(directory)
-        self._index = index
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        return self._index
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):

@@ -25,8 +25,8 @@ from synpro_engine.config import UserError
 
 _INDEX = ".metadata"
 _DATA_FILE = re.compile(r"__\d+_\d+\.distcp", re.ASCII)
-# What Python's unpickler raises on data that is damaged or refused.
-_UNREADABLE = (
+# What unpickling raises, Python's and torch's, on data that is damaged or refused.
+UNREADABLE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, RuntimeError, ArithmeticError),
     *(ValueError, TypeError, LookupError, MemoryError),
 )
@@ -60,11 +60,16 @@ def read_index(directory: Path) -> Metadata:
         fault = _fault(index, directory)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from None
-    except _UNREADABLE as error:
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except UNREADABLE as error:
+        fault = first_line(error)
     if fault is not None:
         raise UserError(f"{path}: not the index of a checkpoint ({fault})")
     return index
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fault(index: Any, directory: Path) -> str | None:

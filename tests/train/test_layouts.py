@@ -141,7 +141,7 @@ def plain_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, unsharded: weights, fp32 masters and both moments."""
     stored: dict[str, Any] = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
     found = {key: torch.full(entry.size, torch.nan, dtype=entry.properties.dtype) for key, entry in stored.items()}
-    dcp.load(found, checkpoint_id=path / "state", no_dist=True)
+    dcp.load(found, checkpoint_id=path / "state")
     return found
 
 
