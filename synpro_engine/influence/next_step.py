@@ -49,32 +49,52 @@ def next_step_direction(
     """
     model, adamw = engine.model, NextAdamW(engine)
     update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
-    with displaced(model, update, -1.0):
+    adamw.forget_momentum()
+    with displaced(model, Direction(update), -1.0):
         gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
-    square = square.plus(adamw.clipped(gradient).squared()).scaled(1.0 / (len(upcoming) + 1))
-    v = adamw.divided(gradient, square)
+    del update
+    factor = adamw.clip_factor(gradient)
+    for name, g in gradient.tensors.items():
+        mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
+        torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
+    v = Direction(square, tangent=True)
     drop = inner(model, gradient, v)
     if not (drop > 0.0 and math.isfinite(drop)):
         raise NoDirectionError(
             f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"
         )
-    return Direction(v.scaled(1.0 / drop).tensors, tangent=True)
+    for tensor in square.values():
+        tensor.div_(drop)
+    return v
 
 
 def _typical_step(
     model: Model, adamw: NextAdamW, upcoming: Sequence[Sequence[LabelledBatch]], *, show_progress: bool
-) -> tuple[Direction, Direction]:
-    """(mean update, sum of squared clipped gradients) over steps."""
-    found: tuple[Direction, Direction] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(mean update, sum of squared clipped gradients) over steps, by parameter."""
+    if not upcoming:
+        raise ValueError("upcoming: at least one step is needed")
+    update: dict[str, Tensor] = {}
+    square: dict[str, Tensor] = {}
     with advancing(len(upcoming), "typical step" if show_progress else None, "step", model.topology) as advance:
         for batches in upcoming:
-            clipped = adamw.clipped(mean_gradient(model, batches))
-            update, square = adamw.update(clipped), clipped.squared()
-            found = (update, square) if found is None else (found[0].plus(update), found[1].plus(square))
+            _add_step(adamw, mean_gradient(model, batches), update, square)
             advance(1)
-    if found is None:
-        raise ValueError("upcoming: at least one step is needed")
-    return found[0].scaled(1.0 / len(upcoming)), found[1]
+    for total in update.values():
+        total.div_(len(upcoming))
+    return update, square
+
+
+def _add_step(adamw: NextAdamW, gradient: Direction, update: dict[str, Tensor], square: dict[str, Tensor]) -> None:
+    """Add a step's update and squared clipped gradient. Tensor by tensor: a copy of a large model is gigabytes."""
+    factor = adamw.clip_factor(gradient)
+    for name, g in gradient.tensors.items():
+        g.mul_(factor)
+        for sums, term in ((update, adamw.update_of(name, g)), (square, g.square())):
+            if name in sums:
+                sums[name].add_(term)
+            else:
+                sums[name] = term
 
 
 class NextAdamW:
@@ -84,28 +104,34 @@ class NextAdamW:
         """Takes copies of the moments as they are now; before the first step they are zero."""
         self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
         taken = _steps_taken(engine)
-        zero = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in engine.model.named_parameters()}
+        zero = (
+            {} if taken else {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
+        )
         self._momentum = optimizer_values(engine, "exp_avg") if taken else zero
         self._square = optimizer_values(engine, "exp_avg_sq") if taken else zero
         # What corrects moments for their start (Kingma and Ba, arXiv 1412.6980).
         self._corrections = 1.0 - self._config.beta1 ** (taken + 1), 1.0 - self._config.beta2 ** (taken + 1)
 
+    def forget_momentum(self) -> None:
+        """Free the copy of the first moment; `update_of` cannot be asked afterwards."""
+        self._momentum = {}
+
+    def clip_factor(self, gradient: Direction) -> float:
+        """What clipping multiplies the gradient by."""
+        return clip_factor(self._config.clip, inner(self._model, gradient, gradient) ** 0.5)
+
     def clipped(self, gradient: Direction) -> Direction:
         """The gradient as the moments will see it."""
-        norm, clip = inner(self._model, gradient, gradient) ** 0.5, self._config.clip
-        return gradient.scaled(clip_factor(clip, norm))
+        return gradient.scaled(self.clip_factor(gradient))
 
     def update(self, clipped: Direction) -> Direction:
         """theta - theta' of a step with this clipped gradient, without decay."""
-        return Direction(
-            {
-                name: self._lr
-                / self._corrections[0]
-                * torch.lerp(g, self._momentum[name], self._config.beta1)
-                / self._denominator(name, g.square())
-                for name, g in clipped.tensors.items()
-            }
-        )
+        return Direction({name: self.update_of(name, g) for name, g in clipped.tensors.items()})
+
+    def update_of(self, name: str, clipped: Tensor) -> Tensor:
+        """The same of one parameter, in its shape."""
+        mixed = torch.lerp(clipped, self._momentum[name], self._config.beta1)
+        return mixed.mul_(self._lr / self._corrections[0]).div_(self.denominator(name, clipped.square()))
 
     def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
         """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g."""
@@ -117,11 +143,12 @@ class NextAdamW:
         It has a direction also where a schedule has come to a rate of 0.
         """
         pairs = gradient.tensors.items()
-        return Direction({name: g / self._denominator(name, square.tensors[name]) for name, g in pairs})
+        return Direction({name: g / self.denominator(name, square.tensors[name]) for name, g in pairs})
 
-    def _denominator(self, name: str, square: Tensor) -> Tensor:
+    def denominator(self, name: str, square: Tensor) -> Tensor:
+        """sqrt(v') + eps of one parameter, v' being its second moment after a step with this square."""
         after = torch.lerp(square, self._square[name], self._config.beta2)
-        return (after / self._corrections[1]).sqrt() + self._config.eps
+        return after.div_(self._corrections[1]).sqrt_().add_(self._config.eps)
 
 
 def _steps_taken(engine: Engine) -> int:
