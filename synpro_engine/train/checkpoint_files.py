@@ -56,6 +56,14 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
         raise UserError(f"{directory.parent}: cannot be read ({first_line(error)})") from error
 
 
+def whole_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint in `directory` by its key, whole and on the CPU; UserError as `read_pieces`."""
+    stored: dict[str, Any] = read_index(directory).state_dict_metadata
+    found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in stored.items()}
+    read_pieces(directory, [Piece(k, data, tuple(data.shape), (0,) * data.dim()) for k, data in found.items()])
+    return found
+
+
 class _Writer(dcp.FileSystemWriter):
     """Torch's writer without the path and the random name that it puts into the index: equal states, equal files."""
 

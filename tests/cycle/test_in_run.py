@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle import in_run, load_recipe
@@ -20,6 +19,7 @@ from synpro_engine.influence import DocumentScore, mean_gradient, read_scores
 from synpro_engine.influence.next_step import NoDirectionError
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.checkpoint_files import whole_tensors
 from synpro_engine.train.config import OptimizerConfig, TrainConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.trainer import pretrain
@@ -75,8 +75,7 @@ def train(
     log = directory / "scores.jsonl"
     watcher = None if watch is None else InRunScores(watch, log, corpus(1), corpus(2), topology)
     result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
-    loaded = dist_checkpointing.load_plain_tensors(str(result.checkpoint / "state"))
-    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    return whole_tensors(result.checkpoint / "state")
 
 
 def alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:

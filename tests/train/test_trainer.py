@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 
 from synpro_engine.config import UserError
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
@@ -15,6 +14,7 @@ from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint
+from synpro_engine.train.checkpoint_files import whole_tensors
 from synpro_engine.train.config import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.run import PretrainResult, split_batch
@@ -75,11 +75,6 @@ def train(
     return pretrain(model, config, loader, directory, held_out=held_out(topology), **settings)
 
 
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    loaded = dist_checkpointing.load_plain_tensors(str(path / "state"))
-    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-
-
 def records(directory: Path) -> list[dict[str, Any]]:
     """Everything recorded, without clocks."""
     return [
@@ -89,7 +84,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
 
 
 def same(one: PretrainResult, other: PretrainResult) -> bool:
-    ours, theirs = tensors(one.checkpoint), tensors(other.checkpoint)
+    ours, theirs = (whole_tensors(result.checkpoint / "state") for result in (one, other))
     numbers = (one.step, one.tokens, one.losses, one.reason) == (other.step, other.tokens, other.losses, other.reason)
     return numbers and set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -163,12 +158,12 @@ def test_arms_go_on_from_a_checkpoint(topology: Topology, tmp_path: Path) -> Non
     starts = [records(tmp_path / name)[0] for name in ("kept", "fresh", "anew")]
     assert all(start["reference_loss"] == first.losses["reference"] for start in starts)
     longer = train(topology, tmp_path / "longer", CONFIG.model_copy(update={"max_steps": 8, "plateau": None}))
-    assert all(torch.equal(a, b) for a, b in zip(
-        tensors(kept.checkpoint).values(), tensors(longer.checkpoint).values(), strict=True
-    ))  # fmt: skip
+    ours, theirs = (whole_tensors(result.checkpoint / "state") for result in (kept, longer))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     for other in (fresh, anew):
         assert not torch.equal(
-            tensors(other.checkpoint)["output_layer.weight"], tensors(kept.checkpoint)["output_layer.weight"]
+            whole_tensors(other.checkpoint / "state")["output_layer.weight"],
+            whole_tensors(kept.checkpoint / "state")["output_layer.weight"],
         )
     steps = [record["step"] for record in records(tmp_path / "kept") if record["kind"] == "train"]
     assert steps == [7, 8]
@@ -197,7 +192,7 @@ def test_weights_go_on_without_the_run(topology: Topology, tmp_path: Path) -> No
     result = train(topology, tmp_path)
     model = build_model(SHAPE, topology, seed=8)
     assert load_checkpoint(result.checkpoint, model)["step"] == 6
-    saved = tensors(result.checkpoint)["output_layer.weight"]
+    saved = whole_tensors(result.checkpoint / "state")["output_layer.weight"]
     assert torch.equal(model.output_weight(), saved)
 
 
