@@ -1,17 +1,22 @@
 """What is installed is what the checkout has: a wheel and a source distribution, built from a copy of the tree."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"synpro_engine": ROOT / "synpro_engine", "synpro_kernels": ROOT / "kernels" / "synpro_kernels"}
+TRIED = {"flash_attn", "triton"}  # used where they are there, and work
 ENVIRONMENT = {**os.environ, "SYNPRO_BUILD_CSRC": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 # A project that pip builds in place leaves build folders behind: the build works on a copy.
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
@@ -75,6 +80,28 @@ def test_a_source_distribution_holds_all_that_is_tracked(source: Path, tmp_path:
     with tarfile.open(archive) as file:
         found = {member.name.partition("/")[2] for member in file if member.isfile()}
     assert {name for name in tracked() if not name.startswith(".")} <= found
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonical(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+    providers = packages_distributions()
+    own = {*sys.stdlib_module_names, *PACKAGES, *TRIED}
+    for file in (file for folder in PACKAGES.values() for file in folder.rglob("*.py")):
+        for name in imported(file) - own:
+            assert declared & set(map(canonical, providers[name])), f"{file}: {name}"
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of the packages that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def test_what_is_imported_is_what_was_installed(installed: Path) -> None:

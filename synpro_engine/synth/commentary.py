@@ -38,6 +38,8 @@ _TALK = re.compile(
     r"|in\s+this\s+(?:version|paraphrase|rewrite|rewriting|rendition),?\s+I\b"
     r"|the\s+original\s+(?:meaning|tone|message|intent|layout|structure|text)(?:\s+and\s+\w+)*\s+(?:is|are|was|were|has"
     r"\s+been|have\s+been|remains?)\s+(?:preserved|maintained|kept|retained|unchanged|intact)"
+    r"|(?:(?:main|key|the)\s+)*(?:changes|edits)\s+(?:I\s+)?made\W*$|explanation\s+of\s+(?:the\s+|my\s+)?changes\W*$"
+    r"|(?:word|character)\s+count\W+\d+\W*(?:(?:words|characters)\W*)?$"
     r"|(?:these|the|the\s+above)\s+(?:structured\s+)?entries\s+(?:cover|capture|summari[sz]e|are\s+based|provide|highlight)"
     r"|(?:please\s+|just\s+)?let\s+me\s+know\s+(?:if|whether|what|how)\b"
     r"|(?:I\s+)?hope\s+(?:this|that|it|these)\s+(?:helps?|is\s+helpful|meets|works)\b|(?:please\s+)?feel\s+free\s+to\s+\w+"

@@ -29,9 +29,9 @@ what it takes away. Every answer below is a test; this page is made from
 - **Reading is tolerant, the reward is not.** `exact` says whether an answer begins with the operation's heading (in any
   case) and has no other one, nor this one twice. Tuning gives all other answers 0, though generation reads them: a
   generator learns the form, and no text is thrown away for a "Sure!".
-- **Known limits.** Keys are `Topic` and `Content`; translated keys and JSON are not read. A paragraph behind an entry,
-  after a blank line and not indented, counts as `outside`. A paraphrase without any heading is refused, since nothing
-  tells it from talk.
+- **Known limits.** Keys are `Topic` and `Content` and stand before each value: translated keys, JSON, HTML lists and
+  tables that have them in their head alone are refused. A paragraph behind an entry, after a blank line and not
+  indented, counts as `outside`. A paraphrase without any heading is refused, since nothing tells it from talk.
 """
 
 
