@@ -81,7 +81,8 @@ def _first_turn(text: str, cut: Counter[Cut]) -> tuple[str, bool]:
 def unfenced(body: str, cut: Counter[Cut]) -> str:
     """Without the marks of a code block that holds all of it, or of which only the closing one came."""
     fences = list(FENCE.finditer(body))
-    around = [f for f in fences if not body[: f.start()].strip() or not body[f.end() :].strip()]
+    ends = {*fences[:1], *fences[-1:]}  # no other has nothing before or behind it
+    around = [f for f in fences if f in ends and not (body[: f.start()].strip() and body[f.end() :].strip())]
     whole, stray = len(fences) == len(around) == 2, len(fences) % 2 == 1 and len(around) == 1
     if not (whole or stray):  # blocks within the text stay
         return body
