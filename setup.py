@@ -66,9 +66,9 @@ setup(
         *find_packages("kernels", include=["synpro_kernels", "synpro_kernels.*"]),
     ],
     package_dir={"synpro_engine": "synpro_engine", "synpro_kernels": "kernels/synpro_kernels"},
+    # tests/test_installed.py holds this against what is tracked: a file that is not named here is not installed.
     package_data={
-        "synpro_engine": ["py.typed", "recipes/*.yaml", "report/*.html", "report/*.css", "report/*.js", "report/*.j2"]
-        + [f"report/{folder}/*" for folder in ("templates", "assets", "static")],
+        "synpro_engine": ["py.typed", "recipes/**/*.yaml", "report/templates/**/*.j2", "report/templates/**/*.css"],
         "synpro_kernels": ["py.typed"],
     },
     include_package_data=False,

@@ -36,13 +36,13 @@ def write_environment(directory: Path, topology: Topology) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree this package runs from; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
+    """The commit of the source tree this package runs from; None where git does not track it (installed, say)."""
+    git, here = ["git", "-C", str(Path(__file__).parent)], Path(__file__).name
+    try:  # an installed package may lie within somebody's repository: that one's commit is not ours
+        subprocess.run([*git, "ls-files", "--error-unmatch", here], capture_output=True, check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git on this machine, or not its file
         return None
-    return done.stdout.strip() or None
 
 
 def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> ReportData:

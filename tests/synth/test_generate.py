@@ -104,12 +104,14 @@ def test_the_report_counts_what_was_written(corpus: Path, topology: Topology) ->
     refused = _rejected(corpus)
     reasons = [r["reason"] for r in refused]
     assert report.rejected == {reason: reasons.count(reason) for reason in set(reasons)}
-    assert {"truncated", "placeholder", "prompt_too_long"} <= set(reasons)
+    assert {"truncated", "no_entries", "prompt_too_long"} <= set(reasons)
     assert report.accepted == len(_accepted(corpus)) == len(list(read_documents(str(corpus))))
     assert report.completions == report.accepted + len(refused)
     for name, one in report.by_operation.items():
         scores = [r["rewards"]["letters"] for r in _accepted(corpus) if r["provenance"]["operation"] == name]
         assert one.accepted == len(scores) > 0
+        cuts = [r["cut"] for r in _accepted(corpus) if r["provenance"]["operation"] == name]
+        assert one.cut_chars == {cause: sum(cut.get(cause, 0) for cut in cuts) for cause in set().union(*cuts)}
         assert one.mean_rewards["letters"] == pytest.approx(sum(scores) / len(scores))
 
 
