@@ -60,7 +60,8 @@ class ContinueConfig(Config):
 class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
+    """Letters, digits and `._-`; the run's directory below `runs` unless --dir names one."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides splits, initial weights, data order and sampling."""
     parallel: ParallelConfig = ParallelConfig()
