@@ -4,18 +4,18 @@ from synpro_engine.config.artifact import (
     Manifest,
     atomic_write_text,
     check_replaceable,
-    hash_json,
     new_artifact,
     partial_path,
     publish,
     read_manifest,
     remove_directory,
-    sha256_file,
+    verify_artifact,
     versions,
     write_manifest,
 )
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
 from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.integrity import hash_json, sha256_file, verification
 
 __all__ = [
     "Config",
@@ -36,6 +36,8 @@ __all__ = [
     "sha256_file",
     "to_yaml",
     "validate",
+    "verification",
+    "verify_artifact",
     "versions",
     "write_manifest",
 ]

@@ -13,8 +13,8 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import stage_times
 
 _CONFIG = "config.yaml"
-# A run may go on in another layout: what is computed is the same up to rounding.
-_FREE = ("parallel",)
+# A run may go on in another layout: what is computed is the same up to rounding. Verifying computes nothing.
+_FREE = ("parallel", "verify")
 
 
 def claim(directory: Path, recipe: Recipe) -> None:

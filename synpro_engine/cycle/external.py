@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from synpro_engine.config import versions
+from synpro_engine.config.integrity import content_files
 
 _EDGE = 2**20
 
@@ -22,7 +23,7 @@ def fingerprint(source: str | None) -> str:
     path, digest = Path(source), hashlib.sha256()
     if not path.exists():
         return hashlib.sha256(f"{source} {versions().get('synpro_engine')}".encode()).hexdigest()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else content_files(path)
     for file in files:
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:

@@ -20,6 +20,7 @@ from synpro_engine.config import (
     publish,
     read_manifest,
     remove_directory,
+    verify_artifact,
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
@@ -63,7 +64,10 @@ def _is_done(directory: Path, stage: Stage, inputs: Mapping[str, Any]) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
-    return manifest.parents == inputs["parents"] and manifest.config == inputs["config"]
+    if manifest.parents != inputs["parents"] or manifest.config != inputs["config"]:
+        return False
+    verify_artifact(path)
+    return True
 
 
 def _prepare(directory: Path, stage: Stage) -> bool:

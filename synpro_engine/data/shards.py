@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest
+from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest, verify_artifact
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.tokenizer import Tokenizer
@@ -104,6 +104,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     With `tokenizer`, shards of another one are refused: their ids would mean other text. Raises UserError for
     a directory that is unfinished, damaged, cut short or of another tokenizer.
     """
+    verify_artifact(path)
     stats = read_shard_stats(path)
     if tokenizer is not None and tokenizer.fingerprint != stats.tokenizer:
         ours = tokenizer.fingerprint[:12]

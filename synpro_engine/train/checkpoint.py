@@ -32,9 +32,10 @@ from synpro_engine.config import (
     publish,
     read_manifest,
     remove_directory,
+    verify_artifact,
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
-from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_directory
+from synpro_engine.config.artifact import MANIFEST, REMOVING
 from synpro_engine.dist import Topology, barrier, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -214,8 +215,7 @@ def _carries_data(extra_state: Any) -> bool:
 
 def _read_description(path: Path) -> tuple[Manifest, dict[str, Any]]:
     manifest = _checkpoint_manifest(path)
-    if hash_directory(path) != manifest.content_hash:
-        raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
+    verify_artifact(path)
     check_readable(path / _STATE)
     return manifest, json.loads((path / _EXTRA).read_text(encoding="utf-8"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.cli.main import main
+from synpro_engine.config import write_manifest
 
 
 def _text(seed: int) -> str:
@@ -158,9 +159,8 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
         before = output.read_text()
         assert message in _refused(capsys, *scored[:-1], str(output)) and output.read_text() == before
     assert main(["export", *arguments, "--output", str(tmp_path / "hf")]) == 0
-    manifest = Path(run, "pretrain", "manifest.json")
-    remade = json.loads(manifest.read_text()) | {"content_hash": "0" * 64}
-    manifest.write_text(json.dumps(remade))
+    Path(run, "pretrain", "note").write_text("as if it had been made anew")
+    write_manifest(Path(run, "pretrain"), "pretrain", {}, {}, None)
     assert "was made from another pretrain" in _refused(capsys, *scored)
     assert (tmp_path / "hf" / "model.safetensors").exists()
 
