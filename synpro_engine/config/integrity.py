@@ -24,7 +24,7 @@ _Stamp = tuple[int, int, int, int]
 
 @contextmanager
 def verification(mode: Verification) -> Iterator[None]:
-    """How the files of artifacts are verified in this block: once for each change of a file, at every opening, never."""
+    """How artifacts are verified in this block: `once` for each change of a file, at every opening, or never."""
     token = _MODE.set(mode)
     try:
         yield
@@ -62,7 +62,7 @@ def hash_files(directory: Path, leave_out: str) -> dict[str, str]:
 
 
 def first_fault(directory: Path, hashes: Mapping[str, str], leave_out: str) -> tuple[Path, str] | None:
-    """The first file that is missing, changed, or not among `hashes`, with what is wrong; None where all is as it was."""
+    """The first file that is missing, changed, or not among `hashes`, with what is wrong; None where there is none."""
     if _MODE.get() == "never":
         return None
     known = _remembered(directory)
@@ -99,7 +99,9 @@ def _remembered(directory: Path) -> dict[tuple[str, _Stamp], str]:
     known = {}
     for record in directory.rglob(_RECORD):
         place = record.parent.relative_to(directory)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only saves time: damaged, it saves none
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # it only saves time: damaged, it saves none
             read = json.loads(record.read_bytes())
             if read["check"] == hash_json(read["files"]):
                 known |= {(str(place / name), tuple(stamp)): digest for name, (stamp, digest) in read["files"].items()}

@@ -1,7 +1,7 @@
 """YAML as its version 1.2 defines it (core schema), from files and strings that nobody has vouched for.
 
-PyYAML parses; what a plain word means is decided here. It would follow YAML 1.1, where `060` is 48, `1:00` is 60, `no` is
-false and `2024-01-01` is no text. Here numbers are decimal (`0o17` and `0x1f` are asked for), `true` and `false` are
+PyYAML parses; what a plain word means is decided here. It would follow YAML 1.1, where `060` is 48, `1:00` is 60, `no`
+is false and `2024-01-01` is no text. Here numbers are decimal (`0o17` and `0x1f` are asked for), `true` and `false` are
 the only truth values, and everything else is text. A key that is given twice, a document that grows without bound when
 its aliases are written out, and one that contains itself are refused. Knows no setting.
 """
@@ -40,7 +40,7 @@ class YAMLFault(ValueError):
 def parse_yaml(text: str) -> Any:
     """The one document in `text` as plain Python data: dict (keys are str), list, str, int, float, bool, None.
 
-    Nodes that aliases share are one object in the result. Raises YAMLFault for what is no YAML, and for more than 256 KiB.
+    Nodes that aliases share are one object in the result. Raises YAMLFault for what is no YAML, or too long.
     """
     if len(text) > MAX_BYTES:
         raise YAMLFault(1, f"longer than {MAX_BYTES} characters, which no settings are")
@@ -64,9 +64,6 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {}  # those of YAML 1.1 are not inherited
-    yaml_constructors = {}
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
@@ -111,6 +108,8 @@ class _Loader(yaml.SafeLoader):
         raise _fault(node, f"the tag {node.tag.replace(_CORE, '!!')[:80]} is not for settings")
 
 
+# What YAML 1.1 knows is not inherited.
+_Loader.yaml_implicit_resolvers, _Loader.yaml_constructors = {}, {}
 for _name, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(_CORE + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
 _Loader.add_constructor(f"{_CORE}null", lambda loader, node: None)
@@ -120,7 +119,7 @@ _Loader.add_constructor(f"{_CORE}float", _Loader._number)
 _Loader.add_constructor(f"{_CORE}str", yaml.SafeLoader.construct_yaml_str)
 _Loader.add_constructor(f"{_CORE}seq", yaml.SafeLoader.construct_yaml_seq)
 _Loader.add_constructor(f"{_CORE}map", yaml.SafeLoader.construct_yaml_map)
-_Loader.add_constructor(None, _Loader._unknown)
+_Loader.yaml_constructors[None] = _Loader._unknown
 
 
 class _Dumper(yaml.SafeDumper):

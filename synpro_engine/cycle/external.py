@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from synpro_engine.config import versions
@@ -30,4 +31,13 @@ def fingerprint(source: str | None) -> str:
             digest.update(stream.read(_EDGE))
             stream.seek(max(_EDGE, file.stat().st_size - _EDGE))
             digest.update(stream.read(_EDGE))
+    return digest.hexdigest()
+
+
+def fingerprint_shards(paths: Sequence[str]) -> str:
+    """The same for token files: of a prefix, its `.bin` and `.idx` are looked at."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in (path,) if Path(path).exists() else (f"{path}.bin", f"{path}.idx"):
+            digest.update(fingerprint(file).encode())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import pytest
 from synpro_engine.config import (
     UserError,
     atomic_write_text,
+    integrity,
     new_artifact,
     partial_path,
     publish,
@@ -21,7 +22,6 @@ from synpro_engine.config import (
     write_manifest,
 )
 from synpro_engine.config import artifact as artifact_module
-from synpro_engine.config import integrity
 
 
 def _make(path: Path, text: str, parents: dict[str, Path] | None = None) -> None:
@@ -224,6 +224,8 @@ def test_a_damaged_memory_of_hashes_costs_time_and_nothing_else(tmp_path: Path) 
 
 
 def test_a_manifest_of_an_older_version_is_refused_by_a_line(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"kind": "x", "content_hash": "0", "parents": {}, "config": {}, "seed": 1}')
-    with pytest.raises(UserError, match="manifest.json: damaged manifest, or one of another version"):
+    (tmp_path / "manifest.json").write_text(
+        '{"kind": "x", "content_hash": "0", "parents": {}, "config": {}, "seed": 1}'
+    )
+    with pytest.raises(UserError, match=r"manifest\.json: damaged manifest, or one of another version"):
         read_manifest(tmp_path)

@@ -18,11 +18,11 @@ from synpro_engine.config.yaml_core import dump_yaml, parse_yaml
 @pytest.mark.parametrize(
     ("word", "meaning"),
     [
-        ("060", 60), ("0o17", 15), ("0x1f", 31), ("-7", -7), ("+7", 7), ("1e-3", 1e-3), ("3E4", 3e4), ("-.5", -0.5), ("1.", 1.0),
-        (".inf", math.inf), ("-.inf", -math.inf), ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
-        ("1:00", "1:00"), ("190:20:30.15", "190:20:30.15"), ("1_000", "1_000"), ("0b11", "0b11"), ("yes", "yes"), ("No", "No"),
-        ("on", "on"), ("off", "off"), ("2024-01-01", "2024-01-01"), ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"),
-        ("1e", "1e"), ("'060'", "060"), ("=", "="),
+        ("060", 60), ("0o17", 15), ("0x1f", 31), ("-7", -7), ("+7", 7), ("1e-3", 1e-3), ("3E4", 3e4), ("-.5", -0.5),
+        ("1.", 1.0), (".inf", math.inf), ("-.inf", -math.inf), ("true", True), ("False", False), ("null", None),
+        ("~", None), ("", None), ("1:00", "1:00"), ("190:20:30.15", "190:20:30.15"), ("1_000", "1_000"),
+        ("0b11", "0b11"), ("yes", "yes"), ("No", "No"), ("on", "on"), ("off", "off"), ("2024-01-01", "2024-01-01"),
+        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"), ("1e", "1e"), ("'060'", "060"), ("=", "="),
     ],
 )  # fmt: skip
 def test_a_plain_word_means_what_yaml_1_2_says_in_files_and_overrides(tmp_path: Path, word: str, meaning: Any) -> None:
@@ -35,7 +35,25 @@ def test_a_plain_word_means_what_yaml_1_2_says_in_files_and_overrides(tmp_path: 
 
 def test_what_is_written_is_read_back_as_it_was() -> None:
     chance = random.Random(0)
-    words = ["no", "1e3", "1e-3", "060", "1:00", "~", "", "0o7", "<<", "=", "2024-01-01", ".5", "null", "True", "x: y", "#", "\n"]
+    words = [
+        "no",
+        "1e3",
+        "1e-3",
+        "060",
+        "1:00",
+        "~",
+        "",
+        "0o7",
+        "<<",
+        "=",
+        "2024-01-01",
+        ".5",
+        "null",
+        "True",
+        "x: y",
+        "#",
+        "\n",
+    ]
     words += ["".join(chance.choices(string.printable + "é漢\u2028", k=chance.randint(1, 8))) for _ in range(3000)]
     numbers = [1e-5, 1e16, 1e300, 5e-324, -0.0, 0.1, 3, -(2**62), True, None]
     data = {"words": words, **{f"k{word}": word for word in words}, "numbers": numbers}
@@ -74,7 +92,9 @@ def test_what_no_settings_need_is_refused_with_its_line(
     with pytest.raises(UserError) as caught:
         read_yaml(tmp_path / "r.yaml")
     told = str(caught.value)
-    assert told.startswith(f"{tmp_path}/r.yaml:{line or ''}") and message in told and "\n" not in told and len(told) < 400
+    assert (
+        told.startswith(f"{tmp_path}/r.yaml:{line or ''}") and message in told and "\n" not in told and len(told) < 400
+    )
 
 
 def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
@@ -130,6 +150,6 @@ def test_a_path_that_no_file_system_takes_is_one_line(
 
 def test_overrides_follow_the_same_rules_as_files() -> None:
     for text in ("a={b: 1, b: 2}", "a=&x [*x]", "a=" + "[" * 500, "a=!!python/name:os.system x"):
-        with pytest.raises(UserError, match="override `a=.*not valid YAML") as caught:
+        with pytest.raises(UserError, match=r"override `a=.*not valid YAML") as caught:
             parse_override(text)
         assert "\n" not in str(caught.value)

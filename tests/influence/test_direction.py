@@ -1,6 +1,5 @@
 """Directions: what they are made from, in every layout, and that what is stored comes back."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
