@@ -5,6 +5,7 @@ from synpro_engine.config.artifact import (
     atomic_write_text,
     check_replaceable,
     new_artifact,
+    outside_artifacts,
     partial_path,
     publish,
     read_manifest,
@@ -16,21 +17,29 @@ from synpro_engine.config.artifact import (
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
 from synpro_engine.config.errors import UserError, nearest
 from synpro_engine.config.integrity import hash_json, sha256_file, verification
+from synpro_engine.config.records import Record, as_record, parse_record, read_json, read_record, read_records
 
 __all__ = [
     "Config",
     "Manifest",
+    "Record",
     "UserError",
     "apply_overrides",
+    "as_record",
     "atomic_write_text",
     "check_replaceable",
     "hash_json",
     "load_config",
     "nearest",
     "new_artifact",
+    "outside_artifacts",
+    "parse_record",
     "partial_path",
     "publish",
+    "read_json",
     "read_manifest",
+    "read_record",
+    "read_records",
     "read_yaml",
     "remove_directory",
     "sha256_file",

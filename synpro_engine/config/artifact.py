@@ -120,6 +120,13 @@ def check_replaceable(path: Path, kind: str) -> None:
             raise UserError(f"{path}: {what}; it is not replaced by a new {kind}")
 
 
+def outside_artifacts(path: Path) -> None:
+    """Refuse a path at or inside a finished artifact, whose files are those of its manifest; UserError names it."""
+    for place in (path.resolve(), *path.resolve().parents):
+        if (place / MANIFEST).is_file() and (kind := _kind_of(place)) is not None:
+            raise UserError(f"{path}: lies inside {place}, a finished {kind}; nothing is written there")
+
+
 def _kind_of(path: Path) -> str | None:
     """Kind of the artifact at `path`; None where the manifest is missing, damaged or of another program."""
     try:

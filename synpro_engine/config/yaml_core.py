@@ -117,6 +117,7 @@ _Loader.add_constructor(f"{_CORE}bool", _Loader._bool)
 _Loader.add_constructor(f"{_CORE}int", _Loader._number)
 _Loader.add_constructor(f"{_CORE}float", _Loader._number)
 _Loader.add_constructor(f"{_CORE}str", yaml.SafeLoader.construct_yaml_str)
+_Loader.add_constructor(f"{_CORE}merge", yaml.SafeLoader.construct_yaml_str)  # `<<` as a value is text
 _Loader.add_constructor(f"{_CORE}seq", yaml.SafeLoader.construct_yaml_seq)
 _Loader.add_constructor(f"{_CORE}map", yaml.SafeLoader.construct_yaml_map)
 _Loader.yaml_constructors[None] = _Loader._unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, check_replaceable
+from synpro_engine.config import UserError, check_replaceable, outside_artifacts
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.synthesis import generator_tokenizer
@@ -22,6 +22,7 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     path = directory / stage
     if not path.is_dir():
         raise UserError(f"{path}: no such finished stage")
+    outside_artifacts(output)
     check_replaceable(output, KIND)
     is_generator = stage == "import" or "/tune-" in stage
     tokenizer = generator_tokenizer(directory / "import") if is_generator else open_tokenizer(directory / "tokenize")

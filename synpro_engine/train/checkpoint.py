@@ -30,6 +30,7 @@ from synpro_engine.config import (
     check_replaceable,
     partial_path,
     publish,
+    read_json,
     read_manifest,
     remove_directory,
     verify_artifact,
@@ -217,7 +218,7 @@ def _read_description(path: Path) -> tuple[Manifest, dict[str, Any]]:
     manifest = _checkpoint_manifest(path)
     verify_artifact(path)
     check_readable(path / _STATE)
-    return manifest, json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+    return manifest, read_json(path / _EXTRA)
 
 
 def _checkpoint_manifest(path: Path) -> Manifest:

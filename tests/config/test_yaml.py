@@ -22,7 +22,7 @@ from synpro_engine.config.yaml_core import dump_yaml, parse_yaml
         ("1.", 1.0), (".inf", math.inf), ("-.inf", -math.inf), ("true", True), ("False", False), ("null", None),
         ("~", None), ("", None), ("1:00", "1:00"), ("190:20:30.15", "190:20:30.15"), ("1_000", "1_000"),
         ("0b11", "0b11"), ("yes", "yes"), ("No", "No"), ("on", "on"), ("off", "off"), ("2024-01-01", "2024-01-01"),
-        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"), ("1e", "1e"), ("'060'", "060"), ("=", "="),
+        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"), ("1e", "1e"), ("'060'", "060"), ("=", "="), ("<<", "<<"),
     ],
 )  # fmt: skip
 def test_a_plain_word_means_what_yaml_1_2_says_in_files_and_overrides(tmp_path: Path, word: str, meaning: Any) -> None:
