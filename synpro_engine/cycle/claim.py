@@ -75,7 +75,7 @@ def _is_marked(config: Path) -> bool:
 def _check(directory: Path, recipe: Recipe) -> None:
     difference = _first_difference(read_yaml(directory / CONFIG), recipe.model_dump(mode="json"))
     if difference:
-        raise UserError(f"{directory / CONFIG}: is of a run of another config: {difference}; give another --dir")
+        raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
 
 
 def _first_difference(theirs: Any, ours: Any, path: str = "") -> str:
