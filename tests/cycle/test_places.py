@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def topology() -> Iterator[Topology]:
     with launched(ParallelConfig()) as here:
         yield here
