@@ -17,7 +17,7 @@ from typing import Any
 
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
-from synpro_engine.config.integrity import first_fault, hash_files, hash_json
+from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -81,14 +81,13 @@ def write_manifest(
     config: Mapping[str, Any],
     parents: Mapping[str, Path],
     seed: int | None,
-    *,
-    files: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
     """Hash what lies in `directory` and write its manifest; `parents` are finished artifacts.
 
-    files: SHA-256 of every file by its path below `directory`, where that is known already.
+    known: hashes, by path below `directory`, of files that were just written and need not be read again.
     """
-    hashes = dict(hash_files(directory, MANIFEST) if files is None else files)
+    hashes = hash_files(directory, MANIFEST, known)
     manifest = {
         "kind": kind,
         "content_hash": hash_json(hashes),
@@ -219,8 +218,6 @@ def verify_artifact(path: Path) -> Manifest:
     Raises UserError, which names the file, for one that is missing, changed or added.
     """
     manifest = read_manifest(path)
-    fault = first_fault(path, manifest.files, MANIFEST)
-    if fault is not None:
-        file, what = fault
-        raise UserError(f"{file}: {what}; {path} is not what it was (remove it, and it can be made again)")
+    stale = stale_files(path, manifest.files, MANIFEST)
+    confirm(path, manifest.files, stale, {name: sha256_file(path / name) for name in stale})
     return manifest

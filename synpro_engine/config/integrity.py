@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from synpro_engine.config.errors import UserError
 
 _RECORD = ".verified.json"  # no part of what is hashed, in no directory
 Verification = Literal["once", "always", "never"]
 _MODE: ContextVar[Verification] = ContextVar("verification", default="once")
-_Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, int, int, int]
+"""Size, times of change in ns, inode: what changes when a file is written to, replaced, or has its time set back."""
 
 
 @contextmanager
@@ -48,51 +51,63 @@ def content_files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(_RECORD))
 
 
-def hash_files(directory: Path, leave_out: str) -> dict[str, str]:
-    """Hex SHA-256 of every file below `directory` but its own `leave_out`, by relative path; remembered there."""
-    known = _remembered(directory)
+def hash_files(directory: Path, leave_out: str, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Hex SHA-256 of every file below `directory` but its own `leave_out`, by relative path; remembered there.
+
+    known: hashes of files that were just written.
+    """
+    remembered, known = _remembered(directory), known or {}
     seen = {}
-    for file in content_files(directory):
-        name = str(file.relative_to(directory))
-        if name != leave_out:
-            stamp = _stamp(file)
-            seen[name] = (stamp, known.get((name, stamp)) or sha256_file(file))
+    for name, file in _content(directory, leave_out).items():
+        stamp = _stamp(file)
+        seen[name] = (stamp, known.get(name) or remembered.get((name, stamp)) or sha256_file(file))
     _remember(directory, seen)
     return {name: digest for name, (_, digest) in seen.items()}
 
 
-def first_fault(directory: Path, hashes: Mapping[str, str], leave_out: str) -> tuple[Path, str] | None:
-    """The first file that is missing, changed, or not among `hashes`, with what is wrong; None where there is none."""
+def stale_files(directory: Path, hashes: Mapping[str, str], leave_out: str) -> dict[str, Stamp]:
+    """Which of the files that have these `hashes` must be read before they are trusted, by relative path.
+
+    Raises UserError, which names the file, for one that is missing or not among `hashes`.
+    """
     if _MODE.get() == "never":
-        return None
-    known = _remembered(directory)
-    found = {str(file.relative_to(directory)): file for file in content_files(directory)}
-    found.pop(leave_out, None)
-    for name in sorted(hashes.keys() | found.keys()):
-        if name not in found:
-            return directory / name, "is missing"
-        if name not in hashes:
-            return directory / name, "was put there later"
-    seen, changed = {}, False
-    for name, digest in hashes.items():
-        stamp = _stamp(found[name])
-        if known.get((name, stamp)) != digest:
-            if sha256_file(found[name]) != digest:
-                return found[name], "was changed or damaged after it was written"
-            changed = True
-        seen[name] = (stamp, digest)
-    if changed:
-        _remember(directory, seen)
-    return None
+        return {}
+    found = _content(directory, leave_out)
+    for name in sorted(hashes.keys() ^ found.keys()):
+        _refuse(directory, name, "is missing" if name in hashes else "was put there later")
+    remembered = _remembered(directory)
+    stamps = {name: _stamp(file) for name, file in found.items()}
+    return {name: stamp for name, stamp in stamps.items() if remembered.get((name, stamp)) != hashes[name]}
 
 
-def _stamp(file: Path) -> _Stamp:
-    """What changes when a file is written to, replaced, or has its time set back."""
+def confirm(directory: Path, hashes: Mapping[str, str], stale: Mapping[str, Stamp], found: Mapping[str, str]) -> None:
+    """Hold what was `found` by hashing the stale files against `hashes`, and remember it for the next opening.
+
+    Raises UserError, which names the file, for one that differs.
+    """
+    for name in sorted(stale):
+        if found[name] != hashes[name]:
+            _refuse(directory, name, "was changed or damaged after it was written")
+    if stale:
+        before = {name: stamp for (name, stamp), digest in _remembered(directory).items() if hashes.get(name) == digest}
+        _remember(directory, {name: (stamp, hashes[name]) for name, stamp in (before | dict(stale)).items()})
+
+
+def _refuse(directory: Path, name: str, what: str) -> NoReturn:
+    raise UserError(f"{directory / name}: {what}; {directory} is not what it was (remove it, and it can be made again)")
+
+
+def _content(directory: Path, leave_out: str) -> dict[str, Path]:
+    named = {str(path.relative_to(directory)): path for path in content_files(directory)}
+    return {name: path for name, path in named.items() if name != leave_out}
+
+
+def _stamp(file: Path) -> Stamp:
     found = file.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
-def _remembered(directory: Path) -> dict[tuple[str, _Stamp], str]:
+def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
     """Hashes by (relative path, stamp), from the records of this directory and of those below it."""
     if _MODE.get() == "always":
         return {}
@@ -108,7 +123,7 @@ def _remembered(directory: Path) -> dict[tuple[str, _Stamp], str]:
     return known
 
 
-def _remember(directory: Path, seen: Mapping[str, tuple[_Stamp, str]]) -> None:
+def _remember(directory: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
     files = {name: [list(stamp), digest] for name, (stamp, digest) in seen.items()}
     text = json.dumps({"files": files, "check": hash_json(files)})
     aside = directory / f"{_RECORD}.{os.getpid()}"  # several ranks may open one artifact at a time
