@@ -114,9 +114,8 @@ def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
     known = {}
     for record in directory.rglob(_RECORD):
         place = record.parent.relative_to(directory)
-        with contextlib.suppress(
-            OSError, ValueError, KeyError, TypeError
-        ):  # it only saves time: damaged, it saves none
+        # It only saves time: damaged, it saves none.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             read = json.loads(record.read_bytes())
             if read["check"] == hash_json(read["files"]):
                 known |= {(str(place / name), tuple(stamp)): digest for name, (stamp, digest) in read["files"].items()}

@@ -168,7 +168,7 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
         record = json.loads(line)
         theirs = {name: record[name] for name in ("theta", "probe", "estimator")}
         own = record["id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _foreign(output) from None
     theirs |= {name: record.get(name) for name in made_by}
     for name, value in theirs.items():

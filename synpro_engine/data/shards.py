@@ -167,5 +167,5 @@ def _read_ids(file: Path) -> list[str]:
     try:
         # Not splitlines(): an id may hold a line separator that is not a newline.
         return [json.loads(line) for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{file}: missing or damaged list of document ids") from None
