@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from typing import Any, Literal, NoReturn
 from synpro_engine.config.errors import UserError
 
 _RECORD = ".verified.json"  # no part of what is hashed, in no directory
+_TICK_S = 0.02  # kernels stamp files by a clock that ticks every 1 to 10 ms
 Verification = Literal["once", "always", "never"]
 _MODE: ContextVar[Verification] = ContextVar("verification", default="once")
 Stamp = tuple[int, int, int, int]
@@ -56,11 +58,12 @@ def hash_files(directory: Path, leave_out: str, known: Mapping[str, str] | None 
 
     known: hashes of files that were just written.
     """
-    remembered, known = _remembered(directory), known or {}
-    seen = {}
-    for name, file in _content(directory, leave_out).items():
-        stamp = _stamp(file)
-        seen[name] = (stamp, known.get(name) or remembered.get((name, stamp)) or sha256_file(file))
+    remembered, known, files = _remembered(directory), known or {}, _content(directory, leave_out)
+    stamps = _stamps(files)
+    seen = {
+        name: (stamp, known.get(name) or remembered.get((name, stamp)) or sha256_file(files[name]))
+        for name, stamp in stamps.items()
+    }
     _remember(directory, seen)
     return {name: digest for name, (_, digest) in seen.items()}
 
@@ -76,7 +79,7 @@ def stale_files(directory: Path, hashes: Mapping[str, str], leave_out: str) -> d
     for name in sorted(hashes.keys() ^ found.keys()):
         _refuse(directory, name, "is missing" if name in hashes else "was put there later")
     remembered = _remembered(directory)
-    stamps = {name: _stamp(file) for name, file in found.items()}
+    stamps = _stamps(found)
     return {name: stamp for name, stamp in stamps.items() if remembered.get((name, stamp)) != hashes[name]}
 
 
@@ -102,9 +105,12 @@ def _content(directory: Path, leave_out: str) -> dict[str, Path]:
     return {name: path for name, path in named.items() if name != leave_out}
 
 
-def _stamp(file: Path) -> Stamp:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+def _stamps(files: Mapping[str, Path]) -> dict[str, Stamp]:
+    """Returns when the clock of the file system has gone on, so that a change after that shows in a stamp."""
+    found = {name: file.stat() for name, file in files.items()}
+    if time.time_ns() - max((status.st_ctime_ns for status in found.values()), default=0) < _TICK_S * 1e9:
+        time.sleep(_TICK_S)
+    return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found.items()}
 
 
 def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
