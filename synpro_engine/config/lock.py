@@ -9,6 +9,7 @@ never comes twice. Knows processes and files; does not know what is written unde
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ BEAT_S = 10.0
 """Seconds between two signs of life."""
 PATIENCE_S = 120.0
 """Seconds without one after which a holder of whom nothing else is known counts as dead."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,26 @@ def _acquire(directory: Path, place: Path) -> tuple[int, int]:
 
 def _make(place: Path, number: int) -> int | None:
     """Make lock `number`, whole and with its flock from the first moment; None when it is there already."""
-    aside = place / f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}.new"
-    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    path, aside = _path(place, number), place / f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}.new"
+    try:
+        file = _write_new(aside)
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            os.close(file)
+            if error.errno not in _NO_LINKS:
+                raise
+            file = _write_new(path)  # one of several is first here too, but others may see it before it is written
+    except FileExistsError:
+        return None
+    finally:
+        aside.unlink(missing_ok=True)
+    return file
+
+
+def _write_new(path: Path) -> int:
+    """A new file that names this process, open and with its flock; FileExistsError where there is one."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         holder = Holder(
             host=socket.gethostname(),
@@ -105,15 +125,9 @@ def _make(place: Path, number: int) -> int | None:
         )
         os.write(file, _text(holder))
         os.fsync(file)
-        os.link(aside, _path(place, number))
-    except FileExistsError:
-        os.close(file)
-        return None
     except BaseException:
         os.close(file)
         raise
-    finally:
-        aside.unlink(missing_ok=True)
     return file
 
 
@@ -170,15 +184,17 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _release(place: Path, number: int) -> None:
     """Say that the directory is free. A lock that was taken over meanwhile is not touched."""
     path = _path(place, number)
-    try:
+    # What cannot be said (a full disk, a file that is gone or damaged) must not hide how the work ended, and is found
+    # out by the next one.
+    with contextlib.suppress(OSError, ValueError, TypeError):
         holder = Holder(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return
-    aside = path.with_suffix(".released")
-    aside.write_bytes(_text(replace(holder, released=True)))
-    if _highest(place) == number:
-        aside.replace(path)
-    aside.unlink(missing_ok=True)
+        aside = path.with_suffix(".released")
+        try:
+            aside.write_bytes(_text(replace(holder, released=True)))
+            if _highest(place) == number:
+                aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _text(holder: Holder) -> bytes:
