@@ -114,17 +114,19 @@ def _stamps(files: Mapping[str, Path]) -> dict[str, Stamp]:
 
 
 def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
-    """Hashes by (relative path, stamp), from the records of this directory and of those below it."""
+    """Hashes by (relative path, stamp), from the records of this directory, of those below it and of what it is in."""
     if _MODE.get() == "always":
         return {}
-    known = {}
-    for record in directory.rglob(_RECORD):
-        place = record.parent.relative_to(directory)
+    start, known = directory.absolute(), {}
+    for record in (*start.rglob(_RECORD), *(place / _RECORD for place in start.parents[:2])):
         # It only saves time: damaged, it saves none.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             read = json.loads(record.read_bytes())
-            if read["check"] == hash_json(read["files"]):
-                known |= {(str(place / name), tuple(stamp)): digest for name, (stamp, digest) in read["files"].items()}
+            if read["check"] != hash_json(read["files"]):
+                continue
+            for name, (stamp, digest) in read["files"].items():
+                if (file := record.parent / name).is_relative_to(start):
+                    known[str(file.relative_to(start)), tuple(stamp)] = digest
     return known
 
 

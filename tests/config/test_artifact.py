@@ -204,6 +204,8 @@ def test_files_are_hashed_once_for_each_change_and_a_copy_is_hashed_again(
         hashed.clear()
         verify_artifact(tmp_path / "b")
         assert sorted(hashed) == expected
+    verify_artifact(tmp_path / "b" / "nested")  # what was hashed as a part of the outer one is known of the inner one
+    assert not hashed
     for mode, expected in (("always", 3), ("never", 0)):
         hashed.clear()
         with verification(mode):

@@ -158,6 +158,27 @@ def test_run_goes_on_from_no_damaged_stage(capsys: pytest.CaptureFixture[str], f
     assert main(["run", "smoke", *_QUICK, "--dir", str(finished)]) == 0
 
 
+def test_influence_and_export_read_no_damaged_stage(
+    capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path
+) -> None:
+    run = ["smoke", *_QUICK, "--dir", str(finished)]
+    (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "Some words."}\n')
+    scores = ["--input", str(tmp_path / "docs.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    pair = ["--checkpoint", str(finished / "pretrain"), "--probe", str(finished / "round-1" / "probe")]
+    exported = ["--output", str(tmp_path / "hf"), "--stage"]
+    for _ in _damaged(finished / "tokenize" / "tokenizer" / "tokenizer.model", "flip"):
+        for command in (
+            ["influence", *run, *scores],
+            ["influence", *pair, *scores],
+            ["export", *run, *exported, "repeat"],
+        ):
+            assert "tokenize/tokenizer/tokenizer.model: was changed" in _refused(capsys, *command)
+    for _ in _damaged(finished / "import" / "tokenizer" / "tokenizer.model", "flip"):
+        command = ["export", *run, *exported, "round-1/tune-rephrase"]
+        assert "import/tokenizer/tokenizer.model: was changed" in _refused(capsys, *command)
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "scores.jsonl").exists()
+
+
 @pytest.mark.parametrize("place", ["pretrain", "pretrain/deep/new", "round-1", "round-1/new", "tokenize/shards/train"])
 def test_a_place_inside_another_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, place: str) -> None:
     before = _below(finished)
