@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synpro_engine.cli.shares import show
-from synpro_engine.config import Config, UserError, load_config
+from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
+from synpro_engine.config.integrity import Verification
 from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
 from synpro_engine.dist import ParallelConfig, Topology, launched, say
 from synpro_engine.influence import EstimatorConfig
@@ -19,7 +20,7 @@ from synpro_engine.influence import EstimatorConfig
 @contextmanager
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
     resolved = load_recipe(recipe, overrides)
-    with launched(resolved.parallel, resolved.seed) as topology:
+    with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
         yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
 
@@ -41,6 +42,7 @@ class JobConfig(Config):
     """What scoring with checkpoints takes beside them: the keys that a recipe has for the same."""
 
     parallel: ParallelConfig = ParallelConfig()
+    verify: Verification = "once"
     influence: EstimatorConfig = EstimatorConfig()
 
 
@@ -98,7 +100,7 @@ def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, Topology]]:
     if weights.directory is not None or (weights.words and "=" not in weights.words[0]):
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.words)
-    with launched(config.parallel) as topology:
+    with verification(config.verify), launched(config.parallel) as topology:
         yield Pair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology), config.influence, topology
 
 

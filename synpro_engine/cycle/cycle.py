@@ -5,16 +5,19 @@ Knows the run's directory and asks `plan` for the stages; their order and their 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from synpro_engine.config import UserError, read_manifest
-from synpro_engine.cycle.claim import check_claimed, claim
+from synpro_engine.config import UserError, partial_path, read_manifest
+from synpro_engine.config.lock import locked
+from synpro_engine.cycle.claim import check_claimed, check_place, claim
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.stages import run_stages
-from synpro_engine.cycle.summary import report_data, write_environment
+from synpro_engine.cycle.stages import TIMES, run_stages
+from synpro_engine.cycle.summary import ENVIRONMENT, report_data, write_environment
 from synpro_engine.dist import Topology, barrier, on_main, say
 from synpro_engine.report import closing_summary, write_report
 
@@ -28,14 +31,21 @@ class Cycle:
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._plan = Plan(recipe, directory, topology)
 
-    def claim_directory(self) -> None:
-        """Make the directory this recipe's; UserError when another recipe's run is there. Collective."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory as this recipe's, alone, in the block; UserError when it is another's. Collective."""
+        with ExitStack() as held:
 
-        def take() -> None:
-            claim(self.directory, self.recipe)
-            write_environment(self.directory, self.topology)
+            def take() -> None:
+                stages = {stage.name.split("/")[0] for stage in self._plan.stages()}
+                partial = {partial_path(Path(name)).name for name in stages}
+                check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT}))
+                held.enter_context(locked(self.directory))
+                claim(self.directory, self.recipe)
+                write_environment(self.directory, self.topology)
 
-        on_main(self.topology, take)
+            on_main(self.topology, take)
+            yield
 
     def open_directory(self) -> None:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
@@ -45,10 +55,10 @@ class Cycle:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective."""
         if until in (None, "tune", "generate", "evaluate"):
             check_recipe(self.recipe, self.topology)
-        self.claim_directory()
-        run_stages(self.directory, list(self._plan.stages()), self.topology, until)
-        if until is None:
-            self.write_report()
+        with self.claimed():
+            run_stages(self.directory, list(self._plan.stages()), self.topology, until)
+            if until is None:
+                self.write_report()
 
     def write_report(self) -> None:
         """Write `report.html` from what is there. Collective."""

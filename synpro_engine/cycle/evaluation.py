@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from synpro_engine.backend import platform
-from synpro_engine.config import atomic_write_text
+from synpro_engine.config import Record, UserError, atomic_write_text, parse_record
 from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
 from synpro_engine.cycle.probe import load_probe
@@ -17,13 +19,46 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import read_documents
+from synpro_engine.data.compressed import line_reader
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.evaluate import measure_diversity
+from synpro_engine.evaluate import Diversity, measure_diversity
 from synpro_engine.influence import TextInfluence, build_estimator
+from synpro_engine.report import HeldOutLoss
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
 RESULTS = "results.json"
+
+
+class TextInfluences(Record):
+    """Influence in nats per token: of an operation's texts, and of the slices that they were made from."""
+
+    generated: tuple[float, ...]
+    sources: tuple[float, ...]
+
+
+class Results(Record):
+    """What `RESULTS` holds, as the report reads it."""
+
+    held_out: tuple[HeldOutLoss, ...] = ()
+    influence: dict[str, TextInfluences] = Field(default={})
+    diversity: dict[str, Diversity] = Field(default={})
+
+
+class Provenance(Record):
+    """Where a synthetic text comes from: characters start to end of a document."""
+
+    source: str
+    start: int
+    end: int
+
+
+class Accepted(Record):
+    """A line of a synthetic corpus."""
+
+    text: str
+    provenance: Provenance
+    rewards: dict[str, float] | None = None
 
 
 def evaluate_stage(
@@ -78,10 +113,8 @@ def _influence(
     found = {}
     for operation, stage in corpora.items():
         records = accepted_records(stage)
-        slices = [
-            sources[r["provenance"]["source"]][r["provenance"]["start"] : r["provenance"]["end"]] for r in records
-        ]
-        found[operation] = {"generated": measure([r["text"] for r in records]), "sources": measure(slices)}
+        slices = [slice_of(record.provenance, sources, stage) for record in records]
+        found[operation] = {"generated": measure([r.text for r in records]), "sources": measure(slices)}
     return found
 
 
@@ -90,12 +123,17 @@ def source_texts(tokens: Path) -> dict[str, str]:
     return {document.id: document.text for document in read_documents(str(documents_path(tokens, "train")))}
 
 
-def accepted_records(stage: Path) -> list[dict[str, Any]]:
-    """The accepted records of a `generate` stage, with their provenance."""
-    import zstandard
+def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:
+    """The text that a record of `stage` was made from; UserError where the corpus does not hold it."""
+    if where.source not in sources:
+        raise UserError(f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold")
+    return sources[where.source][where.start : where.end]
 
-    with zstandard.open(stage / CORPUS / DOCUMENTS, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+
+def accepted_records(stage: Path) -> list[Accepted]:
+    """The accepted records of a `generate` stage, with their provenance; UserError names a damaged line."""
+    path = stage / CORPUS / DOCUMENTS
+    return [parse_record(line, Accepted, f"{path}:{number}") for number, line in line_reader(path)]
 
 
 def _diversity(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:

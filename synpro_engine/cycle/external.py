@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from synpro_engine.config import versions
+from synpro_engine.config.integrity import content_files
 
 _EDGE = 2**20
 
@@ -22,11 +24,20 @@ def fingerprint(source: str | None) -> str:
     path, digest = Path(source), hashlib.sha256()
     if not path.exists():
         return hashlib.sha256(f"{source} {versions().get('synpro_engine')}".encode()).hexdigest()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else content_files(path)
     for file in files:
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(_EDGE))
             stream.seek(max(_EDGE, file.stat().st_size - _EDGE))
             digest.update(stream.read(_EDGE))
+    return digest.hexdigest()
+
+
+def fingerprint_shards(paths: Sequence[str]) -> str:
+    """The same for token files: of a prefix, its `.bin` and `.idx` are looked at."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in (path,) if Path(path).exists() else (f"{path}.bin", f"{path}.idx"):
+            digest.update(fingerprint(file).encode())
     return digest.hexdigest()

@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.evaluation import RESULTS
+from synpro_engine.config import Record, as_record, read_json, read_record, verify_artifact
+from synpro_engine.cycle.evaluation import RESULTS, Results
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.train.metrics import METRICS, read_metrics
 
+R = TypeVar("R", bound=Record)
+
+
+class _Counts(Record):
+    counts: dict[str, int]
+
 
 class FinishedRun:
-    """The finished stages of one run; of the others every part is empty."""
+    """The finished stages of one run; of the others every part is empty.
+
+    Every reader raises UserError, which names the file, for what is damaged.
+    """
 
     def __init__(self, directory: Path, recipe: Recipe, stages: Iterable[str]) -> None:
-        """`stages` are the names of all stages that the recipe has."""
+        """`stages` are the names of all stages that the recipe has. UserError for one whose files have changed."""
         self.directory, self.recipe = directory, recipe
-        self.done = {stage for stage in stages if (directory / stage / MANIFEST).exists()}
+        # A stage appears whole or not at all: one without its manifest is damaged, not unfinished.
+        self.done = {stage for stage in stages if (directory / stage).exists()}
+        for stage in sorted(self.done):
+            verify_artifact(directory / stage)
 
     @property
     def rounds(self) -> range:
         """Numbers of the rounds, from 1."""
         return range(1, self.recipe.rounds + 1)
 
-    def json(self, stage: str, name: str) -> dict[str, Any]:
-        """A stage's JSON file; empty while the stage is not finished."""
-        return json.loads((self.directory / stage / name).read_text(encoding="utf-8")) if stage in self.done else {}
+    def record(self, stage: str, name: str, cls: type[R]) -> R:
+        """A finished stage's JSON file."""
+        return read_record(self.directory / stage / name, cls)
 
-    def results(self) -> dict[str, Any]:
+    def counts(self, stage: str, name: str) -> dict[str, int]:
+        """A stage's JSON file of counts by name; empty while the stage is not finished."""
+        if stage not in self.done:
+            return {}
+        path = self.directory / stage / name
+        return as_record({"counts": read_json(path)}, _Counts, str(path)).counts
+
+    def results(self) -> Results:
         """What the evaluate stage measured."""
-        return self.json("evaluate", RESULTS)
+        return self.record("evaluate", RESULTS, Results) if "evaluate" in self.done else Results()
 
-    def metrics(self, stage: str, kind: str) -> list[dict[str, Any]]:
+    def metrics(self, stage: str, kind: str, cls: type[R]) -> list[R]:
         """Records of one kind from a finished stage's metrics."""
         if stage not in self.done:
             return []
-        return [r for r in read_metrics(self.directory / stage / METRICS) if r["kind"] == kind]
+        path = self.directory / stage / METRICS
+        found = [r for r in read_metrics(path) if r.get("kind") == kind]
+        return [as_record(record, cls, f"{path}: step {record['step']}") for record in found]

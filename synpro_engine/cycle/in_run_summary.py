@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from synpro_engine.config import Record, UserError
 from synpro_engine.cycle.corpus import documents_path
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.in_run import DIRECTION
@@ -22,20 +23,26 @@ _FEWEST = 10  # documents for which a rank correlation is worth a number
 _TENTHS = (0.1, 0.5, 0.9)
 
 
+class _Timed(Record):
+    seconds: float
+    scored: bool
+    direction_seconds: float
+
+
 def in_run(run: FinishedRun) -> InRunInfluence | None:
     """What pretraining scored; None where it did not, or has not ended."""
-    config, times = run.recipe.pretrain.in_run, run.metrics("pretrain", "in_run")
-    scored = [record["seconds"] for record in times if record["scored"]]
+    config, times = run.recipe.pretrain.in_run, run.metrics("pretrain", "in_run", _Timed)
+    scored = [record.seconds for record in times if record.scored]
     if config is None or not scored:
         return None
     path = run.directory / "pretrain" / SCORES
-    bands, documents = _bands(path), by_document(path, DIRECTION)
+    documents, bands = by_document(path, DIRECTION), _bands(path)
     steps, least = tuple(bands), run.recipe.model.seq_len
     ranked = sorted((entry for entry in documents.items() if entry[1].tokens >= least), key=lambda e: e[1].value)
     listed = min(_LISTED, len(ranked) // 2)
     agreement, both = agreement_of_halves(documents, by_document(path, DIRECTION, since=steps[(len(steps) - 1) // 2]))
-    plain = [record["seconds"] for record in times if not record["scored"]]
-    renewals = [record["direction_seconds"] for record in times if record["direction_seconds"]]
+    plain = [record.seconds for record in times if not record.scored]
+    renewals = [record.direction_seconds for record in times if record.direction_seconds]
     return InRunInfluence(
         per_nat=config.direction == "next_step",
         steps=steps,
@@ -99,6 +106,10 @@ def _named(run: FinishedRun, ranked: Sequence[tuple[str, DocumentScore]]) -> tup
     for document in read_documents(str(documents_path(run.directory / "tokenize", "train"))):
         if document.id in wanted:
             words[document.id] = " ".join(document.text.split()[:_WORDS])
+    if len(words) < len(wanted):
+        raise UserError(
+            f"{run.directory / 'pretrain' / SCORES}: scores documents that the training split does not hold"
+        )
     return tuple(
         ScoredDocument(id=key, words=words[key], value=score.value, tokens=score.tokens) for key, score in ranked
     )

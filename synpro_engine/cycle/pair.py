@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config import UserError, read_manifest, verify_artifact
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
@@ -19,7 +19,7 @@ from synpro_engine.cycle.probe import is_tangent, load_probe
 from synpro_engine.cycle.synthesis import TOKENIZER
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, load_tokenizer
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
 from synpro_engine.train.checkpoint import KIND as CHECKPOINT
 
@@ -38,6 +38,7 @@ class Pair:
     def of_run(cls, cycle: Cycle) -> Pair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
+        on_main(cycle.topology, lambda: verify_artifact(cycle.directory / "tokenize"))
         words = open_tokenizer(cycle.directory / "tokenize")
         return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
 
@@ -49,7 +50,11 @@ class Pair:
         the probe are the same weights, and for a directory that holds neither weights nor a direction.
         """
         saved = read_manifest(stage_checkpoint(theta, topology)).config["dtype"]
-        words = load_tokenizer(recorded_tokenizer(theta) if tokenizer is None else tokenizer)
+        if tokenizer is None:
+            tokenizer = recorded_tokenizer(theta)
+            stage = tokenizer.parent
+            on_main(topology, lambda: verify_artifact(stage))
+        words = load_tokenizer(tokenizer)
         pair = cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(saved))
         if pair.hashes["theta"] == pair.hashes["probe"]:
             raise UserError(f"{probe}: is theta itself, so that every influence would be 0; --probe takes another one")

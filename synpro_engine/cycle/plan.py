@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.backend import platform
-from synpro_engine.cycle.corpus import build_corpus
+from synpro_engine.cycle.corpus import build_corpus, shard_paths
 from synpro_engine.cycle.evaluation import evaluate_stage
-from synpro_engine.cycle.external import fingerprint
+from synpro_engine.cycle.external import fingerprint, fingerprint_shards
 from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.probe import probe_stage
 from synpro_engine.cycle.recipe import Recipe
@@ -39,6 +39,8 @@ class Plan:
             "generator.source": recipe.generator.source,
         }
         self._external = {key: fingerprint(source) for key, source in sources.items()}
+        if recipe.corpus.shards is not None:
+            self._external["corpus.shards"] = fingerprint_shards(shard_paths(recipe.corpus))
 
     def theta(self, number: int) -> str:
         """Name of the stage whose weights round `number` (from 1) starts from."""

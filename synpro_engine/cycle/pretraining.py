@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import Record, UserError, atomic_write_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
@@ -24,6 +24,16 @@ from synpro_engine.train.trainer import pretrain
 
 ORGANIC = "organic"
 RESULT = "result.json"
+
+
+class TrainingResult(Record):
+    """What `RESULT` says of a training stage, as the report reads it."""
+
+    step: int
+    plateau: bool
+    reason: str
+    samples: dict[str, int]
+    """Windows trained on since the first step of pretraining, by source."""
 
 
 def new_model(recipe: Recipe, topology: Topology, *, seed: int | None) -> Model:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, load_config, nearest
+from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
 from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.in_run import PretrainConfig
@@ -60,10 +61,14 @@ class ContinueConfig(Config):
 class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
+    """Letters, digits and `._-`; the run's directory below `runs` unless --dir names one."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides splits, initial weights, data order and sampling."""
     parallel: ParallelConfig = ParallelConfig()
+    verify: Verification = "once"
+    """When the files of finished stages are compared with the hashes in their manifests: `once` after each change that
+    shows in a file's size, times or inode, `always`, or `never`."""
     dtype: DtypeName = "auto"
     """Of the weights: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU)."""
     corpus: CorpusConfig = CorpusConfig()

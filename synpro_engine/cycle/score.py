@@ -9,12 +9,13 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, outside_artifacts
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, count_documents, read_documents
 from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
@@ -22,6 +23,13 @@ from synpro_engine.influence import EstimatorConfig, SequenceScore
 
 _ROUNDS = 4  # micro-batches a rank scores between two writes: enough to put texts of like length together
 _FIRST_ORDER = {"dot": ("at", "clip"), "jvp": ("at",), "finite_difference": ("at", "step")}
+# How each line begins: what is always the same, and what may stand behind it.
+_HEAD = (
+    ('{"id": "', re.compile(r'^(?:[^"\\]|\\.)*(?:\\$)?')),
+    ('", "value": ', re.compile(r"^(?:[-+.eE0-9]+|null|nul|nu|n)")),
+    (', "tokens": ', re.compile(r"^[0-9]+")),
+    (', "loss": ', re.compile(r"^")),
+)
 
 
 def score_documents(
@@ -126,6 +134,9 @@ def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: 
     """How many documents `output` holds, and a digest of their ids; a last line torn by a kill is dropped."""
     if output.resolve() == Path(documents).resolve():
         raise UserError(f"{output}: is the input; give another --output")
+    if output.is_dir():
+        raise UserError(f"{output}: is a directory; --output names the file of scores")
+    outside_artifacts(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     ids, count, end = hashlib.blake2b(), 0, 0
     if not output.is_file():  # not there yet, or a pipe or device: nothing to read back
@@ -133,7 +144,7 @@ def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: 
     with output.open("rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
-                if not count and not line.startswith(b'{"id"'):
+                if not _is_torn(line):
                     raise _foreign(output)
                 file.truncate(end)
                 break
@@ -142,12 +153,24 @@ def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: 
     return count, ids.digest()
 
 
+def _is_torn(line: bytes) -> bool:
+    """Whether a line that does not end is the beginning of one that `_line` writes, and not of anybody else's."""
+    rest = line.decode("utf-8", errors="ignore")  # a cut may go through a character
+    for literal, free in _HEAD:
+        if len(rest) <= len(literal):
+            return literal.startswith(rest)
+        if not rest.startswith(literal):
+            return False
+        rest = free.sub("", rest[len(literal) :], count=1)
+    return True
+
+
 def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: bool) -> str:
     try:
         record = json.loads(line)
         theirs = {name: record[name] for name in ("theta", "probe", "estimator")}
         own = record["id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _foreign(output) from None
     theirs |= {name: record.get(name) for name in made_by}
     if "windows" not in record:

@@ -13,19 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import (
+    Record,
     UserError,
     atomic_write_text,
     check_replaceable,
     partial_path,
     publish,
+    read_json,
     read_manifest,
+    read_records,
     remove_directory,
+    verify_artifact,
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.dist import Topology, barrier, on_main, say
 
-_TIMES = "stages.jsonl"
+TIMES = "stages.jsonl"
+
+
+class _Time(Record):
+    """One line of `TIMES`."""
+
+    stage: str
+    seconds: float
+    ended: float
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,10 @@ def _is_done(directory: Path, stage: Stage, inputs: Mapping[str, Any]) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
-    return manifest.parents == inputs["parents"] and manifest.config == inputs["config"]
+    if manifest.parents != inputs["parents"] or manifest.config != inputs["config"]:
+        return False
+    verify_artifact(path)
+    return True
 
 
 def _prepare(directory: Path, stage: Stage) -> bool:
@@ -73,7 +88,7 @@ def _prepare(directory: Path, stage: Stage) -> bool:
         return False
     check_replaceable(directory / stage.name, stage.name)
     partial, note = partial_path(directory / stage.name), _note(directory, stage)
-    if partial.exists() and not (note.exists() and json.loads(note.read_text()) == inputs):
+    if partial.exists() and not (note.exists() and read_json(note) == inputs):
         remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)
     atomic_write_text(note, json.dumps(inputs))
@@ -89,7 +104,7 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     _note(directory, stage).unlink()
     times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
     lines = (json.dumps({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
-    atomic_write_text(directory / _TIMES, "".join(line + "\n" for line in lines))
+    atomic_write_text(directory / TIMES, "".join(line + "\n" for line in lines))
 
 
 def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
@@ -124,8 +139,7 @@ def _needed(stages: list[Stage], command: str) -> list[Stage]:
 
 def stage_times(directory: Path) -> dict[str, tuple[float, float]]:
     """Per finished stage: seconds of its last attempt, and when it ended (seconds since the epoch)."""
-    path = directory / _TIMES
+    path = directory / TIMES
     if not path.exists():
         return {}
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {record["stage"]: (record["seconds"], record["ended"]) for record in records}
+    return {time.stage: (time.seconds, time.ended) for time in read_records(path, _Time)}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import atomic_write_text, read_manifest, versions
+from synpro_engine.config import Record, atomic_write_text, read_manifest, read_record, versions
 from synpro_engine.cycle import synthesis_summary as synthesis
 from synpro_engine.cycle import training_summary as training
 from synpro_engine.cycle.finished import FinishedRun
@@ -17,9 +17,19 @@ from synpro_engine.cycle.in_run_summary import in_run
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.dist import Topology
-from synpro_engine.report import Environment, HeldOutLoss, ReportData, StageTiming
+from synpro_engine.report import Environment, ReportData, StageTiming
 
 ENVIRONMENT = "environment.json"
+
+
+class _Environment(Record):
+    """What `ENVIRONMENT` holds."""
+
+    device: str
+    layout: str
+    versions: dict[str, str]
+    implementations: dict[str, str]
+    git_commit: str | None
 
 
 def write_environment(directory: Path, topology: Topology) -> None:
@@ -66,7 +76,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         samples=synthesis.samples(run),
         diversity=synthesis.diversity(run),
         tokens=training.tokens(run),
-        held_out=tuple(HeldOutLoss(**row) for row in run.results().get("held_out", ())),
+        held_out=run.results().held_out,
         environment=_environment(run),
     )
 
@@ -99,4 +109,4 @@ def _environment(run: FinishedRun) -> Environment | None:
     path = run.directory / ENVIRONMENT
     if not path.exists():
         return None
-    return Environment(**json.loads(path.read_text()), seeds={"run": run.recipe.seed})
+    return Environment(**read_record(path, _Environment).model_dump(), seeds={"run": run.recipe.seed})

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import itertools
 from pathlib import Path
-from typing import Any
 
-from synpro_engine.cycle.evaluation import accepted_records, source_texts
+from pydantic import model_validator
+
+from synpro_engine.config import Record, UserError, read_records
+from synpro_engine.cycle.evaluation import Provenance, accepted_records, slice_of, source_texts
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.synthesis import CORPUS
-from synpro_engine.evaluate import Diversity
 from synpro_engine.report import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
 from synpro_engine.synth import read_yield
-from synpro_engine.synth.generate import REJECTS
+from synpro_engine.synth.generate import REJECTS, YIELD
 
 _KEPT_SAMPLES, _REFUSED_SAMPLES = 5, 2
+
+
+class _Rejected(Record):
+    reason: str
+    raw: str
+    provenance: Provenance
+
+
+class _Tuned(Record):
+    """A record of the kind `grpo`; the reward's parts stand in it under `reward/`."""
+
+    step: int
+    reward: float
+    kl: float
+    length: float
+    rewards: dict[str, float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
+        start = "reward/"
+        return {**fields, "rewards": {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}}
 
 
 def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
     """Of accepted texts and their sources, by operation."""
     per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
-        InfluenceValues(operation=name, per_nat=per_nat, sources=tuple(v["sources"]), generated=tuple(v["generated"]))
-        for name, v in run.results().get("influence", {}).items()
-        if v["generated"]
+        InfluenceValues(operation=name, per_nat=per_nat, sources=v.sources, generated=v.generated)
+        for name, v in run.results().influence.items()
+        if v.generated
     )
 
 
@@ -32,17 +54,17 @@ def rewards(run: FinishedRun) -> tuple[RewardCurves, ...]:
     """One set of curves per tuned operation and round."""
     found = []
     for number, operation, records in _tuned(run):
-        parts = [name for name in records[0] if name.startswith("reward/")]
+        parts = [name for name in records[0].rewards if all(name in record.rewards for record in records)]
         label = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
         found.append(
             RewardCurves(
                 operation=label,
-                steps=tuple(r["step"] for r in records),
-                total=tuple(r["reward"] for r in records),
-                parts={name.removeprefix("reward/"): tuple(r[name] for r in records) for name in parts},
+                steps=tuple(r.step for r in records),
+                total=tuple(r.reward for r in records),
+                parts={name: tuple(r.rewards[name] for r in records) for name in parts},
                 weights=run.recipe.reward.weights(operation),
-                kl=tuple(r["kl"] for r in records),
-                lengths=tuple(r["length"] for r in records),
+                kl=tuple(r.kl for r in records),
+                lengths=tuple(r.length for r in records),
             )
         )
     return tuple(found)
@@ -59,19 +81,18 @@ def samples(run: FinishedRun) -> tuple[Sample, ...]:
 
 
 def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
-    kept = [(record, "") for record in accepted_records(stage)[:_KEPT_SAMPLES]]
-    lines = (stage / CORPUS / REJECTS).read_text(encoding="utf-8").splitlines()[:_REFUSED_SAMPLES]
-    refused = [(record, record["reason"]) for record in map(json.loads, lines)]
+    kept = [(r.text, r.provenance, "", r.rewards or {}) for r in accepted_records(stage)[:_KEPT_SAMPLES]]
+    lines = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
+    refused = [(record.raw, record.provenance, record.reason, {}) for record in lines]
     sources = source_texts(run.directory / "tokenize")
     found = []
-    for record, reason in [*kept, *refused]:
-        where, rewards = record["provenance"], record.get("rewards", {})
+    for text, where, reason, rewards in [*kept, *refused]:
         found.append(
             Sample(
                 operation=operation,
-                source_id=f"{where['source']}:{where['start']}-{where['end']}",
-                source=sources[where["source"]][where["start"] : where["end"]],
-                text=record["raw"] if reason else record["text"],
+                source_id=f"{where.source}:{where.start}-{where.end}",
+                source=slice_of(where, sources, stage),
+                text=text,
                 accepted=not reason,
                 reason=reason,
                 total=rewards.get("total", 0.0 if reason else None),
@@ -89,7 +110,9 @@ def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
             stage = f"round-{number}/generate-{operation}"
             if stage not in run.done:
                 continue
-            one = read_yield(run.directory / stage / CORPUS).by_operation[operation]
+            one = read_yield(run.directory / stage / CORPUS).by_operation.get(operation)
+            if one is None:
+                raise UserError(f"{run.directory / stage / CORPUS / YIELD}: damaged (it does not tell of {operation})")
             name = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
             found[name] = OperationYield(operation=name, kept=one.accepted, rejects=one.rejected, cut=one.cut_chars)
     return tuple(found.values())
@@ -97,10 +120,9 @@ def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
 
 def diversity(run: FinishedRun) -> tuple[DiversityRow, ...]:
     """Of the organic text and of each operation's."""
-    rows: Mapping[str, Any] = run.results().get("diversity", {})
-    return tuple(DiversityRow(name=name, measures=Diversity(**measures)) for name, measures in rows.items())
+    return tuple(DiversityRow(name=name, measures=measures) for name, measures in run.results().diversity.items())
 
 
-def _tuned(run: FinishedRun) -> list[tuple[int, str, list[dict[str, Any]]]]:
-    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", "grpo")) for n in run.rounds for op in run.recipe.tune]
+def _tuned(run: FinishedRun) -> list[tuple[int, str, list[_Tuned]]]:
+    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", "grpo", _Tuned)) for n in run.rounds for op in run.recipe.tune]
     return [entry for entry in found if entry[2]]

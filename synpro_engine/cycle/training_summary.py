@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from synpro_engine.config import Record, UserError
 from synpro_engine.cycle.finished import FinishedRun
-from synpro_engine.cycle.pretraining import ORGANIC, RESULT
+from synpro_engine.cycle.pretraining import ORGANIC, RESULT, TrainingResult
 from synpro_engine.cycle.weights import CHECKPOINT
 from synpro_engine.data import read_shard_stats
 from synpro_engine.report import ArmTokens, Curve, CurveKind, ModelInfo, PlateauInfo, TokenAccount
 from synpro_engine.train.checkpoint import checkpoint_model_config
+
+
+class _Trained(Record):
+    step: int
+    loss: float | None  # not finite
+
+
+class _Evaluated(Record):
+    step: int
+    reference_loss: float | None
+    validation_loss: float | None
+
 
 ARM_NAMES = {"continue": "organic + synthetic", "repeat": "repeat organic"}
 
@@ -29,11 +42,11 @@ def models(run: FinishedRun) -> tuple[ModelInfo, ...]:
 
 def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve, ...]:
     """Training, reference and validation loss of one stage over its steps, named `name` or by their kind."""
-    train, evaluated = run.metrics(stage, "train"), run.metrics(stage, "eval")
+    train, evaluated = run.metrics(stage, "train", _Trained), run.metrics(stage, "eval", _Evaluated)
     found: dict[CurveKind, list[tuple[int, float]]] = {
-        "train": [(r["step"], r["loss"]) for r in train],
-        "reference": [(r["step"], r["reference_loss"]) for r in evaluated],
-        "validation": [(r["step"], r["validation_loss"]) for r in evaluated],
+        "train": [(r.step, r.loss) for r in train if r.loss is not None],
+        "reference": [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None],
+        "validation": [(r.step, r.validation_loss) for r in evaluated if r.validation_loss is not None],
     }
     return tuple(
         Curve(name=name or kind, kind=kind, x=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
@@ -63,15 +76,16 @@ def plateau(run: FinishedRun) -> PlateauInfo | None:
     """Where pretraining ended, and the evaluations that decided it."""
     if "pretrain" not in run.done:
         return None
-    result, window = run.json("pretrain", RESULT), 1
+    result, window = run.record("pretrain", RESULT, TrainingResult), 1
     if run.recipe.pretrain.plateau is not None:
         window = 2 * run.recipe.pretrain.plateau.window
-    seen = [(r["step"], r["reference_loss"]) for r in run.metrics("pretrain", "eval")][-window:]
+    evaluated = run.metrics("pretrain", "eval", _Evaluated)
+    seen = [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None][-window:]
     return PlateauInfo(
-        x=result["step"],
-        step=result["step"],
-        stopped=result["plateau"],
-        reason=result["reason"],
+        x=result.step,
+        step=result.step,
+        stopped=result.plateau,
+        reason=result.reason,
         window_steps=tuple(step for step, _ in seen),
         window_losses=tuple(loss for _, loss in seen),
     )
@@ -83,7 +97,7 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
         return None
     synthetic: dict[str, int] = {}
     for number in run.rounds:
-        for operation, count in run.json(f"round-{number}/shards", "tokens.json").items():
+        for operation, count in run.counts(f"round-{number}/shards", "tokens.json").items():
             synthetic[operation] = synthetic.get(operation, 0) + count
     seen = _seen(run, "pretrain")[ORGANIC]
     arms = []
@@ -102,4 +116,7 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
 
 def _seen(run: FinishedRun, stage: str) -> dict[str, int]:
     """Tokens trained on by source since the first step of pretraining."""
-    return {n: count * run.recipe.model.seq_len for n, count in run.json(stage, RESULT)["samples"].items()}
+    samples = run.record(stage, RESULT, TrainingResult).samples
+    if ORGANIC not in samples:
+        raise UserError(f"{run.directory / stage / RESULT}: damaged (`samples` has no {ORGANIC})")
+    return {name: count * run.recipe.model.seq_len for name, count in samples.items()}

@@ -10,8 +10,9 @@ from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
-from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards
+from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
 from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
+from synpro_engine.data.token_files import TokenDocument, TokenFiles, find_files
 from synpro_engine.data.tokenizer import Tokenizer, load_tokenizer
 from synpro_engine.data.writer import DocumentWriter, write_documents
 
@@ -29,6 +30,8 @@ __all__ = [
     "Split",
     "SplitConfig",
     "TokenCorpus",
+    "TokenDocument",
+    "TokenFiles",
     "TokenLoader",
     "Tokenizer",
     "cap_documents",
@@ -37,6 +40,7 @@ __all__ = [
     "cut_spans",
     "documents_of",
     "eval_windows",
+    "find_files",
     "load_tokenizer",
     "mixture_weights",
     "open_shards",
@@ -50,4 +54,5 @@ __all__ = [
     "train_sentencepiece",
     "write_documents",
     "write_shards",
+    "write_token_shards",
 ]

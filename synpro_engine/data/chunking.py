@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from synpro_engine.config import UserError
 from synpro_engine.data.documents import Document
@@ -16,6 +17,18 @@ from synpro_engine.data.hashing import stable_hash
 # Best boundary first: paragraph, line, sentence, word.
 _BOUNDARIES = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s+", r"\s+"))
 _CHUNK_SUFFIX = re.compile(r"(#\d+)+$")
+
+
+class Named(Protocol):
+    """What is chosen by its id alone: a document as text or as tokens."""
+
+    @property
+    def id(self) -> str:
+        """Unique in its corpus."""
+        ...
+
+
+_D = TypeVar("_D", bound=Named)
 
 
 def origin_id(doc_id: str) -> str:
@@ -65,16 +78,14 @@ def chunk_documents(documents: Iterable[Document], max_chars: int) -> Iterator[D
         yield from (Document(f"{document.id}#{number}", part) for number, part in enumerate(parts))
 
 
-def cap_documents(
-    documents: Iterable[Document], budget: int, seed: int, size_of: Callable[[Document], int]
-) -> list[Document]:
+def cap_documents(documents: Iterable[_D], budget: int, seed: int, size_of: Callable[[_D], int]) -> list[_D]:
     """Return the documents that come first in the hash order of (seed, id), as many as fit `budget`.
 
     `size_of` gives a document's cost in the budget's unit, at least 1 (tokens, characters; 1 to cap the count).
     The result is in hash order and does not depend on the order of `documents`, which is read once; no more
     than `budget` is held in memory. Raises UserError when not even the first document fits.
     """
-    kept: list[tuple[int, str, int, Document]] = []  # a heap with the last document of the order on top
+    kept: list[tuple[int, str, int, _D]] = []  # a heap with the last document of the order on top
     ceiling, total = 2**64, 0
     for document in documents:
         order = stable_hash(seed, "cap", document.id)

@@ -7,25 +7,22 @@ Knows the files; does not know in which order they are read. A shard directory i
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest
+from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest, verify_artifact
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
+from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.token_files import TokenDocument, check_ids
 from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.writer import DocumentWriter
 
 KIND = "shards"
-# Megatron's index: magic, version, code of the ids' type, sequences, documents + 1; then a length for each sequence.
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_DTYPES: dict[int, type[np.integer]] = {4: np.int32, 8: np.uint16}
 _IDS, _STATS, _TOKENS = "ids.jsonl", "stats.json", "tokens"
 
 
@@ -54,6 +51,48 @@ def write_shards(
     Ids are stored as uint16 where the vocabulary is below 65,500, else int32. The directory appears whole or
     not at all; an older one is replaced. Raises UserError when there is no document.
     """
+    encoded = (_Tokens(d.id, tokenizer.encode(d.text), len(d.text.encode())) for d in documents)
+    return _write_artifact(encoded, tokenizer, path, parents, seed)
+
+
+def write_token_shards(
+    documents: Iterable[TokenDocument], tokenizer: Tokenizer, path: Path, texts: Path, *, seed: int | None = None
+) -> ShardStats:
+    """Copy documents that are token ids already into a new shard directory, and their decoded texts to `texts`.
+
+    The ids stay as they are; one EOS follows each document. A document that decodes to nothing but white space is left
+    out of both. Otherwise as `write_shards`; UserError, which names file and document, for an id that is not the
+    tokenizer's.
+    """
+    with DocumentWriter(texts) as writer:
+
+        def decoded() -> Iterator[_Tokens]:
+            for document in documents:
+                check_ids(document, tokenizer)
+                ids = document.ids.tolist()
+                text = tokenizer.decode(ids)
+                if text.strip():
+                    writer.write(Document(document.id, text))
+                    yield _Tokens(document.id, ids, len(text.encode()))
+
+        return _write_artifact(decoded(), tokenizer, path, None, seed)
+
+
+class _Tokens(NamedTuple):
+    """A document on its way into a shard, without its EOS; bytes of its text in UTF-8."""
+
+    id: str
+    ids: list[int]
+    text_bytes: int
+
+
+def _write_artifact(
+    documents: Iterable[_Tokens],
+    tokenizer: Tokenizer,
+    path: Path,
+    parents: Mapping[str, Path] | None,
+    seed: int | None,
+) -> ShardStats:
     config = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id}
     with new_artifact(path, KIND, config, parents, seed) as directory:
         stats = _write(documents, tokenizer, directory)
@@ -63,7 +102,7 @@ def write_shards(
     return stats
 
 
-def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path) -> ShardStats:
+def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) -> ShardStats:
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     prefix = directory / _TOKENS
@@ -71,12 +110,12 @@ def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path)
     count = tokens = text_bytes = 0
     with (directory / _IDS).open("w", encoding="utf-8") as names:
         for document in documents:
-            ids = [*tokenizer.encode(document.text), tokenizer.eos_id]
+            ids = [*document.ids, tokenizer.eos_id]
             builder.add_document(torch.tensor(ids), [len(ids)])
             names.write(json.dumps(document.id, ensure_ascii=False) + "\n")
             count += 1
             tokens += len(ids)
-            text_bytes += len(document.text.encode())
+            text_bytes += document.text_bytes
     builder.finalize(f"{prefix}.idx")
     return ShardStats(
         documents=count,
@@ -104,18 +143,19 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     With `tokenizer`, shards of another one are refused: their ids would mean other text. Raises UserError for
     a directory that is unfinished, damaged, cut short or of another tokenizer.
     """
+    verify_artifact(path)
     stats = read_shard_stats(path)
     if tokenizer is not None and tokenizer.fingerprint != stats.tokenizer:
         ours = tokenizer.fingerprint[:12]
         raise UserError(
             f"{path}: tokenised with another tokenizer ({stats.tokenizer[:12]}, expected {ours}); tokenise again"
         )
-    tokens, offsets = _map(path / _TOKENS)
-    if not (len(offsets) - 1 == stats.documents and offsets[-1] == len(tokens) == stats.tokens):
+    held = open_megatron(path / _TOKENS)
+    if held.num_documents != stats.documents or len(held.tokens) != stats.tokens:
         raise UserError(f"{path}: the token files do not hold what {_STATS} says")
     return TokenCorpus(
-        tokens=tokens,
-        offsets=offsets,
+        tokens=held.tokens,
+        offsets=held.offsets(0, held.num_documents),
         eos_id=stats.eos_id,
         text_bytes=stats.text_bytes,
         fingerprint=stats.tokenizer,
@@ -123,26 +163,9 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     )
 
 
-def _map(prefix: Path) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """Return (token ids of all documents end to end, [T]; where each document starts, and T at last, [D + 1]).
-
-    The index is read here rather than by Megatron, which takes seconds to import and asserts on a damaged file.
-    """
-    try:
-        with Path(f"{prefix}.idx").open("rb") as file:
-            magic, _, dtype, count, _ = _HEADER.unpack(file.read(_HEADER.size))
-            if magic != _MAGIC:
-                raise ValueError("not an index")
-            lengths = np.frombuffer(file.read(4 * count), dtype=np.int32)
-        tokens = np.memmap(f"{prefix}.bin", dtype=_DTYPES[dtype], mode="r")
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise UserError(f"{prefix}.idx, .bin: missing or damaged token files ({error})") from None
-    return tokens, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
 def _read_ids(file: Path) -> list[str]:
     try:
         # Not splitlines(): an id may hold a line separator that is not a newline.
         return [json.loads(line) for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{file}: missing or damaged list of document ids") from None

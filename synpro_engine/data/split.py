@@ -6,15 +6,15 @@ Knows ids only. Parts of one document (`<id>#<n>`) always share a split, or a he
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
-from synpro_engine.data.chunking import origin_id
-from synpro_engine.data.documents import Document
+from synpro_engine.data.chunking import Named, origin_id
 from synpro_engine.data.hashing import stable_hash
 
+_D = TypeVar("_D", bound=Named)
 Split = Literal["train", "reference", "validation"]
 
 
@@ -47,6 +47,6 @@ def split_of(doc_id: str, config: SplitConfig, seed: int) -> Split:
     return "train"
 
 
-def documents_of(split: Split, documents: Iterable[Document], config: SplitConfig, seed: int) -> Iterator[Document]:
+def documents_of(split: Split, documents: Iterable[_D], config: SplitConfig, seed: int) -> Iterator[_D]:
     """Yield those of `documents` that belong to `split`, in their order."""
     return (document for document in documents if split_of(document.id, config, seed) == split)

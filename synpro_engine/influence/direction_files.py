@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Parameter
 
-from synpro_engine.config import UserError, check_replaceable, new_artifact, read_manifest
-from synpro_engine.config.artifact import hash_directory
+from synpro_engine.config import UserError, check_replaceable, new_artifact, read_manifest, verify_artifact
 from synpro_engine.dist import on_main
 from synpro_engine.influence.direction import Direction
 from synpro_engine.model import layout
@@ -97,8 +96,7 @@ def load_direction(path: Path, model: Model) -> Direction:
         manifest = read_manifest(path)
         if manifest.kind != KIND:
             raise UserError(f"{path}: is a {manifest.kind}, not a direction")
-        if hash_directory(path) != manifest.content_hash:
-            raise UserError(f"{path}: damaged direction (its files are not those of its manifest)")
+        verify_artifact(path)
         check_shapes(layout.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
         return is_tangent(path)
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.config import UserError
+from synpro_engine.config import Record, UserError, parse_record
 from synpro_engine.dist import Topology, gather_objects, on_main
 from synpro_engine.influence.examples import ExampleScore
 
 SCORES = "scores.jsonl"
+_BEGINNING = b'{"step": '
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,15 @@ class ScoreRecord:
     key: str
     tokens: int
     scores: Mapping[str, float | None]
+
+
+class _Line(Record):
+    """A ScoreRecord as it is read back."""
+
+    step: int
+    key: str
+    tokens: int
+    scores: dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +81,12 @@ def _append(path: Path, lines: Sequence[str]) -> None:
 def _begin(path: Path, resume_step: int | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = 0
-    if resume_step is not None and path.exists():
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(len(_BEGINNING)) not in (b"", _BEGINNING):
+                raise UserError(f"{path}: exists and holds no scores; it is not replaced")
         for record, end in _records(path):
-            if record.step > resume_step:
+            if resume_step is None or record.step > resume_step:
                 break
             kept = end
     with path.open("ab") as file:
@@ -102,14 +115,8 @@ def _records(path: Path) -> Iterator[tuple[ScoreRecord, int]]:
 
 
 def _record(line: bytes, where: str) -> ScoreRecord:
-    try:
-        record = ScoreRecord(**json.loads(line))
-        sane = isinstance(record.step, int) and isinstance(record.key, str) and isinstance(record.scores, dict)
-    except (ValueError, TypeError):
-        sane, record = False, None
-    if not sane or record is None:
-        raise UserError(f"{where}: not a record of scores")
-    return record
+    read = parse_record(line, _Line, where)
+    return ScoreRecord(step=read.step, key=read.key, tokens=read.tokens, scores=read.scores)
 
 
 def by_document(path: Path, direction: str, *, since: int = 0) -> dict[str, DocumentScore]:

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_manifest
+from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_json, read_manifest, validate
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
 from synpro_engine.dist import Topology, barrier, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
@@ -81,9 +81,9 @@ def generate_corpus(
 
 
 def read_yield(path: Path) -> YieldReport:
-    """The report of a finished corpus; UserError when it is not there."""
+    """The report of a finished corpus; UserError when it is not there, or damaged."""
     read_manifest(path)
-    return YieldReport.model_validate_json((path / YIELD).read_bytes())
+    return validate(YieldReport, read_json(path / YIELD), str(path / YIELD))
 
 
 def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
     work.mkdir(parents=True, exist_ok=True)
     file = work / _SETTINGS
     if file.exists():
-        _must_equal(json.loads(file.read_text(encoding="utf-8")), settings, work)
+        _must_equal(read_json(file), settings, work)
     else:
         atomic_write_text(file, json.dumps(settings, indent=2))
     return False

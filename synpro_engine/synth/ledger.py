@@ -12,25 +12,24 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import zstandard
+from pydantic import Field
 
-from synpro_engine.config import UserError
+from synpro_engine.config import Record, UserError, parse_record
 from synpro_engine.config.artifact import fsync_path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Commit:
+class Commit(Record):
     """One unit's frame: bytes `offset` to `offset + size` of `part`, with their SHA-256 (hex)."""
 
     unit: int
-    part: str
-    offset: int
-    size: int
+    part: str = Field(pattern=r"^part-[0-9]+\.zst$")
+    offset: int = Field(ge=0)
+    size: int = Field(ge=0)
     sha256: str
 
 
@@ -43,17 +42,23 @@ def _whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
+def _commits(path: Path) -> Iterator[tuple[str, Commit]]:
+    """The units of one ledger, each with the line that it stands on; UserError names a damaged one."""
+    for number, line in enumerate(_whole_lines(path), 1):
+        where = f"{path}:{number}"
+        try:
+            yield where, parse_record(line, Commit, where)
+        except UserError as fault:
+            raise UserError(f"{fault}; remove {path.parent} to start anew") from None
+
+
 def read_commits(directory: Path) -> dict[int, Commit]:
     """All units on disk, of all writers. UserError when a ledger is damaged, or two writers hold one unit."""
     commits: dict[int, Commit] = {}
     for path in sorted(directory.glob("part-*.ledger")):
-        for number, line in enumerate(_whole_lines(path), 1):
-            try:
-                commit = Commit(**json.loads(line))
-            except (ValueError, TypeError):
-                raise UserError(f"{path}:{number}: damaged ledger; remove {directory} to start anew") from None
+        for where, commit in _commits(path):
             if commit.unit in commits:
-                raise UserError(f"{path}:{number}: unit {commit.unit} is there twice; remove {directory}")
+                raise UserError(f"{where}: unit {commit.unit} is there twice; remove {directory}")
             commits[commit.unit] = commit
     return commits
 
@@ -61,6 +66,8 @@ def read_commits(directory: Path) -> dict[int, Commit]:
 def read_frame(directory: Path, commit: Commit) -> Iterator[dict[str, Any]]:
     """The records of one unit, in order. UserError when the bytes are not those that were written."""
     path = directory / commit.part
+    if not path.is_file():
+        raise UserError(f"{path}: missing; remove {directory} to start anew")
     with path.open("rb") as file:
         file.seek(commit.offset)
         frame = file.read(commit.size)
@@ -79,10 +86,12 @@ class PartWriter:
 
     def __enter__(self) -> Self:
         """Open both files at the end of the last unit that counts."""
-        lines = _whole_lines(self._ledger_path) if self._ledger_path.exists() else []
-        end = max((c.offset + c.size for c in (Commit(**json.loads(line)) for line in lines)), default=0)
+        end = length = 0
+        if self._ledger_path.exists():
+            end = max((commit.offset + commit.size for _, commit in _commits(self._ledger_path)), default=0)
+            length = sum(len(line) + 1 for line in _whole_lines(self._ledger_path))
         self._part = _open_at(self._part_path, end)
-        self._ledger = _open_at(self._ledger_path, sum(len(line) + 1 for line in lines))
+        self._ledger = _open_at(self._ledger_path, length)
         fsync_path(self._part_path.parent)
         return self
 
@@ -100,7 +109,7 @@ class PartWriter:
         )
         try:
             _write_through(self._part, frame)
-            _write_through(self._ledger, (json.dumps(asdict(commit)) + "\n").encode())
+            _write_through(self._ledger, (json.dumps(commit.model_dump()) + "\n").encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -18,16 +18,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from synpro_engine.config import (
     Manifest,
+    Record,
     UserError,
     atomic_write_text,
     check_replaceable,
     partial_path,
     publish,
     read_manifest,
+    read_record,
     remove_directory,
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
-from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_json
+from synpro_engine.config.artifact import MANIFEST, REMOVING
+from synpro_engine.config.integrity import confirm, stale_files
 from synpro_engine.dist import Topology, on_every_rank, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -50,6 +53,21 @@ _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the ten
 _NOT_SHAPE = ("seq_len", "init_std")
 
 Json = Any
+
+
+class _Counters(Record):
+    """Of an engine: steps made, the step at which its schedule began, updates of its optimizer."""
+
+    step: int
+    schedule_start: int
+    updates: int
+
+
+class _Extra(Record):
+    """What `extra.json` holds; counters are None where a model alone was saved."""
+
+    engine: _Counters | None
+    extra: dict[str, Json]
 
 
 def save_checkpoint(
@@ -85,8 +103,8 @@ def save_checkpoint(
 
     def finish() -> None:
         with _WriteFaults(path):
-            text = json.dumps({"engine": counters, "extra": dict(extra or {})}, indent=2)
-            atomic_write_text(partial / _EXTRA, text + "\n")
+            stored = _Extra(engine=counters, extra=dict(extra or {}))
+            atomic_write_text(partial / _EXTRA, json.dumps(stored.model_dump(), indent=2) + "\n")
             write_artifact_manifest(partial, KIND, description, parents or {}, seed, known)
             publish(partial, path)
 
@@ -99,26 +117,26 @@ def load_checkpoint(
     """Load weights into `model`, and with an `engine` on it the optimizer state and counters; returns `extra`.
 
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
-    afresh from the loaded weights. verify: read all files first and hold them against the manifest's hash. Collective.
+    afresh from the loaded weights. verify: hold the files against the manifest first (see `integrity`). Collective.
     Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
     optimizer state that was asked for.
     """
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
-    if verify and hash_json(hashes_shared_out(path, topology)) != manifest.content_hash:
-        raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
-    stored = on_main(topology, lambda: _read_extra(path / _EXTRA))
+    if verify:
+        _verify(path, manifest, topology)
+    stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
     _check_model(path, manifest, model.config)
-    if with_optimizer and not manifest.config.get("optimizer"):
+    if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
     on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
     if engine is not None:
-        _take_counters(engine, stored["engine"] if with_optimizer else None)
-    return stored["extra"]
+        _take_counters(engine, stored.engine if with_optimizer else None)
+    return stored.extra
 
 
 def checkpoint_model_config(path: Path) -> ModelConfig:
@@ -165,11 +183,11 @@ def _prepare(path: Path) -> None:
         (partial / _STATE).mkdir(parents=True)
 
 
-def _read_extra(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: damaged ({error})") from None
+def _verify(path: Path, manifest: Manifest, topology: Topology) -> None:
+    """`verify_artifact` with the hashing shared out over the ranks. Collective."""
+    stale = on_main(topology, lambda: stale_files(path, manifest.files, MANIFEST))
+    found = hashes_shared_out(path, {name: stamp[0] for name, stamp in stale.items()}, topology)
+    on_main(topology, lambda: confirm(path, manifest.files, stale, found))
 
 
 class _WriteFaults:
@@ -215,14 +233,14 @@ def _check_model(path: Path, manifest: Manifest, config: ModelConfig) -> None:
         raise UserError(f"{path}: checkpoint of another model: {'; '.join(differences)}")
 
 
-def _counters(engine: Engine) -> dict[str, int]:
+def _counters(engine: Engine) -> _Counters:
     updates = updates_made(engine.optimizer, engine.model.topology)
-    return {"step": engine.step_index, "schedule_start": engine.schedule_start, "updates": updates}
+    return _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
 
 
-def _take_counters(engine: Engine, counters: Mapping[str, int] | None) -> None:
+def _take_counters(engine: Engine, counters: _Counters | None) -> None:
     if counters is None:
         engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
     else:
-        set_updates_made(engine.optimizer, counters["updates"])
-        engine.step_index, engine.schedule_start = counters["step"], counters["schedule_start"]
+        set_updates_made(engine.optimizer, counters.updates)
+        engine.step_index, engine.schedule_start = counters.step, counters.schedule_start

@@ -1,18 +1,17 @@
 """Hashing a checkpoint's files on all ranks at once, since one thread would keep the others waiting.
 
-The hash is that of any artifact (`hash_directory`): over the names and the bytes of all files.
+Knows files and ranks; which of them must be hashed, and against what, is said by the caller.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.dist import Topology, on_every_rank, on_main, progress
+from synpro_engine.dist import Topology, on_every_rank, progress
 
 _THREADS = 4
 _BLOCK_BYTES = 1 << 22
@@ -25,9 +24,11 @@ def hashes_of_written(directory: Path, files: Sequence[Path], topology: Topology
     return _merged(on_every_rank(topology, lambda: _hash(directory, names, None)))
 
 
-def hashes_shared_out(directory: Path, topology: Topology) -> dict[str, str]:
-    """SHA-256 by path below `directory`, of all files but the manifest; every rank reads a share. Collective."""
-    sizes = on_main(topology, lambda: _sizes(directory))
+def hashes_shared_out(directory: Path, sizes: Mapping[str, int], topology: Topology) -> dict[str, str]:
+    """SHA-256 by path below `directory`, of the files in `sizes` (bytes); every rank reads a share. Collective.
+
+    sizes: the same on every rank.
+    """
     shares: list[list[str]] = [[] for _ in range(topology.world_size)]
     loads = [0] * topology.world_size
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -39,11 +40,6 @@ def hashes_shared_out(directory: Path, topology: Topology) -> dict[str, str]:
         return _merged(on_every_rank(topology, lambda: _hash(directory, share, None)))
     with progress(loads[topology.rank], f"checking {directory.name}", "B", topology) as bar:
         return _merged(on_every_rank(topology, lambda: _hash(directory, share, bar.update)))
-
-
-def _sizes(directory: Path) -> dict[str, int]:
-    files = (path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
-    return {str(path.relative_to(directory)): path.stat().st_size for path in files}
 
 
 def _hash(directory: Path, names: Sequence[str], read: Callable[[int], object] | None) -> dict[str, str]:

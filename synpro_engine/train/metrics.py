@@ -28,12 +28,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}:{number}: not a JSON record") from None
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise UserError(f"{path}:{number}: a metrics record needs an integer `step`")

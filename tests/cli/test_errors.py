@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.cli.main import main
+from synpro_engine.config import write_manifest
 
 
 def _text(seed: int) -> str:
@@ -154,13 +155,25 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
     notes.write_text("no newline at the end")
     foreign = scores.with_name("other.jsonl")
     foreign.write_text(whole.replace('"theta": "', '"theta": "0'))
-    for output, message in ((notes, "does not hold scores"), (foreign, "another theta"), (path, "is the input")):
+    documents = scores.with_name("mine.jsonl")
+    documents.write_text('{"id": "d7", "text": "somebody\'s only copy"}')
+    for output, message in (
+        (notes, "does not hold scores"),
+        (foreign, "another theta"),
+        (path, "is the input"),
+        (documents, "does not hold scores"),
+        (Path(run, "config.yaml"), "does not hold scores"),
+    ):
         before = output.read_text()
         assert message in _refused(capsys, *scored[:-1], str(output)) and output.read_text() == before
+    assert "is a directory" in _refused(capsys, *scored[:-1], run)
+    inside = str(Path(run, "pretrain", "scores"))
+    assert "a finished pretrain; nothing is written there" in _refused(capsys, *scored[:-1], inside)
+    exported = ["export", *arguments, "--output", inside]
+    assert "a finished pretrain; nothing is written there" in _refused(capsys, *exported) and not Path(inside).exists()
     assert main(["export", *arguments, "--output", str(tmp_path / "hf")]) == 0
-    manifest = Path(run, "pretrain", "manifest.json")
-    remade = json.loads(manifest.read_text()) | {"content_hash": "0" * 64}
-    manifest.write_text(json.dumps(remade))
+    Path(run, "pretrain", "note").write_text("as if it had been made anew")
+    write_manifest(Path(run, "pretrain"), "pretrain", {}, {}, None)
     assert "was made from another pretrain" in _refused(capsys, *scored)
     assert (tmp_path / "hf" / "model.safetensors").exists()
 

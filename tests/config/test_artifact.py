@@ -1,5 +1,10 @@
 """Artifacts appear whole or not at all, and know their parents."""
 
+import contextlib
+import hashlib
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,8 @@ from synpro_engine.config import (
     publish,
     read_manifest,
     remove_directory,
+    verification,
+    verify_artifact,
     write_manifest,
 )
 from synpro_engine.config import artifact as artifact_module
@@ -131,3 +138,96 @@ def test_a_kill_while_an_older_artifact_is_deleted_leaves_the_new_one(
     with pytest.raises(KeyboardInterrupt):
         _make(tmp_path / "made", "new")
     assert (tmp_path / "made" / "deep" / "a.txt").read_text() == "new" and read_manifest(tmp_path / "made")
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_change_of_any_file_is_noticed_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    _make(path, "some text")
+    verify_artifact(path)
+    whole = {file: file.read_bytes() for file in (path / "deep" / "a.txt", path / "manifest.json")}
+    for file, data in whole.items():
+        for damage in (_flip, Path.unlink, lambda file: file.write_bytes(b""), lambda file: file.write_bytes(b"\x80")):
+            damage(file)
+            with pytest.raises(UserError, match=file.name) as caught:
+                verify_artifact(path)
+            assert "\n" not in str(caught.value)
+            file.write_bytes(data)
+    for position in range(len(whole[path / "manifest.json"]) - 1):  # the last is a newline, which means nothing
+        data = bytearray(whole[path / "manifest.json"])
+        data[position] ^= 1
+        (path / "manifest.json").write_bytes(data)
+        changed = json.loads(whole[path / "manifest.json"]) != _json(data)
+        with pytest.raises(UserError, match=r"manifest\.json") if changed else contextlib.nullcontext():
+            verify_artifact(path)
+    (path / "manifest.json").write_bytes(whole[path / "manifest.json"])
+    (path / "more").write_text("x")
+    with pytest.raises(UserError, match=r"more: was put there later"):
+        verify_artifact(path)
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_files_are_hashed_once_for_each_change_and_a_copy_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    plain = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, name: hashed.append(Path(f.name).name) or plain(f, name))
+    with new_artifact(tmp_path / "a", "text", {}) as inside:
+        (inside / "one").write_text("1")
+        with new_artifact(inside / "nested", "text", {}) as deeper:
+            (deeper / "two").write_text("2")
+    assert sorted(hashed) == ["manifest.json", "one", "two"]  # the outer manifest takes what the inner one hashed
+    hashed.clear()
+    verify_artifact(tmp_path / "a")
+    verify_artifact(tmp_path / "a" / "nested")
+    assert not hashed
+    times = (tmp_path / "a" / "one").stat()
+    (tmp_path / "a" / "one").write_text("7")
+    os.utime(tmp_path / "a" / "one", ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times does
+    with pytest.raises(UserError, match="one: was changed"):
+        verify_artifact(tmp_path / "a")
+    (tmp_path / "a" / "one").write_text("1")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for expected in (["manifest.json", "one", "two"], []):
+        hashed.clear()
+        verify_artifact(tmp_path / "b")
+        assert sorted(hashed) == expected
+    verify_artifact(tmp_path / "b" / "nested")  # what was hashed as a part of the outer one is known of the inner one
+    assert not hashed
+    for mode, expected in (("always", 3), ("never", 0)):
+        hashed.clear()
+        with verification(mode):
+            verify_artifact(tmp_path / "b")
+        assert len(hashed) == expected
+
+
+def test_a_damaged_memory_of_hashes_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    _make(tmp_path / "a", "text")
+    record = tmp_path / "a" / ".verified.json"
+    whole = record.read_bytes()
+    for position in range(len(whole)):
+        record.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        verify_artifact(tmp_path / "a")
+    _flip(tmp_path / "a" / "deep" / "a.txt")
+    with pytest.raises(UserError):
+        verify_artifact(tmp_path / "a")
+
+
+def test_a_manifest_of_an_older_version_is_refused_by_a_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(
+        '{"kind": "x", "content_hash": "0", "parents": {}, "config": {}, "seed": 1}'
+    )
+    with pytest.raises(UserError, match=r"manifest\.json: damaged manifest, or one of another version"):
+        read_manifest(tmp_path)

@@ -55,11 +55,11 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
         ("train: {lr: .inf}", [], "`train.lr`.*finite number"),
         ("seed: 1\ntrain: [1, 2\n", [], r"recipe.yaml:\d+: not valid YAML"),
         ("seed: 1\n\ntrain: \x07\n", [], r"recipe.yaml:3: not valid YAML \(character"),
-        ("seed: 2001-99-99", [], r"recipe.yaml:1: not valid YAML"),
+        ("seed: 2001-99-99", [], r"recipe.yaml: `seed`: .*integer, got '2001-99-99'"),
         ("- 1", [], "recipe.yaml:1: expected a mapping"),
         ("", ["seed"], "override `seed`: expected key=value, as in pretrain.optimizer.lr=3e-4"),
         ("", ["seed=\x07"], "the value is not valid YAML"),
-        ("", ["seed=2001-99-99"], "the value is not valid YAML"),
+        ("", ["seed=2001-99-99"], "`seed`: .*integer, got '2001-99-99'"),
         ("", ["seed.x=1"], "`seed`"),
     ],
 )

@@ -1,13 +1,12 @@
 """Token shards: EOS after each document, names kept, whole or absent, one tokenizer only."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config import UserError, read_manifest, verification, write_manifest
 from synpro_engine.data import (
     Document,
     TokenCorpus,
@@ -152,12 +151,25 @@ def test_damaged_shards_are_refused(shards: Path) -> None:
                 open_shards(shards)
             (shards / name).write_bytes(whole)
     (shards / "ids.jsonl").write_text('"a"\n"b\n')
-    with pytest.raises(UserError, match=r"ids\.jsonl: missing or damaged"):
+    with pytest.raises(UserError, match=r"ids\.jsonl: was changed or damaged"):
+        open_shards(shards)
+    with verification("never"), pytest.raises(UserError, match=r"ids\.jsonl: missing or damaged"):
         open_shards(shards).document_id(0)
 
 
+def test_a_flipped_token_is_noticed(shards: Path) -> None:
+    for name in ("tokens.bin", "tokens.idx", "ids.jsonl", "stats.json", "manifest.json"):
+        whole = (shards / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        (shards / name).write_bytes(flipped)
+        with pytest.raises(UserError, match=name):
+            open_shards(shards)
+        (shards / name).write_bytes(whole)
+    open_shards(shards)
+
+
 def test_another_kind_of_artifact_is_refused(shards: Path) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps(manifest | {"kind": "checkpoint"}))
+    write_manifest(shards, "checkpoint", {}, {}, None)
     with pytest.raises(UserError, match="holds checkpoint, not shards"):
         open_shards(shards)

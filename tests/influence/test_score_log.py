@@ -74,9 +74,9 @@ def test_a_line_that_is_no_record_is_named_and_nothing_is_dropped(path: Path, li
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], line + "\n", *lines[2:]]))
     before = path.read_bytes()
-    with pytest.raises(UserError, match=rf"{path.name}:3: not a record of scores"):
+    with pytest.raises(UserError, match=rf"{path.name}:3: damaged"):
         list(read_scores(path))
-    with pytest.raises(UserError, match=rf"{path.name}:3: not a record of scores"):
+    with pytest.raises(UserError, match=rf"{path.name}:3: damaged"):
         ScoreLog(path, topology, resume_step=3)
     assert path.read_bytes() == before
 

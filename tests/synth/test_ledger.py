@@ -1,3 +1,6 @@
+"""Units of work on disk: whole after a kill at any byte, and what is damaged is named."""
+
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,23 @@ def test_damage_is_an_error_and_never_other_text(tmp_path: Path) -> None:
     ledger.write_bytes(ledger.read_bytes().removeprefix(b"not a line\n"))
     with pytest.raises(UserError, match="shorter than its ledger says"), PartWriter(tmp_path, 0):
         pass
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("unit", "1"), ("offset", "0"), ("offset", -1), ("size", None), ("part", "../part-00000.zst")]
+)
+def test_a_line_of_another_shape_is_named_to_reader_and_writer(tmp_path: Path, field: str, value: object) -> None:
+    _write(tmp_path, range(1))
+    ledger = tmp_path / "part-00000.ledger"
+    ledger.write_text(json.dumps(json.loads(ledger.read_text()) | {field: value}) + "\n")
+    with pytest.raises(UserError, match=rf"part-00000.ledger:1: damaged.*{field}"):
+        read_commits(tmp_path)
+    with pytest.raises(UserError, match=r"part-00000.ledger:1: damaged"), PartWriter(tmp_path, 0):
+        pass
+
+
+def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
+    _write(tmp_path, range(1))
+    (tmp_path / "part-00000.zst").unlink()
+    with pytest.raises(UserError, match=r"part-00000.zst: missing"):
+        _read(tmp_path)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from synpro_engine.config.artifact import MANIFEST, hash_json, read_manifest
+from synpro_engine.config import verification
+from synpro_engine.config.artifact import MANIFEST, read_manifest
+from synpro_engine.config.integrity import content_files
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
@@ -42,7 +44,7 @@ def test_an_empty_range_has_no_rectangle() -> None:
 
 
 def share_of_work(directory: Path, port: int, tp: int) -> dict[str, int]:
-    """Elements that a rank offers, and files that it hashes when loading."""
+    """Elements that a rank offers, and files that it hashes when loading: again what it saved itself, and all."""
     with job(ParallelConfig(tp=tp), port) as topology:
         engine = Engine(build_model(SHAPE, topology), OptimizerConfig(lr=1e-2))
         ids = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -59,25 +61,30 @@ def share_of_work(directory: Path, port: int, tp: int) -> dict[str, int]:
         digest = checkpoint_hash._sha256
         checkpoint_hash._sha256 = lambda path, read: (hashed.append(path), digest(path, read))[1]
         load_checkpoint(directory, engine.model, engine)
+        after_saving = len(hashed)
+        with verification("always"):
+            load_checkpoint(directory, engine.model, engine)
         return {
             "offered": sum(piece.data.numel() for piece in state if piece.saves),
             "weights": sum(piece.data.numel() for piece in model_pieces(engine.model)),
-            "hashed": len(hashed),
+            "again": after_saving,
+            "hashed": len(hashed) - after_saving,
         }
 
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_no_rank_holds_or_hashes_more_than_its_share(tmp_path: Path, tp: int) -> None:
     ranks = run_ranks(share_of_work, 2, directory=tmp_path / "c", port=free_ports(1)[0], tp=tp)
-    files = [path for path in (tmp_path / "c").rglob("*") if path.is_file() and path.name != MANIFEST]
+    files = [path for path in content_files(tmp_path / "c") if path.name != MANIFEST]
     sizes = [path.stat().st_size for path in files if path.suffix == ".distcp"]
     assert len(sizes) == 2 and max(sizes) < 1.3 * min(sizes)
     assert sum(rank["hashed"] for rank in ranks) == len(files) and all(rank["hashed"] for rank in ranks)
+    assert not any(rank["again"] for rank in ranks), "what was hashed when it was written was hashed again"
     whole = sum(parameter.numel() for parameter in parameters())
     assert sum(rank["offered"] for rank in ranks) == 3 * whole
     assert max(rank["offered"] for rank in ranks) < 0.6 * 3 * whole
     hashes = {str(path.relative_to(tmp_path / "c")): checkpoint_hash._sha256(path, None) for path in files}
-    assert hash_json(hashes) == read_manifest(tmp_path / "c").content_hash
+    assert hashes == read_manifest(tmp_path / "c").files
 
 
 def parameters() -> list[torch.nn.Parameter]:

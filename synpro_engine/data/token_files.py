@@ -1,0 +1,157 @@
+"""Corpora that come as token ids: Megatron's `.bin`/`.idx`, and flat `.npy` files as OLMo's tools write them.
+
+Knows which files a path means, where their documents begin and end, and that every id must be the tokenizer's. Files
+are mapped into memory and read in order; nothing is held.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synpro_engine.config import UserError
+from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.tokenizer import Tokenizer
+
+_NUMPY = b"\x93NUMPY"
+_BLOCK = 2**24
+_SAMPLE, _FEW = 2**16, 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDocument:
+    """One document's ids, a view [tokens of it] without an end-of-document token at its end.
+
+    The id is `<file>:<number>`: the file's path below the given one, without its suffix, and the document's number in
+    that file, from 0.
+    """
+
+    id: str
+    ids: NDArray[np.integer]
+    file: Path
+    number: int
+
+
+class TokenFiles:
+    """All documents of one or several paths (see `find_files`), as often as they are asked for."""
+
+    def __init__(self, paths: Sequence[str], tokenizer: Tokenizer) -> None:
+        """tokenizer: the one that made the ids. UserError for a path without token files, and for damaged ones."""
+        self._files, self._tokenizer = find_files(paths), tokenizer
+        for _, file in self._files:  # a damaged one should end this before hours were spent on the others
+            _open(file, tokenizer)
+
+    def __iter__(self) -> Iterator[TokenDocument]:
+        """Every document that has a token, in order of the files' names."""
+        eos = self._tokenizer.eos_id
+        for name, file in self._files:
+            tokens, spans = _open(file, self._tokenizer)
+            for number, (begin, end) in enumerate(spans):
+                ids = tokens[begin:end]
+                if len(ids) and ids[-1] == eos:
+                    ids = ids[:-1]
+                if len(ids):
+                    yield TokenDocument(f"{name}:{number}", ids, file, number)
+
+
+def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
+    """UserError, which names file and document, where an id is none of the tokenizer's."""
+    for id in (int(document.ids.min()), int(document.ids.max())):
+        if not 0 <= id < tokenizer.vocab_size:
+            raise UserError(
+                f"{document.file}: document {document.number}: id {id} is none of the {tokenizer.vocab_size} of the"
+                " tokenizer; `tokenizer.path` must be the tokenizer that made these tokens"
+            )
+
+
+def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
+    """The token files of `paths`, each with the name that its documents' ids begin with, sorted by that name.
+
+    A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` file, or a directory with such files at any
+    depth. Names are paths below the directory; below the common one where several are given. Of Megatron's pair the
+    index is returned. Raises UserError for a path with none, for half of a pair, and for a file that is named twice.
+    """
+    found = [file for path in paths for file in _files_of(Path(path))]
+    single = Path(paths[0]).is_dir() and len(paths) == 1
+    base = paths[0] if single else os.path.commonpath([file.parent.absolute() for file in found])
+    named: dict[str, Path] = {}
+    for file in found:
+        name = (file if single else file.absolute()).relative_to(base).with_suffix("").as_posix()
+        if not name.isprintable():
+            raise UserError(f"{str(file)!a}: documents are named by their file, whose name must be printable text")
+        if name in named:
+            raise UserError(f"{file}: documents of this name come from {named[name]} already; name each file once")
+        named[name] = file
+    return sorted(named.items())
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".bin", ".idx", ".npy") and file.is_file())
+    else:
+        pair = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+        pairs = [file for suffix in (".bin", ".idx") if (file := Path(f"{pair}{suffix}")).is_file()]
+        files = [path] if path.suffix == ".npy" and path.is_file() else pairs
+    if not files:
+        raise UserError(f"{path}: no token files there (a prefix of .bin and .idx, .npy, or a directory of these)")
+    for file in files:
+        if file.suffix == ".npy":
+            continue
+        other = file.with_suffix(".idx" if file.suffix == ".bin" else ".bin")
+        if not other.is_file():
+            raise UserError(f"{file}: {other.name} is missing beside it; Megatron's shards are a .bin and an .idx")
+    return [file for file in files if file.suffix != ".bin"]
+
+
+def _open(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Iterator[tuple[int, int]]]:
+    if file.suffix == ".idx":
+        opened = open_megatron(file.with_suffix(""))
+        return opened.tokens, opened.spans()
+    tokens = _flat(file, tokenizer)
+    return tokens, _between(tokens, tokenizer.eos_id, file)
+
+
+def _between(tokens: NDArray[np.integer], eos: int, file: Path) -> Iterator[tuple[int, int]]:
+    """Documents of a flat file: what lies between two end-of-document tokens, the second one included."""
+    begin = 0
+    for first in range(0, len(tokens), _BLOCK):
+        for place in np.flatnonzero(tokens[first : first + _BLOCK] == eos).tolist():
+            yield begin, first + place + 1
+            begin = first + place + 1
+    if len(tokens) and not begin:
+        raise UserError(
+            f"{file}: holds no end-of-document token (id {eos}), so nothing says where a document ends;"
+            " `tokenizer.path` must be the tokenizer that made these tokens"
+        )
+    if begin < len(tokens):
+        yield begin, len(tokens)
+
+
+def _flat(file: Path, tokenizer: Tokenizer) -> NDArray[np.integer]:
+    """Map a flat file: a real `.npy` says what it holds; raw ids, as in OLMo's, are as wide as the vocabulary asks."""
+    try:
+        with file.open("rb") as opened:
+            with_header = opened.read(len(_NUMPY)) == _NUMPY
+        size = file.stat().st_size
+        if with_header:
+            tokens = np.load(file, mmap_mode="r", allow_pickle=False)
+            if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+                raise UserError(f"{file}: holds {tokens.dtype} of shape {tokens.shape}, not a row of integer token ids")
+            return tokens
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+    if not size:
+        return np.zeros(0, np.uint16)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    if dtype == np.uint16 and size % 4 == 0:
+        sample = np.memmap(file, np.uint16, mode="r")[:_SAMPLE]
+        if len(sample) >= _FEW and not sample[1::2].any():  # every second half is 0: 32 bits an id after all
+            dtype = np.dtype(np.uint32)
+    if size % dtype.itemsize:
+        raise UserError(f"{file}: damaged or cut short ({size} bytes are no whole number of {dtype} ids)")
+    return np.memmap(file, dtype, mode="r")

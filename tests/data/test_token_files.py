@@ -1,0 +1,222 @@
+"""Corpora that come as tokens: Megatron's files as its own builder writes them, and flat files as OLMo's tools do."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from synpro_engine.cli.main import main
+from synpro_engine.config import UserError
+from synpro_engine.data import Document, TokenFiles, open_shards, read_documents, write_shards, write_token_shards
+from synpro_engine.data.token_files import find_files
+
+
+class Letters:
+    """A tokenizer of `vocab_size` ids: id n is the character n + 31, and 0 ends documents."""
+
+    eos_id = pad_id = 0
+
+    def __init__(self, vocab_size: int = 100) -> None:
+        self.vocab_size, self.fingerprint = vocab_size, f"letters {vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - 31 for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(id + 31) for id in ids if id)
+
+    def special_id(self, literal: str) -> int | None:
+        raise AssertionError
+
+    def save(self, directory: Path) -> Path:
+        raise AssertionError
+
+
+TEXTS = ["one text", "a second, longer text", "x", "the last"]
+
+
+def _build(prefix: Path, dtype: Any, documents: list[list[list[int]]]) -> None:
+    """Documents of sequences of ids, by Megatron's own builder."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    for sequences in documents:
+        builder.add_document(
+            torch.tensor([id for sequence in sequences for id in sequence]), [len(sequence) for sequence in sequences]
+        )
+    builder.finalize(f"{prefix}.idx")
+
+
+def _found(path: Path | list[Path], tokenizer: Letters | None = None) -> dict[str, list[int]]:
+    paths = path if isinstance(path, list) else [path]
+    return {d.id: d.ids.tolist() for d in TokenFiles([str(p) for p in paths], tokenizer or Letters())}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16])
+@pytest.mark.parametrize("eos", [[], [0]], ids=["bare", "with end-of-document"])
+def test_every_type_megatron_writes_is_read_with_its_documents(tmp_path: Path, dtype: Any, eos: list[int]) -> None:
+    ids = [Letters().encode(text) for text in TEXTS]
+    _build(tmp_path / "a_text_document", dtype, [[document + eos] for document in ids])
+    for path in (tmp_path, tmp_path / "a_text_document", tmp_path / "a_text_document.bin"):
+        assert _found(path) == {f"a_text_document:{number}": document for number, document in enumerate(ids)}
+
+
+def test_a_document_of_several_sequences_is_one_and_an_empty_one_keeps_its_number(tmp_path: Path) -> None:
+    _build(tmp_path / "a", np.int32, [[[5], [6, 7]], [[0]], [[8, 0]], [[0, 9]]])
+    assert _found(tmp_path) == {"a:0": [5, 6, 7], "a:2": [8], "a:3": [0, 9]}
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "float32"), (np.float64, "float64")])
+def test_numbers_that_are_no_ids_are_refused(tmp_path: Path, dtype: Any, name: str) -> None:
+    _build(tmp_path / "a", dtype, [[[5, 6]]])
+    with pytest.raises(UserError, match=rf"a\.idx: holds {name} numbers"):
+        _found(tmp_path)
+    np.save(tmp_path / "b.npy", np.array([5.0, 0.0]))
+    with pytest.raises(UserError, match=r"b\.npy: holds float64"):
+        _found(tmp_path / "b.npy")
+
+
+def test_sub_folders_and_several_paths_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for number, name in enumerate(("b/tokens", "a/z/tokens", "a/tokens", "c")):
+        _build(tmp_path / name, np.int32, [[[number + 5]]])
+    np.array([50, 0], np.uint16).tofile(tmp_path / "a" / "part-0.npy")
+    (tmp_path / "a" / "part-0.csv.gz").write_bytes(b"what OLMo writes beside it")
+    whole = {"a/part-0:0": [50], "a/tokens:0": [7], "a/z/tokens:0": [6], "b/tokens:0": [5], "c:0": [8]}
+    assert list(_found(tmp_path).items()) == list(whole.items())
+    several = _found([tmp_path / "c", tmp_path / "a", tmp_path / "b" / "tokens"])
+    assert several == whole  # the names do not depend on how they were given
+    with pytest.raises(UserError, match=r"name each file once"):
+        _found([tmp_path / "a", tmp_path / "a" / "tokens"])
+
+
+def _raw(dtype: Any) -> Callable[[Path, list[int]], None]:
+    return lambda path, ids: np.array(ids, dtype).tofile(path)
+
+
+def _saved(dtype: Any) -> Callable[[Path, list[int]], None]:
+    def save(path: Path, ids: list[int]) -> None:
+        with io.BytesIO() as buffer:
+            np.save(buffer, np.array(ids, dtype))
+            path.write_bytes(buffer.getvalue())
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("write", "vocab_size"),
+    [
+        (_raw("<u2"), 100),
+        (_raw("<u4"), 100),  # 32 bits although 16 would do
+        (_raw("<u4"), 100_278),
+        (_saved("<u2"), 100),
+        (_saved("<u4"), 100_278),
+        (_saved("<i8"), 100),
+        (_saved(">i4"), 100),
+        (_saved("|u1"), 100),
+    ],
+)
+def test_flat_files_are_split_at_the_end_of_documents(
+    tmp_path: Path, write: Callable[[Path, list[int]], None], vocab_size: int
+) -> None:
+    ids = [Letters().encode(text) for text in TEXTS]
+    if vocab_size > 2**16:
+        ids[1][3] = vocab_size - 1
+    write(tmp_path / "part-00.npy", sum(([*document, 0] for document in ids), [0])[:-1])  # the last one is cut off
+    assert _found(tmp_path, Letters(vocab_size)) == {f"part-00:{n + 1}": document for n, document in enumerate(ids)}
+
+
+def test_a_flat_file_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    np.full(100, 7, np.uint16).tofile(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"a\.npy: holds no end-of-document token \(id 0\)"):
+        _found(tmp_path)
+
+
+@pytest.mark.parametrize("id", [100, -1])
+def test_an_id_that_is_not_the_tokenizers_names_file_and_document(tmp_path: Path, id: int) -> None:
+    _build(tmp_path / "s" / "a", np.int32, [[[5, 6]], [[7, id, 8]]])
+    files = TokenFiles([str(tmp_path)], Letters())
+    with pytest.raises(UserError, match=rf"s/a\.idx: document 1: id {id} is none of the 100"):
+        write_token_shards(files, Letters(), tmp_path / "made", tmp_path / "texts.jsonl")
+    assert not (tmp_path / "made").exists() and not (tmp_path / "texts.jsonl").exists()
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    def broken(name: str, change: Callable[[bytes], bytes], message: str) -> None:
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(change(whole))
+        with pytest.raises(UserError, match=message) as caught:
+            _found(tmp_path)
+        assert "\n" not in str(caught.value)
+        (tmp_path / name).write_bytes(whole)
+
+    _build(tmp_path / "a", np.int32, [[[5, 6], [7]], [[8]]])
+    np.save(tmp_path / "b.npy", np.array([5, 0]))
+    np.array([5, 0], np.uint16).tofile(tmp_path / "c.npy")
+    broken("a.bin", lambda data: data[:-4], r"a\.idx: its sequences are not those of .*a\.bin")
+    broken("a.bin", lambda data: data[:-1], r"a\.bin: damaged or cut short")
+    broken("a.idx", lambda data: data[:-8], r"a\.idx: damaged or cut short")
+    broken("a.idx", lambda data: data[:20], r"a\.idx: cut short")
+    broken("a.idx", lambda data: b"", r"a\.idx: cut short")
+    broken("a.idx", lambda data: b"x" + data[1:], r"a\.idx: not an index")
+    broken("a.idx", lambda data: data[:17] + b"\x09" + data[18:], r"a\.idx: unknown type 9")
+    for place in range(34, (tmp_path / "a.idx").stat().st_size):  # every byte of lengths, pointers and documents
+        flip = lambda data, at=place: data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :]  # noqa: E731
+        broken("a.idx", flip, r"a\.idx: its sequences")
+    broken("b.npy", lambda data: data[:40], r"b\.npy: damaged")
+    broken("b.npy", lambda data: data[:-3], r"b\.npy: damaged")
+    broken("c.npy", lambda data: data[:-1], r"c\.npy: damaged or cut short")
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(UserError, match=r"a\.idx: a\.bin is missing"):
+        _found(tmp_path)
+    for path in (tmp_path / "nothing", tmp_path / "x.npy"):
+        with pytest.raises(UserError, match="no token files there"):
+            find_files([str(path)])
+
+
+def test_copied_shards_hold_the_ids_and_the_texts(tmp_path: Path) -> None:
+    ids = [Letters().encode(text) for text in [*TEXTS, "   "]]
+    _build(tmp_path / "a", np.int64, [[[*document, 0]] for document in ids])
+    files = TokenFiles([str(tmp_path)], Letters())
+    stats = write_token_shards(files, Letters(), tmp_path / "made", tmp_path / "texts.jsonl")
+    texts = list(read_documents(tmp_path / "texts.jsonl"))
+    assert texts == [Document(f"a:{number}", text) for number, text in enumerate(TEXTS)]  # white space is no document
+    assert stats == write_shards(texts, Letters(), tmp_path / "from text")
+    ours, theirs = open_shards(tmp_path / "made"), open_shards(tmp_path / "from text")
+    assert np.array_equal(ours.tokens, theirs.tokens) and np.array_equal(ours.offsets, theirs.offsets)
+    assert _found(tmp_path / "made") == {f"tokens:{number}": ids[number] for number in range(4)}
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_run_takes_shards_in_place_of_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["tokenize", "smoke", "--dir", str(first)]) == 0
+    shards = f"corpus.shards={first / 'tokenize' / 'shards'}"
+    tokenizer = f"tokenizer.path={first / 'tokenize' / 'tokenizer'}"
+    assert "`tokenizer.path`: is missing" in _refused(capsys, "tokenize", "smoke", shards, "--dir", str(second))
+    split = "corpus.split={train: 0.5, reference: 0.25, validation: 0.25}"
+    assert main(["pretrain", "smoke", shards, tokenizer, split, "pretrain.max_steps=2", "--dir", str(second)]) == 0
+    held = {
+        split: {d.text for d in read_documents(second / "tokenize" / "documents" / f"{split}.jsonl.zst")}
+        for split in ("train", "reference", "validation")
+    }
+    assert all(held.values()) and not held["train"] & held["validation"] and not held["train"] & held["reference"]
+    organic = {
+        document.text
+        for split in held
+        for document in read_documents(first / "tokenize" / "documents" / f"{split}.jsonl.zst")
+    }
+    assert set().union(*held.values()) <= organic
+    train = open_shards(second / "tokenize" / "shards" / "train")
+    assert train.num_tokens <= 20_000 and train.document_id(0).startswith(
+        ("train/tokens:", "reference/", "validation/")
+    )
