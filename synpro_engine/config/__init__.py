@@ -16,6 +16,7 @@ from synpro_engine.config.artifact import (
 )
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
 from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.json_text import json_text
 
 __all__ = [
     "Config",
@@ -25,6 +26,7 @@ __all__ = [
     "atomic_write_text",
     "check_replaceable",
     "hash_json",
+    "json_text",
     "load_config",
     "nearest",
     "new_artifact",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
+from synpro_engine.config.json_text import json_text
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -43,7 +43,7 @@ def sha256_file(path: Path) -> str:
 
 def hash_json(data: Any) -> str:
     """Hex SHA-256 of plain data in canonical JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json_text(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def hash_directory(path: Path) -> str:
@@ -99,7 +99,7 @@ def write_manifest(
         seed=seed,
         versions=versions(),
     )
-    atomic_write_text(directory / MANIFEST, json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(directory / MANIFEST, json_text(manifest.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
 
 def check_replaceable(path: Path, kind: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.backend import platform
-from synpro_engine.config import atomic_write_text
+from synpro_engine.config import atomic_write_text, json_text
 from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
 from synpro_engine.cycle.probe import load_probe
@@ -44,7 +44,7 @@ def evaluate_stage(
         "influence": _influence(recipe, tokens, pair, corpora, topology),
         "diversity": on_main(topology, lambda: _diversity(tokens, corpora)),
     }
-    on_main(topology, lambda: atomic_write_text(into / RESULTS, json.dumps(results, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / RESULTS, json_text(results, indent=2) + "\n"))
 
 
 def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest
+from synpro_engine.config import Config, UserError, atomic_write_text, json_text, new_artifact, read_manifest
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path)
         for document in documents:
             ids = [*tokenizer.encode(document.text), tokenizer.eos_id]
             builder.add_document(torch.tensor(ids), [len(ids)])
-            names.write(json.dumps(document.id, ensure_ascii=False) + "\n")
+            names.write(json_text(document.id, ensure_ascii=False) + "\n")
             count += 1
             tokens += len(ids)
             text_bytes += len(document.text.encode())

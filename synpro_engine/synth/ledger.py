@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 
 import zstandard
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, json_text
 from synpro_engine.config.artifact import fsync_path
 
 
@@ -89,7 +89,7 @@ class PartWriter:
     def append(self, unit: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Put one unit on disk. Returns after it is durable; UserError when the disk is full (the rest stays)."""
         # ASCII keeps every record on one line: JSON leaves U+2028 and its like as they are otherwise.
-        text = "".join(json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in records)
+        text = "".join(json_text(record, ensure_ascii=True) + "\n" for record in records)
         frame = zstandard.ZstdCompressor().compress(text.encode())
         commit = Commit(
             unit=unit,
@@ -100,7 +100,7 @@ class PartWriter:
         )
         try:
             _write_through(self._part, frame)
-            _write_through(self._ledger, (json.dumps(asdict(commit)) + "\n").encode())
+            _write_through(self._ledger, (json_text(asdict(commit)) + "\n").encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -28,6 +28,7 @@ from synpro_engine.config import (
     UserError,
     atomic_write_text,
     check_replaceable,
+    json_text,
     partial_path,
     publish,
     read_manifest,
@@ -82,7 +83,7 @@ def save_checkpoint(
 
     def finish() -> None:
         with _WriteFaults(path):
-            text = json.dumps({"engine": counters, "extra": dict(extra or {})}, indent=2)
+            text = json_text({"engine": counters, "extra": dict(extra or {})}, indent=2)
             atomic_write_text(partial / _EXTRA, text + "\n")
             write_artifact_manifest(partial, KIND, description, parents or {}, seed)
             publish(partial, path)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 
 METRICS = "metrics.jsonl"
 
@@ -70,7 +70,7 @@ class MetricsLog:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3)}
         record |= {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(json_text(record) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -93,4 +93,4 @@ def _truncate(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
     kept = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
-    atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    atomic_write_text(path, "".join(json_text(record) + "\n" for record in kept))
