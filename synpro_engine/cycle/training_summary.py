@@ -35,6 +35,7 @@ def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve
         "reference": [(r["step"], r["reference_loss"]) for r in evaluated],
         "validation": [(r["step"], r["validation_loss"]) for r in evaluated],
     }
+    found = {kind: [point for point in points if point[1] is not None] for kind, points in found.items()}
     return tuple(
         Curve(name=name or kind, kind=kind, x=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
         for kind, points in found.items()
@@ -64,9 +65,10 @@ def plateau(run: FinishedRun) -> PlateauInfo | None:
     if "pretrain" not in run.done:
         return None
     result, window = run.json("pretrain", RESULT), 1
-    if run.recipe.pretrain.plateau is not None:
-        window = 2 * run.recipe.pretrain.plateau.window
-    seen = [(r["step"], r["reference_loss"]) for r in run.metrics("pretrain", "eval")][-window:]
+    judged = run.metrics("pretrain", "plateau")
+    if judged:
+        window = judged[-1]["evaluations"]
+    seen = [(r["step"], r["reference_loss"]) for r in run.metrics("pretrain", "eval") if r["reference_loss"]][-window:]
     return PlateauInfo(
         x=result["step"],
         step=result["step"],
