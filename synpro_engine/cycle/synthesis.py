@@ -143,6 +143,8 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
         prefix="" if number == 1 else f"round-{number}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
+    if composer.faults:
+        say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
 
 
 def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path], topology: Topology) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,17 @@ def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
     """Of accepted texts and their sources, by operation."""
     per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
-        InfluenceValues(operation=name, per_nat=per_nat, sources=tuple(v["sources"]), generated=tuple(v["generated"]))
+        InfluenceValues(
+            operation=name, per_nat=per_nat, sources=_numbers(v["sources"]), generated=_numbers(v["generated"])
+        )
         for name, v in run.results().get("influence", {}).items()
-        if v["generated"]
+        if _numbers(v["generated"])
     )
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Those that were finite; JSON has null for the others."""
+    return tuple(value for value in values if value is not None)
 
 
 def rewards(run: FinishedRun) -> tuple[RewardCurves, ...]:
@@ -102,5 +110,10 @@ def diversity(run: FinishedRun) -> tuple[DiversityRow, ...]:
 
 
 def _tuned(run: FinishedRun) -> list[tuple[int, str, list[dict[str, Any]]]]:
-    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", "grpo")) for n in run.rounds for op in run.recipe.tune]
-    return [entry for entry in found if entry[2]]
+    """Steps by round and operation, but for those whose groups were all dropped or whose loss was not finite."""
+    found = []
+    for number, operation in itertools.product(run.rounds, run.recipe.tune):
+        records = run.metrics(f"round-{number}/tune-{operation}", "grpo")
+        told = [r for r in records if None not in (r["reward"], r["kl"], r["length"])]
+        found += [(number, operation, told)] if told else []
+    return found

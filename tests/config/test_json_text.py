@@ -42,7 +42,7 @@ def test_nothing_else_in_the_engine_makes_json() -> None:
     found = []
     for file in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps", "JSONEncoder"):
-                if isinstance(node.value, ast.Name) and node.value.id == "json":
-                    found.append(str(file.relative_to(ROOT)))
+            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "json"
+            if named and node.attr in ("dump", "dumps", "JSONEncoder"):
+                found.append(str(file.relative_to(ROOT)))
     assert found == ["config/json_text.py"]
