@@ -15,6 +15,8 @@ from synpro_engine.config import UserError
 from synpro_engine.train.config import DivergenceConfig, SkipConfig, TrainConfig
 
 LR_KEY = "pretrain.optimizer.lr"
+TRAINING = "training"
+"""The loss of the last step, beside those of held-out sets."""
 
 
 class DivergedError(UserError):
@@ -71,11 +73,10 @@ class SkipGuard:
 class LossGuard:
     """Watches evaluated losses.
 
-    One is out of bounds where it is not finite, `rise` nats above the best so far, or above both the best and that of
-    uniform guessing, ln V.
-
-    Evaluation and training must both be out of bounds, each measured against its own best: a model that only
-    overfits has a low training loss, and a damaged held-out set says nothing of training.
+    One is out of bounds where it is `rise` nats above the best so far, or above both the best and that of uniform
+    guessing, ln V. Evaluation and training must both be so, each measured against its own best: a model that only
+    overfits has a low training loss. A held-out loss that is not finite is out of bounds whatever the others are: a run
+    must not end as if well with a result that is none.
     """
 
     config: DivergenceConfig
@@ -86,7 +87,8 @@ class LossGuard:
 
     def add(self, losses: Mapping[str, float]) -> bool:
         """Take one evaluation's losses by name, nats per token; whether they are out of bounds."""
-        out = bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items())
+        broken = any(not math.isfinite(loss) for name, loss in losses.items() if name != TRAINING)
+        out = broken or (bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items()))
         for name, loss in losses.items():
             self.see(name, loss)
         self.in_row = self.in_row + 1 if out else 0
@@ -132,9 +134,9 @@ class PretrainGuard:
 
     def add_step(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
         """Take one step's outcome; DivergedError where too many were skipped."""
-        self._measured["training"] = loss
+        self._measured[TRAINING] = loss
         if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
-            self._bounds.see("training", loss)
+            self._bounds.see(TRAINING, loss)
         self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
 
     def add_evaluation(self, losses: Mapping[str, float]) -> bool:

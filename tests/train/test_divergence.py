@@ -167,7 +167,9 @@ def test_only_losses_that_leave_all_bounds_are_divergence() -> None:
     assert fault(*slow) is None, "a slow start about ln V"
     overfit = [(3.0 * 0.7**n, 3.0 + 0.3 * n) for n in range(12)]
     assert fault(*overfit) is None, "the held-out loss alone"
-    assert fault(*good, *[(2.4, math.nan)] * 5) is None, "a damaged held-out set alone"
+    assert fault(*good, *[(math.nan, 2.6)] * 5) is None, "a last step that was skipped"
+    assert fault(*good, *[(2.4, math.nan)] * 5) == 4, "a held-out loss that is none"
+    assert fault(*good, (2.4, math.nan)) is None and fault(*good, (2.4, math.nan), last=True) == 2
     assert fault(*good, (4.0, 4.0)) is None and fault(*good, (4.0, 4.0), last=True) == 2
 
 
