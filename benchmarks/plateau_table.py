@@ -1,7 +1,7 @@
 """How often the plateau detector stops a run that still improves, and how soon it finds one that does not.
 
 `python benchmarks/plateau_table.py` draws series of losses, gives them to the detector as training would, and prints
-the tables of docs/plateau.md (`--write` puts them there). Arithmetic only: a minute or two on one core, and the same
+the tables of docs/plateau.md (`--write` puts them there). Arithmetic only: some minutes on one core, and the same
 numbers everywhere, for the seed is fixed.
 """
 
