@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ RULES = {
     "slope": PlateauConfig(),
     "windows": PlateauConfig(rule="windows", min_improvement=0.005, patience=2),
 }
-Series = NDArray[np.float64]
+Series = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,6 @@ def test_nothing_else_in_the_engine_makes_json() -> None:
     found = []
     for file in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "json"
-            if named and node.attr in ("dump", "dumps", "JSONEncoder"):
-                found.append(str(file.relative_to(ROOT)))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "json":
+                found += [str(file.relative_to(ROOT))] if node.attr in ("dump", "dumps", "JSONEncoder") else []
     assert found == ["config/json_text.py"]
