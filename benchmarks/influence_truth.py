@@ -29,7 +29,7 @@ from benchmarks.influence_truth_settings import Settings
 from benchmarks.influence_truth_setup import Setup, set_up
 from benchmarks.influence_truth_statistics import Results, judge
 from benchmarks.influence_truth_steps import Truth
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.dist import ParallelConfig, Topology, launched, progress, say
 
 LINES = "lines.jsonl"
@@ -154,7 +154,7 @@ class Log:
     def add(self, records: Sequence[Record]) -> None:
         """Append them in one write."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
+            file.write("".join(json_text(record) + "\n" for record in records))
         self.records += records
 
 

@@ -17,6 +17,7 @@ from synpro_engine.config.artifact import (
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
 from synpro_engine.config.errors import UserError, nearest
 from synpro_engine.config.integrity import hash_json, sha256_file, verification
+from synpro_engine.config.json_text import json_text
 from synpro_engine.config.records import Record, as_record, parse_record, read_json, read_record, read_records
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "atomic_write_text",
     "check_replaceable",
     "hash_json",
+    "json_text",
     "load_config",
     "nearest",
     "new_artifact",

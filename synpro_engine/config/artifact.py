@@ -18,6 +18,7 @@ from typing import Any
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
 from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
+from synpro_engine.config.json_text import json_text
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -98,7 +99,7 @@ def write_manifest(
         "versions": versions(),
     }
     manifest["check"] = hash_json(manifest)
-    atomic_write_text(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(directory / MANIFEST, json_text(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_replaceable(path: Path, kind: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from synpro_engine.config.base import Config
+from synpro_engine.config.json_text import json_text
 
 
 def describe(config: Config, prefix: str = "") -> Iterator[str]:
@@ -22,5 +22,5 @@ def _describe(value: Any, key: str, description: str) -> Iterator[str]:
         for name, entry in value.items():
             yield from _describe(entry, f"{key}.{name}", description)
     else:
-        shown = f"{key}={json.dumps(value, ensure_ascii=False)}"
+        shown = f"{key}={json_text(value, ensure_ascii=False)}"
         yield f"{shown:<48}  {description}".rstrip()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from synpro_engine.config.errors import UserError
+from synpro_engine.config.json_text import json_text
 
 _RECORD = ".verified.json"  # no part of what is hashed, in no directory
 _TICK_S = 0.02  # kernels stamp files by a clock that ticks every 1 to 10 ms
@@ -45,7 +46,7 @@ def sha256_file(path: Path) -> str:
 
 def hash_json(data: Any) -> str:
     """Hex SHA-256 of plain data in canonical JSON."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json_text(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def content_files(directory: Path) -> list[Path]:
@@ -132,7 +133,7 @@ def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
 
 def _remember(directory: Path, seen: Mapping[str, tuple[Stamp, str]]) -> None:
     files = {name: [list(stamp), digest] for name, (stamp, digest) in seen.items()}
-    text = json.dumps({"files": files, "check": hash_json(files)})
+    text = json_text({"files": files, "check": hash_json(files)})
     aside = directory / f"{_RECORD}.{os.getpid()}"  # several ranks may open one artifact at a time
     with contextlib.suppress(OSError):  # a read-only place is verified anew each time
         aside.write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from synpro_engine.config.errors import UserError
+from synpro_engine.config.json_text import json_text
 
 LOCK = "lock"
 BEAT_S = 10.0
@@ -198,7 +199,7 @@ def _release(place: Path, number: int) -> None:
 
 
 def _text(holder: Holder) -> bytes:
-    return (json.dumps(asdict(holder)) + "\n").encode()
+    return (json_text(asdict(holder)) + "\n").encode()
 
 
 def _path(place: Path, number: int) -> Path:

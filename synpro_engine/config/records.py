@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from synpro_engine.config.errors import UserError
+from synpro_engine.config.json_text import json_text
 
 R = TypeVar("R", bound="Record")
 
@@ -51,7 +52,7 @@ def as_record(data: Any, cls: type[R], where: str) -> R:
     """A record from plain data that was read from `where`."""
     try:
         # Through JSON: strict types would refuse its lists for tuples.
-        return cls.model_validate_json(json.dumps(data))
+        return cls.model_validate_json(json_text(data))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

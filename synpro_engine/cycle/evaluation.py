@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text, parse_record
+from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
 from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
 from synpro_engine.cycle.probe import load_probe
@@ -33,8 +32,8 @@ RESULTS = "results.json"
 class TextInfluences(Record):
     """Influence in nats per token: of an operation's texts, and of the slices that they were made from."""
 
-    generated: tuple[float, ...]
-    sources: tuple[float, ...]
+    generated: tuple[float | None, ...]
+    sources: tuple[float | None, ...]
 
 
 class Results(Record):
@@ -79,7 +78,7 @@ def evaluate_stage(
         "influence": _influence(recipe, tokens, pair, corpora, topology),
         "diversity": on_main(topology, lambda: _diversity(tokens, corpora)),
     }
-    on_main(topology, lambda: atomic_write_text(into / RESULTS, json.dumps(results, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / RESULTS, json_text(results, indent=2) + "\n"))
 
 
 def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text
+from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
@@ -71,7 +70,7 @@ def _held_out(recipe: Recipe, tokens: Path, topology: Topology) -> dict[str, lis
 
 def _write_result(into: Path, result: PretrainResult, topology: Topology, extra: Mapping[str, object]) -> None:
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | dict(extra)
-    on_main(topology, lambda: atomic_write_text(into / RESULT, json.dumps(facts, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / RESULT, json_text(facts, indent=2) + "\n"))
 
 
 def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:

@@ -5,13 +5,12 @@ Knows which data it is made from and where it is kept; the mathematics are in `i
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from synpro_engine.config import atomic_write_text, read_manifest
+from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import ORGANIC, loader_of, new_model
@@ -74,7 +73,7 @@ def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topol
         return
     steps = run_probe(theta, model, reference, config)
     save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
-    lines = "".join(json.dumps(asdict(step)) + "\n" for step in steps)
+    lines = "".join(json_text(asdict(step)) + "\n" for step in steps)
     on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
 
 

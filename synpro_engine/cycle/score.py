@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, outside_artifacts
+from synpro_engine.config import UserError, json_text, outside_artifacts
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, count_documents, read_documents
 from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
@@ -92,19 +91,15 @@ def _made_by(pair: Pair, config: EstimatorConfig) -> dict[str, object]:
 def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object], shares: bool) -> str:
     record: dict[str, Any] = {
         "id": document.id,
-        "value": _finite(score.value),
+        "value": score.value,
         "tokens": score.tokens,
         "windows": score.windows,
-        "loss": _finite(score.loss),
+        "loss": score.loss,
         **made_by,
     }
     if shares:
-        record["shares"] = [_finite(share) for share in score.shares]
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        record["shares"] = list(score.shares)
+    return json_text(record, ensure_ascii=False) + "\n"
 
 
 def _append(output: Path, lines: list[str]) -> None:
@@ -127,7 +122,7 @@ def _fresh(
 
 
 def _take(ids: Any, own: str) -> None:
-    ids.update(json.dumps(own).encode() + b"\n")
+    ids.update(json_text(own).encode() + b"\n")
 
 
 def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: bool) -> tuple[int, bytes]:

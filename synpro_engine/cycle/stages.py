@@ -17,6 +17,7 @@ from synpro_engine.config import (
     UserError,
     atomic_write_text,
     check_replaceable,
+    json_text,
     partial_path,
     publish,
     read_json,
@@ -61,7 +62,7 @@ class Stage:
 
 def _inputs(directory: Path, stage: Stage) -> dict[str, Any]:
     parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
-    return {"parents": parents, "config": json.loads(json.dumps(stage.config))}
+    return {"parents": parents, "config": json.loads(json_text(stage.config))}
 
 
 def _note(directory: Path, stage: Stage) -> Path:
@@ -91,7 +92,7 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     if partial.exists() and not (note.exists() and read_json(note) == inputs):
         remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(note, json.dumps(inputs))
+    atomic_write_text(note, json_text(inputs))
     return True
 
 
@@ -103,7 +104,7 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     publish(partial, path)
     _note(directory, stage).unlink()
     times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
-    lines = (json.dumps({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
+    lines = (json_text({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
     atomic_write_text(directory / TIMES, "".join(line + "\n" for line in lines))
 
 

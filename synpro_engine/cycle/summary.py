@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, atomic_write_text, read_manifest, read_record, versions
+from synpro_engine.config import Record, atomic_write_text, json_text, read_manifest, read_record, versions
 from synpro_engine.cycle import synthesis_summary as synthesis
 from synpro_engine.cycle import training_summary as training
 from synpro_engine.cycle.finished import FinishedRun
@@ -42,7 +41,7 @@ def write_environment(directory: Path, topology: Topology) -> None:
         "implementations": {choice.part: f"{choice.uses}: {choice.why}" for choice in choices},
         "git_commit": _git_commit(),
     }
-    atomic_write_text(directory / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
+    atomic_write_text(directory / ENVIRONMENT, json_text(facts, indent=2) + "\n")
 
 
 def _git_commit() -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text, remove_directory
+from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
 from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_path
 from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
@@ -144,6 +143,8 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
         prefix="" if number == 1 else f"round-{number}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
+    if composer.faults:
+        say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
 
 
 def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path], topology: Topology) -> None:
@@ -157,7 +158,7 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
         for name, documents in found.items():
             counts[name] = sum(len(tokenizer.encode(document.text)) + 1 for document in documents)
         write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
-        atomic_write_text(into / "tokens.json", json.dumps(counts, indent=2) + "\n")
+        atomic_write_text(into / "tokens.json", json_text(counts, indent=2) + "\n")
 
     on_main(topology, write)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import model_validator
 
@@ -24,44 +26,59 @@ class _Rejected(Record):
     provenance: Provenance
 
 
-class _Tuned(Record):
-    """A record of the kind `grpo`; the reward's parts stand in it under `reward/`."""
+class _Step(Record):
+    """A record of the kind `grpo`; the reward's parts stand in it under `reward/`. What was not finite is None."""
 
     step: int
-    reward: float
-    kl: float
-    length: float
-    rewards: dict[str, float]
+    reward: float | None
+    kl: float | None
+    length: float | None
+    parts: dict[str, float | None]
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
         start = "reward/"
-        return {**fields, "rewards": {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}}
+        return {**fields, "parts": {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}}
+
+
+class _Tuned(NamedTuple):
+    """What one step of tuning is drawn from."""
+
+    step: int
+    reward: float
+    kl: float
+    length: float
+    parts: dict[str, float]
 
 
 def influence(run: FinishedRun) -> tuple[InfluenceValues, ...]:
     """Of accepted texts and their sources, by operation."""
     per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
-        InfluenceValues(operation=name, per_nat=per_nat, sources=v.sources, generated=v.generated)
+        InfluenceValues(operation=name, per_nat=per_nat, sources=_numbers(v.sources), generated=_numbers(v.generated))
         for name, v in run.results().influence.items()
-        if v.generated
+        if _numbers(v.generated)
     )
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Those that were finite; JSON has null for the others."""
+    return tuple(value for value in values if value is not None)
 
 
 def rewards(run: FinishedRun) -> tuple[RewardCurves, ...]:
     """One set of curves per tuned operation and round."""
     found = []
     for number, operation, records in _tuned(run):
-        parts = [name for name in records[0].rewards if all(name in record.rewards for record in records)]
+        parts = [name for name in records[0].parts if all(name in record.parts for record in records)]
         label = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
         found.append(
             RewardCurves(
                 operation=label,
                 steps=tuple(r.step for r in records),
                 total=tuple(r.reward for r in records),
-                parts={name: tuple(r.rewards[name] for r in records) for name in parts},
+                parts={name: tuple(r.parts[name] for r in records) for name in parts},
                 weights=run.recipe.reward.weights(operation),
                 kl=tuple(r.kl for r in records),
                 lengths=tuple(r.length for r in records),
@@ -124,5 +141,14 @@ def diversity(run: FinishedRun) -> tuple[DiversityRow, ...]:
 
 
 def _tuned(run: FinishedRun) -> list[tuple[int, str, list[_Tuned]]]:
-    found = [(n, op, run.metrics(f"round-{n}/tune-{op}", "grpo", _Tuned)) for n in run.rounds for op in run.recipe.tune]
-    return [entry for entry in found if entry[2]]
+    """Steps by round and operation, but for those whose groups were all dropped or whose loss was not finite."""
+    found = []
+    for number, operation in itertools.product(run.rounds, run.recipe.tune):
+        told: list[_Tuned] = []
+        for r in run.metrics(f"round-{number}/tune-{operation}", "grpo", _Step):
+            if r.reward is not None and r.kl is not None and r.length is not None:
+                parts = {name: value for name, value in r.parts.items() if value is not None}
+                told.append(_Tuned(r.step, r.reward, r.kl, r.length, parts))
+        if told:
+            found.append((number, operation, told))
+    return found

@@ -22,6 +22,10 @@ class _Evaluated(Record):
     validation_loss: float | None
 
 
+class _Judged(Record):
+    evaluations: int
+
+
 ARM_NAMES = {"continue": "organic + synthetic", "repeat": "repeat organic"}
 
 
@@ -48,6 +52,7 @@ def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve
         "reference": [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None],
         "validation": [(r.step, r.validation_loss) for r in evaluated if r.validation_loss is not None],
     }
+    found = {kind: [point for point in points if point[1] is not None] for kind, points in found.items()}
     return tuple(
         Curve(name=name or kind, kind=kind, x=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
         for kind, points in found.items()
@@ -77,8 +82,9 @@ def plateau(run: FinishedRun) -> PlateauInfo | None:
     if "pretrain" not in run.done:
         return None
     result, window = run.record("pretrain", RESULT, TrainingResult), 1
-    if run.recipe.pretrain.plateau is not None:
-        window = 2 * run.recipe.pretrain.plateau.window
+    judged = run.metrics("pretrain", "plateau", _Judged)
+    if judged:
+        window = judged[-1].evaluations
     evaluated = run.metrics("pretrain", "eval", _Evaluated)
     seen = [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None][-window:]
     return PlateauInfo(

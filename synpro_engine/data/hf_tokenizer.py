@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import tokenizers
 
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
@@ -90,7 +90,7 @@ class HFTokenizer:
         atomic_write_text(file, self._source)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eos, "pad_token": self._pad}
         settings |= {"chat_template": self._chat_template} if self._chat_template else {}
-        atomic_write_text(directory / _CONFIG_FILES[0], json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+        atomic_write_text(directory / _CONFIG_FILES[0], json_text(settings, ensure_ascii=False, indent=2) + "\n")
         return file
 
 
@@ -131,7 +131,7 @@ def _with_special(source: str, tokens: Sequence[str]) -> str:
             added[token] = {"id": id, "content": token, **plain}
         added[token]["special"] = True
     data["added_tokens"] = sorted(added.values(), key=lambda entry: entry["id"])
-    return json.dumps(data, ensure_ascii=False)
+    return json_text(data, ensure_ascii=False)
 
 
 def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int | None:

@@ -99,6 +99,18 @@ class TokenLoader:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE
         return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
 
+    def documents_at(self, position: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Ids by source of the documents in the batch that was dealt from `position`, over all ranks, each once."""
+        here = self.state_dict()
+        self.load_state_dict(position)
+        numbers: dict[str, dict[int, None]] = {}
+        for _ in range(self.global_batch):
+            name = self._blend.next()
+            numbers.setdefault(name, {}).update(dict.fromkeys(self._sources[name].documents(self._given[name])))
+            self._given[name] += 1
+        self.load_state_dict(here)
+        return {name: [self._sources[name].corpus.document_id(n) for n in found] for name, found in numbers.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain JSON data, the same on every rank."""
         sources = {

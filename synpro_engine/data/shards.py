@@ -14,7 +14,15 @@ from typing import NamedTuple
 import torch
 from pydantic import ValidationError
 
-from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest, verify_artifact
+from synpro_engine.config import (
+    Config,
+    UserError,
+    atomic_write_text,
+    json_text,
+    new_artifact,
+    read_manifest,
+    verify_artifact,
+)
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.megatron_index import open_megatron
@@ -112,7 +120,7 @@ def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) 
         for document in documents:
             ids = [*document.ids, tokenizer.eos_id]
             builder.add_document(torch.tensor(ids), [len(ids)])
-            names.write(json.dumps(document.id, ensure_ascii=False) + "\n")
+            names.write(json_text(document.id, ensure_ascii=False) + "\n")
             count += 1
             tokens += len(ids)
             text_bytes += document.text_bytes

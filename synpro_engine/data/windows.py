@@ -51,6 +51,14 @@ class WindowSource:
         start = int(epoch.windows[within]) * self.seq_len
         return self._gather(epoch, start, start + self.seq_len + 1)
 
+    def documents(self, index: int) -> list[int]:
+        """Numbers of the documents whose tokens are in window `index`, in their order."""
+        number, within = divmod(index, self.windows_per_epoch)
+        epoch = self._epoch(number)
+        start = int(epoch.windows[within]) * self.seq_len
+        first, last = np.searchsorted(epoch.starts, [start, start + self.seq_len], side="right") - 1
+        return epoch.documents[first : last + 1].tolist()
+
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:
             key = f"{self.name}\0{number}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO, Self
 
 import zstandard
 
-from synpro_engine.config import UserError, partial_path
+from synpro_engine.config import UserError, json_text, partial_path
 from synpro_engine.config.artifact import fsync_path
 from synpro_engine.data.documents import Document
 
@@ -56,7 +55,7 @@ class DocumentWriter:
         """Append one document, with `extra` JSON fields (their names must not be `id` or `text`)."""
         record = {"id": document.id, "text": document.text, **(extra or {})}
         assert record["id"] == document.id and record["text"] == document.text, "extra fields shadow the document"
-        self._stream.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self._stream.write((json_text(record, ensure_ascii=False) + "\n").encode())
         self.count += 1
 
     def __exit__(

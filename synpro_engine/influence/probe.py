@@ -17,6 +17,7 @@ from synpro_engine.dist import progress, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 from synpro_engine.train.run import split_batch
@@ -87,14 +88,16 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
 
 
 def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
-    """Take the probe's steps. Collective."""
+    """Take the probe's steps. Collective. DivergedError when too many of them are not finite."""
     topology, steps = engine.model.topology, []
+    guard = SkipGuard(what="probe", lr_key="probe.lr")
     with progress(config.steps, "probe", "step", topology) as bar:
         for index in range(config.steps):
             batch = loader.next_batch()
             labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device))
             microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
             done = engine.step(microbatches, LanguageModelLoss(), denominator=int(labels))
+            guard.add(index + 1, done.loss, done.grad_norm, done.lr, skipped=done.skipped)
             steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
             bar.set_postfix(loss=f"{done.loss:.3f}")
             bar.update()

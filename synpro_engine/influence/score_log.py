@@ -8,13 +8,11 @@ Knows files; does not know how scores are made. Rank 0 writes.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.config import Record, UserError, parse_record
+from synpro_engine.config import Record, UserError, json_text, parse_record
 from synpro_engine.dist import Topology, gather_objects, on_main
 from synpro_engine.influence.examples import ExampleScore
 
@@ -68,9 +66,8 @@ class ScoreLog:
 
 
 def _line(step: int, score: ExampleScore) -> str:
-    values = {name: value if math.isfinite(value) else None for name, value in score.values.items()}
-    record = {"step": step, "key": score.key, "tokens": score.tokens, "scores": values}
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    record = {"step": step, "key": score.key, "tokens": score.tokens, "scores": dict(score.values)}
+    return json_text(record, ensure_ascii=False) + "\n"
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:

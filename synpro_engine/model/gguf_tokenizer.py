@@ -6,14 +6,13 @@ without an error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 
 _PREFIX = "tokenizer.ggml."
 _CONTROL, _USER_DEFINED = 3, 4
@@ -38,7 +37,7 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
     template = find("tokenizer.chat_template")
     settings |= {"chat_template": template} if template else {}
     atomic_write_text(directory / "tokenizer.json", build_tokenizer(path, find).to_str())
-    atomic_write_text(directory / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+    atomic_write_text(directory / "tokenizer_config.json", json_text(settings, ensure_ascii=False, indent=2) + "\n")
 
 
 def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:

@@ -5,7 +5,6 @@ Knows the two families' file format; refuses settings that the layers here do no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from synpro_engine.config import UserError, atomic_write_text, check_replaceable, new_artifact, validate
+from synpro_engine.config import UserError, atomic_write_text, check_replaceable, json_text, new_artifact, validate
 from synpro_engine.data.tokenizer import Tokenizer
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.model import layout
@@ -162,7 +161,7 @@ def _write_directory(
 ) -> None:
     settings = hf_config(model.config, model.dtype, tokenizer)
     with new_artifact(directory, KIND, settings, parents) as partial:
-        atomic_write_text(partial / "config.json", json.dumps(settings, indent=2) + "\n")
+        atomic_write_text(partial / "config.json", json_text(settings, indent=2) + "\n")
         tokenizer.save(partial)
         try:
             write_tensors(partial, tensors, layout.canonical_shapes(model.config), model.dtype)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 4 * 2**30
@@ -91,7 +91,7 @@ def write_tensors(
     if many:
         weight_map = {tensor: names[last] for last, held_there in files.items() for tensor in held_there}
         index = {"metadata": {}, "weight_map": weight_map}
-        atomic_write_text(directory / _INDEX, json.dumps(index, indent=2) + "\n")
+        atomic_write_text(directory / _INDEX, json_text(index, indent=2) + "\n")
 
 
 def _plan(shapes: Mapping[str, tuple[int, ...]], item_bytes: int) -> dict[str, list[str]]:

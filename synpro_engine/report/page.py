@@ -5,14 +5,13 @@ may write markup): every value is escaped, control characters are made visible, 
 any outside resource by its content security policy.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synpro_engine.config import atomic_write_text
+from synpro_engine.config import atomic_write_text, json_text
 from synpro_engine.report import generator_figures, headline, in_run_figures, loss_figures, numbers
 from synpro_engine.report.model import ReportData, StageTiming
 
@@ -137,4 +136,4 @@ def _hidden(code: int) -> bool:
 
 
 def _pretty_json(config: Mapping[str, object]) -> str:
-    return json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    return json_text(config, indent=2, ensure_ascii=False)

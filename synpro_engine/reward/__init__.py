@@ -7,7 +7,7 @@ from synpro_engine.reward.quality import QualityReward, band_pass
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward, layout_match
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
-from synpro_engine.reward.types import Candidate, Reward, RewardTable
+from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
 from synpro_engine.reward.words import distinct_ngrams, rouge_l_precision, unsupported_share
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "QualityReward",
     "Reward",
     "RewardConfig",
+    "RewardFault",
     "RewardTable",
     "SimilarityReward",
     "StructureReward",

@@ -21,11 +21,12 @@ from synpro_engine.reward.quality import QualityReward
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
-from synpro_engine.reward.types import Candidate, Reward, RewardTable
+from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
 
 REWARD_NAMES = (
     "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
 )  # fmt: skip
+_ROUNDING = 1e-6
 _EMBEDDED = ("similarity", "faithfulness")
 _REPHRASE_WEIGHTS = {
     "influence": 3.0, "quality": 1.0, "similarity": 1.0, "structure": 1.0, "length": 1.0, "format": 1.0,
@@ -81,6 +82,8 @@ class Composer:
 
     def __init__(self, rewards: Sequence[Reward], weights: Mapping[str, Mapping[str, float]]) -> None:
         """`weights` [operation][reward name]; UserError for a weight other than 0 whose reward is not given."""
+        self.faults = 0
+        """Values left out of `rows` so far."""
         self._rewards = {reward.name: reward for reward in rewards}
         self._weights = {
             operation: {name: weight for name, weight in named.items() if weight != 0.0}
@@ -95,9 +98,11 @@ class Composer:
         """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.
 
         exact: whether an answer that was read but lacks the exact form (`Parsed.exact`) scores 0, as in tuning.
+        Values that are not finite or out of range are told in the table's `faults`; what to do then is the caller's.
         """
         parts = {name: [0.0] * len(candidates) for name in self._rewards}
         total = [0.0] * len(candidates)
+        faults: list[RewardFault] = []
         for name, reward in self._rewards.items():
             wanted = [
                 i
@@ -105,25 +110,38 @@ class Composer:
                 if c.parsed.ok and (c.parsed.exact or not exact) and self._weight(c, name)
             ]
             values = reward([candidates[i] for i in wanted]) if wanted else []
+            assert len(values) == len(wanted), f"reward {name} gave {len(values)} values for {len(wanted)} candidates"
             for i, value in zip(wanted, values, strict=True):
-                assert math.isfinite(value), f"reward {name} is {value}"
+                if not _is_sound(value, reward.range):
+                    faults.append(RewardFault(index=i, reward=name, value=value, range=reward.range))
+                    value = math.nan
                 parts[name][i] = value
                 total[i] += self._weight(candidates[i], name) * value
-        return RewardTable(total=total, parts=parts)
+        return RewardTable(total=total, parts=parts, faults=tuple(faults))
 
     def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
-        """One mapping per candidate with the `total` among its parts, for records of generation: all that was read."""
+        """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.
+
+        Values that are faults are left out, with the total that they spoil, and counted in `faults`.
+        """
         table = self.score(candidates, exact=False)
-        return [
+        self.faults += len(table.faults)
+        rows = [
             {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
             | {"total": table.total[i]}
             for i, candidate in enumerate(candidates)
         ]
+        return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
 
     def _weight(self, candidate: Candidate, name: str) -> float:
         if candidate.operation not in self._weights:
             raise UserError(f"`reward`: no weights for operation `{candidate.operation}`")
         return self._weights[candidate.operation].get(name, 0.0)
+
+
+def _is_sound(value: float, bounds: tuple[float, float]) -> bool:
+    """Whether a value is finite and, up to rounding, within its bounds."""
+    return math.isfinite(value) and bounds[0] - _ROUNDING <= value <= bounds[1] + _ROUNDING
 
 
 def build_composer(

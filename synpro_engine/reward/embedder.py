@@ -33,8 +33,8 @@ class Match(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """Harmonic mean; 0 where either is not positive."""
-        if min(self.precision, self.recall) <= 0.0:
+        """Harmonic mean; 0 where either is not positive, NaN where one is NaN and the other positive."""
+        if self.precision <= 0.0 or self.recall <= 0.0:
             return 0.0
         return 2 * self.precision * self.recall / (self.precision + self.recall)
 

@@ -54,4 +54,5 @@ class InfluenceReward:
         ]
 
     def _clipped(self, value: float) -> float:
-        return max(-self._bound, min(self._bound, value))
+        # `min` and `max` would make a bound of NaN.
+        return value if math.isnan(value) else max(-self._bound, min(self._bound, value))

@@ -5,6 +5,7 @@ Knows texts; the likelihood comes in as a function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from synpro_engine.reward.sources import SourceValues
@@ -13,7 +14,9 @@ from synpro_engine.reward.words import distinct_ngrams
 
 
 def band_pass(nats_per_token: float, low: float, high: float, shoulder: float) -> float:
-    """1 within [low, high], falling to 0 in a straight line over `shoulder` on either side."""
+    """1 within [low, high], falling to 0 in a straight line over `shoulder` on either side; NaN for NaN."""
+    if math.isnan(nats_per_token):  # `max` would make 0 of it
+        return math.nan
     outside = max(low - nats_per_token, nats_per_token - high, 0.0)
     return max(0.0, 1.0 - outside / shoulder)
 

@@ -57,13 +57,14 @@ class SimilarityReward:
         scores = self.scores([c.parsed.text for c in candidates], [c.source for c in candidates])
         if self._threshold is None:
             return scores
-        return [float(score > self._threshold) for score in scores]
+        return [score if math.isnan(score) else float(score > self._threshold) for score in scores]
 
     def scores(self, texts: Sequence[str], sources: Sequence[str]) -> list[float]:
         """Graded similarity of each text to its source, in [0, 1]."""
         matches = _matches(self._embedder, texts, sources)
         return [
-            min(1.0, match.f1 * honesty(text, source, self._weight))
+            # In this order, NaN stays NaN.
+            min(match.f1 * honesty(text, source, self._weight), 1.0)
             for match, text, source in zip(matches, texts, sources, strict=True)
         ]
 
@@ -86,21 +87,22 @@ class FaithfulnessReward:
         self._weight = invention_weight
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Values [C]."""
+        """Values [C]; NaN where an entry's support is unknown."""
         pairs = [(f"{e.topic} {e.content}", c.source) for c in candidates for e in c.parsed.entries]
         supported = iter(self.supported([text for text, _ in pairs], [source for _, source in pairs]))
         return [_share([next(supported) for _ in c.parsed.entries]) for c in candidates]
 
-    def supported(self, texts: Sequence[str], sources: Sequence[str]) -> list[bool]:
-        """Whether each text is supported by its source."""
+    def supported(self, texts: Sequence[str], sources: Sequence[str]) -> list[float]:
+        """Whether each text is supported by its source: 1 or 0, NaN where the embeddings are no numbers."""
         matches = _matches(self._embedder, texts, sources)
-        return [
-            match.precision * honesty(text, source, self._weight) >= self._threshold
+        scores = (
+            match.precision * honesty(text, source, self._weight)
             for match, text, source in zip(matches, texts, sources, strict=True)
-        ]
+        )
+        return [score if math.isnan(score) else float(score >= self._threshold) for score in scores]
 
 
-def _share(flags: Sequence[bool]) -> float:
+def _share(flags: Sequence[float]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from synpro_engine.synth import Candidate
 
-__all__ = ["Candidate", "Reward", "RewardTable"]
+__all__ = ["Candidate", "Reward", "RewardFault", "RewardTable"]
 
 
 class Reward(Protocol):
@@ -28,8 +28,25 @@ class Reward(Protocol):
         ...
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
-        """One finite value within `range` for each candidate; does not depend on the other candidates."""
+        """One finite value within `range` for each candidate; does not depend on the other candidates.
+
+        NaN where what it asks (a model, a judge) gave no number: it must not turn into a value.
+        """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardFault:
+    """A value that is not finite or outside its reward's range, for the candidate with this index."""
+
+    index: int
+    reward: str
+    value: float
+    range: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.range
+        return f"reward {self.reward} is {self.value:g}, not in its range of {low:g} to {high:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +59,5 @@ class RewardTable:
 
     total: list[float]
     parts: dict[str, list[float]]
+    faults: tuple[RewardFault, ...] = ()
+    """The candidates' rewards that say nothing; they and the totals that they enter are NaN."""

@@ -20,8 +20,10 @@ def group_advantages(reward_PG: Tensor, *, std_normalisation: bool = True) -> Te
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4), std with divisor G (GRPO, arXiv 2402.03300, eq. 3); without
     `std_normalisation` only the mean is taken off (Dr. GRPO, arXiv 2503.20783). Groups of equal rewards give
-    exactly 0: the mean of equal numbers may differ from them in the last bit, which must teach nothing.
+    exactly 0: the mean of equal numbers may differ from them in the last bit, which must teach nothing. Rewards are
+    finite: one NaN would be every advantage of its group, and by the batch's scale of all others.
     """
+    assert bool(torch.isfinite(reward_PG).all()), "a reward is not finite; its group must be left out before"
     reward_PG = reward_PG.double()
     advantage_PG = reward_PG - reward_PG.mean(-1, keepdim=True)
     if std_normalisation:

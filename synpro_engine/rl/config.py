@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from synpro_engine.config import Config
 from synpro_engine.sampler import SamplerConfig, SamplingConfig
 from synpro_engine.synth import ChatFormat
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
 _SAMPLING = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
@@ -40,6 +40,11 @@ class GRPOConfig(Config):
     """Share of the optimizer steps over which the learning rate rises."""
     lr_floor: float = Field(default=0.1, ge=0.0, le=1.0)
     """The cosine ends at this fraction of the peak."""
+
+    bad_reward: Literal["stop", "drop_group"] = "stop"
+    """What follows a reward that is not finite or out of its range: `stop` ends tuning and names reward, source and
+    completion; `drop_group` leaves the completions of that prompt out of the step, and counts them in the log."""
+    skip: SkipConfig = SkipConfig()
 
     kl_beta: float = Field(default=0.005, ge=0.0)
     """Weight of the KL divergence (k3 estimate) from the reference policy; 0 does without a reference."""

@@ -124,7 +124,10 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
         tokens.append(F.pad(row, (0, longest - len(row))))
         labels.append(F.pad(label, (0, longest - len(label)), value=IGNORE))
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    shares = [1.0 if config.aggregation == "token" else 1.0 / length for length in lengths]
+    shares = [
+        0.0 if rollout.dropped else 1.0 if config.aggregation == "token" else 1.0 / length
+        for rollout, length in zip(rollouts, lengths, strict=True)
+    ]
 
     def per_token(values: Sequence[float]) -> Tensor:
         return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(lengths)).to(device)

@@ -6,7 +6,7 @@ Knows rollouts and results; knows no model. All functions are collective over th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from synpro_engine.dist import Axis, gather_objects
 from synpro_engine.rl.types import Rollout
@@ -15,23 +15,27 @@ from synpro_engine.train.metrics import Value
 
 
 def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
-    """Means over all completions of the step, on every rank. Collective over `axis`.
+    """Means over the completions of the step whose groups were not dropped, on every rank. Collective over `axis`.
 
     reward, reward_std (within groups), reward/<part>, accepted (right format), finished (ended by themselves), length
-    (tokens), tokens (their sum), silent_groups (share of groups whose advantages are all 0).
+    (tokens), tokens (their sum), silent_groups (share of groups whose advantages are all 0). Without any, they are NaN.
+    dropped_groups is a number of groups.
     """
     groups: dict[int, list[Rollout]] = {}
     for at, rollout in enumerate(rollouts):
         groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
-    own = [_row(rollout) for rollout in rollouts], [_group_row(group) for group in groups.values()]
-    gathered = gather_objects(axis, own)
-    rows = [row for part in gathered for row in part[0]]
-    group_rows = [row for part in gathered for row in part[1]]
-    return _means(rows) | _means(group_rows) | {"tokens": math.fsum(row["length"] for row in rows)}
+    own = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
+    gathered = [group for part in gather_objects(axis, own) for group in part]
+    kept = [(rows, group_row) for rows, group_row, dropped in gathered if not dropped]
+    rows = [row for part, _ in kept for row in part]
+    means = _means(rows, gathered[0][0][0]) | _means([row for _, row in kept], gathered[0][1])
+    return means | {
+        "tokens": math.fsum(row["length"] for row in rows), "dropped_groups": float(len(gathered) - len(kept)),
+    }  # fmt: skip
 
 
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+def _means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    return {name: math.fsum(row[name] for row in rows) / len(rows) if rows else math.nan for name in names}
 
 
 def _group_row(group: Sequence[Rollout]) -> dict[str, float]:
@@ -89,5 +93,6 @@ def sample_values(rollout: Rollout) -> Mapping[str, Value]:
         "exact": parsed.exact,
         "reward": rollout.reward,
         "advantage": rollout.advantage,
+        "dropped": rollout.dropped,
         **{f"reward/{name}": value for name, value in rollout.parts.items()},
     }

@@ -14,12 +14,15 @@ import torch
 from synpro_engine.config import UserError
 from synpro_engine.data import Tokenizer, stable_hash, stable_permutation
 from synpro_engine.dist import Topology, broadcast_in, gather_objects
-from synpro_engine.reward import RewardTable
+from synpro_engine.reward import RewardFault, RewardTable
 from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Candidate, Operation, Slice, read_answer, render_chat, stop_ids
+
+_SHOWN = 200
+"""Characters of a completion that a message shows."""
 
 
 class Scorer(Protocol):
@@ -117,11 +120,21 @@ class RolloutWorker:
         return read_answer(self._operation, prompt.source.text, completion, self._tokenizer, keep_truncated=keep)
 
     def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Rollout]:
-        """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective."""
+        """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective.
+
+        UserError, on every rank, for a reward that is no number or out of its range, unless its group is to be dropped.
+        """
         candidates = self.read(prompts, sampled)
         table = broadcast_in(self._topology.tp, self._scorer.score(candidates))
-        advantages = self._advantages(table)
-        flat = [(i, member) for i in self.share(prompts) for member in range(self._config.group_size)]
+        told = [self._tell(prompts, candidates, fault) for fault in table.faults]
+        gathered = gather_objects(self._topology.dp, (table, told))
+        first = next((line for _, lines in gathered for line in lines), None)
+        if first is not None and self._config.bad_reward == "stop":
+            raise UserError(first)
+        advantages = self._advantages([part for part, _ in gathered])
+        size = self._config.group_size
+        dropped = {fault.index // size for fault in table.faults}
+        flat = [(i, member) for i in self.share(prompts) for member in range(size)]
         completions = [completion for group in sampled for completion in group]
         return [
             Rollout(
@@ -132,26 +145,42 @@ class RolloutWorker:
                 reward=table.total[at],
                 parts={name: values[at] for name, values in table.parts.items() if name in self._weights},
                 advantage=advantages[at],
+                dropped=at // size in dropped,
             )
             for at, (i, member) in enumerate(flat)
         ]
 
-    def _advantages(self, table: RewardTable) -> list[float]:
-        """Of this rank's completions, from the rewards of all ranks' (one of the two ways scales by the batch)."""
+    def _tell(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], fault: RewardFault) -> str:
+        """One line: which reward, of which completion, of which source, and what can be set."""
+        key = prompts[self.share(prompts)[fault.index // self._config.group_size]].key
+        text = candidates[fault.index].raw
+        shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+        setting = f"`tune.{self._operation.name}.bad_reward: drop_group` leaves such groups out"
+        return f"{fault} for the completion {shown} of source {key}; {setting}"
+
+    def _advantages(self, tables: Sequence[RewardTable]) -> list[float]:
+        """Of this rank's completions, from the rewards of all ranks' (one of the two ways scales by the batch).
+
+        Groups with a fault take no part, and have 0.
+        """
         config, axis = self._config, self._topology.dp
-        tables = gather_objects(axis, table)
-
-        def grouped(values: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float64).view(-1, config.group_size)
-
-        if config.normalisation == "group":
-            reward_PG = grouped([value for part in tables for value in part.total])
-            advantage_PG = group_advantages(reward_PG, std_normalisation=config.std_normalisation)
+        total_PG = self._grouped([value for table in tables for value in table.total])
+        kept_P = total_PG.isfinite().all(-1)
+        advantage_PG = torch.zeros_like(total_PG)
+        if not bool(kept_P.any()):
+            pass
+        elif config.normalisation == "group":
+            advantage_PG[kept_P] = group_advantages(total_PG[kept_P], std_normalisation=config.std_normalisation)
         else:
             parts = {
-                name: grouped([value for part in tables for value in part.parts[name]])
-                for name in table.parts
+                name: self._grouped([value for table in tables for value in table.parts[name]])[kept_P]
+                for name in tables[0].parts
                 if self._weights.get(name, 0.0) != 0.0
             }
-            advantage_PG = per_reward_advantages(parts, self._weights, std_normalisation=config.std_normalisation)
+            advantage_PG[kept_P] = per_reward_advantages(
+                parts, self._weights, std_normalisation=config.std_normalisation
+            )
         return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()
+
+    def _grouped(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64).view(-1, self._config.group_size)

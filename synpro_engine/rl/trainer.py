@@ -9,6 +9,7 @@ weights.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -26,8 +27,8 @@ from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
 from synpro_engine.rl.record import rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import PromptSource, RolloutWorker, Scorer
-from synpro_engine.rl.types import Rollout
-from synpro_engine.sampler import Sampler
+from synpro_engine.rl.types import Prompt, Rollout
+from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Operation, Slice
 from synpro_engine.train.checkpoint import (
     load_checkpoint,
@@ -36,12 +37,13 @@ from synpro_engine.train.checkpoint import (
     save_checkpoint,
     step_path,
 )
+from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.metrics import MetricsLog, Value
 
 CHECKPOINTS, POLICY, SAMPLES = "checkpoints", "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
-_FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples")
+_FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples", "bad_reward", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,9 @@ def tune(
     whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
     on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
 
-    Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, and
-    for a directory of a run with other settings.
+    Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
+    directory of a run with other settings, and for bad rewards as `config.bad_reward` says; DivergedError when the
+    policy's numbers are no longer finite.
     """
     assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
     if not config.prefill:
@@ -87,8 +90,9 @@ def tune(
     sampler = Sampler(policy, config.sampler)
     worker = RolloutWorker(sampler, scorer, reward_weights, operation, tokenizer, config, topology, seed)
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
+    guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     identity = {"config": config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
-    run = _Run(config, engine, reference, worker, tokenizer.vocab_size, directory, identity)
+    run = _Run(config, engine, reference, worker, guard, tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -96,7 +100,7 @@ def tune(
     with closing(run), progress(config.steps, label, "step", topology, done) as bar:
         for step in range(done, config.steps):
             values = run.step(prompts, step)
-            rewards.append(values["reward"])
+            rewards += [values["reward"]] if math.isfinite(values["reward"]) else []
             bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
             bar.update()
             run.save_if_due(step + 1)
@@ -114,11 +118,11 @@ class _Run:
     """One run's engine, reference, worker and files."""
 
     def __init__(
-        self, config: GRPOConfig, engine: Engine, reference: Model | None, worker: RolloutWorker, vocab_limit: int,
-        directory: Path, identity: dict[str, Any],
+        self, config: GRPOConfig, engine: Engine, reference: Model | None, worker: RolloutWorker, guard: SkipGuard,
+        vocab_limit: int, directory: Path, identity: dict[str, Any],
     ) -> None:  # fmt: skip
         self._config, self._engine, self._reference, self._worker = config, engine, reference, worker
-        self._vocab_limit, self._directory, self._identity = vocab_limit, directory, identity
+        self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
@@ -134,6 +138,9 @@ class _Run:
             extra = load_checkpoint(newest, self._engine.model, self._engine)
             _check_identity(newest, extra["run"], self._identity)
             done = at = int(extra["step"])
+            if "guard" not in extra:
+                raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
+            self._guard.load_state_dict(extra["guard"])
         main = self._topology.is_main
         self._logs = [
             MetricsLog(self._directory if main else None, resume_step=at),
@@ -145,7 +152,7 @@ class _Run:
         """One step of GRPO: sample with the present weights, score, update, log. Returns the step's numbers."""
         clock = [time.perf_counter()]
         chosen = prompts.at(step)
-        sampled = self._worker.sample(chosen, step)
+        sampled = self._sample(chosen, step)
         clock.append(time.perf_counter())
         rollouts = self._worker.score(chosen, sampled)
         clock.append(time.perf_counter())
@@ -160,7 +167,20 @@ class _Run:
         wanted = min(self._config.log_samples, len(rollouts))
         for at in range(wanted):  # spread over the prompts
             self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
+        if any(result.skipped for result in results):
+            self._logs[0].write("skipped", step + 1, {"documents": {"sources": [prompt.key for prompt in chosen]}})
+        for result in results:
+            self._guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+        try:
+            return self._worker.sample(prompts, step)
+        except FloatingPointError as error:
+            lr = self._engine.lr
+            raise DivergedError(
+                f"{self._guard.what} diverged before step {step + 1}: {error}; lower `{self._guard.lr_key}` ({lr:.3g})"
+            ) from error
 
     def _update(self, rollouts: Sequence[Rollout]) -> tuple[list[StepResult], float, float]:
         """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
@@ -170,8 +190,10 @@ class _Run:
             batches = [with_reference(batch, self._reference, config, self._vocab_limit) for batch in batches]
         own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
         tokens = float(sum_over(self._topology.dp, own))
-        completions = config.prompts_per_step * config.group_size
-        denominator = tokens if config.aggregation == "token" else float(completions)
+        kept = [rollout for rollout in rollouts if not rollout.dropped]
+        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in kept]
+        own = torch.tensor(sum(weights), dtype=torch.float64, device=device)
+        denominator = max(1.0, float(sum_over(self._topology.dp, own)))  # 1: every group was dropped
         results = [
             self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
         ]
@@ -182,7 +204,7 @@ class _Run:
         every, last = self._config.checkpoint_every, done == self._config.steps
         if not last and (every == 0 or done % every):
             return
-        extra = {"step": done, "run": self._identity}
+        extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict()}
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
         prune_checkpoints(self._directory / CHECKPOINTS, self._config.keep_checkpoints, self._topology)
 

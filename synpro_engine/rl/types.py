@@ -31,6 +31,7 @@ class Rollout:
     """One completion of a prompt: what was sampled, what was read from it, what it earned.
 
     `parts` are unweighted rewards by name, `reward` their weighted sum; `advantage` is relative to its group.
+    `dropped`: a reward of its group is no number, so nothing is learnt from the group.
     """
 
     prompt: Prompt
@@ -40,6 +41,7 @@ class Rollout:
     reward: float
     parts: dict[str, float]
     advantage: float
+    dropped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

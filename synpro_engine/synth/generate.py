@@ -22,7 +22,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_json, read_manifest, validate
+from synpro_engine.config import (
+    UserError,
+    atomic_write_text,
+    json_text,
+    new_artifact,
+    read_json,
+    read_manifest,
+    validate,
+)
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
 from synpro_engine.dist import Topology, barrier, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
@@ -104,7 +112,7 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),
     }
-    return json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
+    return json.loads(json_text(settings))  # tuples become lists, as they will be when read back
 
 
 def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
@@ -117,7 +125,7 @@ def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
     if file.exists():
         _must_equal(read_json(file), settings, work)
     else:
-        atomic_write_text(file, json.dumps(settings, indent=2))
+        atomic_write_text(file, json_text(settings, indent=2))
     return False
 
 
@@ -180,5 +188,5 @@ def _merge(
                     accepted.write(Document(record["id"], record["text"]), about)
                 else:
                     refused = {"id": record["id"], "reason": record["reason"], "raw": record["raw"], **origin}
-                    rejects.write(json.dumps(refused, ensure_ascii=False) + "\n")
+                    rejects.write(json_text(refused, ensure_ascii=False) + "\n")
         atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")

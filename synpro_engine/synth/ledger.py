@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import zstandard
 from pydantic import Field
 
-from synpro_engine.config import Record, UserError, parse_record
+from synpro_engine.config import Record, UserError, json_text, parse_record
 from synpro_engine.config.artifact import fsync_path
 
 
@@ -98,7 +98,7 @@ class PartWriter:
     def append(self, unit: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Put one unit on disk. Returns after it is durable; UserError when the disk is full (the rest stays)."""
         # ASCII keeps every record on one line: JSON leaves U+2028 and its like as they are otherwise.
-        text = "".join(json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in records)
+        text = "".join(json_text(record, ensure_ascii=True) + "\n" for record in records)
         frame = zstandard.ZstdCompressor().compress(text.encode())
         commit = Commit(
             unit=unit,
@@ -109,7 +109,7 @@ class PartWriter:
         )
         try:
             _write_through(self._part, frame)
-            _write_through(self._ledger, (json.dumps(commit.model_dump()) + "\n").encode())
+            _write_through(self._ledger, (json_text(commit.model_dump()) + "\n").encode())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from synpro_engine.config import UserError, nearest
+from synpro_engine.config import UserError, json_text, nearest
 from synpro_engine.synth.chat import ChatMessage
 from synpro_engine.synth.parse import parse_reformat, parse_rephrase
 from synpro_engine.synth.parsed import REFORMAT_HEADING, REPHRASE_HEADING, Parsed
@@ -41,7 +40,7 @@ class Operation:
     def prompt_version(self) -> str:
         """16 hex digits of SHA-256 over everything the model is shown besides the text."""
         shown = [self.name, self.heading, self.instructions, self.prefill, self.example]
-        return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
 
     def messages(self, text: str) -> list[ChatMessage]:
         """The conversation that asks for `text` to be worked on."""

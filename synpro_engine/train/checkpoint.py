@@ -7,7 +7,6 @@ engine's counters), `manifest.json` (hashes, the model's shape).
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from synpro_engine.config import (
     UserError,
     atomic_write_text,
     check_replaceable,
+    json_text,
     partial_path,
     publish,
     read_manifest,
@@ -104,7 +104,7 @@ def save_checkpoint(
     def finish() -> None:
         with _WriteFaults(path):
             stored = _Extra(engine=counters, extra=dict(extra or {}))
-            atomic_write_text(partial / _EXTRA, json.dumps(stored.model_dump(), indent=2) + "\n")
+            atomic_write_text(partial / _EXTRA, json_text(stored.model_dump(), indent=2) + "\n")
             write_artifact_manifest(partial, KIND, description, parents or {}, seed, known)
             publish(partial, path)
 

@@ -58,16 +58,38 @@ class ScheduleConfig(Config):
 class PlateauConfig(Config):
     """When the reference loss counts as no longer improving."""
 
+    rule: Literal["slope", "windows"] = "slope"
+    """`slope`: a line through the last evaluations, as many as the noise in them asks for; the end is where the
+    interval of its slope lies below what is wanted. `windows`: the mean of the last `window` evaluations against that
+    of the `window` before, with no regard to noise. docs/plateau.md holds the two to a table."""
     window: int = Field(default=3, ge=1)
-    """Evaluations whose mean is compared with the mean of the same number before them."""
-    min_improvement: float = Field(default=0.005, ge=0, lt=1)
-    """Smallest relative drop of that mean that still counts as progress."""
-    patience: int = Field(default=2, ge=1)
-    """Comparisons in a row without progress before training stops."""
+    """Evaluations that `min_improvement` is asked of."""
+    min_improvement: float = Field(default=0.01, ge=0, lt=1)
+    """Smallest relative fall of the loss in `window` evaluations (`window` x `eval_every` steps) that is progress."""
+    patience: int = Field(default=1, ge=1)
+    """Judgements in a row that find no progress before training stops."""
     max_steps: int | None = Field(default=None, gt=0)
     """Budget in optimizer steps: stop there even if the loss still improves."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Budget in trained tokens."""
+
+
+class SkipConfig(Config):
+    """Steps whose loss or gradient is not finite: they change nothing, and too many of them end the run."""
+
+    max_in_row: int = Field(default=10, ge=0)
+    """Most such steps in a row."""
+    max_in_all: int = Field(default=100, ge=0)
+    """Most such steps in the whole run."""
+
+
+class DivergenceConfig(Config):
+    """When training that only gets worse is ended: training and held-out loss are both out of bounds."""
+
+    rise: float = Field(default=1.0, gt=0)
+    """Nats per token above its best value at which a loss is out of bounds; above ln(vocabulary) it always is."""
+    evaluations: int = Field(default=3, ge=1)
+    """Evaluations in a row out of bounds that end the run; at its last step one is enough."""
 
 
 class TrainConfig(Config):
@@ -88,6 +110,9 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     plateau: PlateauConfig | None = None
     """Stop when the reference loss stops improving; None trains for max_steps."""
+    skip: SkipConfig = SkipConfig()
+    divergence: DivergenceConfig | None = DivergenceConfig()
+    """End a run whose losses leave all bounds, as a fault; None lets it go on."""
     eval_every: int = Field(default=50, ge=0)
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
     checkpoint_every: int = Field(default=200, ge=0)

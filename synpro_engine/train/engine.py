@@ -40,7 +40,8 @@ class StepResult:
     """What one step did; equal on every rank.
 
     step: steps completed, this one included. loss: sum of the reported losses over the denominator. grad_norm: before
-    clipping. skipped: the gradient was not finite and nothing changed. extras: sums over all micro-batches and ranks.
+    clipping. skipped: loss or gradient was not finite and nothing changed. extras: sums over all micro-batches and
+    ranks.
     """
 
     step: int
@@ -107,12 +108,14 @@ class Engine:
         sums = self._forward_backward(microbatches, loss_fn, denominator)
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
-        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip)
-        self.step_index += 1
         totals = self._over_ranks(sums)
+        loss = totals.pop("loss") / denominator
+        # A loss may overflow in its sum alone, with gradients that look sound.
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip, sound=math.isfinite(loss))
+        self.step_index += 1
         return StepResult(
             step=self.step_index,
-            loss=totals.pop("loss") / denominator,
+            loss=loss,
             grad_norm=grad_norm,
             lr=lr,
             skipped=not updated,

@@ -7,17 +7,17 @@ drops what was recorded after the step it resumes from, so that no step appears 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text
+from synpro_engine.config import UserError, atomic_write_text, json_text
 
 METRICS = "metrics.jsonl"
 
-Value = float | int | str | bool | None
+Value = float | int | str | bool | Mapping[str, Sequence[str]] | None
+"""A mapping: names of things by where they are from."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -69,8 +69,7 @@ class MetricsLog:
         if self._file is None:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3)}
-        record |= {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(json_text(record | dict(values)) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -85,12 +84,8 @@ class MetricsLog:
             self._board.close()
 
 
-def _finite(value: Value) -> Value:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _truncate(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
     kept = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
-    atomic_write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    atomic_write_text(path, "".join(json_text(record) + "\n" for record in kept))

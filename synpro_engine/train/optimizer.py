@@ -80,15 +80,15 @@ def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, l
         group["eps"] = config.eps
 
 
-def update(optimizer: MegatronOptimizer, clip: float) -> tuple[bool, float]:
+def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> tuple[bool, float]:
     """Clip and apply the reduced gradients; (updated, gradient norm before clipping), equal on every rank.
 
-    Gradients that are not finite are dropped: parameters and moments stay as they were. Parameters are gathered
-    before this returns, so whatever reads them next sees the new ones.
+    Gradients that are not finite, or that the caller knows not to be `sound`, are dropped: parameters and moments stay
+    as they were. Parameters are gathered before this returns, so whatever reads them next sees the new ones.
     """
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
-    if not math.isfinite(norm):
+    if not (sound and math.isfinite(norm)):
         return False, norm
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()

@@ -1,27 +1,31 @@
 """Notices that the reference loss has stopped improving and says why in words.
 
-Knows a sequence of (step, loss); does not know models, data, or what happens after a plateau.
+Knows a sequence of (step, loss); does not know models, data, or what happens after a plateau. A loss that rises is a
+plateau, one that leaves all bounds is not: that is `divergence`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from synpro_engine.train.config import PlateauConfig
+from synpro_engine.train.trend import LONGEST, SHORTEST, measure_fall
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlateauDecision:
-    """What ends the run now, if anything, why in one sentence, and the relative improvement that was judged."""
+    """What ends the run now, if anything, why in one sentence, and the improvement per window that was judged."""
 
     kind: Literal["plateau", "budget"] | None
     """`plateau`: the loss no longer improves; `budget`: the detector's limit of steps or tokens; None: go on."""
     reason: str
     improvement: float | None = None
     """None while there are too few evaluations."""
+    evaluations: int = 1
+    """How many of the last ones were looked at."""
 
     @property
     def stop(self) -> bool:
@@ -30,60 +34,92 @@ class PlateauDecision:
 
 
 class PlateauDetector:
-    """Compares the mean of the last `window` losses with the mean of the `window` before them.
+    """Says after each evaluation whether the loss still improves, by the rule that the settings name.
 
-    Means over a window rather than single losses, because evaluation noise of the order of the improvement would end
-    a run at random. The budget is checked first, so that a run with a budget ends even if its loss still falls.
+    The budget is checked first, so that a run with a budget ends even if its loss still falls.
     """
 
     def __init__(self, config: PlateauConfig) -> None:
         self.config = config
         self._losses: list[float] = []
         self._misses = 0
+        self._kept = LONGEST if config.rule == "slope" else 2 * config.window
 
     def update(self, step: int, loss: float, tokens: int = 0) -> PlateauDecision:
-        """Take the loss (nats per token) measured after `step` steps and `tokens` trained tokens."""
-        self._losses = [*self._losses, loss][-2 * self.config.window :]
-        improvement = self._improvement()
-        if improvement is not None:
-            self._misses = 0 if improvement >= self.config.min_improvement else self._misses + 1
-        kind, reason = self._judge(step, tokens, improvement)
-        return PlateauDecision(kind=kind, reason=reason, improvement=improvement)
+        """Take the loss (nats per token, finite or not) measured after `step` steps and `tokens` trained tokens."""
+        self._losses = [*self._losses, loss][-self._kept :]
+        judge = _by_slope if self.config.rule == "slope" else _by_windows
+        found = judge(self._losses, self.config)
+        if found.improvement is not None:
+            self._misses = 0 if found.progress else self._misses + 1
+        kind, reason = self._decide(step, tokens, found.words)
+        return PlateauDecision(
+            kind=kind, reason=reason, improvement=found.improvement, evaluations=found.evaluations or len(self._losses)
+        )
 
-    def _improvement(self) -> float | None:
-        window = self.config.window
-        if len(self._losses) < 2 * window:
-            return None
-        before = math.fsum(self._losses[:window]) / window
-        after = math.fsum(self._losses[window:]) / window
-        if not (math.isfinite(before) and math.isfinite(after)) or before == 0:
-            return -math.inf  # a diverged run makes no progress
-        return (before - after) / abs(before)
-
-    def _judge(
-        self, step: int, tokens: int, improvement: float | None
-    ) -> tuple[Literal["plateau", "budget"] | None, str]:
+    def _decide(self, step: int, tokens: int, words: str) -> tuple[Literal["plateau", "budget"] | None, str]:
         config = self.config
         if config.max_steps is not None and step >= config.max_steps:
             return "budget", f"budget: {step} steps reach the limit of {config.max_steps}"
         if config.max_tokens is not None and tokens >= config.max_tokens:
             return "budget", f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
-        if improvement is None:
-            return None, f"{len(self._losses)} of the {2 * config.window} evaluations needed to judge"
-        compared = (
-            f"mean reference loss of the last {config.window} evaluations improved by {improvement:.3%} "
-            f"on the {config.window} before (needed {config.min_improvement:.3%})"
-        )
         if self._misses >= config.patience:
             times = "once" if self._misses == 1 else f"{self._misses} times in a row"
-            return "plateau", f"plateau at step {step}: {compared}, {times}"
-        return None, compared + (f", miss {self._misses} of {config.patience}" if self._misses else "")
+            return "plateau", f"plateau at step {step}: {words}, {times}"
+        return None, words + (f", miss {self._misses} of {config.patience}" if self._misses else "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data from which an interrupted run goes on deciding the same."""
-        return {"losses": list(self._losses), "misses": self._misses}
+        """Plain data from which an interrupted run goes on deciding the same; null stands for a loss of NaN."""
+        return {
+            "losses": [loss if math.isfinite(loss) else None for loss in self._losses],
+            "misses": self._misses,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._losses = [float(loss) for loss in state["losses"]]
+        self._losses = [math.nan if loss is None else float(loss) for loss in state["losses"]]
         self._misses = int(state["misses"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finding:
+    """Relative improvement a window of evaluations, whether it is progress, in words, and on how many evaluations.
+
+    Without an improvement nothing can be said at this evaluation, for or against.
+    """
+
+    words: str
+    improvement: float | None = None
+    progress: bool = True
+    evaluations: int = 0
+
+
+def _by_slope(losses: Sequence[float], config: PlateauConfig) -> _Finding:
+    """No progress where the whole interval of what a window of evaluations brings lies below what is wanted."""
+    wanted = config.min_improvement / config.window
+    fall = measure_fall(losses, wanted)
+    if fall is None:
+        return _Finding(words=f"fewer than {SHORTEST} evaluations to judge by, or the last one is none")
+    value, low, high = (config.window * share for share in (fall.value, fall.low, fall.high))
+    words = (
+        f"over the last {fall.evaluations} evaluations the reference loss falls by {value:.3%} per {config.window}"
+        f" (interval {low:.3%} to {high:.3%}, noise {fall.noise:.3%}; needed {config.min_improvement:.3%})"
+    )
+    return _Finding(words=words, improvement=value, progress=fall.high >= wanted, evaluations=fall.evaluations)
+
+
+def _by_windows(losses: Sequence[float], config: PlateauConfig) -> _Finding:
+    """No progress where the mean of the last window is not enough below the mean of the one before it."""
+    window = config.window
+    if len(losses) < 2 * window:
+        return _Finding(words=f"{len(losses)} of the {2 * window} evaluations needed to judge")
+    before, after = (math.fsum(part) / window for part in (losses[:window], losses[window:]))
+    improvement = (before - after) / before
+    if not math.isfinite(improvement):
+        return _Finding(words="an evaluation among those to judge by is not finite")
+    words = (
+        f"mean reference loss of the last {window} evaluations improved by {improvement:.3%} on the {window} before"
+        f" (needed {config.min_improvement:.3%})"
+    )
+    enough = improvement >= config.min_improvement
+    return _Finding(words=words, improvement=improvement, progress=enough, evaluations=2 * window)

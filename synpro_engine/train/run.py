@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
@@ -33,7 +35,9 @@ from synpro_engine.train.throughput import Throughput, flops_per_token
 
 CHECKPOINTS = "checkpoints"
 # Settings that a resumed run may change without becoming another run.
-_FREE = ("max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard")
+_FREE = (
+    "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "skip", "divergence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class PretrainResult:
     """How a run ended. `tokens` were trained on in this run; losses are nats per token at its end, by set.
 
     `plateau` is true only where the loss stopped improving, not where a limit of steps or tokens ended the run.
+    `skipped`: steps whose loss or gradient was not finite.
     """
 
     step: int
@@ -48,6 +53,7 @@ class PretrainResult:
     losses: dict[str, float]
     plateau: bool
     reason: str
+    skipped: int
     checkpoint: Path
 
 
@@ -111,6 +117,7 @@ class PretrainRun:
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher = watcher
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
+        self.guard = PretrainGuard(config, model.config.vocab_size)
         self.state = RunProgress()
         flops = flops_per_token(model.config, loader.seq_len)
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
@@ -139,6 +146,9 @@ class PretrainRun:
         self.state = RunProgress(**extra["progress"])
         if self.detector is not None:
             self.detector.load_state_dict(extra["plateau"])
+        if "guard" not in extra:
+            raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
+        self.guard.load_state_dict(extra["guard"])
         self.saved = newest
         say(self.topology, f"{self.directory}: going on from step {self.engine.step_index}")
 
@@ -179,11 +189,19 @@ class PretrainRun:
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
         self.throughput.add(tokens)
-        if result.skipped:
-            say(self.topology, f"step {result.step}: skipped, the gradient is not finite")
         if self.due(self.config.log_every) or result.skipped:
             self._log_step(result, int(labels))
+        if result.skipped:
+            self._log_skipped(result, position)
+        self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return result
+
+    def _log_skipped(self, result: StepResult, position: Mapping[str, Any]) -> None:
+        """Write down which documents a skipped step read: one that does it again and again is among them."""
+        say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
+        if self.topology.is_main:
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
+            self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
 
     def _watching(
         self, position: Mapping[str, Any], microbatches: Sequence[Batch], denominator: int
@@ -202,9 +220,10 @@ class PretrainRun:
         )
 
     def evaluate(self, *, judge: bool) -> None:
-        """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss."""
-        if not self.held_out:
-            return
+        """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss.
+
+        Raises DivergedError where the losses have been out of bounds for too long.
+        """
         with self.throughput.pause():
             losses = {
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
@@ -213,12 +232,18 @@ class PretrainRun:
         step = self.engine.step_index
         self.state.losses, self.state.evaluated_at = losses, step
         values = {f"{name}_loss": loss for name, loss in losses.items()}
-        self.log.write("eval", step, values | {"tokens": self.state.tokens})
+        if losses:
+            self.log.write("eval", step, values | {"tokens": self.state.tokens})
+        out = self.guard.add_evaluation(losses)
         if judge and self.detector is not None:
-            # Rank 0 decides for all: a loss that differed in its last bit would part the ranks.
-            decision = self.detector.update(self.steps_here, losses["reference"], self.state.tokens)
-            decision = broadcast_object(decision, self.topology)
-            self._take_decision(decision)
+            # Out of bounds, a loss says nothing of progress. Rank 0 decides for all: a loss that differed in its last
+            # bit would part the ranks.
+            loss = nan if out else losses["reference"]
+            decision = self.detector.update(self.steps_here, loss, self.state.tokens)
+            self._take_decision(broadcast_object(decision, self.topology))
+        fault = broadcast_object(self.guard.fault(step, last=self.finished), self.topology)
+        if fault is not None:
+            raise DivergedError(fault)
 
     def _take_decision(self, decision: PlateauDecision) -> None:
         self.state.plateau, self.state.budget = decision.kind == "plateau", decision.kind == "budget"
@@ -231,6 +256,7 @@ class PretrainRun:
                 "ended_by": decision.kind,
                 "reason": decision.reason,
                 "improvement": decision.improvement,
+                "evaluations": decision.evaluations,
             },
         )
         if decision.stop:
@@ -246,6 +272,7 @@ class PretrainRun:
             "data": self.loader.state_dict(),
             "progress": asdict(self.state),
             "plateau": None if self.detector is None else self.detector.state_dict(),
+            "guard": self.guard.state_dict(),
         }
         parents = {} if self.start is None else {"start": self.start}
         with self.throughput.pause():
@@ -269,6 +296,7 @@ class PretrainRun:
             losses=dict(state.losses),
             plateau=state.plateau,
             reason=state.reason,
+            skipped=self.guard.skips.in_all,
             checkpoint=path,
         )
 

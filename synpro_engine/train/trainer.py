@@ -40,7 +40,7 @@ def pretrain(
     held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
     its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
     watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
-    checkpoints that do not fit.
+    checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before.
     """
     run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
     resumed = run.begin(keep_optimizer, keep_data_position)
@@ -54,6 +54,6 @@ def pretrain(
             bar.update()
             if run.due(config.eval_every):
                 run.evaluate(judge=True)
-            if run.due(config.checkpoint_every) and not run.finished:
+            if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
                 run.save()
         return run.end()

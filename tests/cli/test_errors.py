@@ -54,6 +54,16 @@ def test_a_fault_of_the_config_names_its_key(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("lr", ["3.0", "1e30"])
+def test_training_that_diverges_is_a_fault_and_no_plateau(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, lr: str
+) -> None:
+    source = f"corpus.source={_documents(tmp_path / 'docs.jsonl')}"
+    line = _refused(capsys, "pretrain", "smoke", f"pretrain.optimizer.lr={lr}", source, "--dir", str(tmp_path / "run"))
+    assert "training diverged at step" in line and f"lower `pretrain.optimizer.lr` ({float(lr):.3g}" in line
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -128,7 +128,7 @@ def test_records_say_what_was_measured(topology: Topology, tmp_path: Path) -> No
 
 
 def test_a_plateau_ends_the_run_and_says_why(topology: Topology, tmp_path: Path) -> None:
-    strict = PlateauConfig(window=1, min_improvement=0.9, patience=2)
+    strict = PlateauConfig(rule="windows", window=1, min_improvement=0.9, patience=2)
     config = CONFIG.model_copy(update={"max_steps": 50, "plateau": strict})
     result = train(topology, tmp_path, config)
     assert result.plateau and result.step == 6 and "plateau at step 6" in result.reason

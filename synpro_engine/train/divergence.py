@@ -1,0 +1,167 @@
+"""Notices that training has gone wrong, and ends it with a line that says where and what to change.
+
+Two ways: steps whose loss or gradient is not finite, which change nothing and are skipped, become too many; or the
+loss leaves all bounds for several evaluations. Knows losses and counts; does not know models, data or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synpro_engine.config import UserError
+from synpro_engine.train.config import DivergenceConfig, SkipConfig, TrainConfig
+
+LR_KEY = "pretrain.optimizer.lr"
+TRAINING = "training"
+"""The loss of the last step, beside those of held-out sets."""
+
+
+class DivergedError(UserError):
+    """Training has diverged."""
+
+
+@dataclass(kw_only=True)
+class SkipGuard:
+    """Counts skipped steps; DivergedError at the one that is too many.
+
+    what: named in the message, as in `pretrain`. lr_key: the setting to lower. Equal on every rank, for steps are.
+    """
+
+    what: str
+    lr_key: str
+    config: SkipConfig = field(default_factory=SkipConfig)
+    in_row: int = 0
+    in_all: int = 0
+    finite: tuple[int, float] | None = None
+    """The last step that was made and its loss."""
+
+    def add(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
+        """Take one step's outcome."""
+        if not skipped:
+            self.in_row, self.finite = 0, (step, loss)
+            return
+        self.in_row, self.in_all = self.in_row + 1, self.in_all + 1
+        limits = self.config
+        if self.in_row > limits.max_in_row:
+            why = f"{self.in_row} steps in a row were skipped (`max_in_row` is {limits.max_in_row})"
+        elif self.in_all > limits.max_in_all:
+            why = f"{self.in_all} steps in all were skipped (`max_in_all` is {limits.max_in_all})"
+        else:
+            return
+        before = (
+            "no step was made before" if self.finite is None else "last made: step {}, loss {:.4g}".format(*self.finite)
+        )
+        raise DivergedError(
+            f"{self.what} diverged at step {step}: {why}, loss {loss:.4g} and gradient norm {grad_norm:.4g} here"
+            f" ({before}); lower `{self.lr_key}` ({lr:.3g} here) or warm up longer"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data from which an interrupted run goes on counting."""
+        return {"in_row": self.in_row, "in_all": self.in_all, "finite": self.finite}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.in_row, self.in_all = int(state["in_row"]), int(state["in_all"])
+        self.finite = None if state["finite"] is None else (int(state["finite"][0]), float(state["finite"][1]))
+
+
+@dataclass(kw_only=True)
+class LossGuard:
+    """Watches evaluated losses.
+
+    One is out of bounds where it is `rise` nats above the best so far, or above both the best and that of uniform
+    guessing, ln V. Evaluation and training must both be so, each measured against its own best: a model that only
+    overfits has a low training loss. A held-out loss that is not finite is out of bounds whatever the others are: a run
+    must not end as if well with a result that is none.
+    """
+
+    config: DivergenceConfig
+    uniform: float
+    """ln of the vocabulary's size, nats."""
+    best: dict[str, float] = field(default_factory=dict)
+    in_row: int = 0
+
+    def add(self, losses: Mapping[str, float]) -> bool:
+        """Take one evaluation's losses by name, nats per token; whether they are out of bounds."""
+        broken = any(not math.isfinite(loss) for name, loss in losses.items() if name != TRAINING)
+        out = broken or (bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items()))
+        for name, loss in losses.items():
+            self.see(name, loss)
+        self.in_row = self.in_row + 1 if out else 0
+        return out
+
+    def see(self, name: str, loss: float) -> None:
+        """Take a loss that may be the best of its name."""
+        if math.isfinite(loss):
+            self.best[name] = min(loss, self.best.get(name, math.inf))
+
+    def fault(self, step: int, losses: Mapping[str, float], *, last: bool) -> str | None:
+        """What to say if the run has to end now; `last`: it ends anyway, so there is nothing to wait for."""
+        if self.in_row < (1 if last else self.config.evaluations):
+            return None
+        shown = ", ".join(f"{name} loss {loss:.4g}" for name, loss in losses.items())
+        best = ", ".join(f"{name} {loss:.4g}" for name, loss in self.best.items()) or "none finite"
+        times = "the last evaluation is" if self.in_row == 1 else f"{self.in_row} evaluations in a row are"
+        return f"diverged at step {step}: {shown}; {times} out of bounds (best: {best}; guessing: {self.uniform:.4g})"
+
+    def _out_of_bounds(self, name: str, loss: float) -> bool:
+        best = self.best.get(name, math.inf)
+        # A hundredth: a run begins about ln V, and the losses of a slow start tremble.
+        return not math.isfinite(loss) or loss > min(best + self.config.rise, max(self.uniform, 1.01 * best))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data from which an interrupted run goes on judging the same."""
+        return {"best": dict(self.best), "in_row": self.in_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.best, self.in_row = dict(state["best"]), int(state["in_row"])
+
+
+class PretrainGuard:
+    """Both guards of a pretraining run, as its settings want them."""
+
+    def __init__(self, config: TrainConfig, vocab_size: int) -> None:
+        self.skips = SkipGuard(what="training", lr_key=LR_KEY, config=config.skip)
+        uniform = math.log(vocab_size)
+        self._bounds = None if config.divergence is None else LossGuard(config=config.divergence, uniform=uniform)
+        self._lr = config.optimizer.lr
+        self._measured: dict[str, float] = {}
+
+    def add_step(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
+        """Take one step's outcome; DivergedError where too many were skipped."""
+        self._measured[TRAINING] = loss
+        if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
+            self._bounds.see(TRAINING, loss)
+        self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
+
+    def add_evaluation(self, losses: Mapping[str, float]) -> bool:
+        """Take held-out losses; whether they and the last step's are out of bounds."""
+        self._measured |= losses
+        return self._bounds is not None and self._bounds.add(self._measured)
+
+    def fault(self, step: int, *, last: bool) -> str | None:
+        """What ends the run at this evaluation, if anything; `last`: it is the last one."""
+        found = None if self._bounds is None else self._bounds.fault(step, self._measured, last=last)
+        return found and f"training {found}; lower `{LR_KEY}` ({self._lr:.3g}) or warm up longer"
+
+    @property
+    def sound(self) -> bool:
+        """Whether the last step was made and the last losses were within bounds."""
+        return self.skips.in_row == 0 and (self._bounds is None or self._bounds.in_row == 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data from which an interrupted run goes on judging the same."""
+        bounds = None if self._bounds is None else self._bounds.state_dict()
+        return {"skips": self.skips.state_dict(), "bounds": bounds, "measured": dict(self._measured)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.skips.load_state_dict(state["skips"])
+        self._measured = {name: math.nan if loss is None else loss for name, loss in state["measured"].items()}
+        if self._bounds is not None and state["bounds"] is not None:
+            self._bounds.load_state_dict(state["bounds"])

@@ -1,0 +1,99 @@
+"""A reward that is no number: named with its source and completion, and it teaches nothing."""
+
+import math
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import Topology
+from synpro_engine.reward import Candidate, Composer
+from synpro_engine.rl.advantages import group_advantages
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.trainer import TuneResult, tune
+from synpro_engine.train.config import SkipConfig
+from synpro_engine.train.divergence import DivergedError
+from synpro_engine.train.metrics import read_metrics
+
+TOY = runpy.run_path(str(Path(__file__).with_name("toy.py")))
+
+
+class Judge:
+    """The share of `a`, but one value for the completions of some sources."""
+
+    name, range = "judge", (0.0, 1.0)
+
+    def __init__(self, value: float, *sources: str) -> None:
+        self._value, self._sources = value, sources
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+        of = [c.parsed.text.count("a") / max(1, len(c.parsed.text)) for c in candidates]
+        return [self._value if c.source in self._sources else v for c, v in zip(candidates, of, strict=True)]
+
+
+def run(topology: Topology, directory: Path, judge: Judge, **settings: Any) -> tuple[TuneResult, Any, Any]:
+    """Tune the toy; its result, and the policy's parameters before and after."""
+    changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4} | settings
+    config = GRPOConfig.model_validate(TOY["CONFIG"].model_dump() | changes)
+    policy, weights = TOY["build"](topology), {"judge": 1.0}
+    reference = prepare_policy(policy, config)
+    before = [p.detach().clone() for p in policy.parameters()]
+    result = tune(
+        config, policy=policy, reference=reference, tokenizer=TOY["Letters"](), operation=TOY["OPERATION"],
+        slices=TOY["SLICES"], scorer=Composer([judge], {"toy": weights}), reward_weights=weights,
+        directory=directory, seed=1,
+    )  # fmt: skip
+    return result, before, [p.detach().clone() for p in policy.parameters()]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.5])
+def test_a_bad_reward_stops_tuning_and_names_reward_source_and_completion(
+    topology: Topology, tmp_path: Path, value: float
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run(topology, tmp_path, Judge(value, "two"))
+    message = str(caught.value)
+    assert message.startswith(f"reward judge is {value:g}, not in its range of 0 to 1 for the completion '")
+    assert "of source d1:0-3" in message and "`tune.toy.bad_reward: drop_group`" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("normalisation", ["group", "per_reward"])
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_a_dropped_group_is_counted_and_the_others_learn(
+    topology: Topology, tmp_path: Path, normalisation: str, aggregation: str
+) -> None:
+    ways = {"normalisation": normalisation, "aggregation": aggregation, "bad_reward": "drop_group"}
+    result, before, after = run(topology, tmp_path, Judge(math.nan, "two"), **ways)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
+    assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "kl", "reward/judge"))
+    assert not any(record["skipped"] for record in records)
+    assert result.first_reward == records[0]["reward"]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    samples = read_metrics(tmp_path / "samples" / "metrics.jsonl")
+    assert {sample["source"] for sample in samples if sample["dropped"]} == {"two"}
+    assert all(sample["reward"] is None and sample["advantage"] == 0.0 for sample in samples if sample["dropped"])
+
+
+def test_without_a_group_left_nothing_is_learnt(topology: Topology, tmp_path: Path) -> None:
+    everything = Judge(math.nan, "one", "two", "three", "four")
+    result, before, after = run(topology, tmp_path, everything, bad_reward="drop_group", steps=1)
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert record["dropped_groups"] == 4.0 and record["reward"] is None and result.first_reward is None
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_tuning_that_diverges_ends_with_a_line_that_names_the_rate(topology: Topology, tmp_path: Path) -> None:
+    optimizer = TOY["CONFIG"].optimizer.model_copy(update={"lr": 1e30}).model_dump()
+    with pytest.raises(DivergedError, match=r"^tuning toy diverged .*step \d+.*lower `tune\.toy\.optimizer\.lr`"):
+        run(topology, tmp_path, Judge(0.0), optimizer=optimizer, steps=20, skip=SkipConfig(max_in_row=2).model_dump())
+
+
+def test_advantages_are_never_made_of_what_is_no_number() -> None:
+    with pytest.raises(AssertionError, match="not finite"):
+        group_advantages(torch.tensor([[0.0, math.nan], [0.0, 1.0]]))

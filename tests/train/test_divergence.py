@@ -1,0 +1,187 @@
+"""Training that goes wrong ends as a fault that says where; a single bad step is skipped, counted and written down."""
+
+import math
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError
+from synpro_engine.data import Batch
+from synpro_engine.dist import Topology
+from synpro_engine.model.build import build_model
+from synpro_engine.model.model import Model
+from synpro_engine.train.config import DivergenceConfig, OptimizerConfig, PlateauConfig, SkipConfig, TrainConfig
+from synpro_engine.train.divergence import DivergedError, LossGuard
+from synpro_engine.train.engine import Engine, LossFn
+from synpro_engine.train.losses import LanguageModelLoss, LossTerms
+from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
+from synpro_engine.train.run import PretrainResult
+from synpro_engine.train.trainer import pretrain
+
+TOY = runpy.run_path(str(Path(__file__).with_name("test_trainer.py")))
+CONFIG: TrainConfig = TOY["CONFIG"].model_copy(update={"max_steps": 12, "eval_every": 4, "plateau": None})
+
+
+class Poison:
+    """Looks on as in-run scores do, and makes the loss of chosen steps NaN."""
+
+    def __init__(self, *steps: int) -> None:
+        self._steps = set(steps)
+
+    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+        self._engine = engine
+
+    def stop(self) -> None:
+        """Nothing to keep."""
+
+    @contextmanager
+    def watching(
+        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+    ) -> Iterator[LossFn[Batch]]:
+        def poisoned(model: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
+            terms = loss_fn(model, hidden_BSH, batch)
+            return replace(terms, objective=terms.objective * math.nan, loss=terms.loss * math.nan)
+
+        yield poisoned if self._engine.step_index + 1 in self._steps else loss_fn
+
+
+def train(topology: Topology, directory: Path, *bad: int, loader: Any = None, **settings: Any) -> PretrainResult:
+    config = CONFIG.model_copy(update=settings)
+    return pretrain(
+        build_model(TOY["SHAPE"], topology), config, loader or TOY["loader_of"](topology), directory,
+        held_out=TOY["held_out"](topology), watcher=Poison(*bad),
+    )  # fmt: skip
+
+
+def kinds(directory: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(directory / METRICS) if record["kind"] == kind]
+
+
+def test_single_bad_steps_are_skipped_counted_and_named_by_their_documents(topology: Topology, tmp_path: Path) -> None:
+    result = train(topology, tmp_path, 3, 7)
+    assert result.step == 12 and result.skipped == 2
+    skipped = kinds(tmp_path, "skipped")
+    assert [record["step"] for record in skipped] == [3, 7] and skipped[0]["loss"] is None
+    loader = TOY["loader_of"](topology)
+    for step in range(1, 8):
+        position = loader.state_dict()
+        tokens = torch.cat([(batch := loader.next_batch()).tokens_BS, batch.labels_BS[:, -1:]], dim=1)
+        if step in (3, 7):
+            record = next(record for record in skipped if record["step"] == step)
+            assert record["documents"] == loader.documents_at(position)
+            text = TOY["corpus"](1)
+            named = [text.document_tokens(int(name)).tolist() for name in record["documents"]["organic"]]
+            assert set(tokens.flatten().tolist()) <= {token for document in named for token in document}
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_before_a_checkpoint_of_them(
+    topology: Topology, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        train(topology, tmp_path, 4, 5, 6, skip=SkipConfig(max_in_row=2), checkpoint_every=1)
+    message = str(caught.value)
+    assert message.startswith(
+        "training diverged at step 6: 3 steps in a row were skipped (`max_in_row` is 2), loss nan"
+    )
+    assert "last made: step 3" in message and "lower `pretrain.optimizer.lr` (0.01 here)" in message
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-00000003"
+
+
+def test_bad_steps_are_counted_over_a_resumption(topology: Topology, tmp_path: Path) -> None:
+    limits = {"skip": SkipConfig(max_in_all=2), "checkpoint_every": 2}
+    loader, left = TOY["loader_of"](topology), iter(range(4))
+    deal = loader.next_batch
+
+    def next_batch() -> Batch:
+        if next(left, None) is None:
+            raise TOY["Killed"]
+        return deal()
+
+    loader.next_batch = next_batch
+    with pytest.raises(TOY["Killed"]):
+        train(topology, tmp_path, 1, 3, 9, loader=loader, **limits)
+    with pytest.raises(DivergedError, match=r"at step 9: 3 steps in all were skipped \(`max_in_all` is 2\)"):
+        train(topology, tmp_path, 1, 3, 9, **limits)
+    assert [record["step"] for record in kinds(tmp_path, "skipped")] == [1, 3, 9]
+
+
+@pytest.mark.parametrize("rule", ["slope", "windows"])
+@pytest.mark.parametrize("lr", [30.0, 1e30])
+def test_a_learning_rate_far_too_high_is_never_a_plateau(
+    topology: Topology, tmp_path: Path, lr: float, rule: Any
+) -> None:
+    strict = PlateauConfig(rule=rule, window=1, min_improvement=0.5)
+    optimizer = OptimizerConfig(lr=lr)
+    with pytest.raises(DivergedError, match=r"^training diverged at step \d+: .*lower `pretrain\.optimizer\.lr`"):
+        train(topology, tmp_path, optimizer=optimizer, plateau=strict, max_steps=100, eval_every=2, z_loss=0.0)
+    assert not any(record["ended_by"] for record in kinds(tmp_path, "plateau"))
+
+
+def test_a_run_that_ends_out_of_bounds_is_a_fault_however_few_its_evaluations(
+    topology: Topology, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match=r"at step 6: .*the last evaluation is out of bounds"):
+        train(topology, tmp_path, optimizer=OptimizerConfig(lr=30.0), max_steps=6, eval_every=0)
+
+
+def test_a_loss_that_overflows_skips_its_step_though_the_gradient_is_finite(topology: Topology) -> None:
+    def overflowing(model: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
+        terms = LanguageModelLoss()(model, hidden_BSH, batch)
+        return replace(terms, loss=terms.loss * math.inf)
+
+    model = build_model(TOY["SHAPE"], topology)
+    engine, before = Engine(model, OptimizerConfig(lr=0.1)), [p.detach().clone() for p in model.parameters()]
+    result = engine.step([TOY["loader_of"](topology).next_batch()], overflowing, denominator=64.0)
+    assert result.skipped and math.isinf(result.loss) and math.isfinite(result.grad_norm)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+UNIFORM = math.log(512)
+
+
+def fault(*evaluations: tuple[float, float], last: bool = False) -> int | None:
+    """Index of the evaluation (training loss, reference loss) that ends a run."""
+    guard = LossGuard(config=DivergenceConfig(), uniform=UNIFORM)
+    guard.see("training", evaluations[0][0])
+    for index, (training, reference) in enumerate(evaluations):
+        losses = {"training": training, "reference": reference}
+        guard.add(losses)
+        if guard.fault(index, losses, last=last and index == len(evaluations) - 1):
+            return index
+    return None
+
+
+def test_only_losses_that_leave_all_bounds_are_divergence() -> None:
+    good = [(3.0, 3.0), (2.5, 2.7)]
+    assert fault(*good, (4.0, 4.0), (4.0, 4.1), (4.2, 4.2)) == 4, "a nat above the best"
+    assert fault(*good, (4.0, 4.0), (2.5, 2.7), (4.2, 4.2), (4.3, 4.2)) is None, "not in a row"
+    assert fault(*good, *[(math.nan, math.nan)] * 3) == 4
+    assert fault(*[(6.2, 6.2)], *[(6.5, 7.0)] * 3) == 3, "above guessing"
+    slow = [(UNIFORM + 0.02 + 0.003 * (-1) ** n, UNIFORM + 0.02 - 0.001 * n) for n in range(10)]
+    assert fault(*slow) is None, "a slow start about ln V"
+    overfit = [(3.0 * 0.7**n, 3.0 + 0.3 * n) for n in range(12)]
+    assert fault(*overfit) is None, "the held-out loss alone"
+    assert fault(*good, *[(math.nan, 2.6)] * 5) is None, "a last step that was skipped"
+    assert fault(*good, *[(2.4, math.nan)] * 5) == 4, "a held-out loss that is none"
+    assert fault(*good, (2.4, math.nan)) is None and fault(*good, (2.4, math.nan), last=True) == 2
+    assert fault(*good, (4.0, 4.0)) is None and fault(*good, (4.0, 4.0), last=True) == 2
+
+
+def test_checkpoints_without_the_counts_are_refused_by_a_line(topology: Topology, tmp_path: Path) -> None:
+    from synpro_engine.train import run
+
+    result = train(topology, tmp_path, max_steps=2)
+    whole = run.load_checkpoint
+    try:
+        run.load_checkpoint = lambda *a, **k: {x: y for x, y in whole(*a, **k).items() if x != "guard"}
+        with pytest.raises(UserError, match="older version"):
+            train(topology, tmp_path, max_steps=4)
+    finally:
+        run.load_checkpoint = whole
+    assert result.skipped == 0
