@@ -12,7 +12,14 @@ from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards
 from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
-from synpro_engine.data.tokenizer import Tokenizer, load_tokenizer
+from synpro_engine.data.tokenizer import (
+    PublishedTokenizer,
+    Tokenizer,
+    check_rows,
+    document_ids,
+    load_tokenizer,
+    start_id,
+)
 from synpro_engine.data.writer import DocumentWriter, write_documents
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "Document",
     "DocumentWriter",
     "HFTokenizer",
+    "PublishedTokenizer",
     "SentencePieceTokenizer",
     "ShardStats",
     "SourceConfig",
@@ -32,9 +40,11 @@ __all__ = [
     "TokenLoader",
     "Tokenizer",
     "cap_documents",
+    "check_rows",
     "chunk_documents",
     "count_documents",
     "cut_spans",
+    "document_ids",
     "documents_of",
     "eval_windows",
     "load_tokenizer",
@@ -47,6 +57,7 @@ __all__ = [
     "split_of",
     "stable_hash",
     "stable_permutation",
+    "start_id",
     "train_sentencepiece",
     "write_documents",
     "write_shards",

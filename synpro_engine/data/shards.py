@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from synpro_engine.config import Config, UserError, atomic_write_text, new_artifact, read_manifest
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
-from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.tokenizer import Tokenizer, document_ids
 
 KIND = "shards"
 # Megatron's index: magic, version, code of the ids' type, sequences, documents + 1; then a length for each sequence.
@@ -71,7 +71,7 @@ def _write(documents: Iterable[Document], tokenizer: Tokenizer, directory: Path)
     count = tokens = text_bytes = 0
     with (directory / _IDS).open("w", encoding="utf-8") as names:
         for document in documents:
-            ids = [*tokenizer.encode(document.text), tokenizer.eos_id]
+            ids = document_ids(tokenizer, document.text)
             builder.add_document(torch.tensor(ids), [len(ids)])
             names.write(json.dumps(document.id, ensure_ascii=False) + "\n")
             count += 1

@@ -84,11 +84,13 @@ def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> No
 
 def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_error() -> None:
     arguments = toy()["SLICES"], toy()["OPERATION"], toy()["Letters"]()
-    lengths = sorted(len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(), 64, seed=0).prompts)
-    some = PromptSource(*arguments, GRPOConfig(max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
+    lengths = sorted(
+        len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(chat_format="plain"), 64, seed=0).prompts
+    )
+    some = PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
     assert 0 < some.left_out < 4 and all(len(p.token_ids) < lengths[-1] for p in some.prompts)
     with pytest.raises(UserError, match=f"`tune.toy.max_prompt_tokens`.*shortest has {lengths[0]}"):
-        PromptSource(*arguments, GRPOConfig(max_prompt_tokens=3), 64, seed=0)
+        PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=3), 64, seed=0)
 
 
 def test_greedy_groups_are_refused() -> None:
