@@ -23,7 +23,7 @@ def _main() -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     request = json.load(sys.stdin)
-    for warm_up in ("{{ messages | tojson }}", "{{ raise_exception('') }}"):  # nothing can be imported afterwards
+    for warm_up in (r"{{ messages | tojson ~ '\n' }}", "{{ raise_exception('') }}"):  # no import works afterwards
         _rendered(_compile_jinja_template(warm_up), {}, {"messages": []})
     _restrict()
     try:

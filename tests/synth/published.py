@@ -42,7 +42,8 @@ _LLAMA31 = """{{- bos_token }}
 {{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
 {{- "Cutting Knowledge Date: 2023\\nToday Date: " + date_string + "\\n\\n" + system + "<|eot_id|>" }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
 """
@@ -70,14 +71,16 @@ _QWEN3 = """{%- for message in messages %}
 _GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
     "{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
     "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
     "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 _MISTRAL = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
@@ -117,7 +120,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "settings": {
             "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_bos_token": False,
             "additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "tokenizer_class": "Qwen2Tokenizer",
-            "chat_template": [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": _CHATML}],
+            "chat_template": [
+                {"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": _CHATML}
+            ],
         },
         "generation": {"eos_token_id": [2, 0], "pad_token_id": 0},
         "ends": ["<|im_end|>", "<|endoftext|>"], "bos": None,
@@ -149,7 +154,7 @@ def write(directory: Path, name: str) -> Path:
     family = FAMILIES[name]
     directory.mkdir(parents=True, exist_ok=True)
     make = _spaced if name in ("gemma", "mistral") else _byte_level
-    made = make(family["special"], first=name == "mistral")
+    made = make(family["special"], name)
     made.add_tokens([AddedToken(token, special=False, normalized=False) for token in family.get("plain", [])])
     if family["bos"]:
         bos = (family["bos"], made.token_to_id(family["bos"]))
@@ -171,10 +176,20 @@ def write(directory: Path, name: str) -> Path:
     return directory
 
 
-def _byte_level(special: list[str], *, first: bool) -> tokenizers.Tokenizer:
-    del first
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _byte_level(special: list[str], name: str) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name.startswith("qwen"):  # transformers' class for these splits in this way, whatever the file says
+        words = pre_tokenizers.Split(tokenizers.Regex(_QWEN_WORDS), "isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -184,8 +199,9 @@ def _byte_level(special: list[str], *, first: bool) -> tokenizers.Tokenizer:
     return made
 
 
-def _spaced(special: list[str], *, first: bool) -> tokenizers.Tokenizer:
-    """Spaces as letters, unknown letters as bytes; `first` puts a space before the text."""
+def _spaced(special: list[str], name: str) -> tokenizers.Tokenizer:
+    """Spaces as letters, unknown letters as bytes; Mistral's puts a space before the text."""
+    first = name == "mistral"
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Replace(" ", "\u2581")
     made.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
@@ -198,11 +214,6 @@ def _spaced(special: list[str], *, first: bool) -> tokenizers.Tokenizer:
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]
     data["pre_tokenizer"] = None
     if first:
-        data["pre_tokenizer"] = {
-            "type": "Metaspace",
-            "replacement": "\u2581",
-            "prepend_scheme": "first",
-            "split": False,
-        }
-        data["normalizer"] = None
+        metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+        data |= {"pre_tokenizer": metaspace, "normalizer": None}
     return tokenizers.Tokenizer.from_str(json.dumps(data))

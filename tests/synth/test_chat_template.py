@@ -1,5 +1,6 @@
 """`chat_format: auto` prompts as transformers does, and no text becomes a token of the chat."""
 
+import functools
 import runpy
 import shutil
 import time
@@ -39,11 +40,16 @@ def _chat(*turns: str, system: str | None = "Be brief.") -> list[ChatMessage]:
     return found if system is None else [ChatMessage(role="system", content=system), *found]
 
 
-def _theirs(name: str, directory: Path, messages: Sequence[ChatMessage], prefill: str) -> list[int]:
-    """transformers' own ids of the same conversation."""
+@functools.cache
+def _auto(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def _theirs(name: str, directory: Path, messages: Sequence[ChatMessage], prefill: str) -> list[int]:
+    """transformers' own ids of the same conversation."""
+    tokenizer = _auto(directory)
     turns = [{"role": m.role, "content": m.content} for m in messages]
     if name in NO_SYSTEM and turns[0]["role"] == "system":
         system, user, *rest = turns
@@ -107,11 +113,9 @@ def test_no_text_becomes_a_token_of_the_chat(family: tuple[str, Path]) -> None:
 
 
 def test_a_begin_of_text_stands_before_texts_once_where_the_model_wants_it(family: tuple[str, Path]) -> None:
-    from transformers import AutoTokenizer
-
     name, directory = family
     tokenizer, bos = load_tokenizer(directory), PUBLISHED["FAMILIES"][name]["bos"]
-    theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    theirs = _auto(directory)
     [document] = [TokenCorpus.from_documents([Document("a", "The mill")], tokenizer).tokens.tolist()]
     assert document == [*theirs("The mill")["input_ids"], tokenizer.eos_id]
     assert start_id(tokenizer) == (tokenizer.eos_id if bos is None else tokenizer.special_id(bos))
@@ -127,7 +131,7 @@ def test_without_a_template_auto_names_the_setting_and_the_choices(tmp_path: Pat
     plain = train_sentencepiece(["the river rose and the mill was lost " * 20], 300, tmp_path / "t.model")
     for tokenizer in (load_tokenizer(directory), plain):
         for ask in (lambda t: render_chat(_chat("x"), "", t), stop_ids):
-            with pytest.raises(UserError, match="`chat_format`: auto needs a chat template.*chatml, olmo2 or plain"):
+            with pytest.raises(UserError, match=r"`chat_format`: auto needs a chat template.*chatml, olmo2 or plain"):
                 ask(tokenizer)
     (directory / "additional_chat_templates").mkdir()
     (directory / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
@@ -153,7 +157,6 @@ def _with_template(directory: Path, template: str) -> PublishedTokenizer:
         ("{{ cycler.__init__.__globals__.os.popen('touch HERE/ran').read() }}", "cannot be used"),
         ("{{ strftime_now.__globals__ }}", "cannot be used"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "it leaves out a message"),
-        ("{{ 'always the same' }}", "it leaves out a message"),
         ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "cannot be used"),
         ("{% for m in messages %}", "cannot be used"),
         ("{{ raise_exception('not today') }}", r"cannot be used \(not today\)"),
@@ -176,8 +179,6 @@ def test_the_date_in_prompts_is_the_same_every_day() -> None:
 
 
 def test_a_sentencepiece_model_takes_a_template_too(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     trained = train_sentencepiece([PUBLISHED["TEXT"] * 9], 400, tmp_path / "t" / "tokenizer.model")
     trained.save(tmp_path / "t")
     (tmp_path / "t" / "chat_template.jinja").write_text(
@@ -185,7 +186,7 @@ def test_a_sentencepiece_model_takes_a_template_too(tmp_path: Path) -> None:
         "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
     )
     tokenizer = load_tokenizer(tmp_path / "t")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "t", local_files_only=True)
+    theirs = _auto(tmp_path / "t")
     turns = [{"role": "user", "content": " The mill  burned."}]
     want = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert render_chat(_chat(" The mill  burned.", system=None), "", tokenizer) == want
