@@ -24,6 +24,8 @@ _SECONDS = 300  # of wall time, far beyond what the renderer may use: starting P
 # What is set around a stand-in to learn how a template trims texts: stripping newlines leaves the space.
 _SPACES = "\n \n"
 _TRIMMED: dict[str, str | None] = {_SPACES: "", " \n": "\n", "\n ": "\n", "": None}
+# What is set behind a stand-in to learn whether a template changes texts inside: escapes them or merges white space.
+_INSIDE = "A\r\n\n  b\t<i> & 'c' \"D\" {e} \u00e9."
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _StandIns:
             request(form, True),
             request(form, True, left=_SPACES),
             request(form, True, right=_SPACES),
+            request(form, True, right=_INSIDE),
             request(form, False),
             request([*form, answer], False),
             request([*form, answer, ("user", (0,))], False),
@@ -128,16 +131,17 @@ class _StandIns:
 
     def read(self, rendered: Sequence[dict[str, str]]) -> ChatLayout:
         """The layout; _Unreadable where the template failed, left a text out or changed one."""
-        texts = [each.get("text") for each in rendered[:5]]
-        for each in rendered[:5]:
+        for each in rendered[:6]:
             if "error" in each:
                 raise _Unreadable(each["error"])
-        plain, left, right, closed, answered = (self._pattern.split(text or "") for text in texts)
+        plain, left, right, inside, closed, answered = (self._pattern.split(each["text"]) for each in rendered[:6])
         missing = {*map(str, range(len(self._names) - 1))} - {*plain[1::2]}
         if missing:
             raise _Unreadable("it leaves out a message")
         if not plain[1::2] == left[1::2] == right[1::2]:
             raise _Unreadable("it changes with the texts")
+        if inside != [f"{_INSIDE}{piece}" if at and at % 2 == 0 else piece for at, piece in enumerate(plain)]:
+            raise _Unreadable("it changes the texts")
         slots = []
         for at in range(1, len(plain), 2):
             before, after = left[at - 1].removeprefix(plain[at - 1]), right[at + 1].removesuffix(plain[at + 1])
@@ -150,8 +154,8 @@ class _StandIns:
         # A template without a way to open an answer (Mistral's) still shows what stands before one.
         continued = opened if plain != closed or answered[1:at:2] != plain[1::2] else _alternating(answered[:at], slots)
         endings = [answered[at + 1]]
-        if "text" in rendered[5]:
-            further = self._pattern.split(rendered[5]["text"])
+        if "text" in rendered[6]:
+            further = self._pattern.split(rendered[6]["text"])
             endings += [further[i + 1] for i, number in enumerate(further) if i % 2 and number == answer]
         return ChatLayout(opened=opened, continued=continued, endings=tuple(endings))
 

@@ -146,21 +146,29 @@ def _with_template(directory: Path, template: str) -> PublishedTokenizer:
     return load_tokenizer(directory)
 
 
+HOSTILE = [
+    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more time or memory"),
+    ("{{ cycler.__init__.__globals__.os.popen('touch HERE/ran').read() }}", "cannot be used"),
+    ("{% for m in messages %}{{ m.content | replace('\n\n', '\n') }}{% endfor %}", "it changes the texts"),
+    ("{{ raise_exception('not today') }}", r"cannot be used \(not today\)"),
+]
+# Each starts a process, so the many are for the long run of tests.
+MORE_HOSTILE = [
+    ("{{ 'x' * 10**10 }}", "cannot be used"),
+    ("{% for m in messages %}{{ m.content }}{{ 'x' * 10**7 }}{% endfor %}", "it writes too much"),
+    ("{% include '/etc/passwd' %}", "cannot be used"),
+    ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "cannot be used"),
+    ("{{ strftime_now.__globals__ }}", "cannot be used"),
+    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "it leaves out a message"),
+    ("{% for m in messages %}{{ m.content | escape }}{% endfor %}", "it changes the texts"),
+    ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "it changes the texts"),
+    ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "cannot be used"),
+    ("{% for m in messages %}", "cannot be used"),
+]
+
+
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more time or memory"),
-        ("{{ 'x' * 10**10 }}", "cannot be used"),
-        ("{% for m in messages %}{{ m.content }}{{ 'x' * 10**7 }}{% endfor %}", "it writes too much"),
-        ("{% include '/etc/passwd' %}", "cannot be used"),
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "cannot be used"),
-        ("{{ cycler.__init__.__globals__.os.popen('touch HERE/ran').read() }}", "cannot be used"),
-        ("{{ strftime_now.__globals__ }}", "cannot be used"),
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "it leaves out a message"),
-        ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "cannot be used"),
-        ("{% for m in messages %}", "cannot be used"),
-        ("{{ raise_exception('not today') }}", r"cannot be used \(not today\)"),
-    ],
+    ("template", "message"), [*HOSTILE, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_HOSTILE)]
 )
 def test_a_hostile_or_broken_template_is_a_line_and_runs_nothing(tmp_path: Path, template: str, message: str) -> None:
     tokenizer = _with_template(tmp_path / "t", template.replace("HERE", str(tmp_path)))
