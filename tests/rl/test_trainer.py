@@ -74,7 +74,7 @@ def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topo
 
 
 def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> None:
-    config = GRPOConfig(prompts_per_step=3)
+    config = GRPOConfig(prompts_per_step=3, chat_format="plain")
     source = PromptSource(toy()["SLICES"], toy()["OPERATION"], toy()["Letters"](), config, 64, seed=2)
     keys = [prompt.key for step in range(4) for prompt in source.at(step)]
     for epoch in range(3):
