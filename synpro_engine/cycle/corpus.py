@@ -14,13 +14,16 @@ from pydantic import Field
 from synpro_engine.config import Config, UserError
 from synpro_engine.data import (
     Document,
+    PublishedTokenizer,
     Split,
     SplitConfig,
     TokenCorpus,
     TokenFiles,
     Tokenizer,
     cap_documents,
+    check_rows,
     chunk_documents,
+    document_ids,
     documents_of,
     load_tokenizer,
     open_shards,
@@ -81,7 +84,7 @@ def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
     return open_shards(shards_path(stage, name), tokenizer)
 
 
-def open_tokenizer(stage: Path) -> Tokenizer:
+def open_tokenizer(stage: Path) -> PublishedTokenizer:
     """The tokenizer that the `tokenize` stage stored."""
     return load_tokenizer(stage / "tokenizer")
 
@@ -100,7 +103,7 @@ def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, s
         # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
         splits["train"] = _capped(splits["train"], corpus.max_train_tokens, seed, words)
         words = _obtain_tokenizer(into, tokenizer, splits["train"])
-    _check_rows(words, vocab_size)
+    check_rows(words, vocab_size, "`model.vocab_size`")
     for split, documents in splits.items():
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
         kept = documents if budget is None else _capped(documents, budget, seed, words)
@@ -113,7 +116,7 @@ def _copy_shards(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, s
     if tokenizer.path is None:
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
     words = _obtain_tokenizer(into, tokenizer, [])
-    _check_rows(words, vocab_size)
+    check_rows(words, vocab_size, "`model.vocab_size`")
     source = TokenFiles(shard_paths(corpus), words)
     for split in _SPLITS:
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
@@ -128,11 +131,6 @@ def _copy_shards(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, s
 def shard_paths(corpus: CorpusConfig) -> tuple[str, ...]:
     """The paths that `corpus.shards` gives."""
     return (corpus.shards,) if isinstance(corpus.shards, str) else corpus.shards or ()
-
-
-def _check_rows(words: Tokenizer, vocab_size: int) -> None:
-    if words.vocab_size > vocab_size:
-        raise UserError(f"`model.vocab_size`: {vocab_size} rows are too few for a tokenizer of {words.vocab_size} ids")
 
 
 def _pieces(corpus: CorpusConfig) -> Iterable[Document]:
@@ -167,4 +165,4 @@ def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Docum
 
 
 def _capped(documents: list[Document], budget: int, seed: int, tokenizer: Tokenizer) -> list[Document]:
-    return cap_documents(documents, budget, seed, lambda d: len(tokenizer.encode(d.text)) + 1)
+    return cap_documents(documents, budget, seed, lambda d: len(document_ids(tokenizer, d.text)))

@@ -17,7 +17,7 @@ from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
 from synpro_engine.cycle.weights import load_model
-from synpro_engine.data import read_documents
+from synpro_engine.data import read_documents, start_id
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import Diversity, measure_diversity
@@ -106,7 +106,7 @@ def _influence(
     """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
     dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens)
     theta = load_model(pair[0], topology, dtype)
-    influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=words.eos_id)
+    influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(words))
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
     sources = source_texts(tokens)
     found = {}

@@ -18,7 +18,7 @@ from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.probe import is_tangent, load_probe
 from synpro_engine.cycle.synthesis import TOKENIZER
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
-from synpro_engine.data import Tokenizer, load_tokenizer
+from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
 from synpro_engine.train.checkpoint import KIND as CHECKPOINT
@@ -78,13 +78,9 @@ class Pair:
         Raises UserError where the two do not fit each other, the tokenizer or the layout.
         """
         theta = load_model(self.theta, topology, self.dtype)
-        rows, ids = theta.config.vocab_size, self.tokenizer.vocab_size
-        if ids > rows:
-            raise UserError(
-                f"{self.theta}: has {rows} embeddings, too few for a tokenizer of {ids} ids; see --tokenizer"
-            )
+        check_rows(self.tokenizer, theta.config.vocab_size, str(self.theta), "; see --tokenizer")
         probe = load_probe(self.probe, theta, self.dtype)
-        return build_estimator(config, theta, probe, start_id=self.tokenizer.eos_id, keep=0)
+        return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0)
 
 
 def recorded_tokenizer(weights: Path) -> Path:

@@ -13,7 +13,18 @@ from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_pa
 from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
-from synpro_engine.data import Document, Tokenizer, load_tokenizer, read_documents, stable_hash, write_shards
+from synpro_engine.data import (
+    Document,
+    PublishedTokenizer,
+    Tokenizer,
+    check_rows,
+    document_ids,
+    load_tokenizer,
+    read_documents,
+    stable_hash,
+    start_id,
+    write_shards,
+)
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import TextInfluence, build_estimator, text_likelihood
 from synpro_engine.model.build import build_model
@@ -22,7 +33,16 @@ from synpro_engine.reward import Composer, build_composer
 from synpro_engine.rl.reference import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
-from synpro_engine.synth import Slice, generate_corpus, operation_named, read_yield, work_list
+from synpro_engine.synth import (
+    GenerateConfig,
+    Slice,
+    generate_corpus,
+    operation_named,
+    read_yield,
+    render_chat,
+    stop_ids,
+    work_list,
+)
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.run import CHECKPOINTS
@@ -52,21 +72,26 @@ def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -
     if generator.model is not None:
         model = build_model(generator.model, topology, dtype=dtype, seed=recipe.seed + 1)
         tokenizer = open_tokenizer(tokens)
-        if tokenizer.vocab_size > generator.model.vocab_size:
-            raise UserError(
-                f"`generator.model.vocab_size`: {generator.model.vocab_size} rows are too few for a tokenizer of"
-                f" {tokenizer.vocab_size} ids"
-            )
     else:
         imported = import_model(
             generator.source, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=generator.seq_len
         )
         model, tokenizer = imported.model, load_tokenizer(imported.tokenizer)
+    check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
+    on_main(topology, lambda: _check_prompts(recipe.generate, tokenizer))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
     save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
 
 
-def generator_tokenizer(base: Path) -> Tokenizer:
+def _check_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> None:
+    """Ask for each operation once, so that a chat format that cannot be had is told of before anything is trained."""
+    for name in config.operations:
+        operation = operation_named(name, prefill=config.prefill)
+        render_chat(operation.messages("A text."), operation.prefill, tokenizer, config.chat_format)
+    stop_ids(tokenizer, config.chat_format)
+
+
+def generator_tokenizer(base: Path) -> PublishedTokenizer:
     """The tokenizer that the `import` stage stored."""
     return load_tokenizer(base / TOKENIZER)
 
@@ -80,12 +105,12 @@ def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Compose
     if recipe.reward.uses("influence"):
         theta = load_model(inputs.theta, topology, dtype)
         probe = load_probe(inputs.probe, theta, dtype)
-        influence = build_estimator(recipe.influence, theta, probe, start_id=words.eos_id)
+        influence = build_estimator(recipe.influence, theta, probe, start_id=start_id(words))
         same = own.fingerprint == words.fingerprint
         influence_of = TextInfluence(influence, words.encode, same_tokenizer=same)
     if recipe.reward.uses("quality"):
         judge = load_model(inputs.base, topology, dtype)
-        likelihood_of = text_likelihood(judge, own.encode, start_id=own.eos_id)
+        likelihood_of = text_likelihood(judge, own.encode, start_id=start_id(own))
     return build_composer(recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 
 
@@ -156,7 +181,7 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
         if not any(found.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         for name, documents in found.items():
-            counts[name] = sum(len(tokenizer.encode(document.text)) + 1 for document in documents)
+            counts[name] = sum(len(document_ids(tokenizer, document.text)) for document in documents)
         write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
         atomic_write_text(into / "tokens.json", json_text(counts, indent=2) + "\n")
 

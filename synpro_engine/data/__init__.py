@@ -13,7 +13,14 @@ from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, t
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
 from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
 from synpro_engine.data.token_files import TokenDocument, TokenFiles, find_files
-from synpro_engine.data.tokenizer import Tokenizer, load_tokenizer
+from synpro_engine.data.tokenizer import (
+    PublishedTokenizer,
+    Tokenizer,
+    check_rows,
+    document_ids,
+    load_tokenizer,
+    start_id,
+)
 from synpro_engine.data.writer import DocumentWriter, write_documents
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "Document",
     "DocumentWriter",
     "HFTokenizer",
+    "PublishedTokenizer",
     "SentencePieceTokenizer",
     "ShardStats",
     "SourceConfig",
@@ -35,9 +43,11 @@ __all__ = [
     "TokenLoader",
     "Tokenizer",
     "cap_documents",
+    "check_rows",
     "chunk_documents",
     "count_documents",
     "cut_spans",
+    "document_ids",
     "documents_of",
     "eval_windows",
     "find_files",
@@ -51,6 +61,7 @@ __all__ = [
     "split_of",
     "stable_hash",
     "stable_permutation",
+    "start_id",
     "train_sentencepiece",
     "write_documents",
     "write_shards",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synpro_engine.data.documents import Document
-from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.tokenizer import Tokenizer, document_ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ class TokenCorpus:
     def from_documents(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> TokenCorpus:
         """Tokenise a small corpus without files."""
         kept = list(documents)
-        ids = [[*tokenizer.encode(document.text), tokenizer.eos_id] for document in kept]
+        ids = [document_ids(tokenizer, document.text) for document in kept]
         return cls(
             tokens=np.array([id for document in ids for id in document], dtype=np.int32),
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),

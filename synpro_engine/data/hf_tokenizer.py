@@ -6,60 +6,83 @@ back exactly is the vocabulary's affair: SmolLM2's, for one, has no token for 21
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
+from synpro_engine.data.tokenizer_files import TokenizerFiles, read_text
 
-_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 _USUAL_PAD = ("<|pad|>", "<|padding|>", "<pad>", "[PAD]")
 
 
 class HFTokenizer:
-    """A `tokenizers` tokenizer behind the Tokenizer protocol."""
+    """A `tokenizers` tokenizer behind the PublishedTokenizer protocol."""
 
-    def __init__(self, source: str, eos: str, pad: str, chat_template: str | None = None) -> None:
-        """`source` is the text of a tokenizer.json; `eos` and `pad` are among its tokens; the template is only kept."""
-        self._source, self._eos, self._pad, self._chat_template = source, eos, pad, chat_template
-        tokenizer = tokenizers.Tokenizer.from_str(_with_special(source, (eos, pad)))
+    def __init__(self, source: str, eos: str, pad: str, files: TokenizerFiles | None = None) -> None:
+        """`source` is the text of a tokenizer.json; `eos` and `pad` are among its tokens; `files` lay beside it."""
+        self.files = files or TokenizerFiles(place=Path())
+        self._source, self._eos, self._pad = source, eos, pad
+        data, known = json.loads(source), _vocabulary(source)
+        listed = {entry["content"] for entry in data.get("added_tokens") or [] if entry["special"]}
+        bos = self.files.token("bos_token")
+        named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in known)
+        self._marked = source if listed.issuperset(named) else _with_special(data, known, named)
+        tokenizer = _bare(self._marked)
         # Without this the library cuts special tokens out of the text; with it their letters are plain text.
         tokenizer.encode_special_tokens = True
-        # A file may ask for cut or padded results (sentence-embedding models do).
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._special = {t.content: id for id, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-        self._forbidden = frozenset(self._special.values()) - {_unknown_id(tokenizer)}
-        cuts = (f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in self._special if len(t) > 1)
-        self._inside_special = re.compile("|".join(cuts))
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {token.content: id for id, token in added.items() if token.special}
+        unknown = _unknown_id(tokenizer)
+        self._forbidden = frozenset(self._special.values()) - {unknown}
+        self._inside_special = _inside(self._special)
+        # A template's own tokens need not be marked special: Qwen3's `<think>` is not.
+        templates = "\0".join(self.files.chat_templates.values())
+        spelt = {t.content: id for id, t in added.items() if t.content in templates and not t.content.isspace()}
+        self._control = self._special | spelt
+        self.control_ids = frozenset(self._control.values()) - {unknown}
         self.eos_id, self.pad_id = self._special[eos], self._special[pad]
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.fingerprint = hashlib.sha256(f"{source}|{eos}|{pad}".encode()).hexdigest()
+        self._named_bos_id = self._special.get(bos or "")
+        self.bos_id = self._named_bos_id if _wants_bos(self.files, tokenizer, self._named_bos_id) else None
+        self.end_ids = self.files.end_ids
+        self.vocab_size = max(known.values()) + 1
+        # What goes beyond the file's own special tokens decides ids too.
+        more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
+        self.fingerprint = hashlib.sha256("|".join((source, eos, pad, *more)).encode()).hexdigest()
 
     @classmethod
     def from_file(cls, path: Path, *, eos: str | None = None, pad: str | None = None) -> Self:
         """Read a tokenizer.json; eos and pad come from the arguments, the files beside it, or the usual names."""
-        source = _read_text(path)
+        source, files = read_text(path), TokenizerFiles.read(path.parent)
         try:
-            known = tokenizers.Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
+            known = _vocabulary(source)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
-        eos = eos or _configured(path.parent, "eos_token") or next((t for t in _USUAL_EOS if t in known), None)
+        chosen = {"eos_token": eos, "pad_token": pad}
+        eos = eos or files.token("eos_token") or next((t for t in _USUAL_EOS if t in known), None)
         if eos is None:
             raise UserError(f"{path}: no end-of-document token is named or recognised; name one")
-        pad = pad or _configured(path.parent, "pad_token") or next((t for t in _USUAL_PAD if t in known), eos)
-        for token in (eos, pad):
+        usual = files.token("pad_token") or next((t for t in _USUAL_PAD if t in known), None)
+        for token in (eos, pad or usual or eos):
             if token not in known:
                 raise UserError(f"{path}: token {token!r} is not in the vocabulary")
-        return cls(source, eos, pad, _configured(path.parent, "chat_template"))
+        return cls(source, eos, pad or usual or eos, files.naming({"eos_token": eos, "pad_token": usual}, chosen))
+
+    @property
+    def model_ids(self) -> dict[str, Any]:
+        """Ids for a model's config.json (see the protocol); one that no file names is None."""
+        pad_id = None if self.files.token("pad_token") is None else self.pad_id
+        named = {"bos_token_id": self._named_bos_id, "eos_token_id": self.eos_id, "pad_token_id": pad_id}
+        return named | self.files.model_ids
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` (see the protocol)."""
@@ -75,6 +98,46 @@ class HFTokenizer:
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, parts: Sequence[str]) -> list[int]:
+        """Return the ids of a rendered prompt (see the protocol)."""
+        wanted = self._controls(id for part in parts[::2] for id in self._markup([part]))
+        # As one string, which is how models saw it; only where plain text spells a token is it cut inside that.
+        chunks = [""]
+        for number, part in enumerate(parts):
+            first, *rest = self._inside_control.split(part) if number % 2 else [part]
+            chunks[-1] += first
+            chunks += rest
+        ids = self._markup(chunks)
+        if self._controls(ids) != wanted:  # spelt across a border, or only after normalisation
+            ways = (lambda markup: self._markup(["", markup])), self._kept_plain
+            ids = [id for number, part in enumerate(parts) for id in ways[number % 2](part)]
+        if self._controls(ids) != wanted:
+            raise UserError(f"{self.files.place}: this tokenizer cannot keep text from becoming tokens of its chats")
+        return ids
+
+    def _kept_plain(self, text: str) -> list[int]:
+        return [id for piece in self._inside_control.split(text) for id in self.encode(piece)]
+
+    def _controls(self, ids: Iterable[int]) -> list[int]:
+        return [id for id in ids if id in self.control_ids]
+
+    def _markup(self, chunks: Sequence[str]) -> list[int]:
+        """The ids of chunks in which tokens are spelt; a later chunk reads as it does in the middle of a text."""
+        first, *rest = chunks
+        ids = self._reader.encode(first, add_special_tokens=False).ids
+        for chunk in rest:
+            ids += self._reader.encode(self._eos + chunk, add_special_tokens=False).ids[1:]
+        return ids
+
+    @functools.cached_property
+    def _reader(self) -> tokenizers.Tokenizer:
+        """A second tokenizer, which does read special tokens; only prompts need it."""
+        return _bare(self._marked)
+
+    @functools.cached_property
+    def _inside_control(self) -> re.Pattern[str]:
+        return _inside(self._control)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` (see the protocol)."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
@@ -84,54 +147,47 @@ class HFTokenizer:
         return self._special.get(literal)
 
     def save(self, directory: Path) -> Path:
-        """Write `tokenizer.json` and `tokenizer_config.json` into `directory`; transformers reads them too."""
+        """Write `tokenizer.json` and what lay beside it into `directory`; transformers reads them too."""
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / "tokenizer.json"
         atomic_write_text(file, self._source)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eos, "pad_token": self._pad}
-        settings |= {"chat_template": self._chat_template} if self._chat_template else {}
-        atomic_write_text(directory / _CONFIG_FILES[0], json_text(settings, ensure_ascii=False, indent=2) + "\n")
+        self.files.write(directory)
         return file
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+def _vocabulary(source: str) -> dict[str, int]:
+    return tokenizers.Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
 
 
-def _configured(directory: Path, key: str) -> str | None:
-    """The text that the files beside tokenizer.json give for `eos_token`, `pad_token` or `chat_template`."""
-    for name in _CONFIG_FILES:
-        file = directory / name
-        if file.is_file():
-            try:
-                value: Any = json.loads(_read_text(file)).get(key)
-            except (ValueError, AttributeError):
-                raise UserError(f"{file}: not a JSON object") from None
-            token = value.get("content") if isinstance(value, dict) else value
-            if key == "chat_template" and isinstance(value, list):
-                return None  # several named templates; none is used here
-            if token is not None and not isinstance(token, str):
-                raise UserError(f"{file}: `{key}` must be a string")
-            if token:
-                return token
-    return None
+def _bare(source: str) -> tokenizers.Tokenizer:
+    """Without the cutting and padding that a file may ask for (sentence-embedding models' do)."""
+    tokenizer = tokenizers.Tokenizer.from_str(source)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _with_special(source: str, tokens: Sequence[str]) -> str:
+def _inside(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches, at no width, behind the first character of each of `tokens`."""
+    cuts = (f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in tokens if len(t) > 1)
+    return re.compile("|".join(cuts) or "(?!)")
+
+
+def _wants_bos(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer, bos_id: int | None) -> bool:
+    """Whether texts begin with BOS: as the settings say, else as the file's post-processor does it."""
+    if bos_id is None or files.adds_bos is not None:
+        return bos_id is not None and bool(files.adds_bos)
+    return tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+
+
+def _with_special(data: dict[str, Any], known: Mapping[str, int], tokens: Iterable[str]) -> str:
     """Mark `tokens` as special, whatever the file says: one that is not would be made from text."""
-    data = json.loads(source)
-    added = {entry["content"]: entry for entry in data.get("added_tokens") or []}
+    added = {entry["content"]: dict(entry) for entry in data.get("added_tokens") or []}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     for token in tokens:
-        if token not in added:
-            id = tokenizers.Tokenizer.from_str(source).token_to_id(token)
-            added[token] = {"id": id, "content": token, **plain}
-        added[token]["special"] = True
-    data["added_tokens"] = sorted(added.values(), key=lambda entry: entry["id"])
-    return json_text(data, ensure_ascii=False)
+        added.setdefault(token, {"id": known[token], "content": token, **plain})["special"] = True
+    marked = data | {"added_tokens": sorted(added.values(), key=lambda entry: entry["id"])}
+    return json_text(marked, ensure_ascii=False)
 
 
 def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int | None:

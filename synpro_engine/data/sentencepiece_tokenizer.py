@@ -9,12 +9,14 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sentencepiece
 
 from synpro_engine.config import UserError, partial_path
+from synpro_engine.data.tokenizer_files import TokenizerFiles
 
 # SentencePiece writes spaces as this character, so the character itself would come back as a space.
 _SPACE_MARK = "\u2581"
@@ -23,22 +25,31 @@ _SMALLEST = 300  # 256 bytes, three special tokens and some characters
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model behind the Tokenizer protocol."""
+    """A SentencePiece model behind the PublishedTokenizer protocol."""
 
-    def __init__(self, model: bytes, eos_id: int, pad_id: int) -> None:
+    def __init__(self, model: bytes, eos_id: int, pad_id: int, files: TokenizerFiles | None = None) -> None:
         self._model = model
+        self.files = files or TokenizerFiles(place=Path())
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.vocab_size = self._processor.get_piece_size()
-        self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}".encode()).hexdigest()
+        self.bos_id = self._processor.bos_id() if self._processor.bos_id() >= 0 and _wants_bos(self.files) else None
+        self.end_ids = self.files.end_ids
+        begin = "" if self.bos_id is None else f"|bos {self.bos_id}"
+        self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}{begin}".encode()).hexdigest()
         self._special = frozenset(id for id in range(self.vocab_size) if self._is_special(id))
         mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         # A model without byte fallback has no way to tell the mark from a space; it keeps its own reading.
         self._mark_ids = mark if self._processor.unk_id() not in mark else None
+        self._control = {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_control(id)}
+        self.control_ids = frozenset(self._control.values())
+
+    def _is_control(self, id: int) -> bool:
+        return self._processor.is_control(id)
 
     def _is_special(self, id: int) -> bool:
-        return self._processor.is_control(id) or self._processor.is_unknown(id)
+        return self._is_control(id) or self._processor.is_unknown(id)
 
     @classmethod
     def from_file(cls, path: Path, *, eos: str | None = None, pad: str | None = None) -> Self:
@@ -52,7 +63,12 @@ class SentencePieceTokenizer:
         pad_id = processor.pad_id() if pad is None else _control_id(processor, pad, path)
         if eos_id < 0:
             raise UserError(f"{path}: the model has no end-of-sentence token; name one that ends documents")
-        return cls(model, eos_id, pad_id if pad_id >= 0 else eos_id)
+        files = TokenizerFiles.read(path.parent, vocabularies=False)
+        if files.settings:
+            found = {"eos_token": processor.id_to_piece(eos_id), "pad_token": None}
+            found |= {"pad_token": processor.id_to_piece(pad_id)} if pad_id >= 0 else {}
+            files = files.naming(found, {"eos_token": eos, "pad_token": pad})
+        return cls(model, eos_id, pad_id if pad_id >= 0 else eos_id, files)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` (see the protocol)."""
@@ -73,12 +89,62 @@ class SentencePieceTokenizer:
         id = self._processor.piece_to_id(literal)
         return id if self._processor.is_control(id) else None
 
+    @property
+    def model_ids(self) -> dict[str, Any]:
+        """Ids for a model's config.json (see the protocol); one that the model does not have is None."""
+        found = {"bos_token_id": self._processor.bos_id(), "pad_token_id": self._processor.pad_id()}
+        own: dict[str, Any] = {key: id if id >= 0 else None for key, id in found.items()}
+        own |= {"eos_token_id": self.eos_id} | ({} if self.pad_id == self.eos_id else {"pad_token_id": self.pad_id})
+        return own | self.files.model_ids
+
+    def encode_prompt(self, parts: Sequence[str]) -> list[int]:
+        """Return the ids of a rendered prompt (see the protocol); UserError for a model that puts a space first."""
+        if self._puts_a_space_first:
+            raise UserError(
+                f"{self.files.place}: tokenizer.model alone does not tell how chats are spaced; save this tokenizer"
+                " with transformers (save_pretrained), which writes tokenizer.json"
+            )
+        tokens = re.compile(f"({'|'.join(map(re.escape, self._control))})")
+        ids, text = [], ""
+        for number, part in enumerate(parts):
+            for place, piece in enumerate([part] if number % 2 else tokens.split(part)):
+                if place % 2:
+                    ids += [*self.encode(text), self._control[piece]]
+                text = "" if place % 2 else text + piece
+        return ids + self.encode(text)
+
+    @property
+    def _puts_a_space_first(self) -> bool:
+        return self._processor.id_to_piece(self._processor.encode("a")[0]).startswith(_SPACE_MARK)
+
     def save(self, directory: Path) -> Path:
-        """Write `tokenizer.model` into `directory`."""
+        """Write `tokenizer.model`, and what lay beside it or else a tokenizer_config.json, into `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / "tokenizer.model"
         _write_bytes(file, self._model)
+        files = self.files if self.files.settings else replace(self.files, settings=self._settings())
+        files.write(directory)
         return file
+
+    def _settings(self) -> dict[str, Any]:
+        """What makes transformers read the model as it is: no space added, no token before or after a text."""
+        ids = {"bos_token": self._processor.bos_id(), "eos_token": self.eos_id, "unk_token": self._processor.unk_id()}
+        ids["pad_token"] = self._processor.pad_id() if self.pad_id == self.eos_id else self.pad_id
+        return {
+            "tokenizer_class": "LlamaTokenizer",
+            **{key: self._processor.id_to_piece(id) if id >= 0 else None for key, id in ids.items()},
+            "add_prefix_space": self._puts_a_space_first,
+            "legacy": False,
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+        }
+
+
+def _wants_bos(files: TokenizerFiles) -> bool:
+    """As the settings say; where they do not, as the classes of transformers that they may name do."""
+    usual = str(files.settings.get("tokenizer_class")).startswith(("Llama", "CodeLlama", "Gemma"))
+    return usual if files.adds_bos is None else files.adds_bos
 
 
 def _control_id(processor: sentencepiece.SentencePieceProcessor, literal: str, path: Path) -> int:

@@ -27,7 +27,7 @@ from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.megatron_index import open_megatron
 from synpro_engine.data.token_files import TokenDocument, check_ids
-from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.tokenizer import Tokenizer, document_ids
 from synpro_engine.data.writer import DocumentWriter
 
 KIND = "shards"
@@ -59,7 +59,7 @@ def write_shards(
     Ids are stored as uint16 where the vocabulary is below 65,500, else int32. The directory appears whole or
     not at all; an older one is replaced. Raises UserError when there is no document.
     """
-    encoded = (_Tokens(d.id, tokenizer.encode(d.text), len(d.text.encode())) for d in documents)
+    encoded = (_Tokens(d.id, document_ids(tokenizer, d.text), len(d.text.encode())) for d in documents)
     return _write_artifact(encoded, tokenizer, path, parents, seed)
 
 
@@ -81,13 +81,13 @@ def write_token_shards(
                 text = tokenizer.decode(ids)
                 if text.strip():
                     writer.write(Document(document.id, text))
-                    yield _Tokens(document.id, ids, len(text.encode()))
+                    yield _Tokens(document.id, [*ids, tokenizer.eos_id], len(text.encode()))
 
         return _write_artifact(decoded(), tokenizer, path, None, seed)
 
 
 class _Tokens(NamedTuple):
-    """A document on its way into a shard, without its EOS; bytes of its text in UTF-8."""
+    """A document on its way into a shard, with its EOS; bytes of its text in UTF-8."""
 
     id: str
     ids: list[int]
@@ -118,11 +118,10 @@ def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) 
     count = tokens = text_bytes = 0
     with (directory / _IDS).open("w", encoding="utf-8") as names:
         for document in documents:
-            ids = [*document.ids, tokenizer.eos_id]
-            builder.add_document(torch.tensor(ids), [len(ids)])
+            builder.add_document(torch.tensor(document.ids), [len(document.ids)])
             names.write(json_text(document.id, ensure_ascii=False) + "\n")
             count += 1
-            tokens += len(ids)
+            tokens += len(document.ids)
             text_bytes += document.text_bytes
     builder.finalize(f"{prefix}.idx")
     return ShardStats(

@@ -5,11 +5,12 @@ Knows the two kinds there are; knows nothing of models. No tokenizer here ever t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from synpro_engine.config import UserError
+from synpro_engine.data.tokenizer_files import TokenizerFiles
 
 
 class Tokenizer(Protocol):
@@ -31,6 +32,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def bos_id(self) -> int | None:
+        """The id that models of this tokenizer expect before each text; None where they expect none."""
+        ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer by the generation settings published with the tokenizer; often none."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of whatever decides the ids. Token files carry it and refuse another tokenizer."""
         ...
@@ -48,11 +59,62 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, directory: Path) -> Path:
-        """Write files into `directory` from which `load_tokenizer(directory)` makes an equal tokenizer."""
+        """Write files into `directory` from which `load_tokenizer(directory)` makes an equal tokenizer.
+
+        transformers' AutoTokenizer reads them too. What was published beside the tokenizer is among them.
+        """
         ...
 
 
-def load_tokenizer(path: str | Path, *, eos: str | None = None, pad: str | None = None) -> Tokenizer:
+class PublishedTokenizer(Tokenizer, Protocol):
+    """A tokenizer that came from files: it may have a chat template, and knows the tokens that one is made of."""
+
+    @property
+    def files(self) -> TokenizerFiles:
+        """What was published beside it."""
+        ...
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids that only a template may write: special tokens, and added ones that the chat template spells."""
+        ...
+
+    @property
+    def model_ids(self) -> Mapping[str, Any]:
+        """`bos_token_id`, `eos_token_id` and `pad_token_id` as a model's config.json states them."""
+        ...
+
+    def encode_prompt(self, parts: Sequence[str]) -> list[int]:
+        """Return the ids of a rendered prompt: parts[0], parts[2], ... are a template's, the others plain text.
+
+        Tokens spelt within a template's parts are tokens; within plain text and across a border they are not.
+        """
+        ...
+
+
+def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a document as models are trained on it: with its end, and its begin where the tokenizer has one."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [*begin, *tokenizer.encode(text), tokenizer.eos_id]
+
+
+def start_id(tokenizer: Tokenizer) -> int:
+    """The id that stands before a text's first token in training: its begin, else the end of the one before."""
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def check_rows(tokenizer: Tokenizer, rows: int, place: str, hint: str = "") -> None:
+    """Refuse a model whose embedding has fewer rows than the tokenizer has ids; UserError begins with `place`.
+
+    More rows than ids are usual (padding): those are never drawn, for samplers get `vocab_size` as their limit.
+    """
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{place}: {rows} rows of the embedding are too few for a tokenizer of {tokenizer.vocab_size} ids{hint}"
+        )
+
+
+def load_tokenizer(path: str | Path, *, eos: str | None = None, pad: str | None = None) -> PublishedTokenizer:
     """Load a SentencePiece `*.model`, a Hugging Face `tokenizer.json` (any `*.json`), or a directory with either.
 
     `eos` and `pad` name the tokens to use where the files do not tell, or tell something else.

@@ -10,34 +10,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
 
 _PREFIX = "tokenizer.ggml."
+# Our names for the special tokens, and the file's; `eot` ends a turn of a chat.
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
 _CONTROL, _USER_DEFINED = 3, 4
 
 Metadata = Callable[[str], Any]
 
 
 def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` into `directory`.
+    """Write `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` into `directory`.
 
     `find` gives the metadata of the GGUF file at `path` by key, None where there is none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokens = _need(path, find, "tokens")
-    eos_id = int(_need(path, find, "eos_token_id"))
-    pad_id = find(f"{_PREFIX}padding_token_id")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": tokens[eos_id],
-        "pad_token": tokens[eos_id if pad_id is None else int(pad_id)],
-    }
+    ids = {key: find(f"{_PREFIX}{name}_token_id") for key, name in _NAMED.items()}
+    _need(path, find, "eos_token_id")
+    for key, id in ids.items():
+        if id is not None and not 0 <= id < len(tokens):
+            raise UserError(f"{path}: `{_PREFIX}{_NAMED[key]}_token_id` = {id} is not among {len(tokens)} tokens")
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {f"{key}_token": tokens[id] for key, id in ids.items() if id is not None and key != "eot"}
+    settings["add_bos_token"] = bool(find(f"{_PREFIX}add_bos_token"))
     template = find("tokenizer.chat_template")
     settings |= {"chat_template": template} if template else {}
+    ends = sorted({ids[key] for key in ("eos", "eot") if ids[key] is not None})
+    generation = {f"{key}_token_id": ids[key] for key in ("bos", "pad")} | {
+        "eos_token_id": ends if len(ends) > 1 else ends[0]
+    }
     atomic_write_text(directory / "tokenizer.json", build_tokenizer(path, find).to_str())
-    atomic_write_text(directory / "tokenizer_config.json", json_text(settings, ensure_ascii=False, indent=2) + "\n")
+    for name, content in (("tokenizer_config", settings), ("generation_config", generation)):
+        atomic_write_text(directory / f"{name}.json", json_text(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
@@ -53,6 +61,10 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, split])
     tokenizer.decoder = decoders.ByteLevel()
+    bos_id = find(f"{_PREFIX}bos_token_id")
+    if find(f"{_PREFIX}add_bos_token") and bos_id is not None:
+        bos = (words[bos_id], bos_id)
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     for word, kind_of_token in zip(words, _need(path, find, "token_type"), strict=True):
         if kind_of_token in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(word, special=kind_of_token == _CONTROL, normalized=False)])

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from synpro_engine.config import UserError, atomic_write_text, check_replaceable, json_text, new_artifact, validate
-from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.tokenizer import PublishedTokenizer
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
@@ -102,7 +102,7 @@ def import_hf(
     return Imported(model, directory)
 
 
-def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
+def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedTokenizer) -> dict[str, Any]:
     """config.json as transformers 4 and 5 read it."""
     data: dict[str, Any] = {
         "architectures": [_ARCHITECTURE[config.family]],
@@ -123,15 +123,13 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer) -> 
         "hidden_act": "silu",
         "attention_bias": False,
         "torch_dtype": str(dtype).removeprefix("torch."),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
+        **tokenizer.model_ids,
     }
     return data | ({"mlp_bias": False} if config.family == "llama" else {})
 
 
 def export_hf(
-    model: Model, directory: Path, tokenizer: Tokenizer, *, parents: Mapping[str, Path] | None = None
+    model: Model, directory: Path, tokenizer: PublishedTokenizer, *, parents: Mapping[str, Path] | None = None
 ) -> None:
     """Write `directory` for transformers: config.json, safetensors in the model's dtype, tokenizer files.
 
@@ -156,7 +154,7 @@ def _write_directory(
     directory: Path,
     model: Model,
     tensors: Iterator[tuple[str, torch.Tensor]],
-    tokenizer: Tokenizer,
+    tokenizer: PublishedTokenizer,
     parents: Mapping[str, Path],
 ) -> None:
     settings = hf_config(model.config, model.dtype, tokenizer)

@@ -86,7 +86,11 @@ def write_tensors(
     for name, tensor in tensors:
         held[name] = tensor.to("cpu").contiguous()
         if name in files:  # the last tensor of its file
-            save_file(held, directory / names[name], metadata={"format": "pt"})
+            file = directory / names[name]
+            file.touch()
+            mode = file.stat().st_mode  # as everything else here: the library's own files are for their owner alone
+            save_file(held, file, metadata={"format": "pt"})
+            file.chmod(mode)
             held = {}
     if many:
         weight_map = {tensor: names[last] for last, held_there in files.items() for tensor in held_there}

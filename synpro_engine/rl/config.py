@@ -70,7 +70,7 @@ class GRPOConfig(Config):
     keep_truncated: bool = False
     """Read an answer that ran out of tokens as if it had ended there (else it earns nothing)."""
     chat_format: ChatFormat = "auto"
-    """Layout of the prompt; `auto` is ChatML where the tokenizer has its tokens, else plain text."""
+    """Layout of the prompt; `auto` is the tokenizer's own chat template, `chatml`, `olmo2` and `plain` need none."""
 
     checkpoint_every: int = Field(default=20, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from synpro_engine.config import UserError
-from synpro_engine.data import Tokenizer
+from synpro_engine.data import PublishedTokenizer, Tokenizer
+from synpro_engine.synth.chat_template import ChatLayout, Slot, chat_layout
 
 ChatFormat = Literal["auto", "chatml", "olmo2", "plain"]
 _START, _END = "<|im_start|>", "<|im_end|>"
@@ -30,25 +31,44 @@ def render_chat(
 ) -> list[int]:
     """The ids of `messages` followed by an assistant turn that begins with `prefill` and is left open.
 
-    `auto` is ChatML where the tokenizer has its tokens, else plain text with headed turns, which any
-    tokenizer can spell. Raises UserError for `chatml` with a tokenizer that lacks the tokens.
+    `auto` is the tokenizer's own chat template, as transformers renders it; the other formats need none, and put the
+    tokenizer's begin-of-text token first where it has one. Raises UserError for `auto` without a (usable) template and
+    for `chatml` with a tokenizer that lacks its tokens.
     """
-    return _LAYOUTS[_resolve(chat_format, tokenizer)](messages, prefill, tokenizer)
+    if chat_format == "auto":
+        own, layout = _template_layout(tokenizer, [message.role for message in messages])
+        texts = [message.content for message in messages]
+        pieces = layout.continued if prefill else layout.opened
+        parts = [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces]
+        return own.encode_prompt([*parts, prefill, ""])
+    ids = _LAYOUTS[chat_format](messages, prefill, tokenizer)
+    return ids if tokenizer.bos_id in (None, ids[0]) else [tokenizer.bos_id, *ids]
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat = "auto") -> frozenset[int]:
-    """The ids that end an assistant's turn: the end of document, and of the message where there is such a token."""
-    ids = {tokenizer.eos_id}
-    if _resolve(chat_format, tokenizer) == "chatml":
+    """The ids that end an assistant's turn: end of document, those of the generation settings, and the layout's."""
+    ids = {tokenizer.eos_id, *tokenizer.end_ids}
+    if chat_format == "auto":
+        own, layout = _template_layout(tokenizer, ["user"])
+        for markup in layout.endings:
+            # The first token after an answer ends it: where a layout has no end, the next turn's begin.
+            ids.update([id for id in own.encode_prompt([markup]) if id in own.control_ids][:1])
+    if chat_format == "chatml":
         ids.add(_chat_ids(tokenizer)[1])
     return frozenset(ids)
 
 
-def _resolve(chat_format: ChatFormat, tokenizer: Tokenizer) -> ChatFormat:
-    if chat_format != "auto":
-        return chat_format
-    has_tokens = all(tokenizer.special_id(literal) is not None for literal in (_START, _END))
-    return "chatml" if has_tokens else "plain"
+def _template_layout(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[PublishedTokenizer, ChatLayout]:
+    files = getattr(tokenizer, "files", None)
+    if files is None or not files.chat_templates:
+        raise UserError(
+            "`chat_format`: auto needs a chat template, and this tokenizer has none; choose chatml, olmo2 or plain"
+        )
+    if "default" not in files.chat_templates:
+        names = ", ".join(sorted(files.chat_templates))
+        raise UserError(f"`chat_format`: none of the tokenizer's chat templates ({names}) is called default")
+    own = cast(PublishedTokenizer, tokenizer)
+    return own, chat_layout(files.chat_templates["default"], files.template_variables, roles)
 
 
 def _chat_ids(tokenizer: Tokenizer) -> tuple[int, int]:

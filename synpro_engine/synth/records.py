@@ -58,9 +58,11 @@ def read_answer(
     operation: Operation, source: str, completion: Completion, tokenizer: Tokenizer, *, keep_truncated: bool
 ) -> Candidate:
     """Read a completion of `source`: text of the prefill and the tokens, then the operation's parser."""
-    raw = operation.prefill + tokenizer.decode(completion.token_ids)
-    parsed = operation.parse(raw, finished=completion.finished or keep_truncated)
+    # Without the stop id, which has text where a vocabulary does not mark it special.
     ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+    # Decoded behind the prefill: many decoders drop the space that a text begins with.
+    raw = tokenizer.decode([*tokenizer.encode(operation.prefill), *ids])
+    parsed = operation.parse(raw, finished=completion.finished or keep_truncated)
     # Equal text is not enough: decoding drops special ids and repairs broken bytes.
     spelt = parsed.ok and tokenizer.encode(parsed.text) == list(ids)
     return Candidate(

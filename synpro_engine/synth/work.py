@@ -41,7 +41,7 @@ class GenerateConfig(Config):
     keep_truncated: bool = False
     """Read an answer that ran out of tokens as if it had ended there."""
     chat_format: ChatFormat = "auto"
-    """Layout of the prompt; `auto` is ChatML where the tokenizer has its tokens, else plain text."""
+    """Layout of the prompt; `auto` is the tokenizer's own chat template, `chatml`, `olmo2` and `plain` need none."""
     batch_prompts: int = Field(default=16, gt=0)
     """Prompts generated together and put on disk together; a kill loses at most these."""
 

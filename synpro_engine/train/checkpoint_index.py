@@ -55,6 +55,7 @@ def read_index(directory: Path) -> Metadata:
     the data files beside it.
     """
     path = directory / _INDEX
+    index = None
     try:
         index = _IndexReader(io.BytesIO(path.read_bytes())).load()
         fault = _fault(index, directory)
@@ -62,7 +63,7 @@ def read_index(directory: Path) -> Metadata:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from None
     except UNREADABLE as error:
         fault = first_line(error)
-    if fault is not None:
+    if fault is not None or not isinstance(index, Metadata):
         raise UserError(f"{path}: not the index of a checkpoint ({fault})")
     return index
 

@@ -41,7 +41,7 @@ def test_a_generator_is_used_with_the_prompt_it_was_tuned_on() -> None:
 
 
 class _Letters:
-    vocab_size, eos_id, pad_id, fingerprint = 128, 0, 0, "letters"
+    vocab_size, eos_id, pad_id, bos_id, fingerprint = 128, 0, 0, None, "letters"
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]

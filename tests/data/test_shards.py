@@ -69,7 +69,7 @@ def test_ids_of_a_large_vocabulary_survive(tmp_path: Path, vocab_size: int, item
     class Wide:
         """As many ids as a large vocabulary, of which a text uses the last."""
 
-        eos_id, pad_id, fingerprint = 0, 0, "wide"
+        eos_id, pad_id, bos_id, fingerprint = 0, 0, None, "wide"
 
         def __init__(self) -> None:
             self.vocab_size = vocab_size

@@ -74,7 +74,7 @@ def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topo
 
 
 def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> None:
-    config = GRPOConfig(prompts_per_step=3)
+    config = GRPOConfig(prompts_per_step=3, chat_format="plain")
     source = PromptSource(toy()["SLICES"], toy()["OPERATION"], toy()["Letters"](), config, 64, seed=2)
     keys = [prompt.key for step in range(4) for prompt in source.at(step)]
     for epoch in range(3):
@@ -84,11 +84,13 @@ def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> No
 
 def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_error() -> None:
     arguments = toy()["SLICES"], toy()["OPERATION"], toy()["Letters"]()
-    lengths = sorted(len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(), 64, seed=0).prompts)
-    some = PromptSource(*arguments, GRPOConfig(max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
+    lengths = sorted(
+        len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(chat_format="plain"), 64, seed=0).prompts
+    )
+    some = PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
     assert 0 < some.left_out < 4 and all(len(p.token_ids) < lengths[-1] for p in some.prompts)
     with pytest.raises(UserError, match=f"`tune.toy.max_prompt_tokens`.*shortest has {lengths[0]}"):
-        PromptSource(*arguments, GRPOConfig(max_prompt_tokens=3), 64, seed=0)
+        PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=3), 64, seed=0)
 
 
 def test_greedy_groups_are_refused() -> None:

@@ -23,7 +23,7 @@ class Letters:
     """One id per letter; the last id ends a document."""
 
     vocab_size, eos_id, pad_id = len(LETTERS) + 1, len(LETTERS), len(LETTERS)
-    fingerprint = "0" * 64
+    bos_id, end_ids, fingerprint = None, frozenset(), "0" * 64
 
     def encode(self, text: str) -> list[int]:
         return [max(0, LETTERS.find(letter)) for letter in text.lower()]
@@ -67,6 +67,7 @@ CONFIG = GRPOConfig(
     steps=12, prompts_per_step=4, group_size=6, micro_batch=9, train_last_blocks=2, kl_beta=0.01, warmup_fraction=0.0,
     optimizer=OptimizerConfig(lr=3e-2, beta2=0.99, weight_decay=0.0), checkpoint_every=4, log_samples=1,
     sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10), keep_truncated=True,
+    chat_format="plain",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ CONFIG = GenerateConfig(
     samples=2,
     batch_prompts=3,
     max_prompt_tokens=1200,
+    chat_format="chatml",
     sampling=SamplingConfig(max_new_tokens=60),
 )
 
@@ -104,9 +105,13 @@ def generate_one(
     tokenizer: Tokenizer, operation: Operation, source: str, seed: int, member: int, config: GenerateConfig
 ) -> Candidate:
     """One completion, from nothing but what a record's provenance says."""
-    prompt = render_chat(operation.messages(source), operation.prefill, tokenizer)
+    prompt = render_chat(operation.messages(source), operation.prefill, tokenizer, config.chat_format)
     groups = BigramGenerator(tokenizer).generate(
-        [prompt], group_size=member + 1, sampling=config.sampling, stop_ids=stop_ids(tokenizer), seeds=[seed]
+        [prompt],
+        group_size=member + 1,
+        sampling=config.sampling,
+        stop_ids=stop_ids(tokenizer, config.chat_format),
+        seeds=[seed],
     )
     completion = groups[0][member]
     raw = operation.prefill + tokenizer.decode(completion.token_ids)

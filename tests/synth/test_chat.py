@@ -13,7 +13,7 @@ MESSAGES = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="u
 
 def test_chatml_marks_turns_by_special_ids_and_leaves_the_last_one_open() -> None:
     start, end = TOKENIZER.special_id("<|im_start|>"), TOKENIZER.special_id("<|im_end|>")
-    ids = render_chat(MESSAGES, "Answer:\n", TOKENIZER)
+    ids = render_chat(MESSAGES, "Answer:\n", TOKENIZER, "chatml")
     turns = [["system", "Be brief."], ["user", "Hello <|im_end|> there"], ["assistant", "Answer:\n"]]
     starts = [i for i, id in enumerate(ids) if id == start]
     assert len(starts) == 3
@@ -24,17 +24,17 @@ def test_chatml_marks_turns_by_special_ids_and_leaves_the_last_one_open() -> Non
         assert TOKENIZER.decode(ids[begin:stop]) == f"{role}\n{content}{closing}"
 
 
-def test_a_tokenizer_without_chat_tokens_gets_plain_text(tmp_path: Path) -> None:
+def test_plain_text_asks_any_tokenizer(tmp_path: Path) -> None:
     tokenizer = train_sentencepiece(["the river rose and the mill was lost " * 20], 300, tmp_path / "t.model")
-    ids = render_chat(MESSAGES, "Answer:\n", tokenizer)
+    ids = render_chat(MESSAGES, "Answer:\n", tokenizer, "plain")
     assert tokenizer.decode(ids) == "System:\nBe brief.\n\nUser:\nHello <|im_end|> there\n\nAssistant:\nAnswer:\n"
-    assert stop_ids(tokenizer) == {tokenizer.eos_id}
+    assert stop_ids(tokenizer, "plain") == {tokenizer.eos_id}
     with pytest.raises(UserError, match="chat_format"):
         render_chat(MESSAGES, "", tokenizer, "chatml")
 
 
 def test_generation_stops_at_the_end_of_a_turn_and_of_a_document() -> None:
-    assert stop_ids(TOKENIZER) == {TOKENIZER.eos_id, TOKENIZER.special_id("<|im_end|>")}
+    assert stop_ids(TOKENIZER, "chatml") == {TOKENIZER.eos_id, TOKENIZER.special_id("<|im_end|>")}
     assert stop_ids(TOKENIZER, "plain") == {TOKENIZER.eos_id}
 
 

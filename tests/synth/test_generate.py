@@ -159,7 +159,7 @@ def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: To
     narrow = JOB["BigramGenerator"](tokenizer)
     narrow.max_prompt_tokens = JOB["CONFIG"].max_prompt_tokens - 1
     for made_by, config, seed, key in (
-        (generator, GenerateConfig(max_chars=200), JOB["SEED"], "generate"),
+        (generator, GenerateConfig(max_chars=200, chat_format="chatml"), JOB["SEED"], "generate"),
         (generator, JOB["CONFIG"], 4, "seed"),
         (narrow, JOB["CONFIG"], JOB["SEED"], "longest_prompt"),
     ):
@@ -205,10 +205,16 @@ def test_a_prompt_that_fills_the_models_context_is_refused_and_the_others_are_an
 ) -> None:
     tokenizer, operation = JOB["make_tokenizer"](), operation_named("rephrase")
     config = GenerateConfig(
-        operations=("rephrase",), max_chars=300, batch_prompts=3, sampling=SamplingConfig(max_new_tokens=2)
+        operations=("rephrase",),
+        chat_format="chatml",
+        max_chars=300,
+        batch_prompts=3,
+        sampling=SamplingConfig(max_new_tokens=2),
     )
     items = work_list(JOB["make_documents"](), config, 0)
-    length = {i.key: len(render_chat(operation.messages(i.slice.text), operation.prefill, tokenizer)) for i in items}
+    length = {
+        i.key: len(render_chat(operation.messages(i.slice.text), operation.prefill, tokenizer, "chatml")) for i in items
+    }
     seq_len = sorted(length.values())[len(items) // 2] + 1  # the middle one just leaves room for a token
     report = generate_corpus(
         tmp_path / "corpus", JOB["make_documents"](), _tiny_sampler(topology, seq_len), tokenizer, config, topology,
@@ -223,8 +229,8 @@ def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topolo
     tokenizer = JOB["make_tokenizer"]()
     sampler = _tiny_sampler(topology, 1024)
     config = GenerateConfig(
-        operations=("rephrase",), max_chars=150, max_slices=5, batch_prompts=2, keep_truncated=True,
-        sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
+        operations=("rephrase",), chat_format="chatml", max_chars=150, max_slices=5, batch_prompts=2,
+        keep_truncated=True, sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
     )  # fmt: skip
     generate_corpus(
         tmp_path / "corpus", JOB["make_documents"](), sampler, tokenizer, config, topology,
@@ -237,8 +243,8 @@ def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topolo
         operation = operation_named(origin["operation"])
         source = TEXTS[origin["source"]][origin["start"] : origin["end"]]
         [[alone]] = sampler.generate(
-            [render_chat(operation.messages(source), operation.prefill, tokenizer)],
-            group_size=1, sampling=SamplingConfig(**origin["sampling"]), stop_ids=stop_ids(tokenizer),
+            [render_chat(operation.messages(source), operation.prefill, tokenizer, "chatml")],
+            group_size=1, sampling=SamplingConfig(**origin["sampling"]), stop_ids=stop_ids(tokenizer, "chatml"),
             seeds=[origin["seed"]], vocab_limit=tokenizer.vocab_size,
         )  # fmt: skip
         assert operation.parse(operation.prefill + tokenizer.decode(alone.token_ids)).text == record["text"]

@@ -1,0 +1,167 @@
+"""What is published beside a tokenizer: its settings, chat templates and generation settings, kept as they came.
+
+Knows the names and shapes of these files; knows neither vocabularies nor how a template is rendered. Nothing found
+here is run: code that a file asks for (`auto_map`) is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import UserError, atomic_write_text, json_text
+
+SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
+_TOKENS, _TEMPLATE, _TEMPLATES = "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates"
+# Other forms of a vocabulary that tokenizer.json holds too: converters to other formats ask for them.
+_VOCABULARIES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+_END, _IDS = "eos_token_id", ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """The files beside a tokenizer. `settings`, `tokens` and `generation` are JSON objects, empty where not there."""
+
+    place: Path
+    """The directory they lie in, for messages."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    """Chat templates that are files, by their names relative to the directory."""
+    vocabularies: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path, *, vocabularies: bool = True) -> TokenizerFiles:
+        """Read what there is; without `vocabularies` those stay. UserError names the file that is damaged."""
+        templates = [directory / _TEMPLATE, *sorted((directory / _TEMPLATES).glob("*.jinja"))]
+        carried = [directory / name for name in _VOCABULARIES if vocabularies]
+        settings = _read_object(directory / SETTINGS)
+        settings.pop("auto_map", None)  # names Python files, which are not carried along
+        return cls(
+            place=directory,
+            settings=settings,
+            tokens=_read_object(directory / _TOKENS),
+            generation=_read_object(directory / GENERATION) or _generation_of_model(directory),
+            templates={str(file.relative_to(directory)): read_text(file) for file in templates if file.is_file()},
+            vocabularies={file.name: file.read_bytes() for file in carried if file.is_file()},
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write them all into `directory`."""
+        objects = {SETTINGS: self.settings, _TOKENS: self.tokens, GENERATION: self.generation}
+        for name, content in objects.items():
+            if content:
+                atomic_write_text(directory / name, json_text(content, ensure_ascii=False, indent=2) + "\n")
+        for name, text in self.templates.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            atomic_write_text(directory / name, text)
+        for name, data in self.vocabularies.items():
+            (directory / name).write_bytes(data)
+
+    def naming(self, found: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> TokenizerFiles:
+        """The same with tokens (`eos_token`, ...) named: the `chosen` ones, and those `found` that no file names."""
+        settings, tokens = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}, dict(self.tokens)
+        for key, token in found.items():
+            if name := chosen[key] or (token if self.token(key) is None else None):
+                settings[key] = name
+                tokens |= {key: name} if key in tokens else {}
+        return replace(self, settings=settings, tokens=tokens)
+
+    def token(self, key: str) -> str | None:
+        """The text of the token that `key` (`eos_token`, ...) names; UserError where it is no text."""
+        for name, content in ((SETTINGS, self.settings), (_TOKENS, self.tokens)):
+            value = _content(content.get(key))
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"{self.place / name}: `{key}` must be a string")
+            if value:
+                return value
+        return None
+
+    @property
+    def extra_tokens(self) -> list[str]:
+        """The tokens that are listed as special besides the named ones."""
+        listed: list[Any] = []
+        for content in (self.settings, self.tokens):
+            for key in ("additional_special_tokens", "extra_special_tokens"):
+                value = content.get(key) or []
+                listed += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        return [token for token in map(_content, listed) if isinstance(token, str)]
+
+    @property
+    def template_variables(self) -> dict[str, str]:
+        """The named special tokens, as chat templates use them (`bos_token`, ...)."""
+        keys = [key for content in (self.tokens, self.settings) for key in content if key.endswith("_token")]
+        found = {key: _content(self.settings.get(key)) or _content(self.tokens.get(key)) for key in keys}
+        return {key: value for key, value in found.items() if isinstance(value, str)}
+
+    @property
+    def chat_templates(self) -> dict[str, str]:
+        """The templates by name; files go before the settings' entry. UserError for an entry that is none."""
+        if self.templates:
+            return {"default" if name == _TEMPLATE else Path(name).stem: text for name, text in self.templates.items()}
+        entry = self.settings.get("chat_template")
+        if entry is None or isinstance(entry, str):
+            return {"default": entry} if entry else {}
+        try:
+            named = {each["name"]: each["template"] for each in entry}
+        except (TypeError, KeyError):
+            named = {}
+        if not named or not all(isinstance(text, str) for pair in named.items() for text in pair):
+            raise UserError(f"{self.place / SETTINGS}: `chat_template` must be text or a list of named templates")
+        return named
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer by the generation settings; UserError where they are no ids."""
+        value = self.generation.get(_END)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(id) is int and id >= 0 for id in ids):
+            raise UserError(f"{self.place / GENERATION}: `{_END}` must be an id or a list of ids")
+        return frozenset(ids)
+
+    @property
+    def model_ids(self) -> dict[str, Any]:
+        """`bos_token_id`, `eos_token_id` and `pad_token_id` of the generation settings, those there are."""
+        return {key: self.generation[key] for key in _IDS if key in self.generation}
+
+    @property
+    def adds_bos(self) -> bool | None:
+        """Whether the settings put a begin-of-text token before each text; None where they do not say."""
+        value = self.settings.get("add_bos_token")
+        return value if isinstance(value, bool) else None
+
+
+def read_text(path: Path) -> str:
+    """A file's text; UserError when it cannot be read or is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def _generation_of_model(directory: Path) -> dict[str, Any]:
+    """What transformers takes from a model's config.json where there are no generation settings."""
+    config = _read_object(directory / "config.json")
+    found = {key: config[key] for key in _IDS if config.get(key) is not None} if "model_type" in config else {}
+    return {"_from_model_config": True, **found} if found else {}
+
+
+def _content(value: Any) -> Any:
+    """Tokens stand in these files as text or as an object with flags."""
+    return value.get("content") if isinstance(value, dict) else value
