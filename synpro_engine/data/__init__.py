@@ -1,8 +1,8 @@
 """Text on its way to batches: documents, splits, tokenizers, token shards, mixtures, loaders with exact resume."""
 
-from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans, origin_id
+from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans
 from synpro_engine.data.corpus import TokenCorpus
-from synpro_engine.data.documents import BadDocument, Document, count_documents, read_documents
+from synpro_engine.data.documents import BadDocument, Document, ReadConfig, count_documents, read_documents
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
@@ -10,8 +10,10 @@ from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards
-from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
+from synpro_engine.data.sources import Source, find_source, walk_files
+from synpro_engine.data.split import Split, SplitConfig, split_of, text_key
 from synpro_engine.data.tokenizer import Tokenizer, load_tokenizer
 from synpro_engine.data.writer import DocumentWriter, write_documents
 
@@ -23,8 +25,11 @@ __all__ = [
     "Document",
     "DocumentWriter",
     "HFTokenizer",
+    "ReadConfig",
+    "SeenKeys",
     "SentencePieceTokenizer",
     "ShardStats",
+    "Source",
     "SourceConfig",
     "Split",
     "SplitConfig",
@@ -35,19 +40,20 @@ __all__ = [
     "chunk_documents",
     "count_documents",
     "cut_spans",
-    "documents_of",
     "eval_windows",
+    "find_source",
     "load_tokenizer",
     "mixture_weights",
     "open_shards",
-    "origin_id",
     "read_documents",
     "read_shard_stats",
     "repetition_mask",
     "split_of",
     "stable_hash",
     "stable_permutation",
+    "text_key",
     "train_sentencepiece",
+    "walk_files",
     "write_documents",
     "write_shards",
 ]
