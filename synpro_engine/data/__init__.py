@@ -9,8 +9,8 @@ from synpro_engine.data.hf_tokenizer import HFTokenizer
 from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.repetition import repetition_mask
-from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.seen import SeenKeys
+from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards
 from synpro_engine.data.sources import Source, find_source, walk_files
 from synpro_engine.data.split import Split, SplitConfig, split_of, text_key

@@ -1,4 +1,4 @@
-"""Lines of plain, gzip, bzip2, xz and Zstandard files, as bytes; a damaged or cut-off file is an error, never a shorter one.
+"""Lines of plain and compressed files, as bytes; a damaged or cut-off file is an error, never a shorter file.
 
 Knows compression and line ends; does not know what a line says.
 """
@@ -19,7 +19,7 @@ from synpro_engine.config import UserError
 
 COMPRESSED = (".zst", ".zstd", ".gz", ".bz2", ".xz")
 _CHUNK = 1 << 16
-# What the format allows: dumps packed with `zstd --long=31` have such a window. The memory is used as far as text fills it.
+# What the format allows and `zstd --long=31` writes. Memory is used as far as the text fills the window.
 _LARGEST_WINDOW = 1 << 31
 _DAMAGE = (zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
 

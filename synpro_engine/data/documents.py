@@ -129,9 +129,7 @@ def count_documents(source: str | Path | Source) -> int:
     return count_records(source if isinstance(source, Source) else find_source(source))
 
 
-def _judge(
-    record: Record, *, source: Source, reading: ReadConfig, parse: Callable[[str], object]
-) -> Document | None:
+def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callable[[str], object]) -> Document | None:
     """The document of a record; None for a line that turns out to be blank (a byte-order mark, Unicode spaces)."""
     fields: object = record.content
     if isinstance(fields, bytes):
@@ -231,5 +229,7 @@ def _checked(value: str, path: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no UTF-8 file and no tokenizer can hold
-        raise _Fault("half a surrogate pair", f"`{path}` holds half of a surrogate pair, which is no character") from None
+        raise _Fault(
+            "half a surrogate pair", f"`{path}` holds half of a surrogate pair, which is no character"
+        ) from None
     return value

@@ -86,4 +86,6 @@ def _contents(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
 
 
 def _damaged(file: Path, row: int, why: str) -> UserError:
-    return UserError(f"{file}:{row}: damaged or truncated parquet ({why.splitlines()[0] if why else 'no reason given'})")
+    return UserError(
+        f"{file}:{row}: damaged or truncated parquet ({why.splitlines()[0] if why else 'no reason given'})"
+    )

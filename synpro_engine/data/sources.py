@@ -108,10 +108,10 @@ def _is_corpus_file(name: str) -> bool:
 
 
 def walk_files(root: Path) -> tuple[list[Path], list[str]]:
-    """(All files below `root`, depth first, each folder by name; paths below it of what is hidden, met before or no file).
+    """Return (files below `root`, paths below it of what is hidden, entered before, or no file).
 
-    Links are followed; a folder is entered once, so links that lead back end there. Raises UserError for a folder that
-    cannot be read.
+    Depth first, each folder by name. Links are followed; a folder is entered once, so links that lead back end there.
+    Raises UserError for a folder that cannot be read.
     """
     files: list[Path] = []
     left_out: list[str] = []
