@@ -64,7 +64,7 @@ def score_documents(
             bar.update(len(batch))
     if skipped.counts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
-        say(topology, f"skipped bad documents, named above: {reasons}")
+        say(topology, f"skipped {skipped.counts.total()} bad documents, named above: {reasons}")
 
 
 class _Skipped:

@@ -5,6 +5,7 @@ import json
 import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def _write(path: Path, records: list[dict[str, object]]) -> Path:
     return path
 
 
-def _build(into: Path, source: Path, **settings: object) -> tuple[dict[str, object], list[str]]:
+def _build(into: Path, source: Path, **settings: object) -> tuple[dict[str, Any], list[str]]:
     told: list[str] = []
     config = CorpusConfig(source=str(source), split=SHARES, **settings)
     build_corpus(into, config, TokenizerConfig(vocab_size=300), seed=0, vocab_size=300, tell=told.append)
