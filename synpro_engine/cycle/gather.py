@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from synpro_engine.config import Config
 from synpro_engine.data import (
@@ -24,14 +24,13 @@ from synpro_engine.data import (
     Split,
     SplitConfig,
     chunk_documents,
-    read_documents,
+    read_placed_documents,
     split_of,
     text_key,
 )
 
 SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
 LEFT_OUT = "left_out.jsonl"
-DUPLICATE = "repeated text"
 
 
 class CorpusAccount(Config):
@@ -59,19 +58,11 @@ class _LeftOut:
         self._file, self._source = file, source
         self.counts: Counter[str] = Counter()
 
-    def bad(self, bad: BadDocument) -> None:
-        """A record that is no document."""
-        place = {"file": self._source.path_of(bad.file), "line": bad.line}
-        self._add(bad.reason, place | {"why": bad.why})
-
-    def duplicate(self, document: Document) -> None:
-        """A document whose text came before."""
-        self._add(DUPLICATE, {"id": document.id})
-
-    def _add(self, reason: str, record: dict[str, Any]) -> None:
-        self.counts[reason] += 1
+    def __call__(self, bad: BadDocument) -> None:
+        self.counts[bad.reason] += 1
+        line = {"reason": bad.reason, "file": self._source.path_of(bad.file), "line": bad.line, "why": bad.why}
         # Escaped: what is wrong with a record may be its characters.
-        self._file.write(json.dumps({"reason": reason, **record}) + "\n")
+        self._file.write(json.dumps(line) + "\n")
 
 
 def gather(
@@ -94,10 +85,11 @@ def gather(
         left_out = _LeftOut(open_files.enter_context((into / LEFT_OUT).open("w", encoding="ascii")), source)
         writers = {split: open_files.enter_context(DocumentWriter(documents_path(into, split))) for split in SPLITS}
         texts = SeenKeys()
-        for document in read_documents(source, reading, left_out.bad):
+        for record, document in read_placed_documents(source, reading, left_out):
             key = text_key(document.text)
             if drop_duplicates and not texts.add(key):
-                left_out.duplicate(document)
+                why = f"the text of {document.id!r} came before"
+                left_out(BadDocument(file=record.file, line=record.line, reason="repeated text", why=why))
                 continue
             split = split_of(key, shares, seed)
             taken[split] += 1

@@ -2,7 +2,14 @@
 
 from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans
 from synpro_engine.data.corpus import TokenCorpus
-from synpro_engine.data.documents import BadDocument, Document, ReadConfig, count_documents, read_documents
+from synpro_engine.data.documents import (
+    BadDocument,
+    Document,
+    ReadConfig,
+    count_documents,
+    read_documents,
+    read_placed_documents,
+)
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
@@ -46,6 +53,7 @@ __all__ = [
     "mixture_weights",
     "open_shards",
     "read_documents",
+    "read_placed_documents",
     "read_shard_stats",
     "repetition_mask",
     "split_of",

@@ -22,16 +22,19 @@ _BATCH_ROWS = 1024
 def read_rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | bytes]:
     """Yield row by row what stands under `fields` (dotted paths); a row of text that is not UTF-8 as its bytes.
 
-    A field that the file does not have is absent from the rows. Raises UserError for a damaged file, and for two
-    columns of a name that is asked for: nothing says which one is meant.
+    A field that the file does not have is absent from the rows, where the names of its columns then stand without
+    values. Raises UserError for a damaged file, for two columns of a name that is asked for (nothing says which one is
+    meant), and for a field that is no plain column.
     """
     row = 0
     with _opened(file, lambda: row) as opened:
         columns = _columns(file, opened, fields)
+        # Names alone, for a message that says what there is instead of a field that is missing.
+        others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
         for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            for content in _contents(batch):
+            for content in _contents(file, batch):
                 row += 1
-                yield content
+                yield content if isinstance(content, bytes) else {**others, **content}
         if row != opened.metadata.num_rows:
             raise _damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}")
 
@@ -60,21 +63,17 @@ def _opened(file: Path, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]
 
 
 def _columns(file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str]) -> list[str]:
-    names = opened.schema_arrow.names
-    wanted = []
+    """Which of `fields` the file has; of a nested column only what is asked for is read."""
+    there = [opened.schema.column(at).path for at in range(len(opened.schema))]
     for field in fields:
-        # A dotted path begins with the name of a column, which may itself have dots.
-        found = [name for name in names if f"{field}.".startswith(f"{name}.")]
-        if not found:
-            continue
-        column = max(found, key=len)
-        if names.count(column) > 1:
-            raise UserError(f"{file}: {names.count(column)} columns are called `{column}`; which one is meant?")
-        wanted.append(column)
-    return wanted
+        if there.count(field) > 1:
+            raise UserError(f"{file}: {there.count(field)} columns are called `{field}`; which one is meant?")
+        if field not in there and any(path.startswith(f"{field}.") for path in there):
+            raise UserError(f"{file}: `{field}` holds lists or records; text and ids are strings or integers")
+    return [field for field in fields if field in there]
 
 
-def _contents(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
+def _contents(file: Path, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # one of them; found one by one
@@ -83,6 +82,9 @@ def _contents(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
                 yield batch.slice(row, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
                 yield error.object
+    except (ValueError, OverflowError) as error:  # times that Python has no type for
+        types = ", ".join(f"`{column.name}` of type {column.type}" for column in batch.schema)
+        raise UserError(f"{file}: neither text nor ids can be read from {types} ({error})") from None
 
 
 def _damaged(file: Path, row: int, why: str) -> UserError:

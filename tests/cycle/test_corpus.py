@@ -68,7 +68,10 @@ def test_duplicates_are_taken_once_counted_and_listed(tmp_path: Path) -> None:
     assert sorted(itertools.chain(*_split_texts(tmp_path).values())) == sorted(texts)
     assert account["left_out"] == {"repeated text": 60} and sum(account["documents"].values()) == 30
     listed = [json.loads(line) for line in (tmp_path / LEFT_OUT).read_text().splitlines()]
-    assert listed == [{"reason": "repeated text", "id": record["id"]} for record in records[30:]]
+    assert [(bad["reason"], bad["file"], bad["line"]) for bad in listed] == [
+        ("repeated text", "docs.jsonl", line) for line in range(31, 91)
+    ]
+    assert all(repr(record["id"]) in bad["why"] for record, bad in zip(records[30:], listed, strict=True))
     assert told == [f"{tmp_path}/docs.jsonl: records left out: 60 repeated text; listed in left_out.jsonl of the stage"]
 
 

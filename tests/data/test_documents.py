@@ -211,7 +211,12 @@ def test_a_truncated_parquet_file_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "columns, message",
     [
-        ({"id": ["a", "b"]}, "docs.parquet:1: `text` is missing"),
+        (
+            {"id": ["a", "b"], "m": [{"x": 1}] * 2},
+            "docs.parquet:1: `text` is missing; `text_field` names another field (there is `id`, `m`)",
+        ),
+        ({"text": ["t", "u"], "id": [{"$oid": "a"}] * 2}, "docs.parquet: `id` holds lists or records"),
+        ({"text": ["t", "u"], "id": pyarrow.array([1, 2], pyarrow.timestamp("ns"))}, "`id` of type timestamp[ns]"),
         ({"id": ["a", "b"], "text": ["t", None]}, "docs.parquet:2: `text` must be a string"),
         ({"id": [1.0, 2.0], "text": ["t", "u"]}, "docs.parquet:1: `id` must be a string or an integer, found float"),
         ({"id": ["a", "b"], "text": [b"t", b"u"]}, "docs.parquet:1: `text` must be a string, found bytes"),
@@ -243,6 +248,13 @@ def test_two_columns_of_one_name_are_refused_only_where_they_are_asked_for(tmp_p
         list(read_documents(path))
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["url", "url", "text"]), path)
     assert [d.text for d in read_documents(path)] == ["a", "b"]
+    # Inside a nested column likewise, beside one that Python has no type for.
+    times = pyarrow.array([1, 2], pyarrow.timestamp("ns"))
+    nested = pyarrow.StructArray.from_arrays([*columns, times], names=["x", "x", "id", "at"])
+    pyarrow.parquet.write_table(pyarrow.table({"text": columns[0], "m": nested}), path)
+    assert [d.id for d in read_documents(path, ReadConfig(id_field="m.id"))] == ["a", "b"]
+    with pytest.raises(UserError, match=r"docs\.parquet: 2 columns are called `m\.x`"):
+        list(read_documents(path, ReadConfig(id_field="m.x")))
 
 
 def test_a_damaged_footer_gives_an_error_or_every_row_and_never_fewer(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from synpro_engine.config import UserError
@@ -99,6 +101,21 @@ def test_an_own_id_may_not_be_one_that_was_made(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "t"}\n{"id": "b.jsonl:1", "text": "u"}\n')
     with pytest.raises(UserError, match=r"b\.jsonl:2: id 'b\.jsonl:1' was used before"):
         list(read_documents(tmp_path))
+
+
+def test_ids_that_are_not_unique_can_be_made_anew(tmp_path: Path) -> None:
+    """As encyclopedias number their pages in each language."""
+    rows = [{"id": "12", "text": "a page"}]
+    for language in ("de", "en"):
+        (tmp_path / language).mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / language / "0.parquet")
+        _write(tmp_path / f"{language}.jsonl", "more")
+    with pytest.raises(UserError, match=r"en/0\.parquet:1: id '12' was used before; .*`make_ids`"):
+        list(read_documents(tmp_path))
+    ids = [document.id for document in read_documents(tmp_path, ReadConfig(make_ids=True))]
+    assert ids == ["de/0.parquet:1", "de.jsonl:1", "en/0.parquet:1", "en.jsonl:1"]
+    with pytest.raises(ValueError, match="exclude each other"):
+        ReadConfig(make_ids=True, id_field="id")
 
 
 @pytest.mark.parametrize(
