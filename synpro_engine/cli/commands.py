@@ -13,6 +13,7 @@ from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
+from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, launched, say
 from synpro_engine.influence import EstimatorConfig
 
@@ -44,6 +45,7 @@ class JobConfig(Config):
     parallel: ParallelConfig = ParallelConfig()
     verify: Verification = "once"
     influence: EstimatorConfig = EstimatorConfig()
+    corpus: ReadConfig = ReadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +67,31 @@ def influence(
     output: Path | None,
     explain: str | None,
     *,
+    reading: Mapping[str, object],
     shares: bool,
-    skip_bad: bool,
 ) -> None:
-    """Score documents, or explain one. settings: those of the estimator that were given, which replace a recipe's."""
+    """Score documents, or explain one.
+
+    settings, reading: what was given of the estimator's settings and of how records are read; they replace a recipe's.
+    """
     if not documents:
         raise UserError("--input: the documents to score are missing")
     if output is None and explain is None:
         raise UserError("--output: give a file for the scores, or --explain ID to look at one document")
-    with _pair(weights) as (pair, base, topology):
+    with _pair(weights) as (pair, base, corpus, topology):
         config = validate(EstimatorConfig, {**base.model_dump(), **settings}, "options")
+        read = validate(ReadConfig, {**corpus.model_dump(include=set(ReadConfig.model_fields)), **reading}, "options")
         if explain is not None:
-            found = explain_document(pair, config, documents, explain, topology, skip_bad=skip_bad)
+            found = explain_document(pair, config, documents, explain, topology, reading=read)
             if topology.is_main:
                 show(found, sys.stdout)
         elif output is not None:
-            score_documents(pair, config, documents, output, topology, shares=shares, skip_bad=skip_bad)
+            score_documents(pair, config, documents, output, topology, reading=read, shares=shares)
 
 
 @contextmanager
-def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, Topology]]:
-    """The models to measure with and the estimator's settings, from a run or from checkpoints."""
+def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, ReadConfig, Topology]]:
+    """The models to measure with, the estimator's settings and how to read records, from a run or from checkpoints."""
     if weights.checkpoint is None and weights.probe is None:
         if not weights.words or "=" in weights.words[0]:
             raise UserError("influence: give a RECIPE, whose run holds the models, or --checkpoint and --probe")
@@ -93,7 +99,7 @@ def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, Topology]]:
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
         with _cycle(weights.words[0], weights.words[1:], weights.directory) as cycle:
             cycle.open_directory()
-            yield Pair.of_run(cycle), cycle.recipe.influence, cycle.topology
+            yield Pair.of_run(cycle), cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
         return
     if weights.checkpoint is None or weights.probe is None:
         raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both")
@@ -101,7 +107,8 @@ def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, Topology]]:
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.words)
     with verification(config.verify), launched(config.parallel) as topology:
-        yield Pair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology), config.influence, topology
+        pair = Pair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
+        yield pair, config.influence, config.corpus, topology
 
 
 def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage: str, output: Path) -> None:

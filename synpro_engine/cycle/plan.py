@@ -25,7 +25,7 @@ from synpro_engine.cycle.synthesis import (
     synthetic_shards_stage,
     tune_stage,
 )
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, say
 
 
 class Plan:
@@ -59,6 +59,7 @@ class Plan:
             tokenizer=recipe.tokenizer,
             seed=recipe.seed,
             vocab_size=recipe.model.vocab_size,
+            tell=partial(say, topology),
         )
         yield self._stage(
             "tokenize", "tokenize", lambda into: on_main(topology, lambda: corpus(into)), ("corpus", "tokenizer")

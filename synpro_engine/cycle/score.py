@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from synpro_engine.config import UserError, json_text, outside_artifacts
 from synpro_engine.cycle.pair import Pair
-from synpro_engine.data import BadDocument, Document, count_documents, read_documents
+from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
 from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 
@@ -38,8 +39,8 @@ def score_documents(
     output: Path,
     topology: Topology,
     *,
+    reading: ReadConfig | None = None,
     shares: bool = False,
-    skip_bad: bool = False,
 ) -> None:
     """Append one JSON line per document to `output`, in the order of the input.
 
@@ -47,17 +48,20 @@ def score_documents(
     model's length that they were cut into, the `estimator` with its settings, and the content hashes `theta` and
     `probe`; with `shares` each token's part of `value`. What `output` holds of the same documents already is kept, so
     an interrupted call goes on, with nothing lost or twice. Collective. Raises UserError for a bad document (naming
-    file and line; what was scored before it is kept), unless `skip_bad` leaves those out, and for an `output` that
+    file and line; what was scored before it is kept), unless `reading` leaves those out, and for an `output` that
     holds something else.
     """
+    source = find_source(documents)
+    if source.remark:
+        say(topology, source.remark)
     config = pair.resolved(config)
     made_by = _made_by(pair, config)
     known = on_main(topology, lambda: _begin(output, documents, made_by, shares))
-    total = on_main(topology, lambda: count_documents(documents))
+    total = on_main(topology, lambda: count_documents(source))
     estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
     with progress(total, "influence", "documents", topology) as bar:
         skipped = _Skipped(topology, bar.update)
-        found = _fresh(read_documents(documents, skipped if skip_bad else None), known, output, bar.update)
+        found = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
         while batch := list(itertools.islice(found, size)):
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = estimator.score([pair.tokenizer.encode(document.text) for document in mine])
@@ -66,18 +70,20 @@ def score_documents(
             ordered = [line for part in gathered for line in part if line is not None]
             on_main(topology, partial(_append, output, ordered))
             bar.update(len(batch))
-    if skipped.count:
-        say(topology, f"skipped {skipped.count} bad document{'s' if skipped.count > 1 else ''}, named above")
+    if skipped.counts:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
+        say(topology, f"skipped {skipped.counts.total()} bad documents, named above: {reasons}")
 
 
 class _Skipped:
-    """Names each bad document to the user and counts them."""
+    """Names each bad document to the user and counts them by reason."""
 
     def __init__(self, topology: Topology, advance: Callable[[int], object]) -> None:
-        self._topology, self._advance, self.count = topology, advance, 0
+        self._topology, self._advance = topology, advance
+        self.counts: Counter[str] = Counter()
 
     def __call__(self, bad: BadDocument) -> None:
-        self.count += 1
+        self.counts[bad.reason] += 1
         say(self._topology, f"skipped: {bad}")
         self._advance(1)
 
@@ -127,8 +133,10 @@ def _take(ids: Any, own: str) -> None:
 
 def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: bool) -> tuple[int, bytes]:
     """How many documents `output` holds, and a digest of their ids; a last line torn by a kill is dropped."""
-    if output.resolve() == Path(documents).resolve():
-        raise UserError(f"{output}: is the input; give another --output")
+    given = Path(documents).resolve()
+    if given in (output.resolve(), *output.resolve().parents):
+        where = "is the input" if given == output.resolve() else "lies in the directory that is the input"
+        raise UserError(f"{output}: {where}; give another --output")
     if output.is_dir():
         raise UserError(f"{output}: is a directory; --output names the file of scores")
     outside_artifacts(output)

@@ -11,6 +11,7 @@ from synpro_engine.backend import platform
 from synpro_engine.config import Record, atomic_write_text, json_text, read_manifest, read_record, versions
 from synpro_engine.cycle import synthesis_summary as synthesis
 from synpro_engine.cycle import training_summary as training
+from synpro_engine.cycle.corpus_summary import corpus
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.in_run_summary import in_run
 from synpro_engine.cycle.recipe import Recipe
@@ -64,6 +65,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         config=recipe.model_dump(mode="json"),
         models=training.models(run),
         stages=_timings(run, stages),
+        corpus=corpus(run),
         curve_unit="step",
         pretrain=training.curves(run, "pretrain"),
         arms=training.arms(run),

@@ -1,17 +1,26 @@
 """Text on its way to batches: documents, splits, tokenizers, token shards, mixtures, loaders with exact resume."""
 
-from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans, origin_id
+from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans
 from synpro_engine.data.corpus import TokenCorpus
-from synpro_engine.data.documents import BadDocument, Document, count_documents, read_documents
+from synpro_engine.data.documents import (
+    BadDocument,
+    Document,
+    ReadConfig,
+    count_documents,
+    read_documents,
+    read_placed_documents,
+)
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
 from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.repetition import repetition_mask
+from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
-from synpro_engine.data.split import Split, SplitConfig, documents_of, split_of
+from synpro_engine.data.sources import Source, find_source, walk_files
+from synpro_engine.data.split import Split, SplitConfig, split_of, text_key, token_key
 from synpro_engine.data.token_files import TokenDocument, TokenFiles, find_files
 from synpro_engine.data.tokenizer import (
     PublishedTokenizer,
@@ -32,8 +41,11 @@ __all__ = [
     "DocumentWriter",
     "HFTokenizer",
     "PublishedTokenizer",
+    "ReadConfig",
+    "SeenKeys",
     "SentencePieceTokenizer",
     "ShardStats",
+    "Source",
     "SourceConfig",
     "Split",
     "SplitConfig",
@@ -48,21 +60,24 @@ __all__ = [
     "count_documents",
     "cut_spans",
     "document_ids",
-    "documents_of",
     "eval_windows",
     "find_files",
+    "find_source",
     "load_tokenizer",
     "mixture_weights",
     "open_shards",
-    "origin_id",
     "read_documents",
+    "read_placed_documents",
     "read_shard_stats",
     "repetition_mask",
     "split_of",
     "stable_hash",
     "stable_permutation",
     "start_id",
+    "text_key",
+    "token_key",
     "train_sentencepiece",
+    "walk_files",
     "write_documents",
     "write_shards",
     "write_token_shards",

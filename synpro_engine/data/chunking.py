@@ -16,7 +16,6 @@ from synpro_engine.data.hashing import stable_hash
 
 # Best boundary first: paragraph, line, sentence, word.
 _BOUNDARIES = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s+", r"\s+"))
-_CHUNK_SUFFIX = re.compile(r"(#\d+)+$")
 
 
 class Named(Protocol):
@@ -29,11 +28,6 @@ class Named(Protocol):
 
 
 _D = TypeVar("_D", bound=Named)
-
-
-def origin_id(doc_id: str) -> str:
-    """Return the id of the document that `doc_id` is a part of (itself when it is whole)."""
-    return _CHUNK_SUFFIX.sub("", doc_id)
 
 
 def cut_spans(text: str, max_chars: int) -> list[tuple[int, int]]:

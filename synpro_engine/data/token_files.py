@@ -46,6 +46,11 @@ class TokenFiles:
         for _, file in self._files:  # a damaged one should end this before hours were spent on the others
             _open(file, tokenizer)
 
+    @property
+    def files(self) -> int:
+        """How many there are."""
+        return len(self._files)
+
     def __iter__(self) -> Iterator[TokenDocument]:
         """Every document that has a token, in order of the files' names."""
         eos = self._tokenizer.eos_id

@@ -7,22 +7,17 @@ Knows plain strings only: no tokenizer, no model, no file. Three standard measur
 - compression ratio (Shaib et al., arXiv 2403.00553): bytes / zlib bytes. It sees repetition within 32 KiB only.
 - overlap: the share of a text's n-grams that occur anywhere in the organic text. 1.0 is a copy, in any order.
 
-Words are runs of letters, digits and apostrophes, without case. An n-gram never crosses from one text into the next.
+Words and n-grams are those of `ngrams`; an n-gram never crosses from one text into the next.
 """
 
-import hashlib
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Keys = npt.NDArray[np.uint64]
+from synpro_engine.evaluate.ngrams import Words, ngrams_of, words_of
 
-_WORD = re.compile(r"[\w']+")
-_ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 BLOCK_WORDS = 2_000
 
 
@@ -43,14 +38,6 @@ class Diversity:
     overlap_8: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Words:
-    """All words of a set of texts in one row: `keys_N` a 64-bit key for each word, `text_N` the index of its text."""
-
-    keys_N: Keys
-    text_N: npt.NDArray[np.int64]
-
-
 def measure_diversity(
     texts: Iterable[str], *, organic: Iterable[str] | None = None, block_words: int = BLOCK_WORDS
 ) -> Diversity:
@@ -64,9 +51,9 @@ def measure_diversity(
     """
     assert block_words > 0
     texts = list(texts)
-    words = _words(texts)
+    words = words_of(texts)
     count = max(len(texts), 1)
-    overlaps = _overlaps(words, _words(organic), (4, 8)) if organic is not None else (None, None)
+    overlaps = _overlaps(words, words_of(organic), (4, 8)) if organic is not None else (None, None)
     return Diversity(
         texts=len(texts),
         words=len(words.keys_N),
@@ -82,55 +69,22 @@ def measure_diversity(
     )
 
 
-def _words(texts: Iterable[str]) -> _Words:
-    keys: list[int] = []
-    lengths: list[int] = []
-    known: dict[str, int] = {}
-    for text in texts:
-        found = _WORD.findall(text.casefold())
-        for word in found:
-            if word not in known:
-                known[word] = _word_key(word)
-        keys.extend(known[word] for word in found)
-        lengths.append(len(found))
-    text_N = np.repeat(np.arange(len(lengths), dtype=np.int64), np.asarray(lengths, dtype=np.int64))
-    return _Words(keys_N=np.asarray(keys, dtype=np.uint64), text_N=text_N)
-
-
-def _word_key(word: str) -> int:
-    # Not hash(): that one changes from process to process, and ranks must agree.
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _ngrams(words: _Words, n: int) -> Keys:
-    """A 64-bit key for each n-gram that lies within one text: a polynomial of the words' keys modulo 2**64."""
-    total = len(words.keys_N) - n + 1
-    if total <= 0:
-        return np.empty(0, dtype=np.uint64)
-    keys = np.zeros(total, dtype=np.uint64)
-    for offset in range(n):
-        keys = keys * _ODD_MULTIPLIER + words.keys_N[offset : offset + total]
-    within_one_text = words.text_N[:total] == words.text_N[n - 1 :]
-    return keys[within_one_text]
-
-
-def _distinct(words: _Words, n: int, block_words: int) -> float | None:
+def _distinct(words: Words, n: int, block_words: int) -> float | None:
     ratios: list[float] = []
     whole = len(words.keys_N) // block_words * block_words or len(words.keys_N)
     for start in range(0, whole, block_words):
         block = slice(start, min(start + block_words, whole))
-        grams = _ngrams(_Words(keys_N=words.keys_N[block], text_N=words.text_N[block]), n)
+        grams, _ = ngrams_of(Words(keys_N=words.keys_N[block], text_N=words.text_N[block]), n)
         if len(grams):
             ratios.append(len(np.unique(grams)) / len(grams))
     return float(np.mean(ratios)) if ratios else None
 
 
-def _overlaps(words: _Words, organic: _Words, orders: Sequence[int]) -> tuple[float | None, ...]:
+def _overlaps(words: Words, organic: Words, orders: Sequence[int]) -> tuple[float | None, ...]:
     shares: list[float | None] = []
     for n in orders:
-        grams = _ngrams(words, n)
-        known = np.isin(grams, np.unique(_ngrams(organic, n)))
+        grams, _ = ngrams_of(words, n)
+        known = np.isin(grams, np.unique(ngrams_of(organic, n)[0]))
         shares.append(float(known.mean()) if len(grams) else None)
     return tuple(shares)
 

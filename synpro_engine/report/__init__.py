@@ -3,6 +3,7 @@
 Knows typed numbers and texts (`ReportData`); who measured them, and where they are stored, is none of its business.
 """
 
+from synpro_engine.report.corpus_records import CorpusInfo, SplitSize
 from synpro_engine.report.generator_records import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
 from synpro_engine.report.in_run_records import InRunInfluence, ScoredDocument
 from synpro_engine.report.model import SMALL_RUN_STATEMENT, Environment, ModelInfo, ReportData, StageTiming
@@ -12,6 +13,7 @@ from synpro_engine.report.training_records import ArmTokens, Curve, CurveKind, H
 
 __all__ = [
     "ArmTokens",
+    "CorpusInfo",
     "Curve",
     "CurveKind",
     "DiversityRow",
@@ -27,6 +29,7 @@ __all__ = [
     "SMALL_RUN_STATEMENT",
     "Sample",
     "ScoredDocument",
+    "SplitSize",
     "StageTiming",
     "TokenAccount",
     "closing_summary",

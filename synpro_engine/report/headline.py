@@ -39,7 +39,8 @@ def statement(data: ReportData) -> tuple[str, str]:
 
 def facts(data: ReportData) -> list[Fact]:
     """The key numbers of a run, in reading order."""
-    return [_time(data), *_models(data), _organic(data), _plateau(data), _synthetic(data), *_held_out(data)]
+    parts = [_time(data), *_models(data), _organic(data), _plateau(data), _synthetic(data), *_held_out(data)]
+    return [*parts, *_overlap(data)]
 
 
 def _time(data: ReportData) -> Fact:
@@ -101,3 +102,11 @@ def _held_out(data: ReportData) -> list[Fact]:
         )
         for row in data.held_out
     ]
+
+
+def _overlap(data: ReportData) -> list[Fact]:
+    shared = data.corpus.overlap.get("validation") if data.corpus else None
+    if shared is None:
+        return []
+    note = f"{count(shared.copied_documents)} of {count(shared.documents)} pieces by half or more"
+    return [Fact(label="Validation text also trained on", value=f"{percent(shared.share)} of 13-grams", note=note)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from synpro_engine.report.corpus_records import CorpusInfo
 from synpro_engine.report.generator_records import (
     DiversityRow,
     InfluenceValues,
@@ -75,6 +76,7 @@ class ReportData:
     config: Mapping[str, object] = field(default_factory=dict)  # resolved, JSON-like
     models: tuple[ModelInfo, ...] = ()
     stages: tuple[StageTiming, ...] = ()
+    corpus: CorpusInfo | None = None
     curve_unit: Literal["step", "tokens"] = "step"
     pretrain: tuple[Curve, ...] = ()
     arms: tuple[Curve, ...] = ()

@@ -31,6 +31,7 @@ class Section:
 
 SECTIONS = (
     Section(key="timeline", title="Timeline"),
+    Section(key="corpus", title="The corpus"),
     Section(key="pretraining", title="Pretraining and plateau"),
     Section(key="influence", title="Data influence"),
     Section(key="tuning", title="Tuning the generator"),

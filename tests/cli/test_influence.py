@@ -177,7 +177,7 @@ def test_a_killed_call_goes_on_with_nothing_lost_or_twice(run: Path, docs: Path,
 
 BAD = {
     "malformed": b'{"id": "x"',
-    "no id": b'{"text": "z"}',
+    "id of a fraction": b'{"id": 0.5, "text": "z"}',
     "no text": b'{"id": "y"}',
     "empty": b'{"id": "e", "text": " "}',
     "an id twice": b'{"id": "d3", "text": "again"}',
@@ -205,7 +205,7 @@ def test_bad_documents_are_skipped_only_when_asked_and_each_is_named(
     said = capsys.readouterr().err
     for number in range(6, 6 + len(BAD)):
         assert len(re.findall(rf"skipped: \S*bad\.jsonl:{number}: ", said)) == 1
-    assert f"skipped {len(BAD)} bad documents" in said
+    assert f"skipped {len(BAD)} bad documents, named above: 1 empty, 1 malformed JSON, 1 missing field" in said
     assert output.read_bytes() == scores.read_bytes()
     output.write_text("".join(scores.read_text().splitlines(keepends=True)[:9]))
     assert main(arguments) == 0
@@ -215,6 +215,28 @@ def test_bad_documents_are_skipped_only_when_asked_and_each_is_named(
     assert "no document is left" in refused(
         capsys, [*of(run), "--skip-bad", "--input", str(nothing), "--output", str(tmp_path / "none.jsonl")]
     )
+
+
+def test_fields_of_other_names_give_the_same_scores(run: Path, docs: Path, scores: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus" / "shards"
+    folder.mkdir(parents=True)
+    records = [json.loads(line) for line in docs.read_text().splitlines()]
+    nested = [{"metadata": {"WARC-Record-ID": r["id"]}, "raw_content": r["text"]} for r in records]
+    (folder / "part.ndjson").write_text("".join(json.dumps(record) + "\n" for record in nested))
+    files = ["--input", str(folder.parent), "--output", str(tmp_path / "scores.jsonl")]
+    assert main([*of(run), *files, "--text-field", "raw_content", "--id-field", "metadata.WARC-Record-ID"]) == 0
+    assert_same(tmp_path / "scores.jsonl", scores)
+    # As a setting of the run; without ids the place of each names it.
+    made = scored([*of(run), "corpus.text_field=raw_content"], folder.parent, tmp_path / "made.jsonl")
+    assert [record["id"] for record in made] == [f"shards/part.ndjson:{n + 1}" for n in range(COUNT)]
+
+
+def test_an_output_inside_the_directory_that_is_read_is_refused(
+    capsys: pytest.CaptureFixture[str], run: Path, docs: Path
+) -> None:
+    output = docs.parent / "sub" / "scores.jsonl"
+    error = refused(capsys, [*of(run), "--input", str(docs.parent), "--output", str(output)])
+    assert "lies in the directory that is the input" in error and not output.parent.exists()
 
 
 def test_what_does_not_go_together_is_told_in_one_line(

@@ -16,11 +16,14 @@ from synpro_engine.data import (
     BadDocument,
     Document,
     DocumentWriter,
+    ReadConfig,
     count_documents,
+    find_source,
     read_documents,
     write_documents,
 )
 
+SKIP = ReadConfig(on_bad="skip")
 DOCUMENTS = [
     Document("a", "first\n\n  text\t\r\n"),
     Document("b/ü", "Ünï\u2028code \u2581 漢字 😀"),
@@ -75,6 +78,7 @@ def test_a_directory_is_read_by_name_and_skips_manifests(tmp_path: Path) -> None
     write_documents(tmp_path / "1.jsonl", DOCUMENTS[:1])
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "_SUCCESS").write_text("")
+    assert find_source(tmp_path).left_out == ("_SUCCESS", "manifest.json")
     assert list(read_documents(str(tmp_path))) == DOCUMENTS[:2]
 
 
@@ -104,10 +108,12 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "nested": (b"[" * 100_000, "malformed JSON"),
     "digits": (b'{"id": "b", "text": ' + b"9" * 5000 + b"}", "malformed JSON"),
     "no text": (b'{"id": "b"}', "`text` is missing"),
-    "no id": (b'{"text": "b"}', "`id` is missing"),
+    "text twice": (b'{"text": "b", "id": "b", "text": "c"}', "`text` stands there twice"),
     "empty text": (b'{"id": "b", "text": " \\n"}', "`text` is empty"),
     "empty id": (b'{"id": "", "text": "t"}', "`id` is empty"),
-    "number": (b'{"id": 7, "text": "t"}', "`id` must be a string, found int"),
+    "number": (b'{"id": 7.0, "text": "t"}', "`id` must be a string or an integer, found float"),
+    "truth": (b'{"id": true, "text": "t"}', "`id` must be a string or an integer, found bool"),
+    "record": (b'{"id": {"$oid": "b"}, "text": "t"}', "`id` must be a string or an integer, found dict"),
     "null": (b'{"id": "b", "text": null}', "`text` must be a string, found NoneType"),
     "list": (b'["b", "t"]', "expected an object"),
     "duplicate": (b'{"id": "a", "text": "u"}', "id 'a' was used before"),
@@ -132,21 +138,21 @@ def test_bad_documents_are_told_of_where_somebody_listens_and_the_others_are_rea
     path = tmp_path / "docs.jsonl"
     path.write_bytes(GOOD + b"\n".join(line for line, _ in BAD_LINES.values()) + b'\n\n{"id": "z", "text": "t"}\n')
     told: list[BadDocument] = []
-    assert [document.id for document in read_documents(path, told.append)] == ["a", "z"]
+    assert [document.id for document in read_documents(path, SKIP, told.append)] == ["a", "z"]
     assert [(bad.file, bad.line) for bad in told] == [(path, 2 + at) for at in range(len(BAD_LINES))]
     assert all(message in bad.why for bad, (_, message) in zip(told, BAD_LINES.values(), strict=True))
     assert str(told[0]) == f"{path}:2: {told[0].why}"
     path.write_bytes(BAD_LINES["null"][0])
     with pytest.raises(UserError, match="no document is left"):
-        list(read_documents(path, told.append))
+        list(read_documents(path, SKIP, told.append))
 
 
 def test_bad_parquet_rows_are_told_of_too(tmp_path: Path) -> None:
-    columns = {"id": ["a", "a", None, "d"], "text": ["t", "u", "v", "w"]}
+    columns = {"id": ["a", "a", "", "d"], "text": ["t", "u", "v", "w"]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "docs.parquet")
     told: list[BadDocument] = []
-    assert [document.id for document in read_documents(tmp_path, told.append)] == ["a", "d"]
-    assert [bad.line for bad in told] == [2, 3]
+    assert [document.id for document in read_documents(tmp_path, SKIP, told.append)] == ["a", "d"]
+    assert [(bad.line, bad.reason) for bad in told] == [(2, "repeated id"), (3, "empty")]
 
 
 def test_a_file_that_is_damaged_as_a_whole_is_nothing_to_skip(tmp_path: Path) -> None:
@@ -154,7 +160,7 @@ def test_a_file_that_is_damaged_as_a_whole_is_nothing_to_skip(tmp_path: Path) ->
     path.write_bytes(zstandard.compress(GOOD)[:-1])
     told: list[BadDocument] = []
     with pytest.raises(UserError, match="damaged or truncated"):
-        list(read_documents(path, told.append))
+        list(read_documents(path, SKIP, told.append))
     assert told == []
 
 
@@ -205,9 +211,15 @@ def test_a_truncated_parquet_file_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "columns, message",
     [
-        ({"id": ["a", "b"]}, "docs.parquet:1: `text` is missing"),
+        (
+            {"id": ["a", "b"], "m": [{"x": 1}] * 2},
+            "docs.parquet:1: `text` is missing; `text_field` names another field (there is `id`, `m`)",
+        ),
+        ({"text": ["t", "u"], "id": [{"$oid": "a"}] * 2}, "docs.parquet: `id` holds lists or records"),
+        ({"text": ["t", "u"], "id": pyarrow.array([1, 2], pyarrow.timestamp("ns"))}, "`id` of type timestamp[ns]"),
         ({"id": ["a", "b"], "text": ["t", None]}, "docs.parquet:2: `text` must be a string"),
-        ({"id": [1, 2], "text": ["t", "u"]}, "docs.parquet:1: `id` must be a string"),
+        ({"id": [1.0, 2.0], "text": ["t", "u"]}, "docs.parquet:1: `id` must be a string or an integer, found float"),
+        ({"id": ["a", "b"], "text": [b"t", b"u"]}, "docs.parquet:1: `text` must be a string, found bytes"),
         ({"id": ["a", "a"], "text": ["t", "u"]}, "docs.parquet:2: id 'a' was used before"),
     ],
 )
@@ -218,11 +230,52 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path, columns: dict[str, list[obje
     assert message in str(caught.value)
 
 
-def test_parquet_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
-    text = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
-    pyarrow.parquet.write_table(pyarrow.table({"id": ["a"], "text": text}), tmp_path / "docs.parquet")
-    with pytest.raises(UserError, match=r"docs\.parquet: not UTF-8"):
+def test_parquet_bytes_that_are_no_text_are_named_by_row(tmp_path: Path) -> None:
+    text = pyarrow.array([b"one", b"\xff\xfe", b"three"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["a", "b", "c"], "text": text}), tmp_path / "docs.parquet")
+    with pytest.raises(UserError, match=r"docs\.parquet:2: not UTF-8 \(byte 1 is 0xff\)"):
         list(read_documents(tmp_path / "docs.parquet"))
+    told: list[BadDocument] = []
+    assert [d.id for d in read_documents(tmp_path, SKIP, told.append)] == ["a", "c"]
+    assert [(bad.line, bad.reason) for bad in told] == [(2, "not UTF-8")]
+
+
+def test_two_columns_of_one_name_are_refused_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    columns = [pyarrow.array(["t", "u"]), pyarrow.array(["v", "w"]), pyarrow.array(["a", "b"])]
+    path = tmp_path / "docs.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text", "id"]), path)
+    with pytest.raises(UserError, match=r"docs\.parquet: 2 columns are called `text`"):
+        list(read_documents(path))
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["url", "url", "text"]), path)
+    assert [d.text for d in read_documents(path)] == ["a", "b"]
+    # Inside a nested column likewise, beside one that Python has no type for.
+    times = pyarrow.array([1, 2], pyarrow.timestamp("ns"))
+    nested = pyarrow.StructArray.from_arrays([*columns, times], names=["x", "x", "id", "at"])
+    pyarrow.parquet.write_table(pyarrow.table({"text": columns[0], "m": nested}), path)
+    assert [d.id for d in read_documents(path, ReadConfig(id_field="m.id"))] == ["a", "b"]
+    with pytest.raises(UserError, match=r"docs\.parquet: 2 columns are called `m\.x`"):
+        list(read_documents(path, ReadConfig(id_field="m.x")))
+
+
+def test_a_damaged_footer_gives_an_error_or_every_row_and_never_fewer(tmp_path: Path) -> None:
+    """Every bit of the footer, one at a time: the file is read whole, or refused in one line."""
+    path, texts = tmp_path / "docs.parquet", [f"t{n}" for n in range(30)]
+    table = pyarrow.table({"text": texts, "m": [{"x": n} for n in range(30)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=10, store_schema=False)
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    refused = 0
+    for at in range(footer, len(whole), 3):
+        for bit in (0, 3, 6):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert [d.text for d in read_documents(path)] == texts
+            except UserError as error:
+                refused += 1
+                assert "docs.parquet:" in str(error) and "\n" not in str(error)
+    assert refused > 100
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -233,13 +286,16 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, content: bytes) -> None:
             list(read_documents(source))
 
 
-@pytest.mark.parametrize("name", ["docs.txt", "docs.jsonl.bz2", "docs.csv", "docs"])
-def test_an_unknown_kind_of_file_is_refused_alone_and_in_a_directory(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["docs.txt", "docs.jsonl.lz4", "docs.csv", "docs"])
+def test_an_unknown_kind_of_file_is_refused_alone_and_told_of_in_a_directory(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(GOOD)
+    with pytest.raises(UserError, match=f"{name}: unknown kind"):
+        list(read_documents(tmp_path / name))
+    with pytest.raises(UserError, match=f"not read: {name}: no corpus file is in this directory"):
+        list(read_documents(tmp_path))
     write_documents(tmp_path / "good.jsonl", DOCUMENTS)
-    for source in (tmp_path / name, tmp_path):
-        with pytest.raises(UserError, match=f"{name}: unknown kind"):
-            list(read_documents(source))
+    assert list(read_documents(tmp_path)) == DOCUMENTS
+    assert find_source(tmp_path).remark == f"{tmp_path}: not read: {name}"
     with pytest.raises(UserError, match="are written to"):
         DocumentWriter(tmp_path / name)
 

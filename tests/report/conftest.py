@@ -5,9 +5,10 @@ import random
 
 import pytest
 
-from synpro_engine.evaluate import measure_diversity
+from synpro_engine.evaluate import Overlap, measure_diversity
 from synpro_engine.report import (
     ArmTokens,
+    CorpusInfo,
     Curve,
     DiversityRow,
     Environment,
@@ -21,6 +22,7 @@ from synpro_engine.report import (
     RewardCurves,
     Sample,
     ScoredDocument,
+    SplitSize,
     StageTiming,
     TokenAccount,
     render_report,
@@ -143,6 +145,20 @@ def full_report() -> ReportData:
             ),
         ),
         stages=stages,
+        corpus=CorpusInfo(
+            source="/data/<messages>",
+            files=3,
+            splits=(
+                SplitSize(name="train", documents=201, pieces=240, tokens=150_016, utf8_bytes=610_200),
+                SplitSize(name="validation", documents=23, pieces=31, tokens=49_152, utf8_bytes=188_200),
+            ),
+            left_out={"repeated text": 17, "half a surrogate pair": 2},
+            listed_in="tokenize/left_out.jsonl",
+            files_not_read=(".git/", "notes<1>.csv"),
+            overlap={
+                "validation": Overlap(documents=31, copied_documents=4, ngrams=30_000, found=2_220, sampled=8),
+            },
+        ),
         pretrain=(_curve("training loss", "train", steps, 8.3, 4.4, 55, 0.06), reference),
         arms=(
             *(_curve(name, "train", after, 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(arms)),

@@ -122,6 +122,10 @@ def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
         "0f3c9d1",
         "+0.31",
         "6.3%",
+        "7.4%",
+        "one n-gram in 8",
+        "tokenize/left_out.jsonl",
+        "notes<1>.csv",
     ):
         assert shown in text, shown
     assert "cannot show an effective-token gain" in text

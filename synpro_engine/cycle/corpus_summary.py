@@ -1,0 +1,46 @@
+"""The report's part on the corpus: its splits, what was left out, and the overlap of held-out with training text."""
+
+from __future__ import annotations
+
+from synpro_engine.config import Record
+from synpro_engine.cycle.corpus import ACCOUNT, LEFT_OUT, SPLITS, shard_paths, shards_path
+from synpro_engine.cycle.finished import FinishedRun
+from synpro_engine.data import read_shard_stats
+from synpro_engine.evaluate import Overlap
+from synpro_engine.report import CorpusInfo, SplitSize
+
+_STAGE = "tokenize"
+
+
+class _Account(Record):
+    documents: dict[str, int]
+    left_out: dict[str, int]
+    files: int
+    files_not_read: tuple[str, ...]
+    overlap: dict[str, Overlap]
+
+
+def corpus(run: FinishedRun) -> CorpusInfo | None:
+    """What the `tokenize` stage wrote of its source."""
+    if _STAGE not in run.done:
+        return None
+    account = run.record(_STAGE, ACCOUNT, _Account)
+    sizes = {split: read_shard_stats(shards_path(run.directory / _STAGE, split)) for split in SPLITS}
+    return CorpusInfo(
+        source=", ".join(shard_paths(run.recipe.corpus)) or run.recipe.corpus.source,
+        files=account.files,
+        splits=tuple(
+            SplitSize(
+                name=split,
+                documents=account.documents[split],
+                pieces=size.documents,
+                tokens=size.tokens,
+                utf8_bytes=size.text_bytes,
+            )
+            for split, size in sizes.items()
+        ),
+        left_out=account.left_out,
+        listed_in=f"{_STAGE}/{LEFT_OUT}",
+        files_not_read=account.files_not_read,
+        overlap=account.overlap,
+    )

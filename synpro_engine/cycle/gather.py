@@ -1,0 +1,147 @@
+"""Documents from their source into the splits of the `tokenize` artifact, one at a time, with an account of them.
+
+Knows records, splits and what was left out; knows no tokens. Held in memory are 24 bytes a document at the most for its
+id, and as many for its text where duplicates are looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from synpro_engine.config import Config, json_text
+from synpro_engine.data import (
+    BadDocument,
+    Document,
+    DocumentWriter,
+    ReadConfig,
+    SeenKeys,
+    Source,
+    Split,
+    SplitConfig,
+    TokenDocument,
+    TokenFiles,
+    chunk_documents,
+    read_placed_documents,
+    split_of,
+    text_key,
+    token_key,
+)
+
+SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
+LEFT_OUT = "left_out.jsonl"
+
+
+class CorpusAccount(Config):
+    """What became of the records of a source."""
+
+    documents: dict[Split, int]
+    """Whole documents taken into each split, before they are cut and capped."""
+    left_out: dict[str, int]
+    """Records left out, by reason; each is a line of `left_out.jsonl`."""
+    files: int
+    """Read."""
+    files_not_read: tuple[str, ...]
+    """Paths below the source that are no corpus files, or hidden."""
+
+
+def documents_path(stage: Path, split: Split) -> Path:
+    """The documents of a split inside the `tokenize` artifact."""
+    return stage / "documents" / f"{split}.jsonl.zst"
+
+
+class _LeftOut:
+    """Lists and counts the records that are left out: bounded memory, however many they are."""
+
+    def __init__(self, file: TextIO, source: Source) -> None:
+        self._file, self._source = file, source
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, bad: BadDocument) -> None:
+        self.counts[bad.reason] += 1
+        line = {"reason": bad.reason, "file": self._source.path_of(bad.file), "line": bad.line, "why": bad.why}
+        # Escaped: what is wrong with a record may be its characters.
+        self._file.write(json_text(line) + "\n")
+
+
+def gather(
+    into: Path,
+    source: Source,
+    reading: ReadConfig,
+    shares: SplitConfig,
+    seed: int,
+    *,
+    drop_duplicates: bool,
+    piece_chars: int | None,
+) -> CorpusAccount:
+    """Write the documents of `source` to `documents_path(into, ...)` of their split, in reading order.
+
+    Of texts that differ in white space at most, the first is taken where `drop_duplicates`; the same split takes them
+    all in any case. Longer documents are cut into pieces of `piece_chars` characters behind that choice.
+    """
+    taken: Counter[Split] = Counter()
+    with contextlib.ExitStack() as open_files:
+        left_out = _LeftOut(open_files.enter_context((into / LEFT_OUT).open("w", encoding="ascii")), source)
+        writers = {split: open_files.enter_context(DocumentWriter(documents_path(into, split))) for split in SPLITS}
+        texts = SeenKeys()
+        for record, document in read_placed_documents(source, reading, left_out):
+            key = text_key(document.text)
+            if drop_duplicates and not texts.add(key):
+                why = f"the text of {document.id!r} came before"
+                left_out(BadDocument(file=record.file, line=record.line, reason="repeated text", why=why))
+                continue
+            split = split_of(key, shares, seed)
+            taken[split] += 1
+            for piece in _pieces(document, piece_chars):
+                writers[split].write(piece)
+    return CorpusAccount(
+        documents={split: taken[split] for split in SPLITS},
+        left_out=dict(sorted(left_out.counts.items())),
+        files=len(source.files),
+        files_not_read=source.left_out,
+    )
+
+
+def _pieces(document: Document, piece_chars: int | None) -> Iterator[Document]:
+    return iter((document,)) if piece_chars is None else chunk_documents((document,), piece_chars)
+
+
+class SortedTokens:
+    """The documents of token files by their split, read anew for each: nothing but what was seen is held."""
+
+    def __init__(self, source: TokenFiles, shares: SplitConfig, seed: int, *, drop_duplicates: bool) -> None:
+        self._source, self._shares, self._seed, self._drop = source, shares, seed, drop_duplicates
+
+    def of(self, split: Split) -> Iterator[TokenDocument]:
+        """Documents of one split, in reading order."""
+        return (document for found, document, again in self._placed() if found == split and not again)
+
+    def account(self, into: Path) -> CorpusAccount:
+        """Count them, and list in `left_out.jsonl` those that came before."""
+        taken: Counter[Split] = Counter()
+        repeated = 0
+        with (into / LEFT_OUT).open("w", encoding="ascii") as file:
+            for split, document, again in self._placed():
+                if again:
+                    repeated += 1
+                    why = f"the ids of {document.id!r} came before"
+                    line = {"reason": "repeated text", "file": str(document.file), "line": document.number, "why": why}
+                    file.write(json_text(line) + "\n")
+                else:
+                    taken[split] += 1
+        return CorpusAccount(
+            documents={split: taken[split] for split in SPLITS},
+            left_out={"repeated text": repeated} if repeated else {},
+            files=self._source.files,
+            files_not_read=(),
+        )
+
+    def _placed(self) -> Iterator[tuple[Split, TokenDocument, bool]]:
+        """(split, document, whether its ids came before and are to be left out)."""
+        seen = SeenKeys()
+        for document in self._source:
+            key = token_key(document.ids)
+            yield split_of(key, self._shares, self._seed), document, self._drop and not seen.add(key)

