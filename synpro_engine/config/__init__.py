@@ -15,7 +15,7 @@ from synpro_engine.config.artifact import (
     write_manifest,
 )
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
-from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.errors import UserError, brief, nearest
 
 __all__ = [
     "Config",
@@ -23,6 +23,7 @@ __all__ = [
     "UserError",
     "apply_overrides",
     "atomic_write_text",
+    "brief",
     "check_replaceable",
     "hash_json",
     "load_config",

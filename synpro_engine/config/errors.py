@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+_BRIEF = 80  # characters
 
 
 class UserError(Exception):
@@ -16,3 +19,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean `x`?)" for the closest known name, or "" when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def brief(value: Any) -> str:
+    """A value as a message quotes it: Python's own spelling, one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _BRIEF else text[: _BRIEF - 3] + "..."

@@ -20,6 +20,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, check_layout
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
+from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.specs import block_spec
 from synpro_engine.model.state import init_weights, local_slots
 
@@ -74,6 +75,8 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=config.qkv_bias,
+        qk_layernorm=config.qk_norm == "head",  # sums these norms' gradients over tensor-parallel ranks
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
@@ -108,6 +111,8 @@ def _build_chunk(
             rotary_base=config.rope_theta,  # pyright: ignore[reportArgumentType] - only raised to a power
             vp_stage=vp_stage if topology.vpp > 1 else None,
         )
+    # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
+    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(config, topology.device)
     if last:
         chunk.output_layer = HiddenHead.replacing(chunk.output_layer)
     return chunk

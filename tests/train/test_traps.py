@@ -24,7 +24,7 @@ INTERLEAVED = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parall
 )
 def test_each_silent_trap_is_refused(topology: Topology, shape: ModelConfig, settings: dict, word: str) -> None:
     model = build_model(shape, topology)
-    refuse_traps(model.megatron_config)
+    refuse_traps(model)
     for name, value in settings.items():
         setattr(model.megatron_config, name, value)
     with pytest.raises(RuntimeError, match=word):
