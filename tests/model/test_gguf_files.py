@@ -50,7 +50,6 @@ def write(
     config: ModelConfig,
     state: dict[str, Tensor],
     changed: dict[str, Any],
-    *,
     kind: torch.dtype = torch.float32,
 ) -> Path:
     """The file; `changed` are metadata to set (or leave out, by None) and tensors to add."""

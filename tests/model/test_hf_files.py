@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synpro_engine.config import UserError
 from synpro_engine.data.tokenizer import load_tokenizer
-from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import export_hf, import_hf
@@ -210,7 +210,7 @@ def test_a_window_is_no_matter_where_sequences_are_shorter(exported: Path) -> No
 )
 def test_text_that_is_no_config_is_named(topology: Topology, exported: Path, text: str, message: str) -> None:
     (exported / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=f"config.json: {message}"):
+    with pytest.raises(UserError, match=f"config.json: .*{message}"):
         import_hf(exported, topology)
 
 
@@ -312,10 +312,9 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says_and_the_user_is_told
     assert len(told) == 1 and str(exported) in told[0] and "lm_head.weight" in told[0]
     assert not model.config.tie_embeddings
     assert torch.equal(model.output_weight(), untied.output_weight())
-    with launched(ParallelConfig()) as other:  # a head of another size is no head
-        rewrite(exported, put(HEAD, lambda tensor: tensor[:-1].clone()))
-        with pytest.raises(UserError, match=r"tensor `lm_head.weight` has shape"):
-            import_hf(exported, other)
+    rewrite(exported, put(HEAD, lambda tensor: tensor[:-1].clone()))  # a head of another size is no head
+    with pytest.raises(UserError, match=r"tensor `lm_head.weight` has shape"):
+        import_hf(exported, topology)
 
 
 def shard(directory: Path) -> dict[str, str]:

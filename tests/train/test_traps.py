@@ -31,6 +31,16 @@ def test_each_silent_trap_is_refused(topology: Topology, shape: ModelConfig, set
         Engine(model, OptimizerConfig())
 
 
+def test_norms_by_head_are_refused_where_ranks_would_not_sum_their_gradients(
+    topology: Topology, shape: ModelConfig
+) -> None:
+    model = build_model(shape.model_copy(update={"family": "qwen3"}), topology)
+    refuse_traps(model)
+    model.megatron_config.qk_layernorm = False
+    with pytest.raises(RuntimeError, match="without qk_layernorm"):
+        refuse_traps(model)
+
+
 def test_parameters_are_never_gathered_behind_the_next_forward(topology: Topology, shape: ModelConfig) -> None:
     """With that overlap the sampler and evaluation would read weights of the step before."""
     for overlap in (False, True):
