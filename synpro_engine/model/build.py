@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
@@ -40,9 +41,10 @@ def build_model(
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
     trainable_last_blocks: freeze everything but the last so many blocks (embedding, output layer and final
     norm included in what is frozen); None trains all.
-    Raises UserError when the layout does not divide the model.
+    Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
     check_layout(config, topology)
+    _check_room(config, topology, dtype)
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype)
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
@@ -53,6 +55,17 @@ def build_model(
     if trainable_last_blocks is not None:
         freeze_but_last(model, trainable_last_blocks)
     return model
+
+
+def _check_room(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> None:
+    """A slip in a size would otherwise end, after minutes, in an allocator's words."""
+    on_gpu = topology.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(topology.device).total_memory if on_gpu else psutil.virtual_memory().total
+    needed = config.parameter_count() * dtype.itemsize // (topology.tp.size * topology.pp.size)
+    if needed > memory:
+        raise UserError(
+            f"`model`: its weights need {needed / 2**30:,.0f} GiB on each rank, which has {memory / 2**30:,.0f} GiB"
+        )
 
 
 def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:

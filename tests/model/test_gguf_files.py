@@ -15,7 +15,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, RopeScaling
-from synpro_engine.model.gguf import GGUFFile
+from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.state import check_shapes, layout
 
