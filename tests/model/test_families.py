@@ -41,15 +41,19 @@ def test_transformers_reads_what_is_exported(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = build_model(config, topology, dtype=torch.bfloat16, seed=3)
-    export_hf(model, tmp_path / "out", tokenizer)
-    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
-    assert theirs.dtype == torch.bfloat16 and theirs.config.eos_token_id == 0
-    theirs = theirs.float()
-    tokens_BS = torch.randint(config.vocab_size, (2, 33))
-    model32, _ = import_hf(tmp_path / "out", topology)
-    logits = model32.hidden(tokens_BS) @ model32.output_weight().T
-    assert (logits - theirs(tokens_BS).logits).abs().max() <= 1e-4
+    source = transformers_model(config)
+    source.save_pretrained(tmp_path / "source")
+    tokens_BS = torch.randint(config.vocab_size, (2, 61))
+    for dtype in (torch.bfloat16, torch.float32):
+        model, _ = import_hf(tmp_path / "source", topology, dtype=dtype)
+        export_hf(model, tmp_path / "out", tokenizer)
+        theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+        assert type(theirs) is type(source) and theirs.dtype == dtype and theirs.config.eos_token_id == 0
+        theirs = theirs.float()
+        model32, _ = import_hf(tmp_path / "out", topology)
+        logits = model32.hidden(tokens_BS) @ model32.output_weight().T
+        assert (logits - theirs(tokens_BS).logits).abs().max() <= 1e-4
+    assert torch.equal(theirs(tokens_BS).logits, source(tokens_BS).logits)  # the last was fp32: what went in came out
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|endoftext|>"
 
 
