@@ -76,6 +76,28 @@ def on_main(topology: Topology, work: Callable[[], T]) -> T:
     return result  # pyright: ignore[reportReturnType]
 
 
+def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
+    """Do `work` on every rank; the results in rank order, on every one of them.
+
+    A UserError or OSError of any rank is raised on all of them, as by `on_main`.
+    """
+    result: T | None = None
+    fault: str | None = None
+    cause: Exception | None = None
+    try:
+        result = work()
+    except (UserError, OSError) as error:
+        fault, cause = _told(error), error
+    found: list[Any] = [(result, fault)]
+    if topology.world_size > 1:
+        found = [None] * topology.world_size
+        dist.all_gather_object(found, (result, fault))
+    for _, told in found:
+        if told is not None:
+            raise UserError(told) from cause
+    return [done for done, _ in found]
+
+
 def _told(error: UserError | OSError) -> str:
     if isinstance(error, UserError):
         return str(error)
