@@ -12,7 +12,13 @@ class UserError(Exception):
 
     The message names the file and line, or the configuration key. The command line prints it without a
     traceback and exits with code 2; everything else that escapes is a bug and keeps its traceback.
+
+    message: may quote what files say. Line breaks and other control characters in it are spelled out, so that a name in
+    a file neither breaks the line nor commands the terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,9 @@ Knows Megatron's traps (each is forced or refused here); knows no file format an
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
@@ -60,7 +60,11 @@ def build_model(
 def _check_room(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> None:
     """A slip in a size would otherwise end, after minutes, in an allocator's words."""
     on_gpu = topology.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(topology.device).total_memory if on_gpu else psutil.virtual_memory().total
+    memory = (
+        torch.cuda.get_device_properties(topology.device).total_memory
+        if on_gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
     needed = config.parameter_count() * dtype.itemsize // (topology.tp.size * topology.pp.size)
     if needed > memory:
         raise UserError(

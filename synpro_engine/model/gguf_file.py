@@ -19,6 +19,7 @@ from synpro_engine.config import UserError, brief, validate
 from synpro_engine.model import layout
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.rotary import inverse_frequencies
+from synpro_engine.model.tensor_files import refuse_pointer
 
 _TOP = {"token_embd.weight": layout.EMBEDDING, "output_norm.weight": layout.FINAL_NORM, "output.weight": layout.HEAD}
 _BLOCK = {
@@ -71,6 +72,8 @@ class GGUFFile(Mapping[str, Tensor]):
             raise UserError(
                 f"{path}: `general.architecture` {brief(self.architecture)} is not one of {', '.join(_ARCHITECTURES)}"
             )
+        if self.find("split.count", 1) not in (0, 1):
+            raise UserError(f"{path}: `split.count`: one of several files; merge them first (`gguf-split --merge`)")
         entries = {tensor.name: tensor for tensor in self._reader.tensors}
         self._rope_freqs = entries.pop(_ROPE_FREQS, None)
         self._entries: dict[str, Any] = {}
@@ -189,6 +192,7 @@ def _open(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
+        refuse_pointer(path)
         raise UserError(
             f"{path}: not a readable GGUF file ({' '.join(str(error).split()) or type(error).__name__})"
         ) from error

@@ -6,6 +6,7 @@ Knows the index that spreads tensors over files; knows no model.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -45,6 +46,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         try:
             handle: Any = safe_open(file, framework="pt")  # memory-mapped: costs no memory
         except (OSError, SafetensorError) as error:
+            refuse_pointer(file)
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
         for name in handle.keys():  # noqa: SIM118 - no mapping
             if name in self._path_of:
@@ -103,15 +105,22 @@ def _weight_files(directory: Path, listed: Mapping[str, str] | None) -> list[Pat
     single = directory / _SINGLE
     if listed is None:
         if not single.is_file():
-            raise UserError(f"{directory}: neither {_SINGLE} nor {_INDEX} is in this directory")
+            raise UserError(f"{directory}: neither {_SINGLE} nor {_INDEX} is here (pickled weights are not read)")
         return [single]
     files = [directory / name for name in sorted(set(listed.values()))]
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):  # a name that no file can have raises nothing here
             raise UserError(f"{file}: no such file, but {_INDEX} has tensors there")
     if single.is_file() and single not in files:
         raise UserError(f"{single}: stands beside an {_INDEX} that knows other files; which are the weights?")
     return files
+
+
+def refuse_pointer(file: Path) -> None:
+    """UserError where `file` is what git leaves in place of a large file that it has not fetched."""
+    with file.open("rb") as opened:
+        if opened.read(24) == b"version https://git-lfs.":
+            raise UserError(f"{file}: only git's pointer to the file, not the file itself (`git lfs pull` fetches it)")
 
 
 def _check_index(index: Path, listed: Mapping[str, str], found: Mapping[str, Path]) -> None:

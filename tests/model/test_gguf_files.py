@@ -139,6 +139,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "extra": ({"blk.0.attn_sinks.weight": torch.ones(4)}, "tensor `blk.0.attn_sinks.weight` is not part of a model"),
     "bias": ({"blk.0.attn_q.bias": torch.ones(32)}, "tensor `model.layers.0.self_attn.q_proj.bias` is not part"),
     "both": ({"blk.0.post_attention_norm.weight": torch.ones(32)}, "`blk.0.post_attention_norm.weight` is not part"),
+    "one of several": ({"split.count": 3, "split.no": 0}, "`split.count`: one of several files; merge them"),
     "stretch": ({"rope_freqs.weight": torch.rand(4) + 1}, "tensor `rope_freqs.weight` is not the stretch of Llama 3.1"),
     "stretch width": ({"rope_freqs.weight": torch.ones(3)}, "tensor `rope_freqs.weight` is not the stretch"),
 }  # fmt: skip
@@ -204,6 +205,7 @@ NESTED = struct.pack("<IQ", 9, 1) * 3000
 BROKEN: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "not a readable GGUF file"),
     "no magic": (b"abcdefgh" * 9, "not a readable GGUF file .*magic"),
+    "git's pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "only git's pointer"),
     "old": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "not a readable GGUF file .*version"),
     "only a head": (head(0, 0), "`general.architecture` None is not one of"),
     "no tensors": (head(0, 1) + ARCHITECTURE, "tensor `token_embd.weight` is missing"),

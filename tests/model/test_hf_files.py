@@ -274,6 +274,17 @@ def test_a_tensor_that_is_no_weight_of_the_model_is_named(topology: Topology, ex
     assert str(exported) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("files", [{}, {"pytorch_model.bin": b"\x80\x04."}, {"model.safetensors.index.json": None}])
+def test_a_directory_without_safetensors_is_named(
+    topology: Topology, exported: Path, files: dict[str, bytes | None]
+) -> None:
+    (exported / "model.safetensors").unlink()
+    for name, content in files.items():
+        (exported / name).mkdir() if content is None else (exported / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"out: neither .* is here \(pickled weights are not read"):
+        import_hf(exported, topology)
+
+
 def test_half_precision_and_fp64_weights_are_read(topology: Topology, exported: Path) -> None:
     before = load_file(exported / "model.safetensors")
     kinds = (torch.float16, torch.bfloat16, torch.float64, torch.float32)
@@ -339,6 +350,9 @@ INDEX: dict[str, tuple[Callable[[Path, dict[str, str]], Any], str]] = {
     "no name": (lambda d, m: {Q: 7}, f"`weight_map.{Q}`: 7 is not a file"),
     "empty name": (lambda d, m: {Q: ""}, f"`weight_map.{Q}`: '' is not a file"),
     "nul": (lambda d, m: {Q: "a\0b"}, f"`weight_map.{Q}`: "),
+    "a name too long": (lambda d, m: {Q: "a" * 5000}, "no such file, but .*json has tensors there"),
+    "a name that is none": (lambda d, m: {Q: "\ud800"}, r"\\ud800: no such file, but .*json has tensors there"),
+    "a key of many lines": (lambda d, m: {"a\nb\x1b[2J": "../x"}, r"`weight_map.a\\nb\\x1b\[2J`: '../x' is not a file"),
     "a directory": (lambda d, m: {Q: "."}, f"`weight_map.{Q}`: '.' is not a file"),
     "missing shard": (lambda d, m: (d / SECOND).unlink(), f"{SECOND}: no such file, but .*json has tensors"),
     "not in its file": (lambda d, m: {HEAD: SECOND}, f"`{HEAD}` is to be in {SECOND}, and is in model-00001"),
@@ -350,6 +364,10 @@ INDEX: dict[str, tuple[Callable[[Path, dict[str, str]], Any], str]] = {
     ),
     "two sets": (lambda d, m: shutil.copy(d / SECOND, d / "model.safetensors"), "which are the weights"),
     "no map": (lambda d, m: m.clear(), "`weight_map` is missing"),
+    "git's pointer": (
+        lambda d, m: (d / SECOND).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        f"{SECOND}: only git's pointer",
+    ),
     "torn shard": (lambda d, m: (d / SECOND).write_bytes(b"abc"), f"{SECOND}: not a readable safetensors file"),
 }  # fmt: skip
 
