@@ -15,7 +15,7 @@ from synpro_engine.config.artifact import (
     write_manifest,
 )
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
-from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.errors import UserError, brief, nearest
 from synpro_engine.config.integrity import hash_json, sha256_file, verification
 from synpro_engine.config.json_text import json_text
 from synpro_engine.config.records import Record, as_record, parse_record, read_json, read_record, read_records
@@ -28,6 +28,7 @@ __all__ = [
     "apply_overrides",
     "as_record",
     "atomic_write_text",
+    "brief",
     "check_replaceable",
     "hash_json",
     "json_text",

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.errors import UserError, brief, nearest
 from synpro_engine.config.yaml_core import MAX_BYTES, YAMLFault, dump_yaml, parse_yaml
 
 C = TypeVar("C", bound="Config")
@@ -81,20 +81,24 @@ def _copy(data: Any) -> Any:
     return {key: _copy(value) for key, value in data.items()} if isinstance(data, Mapping) else data
 
 
-def validate(cls: type[C], data: Mapping[str, Any], where: str) -> C:
-    """Build `cls` from plain data; the first fault becomes a one-line UserError naming its key."""
+def validate(cls: type[C], data: Mapping[str, Any], where: str, *, names: Mapping[str, str] | None = None) -> C:
+    """Build `cls` from plain data; the first fault becomes a one-line UserError naming its key.
+
+    names: what the user calls a key, where that is another name than ours.
+    """
     try:
         return cls.model_validate(_tuples(cls, data))
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
+        top, *below = first["loc"] or ("",)
+        path = ".".join(str(part) for part in ((names or {}).get(str(top), top), *below))
         if first["type"] == "extra_forbidden":
             known = _keys_beside(cls, first["loc"])
             raise UserError(f"{where}: unknown key `{path}`{nearest(str(first['loc'][-1]), known)}") from None
         if first["type"] == "missing":
             raise UserError(f"{where}: key `{path}` is missing") from None
         message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        given = "" if isinstance(first["input"], dict) else f", got {brief(first['input'])}"
         raise UserError(f"{where}: `{path}`: {message}{given}" if path else f"{where}: {message}") from None
 
 

@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+_BRIEF = 80  # characters
 
 
 class UserError(Exception):
@@ -9,10 +12,22 @@ class UserError(Exception):
 
     The message names the file and line, or the configuration key. The command line prints it without a
     traceback and exits with code 2; everything else that escapes is a bug and keeps its traceback.
+
+    message: may quote what files say. Line breaks and other control characters in it are spelled out, so that a name in
+    a file neither breaks the line nor commands the terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean `x`?)" for the closest known name, or "" when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def brief(value: Any) -> str:
+    """A value as a message quotes it: Python's own spelling, one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _BRIEF else text[: _BRIEF - 3] + "..."

@@ -27,7 +27,8 @@ class GeneratorConfig(Config):
     """The model that rephrases and reformats."""
 
     source: str = Field(default="embedded:smollm2-135m", min_length=1)
-    """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory (Llama or OLMo-2), or `random`."""
+    """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
+    and Qwen3 are known."""
     model: ModelConfig | None = None
     """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
     seq_len: int | None = Field(default=None, gt=0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from synpro_engine.influence.direction import Direction, check_fits
-from synpro_engine.influence.sites import Site, site_of, weight_of
+from synpro_engine.influence.sites import Site, bias_of, bias_site, site_of, weight_of
 from synpro_engine.influence.turns import Turns
 from synpro_engine.model.model import Model
 
@@ -80,16 +80,19 @@ class Capture:
                 for module in chunk.modules():
                     if grow and isinstance(module, LanguageModelEmbedding):
                         stack.enter_context(module.register_forward_hook(_grow))
-                    site = self._site(module)
-                    if site is not None:
+                    for site in self._sites(module):
                         hook = self._listener(index, site)
                         stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
             yield
 
-    def _site(self, module: nn.Module) -> Site | None:
-        weight = weight_of(module)
-        direction = None if weight is None else self.directions.get(weight)
-        return None if direction is None else site_of(module, direction, self._model.topology)
+    def _sites(self, module: nn.Module) -> Iterator[Site]:
+        weight, bias = weight_of(module), bias_of(module)
+        if weight is not None and weight in self.directions:
+            site = site_of(module, self.directions[weight], self._model.topology)
+            if site is not None:
+                yield site
+        if bias is not None and bias in self.directions:
+            yield bias_site(self.directions[bias])
 
     def _listener(self, chunk: int, site: Site) -> Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]:
         def listen(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.model.model import Model
+from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.scoring import IGNORED
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
 
@@ -74,12 +75,15 @@ def _block(model: Model, block: BlockWeights, hidden: Tensor) -> Tensor:
 def _attention(model: Model, block: BlockWeights, x: Tensor) -> Tensor:
     """Causal softmax attention with grouped heads, written out."""
     config = model.config
-    query_key, value = grouped_qkv(x @ block.qkv.t(), model.head_counts)
+    mixed = x @ block.qkv.t()
+    query_key, value = grouped_qkv(mixed if block.qkv_bias is None else mixed + block.qkv_bias, model.head_counts)
     query, key = query_key[..., :-1, :], query_key[..., -1:, :]
     if block.q_norm is not None and block.k_norm is not None:
-        query = _rms_norm(query.flatten(-3), block.q_norm, config.norm_eps).view_as(query)
-        key = _rms_norm(key.flatten(-3), block.k_norm, config.norm_eps).view_as(key)
-    query, key = (_rotated(part, config.rope_theta) for part in (query, key))
+        width = 1 if block.norm_by_head else 3  # how many of the last dimensions one norm spans
+        query = _rms_norm(query.flatten(-width), block.q_norm, config.norm_eps).view_as(query)
+        key = _rms_norm(key.flatten(-width), block.k_norm, config.norm_eps).view_as(key)
+    frequency = inverse_frequencies(config, x.device)
+    query, key = (_rotated(part, frequency) for part in (query, key))
     score = torch.einsum("bsnrh,btnh->bnrst", query, key[..., 0, :]) / config.head_size**0.5
     later = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
     weight = torch.softmax(score.masked_fill(later, float("-inf")), -1)
@@ -87,11 +91,9 @@ def _attention(model: Model, block: BlockWeights, x: Tensor) -> Tensor:
     return out.flatten(-3) @ block.proj.t()
 
 
-def _rotated(x_BSnrh: Tensor, theta: float) -> Tensor:
-    """Each pair (i, i + h/2) turned by position x theta^(-2i/h) (Su et al., arXiv 2104.09864); angles in fp32."""
-    length, width = x_BSnrh.size(1), x_BSnrh.size(-1)
-    frequency = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32, device=x_BSnrh.device) / width)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=x_BSnrh.device), frequency)
+def _rotated(x_BSnrh: Tensor, frequency: Tensor) -> Tensor:
+    """Each pair (i, i + h/2) turned by position x its frequency (Su et al., arXiv 2104.09864); angles in fp32."""
+    angle = torch.outer(torch.arange(x_BSnrh.size(1), dtype=torch.float32, device=x_BSnrh.device), frequency)
     cos, sin = (table.to(x_BSnrh.dtype)[:, None, None] for table in (angle.cos(), angle.sin()))
     first, second = x_BSnrh.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

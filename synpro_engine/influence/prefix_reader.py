@@ -88,6 +88,8 @@ class PrefixReader:
                 column = isinstance(module, ColumnParallelLinear)
                 x_SBI, grad_SBO = (whole_sequence(x, topology), grad) if column else (x, whole_sequence(grad, topology))
                 sums_KB.add_(_accumulate(x_SBI, grad_SBO, direction_KOI, module.weight.main_grad))
+                if module.bias is not None:  # beside a frozen weight Megatron gives it no gradient
+                    module.bias.main_grad += grad.sum((0, 1), dtype=module.bias.main_grad.dtype)
 
             out.register_hook(accumulate)
 

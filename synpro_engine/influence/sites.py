@@ -1,8 +1,9 @@
 """What one layer says about a direction: the share of every position in <grad, v>, from its input and output gradient.
 
 A parameter's gradient is a sum over positions (for a linear layer, of the outer products b_t a_t^T of output gradient
-and input), so <grad, v> falls apart into one number a position: b_t . (V a_t) for a linear layer, b_t . V[token_t] for
-the embedding, sum_d b_td n_td v_d for a norm's weight with normalised input n. No weight gradient is ever formed.
+and input), so <grad, v> falls apart into one number a position: b_t . (V a_t) for a linear layer, b_t . v for its
+bias, b_t . V[token_t] for the embedding, sum_d b_td n_td v_d for a norm's weight with normalised input n, which is also
+summed over heads where each has its own norm. No weight gradient is ever formed.
 
 Knows Megatron's layers and how tensor-parallel ranks split them: each function gives this rank's part, and the sum over
 the ranks is the whole. Shapes are Megatron's, sequence first: [S, B, ...], S the whole sequence or, where
@@ -24,8 +25,8 @@ from torch.nn import Parameter
 
 from synpro_engine.dist import Topology, sum_over
 from synpro_engine.model.head import HiddenHead
-from synpro_engine.model.layers import FullWidthRMSNorm, RMSNorm
-from synpro_kernels.grad_dot import embedding_dot, grad_dot, scale_dot
+from synpro_engine.model.layers import FullWidthRMSNorm, HeadRMSNorm, RMSNorm
+from synpro_kernels.grad_dot import bias_dot, embedding_dot, grad_dot, scale_dot
 
 Site = Callable[[Tensor, Tensor], Tensor]
 """(input, output gradient) -> shares [K, S, B]."""
@@ -37,6 +38,17 @@ def weight_of(module: nn.Module) -> Parameter | None:
         return module.word_embeddings.weight
     known = (ColumnParallelLinear, RowParallelLinear, RMSNorm, FullWidthRMSNorm)
     return module.weight if isinstance(module, known) and not isinstance(module, HiddenHead) else None
+
+
+def bias_of(module: nn.Module) -> Parameter | None:
+    """The bias that is scored where `module` is called, or None; split with the outputs, as queries, keys and values
+    are."""
+    return module.bias if isinstance(module, ColumnParallelLinear) and not isinstance(module, HiddenHead) else None
+
+
+def bias_site(direction_KO: Tensor) -> Site:
+    """The site of a column-parallel layer's bias."""
+    return lambda _x, grad: bias_shares(grad, direction_KO)
 
 
 def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
@@ -53,10 +65,12 @@ def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
         return lambda x, grad: linear_shares(x, whole_sequence(grad, topology), direction)
     if isinstance(module, FullWidthRMSNorm):
         return lambda x, grad: scale_shares(_normed_full_width(module, x, topology), grad.flatten(-2), direction)
+    if isinstance(module, HeadRMSNorm):  # each rank has its own heads, all positions and all of the weight
+        return lambda x, grad: head_scale_shares(_normed(module, x), grad, direction)
     assert isinstance(module, RMSNorm)
     if topology.tp.rank > 0 and not topology.sequence_parallel:
         return None  # every rank sees the same positions and holds the same weight
-    return lambda x, grad: scale_shares(F.rms_norm(_precise(x), (x.size(-1),), None, module.eps), grad, direction)
+    return lambda x, grad: scale_shares(_normed(module, x), grad, direction)
 
 
 def linear_shares(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor) -> Tensor:
@@ -78,6 +92,17 @@ def scale_shares(normed_SBD: Tensor, grad_SBD: Tensor, direction_KD: Tensor) -> 
     return scale_dot(normed_SBD, grad, direction_KD, ids, segments=1, per_token=True).tokens
 
 
+def head_scale_shares(normed_SBnh: Tensor, grad_SBnh: Tensor, direction_Kh: Tensor) -> Tensor:
+    """sum over heads of sum_d b_tnd n_tnd v_kd, [K, S, B]."""
+    heads = normed_SBnh.size(-2)
+    return scale_shares(normed_SBnh.flatten(-2), grad_SBnh.flatten(-2), direction_Kh.repeat(1, heads))
+
+
+def bias_shares(grad_SBO: Tensor, direction_KO: Tensor) -> Tensor:
+    """b_t . v_k, [K, S, B]."""
+    return bias_dot(grad_SBO, direction_KO, _one_segment(grad_SBO), segments=1, per_token=True).tokens
+
+
 def _one_segment(tokens: Tensor) -> Tensor:
     return torch.zeros(tokens.shape[:-1], dtype=torch.int32, device=tokens.device)
 
@@ -89,6 +114,10 @@ def whole_sequence(part: Tensor, topology: Topology) -> Tensor:
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(topology.tp.size)]
     dist.all_gather(parts, part.contiguous(), group=topology.tp.group)
     return torch.cat(parts)
+
+
+def _normed(module: RMSNorm, x: Tensor) -> Tensor:
+    return F.rms_norm(_precise(x), (x.size(-1),), None, module.eps)
 
 
 def _normed_full_width(module: FullWidthRMSNorm, x: Tensor, topology: Topology) -> Tensor:

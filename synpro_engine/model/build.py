@@ -6,6 +6,7 @@ Knows Megatron's traps (each is forced or refused here); knows no file format an
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, check_layout
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
+from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.specs import block_spec
 from synpro_engine.model.state import init_weights, local_slots
 
@@ -39,9 +41,10 @@ def build_model(
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
     trainable_last_blocks: freeze everything but the last so many blocks (embedding, output layer and final
     norm included in what is frozen); None trains all.
-    Raises UserError when the layout does not divide the model.
+    Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
     check_layout(config, topology)
+    _check_room(config, topology, dtype)
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype)
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
@@ -52,6 +55,21 @@ def build_model(
     if trainable_last_blocks is not None:
         freeze_but_last(model, trainable_last_blocks)
     return model
+
+
+def _check_room(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> None:
+    """A slip in a size would otherwise end, after minutes, in an allocator's words."""
+    on_gpu = topology.device.type == "cuda"
+    memory = (
+        torch.cuda.get_device_properties(topology.device).total_memory
+        if on_gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    needed = config.parameter_count() * dtype.itemsize // (topology.tp.size * topology.pp.size)
+    if needed > memory:
+        raise UserError(
+            f"`model`: its weights need {needed / 2**30:,.0f} GiB on each rank, which has {memory / 2**30:,.0f} GiB"
+        )
 
 
 def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:
@@ -74,6 +92,8 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=config.qkv_bias,
+        qk_layernorm=config.qk_norm == "head",  # sums these norms' gradients over tensor-parallel ranks
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
@@ -108,6 +128,8 @@ def _build_chunk(
             rotary_base=config.rope_theta,  # pyright: ignore[reportArgumentType] - only raised to a power
             vp_stage=vp_stage if topology.vpp > 1 else None,
         )
+    # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
+    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(config, topology.device)
     if last:
         chunk.output_layer = HiddenHead.replacing(chunk.output_layer)
     return chunk

@@ -7,39 +7,72 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from synpro_engine.config import Config, UserError
 from synpro_engine.dist import Topology
 
+Family = Literal["olmo2", "llama", "mistral", "qwen2", "qwen3"]
 
-class ModelConfig(Config):
-    """A decoder-only transformer with RoPE, RMSNorm, SwiGLU and no biases.
 
-    `olmo2` normalises each sublayer's output and the full width of queries and keys (arXiv 2501.00656);
-    `llama` normalises each sublayer's input (arXiv 2302.13971).
+class RopeScaling(Config):
+    """How Llama 3.1 and later turn positions that are longer than pretraining's (`llama3` at Hugging Face).
+
+    Pairs whose wave is longer than original / low_freq_factor positions turn `factor` times slower, those with one
+    shorter than original / high_freq_factor as before, those between in between.
     """
 
-    family: Literal["olmo2", "llama"] = "olmo2"
-    """Where the norms stand: `olmo2` or `llama`."""
-    layers: int = Field(ge=1)
+    factor: float = Field(ge=1)
+    """How many times slower the longest waves turn."""
+    low_freq_factor: float = Field(gt=0)
+    """original / this: the wave, in positions, from which on all of `factor` applies."""
+    high_freq_factor: float = Field(gt=0)
+    """original / this: the wave, in positions, up to which nothing changes."""
+    original_max_position_embeddings: int = Field(ge=1, le=2**40)
+    """Longest sequence of pretraining before the stretch, in tokens."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RopeScaling:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor ({self.high_freq_factor}) must be above low_freq_factor ({self.low_freq_factor})"
+            )
+        return self
+
+
+class ModelConfig(Config):
+    """A decoder-only transformer with RoPE, RMSNorm and SwiGLU.
+
+    `olmo2` normalises each sublayer's output and the full width of queries and keys (arXiv 2501.00656);
+    `llama` normalises each sublayer's input (arXiv 2302.13971), `mistral` is the same under another name;
+    `qwen2` adds biases to queries, keys and values (arXiv 2407.10671), `qwen3` instead normalises each head of queries
+    and keys (arXiv 2505.09388).
+
+    The bounds are far above any published model: what passes them by is a slip, and must not take hours to fail.
+    """
+
+    family: Family = "olmo2"
+    """Whose blocks they are: `olmo2`, `llama`, `mistral`, `qwen2` or `qwen3`."""
+    layers: int = Field(ge=1, le=10_000)
     """Number of blocks."""
-    d_model: int = Field(ge=1)
+    d_model: int = Field(ge=1, le=2**20)
     """Width of the residual stream."""
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=2**16)
     """Query heads."""
-    kv_heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1, le=2**16)
     """Key and value heads; divides `heads`."""
-    head_dim: int | None = Field(default=None, ge=2)
+    head_dim: int | None = Field(default=None, ge=2, le=2**16)
     """Width of one head; d_model / heads where not given."""
-    ffn: int = Field(ge=1)
+    ffn: int = Field(ge=1, le=2**24)
     """Width of the gated hidden layer (SwiGLU)."""
-    vocab_size: int = Field(ge=2)
+    vocab_size: int = Field(ge=2, le=2**30)
     """Rows of the embedding, padding included."""
-    seq_len: int = Field(ge=1)
+    seq_len: int = Field(ge=1, le=2**40)
     """Longest sequence in tokens."""
     rope_theta: float = Field(default=500_000.0, gt=0)
     """Base of the rotary position embedding."""
+    rope_scaling: RopeScaling | None = None
+    """Stretched rotary positions, as in Llama 3.1; none where not given."""
     norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every RMSNorm."""
     tie_embeddings: bool = False
@@ -74,12 +107,26 @@ class ModelConfig(Config):
         """Width of one head."""
         return self.head_dim or self.d_model // self.heads
 
+    @property
+    def norm_after(self) -> bool:
+        """Whether norms stand on the sublayers' outputs, and not on their inputs."""
+        return self.family == "olmo2"
+
+    @property
+    def qk_norm(self) -> Literal["width", "head"] | None:
+        """What one RMSNorm of queries (of keys) spans: all heads together, each head alone, or there is none."""
+        return {"olmo2": "width", "qwen3": "head"}.get(self.family)  # pyright: ignore[reportReturnType]
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.family == "qwen2"
+
     def parameter_count(self, *, embeddings: bool = True) -> int:
         """Number of parameters; without `embeddings` neither the embedding nor the output layer counts."""
-        attention = 2 * self.d_model * (self.heads + self.kv_heads) * self.head_size
-        norms = 2 * self.d_model
-        if self.family == "olmo2":
-            norms += (self.heads + self.kv_heads) * self.head_size
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = 2 * self.d_model * (query + key) + (query + 2 * key if self.qkv_bias else 0)
+        norms = 2 * self.d_model + {"width": query + key, "head": 2 * self.head_size, None: 0}[self.qk_norm]
         blocks = self.layers * (attention + 3 * self.d_model * self.ffn + norms) + self.d_model
         tables = (1 if self.tie_embeddings else 2) * self.vocab_size * self.d_model
         return blocks + (tables if embeddings else 0)

@@ -1,30 +1,48 @@
 """Hugging Face directories in and out: config.json, safetensors, tokenizer files. transformers is not needed.
 
-Knows the two families' file format; refuses settings that the layers here do not compute.
+Knows the families' tensors and which of a file's carry nothing; config.json is read in `hf_config`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
-from synpro_engine.config import UserError, atomic_write_text, check_replaceable, json_text, new_artifact, validate
+from synpro_engine.config import UserError, atomic_write_text, check_replaceable, json_text, new_artifact
 from synpro_engine.data.tokenizer import PublishedTokenizer
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.model import Model
+from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.state import check_shapes, iter_canonical
-from synpro_engine.model.tensor_files import SafetensorsFiles, read_json, write_tensors
+from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
 
 KIND = "hf_model"
-_ARCHITECTURE = {"llama": "LlamaForCausalLM", "olmo2": "Olmo2ForCausalLM"}
-_DEFAULT_EPS = {"llama": 1e-6, "olmo2": 1e-5}
+_ARCHITECTURE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# What a family's config.json says beside the common keys, so that its defaults are not taken.
+_EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "mistral": {"sliding_window": None},
+    "olmo2": {"attention_bias": False},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"attention_bias": False, "use_sliding_window": False},
+}
+_ROTARY = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 class Imported(NamedTuple):
@@ -32,54 +50,6 @@ class Imported(NamedTuple):
 
     model: Model
     tokenizer: Path
-
-
-def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
-    """The model's shape from config.json; `seq_len` replaces `max_position_embeddings`.
-
-    Raises UserError for another family and for settings (biases, scaled rotations, quantisation) that would
-    silently give other numbers here.
-    """
-    path = directory / "config.json"
-    data = read_json(path)
-    family = data.get("model_type")
-    if family not in _ARCHITECTURE:
-        raise UserError(f"{path}: `model_type` {family!r} is not one of {', '.join(sorted(_ARCHITECTURE))}")
-    rope = data.get("rope_parameters") or {}
-    _refuse_unsupported(path, data, rope)
-    fields = {
-        "layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "heads": "num_attention_heads",
-        "ffn": "intermediate_size",
-        "vocab_size": "vocab_size",
-    }
-    for key in fields.values():
-        if key not in data:
-            raise UserError(f"{path}: key `{key}` is missing")
-    found = {field: data[key] for field, key in fields.items()} | {
-        "family": family,
-        "kv_heads": data.get("num_key_value_heads") or data["num_attention_heads"],
-        "head_dim": data.get("head_dim"),
-        "seq_len": seq_len or data.get("max_position_embeddings", 2048),
-        "rope_theta": float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0),
-        "norm_eps": float(data.get("rms_norm_eps", _DEFAULT_EPS[family])),
-        "tie_embeddings": bool(data.get("tie_word_embeddings", False)),
-        "init_std": float(data.get("initializer_range", 0.02)),
-    }
-    return validate(ModelConfig, found, str(path))
-
-
-def _refuse_unsupported(path: Path, data: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
-    if data.get("rope_scaling") or rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: `rope_scaling` is not supported")
-    if float(rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))) != 1.0:
-        raise UserError(f"{path}: `partial_rotary_factor` is not supported")
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if data.get(key):
-            raise UserError(f"{path}: `{key}` is not supported")
-    if data.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{path}: `hidden_act` {data['hidden_act']!r} is not supported (only silu)")
 
 
 def import_hf(
@@ -90,16 +60,43 @@ def import_hf(
     seq_len: int | None = None,
     trainable_last_blocks: int | None = None,
 ) -> Imported:
-    """Read a Llama or OLMo-2 model; each rank reads only the tensors that it holds a part of.
+    """Read a model of a known family; each rank reads only the tensors that it holds a part of.
 
-    Raises UserError that names the file and the key or tensor at fault.
+    Every tensor of the files is used or proven to carry nothing. A head that is said to be the embedding, and is not,
+    is taken as a head of its own, and the user is told. Raises UserError that names the file and the key or tensor at
+    fault.
     """
-    config = read_hf_config(directory, seq_len)
+    said = read_hf_config(directory, seq_len)
     tensors = SafetensorsFiles(directory)
-    check_shapes(layout.canonical_shapes(config), tensors.shapes(), str(directory))
+    # Comparing reads both tables once more: one rank does it.
+    config = on_main(topology, lambda: _as_stored(directory, said, tensors))
+    if config != said:
+        say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
     model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
-    model.load_canonical(tensors)
+    model.load_canonical(tensors, str(directory))
     return Imported(model, directory)
+
+
+def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) -> ModelConfig:
+    """The shape that the files hold: `config`, untied where there is a head of its own. UserError where none fits."""
+    shapes = tensors.shapes()
+    tied_head = config.tie_embeddings and {layout.HEAD, layout.EMBEDDING} <= set(shapes)
+    if tied_head and not tensors.equal(layout.HEAD, layout.EMBEDDING):
+        config, tied_head = config.model_copy(update={"tie_embeddings": False}), False
+    redundant = {name for name in shapes if _ROTARY.fullmatch(name)} | ({layout.HEAD} if tied_head else set())
+    needed = {name: shape for name, shape in shapes.items() if name not in redundant}
+    check_shapes(layout.canonical_shapes(config), needed, str(directory))
+    for name in redundant - {layout.HEAD}:
+        _check_rotary(directory, name, tensors[name], config)
+    return config
+
+
+def _check_rotary(directory: Path, name: str, stored: Tensor, config: ModelConfig) -> None:
+    """A stored rotary table carries nothing where it is what the config gives, up to its own rounding."""
+    expected = inverse_frequencies(config)
+    tolerance = max(2 * torch.finfo(stored.dtype).eps, 1e-6)
+    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=tolerance, atol=1e-7):
+        raise UserError(f"{directory}: tensor `{name}` is not what `rope_theta` and `rope_scaling` give")
 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedTokenizer) -> dict[str, Any]:
@@ -116,16 +113,22 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedToken
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.seq_len,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_theta": config.rope_theta} | _rope_type(config),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.init_std,
         "hidden_act": "silu",
-        "attention_bias": False,
         "torch_dtype": str(dtype).removeprefix("torch."),
         **tokenizer.model_ids,
     }
-    return data | ({"mlp_bias": False} if config.family == "llama" else {})
+    if config.rope_scaling is not None:
+        data["rope_scaling"] = _rope_type(config)  # where transformers 4 looks for it
+    return data | _EXTRA[config.family]
+
+
+def _rope_type(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    return {"rope_type": "default"} if scaling is None else {"rope_type": "llama3"} | scaling.model_dump()
 
 
 def export_hf(

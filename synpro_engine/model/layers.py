@@ -44,6 +44,19 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
+class HeadRMSNorm(RMSNorm):
+    """RMSNorm of each head alone, one weight for all heads (Qwen3, arXiv 2505.09388); [s, b, heads, hn] -> the same.
+
+    The weight is replicated, but a tensor-parallel rank's gradient is of its own heads only: a part of the whole, as
+    under sequence parallelism, and marked as such for whoever reads gradients. Megatron's trainer sums it because
+    `config.qk_layernorm` is set, whatever the mark.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__(config, hidden_size, eps)
+        self.weight.sequence_parallel = config.tensor_model_parallel_size > 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class FullWidthRMSNorm(nn.Module):
     """RMSNorm over all heads of all tensor-parallel ranks at once (OLMo-2, arXiv 2501.00656).
 

@@ -59,14 +59,17 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         attention_norm: (width,),
         mlp_norm: (width,),
     }
-    if config.family == "olmo2":
-        shapes |= {"self_attn.q_norm.weight": (query,), "self_attn.k_norm.weight": (key,)}
+    if config.qkv_bias:
+        shapes |= {f"self_attn.{part}_proj.bias": (size,) for part, size in (("q", query), ("k", key), ("v", key))}
+    if config.qk_norm is not None:
+        sizes = (config.head_size,) * 2 if config.qk_norm == "head" else (query, key)
+        shapes |= {f"self_attn.{part}_norm.weight": (size,) for part, size in zip("qk", sizes, strict=True)}
     return shapes
 
 
 def _norm_names(config: ModelConfig) -> tuple[str, str]:
-    """The norms of (attention, MLP): on their outputs in OLMo-2, on their inputs in Llama."""
-    if config.family == "olmo2":
+    """The norms of (attention, MLP): on their outputs in OLMo-2, on their inputs in the others."""
+    if config.norm_after:
         return "post_attention_layernorm.weight", "post_feedforward_layernorm.weight"
     return "input_layernorm.weight", "post_attention_layernorm.weight"
 
@@ -74,6 +77,11 @@ def _norm_names(config: ModelConfig) -> tuple[str, str]:
 def is_norm(name: str) -> bool:
     """Whether a canonical tensor is a norm's weight (starts at one, is a vector)."""
     return name.endswith("norm.weight")
+
+
+def is_bias(name: str) -> bool:
+    """Whether a canonical tensor is a bias (starts at zero, is a vector)."""
+    return name.endswith(".bias")
 
 
 def block_slots(config: ModelConfig, block: BlockWeights) -> list[Slot]:
@@ -92,9 +100,12 @@ def block_slots(config: ModelConfig, block: BlockWeights) -> list[Slot]:
         slot(block.attention_norm, "whole", attention_norm),
         slot(block.mlp_norm, "whole", mlp_norm),
     ]
+    if block.qkv_bias is not None:
+        slots.append(slot(block.qkv_bias, "qkv", *(f"self_attn.{name}_proj.bias" for name in "qkv")))
     if block.q_norm is not None and block.k_norm is not None:
-        slots.append(slot(block.q_norm, "rows", "self_attn.q_norm.weight"))
-        slots.append(slot(block.k_norm, "rows", "self_attn.k_norm.weight"))
+        kind = "whole" if block.norm_by_head else "rows"
+        slots.append(slot(block.q_norm, kind, "self_attn.q_norm.weight"))
+        slots.append(slot(block.k_norm, kind, "self_attn.k_norm.weight"))
     return slots
 
 
@@ -124,7 +135,7 @@ def unshard(config: ModelConfig, kind: Kind, parts: Sequence[Tensor]) -> tuple[T
 
 
 def _interleave(config: ModelConfig, full: Sequence[Tensor]) -> Tensor:
-    """q, k, v -> per key head: its queries, its key, its value."""
+    """q, k, v (matrices or biases) -> per key head: its queries, its key, its value."""
     grouped = [tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 

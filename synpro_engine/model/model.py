@@ -163,9 +163,9 @@ class Model:
         """Full, unsharded tensors by their Hugging Face names, on the CPU of every rank (collective)."""
         return state.canonical_state(self)
 
-    def load_canonical(self, full: Mapping[str, Tensor]) -> None:
-        """Copy this rank's share of full tensors into its parameters; UserError when they do not fit."""
-        state.load_canonical(self, full)
+    def load_canonical(self, full: Mapping[str, Tensor], where: str = "weights") -> None:
+        """Copy this rank's share of full tensors into its parameters; UserError, naming `where`, if they do not fit."""
+        state.load_canonical(self, full, where)
 
 
 def run_chunk(chunk: Any, tokens_BS: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which layer goes where: Megatron layer specs of the OLMo-2 and Llama families.
+"""Which layer goes where: Megatron layer specs of the families.
 
 The one place that knows how specs differ between Megatron-Core releases. Submodules are given as classes
 wherever possible, which every supported release builds the same way.
@@ -25,6 +25,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.layers import (
     FlashAttention,
     FullWidthNormAttention,
+    HeadRMSNorm,
     NormAfterLayer,
     NormBeforeLayer,
     RMSNorm,
@@ -54,19 +55,21 @@ def _mlp_spec() -> Any:
 
 def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
     """One block of the family."""
-    olmo2 = config.family == "olmo2"
-    norm: Any = IdentityOp if olmo2 else RMSNorm
+    norm: Any = IdentityOp if config.norm_after else RMSNorm
+    head_norm: Any = HeadRMSNorm if config.qk_norm == "head" else None
     attention = ModuleSpec(
-        module=FullWidthNormAttention if olmo2 else SelfAttention,
+        module=FullWidthNormAttention if config.qk_norm == "width" else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
             core_attention=core_attention(dtype),
             linear_proj=RowParallelLinear,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )
     return ModuleSpec(
-        module=NormAfterLayer if olmo2 else NormBeforeLayer,
+        module=NormAfterLayer if config.norm_after else NormBeforeLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=attention,

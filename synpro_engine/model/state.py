@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from synpro_engine.model.model import Model
 
 
+_ROWS_CHECKED = 4096  # the check needs a byte for each number it looks at
+
+
 def local_slots(model: Model) -> list[Slot]:
     """What this rank's parameters hold. A tied output layer on another stage is a second slot of the embedding."""
     slots = [slot for block in model.blocks() for slot in layout.block_slots(model.config, block)]
@@ -98,37 +101,44 @@ def check_shapes(model_shapes: Mapping[str, tuple[int, ...]], found: Mapping[str
         if tuple(found[name]) != shape:
             raise UserError(f"{where}: tensor `{name}` has shape {tuple(found[name])}, the model needs {shape}")
     for name in found:
-        if name not in model_shapes and not _redundant(name, model_shapes):
+        if name not in model_shapes:
             raise UserError(f"{where}: tensor `{name}` is not part of the model")
 
 
-def _redundant(name: str, model_shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Rotary tables and the tied copy of the embedding are stored by some exporters and carry nothing."""
-    return name.endswith("rotary_emb.inv_freq") or (name == layout.HEAD and layout.HEAD not in model_shapes)
-
-
 @torch.no_grad()
-def load_canonical(model: Model, full: Mapping[str, Tensor]) -> None:
+def load_canonical(model: Model, full: Mapping[str, Tensor], where: str = "weights") -> None:
     """Copy each rank's share of full tensors into its parameters, in place; `full` may read lazily.
 
-    Raises UserError when a tensor is missing or has another shape.
+    Raises UserError, `where` in front, when a tensor is missing, has another shape, or holds what is no finite number
+    or none in the model's dtype.
     """
     shapes, tp = layout.canonical_shapes(model.config), model.topology.tp
     for slot in local_slots(model):
         tensors = []
         for name in slot.names:
             if name not in full:
-                raise UserError(f"weights: tensor `{name}` is missing")
-            tensors.append(full[name])
-            check_shapes({name: shapes[name]}, {name: tuple(tensors[-1].shape)}, "weights")
+                raise UserError(f"{where}: tensor `{name}` is missing")
+            tensor = full[name]
+            check_shapes({name: shapes[name]}, {name: tuple(tensor.shape)}, where)
+            tensors.append(tensor.to(model.dtype))
+            _check_finite(name, tensors[-1], tensor, where)
         slot.parameter.copy_(layout.shard(model.config, slot.kind, tensors, tp.rank, tp.size))
+
+
+def _check_finite(name: str, converted: Tensor, given: Tensor, where: str) -> None:
+    if all(bool(rows.isfinite().all()) for rows in converted.split(_ROWS_CHECKED)):
+        return
+    if bool(given.isfinite().all()):
+        raise UserError(f"{where}: tensor `{name}` holds numbers beyond what {converted.dtype} can hold")
+    raise UserError(f"{where}: tensor `{name}` holds NaN or infinity")
 
 
 @torch.no_grad()
 def init_weights(model: Model, seed: int) -> None:
     """Draw every canonical tensor from its own generator, seeded by (seed, name), and keep this rank's share.
 
-    So all layouts start from the same values. Normal with `init_std`, truncated at three of it; norms are one.
+    So all layouts start from the same values. Normal with `init_std`, truncated at three of it; norms are one, biases
+    zero.
     """
     config, tp = model.config, model.topology.tp
     shapes = layout.canonical_shapes(config)
@@ -141,6 +151,8 @@ def _draw(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
     """fp32 on the CPU, whose generator gives the same numbers on every machine."""
     if layout.is_norm(name):
         return torch.ones(shape)
+    if layout.is_bias(name):
+        return torch.zeros(shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -3 * std, 3 * std, generator=generator)

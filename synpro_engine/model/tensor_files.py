@@ -6,8 +6,10 @@ Knows the index that spreads tensors over files; knows no model.
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -15,64 +17,144 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synpro_engine.config import UserError, atomic_write_text, json_text
+from synpro_engine.config import UserError, atomic_write_text, brief, json_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Safetensors' names of what a weight may be stored in. Integers, booleans and float8 mean nothing without scales.
+_WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
 FILE_BYTES = 4 * 2**30
+_ROW_BLOCK = 2**22  # numbers compared at once
 
 
 class SafetensorsFiles(Mapping[str, Tensor]):
-    """The tensors of a directory's safetensors file or files, read one by one when asked for."""
+    """The tensors of a directory's safetensors file or files, read one by one when asked for.
+
+    Raises UserError where files and index disagree, or where a tensor is no weight by its type.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._file_of = {}
-        for file in _weight_files(directory):
-            try:
-                handle: Any = safe_open(file, framework="pt")  # memory-mapped: costs no memory
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-            self._file_of |= dict.fromkeys(handle.keys(), handle)
+        self._handle_of: dict[str, Any] = {}
+        self._path_of: dict[str, Path] = {}
+        index = directory / _INDEX
+        listed = _listed(index) if index.is_file() else None
+        for file in _weight_files(directory, listed):
+            self._open(file)
+        if listed is not None:
+            _check_index(index, listed, self._path_of)
+
+    def _open(self, file: Path) -> None:
+        try:
+            handle: Any = safe_open(file, framework="pt")  # memory-mapped: costs no memory
+        except (OSError, SafetensorError) as error:
+            refuse_pointer(file)
+            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+        for name in handle.keys():  # noqa: SIM118 - no mapping
+            if name in self._path_of:
+                raise UserError(f"{file}: tensor `{name}` is in {self._path_of[name].name} too")
+            kind = handle.get_slice(name).get_dtype()
+            if kind not in _WEIGHT_TYPES:
+                told = ", ".join(_WEIGHT_TYPES)
+                raise UserError(f"{file}: tensor `{name}` is of type {kind}; weights are read as {told} only")
+            self._handle_of[name], self._path_of[name] = handle, file
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        return self._handle_of[name].get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._handle_of)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._handle_of)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._file_of
+        return name in self._handle_of
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """All shapes, from the headers alone."""
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._file_of.items()}
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._handle_of.items()}
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers; a few rows of each in memory at a time."""
+        a, b = (self._handle_of[name].get_slice(name) for name in (one, other))
+        shape = a.get_shape()
+        if shape != b.get_shape() or not shape:
+            return shape == b.get_shape() and bool(self[one] == self[other])
+        rows = max(1, _ROW_BLOCK // max(1, torch.Size(shape[1:]).numel()))
+        blocks = (slice(start, start + rows) for start in range(0, shape[0], rows))
+        return all(torch.equal(a[block].double(), b[block].double()) for block in blocks)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE]
-    if not index.is_file():
-        raise UserError(f"{directory}: neither {_SINGLE} nor {_INDEX} is in this directory")
+def _listed(index: Path) -> dict[str, str]:
+    """The index's file of each tensor; every one is below the index' own directory by its name."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: `weight_map` is missing")
-    return [directory / name for name in sorted(set(names.values()))]
+    for tensor, file in names.items():
+        if not isinstance(file, str) or not _stays_inside(file):
+            raise UserError(f"{index}: `weight_map.{tensor}`: {brief(file)} is not a file of this directory")
+    return names
+
+
+def _stays_inside(name: str) -> bool:
+    """By its name alone. Where a link in the directory leads is up to whoever made it: the hub's cache is all links."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _weight_files(directory: Path, listed: Mapping[str, str] | None) -> list[Path]:
+    single = directory / _SINGLE
+    if listed is None:
+        if not single.is_file():
+            raise UserError(f"{directory}: neither {_SINGLE} nor {_INDEX} is here (pickled weights are not read)")
+        return [single]
+    files = [directory / name for name in sorted(set(listed.values()))]
+    for file in files:
+        if not os.path.isfile(file):  # a name that no file can have raises nothing here
+            raise UserError(f"{file}: no such file, but {_INDEX} has tensors there")
+    if single.is_file() and single not in files:
+        raise UserError(f"{single}: stands beside an {_INDEX} that knows other files; which are the weights?")
+    return files
+
+
+def refuse_pointer(file: Path) -> None:
+    """UserError where `file` is what git leaves in place of a large file that it has not fetched."""
+    with file.open("rb") as opened:
+        if opened.read(24) == b"version https://git-lfs.":
+            raise UserError(f"{file}: only git's pointer to the file, not the file itself (`git lfs pull` fetches it)")
+
+
+def _check_index(index: Path, listed: Mapping[str, str], found: Mapping[str, Path]) -> None:
+    for name, file in listed.items():
+        if name not in found or found[name] != index.parent / file:
+            where = f"in {found[name].name}" if name in found else "in no file"
+            raise UserError(f"{index}: tensor `{name}` is to be in {file}, and is {where}")
+    for name, file in found.items():
+        if name not in listed:
+            raise UserError(f"{file}: tensor `{name}` is not in {index.name}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; UserError names the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except RecursionError:
+        raise UserError(f"{path}: not readable as JSON (its brackets are nested too deeply)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object")
     return data
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once each: of two values, one would win in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {brief(name)} stands there twice")
+    return found
 
 
 def write_tensors(

@@ -36,22 +36,26 @@ class BlockWeights:
 
     - `qkv` [(np + 2 ng) hn, H]: for each key head its np/ng query heads, then its key, then its value
       (q q k v | q q k v ...); `grouped_qkv` takes the product apart;
+    - `qkv_bias` [(np + 2 ng) hn] or None, in the same order, added to the product;
     - `proj` [H, np hn] and `fc2` [H, F/tp]: their products are partial sums over tensor-parallel ranks;
     - `fc1` [2 F/tp, H]: this rank's gate rows, then its up rows; SwiGLU is `fc2 @ (silu(gate) * up)`;
     - `attention_norm`, `mlp_norm` [H]: applied to the sublayer's output (after the reduction, before the
       residual is added) when `norm_after`, else to its input;
-    - `q_norm` [np hn], `k_norm` [ng hn] or None: RMSNorm over the full width of all ranks' heads, before
-      the rotation; the mean of squares is over heads x head_dim of the whole model.
+    - `q_norm` and `k_norm`, or None: RMSNorm before the rotation. [np hn] and [ng hn]: over the full width of all
+      ranks' heads, the mean of squares being over heads x head_dim of the whole model. [hn] and [hn] when
+      `norm_by_head`: over each head alone, the same weight for all heads of all ranks.
     """
 
     layer: int
     qkv: Parameter
+    qkv_bias: Parameter | None
     proj: Parameter
     fc1: Parameter
     fc2: Parameter
     attention_norm: Parameter
     mlp_norm: Parameter
     norm_after: bool
+    norm_by_head: bool
     q_norm: Parameter | None
     k_norm: Parameter | None
 
@@ -73,12 +77,14 @@ def block_weights(layer: Any) -> BlockWeights:
     return BlockWeights(
         layer=layer.layer_number - 1,
         qkv=attention.linear_qkv.weight,
+        qkv_bias=attention.linear_qkv.bias,
         proj=attention.linear_proj.weight,
         fc1=mlp.linear_fc1.weight,
         fc2=mlp.linear_fc2.weight,
         attention_norm=(layer.post_self_attn_layernorm if norm_after else layer.input_layernorm).weight,
         mlp_norm=(layer.post_mlp_layernorm if norm_after else layer.pre_mlp_layernorm).weight,
         norm_after=norm_after,
+        norm_by_head=attention.config.qk_layernorm,
         q_norm=None if q_norm is None else q_norm.weight,
         k_norm=None if k_norm is None else k_norm.weight,
     )

@@ -1,4 +1,4 @@
-"""Rotary positions and one-query attention over the cache, as plain functions.
+"""Rotation by position and one-query attention over the cache, as plain functions.
 
 Attention is computed in fp32 whatever the cache's dtype. Knows tensors only.
 
@@ -14,13 +14,6 @@ import torch
 from torch import Tensor
 
 from synpro_engine.sampler.cache import Places
-
-
-def rotary_table(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, width] fp32 of position x frequency, each frequency in both halves (Su et al. 2021)."""
-    frequency = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency).repeat(1, 2)
-    return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A transformer step as plain functions of a model's own parameters: reading prompts, then one token at a time.
 
 Nothing is copied from the model: each product reads the parameter's storage, so an optimizer step is visible to
-the next token. Knows both families (norm before or after), grouped-query heads, RoPE and tensor parallelism;
+the next token. Knows all families (where norms and biases stand), grouped-query heads, RoPE and tensor parallelism;
 knows nothing of sampling. Equality with the model's own forward is tested, not assumed.
 
 Shape suffixes: G groups (prompts), S prompt positions, B live rows, H model width, V vocabulary,
@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError
+from synpro_engine.model.rotary import cos_sin, inverse_frequencies
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
-from synpro_engine.sampler.attention import attend_in_two, rotary_table, rotate
+from synpro_engine.sampler.attention import attend_in_two, rotate
 from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
@@ -65,8 +66,7 @@ class Decoder:
         self._blocks = model.blocks()
         self._embedding, self._final_norm = _here(model.embedding_weight()), _here(model.final_norm_weight())
         self._output, self._vocab_start = model.output_weight(), model.vocab_start
-        config = self.config
-        self._cos, self._sin = rotary_table(config.seq_len, config.head_size, config.rope_theta, self.device)
+        self._frequency = inverse_frequencies(self.config, self.device)
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -84,8 +84,7 @@ class Decoder:
 
         They go to rows `first_row`... of `prompts`. Returns the logits [G, V] after each prompt's last token.
         """
-        seq_len = tokens_GS.shape[1]
-        cos, sin = (table[:seq_len, None, None].to(self.dtype) for table in (self._cos, self._sin))
+        cos, sin = self._rotation(torch.arange(tokens_GS.shape[1], device=self.device))
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
             query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, cos, sin)
@@ -104,7 +103,7 @@ class Decoder:
 
     def step(self, step: Step, prompts: GrowingRows, new: GrowingRows) -> Tensor:
         """Feed one token per live row; stores its keys and values and returns the next token's logits [B, V]."""
-        cos, sin = (table[step.position_B][:, None, None].to(self.dtype) for table in (self._cos, self._sin))
+        cos, sin = self._rotation(step.position_B)
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
             query_Bnrh, key_Bnh, value_Bnh = self._heads(block, mixed, cos, sin)
@@ -119,14 +118,20 @@ class Decoder:
             hidden_BH = self._block(block, hidden_BH, attend)
         return self._logits(hidden_BH)
 
+    def _rotation(self, position_N: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [N, 1, 1, h] in the model's dtype."""
+        cos, sin = cos_sin(position_N[:, None, None], self._frequency)
+        return cos.to(self.dtype), sin.to(self.dtype)
+
     @property
     def _grouped(self) -> bool:
         return self.counts.queries_per_group > 1
 
     def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
-        hidden = self._sublayer(
-            block, block.attention_norm, hidden, lambda x: F.linear(attend(block, F.linear(x, block.qkv)), block.proj)
-        )
+        def attention(x: Tensor) -> Tensor:
+            return F.linear(attend(block, F.linear(x, block.qkv, block.qkv_bias)), block.proj)
+
+        hidden = self._sublayer(block, block.attention_norm, hidden, attention)
         return self._sublayer(block, block.mlp_norm, hidden, lambda x: _swiglu(x, block.fc1, block.fc2))
 
     def _sublayer(self, block: BlockWeights, norm: Tensor, hidden: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -147,7 +152,11 @@ class Decoder:
         """Split the fused product into rotated queries [..., n, r, h], rotated keys and values [..., n, h]."""
         query_key, value = grouped_qkv(mixed, self.counts)
         if block.q_norm is not None and block.k_norm is not None:
-            query_key = self._full_width_norm(query_key, block.q_norm, block.k_norm)
+            if block.norm_by_head:
+                parts = ((query_key[..., :-1, :], block.q_norm), (query_key[..., -1:, :], block.k_norm))
+                query_key = torch.cat([self._norm(part, weight) for part, weight in parts], -2)
+            else:
+                query_key = self._full_width_norm(query_key, block.q_norm, block.k_norm)
         rotated = rotate(query_key, cos, sin)  # queries and keys turn together: half the small operations
         return rotated[..., :-1, :], rotated[..., -1, :], value
 

@@ -67,7 +67,7 @@ class Engine:
         schedule: ScheduleConfig | None = None,
         overlap_gradients: bool = False,
     ) -> None:
-        refuse_traps(model.megatron_config)
+        refuse_traps(model)
         self.model = model
         self.optimizer_config = optimizer
         self.schedule = schedule or ScheduleConfig()

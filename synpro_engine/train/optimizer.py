@@ -21,8 +21,8 @@ from synpro_engine.train.config import OptimizerConfig
 
 MegatronOptimizer = Any  # its classes are not typed
 
-# The embedding keeps its scale by itself; every other parameter decays, norm weights and an untied output layer
-# included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
+# The embedding keeps its scale by itself; every other parameter decays, norm weights, biases and an untied
+# output layer included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
 _NO_DECAY = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from synpro_engine.backend.shim import shim_active
+from synpro_engine.model.model import Model
 
 
-def refuse_traps(settings: Any) -> None:
-    """Raise RuntimeError for Megatron settings (a TransformerConfig) that are known to give wrong gradients."""
-    for fault in _faults(settings):
+def refuse_traps(model: Model) -> None:
+    """Raise RuntimeError for Megatron settings of a model that are known to give wrong gradients."""
+    for fault in _faults(model):
         raise RuntimeError(f"refused, for it trains wrongly without an error: {fault}")
 
 
-def _faults(settings: Any) -> list[str]:
+def _faults(model: Model) -> list[str]:
+    settings: Any = model.megatron_config
     stages = settings.pipeline_model_parallel_size
     interleaved = (settings.virtual_pipeline_model_parallel_size or 1) > 1
     faults = []
@@ -30,6 +32,9 @@ def _faults(settings: Any) -> list[str]:
         )
     if settings.context_parallel_size > 1:
         faults.append("context parallelism with this attention attends to the local part of the sequence only")
-    if settings.qk_layernorm:
+    by_head = model.config.qk_norm == "head"
+    if settings.qk_layernorm and not by_head:
         faults.append("qk_layernorm sums the gradients of query and key norms that are already split over ranks")
+    if by_head and not settings.qk_layernorm:
+        faults.append("without qk_layernorm each rank trains the norm of every head by the gradients of its own heads")
     return faults

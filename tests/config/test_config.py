@@ -1,5 +1,6 @@
 """Configuration: what is refused, and with which words."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,9 @@ def test_bad_input_is_one_line_that_names_the_place(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.yaml: no such file"):
         load_config(_Outer, tmp_path / "nothing.yaml")
+
+
+def test_an_error_stays_one_line_that_commands_no_terminal_whatever_it_quotes() -> None:
+    told = str(UserError("a.json: `x\ny\x1b[2J\r\u2028\ud800` é 字 is not a key"))
+    assert told == r"a.json: `x\ny\x1b[2J\r\u2028\ud800` é 字 is not a key"
+    assert str(copy.copy(UserError(told))) == told

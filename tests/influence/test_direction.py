@@ -33,7 +33,7 @@ from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
-from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, sequences, walks
+from tests.influence.toy import CONFIGS, START, direction_of, layout_cases, model_of, moved, sequences, walks
 
 Full = dict[str, torch.Tensor]
 PROBE = ProbeConfig(steps=3, lr=3e-3, global_batch=4, micro_batch=2)
@@ -327,7 +327,7 @@ LAYOUTS = {
     "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
     "DP2": ParallelConfig(),
 }
-CASES = [(layout, variant) for layout in LAYOUTS for variant in CONFIGS]
+CASES = layout_cases(LAYOUTS)
 
 
 def made_in(ports: list[int], stored: Path) -> list[Any]:

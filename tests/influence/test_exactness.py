@@ -8,7 +8,7 @@ import pytest
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import DotInfluence, Influence
-from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, per_example, sequences
+from tests.influence.toy import CONFIGS, START, direction_of, layout_cases, model_of, moved, per_example, sequences
 
 LAYOUTS = {
     "TP2": ParallelConfig(tp=2),
@@ -21,7 +21,7 @@ LAYOUTS = {
     "DP2 PP2": ParallelConfig(pp=2),
     "DP2 TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
 }
-TWO_RANKS = [(layout, variant) for layout in ("TP2", "TP2 SP", "PP2", "PP2 VPP2", "DP2") for variant in CONFIGS]
+TWO_RANKS = layout_cases(("TP2", "TP2 SP", "PP2", "PP2 VPP2", "DP2"))
 FOUR_RANKS = [
     ("TP2 PP2 SP", "olmo2"),
     ("TP2 PP2 VPP2", "tied llama"),

@@ -17,7 +17,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, OutputLayer
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
-from tests.influence.toy import CONFIGS, direction_of, model_of
+from tests.influence.toy import CONFIGS, direction_of, layout_cases, model_of
 
 LAYOUTS = {
     "TP2": ParallelConfig(tp=2),
@@ -290,7 +290,7 @@ def test_a_direction_along_frozen_parameters_is_refused(topology: Topology) -> N
         InRun(Engine(model, OptimizerConfig()), direction_of(model))
 
 
-CASES = [(layout, variant) for layout in LAYOUTS for variant in CONFIGS]
+CASES = layout_cases(LAYOUTS)
 
 
 def watched_in(ports: list[int], truth: dict[str, Scores]) -> None:

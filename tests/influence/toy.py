@@ -1,5 +1,6 @@
 """Small models whose every weight is a function of its name, alike in all layouts, and sequences to score."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,15 @@ SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, 
 CONFIGS = {
     "olmo2": ModelConfig(family="olmo2", **SHAPE),
     "tied llama": ModelConfig(family="llama", tie_embeddings=True, **SHAPE),
+    "qwen2": ModelConfig(family="qwen2", **SHAPE),
+    "qwen3": ModelConfig(family="qwen3", **SHAPE | {"head_dim": 12}),
 }
+
+
+def layout_cases(layouts: Iterable[str]) -> list[tuple[str, str]]:
+    """(layout, variant): all of them where tensor-parallel ranks share out a block; else what a block holds is no
+    matter, and two variants must do."""
+    return [(layout, v) for layout in layouts for v in (CONFIGS if "TP" in layout else ("olmo2", "tied llama"))]
 
 
 def full_weights(config: ModelConfig, seed: int, size: float = 1.0) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import pytest
 
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.model.config import ModelConfig
+from tests.model.shapes import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -14,10 +15,7 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-@pytest.fixture(params=["olmo2", "llama"])
+@pytest.fixture(params=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> ModelConfig:
-    """A tiny shape with grouped heads; Llama with tied embeddings."""
-    return ModelConfig(
-        family=request.param, layers=3, d_model=48, heads=6, kv_heads=2, ffn=80, vocab_size=96, seq_len=64,
-        rope_theta=1e4, tie_embeddings=request.param == "llama", init_std=0.1,
-    )  # fmt: skip
+    """A tiny shape, mostly with grouped heads and heads of another width than d_model / heads."""
+    return CONFIGS[request.param]

@@ -12,7 +12,7 @@ from megatron.core.transformer.module import param_is_not_shared
 from synpro_engine.dist import ParallelConfig, Topology, launched, sum_over
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
-from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.scoring import score_tokens
 from synpro_engine.model.state import canonical_state
@@ -20,10 +20,14 @@ from synpro_engine.model.state import canonical_state
 SHAPE: dict[str, Any] = {
     "layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "seq_len": 32, "init_std": 0.1,
 }  # fmt: skip
+STRETCH = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 MODELS = {
     "olmo2": ModelConfig(family="olmo2", **SHAPE),
     "olmo2 tied": ModelConfig(family="olmo2", tie_embeddings=True, **SHAPE),
     "llama tied": ModelConfig(family="llama", tie_embeddings=True, **SHAPE),
+    "llama 3": ModelConfig(family="llama", rope_scaling=STRETCH, **SHAPE | {"head_dim": 24}),
+    "qwen2 tied": ModelConfig(family="qwen2", tie_embeddings=True, **SHAPE),
+    "qwen3": ModelConfig(family="qwen3", **SHAPE | {"heads": 8, "head_dim": 10}),
 }
 LAYOUTS = {
     "TP2": ParallelConfig(tp=2),
@@ -43,7 +47,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shaken(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Norms away from one, so that a norm's shard taken from the wrong rank shows."""
+    """Norms away from one and biases from zero, so that a shard taken from the wrong rank shows."""
     generator = torch.Generator().manual_seed(11)
     return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
 

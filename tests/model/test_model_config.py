@@ -20,6 +20,9 @@ SHAPE = {"layers": 4, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn": 96, "voca
         ({"head_dim": 7}, r"`head_dim`: .* even width"),
         ({"family": "gpt2"}, r"`family`"),
         ({"layers": 0}, r"`layers`"),
+        ({"layers": 10**7}, r"`layers`: .*got 10000000"),
+        ({"vocab_size": 10**12}, r"`vocab_size`: .*got 1000000000000"),
+        ({"rope_scaling": {"factor": 8.0}}, r"key `rope_scaling.low_freq_factor` is missing"),
     ],
 )
 def test_a_wrong_shape_names_its_key(changed: dict[str, object], message: str) -> None:
@@ -52,6 +55,14 @@ def test_a_layout_that_does_not_divide_the_model_names_both_keys(
     wide = dataclasses.replace(topology, **axes, **others)
     with pytest.raises(UserError, match=message):
         build_model(validate(ModelConfig, SHAPE | changed, "recipe.yaml"), wide)
+
+
+@pytest.mark.parametrize("changed", [{"layers": 10_000, "d_model": 2**20}, {"vocab_size": 2**30, "d_model": 2**16}])
+def test_a_model_larger_than_the_memory_is_refused_before_anything_is_built(
+    topology: Topology, changed: dict[str, object]
+) -> None:
+    with pytest.raises(UserError, match=r"`model`: its weights need [\d,]+ GiB on each rank"):
+        build_model(validate(ModelConfig, SHAPE | changed, "recipe.yaml"), topology)
 
 
 def test_the_parameter_count_is_that_of_the_built_model(topology: Topology, config: ModelConfig) -> None:

@@ -86,9 +86,10 @@ def run(
     *,
     kill_after: int | None = None,
     operation: Operation = OPERATION,
+    policy: Model | None = None,
 ) -> tuple[TuneResult, Model]:
-    """Tune a fresh toy policy; returns the result and the policy."""
-    policy = build(topology)
+    """Tune `policy`, or a fresh toy one; returns the result and the policy."""
+    policy = build(topology) if policy is None else policy
     reference = prepare_policy(policy, config)
     result = tune(
         config, policy=policy, reference=reference, tokenizer=Letters(), operation=operation, slices=SLICES,

@@ -13,15 +13,16 @@ from synpro_engine.sampler import Kept, Sampler, SamplingConfig
 
 
 def _sample(parallel: ParallelConfig) -> dict[str, Any]:
-    """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for both families."""
+    """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for all families."""
     found: dict[str, Any] = {}
     with launched(parallel) as topology:
-        for family in ("olmo2", "llama"):
+        for family in ("olmo2", "llama", "qwen2", "qwen3"):
             config = ModelConfig(
                 family=family, layers=2, d_model=48, heads=8, kv_heads=4, ffn=64, vocab_size=96, seq_len=64,
                 tie_embeddings=family == "llama", init_std=0.2,
             )  # fmt: skip
             model = build_model(config, topology, seed=2)
+            _shake_vectors(model)
             prompts = [list(range(1, 14)), [30, 2, 5], [88, 89, 1, 4, 61]]
             sampling = SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=12)
             groups = Sampler(model).generate(
@@ -35,6 +36,17 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
             for name, kept in (("kept", groups[0][0].kept), ("all", None)):
                 found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, kept)
     return found
+
+
+def _shake_vectors(model: Any) -> None:
+    """Norms away from one and biases from zero, so that each of them matters."""
+    generator = torch.Generator().manual_seed(7)
+    model.load_canonical(
+        {
+            name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) if tensor.dim() == 1 else tensor
+            for name, tensor in model.canonical_state().items()
+        }
+    )
 
 
 def _trainer_side(model: Any, prompt: list[int], answer: list[int], kept: Kept | None) -> dict[str, Any]:

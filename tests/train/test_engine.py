@@ -167,8 +167,11 @@ def test_weights_decay_but_the_embedding_does_not(topology: Topology, shape: Mod
         value = 0.0 * model.logprobs_from_hidden(hidden_BSH, batch.labels_BS).logprob.sum()
         return LossTerms(objective=value, loss=value)
 
-    for tied in (False, True):
-        model = build_model(shape.model_copy(update={"tie_embeddings": tied}), topology)
+    for changed in ({"tie_embeddings": False}, {"tie_embeddings": True}, {"family": "qwen2"}, {"family": "qwen3"}):
+        model = build_model(shape.model_copy(update=changed), topology)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(float(parameter.dim() == 1))  # norms and biases, which start at zero
         engine = Engine(model, OPTIMIZER.model_copy(update={"weight_decay": 0.5}))
         before = values(model)
         engine.step([batch_of()], nothing, denominator=1.0)

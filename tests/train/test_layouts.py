@@ -24,6 +24,8 @@ SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, 
 VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
     "olmo2": (ModelConfig(family="olmo2", **SHAPE), None),
     "tied llama": (ModelConfig(family="llama", tie_embeddings=True, **SHAPE), None),
+    "qwen2": (ModelConfig(family="qwen2", **SHAPE), None),
+    "qwen3": (ModelConfig(family="qwen3", **SHAPE | {"head_dim": 12}), None),
     "last block": (ModelConfig(family="olmo2", **SHAPE), 1),
 }
 # A large epsilon keeps Adam from blowing up rounding noise of gradients near zero; the small clip is always active.
@@ -61,6 +63,10 @@ TWO_RANKS = [
     *(Case(v, "TP2 SP", "TP2") for v in ("olmo2", "tied llama")),
     *(Case(v, "PP2", "TP2") for v in ("olmo2", "tied llama")),
     *(Case(v, "DP2", "TP2 SP") for v in ("olmo2", "tied llama")),
+    Case("qwen2", "TP2 SP"),  # biases are split with the heads
+    Case("qwen2", "DP2", "TP2 SP"),
+    Case("qwen3", "TP2 SP"),  # the norm of every head is on both ranks, each sees its own heads' gradient
+    Case("qwen3", "TP2", "TP2 SP"),
     Case("olmo2", "DP2 overlap", "DP2 overlap"),
     Case("last block", "PP2"),  # nothing trains on the first stage
     Case("last block", "DP2", "PP2"),

@@ -24,11 +24,21 @@ INTERLEAVED = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parall
 )
 def test_each_silent_trap_is_refused(topology: Topology, shape: ModelConfig, settings: dict, word: str) -> None:
     model = build_model(shape, topology)
-    refuse_traps(model.megatron_config)
+    refuse_traps(model)
     for name, value in settings.items():
         setattr(model.megatron_config, name, value)
     with pytest.raises(RuntimeError, match=word):
         Engine(model, OptimizerConfig())
+
+
+def test_norms_by_head_are_refused_where_ranks_would_not_sum_their_gradients(
+    topology: Topology, shape: ModelConfig
+) -> None:
+    model = build_model(shape.model_copy(update={"family": "qwen3"}), topology)
+    refuse_traps(model)
+    model.megatron_config.qk_layernorm = False
+    with pytest.raises(RuntimeError, match="without qk_layernorm"):
+        refuse_traps(model)
 
 
 def test_parameters_are_never_gathered_behind_the_next_forward(topology: Topology, shape: ModelConfig) -> None:

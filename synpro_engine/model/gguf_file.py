@@ -1,0 +1,220 @@
+"""One GGUF file: its metadata as a model's shape, its tensors by canonical name, dequantised.
+
+Knows GGUF's names and llama.cpp's order of rotary pairs, which only its llama architecture has. Bytes, keys and tensors
+that are not understood are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synpro_engine.config import UserError, brief, validate
+from synpro_engine.model import layout
+from synpro_engine.model.config import ModelConfig, RopeScaling
+from synpro_engine.model.rotary import inverse_frequencies
+from synpro_engine.model.tensor_files import refuse_pointer
+
+_TOP = {"token_embd.weight": layout.EMBEDDING, "output_norm.weight": layout.FINAL_NORM, "output.weight": layout.HEAD}
+_BLOCK = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_ARCHITECTURES = ("llama", "olmo2", "qwen2", "qwen3")
+_KEYS = {
+    "layers": "block_count",
+    "d_model": "embedding_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "ffn": "feed_forward_length",
+    "seq_len": "context_length",
+    "rope_theta": "rope.freq_base",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
+}
+# Keys of an architecture that are no shape, with the values under which they change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.type": ("none",),
+    "rope.scaling.original_context_length": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+}
+# The slowdown of each rotary pair: Llama 3.1's stretch, whose other numbers the format leaves out.
+_ROPE_FREQS = "rope_freqs.weight"
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+class GGUFFile(Mapping[str, Tensor]):
+    """A GGUF file's metadata, and its tensors by canonical name, fp32, dequantised when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = _open(path)
+        self.architecture = self.find("general.architecture")
+        if self.architecture not in _ARCHITECTURES:
+            raise UserError(
+                f"{path}: `general.architecture` {brief(self.architecture)} is not one of {', '.join(_ARCHITECTURES)}"
+            )
+        if self.find("split.count", 1) not in (0, 1):
+            raise UserError(f"{path}: `split.count`: one of several files; merge them first (`gguf-split --merge`)")
+        entries = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._rope_freqs = entries.pop(_ROPE_FREQS, None)
+        self._entries: dict[str, Any] = {}
+        for name, entry in entries.items():
+            self._entries[_canonical_name(path, name, self._entries)] = entry
+        # GGUF writes the innermost dimension first.
+        self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._entries.items()}
+
+    def find(self, key: str, default: Any = None) -> Any:
+        """A metadata value, or `default`."""
+        field = self._reader.fields.get(key)
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: `{key}` is no text ({error})") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._dequantised(self._entries[name]).reshape(self.shapes[name])
+        if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            kind = "head_count" if "q_proj" in name else "head_count_kv"
+            tensor = unpermute(
+                tensor, int(self.find(f"llama.attention.{kind}", self.find("llama.attention.head_count")))
+            )
+        return tensor
+
+    def _dequantised(self, entry: Any) -> Tensor:
+        import gguf
+
+        try:
+            # A copy: unquantised tensors come as read-only views of the mapped file.
+            return torch.tensor(gguf.dequantize(entry.data, entry.tensor_type))
+        except NotImplementedError:
+            raise UserError(
+                f"{self.path}: tensor `{entry.name}` is of type {entry.tensor_type.name}, no weight's"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def config(self, seq_len: int | None = None) -> ModelConfig:
+        """The model's shape; `seq_len` replaces the file's context length. UserError names the key at fault."""
+        prefix = f"{self.architecture}."
+        names = {field: prefix + key for field, key in _KEYS.items()}
+        if layout.EMBEDDING not in self or len(self.shapes[layout.EMBEDDING]) != 2:
+            raise UserError(f"{self.path}: tensor `token_embd.weight` is missing, or no matrix")
+        found = {field: self.find(key) for field, key in names.items()}
+        found = {field: value for field, value in found.items() if value is not None}
+        for field in ("rope_theta", "norm_eps"):
+            if isinstance(found.get(field), float):
+                found[field] = _shortest(found[field])
+        found |= {
+            "family": self.architecture,
+            "kv_heads": found.get("kv_heads", found.get("heads")),
+            "rope_theta": found.get("rope_theta", 10_000.0),
+            "vocab_size": self.shapes[layout.EMBEDDING][0],
+            "tie_embeddings": layout.HEAD not in self,
+        }
+        found |= {} if seq_len is None else {"seq_len": seq_len}
+        for field in ("layers", "d_model", "heads", "ffn", "seq_len", "norm_eps"):
+            if field not in found:
+                raise UserError(f"{self.path}: `{names[field]}` is missing")
+        config = validate(ModelConfig, found, str(self.path), names=names)
+        self._refuse_unsupported(prefix, set(names.values()), config)
+        return config.model_copy(update={"rope_scaling": self._rope_scaling(config)})
+
+    def _refuse_unsupported(self, prefix: str, known: set[str], config: ModelConfig) -> None:
+        """Every key of the architecture is known, says what the shape says, or is refused."""
+        neutral = _NEUTRAL | {
+            "attention.value_length": (config.head_size,),
+            "rope.dimension_count": (config.head_size,),
+            "vocab_size": (config.vocab_size,),
+        }
+        for key in self._reader.fields:
+            value, name = self.find(key), key.removeprefix(prefix)
+            if name == "attention.sliding_window" and isinstance(value, int) and not 0 < value < config.seq_len:
+                continue
+            if key.startswith(prefix) and key not in known and value not in neutral.get(name, ()):
+                raise UserError(f"{self.path}: `{key}` = {brief(value)} is not supported")
+
+    def _rope_scaling(self, config: ModelConfig) -> RopeScaling | None:
+        """What `rope_freqs.weight` holds, where that is what Llama 3.1's numbers give with some factor."""
+        if self._rope_freqs is None:
+            return None
+        slower = self._dequantised(self._rope_freqs)
+        plain = inverse_frequencies(config)
+        factor = float(slower.max()) if slower.shape == plain.shape and bool(slower.isfinite().all()) else 0.0
+        if factor >= 1.0:
+            scaling = validate(RopeScaling, {"factor": _shortest(factor)} | _LLAMA3, str(self.path))
+            stretched = inverse_frequencies(config.model_copy(update={"rope_scaling": scaling}))
+            if torch.allclose(plain / stretched, slower, rtol=1e-5):
+                return scaling
+        raise UserError(f"{self.path}: tensor `{_ROPE_FREQS}` is not the stretch of Llama 3.1")
+
+
+def _open(path: Path) -> Any:
+    """gguf's reader, which raises whatever the bytes lead it to: all of that means that they are no such file."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """Reads past the end are errors: the library gives less than was asked for, and counts on."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"it ends before byte {end}")
+            return super()._get(offset, dtype, count, override_order)
+
+    try:
+        return Reader(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:
+        refuse_pointer(path)
+        raise UserError(
+            f"{path}: not a readable GGUF file ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error
+
+
+def _canonical_name(path: Path, name: str, taken: Mapping[str, Any]) -> str:
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    found = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
+    if found is None or found in taken:
+        raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
+    return found
+
+
+def _shortest(value: float) -> float:
+    """The number that was meant by a float32 field: 1e-05, not 9.999999747e-06."""
+    return float(f"{value:.7g}")
+
+
+def unpermute(weight: Tensor, heads: int) -> Tensor:
+    """Undo llama.cpp's order of a query or key matrix's rows: pairs side by side -> halves (rotate_half).
+
+    weight [heads hn, H] -> the same shape; within a head, row 2i + j goes to j hn/2 + i.
+    """
+    rows, width = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)

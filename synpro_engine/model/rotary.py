@@ -1,0 +1,40 @@
+"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles.
+
+Knows a model's shape and tensors; rotates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from synpro_engine.model.config import ModelConfig, RopeScaling
+
+
+def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Angle per position of each pair (i, i + h/2) of a head, fp32 [h/2].
+
+    Computed on the CPU whatever the device, whose power function may differ in the last bit: at long positions that
+    bit is seen.
+    """
+    width = config.head_size
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    if config.rope_scaling is not None:
+        frequency = _stretched(frequency, config.rope_scaling)
+    return frequency.to(device)
+
+
+def _stretched(frequency: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1's: between the two wave lengths, linear in original / wave, which counts the turns in pretraining."""
+    turns = scaling.original_max_position_embeddings / (2 * math.pi / frequency)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1.0 - kept) * frequency / scaling.factor + kept * frequency
+
+
+def cos_sin(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., h], fp32, of each position's angles; every frequency stands in both halves."""
+    angle = position.to(torch.float32)[..., None] * torch.cat((frequency, frequency))
+    return angle.cos(), angle.sin()
