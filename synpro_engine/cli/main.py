@@ -16,9 +16,9 @@ import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.quiet import silence_known_warnings
-from synpro_engine.cli import influence_command
+from synpro_engine.cli import influence_command, launch_command
 from synpro_engine.cli.options import Directory, Overrides, Recipe
-from synpro_engine.config.errors import UserError
+from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
 from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
@@ -32,7 +32,11 @@ rephrase and reformat generators against it, generate, and train on: one job, on
 
 \b
 On several processes, with tensor parallelism for example:
-  torchrun --nproc-per-node 2 -m synpro_engine run smoke parallel.tp=2 --dir runs/tp2
+  synpro launch --nproc-per-node 2 run smoke parallel.tp=2 --dir runs/tp2
+
+\b
+SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end with exit code 75: the same command goes
+on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
 """
 
 
@@ -83,6 +87,11 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 
 app.command(help=influence_command.HELP)(influence_command.influence)
+app.command(
+    help=launch_command.HELP,
+    add_help_option=True,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(launch_command.launch)
 
 
 @app.command(epilog=_EPILOG)
@@ -122,20 +131,30 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, what: str = "error") -> None:
     from synpro_engine.dist.environment import is_first_process
 
     if is_first_process():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{what}: {message}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 1 a bug (traceback)."""
+    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 75 stopped on demand, 1 a bug.
+
+    A job of several ranks that failed ends here at once: leaving its groups in order would wait for the dead.
+    """
     silence_known_warnings()
     try:
         return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
+    except RankFailed as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except Stopped as stop:
+        _complain(f"{stop}; the same command goes on from there", "stopped")
+        return EXIT_STOPPED
     except UserError as error:
         _complain(str(error))
     except OSError as error:

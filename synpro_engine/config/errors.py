@@ -12,6 +12,18 @@ class UserError(Exception):
     """
 
 
+EXIT_STOPPED = 75
+"""Exit code of a job that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h."""
+
+
+class Stopped(Exception):
+    """The job was asked to stop and has kept what it can go on from. Every rank of the job raises it."""
+
+
+class RankFailed(SystemExit):
+    """The job has failed and the user was told; its groups are broken, so nothing may wait in them. `code`: to exit."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean `x`?)" for the closest known name, or "" when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

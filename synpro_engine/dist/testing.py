@@ -87,8 +87,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300
         return _collect(processes, results, timeout_s)
     finally:
         for process in processes:
-            if process.is_alive():
-                process.terminate()
+            process.kill()  # SIGTERM would be a wish to stop
             process.join()
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import progress, sum_over
+from synpro_engine.dist import Stopped, progress, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig
@@ -87,7 +87,7 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
 
 
 def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
-    """Take the probe's steps. Collective."""
+    """Take the probe's steps. Collective. Raises Stopped when the job is asked to stop; a probe then begins anew."""
     topology, steps = engine.model.topology, []
     with progress(config.steps, "probe", "step", topology) as bar:
         for index in range(config.steps):
@@ -98,4 +98,6 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
             steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
             bar.set_postfix(loss=f"{done.loss:.3f}")
             bar.update()
+            if done.stop and index + 1 < config.steps:
+                raise Stopped(f"probe: stopped after step {index + 1}; it begins anew")
     return steps

@@ -20,7 +20,7 @@ import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.data import Tokenizer
-from synpro_engine.dist import progress, say, sum_over
+from synpro_engine.dist import Stopped, progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
@@ -77,7 +77,7 @@ def tune(
     on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, and
-    for a directory of a run with other settings.
+    for a directory of a run with other settings; Stopped, after a checkpoint, when the job is asked to stop.
     """
     assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
     if not config.prefill:
@@ -99,7 +99,9 @@ def tune(
             rewards.append(values["reward"])
             bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
             bar.update()
-            run.save_if_due(step + 1)
+            run.save_if_due(step + 1, stop=run.asked_to_stop)
+            if run.asked_to_stop and step + 1 < config.steps:
+                raise Stopped(f"{directory}: stopped after step {step + 1} of {config.steps}, which is saved")
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
         steps=config.steps,
@@ -122,6 +124,7 @@ class _Run:
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
+        self.asked_to_stop = False
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
@@ -150,6 +153,7 @@ class _Run:
         rollouts = self._worker.score(chosen, sampled)
         clock.append(time.perf_counter())
         results, tokens, denominator = self._update(rollouts)
+        self.asked_to_stop = results[-1].stop
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
@@ -177,10 +181,10 @@ class _Run:
         ]
         return results, tokens, denominator
 
-    def save_if_due(self, done: int) -> None:
-        """Write a checkpoint after the last step and every `checkpoint_every` steps. Collective."""
+    def save_if_due(self, done: int, *, stop: bool) -> None:
+        """Write a checkpoint after the last step, every `checkpoint_every` steps, and for a stop. Collective."""
         every, last = self._config.checkpoint_every, done == self._config.steps
-        if not last and (every == 0 or done % every):
+        if not (last or stop) and (every == 0 or done % every):
             return
         extra = {"step": done, "run": self._identity}
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
