@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The ways in which a command ends early: a fault that the user can mend, a stop on demand, a rank that failed."""
 
 import difflib
 from collections.abc import Iterable
