@@ -5,7 +5,7 @@ go through the job's key-value store, where each rank shows every few seconds th
 so there, for the others to leave whatever they wait in.
 
 Keys: `alive/RANK` counts up, `faults` counts failing ranks, `fault` is the first one's, `told` says that the user
-knows, `stop` names a signal, `left` counts ranks that have ended in order.
+knows it, `known` counts ranks that do, `stop` names a signal, `left` counts ranks that have ended in order.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Watch:
                 with self._lock:
                     self._look(self._connection)
             except dist.DistError as error:
-                self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
+                if not self._leaving.wait(_GRACE_S):
+                    self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
+                    _tell(self._fault)
         # The main thread may be anywhere, in a collective too; it gets the time to end by itself.
         if self._fault is not None and not self._leaving.wait(_GRACE_S):
             sys.stdout.flush()
@@ -99,6 +101,7 @@ class Watch:
                 _tell(self._fault)
             if self._rank == 0:
                 store.set("told", "")
+            store.add("known", 1)
 
     @property
     def _connection(self) -> dist.Store:
@@ -172,7 +175,7 @@ class Watch:
         store = self._connection
         try:
             with self._lock:
-                if store.add("faults", 1) == 1:
+                if self._fault is None and store.add("faults", 1) == 1:
                     if not (_is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
                     store.set("fault", json.dumps(asdict(own)))
@@ -182,6 +185,9 @@ class Watch:
                     time.sleep(0.02)
                 if not store.check(["told"]) and not self._speaks:
                     _tell(own)
+                # Rank 0's process may hold the store: it goes when the others have read there what happened.
+                while self._rank == 0 and store.add("known", 0) < self._world_size and time.monotonic() < end:
+                    time.sleep(0.02)
         except dist.DistError:  # the store went with the rank or launcher that held it
             _tell(own)
         return own.code if self._fault is None else self._fault.code
