@@ -24,7 +24,7 @@ from typing import Any
 
 from synpro_engine.config import UserError, atomic_write_text, new_artifact, read_manifest
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
-from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, broadcast_in, on_main, progress
+from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
 from synpro_engine.synth.records import Generator, Producer, Scorer
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
@@ -75,7 +75,7 @@ def generate_corpus(
         _run(work, producer, items, topology)
         barrier(topology)  # shares were dealt beforehand: the last rank may be long after the first
         missing = on_main(topology, lambda: len(batches(items, config.batch_prompts)) - len(read_commits(work)))
-        if missing and asked_to_stop(topology):
+        if missing:  # some rank was asked to stop; this one may not know yet
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
         on_main(
             topology,
