@@ -2,12 +2,13 @@
 #
 # Everything goes into .venv beside this file; done steps leave a stamp in .venv/.synpro, so a second call starts at once.
 # An interpreter that already has a CUDA build of torch is kept: .venv then sees its packages, and no versions are pinned.
+# `make test` makes a second environment, .venv-3.12, for the other supported Megatron-Core; `make test-all` two more.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup setup-test run smoke test lint format doctor clean distclean
+.PHONY: help setup setup-test run smoke test test-all test-second test-torch lint format doctor clean distclean
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -22,6 +23,17 @@ PIP    := $(PIPLOG) $(shell test -t 2 || echo -q)
 # Versions are pinned only in an environment that this Makefile filled.
 PINS    = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
 CUDA   := import torch, sys; sys.exit(torch.version.cuda is None)
+# Under another name, because make runs a recipe that names its own variable even with `-n`.
+SUBMAKE := $(MAKE) --no-print-directory
+# Where a Python of a certain version is, on PATH or among pyenv's; nothing where there is none.
+python_of = $(shell for p in python$(1) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(1).*/bin/python$(1) 2>/dev/null | sort -rV); do \
+	$$p -c 0 2>/dev/null && command -v $$p && break; done)
+# Tests run under the other supported pair as well: Python 3.11 has megatron-core 0.16, later ones the newest 0.19.
+SECOND  = $(shell $(PY) -c 'import sys; print("3.12" if sys.version_info < (3, 12) else "3.11")' 2>/dev/null || echo 3.12)
+SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
+	tests/cycle/test_smoke.py tests/kernels
+# The ends of pyproject's range of torch, by the Python that each is tried under.
+TORCH_ENDS := 3.11:2.6.0 3.13:2.14.1
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 
 help: ## this list
@@ -40,11 +52,53 @@ smoke: setup ## every stage of the cycle at toy size, about a minute
 	$(VENV)/bin/synpro run smoke --dir runs/smoke
 	@echo "==> done; the report: $(CURDIR)/runs/smoke/report.html"
 
-test: setup-test lint ## lint, types and the test suite
-	@echo "==> pytest, $(PYTEST_WORKERS) processes"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations=20
+test: setup-test lint ## lint, types and the test suite; then its core under the other Python and Megatron-Core
+	@mkdir -p $(STAMP)
+	$(SUBMAKE) setup-second > $(STAMP)/second.log 2>&1 & second=$$!
+	trap 'kill $$second 2>/dev/null || true' EXIT
+	echo "==> pytest, $(PYTEST_WORKERS) processes"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist worksteal --durations=20
+	$(call interpreted,$(PY))
+	wait $$second || { cat $(STAMP)/second.log; exit 1; }
+	$(SUBMAKE) test-second
+
+test-all: test ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
+	@echo "==> pytest, the slow tests"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
+	$(SUBMAKE) test-second SECOND_TESTS=tests
+	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
+
+test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
+	@test -n "$(call python_of,$(SECOND))" || exit 0
+	$(call tests_in,.venv-$(SECOND),$(SECOND_TESTS))
+
+test-torch: ## checkpoints, layouts and kernels under another torch, as in: make test-torch END=3.11:2.6.0
+	@python="$(call python_of,$(firstword $(subst :, ,$(END))))"
+	test -n "$$python" || { echo "==> no Python $(firstword $(subst :, ,$(END))) here: torch $(lastword $(subst :, ,$(END))) is LEFT OUT"; exit 0; }
+	# Compiled ops carry the Python's tag, not torch's: these environments do without, lest they replace another's.
+	export SYNPRO_BUILD_CSRC=0 SYNPRO_CSRC=0
+	$(SUBMAKE) VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
+	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/kernels)
+
+.PHONY: setup-second
+setup-second: $(PY)
+	@python="$(call python_of,$(SECOND))"
+	test -n "$$python" || { echo "==> no Python $(SECOND) here: the tests under its Megatron-Core are LEFT OUT"; exit 0; }
+	$(SUBMAKE) VENV=.venv-$(SECOND) PYTHON="$$python" setup-test
+
+# pytest in an environment beside .venv: environment, tests
+define tests_in
+	echo "==> pytest in $(1): $$($(1)/bin/python -c 'import platform, torch; from importlib.metadata import version as v; \
+		print("Python", platform.python_version(), "torch", torch.__version__, "megatron-core", v("megatron-core"))')"
+	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(CURDIR)/$(PY) $(1)/bin/python -m pytest -m "not slow" $(2) \
+		-n $(PYTEST_WORKERS) --dist worksteal --durations=10
+	$(call interpreted,$(1)/bin/python)
+endef
+
+define interpreted
 	echo "==> pytest, Triton kernels interpreted on the CPU (a process of its own)"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/kernels/interpreted -n $(PYTEST_WORKERS) --dist worksteal
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(1) -m pytest tests/kernels/triton_kernels -n $(PYTEST_WORKERS) --dist worksteal
+endef
 
 lint: setup-test ## ruff (rules and formatting) and basedpyright
 	@echo "==> ruff check"; $(PY) -m ruff check .
@@ -58,12 +112,12 @@ doctor: setup ## which implementation each part uses here, and why
 	@$(VENV)/bin/synpro doctor
 
 clean: ## remove compiled ops, caches and build products (keeps .venv and runs)
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so $(STAMP)/package
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so .venv*/.synpro/package
 	find synpro_engine kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	echo "==> cleaned"
 
-distclean: clean ## the same, and .venv
-	@rm -rf $(VENV)
+distclean: clean ## the same, and the environments
+	@rm -rf .venv .venv-*
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
 

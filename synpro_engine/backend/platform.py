@@ -7,7 +7,7 @@ when asked for, never at import.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import os
 import platform as host_platform
 from dataclasses import dataclass
@@ -55,36 +55,70 @@ def resolve_dtype(name: DtypeName) -> torch.dtype:
 
 
 @functools.cache
-def importable(module: str) -> bool:
-    """Whether a top-level module can be found, without importing it."""
-    return importlib.util.find_spec(module) is not None
+def import_fault(module: str) -> str | None:
+    """None where `module` imports, else why not, in a line.
+
+    A module that can be found may still fail: an extension built for another torch, or left out when it was built.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # third-party modules fail at import with whatever they like
+        return _in_a_line(module, error)
+    return None
 
 
 @functools.cache
-def has_nvidia_apex() -> bool:
-    """NVIDIA's apex; PyPI's package of that name is another project, told apart by its modules."""
-    return importable("apex") and importlib.util.find_spec("apex.optimizers") is not None
+def flash_attention_fault() -> str | None:
+    """None where flash-attn computes on this GPU, else why not, in a line. Tried once, on two tokens."""
+    fault = import_fault("flash_attn")
+    if fault is not None:
+        return fault
+    try:
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
+
+        qkv = torch.zeros(1, 2, 1, 64, dtype=torch.bfloat16, device="cuda")
+        flash_attn_func(qkv, qkv, qkv, causal=True)
+    except Exception as error:  # whatever its extension raises
+        return _in_a_line("flash_attn", error)
+    return None
+
+
+def _in_a_line(module: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        return f"{module} is not installed"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{module} fails: {type(error).__name__}: {first}"
 
 
 def attention() -> Choice:
-    """flash-attn or Transformer Engine, in this order, where one is installed beside CUDA; else torch's attention."""
+    """flash-attn or Transformer Engine, in this order, where one works beside CUDA; else torch's attention."""
     if not torch.cuda.is_available():
         return Choice("attention", "torch SDPA", "no CUDA device")
-    if importable("flash_attn"):
-        return Choice("attention", "flash-attn", "CUDA and flash_attn are there; fp32 weights take torch SDPA")
-    if importable("transformer_engine"):
-        why = "CUDA and transformer_engine are there, flash_attn is not; fp32 weights take torch SDPA"
-        return Choice("attention", "transformer-engine", why)
-    return Choice("attention", "torch SDPA", "neither flash_attn nor transformer_engine is installed")
+    flash = flash_attention_fault()
+    if flash is None:
+        return Choice("attention", "flash-attn", "it computes here; fp32 weights take torch SDPA")
+    engine = import_fault("transformer_engine.pytorch")
+    if engine is None:
+        return Choice("attention", "transformer-engine", f"{flash}; fp32 weights take torch SDPA")
+    return Choice("attention", "torch SDPA", f"{flash}; {engine}")
 
 
 def optimizer() -> Choice:
-    """Megatron takes Transformer Engine's or apex's fused AdamW when present, else torch's."""
-    if torch.cuda.is_available() and importable("transformer_engine"):
-        return Choice("optimizer", "Transformer Engine FusedAdam", "transformer_engine is there")
-    if torch.cuda.is_available() and has_nvidia_apex():
-        return Choice("optimizer", "apex FusedAdam", "apex is there")
-    return Choice("optimizer", "torch AdamW", "neither transformer_engine nor apex")
+    """Megatron takes Transformer Engine's or apex's fused AdamW where one imports, else torch's."""
+    engine, apex = (import_fault(name) for name in ("transformer_engine.pytorch.optimizers", "apex.optimizers"))
+    if engine is None:
+        return Choice("optimizer", "Transformer Engine FusedAdam", "transformer_engine imports")
+    if apex is None:
+        return Choice("optimizer", "apex FusedAdam", engine)
+    return Choice("optimizer", "torch AdamW", f"{engine}; {apex}")
+
+
+def gradient_fusion() -> Choice:
+    """Weight gradients added by their own product to the fp32 sums, by an extension that apex may be built without."""
+    if not torch.cuda.is_available():
+        return Choice("gradient fusion", "off", "no CUDA device")
+    fault = import_fault("fused_weight_gradient_mlp_cuda")  # NVIDIA apex's; PyPI's `apex` is another project
+    return Choice("gradient fusion", "on" if fault is None else "off", fault or "apex's extension imports")
 
 
 def peak_flops() -> float | None:
@@ -108,7 +142,7 @@ def megatron_flags() -> dict[str, bool]:
         "bias_dropout_fusion": cuda,
         "masked_softmax_fusion": False,  # only Megatron's own softmax attention would use it
         "persist_layer_norm": False,  # the norms are ours
-        "gradient_accumulation_fusion": cuda and has_nvidia_apex(),
+        "gradient_accumulation_fusion": gradient_fusion().uses == "on",
         "deallocate_pipeline_outputs": cuda,
     }
 

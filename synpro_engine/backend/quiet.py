@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 # Each with what it is about; anything that is not listed here is still shown.
@@ -20,8 +19,6 @@ _KNOWN = (
 
 
 def silence_known_warnings() -> None:
-    """Keep the known notices of Megatron and torch off the terminal, in this process and those it starts."""
+    """Keep the known notices of Megatron and torch off the terminal."""
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
-    # Worker processes of a distributed checkpoint save start without these filters.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning,ignore::DeprecationWarning")

@@ -46,10 +46,14 @@ def hash_json(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def hash_directory(path: Path) -> str:
-    """Hex SHA-256 over the names and bytes of all files below `path` but its manifest."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
-    return hash_json({str(file.relative_to(path)): sha256_file(file) for file in files})
+def hash_directory(path: Path, known: Mapping[str, str] | None = None) -> str:
+    """Hex SHA-256 over the names and bytes of all files below `path` but its manifest.
+
+    known: hashes, by path below `path`, of files that need not be read again.
+    """
+    files = (p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST)
+    found, known = {str(file.relative_to(path)): file for file in files}, known or {}
+    return hash_json({name: known[name] if name in known else sha256_file(file) for name, file in found.items()})
 
 
 def versions() -> dict[str, str]:
@@ -88,12 +92,17 @@ def partial_path(path: Path) -> Path:
 
 
 def write_manifest(
-    directory: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, Path], seed: int | None
+    directory: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, Path],
+    seed: int | None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
-    """Hash what lies in `directory` and write its manifest; `parents` are finished artifacts."""
+    """Hash what lies in `directory` (see `hash_directory`) and write its manifest; `parents` are finished artifacts."""
     manifest = Manifest(
         kind=kind,
-        content_hash=hash_directory(directory),
+        content_hash=hash_directory(directory, known),
         parents={name: read_manifest(parent).content_hash for name, parent in parents.items()},
         config=dict(config),
         seed=seed,

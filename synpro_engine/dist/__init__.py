@@ -6,6 +6,7 @@ from synpro_engine.dist.collectives import (
     broadcast_in,
     broadcast_object,
     gather_objects,
+    on_every_rank,
     on_main,
     sum_over,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "broadcast_object",
     "gather_objects",
     "launched",
+    "on_every_rank",
     "on_main",
     "progress",
     "say",

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from synpro_engine.config import UserError
-from synpro_engine.dist.progress import elapsed
 from synpro_engine.config.errors import Stopped
+from synpro_engine.dist.progress import elapsed
 from synpro_engine.dist.topology import Axis, SharedError, Topology
 
 T = TypeVar("T")
@@ -120,6 +120,29 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
 def _breakable(topology: Topology, label: str) -> Iterator[None]:
     with topology.watch.wish.breakable(), elapsed(label):
         yield
+
+
+def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
+    """Do `work` on every rank, one share each; the results in rank order, on every one of them.
+
+    Ranks that are ready wait outside collectives. A UserError or OSError of any rank is raised on all of them, as by
+    `on_main`.
+    """
+    result: T | None = None
+    fault: Exception | None = None
+    try:
+        result = work()
+    except (UserError, OSError) as error:
+        fault = error
+    barrier(topology)
+    found: list[Any] = [(result, None if fault is None else _told(fault))]
+    if topology.world_size > 1:
+        own, found = found[0], [None] * topology.world_size
+        dist.all_gather_object(found, own)
+    for _, told in found:
+        if told is not None:
+            raise SharedError(told) from fault
+    return [done for done, _ in found]
 
 
 def _told(error: Exception) -> str:

@@ -70,8 +70,11 @@ class Embedder:
 
         disable_progress_bar()
         self._device = torch.device(device)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model: Any = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        # Files only: neither code that a config names nor pickled weights.
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModel.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 

@@ -1,13 +1,12 @@
 """Saving and loading models and optimizers so that any layout can go on from any other.
 
-Knows Megatron's distributed checkpoints (each rank writes its own shards, `fully_reshardable` optimizer state) and
-wraps them into an artifact that appears whole or not at all; does not know loops. In it: `state/` (Megatron's files),
-`extra.json` (the caller's data and the engine's counters), `manifest.json` (hashes, the model's shape).
+Wraps the files that all ranks write (`checkpoint_files`) into an artifact that appears whole or not at all; does not
+know loops. In it: `state/` (torch's distributed checkpoint: tensors alone), `extra.json` (the caller's data and the
+engine's counters), `manifest.json` (hashes, the model's shape).
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -15,14 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 
-from synpro_engine.backend.checkpoint_fixes import save_without_manager
 from synpro_engine.config import (
     Manifest,
     UserError,
@@ -34,19 +27,25 @@ from synpro_engine.config import (
     remove_directory,
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
-from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_directory
-from synpro_engine.dist import Topology, barrier, on_main
+from synpro_engine.config.artifact import MANIFEST, REMOVING, hash_json
+from synpro_engine.dist import Topology, on_every_rank, on_main
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint_safety import check_readable
+from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
+from synpro_engine.train.checkpoint_hash import hashes_of_written, hashes_shared_out
+from synpro_engine.train.checkpoint_index import first_line
+from synpro_engine.train.checkpoint_pieces import (
+    model_pieces,
+    optimizer_pieces,
+    set_updates_made,
+    updates_made,
+)
 from synpro_engine.train.engine import Engine
 
 KIND = "checkpoint"
 _STATE = "state"
 _EXTRA = "extra.json"
-# Layers get keys of their own: stacked ones must all be there, and frozen layers have no optimizer state.
-_MODEL_METADATA = {"non_homogeneous_layers": True}
-_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+_FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors
 # What two models may differ in and still hold the same tensors with the same meaning.
 _NOT_SHAPE = ("seq_len", "init_std")
 
@@ -71,9 +70,13 @@ def save_checkpoint(
     model = trained.model if isinstance(trained, Engine) else trained
     topology, partial = model.topology, partial_path(path)
     on_main(topology, lambda: _prepare(path))
-    _save_state(partial / _STATE, _sharded_state(model, engine, loading=False))
-    counters = None if engine is None else {"step": engine.step_index, "schedule_start": engine.schedule_start}
+    pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
+    with _WriteFaults(partial):
+        write_pieces(partial / _STATE, pieces)
+    known = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
+    counters = None if engine is None else _counters(engine)
     description = {
+        "format": _FORMAT,
         "model": model.config.model_dump(mode="json"),
         "dtype": str(model.dtype).removeprefix("torch."),
         "optimizer": engine is not None,
@@ -84,35 +87,37 @@ def save_checkpoint(
         with _WriteFaults(path):
             text = json.dumps({"engine": counters, "extra": dict(extra or {})}, indent=2)
             atomic_write_text(partial / _EXTRA, text + "\n")
-            write_artifact_manifest(partial, KIND, description, parents or {}, seed)
+            write_artifact_manifest(partial, KIND, description, parents or {}, seed, known)
             publish(partial, path)
 
     on_main(topology, finish)
 
 
 def load_checkpoint(
-    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True
+    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True, verify: bool = True
 ) -> dict[str, Json]:
     """Load weights into `model`, and with an `engine` on it the optimizer state and counters; returns `extra`.
 
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
-    afresh from the loaded weights. Collective. Raises UserError for a missing or damaged checkpoint, one of another
-    model (naming both), or one without the optimizer state that was asked for.
+    afresh from the loaded weights. verify: read all files first and hold them against the manifest's hash. Collective.
+    Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
+    optimizer state that was asked for.
     """
     assert engine is None or engine.model is model
-    with_optimizer = engine is not None and optimizer_state
-    manifest, stored = on_main(model.topology, lambda: _read_description(path))
+    topology, with_optimizer = model.topology, engine is not None and optimizer_state
+    manifest = on_main(topology, lambda: _checkpoint_manifest(path))
+    if verify and hash_json(hashes_shared_out(path, topology)) != manifest.content_hash:
+        raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
+    stored = on_main(topology, lambda: _read_extra(path / _EXTRA))
     _check_model(path, manifest, model.config)
-    if with_optimizer and not manifest.config["optimizer"]:
+    if with_optimizer and not manifest.config.get("optimizer"):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
-    state = _sharded_state(model, engine if with_optimizer else None, loading=True)
-    try:
-        loaded: Any = dist_checkpointing.load(state, str(path / _STATE))
-    except (CheckpointingException, CheckpointException, KeyError) as error:
-        raise UserError(f"{path}: does not fit what it is loaded into ({_first_line(error)})") from error
-    _take_weights(model, loaded)
+    pieces = model_pieces(model)
+    if engine is not None and with_optimizer:
+        pieces += optimizer_pieces(model, engine.optimizer)
+    on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
     if engine is not None:
-        _take_engine(engine, loaded, stored["engine"] if with_optimizer else None)
+        _take_counters(engine, stored["engine"] if with_optimizer else None)
     return stored["extra"]
 
 
@@ -165,13 +170,11 @@ def _prepare(path: Path) -> None:
         (partial / _STATE).mkdir(parents=True)
 
 
-def _save_state(directory: Path, state: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {}
-    if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
-        arguments["async_strategy"] = "mcore"  # since 0.19 another package is the default
-    save_without_manager()
-    with _WriteFaults(directory):
-        dist_checkpointing.save(state, str(directory), **arguments)
+def _read_extra(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error})") from None
 
 
 class _WriteFaults:
@@ -190,45 +193,19 @@ class _WriteFaults:
 def _first_line(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _sharded_state(model: Model, engine: Engine | None, *, loading: bool) -> dict[str, Any]:
-    """Megatron's description of what this rank holds, tensors only.
-
-    Its layers add empty pickled objects (`_extra_state`), which are dropped: there is nothing in them, and reading them
-    would unpickle.
-    """
-    names = ["model"] if len(model.chunks) == 1 else [f"model{index}" for index in range(len(model.chunks))]
-    state: dict[str, Any] = {}
-    for name, chunk in zip(names, model.chunks, strict=True):
-        described = chunk.sharded_state_dict(metadata=dict(_MODEL_METADATA))
-        objects, tensors = extract_matching_values(described, lambda entry: isinstance(entry, ShardedObject))
-        assert isinstance(objects, dict) and not any(_carries_data(entry.data) for entry in objects.values())
-        state[name] = tensors
-    if engine is not None:
-        state["optimizer"] = engine.optimizer.sharded_state_dict(
-            dict(state), is_loading=loading, metadata=dict(_OPTIMIZER_METADATA)
-        )
-    return state
-
-
-def _carries_data(extra_state: Any) -> bool:
-    return extra_state is not None and not (isinstance(extra_state, torch.Tensor) and extra_state.numel() == 0)
-
-
-def _read_description(path: Path) -> tuple[Manifest, dict[str, Any]]:
-    manifest = _checkpoint_manifest(path)
-    if hash_directory(path) != manifest.content_hash:
-        raise UserError(f"{path}: damaged checkpoint (its files are not those of its manifest)")
-    check_readable(path / _STATE)
-    return manifest, json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+    return first_line(error)
 
 
 def _checkpoint_manifest(path: Path) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind != KIND:
         raise UserError(f"{path}: is a {manifest.kind}, not a checkpoint")
+    if manifest.config.get("format") != _FORMAT:
+        raise UserError(f"{path}: checkpoint of another version of the engine, in a format that this one does not read")
+    try:
+        ModelConfig.model_validate(manifest.config.get("model"))
+    except ValueError:
+        raise UserError(f"{path / MANIFEST}: damaged manifest (it describes no model)") from None
     return manifest
 
 
@@ -243,18 +220,14 @@ def _check_model(path: Path, manifest: Manifest, config: ModelConfig) -> None:
         raise UserError(f"{path}: checkpoint of another model: {'; '.join(differences)}")
 
 
-@torch.no_grad()
-def _take_weights(model: Model, loaded: Mapping[str, Any]) -> None:
-    for index, chunk in enumerate(model.chunks):
-        state = loaded["model" if len(model.chunks) == 1 else f"model{index}"]
-        for name, parameter in chunk.named_parameters():
-            parameter.copy_(state[name])
+def _counters(engine: Engine) -> dict[str, int]:
+    updates = updates_made(engine.optimizer, engine.model.topology)
+    return {"step": engine.step_index, "schedule_start": engine.schedule_start, "updates": updates}
 
 
-def _take_engine(engine: Engine, loaded: Mapping[str, Any], counters: Mapping[str, int] | None) -> None:
+def _take_counters(engine: Engine, counters: Mapping[str, int] | None) -> None:
     if counters is None:
         engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
     else:
-        engine.optimizer.load_state_dict(loaded["optimizer"])
+        set_updates_made(engine.optimizer, counters["updates"])
         engine.step_index, engine.schedule_start = counters["step"], counters["schedule_start"]
-    barrier(engine.model.topology)

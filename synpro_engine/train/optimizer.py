@@ -17,7 +17,6 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
 
-from synpro_engine.backend.optimizer_fixes import make_resumable, uses_torch_adam
 from synpro_engine.train.config import OptimizerConfig
 
 MegatronOptimizer = Any  # its classes are not typed
@@ -53,10 +52,14 @@ def build_optimizer(
     )
     assert not optimizer.is_stub_optimizer, "no parameter of the model requires a gradient"
     for part in optimizer.chained_optimizers:
-        make_resumable(part)
-        if uses_torch_adam():
+        if counts_by_parameter(part.optimizer):
             _fuse(part.optimizer)
     return optimizer
+
+
+def counts_by_parameter(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is torch's AdamW, which counts updates parameter by parameter; apex and TE count by group."""
+    return isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> None:

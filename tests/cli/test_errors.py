@@ -176,8 +176,8 @@ def test_doctor_lists_every_part_with_its_choice(capsys: pytest.CaptureFixture[s
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     for part in (
-        "torch", "GPUs", "communication", "megatron-core", "triton", "csrc", "flash-attn", "transformer-engine", "apex",
-        "attention", "optimizer",
+        "torch", "GPUs", "communication", "megatron-core", "triton", "csrc", "flash-attn", "transformer-engine",
+        "attention", "optimizer", "gradient fusion", "bf16 products",
     ):  # fmt: skip
         assert any(line.startswith(part) for line in shown.splitlines()), part
     assert "broken:" not in shown

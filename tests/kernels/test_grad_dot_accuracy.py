@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.extension import csrc_status
 from synpro_kernels.grad_dot import (
     bias_dot,
     bias_dot_ref,
@@ -21,30 +20,19 @@ from synpro_kernels.grad_dot import (
     grad_dot_prefix,
     grad_dot_prefix_ref,
     grad_dot_ref,
-    op,
     pairwise_grad_dot,
     pairwise_grad_dot_ref,
-    prefix,
     scale_dot,
     scale_dot_ref,
 )
 from synpro_kernels.grad_dot.reference import grad_dot_tokens_ref
-from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
+from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels.testing.layers import drawn
 
 SEGMENTS, DIRECTIONS = 5, 3
 TOKENS = [1, 7, 250]
 WIDTHS = [(1, 1), (33, 120), (120, 33), (120, 120)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-
-
-@pytest.fixture(params=["csrc", "torch"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    loaded, reason = csrc_status()
-    if request.param == "csrc" and not loaded:
-        pytest.skip(f"csrc: {reason}")
-    for module in (op, prefix):
-        monkeypatch.setattr(module, "use_csrc", lambda x: request.param == "csrc" and x.dtype != torch.float64)
-    return request.param
 
 
 def assert_accurate(found: Tensor, plain: Tensor, truth: Tensor, what: str) -> None:
@@ -81,10 +69,10 @@ class Layer:
 
 def make_layer(tokens: int, widths: tuple[int, int], dtype: torch.dtype) -> Layer:
     outputs, inputs = widths
-    generator = torch.Generator().manual_seed(tokens * 1000 + outputs)
-    x, grad = (torch.randn(tokens, width, generator=generator) for width in (inputs, outputs))
-    direction = torch.randn(DIRECTIONS, outputs, inputs, generator=generator)
-    ids = torch.tensor([0, 1, 3, 4, -1])[torch.randint(0, 5, (tokens,), generator=generator)]
+    seed = tokens * 1000 + outputs
+    x, grad = (drawn((tokens, width), seed + i) for i, width in enumerate((inputs, outputs)))
+    direction = drawn((DIRECTIONS, outputs, inputs), seed + 2)
+    ids = torch.tensor([0, 1, 3, 4, -1])[drawn((tokens,), seed + 3, below=5)]
     outside = (ids == -1)[:, None]
     return Layer(
         x.masked_fill(outside, torch.nan).to(dtype), grad.masked_fill(outside, torch.nan).to(dtype),
@@ -106,8 +94,7 @@ def test_grad_dot_equals_per_example_autograd(path: str, tokens: int, widths: tu
     layer = make_layer(tokens, widths, dtype)
     truth_KS = torch.einsum("soi,koi->ks", layer.autograd(), layer.direction_KOI.double())
     tensors = layer.x_TI, layer.grad_TO, layer.direction_KOI
-    with nan_filled_empty():
-        scores, shares = grad_dot(*tensors, layer.ids_T, segments=SEGMENTS, per_token=True)
+    scores, shares = grad_dot(*tensors, layer.ids_T, segments=SEGMENTS, per_token=True)
     assert_accurate(scores, grad_dot_ref(*tensors, layer.ids_T, segments=SEGMENTS), truth_KS, "scores")
     assert (scores[:, 2] == 0).all() and (shares[:, layer.ids_T < 0] == 0).all()
     own = layer.ids_T >= 0
@@ -117,12 +104,11 @@ def test_grad_dot_equals_per_example_autograd(path: str, tokens: int, widths: tu
 
 @every_layer()
 def test_pairwise_equals_the_gram_matrix_of_per_example_autograd(
-    tokens: int, widths: tuple[int, int], dtype: torch.dtype
+    device: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype
 ):
     layer = make_layer(tokens, widths, dtype)
     gradients_SG = layer.autograd().flatten(1)
-    with nan_filled_empty():
-        found = pairwise_grad_dot(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
+    found = pairwise_grad_dot(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
     plain = pairwise_grad_dot_ref(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
     assert_accurate(found, plain, gradients_SG @ gradients_SG.t(), "products")
     assert torch.equal(found, found.t()) and (found[2] == 0).all()
@@ -142,9 +128,8 @@ def test_prefix_scores_and_accumulates_as_per_example_autograd(
     before = torch.randn(widths, dtype=torch.promote_types(dtype, torch.float32))
     truth = torch.einsum("soi,koi->ks", gradients, layer.direction_KOI.double()), gradients.sum(0) + before
     accumulator = before.clone()
-    with nan_filled_empty():
-        scores, total = grad_dot_prefix(x, grad, layer.direction_KOI, boundaries, accumulator=accumulator)
-        alone = grad_dot_prefix(x, grad, layer.direction_KOI[0], torch.tensor(boundaries))
+    scores, total = grad_dot_prefix(x, grad, layer.direction_KOI, boundaries, accumulator=accumulator)
+    alone = grad_dot_prefix(x, grad, layer.direction_KOI[0], torch.tensor(boundaries))
     plain = grad_dot_prefix_ref(x, grad, layer.direction_KOI, boundaries, accumulator=before)
     assert total is accumulator
     for name, mine, usual, true in zip(("scores", "gradient"), (scores, total), plain, truth, strict=True):
@@ -172,7 +157,7 @@ def test_blocks_join_without_a_seam(path: str):
     assert_accurate(total, plain[1], grad.double().t() @ x.double(), "gradient")
 
 
-def test_pairwise_tiles_join_without_a_seam():
+def test_pairwise_tiles_join_without_a_seam(device: str):
     torch.manual_seed(0)
     x, grad = torch.randn(2100, 24), torch.randn(2100, 12)
     ids = torch.randint(-1, 40, (2100,))
@@ -183,15 +168,14 @@ def test_pairwise_tiles_join_without_a_seam():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_closed_forms_equal_per_example_autograd(tokens: int, dtype: torch.dtype):
+def test_closed_forms_equal_per_example_autograd(device: str, tokens: int, dtype: torch.dtype):
     """A table, a scale and a bias: y = scale * table[token] + bias, with one loss and one direction each."""
     layer = make_layer(tokens, (33, 33), dtype)
     vocabulary, grad, ids = 50, layer.grad_TO, layer.ids_T
-    generator = torch.Generator().manual_seed(tokens)
-    token = torch.randint(0, vocabulary, (tokens,), generator=generator)
-    table = torch.randn(vocabulary, 33, generator=generator).to(dtype)
-    scale, bias = (torch.randn(DIRECTIONS, 33, generator=generator).to(dtype) for _ in range(2))
-    rows = torch.randn(DIRECTIONS, vocabulary, 33, generator=generator).to(dtype)
+    token = drawn((tokens,), tokens, below=vocabulary)
+    table = drawn((vocabulary, 33), tokens + 1).to(dtype)
+    scale, bias = (drawn((DIRECTIONS, 33), tokens + seed).to(dtype) for seed in (2, 3))
+    rows = drawn((DIRECTIONS, vocabulary, 33), tokens + 4).to(dtype)
 
     leaves = [t.double().clone().requires_grad_() for t in (bias[0], scale[0], table)]
     truth = torch.zeros(3, DIRECTIONS, SEGMENTS, dtype=torch.float64)
@@ -215,8 +199,7 @@ def test_closed_forms_equal_per_example_autograd(tokens: int, dtype: torch.dtype
         (embedding_dot, embedding_dot_ref, (grad_rows, token, rows)),
     ]
     for (function, reference, arguments), true_KS in zip(calls, truth, strict=True):
-        with nan_filled_empty():
-            scores, shares = function(*arguments, ids, segments=SEGMENTS, per_token=True)
+        scores, shares = function(*arguments, ids, segments=SEGMENTS, per_token=True)
         assert_accurate(scores, reference(*arguments, ids, segments=SEGMENTS), true_KS, function.__name__)
         assert shares.shape == (DIRECTIONS, tokens) and (shares[:, ids < 0] == 0).all()
         alone = function(*arguments[:-1], arguments[-1][1], ids, segments=SEGMENTS)

@@ -1,13 +1,11 @@
 """What grad_dot and its companions promise besides numbers: invariance, masking, determinism, memory, messages."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.extension import csrc_status
 from synpro_kernels.grad_dot import (
     bias_dot,
     embedding_dot,
@@ -22,18 +20,9 @@ from synpro_kernels.grad_dot import (
     segments,
 )
 from synpro_kernels.grad_dot.blocked import contract_over_inputs
+from synpro_kernels.testing import peak_growth
 
 T, I, O, S = 60, 24, 16, 4  # noqa: E741
-
-
-@pytest.fixture(params=["csrc", "torch"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    loaded, reason = csrc_status()
-    if request.param == "csrc" and not loaded:
-        pytest.skip(f"csrc: {reason}")
-    for module in (op, prefix):
-        monkeypatch.setattr(module, "use_csrc", lambda x: request.param == "csrc")
-    return request.param
 
 
 def layer(tokens: int = T, inputs: int = I, outputs: int = O) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,7 +56,7 @@ def test_a_score_does_not_depend_on_its_batch_mates(path: str, widths: tuple[int
         close(grad_dot_prefix(*arguments, direction, [0, int(own.sum())])[0][0], prefixed[i], prefixed)
 
 
-def test_a_segment_sum_does_not_depend_on_batch_mates_or_order_to_the_bit():
+def test_a_segment_sum_does_not_depend_on_batch_mates_or_order_to_the_bit(device: str):
     values, ids = torch.randn(3, 5000) * torch.logspace(-3, 3, 5000), torch.randint(-1, S, (5000,))
     together = segment_sum(values, ids, segments=S)
     order = torch.randperm(5000)
@@ -152,17 +141,12 @@ def test_the_wider_side_is_contracted():
     assert contract_over_inputs(outputs=256, inputs=1024) and not contract_over_inputs(outputs=1024, inputs=256)
 
 
-def test_shards_of_an_embedding_table_add_up():
+def test_shards_of_an_embedding_table_add_up(device: str):
     grad, ids = torch.randn(T, 8), torch.randint(-1, S, (T,))
     token, table = torch.randint(0, 30, (T,)), torch.randn(30, 8)
     whole = embedding_dot(grad, token, table, ids, segments=S)
     parts = [embedding_dot(grad, token, table[a:b], ids, segments=S, vocab_start=a) for a, b in ((0, 13), (13, 30))]
     close(parts[0] + parts[1], whole)
-
-
-def _resident_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def test_the_product_and_the_gradients_are_never_held(path: str):
@@ -174,14 +158,10 @@ def test_the_product_and_the_gradients_are_never_held(path: str):
         lambda: grad_dot(x, grad, direction, ids, segments=512),
         lambda: grad_dot_prefix(x, grad, direction, boundaries),
     ):
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        except OSError as error:
-            pytest.skip(f"the kernel does not let the peak be reset: {error}")
-        before = _resident_kib("VmRSS")
-        run()
-        grown_mib = (_resident_kib("VmHWM") - before) / 1024
-        assert grown_mib < 64, f"{grown_mib:.0f} MiB"
+        grown = peak_growth(run, x.device.type)
+        if grown is None:
+            pytest.skip("the kernel does not let the peak be reset")
+        assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MiB"
 
 
 def test_torch_compile_traces_the_ops_whole():

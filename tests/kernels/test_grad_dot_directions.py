@@ -4,29 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.extension import csrc_status
 from synpro_kernels.grad_dot import (
     Fp8Direction,
     LowRankDirection,
     grad_dot,
     grad_dot_ref,
     low_rank,
-    op,
     to_fp8,
 )
 from synpro_kernels.grad_dot.reference import segment_gradients_ref
 from synpro_kernels.testing import assert_as_accurate
 
 T, I, O, S = 90, 72, 40, 3  # noqa: E741
-
-
-@pytest.fixture(params=["csrc", "torch"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    loaded, reason = csrc_status()
-    if request.param == "csrc" and not loaded:
-        pytest.skip(f"csrc: {reason}")
-    monkeypatch.setattr(op, "use_csrc", lambda x: request.param == "csrc" and x.dtype != torch.float64)
-    return request.param
 
 
 def tokens(dtype: torch.dtype, outputs: int = O) -> tuple[Tensor, Tensor, Tensor]:

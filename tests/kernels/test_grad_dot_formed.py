@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from synpro_kernels.grad_dot import formed_dot
+from synpro_kernels.testing.layers import drawn
 
 
 @pytest.mark.parametrize("shape", [(7,), (0, 4), (3, 5), (1500, 800)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_it_is_the_sum_of_the_products(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    gradient = torch.randn(shape, generator=generator).to(dtype)
-    direction = torch.randn((2, *shape), generator=generator)
+def test_it_is_the_sum_of_the_products(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    gradient, direction = drawn(shape, 0).to(dtype), drawn((2, *shape), 1)
     exact = gradient.double() * direction.double()
     scale = exact.norm() / 2**0.5  # a random sum is as large as this
     found = formed_dot(gradient, direction)

@@ -12,7 +12,7 @@ from synpro_kernels.linear_logprob import blocks
 from synpro_kernels.linear_logprob import fused as walk
 from synpro_kernels.linear_logprob.kept import KeptLogits
 from synpro_kernels.testing import assert_as_accurate
-from synpro_kernels.testing.layers import Case, make_case, plain
+from synpro_kernels.testing.layers import Case, drawn, make_case, plain
 
 Z = 0.05
 
@@ -183,7 +183,10 @@ def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementati
         exact = case.leaves(torch.float64)
         truth = torch.autograd.grad(0.5 * by_definition_ce(case, exact), exact[1])[0]
         assert weight.grad_added_to_main_grad
-        assert (weight.main_grad - 1.0 - truth).abs().max() < 1e-5 * truth.abs().max() + 1e-6
+        # On a GPU the products' operands are bf16, the sums and the result are not.
+        allowed = 2**-9 if implementation == "cuda" else 1e-5
+        assert (weight.main_grad - 1.0 - truth).abs().max() < allowed * truth.abs().max() + 1e-6
+        assert not torch.equal(weight.main_grad, weight.main_grad.bfloat16().float())
         delivered: Any = leaf.grad
         assert not tied or not delivered.any()  # what another use of a tied weight adds must survive
 
@@ -195,7 +198,7 @@ def test_slopes_along_directions_are_those_of_the_weights_gradient(implementatio
     if chunk is not None:
         monkeypatch.setattr(walk, "kept_shape", lambda shard, vocab: chunk)
     case, exact = make_case(90, 2001, dtype, variant), make_case(90, 2001, dtype, variant).leaves(torch.float64)
-    along = torch.randn(2, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    along = drawn((2, *case.weight_VH.shape), 0).to(dtype)
     mask = torch.linspace(0.0, 2.0, 90)
     options = {"z_loss": Z, "loss_mask": mask, "reduction": "sum", **case.options}
 
@@ -221,7 +224,7 @@ def test_slopes_along_directions_are_those_of_the_weights_gradient(implementatio
 
 def test_a_tokens_slope_is_that_of_its_own_loss(implementation):
     case = make_case(12, 201, torch.float32, "some ignored")
-    along = torch.randn(1, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0))
+    along = drawn((1, *case.weight_VH.shape), 0)
     target = case.target_T.view(3, 4)
     hidden, weight = case.hidden_TH.view(3, 4, -1), case.weight_VH
     with torch.no_grad():
@@ -239,7 +242,7 @@ def test_a_tokens_slope_is_that_of_its_own_loss(implementation):
 def test_a_frozen_weights_slope_is_found_and_its_gradient_is_not_delivered(implementation):
     case = make_case(30, 201, torch.float32, "bare")
     hidden, weight = case.leaves(torch.float32)
-    along = torch.randn(1, *weight.shape, generator=torch.Generator().manual_seed(0))
+    along = drawn((1, *weight.shape), 0)
     options = {"z_loss": Z, "reduction": "sum", "along": along}
     trained = linear_cross_entropy(hidden, weight, case.target_T, **options)
     frozen = linear_cross_entropy(hidden, weight.detach(), case.target_T, **options)

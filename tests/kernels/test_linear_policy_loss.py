@@ -7,15 +7,18 @@ from torch import Tensor
 from synpro_kernels import grpo_loss, linear_logprob_ref, linear_policy_loss
 from synpro_kernels.linear_logprob.kept import KeptLogits
 from synpro_kernels.testing import assert_as_accurate
-from synpro_kernels.testing.layers import make_case, plain
+from synpro_kernels.testing.layers import Case, make_case, plain
 
 TOKENS, VOCAB = 90, 601
-CASE = make_case(TOKENS, VOCAB, torch.float32, "some ignored")
+
+
+def a_case() -> Case:
+    return make_case(TOKENS, VOCAB, torch.float32, "some ignored")
 
 
 def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    logprob = linear_logprob_ref(CASE.hidden_TH.double(), CASE.weight_VH.double(), CASE.target_T).logprob
+    logprob = linear_logprob_ref(a_case().hidden_TH.double(), a_case().weight_VH.double(), a_case().target_T).logprob
     return {
         "behaviour": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
         "reference": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
@@ -25,8 +28,8 @@ def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def expected(score, leaves: list[Tensor], dtype: torch.dtype, kl_beta: float) -> list[Tensor]:
-    given, keep = rollout(dtype), CASE.target_T != -100
-    scored = score(leaves[0], leaves[1], CASE.target_T, None)
+    given, keep = rollout(dtype), a_case().target_T != -100
+    scored = score(leaves[0], leaves[1], a_case().target_T, None)
     terms = grpo_loss(
         scored.logprob[keep], behaviour_N=given["behaviour"][keep], advantage_N=given["advantage"][keep],
         weight_N=given["token_weight"][keep], reference_N=given["reference"][keep] if kl_beta else None,
@@ -39,7 +42,7 @@ def found(leaves: list[Tensor], kl_beta: float) -> list[Tensor]:
     given = rollout(torch.float32)
     reference = given.pop("reference") if kl_beta else (given.pop("reference"), None)[1]
     terms, entropy = linear_policy_loss(
-        leaves[0], leaves[1], CASE.target_T, **given, reference=reference, clip_high=0.28, kl_beta=kl_beta
+        leaves[0], leaves[1], a_case().target_T, **given, reference=reference, clip_high=0.28, kl_beta=kl_beta
     )
     assert entropy > 0 and not entropy.requires_grad
     return [terms.objective, *torch.autograd.grad(terms.objective, leaves), terms.clipped, terms.ratio, terms.kl]
@@ -50,9 +53,9 @@ def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, kl_
     def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):
         return linear_logprob_ref(hidden, weight, target)
 
-    truth = expected(by_definition, CASE.leaves(torch.float64), torch.float64, kl_beta)
-    usual = expected(plain, CASE.leaves(torch.float32), torch.float32, kl_beta)
-    mine = found(CASE.leaves(torch.float32), kl_beta)
+    truth = expected(by_definition, a_case().leaves(torch.float64), torch.float64, kl_beta)
+    usual = expected(plain, a_case().leaves(torch.float32), torch.float32, kl_beta)
+    mine = found(a_case().leaves(torch.float32), kl_beta)
     for name, a, p, t in zip(
         ("objective", "hidden", "weight", "clipped", "ratio", "kl"), mine, usual, truth, strict=True
     ):
@@ -62,8 +65,8 @@ def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, kl_
 def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, monkeypatch):
     """A clipped token without a KL term, and one of zero advantage, cost their forward alone."""
     given = rollout(torch.float32)
-    keep = CASE.target_T != -100
-    logprob = linear_logprob_ref(CASE.hidden_TH, CASE.weight_VH, CASE.target_T).logprob
+    keep = a_case().target_T != -100
+    logprob = linear_logprob_ref(a_case().hidden_TH, a_case().weight_VH, a_case().target_T).logprob
     ratio = (logprob - given["behaviour"]).exp()
     given["advantage"][::2] = 0.0
     held = ((given["advantage"] > 0) & (ratio > 1.2)) | ((given["advantage"] < 0) & (ratio < 0.8))
@@ -76,23 +79,23 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, 
         original(self, coefficients_C5, into, shares)
 
     monkeypatch.setattr(KeptLogits, "spread", spread)
-    leaves = CASE.leaves(torch.float32)
-    terms, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T, **given)
+    leaves = a_case().leaves(torch.float32)
+    terms, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, **given)
     assert sum(live) == wanted and 0 < wanted < int(keep.sum())
     grad = torch.autograd.grad(terms.objective, leaves[0])[0]
     assert (grad[~keep | held | (given["advantage"] == 0)] == 0).all()
 
 
 def gradients(**changed: Tensor) -> list[Tensor]:
-    leaves = CASE.leaves(torch.float32)
+    leaves = a_case().leaves(torch.float32)
     terms, _ = linear_policy_loss(
-        leaves[0], leaves[1], CASE.target_T, **(rollout(torch.float32) | changed), kl_beta=0.1
+        leaves[0], leaves[1], a_case().target_T, **(rollout(torch.float32) | changed), kl_beta=0.1
     )
     return [terms.objective, *torch.autograd.grad(terms.objective, leaves)]
 
 
 def test_a_ratio_beyond_all_floats_spoils_nothing():
-    kept = int((CASE.target_T != -100).nonzero()[0])
+    kept = int((a_case().target_T != -100).nonzero()[0])
     for name, value in (("behaviour", -500.0), ("behaviour", 500.0), ("reference", 500.0), ("reference", -500.0)):
         given = rollout(torch.float32)
         given[name][kept] = value
@@ -108,9 +111,9 @@ def test_a_token_of_weight_zero_counts_nowhere():
     spoilt["behaviour"] = given["behaviour"].masked_fill(dropped, -1e4)
     for a, b in zip(gradients(**spoilt), gradients(**given), strict=True):
         assert torch.equal(a, b)
-    leaves = CASE.leaves(torch.float32)
-    ignored, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T.masked_fill(dropped, -100), **given)
-    weightless, _ = linear_policy_loss(leaves[0], leaves[1], CASE.target_T, **given)
+    leaves = a_case().leaves(torch.float32)
+    ignored, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T.masked_fill(dropped, -100), **given)
+    weightless, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, **given)
     assert ignored.ratio == weightless.ratio and ignored.clipped == weightless.clipped
 
 
@@ -126,4 +129,6 @@ def test_a_token_of_weight_zero_counts_nowhere():
 )
 def test_wrong_arguments_are_named(changed, message):
     with pytest.raises(ValueError, match=message):
-        linear_policy_loss(CASE.hidden_TH, CASE.weight_VH, CASE.target_T, **(rollout(torch.float32) | changed))
+        linear_policy_loss(
+            a_case().hidden_TH, a_case().weight_VH, a_case().target_T, **(rollout(torch.float32) | changed)
+        )

@@ -4,23 +4,26 @@ import pytest
 import torch
 
 from synpro_kernels import TileSkip, linear_logprob, linear_logprob_ref
-from synpro_kernels.testing.layers import make_case
+from synpro_kernels.testing.layers import Case, make_case
 
-CASE = make_case(600, 2001, torch.float32, "some ignored")
-CASE.hidden_TH *= 4.0  # a peaked softmax, of which most columns have next to no gradient
+
+def a_case() -> Case:
+    case = make_case(600, 2001, torch.float32, "some ignored")
+    case.hidden_TH *= 4.0  # a peaked softmax, of which most columns have next to no gradient
+    return case
 
 
 def gradients(skip: TileSkip | None) -> list[torch.Tensor]:
-    hidden, weight = CASE.leaves(torch.float32)
-    found = linear_logprob(hidden, weight, CASE.target_T, entropy=True, skip=skip)
+    hidden, weight = a_case().leaves(torch.float32)
+    found = linear_logprob(hidden, weight, a_case().target_T, entropy=True, skip=skip)
     return list(torch.autograd.grad(found.logprob.sum() + 0.1 * found.entropy.sum(), [hidden, weight]))
 
 
 def logit_gradients() -> torch.Tensor:
-    hidden, weight = CASE.leaves(torch.float64)
+    hidden, weight = a_case().leaves(torch.float64)
     logits = (hidden @ weight.t()).detach().requires_grad_()
-    eye = torch.eye(CASE.weight_VH.shape[0], dtype=torch.float64)
-    found = linear_logprob_ref(logits, eye, CASE.target_T, entropy=True)
+    eye = torch.eye(a_case().weight_VH.shape[0], dtype=torch.float64)
+    found = linear_logprob_ref(logits, eye, a_case().target_T, entropy=True)
     return torch.autograd.grad(found.logprob.sum() + 0.1 * found.entropy.sum(), logits)[0]
 
 
@@ -40,8 +43,8 @@ def test_the_dropped_share_is_what_is_missing(implementation):
     missing = approximate[0] - exact[0]
     assert missing.abs().max() > 0
     # Each token's error is at most the mass dropped times the largest weight.
-    bound = skip.dropped_share * total * CASE.weight_VH.abs().max()
-    assert missing.abs().sum(1).max() <= bound * CASE.weight_VH.shape[1]
+    bound = skip.dropped_share * total * a_case().weight_VH.abs().max()
+    assert missing.abs().sum(1).max() <= bound * a_case().weight_VH.shape[1]
     gone = (approximate[1] == 0).all(1) & (exact[1] != 0).any(1)
     assert gone.any() and dz_TV[:, gone].abs().max() < 1e-3
 

@@ -67,7 +67,7 @@ def low_rank(direction: Tensor, rank: int, *, iterations: int = 2) -> LowRankDir
         raise ValueError(f"iterations: expected >= 0, got {iterations}")
     exact = precise(direction)
     generator = torch.Generator().manual_seed(_SUBSPACE_SEED)
-    probes = torch.randn(exact.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator)
+    probes = torch.randn(exact.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator, device="cpu")
     basis = torch.linalg.qr(exact @ probes.to(exact)).Q
     for _ in range(iterations):
         basis = torch.linalg.qr(exact.mT @ basis).Q

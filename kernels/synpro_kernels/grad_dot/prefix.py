@@ -3,8 +3,8 @@
 Knows one linear layer. The scores are not differences of a running total, so nothing cancels (see README.md).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Sequence  # noqa: UP035 - the one that torch 2.6 reads in a signature of an op
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""linear_logprob's Triton kernels, interpreted: values and gradients against fp64, at odd shapes."""
+"""linear_logprob's Triton kernels: values and gradients against fp64, at odd shapes."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from synpro_kernels.linear_logprob import forward, linear_cross_entropy, linear_logprob, rows, triton_gemm
 from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.testing import assert_as_accurate
-from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, make_case
+from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, drawn, make_case
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -14,6 +14,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @pytest.fixture(params=["pointers", "descriptors"])
 def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything through Triton, reading operands one way or the other where rows lie on 16 bytes."""
+    if torch.cuda.is_available() and request.param == "descriptors" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no tensor descriptors")
     monkeypatch.setattr(forward, "implementation_for", lambda h: "torch" if h.dtype == torch.float64 else "triton")
     capability = 90 if request.param == "descriptors" else 80
     monkeypatch.setattr(triton_gemm, "capability_of", lambda tensor: capability)
@@ -26,10 +28,8 @@ def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("tokens", [1, 7, 150])
 def test_values_and_gradients_are_as_accurate_as_plain_pytorch(operands, tokens, vocab, dtype):
     for variant in VARIANTS if tokens < 150 else VARIANTS[:2]:
-        # 3e3 times normal numbers are beyond fp16. With one entry the gradient is exactly 0 if the logit is the same
-        # when it is computed again; the interpreter's products depend on memory alignment in the last bit.
-        if variant == "extreme" and (dtype == torch.float16 or vocab == 1):
-            continue
+        if variant == "extreme" and dtype == torch.float16:
+            continue  # 3e3 times normal numbers are beyond it
         check_against_fp64(make_case(tokens, vocab, dtype, variant), dtype, variant)
 
 
@@ -83,7 +83,7 @@ def test_entries_masked_by_the_bias_leave_the_vocabulary(operands):
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored"])
 def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, dtype, variant):
     case = make_case(150, 601, dtype, variant)
-    along = torch.randn(1, *case.weight_VH.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    along = drawn((1, *case.weight_VH.shape), 0).to(dtype)
 
     def gradients(as_dtype: torch.dtype, fused: bool) -> list[torch.Tensor]:
         leaves = case.leaves(as_dtype)
@@ -94,9 +94,11 @@ def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, d
         grads = torch.autograd.grad(found.loss.sum(), leaves)
         return [found.loss.sum(), *grads, found.along.sum() if fused else (grads[1] * along.to(as_dtype)).sum()]
 
-    truth = gradients(torch.float64, fused=False)
-    for fused, remade, exact in zip(gradients(dtype, True), gradients(dtype, False), truth, strict=True):
-        assert_as_accurate(fused, remade, exact, f"{variant} {dtype}")
+    truth, remade = gradients(torch.float64, fused=False), gradients(dtype, fused=False)
+    slope_terms = float((truth[2] * along).abs().sum())  # the slope is a sum whose terms cancel
+    for at, (mine, usual, exact) in enumerate(zip(gradients(dtype, True), remade, truth, strict=True)):
+        terms = slope_terms if at == len(truth) - 1 else 0.0
+        assert_as_accurate(mine, usual, exact, f"{variant} {dtype} {at}", terms=terms)
 
 
 def test_strided_tensors_give_what_contiguous_ones_give(operands):

@@ -1,4 +1,4 @@
-"""The Triton kernels of grad_dot on CPU tensors against fp64, at odd shapes, both ways of reading operands.
+"""The Triton kernels of grad_dot against fp64, at odd shapes, both ways of reading operands.
 
 T tokens, I inputs, O outputs, K directions, S segments.
 """

@@ -1,0 +1,119 @@
+"""The files of a checkpoint: every rank writes what it holds and reads what it needs, through torch's checkpoints.
+
+Knows `torch.distributed.checkpoint`, which plans, shares copies out over the ranks, reshards and checks that a tensor
+is whole; knows no model. The index that torch would unpickle is read by `checkpoint_index` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Size, Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from synpro_engine.config import UserError
+from synpro_engine.train.checkpoint_index import UNREADABLE, first_line, read_index
+from synpro_engine.train.checkpoint_pieces import Piece
+
+
+def write_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
+    """Write this rank's share of `pieces` below `directory`, which exists and is empty. Collective."""
+    dcp.save({}, storage_writer=_Writer(directory), planner=_SavePlanner(pieces))
+
+
+def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
+    """Fill `pieces` from the checkpoint in `directory`; no communication.
+
+    Raises UserError for files that are damaged, that could run code or leave the directory, or that lack a tensor or
+    have it in another shape.
+    """
+    index = read_index(directory)
+    for piece in pieces:
+        stored: Any = index.state_dict_metadata.get(piece.key)
+        if stored is None or tuple(stored.size) != piece.shape:
+            found = "is missing" if stored is None else f"has shape {tuple(stored.size)} there, {piece.shape} here"
+            raise UserError(f"{directory.parent}: does not fit what it is loaded into ({piece.key} {found})")
+    # What `dcp.load` does on one process; its way to leave other ranks out of it differs from version to version.
+    reader, planner = dcp.FileSystemReader(directory), _LoadPlanner(pieces)
+    planner.set_up_planner({}, index)
+    reader.set_up_storage_reader(index, is_coordinator=False)
+    try:
+        reader.read_data(planner.create_local_plan(), planner).wait()
+    except (*UNREADABLE, AssertionError) as error:  # torch asserts what it expects of the files
+        raise UserError(f"{directory.parent}: cannot be read ({first_line(error)})") from error
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Torch's writer without the path and the random name that it puts into the index: equal states, equal files."""
+
+    def storage_meta(self) -> None: ...
+
+
+class _SavePlanner(dcp.DefaultSavePlanner):
+    """Offers the pieces; of those that several ranks offer, torch has the one write that has the least to write."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([_write_item(place, piece) for place, piece in self._pieces.items()])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return _alone(self._pieces[index].data)
+
+
+class _LoadPlanner(dcp.DefaultLoadPlanner):
+    """Asks for the pieces and has them filled in place."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._pieces = {_place(piece): piece for piece in pieces}
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        stored: dict[str, Any] = self.metadata.state_dict_metadata
+        of_key = groupby(sorted(self._pieces, key=lambda place: place.fqn), key=lambda place: place.fqn)
+        chunks = {key: [_chunk(self._pieces[place]) for place in places] for key, places in of_key}
+        read = (create_read_items_for_chunk_list(key, stored[key], wanted) for key, wanted in chunks.items())
+        return LoadPlan([item for items in read for item in items])
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self._pieces[index].data
+
+
+def _place(piece: Piece) -> MetadataIndex:
+    return MetadataIndex(piece.key, Size(piece.offset))
+
+
+def _chunk(piece: Piece) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(Size(piece.offset), piece.data.size())
+
+
+def _write_item(place: MetadataIndex, piece: Piece) -> WriteItem:
+    data = TensorWriteData(_chunk(piece), TensorProperties(dtype=piece.data.dtype), Size(piece.shape))
+    return WriteItem(place, WriteItemType.SHARD, tensor_data=data)
+
+
+def _alone(data: Tensor) -> Tensor:
+    """`data` over a storage of exactly its size (on the CPU).
+
+    Of a view into a larger one torch's writer would make a copy first, and keep all copies until its file is whole.
+    """
+    if data.device.type != "cpu":
+        return data
+    return torch.from_numpy(data.reshape(-1).view(torch.uint8).numpy()).view(data.dtype).view(data.shape)

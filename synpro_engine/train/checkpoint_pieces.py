@@ -1,0 +1,169 @@
+"""What of a checkpoint lies on this rank: rectangles of whole tensors, each over the memory that holds it.
+
+Knows Megatron's descriptions of a sharded model and the ranges that its distributed optimizer owns; knows no files.
+Every stored tensor has the shape of the whole parameter, moments and fp32 masters too, so a checkpoint does not depend
+on the layout that wrote it. A data-parallel rank owns a flat range of a parameter, which is a few rectangles of it:
+nothing is gathered to save and nothing is scattered to load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.dist import Topology
+from synpro_engine.model.model import Model
+from synpro_engine.train.optimizer import counts_by_parameter
+
+# Layers get keys of their own: stacked ones must all be there, and frozen layers have no optimizer state.
+_METADATA = {"non_homogeneous_layers": True}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+MegatronOptimizer = Any  # its classes are not typed
+MegatronShard = Any  # a ShardedTensor; typed, but with every field optional
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of the tensor `key`: `data` is the very memory of model or optimizer, saved from and loaded into.
+
+    shape: of the whole tensor. offset: where the rectangle begins. saves: False on ranks that hold a copy which another
+    one writes.
+    """
+
+    key: str
+    data: Tensor
+    shape: Shape
+    offset: Shape
+    saves: bool = True
+
+
+def model_pieces(model: Model) -> list[Piece]:
+    """This rank's weights. Copies on several ranks are all offered for saving: the writer shares them out."""
+    return [
+        Piece(part.key, part.data.detach(), part.global_shape, part.global_offset)
+        for parts in _described(model).values()
+        for part in parts
+    ]
+
+
+def optimizer_pieces(model: Model, optimizer: MegatronOptimizer) -> list[Piece]:
+    """fp32 master weights and moments of the ranges that this rank owns; moments that are not there yet begin as 0."""
+    described = _described(model)
+    pieces: list[Piece] = []
+    for parameter, start, stop, main, state in _owned(optimizer):
+        for part in described[parameter]:
+            # The ranges of copies on other pipeline or tensor ranks may be cut elsewhere: one of them writes.
+            saves = tuple(part.replica_id[:2]) == (0, 0)
+            first = part.data.storage_offset() - parameter.storage_offset()
+            begin, end = max(start, first), min(stop, first + part.data.numel())
+            for name, flat in (("param", main), *((moment, state[moment]) for moment in _MOMENTS)):
+                for corner, extent, at in rectangles(part.local_shape, begin - first, end - first):
+                    data = flat.detach().view(-1)[first + at - start :][: math.prod(extent)].view(extent)
+                    offset = tuple(a + b for a, b in zip(part.global_offset, corner, strict=True))
+                    pieces.append(Piece(f"optimizer.{name}.{part.key}", data, part.global_shape, offset, saves))
+    return pieces
+
+
+def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
+    """Updates that the optimizer has counted; a rank that owns no parameter learns it from the others. Collective."""
+    own = 0
+    for part in optimizer.chained_optimizers:
+        inner = part.optimizer
+        entries = inner.state.values() if counts_by_parameter(inner) else inner.param_groups
+        counts = {int(entry["step"]) for entry in entries if "step" in entry}
+        assert len(counts) <= 1, f"parameters of one optimizer at different steps: {sorted(counts)}"
+        own = max(own, *counts, 0)
+    count = torch.tensor([own], device=topology.device)
+    dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return int(count.item())
+
+
+def set_updates_made(optimizer: MegatronOptimizer, count: int) -> None:
+    """Have the optimizer go on from `count` updates."""
+    for part in optimizer.chained_optimizers:
+        if counts_by_parameter(part.optimizer):
+            for state in part.optimizer.state.values():
+                state["step"].fill_(count)
+        else:
+            for group in part.optimizer.param_groups:
+                group["step"] = count
+
+
+def rectangles(shape: Shape, start: int, stop: int) -> Iterator[tuple[Shape, Shape, int]]:
+    """Cut the elements `start` to `stop` of a row-major tensor into rectangles: (corner, extent, first element).
+
+    At most two for each dimension but the last, which needs one.
+    """
+    if start >= stop:
+        return
+    if len(shape) <= 1:
+        yield (start,) * len(shape), (stop - start,) * len(shape), start
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row  # the whole rows
+    if first > last:
+        yield from _within(shape, last, start, stop)
+        return
+    yield from _within(shape, first - 1, start, first * row)
+    if first < last:
+        rest = shape[1:]
+        yield (first, *(0 for _ in rest)), (last - first, *rest), first * row
+    yield from _within(shape, last, last * row, stop)
+
+
+def _within(shape: Shape, index: int, start: int, stop: int) -> Iterator[tuple[Shape, Shape, int]]:
+    base = index * math.prod(shape[1:])
+    for corner, extent, at in rectangles(shape[1:], start - base, stop - base):
+        yield (index, *corner), (1, *extent), base + at
+
+
+def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
+    """Megatron's word on where each parameter of this rank lies in the whole model.
+
+    A gated feed-forward layer stacks two matrices in one parameter, which are two parts here. The empty pickled objects
+    that Megatron's layers add (`_extra_state`) are left out: nothing is in them, and reading them would unpickle.
+    """
+    found: dict[Parameter, list[MegatronShard]] = {}
+    for chunk in model.chunks:
+        described = chunk.sharded_state_dict(metadata=dict(_METADATA))
+        objects = [entry for entry in nested_values(described) if isinstance(entry, ShardedObject)]
+        assert not any(_carries_data(entry.data) for entry in objects)
+        for name, parameter in chunk.named_parameters():
+            entry: Any = described[name]
+            parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
+            assert all(part.data.is_contiguous() and not part.prepend_axis_num for part in parts), name
+            assert sum(part.data.numel() for part in parts) == parameter.numel(), name
+            found[parameter] = parts
+    return found
+
+
+def _carries_data(extra_state: Any) -> bool:
+    return extra_state is not None and not (isinstance(extra_state, Tensor) and extra_state.numel() == 0)
+
+
+def _owned(optimizer: MegatronOptimizer) -> Iterator[tuple[Parameter, int, int, Tensor, dict[str, Tensor]]]:
+    """(parameter, first and last + 1 of its elements that are this rank's, fp32 master of these, its Adam state)."""
+    for part in optimizer.chained_optimizers:
+        buckets = (bucket for buffer in part.gbuf_ranges for of_dtype in buffer.values() for bucket in of_dtype)
+        for bucket in buckets:
+            for parameter, ranges in bucket["param_map"].items():
+                index, order = part.model_param_group_index_map[parameter]
+                group = part.optimizer.param_groups[index]
+                main = group["params"][order]
+                state = part.optimizer.state[main]
+                if not state:  # as the optimizer makes it at its first update
+                    if counts_by_parameter(part.optimizer):  # torch's fused AdamW wants the step beside the parameter
+                        state["step"] = torch.zeros((), device=main.device if group["fused"] else "cpu")
+                    state.update({moment: torch.zeros_like(main) for moment in _MOMENTS})
+                yield parameter, ranges["param"].start, ranges["param"].end, main, state
