@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +43,7 @@ SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end wit
 on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
 """
 
+_FIRST_SPEAKS_S = 3.0
 
 _EPILOG = f"""\b
 A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
@@ -132,10 +137,31 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _complain(message: str, what: str = "error") -> None:
-    from synpro_engine.dist.environment import is_first_process
+    """One line from the first process; from another one only where that has none, and therefore has not ended."""
+    from synpro_engine.dist.environment import is_first_process, read_environment
 
     if is_first_process():
         print(f"{what}: {message}", file=sys.stderr, flush=True)
+    elif what == "error":
+        time.sleep(_FIRST_SPEAKS_S)  # the launcher ends this process when the first one has ended
+        who = f"rank {read_environment().rank} on {socket.gethostname()}"
+        print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
+
+
+def _leave_early(number: int, frame: object) -> None:
+    """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
+    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+    os._exit(EXIT_STOPPED)
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    before = {number: signal.signal(number, _leave_early) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     silence_known_warnings()
     try:
-        return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
+        with _heeding_signals():
+            return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
     except RankFailed as end:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,5 +1,6 @@
 """The layout of a job: topology, launch, and the few collectives for Python values."""
 
+from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.collectives import (
     asked_to_stop,
     barrier,
@@ -11,7 +12,6 @@ from synpro_engine.dist.collectives import (
     sum_over,
 )
 from synpro_engine.dist.progress import progress, say
-from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.topology import Axis, ParallelConfig, Topology, launched
 
 __all__ = [

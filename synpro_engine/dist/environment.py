@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass
+
+import psutil
 
 from synpro_engine.config.errors import UserError
 
@@ -90,9 +93,24 @@ def meeting_point() -> MeetingPoint:
     return MeetingPoint(os.environ[_ADDRESS], port, served, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def on_one_machine(here: LaunchEnvironment) -> bool:
-    """Whether all ranks are on this machine, so that they reach each other over the loopback interface."""
-    return here.world_size == here.local_world_size or _is_loopback(os.environ.get(_ADDRESS, ""))
+def gloo_interface(here: LaunchEnvironment) -> str | None:
+    """The network interface over which this rank meets the others: loopback where all are on this machine.
+
+    Left alone, gloo takes the address that this machine's name has, and that of many is a loopback address. None where
+    no interface is found to have the address from which MASTER_ADDR is reached; then gloo must do what it can.
+    """
+    host = os.environ.get(_ADDRESS, "")
+    if here.world_size == here.local_world_size or _is_loopback(host):
+        return "lo"
+    try:
+        [(family, *_, place), *_] = socket.getaddrinfo(host, int(os.environ[_PORT]), type=socket.SOCK_DGRAM)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)  # sends nothing; the kernel chooses the way
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -41,7 +42,7 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     def agent() -> None:
         try:
             torchrun.run(args)
-        except BaseException as error:
+        except BaseException as error:  # to be told by the main thread
             outcome.append(error)
 
     # In a thread, where torchrun takes no signals over; this one hands them on to the ranks.
@@ -59,7 +60,11 @@ def launch_ranks(arguments: Sequence[str]) -> int:
 
 
 def _pass_on(number: int, frame: object) -> None:
-    for rank in psutil.Process().children():
+    ranks = psutil.Process().children()
+    if not ranks:  # the launchers have not all met yet
+        os.write(2, f"stopped: {signal.Signals(number).name}: no rank was at work\n".encode())
+        os._exit(EXIT_STOPPED)
+    for rank in ranks:
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.send_signal(number)
 

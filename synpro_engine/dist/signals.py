@@ -24,6 +24,8 @@ class StopWish:
     def __init__(self, *, tell: bool) -> None:
         """tell: whether to answer the user on the terminal."""
         self.signal: str | None = None
+        self.void = False
+        """Set when the job ends otherwise: its launcher then sends signals to every rank."""
         self._tell, self._since, self._breaking = tell, 0.0, False
         self._before: dict[int, object] = {}
 
@@ -39,6 +41,8 @@ class StopWish:
         self._before = {}
 
     def _receive(self, number: int, frame: object) -> None:
+        if self.void:
+            return
         now = time.monotonic()
         if self.signal is None:
             self.wish(signal.Signals(number).name)

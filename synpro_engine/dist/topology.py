@@ -19,8 +19,8 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Config, UserError
-from synpro_engine.dist.environment import LaunchEnvironment, meeting_point, on_one_machine, read_environment
 from synpro_engine.config.errors import RankFailed, Stopped
+from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
 from synpro_engine.dist.watch import Watch
 
 _MEETING = timedelta(minutes=10)  # for all processes to start
@@ -134,8 +134,8 @@ def _init_process_group(
     store: dist.Store, here: LaunchEnvironment, device: torch.device, parallel: ParallelConfig
 ) -> None:
     backend = platform.communication_backend()
-    if backend == "gloo" and on_one_machine(here):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever this machine's name resolves to
+    if backend == "gloo" and (interface := gloo_interface(here)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     dist.init_process_group(
         backend,
         store=store,
@@ -155,6 +155,8 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
 
     here = read_environment()
     _check(parallel, here.world_size)
+    if parallel.tp > 1:
+        platform.start_kernels_in_order()
     alone = here.world_size == 1
     store = dist.HashStore() if alone else _connect(here, serve=True)
     if not alone:

@@ -70,6 +70,7 @@ class Watch:
                     self._look(self._connection)
             except dist.DistError as error:
                 if not self._leaving.wait(_GRACE_S):
+                    self.wish.void = True
                     self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
                     _tell(self._fault)
         # The main thread may be anywhere, in a collective too; it gets the time to end by itself.
@@ -95,6 +96,7 @@ class Watch:
 
     def _take(self, store: dist.Store) -> None:
         """Learn the job's fault, and tell it once to this rank's machine."""
+        self.wish.void = True
         if self._fault is None:
             self._fault = _Fault(**json.loads(store.get("fault")))
             if self._speaks:
@@ -171,6 +173,7 @@ class Watch:
         The fault that is told is the first one's; those of ranks that it struck are not.
         """
         self._leaving.set()
+        self.wish.void = True
         own = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
         store = self._connection
         try:
