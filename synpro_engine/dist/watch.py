@@ -10,6 +10,7 @@ knows it, `known` counts ranks that do, `stop` names a signal, `left` counts ran
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
@@ -66,18 +68,16 @@ class Watch:
     def _run(self) -> None:
         while self._fault is None and not self._leaving.wait(_LOOK_S):
             try:
-                with self._lock:
-                    self._look(self._connection)
-            except dist.DistError as error:
+                with self._held(self._silence_s) as store:
+                    self._look(store)
+            except (dist.DistError, LostRankError) as error:
                 if not self._leaving.wait(_GRACE_S):
                     self.wish.void = True
                     self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
                     _tell(self._fault)
         # The main thread may be anywhere, in a collective too; it gets the time to end by itself.
         if self._fault is not None and not self._leaving.wait(_GRACE_S):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(self._fault.code)
+            _exit(self._fault.code)
 
     def _look(self, store: dist.Store) -> None:
         """Show that this rank lives; see whether another one has failed, and whether one was asked to stop."""
@@ -105,15 +105,25 @@ class Watch:
                 store.set("told", "")
             store.add("known", 1)
 
-    @property
-    def _connection(self) -> dist.Store:
+    @contextlib.contextmanager
+    def _held(self, patience_s: float) -> Iterator[dist.Store]:
+        """The connection, for this thread alone.
+
+        A call waits for ever for a store whose machine is lost or frozen; then the other thread, which cannot have the
+        connection, is the one to raise LostRankError.
+        """
         assert self._store is not None, "a job of one process has nobody to tell"
-        return self._store
+        if not self._lock.acquire(timeout=patience_s):
+            raise LostRankError(f"it has not answered for {patience_s:.0f} s")
+        try:
+            yield self._store
+        finally:
+            self._lock.release()
 
     def put(self, key: str, value: str = "") -> None:
         """Set a key for those that wait for it."""
-        with self._lock:
-            self._connection.set(key, value)
+        with self._held(self._silence_s) as store:
+            store.set(key, value)
 
     def wait(self, key: str, rank: int) -> str:
         """The value of `key` when `rank` has set it, however long that takes.
@@ -127,11 +137,11 @@ class Watch:
             if self._fault is not None:
                 raise RankFailed(self._fault.code)
             try:
-                with self._lock:
-                    if self._connection.check([key]):
-                        return self._connection.get(key).decode()
-                    beat = self._connection.get(f"alive/{rank}")
-            except dist.DistError as error:
+                with self._held(self._silence_s) as store:
+                    if store.check([key]):
+                        return store.get(key).decode()
+                    beat = store.get(f"alive/{rank}")
+            except (dist.DistError, LostRankError) as error:
                 raise LostRankError(_lost(error)) from error
             now = time.monotonic()
             seen, changed = beat, changed if beat == seen else now
@@ -141,15 +151,15 @@ class Watch:
 
     def drop(self, key: str) -> None:
         """Delete a key that this rank alone waits for."""
-        with self._lock:
-            self._connection.delete_key(key)
+        with self._held(self._silence_s) as store:
+            store.delete_key(key)
 
     def forget(self, key: str) -> None:
         """Delete a key that every rank but its owner waits for, once the last of them is here."""
-        with self._lock:
-            if self._connection.add(f"{key}/read", 1) == self._world_size - 1:
-                self._connection.delete_key(key)
-                self._connection.delete_key(f"{key}/read")
+        with self._held(self._silence_s) as store:
+            if store.add(f"{key}/read", 1) == self._world_size - 1:
+                store.delete_key(key)
+                store.delete_key(f"{key}/read")
 
     def next_key(self, name: str) -> str:
         """A key of its own for each wait; the same on all ranks, which come to their waits in the same order."""
@@ -175,9 +185,11 @@ class Watch:
         self._leaving.set()
         self.wish.void = True
         own = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
-        store = self._connection
+        guard = threading.Timer(3 * _GRACE_S, _leave_now, [own])  # for a store that does not answer
+        guard.daemon = True
+        guard.start()
         try:
-            with self._lock:
+            with self._held(_GRACE_S) as store:
                 if self._fault is None and store.add("faults", 1) == 1:
                     if not (_is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
@@ -191,8 +203,9 @@ class Watch:
                 # Rank 0's process may hold the store: it goes when the others have read there what happened.
                 while self._rank == 0 and store.add("known", 0) < self._world_size and time.monotonic() < end:
                     time.sleep(0.02)
-        except dist.DistError:  # the store went with the rank or launcher that held it
+        except (dist.DistError, LostRankError):  # the store went with the rank or launcher that held it
             _tell(own)
+        guard.cancel()
         return own.code if self._fault is None else self._fault.code
 
 
@@ -203,6 +216,17 @@ def _who(rank: int) -> str:
 def _tell(fault: _Fault) -> None:
     tqdm.write(f"error: {fault.line}", file=sys.stderr)
     sys.stderr.flush()
+
+
+def _leave_now(fault: _Fault) -> None:
+    _tell(fault)
+    _exit(fault.code)
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _cause(error: BaseException) -> str:
@@ -222,4 +246,4 @@ def _is_loss(error: BaseException) -> bool:
 
 def _lost(error: BaseException) -> str:
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"the job's store is gone, with the rank or launcher that held it ({first_line})"
+    return f"the job's store is gone, with the rank or launcher that holds it ({first_line})"

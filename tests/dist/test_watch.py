@@ -56,8 +56,12 @@ def _fails(place: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif place == "rank 0 killed while it works":
             on_main(topology, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        elif place == "rank 0 frozen while it works":
+        elif place == "rank 0 frozen, with the store":
             on_main(topology, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        elif place == "rank 1 frozen":
+            if topology.rank == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            barrier(topology)
         elif place == "every rank":
             on_main(topology, lambda: Path("/nowhere/file").read_text())
         gather_objects(topology.dp, topology.rank)
@@ -138,10 +142,17 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, place: str, told: str) ->
     assert re.search(told, survivor.stderr), survivor.stderr
 
 
-def test_a_frozen_rank_is_given_up_after_its_silence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "frozen", "told"),
+    [
+        ("rank 0 frozen, with the store", 0, "the job's store is gone.*it has not answered for 6 s"),
+        ("rank 1 frozen", 1, "rank 1 has shown no sign of life for [67] s"),
+    ],
+)
+def test_a_frozen_rank_is_given_up_after_its_silence(tmp_path: Path, place: str, frozen: int, told: str) -> None:
     begun = time.monotonic()
-    found, _ = _ended(tmp_path, "rank 0 frozen while it works", but=0)
-    assert "rank 1 on" in found[1].stderr and "rank 0 has shown no sign of life for 6 s" in found[1].stderr
+    found, _ = _ended(tmp_path, place, but=frozen)
+    assert re.search(f"rank {1 - frozen} on \\S+ failed: {told}", found[1 - frozen].stderr), found
     assert time.monotonic() - begun < 120
 
 
