@@ -36,7 +36,7 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     args.training_script = "synpro_engine"
     if args.nnodes == "1:1" and not args.rdzv_endpoint and args.rdzv_backend == "static":
         args.standalone = True  # a free port, so that two jobs may share a machine
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says of ranks, we say
     outcome: list[BaseException] = []
 
     def agent() -> None:
@@ -70,8 +70,16 @@ def _pass_on(number: int, frame: object) -> None:
 
 
 def _root(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The rank whose end came first; one that a signal killed could not speak, and struck those that did."""
-    return min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp, item[0]))
+    """The rank that struck the others: one that a signal killed could not speak before those that did.
+
+    SIGTERM is how torchrun ends the ranks that are left; it tells no order of time.
+    """
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+        rank, code = item[0], item[1].exitcode
+        return code == -signal.SIGTERM, code >= 0, rank
+
+    return min(failures.items(), key=order)
 
 
 def _tell(rank: int, failure: ProcessFailure) -> int:
