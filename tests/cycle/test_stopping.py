@@ -1,5 +1,6 @@
 """A job that is asked to stop finishes its step, saves, and goes on to the artifacts of one that was never asked."""
 
+import hashlib
 import os
 import runpy
 import signal
@@ -7,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from megatron.core import dist_checkpointing
 
 from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.dist import ParallelConfig, Topology, launched
@@ -66,13 +65,12 @@ def _run(world_size: int, log: Path, **settings: Any) -> list[RankEnd]:
 
 
 def _made(directory: Path) -> dict[str, Any]:
-    """All that a job left, but its clocks: tensors of every checkpoint, records, texts."""
+    """All that a job left, but its clocks: every checkpoint, records, texts."""
     found: dict[str, Any] = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        if path.name == "state":
-            tensors = dist_checkpointing.load_plain_tensors(str(path))
-            found[name] = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+        if path.parent.name == "state":  # a checkpoint's tensors: equal states, equal files
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name == "metrics.jsonl":
             found[name] = [
                 {key: value for key, value in record.items() if not key.startswith(_CLOCKS)}
@@ -83,16 +81,6 @@ def _made(directory: Path) -> dict[str, Any]:
         elif path.is_dir():
             found[name] = "directory"
     return found
-
-
-def _alike(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert list(ours) == list(theirs)
-    for name, value in theirs.items():
-        if name.endswith("state"):
-            assert set(ours[name]) == set(value)
-            assert all(torch.equal(ours[name][key], tensor) for key, tensor in value.items()), name
-        else:
-            assert ours[name] == value, name
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -116,4 +104,4 @@ def test_a_stopped_job_goes_on_to_what_it_would_have_made(
     assert all(told in end.stderr for end in ended), ended
     again = _run(world_size, tmp_path / "c", kind=kind, directory=str(stopped))
     assert [end.code for end in again] == [0] * world_size, again
-    _alike(_made(stopped), _made(whole))
+    assert _made(stopped) == _made(whole)
