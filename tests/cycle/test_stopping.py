@@ -17,7 +17,7 @@ from synpro_engine.train.metrics import read_metrics
 from synpro_engine.train.trainer import pretrain
 
 _TESTS = Path(__file__).parents[1]
-_CLOCKS = ("time", "seconds", "direction_seconds", "tokens_per_second", "mfu", "step_seconds")
+_CLOCKS = ("time", "seconds", "direction_seconds", "tokens_per_s", "mfu")
 
 
 def _pretrain(topology: Topology, directory: Path, stop: int | None) -> None:
