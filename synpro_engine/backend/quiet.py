@@ -12,7 +12,6 @@ _KNOWN = (
     r".*(reduce_scatter_tensor|all_gather_into_tensor|_reduce_scatter_base|_all_gather_base).* is deprecated",
     r".*`load_state_dict` is deprecated",
     "The .grad attribute of a Tensor that is not a leaf",
-    "When using async grad allreduce it is recommended",  # a CUDA setting
     "TypedStorage is deprecated",
     "full scope is deprecated",  # of CUDA graphs, which are not used
 )

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +20,9 @@ import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.quiet import silence_known_warnings
-from synpro_engine.cli import influence_command
+from synpro_engine.cli import influence_command, launch_command
 from synpro_engine.cli.options import Directory, Overrides, Recipe
-from synpro_engine.config.errors import UserError
+from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
 from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
@@ -32,9 +36,14 @@ rephrase and reformat generators against it, generate, and train on: one job, on
 
 \b
 On several processes, with tensor parallelism for example:
-  torchrun --nproc-per-node 2 -m synpro_engine run smoke parallel.tp=2 --dir runs/tp2
+  synpro launch --nproc-per-node 2 run smoke parallel.tp=2 --dir runs/tp2
+
+\b
+SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end with exit code 75: the same command goes
+on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
 """
 
+_FIRST_SPEAKS_S = 15.0  # and ends, and the launcher then ends the others: seconds on a busy machine
 
 _EPILOG = f"""\b
 A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
@@ -87,6 +96,11 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 
 app.command(help=influence_command.HELP)(influence_command.influence)
+app.command(
+    help=launch_command.HELP,
+    add_help_option=True,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(launch_command.launch)
 
 
 @app.command(epilog=_EPILOG)
@@ -126,20 +140,52 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _complain(message: str) -> None:
-    from synpro_engine.dist.environment import is_first_process
+def _complain(message: str, what: str = "error") -> None:
+    """One line from the first process; from another one only where that has none, and therefore has not ended."""
+    from synpro_engine.dist.environment import is_first_process, read_environment
 
     if is_first_process():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{what}: {message}", file=sys.stderr, flush=True)
+    elif what == "error":
+        time.sleep(_FIRST_SPEAKS_S)  # the launcher ends this process when the first one has ended
+        who = f"rank {read_environment().rank} on {socket.gethostname()}"
+        print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
+
+
+def _leave_early(number: int, frame: object) -> None:
+    """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
+    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+    os._exit(EXIT_STOPPED)
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    before = {number: signal.signal(number, _leave_early) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 1 a bug (traceback)."""
+    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 75 stopped on demand, 1 a bug.
+
+    A job of several ranks that failed ends here at once: leaving its groups in order would wait for the dead.
+    """
     silence_known_warnings()
     try:
-        return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
+        with _heeding_signals():
+            return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
+    except RankFailed as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except Stopped as stop:
+        _complain(f"{stop}; the same command goes on from there", "stopped")
+        return EXIT_STOPPED
     except UserError as error:
         _complain(str(error))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The ways in which a command ends early: a fault that the user can mend, a stop on demand, a rank that failed."""
 
 import difflib
 from collections.abc import Iterable
@@ -19,6 +19,18 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+EXIT_STOPPED = 75
+"""Exit code of a job that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h."""
+
+
+class Stopped(Exception):
+    """The job was asked to stop and has kept what it can go on from. Every rank of the job raises it."""
+
+
+class RankFailed(SystemExit):
+    """The job has failed and the user was told; its groups are broken, so nothing may wait in them. `code`: to exit."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.stages import TIMES, run_stages
 from synpro_engine.cycle.summary import ENVIRONMENT, report_data, write_environment
-from synpro_engine.dist import Topology, barrier, on_main, say
+from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
 
 REPORT = "report.html"
@@ -68,8 +68,7 @@ class Cycle:
             write_report(data, self.directory / REPORT)
             say(self.topology, closing_summary(data, self.directory / REPORT))
 
-        on_main(self.topology, write)
-        barrier(self.topology)
+        on_main(self.topology, write, label="report")
 
     def export(self, stage: str, output: Path) -> None:
         """Write one stage's weights as a Hugging Face directory. Collective."""

@@ -76,7 +76,7 @@ def evaluate_stage(
     results = {
         "held_out": _held_out(recipe, tokens, arms, topology),
         "influence": _influence(recipe, tokens, pair, corpora, topology),
-        "diversity": on_main(topology, lambda: _diversity(tokens, corpora)),
+        "diversity": on_main(topology, lambda: _diversity(tokens, corpora), label="diversity"),
     }
     on_main(topology, lambda: atomic_write_text(into / RESULTS, json_text(results, indent=2) + "\n"))
 

@@ -19,10 +19,19 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from synpro_engine.config import Config
+from synpro_engine.config import Config, remove_directory
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
-from synpro_engine.dist import Topology, say
-from synpro_engine.influence import Direction, Examples, InRun, ScoreLog, mean_gradient, next_step_direction
+from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.influence import (
+    Direction,
+    Examples,
+    InRun,
+    ScoreLog,
+    load_direction,
+    mean_gradient,
+    next_step_direction,
+    save_direction,
+)
 from synpro_engine.influence.next_step import NoDirectionError
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
@@ -30,6 +39,7 @@ from synpro_engine.train.metrics import MetricsLog
 
 DIRECTION = "reference"
 """The name of the direction in the score log."""
+_KEPT = "in-run-direction"  # and the step after which a run was asked to stop
 
 
 class InRunConfig(Config):
@@ -89,12 +99,33 @@ class InRunScores:
         self._config, self._path, self._corpus, self._topology = config, log, corpus, topology
         self._reference = reference
         self._in_run: InRun | None = None
+        self._along: Direction | None = None
         self._numbers: TokenLoader | None = None
 
     def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
-        """Open the score log; what a resumed run scored after its step is dropped, as from its metrics."""
+        """Open the score log; what a resumed run scored after its step is dropped, as from its metrics.
+
+        A run that was asked to stop at this step goes on with the direction that it had.
+        """
         self._engine, self._metrics = engine, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
+        kept = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_KEPT}-*"))))
+        if resume_step is not None and str(self._kept(resume_step)) in kept:
+            self._go_along(load_direction(self._kept(resume_step), engine.model))
+        for path in map(Path, kept):
+            on_main(self._topology, lambda path=path: remove_directory(path))
+
+    def stop(self) -> None:
+        """Keep the direction: the weights that it was made from are gone when the run goes on."""
+        if self._along is not None:
+            save_direction(self._kept(self._engine.step_index), self._engine.model, self._along)
+
+    def _kept(self, step: int) -> Path:
+        return self._path.with_name(f"{_KEPT}-{step}")
+
+    def _go_along(self, direction: Direction | None) -> None:
+        self._along = direction
+        self._in_run = None if direction is None else InRun(self._engine, {DIRECTION: direction})
 
     @contextmanager
     def watching(
@@ -129,9 +160,9 @@ class InRunScores:
     def _renew(self, number: int, microbatches: Sequence[Batch]) -> None:
         """Make the direction anew. A step that training will skip shows none; it ends no run, and is not scored."""
         try:
-            self._in_run = InRun(self._engine, {DIRECTION: self._direction(microbatches)})
+            self._go_along(self._direction(microbatches))
         except NoDirectionError as error:
-            self._in_run = None
+            self._go_along(None)
             say(self._topology, f"step {number} is not scored: {error}")
 
     def _direction(self, microbatches: Sequence[Batch]) -> Direction:

@@ -62,7 +62,10 @@ class Plan:
             tell=partial(say, topology),
         )
         yield self._stage(
-            "tokenize", "tokenize", lambda into: on_main(topology, lambda: corpus(into)), ("corpus", "tokenizer")
+            "tokenize",
+            "tokenize",
+            lambda into: on_main(topology, lambda: corpus(into), label="tokenize"),
+            ("corpus", "tokenizer"),
         )
         work = partial(import_stage, recipe=recipe, tokens=tokens, topology=topology)
         yield self._stage("import", "import", work, ("generator", "dtype"), "tokenize")

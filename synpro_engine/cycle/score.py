@@ -18,7 +18,7 @@ from typing import Any
 from synpro_engine.config import UserError, json_text, outside_artifacts
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
-from synpro_engine.dist import Topology, gather_objects, on_main, progress, say
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 
 _ROUNDS = 4  # micro-batches a rank scores between two writes: enough to put texts of like length together
@@ -49,7 +49,7 @@ def score_documents(
     `probe`; with `shares` each token's part of `value`. What `output` holds of the same documents already is kept, so
     an interrupted call goes on, with nothing lost or twice. Collective. Raises UserError for a bad document (naming
     file and line; what was scored before it is kept), unless `reading` leaves those out, and for an `output` that
-    holds something else.
+    holds something else; Stopped when the job is asked to stop.
     """
     source = find_source(documents)
     if source.remark:
@@ -57,7 +57,7 @@ def score_documents(
     config = pair.resolved(config)
     made_by = _made_by(pair, config)
     known = on_main(topology, lambda: _begin(output, documents, made_by, shares))
-    total = on_main(topology, lambda: count_documents(source))
+    total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
     estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
     with progress(total, "influence", "documents", topology) as bar:
         skipped = _Skipped(topology, bar.update)
@@ -70,6 +70,8 @@ def score_documents(
             ordered = [line for part in gathered for line in part if line is not None]
             on_main(topology, partial(_append, output, ordered))
             bar.update(len(batch))
+            if asked_to_stop(topology):
+                raise Stopped(f"{output}: stopped; the scores so far are kept")
     if skipped.counts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
         say(topology, f"skipped {skipped.counts.total()} bad documents, named above: {reasons}")

@@ -28,7 +28,7 @@ from synpro_engine.config import (
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.dist import Topology, barrier, on_main, say
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say
 
 TIMES = "stages.jsonl"
 
@@ -109,10 +109,15 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
 
 
 def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
-    """Bring one stage's artifact into being, unless it is there and made from the present inputs."""
+    """Bring one stage's artifact into being, unless it is there and made from the present inputs.
+
+    Raises Stopped when the job was asked to stop before the stage began, or on the way.
+    """
     if not on_main(topology, lambda: _prepare(directory, stage)):
         say(topology, f"[{stage.name}] there already")
         return
+    if asked_to_stop(topology):
+        raise Stopped(f"{directory}: stopped before {stage.name}")
     say(topology, f"[{stage.name}] begins")
     begun = time.monotonic()
     stage.work(partial_path(directory / stage.name))

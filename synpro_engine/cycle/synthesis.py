@@ -185,7 +185,7 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
         write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
         atomic_write_text(into / "tokens.json", json_text(counts, indent=2) + "\n")
 
-    on_main(topology, write)
+    on_main(topology, write, label="tokenize the synthetic texts")
 
 
 def synthetic_documents(stage: Path) -> Iterator[Document]:

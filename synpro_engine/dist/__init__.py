@@ -1,6 +1,8 @@
 """The layout of a job: topology, launch, and the few collectives for Python values."""
 
+from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.collectives import (
+    asked_to_stop,
     barrier,
     broadcast_in,
     broadcast_object,
@@ -10,22 +12,23 @@ from synpro_engine.dist.collectives import (
     sum_over,
 )
 from synpro_engine.dist.progress import progress, say
-from synpro_engine.dist.topology import Axis, ParallelConfig, Topology, launch, launched, shutdown
+from synpro_engine.dist.topology import Axis, ParallelConfig, Topology, launched
 
 __all__ = [
     "Axis",
     "ParallelConfig",
+    "RankFailed",
+    "Stopped",
     "Topology",
+    "asked_to_stop",
     "barrier",
     "broadcast_in",
     "broadcast_object",
     "gather_objects",
-    "launch",
     "launched",
     "on_every_rank",
     "on_main",
     "progress",
     "say",
-    "shutdown",
     "sum_over",
 ]

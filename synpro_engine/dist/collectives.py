@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from synpro_engine.config import UserError
-from synpro_engine.dist.topology import Axis, Topology
+from synpro_engine.config import UserError, json_text
+from synpro_engine.config.errors import Stopped
+from synpro_engine.dist.progress import elapsed
+from synpro_engine.dist.topology import Axis, SharedError, Topology
 
 T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def barrier(topology: Topology) -> None:
-    """Wait until every rank is here."""
-    if topology.world_size > 1:
-        dist.barrier()
+    """Wait until every rank is here, as long as those that are not yet are alive.
+
+    A collective would end the job after `parallel.timeout_minutes`; ranks whose shares of work were dealt beforehand
+    may well be apart for longer.
+    """
+    if topology.world_size == 1:
+        return
+    watch = topology.watch
+    key = watch.next_key("meet")
+    if topology.is_main:
+        for rank in range(1, topology.world_size):
+            watch.wait(f"{key}/{rank}", rank)
+            watch.drop(f"{key}/{rank}")
+        watch.put(key)
+    else:
+        watch.put(f"{key}/{topology.rank}")
+        watch.wait(key, 0)
+        watch.forget(key)
 
 
 def broadcast_object(value: T, topology: Topology) -> T:
@@ -56,50 +75,78 @@ def sum_over(axis: Axis, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def on_main(topology: Topology, work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 alone and give its result to all.
+def from_main(value: T, topology: Topology) -> T:
+    """Rank 0's plain JSON data (no NaN) on every rank; the others wait outside collectives, however long it takes."""
+    if topology.world_size == 1:
+        return value
+    watch = topology.watch
+    key = watch.next_key("main")
+    if topology.is_main:
+        watch.put(key, json_text(value))
+        return value
+    found = json.loads(watch.wait(key, 0))
+    watch.forget(key)
+    return found
 
-    A UserError there, or a file system that refuses (OSError, told in one line), is raised on every rank as a
-    UserError: ranks that were not told would wait in their next collective for ever.
+
+def asked_to_stop(topology: Topology) -> bool:
+    """Whether the job was asked to stop, as rank 0 knows: the same answer on every rank. Collective."""
+    return from_main(topology.watch.wish.signal is not None, topology)
+
+
+def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = None) -> T:
+    """Do `work` on rank 0 alone and give its result to all, who wait outside collectives, however long it takes.
+
+    label: for work that may be long and keeps nothing on the way: its time is shown, and a wish to stop breaks it off
+    (`Stopped` on every rank). A UserError there, or a file system that refuses (OSError, told in one line), is raised
+    on every rank as a UserError; any other fault ends the job.
     """
     result: T | None = None
-    fault: str | None = None
-    cause: Exception | None = None
+    fault: Exception | None = None
     if topology.is_main:
         try:
-            result = work()
-        except (UserError, OSError) as error:
-            fault, cause = _told(error), error
-    result, fault = broadcast_object((result, fault), topology)
-    if fault is not None:
-        raise UserError(fault) from cause
-    return result  # pyright: ignore[reportReturnType]
+            with contextlib.nullcontext() if label is None else _breakable(topology, label):
+                result = work()
+        except (UserError, OSError, Stopped) as error:
+            fault = error
+    told, stopped = None if fault is None else _told(fault), isinstance(fault, Stopped)
+    told, stopped, valued = from_main((told, stopped, result is not None), topology)
+    if told is not None:
+        raise (Stopped if stopped else SharedError)(told) from fault
+    return broadcast_object(result, topology) if valued else result  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _breakable(topology: Topology, label: str) -> Iterator[None]:
+    with topology.watch.wish.breakable(), elapsed(label):
+        yield
 
 
 def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
-    """Do `work` on every rank; the results in rank order, on every one of them.
+    """Do `work` on every rank, one share each; the results in rank order, on every one of them.
 
-    A UserError or OSError of any rank is raised on all of them, as by `on_main`.
+    Ranks that are ready wait outside collectives. A UserError or OSError of any rank is raised on all of them, as by
+    `on_main`.
     """
     result: T | None = None
-    fault: str | None = None
-    cause: Exception | None = None
+    fault: Exception | None = None
     try:
         result = work()
     except (UserError, OSError) as error:
-        fault, cause = _told(error), error
-    found: list[Any] = [(result, fault)]
+        fault = error
+    barrier(topology)
+    found: list[Any] = [(result, None if fault is None else _told(fault))]
     if topology.world_size > 1:
-        found = [None] * topology.world_size
-        dist.all_gather_object(found, (result, fault))
+        own, found = found[0], [None] * topology.world_size
+        dist.all_gather_object(found, own)
     for _, told in found:
         if told is not None:
-            raise UserError(told) from cause
+            raise SharedError(told) from fault
     return [done for done, _ in found]
 
 
-def _told(error: UserError | OSError) -> str:
-    if isinstance(error, UserError):
+def _told(error: Exception) -> str:
+    if not isinstance(error, OSError):
         return str(error)
     files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     told = ": ".join(part for part in (files, error.strerror or str(error) or type(error).__name__) if part)

@@ -1,13 +1,21 @@
-"""What torchrun tells a process about its place. The only reader of these variables; needs no torch."""
+"""What the launcher tells a process about its place. The only reader of these variables; needs no torch."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 from dataclasses import dataclass
+
+import psutil
 
 from synpro_engine.config.errors import UserError
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_ADDRESS, _PORT = "MASTER_ADDR", "MASTER_PORT"
+# Set by srun and mpirun for each process they start; without the variables above these would not know of each other.
+_FOREIGN = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_HOW = "start the job with `synpro launch` or torchrun"
 
 
 @dataclass(frozen=True)
@@ -20,22 +28,101 @@ class LaunchEnvironment:
     local_world_size: int = 1
 
 
+@dataclass(frozen=True)
+class MeetingPoint:
+    """Where the ranks' store listens. `served`: by the launcher, not by rank 0; `attempt` counts its restarts."""
+
+    host: str
+    port: int
+    served: bool
+    attempt: str
+
+
 def read_environment() -> LaunchEnvironment:
-    """torchrun's variables, or one process without it; UserError when only some are set, or not to numbers."""
-    values = [os.environ.get(name) for name in _NAMES]
-    if all(value is None for value in values):
+    """torchrun's variables, or one process without it.
+
+    UserError, which names the variable, where only some are set, or to what cannot be, and where another launcher
+    started several processes that would not know of each other.
+    """
+    given = {name: os.environ[name] for name in _NAMES if name in os.environ}
+    if not given:
+        _refuse_strangers()
         return LaunchEnvironment()
+    missing = [name for name in _NAMES if name not in given]
+    if missing:
+        raise UserError(f"environment: {', '.join(given)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
+    rank, world, local_rank, local_world = (_number(name, given[name], name.endswith("SIZE")) for name in _NAMES)
+    _below("RANK", rank, "WORLD_SIZE", world)
+    _below("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world)
+    _below("LOCAL_WORLD_SIZE", local_world - 1, "WORLD_SIZE", world)
+    if world > 1:
+        meeting_point()
+    return LaunchEnvironment(rank, world, local_rank, local_world)
+
+
+def _number(name: str, value: str, positive: bool = False) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) >= positive):
+        wanted = "a number from 1 on" if positive else "a number"
+        raise UserError(f"environment: {name} is {value!r}, not {wanted}; {_HOW}")
+    return int(value)
+
+
+def _below(name: str, value: int, limit: str, most: int) -> None:
+    if value >= most:
+        raise UserError(f"environment: {name}={os.environ[name]} does not fit {limit}={most}; {_HOW}")
+
+
+def _refuse_strangers() -> None:
+    for name in _FOREIGN:
+        count = os.environ.get(name, "1")
+        if count.isdigit() and int(count) > 1:
+            raise UserError(
+                f"environment: {name}={count}, but {', '.join(_NAMES)} are not set, so the {count} processes would each"
+                " run the whole job; start one process a machine that calls `synpro launch` or torchrun"
+            )
+
+
+def meeting_point() -> MeetingPoint:
+    """Where several ranks meet; UserError, which names the variable, when it is not told."""
+    for name in (_ADDRESS, _PORT):
+        if not os.environ.get(name):
+            raise UserError(f"environment: WORLD_SIZE={os.environ.get('WORLD_SIZE')} needs {name}; {_HOW}")
+    port = _number(_PORT, os.environ[_PORT], positive=True)
+    _below(_PORT, port, "the range of ports,", 65_536)
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return MeetingPoint(os.environ[_ADDRESS], port, served, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def gloo_interface(here: LaunchEnvironment) -> str | None:
+    """The network interface over which this rank meets the others: loopback where all are on this machine.
+
+    Left alone, gloo takes the address that this machine's name has, and that of many is a loopback address. None where
+    no interface is found to have the address from which MASTER_ADDR is reached; then gloo must do what it can.
+    """
+    host = os.environ.get(_ADDRESS, "")
+    if here.world_size == here.local_world_size or _is_loopback(host):
+        return "lo"
     try:
-        return LaunchEnvironment(*(int(value or "") for value in values))
+        [(family, *_, place), *_] = socket.getaddrinfo(host, int(os.environ[_PORT]), type=socket.SOCK_DGRAM)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)  # sends nothing; the kernel chooses the way
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise UserError(f"environment: {', '.join(_NAMES)} must all be numbers (launch with torchrun)") from None
+        return host == "localhost"
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that talks to the user, also when the variables make no sense."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def has_rendezvous() -> bool:
-    """Whether there is an address at which the ranks meet."""
-    return "MASTER_ADDR" in os.environ
+    """Whether this process is the one that talks to the user; also each one whose variables make no sense."""
+    try:
+        return read_environment().rank == 0
+    except UserError:
+        return True

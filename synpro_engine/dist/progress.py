@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from synpro_engine.dist.topology import Topology
+
+_SHOWN_AFTER_S = 3.0
 
 
 def progress(total: int, description: str, unit: str, topology: Topology, initial: int = 0) -> tqdm[Any]:
@@ -26,6 +31,29 @@ def progress(total: int, description: str, unit: str, topology: Topology, initia
         dynamic_ncols=terminal,
         smoothing=0.1,
     )
+
+
+@contextlib.contextmanager
+def elapsed(description: str) -> Iterator[None]:
+    """A clock beside work that cannot say how far it is, from when it has taken a few seconds."""
+    terminal, over = sys.stderr.isatty(), threading.Event()
+
+    def tick() -> None:
+        if over.wait(_SHOWN_AFTER_S):
+            return
+        with tqdm(
+            desc=description, bar_format="{desc}: {elapsed} so far", leave=False, dynamic_ncols=terminal
+        ) as clock:
+            while not over.wait(1.0 if terminal else 60.0):
+                clock.refresh()
+
+    thread = threading.Thread(target=tick, name="clock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def say(topology: Topology, message: str) -> None:

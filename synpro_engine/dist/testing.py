@@ -1,4 +1,7 @@
-"""Run a function on several real ranks over gloo (or NCCL) on this machine: for tests and benchmarks."""
+"""Run a function on several real ranks over gloo (or NCCL) on this machine: for tests and benchmarks.
+
+Ranks are fresh processes, forked from a server that has imported what takes seconds and has done nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,21 @@ import os
 import queue
 import random
 import socket
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as mp
 
+from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped
 from synpro_engine.dist.topology import ParallelConfig, Topology, launched
+
+
+_SLOW_IMPORTS = ("torch", "synpro_engine", "megatron.core.distributed", "megatron.core.optimizer", "megatron.core.models.gpt")
 
 
 def free_ports(count: int) -> list[int]:
@@ -61,10 +72,74 @@ def _rank_main(
 
     torch.set_num_threads(1)
     try:
-        results.put((rank, fn(**kwargs), None))
+        value = fn(**kwargs)
+        if results is not None:
+            results.put((rank, value, None))
     except BaseException:
-        results.put((rank, None, traceback.format_exc()))
+        if results is not None:
+            results.put((rank, None, traceback.format_exc()))
         raise
+
+
+def _processes(target: Callable[..., None], fn: Callable[..., Any], world_size: int, *rest: Any) -> list[Any]:
+    """Started processes of all ranks, that call `target(fn, rank, world_size, port, *rest)`."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(_SLOW_IMPORTS))
+    [port] = free_ports(1)
+    processes = [
+        context.Process(target=target, args=(fn, rank, world_size, port, *rest), daemon=False)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How one rank's process ended: its exit code (minus the signal's number where one killed it) and its stderr."""
+
+    code: int
+    stderr: str
+
+
+def _program_main(
+    fn: Callable[..., Any], rank: int, world_size: int, port: int, log: Path, kwargs: dict[str, Any]
+) -> None:
+    """The ends that the command line has, with stderr in a file."""
+    with log.with_name(f"{log.name}-{rank}").open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        _rank_main(fn, rank, world_size, port, None, kwargs)
+    except RankFailed as failed:
+        sys.stderr.flush()
+        os._exit(int(failed.code or 0))
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+
+
+@contextlib.contextmanager
+def programs(fn: Callable[..., Any], world_size: int, log: Path, **kwargs: Any) -> Iterator[list[Any]]:
+    """Processes of ranks that call `fn(**kwargs)` and end as the command line does; `ends` says how."""
+    processes = _processes(_program_main, fn, world_size, log, kwargs)
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def ends(processes: list[Any], log: Path, *, timeout_s: float = 300.0) -> list[RankEnd]:
+    """Wait for every rank's end; RuntimeError when one has not ended in that time."""
+    end = time.monotonic() + timeout_s
+    for rank, process in enumerate(processes):
+        process.join(max(0.0, end - time.monotonic()))
+        if process.exitcode is None:
+            raise RuntimeError(f"rank {rank} did not end within {timeout_s:.0f} s")
+    texts = [log.with_name(f"{log.name}-{rank}").read_text() for rank in range(len(processes))]
+    return [RankEnd(process.exitcode, text) for process, text in zip(processes, texts, strict=True)]
 
 
 def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300.0, **kwargs: Any) -> list[Any]:
@@ -74,27 +149,17 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300
     RuntimeError with the first failing rank's traceback, and ends the other ranks; also after `timeout_s`.
     `fn` must be importable (top level of its module) and itself calls `launch` or `init_process_group`.
     """
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    [port] = free_ports(1)
-    processes = [
-        context.Process(target=_rank_main, args=(fn, rank, world_size, port, results, kwargs), daemon=False)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    results = mp.get_context("forkserver").Queue()
+    processes = _processes(_rank_main, fn, world_size, results, kwargs)
     try:
         return _collect(processes, results, timeout_s)
     finally:
         for process in processes:
-            if process.is_alive():
-                process.terminate()
+            process.kill()  # SIGTERM would be a wish to stop
             process.join()
 
 
 def _collect(processes: list[Any], results: Any, timeout_s: float) -> list[Any]:
-    import time
-
     found: dict[int, Any] = {}
     end = time.monotonic() + timeout_s
     while len(found) < len(processes):

@@ -19,11 +19,19 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Config, UserError
-from synpro_engine.dist.environment import has_rendezvous, read_environment
+from synpro_engine.config.errors import RankFailed, Stopped
+from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
+from synpro_engine.dist.watch import Watch
+
+_MEETING = timedelta(minutes=10)  # for all processes to start
+
+
+class SharedError(UserError):
+    """A UserError that every rank raises, so that the job can end in order."""
 
 
 class ParallelConfig(Config):
-    """How the ranks divide the model; data parallelism takes what is left."""
+    """How the ranks divide the model (data parallelism takes what is left), and how long they wait for each other."""
 
     tp: int = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each matrix."""
@@ -33,6 +41,11 @@ class ParallelConfig(Config):
     """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
+    timeout_minutes: float = Field(default=30, gt=0)
+    """Longest wait within one collective, after which the job ends. Long work of one rank is waited for elsewhere, as
+    long as that rank is alive."""
+    silence_minutes: float = Field(default=5, gt=0)
+    """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Topology:
     dp: Axis
     vpp: int
     sequence_parallel: bool
+    watch: Watch
 
     @property
     def is_main(self) -> bool:
@@ -90,31 +104,89 @@ def _check(parallel: ParallelConfig, world: int) -> None:
         raise UserError("`parallel.sequence_parallel`: needs tp >= 2")
 
 
-def _init_process_group(rank: int, world: int, device: torch.device) -> None:
+def _connect(here: LaunchEnvironment, *, serve: bool) -> dist.Store:
+    """A connection to the job's store; with `serve` rank 0 holds it, unless the launcher does."""
+    point = meeting_point()
+    is_server = serve and here.rank == 0 and not point.served
+    try:
+        store = dist.TCPStore(point.host, point.port, None, is_server, _MEETING, wait_for_workers=False)
+    except (dist.DistError, RuntimeError) as error:
+        what = "cannot be served" if is_server else "nobody answers"
+        raise UserError(f"environment: MASTER_ADDR {point.host}, MASTER_PORT {point.port}: {what} ({error})") from None
+    return dist.PrefixStore(f"synpro/{point.attempt}", store)
+
+
+def _meet(store: dist.Store, here: LaunchEnvironment) -> None:
+    """Wait for every process: what follows waits no longer than a collective may."""
+    store.set(f"here/{here.rank}", "")
+    try:
+        if here.rank == 0:
+            for rank in range(here.world_size):
+                store.wait([f"here/{rank}"], _MEETING)
+            store.set("all here", "")
+        store.wait(["all here"], 2 * _MEETING)
+    except dist.DistStoreError as error:
+        minutes = _MEETING.total_seconds() / 60
+        raise UserError(f"launch: not all {here.world_size} processes came within {minutes:.0f} minutes") from error
+
+
+def _init_process_group(
+    store: dist.Store, here: LaunchEnvironment, device: torch.device, parallel: ParallelConfig
+) -> None:
     backend = platform.communication_backend()
-    if backend == "gloo":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    timeout = timedelta(minutes=30)
-    if has_rendezvous():
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout, device_id=bound)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    if backend == "gloo" and (interface := gloo_interface(here)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=here.rank,
+        world_size=here.world_size,
+        timeout=timedelta(minutes=parallel.timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
     """Join the job that torchrun started (or be a job of one) and divide it as `parallel` says.
 
-    Raises UserError when the sizes do not fit the number of processes or GPUs.
+    Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
     """
-    from megatron.core import parallel_state, tensor_parallel
+    import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
 
     here = read_environment()
     _check(parallel, here.world_size)
-    device = platform.device(here.local_rank)
-    platform.limit_threads(here.local_world_size)
-    _init_process_group(here.rank, here.world_size, device)
-    parallel_state.initialize_model_parallel(parallel.tp, parallel.pp, parallel.vpp)
+    if parallel.tp > 1:
+        platform.start_kernels_in_order()
+    alone = here.world_size == 1
+    store = dist.HashStore() if alone else _connect(here, serve=True)
+    if not alone:
+        _meet(store, here)
+    watch = Watch(
+        None if alone else _connect(here, serve=False),
+        here.rank,
+        here.world_size,
+        local_rank=here.local_rank,
+        silence_s=60 * parallel.silence_minutes,
+    )
+    with _ending_the_job(watch, alone):
+        device = platform.device(here.local_rank)
+        platform.limit_threads(here.local_world_size)
+        _init_process_group(store, here, device, parallel)
+        return _divide(parallel, here, device, watch, seed)
+
+
+def _divide(
+    parallel: ParallelConfig, here: LaunchEnvironment, device: torch.device, watch: Watch, seed: int
+) -> Topology:
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        parallel.tp,
+        parallel.pp,
+        parallel.vpp,
+        distributed_timeout_minutes=parallel.timeout_minutes,  # pyright: ignore[reportArgumentType]
+        create_gloo_process_groups=False,  # a second set of groups, over gloo, that nothing here uses
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     state = parallel_state
 
@@ -130,23 +202,51 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
         dp=axis(state.get_data_parallel_group()),
         vpp=parallel.vpp or 1,
         sequence_parallel=parallel.sequence_parallel,
+        watch=watch,
     )
 
 
-def shutdown() -> None:
-    """Leave the job; safe when it was never joined."""
+def shutdown(watch: Watch) -> None:
+    """Leave the job, which every rank does."""
     from megatron.core import parallel_state
 
-    if dist.is_initialized():
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    watch.leave()
+
+
+@contextlib.contextmanager
+def _ending_the_job(watch: Watch, alone: bool) -> Iterator[None]:
+    """Around what one rank may fail in: then the others are told, and the groups, in which they wait, are left alone.
+
+    Leaving those in order would wait for ranks that never come.
+    """
+    try:
+        yield
+    except (RankFailed, SharedError, Stopped):
+        raise
+    except BaseException as error:
+        if alone:
+            raise
+        raise RankFailed(watch.fail(error)) from error
 
 
 @contextlib.contextmanager
 def launched(parallel: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
-    """`launch` for the length of a block."""
+    """`launch` for the length of a block, in which SIGTERM, SIGUSR1 and Ctrl-C are wishes to stop (see `signals`).
+
+    Whatever one rank of several raises in it ends the whole job within seconds: RankFailed, after the user was told
+    which rank it was and why. What every rank raises (SharedError, Stopped) passes through.
+    """
     topology = launch(parallel, seed)
+    topology.watch.wish.listen()
+    broken = False
     try:
-        yield topology
+        with _ending_the_job(topology.watch, topology.world_size == 1):
+            yield topology
+    except RankFailed:
+        broken = True
+        raise
     finally:
-        shutdown()
+        if not broken:
+            shutdown(topology.watch)

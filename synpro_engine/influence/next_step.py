@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.config import UserError
+from synpro_engine.dist import broadcast_object
 from synpro_engine.influence.direction import Direction, displaced, inner
 from synpro_engine.influence.norms import clip_factor
 from synpro_engine.influence.reference import advancing, mean_gradient, optimizer_values
@@ -58,7 +59,7 @@ def next_step_direction(
         mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
         torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
     v = Direction(square, tangent=True)
-    drop = inner(model, gradient, v)
+    drop = broadcast_object(inner(model, gradient, v), model.topology)  # replicas' sums may differ in the last bit
     if not (drop > 0.0 and math.isfinite(drop)):
         raise NoDirectionError(
             f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"

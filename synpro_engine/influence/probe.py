@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import progress, sum_over
+from synpro_engine.dist import Stopped, progress, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig
@@ -88,7 +88,11 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
 
 
 def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
-    """Take the probe's steps. Collective. DivergedError when too many of them are not finite."""
+    """Take the probe's steps. Collective.
+
+    Raises DivergedError when too many of them are not finite, and Stopped when the job is asked to stop; a probe then
+    begins anew.
+    """
     topology, steps = engine.model.topology, []
     guard = SkipGuard(what="probe", lr_key="probe.lr")
     with progress(config.steps, "probe", "step", topology) as bar:
@@ -101,4 +105,6 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
             steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
             bar.set_postfix(loss=f"{done.loss:.3f}")
             bar.update()
+            if done.stop and index + 1 < config.steps:
+                raise Stopped(f"probe: stopped after step {index + 1}; it begins anew")
     return steps

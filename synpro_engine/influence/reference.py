@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError
 from synpro_engine.data import TokenLoader
-from synpro_engine.dist import Topology, progress, sum_over
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, progress, sum_over
 from synpro_engine.influence.direction import Direction, weights_of
 from synpro_engine.influence.passes import forward_backward, own_gradients
 from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
@@ -62,12 +62,21 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
 
 @contextlib.contextmanager
 def advancing(count: int, label: str | None, unit: str, topology: Topology) -> Iterator[Callable[[int], Any]]:
-    """What tells a progress bar of that label how many more are done; it shows none without a label."""
+    """What tells a progress bar of that label how many more are done, and raises Stopped when the job is asked to stop.
+
+    Without a label it does neither: the gradient then is a part of a step, which is finished.
+    """
     if label is None:
         yield lambda _: None
         return
     with progress(count, label, unit, topology) as bar:
-        yield bar.update
+
+        def advance(done: int) -> None:
+            bar.update(done)
+            if asked_to_stop(topology):
+                raise Stopped(f"{label}: stopped on the way; it begins anew")
+
+        yield advance
 
 
 def _adder(total: Tensor) -> Any:

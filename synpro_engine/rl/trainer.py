@@ -21,7 +21,7 @@ import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.data import Tokenizer
-from synpro_engine.dist import progress, say, sum_over
+from synpro_engine.dist import Stopped, progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
@@ -80,7 +80,7 @@ def tune(
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, and for bad rewards as `config.bad_reward` says; DivergedError when the
-    policy's numbers are no longer finite.
+    policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is asked to stop.
     """
     assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
     if not config.prefill:
@@ -103,7 +103,9 @@ def tune(
             rewards += [values["reward"]] if math.isfinite(values["reward"]) else []
             bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
             bar.update()
-            run.save_if_due(step + 1)
+            run.save_if_due(step + 1, stop=run.asked_to_stop)
+            if run.asked_to_stop and step + 1 < config.steps:
+                raise Stopped(f"{directory}: stopped after step {step + 1} of {config.steps}, which is saved")
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
         steps=config.steps,
@@ -126,6 +128,7 @@ class _Run:
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
+        self.asked_to_stop = False
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
@@ -157,6 +160,7 @@ class _Run:
         rollouts = self._worker.score(chosen, sampled)
         clock.append(time.perf_counter())
         results, tokens, denominator = self._update(rollouts)
+        self.asked_to_stop = results[-1].stop
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
@@ -199,10 +203,10 @@ class _Run:
         ]
         return results, tokens, denominator
 
-    def save_if_due(self, done: int) -> None:
-        """Write a checkpoint after the last step and every `checkpoint_every` steps. Collective."""
+    def save_if_due(self, done: int, *, stop: bool) -> None:
+        """Write a checkpoint after the last step, every `checkpoint_every` steps, and for a stop. Collective."""
         every, last = self._config.checkpoint_every, done == self._config.steps
-        if not last and (every == 0 or done % every):
+        if not (last or stop) and (every == 0 or done % every):
             return
         extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict()}
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)

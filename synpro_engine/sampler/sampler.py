@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from synpro_engine.config import UserError
+from synpro_engine.dist import Axis
 from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
 from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.decode import Decoder
@@ -185,32 +186,45 @@ class Sampler:
         self.stats.decode_seconds += time.perf_counter() - start
 
     def _draw(self, logits_BV: torch.Tensor, batch: LiveBatch, rows: slice, request: _Request) -> None:
-        if not bool(torch.isfinite(logits_BV).all()):
-            raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-        sequences = batch.sequences[rows]
-        uniform_B = uniforms(
-            [s.seed for s in sequences], [s.member for s in sequences], [len(s.token_ids) for s in sequences]
-        )
-        drawn = draw(logits_BV, request.sampling, uniform_B.to(logits_BV.device), request.vocab_limit)
-        record(sequences, self._agree(drawn))
+        sequences, tp = batch.sequences[rows], self._decoder.tp
+        drawn: Draw | None = None
+        if tp.rank == 0:
+            if not bool(torch.isfinite(logits_BV).all()):
+                raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+            uniform_B = uniforms(
+                [s.seed for s in sequences], [s.member for s in sequences], [len(s.token_ids) for s in sequences]
+            )
+            drawn = draw(logits_BV, request.sampling, uniform_B.to(logits_BV.device), request.vocab_limit)
+        record(sequences, _of_first_rank(drawn, len(sequences), tp, logits_BV.device))
         self.stats.new_tokens += len(sequences)
-
-    def _agree(self, drawn: Draw) -> Draw:
-        """The first tensor-parallel rank's draw on all of them.
-
-        The ranks hold equal logits, but a CUDA cumulative sum may differ in its last bit from run to run, and
-        ranks with different tokens would wait for each other for ever.
-        """
-        tp = self._decoder.tp
-        if tp.size == 1:
-            return drawn
-        packed = torch.stack([drawn.token_B.double(), drawn.logprob_B.double(), drawn.full_logprob_B.double()])
-        dist.broadcast(packed, group=tp.group, group_src=0)
-        return Draw(
-            token_B=packed[0].long(), logprob_B=packed[1], full_logprob_B=packed[2],
-            kept_counts_B=drawn.kept_counts_B, kept_ids=drawn.kept_ids,
-        )  # fmt: skip
 
     def _collect(self, batch: LiveBatch, request: _Request, results: list[list[Completion | None]]) -> None:
         for sequence in batch.retire(request.stop_ids):
             results[sequence.prompt][sequence.member] = sequence.completion(request.stop_ids)
+
+
+def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device) -> Draw:
+    """The draw of the first tensor-parallel rank, whole, on all of them; the others bring None.
+
+    The ranks hold equal logits, but a CUDA cumulative sum may differ in its last bit from run to run: ranks that drew
+    by themselves could part in a token, and wait for each other for ever, or in the kept ids, and train apart.
+    """
+    if drawn is not None and tp.size == 1:
+        return drawn
+    packed = torch.zeros(4, rows, dtype=torch.float64, device=device)
+    if drawn is not None:
+        counts_B = torch.zeros_like(packed[0]) if drawn.kept_counts_B is None else drawn.kept_counts_B
+        packed.copy_(torch.stack([drawn.token_B, drawn.logprob_B, drawn.full_logprob_B, counts_B]))
+    dist.broadcast(packed, group=tp.group, group_src=0)
+    token_B, logprob_B, full_logprob_B, counts_B = packed
+    total = int(counts_B.sum())  # 0 where nothing was cut: a cut leaves each row an id at least
+    ids = None
+    if total:
+        ids = torch.empty(total, dtype=torch.int64, device=device)
+        if drawn is not None and drawn.kept_ids is not None:
+            ids.copy_(drawn.kept_ids)
+        dist.broadcast(ids, group=tp.group, group_src=0)
+    return Draw(
+        token_B=token_B.long(), logprob_B=logprob_B, full_logprob_B=full_logprob_B,
+        kept_counts_B=None if ids is None else counts_B.long(), kept_ids=ids,
+    )  # fmt: skip

@@ -32,7 +32,7 @@ from synpro_engine.config import (
     validate,
 )
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
-from synpro_engine.dist import Topology, barrier, on_main, progress
+from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
 from synpro_engine.synth.records import Generator, Producer, Scorer
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
@@ -67,8 +67,9 @@ def generate_corpus(
     together (rounds, say) need one each, and each a seed of its own. A finished corpus of the same settings is
     returned as it is.
 
-    Raises UserError for a work list without items, `path` holding (or begun with) other
-    settings, damaged parts, and a full disk; what was already written stays and is used by the next start.
+    Raises UserError for a work list without items, `path` holding (or begun with) other settings, damaged parts, and a
+    full disk, and Stopped, after the batches in hand, when the job is asked to stop; what was already written stays and
+    is used by the next start.
     """
     producer = Producer(
         generator=generator, tokenizer=tokenizer, config=config, generator_hash=generator_hash, scorer=scorer,
@@ -81,8 +82,15 @@ def generate_corpus(
     work = path.with_name(path.name + ".work")
     if not on_main(topology, lambda: _prepare(path, work, settings)):
         _run(work, producer, items, topology)
-        barrier(topology)
-        on_main(topology, lambda: _merge(path, work, producer, items, settings, parents or {}, seed))
+        barrier(topology)  # shares were dealt beforehand: the last rank may be long after the first
+        missing = on_main(topology, lambda: len(batches(items, config.batch_prompts)) - len(read_commits(work)))
+        if missing:  # some rank was asked to stop; this one may not know yet
+            raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
+        on_main(
+            topology,
+            lambda: _merge(path, work, producer, items, settings, parents or {}, seed),
+            label=f"merge {path.name}",
+        )
     if topology.is_main and work.exists():
         shutil.rmtree(work)
     return on_main(topology, lambda: read_yield(path))
@@ -145,6 +153,8 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
     bar = progress(total, "generate", "prompts", topology, initial=before)
     with bar, _open_part(work, topology) as part:
         for unit in mine:
+            if broadcast_in(topology.tp, topology.watch.wish.signal is not None):
+                break
             records = producer.batch(units[unit])
             if part is not None:
                 part.append(unit, records)

@@ -149,6 +149,11 @@ def step_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The steps after which the checkpoint at a `step_path` was written."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
     """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
     return on_main(topology, lambda: (_complete(directory) or [None])[-1])
@@ -171,7 +176,7 @@ def _complete(directory: Path) -> list[Path]:
     """Checkpoints by step. One without a manifest is no more than the rest of an interrupted copy or removal."""
     named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     found = [path for path in named if (path / MANIFEST).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
 def _prepare(path: Path) -> None:

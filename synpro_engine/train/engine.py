@@ -31,6 +31,7 @@ from synpro_engine.train.optimizer import build_optimizer, set_hyperparameters, 
 from synpro_engine.train.schedule import lr_factor
 from synpro_engine.train.traps import refuse_traps
 
+_STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
 LossFn = Callable[[Model, Tensor, M], LossTerms]
 
@@ -41,7 +42,7 @@ class StepResult:
 
     step: steps completed, this one included. loss: sum of the reported losses over the denominator. grad_norm: before
     clipping. skipped: loss or gradient was not finite and nothing changed. extras: sums over all micro-batches and
-    ranks.
+    ranks. stop: the job was asked to stop, and this is the step after which it does.
     """
 
     step: int
@@ -50,6 +51,7 @@ class StepResult:
     lr: float
     skipped: bool
     extras: dict[str, float]
+    stop: bool = False
 
 
 class Engine:
@@ -109,6 +111,7 @@ class Engine:
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
         totals = self._over_ranks(sums)
+        stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
         updated, grad_norm = update(self.optimizer, self.optimizer_config.clip, sound=math.isfinite(loss))
@@ -120,6 +123,7 @@ class Engine:
             lr=lr,
             skipped=not updated,
             extras=totals,
+            stop=stop,
         )
 
     def _forward_backward(
@@ -133,7 +137,7 @@ class Engine:
 
             def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 terms = loss_fn(self.model, hidden_BSH[:, : batch.tokens_BS.size(1)], batch)
-                assert "loss" not in terms.extras
+                assert not {"loss", _STOP} & terms.extras.keys()
                 # Copies: the schedule may still write to what it is given.
                 sums.append({k: v.detach().double().clone() for k, v in (("loss", terms.loss), *terms.extras.items())})
                 # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
@@ -159,6 +163,8 @@ class Engine:
         totals: dict[str, float] = {}
         if topology.is_last_stage:
             own = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
+            # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
+            own[_STOP] = float(topology.watch.wish.signal is not None)
             parts = gather_objects(topology.dp, own)
             totals = {name: math.fsum(part[name] for part in parts) for name in own}
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])

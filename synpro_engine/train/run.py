@@ -10,18 +10,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, remove_directory
 from synpro_engine.data import Batch, TokenLoader
-from synpro_engine.dist import broadcast_object, say, sum_over
+from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    step_of,
     step_path,
 )
 from synpro_engine.train.config import TrainConfig
@@ -80,6 +81,10 @@ class Watcher(Protocol):
 
     def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
         """Before the first step. resume_step: the step that a resumed run goes on from; None for a new run."""
+        ...
+
+    def stop(self) -> None:
+        """The run is left after this step, a checkpoint is written; keep what goes on from there needs."""
         ...
 
     def watching(
@@ -277,8 +282,26 @@ class PretrainRun:
         parents = {} if self.start is None else {"start": self.start}
         with self.throughput.pause():
             save_checkpoint(path, self.engine, extra, parents=parents, seed=self.seed)
+            self._forget_stop(path)
             prune_checkpoints(directory, self.config.keep_checkpoints, self.topology)
         self.saved = path
+
+    def _forget_stop(self, newer: Path) -> None:
+        """Remove the checkpoint of a stop between two regular ones, so that a run keeps what it keeps without stops."""
+        old, every = self.saved, self.config.checkpoint_every
+        if old is not None and old != newer and (every == 0 or (step_of(old) - self.state.first_step) % every):
+            on_main(self.topology, lambda: remove_directory(old))
+
+    def stop(self) -> NoReturn:
+        """Save, as the job was asked to stop; raises Stopped. While training goes wrong nothing is saved."""
+        step = self.engine.step_index
+        if not self.guard.sound:
+            raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
+        if self.saved != step_path(self.directory / CHECKPOINTS, step):
+            self.save()
+        if self.watcher is not None:
+            self.watcher.stop()
+        raise Stopped(f"{self.directory}: stopped after step {step}, which is saved")
 
     def end(self) -> PretrainResult:
         """Evaluate and save what the last step left, unless a finished run was only looked at again."""

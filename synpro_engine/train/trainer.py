@@ -40,7 +40,8 @@ def pretrain(
     held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
     its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
     watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
-    checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before.
+    checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before; and
+    Stopped, after a checkpoint, when the job is asked to stop before its end.
     """
     run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
     resumed = run.begin(keep_optimizer, keep_data_position)
@@ -56,4 +57,6 @@ def pretrain(
                 run.evaluate(judge=True)
             if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
                 run.save()
+            if result.stop and not run.finished:
+                run.stop()
         return run.end()

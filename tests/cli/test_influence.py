@@ -1,10 +1,12 @@
 """`synpro influence`: every document once, whatever interrupts it; the same scores in every form and layout."""
 
+import itertools
 import json
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,14 @@ import pytest
 
 from synpro_engine.cli.main import main
 from synpro_engine.cli.shares import show
-from synpro_engine.cycle import Pair
+from synpro_engine.cycle import Pair, score
 from synpro_engine.cycle.explain import Explanation, token_pieces
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import SentencePieceTokenizer, load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import free_ports, run_ranks
 from synpro_engine.influence import SequenceScore, displacement, save_direction
+from synpro_engine.train.engine import Engine, StepResult
 
 COUNT = 40
 SETTINGS = ("pretrain.max_steps=4",)
@@ -105,6 +108,47 @@ def test_a_run_and_its_checkpoints_give_the_same_lines(run: Path, docs: Path, sc
     assert (records[0]["estimator"], records[0]["at"], records[0]["clip"]) == ("dot", "theta", 1.0)
     for name, stage in (("theta", "pretrain"), ("probe", "round-1/probe")):
         assert records[0][name] == json.loads((run / stage / "manifest.json").read_text())["content_hash"]
+
+
+def test_scoring_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(
+    run: Path, docs: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, append = tmp_path / "scores.jsonl", score._append
+
+    def append_and_be_asked(path: Path, lines: list[str]) -> None:
+        append(path, lines)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "_append", append_and_be_asked)
+        assert main([*of(run), "--input", str(docs), "--output", str(output)]) == 75
+    assert 0 < len(output.read_text().splitlines()) < COUNT
+    scored(of(run), docs, output)
+    assert_same(output, scores)
+
+
+def test_a_probe_that_is_asked_to_stop_begins_anew(
+    walked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, step, steps = tmp_path / "run", Engine.step, itertools.count(1)
+    shutil.copytree(walked, directory)
+    shutil.rmtree(directory / "round-1" / "probe")
+
+    def step_and_be_asked(engine: Engine, *arguments: Any, **settings: Any) -> StepResult:
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(engine, *arguments, **settings)
+
+    command = ["probe", "smoke", *SETTINGS, *WALK, "--dir", str(directory)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step_and_be_asked)
+        assert main(command) == 75
+    assert next(steps) == 3 and not (directory / "round-1" / "probe").exists()
+    assert main(command) == 0
+    made, expected = (
+        json.loads((where / "round-1" / "probe" / "manifest.json").read_text()) for where in (directory, walked)
+    )
+    assert made["content_hash"] == expected["content_hash"]
 
 
 def test_estimators_and_a_stored_direction_agree(walked: Path, docs: Path, tmp_path: Path) -> None:

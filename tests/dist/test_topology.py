@@ -1,11 +1,13 @@
 """Layouts: what the ranks see, and which sizes are refused."""
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from megatron.core import parallel_state
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_in, gather_objects, launched, on_main, sum_over
@@ -26,9 +28,12 @@ def _refused() -> None:
 
 
 def _two_ranks(tp: int, file: str) -> dict[str, object]:
+    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
     with launched(ParallelConfig(tp=tp)) as topology:
         axis = topology.tp if tp == 2 else topology.dp
         return {
+            "queues": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
+            "unused": [parallel_state._DATA_PARALLEL_GROUP_GLOO, parallel_state._DATA_PARALLEL_GROUP_WITH_CP_GLOO],
             "rank": axis.rank,
             "layout": topology.layout,
             "gathered": gather_objects(axis, topology.rank * 10),
@@ -44,7 +49,7 @@ def test_two_ranks_agree_on_their_layout_and_share_faults_of_rank_0(tp: int, lay
     seen = run_ranks(_two_ranks, 2, tp=tp, file=str(tmp_path / "file"))
     for rank, facts in enumerate(seen):
         assert facts == {
-            "rank": rank, "layout": layout, "gathered": [0, 10], "first": 5, "sum": 3.0,
+            "queues": "1" if tp == 2 else None, "unused": [None, None], "rank": rank, "layout": layout, "gathered": [0, 10], "first": 5, "sum": 3.0,
             "faults": ["no space", f"{tmp_path / 'file' / 'below'}: Not a directory"],
         }  # fmt: skip
 

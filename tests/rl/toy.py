@@ -1,5 +1,6 @@
 """A whole tuning job that takes seconds: letters as tokens, a tiny generator, a reward for one letter."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,17 +40,19 @@ class Letters:
 
 
 class Share:
-    """The share of one letter in the text; may break off after some calls, as a killed run does."""
+    """The share of one letter in the text; may break off after some calls, as a killed run does, or get a signal."""
 
     range = (0.0, 1.0)
 
-    def __init__(self, letter: str, calls: int | None = None) -> None:
-        self.name, self._letter, self._left = f"share_{letter}", letter, calls
+    def __init__(self, letter: str, calls: int | None = None, signal: int | None = None) -> None:
+        self.name, self._letter, self._left, self._signal = f"share_{letter}", letter, calls, signal
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         if self._left is not None:
-            if self._left == 0:
+            if self._left == 0 and self._signal is None:
                 raise KeyboardInterrupt
+            if self._left == 0:
+                os.kill(os.getpid(), self._signal)
             self._left -= 1
         return [c.parsed.text.count(self._letter) / max(1, len(c.parsed.text)) for c in candidates]
 
@@ -85,6 +88,7 @@ def run(
     config: GRPOConfig = CONFIG,
     *,
     kill_after: int | None = None,
+    signal: int | None = None,
     operation: Operation = OPERATION,
     policy: Model | None = None,
 ) -> tuple[TuneResult, Model]:
@@ -93,7 +97,7 @@ def run(
     reference = prepare_policy(policy, config)
     result = tune(
         config, policy=policy, reference=reference, tokenizer=Letters(), operation=operation, slices=SLICES,
-        scorer=Composer([Share("e", kill_after), Share("a")], {"toy": WEIGHTS}), reward_weights=WEIGHTS,
+        scorer=Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS}), reward_weights=WEIGHTS,
         directory=directory, seed=1,
     )  # fmt: skip
     return result, policy

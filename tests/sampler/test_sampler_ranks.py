@@ -35,6 +35,24 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
             }
             for name, kept in (("kept", groups[0][0].kept), ("all", None)):
                 found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, kept)
+            found[family]["apart"] = _sample_apart(model, topology.rank)
+    return found
+
+
+def _sample_apart(model: Any, rank: int) -> list[Any]:
+    """Everything that was drawn where the ranks' logits part, as sums on a GPU may; at top_p 0.8 and at 1."""
+    sampler = Sampler(model)
+    step = sampler._decoder.step
+    sampler._decoder.step = lambda *inputs: step(*inputs) * (1 + 0.5 * rank)
+    found = []
+    for top_p in (0.8, 1.0):
+        sampling = SamplingConfig(temperature=1.0, top_p=top_p, max_new_tokens=9)
+        for completion in sampler.generate(
+            [[1, 2, 3], [7, 8]], group_size=1, sampling=sampling, stop_ids=frozenset({5}), seeds=[1, 2]
+        ):
+            kept = completion[0].kept
+            found.append([completion[0].token_ids, completion[0].logprobs, completion[0].full_logprobs])
+            found.append(None if kept is None else [kept.offsets.tolist(), kept.ids.tolist()])
     return found
 
 
@@ -70,7 +88,11 @@ def _trainer_side(model: Any, prompt: list[int], answer: list[int], kept: Kept |
 
 def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does() -> None:
     alone = _sample(ParallelConfig())
-    for rank in run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False)):
+    ranks = run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False))
+    for family in alone:
+        apart = [rank[family].pop("apart") for rank in ranks]
+        assert apart[0] == apart[1] and apart[0][1] is not None and apart[0][-1] is None
+    for rank in ranks:
         for family, expected in alone.items():
             assert rank[family]["ids"] == expected["ids"]
             for key in ("logprobs", "full"):

@@ -7,6 +7,7 @@ some of it is refused. Tests run this file in a process of its own to kill it, a
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import sys
 import time
@@ -65,9 +66,11 @@ class BigramGenerator:
 
     max_prompt_tokens = 4096
 
-    def __init__(self, tokenizer: Tokenizer, seconds: float = 0.0) -> None:
+    def __init__(self, tokenizer: Tokenizer, seconds: float = 0.0, stop: tuple[int, int] | None = None) -> None:
+        """stop: a signal that this process gets, and before which call."""
         self._tokenizer = tokenizer
         self._seconds = seconds
+        self._stop = stop
         self.calls = 0
 
     def generate(
@@ -81,6 +84,8 @@ class BigramGenerator:
         vocab_limit: int | None = None,
     ) -> list[list[Completion]]:
         time.sleep(self._seconds)
+        if self._stop is not None and self.calls == self._stop[1]:
+            os.kill(os.getpid(), self._stop[0])
         self.calls += 1
         return [
             [self._one(prompt, f"{seed}/{i}", sampling.max_new_tokens, min(stop_ids)) for i in range(group_size)]
@@ -124,10 +129,12 @@ def letters(candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
     return [{"letters": sum(map(str.isalpha, c.parsed.text)) / len(c.parsed.text)} for c in candidates]
 
 
-def generate(out: Path, topology: Topology, seconds: float = 0.0, prefix: str = "") -> tuple[YieldReport, int]:
+def generate(
+    out: Path, topology: Topology, seconds: float = 0.0, prefix: str = "", stop: tuple[int, int] | None = None
+) -> tuple[YieldReport, int]:
     """The generation that all tests compare, and how many batches this rank had generated for it."""
     tokenizer = make_tokenizer()
-    generator = BigramGenerator(tokenizer, seconds)
+    generator = BigramGenerator(tokenizer, seconds, stop)
     report = generate_corpus(
         out, make_documents(), generator, tokenizer, CONFIG, topology,
         generator_hash="bigram", seed=SEED, scorer=letters, prefix=prefix,

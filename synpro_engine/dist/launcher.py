@@ -1,0 +1,94 @@
+"""Starting the ranks of one machine: torchrun's agent, without its way to end.
+
+torchrun answers SIGTERM by giving its ranks 30 seconds, ends with code 1 whatever theirs was, and follows a failing
+rank's own words with a page of its own. Here signals are passed on, the code is the failing rank's, and the last line
+names the rank. Knows processes; does not know what they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+import psutil
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from synpro_engine.config.errors import EXIT_STOPPED
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_TOLD = (2, EXIT_STOPPED)  # codes of ranks that have said all there is to say
+
+
+def launch_ranks(arguments: Sequence[str]) -> int:
+    """Run `torchrun [its options] -m synpro_engine COMMAND ...` for these arguments; returns the ranks' exit code.
+
+    A rank that a signal ended counts as 128 and its number, as in a shell.
+    """
+    args = torchrun.parse_args(["-m", *arguments])
+    args.training_script_args = [args.training_script, *args.training_script_args]
+    args.training_script = "synpro_engine"
+    if args.nnodes == "1:1" and not args.rdzv_endpoint and args.rdzv_backend == "static":
+        args.standalone = True  # a free port, so that two jobs may share a machine
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says of ranks, we say
+    outcome: list[BaseException] = []
+
+    def agent() -> None:
+        try:
+            torchrun.run(args)
+        except BaseException as error:  # to be told by the main thread
+            outcome.append(error)
+
+    # In a thread, where torchrun takes no signals over; this one hands them on to the ranks.
+    thread = threading.Thread(target=agent, name="agent", daemon=True)
+    for number in _PASSED_ON:
+        signal.signal(number, _pass_on)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if not outcome:
+        return 0
+    if isinstance(outcome[0], ChildFailedError):
+        return _tell(*_root(outcome[0].failures))
+    raise outcome[0]
+
+
+def _pass_on(number: int, frame: object) -> None:
+    ranks = psutil.Process().children()
+    if not ranks:  # the launchers have not all met yet
+        os.write(2, f"stopped: {signal.Signals(number).name}: no rank was at work\n".encode())
+        os._exit(EXIT_STOPPED)
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
+
+
+def _root(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that struck the others: one that a signal killed could not speak before those that did.
+
+    SIGTERM is how torchrun ends the ranks that are left; it tells no order of time.
+    """
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+        rank, code = item[0], item[1].exitcode
+        return code == -signal.SIGTERM, code >= 0, rank
+
+    return min(failures.items(), key=order)
+
+
+def _tell(rank: int, failure: ProcessFailure) -> int:
+    code, who = failure.exitcode, f"rank {rank} on {socket.gethostname()}"
+    if code < 0:
+        name = signal.Signals(-code).name
+        why = " (the kernel does that when memory is full)" if name == "SIGKILL" else ""
+        print(f"error: {who} was killed by {name}{why}", file=sys.stderr)
+        return 128 - code
+    if code not in _TOLD:
+        print(f"error: {who} ended with exit code {code}; why is said above", file=sys.stderr)
+    return code

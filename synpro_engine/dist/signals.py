@@ -1,0 +1,78 @@
+"""How a job ends early. SIGTERM, SIGUSR1 and the first Ctrl-C are wishes that the work in hand fulfils when it can.
+
+Knows this process alone; how several ranks come to stop at the same step is `watch`'s and the loops'. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from synpro_engine.config.errors import Stopped
+
+_WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_ECHO_S = 1.0  # a launcher passes Ctrl-C on to ranks that the terminal has told already
+
+
+class StopWish:
+    """Whether this process was asked to stop, and by which signal."""
+
+    def __init__(self, *, tell: bool) -> None:
+        """tell: whether to answer the user on the terminal."""
+        self.signal: str | None = None
+        self.void = False
+        """Set when the job ends otherwise: its launcher then sends signals to every rank."""
+        self._tell, self._since, self._breaking = tell, 0.0, False
+        self._before: dict[int, object] = {}
+
+    def listen(self) -> None:
+        """Take the signals over, where this is the main thread (elsewhere Python does not allow it)."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in _WISHES}
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before = {}
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.void:
+            return
+        now = time.monotonic()
+        if self.signal is None:
+            self.wish(signal.Signals(number).name)
+            self._since = now
+        elif number == signal.SIGINT and now - self._since > _ECHO_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if self._breaking:
+            self._breaking = False
+            raise Stopped(f"{self.signal}: left at once, this work begins anew")
+
+    def wish(self, name: str) -> None:
+        """Note that signal `name` reached some rank of the job."""
+        self.signal = name
+        if self._tell:  # by the system call: a handler may have broken into a write
+            again = "; again: at once" if name == "SIGINT" else ""
+            os.write(2, f"\n{name}: finishing the step in hand, then saving{again}\n".encode())
+
+    def nudge(self) -> None:
+        """Have the main thread notice a wish that another thread noted, where it waits for nothing else."""
+        if self._breaking:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    @contextlib.contextmanager
+    def breakable(self) -> Iterator[None]:
+        """Within: long work that saves nothing on the way; a wish breaks it off with `Stopped`."""
+        if self.signal is not None:
+            raise Stopped(f"{self.signal}: left before long work")
+        self._breaking = bool(self._before)
+        try:
+            yield
+        finally:
+            self._breaking = False

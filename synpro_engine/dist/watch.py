@@ -1,0 +1,249 @@
+"""What ranks tell each other outside collectives: signs of life, the fault that ends the job, the wish to stop.
+
+A collective waits for ranks that may never come, and gives up after a fixed time however well they are. So long waits
+go through the job's key-value store, where each rank shows every few seconds that it lives; and a rank that fails says
+so there, for the others to leave whatever they wait in.
+
+Keys: `alive/RANK` counts up, `faults` counts failing ranks, `fault` is the first one's, `told` says that the user
+knows it, `known` counts ranks that do, `stop` names a signal, `left` counts ranks that have ended in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from synpro_engine.config import UserError, json_text
+from synpro_engine.config.errors import RankFailed
+from synpro_engine.dist.signals import StopWish
+
+_LOOK_S = 0.5  # between two looks at the store
+_BEAT_S = 2.0  # between two signs of life
+_GRACE_S = 2.0  # for a rank to end by itself after another one's fault
+_FAREWELL_S = 20.0
+
+
+class LostRankError(Exception):
+    """Another rank is gone, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """The first fault: who has it, told in one line, and the code that all ranks exit with."""
+
+    line: str
+    code: int
+
+
+class Watch:
+    """One rank's part in it. A job of one process has no store, and only `wish` is of use there."""
+
+    def __init__(
+        self, store: dist.Store | None, rank: int, world_size: int, *, local_rank: int, silence_s: float
+    ) -> None:
+        """store: a connection of its own. silence_s: how long a rank without a sign of life is thought to live."""
+        self.wish = StopWish(tell=rank == 0)
+        self._store, self._rank, self._world_size, self._silence_s = store, rank, world_size, silence_s
+        self._speaks = local_rank == 0  # to its machine's terminal or log
+        self._lock = threading.Lock()  # one user of the connection at a time
+        self._beats, self._beaten, self._waits = 0, float("-inf"), 0
+        self._fault: _Fault | None = None
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        if store is not None:
+            self._look(store)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while self._fault is None and not self._leaving.wait(_LOOK_S):
+            try:
+                with self._held(self._silence_s) as store:
+                    self._look(store)
+            except (dist.DistError, LostRankError) as error:
+                if not self._leaving.wait(_GRACE_S):
+                    self.wish.void = True
+                    self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
+                    _tell(self._fault)
+        # The main thread may be anywhere, in a collective too; it gets the time to end by itself.
+        if self._fault is not None and not self._leaving.wait(_GRACE_S):
+            _exit(self._fault.code)
+
+    def _look(self, store: dist.Store) -> None:
+        """Show that this rank lives; see whether another one has failed, and whether one was asked to stop."""
+        now = time.monotonic()
+        if now - self._beaten >= _BEAT_S:
+            self._beats, self._beaten = self._beats + 1, now
+            store.set(f"alive/{self._rank}", str(self._beats))
+        if store.check(["fault"]):
+            self._take(store)
+        if store.check(["stop"]):
+            if self.wish.signal is None:
+                self.wish.wish(store.get("stop").decode())
+                self.wish.nudge()
+        elif self.wish.signal is not None:
+            store.set("stop", self.wish.signal)
+
+    def _take(self, store: dist.Store) -> None:
+        """Learn the job's fault, and tell it once to this rank's machine."""
+        self.wish.void = True
+        if self._fault is None:
+            self._fault = _Fault(**json.loads(store.get("fault")))
+            if self._speaks:
+                _tell(self._fault)
+            if self._rank == 0:
+                store.set("told", "")
+            store.add("known", 1)
+
+    @contextlib.contextmanager
+    def _held(self, patience_s: float) -> Iterator[dist.Store]:
+        """The connection, for this thread alone.
+
+        A call waits for ever for a store whose machine is lost or frozen; then the other thread, which cannot have the
+        connection, is the one to raise LostRankError.
+        """
+        assert self._store is not None, "a job of one process has nobody to tell"
+        if not self._lock.acquire(timeout=patience_s):
+            raise LostRankError(f"it has not answered for {patience_s:.0f} s")
+        try:
+            yield self._store
+        finally:
+            self._lock.release()
+
+    def put(self, key: str, value: str = "") -> None:
+        """Set a key for those that wait for it."""
+        with self._held(self._silence_s) as store:
+            store.set(key, value)
+
+    def wait(self, key: str, rank: int) -> str:
+        """The value of `key` when `rank` has set it, however long that takes.
+
+        Raises LostRankError when that rank has shown no sign of life for `silence_s` or the store is gone, RankFailed
+        when some rank failed.
+        """
+        begun = changed = time.monotonic()
+        seen = b""
+        while True:
+            if self._fault is not None:
+                raise RankFailed(self._fault.code)
+            try:
+                with self._held(self._silence_s) as store:
+                    if store.check([key]):
+                        return store.get(key).decode()
+                    beat = store.get(f"alive/{rank}")
+            except (dist.DistError, LostRankError) as error:
+                raise LostRankError(_lost(error)) from error
+            now = time.monotonic()
+            seen, changed = beat, changed if beat == seen else now
+            if now - changed > self._silence_s:
+                raise LostRankError(f"rank {rank} has shown no sign of life for {now - changed:.0f} s")
+            time.sleep(min(_LOOK_S, 0.0005 + (now - begun) / 20))
+
+    def drop(self, key: str) -> None:
+        """Delete a key that this rank alone waits for."""
+        with self._held(self._silence_s) as store:
+            store.delete_key(key)
+
+    def forget(self, key: str) -> None:
+        """Delete a key that every rank but its owner waits for, once the last of them is here."""
+        with self._held(self._silence_s) as store:
+            if store.add(f"{key}/read", 1) == self._world_size - 1:
+                store.delete_key(key)
+                store.delete_key(f"{key}/read")
+
+    def next_key(self, name: str) -> str:
+        """A key of its own for each wait; the same on all ranks, which come to their waits in the same order."""
+        self._waits += 1
+        return f"{name}/{self._waits}"
+
+    def leave(self) -> None:
+        """End watching, in order; rank 0, whose process may hold the store, waits for the others."""
+        if self._store is not None:
+            self._leaving.set()
+            self._thread.join()
+            left, end = self._store.add("left", 1), time.monotonic() + _FAREWELL_S
+            while self._rank == 0 and left < self._world_size and time.monotonic() < end:
+                time.sleep(0.005)
+                left = self._store.add("left", 0)
+        self.wish.restore()
+
+    def fail(self, error: BaseException) -> int:
+        """Tell every rank and the user that this one failed; the code to exit with. Afterwards no group may be used.
+
+        The fault that is told is the first one's; those of ranks that it struck are not.
+        """
+        self._leaving.set()
+        self.wish.void = True
+        own = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
+        guard = threading.Timer(3 * _GRACE_S, _leave_now, [own])  # for a store that does not answer
+        guard.daemon = True
+        guard.start()
+        try:
+            with self._held(_GRACE_S) as store:
+                if self._fault is None and store.add("faults", 1) == 1:
+                    if not (_is_loss(error) or isinstance(error, UserError)):
+                        traceback.print_exception(error)
+                    store.set("fault", json_text(asdict(own)))
+                self._take(store)
+                end = time.monotonic() + 2 * _GRACE_S
+                while not store.check(["told"]) and time.monotonic() < end:
+                    time.sleep(0.02)
+                if not store.check(["told"]) and not self._speaks:
+                    _tell(own)
+                # Rank 0's process may hold the store: it goes when the others have read there what happened.
+                while self._rank == 0 and store.add("known", 0) < self._world_size and time.monotonic() < end:
+                    time.sleep(0.02)
+        except (dist.DistError, LostRankError):  # the store went with the rank or launcher that held it
+            _tell(own)
+        guard.cancel()
+        return own.code if self._fault is None else self._fault.code
+
+
+def _who(rank: int) -> str:
+    return f"rank {rank} on {socket.gethostname()}"
+
+
+def _tell(fault: _Fault) -> None:
+    tqdm.write(f"error: {fault.line}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _leave_now(fault: _Fault) -> None:
+    _tell(fault)
+    _exit(fault.code)
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _cause(error: BaseException) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, (UserError, LostRankError)):
+        return first_line
+    if _is_loss(error):
+        return f"another rank is gone ({first_line})"
+    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether another rank is gone: torch has errors of its own for that, gloo raises RuntimeError."""
+    from_gloo = isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
+    return from_gloo or isinstance(error, (LostRankError, dist.DistError))
+
+
+def _lost(error: BaseException) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"the job's store is gone, with the rank or launcher that holds it ({first_line})"

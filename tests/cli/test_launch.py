@@ -1,0 +1,76 @@
+"""`synpro launch`: real ranks; one line for what failed, printed last, and exit codes that pass through."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def _launched(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    environment = os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synpro_engine", "launch", "--nproc-per-node", "2", *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for one in (*psutil.Process(process.pid).children(), process) if process.poll() is None else ():
+            one.kill()
+        process.wait()
+
+
+@contextmanager
+def _training(directory: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A job that has begun to pretrain, and would for long."""
+    settings = ("pretrain.max_steps=100000", "pretrain.checkpoint_every=0", "pretrain.eval_every=100000")
+    with _launched("pretrain", "smoke", *settings, "--dir", str(directory)) as process:
+        metrics = directory / "pretrain.partial" / "metrics.jsonl"
+        end = time.monotonic() + 120
+        while not (metrics.exists() and '"train"' in metrics.read_text()):
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.1)
+        yield process
+
+
+def _last_line(error: str) -> str:
+    return error.strip().splitlines()[-1]
+
+
+def test_a_users_fault_ends_with_one_line_and_its_code(tmp_path: Path) -> None:
+    with _launched("run", "smoke", "parallel.tp=3", "--dir", str(tmp_path / "run")) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert error.count("\n") == 1 and error.startswith("error: `parallel`: tp 3 x pp 1 does not divide the 2"), error
+
+
+def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None:
+    with _training(tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    step = re.search(r"stopped: .* after step (\d+), which is saved; the same command goes on", _last_line(error))
+    assert step is not None, error
+    assert (tmp_path / "pretrain.partial" / "checkpoints" / f"step-{int(step[1]):08d}").is_dir()
+
+
+def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
+    with _training(tmp_path) as process:
+        ranks = psutil.Process(process.pid).children()
+        next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+        begun = time.monotonic()
+        _, error = process.communicate(timeout=120)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 128 + signal.SIGKILL, error
+    assert re.fullmatch(r"error: rank 1 on \S+ was killed by SIGKILL .*", _last_line(error)), error
+    assert "Traceback" not in error and len(error[error.index("error:") :].splitlines()) <= 2, error
