@@ -42,8 +42,9 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
 def _sample_apart(model: Any, rank: int) -> list[Any]:
     """Everything that was drawn where the ranks' logits part, as sums on a GPU may; at top_p 0.8 and at 1."""
     sampler = Sampler(model)
-    step = sampler._decoder.step
-    sampler._decoder.step = lambda *inputs: step(*inputs) * (1 + 0.5 * rank)
+    decoder: Any = sampler._decoder
+    step = decoder.step
+    decoder.step = lambda *inputs: step(*inputs) * (1 + 0.5 * rank)
     found = []
     for top_p in (0.8, 1.0):
         sampling = SamplingConfig(temperature=1.0, top_p=top_p, max_new_tokens=9)
