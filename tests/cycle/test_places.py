@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,13 +58,15 @@ def _damaged(file: Path, damage: str) -> Iterator[None]:
     data = _DAMAGES[damage](whole) if whole else b"x"
     if data == whole:
         return
-    aside = file.with_name("aside")
-    file.rename(aside)
-    if data is not None:
-        file.write_bytes(data)
-    yield
-    file.unlink(missing_ok=True)
-    aside.rename(file)
+    with tempfile.TemporaryDirectory(dir=tempfile.gettempdir()) as elsewhere:
+        aside = shutil.move(file, Path(elsewhere) / "aside")
+        try:
+            if data is not None:
+                file.write_bytes(data)
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            shutil.move(aside, file)
 
 
 def _content(directory: Path) -> list[Path]:
@@ -97,8 +100,8 @@ def test_what_the_report_reads_is_named_also_when_nothing_is_verified(
     recipe = load_recipe("smoke", [*_QUICK, "verify=never"])
     stages = list(Plan(recipe, finished, topology).stages())
     read = ["pretrain/result.json", "pretrain/scores.jsonl", "evaluate/results.json", "round-1/shards/tokens.json"]
-    read += ["round-1/generate-rephrase/corpus/about/yield.json", "round-1/generate-rephrase/corpus/docs.jsonl.zst"]
-    read += ["round-1/generate-reformat/corpus/about/rejects.jsonl", "environment.json", "stages.jsonl"]
+    read += ["round-1/generate-rephrase/corpus/_about/yield.json", "round-1/generate-rephrase/corpus/docs.jsonl.zst"]
+    read += ["round-1/generate-reformat/corpus/_about/rejects.jsonl", "environment.json", "stages.jsonl"]
     read += ["pretrain/metrics.jsonl", "tokenize/documents/train.jsonl.zst", "tokenize/shards/train/stats.json"]
     optional = {"environment.json", "stages.jsonl", "pretrain/metrics.jsonl"}
     named = 0
@@ -125,7 +128,7 @@ def test_records_of_another_shape_are_named(finished: Path, topology: Topology) 
         "pretrain/metrics.jsonl": '{"kind": "train", "step": 1}\n',
         "round-1/tune-rephrase/metrics.jsonl": '{"kind": "grpo", "step": 1}\n',
         "round-1/shards/tokens.json": '{"rephrase": "many"}',
-        "round-1/generate-rephrase/corpus/about/yield.json": '{"by_operation": {}}',
+        "round-1/generate-rephrase/corpus/_about/yield.json": '{"by_operation": {}}',
         "pretrain/scores.jsonl": '{"step": 5, "key": "nobody", "tokens": 99, "scores": {"else": 1.0}}\n',
         "environment.json": '{"device": 3}',
         "stages.jsonl": '{"stage": "pretrain"}\n',

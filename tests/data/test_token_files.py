@@ -19,6 +19,8 @@ class Letters:
     """A tokenizer of `vocab_size` ids: id n is the character n + 31, and 0 ends documents."""
 
     eos_id = pad_id = 0
+    bos_id = None
+    end_ids = frozenset({0})
 
     def __init__(self, vocab_size: int = 100) -> None:
         self.vocab_size, self.fingerprint = vocab_size, f"letters {vocab_size}"

@@ -217,7 +217,7 @@ def test_two_ranks_pretrain_like_one(topology: Topology, tmp_path: Path) -> None
         for ours, found in zip(mine, theirs, strict=True):
             assert (found["kind"], found["step"]) == (ours["kind"], ours["step"])
             if ours["kind"] == "train":
-                assert (found["loss"], found["grad_norm"]) == pytest.approx((ours["loss"], ours["grad_norm"]), rel=1e-5)
+                assert (found["loss"], found["grad_norm"]) == pytest.approx((ours["loss"], ours["grad_norm"]), rel=3e-5)
 
 
 def test_micro_batches_cover_the_batch_and_a_pipeline_gets_equal_ones() -> None:
