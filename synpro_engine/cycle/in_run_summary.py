@@ -36,7 +36,11 @@ def in_run(run: FinishedRun) -> InRunInfluence | None:
     if config is None or not scored:
         return None
     path = run.directory / "pretrain" / SCORES
+    if next(read_scores(path), None) is None:
+        raise UserError(f"{path}: is empty, though {len(scored)} steps were scored")
     documents, bands = by_document(path, DIRECTION), _bands(path)
+    if not bands:  # none of the values was finite
+        return None
     steps, least = tuple(bands), run.recipe.model.seq_len
     ranked = sorted((entry for entry in documents.items() if entry[1].tokens >= least), key=lambda e: e[1].value)
     listed = min(_LISTED, len(ranked) // 2)

@@ -28,6 +28,7 @@ _HEAD = (
     ('{"id": "', re.compile(r'^(?:[^"\\]|\\.)*(?:\\$)?')),
     ('", "value": ', re.compile(r"^(?:[-+.eE0-9]+|null|nul|nu|n)")),
     (', "tokens": ', re.compile(r"^[0-9]+")),
+    (', "windows": ', re.compile(r"^[0-9]+")),
     (', "loss": ', re.compile(r"^")),
 )
 

@@ -158,7 +158,7 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
     assert main(scored) == 0 and Path(run, "environment.json").read_bytes() == environment
     whole = scores.read_text()
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"d{i}" for i in range(40)]
-    scores.write_text("\n".join(whole.splitlines()[:7]) + '\n{"id": "d7", "infl')
+    scores.write_text("\n".join(whole.splitlines()[:7]) + '\n{"id": "d7", "val')
     assert main(scored) == 0
     assert [json.loads(line)["id"] for line in scores.read_text().splitlines()] == [f"d{i}" for i in range(40)]
     notes = tmp_path / "notes.txt"

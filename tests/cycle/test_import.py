@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from synpro_engine.config import UserError, write_manifest
 from synpro_engine.cycle.export import export_stage
@@ -84,7 +85,7 @@ def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topo
     assert theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == asked
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [1, 4] and settings["temperature"] == 0.6
-    pair = Pair(theta=tmp_path / "run" / "import", probe=tmp_path, tokenizer=_Larger(), dtype=None)
+    pair = Pair(theta=tmp_path / "run" / "import", probe=tmp_path, tokenizer=_Larger(), dtype=torch.float32)
     with pytest.raises(UserError, match=r"rows of the embedding are too few for a tokenizer of 9999 ids; see --tok"):
         pair.estimator(EstimatorConfig(), topology)
 
