@@ -88,10 +88,14 @@ class LossGuard:
         """Take one evaluation's losses by name, nats per token; whether they are out of bounds."""
         out = bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items())
         for name, loss in losses.items():
-            if math.isfinite(loss):
-                self.best[name] = min(loss, self.best.get(name, math.inf))
+            self.see(name, loss)
         self.in_row = self.in_row + 1 if out else 0
         return out
+
+    def see(self, name: str, loss: float) -> None:
+        """Take a loss that may be the best of its name."""
+        if math.isfinite(loss):
+            self.best[name] = min(loss, self.best.get(name, math.inf))
 
     def fault(self, step: int, losses: Mapping[str, float], *, last: bool) -> str | None:
         """What to say if the run has to end now; `last`: it ends anyway, so there is nothing to wait for."""
@@ -129,6 +133,8 @@ class PretrainGuard:
     def add_step(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
         """Take one step's outcome; DivergedError where too many were skipped."""
         self._measured["training"] = loss
+        if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
+            self._bounds.see("training", loss)
         self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
 
     def add_evaluation(self, losses: Mapping[str, float]) -> bool:
