@@ -53,7 +53,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed") / "site"
-    run([*PIP, "install", "--no-deps", "--no-index", "--target", folder, wheel], folder)
+    run([*PIP, "install", "--no-deps", "--no-index", "--target", folder, wheel], folder.parent)
     return folder
 
 

@@ -33,8 +33,10 @@ reference does.
       several processes; what tp and pp leave is shared out as data parallelism
 
 \b
-Each line of the output is {"id", "value", "tokens", "loss", "estimator", "theta", "probe"} and the estimator's
-settings, in the order of the input; theta and probe are content hashes. Called again after an interruption it goes on
+Each line of the output is {"id", "value", "tokens", "windows", "loss", "estimator", "theta", "probe"} and the
+estimator's settings, in the order of the input; theta and probe are content hashes, loss is the mean one in nats per
+token where the estimate is taken (--at). A text longer than the model's context is cut into that many windows, each
+without what stands before it; its influence and loss are means over all of its tokens. Called again after an interruption it goes on
 behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one that lacks
 them ends the command, which names file and line, or is named and left out with --skip-bad.
 """
@@ -77,7 +79,8 @@ def influence(
         float | None,
         typer.Option(
             "--clip",
-            help="dot: scale a text as clipping its gradient to this norm would; texts run one by one. 0: do not.",
+            help="dot: scale a text as clipping its gradient (of its mean loss, over all its windows) to this norm "
+            "would; texts run one by one. 0: do not.",
             show_default="1 along a gradient, else 0",
         ),
     ] = None,

@@ -30,7 +30,8 @@ def show(explanation: Explanation, file: TextIO) -> None:
 
 def _head(found: Explanation) -> Iterator[str]:
     yield f"{printable(found.id)}: influence {found.score.value:+.6f} nats per token ({found.estimator})"
-    yield f"{found.score.tokens} tokens, loss {found.score.loss:.4f} nats per token"
+    windows = f" in {found.score.windows} windows, none of which sees the one before" * (found.score.windows > 1)
+    yield f"{found.score.tokens} tokens{windows}, loss {found.score.loss:.4f} nats per token"
     yield f"a share is a token's part of the influence: {_SHARES_BY[found.shares_by]}; positive helps the reference"
 
 

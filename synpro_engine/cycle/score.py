@@ -36,8 +36,8 @@ def score_documents(
 ) -> None:
     """Append one JSON line per document to `output`, in the order of the input.
 
-    A line holds `id`, `value` and `loss` (nats per token; null where not finite), `tokens`, the `estimator` with its
-    settings, and the content hashes `theta` and `probe`; with `shares` each token's part of `value`. What `output`
+    A line holds `id`, `value` and `loss` (nats per token; null where not finite), `tokens` and the `windows` of the
+    model's length that they were cut into, the `estimator` with its settings, and the content hashes `theta` and `probe`; with `shares` each token's part of `value`. What `output`
     holds of the same documents already is kept, so an interrupted call goes on, with nothing lost or twice. Collective.
     Raises UserError for a bad document (naming file and line; what was scored before it is kept), unless `skip_bad`
     leaves those out, and for an `output` that holds something else.
@@ -85,6 +85,7 @@ def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object
         "id": document.id,
         "value": _finite(score.value),
         "tokens": score.tokens,
+        "windows": score.windows,
         "loss": _finite(score.loss),
         **made_by,
     }
@@ -148,6 +149,8 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
     except (ValueError, KeyError, TypeError):
         raise _foreign(output) from None
     theirs |= {name: record.get(name) for name in made_by}
+    if "windows" not in record:
+        raise UserError(f"{output}: holds scores of an older version, which clipped by window; give another --output")
     for name, value in theirs.items():
         if value != made_by[name]:
             raise UserError(f"{output}: holds scores by another {name}; give another --output")

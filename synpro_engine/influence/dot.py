@@ -7,7 +7,7 @@ attention, to those of later tokens. (Shares by loss token would need a backward
 give those.)
 
 A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text
-by text (`norms`), and a score is of the clipped gradient.
+by text (`norms`), and a score is of the clipped gradient: one norm a text, of all its windows.
 
 Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
 token. Knows batches and ranks; the layers' formulas are in `sites`.
@@ -29,9 +29,8 @@ from synpro_engine.influence.norms import GradientNorms, clip_factor
 from synpro_engine.influence.output_layer import output_pass
 from synpro_engine.influence.packing import separate_documents
 from synpro_engine.influence.passes import forward_backward, frozen
-from synpro_engine.influence.sequences import WindowBatch, by_sequence, window_batches
+from synpro_engine.influence.sequences import WindowBatch, batches_by_sequence, by_sequence, window_batches
 from synpro_engine.model.model import Model
-from synpro_engine.train.losses import count_labels
 
 _RUNS_A_STAGE = 4  # micro-batches of one schedule, times the stages: what fills a pipeline
 
@@ -59,8 +58,8 @@ class DotInfluence:
     ) -> None:
         """start_id: the id that separates documents, the context of a sequence's first token.
 
-        clip: multiply the score of a window by min(1, clip / norm of its mean loss's gradient by the parameters that
-        the directions name), as clipping does in a step on it alone; windows then run one by one. 0 for no clipping.
+        clip: multiply the score of a sequence by min(1, clip / norm of its mean loss's gradient by the parameters that
+        the directions name), as clipping does in a step on it alone; a micro-batch is then of one sequence. 0 for none.
         packed: several sequences in a row of the model's length, for speed. keep: sequences remembered.
         """
         if clip > 0 and packed:
@@ -74,10 +73,9 @@ class DotInfluence:
             check_has_length(next(iter(named.values())), "at: a midpoint")
         self.names = tuple(named)
         self._model, self._start_id, self._packed, self._clip = model, start_id, packed, clip
-        self._micro_batch = 1 if clip > 0 else micro_batch
+        self._micro_batch = micro_batch
         self._midpoint_of = named[self.names[0]] if at == "midpoint" else None
         self._capture = Capture(model, list(named.values()))
-        self._norms = GradientNorms(model, list(self._capture.directions)) if clip > 0 else None
         self._remembered = Remembered([model], self._measure, keep)
 
     @property
@@ -97,15 +95,28 @@ class DotInfluence:
         return {name: [scores[k] for scores in found] for k, name in enumerate(self.names)}
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[tuple[SequenceScore, ...]]:
-        seq_len, size = self._model.config.seq_len, self._micro_batch
-        batches = window_batches(
-            sequences, start_id=self._start_id, seq_len=seq_len, micro_batch=size, packed=self._packed
-        )
+        seq_len = self._model.config.seq_len
+        norms = GradientNorms(self._model, list(self._capture.directions)) if self._clip > 0 else None
+        batches, values, factors = self._batches(sequences), [], [1.0] * len(sequences)
         with self._place():
-            values = [value for run in self._runs(batches) for value in self._run(run)]
+            for run in self._runs(batches):
+                values += self._run(run, norms)
+                if norms is not None:
+                    ended = [batch.places[-1].window.sequence for batch in run if batch.ends]
+                    for index, norm in zip(ended, norms.value().tolist(), strict=True):
+                        factors[index] = clip_factor(self._clip, norm / len(sequences[index]))
         lead = (len(self.names) + 1,)
         parted = by_sequence([len(ids) for ids in sequences], batches, values, lead=lead)
-        return [tuple(score_of(shares_T, part[-1]) for shares_T in part[:-1]) for part in parted]
+        return [
+            tuple(score_of(factor * shares_T, part[-1], seq_len) for shares_T in part[:-1])
+            for factor, part in zip(factors, parted, strict=True)
+        ]
+
+    def _batches(self, sequences: Sequence[Sequence[int]]) -> list[WindowBatch]:
+        start_id, seq_len, size = self._start_id, self._model.config.seq_len, self._micro_batch
+        if self._clip > 0:
+            return batches_by_sequence(sequences, start_id=start_id, seq_len=seq_len, micro_batch=size)
+        return window_batches(sequences, start_id=start_id, seq_len=seq_len, micro_batch=size, packed=self._packed)
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -122,8 +133,11 @@ class DotInfluence:
         for at in range(0, len(batches), size):
             yield batches[at : at + size]
 
-    def _run(self, batches: list[WindowBatch]) -> list[Tensor]:
-        """[K + 1, B, S] of each micro-batch: shares along each direction, log-probabilities; fp64, on every rank."""
+    def _run(self, batches: list[WindowBatch], norms: GradientNorms | None) -> list[Tensor]:
+        """[K + 1, B, S] of each micro-batch: shares along each direction, log-probabilities; fp64, on every rank.
+
+        norms: what listens to weight gradients, where these are wanted; else none are formed.
+        """
         model, capture = self._model, self._capture
         run, topology = _of_one_shape(batches), model.topology
         rows: list[Tensor] = []
@@ -134,26 +148,16 @@ class DotInfluence:
             return objective
 
         tokens = [batch.tokens_BS for batch in run]
-        with separate_documents(model, run), self._asking(tokens), capture.attached(grow=self._norms is None):
+        asking = frozen(model) if norms is None else norms.attached(tokens, [batch.ends for batch in batches])
+        with separate_documents(model, run), asking, capture.attached(grow=norms is None):
             forward_backward(model, tokens, loss)
         found = []
-        for index, factor in enumerate(self._clip_factors(run)):
+        for index in range(len(run)):
             shares_KBS = capture.found[index].values_KSB.mT[..., : tokens[index].size(1)]
             logprob_BS = rows[index] if rows and topology.tp.rank == 0 else torch.zeros_like(shares_KBS[0])
-            parts = torch.cat([factor * shares_KBS, logprob_BS.double()[None]])
+            parts = torch.cat([shares_KBS, logprob_BS.double()[None]])
             found.append(sum_over(topology.pp, sum_over(topology.tp, parts)))
         return found
-
-    def _asking(self, tokens: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
-        """What gradients a pass forms: of weights, listened to, or none."""
-        return frozen(self._model) if self._norms is None else self._norms.attached(tokens)
-
-    def _clip_factors(self, batches: Sequence[WindowBatch]) -> list[float]:
-        if self._norms is None:
-            return [1.0] * len(batches)
-        labels = [int(count_labels(batch.labels_BS)) for batch in batches]
-        norms = self._norms.value().tolist()
-        return [clip_factor(self._clip, norm / max(1, count)) for norm, count in zip(norms, labels, strict=True)]
 
     def _loss(self, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(a scalar with the gradient of the summed losses, log-probabilities [B, S]); adds the output's shares."""
@@ -167,7 +171,7 @@ class DotInfluence:
             vocab_start=model.vocab_start,
             group=tp.group if tp.size > 1 else None,
             slope=-1.0,
-            weight_gradient=self._norms is not None and model.output_weight() in capture.directions,
+            weight_gradient=self._clip > 0 and model.output_weight() in capture.directions,
         )
         if len(found.target_KT):
             shares_KBS = (found.mean_KT - found.target_KT).unflatten(1, (rows, columns))

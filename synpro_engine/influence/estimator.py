@@ -7,6 +7,7 @@ Knows the common interface and that a sequence which comes again need not be com
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -33,6 +34,8 @@ class SequenceScore:
 
     value: float
     tokens: int
+    windows: int
+    """Pieces of at most the model's length that the sequence was cut into; none sees what stands before it."""
     shares: tuple[float, ...]
     """Each token's part of `value`; they sum to it."""
     loss: float
@@ -87,11 +90,19 @@ class Remembered(Generic[T]):
         return found
 
 
-def score_of(shares_T: Tensor, logprob_T: Tensor) -> SequenceScore:
-    """From shares in the *sum* of the tokens' losses, and the tokens' log-probabilities, both float64 [tokens]."""
+def score_of(shares_T: Tensor, logprob_T: Tensor, seq_len: int) -> SequenceScore:
+    """From shares in the *sum* of the tokens' losses, and the tokens' log-probabilities, both float64 [tokens].
+
+    seq_len: tokens of a window. Every token weighs the same, in whichever window it is.
+    """
     tokens = len(shares_T)
     if not tokens:
-        return SequenceScore(value=0.0, tokens=0, shares=(), loss=0.0)
+        return SequenceScore(value=0.0, tokens=0, windows=0, shares=(), loss=0.0)
     shares = shares_T / tokens
-    value, loss = shares.sum().item(), -logprob_T.mean().item()
-    return SequenceScore(value=value, tokens=tokens, shares=tuple(shares.tolist()), loss=loss)
+    return SequenceScore(
+        value=shares.sum().item(),
+        tokens=tokens,
+        windows=math.ceil(tokens / seq_len),
+        shares=tuple(shares.tolist()),
+        loss=-logprob_T.mean().item(),
+    )

@@ -60,7 +60,8 @@ class JvpInfluence:
         )
         values = [self._duals(batch.tokens_BS, batch.labels_BS) for batch in batches]
         parted = by_sequence([len(ids) for ids in sequences], batches, values, lead=(2,))
-        return [score_of(-tangent_T, logprob_T) for logprob_T, tangent_T in parted]
+        seq_len = self._model.config.seq_len
+        return [score_of(-tangent_T, logprob_T, seq_len) for logprob_T, tangent_T in parted]
 
     @torch.no_grad()
     def _duals(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
@@ -84,6 +85,8 @@ class JvpInfluence:
 
 class FiniteDifferenceInfluence:
     """(L(theta + h v) - L(theta - h v)) / 2h: central differences by two forwards, in any layout.
+
+    A third one, between the two, gives the loss itself.
 
     Its error is of order h^2 |v|^2 from the third derivative, plus the rounding of two losses divided by 2h |I|. In
     fp32 a sequence's loss is good to some 1e-7 of itself, so at h = 0.1 scores far below 1e-4 nats are noise. In bf16
@@ -117,14 +120,15 @@ class FiniteDifferenceInfluence:
         self._remembered = Remembered([model], self._measure, keep)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
-        """See `Estimator.score`. `loss` is the mean of the two losses."""
+        """See `Estimator.score`."""
         return self._remembered(sequences)
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:
-        above, below = (self._logprobs(sequences, self._shift + sign * self._step) for sign in (1.0, -1.0))
+        above, here, below = (self._logprobs(sequences, self._shift + sign * self._step) for sign in (1.0, 0.0, -1.0))
+        seq_len = self._model.config.seq_len
         return [
-            score_of((low - high) / (2.0 * self._step), (low + high) / 2.0)
-            for high, low in zip(above, below, strict=True)
+            score_of((low - high) / (2.0 * self._step), middle, seq_len)
+            for high, middle, low in zip(above, here, below, strict=True)
         ]
 
     def _logprobs(self, sequences: list[Sequence[int]], scale: float) -> list[Tensor]:

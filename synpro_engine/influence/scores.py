@@ -80,7 +80,8 @@ class Influence:
                 probe = self._logprobs(self._theta, sequences)
         else:
             probe = self._logprobs(self._probe, sequences)
-        return list(map(_score, theta, probe))
+        seq_len = self._theta.config.seq_len
+        return [_score(before, after, seq_len) for before, after in zip(theta, probe, strict=True)]
 
     def _logprobs(self, model: Model, sequences: list[Sequence[int]]) -> list[Tensor]:
         return sequence_logprobs(
@@ -88,12 +89,10 @@ class Influence:
         )
 
 
-def _score(theta: Tensor, probe: Tensor) -> InfluenceScore:
-    score = score_of(probe - theta, theta)
+def _score(theta: Tensor, probe: Tensor, seq_len: int) -> InfluenceScore:
+    score = score_of(probe - theta, theta, seq_len)
     loss_probe = -probe.mean().item() if len(probe) else 0.0
-    return InfluenceScore(
-        value=score.loss - loss_probe, tokens=score.tokens, shares=score.shares, loss=score.loss, loss_probe=loss_probe
-    )
+    return InfluenceScore(**vars(score) | {"value": score.loss - loss_probe}, loss_probe=loss_probe)
 
 
 class TextInfluence:

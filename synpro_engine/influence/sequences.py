@@ -26,6 +26,8 @@ class Window:
     """Place of its first target in the sequence."""
     inputs: Sequence[int]
     targets: Sequence[int]
+    last: bool
+    """Whether its sequence ends with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,11 @@ class WindowBatch:
         """Whether some row holds more than one window."""
         return len({place.row for place in self.places}) < len(self.places)
 
+    @property
+    def ends(self) -> bool:
+        """Whether its last window is the last of a sequence."""
+        return self.places[-1].window.last
+
     def padded(self, rows: int, columns: int) -> WindowBatch:
         """The same with rows and columns of padding behind."""
         sides = (0, columns - self.tokens_BS.size(1), 0, rows - self.tokens_BS.size(0))
@@ -78,11 +85,26 @@ def window_batches(
     return [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
 
 
+def batches_by_sequence(
+    sequences: Sequence[Sequence[int]], *, start_id: int, seq_len: int, micro_batch: int
+) -> list[WindowBatch]:
+    """The windows of one sequence in a micro-batch, or in several in a row where it has more than `micro_batch`.
+
+    Sequences without tokens have none; those of similar lengths are neighbours. Cut as by `window_batches`.
+    """
+    found = []
+    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        rows = [[window] for window in _windows(index, sequences[index], start_id, seq_len)]
+        found += [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
+    return found
+
+
 def _windows(sequence: int, ids: Sequence[int], start_id: int, length: int) -> Iterator[Window]:
     inputs = [start_id, *ids[:-1]]
     for at in range(0, len(ids), length):
         stop = at + length
-        yield Window(sequence=sequence, start=at, inputs=inputs[at:stop], targets=ids[at:stop])
+        last = stop >= len(ids)
+        yield Window(sequence=sequence, start=at, inputs=inputs[at:stop], targets=ids[at:stop], last=last)
 
 
 def _packed(windows: Sequence[Window], capacity: int) -> list[list[Window]]:

@@ -99,7 +99,9 @@ def test_a_run_and_its_checkpoints_give_the_same_lines(run: Path, docs: Path, sc
     assert (tmp_path / "scores.jsonl").read_bytes() == scores.read_bytes()
     records = [json.loads(line) for line in scores.read_text().splitlines()]
     assert [record["id"] for record in records] == [f"d{i}" for i in range(COUNT)]
-    assert set(records[0]) == {"id", "value", "tokens", "loss", "estimator", "at", "clip", "theta", "probe"}
+    assert set(records[0]) == {"id", "value", "tokens", "windows", "loss", "estimator", "at", "clip", "theta", "probe"}
+    assert {record["windows"] for record in records} > {1, 2}
+    assert all(record["windows"] == math.ceil(record["tokens"] / 64) for record in records), "smoke's model has 64"
     assert (records[0]["estimator"], records[0]["at"], records[0]["clip"]) == ("dot", "theta", 1.0)
     for name, stage in (("theta", "pretrain"), ("probe", "round-1/probe")):
         assert records[0][name] == json.loads((run / stage / "manifest.json").read_text())["content_hash"]
@@ -146,6 +148,9 @@ def test_an_output_is_gone_on_with_only_by_what_began_it(
     for option, value in (("--estimator", "jvp"), ("--clip", "0")):
         other = [*of(run), option, value, "--input", str(docs), "--output", str(output)]
         assert f"by another {option[2:]}" in refused(capsys, other)
+    output.write_text(re.sub(r'"windows": \d+, ', "", begun))
+    message = refused(capsys, [*of(run), "--input", str(docs), "--output", str(output)])
+    assert "scores of an older version" in message
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join(docs.read_text().splitlines(keepends=True)[1:]))
     output.write_text(begun)
@@ -290,7 +295,11 @@ def test_an_explanation_is_the_document_s_score_in_numbers(
     capsys.readouterr()
     assert main([*of(run), "--input", str(docs), "--explain", "d3"]) == 0
     shown = capsys.readouterr().out
-    assert "\x1b" not in shown and f"{expected['tokens']} tokens" in shown and f"{expected['value']:+.6f}" in shown
+    assert (
+        "\x1b" not in shown
+        and f"{expected['tokens']} tokens in {expected['windows']} windows" in shown
+        and f"{expected['value']:+.6f}" in shown
+    )
     shares = [float(line.split("\t")[0]) for line in shown.splitlines() if "\t" in line]
     assert math.fsum(shares) == pytest.approx(expected["value"], abs=1e-4)
     total = f"total {expected['value']:+.6f}"
@@ -314,7 +323,7 @@ def test_on_a_terminal_the_text_itself_is_coloured_and_nothing_in_it_can_drive_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pieces = (("up", 0.4), (" down\n", -0.4), ("\x1b[2J", 0.1), (" flat", 0.0), ("end", math.nan))
-    score = SequenceScore(value=0.1, tokens=5, shares=(), loss=1.0)
+    score = SequenceScore(value=0.1, tokens=5, windows=1, shares=(), loss=1.0)
     found = Explanation(id="a\x1bb", score=score, estimator="dot", shares_by="site", pieces=pieces)
     for name, value in (("NO_COLOR", ""), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)

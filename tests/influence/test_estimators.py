@@ -19,11 +19,13 @@ from synpro_engine.influence import (
     build_estimator,
     sequence_logprobs,
 )
+from synpro_engine.influence.direction import displaced
 from synpro_engine.influence.sequences import window_batches
 from synpro_engine.model.model import Model
 from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, per_example, sequences
 
 GIVEN = sequences(12, seed=1)
+LONG = sequences(1, seed=5, longest=200)[0]  # 135 tokens: nine windows, the last one short
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,34 @@ def test_capture_equals_forward_mode_in_value_and_loss(model: Model, direction: 
         dot = DotInfluence(model, direction, start_id=START, at=at, packed=packed, micro_batch=5).score(GIVEN)
         assert error(np.array([s.value for s in dot]), np.array([s.value for s in true])) < 1e-5
         assert [s.loss for s in dot] == pytest.approx([s.loss for s in true], abs=2e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_a_text_is_clipped_by_the_norm_of_its_own_gradient_however_many_windows_it_has(
+    model: Model, direction: Direction, rows: int
+) -> None:
+    given = [*GIVEN[:3], LONG]
+    true = np.array(per_example(model, direction, given, clip=1.0))
+    assert error(values(DotInfluence(model, direction, start_id=START, clip=1.0, micro_batch=rows), given), true) < 1e-5
+
+
+@pytest.mark.parametrize("at", ["theta", "midpoint"])
+def test_every_estimator_gives_the_loss_where_it_is_taken_and_the_number_of_windows(
+    model: Model, direction: Direction, at: Any
+) -> None:
+    given, place = [*GIVEN, LONG], {"start_id": START, "at": at}
+    with displaced(model, direction, -0.5 if at == "midpoint" else 0.0):
+        losses = [-logprobs.mean().item() for logprobs in sequence_logprobs(model, given, start_id=START)]
+    estimators = [
+        DotInfluence(model, direction, **place),
+        DotInfluence(model, direction, clip=1.0, **place),
+        JvpInfluence(model, direction, **place),
+        FiniteDifferenceInfluence(model, direction, step=0.3, **place),
+    ]
+    for estimator in [*estimators, *[Influence(model, direction, start_id=START)] * (at == "theta")]:
+        scores = estimator.score([*given, []])
+        assert [score.loss for score in scores] == pytest.approx([*losses, 0.0], abs=2e-6), type(estimator)
+        assert [score.windows for score in scores] == [-(-len(ids) // 16) for ids in [*given, []]]
 
 
 def test_shares_sum_to_the_score_and_there_is_one_a_token(model: Model, direction: Direction) -> None:

@@ -28,8 +28,9 @@ FOUR_RANKS = [
     ("DP2 PP2", "tied llama"),
     ("DP2 TP2 SP", "olmo2"),
 ]
-GIVEN = sequences(14)
-CLIP = 8.0  # between the norms of these sequences
+GIVEN = [*sequences(14), *sequences(1, seed=5, longest=200)]
+CLIPPED = ("clipped", "clipped, a window a pass", "clipped, two windows a pass")
+CLIP = 2.5  # between the norms of these sequences; windows of the longest have greater ones
 Scores = dict[str, list[list[float]]]
 
 
@@ -41,6 +42,8 @@ def scores_of(variant: str, topology: Topology) -> Scores:
     several = DotInfluence(model, directions, start_id=START, micro_batch=3)
     packed = DotInfluence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
     clipped = DotInfluence(model, directions["first"], start_id=START, clip=CLIP)
+    by_row = DotInfluence(model, directions["first"], start_id=START, clip=CLIP, micro_batch=1)
+    by_two = DotInfluence(model, directions["first"], start_id=START, clip=CLIP, micro_batch=2)
     middle = DotInfluence(model, directions["first"], start_id=START, at="midpoint", micro_batch=5)
     two = Influence(model, moved(model), start_id=START, micro_batch=5)
     delta = Influence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
@@ -50,6 +53,8 @@ def scores_of(variant: str, topology: Topology) -> Scores:
         for name, e in (
             ("packed", packed),
             ("clipped", clipped),
+            ("clipped, a window a pass", by_row),
+            ("clipped, two windows a pass", by_two),
             ("midpoint", middle),
             ("two", two),
             ("delta", delta),
@@ -77,7 +82,8 @@ def truth() -> dict[str, tuple[Scores, dict[str, list[float]]]]:
                 name: per_example(model, direction_of(model, seed=seed), GIVEN)
                 for name, seed in (("first", 2), ("second", 3))
             }
-            defined["clipped"] = per_example(model, direction_of(model), GIVEN, CLIP)
+            of_whole_texts = per_example(model, direction_of(model), GIVEN, CLIP)
+            defined |= {name: of_whole_texts for name in CLIPPED}
             found[variant] = scores_of(variant, topology), defined
     return found
 

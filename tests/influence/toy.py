@@ -74,31 +74,21 @@ def walks(seed: int, topology: Topology, batch: int = 4) -> TokenLoader:
     return TokenLoader({"text": corpus}, {"text": 1.0}, SHAPE["seq_len"], batch, seed, dp_rank=dp.rank, dp_size=dp.size)
 
 
-def window_losses(model: Model, ids: list[int], weights: dict[Any, Tensor]) -> list[tuple[Tensor, int]]:
-    """Summed cross-entropy of each window of a sequence through the plain decoder, and its tokens; differentiable."""
-    batches = window_batches([ids], start_id=START, seq_len=model.config.seq_len, micro_batch=1)
-    return [
-        (-plain_logprobs(model, b.tokens_BS, b.labels_BS, weights.__getitem__).sum(), int((b.labels_BS >= 0).sum()))
-        for b in batches
-    ]
-
-
 def loss_of(model: Model, ids: list[int], weights: dict[Any, Tensor]) -> Tensor:
     """Mean cross-entropy of one sequence through the plain decoder, window by window; differentiable in `weights`."""
-    return torch.stack([loss for loss, _ in window_losses(model, ids, weights)]).sum() / len(ids)
+    batches = window_batches([ids], start_id=START, seq_len=model.config.seq_len, micro_batch=1)
+    losses = [-plain_logprobs(model, b.tokens_BS, b.labels_BS, weights.__getitem__).sum() for b in batches]
+    return torch.stack(losses).sum() / len(ids)
 
 
 def per_example(model: Model, direction: Direction, given: list[list[int]], clip: float = 0.0) -> list[float]:
-    """<grad L(x), v> by one backward pass a window in fp64: the definition; with `clip`, of clipped gradients."""
+    """<grad L(x), v> by one backward pass a sequence in fp64: the definition; with `clip`, of clipped gradients."""
     weights = {p: p.detach().double().requires_grad_() for p in model.parameters()}
     v = torch.cat([direction.tensors[name].double().flatten() for name, _ in model.named_parameters()])
     found = []
     for ids in given:
-        total = 0.0
-        for loss, tokens in window_losses(model, ids, weights):
-            grads = torch.autograd.grad(loss, list(weights.values()))
-            gradient = torch.cat([g.flatten() for g in grads])
-            factor = min(1.0, clip * tokens / float(gradient.norm())) if clip else 1.0
-            total += factor * float(gradient @ v)
-        found.append(total / len(ids))
+        grads = torch.autograd.grad(loss_of(model, ids, weights), list(weights.values()))
+        gradient = torch.cat([g.flatten() for g in grads])
+        factor = min(1.0, clip / float(gradient.norm())) if clip else 1.0
+        found.append(factor * float(gradient @ v))
     return found

@@ -1,0 +1,90 @@
+"""What surrounds an answer because of how models are served: reasoning, turns of a conversation, code fences.
+
+Knows tags and tokens that stand where only such things do, at the start or the end of a line; a text that mentions
+them is left alone. Counts what it takes away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from synpro_engine.synth.parsed import HEADINGS, Cut, size
+
+_THINK = r"(?:think|thinking|thought|reasoning)"
+_OPENED = re.compile(rf"(?:^|(?<=Topic:))[ \t]*<{_THINK}>", re.IGNORECASE | re.MULTILINE)
+_CLOSED = re.compile(rf"</{_THINK}>", re.IGNORECASE)
+_CLOSED_ALONE = re.compile(rf"</{_THINK}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_HEADING_FIRST = re.compile(r"\s*(?:" + "|".join(map(re.escape, HEADINGS)) + r")(?:\s*- Topic:)?", re.IGNORECASE)
+_TURN_ENDS = re.compile(
+    r"(?:<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|eos)\|>|</s>|<end_of_turn>|<eos>)+[ \t]*$"
+    r"|(?:<\|(?:im_end|endoftext|eot_id)\|>)+(?=<\||\s*\n)",
+    re.MULTILINE,
+)
+_TURN_BEGINS = re.compile(
+    r"^[ \t]*(?:<\|im_start\|>[ \t]*(?P<chatml>\w*)|<\|start_header_id\|>(?P<llama>\w*)<\|end_header_id\|>"
+    r"|<\|(?P<olmo>assistant|user|system)\|>|<start_of_turn>[ \t]*(?P<gemma>\w*)|<s>|\[/?INST\])",
+    re.MULTILINE,
+)
+_NEXT_SPEAKER = re.compile(r"\n[ \t]*\n(?:User|Human|System|### (?:Instruction|Input)):[ \t]*$", re.MULTILINE)
+_HEADERS = 4  # tokens that a turn may begin with, and more than templates use
+FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
+
+
+def cleaned(raw: str, cut: Counter[Cut]) -> tuple[str, bool]:
+    """The answer itself with plain line ends, and whether the turn was seen to end behind it."""
+    text = _without_thinking(raw.replace("\r\n", "\n").replace("\r", "\n"), cut)
+    for _ in range(_HEADERS):
+        begin = _TURN_BEGINS.search(text)
+        if begin is None or _says_something(text[: begin.start()]):
+            break
+        cut[Cut.CHAT_TOKEN] += size(begin.group())
+        text = text[: begin.start()] + text[begin.end() :]
+    return _first_turn(text, cut)
+
+
+def _without_thinking(text: str, cut: Counter[Cut]) -> str:
+    kept, at = [], 0
+    while opened := _OPENED.search(text, at):
+        closed = _CLOSED.search(text, opened.end())
+        end = closed.end() if closed else len(text)  # never closed: the answer did not come
+        kept.append(text[at : opened.start()])
+        cut[Cut.THINKING] += size(text[opened.start() : end])
+        at = end
+    text = "".join([*kept, text[at:]])
+    if not kept and (closed := _CLOSED_ALONE.search(text)):  # templates may open the block in the prompt
+        heading = _HEADING_FIRST.match(text)
+        start = heading.end() if heading and heading.end() <= closed.start() else 0
+        cut[Cut.THINKING] += size(text[start : closed.end()])
+        text = text[:start] + text[closed.end() :]
+    return text
+
+
+def _says_something(before: str) -> bool:
+    heading = _HEADING_FIRST.match(before)
+    return bool(before[heading.end() if heading else 0 :].strip())
+
+
+def _first_turn(text: str, cut: Counter[Cut]) -> tuple[str, bool]:
+    """The text up to where the turn ends or another begins, and whether there is such a place."""
+    ends = [found for pattern in (_TURN_ENDS, _TURN_BEGINS, _NEXT_SPEAKER) if (found := pattern.search(text))]
+    ends = [found for found in ends if _says_something(text[: found.start()])]
+    if not ends:
+        return text, False
+    end = min(ends, key=lambda found: found.start())
+    token = size(end.group()) if end.re is not _NEXT_SPEAKER else 0
+    cut[Cut.CHAT_TOKEN] += token
+    cut[Cut.NEXT_TURN] += size(text[end.start() :]) - token
+    return text[: end.start()], True
+
+
+def unfenced(body: str, cut: Counter[Cut]) -> str:
+    """Without the marks of a code block that holds all of it, or of which only the closing one came."""
+    fences = list(FENCE.finditer(body))
+    around = [f for f in fences if not body[: f.start()].strip() or not body[f.end() :].strip()]
+    if len(around) != 2 and (len(fences) % 2 == 0 or not around):  # a block within the text stays
+        return body
+    for fence in reversed(around):
+        cut[Cut.FENCE] += size(fence.group())
+        body = body[: fence.start()] + body[fence.end() :]
+    return body.strip()

@@ -1,0 +1,191 @@
+"""Reading entries of the form `Topic: ... Content: ...`, however a model laid them out.
+
+Knows two keys, and what may stand around them: bullets, numbers, markdown, line breaks. Everything between a content's
+key and the next key, blank line or heading is the content. Counts what becomes no entry; an entry that says nothing is
+left out alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+
+from synpro_engine.synth.cleaning import FENCE
+from synpro_engine.synth.commentary import is_talk
+from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
+
+_COLON = r"[:\uff1a\ufe55\u2236]"
+_BULLET = r"(?:[-*+\u2022\u2023\u25e6\u25aa\u25cf\u2013\u2014\u00b7>|]|#{1,6}|\(?\d{1,3}[.):]|(?:Entry|Item)\s*\d+\s*[:.)-])"
+_MARK = r"[*_`\"]{0,3}"
+_BEFORE = rf"[ \t]*(?:{_BULLET}[ \t]*){{0,4}}{_MARK}"
+_TOPIC = re.compile(rf"{_BEFORE}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]){_MARK}", re.I)
+_CONTENT = re.compile(
+    rf"{_BEFORE}Content[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]|[ \t]*$){_MARK}", re.IGNORECASE
+)
+# Within a line a key needs more: the capital letter and a colon, and for a topic a bullet or a full stop before it.
+_CONTENT_WITHIN = re.compile(rf"[ \t]*[|;,(\u2013\u2014-]*[ \t]*{_MARK}(?<![^\W_])Content[ \t]*{_MARK}[ \t]*{_COLON}{_MARK}")
+_CONTENT_WITHIN_LOWER = re.compile(_CONTENT_WITHIN.pattern, re.IGNORECASE)
+_TOPIC_WITHIN = re.compile(
+    rf"(?:(?<=[.!?\u3002|])[ \t]*|(?<=[ \t]){_BULLET}[ \t]*){_MARK}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*{_COLON}"
+)
+_NOTHING_SAID = re.compile(r"(?:[\W\d_]|Entry|Item)*", re.IGNORECASE)
+_INDENTED = re.compile(r"[ \t]+\S")
+_BREAK = re.compile(
+    r"[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$|\W{3,}$)", re.IGNORECASE
+)
+_MARKS = ("***", "**", "__", "`", "*", "_")
+_DOTS = re.compile(r"\W*(?:\.\.\.|\u2026)\W*")
+_SLOT_WORDS = (
+    r"(?:(?:insert|your|the|a|an|of|this|that|for|from|entry|entries|text|here|topic|content|title|fact|details?"
+    r"|placeholder|summary|short|brief|name|goes|input|rewritten|paraphrased)\b[\W\d]*)+"
+)
+_SLOT = re.compile(rf"\[\s*(?:{_SLOT_WORDS}|\.\.\.|\u2026)\s*\]\W*", re.IGNORECASE)
+_TAG_SLOT = re.compile(rf"(?:<\s*{_SLOT_WORDS}>|\{{\s*{_SLOT_WORDS}\}})\W*", re.IGNORECASE)
+_LONGEST_SLOT = 80  # characters
+
+
+def is_slot(text: str) -> bool:
+    """Whether a text is nothing but a slot in square brackets that asks to be filled in, such as `[topic]`."""
+    return len(text) <= _LONGEST_SLOT and _SLOT.fullmatch(text) is not None
+
+
+def _is_left_open(text: str) -> bool:
+    """Whether a value is what the prompt's pattern has in its place."""
+    short = len(text) <= _LONGEST_SLOT
+    return is_slot(text) or (short and any(pattern.fullmatch(text) for pattern in (_DOTS, _TAG_SLOT)))
+
+
+@dataclass
+class _Draft:
+    """An entry while it is read; None where a key has not come."""
+
+    topic: list[str] | None = None
+    content: list[str] | None = None
+    closed: bool = False
+    raw: list[str] = field(default_factory=list)
+
+
+def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) -> list[Entry]:
+    """The first entries that say something, each once; the last one of an unfinished answer is not whole."""
+    example_words = set(_words(example))
+    drafts = list(_drafts(body, cut))
+    if not finished and drafts and not drafts[-1].closed:
+        cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
+    found: dict[Entry, None] = {}
+    for draft in drafts:
+        entry = Entry(topic=_value(draft.topic), content=_value(draft.content))
+        fault = _fault(entry, example_words)
+        if fault is None and entry in found:
+            fault = Cut.DUPLICATE
+        if fault is None and len(found) == MAX_ENTRIES:
+            fault = Cut.TOO_MANY
+        if fault is None:
+            found[entry] = None
+        else:
+            cut[fault] += sum(map(size, draft.raw))
+    return list(found)
+
+
+def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
+    """Entries as they are laid out; lines that belong to none are counted. A closed one has something behind it."""
+    draft, blank = None, False
+    for line in _lines(body):
+        topic, content = _TOPIC.match(line), _CONTENT.match(line)
+        if topic or (content and (draft is None or draft.content is not None)):
+            if draft is not None:
+                draft.closed = True
+                yield draft
+            draft = _Draft()
+        if not line.strip():
+            blank = True
+        elif draft is None:
+            cut[_kind(line)] += size(line)
+        elif topic:
+            _begin(draft, line, topic.end())
+        elif content:
+            draft.content = [line[content.end() :]]
+            draft.raw.append(line)
+        elif _kind(line) != Cut.OUTSIDE or _BREAK.match(line) or (blank and not _INDENTED.match(line)):
+            cut[_kind(line)] += size(line)
+            draft.closed = True
+            yield draft
+            draft = None
+        else:
+            _go_on(draft, line)
+        blank = not line.strip()
+    if draft is not None:
+        yield draft
+
+
+def _kind(line: str) -> Cut:
+    """What a line is that belongs to no entry."""
+    if FENCE.match(line):
+        return Cut.FENCE
+    return Cut.COMMENTARY if is_talk(line) else Cut.OUTSIDE
+
+
+def _lines(body: str) -> Iterator[str]:
+    """Lines, each of one entry at most."""
+    for line in body.split("\n"):
+        at = 0
+        for match in _TOPIC_WITHIN.finditer(line):
+            if not _NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
+                yield line[at : match.start()]
+                at = match.start()
+        yield line[at:]
+
+
+def _begin(draft: _Draft, line: str, at: int) -> None:
+    draft.topic = []
+    _go_on(draft, line[at:])
+    draft.raw = [line]
+
+
+def _go_on(draft: _Draft, line: str) -> None:
+    """Add a line, whose content may begin within it."""
+    draft.raw.append(line)
+    if draft.content is not None:
+        draft.content.append(line)
+        return
+    assert draft.topic is not None, "a draft begins with a key"
+    key = _CONTENT_WITHIN.search(line) or _CONTENT_WITHIN_LOWER.search(line)
+    if key is None:
+        draft.topic.append(line)
+    else:
+        draft.topic.append(line[: key.start()])
+        content = line[key.end() :]
+        draft.content = [content.rstrip().removesuffix(")") if "(" in key.group() else content]
+
+
+def _value(lines: list[str] | None) -> str:
+    """On one line, without separators at its ends and marks around it or left over at an end."""
+    text = " ".join(" ".join(lines or ()).split()).strip(" \t|;,")
+    for mark in _MARKS:
+        inner = text[len(mark) : -len(mark)]
+        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:
+            text = inner.strip()
+        elif text.count(mark) % 2:
+            text = text.removeprefix(mark + " ").strip() if text.startswith(mark + " ") else text.removesuffix(mark).strip()
+    return text
+
+
+def _fault(entry: Entry, example_words: Set[str]) -> Cut | None:
+    """Why an entry says nothing of its own."""
+    topic, content = _words(entry.topic), _words(entry.content)
+    if _is_left_open(entry.content) or is_slot(entry.topic) or _DOTS.fullmatch(entry.topic):
+        return Cut.PLACEHOLDER  # a topic like <title> may be meant
+    if not content:
+        return Cut.NO_CONTENT
+    if not topic:
+        return Cut.NO_TOPIC
+    if topic == content:
+        return Cut.ECHO
+    # Short words are everywhere; that most of several longer ones come from the example is no accident.
+    telling = {word for word in content if len(word) > 3}
+    return Cut.EXAMPLE if len(telling & example_words) > max(2, 0.6 * len(telling)) else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
