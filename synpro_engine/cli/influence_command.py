@@ -34,11 +34,11 @@ reference does.
 
 \b
 Each line of the output is {"id", "value", "tokens", "windows", "loss", "estimator", "theta", "probe"} and the
-estimator's settings, in the order of the input; theta and probe are content hashes, loss is the mean one in nats per
-token where the estimate is taken (--at). A text longer than the model's context is cut into that many windows, each
-without what stands before it; its influence and loss are means over all of its tokens. Called again after an interruption it goes on
-behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one that lacks
-them ends the command, which names file and line, or is named and left out with --skip-bad.
+estimator's settings, in the order of the input; theta and probe are content hashes, and loss is the mean one, in nats
+per token, where the estimate is taken (--at). A text longer than the model's context is cut into so many windows, each
+without what stands before it; influence and loss are means over all of its tokens. Called again after an interruption
+it goes on behind the last whole line. A document needs a string `id`, unique in the input, and a string `text`; one
+that lacks them ends the command, which names file and line, or is named and left out with --skip-bad.
 """
 
 

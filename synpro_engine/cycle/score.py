@@ -37,10 +37,11 @@ def score_documents(
     """Append one JSON line per document to `output`, in the order of the input.
 
     A line holds `id`, `value` and `loss` (nats per token; null where not finite), `tokens` and the `windows` of the
-    model's length that they were cut into, the `estimator` with its settings, and the content hashes `theta` and `probe`; with `shares` each token's part of `value`. What `output`
-    holds of the same documents already is kept, so an interrupted call goes on, with nothing lost or twice. Collective.
-    Raises UserError for a bad document (naming file and line; what was scored before it is kept), unless `skip_bad`
-    leaves those out, and for an `output` that holds something else.
+    model's length that they were cut into, the `estimator` with its settings, and the content hashes `theta` and
+    `probe`; with `shares` each token's part of `value`. What `output` holds of the same documents already is kept, so
+    an interrupted call goes on, with nothing lost or twice. Collective. Raises UserError for a bad document (naming
+    file and line; what was scored before it is kept), unless `skip_bad` leaves those out, and for an `output` that
+    holds something else.
     """
     config = pair.resolved(config)
     made_by = _made_by(pair, config)

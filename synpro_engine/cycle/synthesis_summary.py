@@ -91,7 +91,7 @@ def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
                 continue
             one = read_yield(run.directory / stage / CORPUS).by_operation[operation]
             name = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
-            found[name] = OperationYield(operation=name, kept=one.accepted, rejects=one.rejected)
+            found[name] = OperationYield(operation=name, kept=one.accepted, rejects=one.rejected, cut=one.cut_chars)
     return tuple(found.values())
 
 

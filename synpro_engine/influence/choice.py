@@ -30,9 +30,9 @@ class EstimatorConfig(Config):
     """Where a first-order estimate is taken: at `theta`, or at the `midpoint` of the displacement of a probe."""
     clip: float | None = Field(default=None, ge=0)
     """dot only: multiply a text's score by min(1, clip / norm of its gradient), as training's clipping does in a step
-    on it alone, so that no text scores by its gradient's size. The norm is of the text's mean loss, over all windows of a
-    long one. Texts then run one by one. 0: off; where not given, 1 along a gradient and 0 along a displacement, where
-    it is to agree with the others."""
+    on it alone, so that no text scores by its gradient's size: that of its mean loss, over all windows of a long text.
+    Texts then run one by one. 0: off; where not given, 1 along a gradient and 0 along a displacement, where it is to
+    agree with the others."""
     step: float = Field(default=0.1, gt=0)
     """finite_difference only: how far to step to either side, as a part of the displacement."""
     micro_batch: int = Field(default=16, gt=0)

@@ -52,11 +52,12 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class OperationYield:
-    """How many completions of an operation became documents, and how many were rejected for each reason."""
+    """How many completions of an operation became documents, how many were rejected and what was cut, by cause."""
 
     operation: str
     kept: int
     rejects: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, int] = field(default_factory=dict)  # characters of kept answers that are not in the texts
 
     @property
     def generated(self) -> int:

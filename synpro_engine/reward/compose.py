@@ -91,12 +91,19 @@ class Composer:
                 if name not in self._rewards:
                     raise UserError(f"`reward.{operation}`: no reward `{name}`{nearest(name, self._rewards)}")
 
-    def score(self, candidates: Sequence[Candidate]) -> RewardTable:
-        """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once."""
+    def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
+        """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.
+
+        exact: whether an answer that was read but lacks the exact form (`Parsed.exact`) scores 0, as in tuning.
+        """
         parts = {name: [0.0] * len(candidates) for name in self._rewards}
         total = [0.0] * len(candidates)
         for name, reward in self._rewards.items():
-            wanted = [i for i, c in enumerate(candidates) if c.parsed.ok and self._weight(c, name)]
+            wanted = [
+                i
+                for i, c in enumerate(candidates)
+                if c.parsed.ok and (c.parsed.exact or not exact) and self._weight(c, name)
+            ]
             values = reward([candidates[i] for i in wanted]) if wanted else []
             for i, value in zip(wanted, values, strict=True):
                 assert math.isfinite(value), f"reward {name} is {value}"
@@ -105,8 +112,8 @@ class Composer:
         return RewardTable(total=total, parts=parts)
 
     def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
-        """The same as one mapping per candidate with the `total` among its parts, for records of generation."""
-        table = self.score(candidates)
+        """One mapping per candidate with the `total` among its parts, for records of generation: all that was read."""
+        table = self.score(candidates, exact=False)
         return [
             {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
             | {"total": table.total[i]}

@@ -9,14 +9,14 @@ from synpro_engine.reward.words import rouge_l_precision
 
 
 class FormatReward:
-    """1 if the answer has exactly one known heading and could be read, else 0."""
+    """1 if the answer begins with its heading, has no other known one and could be read, else 0."""
 
     name = "format"
     range = (0.0, 1.0)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Values of `Parsed.ok` [C]."""
-        return [float(candidate.parsed.ok) for candidate in candidates]
+        """Whether the answer was read and is `Parsed.exact` [C]."""
+        return [float(candidate.parsed.ok and candidate.parsed.exact) for candidate in candidates]
 
 
 class LengthReward:

@@ -36,7 +36,8 @@ class Reward(Protocol):
 class RewardTable:
     """Scores of C candidates: `total` [C] is the weighted sum, `parts` the unweighted values [C] by name.
 
-    A part is 0 where the candidate's operation gives it no weight, and everything is 0 for a wrong format.
+    A part is 0 where the candidate's operation gives it no weight, and everything is 0 for an answer that was not read,
+    or that lacks the exact form where that is asked for.
     """
 
     total: list[float]

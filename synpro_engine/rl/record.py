@@ -45,7 +45,7 @@ def _row(rollout: Rollout) -> dict[str, float]:
     return {
         "reward": rollout.reward,
         **parts,
-        "accepted": float(rollout.candidate.parsed.ok),
+        "accepted": float(rollout.candidate.parsed.ok and rollout.candidate.parsed.exact),
         "finished": float(rollout.completion.finished),
         "length": float(len(rollout.completion.token_ids)),
     }
@@ -86,6 +86,7 @@ def sample_values(rollout: Rollout) -> Mapping[str, Value]:
         "completion": rollout.candidate.raw,
         "text": parsed.text,
         "reason": None if parsed.reason is None else str(parsed.reason),
+        "exact": parsed.exact,
         "reward": rollout.reward,
         "advantage": rollout.advantage,
         **{f"reward/{name}": value for name, value in rollout.parts.items()},

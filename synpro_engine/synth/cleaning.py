@@ -82,7 +82,8 @@ def unfenced(body: str, cut: Counter[Cut]) -> str:
     """Without the marks of a code block that holds all of it, or of which only the closing one came."""
     fences = list(FENCE.finditer(body))
     around = [f for f in fences if not body[: f.start()].strip() or not body[f.end() :].strip()]
-    if len(around) != 2 and (len(fences) % 2 == 0 or not around):  # a block within the text stays
+    whole, stray = len(fences) == len(around) == 2, len(fences) % 2 == 1 and len(around) == 1
+    if not (whole or stray):  # blocks within the text stay
         return body
     for fence in reversed(around):
         cut[Cut.FENCE] += size(fence.group())

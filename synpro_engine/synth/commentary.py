@@ -27,8 +27,8 @@ _OBJECTS = (
 _RESULT = r"(?:above|paraphrased|rephrased|rewritten|revised|reworded|edited)"
 _THING = r"(?:version|text|passage|paragraph|paraphrase|rewrite|rewriting|rendition)"
 _KEEPS = (
-    r"(?:keeps?|maintains?|preserves?|retains?|conveys?|captures?|aims?|uses?|avoids?|simplifies|is (?:more|written|meant"
-    r"|intended|a paraphrase)|has been|should|follows|makes)"
+    r"(?:keeps?|maintains?|preserves?|retains?|conveys?|captures?|aims?|uses?|avoids?|simplifies|has been|should"
+    r"|follows|makes|is (?:more|written|meant|intended|a paraphrase))"
 )
 _TALK = re.compile(
     r"\W{0,8}(?:(?:please\s+)?note(?:\s+that|:)\s*)?(?:"
@@ -41,7 +41,8 @@ _TALK = re.compile(
     r"|(?:these|the|the\s+above)\s+(?:structured\s+)?entries\s+(?:cover|capture|summari[sz]e|are\s+based|provide|highlight)"
     r"|(?:please\s+|just\s+)?let\s+me\s+know\s+(?:if|whether|what|how)\b"
     r"|(?:I\s+)?hope\s+(?:this|that|it|these)\s+(?:helps?|is\s+helpful|meets|works)\b|(?:please\s+)?feel\s+free\s+to\s+\w+"
-    r"\s+(?:me|if|the|this|any|out)\b|(?:would|do)\s+you\s+(?:like|want)\s+me\s+to\b|is\s+there\s+anything\s+else\s+(?:I|you)\b"
+    r"\s+(?:me|if|the|this|any|out)\b|(?:would|do)\s+you\s+(?:like|want)\s+me\s+to\b"
+    r"|is\s+there\s+anything\s+else\s+(?:I|you)\b"
     r"|if\s+you(?:['\u2019]d\s+like|\s+(?:need|want|have|would\s+like))\s+(?:any|me|more|further|another|additional|the)\s"
     r"(?:.{0,40}\b(?:changes|questions|entries|version|rephrase|help|assistance|let\s+me\s+know)\b))",
     re.IGNORECASE,

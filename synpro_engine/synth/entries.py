@@ -17,15 +17,21 @@ from synpro_engine.synth.commentary import is_talk
 from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
 
 _COLON = r"[:\uff1a\ufe55\u2236]"
-_BULLET = r"(?:[-*+\u2022\u2023\u25e6\u25aa\u25cf\u2013\u2014\u00b7>|]|#{1,6}|\(?\d{1,3}[.):]|(?:Entry|Item)\s*\d+\s*[:.)-])"
+_BULLET = (
+    r"(?:[-*+\u2022\u2023\u25e6\u25aa\u25cf\u2013\u2014\u00b7>|]|#{1,6}|\(?\d{1,3}[.):]|(?:Entry|Item)\s*\d+\s*[:.)-])"
+)
 _MARK = r"[*_`\"]{0,3}"
 _BEFORE = rf"[ \t]*(?:{_BULLET}[ \t]*){{0,4}}{_MARK}"
-_TOPIC = re.compile(rf"{_BEFORE}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]){_MARK}", re.I)
+_TOPIC = re.compile(
+    rf"{_BEFORE}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]){_MARK}", re.I
+)
 _CONTENT = re.compile(
     rf"{_BEFORE}Content[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]|[ \t]*$){_MARK}", re.IGNORECASE
 )
 # Within a line a key needs more: the capital letter and a colon, and for a topic a bullet or a full stop before it.
-_CONTENT_WITHIN = re.compile(rf"[ \t]*[|;,(\u2013\u2014-]*[ \t]*{_MARK}(?<![^\W_])Content[ \t]*{_MARK}[ \t]*{_COLON}{_MARK}")
+_CONTENT_WITHIN = re.compile(
+    rf"[ \t]*[|;,(\u2013\u2014-]*[ \t]*{_MARK}(?<![^\W_])Content[ \t]*{_MARK}[ \t]*{_COLON}{_MARK}"
+)
 _CONTENT_WITHIN_LOWER = re.compile(_CONTENT_WITHIN.pattern, re.IGNORECASE)
 _TOPIC_WITHIN = re.compile(
     rf"(?:(?<=[.!?\u3002|])[ \t]*|(?<=[ \t]){_BULLET}[ \t]*){_MARK}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*{_COLON}"
@@ -75,7 +81,7 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
     found: dict[Entry, None] = {}
     for draft in drafts:
-        entry = Entry(topic=_value(draft.topic), content=_value(draft.content))
+        entry = Entry(topic=_value(draft.topic).rstrip("|;, "), content=_value(draft.content))
         fault = _fault(entry, example_words)
         if fault is None and entry in found:
             fault = Cut.DUPLICATE
@@ -160,14 +166,14 @@ def _go_on(draft: _Draft, line: str) -> None:
 
 
 def _value(lines: list[str] | None) -> str:
-    """On one line, without separators at its ends and marks around it or left over at an end."""
-    text = " ".join(" ".join(lines or ()).split()).strip(" \t|;,")
+    """On one line, without a table's edges, and without marks around it or left over at an end."""
+    text = " ".join(" ".join(lines or ()).split()).strip(" |")
     for mark in _MARKS:
         inner = text[len(mark) : -len(mark)]
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:
             text = inner.strip()
-        elif text.count(mark) % 2:
-            text = text.removeprefix(mark + " ").strip() if text.startswith(mark + " ") else text.removesuffix(mark).strip()
+        elif text.count(mark) % 2:  # a single star before a text is a bullet of its own
+            text = text.removeprefix(f"{mark} " if len(mark) > 1 else "").removesuffix(mark).strip()
     return text
 
 

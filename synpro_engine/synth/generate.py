@@ -3,7 +3,7 @@
 Knows ranks, files and what is already done; knows neither prompts nor models. The outcome is an artifact that
 `read_documents` reads like any other corpus:
 
-    docs.jsonl.zst        accepted texts: id, text, provenance, rewards
+    docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
     about/rejects.jsonl   refused completions: id, reason, what was written, provenance
     about/yield.json      the YieldReport
 
@@ -32,6 +32,7 @@ from synpro_engine.synth.yields import YieldCounter, YieldReport
 
 DOCUMENTS, REJECTS, YIELD = "docs.jsonl.zst", "about/rejects.jsonl", "about/yield.json"
 _SETTINGS = "settings.json"
+_READING = 2  # of answers: goes up where another text may come out of the same answer
 
 
 def generate_corpus(
@@ -97,6 +98,7 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
         "generator": producer.generator_hash,
         "longest_prompt": producer.longest_prompt,
         "tokenizer": producer.tokenizer.fingerprint,
+        "reading": _READING,
         "prompts": {name: operation.prompt_version for name, operation in producer.operations.items()},
         "source_sha256": source.hexdigest(),
         "scored": producer.scorer is not None,
@@ -174,7 +176,8 @@ def _merge(
                 counter.add(record)
                 origin = {"provenance": record["provenance"]}
                 if record["reason"] is None:
-                    accepted.write(Document(record["id"], record["text"]), {**origin, "rewards": record["rewards"]})
+                    about = {**origin, "rewards": record["rewards"], "cut": record["cut"]}
+                    accepted.write(Document(record["id"], record["text"]), about)
                 else:
                     refused = {"id": record["id"], "reason": record["reason"], "raw": record["raw"], **origin}
                     rejects.write(json.dumps(refused, ensure_ascii=False) + "\n")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from synpro_engine.config import UserError, nearest
 from synpro_engine.synth.chat import ChatMessage
-from synpro_engine.synth.parse import REFORMAT_HEADING, REPHRASE_HEADING, Parsed, parse_reformat, parse_rephrase
+from synpro_engine.synth.parse import parse_reformat, parse_rephrase
+from synpro_engine.synth.parsed import REFORMAT_HEADING, REPHRASE_HEADING, Parsed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,9 +72,7 @@ def _no_entries(own: bool | None, finished: bool, cut: Counter[Cut]) -> Reject:
     return Reject.PLACEHOLDER if cut[Cut.PLACEHOLDER] else Reject.NO_ENTRIES
 
 
-def _accepted(
-    raw: str, heading: str, text: str, entries: tuple[Entry, ...], kept: int, cut: Counter[Cut]
-) -> Parsed:
+def _accepted(raw: str, heading: str, text: str, entries: tuple[Entry, ...], kept: int, cut: Counter[Cut]) -> Parsed:
     """kept: characters of the text and of the form that was asked for. What nothing else accounts for is markup."""
     cut[Cut.MARKUP] += max(0, size(raw) - kept - cut.total())
     counted = {reason: count for reason, count in sorted(cut.items()) if count}

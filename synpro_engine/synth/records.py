@@ -14,7 +14,7 @@ from synpro_engine.data import Tokenizer
 from synpro_engine.sampler import Completion, SamplingConfig
 from synpro_engine.synth.chat import render_chat, stop_ids
 from synpro_engine.synth.operations import Operation, operation_named
-from synpro_engine.synth.parse import Parsed, Reject
+from synpro_engine.synth.parsed import Parsed, Reject
 from synpro_engine.synth.work import GenerateConfig, WorkItem
 
 
@@ -152,6 +152,7 @@ class Producer:
             "id": self._id(item, member),
             "text": parsed.text,
             "reason": parsed.reason,
+            "cut": dict(parsed.cut),
             "raw": None if parsed.ok else candidate.raw,
             "rewards": {},
             "provenance": self.provenance(item, member, completion.finished),
@@ -165,6 +166,7 @@ class Producer:
             "id": self._id(item, 0),
             "text": "",
             "reason": Reject.PROMPT_TOO_LONG,
+            "cut": {},
             "raw": "",
             "rewards": {},
             "provenance": self.provenance(item, 0, False),

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
 from synpro_engine.config import Config
 
 
@@ -28,6 +30,10 @@ class OperationYield(Config):
     text_chars: int
     mean_rewards: dict[str, float]
     """Over the accepted ones."""
+    cut_chars: dict[str, int] = Field(default_factory=dict)
+    """Characters of accepted answers, white space aside, that are not in their texts, by cause (`Cut`)."""
+    cut_answers: dict[str, int] = Field(default_factory=dict)
+    """Number of accepted answers that lost something, by cause."""
 
     @property
     def share(self) -> float:
@@ -60,6 +66,14 @@ class YieldReport(Config):
         return dict(total.most_common())
 
     @property
+    def cut_answers(self) -> dict[str, int]:
+        """Accepted answers that lost something, by cause, the most frequent first."""
+        total: Counter[str] = Counter()
+        for one in self.by_operation.values():
+            total.update(one.cut_answers)
+        return dict(total.most_common())
+
+    @property
     def text_tokens(self) -> int:
         """Tokens of all accepted texts, by the generator's tokenizer."""
         return sum(one.text_tokens for one in self.by_operation.values())
@@ -67,10 +81,11 @@ class YieldReport(Config):
     @property
     def summary(self) -> str:
         """One line for the user."""
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.items())
-        return f"{self.accepted} of {self.completions} completions accepted, {self.text_tokens} tokens" + (
-            f"; refused: {reasons}" if reasons else ""
-        )
+        parts = [f"{self.accepted} of {self.completions} completions accepted, {self.text_tokens} tokens"]
+        for word, counts in (("refused", self.rejected), ("accepted without", self.cut_answers)):
+            if counts:
+                parts.append(f"{word}: " + ", ".join(f"{cause} {count}" for cause, count in counts.items()))
+        return "; ".join(parts)
 
 
 class YieldCounter:
@@ -79,6 +94,8 @@ class YieldCounter:
     def __init__(self) -> None:
         self._sums: dict[str, Counter[str]] = {}
         self._reasons: dict[str, Counter[str]] = {}
+        self._cut_chars: dict[str, Counter[str]] = {}
+        self._cut_answers: dict[str, Counter[str]] = {}
         self._rewards: dict[str, dict[str, list[float]]] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -95,6 +112,8 @@ class YieldCounter:
         sums["accepted"] += 1
         sums["text_tokens"] += record["text_tokens"]
         sums["text_chars"] += len(record["text"])
+        self._cut_chars.setdefault(name, Counter()).update(record["cut"])
+        self._cut_answers.setdefault(name, Counter()).update(record["cut"].keys())
         for reward, value in record["rewards"].items():
             self._rewards.setdefault(name, {}).setdefault(reward, []).append(value)
 
@@ -113,5 +132,7 @@ class YieldCounter:
             completion_tokens=sums["completion_tokens"],
             text_tokens=sums["text_tokens"],
             text_chars=sums["text_chars"],
+            cut_chars=dict(self._cut_chars.get(name, Counter()).most_common()),
+            cut_answers=dict(self._cut_answers.get(name, Counter()).most_common()),
             mean_rewards={reward: sum(values) / len(values) for reward, values in rewards.items()},
         )

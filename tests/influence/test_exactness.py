@@ -83,7 +83,7 @@ def truth() -> dict[str, tuple[Scores, dict[str, list[float]]]]:
                 for name, seed in (("first", 2), ("second", 3))
             }
             of_whole_texts = per_example(model, direction_of(model), GIVEN, CLIP)
-            defined |= {name: of_whole_texts for name in CLIPPED}
+            defined |= dict.fromkeys(CLIPPED, of_whole_texts)
             found[variant] = scores_of(variant, topology), defined
     return found
 

@@ -188,7 +188,9 @@ def full_report() -> ReportData:
         ),
         rewards=(_rewards("rephrase", 8), _rewards("reformat", 8)),
         yields=(
-            OperationYield(operation="rephrase", kept=88, rejects={"heading missing": 5, "too long": 3}),
+            OperationYield(
+                operation="rephrase", kept=88, rejects={"heading missing": 5, "too long": 3}, cut={"<b>": 1200}
+            ),
             OperationYield(
                 operation="reformat", kept=52, rejects={"no entry": 31, "brackets left in": 8, "cut off": 5}
             ),

@@ -50,6 +50,14 @@ def test_a_wrong_format_earns_zero_everywhere() -> None:
     assert all(value != 0.0 for value in table.total[len(BAD) :])
 
 
+def test_records_of_generation_measure_whatever_was_read() -> None:
+    [row] = _composer(CONFIG).rows([BAD[1]])
+    [exact] = _composer(CONFIG).rows([GOOD[1]])
+    assert BAD[1].parsed.text == GOOD[1].parsed.text
+    assert row["format"] == 0.0 and exact["format"] == 1.0
+    assert row["total"] == pytest.approx(exact["total"] - 1.0)
+
+
 def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
     table = _composer(CONFIG).score(GOOD)
     for i, candidate in enumerate(GOOD):

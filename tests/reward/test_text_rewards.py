@@ -3,7 +3,7 @@ import random
 import pytest
 
 from synpro_engine.reward import AntiCopyReward, Candidate, FormatReward, LengthReward, StructureReward, layout_match
-from synpro_engine.synth import REPHRASE
+from synpro_engine.synth import REFORMAT, REPHRASE
 
 SOURCE = (
     "# The mill\n\nThe mill at Harwick burned down in spring, and nobody knew why.\n\n"
@@ -35,9 +35,12 @@ def test_length_pays_for_any_text_up_to_a_quarter_longer() -> None:
     assert values == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_format_pays_for_what_could_be_read() -> None:
-    texts = ["The mill at Harwick was lost.", "", "[insert text here]"]
-    assert FormatReward()([_candidate(text) for text in texts]) == [1.0, 0.0, 0.0]
+def test_format_pays_for_one_heading_to_the_letter_and_for_nothing_else_that_could_be_read() -> None:
+    text = "The mill at Harwick was lost."
+    texts = [text, "", "[insert text here]", f"{REPHRASE.heading}\n{text}", f"{text}\n\n{REFORMAT.heading}\n- Topic: a"]
+    candidates = [_candidate(text) for text in texts]
+    assert [candidate.parsed.ok for candidate in candidates] == [True, False, False, True, True]
+    assert FormatReward()(candidates) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_the_same_layout_in_other_words_scores_one() -> None:

@@ -13,24 +13,25 @@ COMMAND = "python tests/synth/answers_page.py > docs/answers.md"
 HEAD = f"""\
 # What is read from an answer
 
-Generators are small and their answers are awkward. `synpro_engine/synth/parse.py` reads what can be told, and counts what it
-takes away. Every answer below is a test; this page is made from
+Generators are small and their answers are awkward. `synpro_engine/synth/parse.py` reads what can be told, and counts
+what it takes away. Every answer below is a test; this page is made from
 [the table](../tests/synth/awkward_answers.yaml) by `{COMMAND}`.
 
-- **Nothing is cut in silence.** `cut` counts characters, white space aside, by cause: with those of the text and of the form
-  that was asked for they are all of the answer. They stand beside every text of a corpus (`cut` in `docs.jsonl.zst`), are
-  summed in `about/yield.json`, and are shown in the report. The causes are explained in `synth/parsed.py`.
-- **Text is left as it is written.** Brackets, tags, formulas, HTML entities and markdown within a text are text. A slot is
-  what the prompt's own pattern leaves: an entry or a line that *is* `[topic]` or `...`. One bad entry never costs the others.
-- **Talk about the answer** is told by what it says of the rewriting, or to the user, in English, and only before and after
-  the text. A text about grammar or constitutions keeps its lines; a text that ends in a speaker's "I have rephrased the text"
-  loses that line, and the count shows it.
-- **Reading is tolerant, the reward is not.** `exact` says whether an answer begins with the operation's heading (in any case)
-  and has no other one, nor this one twice. Tuning gives all other answers 0, though generation reads them: a generator
-  learns the form, and no text is thrown away for a "Sure!".
-- **Known limits.** Keys are `Topic` and `Content`; translated keys and JSON are not read. A paragraph behind an entry, after a
-  blank line and not indented, counts as `outside`. A paraphrase without any heading is refused, since nothing tells it from
-  talk.
+- **Nothing is cut in silence.** `cut` counts characters, white space aside, by cause: with those of the text and of the
+  form that was asked for they are all of the answer. They stand beside every text of a corpus (`cut` in
+  `docs.jsonl.zst`), are summed in `about/yield.json`, and stand in the report. `synth/parsed.py` explains the causes.
+- **Text is left as it is written.** Brackets, tags, formulas, HTML entities and markdown within a text are text. A slot
+  is what the prompt's own pattern leaves: an entry or a line that *is* `[topic]` or `...`. One bad entry never costs
+  the others.
+- **Talk about the answer** is told by what it says of the rewriting, or to the user, in English, and only before and
+  after the text. A text about grammar or constitutions keeps its lines; one that ends in a speaker's "I have rephrased
+  the text" loses that line, and the count shows it.
+- **Reading is tolerant, the reward is not.** `exact` says whether an answer begins with the operation's heading (in any
+  case) and has no other one, nor this one twice. Tuning gives all other answers 0, though generation reads them: a
+  generator learns the form, and no text is thrown away for a "Sure!".
+- **Known limits.** Keys are `Topic` and `Content`; translated keys and JSON are not read. A paragraph behind an entry,
+  after a blank line and not indented, counts as `outside`. A paraphrase without any heading is refused, since nothing
+  tells it from talk.
 """
 
 

