@@ -94,9 +94,11 @@ def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, d
         grads = torch.autograd.grad(found.loss.sum(), leaves)
         return [found.loss.sum(), *grads, found.along.sum() if fused else (grads[1] * along.to(as_dtype)).sum()]
 
-    truth = gradients(torch.float64, fused=False)
-    for fused, remade, exact in zip(gradients(dtype, True), gradients(dtype, False), truth, strict=True):
-        assert_as_accurate(fused, remade, exact, f"{variant} {dtype}")
+    truth, remade = gradients(torch.float64, fused=False), gradients(dtype, fused=False)
+    slope_terms = float((truth[2] * along).abs().sum())  # the slope is a sum whose terms cancel
+    for at, (mine, usual, exact) in enumerate(zip(gradients(dtype, True), remade, truth, strict=True)):
+        terms = slope_terms if at == len(truth) - 1 else 0.0
+        assert_as_accurate(mine, usual, exact, f"{variant} {dtype} {at}", terms=terms)
 
 
 def test_strided_tensors_give_what_contiguous_ones_give(operands):
