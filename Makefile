@@ -30,8 +30,11 @@ python_of = $(shell for p in python$(1) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/v
 	$$p -c 0 2>/dev/null && command -v $$p && break; done)
 # Tests run under the other supported pair as well: Python 3.11 has megatron-core 0.16, later ones the newest 0.19.
 SECOND  = $(shell $(PY) -c 'import sys; print("3.12" if sys.version_info < (3, 12) else "3.11")' 2>/dev/null || echo 3.12)
+SMOKE := tests/cycle/test_smoke.py
 SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
-	tests/cycle/test_smoke.py tests/kernels
+	$(SMOKE)::test_the_cycle_ends_with_every_stage_and_a_report \
+	$(SMOKE)::test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed \
+	tests/kernels/test_linear_cross_entropy.py tests/kernels/test_linear_policy_loss.py $(wildcard tests/kernels/test_*_contract.py)
 # The ends of pyproject's range of torch, by the Python that each is tried under.
 TORCH_ENDS := 3.11:2.6.0 3.13:2.14.1
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
@@ -66,6 +69,7 @@ test-all: test ## the same with the slow tests, all tests under the other versio
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
 	$(SUBMAKE) test-second SECOND_TESTS=tests
+	if test -d .venv-$(SECOND); then $(call interpreted,.venv-$(SECOND)/bin/python); fi
 	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
 
 test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
@@ -79,6 +83,7 @@ test-torch: ## checkpoints, layouts and kernels under another torch, as in: make
 	export SYNPRO_BUILD_CSRC=0 SYNPRO_CSRC=0
 	$(SUBMAKE) VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
 	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/kernels)
+	$(call interpreted,.venv-$(subst :,-torch,$(END))/bin/python)
 
 .PHONY: setup-second
 setup-second: $(PY)
@@ -92,11 +97,10 @@ define tests_in
 		print("Python", platform.python_version(), "torch", torch.__version__, "megatron-core", v("megatron-core"))')"
 	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(CURDIR)/$(PY) $(1)/bin/python -m pytest -m "not slow" $(2) \
 		-n $(PYTEST_WORKERS) --dist worksteal --durations=10
-	$(call interpreted,$(1)/bin/python)
 endef
 
 define interpreted
-	echo "==> pytest, Triton kernels interpreted on the CPU (a process of its own)"
+	echo "==> pytest, Triton kernels interpreted on the CPU (a process of its own)"; \
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(1) -m pytest tests/kernels/triton_kernels -n $(PYTEST_WORKERS) --dist worksteal
 endef
 

@@ -21,7 +21,7 @@ LAYOUTS = {
     "DP2 PP2": ParallelConfig(pp=2),
     "DP2 TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
 }
-TWO_RANKS = [("TP2", "olmo2"), ("TP2", "tied llama"), *layout_cases(("TP2 SP", "PP2", "PP2 VPP2", "DP2"))]
+TWO_RANKS = layout_cases(("TP2", "TP2 SP", "PP2", "PP2 VPP2", "DP2"))
 FOUR_RANKS = [
     ("TP2 PP2 SP", "olmo2"),
     ("TP2 PP2 VPP2", "tied llama"),

@@ -28,9 +28,9 @@ CONFIGS = {
 
 
 def layout_cases(layouts: Iterable[str]) -> list[tuple[str, str]]:
-    """(layout, variant): all of them where tensor-parallel ranks share out a block; else what a block holds is no
-    matter, and two variants must do."""
-    return [(layout, v) for layout in layouts for v in (CONFIGS if "TP" in layout else ("olmo2", "tied llama"))]
+    """(layout, variant): every variant where tensor-parallel ranks share out a block and its sequence; elsewhere what a
+    block holds is no matter, and two variants must do."""
+    return [(layout, v) for layout in layouts for v in (CONFIGS if "SP" in layout else ("olmo2", "tied llama"))]
 
 
 def full_weights(config: ModelConfig, seed: int, size: float = 1.0) -> dict[str, Tensor]:
