@@ -19,6 +19,7 @@ from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
 from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
 from synpro_engine.config.json_text import json_text
+from synpro_engine.config.lock import writing
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -186,16 +187,19 @@ def new_artifact(
 
     What an earlier, interrupted attempt left in the partial directory is removed first. On an exception the
     partial directory stays for inspection and `path` does not appear. Raises UserError, before anything is done, for
-    a `path` that holds something else than an artifact of this kind.
+    a `path` that holds something else than an artifact of this kind, and when another process is making one there.
     """
     check_replaceable(path, kind)
     partial = partial_path(path)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    write_manifest(partial, kind, config, parents or {}, seed)
-    publish(partial, path)
+    if os.path.lexists(partial) and not partial.is_dir():
+        raise UserError(f"{partial}: is in the way of {path}, which is made there")
+    partial.mkdir(parents=True, exist_ok=True)
+    with writing(partial):
+        for left in partial.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield partial
+        write_manifest(partial, kind, config, parents or {}, seed)
+        publish(partial, path)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -74,6 +74,26 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(file)
 
 
+@contextlib.contextmanager
+def writing(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the only one who writes a file, or what is made in a directory, for the length of the block; no file is left.
+
+    Raises UserError when another process is there, or waits for its end. On file systems without flock it does nothing.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{path}: another process writes it; wait for its end, or give another --output") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(file)
+
+
 def _acquire(directory: Path, place: Path) -> tuple[int, int]:
     """The number of the lock that is ours now, and its open file, whose flock is ours."""
     while True:

@@ -53,8 +53,7 @@ class CorpusConfig(ReadConfig):
     that made them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
     deduplicate: Literal["exact", "none"] = "exact"
     """`exact`: of documents whose texts differ in white space at most, only the first is taken, so that the tokens of
-    the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken. Documents
-    of `shards` are the same where their ids are."""
+    the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken."""
     piece_chars: int | None = Field(default=None, ge=100)
     """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
     document always share a split. Documents of `shards` stay whole."""
@@ -153,8 +152,8 @@ def _copy_shards(
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
     words = _obtain_tokenizer(into, tokenizer)
     check_rows(words, vocab_size, "`model.vocab_size`")
-    exact = corpus.deduplicate == "exact"
-    sorted_tokens = SortedTokens(TokenFiles(shard_paths(corpus), words), corpus.split, seed, drop_duplicates=exact)
+    source, exact = TokenFiles(shard_paths(corpus), words), corpus.deduplicate == "exact"
+    sorted_tokens = SortedTokens(source, words, corpus.split, seed, drop_duplicates=exact)
     account = sorted_tokens.account(into)
     _check(account, corpus, tell)
     for split in SPLITS:

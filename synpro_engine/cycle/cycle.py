@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from synpro_engine.config import UserError, partial_path, read_manifest
-from synpro_engine.config.lock import locked
+from synpro_engine.config.lock import locked, writing
 from synpro_engine.cycle.claim import check_claimed, check_place, claim
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.plan import Plan
@@ -65,7 +65,8 @@ class Cycle:
 
         def write() -> None:
             data = report_data(self.directory, self.recipe, list(self._plan.stages()))
-            write_report(data, self.directory / REPORT)
+            with writing(self.directory, wait=True):  # `report` may be called while a run ends
+                write_report(data, self.directory / REPORT)
             say(self.topology, closing_summary(data, self.directory / REPORT))
 
         on_main(self.topology, write, label="report")

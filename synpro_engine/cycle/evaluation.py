@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,20 @@ def _influence(
     theta = load_model(pair[0], topology, dtype)
     influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(words))
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
-    sources = source_texts(tokens)
+    accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
+    sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
     found = {}
     for operation, stage in corpora.items():
-        records = accepted_records(stage)
+        records = accepted[operation]
         slices = [slice_of(record.provenance, sources, stage) for record in records]
         found[operation] = {"generated": measure([r.text for r in records]), "sources": measure(slices)}
     return found
 
 
-def source_texts(tokens: Path) -> dict[str, str]:
-    """The documents that slices were cut from, by id."""
-    return {document.id: document.text for document in read_documents(str(documents_path(tokens, "train")))}
+def source_texts(tokens: Path, wanted: Set[str]) -> dict[str, str]:
+    """The documents that slices were cut from, by id: those `wanted`, for there may be more than memory holds."""
+    found = read_documents(str(documents_path(tokens, "train")))
+    return {document.id: document.text for document in found if document.id in wanted}
 
 
 def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:

@@ -24,15 +24,17 @@ from synpro_engine.data import (
     SplitConfig,
     TokenDocument,
     TokenFiles,
+    Tokenizer,
+    check_ids,
     chunk_documents,
     read_placed_documents,
     split_of,
     text_key,
-    token_key,
 )
 
 SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
 LEFT_OUT = "left_out.jsonl"
+_OUT = 255
 
 
 class CorpusAccount(Config):
@@ -110,38 +112,48 @@ def _pieces(document: Document, piece_chars: int | None) -> Iterator[Document]:
 
 
 class SortedTokens:
-    """The documents of token files by their split, read anew for each: nothing but what was seen is held."""
+    """The documents of token files by their split: their texts decide, as for other documents. Held is a byte each."""
 
-    def __init__(self, source: TokenFiles, shares: SplitConfig, seed: int, *, drop_duplicates: bool) -> None:
-        self._source, self._shares, self._seed, self._drop = source, shares, seed, drop_duplicates
-
-    def of(self, split: Split) -> Iterator[TokenDocument]:
-        """Documents of one split, in reading order."""
-        return (document for found, document, again in self._placed() if found == split and not again)
+    def __init__(
+        self, source: TokenFiles, tokenizer: Tokenizer, shares: SplitConfig, seed: int, *, drop_duplicates: bool
+    ) -> None:
+        self._source, self._tokenizer, self._shares, self._seed = source, tokenizer, shares, seed
+        self._texts = SeenKeys() if drop_duplicates else None
+        self._places = bytearray()
+        """Of each document the number of its split, or `_OUT`."""
 
     def account(self, into: Path) -> CorpusAccount:
-        """Count them, and list in `left_out.jsonl` those that came before."""
-        taken: Counter[Split] = Counter()
-        repeated = 0
+        """Read and place them all, before anything else; what is left out is listed in `left_out.jsonl`.
+
+        UserError, which names file and document, for an id that is not the tokenizer's.
+        """
+        counts: Counter[str] = Counter()
         with (into / LEFT_OUT).open("w", encoding="ascii") as file:
-            for split, document, again in self._placed():
-                if again:
-                    repeated += 1
-                    why = f"the ids of {document.id!r} came before"
-                    line = {"reason": "repeated text", "file": str(document.file), "line": document.number, "why": why}
-                    file.write(json_text(line) + "\n")
+            for document in self._source:
+                check_ids(document, self._tokenizer)
+                text = self._tokenizer.decode(document.ids.tolist())
+                key = text_key(text)
+                if not text.strip():
+                    reason, why = "empty", f"{document.id!r} spells no text"
+                elif self._texts is not None and not self._texts.add(key):
+                    reason, why = "repeated text", f"the text of {document.id!r} came before"
                 else:
-                    taken[split] += 1
+                    self._places.append(SPLITS.index(split_of(key, self._shares, self._seed)))
+                    continue
+                self._places.append(_OUT)
+                counts[reason] += 1
+                name = document.id.rpartition(":")[0] + document.file.suffix
+                line = {"reason": reason, "file": name, "line": document.number, "why": why}
+                file.write(json_text(line) + "\n")
+        self._texts = None
         return CorpusAccount(
-            documents={split: taken[split] for split in SPLITS},
-            left_out={"repeated text": repeated} if repeated else {},
+            documents={split: self._places.count(number) for number, split in enumerate(SPLITS)},
+            left_out=dict(sorted(counts.items())),
             files=self._source.files,
             files_not_read=(),
         )
 
-    def _placed(self) -> Iterator[tuple[Split, TokenDocument, bool]]:
-        """(split, document, whether its ids came before and are to be left out)."""
-        seen = SeenKeys()
-        for document in self._source:
-            key = token_key(document.ids)
-            yield split_of(key, self._shares, self._seed), document, self._drop and not seen.add(key)
+    def of(self, split: Split) -> Iterator[TokenDocument]:
+        """Documents of one split, in reading order."""
+        wanted = SPLITS.index(split)
+        return (document for document, at in zip(self._source, self._places, strict=True) if at == wanted)

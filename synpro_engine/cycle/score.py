@@ -11,11 +11,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import UserError, json_text, outside_artifacts
+from synpro_engine.config.lock import writing
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, gather_objects, on_main, progress, say
@@ -57,10 +59,11 @@ def score_documents(
         say(topology, source.remark)
     config = pair.resolved(config)
     made_by = _made_by(pair, config)
-    known = on_main(topology, lambda: _begin(output, documents, made_by, shares))
-    total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
-    estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
-    with progress(total, "influence", "documents", topology) as bar:
+    with ExitStack() as held:
+        known = on_main(topology, lambda: _begin(held, output, documents, made_by, shares))
+        total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
+        estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
+        bar = held.enter_context(progress(total, "influence", "documents", topology))
         skipped = _Skipped(topology, bar.update)
         found = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
         while batch := list(itertools.islice(found, size)):
@@ -134,8 +137,13 @@ def _take(ids: Any, own: str) -> None:
     ids.update(json_text(own).encode() + b"\n")
 
 
-def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: bool) -> tuple[int, bytes]:
-    """How many documents `output` holds, and a digest of their ids; a last line torn by a kill is dropped."""
+def _begin(
+    held: ExitStack, output: Path, documents: str, made_by: Mapping[str, object], shares: bool
+) -> tuple[int, bytes]:
+    """How many documents `output` holds, and a digest of their ids; a last line torn by a kill is dropped.
+
+    The file is this process's alone until `held` is closed.
+    """
     given = Path(documents).resolve()
     if given in (output.resolve(), *output.resolve().parents):
         where = "is the input" if given == output.resolve() else "lies in the directory that is the input"
@@ -145,8 +153,12 @@ def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: 
     outside_artifacts(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     ids, count, end = hashlib.blake2b(), 0, 0
-    if not output.is_file():  # not there yet, or a pipe or device: nothing to read back
+    if output.exists() and not output.is_file():  # a pipe or device: nothing to read back, nor to be alone at
         return count, ids.digest()
+    is_new = not output.exists()
+    held.enter_context(writing(output))
+    if is_new:
+        held.callback(_remove_empty, output)
     with output.open("rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -157,6 +169,12 @@ def _begin(output: Path, documents: str, made_by: Mapping[str, object], shares: 
             _take(ids, _id_of(line, output, made_by, shares))
             count, end = count + 1, end + len(line)
     return count, ids.digest()
+
+
+def _remove_empty(output: Path) -> None:
+    """A call that scored nothing leaves no file."""
+    if output.stat().st_size == 0:
+        output.unlink()
 
 
 def _is_torn(line: bytes) -> bool:

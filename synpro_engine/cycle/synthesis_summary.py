@@ -101,9 +101,10 @@ def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sampl
     kept = [(r.text, r.provenance, "", r.rewards or {}) for r in accepted_records(stage)[:_KEPT_SAMPLES]]
     lines = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
     refused = [(record.raw, record.provenance, record.reason, {}) for record in lines]
-    sources = source_texts(run.directory / "tokenize")
+    shown = [*kept, *refused]
+    sources = source_texts(run.directory / "tokenize", {where.source for _, where, _, _ in shown})
     found = []
-    for text, where, reason, rewards in [*kept, *refused]:
+    for text, where, reason, rewards in shown:
         found.append(
             Sample(
                 operation=operation,

@@ -20,8 +20,8 @@ from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
 from synpro_engine.data.sources import Source, find_source, walk_files
-from synpro_engine.data.split import Split, SplitConfig, split_of, text_key, token_key
-from synpro_engine.data.token_files import TokenDocument, TokenFiles, find_files
+from synpro_engine.data.split import Split, SplitConfig, split_of, text_key
+from synpro_engine.data.token_files import TokenDocument, TokenFiles, check_ids, find_files
 from synpro_engine.data.tokenizer import (
     PublishedTokenizer,
     Tokenizer,
@@ -55,6 +55,7 @@ __all__ = [
     "TokenLoader",
     "Tokenizer",
     "cap_documents",
+    "check_ids",
     "check_rows",
     "chunk_documents",
     "count_documents",
@@ -75,7 +76,6 @@ __all__ = [
     "stable_permutation",
     "start_id",
     "text_key",
-    "token_key",
     "train_sentencepiece",
     "walk_files",
     "write_documents",

@@ -26,7 +26,7 @@ from synpro_engine.config import (
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.megatron_index import open_megatron
-from synpro_engine.data.token_files import TokenDocument, check_ids
+from synpro_engine.data.token_files import TokenDocument
 from synpro_engine.data.tokenizer import Tokenizer, document_ids
 from synpro_engine.data.writer import DocumentWriter
 
@@ -68,20 +68,17 @@ def write_token_shards(
 ) -> ShardStats:
     """Copy documents that are token ids already into a new shard directory, and their decoded texts to `texts`.
 
-    The ids stay as they are; one EOS follows each document. A document that decodes to nothing but white space is left
-    out of both. Otherwise as `write_shards`; UserError, which names file and document, for an id that is not the
-    tokenizer's.
+    The ids stay as they are; one EOS follows each document. They are the tokenizer's (see `check_ids`) and spell more
+    than white space. Otherwise as `write_shards`.
     """
     with DocumentWriter(texts) as writer:
 
         def decoded() -> Iterator[_Tokens]:
             for document in documents:
-                check_ids(document, tokenizer)
                 ids = document.ids.tolist()
                 text = tokenizer.decode(ids)
-                if text.strip():
-                    writer.write(Document(document.id, text))
-                    yield _Tokens(document.id, [*ids, tokenizer.eos_id], len(text.encode()))
+                writer.write(Document(document.id, text))
+                yield _Tokens(document.id, [*ids, tokenizer.eos_id], len(text.encode()))
 
         return _write_artifact(decoded(), tokenizer, path, None, seed)
 

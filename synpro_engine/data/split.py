@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
@@ -40,11 +38,6 @@ class SplitConfig(Config):
 def text_key(text: str) -> bytes:
     """16 bytes that two texts share when they differ in white space at most."""
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
-
-
-def token_key(ids: NDArray[np.integer]) -> bytes:
-    """The same for a document that comes as token ids: 16 bytes that depend on the ids, not on their dtype."""
-    return hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=16).digest()
 
 
 def split_of(key: bytes, config: SplitConfig, seed: int) -> Split:

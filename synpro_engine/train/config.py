@@ -90,6 +90,9 @@ class DivergenceConfig(Config):
     """Nats per token above its best value at which a loss is out of bounds; above ln(vocabulary) it always is."""
     evaluations: int = Field(default=3, ge=1)
     """Evaluations in a row out of bounds that end the run; at its last step one is enough."""
+    plateau_rise: float = Field(default=0.05, gt=0)
+    """Where the plateau detector would end a run, and held-out losses and training loss (its mean since the evaluation
+    before) are each above their lowest by more than this share of it, the run has diverged."""
 
 
 class TrainConfig(Config):

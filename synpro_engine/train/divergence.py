@@ -129,12 +129,19 @@ class PretrainGuard:
         self.skips = SkipGuard(what="training", lr_key=LR_KEY, config=config.skip)
         uniform = math.log(vocab_size)
         self._bounds = None if config.divergence is None else LossGuard(config=config.divergence, uniform=uniform)
-        self._lr = config.optimizer.lr
+        self._config, self._lr = config.divergence, config.optimizer.lr
         self._measured: dict[str, float] = {}
+        self._since: tuple[float, int] = (0.0, 0)
+        """Sum and number of training losses since the last evaluation."""
+        self._means: dict[str, float] = {}
+        """Like `_measured`, but of training the mean since the evaluation before; and the lowest of each so far."""
+        self._lowest: dict[str, float] = {}
 
     def add_step(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
         """Take one step's outcome; DivergedError where too many were skipped."""
         self._measured[TRAINING] = loss
+        if math.isfinite(loss):
+            self._since = (self._since[0] + loss, self._since[1] + 1)
         if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
             self._bounds.see(TRAINING, loss)
         self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
@@ -142,12 +149,33 @@ class PretrainGuard:
     def add_evaluation(self, losses: Mapping[str, float]) -> bool:
         """Take held-out losses; whether they and the last step's are out of bounds."""
         self._measured |= losses
+        total, steps = self._since
+        self._means, self._since = dict(losses) | ({TRAINING: total / steps} if steps else {}), (0.0, 0)
+        for name, loss in self._means.items():
+            if math.isfinite(loss):
+                self._lowest[name] = min(loss, self._lowest.get(name, math.inf))
         return self._bounds is not None and self._bounds.add(self._measured)
 
     def fault(self, step: int, *, last: bool) -> str | None:
         """What ends the run at this evaluation, if anything; `last`: it is the last one."""
         found = None if self._bounds is None else self._bounds.fault(step, self._measured, last=last)
         return found and f"training {found}; lower `{LR_KEY}` ({self._lr:.3g}) or warm up longer"
+
+    def worse(self, step: int) -> str | None:
+        """What to say where the losses no longer fall because training went wrong, slowly or once and for all.
+
+        A model that only overfits has its lowest training loss now.
+        """
+        if self._config is None or TRAINING not in self._means:
+            return None
+        share, lowest = self._config.plateau_rise, self._lowest
+        if any(loss <= (1 + share) * lowest.get(name, math.inf) for name, loss in self._means.items()):
+            return None
+        shown = ", ".join(f"{name} loss {loss:.4g} (lowest {lowest[name]:.4g})" for name, loss in self._means.items())
+        return (
+            f"training diverged at step {step}: it no longer improves, at losses that are more than {share:.0%} above"
+            f" the lowest: {shown}; lower `{LR_KEY}` ({self._lr:.3g}) or warm up longer"
+        )
 
     @property
     def sound(self) -> bool:
@@ -157,11 +185,18 @@ class PretrainGuard:
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which an interrupted run goes on judging the same."""
         bounds = None if self._bounds is None else self._bounds.state_dict()
-        return {"skips": self.skips.state_dict(), "bounds": bounds, "measured": dict(self._measured)}
+        return {
+            "skips": self.skips.state_dict(),
+            "bounds": bounds,
+            "measured": dict(self._measured),
+            "since": self._since,
+            "lowest": dict(self._lowest),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.skips.load_state_dict(state["skips"])
         self._measured = {name: math.nan if loss is None else loss for name, loss in state["measured"].items()}
+        self._since, self._lowest = (float(state["since"][0]), int(state["since"][1])), dict(state["lowest"])
         if self._bounds is not None and state["bounds"] is not None:
             self._bounds.load_state_dict(state["bounds"])

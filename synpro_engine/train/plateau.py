@@ -1,7 +1,7 @@
 """Notices that the reference loss has stopped improving and says why in words.
 
 Knows a sequence of (step, loss); does not know models, data, or what happens after a plateau. A loss that rises is a
-plateau, one that leaves all bounds is not: that is `divergence`'s.
+plateau here; whether training went wrong is `divergence`'s to say.
 """
 
 from __future__ import annotations

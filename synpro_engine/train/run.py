@@ -227,7 +227,7 @@ class PretrainRun:
     def evaluate(self, *, judge: bool) -> None:
         """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss.
 
-        Raises DivergedError where the losses have been out of bounds for too long.
+        Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
         with self.throughput.pause():
             losses = {
@@ -245,7 +245,11 @@ class PretrainRun:
             # bit would part the ranks.
             loss = nan if out else losses["reference"]
             decision = self.detector.update(self.steps_here, loss, self.state.tokens)
-            self._take_decision(broadcast_object(decision, self.topology))
+            worse = self.guard.worse(step) if decision.kind == "plateau" else None
+            decision, worse = broadcast_object((decision, worse), self.topology)
+            if worse is not None:
+                raise DivergedError(worse)
+            self._take_decision(decision)
         fault = broadcast_object(self.guard.fault(step, last=self.finished), self.topology)
         if fault is not None:
             raise DivergedError(fault)

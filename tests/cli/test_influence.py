@@ -19,6 +19,7 @@ import pytest
 
 from synpro_engine.cli.main import main
 from synpro_engine.cli.shares import show
+from synpro_engine.config.lock import writing
 from synpro_engine.cycle import Pair, score
 from synpro_engine.cycle.explain import Explanation, token_pieces
 from synpro_engine.cycle.weights import load_model
@@ -201,6 +202,17 @@ def test_an_output_is_gone_on_with_only_by_what_began_it(
     output.write_text(begun)
     message = refused(capsys, [*of(run), "--input", str(fewer), "--output", str(output)])
     assert "other documents than the input begins with" in message and output.read_text() == begun
+
+
+def test_a_second_call_does_not_write_into_the_output_of_the_first(
+    capsys: pytest.CaptureFixture[str], run: Path, docs: Path, scores: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.jsonl"
+    with writing(output):
+        assert "another process writes it" in refused(capsys, [*of(run), "--input", str(docs), "--output", str(output)])
+        assert output.read_bytes() == b""
+    scored(of(run), docs, output)
+    assert_same(output, scores)
 
 
 def test_a_killed_call_goes_on_with_nothing_lost_or_twice(run: Path, docs: Path, scores: Path, tmp_path: Path) -> None:

@@ -40,6 +40,24 @@ def test_an_interrupted_artifact_does_not_appear_and_the_next_attempt_starts_cle
     assert not (path / "left-over").exists() and not partial_path(path).exists()
 
 
+def test_two_cannot_make_one_artifact_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    with new_artifact(path, "text", {}) as inside:
+        (inside / "a.txt").write_text("first")
+        with pytest.raises(UserError, match="another process writes it"):
+            _make(path, "second")
+    assert (path / "a.txt").read_text() == "first"
+    _make(path, "third")
+    assert not (path / "a.txt").exists()
+
+
+def test_a_file_in_the_way_of_an_artifact_is_named_and_left(tmp_path: Path) -> None:
+    partial_path(tmp_path / "made").write_text("mine")
+    with pytest.raises(UserError, match=r"made\.partial: is in the way"):
+        _make(tmp_path / "made", "text")
+    assert partial_path(tmp_path / "made").read_text() == "mine"
+
+
 def test_the_content_hash_follows_bytes_and_names_and_parents_are_recorded(tmp_path: Path) -> None:
     for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
         _make(tmp_path / name, text)

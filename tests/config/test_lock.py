@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from synpro_engine.config import UserError, lock
-from synpro_engine.config.lock import locked
+from synpro_engine.config.lock import locked, writing
 
 _HOLD = "import sys, time; from pathlib import Path; from synpro_engine.config.lock import locked\n"
 _HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(300)"
@@ -169,3 +169,21 @@ def test_a_damaged_lock_is_named(tmp_path: Path) -> None:
         (tmp_path / "lock" / "1.json").write_bytes(content)
         with pytest.raises(UserError, match=r"1\.json: damaged lock"), locked(tmp_path):
             pytest.fail("taken")
+
+
+def test_a_file_has_one_writer_and_nothing_is_left_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    with writing(file), pytest.raises(UserError, match=r"scores\.jsonl: another process writes it"), writing(file):
+        pytest.fail("two at once")
+    with writing(file):
+        assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_who_waits_writes_after_the_other(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from synpro_engine.config.lock import writing\n"
+    code += "with writing(Path(sys.argv[1]), wait=True):\n    print('written')"
+    with writing(tmp_path):
+        other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+    assert other.communicate(timeout=30)[0] == "written\n"

@@ -19,6 +19,7 @@ from synpro_engine.cycle.corpus import (
     open_split,
     open_tokenizer,
 )
+from synpro_engine.cycle.evaluation import source_texts
 from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, gather
 from synpro_engine.data import ReadConfig, SplitConfig, find_source, read_documents, text_key
 
@@ -157,3 +158,10 @@ def test_a_capped_split_is_within_its_budget_and_others_are_whole(tmp_path: Path
     assert {d.id for d in read_documents(documents_path(tmp_path, "train"))} < {
         f"docs.jsonl:{n + 1}" for n in range(60)
     }
+
+
+def test_sources_of_slices_are_read_past_but_for_those_wanted(tmp_path: Path) -> None:
+    _build(tmp_path, _write(tmp_path / "docs.jsonl", [{"id": str(n), "text": t} for n, t in enumerate(_texts(40))]))
+    all_ = {document.id: document.text for document in read_documents(documents_path(tmp_path, "train"))}
+    wanted = set(list(all_)[3:5])
+    assert source_texts(tmp_path, wanted | {"not there"}) == {id: all_[id] for id in wanted}

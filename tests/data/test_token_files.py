@@ -1,6 +1,8 @@
 """Corpora that come as tokens: Megatron's files as its own builder writes them, and flat files as OLMo's tools do."""
 
 import io
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,18 @@ import torch
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
-from synpro_engine.data import Document, TokenFiles, open_shards, read_documents, write_shards, write_token_shards
+from synpro_engine.cycle.gather import SPLITS, SortedTokens
+from synpro_engine.data import (
+    Document,
+    SplitConfig,
+    TokenFiles,
+    open_shards,
+    read_documents,
+    split_of,
+    text_key,
+    write_shards,
+    write_token_shards,
+)
 from synpro_engine.data.token_files import find_files
 
 
@@ -141,10 +154,11 @@ def test_a_flat_file_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("id", [100, -1])
 def test_an_id_that_is_not_the_tokenizers_names_file_and_document(tmp_path: Path, id: int) -> None:
     _build(tmp_path / "s" / "a", np.int32, [[[5, 6]], [[7, id, 8]]])
-    files = TokenFiles([str(tmp_path)], Letters())
+    sorted_tokens = SortedTokens(
+        TokenFiles([str(tmp_path)], Letters()), Letters(), SplitConfig(), 0, drop_duplicates=True
+    )
     with pytest.raises(UserError, match=rf"s/a\.idx: document 1: id {id} is none of the 100"):
-        write_token_shards(files, Letters(), tmp_path / "made", tmp_path / "texts.jsonl")
-    assert not (tmp_path / "made").exists() and not (tmp_path / "texts.jsonl").exists()
+        sorted_tokens.account(tmp_path)
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
@@ -181,16 +195,35 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_copied_shards_hold_the_ids_and_the_texts(tmp_path: Path) -> None:
-    ids = [Letters().encode(text) for text in [*TEXTS, "   "]]
+    ids = [Letters().encode(text) for text in TEXTS]
     _build(tmp_path / "a", np.int64, [[[*document, 0]] for document in ids])
     files = TokenFiles([str(tmp_path)], Letters())
     stats = write_token_shards(files, Letters(), tmp_path / "made", tmp_path / "texts.jsonl")
     texts = list(read_documents(tmp_path / "texts.jsonl"))
-    assert texts == [Document(f"a:{number}", text) for number, text in enumerate(TEXTS)]  # white space is no document
+    assert texts == [Document(f"a:{number}", text) for number, text in enumerate(TEXTS)]
     assert stats == write_shards(texts, Letters(), tmp_path / "from text")
     ours, theirs = open_shards(tmp_path / "made"), open_shards(tmp_path / "from text")
     assert np.array_equal(ours.tokens, theirs.tokens) and np.array_equal(ours.offsets, theirs.offsets)
     assert _found(tmp_path / "made") == {f"tokens:{number}": ids[number] for number in range(4)}
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_texts_of_shards_are_placed_counted_and_listed_as_those_of_documents_are(tmp_path: Path, drop: bool) -> None:
+    texts = [f"text {n} of some" for n in range(40)]
+    spelt = [*texts, "   ", *(f"{text}  " for text in texts[:9])]  # the same but for white space
+    _build(tmp_path / "sub" / "a", np.uint16, [[[*Letters().encode(text), 0]] for text in spelt])
+    shares = SplitConfig(train=0.4, reference=0.3, validation=0.3)
+    source = TokenFiles([str(tmp_path)], Letters())
+    sorted_tokens = SortedTokens(source, Letters(), shares, 3, drop_duplicates=drop)
+    account = sorted_tokens.account(tmp_path)
+    found = {split: [Letters().decode(d.ids.tolist()) for d in sorted_tokens.of(split)] for split in SPLITS}
+    for split, its in found.items():
+        assert all(split_of(text_key(text), shares, 3) == split for text in its)
+        assert account.documents[split] == len(its)
+    assert sorted(itertools.chain(*found.values())) == sorted(texts if drop else [*texts, *spelt[41:]])
+    assert account.left_out == ({"empty": 1, "repeated text": 9} if drop else {"empty": 1})
+    listed = [json.loads(line) for line in (tmp_path / "left_out.jsonl").read_text().splitlines()]
+    assert [(bad["file"], bad["line"]) for bad in listed] == [("sub/a.idx", n) for n in range(40, 50 if drop else 41)]
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -222,3 +255,18 @@ def test_a_run_takes_shards_in_place_of_text(capsys: pytest.CaptureFixture[str],
     assert train.num_tokens <= 20_000 and train.document_id(0).startswith(
         ("train/tokens:", "reference/", "validation/")
     )
+
+
+@pytest.mark.slow
+def test_a_whole_cycle_runs_from_token_ids_alone(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["tokenize", "smoke", "--dir", str(first)]) == 0
+    ids = np.fromfile(first / "tokenize" / "shards" / "train" / "tokens.bin", np.uint16)
+    (tmp_path / "flat").mkdir()
+    ids.astype(np.uint32).tofile(tmp_path / "flat" / "part-0.npy")
+    settings = [f"corpus.shards={tmp_path / 'flat'}", f"tokenizer.path={first / 'tokenize' / 'tokenizer'}"]
+    settings += ["corpus.split={train: 0.5, reference: 0.25, validation: 0.25}", "pretrain.max_steps=10"]
+    settings += ["generate.max_slices=6", "continued.steps=4", "continued.synthetic_epochs=6.0"]
+    assert main(["run", "smoke", *settings, "--dir", str(second)]) == 0
+    assert str(tmp_path / "flat") in (second / "report.html").read_text()
+    assert (second / "evaluate" / "results.json").exists()

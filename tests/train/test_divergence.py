@@ -1,5 +1,6 @@
 """Training that goes wrong ends as a fault that says where; a single bad step is skipped, counted and written down."""
 
+import json
 import math
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, json_text
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import DivergenceConfig, OptimizerConfig, PlateauConfig, SkipConfig, TrainConfig
-from synpro_engine.train.divergence import DivergedError, LossGuard
+from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGuard
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
 from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
@@ -171,6 +172,57 @@ def test_only_losses_that_leave_all_bounds_are_divergence() -> None:
     assert fault(*good, *[(2.4, math.nan)] * 5) == 4, "a held-out loss that is none"
     assert fault(*good, (2.4, math.nan)) is None and fault(*good, (2.4, math.nan), last=True) == 2
     assert fault(*good, (4.0, 4.0)) is None and fault(*good, (4.0, 4.0), last=True) == 2
+
+
+def settled(*evaluations: tuple[float, float]) -> str | None:
+    """What a plateau behind these evaluations (mean training loss, reference loss) is told to be, if not one."""
+    guard = PretrainGuard(CONFIG, vocab_size=512)
+    for training, reference in evaluations:
+        for noise in (-0.1, 0.1):
+            guard.add_step(1, training + noise, 1.0, 0.01, skipped=False)
+        guard.add_evaluation({"reference": reference, "validation": reference})
+        state = json.loads(json_text(guard.state_dict()))
+        guard = PretrainGuard(CONFIG, vocab_size=512)  # a resumed run goes on judging the same
+        guard.load_state_dict(state)
+    guard.add_step(1, evaluations[-1][0], 1.0, 0.01, skipped=False)
+    guard.add_evaluation(dict.fromkeys(("reference", "validation"), evaluations[-1][1]))
+    return guard.worse(9)
+
+
+def test_a_plateau_above_the_losses_that_there_were_is_divergence() -> None:
+    fallen = [(6.0, 6.0), (3.0, 3.2), (2.8, 3.0)]
+    told = settled(*fallen, (3.2, 3.4), (3.2, 3.4))
+    assert told is not None and told.startswith("training diverged at step 9: ")
+    assert "reference loss 3.4 (lowest 3), " in told and "training loss 3.2 (lowest 2.8); lower" in told
+    assert settled(*fallen, *[(2.8 + 0.05 * n, 3.0 + 0.05 * n) for n in range(8)]), "a slow rise of both"
+    assert settled(*fallen, (2.8, 3.01), (2.81, 3.0)) is None, "flat"
+    assert settled(*fallen, (2.5, 3.3), (2.0, 3.6)) is None, "overfitting"
+    assert settled(*fallen, (3.5, 3.0)) is None, "a hard batch"
+
+
+def test_a_fall_back_to_a_higher_loss_ends_as_a_fault_and_no_plateau(topology: Topology, tmp_path: Path) -> None:
+    class FallBack(Poison):
+        """From step 60 on the weights are those of step 20 again."""
+
+        @contextmanager
+        def watching(self, position: Any, microbatches: Any, loss_fn: Any, denominator: int) -> Iterator[Any]:
+            yield loss_fn
+            weights, step = list(self._engine.model.parameters()), self._engine.step_index
+            if step == 20:
+                self._kept = [weight.detach().clone() for weight in weights]
+            if step >= 60:
+                with torch.no_grad():
+                    for weight, kept in zip(weights, self._kept, strict=True):
+                        weight.copy_(kept)
+
+    changes = {"max_steps": 300, "eval_every": 4, "plateau": PlateauConfig(min_improvement=0.001)}
+    changes |= {"optimizer": OptimizerConfig(lr=1e-2), "divergence": DivergenceConfig(rise=5.0)}
+    with pytest.raises(DivergedError, match="it no longer improves"):
+        pretrain(
+            build_model(TOY["SHAPE"], topology), CONFIG.model_copy(update=changes), TOY["loader_of"](topology),
+            tmp_path, held_out=TOY["held_out"](topology), watcher=FallBack(),
+        )  # fmt: skip
+    assert not any(record["ended_by"] for record in kinds(tmp_path, "plateau"))
 
 
 def test_checkpoints_without_the_counts_are_refused_by_a_line(topology: Topology, tmp_path: Path) -> None:
