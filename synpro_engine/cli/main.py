@@ -43,7 +43,7 @@ SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end wit
 on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
 """
 
-_FIRST_SPEAKS_S = 15.0  # and ends, and the launcher then ends the others: seconds on a busy machine
+_FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: seconds, and more on a busy machine
 
 _EPILOG = f"""\b
 A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in

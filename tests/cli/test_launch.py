@@ -36,7 +36,7 @@ def _training(directory: Path) -> Iterator["subprocess.Popen[str]"]:
     settings = ("pretrain.max_steps=100000", "pretrain.checkpoint_every=0", "pretrain.eval_every=100000")
     with _launched("pretrain", "smoke", *settings, "--dir", str(directory)) as process:
         metrics = directory / "pretrain.partial" / "metrics.jsonl"
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not (metrics.exists() and '"train"' in metrics.read_text()):
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.1)
@@ -49,15 +49,16 @@ def _last_line(error: str) -> str:
 
 def test_a_users_fault_ends_with_one_line_and_its_code(tmp_path: Path) -> None:
     with _launched("run", "smoke", "parallel.tp=3", "--dir", str(tmp_path / "run")) as process:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert error.count("\n") == 1 and error.startswith("error: `parallel`: tp 3 x pp 1 does not divide the 2"), error
+    who = r"(rank 1 on \S+ failed: )?"  # rank 1 speaks where rank 0 is late
+    assert re.fullmatch(f"error: {who}`parallel`: tp 3 x pp 1 does not divide the 2 process.*\n", error), error
 
 
 def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None:
     with _training(tmp_path) as process:
         process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     assert process.returncode == 75, error
     step = re.search(r"stopped: .* after step (\d+), which is saved; the same command goes on", _last_line(error))
     assert step is not None, error
@@ -69,7 +70,7 @@ def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
         ranks = psutil.Process(process.pid).children()
         next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
         begun = time.monotonic()
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
     assert time.monotonic() - begun < 60
     assert process.returncode == 128 + signal.SIGKILL, error
     assert re.fullmatch(r"error: rank 1 on \S+ was killed by SIGKILL .*", _last_line(error)), error
