@@ -9,7 +9,9 @@ then given this object. It reads the tensors themselves with `weights_only`.
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import operator
 import os
 import pickle
 import re
@@ -100,7 +102,23 @@ def _fills(chunks: Sequence[ChunkStorageMetadata], size: Sequence[int]) -> bool:
         and all(0 <= first <= first + length <= end for first, length, end in zip(chunk.offsets, chunk.sizes, size))  # noqa: B905
         for chunk in chunks
     )
-    return inside and sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
+    return inside and sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size) and _disjoint(chunks)
+
+
+def _disjoint(chunks: Sequence[ChunkStorageMetadata]) -> bool:
+    """Whether no element lies in two: with as many as the tensor has, another one would then be in none."""
+    boxes = sorted(
+        (tuple(chunk.offsets), tuple(map(operator.add, chunk.offsets, chunk.sizes)))
+        for chunk in chunks
+        if math.prod(chunk.sizes)
+    )
+    for at, (first, end) in enumerate(boxes):
+        for other_first, other_end in itertools.islice(boxes, at + 1, None):
+            if other_first[0] >= end[0]:
+                break  # as are all that follow: a model's many parts are mostly ranges of its rows
+            if all(a < d and c < b for a, b, c, d in zip(first, end, other_first, other_end, strict=True)):
+                return False
+    return True
 
 
 def _lies_in(place: Any, lengths: dict[str, int]) -> bool:

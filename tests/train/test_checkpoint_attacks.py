@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 
 from synpro_engine.config import UserError, write_manifest
 from synpro_engine.dist import Topology
@@ -145,7 +150,7 @@ def test_data_that_asks_to_be_decoded_is_refused(victim: Model, tmp_path: Path) 
     refused(tmp_path / "c", victim, "not in the files of this checkpoint")
 
 
-@pytest.mark.parametrize("lie", ["missing", "moved", "larger", "none"])
+@pytest.mark.parametrize("lie", ["missing", "moved", "larger", "none", "twice", "overlapping"])
 def test_a_tensor_whose_parts_are_not_all_there_is_refused(victim: Model, tmp_path: Path, lie: str) -> None:
     def edit(index: Metadata) -> None:
         tensor: Any = index.state_dict_metadata["embedding.word_embeddings.weight"]
@@ -156,6 +161,15 @@ def test_a_tensor_whose_parts_are_not_all_there_is_refused(victim: Model, tmp_pa
             chunk.offsets = torch.Size([1, 0])
         elif lie == "larger":
             chunk.sizes = torch.Size([65, 32])
+        elif lie == "twice":  # as many elements as the tensor has, and half of it in no part
+            chunk.sizes = torch.Size([32, 32])
+            tensor.chunks.append(chunk)
+        elif lie == "overlapping":
+            chunk.sizes = torch.Size([63, 32])
+            row = ChunkStorageMetadata(torch.Size([1, 0]), torch.Size([1, 32]))
+            tensor.chunks.append(row)
+            key = "embedding.word_embeddings.weight"
+            index.storage_data[MetadataIndex(key, row.offsets)] = index.storage_data[MetadataIndex(key, chunk.offsets)]
         else:
             tensor.chunks = None
 
