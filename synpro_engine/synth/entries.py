@@ -23,12 +23,12 @@ _SYMBOLS = (
     r"\u25a0-\u27bf\u2b00-\u2bff\u30fb\ufeff\U0001f300-\U0001faff"
 )
 _BULLET = (
-    rf"(?:[{_SYMBOLS}]\ufe0f?|#{{1,6}}(?:\d{{1,3}}\b)?|[(\[]?\d{{1,3}}(?:\.\d{{1,3}})*[.):\]]|\d\ufe0f?\u20e3"
+    rf"(?:[{_SYMBOLS}]\ufe0f?|#{{1,6}}(?:\d{{1,3}}\b)?|[(\[]?\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}[.):\]]|\d\ufe0f?\u20e3"
     r"|\[[ xX]?\]|(?:Entry|Item)\s*\d+\s*[:.)-])"
 )
 # At the start of a line a bare number or a letter is one too, and a number's mark may stand outside of its stars.
 _LABEL = (
-    rf"(?:{_BULLET}|\d{{1,3}}(?:\.\d{{1,3}})*(?=[ \t])|\(?[A-Za-z][.)]|[ivxIVX]{{1,4}}[.)]"
+    rf"(?:{_BULLET}|\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}(?=[ \t])|\(?[A-Za-z][.)]|[ivxIVX]{{1,4}}[.)]"
     r"|\*\*\d{1,3}[.):]?\*\*[.):]?)"
 )
 _MARK = r"[*_`\"]{0,3}"
@@ -53,7 +53,7 @@ _TOPIC_WITHIN = re.compile(rf"(?:(?<=[.!?\u3002|]){_GAP}|(?<=[ \t]){_BULLET}{_GA
 _NOTHING_SAID = re.compile(r"(?:[\W\d_]|Entry|Item)*", re.IGNORECASE)
 _INDENTED = re.compile(r"[ \t]+\S")
 _BREAK = re.compile(
-    r"[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$|\W{3,}$)", re.IGNORECASE
+    r"\W{3,}$|[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$)", re.IGNORECASE
 )
 _MARKS = ("***", "**", "__", "`", "*", "_")
 _OWN_BULLET = re.compile(r"[-*+\u2022\u2013][ \t]+(?=\S)")

@@ -116,7 +116,7 @@ def test_the_time_of_reading_grows_as_the_text_does(piece: str) -> None:
 @pytest.mark.parametrize("piece", [" ", "-", "\t-", "| ", ". ", "1.", "</s>", "["])
 def test_the_time_of_reading_a_line_grows_as_the_line_does(line: str, piece: str) -> None:
     for operation in OPERATIONS.values():
-        raw = f"{operation.heading}\n" + line.format(piece * (3_000 // len(piece)))
+        raw = f"{operation.heading}\n" + line.format(piece * (10_000 // len(piece)))
         begin = time.process_time()
         operation.parse(raw)
-        assert time.process_time() - begin < 1.0, operation.name
+        assert time.process_time() - begin < 3.0, operation.name
