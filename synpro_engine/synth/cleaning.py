@@ -18,7 +18,7 @@ _CLOSED_ALONE = re.compile(rf"</{_THINK}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _HEADING_FIRST = re.compile(r"\s*(?:" + "|".join(map(re.escape, HEADINGS)) + r")(?:\s*- Topic:)?", re.IGNORECASE)
 _TURN_ENDS = re.compile(
     r"(?:<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|eos)\|>|</s>|<end_of_turn>|<eos>)+[ \t]*$"
-    r"|(?:<\|(?:im_end|endoftext|eot_id)\|>)+(?=<\||\s*\n)",
+    r"|(?:<\|(?:im_end|endoftext|eot_id)\|>)+(?=<\||\s*\n)|</s>(?=\s*\[INST\])",
     re.MULTILINE,
 )
 _TURN_BEGINS = re.compile(

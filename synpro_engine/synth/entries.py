@@ -17,31 +17,51 @@ from synpro_engine.synth.commentary import is_talk
 from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
 
 _COLON = r"[:\uff1a\ufe55\u2236]"
+# Dashes, dots, arrows, boxes, stars, ticks and pictures; marks of direction and width, which are not seen.
+_SYMBOLS = (
+    r"-*+>|\u00b7\u00bb\u200b\u200e\u200f\u2010-\u2015\u2022-\u2027\u203a\u203b\u2043\u2060\u2190-\u21ff\u2219\u22c5"
+    r"\u25a0-\u27bf\u2b00-\u2bff\u30fb\ufeff\U0001f300-\U0001faff"
+)
 _BULLET = (
-    r"(?:[-*+\u2022\u2023\u25e6\u25aa\u25cf\u2013\u2014\u00b7>|]|#{1,6}|\(?\d{1,3}[.):]|(?:Entry|Item)\s*\d+\s*[:.)-])"
+    rf"(?:[{_SYMBOLS}]\ufe0f?|#{{1,6}}(?:\d{{1,3}}\b)?|[(\[]?\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}[.):\]]|\d\ufe0f?\u20e3"
+    r"|\[[ xX]?\]|(?:Entry|Item)\s*\d+\s*[:.)-])"
+)
+# At the start of a line a bare number or a letter is one too, and a number's mark may stand outside of its stars.
+_LABEL = (
+    rf"(?:{_BULLET}|\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}(?=[ \t])|\(?[A-Za-z][.)]|[ivxIVX]{{1,4}}[.)]"
+    r"|\*\*\d{1,3}[.):]?\*\*[.):]?)"
 )
 _MARK = r"[*_`\"]{0,3}"
-_BEFORE = rf"[ \t]*(?:{_BULLET}[ \t]*){{0,4}}{_MARK}"
-_TOPIC = re.compile(
-    rf"{_BEFORE}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]){_MARK}", re.I
+_GAP = r"[ \t]{0,4}"  # bounded: spaces without end would be gone through again and again
+_BEFORE = rf"[ \t]*(?:{_LABEL}{_GAP}){{0,4}}{_MARK}"
+_NUMBER = rf"(?:{_GAP}#?\d{{1,3}})?"
+_TOPIC_NAME, _CONTENT_NAME = (
+    rf"(?:\[{key}s?{_NUMBER}\]|[\u201c\u2018']{key}[\u201d\u2019']|{key}s?{_NUMBER}){_GAP}{_MARK}{_GAP}"
+    for key in ("Topic", "Content")
 )
-_CONTENT = re.compile(
-    rf"{_BEFORE}Content[ \t]*{_MARK}[ \t]*(?:{_COLON}|[ \t][\u2013\u2014-][ \t]|[ \t]*$){_MARK}", re.IGNORECASE
-)
+_DASH = r"[ \t][\u2013\u2014-][ \t]"
+_TOPIC = re.compile(rf"{_BEFORE}{_TOPIC_NAME}(?:{_COLON}|{_DASH}){_MARK}", re.IGNORECASE)
+_CONTENT = re.compile(rf"{_BEFORE}{_CONTENT_NAME}(?:{_COLON}|{_DASH}|$){_MARK}", re.IGNORECASE)
 # Within a line a key needs more: the capital letter and a colon, and for a topic a bullet or a full stop before it.
 _CONTENT_WITHIN = re.compile(
-    rf"[ \t]*[|;,(\u2013\u2014-]*[ \t]*{_MARK}(?<![^\W_])Content[ \t]*{_MARK}[ \t]*{_COLON}{_MARK}"
+    rf"{_GAP}(?:[-=]>|<br[ \t]?/?>|[|;,(/\u2192\u21d2\u2013\u2014-]){{0,3}}{_GAP}"
+    rf"{_MARK}(?<![^\W_]){_CONTENT_NAME}{_COLON}{_MARK}"
 )
 _CONTENT_WITHIN_LOWER = re.compile(_CONTENT_WITHIN.pattern, re.IGNORECASE)
-_TOPIC_WITHIN = re.compile(
-    rf"(?:(?<=[.!?\u3002|])[ \t]*|(?<=[ \t]){_BULLET}[ \t]*){_MARK}Topic(?:[ \t]*\d+)?[ \t]*{_MARK}[ \t]*{_COLON}"
-)
+# No quotation mark: a text may cite such a line.
+_TOPIC_WITHIN = re.compile(rf"(?:(?<=[.!?\u3002|]){_GAP}|(?<=[ \t]){_BULLET}{_GAP})[*_`]{{0,3}}{_TOPIC_NAME}{_COLON}")
 _NOTHING_SAID = re.compile(r"(?:[\W\d_]|Entry|Item)*", re.IGNORECASE)
 _INDENTED = re.compile(r"[ \t]+\S")
 _BREAK = re.compile(
-    r"[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$|\W{3,}$)", re.IGNORECASE
+    r"\W{3,}$|[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$)", re.IGNORECASE
 )
 _MARKS = ("***", "**", "__", "`", "*", "_")
+_OWN_BULLET = re.compile(r"[-*+\u2022\u2013][ \t]+(?=\S)")
+_BLOCK_SIGNS = {"|", ">", "|-", ">-"}  # YAML's, for a text on the lines below
+# Every kind of space is one, and every kind of line end.
+_SPACES = str.maketrans(
+    {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
+)
 _DOTS = re.compile(r"\W*(?:\.\.\.|\u2026)\W*")
 _SLOT_WORDS = (
     r"(?:(?:insert|your|the|a|an|of|this|that|for|from|entry|entries|text|here|topic|content|title|fact|details?"
@@ -76,12 +96,17 @@ class _Draft:
 def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) -> list[Entry]:
     """The first entries that say something, each once; the last one of an unfinished answer is not whole."""
     example_words = set(_words(example))
-    drafts = list(_drafts(body, cut))
+    drafts = list(_drafts(body.translate(_SPACES), cut))
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
     found: dict[Entry, None] = {}
     for draft in drafts:
-        entry = Entry(topic=_value(draft.topic).rstrip("|;, "), content=_value(draft.content))
+        topic = (
+            _OWN_BULLET.sub("", _value(draft.topic), count=1)
+            if draft.topic and not draft.topic[0].strip()
+            else _value(draft.topic)
+        )
+        entry = Entry(topic=topic.rstrip("|;, "), content=_value(draft.content))
         fault = _fault(entry, example_words)
         if fault is None and entry in found:
             fault = Cut.DUPLICATE
@@ -98,6 +123,7 @@ def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
     """Entries as they are laid out; lines that belong to none are counted. A closed one has something behind it."""
     draft, blank = None, False
     for line in _lines(body):
+        line = line.rstrip()
         topic, content = _TOPIC.match(line), _CONTENT.match(line)
         if topic or (content and (draft is None or draft.content is not None)):
             if draft is not None:
@@ -113,7 +139,7 @@ def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
         elif content:
             draft.content = [line[content.end() :]]
             draft.raw.append(line)
-        elif _kind(line) != Cut.OUTSIDE or _BREAK.match(line) or (blank and not _INDENTED.match(line)):
+        elif _ends(draft, line, blank):
             cut[_kind(line)] += size(line)
             draft.closed = True
             yield draft
@@ -123,6 +149,15 @@ def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
         blank = not line.strip()
     if draft is not None:
         yield draft
+
+
+def _ends(draft: _Draft, line: str, blank: bool) -> bool:
+    """Whether a line, which may stand behind a blank one, belongs to the draft no more."""
+    if _kind(line) != Cut.OUTSIDE:
+        return True
+    if draft.content is not None and not any(map(str.strip, draft.content)):
+        return False  # the content is still to come, however it looks
+    return _BREAK.match(line) is not None or (blank and not _INDENTED.match(line))
 
 
 def _kind(line: str) -> Cut:
@@ -136,7 +171,8 @@ def _lines(body: str) -> Iterator[str]:
     """Lines, each of one entry at most."""
     for line in body.split("\n"):
         at = 0
-        for match in _TOPIC_WITHIN.finditer(line):
+        own = _TOPIC.match(line)
+        for match in _TOPIC_WITHIN.finditer(line, own.end() if own else 0):
             if not _NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
                 yield line[at : match.start()]
                 at = match.start()
@@ -145,6 +181,8 @@ def _lines(body: str) -> Iterator[str]:
 
 def _begin(draft: _Draft, line: str, at: int) -> None:
     draft.topic = []
+    while twice := _TOPIC.match(line, at):  # a key behind the prompt's own
+        at = twice.end()
     _go_on(draft, line[at:])
     draft.raw = [line]
 
@@ -167,7 +205,9 @@ def _go_on(draft: _Draft, line: str) -> None:
 
 def _value(lines: list[str] | None) -> str:
     """On one line, without a table's edges, and without marks around it or left over at an end."""
-    text = " ".join(" ".join(lines or ()).split()).strip(" |")
+    lines = lines or []
+    lines = lines[1:] if lines and lines[0].strip() in _BLOCK_SIGNS else lines
+    text = " ".join(" ".join(lines).split()).strip(" |")
     for mark in _MARKS:
         inner = text[len(mark) : -len(mark)]
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:

@@ -12,8 +12,9 @@ from synpro_engine.synth.parsed import HEADINGS, REFORMAT_HEADING, REPHRASE_HEAD
 
 _MARKS = r"[ \t*_`\"'#>~-]"
 _LOOSE = {
-    REPHRASE_HEADING: r"here(?:\s+is|['\u2019]s)\s+(?:a|an|the|your|my)\s+(?:para|re)(?:phrased|written|worded)\s+"
-    r"(?:version|text)(?:\s+of\s+(?:the|your|this)\s+(?:\w+\s+){0,2}(?:text|passage|paragraph))?",
+    REPHRASE_HEADING: r"here(?:\s+is|['\u2019]s)\s+(?:a|an|the|your|my)\s+(?:(?:para|re)(?:phrased|written|worded)\s+"
+    r"(?:version|text)|paraphrase|rewrite|rewording|rephrasing)(?:\s+of\s+(?:the|your|this)\s+(?:\w+\s+){0,2}(?:text|passage"
+    r"|paragraph)(?:\s+(?:that\s+)?you\s+(?:gave|provided|sent|shared)(?:\s+me)?)?)?",
     REFORMAT_HEADING: r"here\s+are\s+(?:the|some|your)\s+(?:structured|study)\s+entries"
     r"(?:\s+(?:based\s+on|for|from)\s+(?:the|your)\s+(?:\w+\s+){0,2}text)?",
 }

@@ -31,7 +31,8 @@ what it takes away. Every answer below is a test; this page is made from
   generator learns the form, and no text is thrown away for a "Sure!".
 - **Known limits.** Keys are `Topic` and `Content` and stand before each value: translated keys, JSON, HTML lists and
   tables that have them in their head alone are refused. A paragraph behind an entry, after a blank line and not
-  indented, counts as `outside`. A paraphrase without any heading is refused, since nothing tells it from talk.
+  indented, counts as `outside`, as do code blocks, tables and headings within one. A paraphrase without any
+  heading is refused, since nothing tells it from talk.
 """
 
 

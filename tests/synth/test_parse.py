@@ -108,3 +108,15 @@ def test_the_time_of_reading_grows_as_the_text_does(piece: str) -> None:
         parsed = operation.parse(f"{operation.heading}\n" + piece * (100_000 // len(piece)))
         assert time.process_time() - begin < 5.0, operation.name
         assert parsed.ok == (parsed.reason is None) == bool(parsed.text)
+
+
+@pytest.mark.parametrize(
+    "line", ["- Topic: a {}x", "- Topic: a\n- Content{}x", "- Topic{}x", "Topic: a\n{}x", "{}Topic"]
+)
+@pytest.mark.parametrize("piece", [" ", "-", "\t-", "| ", ". ", "1.", "</s>", "["])
+def test_the_time_of_reading_a_line_grows_as_the_line_does(line: str, piece: str) -> None:
+    for operation in OPERATIONS.values():
+        raw = f"{operation.heading}\n" + line.format(piece * (10_000 // len(piece)))
+        begin = time.process_time()
+        operation.parse(raw)
+        assert time.process_time() - begin < 3.0, operation.name
