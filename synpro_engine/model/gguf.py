@@ -47,7 +47,7 @@ def import_gguf(
     file = GGUFFile(path)
     config = file.config(seq_len)
     check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
+    on_main(topology, lambda: write_tokenizer(path, file.find, tokenizer_dir))  # before the weights, which take long
     model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
     model.load_canonical(file, str(path))
-    on_main(topology, lambda: write_tokenizer(path, file.find, tokenizer_dir))
     return Imported(model, tokenizer_dir)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
 
@@ -18,6 +18,16 @@ _PREFIX = "tokenizer.ggml."
 # Our names for the special tokens, and the file's; `eot` ends a turn of a chat.
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
 _CONTROL, _USER_DEFINED = 3, 4
+# How text is cut into words, by the file's name for it; between the two published patterns lie the digits of a word.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS: dict[str, list[Any]] = {
+    "gpt-2": [],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+    "llama-bpe": [pre_tokenizers.Split(Regex(_WORDS % "{1,3}"), behavior="isolated")],
+    "qwen2": [pre_tokenizers.Split(Regex(_WORDS % ""), behavior="isolated")],
+}
 
 Metadata = Callable[[str], Any]
 
@@ -36,7 +46,7 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
             raise UserError(f"{path}: `{_PREFIX}{_NAMED[key]}_token_id` = {id} is not among {len(tokens)} tokens")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings |= {f"{key}_token": tokens[id] for key, id in ids.items() if id is not None and key != "eot"}
-    settings["add_bos_token"] = bool(find(f"{_PREFIX}add_bos_token"))
+    settings["add_bos_token"] = _begins_texts(find)
     template = find("tokenizer.chat_template")
     settings |= {"chat_template": template} if template else {}
     ends = sorted({ids[key] for key in ("eos", "eot") if ids[key] is not None})
@@ -51,24 +61,36 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
 def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     """The byte-level BPE tokenizer in the metadata; UserError for another kind."""
     kind, rule = _need(path, find, "model"), find(f"{_PREFIX}pre")
-    if kind != "gpt2" or rule not in ("smollm", "gpt-2"):
-        raise UserError(f"{path}: tokenizer `{kind}` with splitting rule `{rule}` is not supported")
+    if kind != "gpt2" or rule not in _SPLITS:
+        raise UserError(
+            f"{path}: tokenizer `{kind}` with splitting rule `{rule}` is not supported (those are gpt2 with "
+            f"{', '.join(_SPLITS)}); take the model's Hugging Face directory"
+        )
     words: list[str] = _need(path, find, "tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in _need(path, find, "merges")]
-    bpe = models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges)
+    # Llama 3 takes a word that is a token whole, though its merges may not lead there.
+    whole = {"ignore_merges": True} if rule == "llama-bpe" else {}
+    bpe = models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges, **whole)
     tokenizer: Any = Tokenizer(bpe)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if rule == "smollm" else []
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, split])
+    if rule == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in ("gpt-2", "smollm"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_SPLITS[rule], by_byte])
     tokenizer.decoder = decoders.ByteLevel()
     bos_id = find(f"{_PREFIX}bos_token_id")
-    if find(f"{_PREFIX}add_bos_token") and bos_id is not None:
+    if _begins_texts(find) and bos_id is not None:
         bos = (words[bos_id], bos_id)
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     for word, kind_of_token in zip(words, _need(path, find, "token_type"), strict=True):
         if kind_of_token in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(word, special=kind_of_token == _CONTROL, normalized=False)])
     return tokenizer
+
+
+def _begins_texts(find: Metadata) -> bool:
+    """Whether a begin-of-text token stands before each text: llama.cpp's rule where a Llama 3 file does not say."""
+    said = find(f"{_PREFIX}add_bos_token")
+    return find(f"{_PREFIX}pre") == "llama-bpe" if said is None else bool(said)
 
 
 def _need(path: Path, find: Metadata, key: str) -> Any:
