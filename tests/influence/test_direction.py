@@ -33,7 +33,7 @@ from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
-from tests.influence.toy import CONFIGS, START, direction_of, layout_cases, model_of, moved, sequences, walks
+from tests.influence.toy import CONFIGS, START, Cases, direction_of, layout_cases, model_of, moved, sequences, walks
 
 Full = dict[str, torch.Tensor]
 PROBE = ProbeConfig(steps=3, lr=3e-3, global_batch=4, micro_batch=2)
@@ -327,23 +327,23 @@ LAYOUTS = {
     "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
     "DP2": ParallelConfig(),
 }
-CASES = layout_cases(LAYOUTS)
 
 
-def made_in(ports: list[int], stored: Path) -> list[Any]:
+def made_in(cases: Cases, ports: list[int], stored: Path) -> list[Any]:
     found = []
-    for (layout, variant), port in zip(CASES, ports, strict=True):
+    for (layout, variant), port in zip(cases, ports, strict=True):
         with job(LAYOUTS[layout], port) as topology:
             whole = made(variant, topology, stored / variant)
             found.append({kind: {n: t.numpy() for n, t in v.items()} for kind, v in whole.items()})
     return found
 
 
-def test_every_layout_makes_the_same_directions(topology: Topology, stored: Path) -> None:
-    expected = {variant: made(variant, topology, stored / variant) for variant in CONFIGS}
-    results = run_ranks(made_in, 2, ports=free_ports(len(CASES)), stored=stored)
+@pytest.mark.parametrize("cases", layout_cases(LAYOUTS))
+def test_every_layout_makes_the_same_directions(cases: Cases, topology: Topology, stored: Path) -> None:
+    expected = {variant: made(variant, topology, stored / variant) for variant in {variant for _, variant in cases}}
+    results = run_ranks(made_in, 2, cases=cases, ports=free_ports(len(cases)), stored=stored)
     for result in results:
-        for (_, variant), kinds in zip(CASES, result, strict=True):
+        for (_, variant), kinds in zip(cases, result, strict=True):
             for kind, tensors in kinds.items():
                 found = {name: torch.from_numpy(array) for name, array in tensors.items()}
                 assert_same(found, expected[variant][kind], 1e-4 if kind in ("next step", "trained") else 1e-5)

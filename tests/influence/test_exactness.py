@@ -8,7 +8,17 @@ import pytest
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import DotInfluence, Influence
-from tests.influence.toy import CONFIGS, START, direction_of, layout_cases, model_of, moved, per_example, sequences
+from tests.influence.toy import (
+    CONFIGS,
+    START,
+    Cases,
+    direction_of,
+    layout_cases,
+    model_of,
+    moved,
+    per_example,
+    sequences,
+)
 
 LAYOUTS = {
     "TP2": ParallelConfig(tp=2),
@@ -63,7 +73,7 @@ def scores_of(variant: str, topology: Topology) -> Scores:
     return {name: [[score.value, score.loss, *score.shares] for score in scores] for name, scores in found.items()}
 
 
-def scores_in(cases: list[tuple[str, str]], ports: list[int]) -> list[Scores]:
+def scores_in(cases: Cases, ports: list[int]) -> list[Scores]:
     found = []
     for (layout, variant), port in zip(cases, ports, strict=True):
         with job(LAYOUTS[layout], port) as topology:
@@ -110,14 +120,9 @@ def test_one_process_gives_each_example_s_own_gradient(variant: str, truth: Any)
     check(truth[variant][0], truth[variant], slice(None))
 
 
-@pytest.mark.parametrize(
-    ("ranks", "cases"),
-    [
-        pytest.param(2, TWO_RANKS, id="two ranks"),
-        pytest.param(4, FOUR_RANKS, id="four ranks", marks=pytest.mark.slow),
-    ],
-)
-def test_every_layout_gives_each_example_s_own_gradient(ranks: int, cases: list[tuple[str, str]], truth: Any) -> None:
+@pytest.mark.parametrize("cases", [*TWO_RANKS, pytest.param(FOUR_RANKS, id="four ranks", marks=pytest.mark.slow)])
+def test_every_layout_gives_each_example_s_own_gradient(cases: Cases, truth: Any) -> None:
+    ranks = 4 if cases == FOUR_RANKS else 2
     results = run_ranks(scores_in, ranks, cases=cases, ports=free_ports(len(cases)))
     for rank, result in enumerate(results):
         for (layout, variant), found in zip(cases, result, strict=True):

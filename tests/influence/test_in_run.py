@@ -17,7 +17,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, OutputLayer
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
-from tests.influence.toy import CONFIGS, direction_of, layout_cases, model_of
+from tests.influence.toy import CONFIGS, Cases, direction_of, layout_cases, model_of
 
 LAYOUTS = {
     "TP2": ParallelConfig(tp=2),
@@ -290,12 +290,9 @@ def test_a_direction_along_frozen_parameters_is_refused(topology: Topology) -> N
         InRun(Engine(model, OptimizerConfig()), direction_of(model))
 
 
-CASES = layout_cases(LAYOUTS)
-
-
-def watched_in(ports: list[int], truth: dict[str, Scores]) -> None:
+def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None:
     """In each case every method scores right, and training is left alone."""
-    for (layout, variant), port in zip(CASES, ports, strict=True):
+    for (layout, variant), port in zip(cases, ports, strict=True):
         with job(LAYOUTS[layout], port) as topology:
             rank = topology.dp.rank
             rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS))]
@@ -315,5 +312,6 @@ def watched_in(ports: list[int], truth: dict[str, Scores]) -> None:
                     assert_alike(engine, numbers, plain, unwatched, method)
 
 
-def test_every_layout_scores_alike_and_trains_as_if_nobody_watched(truth: dict[str, Scores]) -> None:
-    run_ranks(watched_in, 2, ports=free_ports(len(CASES)), truth=truth)
+@pytest.mark.parametrize("cases", layout_cases(LAYOUTS))
+def test_every_layout_scores_alike_and_trains_as_if_nobody_watched(cases: Cases, truth: dict[str, Scores]) -> None:
+    run_ranks(watched_in, 2, cases=cases, ports=free_ports(len(cases)), truth=truth)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,10 +28,23 @@ CONFIGS = {
 }
 
 
-def layout_cases(layouts: Iterable[str]) -> list[tuple[str, str]]:
-    """(layout, variant): every variant where tensor-parallel ranks share out a block and its sequence; elsewhere what a
-    block holds is no matter, and two variants must do."""
-    return [(layout, v) for layout in layouts for v in (CONFIGS if "SP" in layout else ("olmo2", "tied llama"))]
+Cases = list[tuple[str, str]]
+
+
+def layout_cases(layouts: Iterable[str]) -> list[Any]:
+    """Parameters of a test, each a list of (layout, variant): one variant in every layout; and, slow, other ones.
+
+    Those are all that there are where tensor-parallel ranks share out a block and its sequence; elsewhere what a block
+    holds is no matter, and one more must do.
+    """
+    layouts = list(layouts)
+    others = [
+        (layout, v) for layout in layouts for v in CONFIGS if v == "tied llama" or ("SP" in layout and v != "olmo2")
+    ]
+    return [
+        pytest.param([(layout, "olmo2") for layout in layouts], id="olmo2"),
+        pytest.param(others, id="other blocks", marks=pytest.mark.slow),
+    ]
 
 
 def full_weights(config: ModelConfig, seed: int, size: float = 1.0) -> dict[str, Tensor]:
