@@ -17,7 +17,14 @@ def test_values_and_gradients_are_as_accurate_as_plain_pytorch(implementation, t
         check_against_fp64(make_case(tokens, vocab, dtype, variant), dtype, variant)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16"),
+        pytest.param(torch.float16, id="fp16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_real_vocabulary_and_width_are_as_accurate_as_plain_pytorch(implementation, dtype):
     check_against_fp64(make_case(7, 49152, dtype, "bare", width=576), dtype, "V 49152, H 576")
 
