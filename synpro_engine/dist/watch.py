@@ -171,6 +171,8 @@ class Watch:
         if self._store is not None:
             self._leaving.set()
             self._thread.join()
+            if self.wish.signal is not None:  # it may have come since the last look, and the others still work
+                self._store.set("stop", self.wish.signal)
             left, end = self._store.add("left", 1), time.monotonic() + _FAREWELL_S
             while self._rank == 0 and left < self._world_size and time.monotonic() < end:
                 time.sleep(0.005)
