@@ -31,6 +31,8 @@ BEAT_S = 10.0
 PATIENCE_S = 120.0
 """Seconds without one after which a holder of whom nothing else is known counts as dead."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
+# What says that there is no flock; EBADF is NFS's answer for a file that is open for reading, as a directory must be.
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,9 @@ def writing(path: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"{path}: another process writes it; wait for its end, or give another --output") from None
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
         yield
     finally:
         os.close(file)
