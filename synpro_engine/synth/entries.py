@@ -7,10 +7,11 @@ left out alone.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from synpro_engine.synth.cleaning import FENCE
 from synpro_engine.synth.commentary import is_talk
@@ -99,6 +100,8 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
     drafts = list(_drafts(body.translate(_SPACES), cut))
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
+    if drafts and drafts[0].content is not None and not _value(drafts[0].topic):
+        drafts = _of_contents_first(drafts, finished)
     found: dict[Entry, None] = {}
     for draft in drafts:
         topic = (
@@ -117,6 +120,20 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
         else:
             cut[fault] += sum(map(size, draft.raw))
     return list(found)
+
+
+def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:
+    """Drafts whose first one lacks its topic, with that which belongs to each content.
+
+    An answer that ends with a topic puts every topic behind its content. One that was cut off does not show whether it
+    does, or only left the first topic out: rather no topics than those of others.
+    """
+    if not finished:
+        return [replace(draft, topic=None) for draft in drafts]
+    if drafts[-1].content is not None:
+        return drafts
+    pairs = itertools.pairwise(drafts)
+    return [replace(one, topic=two.topic, raw=[*(one.content or ()), *(two.topic or ())]) for one, two in pairs]
 
 
 def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
