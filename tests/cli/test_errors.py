@@ -8,6 +8,7 @@ import pytest
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import write_manifest
+from tests.cli.refusals import refused
 
 
 def _text(seed: int) -> str:
@@ -21,14 +22,6 @@ def _documents(path: Path, count: int = 30) -> Path:
     lines = [json.dumps({"id": f"d{i}", "text": _text(i)}) for i in range(count)]
     path.write_text("\n".join(lines) + "\n")
     return path
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in error
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_fault_of_the_config_names_its_key(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert message in _refused(capsys, *arguments, "--dir", str(tmp_path / "run"))
+    assert message in refused(capsys, *arguments, "--dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -59,7 +52,7 @@ def test_training_that_diverges_is_a_fault_and_no_plateau(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, lr: str
 ) -> None:
     source = f"corpus.source={_documents(tmp_path / 'docs.jsonl')}"
-    line = _refused(capsys, "pretrain", "smoke", f"pretrain.optimizer.lr={lr}", source, "--dir", str(tmp_path / "run"))
+    line = refused(capsys, "pretrain", "smoke", f"pretrain.optimizer.lr={lr}", source, "--dir", str(tmp_path / "run"))
     assert "training diverged at step" in line and f"lower `pretrain.optimizer.lr` ({float(lr):.3g}" in line
     assert not (tmp_path / "run" / "pretrain").exists()
 
@@ -78,14 +71,14 @@ def test_a_bad_document_is_named_by_file_and_line(
 ) -> None:
     path = _documents(tmp_path / "docs.jsonl")
     path.write_text(path.read_text() + line + "\n")
-    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "--dir", str(tmp_path / "run"))
+    error = refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "--dir", str(tmp_path / "run"))
     assert message in error
 
 
 def test_an_empty_corpus_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text("")
     run = tmp_path / "run"
-    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={tmp_path / 'docs.jsonl'}", "--dir", str(run))
+    error = refused(capsys, "tokenize", "smoke", f"corpus.source={tmp_path / 'docs.jsonl'}", "--dir", str(run))
     assert "docs.jsonl: no documents" in error
     # Nothing was made there yet, so the corrected command may use the directory.
     mended = _documents(tmp_path / "mended.jsonl")
@@ -94,7 +87,7 @@ def test_an_empty_corpus_is_refused(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_a_file_in_place_of_the_directory_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    assert "run: is a file" in _refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "run"))
+    assert "run: is a file" in refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "run"))
 
 
 def test_a_directory_of_another_config_is_refused_and_stays_as_it_was(
@@ -103,7 +96,7 @@ def test_a_directory_of_another_config_is_refused_and_stays_as_it_was(
     path, run = _documents(tmp_path / "docs.jsonl"), tmp_path / "run"
     assert main(["tokenize", "smoke", f"corpus.source={path}", "--dir", str(run)]) == 0
     config = (run / "config.yaml").read_text()
-    error = _refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "seed=8", "--dir", str(run))
+    error = refused(capsys, "tokenize", "smoke", f"corpus.source={path}", "seed=8", "--dir", str(run))
     assert "holds a run of another config: `seed` is 7 there, 8 here" in error
     assert (run / "config.yaml").read_text() == config and (run / "tokenize" / "manifest.json").exists()
 
@@ -114,7 +107,7 @@ def test_no_space_on_the_disk_is_one_line(capsys: pytest.CaptureFixture[str], tm
     run = tmp_path / "run"
     assert main(["probe", "smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", str(run)]) == 0
     capsys.readouterr()
-    error = _refused(
+    error = refused(
         capsys, "influence", "smoke", f"corpus.source={path}", "pretrain.max_steps=2", "--dir", str(run),
         "--input", str(path), "--output", "/dev/full",
     )  # fmt: skip
@@ -126,7 +119,7 @@ def test_influence_needs_a_probe_and_export_a_stage(capsys: pytest.CaptureFixtur
     source = f"corpus.source={path}"
     assert main(["tokenize", "smoke", source, "--dir", run]) == 0
     capsys.readouterr()
-    error = _refused(
+    error = refused(
         capsys,
         "influence",
         "smoke",
@@ -139,13 +132,13 @@ def test_influence_needs_a_probe_and_export_a_stage(capsys: pytest.CaptureFixtur
         str(tmp_path / "scores.jsonl"),
     )
     assert "no probe yet" in error
-    error = _refused(capsys, "export", "smoke", source, "--dir", run, "--output", str(tmp_path / "hf"))
+    error = refused(capsys, "export", "smoke", source, "--dir", run, "--output", str(tmp_path / "hf"))
     assert "pretrain: no such finished stage" in error
 
 
 def test_commands_that_only_read_make_no_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for command in (["report"], ["export", "--output", str(tmp_path / "hf")]):
-        error = _refused(capsys, command[0], "smoke", "--dir", str(tmp_path / "mistyped"), *command[1:])
+        error = refused(capsys, command[0], "smoke", "--dir", str(tmp_path / "mistyped"), *command[1:])
         assert "mistyped: no run is there" in error and not (tmp_path / "mistyped").exists()
 
 
@@ -175,16 +168,16 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
         (Path(run, "config.yaml"), "does not hold scores"),
     ):
         before = output.read_text()
-        assert message in _refused(capsys, *scored[:-1], str(output)) and output.read_text() == before
-    assert "is a directory" in _refused(capsys, *scored[:-1], run)
+        assert message in refused(capsys, *scored[:-1], str(output)) and output.read_text() == before
+    assert "is a directory" in refused(capsys, *scored[:-1], run)
     inside = str(Path(run, "pretrain", "scores"))
-    assert "a finished pretrain; nothing is written there" in _refused(capsys, *scored[:-1], inside)
+    assert "a finished pretrain; nothing is written there" in refused(capsys, *scored[:-1], inside)
     exported = ["export", *arguments, "--output", inside]
-    assert "a finished pretrain; nothing is written there" in _refused(capsys, *exported) and not Path(inside).exists()
+    assert "a finished pretrain; nothing is written there" in refused(capsys, *exported) and not Path(inside).exists()
     assert main(["export", *arguments, "--output", str(tmp_path / "hf")]) == 0
     Path(run, "pretrain", "note").write_text("as if it had been made anew")
     write_manifest(Path(run, "pretrain"), "pretrain", {}, {}, None)
-    assert "was made from another pretrain" in _refused(capsys, *scored)
+    assert "was made from another pretrain" in refused(capsys, *scored)
     assert (tmp_path / "hf" / "model.safetensors").exists()
 
 

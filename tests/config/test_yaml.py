@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from synpro_engine.cli.main import main
 from synpro_engine.config import UserError, read_yaml
 from synpro_engine.config.base import parse_override
 from synpro_engine.config.yaml_core import dump_yaml, parse_yaml
+from tests.cli.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,9 @@ def test_anchors_and_merges_of_ordinary_recipes_stay() -> None:
     assert data == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
 
 
-def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in error
-    return lines[0]
-
-
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "-x", ".hidden", "x" * 300, "", "a b", "a\n"])
 def test_a_name_that_is_no_folder_of_its_own_is_refused(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    assert "`name`" in _refused(capsys, "keys", "smoke", f"name={dump_yaml({'n': name})[3:]}")
+    assert "`name`" in refused(capsys, "keys", "smoke", f"name={dump_yaml({'n': name})[3:]}")
 
 
 def test_a_recipe_that_cannot_be_one_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -132,11 +124,11 @@ def test_a_recipe_that_cannot_be_one_is_named(capsys: pytest.CaptureFixture[str]
     contents = {"binary": b"\x80\x00\xff", "zeros": b"\0" * 50, "empty": b"", "list": b"- 1\n", "word": b"smoke\n"}
     for name, content in contents.items():
         (tmp_path / f"{name}.yaml").write_bytes(content)
-        assert f"{name}.yaml" in _refused(capsys, "keys", str(tmp_path / f"{name}.yaml"))
-    assert "File name too long" in _refused(capsys, "keys", long)
-    assert "Is a directory" in _refused(capsys, "keys", str(folder))
-    assert "no recipe" in _refused(capsys, "keys", "r" * 300)
-    assert "Not a directory" in _refused(capsys, "keys", str(tmp_path / "list.yaml" / "x.yaml"))
+        assert f"{name}.yaml" in refused(capsys, "keys", str(tmp_path / f"{name}.yaml"))
+    assert "File name too long" in refused(capsys, "keys", long)
+    assert "Is a directory" in refused(capsys, "keys", str(folder))
+    assert "no recipe" in refused(capsys, "keys", "r" * 300)
+    assert "Not a directory" in refused(capsys, "keys", str(tmp_path / "list.yaml" / "x.yaml"))
 
 
 @pytest.mark.parametrize("key", ["corpus.source", "tokenizer.path", "generator.source"])
@@ -144,8 +136,8 @@ def test_a_path_that_no_file_system_takes_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str
 ) -> None:
     for path in ("s" * 300, '"a\\0b"'):
-        assert _refused(capsys, "run", "smoke", f"{key}={path}", "--dir", str(tmp_path / "run"))
-    assert "File name too long" in _refused(capsys, "run", "smoke", "--dir", str(tmp_path / ("d" * 300)))
+        assert refused(capsys, "run", "smoke", f"{key}={path}", "--dir", str(tmp_path / "run"))
+    assert "File name too long" in refused(capsys, "run", "smoke", "--dir", str(tmp_path / ("d" * 300)))
 
 
 def test_overrides_follow_the_same_rules_as_files() -> None:

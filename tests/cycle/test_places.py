@@ -17,6 +17,7 @@ from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.summary import report_data
 from synpro_engine.dist import ParallelConfig, Topology, launched
+from tests.cli.refusals import refused
 
 _QUICK = ["pretrain.max_steps=10", "pretrain.eval_every=5", "generate.max_slices=6", "continued.steps=4"]
 _QUICK += ["continued.synthetic_epochs=6.0", "tune.rephrase.steps=1", "tune.reformat.steps=1"]
@@ -141,15 +142,6 @@ def test_records_of_another_shape_are_named(finished: Path, topology: Topology) 
             assert "\n" not in str(caught.value)
 
 
-def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    [line] = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in error
-    return line
-
-
 def _below(path: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
@@ -157,7 +149,7 @@ def _below(path: Path) -> dict[str, bytes]:
 def test_run_goes_on_from_no_damaged_stage(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
     for name in ("tokenize/shards/train/tokens.bin", "import/tokenizer/tokenizer.model", "repeat/manifest.json"):
         for _ in _damaged(finished / name, "flip"):
-            assert name in _refused(capsys, "run", "smoke", *_QUICK, "--dir", str(finished))
+            assert name in refused(capsys, "run", "smoke", *_QUICK, "--dir", str(finished))
     assert main(["run", "smoke", *_QUICK, "--dir", str(finished)]) == 0
 
 
@@ -175,17 +167,17 @@ def test_influence_and_export_read_no_damaged_stage(
             ["influence", *pair, *scores],
             ["export", *run, *exported, "repeat"],
         ):
-            assert "tokenize/tokenizer/tokenizer.model: was changed" in _refused(capsys, *command)
+            assert "tokenize/tokenizer/tokenizer.model: was changed" in refused(capsys, *command)
     for _ in _damaged(finished / "import" / "tokenizer" / "tokenizer.model", "flip"):
         command = ["export", *run, *exported, "round-1/tune-rephrase"]
-        assert "import/tokenizer/tokenizer.model: was changed" in _refused(capsys, *command)
+        assert "import/tokenizer/tokenizer.model: was changed" in refused(capsys, *command)
     assert not (tmp_path / "hf").exists() and not (tmp_path / "scores.jsonl").exists()
 
 
 @pytest.mark.parametrize("place", ["pretrain", "pretrain/deep/new", "round-1", "round-1/new", "tokenize/shards/train"])
 def test_a_place_inside_another_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, place: str) -> None:
     before = _below(finished)
-    assert "lies inside" in _refused(capsys, "tokenize", "smoke", "--dir", str(finished / place))
+    assert "lies inside" in refused(capsys, "tokenize", "smoke", "--dir", str(finished / place))
     assert _below(finished) == before
 
 
@@ -197,7 +189,7 @@ def test_a_folder_with_somebodys_own_files_is_refused(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("name: mine\n")
-    assert name.split("/")[0] in _refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path))
+    assert name.split("/")[0] in refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path))
     assert _below(tmp_path) == {str(tmp_path / name): b"name: mine\n"}
 
 
@@ -211,7 +203,7 @@ def test_garbage_in_the_record_of_stages_is_one_line(capsys: pytest.CaptureFixtu
     assert main(["tokenize", "smoke", "--dir", str(tmp_path)]) == 0
     for garbage in (b"\x80\x00\n", b"[]\n", b'{"stage": 3}\n', b'{"stage": "tokenize"'):
         (tmp_path / "stages.jsonl").write_bytes(garbage)
-        assert "stages.jsonl:1: damaged" in _refused(capsys, "report", "smoke", "--dir", str(tmp_path))
+        assert "stages.jsonl:1: damaged" in refused(capsys, "report", "smoke", "--dir", str(tmp_path))
 
 
 def test_a_run_copied_elsewhere_is_whole(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
@@ -227,6 +219,6 @@ def test_the_second_command_in_a_directory_is_told_of_the_first(
     from synpro_engine.config.lock import locked
 
     with locked(tmp_path / "run"):
-        told = _refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "run"))
+        told = refused(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "run"))
         assert f"process {os.getpid()} on {os.uname().nodename}" in told
     assert main(["tokenize", "smoke", "--dir", str(tmp_path / "run")]) == 0

@@ -26,6 +26,7 @@ from synpro_engine.data import (
     write_token_shards,
 )
 from synpro_engine.data.token_files import find_files
+from tests.cli.refusals import refused
 
 
 class Letters:
@@ -226,18 +227,12 @@ def test_texts_of_shards_are_placed_counted_and_listed_as_those_of_documents_are
     assert [(bad["file"], bad["line"]) for bad in listed] == [("sub/a.idx", n) for n in range(40, 50 if drop else 41)]
 
 
-def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(arguments) == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
-
-
 def test_a_run_takes_shards_in_place_of_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(["tokenize", "smoke", "--dir", str(first)]) == 0
     shards = f"corpus.shards={first / 'tokenize' / 'shards'}"
     tokenizer = f"tokenizer.path={first / 'tokenize' / 'tokenizer'}"
-    assert "`tokenizer.path`: is missing" in _refused(capsys, "tokenize", "smoke", shards, "--dir", str(second))
+    assert "`tokenizer.path`: is missing" in refused(capsys, "tokenize", "smoke", shards, "--dir", str(second))
     split = "corpus.split={train: 0.5, reference: 0.25, validation: 0.25}"
     assert main(["pretrain", "smoke", shards, tokenizer, split, "pretrain.max_steps=2", "--dir", str(second)]) == 0
     held = {

@@ -1,0 +1,15 @@
+"""What every refused command has in common: exit code 2 and one line of error."""
+
+import pytest
+
+from synpro_engine.cli.main import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that the command line answers these arguments with; no traceback stands beside it."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    [line] = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in error
+    return line
