@@ -41,7 +41,7 @@ def test_work_of_one_rank_may_take_longer_than_a_collective() -> None:
 def _fails(place: str) -> None:
     """One rank of two fails while the other one waits, or soon will, in a collective of half an hour."""
     with launched(ParallelConfig(silence_minutes=0.1)) as topology:
-        on_main(topology, lambda: None)
+        barrier(topology)  # a rank that is still joining would notice by other means
         if place == "on_main":
             on_main(topology, lambda: 1 // 0)
         elif place == "training step":
@@ -55,7 +55,7 @@ def _fails(place: str) -> None:
         elif place == "killed" and topology.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         elif place == "rank 0 killed while it works":
-            on_main(topology, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            on_main(topology, lambda: time.sleep(1.0) or os.kill(os.getpid(), signal.SIGKILL))
         elif place == "rank 0 frozen, with the store":
             on_main(topology, lambda: os.kill(os.getpid(), signal.SIGSTOP))
         elif place == "rank 1 frozen":
