@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError, check_replaceable, new_artifact, read_manifest, verify_artifact
-from synpro_engine.dist import on_main
+from synpro_engine.dist import on_every_rank, on_main
 from synpro_engine.influence.direction import Direction
 from synpro_engine.model import layout
 from synpro_engine.model.model import Model
@@ -87,7 +87,7 @@ def is_tangent(path: Path) -> bool:
 
 
 def load_direction(path: Path, model: Model) -> Direction:
-    """Read this rank's share of what `save_direction` wrote, in fp32, in any layout.
+    """Read this rank's share of what `save_direction` wrote, in fp32, in any layout. Collective.
 
     Raises UserError for a missing or damaged artifact, or one of another model.
     """
@@ -101,10 +101,15 @@ def load_direction(path: Path, model: Model) -> Direction:
         return is_tangent(path)
 
     tangent = on_main(model.topology, check)
-    full, tp = SafetensorsFiles(path), model.topology.tp
+    tp = model.topology.tp
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
-    for slot in local_slots(model):
-        share = layout.shard(model.config, slot.kind, [full[name] for name in slot.names], tp.rank, tp.size)
-        tensors[names[slot.parameter]] = share.to(model.topology.device, copy=True)
+
+    def read() -> None:
+        full = SafetensorsFiles(path)
+        for slot in local_slots(model):
+            share = layout.shard(model.config, slot.kind, [full[name] for name in slot.names], tp.rank, tp.size)
+            tensors[names[slot.parameter]] = share.to(model.topology.device, copy=True)
+
+    on_every_rank(model.topology, read)  # all have read when it returns: the caller may remove the files
     return Direction(tensors, tangent=tangent)

@@ -141,7 +141,8 @@ def _contend(directory: Path, start: Any, inside: Any, counts: Any) -> None:
                 with inside.get_lock():
                     inside.value -= 1
         except UserError:
-            counts[2] += 1
+            with counts.get_lock():  # several are refused at once
+                counts[2] += 1
 
 
 def test_of_several_that_take_over_at_once_one_has_it(tmp_path: Path) -> None:

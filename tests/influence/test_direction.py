@@ -1,5 +1,7 @@
 """Directions: what they are made from, in every layout, and that what is stored comes back."""
 
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from synpro_engine.config import UserError, write_manifest
+from synpro_engine.config import UserError, remove_directory, write_manifest
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
@@ -28,6 +30,7 @@ from synpro_engine.influence.next_step import NextAdamW, NoDirectionError
 from synpro_engine.influence.plain import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
+from synpro_engine.model.tensor_files import SafetensorsFiles
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
@@ -347,6 +350,27 @@ def test_every_layout_makes_the_same_directions(cases: Cases, topology: Topology
             for kind, tensors in kinds.items():
                 found = {name: torch.from_numpy(array) for name, array in tensors.items()}
                 assert_same(found, expected[variant][kind], 1e-4 if kind in ("next step", "trained") else 1e-5)
+
+
+def _read_then_remove(stored: Path) -> None:
+    """Rank 1 reads a stored direction slowly, and rank 0 removes the files as soon as it has its own share."""
+    with launched(ParallelConfig()) as topology:
+        model = model_of(CONFIGS["tied llama"], topology)
+        if topology.rank == 1:
+            opened = SafetensorsFiles.__init__
+
+            def slowly(self: SafetensorsFiles, directory: Path) -> None:
+                time.sleep(2)
+                opened(self, directory)
+
+            SafetensorsFiles.__init__ = slowly
+        load_direction(stored, model)
+        if topology.is_main:
+            remove_directory(stored)
+
+
+def test_files_may_go_as_soon_as_a_direction_is_read(tmp_path: Path, stored: Path) -> None:
+    run_ranks(_read_then_remove, 2, stored=shutil.copytree(stored / "tied llama", tmp_path / "direction"))
 
 
 def test_the_gradient_of_a_sequence_has_its_own_norm_as_influence_on_it(topology: Topology) -> None:
