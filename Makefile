@@ -30,13 +30,14 @@ python_of = $(shell for p in python$(1) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/v
 	$$p -c 0 2>/dev/null && command -v $$p && break; done)
 # Tests run under the other supported pair as well: Python 3.11 has megatron-core 0.16, later ones the newest 0.19.
 SECOND  = $(shell $(PY) -c 'import sys; print("3.12" if sys.version_info < (3, 12) else "3.11")' 2>/dev/null || echo 3.12)
-SMOKE := tests/cycle/test_smoke.py
 SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
-	$(SMOKE)::test_the_cycle_ends_with_every_stage_and_a_report \
-	$(SMOKE)::test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed \
+	tests/cycle/test_smoke.py::test_the_cycle_ends_with_every_stage_and_a_report \
 	tests/kernels/test_linear_cross_entropy.py tests/kernels/test_linear_policy_loss.py $(wildcard tests/kernels/test_*_contract.py)
 # The ends of pyproject's range of torch, by the Python that each is tried under.
 TORCH_ENDS := 3.11:2.6.0 3.13:2.14.1
+# Which tests by their marker: those that take minutes are left to `make test-all`.
+QUICK = "not slow"
+ALL   = "slow or not slow"
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 
 help: ## this list
@@ -55,21 +56,23 @@ smoke: setup ## every stage of the cycle at toy size, about a minute
 	$(VENV)/bin/synpro run smoke --dir runs/smoke
 	@echo "==> done; the report: $(CURDIR)/runs/smoke/report.html"
 
-test: setup-test lint ## lint, types and the test suite; then its core under the other Python and Megatron-Core
+test: setup-test ## lint, types and the test suite; then its core under the other Python and Megatron-Core
 	@mkdir -p $(STAMP)
 	$(SUBMAKE) setup-second > $(STAMP)/second.log 2>&1 & second=$$!
 	trap 'kill $$second 2>/dev/null || true' EXIT
+	$(SUBMAKE) lint
 	echo "==> pytest, $(PYTEST_WORKERS) processes"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist worksteal --durations=20
-	$(call interpreted,$(PY))
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m $(QUICK) -n $(PYTEST_WORKERS) --dist worksteal --durations=20
+	$(call interpreted,$(PY),$(QUICK))
 	wait $$second || { cat $(STAMP)/second.log; exit 1; }
 	$(SUBMAKE) test-second
 
 test-all: test ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
-	$(SUBMAKE) test-second SECOND_TESTS=tests
-	if test -d .venv-$(SECOND); then $(call interpreted,.venv-$(SECOND)/bin/python); fi
+	$(call interpreted,$(PY),slow)
+	$(SUBMAKE) test-second SECOND_TESTS=tests QUICK='$(ALL)'
+	if test -d .venv-$(SECOND); then $(call interpreted,.venv-$(SECOND)/bin/python,$(ALL)); fi
 	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
 
 test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
@@ -83,7 +86,7 @@ test-torch: ## checkpoints, layouts and kernels under another torch, as in: make
 	export SYNPRO_BUILD_CSRC=0 SYNPRO_CSRC=0
 	$(SUBMAKE) VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
 	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/kernels)
-	$(call interpreted,.venv-$(subst :,-torch,$(END))/bin/python)
+	$(call interpreted,.venv-$(subst :,-torch,$(END))/bin/python,$(QUICK))
 
 .PHONY: setup-second
 setup-second: $(PY)
@@ -95,13 +98,14 @@ setup-second: $(PY)
 define tests_in
 	echo "==> pytest in $(1): $$($(1)/bin/python -c 'import platform, torch; from importlib.metadata import version as v; \
 		print("Python", platform.python_version(), "torch", torch.__version__, "megatron-core", v("megatron-core"))')"
-	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(CURDIR)/$(PY) $(1)/bin/python -m pytest -m "not slow" $(2) \
+	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(CURDIR)/$(PY) $(1)/bin/python -m pytest -m $(QUICK) $(2) \
 		-n $(PYTEST_WORKERS) --dist worksteal --durations=10
 endef
 
+# the same in a process of its own, whose Triton kernels are interpreted: interpreter of Python, which tests
 define interpreted
 	echo "==> pytest, Triton kernels interpreted on the CPU (a process of its own)"; \
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(1) -m pytest tests/kernels/triton_kernels -n $(PYTEST_WORKERS) --dist worksteal
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(1) -m pytest -m $(2) tests/kernels/triton_kernels -n $(PYTEST_WORKERS) --dist worksteal
 endef
 
 lint: setup-test ## ruff (rules and formatting) and basedpyright

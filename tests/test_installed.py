@@ -110,6 +110,7 @@ def test_what_is_imported_is_what_was_installed(installed: Path) -> None:
     assert all(Path(file).is_relative_to(installed) for file in found)
 
 
+@pytest.mark.slow
 def test_an_installed_package_does_not_take_the_commit_of_a_repository_around_it_for_its_own(installed: Path) -> None:
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "theirs"]
     run(["git", "init", "--quiet"], installed.parent)

@@ -59,7 +59,8 @@ class StopWish:
         self.signal = name
         if self._tell:  # by the system call: a handler may have broken into a write
             again = "; again: at once" if name == "SIGINT" else ""
-            os.write(2, f"\n{name}: finishing the step in hand, then saving{again}\n".encode())
+            told = f"finishing the step in hand, then saving{again}"
+            os.write(2, f"\n{name}: {'leaving this work' if self._breaking else told}\n".encode())
 
     def nudge(self) -> None:
         """Have the main thread notice a wish that another thread noted, where it waits for nothing else."""

@@ -151,10 +151,10 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
 
     Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
     """
-    import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
-
     here = read_environment()
     _check(parallel, here.world_size)
+    import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
+
     if parallel.tp > 1:
         platform.start_kernels_in_order()
     alone = here.world_size == 1

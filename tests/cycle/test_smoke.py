@@ -108,6 +108,7 @@ def test_a_finished_run_started_again_repeats_nothing(alone: Path) -> None:
     assert "[pretrain] there already" in said and (alone / "stages.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     _kill_when(lambda: (run / "pretrain.partial" / "checkpoints" / "step-00000020").exists(), run)
@@ -143,6 +144,7 @@ def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list
     assert [(r.step, r.key, r.tokens) for r in ours] == [(r.step, r.key, r.tokens) for r in theirs]
 
 
+@pytest.mark.slow
 def test_a_second_round_writes_other_texts_and_goes_on_from_the_first(tmp_path: Path) -> None:
     run = tmp_path / "rounds"
     smaller = ["rounds=2", "pretrain.max_steps=20", "continued.steps=4", "generate.max_slices=6"]

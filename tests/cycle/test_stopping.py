@@ -83,7 +83,7 @@ def _made(directory: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     ("kind", "stop", "told"),
     [

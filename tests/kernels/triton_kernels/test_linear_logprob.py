@@ -8,7 +8,14 @@ from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, drawn, make_case
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ON_DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16"),
+        pytest.param(torch.float16, id="fp16", marks=pytest.mark.slow),
+    ],
+)
 
 
 @pytest.fixture(params=["pointers", "descriptors"])
@@ -23,7 +30,7 @@ def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@_ON_DTYPES
 @pytest.mark.parametrize("vocab", [1, 601])
 @pytest.mark.parametrize("tokens", [1, 7, 150])
 def test_values_and_gradients_are_as_accurate_as_plain_pytorch(operands, tokens, vocab, dtype):
@@ -79,7 +86,7 @@ def test_entries_masked_by_the_bias_leave_the_vocabulary(operands):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@_ON_DTYPES
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored"])
 def test_gradients_made_in_the_forward_equal_the_rematerialised_ones(operands, dtype, variant):
     case = make_case(150, 601, dtype, variant)
