@@ -57,6 +57,13 @@ def test_importing_the_package_does_not_load_torch() -> None:
 
 
 @on_cpu
+def test_megatron_has_nothing_compiled_on_a_cpu() -> None:
+    from megatron.core import jit
+
+    assert jit.jit_fuser is jit.noop_decorator
+
+
+@on_cpu
 def test_without_cuda_the_flags_that_corrupt_gradients_over_gloo_are_off() -> None:
     flags = platform.megatron_flags()
     assert not flags["deallocate_pipeline_outputs"] and not flags["bias_activation_fusion"]

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import zstandard
 
+from synpro_engine.cycle.synthesis import generator_tokenizer
+from synpro_engine.cycle.weights import load_model
+from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
+from synpro_engine.influence.plain import plain_logits
+from synpro_engine.synth import REPHRASE, render_chat
 from synpro_engine.train.metrics import read_metrics
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -160,3 +166,40 @@ def test_a_second_round_writes_other_texts_and_goes_on_from_the_first(tmp_path: 
     assert [step for step, _ in _losses(run, "repeat")] == steps[0] + steps[1]
     samples = json.loads((run / "round-2" / "continue" / "result.json").read_text())["samples"]
     assert samples["round-1"] > 0 and samples["round-2"] > 0
+
+
+@pytest.mark.slow
+def test_a_tuned_generator_leaves_by_the_command_line_as_transformers_reads_it(alone: Path, tmp_path: Path) -> None:
+    """Two commands write to one place at once: one at least does, and what is there is whole."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    stage, output = "round-1/tune-rephrase", tmp_path / "out"
+    command = [*_RUN[:3], "export", "smoke", "--dir", str(alone), "--stage", stage, "--output", str(output)]
+    both = [subprocess.Popen(command, env=_ENVIRONMENT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert 0 in [process.returncode for process in both], said
+    for process, error in zip(both, said, strict=True):
+        assert process.returncode == 0 or "another process" in error.strip().splitlines()[-1], error
+    theirs = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    ids = torch.randint(theirs.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
+    with launched(ParallelConfig()) as topology, torch.no_grad():
+        ours = plain_logits(load_model(alone / stage, topology, torch.float32), ids, lambda parameter: parameter)
+        torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-4, atol=1e-4)
+    asked = render_chat(REPHRASE.messages("The mill burned down."), "", generator_tokenizer(alone / "import"))
+    turns = [{"role": m.role, "content": m.content} for m in REPHRASE.messages("The mill burned down.")]
+    words = AutoTokenizer.from_pretrained(output)
+    assert words.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == asked
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_can_be_made_while_it_goes_on(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = subprocess.Popen([*_RUN, "--dir", str(run)], env=_ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 300
+    while not (run / "round-1" / "tune-rephrase").exists():
+        assert running.poll() is None and time.monotonic() < end
+        if (run / "pretrain.partial" / "metrics.jsonl").exists() or (run / "pretrain").exists():
+            _finish([*_RUN[:3], "report", "smoke"], run)
+            assert (run / "report.html").stat().st_size > 10_000
+    assert running.wait(300) == 0, running.communicate()[1]
+    assert _results(run) == _results(alone)
