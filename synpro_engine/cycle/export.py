@@ -17,13 +17,14 @@ from synpro_engine.model.hf import KIND, export_hf
 def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology) -> None:
     """Write the weights of `stage` (as in `pretrain` or `round-1/tune-rephrase`). Collective.
 
-    Raises UserError for a stage that is not there or holds no weights.
+    Raises UserError for a stage that is not there or holds no weights, and where `output` holds anything but an earlier
+    export, which is replaced.
     """
     path = directory / stage
     if not path.is_dir():
         raise UserError(f"{path}: no such finished stage")
-    outside_artifacts(output)
-    check_replaceable(output, KIND)
+    check_replaceable(output, KIND)  # an earlier export there is replaced
+    outside_artifacts(output.resolve().parent)
     is_generator = stage == "import" or "/tune-" in stage
     on_main(topology, lambda: verify_artifact(directory / ("import" if is_generator else "tokenize")))
     tokenizer = generator_tokenizer(directory / "import") if is_generator else open_tokenizer(directory / "tokenize")

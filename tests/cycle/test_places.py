@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,22 @@ def test_influence_and_export_read_no_damaged_stage(
         command = ["export", *run, *exported, "round-1/tune-rephrase"]
         assert "import/tokenizer/tokenizer.model: was changed" in refused(capsys, *command)
     assert not (tmp_path / "hf").exists() and not (tmp_path / "scores.jsonl").exists()
+
+
+def test_an_export_replaces_an_earlier_one_and_no_stage(
+    capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path
+) -> None:
+    export = ["export", "smoke", *_QUICK, "--dir", str(finished), "--stage"]
+    for stage, vocabulary in (("round-1/tune-rephrase", "import"), ("repeat", "tokenize")):
+        assert main([*export, stage, "--output", str(tmp_path / "hf")]) == 0
+        words = finished / vocabulary / "tokenizer" / "tokenizer.model"
+        assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == words.read_bytes()
+    before = _below(finished)
+    for place in ("pretrain", "pretrain/new"):
+        assert re.search(
+            "(finished|kind) pretrain; ", refused(capsys, *export, "repeat", "--output", str(finished / place))
+        )
+    assert _below(finished) == before
 
 
 @pytest.mark.parametrize("place", ["pretrain", "pretrain/deep/new", "round-1", "round-1/new", "tokenize/shards/train"])

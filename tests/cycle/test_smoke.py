@@ -20,7 +20,6 @@ from synpro_engine.cycle.weights import load_model
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
 from synpro_engine.influence.plain import plain_logits
-from synpro_engine.synth import REPHRASE, render_chat
 from synpro_engine.train.metrics import read_metrics
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -185,10 +184,8 @@ def test_a_tuned_generator_leaves_by_the_command_line_as_transformers_reads_it(a
     with launched(ParallelConfig()) as topology, torch.no_grad():
         ours = plain_logits(load_model(alone / stage, topology, torch.float32), ids, lambda parameter: parameter)
         torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-4, atol=1e-4)
-    asked = render_chat(REPHRASE.messages("The mill burned down."), "", generator_tokenizer(alone / "import"))
-    turns = [{"role": m.role, "content": m.content} for m in REPHRASE.messages("The mill burned down.")]
-    words = AutoTokenizer.from_pretrained(output)
-    assert words.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == asked
+    words, text = AutoTokenizer.from_pretrained(output), "The mill burned down in 1911."
+    assert words(text, add_special_tokens=False).input_ids == list(generator_tokenizer(alone / "import").encode(text))
 
 
 @pytest.mark.slow

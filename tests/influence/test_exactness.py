@@ -38,7 +38,7 @@ FOUR_RANKS = [
     ("DP2 PP2", "tied llama"),
     ("DP2 TP2 SP", "olmo2"),
 ]
-GIVEN = [*sequences(7), *sequences(1, seed=5, longest=110)]
+GIVEN = [*sequences(7), *sequences(1, seed=5, longest=200)]
 CLIPPED_BY = {"clipped, two windows a pass": 2}
 CLIP = 2.5  # between the norms of these sequences; windows of the longest have greater ones
 Scores = dict[str, list[list[float]]]
