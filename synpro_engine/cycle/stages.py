@@ -86,6 +86,7 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     """On rank 0: decide whether the stage must run, and lay out its partial directory. True: it must."""
     inputs = _inputs(directory, stage)
     if _is_done(directory, stage, inputs):
+        _note(directory, stage).unlink(missing_ok=True)  # a kill may have come before the end of `_finish`
         return False
     check_replaceable(directory / stage.name, stage.name)
     partial, note = partial_path(directory / stage.name), _note(directory, stage)
@@ -101,11 +102,12 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     partial = partial_path(path)
     parents = {parent: directory / parent for parent in stage.parents}
     write_manifest(partial, stage.name, stage.config, parents, stage.seed)
-    publish(partial, path)
-    _note(directory, stage).unlink()
     times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
     lines = (json_text({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
+    # First, for a stage that is there is not done again, and would have no time after a kill between the two.
     atomic_write_text(directory / TIMES, "".join(line + "\n" for line in lines))
+    publish(partial, path)
+    _note(directory, stage).unlink()
 
 
 def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:

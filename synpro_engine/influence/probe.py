@@ -90,8 +90,8 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
 def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
     """Take the probe's steps. Collective.
 
-    Raises DivergedError when too many of them are not finite, and Stopped when the job is asked to stop; a probe then
-    begins anew.
+    Raises DivergedError when too many of them, or the last, are not finite, and Stopped when the job is asked to stop;
+    a probe then begins anew.
     """
     topology, steps = engine.model.topology, []
     guard = SkipGuard(what="probe", lr_key="probe.lr")
@@ -107,4 +107,5 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
             bar.update()
             if done.stop and index + 1 < config.steps:
                 raise Stopped(f"probe: stopped after step {index + 1}; it begins anew")
+    guard.end()
     return steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -35,12 +35,15 @@ _REPHRASE_WEIGHTS = {
 _REFORMAT_WEIGHTS = {"influence": 3.0, "quality": 1.0, "faithfulness": 1.0, "format": 1.0, "anti_copy": 1.0}
 
 
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class RewardConfig(Config):
     """Weights by reward name for each operation, and what the rewards can be told. Names left out weigh 0."""
 
-    rephrase: dict[str, float] = Field(default=_REPHRASE_WEIGHTS)
+    rephrase: dict[str, Weight] = Field(default=_REPHRASE_WEIGHTS)
     """The paper's weights, and an anti-copy term that small generators need."""
-    reformat: dict[str, float] = Field(default=_REFORMAT_WEIGHTS)
+    reformat: dict[str, Weight] = Field(default=_REFORMAT_WEIGHTS)
     """The same for entries."""
     influence_min_chars: int = Field(default=500, ge=0)
     """Texts with fewer characters have the influence of their source."""

@@ -79,8 +79,9 @@ def tune(
     on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
-    directory of a run with other settings, and for bad rewards as `config.bad_reward` says; DivergedError when the
-    policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is asked to stop.
+    directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
+    all; DivergedError when the policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is
+    asked to stop.
     """
     assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
     if not config.prefill:
@@ -106,6 +107,9 @@ def tune(
             run.save_if_due(step + 1, stop=run.asked_to_stop)
             if run.asked_to_stop and step + 1 < config.steps:
                 raise Stopped(f"{directory}: stopped after step {step + 1} of {config.steps}, which is saved")
+    if not rewards and done < config.steps:
+        raise UserError(f"{label}: every group of steps {done + 1} to {config.steps} was dropped; nothing was learnt")
+    guard.end()
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
         steps=config.steps,

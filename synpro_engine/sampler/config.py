@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synpro_engine.config import Config
 
@@ -13,12 +13,19 @@ from synpro_engine.config import Config
 class SamplingConfig(Config):
     """How the next token is drawn from the model's distribution."""
 
-    temperature: float = Field(default=1.0, ge=0.0)
-    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    temperature: float = Field(default=1.0, ge=0.0, le=1e3)
+    """Logits are divided by it, at least 0.001; 0 takes the most likely token (greedy)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Draw only from the fewest most likely tokens whose probabilities reach this sum; 1 keeps all."""
     max_new_tokens: int = Field(default=256, gt=0)
     """A completion ends here at the latest, and always where prompt and completion fill the model's `seq_len`."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _divides(cls, value: float) -> float:
+        if 0 < value < 1e-3:
+            raise ValueError("is 0 (greedy) or at least 0.001: logits divided by less are no numbers")
+        return value
 
 
 class SamplerConfig(Config):

@@ -51,13 +51,23 @@ class SkipGuard:
             why = f"{self.in_all} steps in all were skipped (`max_in_all` is {limits.max_in_all})"
         else:
             return
-        before = (
-            "no step was made before" if self.finite is None else "last made: step {}, loss {:.4g}".format(*self.finite)
-        )
         raise DivergedError(
             f"{self.what} diverged at step {step}: {why}, loss {loss:.4g} and gradient norm {grad_norm:.4g} here"
-            f" ({before}); lower `{self.lr_key}` ({lr:.3g} here) or warm up longer"
+            f" ({self._before()}); lower `{self.lr_key}` ({lr:.3g} here) or warm up longer"
         )
+
+    def end(self) -> None:
+        """The last step was taken; DivergedError where it was skipped: nothing afterwards shows that all is well."""
+        if self.in_row:
+            raise DivergedError(
+                f"{self.what} diverged: it ends with {self.in_row} skipped step(s), {self._before()};"
+                f" lower `{self.lr_key}` or warm up longer"
+            )
+
+    def _before(self) -> str:
+        if self.finite is None:
+            return "no step was made before"
+        return "last made: step {}, loss {:.4g}".format(*self.finite)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which an interrupted run goes on counting."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError, partial_path
+from synpro_engine.cycle import stages
 from synpro_engine.cycle.stages import Stage, run_stages, stage_times
 from synpro_engine.dist import ParallelConfig, Topology, launched
 
@@ -63,6 +64,27 @@ def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: P
     assert (tmp_path / "deep" / "second" / "trail").read_text() == "bb"
     assert not partial_path(tmp_path / "deep" / "second").exists()
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["second"]
+
+
+@pytest.mark.parametrize("before", ["publish", "_note"])
+def test_a_stage_that_a_kill_left_at_its_very_end_has_its_time_and_leaves_nothing_else(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    log, calls = _Log(), iter(range(3))
+    kept = getattr(stages, before)
+
+    def killed(*arguments: object) -> object:
+        # `_note` is asked for by the beginning of a stage and by its end.
+        if before == "publish" or next(calls) == 1:
+            raise KeyboardInterrupt
+        return kept(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, before, killed)
+        run_stages(tmp_path, log.stages()[:1], topology)
+    run_stages(tmp_path, log.stages()[:1], topology)
+    assert set(stage_times(tmp_path)) == {"first"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "stages.jsonl"]
 
 
 def test_work_left_from_other_inputs_is_not_used(topology: Topology, tmp_path: Path) -> None:

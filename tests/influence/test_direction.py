@@ -33,6 +33,7 @@ from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
@@ -257,6 +258,12 @@ def test_a_probe_s_direction_is_its_displacement_and_leaves_theta(topology: Topo
     found = probe_direction(theta, model, walks(2, topology), PROBE)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
     assert_same(full(model, found), full(before, displacement(before, after)), 1e-4)
+
+
+def test_a_probe_that_diverges_is_a_fault_before_it_is_used(topology: Topology, theta: Path) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    with pytest.raises(DivergedError, match=r"probe diverged: it ends with \d+ skipped step\(s\), last made: step 1, "):
+        probe_direction(theta, model, walks(2, topology), PROBE.model_copy(update={"lr": 1e30}))
 
 
 def test_a_control_takes_off_what_any_training_does(topology: Topology, theta: Path) -> None:

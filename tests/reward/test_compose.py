@@ -105,6 +105,8 @@ def test_an_unknown_reward_names_the_nearest() -> None:
         load_config(RewardConfig, {"rephrase": {"similarty": 1.0}})
     with pytest.raises(UserError, match=r"`rephrase.format`: Input should be a finite number"):
         load_config(RewardConfig, {"rephrase": {"format": float("nan")}})
+    with pytest.raises(UserError, match=r"`reformat.format`: Input should be less than or equal to 1000000"):
+        load_config(RewardConfig, {"reformat": {"format": 1e308}})
     with pytest.raises(UserError, match="no reward `lenght`"):
         Composer([], {"rephrase": {"lenght": 1.0}})
 

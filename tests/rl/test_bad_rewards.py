@@ -80,18 +80,29 @@ def test_a_dropped_group_is_counted_and_the_others_learn(
     assert all(sample["reward"] is None and sample["advantage"] == 0.0 for sample in samples if sample["dropped"])
 
 
-def test_without_a_group_left_nothing_is_learnt(topology: Topology, tmp_path: Path) -> None:
+def test_tuning_without_a_group_left_ends_as_a_fault(topology: Topology, tmp_path: Path) -> None:
     everything = Judge(math.nan, "one", "two", "three", "four")
-    result, before, after = run(topology, tmp_path, everything, bad_reward="drop_group", steps=1)
-    (record,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert record["dropped_groups"] == 4.0 and record["reward"] is None and result.first_reward is None
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(UserError, match="every group of steps 1 to 2 was dropped"):
+        run(topology, tmp_path, everything, bad_reward="drop_group")
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    assert [(r["dropped_groups"], r["reward"], r["loss"]) for r in records] == [(4.0, None, 0.0)] * 2
+    assert not (tmp_path / "policy").exists()
 
 
 def test_tuning_that_diverges_ends_with_a_line_that_names_the_rate(topology: Topology, tmp_path: Path) -> None:
     optimizer = TOY["CONFIG"].optimizer.model_copy(update={"lr": 1e30}).model_dump()
     with pytest.raises(DivergedError, match=r"^tuning toy diverged .*step \d+.*lower `tune\.toy\.optimizer\.lr`"):
         run(topology, tmp_path, Judge(0.0), optimizer=optimizer, steps=20, skip=SkipConfig(max_in_row=2).model_dump())
+
+
+def test_tuning_that_ends_before_it_has_skipped_too_many_steps_has_diverged_too(
+    topology: Topology, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DivergedError, match=r"it ends with 3 skipped step\(s\), no step was made before; .*optimizer\.lr`"
+    ):
+        run(topology, tmp_path, Judge(0.0), kl_beta=1e300, steps=3)
+    assert not (tmp_path / "policy").exists()
 
 
 def test_advantages_are_never_made_of_what_is_no_number() -> None:

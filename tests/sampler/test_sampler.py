@@ -1,6 +1,7 @@
 """The sampler against the model's own forward, and against itself in other company."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Axis, Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -195,6 +196,12 @@ def test_the_longest_prompt_it_names_is_the_longest_it_takes(model: Model) -> No
     assert len(sample(longest).token_ids) == 1
     with pytest.raises(UserError, match=f"has {longest + 1} tokens"):
         sample(longest + 1)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-300, 1e300, math.nan])
+def test_a_temperature_that_makes_no_distribution_is_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match="`temperature`"):
+        load_config(SamplingConfig, {"temperature": temperature})
 
 
 def test_no_prompts_give_no_completions(model: Model) -> None:
