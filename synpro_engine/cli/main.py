@@ -51,9 +51,13 @@ A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set s
 Stages that are done in --dir are not repeated; a killed command goes on where it was when called again.
 """
 
+_WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A path as the user gave it cannot be one; and a file system that takes or gives no more.
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-_NO_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
+_NO_WRITES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
+    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 app = typer.Typer(
     help=_OVERVIEW,
@@ -160,7 +164,7 @@ def _leave_early(number: int, frame: object) -> None:
 
 @contextmanager
 def _heeding_signals() -> Iterator[None]:
-    before = {number: signal.signal(number, _leave_early) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, _leave_early) for number in _WISHES}
     try:
         yield
     finally:

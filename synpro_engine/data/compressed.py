@@ -6,21 +6,35 @@ Knows compression and line ends; does not know what a line says.
 from __future__ import annotations
 
 import bz2
-import gzip
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
 from synpro_engine.config import UserError
 
-COMPRESSED = (".zst", ".zstd", ".gz", ".bz2", ".xz")
-_CHUNK = 1 << 16
 # What the format allows and `zstd --long=31` writes. Memory is used as far as the text fills the window.
 _LARGEST_WINDOW = 1 << 31
+
+
+def _zstd() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
+
+
+# By suffix: a decompressor of one stream, and the byte that may fill up the file behind a stream.
+_FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    ".zst": (_zstd, b""),
+    ".zstd": (_zstd, b""),
+    ".gz": (lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), b"\0"),
+    ".bz2": (bz2.BZ2Decompressor, b""),
+    ".xz": (lzma.LZMADecompressor, b"\0"),
+}
+COMPRESSED = tuple(_FORMATS)
+_CHUNK = 1 << 16
+_COMPRESSED_CHUNK = 1 << 13  # small, for a few bytes may stand for megabytes
 _DAMAGE = (zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
 
 
@@ -37,7 +51,7 @@ def line_reader(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
     except _DAMAGE as error:
         raise UserError(f"{path}:{number + 1}: damaged or truncated file ({error})") from None
-    except OSError as error:  # gzip and bzip2 know no error of their own; the system's have a number
+    except OSError as error:  # bzip2 knows no error of its own; the system's have a number
         what = "damaged or truncated file" if error.errno is None else "cannot be read"
         raise UserError(f"{path}:{number + 1}: {what} ({error.strerror or error})") from None
 
@@ -47,26 +61,29 @@ def _chunks(file: BinaryIO, suffix: str) -> Iterator[bytes]:
         return iter(lambda: file.read(_CHUNK), b"")
     if not file.peek(1):  # type: ignore[attr-defined]  # opened with a buffer
         raise EOFError("a compressed file has at least a header; this one has no byte")
-    if suffix in (".zst", ".zstd"):
-        return _zstd_chunks(file)
-    opened = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}[suffix]
-    stream = gzip.GzipFile(fileobj=file) if opened is gzip.GzipFile else opened(file)
-    return iter(lambda: stream.read(_CHUNK), b"")
+    return _streams(file, *_FORMATS[suffix])
 
 
-def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Decompress frame by frame. The library's own stream reader takes a file cut in mid-frame for a whole one."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-    frame = None
-    while chunk := file.read(_CHUNK):
+def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+    """Decompress stream by stream; each must be whole, and nothing but `padding` and further ones may follow.
+
+    The libraries' own readers are not so strict: zstd's takes a file cut in mid-frame for a whole one, those of bz2 and
+    xz take whatever stands behind a stream, a damaged one too, for the end.
+    """
+    stream, ended = None, False
+    while chunk := file.read(_COMPRESSED_CHUNK):
         while chunk:
-            frame = frame or decompressor.decompressobj()
-            yield frame.decompress(chunk)
+            if stream is None:
+                chunk = chunk.lstrip(padding) if ended else chunk
+                if not chunk:
+                    break
+                stream = decompressor()
+            yield stream.decompress(chunk)
             chunk = b""
-            if frame.eof:
-                chunk, frame = frame.unused_data, None
-    if frame is not None:
-        raise EOFError("the last Zstandard frame is not complete")
+            if stream.eof:
+                chunk, stream, ended = stream.unused_data, None, True
+    if stream is not None:
+        raise EOFError("the last compressed stream is not complete")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

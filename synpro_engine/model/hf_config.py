@@ -76,6 +76,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({},),
     "quantization_config": (),
 }
+_ORIGINAL = "original_max_position_embeddings"
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -111,7 +112,7 @@ def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
 
 class _Rope(NamedTuple):
     theta: Any
-    scaling: Mapping[str, Any] | None
+    scaling: dict[str, Any] | None
     key: str
 
 
@@ -125,6 +126,10 @@ def _rope(path: Path, data: Mapping[str, Any]) -> _Rope:
     if any(scaling != sections[0].scaling for _, scaling, _ in sections):
         raise UserError(f"{path}: `rope_scaling` and `rope_parameters` disagree")
     scaling, key = sections[0][1:] if sections else (None, "rope_scaling")
+    beside = data.get(_ORIGINAL)  # counts first in transformers, and only where there is a stretch
+    if scaling is not None and beside is not None and scaling.setdefault(_ORIGINAL, beside) != beside:
+        told = f"{brief(beside)} and {brief(scaling[_ORIGINAL])}"
+        raise UserError(f"{path}: `{_ORIGINAL}` is {told} in two places")
     return _Rope(thetas[0] if thetas else _DEFAULT_THETA, scaling, key)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,6 +182,14 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
     write_manifest(Path(run, "pretrain"), "pretrain", {}, {}, None)
     assert "was made from another pretrain" in refused(capsys, *scored)
     assert (tmp_path / "hf" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_wish_to_stop_while_nothing_is_in_hand_ends_with_75(wish: signal.Signals) -> None:
+    code = "import os, sys; from synpro_engine.cli import main\n"
+    code += f"main.app.command('wished')(lambda: os.kill(os.getpid(), {int(wish)})); sys.exit(main.main(['wished']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, f"stopped: {wish.name}: nothing was in hand\n")
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["influence"], ["export"], ["tune"]])

@@ -1,8 +1,10 @@
 """Reading and writing documents: what is given comes back, and every fault names its place."""
 
+import bz2
 import gzip
 import importlib.util
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from synpro_engine.data import (
 )
 
 SKIP = ReadConfig(on_bad="skip")
+PACKED = {".zst": zstandard.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 DOCUMENTS = [
     Document("a", "first\n\n  text\t\r\n"),
     Document("b/ü", "Ünï\u2028code \u2581 漢字 😀"),
@@ -181,7 +184,7 @@ def test_ids_are_unique_over_all_files_of_a_directory(tmp_path: Path) -> None:
         list(read_documents(tmp_path))
 
 
-@pytest.mark.parametrize("suffix, pack", [(".zst", zstandard.compress), (".gz", gzip.compress)])
+@pytest.mark.parametrize("suffix, pack", PACKED.items())
 @pytest.mark.parametrize("lost", [1, 4, 300])
 def test_a_truncated_file_is_never_taken_for_a_shorter_one(
     tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes], lost: int
@@ -193,7 +196,24 @@ def test_a_truncated_file_is_never_taken_for_a_shorter_one(
         list(read_documents(path))
 
 
-@pytest.mark.parametrize("name", ["docs.jsonl.zst", "docs.jsonl.gz", "docs.parquet"])
+@pytest.mark.parametrize("suffix, pack", PACKED.items())
+def test_all_streams_of_a_file_are_read_and_a_damaged_one_is_no_end(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """Parallel compressors write a stream for each block of the text."""
+    streams = [pack(b'{"id": "%d", "text": "some text"}\n' % number) for number in range(3)]
+    path = tmp_path / f"docs.jsonl{suffix}"
+    fill = b"\0" * 512 if suffix in (".gz", ".xz") else b""
+    path.write_bytes(fill.join([*streams, b""]))
+    assert [document.id for document in read_documents(path)] == ["0", "1", "2"]
+    damaged = bytes([streams[1][0] ^ 1]) + streams[1][1:]
+    for rest in (damaged + streams[2], b"garbage", b"\0g", streams[1][:3]):
+        path.write_bytes(streams[0] + rest)
+        with pytest.raises(UserError, match=r"docs\.jsonl\.\w+:2: damaged or truncated"):
+            list(read_documents(path))
+
+
+@pytest.mark.parametrize("name", [*(f"docs.jsonl{suffix}" for suffix in PACKED), "docs.parquet"])
 def test_a_file_of_another_format_is_damaged(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(GOOD * 20)
     with pytest.raises(UserError, match=rf"{name}:1: damaged or truncated"):

@@ -106,6 +106,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "default", "mrope_section": [2, 2]}}, "`rope_scaling.mrope_section`"),
     ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "`rope_scaling.partial_rotary_factor`"),
     ({"rope_scaling": STRETCH}, "`rope_scaling` and `rope_parameters` disagree"),
+    (
+        {"rope_parameters": GONE, "rope_scaling": STRETCH, "original_max_position_embeddings": 7},
+        "`original_max_position_embeddings` is 7 and .* in two places",
+    ),
     *(
         ({"rope_parameters": GONE, "rope_scaling": STRETCH | changed}, f"`rope_scaling.*{message}")
         for changed, message in [
