@@ -52,7 +52,8 @@ def test_a_users_fault_ends_with_one_line_and_its_code(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=300)
     assert process.returncode == 2
     who = r"(rank 1 on \S+ failed: )?"  # rank 1 speaks where rank 0 is late
-    assert re.fullmatch(f"error: {who}`parallel`: tp 3 x pp 1 does not divide the 2 process.*\n", error), error
+    wanted = f"error: {who}`parallel`: tp 3 x pp 1 does not divide the 2 process.*"
+    assert re.fullmatch(wanted, _last_line(error)) and error.count("error: ") == 1 and "Traceback" not in error, error
 
 
 def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None:
