@@ -3,14 +3,16 @@
 Without Triton, and in the process where kernels are interpreted, the modules are skipped before they are imported.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
-if importlib.util.find_spec("triton") is None:
-    REASON = "Triton is not installed (it has no build for this platform, or `make setup-test` was not run)"
+from synpro_kernels.triton_status import triton_status
+
+_USABLE, _WHY = triton_status()
+if not _USABLE:
+    REASON = f"{_WHY}; `make setup-test` installs it where it has a build for the platform"
 elif os.environ.get("TRITON_INTERPRET", "0") != "0":
     REASON = "run without TRITON_INTERPRET: interpreted kernels have no machine code"
 else:

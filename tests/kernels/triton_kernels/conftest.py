@@ -5,7 +5,6 @@ neither is possible the modules of this directory are skipped before they are im
 that is tested, and uninitialised ones are NaN, so an output that a kernel forgot to write fails its test.
 """
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,12 @@ import pytest
 import torch
 
 from synpro_kernels.testing import nan_filled_empty
+from synpro_kernels.triton_status import triton_status
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if importlib.util.find_spec("triton") is None:
-    REASON = "Triton is not installed (it has no build for this platform, or `make setup-test` was not run)"
+_USABLE, _WHY = triton_status()
+if not _USABLE:
+    REASON = f"{_WHY}; `make setup-test` installs it where it has a build for the platform"
 elif not INTERPRETED and not torch.cuda.is_available():
     REASON = "no CUDA device: run with TRITON_INTERPRET=1; make test does"
 else:
