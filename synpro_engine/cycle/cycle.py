@@ -77,11 +77,14 @@ class Cycle:
 
     @property
     def probe_pair(self) -> tuple[str, str]:
-        """Names of the stages of theta and of the newest finished probe made from it.
+        """Names of the stages of theta and of the newest finished probe made from it, as rank 0 finds them. Collective.
 
         Raises UserError when there is no probe yet, and when theta was made anew since: the two would not belong
         together, and their difference would be no influence of anything.
         """
+        return on_main(self.topology, self._probe_pair)
+
+    def _probe_pair(self) -> tuple[str, str]:
         for number in range(self.recipe.rounds, 0, -1):
             theta, probe = self._plan.theta(number), f"round-{number}/probe"
             if (self.directory / probe).exists():

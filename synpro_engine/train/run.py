@@ -234,6 +234,7 @@ class PretrainRun:
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
                 for name, batches in self.held_out.items()
             }
+        losses = broadcast_object(losses, self.topology)  # a last bit at a limit would part the ranks
         step = self.engine.step_index
         self.state.losses, self.state.evaluated_at = losses, step
         values = {f"{name}_loss": loss for name, loss in losses.items()}
@@ -241,8 +242,7 @@ class PretrainRun:
             self.log.write("eval", step, values | {"tokens": self.state.tokens})
         out = self.guard.add_evaluation(losses)
         if judge and self.detector is not None:
-            # Out of bounds, a loss says nothing of progress. Rank 0 decides for all: a loss that differed in its last
-            # bit would part the ranks.
+            # Out of bounds, a loss says nothing of progress. Rank 0 decides for all.
             loss = nan if out else losses["reference"]
             decision = self.detector.update(self.steps_here, loss, self.state.tokens)
             worse = self.guard.worse(step) if decision.kind == "plateau" else None
