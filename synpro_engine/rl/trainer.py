@@ -107,8 +107,8 @@ def tune(
             run.save_if_due(step + 1, stop=run.asked_to_stop)
             if run.asked_to_stop and step + 1 < config.steps:
                 raise Stopped(f"{directory}: stopped after step {step + 1} of {config.steps}, which is saved")
-    if not rewards and done < config.steps:
-        raise UserError(f"{label}: every group of steps {done + 1} to {config.steps} was dropped; nothing was learnt")
+    if not run.rewarded:
+        raise UserError(f"{label}: every group of all {config.steps} steps was dropped; nothing was learnt")
     guard.end()
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
@@ -132,7 +132,8 @@ class _Run:
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
-        self.asked_to_stop = False
+        self.asked_to_stop = self.rewarded = False
+        """Whether the job was asked to stop; whether some group of some step, before a resumption too, was kept."""
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
@@ -148,6 +149,7 @@ class _Run:
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
             self._guard.load_state_dict(extra["guard"])
+            self.rewarded = bool(extra.get("rewarded", True))
         main = self._topology.is_main
         self._logs = [
             MetricsLog(self._directory if main else None, resume_step=at),
@@ -168,6 +170,7 @@ class _Run:
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
+        self.rewarded |= math.isfinite(float(values["reward"]))  # pyright: ignore[reportArgumentType]
         values |= update_values(results, tokens, denominator)
         for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
@@ -212,7 +215,7 @@ class _Run:
         every, last = self._config.checkpoint_every, done == self._config.steps
         if not (last or stop) and (every == 0 or done % every):
             return
-        extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict()}
+        extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict(), "rewarded": self.rewarded}
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
         prune_checkpoints(self._directory / CHECKPOINTS, self._config.keep_checkpoints, self._topology)
 

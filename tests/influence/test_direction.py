@@ -359,8 +359,11 @@ def test_every_layout_makes_the_same_directions(cases: Cases, topology: Topology
                 assert_same(found, expected[variant][kind], 1e-4 if kind in ("next step", "trained") else 1e-5)
 
 
-def _read_then_remove(stored: Path) -> None:
-    """Rank 1 reads a stored direction slowly, and rank 0 removes the files as soon as it has its own share."""
+def _read_then_remove(stored: Path) -> bool:
+    """Rank 1 reads a stored direction slowly, and rank 0 removes the files as soon as it has its own share.
+
+    Whether what was read is what was written.
+    """
     with launched(ParallelConfig()) as topology:
         model = model_of(CONFIGS["tied llama"], topology)
         if topology.rank == 1:
@@ -371,13 +374,15 @@ def _read_then_remove(stored: Path) -> None:
                 opened(self, directory)
 
             SafetensorsFiles.__init__ = slowly
-        load_direction(stored, model)
+        found, written = load_direction(stored, model), direction_of(model)
         if topology.is_main:
             remove_directory(stored)
+        return all(torch.equal(found.tensors[name], tensor) for name, tensor in written.tensors.items())
 
 
 def test_files_may_go_as_soon_as_a_direction_is_read(tmp_path: Path, stored: Path) -> None:
-    run_ranks(_read_then_remove, 2, stored=shutil.copytree(stored / "tied llama", tmp_path / "direction"))
+    copy = shutil.copytree(stored / "tied llama", tmp_path / "direction")
+    assert run_ranks(_read_then_remove, 2, stored=copy) == [True, True]
 
 
 def test_the_gradient_of_a_sequence_has_its_own_norm_as_influence_on_it(topology: Topology) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,28 @@ def test_a_dropped_group_is_counted_and_the_others_learn(
 
 def test_tuning_without_a_group_left_ends_as_a_fault(topology: Topology, tmp_path: Path) -> None:
     everything = Judge(math.nan, "one", "two", "three", "four")
-    with pytest.raises(UserError, match="every group of steps 1 to 2 was dropped"):
-        run(topology, tmp_path, everything, bad_reward="drop_group")
+    for _ in range(2):  # a command that only finds what was done says so too
+        with pytest.raises(UserError, match="every group of all 2 steps was dropped"):
+            run(topology, tmp_path, everything, bad_reward="drop_group")
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
     assert [(r["dropped_groups"], r["reward"], r["loss"]) for r in records] == [(4.0, None, 0.0)] * 2
     assert not (tmp_path / "policy").exists()
+
+
+def test_a_resumed_run_that_learnt_before_may_drop_all_that_is_left(topology: Topology, tmp_path: Path) -> None:
+    class Late(Judge):
+        """Sound in the first step alone, whichever process takes it."""
+
+        def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+            first = not (tmp_path / "checkpoints").is_dir()
+            return super().__call__(candidates) if first else [math.nan] * len(candidates)
+
+    result, _, _ = run(topology, tmp_path, Late(0.0), bad_reward="drop_group", checkpoint_every=1, keep_checkpoints=2)
+    shutil.rmtree(tmp_path / "policy")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
+    assert result.first_reward is not None
+    result, _, _ = run(topology, tmp_path, Late(0.0), bad_reward="drop_group", checkpoint_every=1, keep_checkpoints=2)
+    assert result.first_reward is None and (tmp_path / "policy").is_dir()
 
 
 def test_tuning_that_diverges_ends_with_a_line_that_names_the_rate(topology: Topology, tmp_path: Path) -> None:
