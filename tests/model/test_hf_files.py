@@ -194,6 +194,16 @@ def test_a_config_that_says_the_same_in_other_words_is_read_as_the_same(
     assert read_hf_config(directory) == SHAPE.model_copy(update={"family": family})
 
 
+def test_the_original_length_of_a_stretch_may_stand_beside_it(exported: Path) -> None:
+    change(exported, {"rope_parameters": GONE, "rope_scaling": STRETCH})
+    within = read_hf_config(exported)
+    length = STRETCH["original_max_position_embeddings"]
+    shorter = {key: value for key, value in STRETCH.items() if key != "original_max_position_embeddings"}
+    for scaling in (STRETCH, shorter):
+        change(exported, {"rope_scaling": scaling, "original_max_position_embeddings": length})
+        assert read_hf_config(exported) == within and within.rope_scaling is not None
+
+
 def test_a_window_is_no_matter_where_sequences_are_shorter(exported: Path) -> None:
     change(exported, {"sliding_window": 8})
     assert read_hf_config(exported, seq_len=8).seq_len == 8
