@@ -71,11 +71,11 @@ def _logprob() -> Choice:
 
 
 def _triton() -> Choice:
-    return Choice(
-        "triton",
-        _version("triton") or "not installed",
-        "its kernels serve CUDA tensors; without a GPU they are interpreted and compiled by the tests",
-    )
+    from synpro_kernels.triton_status import triton_status
+
+    there, reason = triton_status()
+    serves = "its kernels serve CUDA tensors; without a GPU they are interpreted and compiled by the tests"
+    return Choice("triton", _version("triton") or "not installed", serves if there else reason)
 
 
 def _wide_products() -> Choice:
@@ -101,7 +101,7 @@ def diagnose() -> list[Choice]:
         _triton(),
         _csrc(),
         _package("flash-attn", "flash-attn", "optional; torch's fused attention serves"),
-        _package("transformer-engine", "transformer-engine", "optional; torch AdamW and attention serve"),
+        _package("transformer-engine", "transformer-engine", "optional; torch's attention serves"),
         Choice("dtype `auto`", dtype, "bf16 where there is a GPU, fp32 elsewhere"),
         platform.attention(),
         _logprob(),

@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import platform as host_platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,20 +77,15 @@ def import_fault(module: str) -> str | None:
     return None
 
 
-@functools.cache
-def flash_attention_fault() -> str | None:
-    """None where flash-attn computes on this GPU, else why not, in a line. Tried once, on two tokens."""
-    fault = import_fault("flash_attn")
-    if fault is not None:
-        return fault
-    try:
-        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
-
-        qkv = torch.zeros(1, 2, 1, 64, dtype=torch.bfloat16, device="cuda")
-        flash_attn_func(qkv, qkv, qkv, causal=True)
-    except Exception as error:  # whatever its extension raises
-        return _in_a_line("flash_attn", error)
-    return None
+def _fault_of(module: str, trial: Callable[[], object]) -> str | None:
+    """None where `module` imports and `trial` runs, else what is wrong, in a line."""
+    fault = import_fault(module)
+    if fault is None:
+        try:
+            trial()
+        except Exception as error:  # whatever an extension raises
+            return _in_a_line(module, error)
+    return fault
 
 
 def _in_a_line(module: str, error: Exception) -> str:
@@ -99,35 +95,76 @@ def _in_a_line(module: str, error: Exception) -> str:
     return f"{module} fails: {type(error).__name__}: {first}"
 
 
-def attention() -> Choice:
+def _ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype, device="cuda")
+
+
+@functools.cache
+def flash_attention_fault(head_dim: int) -> str | None:
+    """None where flash-attn computes forward and backward on this GPU at this width of a head, else why not."""
+
+    def trial() -> None:
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
+
+        qkv = _ones(1, 2, 1, head_dim).requires_grad_()
+        flash_attn_func(qkv, qkv, qkv, causal=True).sum().backward()
+
+    return _fault_of("flash_attn", trial)
+
+
+@functools.cache
+def engine_attention_fault(head_dim: int) -> str | None:
+    """The same for Transformer Engine's attention."""
+
+    def trial() -> None:
+        from transformer_engine.pytorch import DotProductAttention  # pyright: ignore[reportMissingImports]
+
+        qkv = _ones(2, 1, 1, head_dim).requires_grad_()
+        attend = DotProductAttention(1, head_dim, attention_dropout=0.0, attn_mask_type="causal")
+        attend(qkv, qkv, qkv).sum().backward()
+
+    return _fault_of("transformer_engine.pytorch", trial)
+
+
+def attention(head_dim: int = 64) -> Choice:
     """flash-attn or Transformer Engine, in this order, where one works beside CUDA; else torch's attention."""
     if not torch.cuda.is_available():
         return Choice("attention", "torch SDPA", "no CUDA device")
-    flash = flash_attention_fault()
+    flash = flash_attention_fault(head_dim)
     if flash is None:
-        return Choice("attention", "flash-attn", "it computes here; fp32 weights take torch SDPA")
-    engine = import_fault("transformer_engine.pytorch")
+        return Choice("attention", "flash-attn", "tried: it computes here; fp32 weights take torch SDPA")
+    engine = engine_attention_fault(head_dim)
     if engine is None:
         return Choice("attention", "transformer-engine", f"{flash}; fp32 weights take torch SDPA")
     return Choice("attention", "torch SDPA", f"{flash}; {engine}")
 
 
 def optimizer() -> Choice:
-    """Megatron takes Transformer Engine's or apex's fused AdamW where one imports, else torch's."""
-    engine, apex = (import_fault(name) for name in ("transformer_engine.pytorch.optimizers", "apex.optimizers"))
-    if engine is None:
-        return Choice("optimizer", "Transformer Engine FusedAdam", "transformer_engine imports")
-    if apex is None:
-        return Choice("optimizer", "apex FusedAdam", engine)
-    return Choice("optimizer", "torch AdamW", f"{engine}; {apex}")
+    """torch's fused AdamW everywhere; Megatron is not offered another package's."""
+    return Choice("optimizer", "torch AdamW, fused", "one form of state, so that checkpoints go on on any machine")
+
+
+@functools.cache
+def gradient_extension_fault() -> str | None:
+    """None where apex's extension adds a weight's gradient to its fp32 sums on this GPU, else why not."""
+
+    def trial() -> None:
+        import fused_weight_gradient_mlp_cuda as extension  # pyright: ignore[reportMissingImports]
+
+        ones, sums = _ones(16, 16), _ones(16, 16, dtype=torch.float32)
+        extension.wgrad_gemm_accum_fp32(ones, ones, sums)
+        if not bool((sums == 17).all()):
+            raise ArithmeticError("a product of ones was added wrongly")
+
+    return _fault_of("fused_weight_gradient_mlp_cuda", trial)
 
 
 def gradient_fusion() -> Choice:
     """Weight gradients added by their own product to the fp32 sums, by an extension that apex may be built without."""
     if not torch.cuda.is_available():
         return Choice("gradient fusion", "off", "no CUDA device")
-    fault = import_fault("fused_weight_gradient_mlp_cuda")  # NVIDIA apex's; PyPI's `apex` is another project
-    return Choice("gradient fusion", "on" if fault is None else "off", fault or "apex's extension imports")
+    fault = gradient_extension_fault()  # NVIDIA apex's; PyPI's `apex` is another project
+    return Choice("gradient fusion", "on" if fault is None else "off", fault or "tried: apex's extension adds here")
 
 
 def peak_flops() -> float | None:

@@ -1,7 +1,8 @@
-"""Megatron-Core on a machine without CUDA: the proxy for `torch` that its modules see.
+"""The hook through which Megatron-Core is imported; without CUDA its modules see a proxy for `torch`.
 
 Only modules named `megatron.core.*` see the proxy; process-wide only `Tensor.cuda` and the no-argument
-`Tensor.type` change. Where CUDA is available nothing is touched. Knows nothing of models or training.
+`Tensor.type` change. Where CUDA is available nothing but what Megatron may import is touched. Knows nothing of models
+or training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from synpro_engine.backend.optional_imports import guard_imports
 
 _PREFIX = "megatron.core"
 _FACTORIES = "tensor zeros ones empty full arange empty_like zeros_like ones_like full_like rand randn randint".split()
@@ -145,12 +148,12 @@ def _patch_module(module: types.ModuleType) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets Megatron's modules load as usual, then gives them the proxy."""
+    """Lets Megatron's modules load with a guarded `import`, then gives them the proxy where it is needed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not (fullname == _PREFIX or fullname.startswith(_PREFIX + ".")) or not _needed():
+        if not (fullname == _PREFIX or fullname.startswith(_PREFIX + ".")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -158,8 +161,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
+            guard_imports(module, gpu=not _needed())
             execute(module)
-            _patch_module(module)
+            if _needed():
+                _patch_module(module)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.config import UserError
@@ -23,6 +22,7 @@ from synpro_engine.influence.direction import Direction, displaced, inner
 from synpro_engine.influence.norms import clip_factor
 from synpro_engine.influence.reference import advancing, mean_gradient, optimizer_values
 from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint_pieces import updates_made
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
 
@@ -104,7 +104,7 @@ class NextAdamW:
     def __init__(self, engine: Engine) -> None:
         """Takes copies of the moments as they are now; before the first step they are zero."""
         self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
-        taken = _steps_taken(engine)
+        taken = updates_made(engine.optimizer, engine.model.topology)
         zero = (
             {} if taken else {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
         )
@@ -150,15 +150,3 @@ class NextAdamW:
         """sqrt(v') + eps of one parameter, v' being its second moment after a step with this square."""
         after = torch.lerp(square, self._square[name], self._config.beta2)
         return after.div_(self._corrections[1]).sqrt_().add_(self._config.eps)
-
-
-def _steps_taken(engine: Engine) -> int:
-    """Updates that the moments hold. torch counts them for each parameter, Transformer Engine and apex for a group."""
-    counts = [0]
-    for part in engine.optimizer.chained_optimizers:
-        counts += [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
-        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
-    most = torch.tensor([max(counts)], device=engine.model.topology.device)
-    if engine.model.topology.dp.size > 1:  # a rank that keeps no parameter's state learns it from the others
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=engine.model.topology.dp.group)
-    return int(most)

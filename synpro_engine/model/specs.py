@@ -33,9 +33,9 @@ from synpro_engine.model.layers import (
 )
 
 
-def core_attention(dtype: torch.dtype) -> Any:
+def core_attention(dtype: torch.dtype, head_dim: int) -> Any:
     """What the backend chose, where its kernels take `dtype`; else torch's fused attention."""
-    chosen = platform.attention().uses if dtype in (torch.bfloat16, torch.float16) else None
+    chosen = platform.attention(head_dim).uses if dtype in (torch.bfloat16, torch.float16) else None
     if chosen == "flash-attn":
         return FlashAttention
     if chosen == "transformer-engine":
@@ -62,7 +62,7 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=core_attention(dtype),
+            core_attention=core_attention(dtype, config.head_size),
             linear_proj=RowParallelLinear,
             q_layernorm=head_norm,
             k_layernorm=head_norm,

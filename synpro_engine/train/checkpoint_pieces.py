@@ -22,7 +22,6 @@ from torch.nn import Parameter
 
 from synpro_engine.dist import Topology
 from synpro_engine.model.model import Model
-from synpro_engine.train.optimizer import counts_by_parameter
 
 # Layers get keys of their own: stacked ones must all be there, and frozen layers have no optimizer state.
 _METADATA = {"non_homogeneous_layers": True}
@@ -79,9 +78,7 @@ def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
     """Updates that the optimizer has counted; a rank that owns no parameter learns it from the others. Collective."""
     own = 0
     for part in optimizer.chained_optimizers:
-        inner = part.optimizer
-        entries = inner.state.values() if counts_by_parameter(inner) else inner.param_groups
-        counts = {int(entry["step"]) for entry in entries if "step" in entry}
+        counts = {int(state["step"]) for state in part.optimizer.state.values() if "step" in state}
         assert len(counts) <= 1, f"parameters of one optimizer at different steps: {sorted(counts)}"
         own = max(own, *counts, 0)
     count = torch.tensor([own], device=topology.device)
@@ -92,12 +89,8 @@ def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
 def set_updates_made(optimizer: MegatronOptimizer, count: int) -> None:
     """Have the optimizer go on from `count` updates."""
     for part in optimizer.chained_optimizers:
-        if counts_by_parameter(part.optimizer):
-            for state in part.optimizer.state.values():
-                state["step"].fill_(count)
-        else:
-            for group in part.optimizer.param_groups:
-                group["step"] = count
+        for state in part.optimizer.state.values():
+            state["step"].fill_(count)
 
 
 def rectangles(shape: Shape, start: int, stop: int) -> Iterator[tuple[Shape, Shape, int]]:
@@ -163,7 +156,7 @@ def _owned(optimizer: MegatronOptimizer) -> Iterator[tuple[Parameter, int, int, 
                 main = group["params"][order]
                 state = part.optimizer.state[main]
                 if not state:  # as the optimizer makes it at its first update
-                    if counts_by_parameter(part.optimizer):  # torch's fused AdamW wants the step beside the parameter
-                        state["step"] = torch.zeros((), device=main.device if group["fused"] else "cpu")
+                    # A fused step wants its count beside the parameter.
+                    state["step"] = torch.zeros((), device=main.device if group["fused"] else "cpu")
                     state.update({moment: torch.zeros_like(main) for moment in _MOMENTS})
                 yield parameter, ranges["param"].start, ranges["param"].end, main, state

@@ -52,20 +52,10 @@ def build_optimizer(
     )
     assert not optimizer.is_stub_optimizer, "no parameter of the model requires a gradient"
     for part in optimizer.chained_optimizers:
-        if counts_by_parameter(part.optimizer):
-            _fuse(part.optimizer)
+        assert isinstance(part.optimizer, torch.optim.AdamW), type(part.optimizer)  # what Megatron is offered
+        for group in part.optimizer.param_groups:  # one pass over memory; its default is many small operations
+            group["fused"], group["foreach"] = True, False
     return optimizer
-
-
-def counts_by_parameter(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is torch's AdamW, which counts updates parameter by parameter; apex and TE count by group."""
-    return isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
-
-
-def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Have torch's AdamW step in one pass over memory; Megatron leaves it at its default, many small operations."""
-    for group in optimizer.param_groups:
-        group["fused"], group["foreach"] = True, False
 
 
 def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, lr: float) -> None:

@@ -27,4 +27,5 @@ def test_checkpoints_of_one_version_go_on_under_the_other_with_their_optimizer_s
         whole = run(saves, "begin", tmp_path / str(index))
         resumed = run(loads, "go-on", tmp_path / str(index))
         for ours, theirs in zip(resumed, whole, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-6)
+            # Releases of torch round bf16 products differently, by 4e-4 here; without the moments it is 7e-3 and more.
+            assert ours == pytest.approx(theirs, rel=2e-3)

@@ -10,6 +10,7 @@ from synpro_kernels.linear_logprob.rows import Stats
 from synpro_kernels.linear_logprob.settings import LogitSettings
 from synpro_kernels.linear_logprob.tiles import tile_for
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
+from tests.kernels.compiled.budget import registers
 
 TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -55,7 +56,7 @@ def test_production_kernels_use_the_matrix_units_and_spill_nothing(capability, d
     found = compiled(production_call(kernel, capability, descriptor), capability).resources
     assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
     assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
-    assert found.registers <= BUDGET[capability, descriptor, kernel]
+    assert found.registers <= registers(BUDGET[capability, descriptor, kernel])
     assert found.shared_bytes <= SHARED_LIMIT[capability]
     assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
     loads = "UTMALDG" if descriptor else "LDGSTS"  # the tensor copy unit, or asynchronous copies past the registers
