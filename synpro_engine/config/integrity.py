@@ -69,6 +69,13 @@ def hash_files(directory: Path, leave_out: str, known: Mapping[str, str] | None 
     return {name: digest for name, (_, digest) in seen.items()}
 
 
+def unhashed_files(directory: Path, leave_out: str) -> dict[str, Stamp]:
+    """Files below `directory`, but its own `leave_out`, that `hash_files` would have to read, by relative path."""
+    remembered = _remembered(directory)
+    stamps = _stamps(_content(directory, leave_out))
+    return {name: stamp for name, stamp in stamps.items() if (name, stamp) not in remembered}
+
+
 def stale_files(directory: Path, hashes: Mapping[str, str], leave_out: str) -> dict[str, Stamp]:
     """Which of the files that have these `hashes` must be read before they are trusted, by relative path.
 
@@ -93,8 +100,13 @@ def confirm(directory: Path, hashes: Mapping[str, str], stale: Mapping[str, Stam
         if found[name] != hashes[name]:
             _refuse(directory, name, "was changed or damaged after it was written")
     if stale:
-        before = {name: stamp for (name, stamp), digest in _remembered(directory).items() if hashes.get(name) == digest}
-        _remember(directory, {name: (stamp, hashes[name]) for name, stamp in (before | dict(stale)).items()})
+        remember(directory, stale, found)
+
+
+def remember(directory: Path, stamps: Mapping[str, Stamp], hashes: Mapping[str, str]) -> None:
+    """Note the hashes that files had at these stamps beside what is remembered of others."""
+    before = {name: (stamp, digest) for (name, stamp), digest in _remembered(directory).items()}
+    _remember(directory, before | {name: (stamp, hashes[name]) for name, stamp in stamps.items()})
 
 
 def _refuse(directory: Path, name: str, what: str) -> NoReturn:

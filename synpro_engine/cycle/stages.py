@@ -24,11 +24,11 @@ from synpro_engine.config import (
     read_manifest,
     read_records,
     remove_directory,
-    verify_artifact,
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
+from synpro_engine.dist.hashing import hash_new_files
 
 TIMES = "stages.jsonl"
 
@@ -76,10 +76,7 @@ def _is_done(directory: Path, stage: Stage, inputs: Mapping[str, Any]) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
-    if manifest.parents != inputs["parents"] or manifest.config != inputs["config"]:
-        return False
-    verify_artifact(path)
-    return True
+    return manifest.parents == inputs["parents"] and manifest.config == inputs["config"]
 
 
 def _prepare(directory: Path, stage: Stage) -> bool:
@@ -115,16 +112,18 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
 
     Raises Stopped when the job was asked to stop before the stage began, or on the way.
     """
-    if not on_main(topology, lambda: _prepare(directory, stage)):
-        say(topology, f"[{stage.name}] there already")
-        return
     if asked_to_stop(topology):
         raise Stopped(f"{directory}: stopped before {stage.name}")
+    if not on_main(topology, lambda: _prepare(directory, stage)):
+        verify_shared(directory / stage.name, topology)
+        say(topology, f"[{stage.name}] there already")
+        return
     say(topology, f"[{stage.name}] begins")
     begun = time.monotonic()
     stage.work(partial_path(directory / stage.name))
     barrier(topology)
     seconds = time.monotonic() - begun
+    hash_new_files(partial_path(directory / stage.name), topology)
     on_main(topology, lambda: _finish(directory, stage, seconds))
     say(topology, f"[{stage.name}] done in {seconds:.1f} s")
 

@@ -11,6 +11,7 @@ from synpro_engine.dist.collectives import (
     on_main,
     sum_over,
 )
+from synpro_engine.dist.hashing import shared_artifact, verify_shared
 from synpro_engine.dist.progress import progress, say
 from synpro_engine.dist.topology import Axis, ParallelConfig, Topology, launched
 
@@ -30,5 +31,7 @@ __all__ = [
     "on_main",
     "progress",
     "say",
+    "shared_artifact",
     "sum_over",
+    "verify_shared",
 ]

@@ -125,24 +125,24 @@ def _breakable(topology: Topology, label: str) -> Iterator[None]:
 def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
     """Do `work` on every rank, one share each; the results in rank order, on every one of them.
 
-    Ranks that are ready wait outside collectives. A UserError or OSError of any rank is raised on all of them, as by
-    `on_main`.
+    Ranks that are ready wait outside collectives. A UserError, OSError or Stopped of any rank is raised on all of them,
+    as by `on_main`.
     """
     result: T | None = None
     fault: Exception | None = None
     try:
         result = work()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, Stopped) as error:
         fault = error
     barrier(topology)
-    found: list[Any] = [(result, None if fault is None else _told(fault))]
+    found: list[Any] = [(result, None if fault is None else _told(fault), isinstance(fault, Stopped))]
     if topology.world_size > 1:
         own, found = found[0], [None] * topology.world_size
         dist.all_gather_object(found, own)
-    for _, told in found:
+    for _, told, stopped in sorted(found, key=lambda ended: ended[2]):  # a fault is told before a stop
         if told is not None:
-            raise SharedError(told) from fault
-    return [done for done, _ in found]
+            raise (Stopped if stopped else SharedError)(told) from fault
+    return [done for done, _, _ in found]
 
 
 def _told(error: Exception) -> str:

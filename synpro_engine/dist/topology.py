@@ -18,12 +18,11 @@ import torch.distributed as dist
 from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Config, UserError
+from synpro_engine.config import Config, UserError, brief
 from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
 from synpro_engine.dist.watch import Watch
 
-_MEETING = timedelta(minutes=10)  # for all processes to start
 
 
 class SharedError(UserError):
@@ -44,6 +43,8 @@ class ParallelConfig(Config):
     timeout_minutes: float = Field(default=30, gt=0)
     """Longest wait within one collective, after which the job ends. Long work of one rank is waited for elsewhere, as
     long as that rank is alive."""
+    join_minutes: float = Field(default=10, gt=0)
+    """Longest wait for all processes of the job to start."""
     silence_minutes: float = Field(default=5, gt=0)
     """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
 
@@ -104,30 +105,32 @@ def _check(parallel: ParallelConfig, world: int) -> None:
         raise UserError("`parallel.sequence_parallel`: needs tp >= 2")
 
 
-def _connect(here: LaunchEnvironment, *, serve: bool) -> dist.Store:
+def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:
     """A connection to the job's store; with `serve` rank 0 holds it, unless the launcher does."""
     point = meeting_point()
     is_server = serve and here.rank == 0 and not point.served
     try:
-        store = dist.TCPStore(point.host, point.port, None, is_server, _MEETING, wait_for_workers=False)
+        store = dist.TCPStore(point.host, point.port, None, is_server, patience, wait_for_workers=False)
     except (dist.DistError, RuntimeError) as error:
         what = "cannot be served" if is_server else "nobody answers"
         raise UserError(f"environment: MASTER_ADDR {point.host}, MASTER_PORT {point.port}: {what} ({error})") from None
     return dist.PrefixStore(f"synpro/{point.attempt}", store)
 
 
-def _meet(store: dist.Store, here: LaunchEnvironment) -> None:
+def _meet(store: dist.Store, here: LaunchEnvironment, patience: timedelta) -> None:
     """Wait for every process: what follows waits no longer than a collective may."""
     store.set(f"here/{here.rank}", "")
     try:
         if here.rank == 0:
-            for rank in range(here.world_size):
-                store.wait([f"here/{rank}"], _MEETING)
+            store.wait([f"here/{rank}" for rank in range(here.world_size)], patience)
             store.set("all here", "")
-        store.wait(["all here"], 2 * _MEETING)
+        store.wait(["all here"], 2 * patience)
     except dist.DistStoreError as error:
-        minutes = _MEETING.total_seconds() / 60
-        raise UserError(f"launch: not all {here.world_size} processes came within {minutes:.0f} minutes") from error
+        missing = [rank for rank in range(here.world_size) if not store.check([f"here/{rank}"])]
+        waited = f"within {patience.total_seconds() / 60:g} minutes (`parallel.join_minutes`)"
+        raise UserError(
+            f"launch: {len(missing)} of {here.world_size} processes did not come {waited}: rank {brief(missing)[1:-1]}"
+        ) from error
 
 
 def _init_process_group(
@@ -158,11 +161,12 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
     if parallel.tp > 1:
         platform.start_kernels_in_order()
     alone = here.world_size == 1
-    store = dist.HashStore() if alone else _connect(here, serve=True)
+    patience = timedelta(minutes=parallel.join_minutes)
+    store = dist.HashStore() if alone else _connect(here, patience, serve=True)
     if not alone:
-        _meet(store, here)
+        _meet(store, here, patience)
     watch = Watch(
-        None if alone else _connect(here, serve=False),
+        None if alone else _connect(here, patience, serve=False),
         here.rank,
         here.world_size,
         local_rank=here.local_rank,

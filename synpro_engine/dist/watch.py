@@ -237,6 +237,8 @@ def _cause(error: BaseException) -> str:
         return first_line
     if _is_loss(error):
         return f"another rank is gone ({first_line})"
+    if isinstance(error, RuntimeError) and "gloo" in first_line and "imed out" in first_line:
+        return f"a collective took longer than `parallel.timeout_minutes` ({first_line})"
     return f"{type(error).__name__}: {first_line}".removesuffix(": ")
 
 

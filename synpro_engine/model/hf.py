@@ -6,17 +6,16 @@ Knows the families' tensors and which of a file's carry nothing; config.json is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from synpro_engine.config import UserError, atomic_write_text, check_replaceable, json_text, new_artifact
+from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.data.tokenizer import PublishedTokenizer
-from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.dist import Topology, on_main, say, shared_artifact
 from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -138,38 +137,16 @@ def export_hf(
 
     All ranks call; rank 0 writes, one file's worth of tensors in memory at a time. The directory appears
     whole (with a manifest) or not at all; an earlier export there is replaced. Raises UserError on every rank when
-    something else lies at `directory` (it is left alone) and when the files cannot be written.
+    something else lies at `directory` (it is left alone) and when the files cannot be written, Stopped when the job is
+    asked to stop.
     """
-    on_main(model.topology, lambda: check_replaceable(directory, KIND))
-    tensors = iter_canonical(model)
-    fault: UserError | OSError | None = None
-    if model.topology.is_main:
-        try:
-            _write_directory(directory, model, tensors, tokenizer, parents or {})
-        except (UserError, OSError) as error:
-            fault = error
-    for _ in tensors:  # each is gathered from all ranks, so all go through them, whether or not rank 0 could write
-        pass
-    on_main(model.topology, lambda: _raise(fault))
+    settings, topology = hf_config(model.config, model.dtype, tokenizer), model.topology
 
+    def write_the_rest(folder: Path) -> None:
+        atomic_write_text(folder / "config.json", json_text(settings, indent=2) + "\n")
+        tokenizer.save(folder)
 
-def _write_directory(
-    directory: Path,
-    model: Model,
-    tensors: Iterator[tuple[str, torch.Tensor]],
-    tokenizer: PublishedTokenizer,
-    parents: Mapping[str, Path],
-) -> None:
-    settings = hf_config(model.config, model.dtype, tokenizer)
-    with new_artifact(directory, KIND, settings, parents) as partial:
-        atomic_write_text(partial / "config.json", json_text(settings, indent=2) + "\n")
-        tokenizer.save(partial)
-        try:
-            write_tensors(partial, tensors, layout.canonical_shapes(model.config), model.dtype)
-        except SafetensorError as error:  # its writer wraps what the file system says
-            raise UserError(f"{directory}: cannot be written ({error})") from error
-
-
-def _raise(fault: Exception | None) -> None:
-    if fault is not None:
-        raise fault
+    with shared_artifact(topology, directory, KIND, settings, parents) as folder:
+        on_main(topology, lambda: write_the_rest(folder))
+        shapes = layout.canonical_shapes(model.config)
+        write_tensors(folder, iter_canonical(model), shapes, model.dtype, topology, stoppable=True)

@@ -5,10 +5,12 @@ Knows the index that spreads tensors over files; knows no model.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from synpro_engine.config import UserError, atomic_write_text, brief, json_text
+from synpro_engine.dist import Topology, on_main
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Safetensors' names of what a weight may be stored in. Integers, booleans and float8 mean nothing without scales.
@@ -158,30 +161,47 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_tensors(
-    directory: Path, tensors: Iterable[tuple[str, Tensor]], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    directory: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    topology: Topology,
+    *,
+    stoppable: bool = False,
 ) -> None:
-    """Write (name, tensor) pairs, which come in the order of `shapes`, as `FILE_BYTES`-sized files and an index."""
+    """Write (name, tensor) pairs, which come in the order of `shapes`, as `FILE_BYTES`-sized files and an index.
+
+    All ranks call and iterate; rank 0 writes, and the others wait for each file outside collectives. Raises UserError
+    on every rank where a file cannot be written; where it is `stoppable`, Stopped when the job is asked to stop.
+    """
     files = _plan(shapes, dtype.itemsize)
     many = len(files) > 1
-    names = {key: f"model-{i:05}-of-{len(files):05}.safetensors" if many else _SINGLE for i, key in enumerate(files, 1)}
-    held: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        held[name] = tensor.to("cpu").contiguous()
-        if name in files:  # the last tensor of its file
-            file = directory / names[name]
-            file.touch()
-            mode = file.stat().st_mode  # as everything else here: the library's own files are for their owner alone
-            save_file(held, file, metadata={"format": "pt"})
-            file.chmod(mode)
-            held = {}
+    names = [f"model-{i:05}-of-{len(files):05}.safetensors" if many else _SINGLE for i in range(1, len(files) + 1)]
+    for name, wanted in zip(names, files, strict=True):
+        held: dict[str, Tensor] = {}
+        for tensor, value in islice(tensors, len(wanted)):
+            if topology.is_main:
+                held[tensor] = value.to("cpu").contiguous()
+        write = functools.partial(_save, directory / name, held)
+        on_main(topology, write, label=f"writing {name}" if stoppable else None)
     if many:
-        weight_map = {tensor: names[last] for last, held_there in files.items() for tensor in held_there}
-        index = {"metadata": {}, "weight_map": weight_map}
-        atomic_write_text(directory / _INDEX, json_text(index, indent=2) + "\n")
+        weight_map = {tensor: name for name, within in zip(names, files, strict=True) for tensor in within}
+        index = json_text({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n"
+        on_main(topology, lambda: atomic_write_text(directory / _INDEX, index))
 
 
-def _plan(shapes: Mapping[str, tuple[int, ...]], item_bytes: int) -> dict[str, list[str]]:
-    """Files of at most `FILE_BYTES` (one tensor at least): the last tensor's name -> all names."""
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+    file.touch()
+    mode = file.stat().st_mode  # as everything else here: the library's own files are for their owner alone
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # it wraps what the file system says
+        raise UserError(f"{file}: cannot be written ({error})") from error
+    file.chmod(mode)
+
+
+def _plan(shapes: Mapping[str, tuple[int, ...]], item_bytes: int) -> list[list[str]]:
+    """The tensors of each file, which has at most `FILE_BYTES`, or one tensor."""
     files: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():
@@ -191,4 +211,4 @@ def _plan(shapes: Mapping[str, tuple[int, ...]], item_bytes: int) -> dict[str, l
             room = FILE_BYTES
         files[-1].append(name)
         room -= size
-    return {names[-1]: names for names in files}
+    return files

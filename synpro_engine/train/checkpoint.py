@@ -30,12 +30,11 @@ from synpro_engine.config import (
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
 from synpro_engine.config.artifact import MANIFEST, REMOVING
-from synpro_engine.config.integrity import confirm, stale_files
-from synpro_engine.dist import Topology, on_every_rank, on_main
+from synpro_engine.dist import Topology, on_every_rank, on_main, verify_shared
+from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
-from synpro_engine.train.checkpoint_hash import hashes_of_written, hashes_shared_out
 from synpro_engine.train.checkpoint_index import first_line
 from synpro_engine.train.checkpoint_pieces import (
     model_pieces,
@@ -90,7 +89,7 @@ def save_checkpoint(
     on_main(topology, lambda: _prepare(path))
     pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
     with _WriteFaults(partial):
-        write_pieces(partial / _STATE, pieces)
+        write_pieces(partial / _STATE, pieces, topology)
     known = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
     counters = None if engine is None else _counters(engine)
     description = {
@@ -125,7 +124,7 @@ def load_checkpoint(
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
     if verify:
-        _verify(path, manifest, topology)
+        verify_shared(path, topology)
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
     _check_model(path, manifest, model.config)
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
@@ -186,13 +185,6 @@ def _prepare(path: Path) -> None:
         if partial.exists():
             shutil.rmtree(partial)  # what an interrupted save left
         (partial / _STATE).mkdir(parents=True)
-
-
-def _verify(path: Path, manifest: Manifest, topology: Topology) -> None:
-    """`verify_artifact` with the hashing shared out over the ranks. Collective."""
-    stale = on_main(topology, lambda: stale_files(path, manifest.files, MANIFEST))
-    found = hashes_shared_out(path, {name: stamp[0] for name, stamp in stale.items()}, topology)
-    on_main(topology, lambda: confirm(path, manifest.files, stale, found))
 
 
 class _WriteFaults:

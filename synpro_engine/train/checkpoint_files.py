@@ -18,20 +18,24 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     SavePlan,
+    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from synpro_engine.config import UserError
+from synpro_engine.dist import Topology, barrier
 from synpro_engine.train.checkpoint_index import UNREADABLE, first_line, read_index
 from synpro_engine.train.checkpoint_pieces import Piece
 
 
-def write_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
+def write_pieces(directory: Path, pieces: Sequence[Piece], topology: Topology) -> None:
     """Write this rank's share of `pieces` below `directory`, which exists and is empty. Collective."""
-    dcp.save({}, storage_writer=_Writer(directory), planner=_SavePlanner(pieces))
+    dcp.save({}, storage_writer=_Writer(directory, topology), planner=_SavePlanner(pieces))
 
 
 def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
@@ -65,9 +69,24 @@ def whole_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Torch's writer without the path and the random name that it puts into the index: equal states, equal files."""
+    """Torch's writer without the path and the random name that it puts into the index: equal states, equal files.
+
+    Ranks that have written wait for the others outside collectives, however slow a disk is.
+    """
+
+    def __init__(self, directory: Path, topology: Topology) -> None:
+        super().__init__(directory)
+        self._topology = topology
 
     def storage_meta(self) -> None: ...
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            written = super().write_data(plan, planner)
+            written.wait()
+        finally:
+            barrier(self._topology)
+        return written
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):

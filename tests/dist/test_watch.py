@@ -40,7 +40,8 @@ def test_work_of_one_rank_may_take_longer_than_a_collective() -> None:
 
 def _fails(place: str) -> None:
     """One rank of two fails while the other one waits, or soon will, in a collective of half an hour."""
-    with launched(ParallelConfig(silence_minutes=0.1)) as topology:
+    minutes = 0.1 if place == "late" else 30
+    with launched(ParallelConfig(silence_minutes=0.1, timeout_minutes=minutes)) as topology:
         barrier(topology)  # a rank that is still joining would notice by other means
         if place == "on_main":
             on_main(topology, lambda: 1 // 0)
@@ -48,6 +49,8 @@ def _fails(place: str) -> None:
             _train(topology)
         elif place == "rollouts":
             _sample(topology)
+        elif place == "late" and topology.rank == 1:
+            time.sleep(9)
         elif place == "data" and topology.rank == 1:
             raise ValueError("document 7 is no text\nand more")
         elif place == "a user's fault" and topology.rank == 1:
@@ -154,6 +157,11 @@ def test_a_frozen_rank_is_given_up_after_its_silence(tmp_path: Path, place: str,
     found, _ = _ended(tmp_path, place, but=frozen)
     assert re.search(f"rank {1 - frozen} on \\S+ failed: {told}", found[1 - frozen].stderr), found
     assert time.monotonic() - begun < 120
+
+
+def test_a_collective_that_takes_too_long_names_the_setting(tmp_path: Path) -> None:
+    found, _ = _ended(tmp_path, "late")
+    assert "rank 0 on" in found[0].stderr and "a collective took longer than `parallel.timeout_minutes`" in found[0].stderr
 
 
 def _is_stopped(tmp_path: str, work: bool) -> None:

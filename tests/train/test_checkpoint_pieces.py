@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from synpro_engine.config import verification
+from synpro_engine.config import sha256_file, verification
 from synpro_engine.config.artifact import MANIFEST, read_manifest
 from synpro_engine.config.integrity import content_files
 from synpro_engine.data import Batch
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import ParallelConfig, hashing, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train import checkpoint_hash
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.checkpoint_pieces import model_pieces, optimizer_pieces, rectangles
 from synpro_engine.train.config import OptimizerConfig
@@ -58,8 +57,8 @@ def share_of_work(directory: Path, port: int, tp: int) -> dict[str, int]:
         save_checkpoint(directory, engine)
 
         hashed: list[Path] = []
-        digest = checkpoint_hash._sha256
-        checkpoint_hash._sha256 = lambda path, read: (hashed.append(path), digest(path, read))[1]
+        digest = hashing._sha256
+        hashing._sha256 = lambda path, read: (hashed.append(path), digest(path, read))[1]
         load_checkpoint(directory, engine.model, engine)
         after_saving = len(hashed)
         with verification("always"):
@@ -83,7 +82,7 @@ def test_no_rank_holds_or_hashes_more_than_its_share(tmp_path: Path, tp: int) ->
     whole = sum(parameter.numel() for parameter in parameters())
     assert sum(rank["offered"] for rank in ranks) == 3 * whole
     assert max(rank["offered"] for rank in ranks) < 0.6 * 3 * whole
-    hashes = {str(path.relative_to(tmp_path / "c")): checkpoint_hash._sha256(path, None) for path in files}
+    hashes = {str(path.relative_to(tmp_path / "c")): sha256_file(path) for path in files}
     assert hashes == read_manifest(tmp_path / "c").files
 
 
