@@ -6,12 +6,13 @@ Everything here is for the rank that writes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text, outside_artifacts, read_yaml, to_yaml
+from synpro_engine.config import UserError, atomic_write_text, load_config, outside_artifacts, read_yaml, to_yaml
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.lock import LOCK
 from synpro_engine.cycle.recipe import Recipe
@@ -54,15 +55,21 @@ def claim(directory: Path, recipe: Recipe) -> None:
     A directory in which no stage was ever finished may be claimed by another recipe.
     """
     if (directory / CONFIG).exists() and any(directory.glob(f"*/{MANIFEST}")):
-        _check(directory, recipe)
+        _check(directory, read_yaml(directory / CONFIG), recipe)
     atomic_write_text(directory / CONFIG, _MARK + to_yaml(recipe))
 
 
 def check_claimed(directory: Path, recipe: Recipe) -> None:
-    """Make sure that this recipe's run is there, and change nothing; UserError when it is not."""
+    """Make sure that this recipe's run is there, and change nothing; UserError when it is not.
+
+    A key that is younger than the run counts as its default: what is there may be read, though not gone on with.
+    """
     if not (directory / CONFIG).exists():
         raise UserError(f"{directory}: no run is there; `synpro run` makes one")
-    _check(directory, recipe)
+    stored = read_yaml(directory / CONFIG)
+    with contextlib.suppress(UserError):  # of a version with other keys: told as a difference
+        stored = load_config(Recipe, stored).model_dump(mode="json")
+    _check(directory, stored, recipe)
 
 
 def _is_marked(config: Path) -> bool:
@@ -72,8 +79,8 @@ def _is_marked(config: Path) -> bool:
         return file.read(len(_MARK)) == _MARK.encode()
 
 
-def _check(directory: Path, recipe: Recipe) -> None:
-    difference = _first_difference(read_yaml(directory / CONFIG), recipe.model_dump(mode="json"))
+def _check(directory: Path, stored: dict[str, Any], recipe: Recipe) -> None:
+    difference = _first_difference(stored, recipe.model_dump(mode="json"))
     if difference:
         raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
 

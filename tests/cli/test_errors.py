@@ -104,6 +104,20 @@ def test_a_directory_of_another_config_is_refused_and_stays_as_it_was(
     assert (run / "config.yaml").read_text() == config and (run / "tokenize" / "manifest.json").exists()
 
 
+def test_a_run_that_is_older_than_a_key_can_be_reported_on_and_is_not_gone_on_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, run = _documents(tmp_path / "docs.jsonl"), tmp_path / "run"
+    recipe = ["smoke", f"corpus.source={path}", "--dir", str(run)]
+    assert main(["tokenize", *recipe]) == 0
+    config = run / "config.yaml"
+    older = "".join(line for line in config.read_text().splitlines(keepends=True) if "plateau_rise" not in line)
+    assert older != config.read_text()
+    config.write_text(older)
+    assert main(["report", *recipe]) == 0
+    assert "plateau_rise` is None there" in refused(capsys, "tokenize", *recipe)
+
+
 def test_no_space_on_the_disk_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # /dev/full answers every write with "no space left on device".
     path = _documents(tmp_path / "docs.jsonl", 40)

@@ -83,3 +83,16 @@ def _fails() -> None:
 def test_a_failing_rank_ends_the_run_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="rank fault"):
         run_ranks(_fails, 2)
+
+
+def _joins(rank: int) -> str:
+    if os.environ["RANK"] != str(rank):
+        return ""
+    with pytest.raises(UserError) as error, launched(ParallelConfig(join_minutes=0.02)):
+        pass
+    return str(error.value)
+
+
+def test_a_job_whose_processes_do_not_all_start_names_those_that_are_missing() -> None:
+    told = run_ranks(_joins, 3, rank=0)[0]
+    assert told == "launch: 2 of 3 processes did not come within 0.02 minutes (`parallel.join_minutes`): rank 1, 2"
