@@ -56,10 +56,10 @@ def find_source(name: str | Path) -> Source:
     if name.startswith(EMBEDDED_PREFIX):
         return _embedded(name)
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name would be the present directory
         return _directory(name, path)
-    if not path.exists():
-        raise UserError(f"{name}: no such file or directory (built in: {_names()})")
+    if not name or not path.exists():
+        raise UserError(f"{name or '(no name)'}: no such file or directory (built in: {_names()})")
     if not path.is_file():
         raise UserError(f"{name}: is neither a file nor a directory")
     if not _is_corpus_file(path.name):

@@ -29,6 +29,13 @@ def test_folders_are_read_through_by_path(tmp_path: Path) -> None:
     assert find_source(tmp_path).remark == ""
 
 
+def test_an_empty_name_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "a.jsonl", "text")
+    with pytest.raises(UserError, match="no name"):
+        find_source("")
+
+
 @pytest.mark.parametrize(
     "name", [".hidden.jsonl", "_b.jsonl", "_temporary/0/part.jsonl", ".cache/x.jsonl", "README.md"]
 )
