@@ -163,23 +163,28 @@ def _leave_early(number: int, frame: object) -> None:
 
 
 @contextmanager
-def _heeding_signals() -> Iterator[None]:
-    before = {number: signal.signal(number, _leave_early) for number in _WISHES}
+def _heeding_signals(*, ends: bool) -> Iterator[None]:
+    """ends: whether the process does, once all is done: then a signal that comes late must not change its exit code."""
+    before, done = {number: signal.signal(number, _leave_early) for number in _WISHES}, False
     try:
         yield
+    except SystemExit as end:
+        done = not end.code
+        raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends and done else handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 2 a fault the user can mend (one line), 75 stopped on demand, 1 a bug.
+    """Entry point of the program, and with `argv` of a command within another one.
 
-    A job of several ranks that failed ends here at once: leaving its groups in order would wait for the dead.
+    Exit codes: 0 done, 2 a fault the user can mend (one line), 75 stopped on demand, 1 a bug. A job of several ranks
+    that failed ends here at once: leaving its groups in order would wait for the dead.
     """
     silence_known_warnings()
     try:
-        with _heeding_signals():
+        with _heeding_signals(ends=argv is None):
             return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
     except RankFailed as end:
         sys.stdout.flush()

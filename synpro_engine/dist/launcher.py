@@ -23,13 +23,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from synpro_engine.config.errors import EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_passed: set[int] = set()  # signals that this launcher was sent
 _TOLD = (2, EXIT_STOPPED)  # codes of ranks that have said all there is to say
 
 
 def launch_ranks(arguments: Sequence[str]) -> int:
     """Run `torchrun [its options] -m synpro_engine COMMAND ...` for these arguments; returns the ranks' exit code.
 
-    A rank that a signal ended counts as 128 and its number, as in a shell.
+    A rank that a signal ended counts as 128 and its number, as in a shell; but for a signal that was passed on, which
+    found the rank before or after its work: as stopped.
     """
     args = torchrun.parse_args(["-m", *arguments])
     args.training_script_args = [args.training_script, *args.training_script_args]
@@ -60,6 +62,7 @@ def launch_ranks(arguments: Sequence[str]) -> int:
 
 
 def _pass_on(number: int, frame: object) -> None:
+    _passed.add(number)
     ranks = psutil.Process().children()
     if not ranks:  # the launchers have not all met yet
         os.write(2, f"stopped: {signal.Signals(number).name}: no rank was at work\n".encode())
@@ -86,6 +89,9 @@ def _tell(rank: int, failure: ProcessFailure) -> int:
     code, who = failure.exitcode, f"rank {rank} on {socket.gethostname()}"
     if code < 0:
         name = signal.Signals(-code).name
+        if -code in _passed:
+            print(f"stopped: {name}: {who} had nothing in hand", file=sys.stderr)
+            return EXIT_STOPPED
         why = " (the kernel does that when memory is full)" if name == "SIGKILL" else ""
         print(f"error: {who} was killed by {name}{why}", file=sys.stderr)
         return 128 - code

@@ -206,6 +206,14 @@ def test_a_wish_to_stop_while_nothing_is_in_hand_ends_with_75(wish: signal.Signa
     assert (done.returncode, done.stderr) == (75, f"stopped: {wish.name}: nothing was in hand\n")
 
 
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(wish: signal.Signals) -> None:
+    code = "import os, sys; from synpro_engine.cli import main\nmain.app.command('wished')(lambda: None)\n"
+    code += f"sys.argv = ['synpro', 'wished']; code = main.main(); os.kill(os.getpid(), {int(wish)}); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["influence"], ["export"], ["tune"]])
 def test_help_names_what_a_command_takes(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert main([*command, "--help"]) == 0

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 _ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,18 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None
     step = re.search(r"stopped: .* after step (\d+), which is saved; the same command goes on", _last_line(error))
     assert step is not None, error
     assert (tmp_path / "pretrain.partial" / "checkpoints" / f"step-{int(step[1]):08d}").is_dir()
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.3, 1.5])
+def test_a_signal_while_ranks_start_ends_with_75(tmp_path: Path, wait_s: float) -> None:
+    with _launched("pretrain", "smoke", "--dir", str(tmp_path)) as process:
+        while len(psutil.Process(process.pid).children()) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 75 and "error:" not in error, error
 
 
 def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
