@@ -13,6 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from synpro_engine.config import read_manifest
+from synpro_engine.config.artifact import MANIFEST
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -89,3 +92,34 @@ def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGKILL, error
     assert re.fullmatch(r"error: rank 1 on \S+ was killed by SIGKILL .*", _last_line(error)), error
     assert "Traceback" not in error and len(error[error.index("error:") :].splitlines()) <= 2, error
+
+
+_CLOCKS = ("metrics.jsonl", "tensorboard")  # what holds times
+
+
+def _artifacts(run: Path) -> dict[str, str]:
+    stages = [read_manifest(file.parent) for file in sorted(run.rglob(MANIFEST))]
+    return {f"{m.kind} {n}": h for m in stages for n, h in m.files.items() if not any(c in n for c in _CLOCKS)}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_in_every_stage_ends_as_one_that_never_was(tmp_path: Path) -> None:
+    stopped: set[str] = set()
+    while True:
+        with _launched("run", "smoke", "--dir", str(tmp_path / "run")) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                begins = re.match(r"\[(\S+)\] begins", line)
+                if begins and begins[1] not in stopped:
+                    stopped.add(begins[1])
+                    time.sleep(0.5)
+                    process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=60)
+        if code == 0:
+            break
+        assert code == 75, line
+    assert len(stopped) >= 10
+    with _launched("run", "smoke", "--dir", str(tmp_path / "whole")) as process:
+        _, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    assert _artifacts(tmp_path / "run") == _artifacts(tmp_path / "whole")
