@@ -21,11 +21,15 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     export, which is replaced.
     """
     path = directory / stage
-    if not path.is_dir():
-        raise UserError(f"{path}: no such finished stage")
-    check_replaceable(output, KIND)  # an earlier export there is replaced
-    outside_artifacts(output.resolve().parent)
     is_generator = stage == "import" or "/tune-" in stage
-    on_main(topology, lambda: verify_artifact(directory / ("import" if is_generator else "tokenize")))
+
+    def check() -> None:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such finished stage")
+        check_replaceable(output, KIND)  # an earlier export there is replaced
+        outside_artifacts(output.resolve().parent)
+        verify_artifact(directory / ("import" if is_generator else "tokenize"))
+
+    on_main(topology, check)
     tokenizer = generator_tokenizer(directory / "import") if is_generator else open_tokenizer(directory / "tokenize")
     export_hf(load_model(path, topology, platform.resolve_dtype(recipe.dtype)), output, tokenizer)
