@@ -13,10 +13,9 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, read_manifest, verify_artifact
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import open_tokenizer
+from synpro_engine.cycle.corpus import TOKENIZER, open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.probe import is_tangent, load_probe
-from synpro_engine.cycle.synthesis import TOKENIZER
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main
@@ -38,8 +37,9 @@ class Pair:
     def of_run(cls, cycle: Cycle) -> Pair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
-        on_main(cycle.topology, lambda: verify_artifact(cycle.directory / "tokenize"))
-        words = open_tokenizer(cycle.directory / "tokenize")
+        stage = cycle.directory / "tokenize"
+        on_main(cycle.topology, lambda: verify_artifact(stage))
+        words = open_tokenizer(stage, cycle.topology)
         return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
 
     @classmethod

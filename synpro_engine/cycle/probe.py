@@ -42,7 +42,7 @@ def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology:
 
 
 def _next_step(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    config, words = recipe.probe, open_tokenizer(tokens)
+    config, words = recipe.probe, open_tokenizer(tokens, topology)
     training, model = recipe.pretrain, new_model(recipe, topology, seed=None)
     engine = Engine(model, training.optimizer, schedule=training.schedule)
     load_checkpoint(theta, model, engine)
@@ -78,7 +78,7 @@ def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topol
 
 
 def _walked(recipe: Recipe, tokens: Path, split: str, topology: Topology) -> TokenLoader:
-    corpus = open_split(tokens, split, open_tokenizer(tokens))
+    corpus = open_split(tokens, split, open_tokenizer(tokens, topology))
     return loader_of(recipe, {split: corpus}, {split: 1.0}, recipe.probe.global_batch, topology)
 
 
