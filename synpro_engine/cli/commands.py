@@ -14,15 +14,17 @@ from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
 from synpro_engine.data import ReadConfig
-from synpro_engine.dist import ParallelConfig, Topology, launched, say
+from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.influence import EstimatorConfig
 
 
 @contextmanager
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
-    resolved = load_recipe(recipe, overrides)
-    with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
-        yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
+    own = load_recipe(recipe, overrides)
+    with launched(own.parallel, own.seed) as topology:
+        resolved = broadcast_object(own, topology)  # its file may have been edited while the ranks came up
+        with verification(resolved.verify):
+            yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
 
 def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None) -> None:

@@ -36,9 +36,10 @@ from synpro_engine.data import (
     write_shards,
     write_token_shards,
 )
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import measure_overlap
 
-ACCOUNT = "corpus.json"
+ACCOUNT, TOKENIZER = "corpus.json", "tokenizer"
 
 
 class CorpusConfig(ReadConfig):
@@ -87,9 +88,9 @@ def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
     return open_shards(shards_path(stage, name), tokenizer)
 
 
-def open_tokenizer(stage: Path) -> PublishedTokenizer:
-    """The tokenizer that the `tokenize` stage stored."""
-    return load_tokenizer(stage / "tokenizer")
+def open_tokenizer(stage: Path, topology: Topology) -> PublishedTokenizer:
+    """The tokenizer that the `tokenize` or the `import` stage stored, as rank 0 reads it. Collective."""
+    return on_main(topology, lambda: load_tokenizer(stage / TOKENIZER))
 
 
 def build_corpus(
@@ -193,7 +194,7 @@ def _texts(into: Path, split: Split) -> Iterator[str]:
 
 
 def _obtain_tokenizer(into: Path, config: TokenizerConfig) -> Tokenizer:
-    directory = into / "tokenizer"
+    directory = into / TOKENIZER
     directory.mkdir(exist_ok=True)
     if config.path is None:
         try:

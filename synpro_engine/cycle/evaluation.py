@@ -84,7 +84,7 @@ def evaluate_stage(
 def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:
     dtype = platform.resolve_dtype(recipe.dtype)
     batches = held_out_batches(recipe, tokens, "validation", topology)
-    corpus = open_split(tokens, "validation", open_tokenizer(tokens))
+    corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():
         loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=recipe.pretrain.micro_batch)
@@ -104,7 +104,7 @@ def _influence(
     recipe: Recipe, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
 ) -> dict[str, dict[str, list[float]]]:
     """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
-    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens)
+    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens, topology)
     theta = load_model(pair[0], topology, dtype)
     influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(words))
     measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.pair import Pair
-from synpro_engine.data import ReadConfig, Tokenizer, read_documents
-from synpro_engine.dist import Topology
+from synpro_engine.data import Document, ReadConfig, Tokenizer, read_documents
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import EstimatorConfig, SequenceScore
 from synpro_engine.influence.estimator import SharesBy
 
@@ -42,10 +42,8 @@ def explain_document(
 
     Raises UserError when it is not there, and for a bad document before it unless `reading` leaves those out.
     """
-    config = pair.resolved(config)
-    document = next((found for found in read_documents(documents, reading) if found.id == id), None)
-    if document is None:
-        raise UserError(f"{documents}: no document with id {id!r}")
+    config = pair.resolved(config, topology)
+    document = on_main(topology, lambda: _document(documents, id, reading))
     estimator, ids = pair.estimator(config, topology), pair.tokenizer.encode(document.text)
     [score] = estimator.score([ids])
     return Explanation(
@@ -55,6 +53,13 @@ def explain_document(
         shares_by=estimator.shares_by,
         pieces=tuple(token_pieces(pair.tokenizer, ids, score.shares)),
     )
+
+
+def _document(documents: str, id: str, reading: ReadConfig | None) -> Document:
+    for document in read_documents(documents, reading):
+        if document.id == id:
+            return document
+    raise UserError(f"{documents}: no document with id {id!r}")
 
 
 def token_pieces(tokenizer: Tokenizer, ids: Sequence[int], shares: Sequence[float]) -> list[tuple[str, float]]:

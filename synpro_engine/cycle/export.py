@@ -8,7 +8,6 @@ from synpro_engine.backend import platform
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts, verify_artifact
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.synthesis import generator_tokenizer
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.model.hf import KIND, export_hf
@@ -21,11 +20,16 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     export, which is replaced.
     """
     path = directory / stage
-    if not path.is_dir():
-        raise UserError(f"{path}: no such finished stage")
-    check_replaceable(output, KIND)  # an earlier export there is replaced
-    outside_artifacts(output.resolve().parent)
     is_generator = stage == "import" or "/tune-" in stage
-    on_main(topology, lambda: verify_artifact(directory / ("import" if is_generator else "tokenize")))
-    tokenizer = generator_tokenizer(directory / "import") if is_generator else open_tokenizer(directory / "tokenize")
-    export_hf(load_model(path, topology, platform.resolve_dtype(recipe.dtype)), output, tokenizer)
+    words = directory / ("import" if is_generator else "tokenize")
+
+    def check() -> None:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such finished stage")
+        check_replaceable(output, KIND)  # an earlier export there is replaced
+        outside_artifacts(output.resolve().parent)
+        verify_artifact(words)
+
+    on_main(topology, check)
+    model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
+    export_hf(model, output, open_tokenizer(words, topology))

@@ -13,10 +13,9 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, read_manifest, verify_artifact
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import open_tokenizer
+from synpro_engine.cycle.corpus import TOKENIZER, open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.probe import is_tangent, load_probe
-from synpro_engine.cycle.synthesis import TOKENIZER
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main
@@ -38,8 +37,9 @@ class Pair:
     def of_run(cls, cycle: Cycle) -> Pair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
-        on_main(cycle.topology, lambda: verify_artifact(cycle.directory / "tokenize"))
-        words = open_tokenizer(cycle.directory / "tokenize")
+        stage = cycle.directory / "tokenize"
+        on_main(cycle.topology, lambda: verify_artifact(stage))
+        words = open_tokenizer(stage, cycle.topology)
         return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
 
     @classmethod
@@ -49,28 +49,33 @@ class Pair:
         tokenizer: None takes the one that theta's run recorded. Raises UserError where that is none, where theta and
         the probe are the same weights, and for a directory that holds neither weights nor a direction.
         """
-        saved = read_manifest(stage_checkpoint(theta, topology)).config["dtype"]
-        if tokenizer is None:
-            tokenizer = recorded_tokenizer(theta)
-            stage = tokenizer.parent
-            on_main(topology, lambda: verify_artifact(stage))
-        words = load_tokenizer(tokenizer)
+        checkpoint = stage_checkpoint(theta, topology)
+        saved = on_main(topology, lambda: read_manifest(checkpoint).config["dtype"])
+        words = on_main(topology, lambda: _given_or_recorded(tokenizer, theta))
         pair = cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(saved))
-        if pair.hashes["theta"] == pair.hashes["probe"]:
+        hashes = pair.hashes(topology)
+        if hashes["theta"] == hashes["probe"]:
             raise UserError(f"{probe}: is theta itself, so that every influence would be 0; --probe takes another one")
         return pair
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Content hashes of `theta` and `probe`."""
-        return {name: read_manifest(path).content_hash for name, path in (("theta", self.theta), ("probe", self.probe))}
+    def hashes(self, topology: Topology) -> dict[str, str]:
+        """Content hashes of `theta` and `probe`, as rank 0 reads them. Collective."""
+        places = {"theta": self.theta, "probe": self.probe}
+        return on_main(topology, lambda: {name: read_manifest(path).content_hash for name, path in places.items()})
 
-    def resolved(self, config: EstimatorConfig) -> EstimatorConfig:
-        """The settings with what the kind of probe decides; UserError where they do not go together."""
-        try:
-            return config.resolved(tangent=is_tangent(self.probe))
-        except ValueError as error:
-            raise UserError(f"{self.probe}: {error}") from error
+    def resolved(self, config: EstimatorConfig, topology: Topology) -> EstimatorConfig:
+        """The settings with what the kind of probe decides, as rank 0 finds it. Collective.
+
+        UserError where they do not go together.
+        """
+
+        def resolve() -> EstimatorConfig:
+            try:
+                return config.resolved(tangent=is_tangent(self.probe))
+            except ValueError as error:
+                raise UserError(f"{self.probe}: {error}") from error
+
+        return on_main(topology, resolve)
 
     def estimator(self, config: EstimatorConfig, topology: Topology) -> Estimator:
         """Load both and build the estimator; nothing is remembered between its calls. Collective.
@@ -81,6 +86,14 @@ class Pair:
         check_rows(self.tokenizer, theta.config.vocab_size, str(self.theta), "; see --tokenizer")
         probe = load_probe(self.probe, theta, self.dtype)
         return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0)
+
+
+def _given_or_recorded(given: Path | None, theta: Path) -> Tokenizer:
+    if given is not None:
+        return load_tokenizer(given)
+    recorded = recorded_tokenizer(theta)
+    verify_artifact(recorded.parent)
+    return load_tokenizer(recorded)
 
 
 def recorded_tokenizer(weights: Path) -> Path:

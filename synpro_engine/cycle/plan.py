@@ -32,15 +32,9 @@ class Plan:
     """The stages of one run, as its recipe, its directory and this rank's place make them."""
 
     def __init__(self, recipe: Recipe, directory: Path, topology: Topology) -> None:
+        """What lies outside the directory is taken as rank 0 sees it. Collective."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
-        sources = {
-            "corpus.source": recipe.corpus.source,
-            "tokenizer.path": recipe.tokenizer.path,
-            "generator.source": recipe.generator.source,
-        }
-        self._external = {key: fingerprint(source) for key, source in sources.items()}
-        if recipe.corpus.shards is not None:
-            self._external["corpus.shards"] = fingerprint_shards(shard_paths(recipe.corpus))
+        self._external = on_main(topology, lambda: _external(recipe))
 
     def theta(self, number: int) -> str:
         """Name of the stage whose weights round `number` (from 1) starts from."""
@@ -167,3 +161,16 @@ class Plan:
             config["dtype"] = str(platform.resolve_dtype(self.recipe.dtype)).removeprefix("torch.")
         config |= {key: digest for key, digest in self._external.items() if key.split(".")[0] in sections}
         return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=self.recipe.seed)
+
+
+def _external(recipe: Recipe) -> dict[str, str]:
+    """Digests of what the recipe reads from outside the run's directory, by key."""
+    sources = {
+        "corpus.source": recipe.corpus.source,
+        "tokenizer.path": recipe.tokenizer.path,
+        "generator.source": recipe.generator.source,
+    }
+    found = {key: fingerprint(source) for key, source in sources.items()}
+    if recipe.corpus.shards is not None:
+        found["corpus.shards"] = fingerprint_shards(shard_paths(recipe.corpus))
+    return found

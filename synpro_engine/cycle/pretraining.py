@@ -58,7 +58,7 @@ def loader_of(
 
 def held_out_batches(recipe: Recipe, tokens: Path, name: str, topology: Topology) -> list[Batch]:
     """This rank's batches of a held-out split, each token a target once."""
-    corpus = open_split(tokens, name, open_tokenizer(tokens))
+    corpus = open_split(tokens, name, open_tokenizer(tokens, topology))
     dp = topology.dp
     batch = recipe.pretrain.micro_batch
     return list(eval_windows(corpus, recipe.model.seq_len, batch_size=batch, dp_rank=dp.rank, dp_size=dp.size))
@@ -75,7 +75,7 @@ def _write_result(into: Path, result: PretrainResult, topology: Topology, extra:
 
 def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
     """Pretrain from initial weights on organic text until the plateau or the budget."""
-    tokenizer = open_tokenizer(tokens)
+    tokenizer = open_tokenizer(tokens, topology)
     corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
     loader = loader_of(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
     in_run = recipe.pretrain.in_run
@@ -107,7 +107,7 @@ def arm_stage(
 
     synthetic: shard artifacts by source name, mixed in as `continued` says; none repeats organic text.
     """
-    tokenizer = open_tokenizer(tokens)
+    tokenizer = open_tokenizer(tokens, topology)
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
     corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
     weights = mixture(corpora, recipe.continued)

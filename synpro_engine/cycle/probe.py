@@ -42,7 +42,7 @@ def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology:
 
 
 def _next_step(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    config, words = recipe.probe, open_tokenizer(tokens)
+    config, words = recipe.probe, open_tokenizer(tokens, topology)
     training, model = recipe.pretrain, new_model(recipe, topology, seed=None)
     engine = Engine(model, training.optimizer, schedule=training.schedule)
     load_checkpoint(theta, model, engine)
@@ -78,7 +78,7 @@ def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topol
 
 
 def _walked(recipe: Recipe, tokens: Path, split: str, topology: Topology) -> TokenLoader:
-    corpus = open_split(tokens, split, open_tokenizer(tokens))
+    corpus = open_split(tokens, split, open_tokenizer(tokens, topology))
     return loader_of(recipe, {split: corpus}, {split: 1.0}, recipe.probe.global_batch, topology)
 
 
@@ -87,14 +87,18 @@ def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Directio
 
     UserError, which names the difference, where it has another shape.
     """
-    stored = _direction_in(path)
+    # The two are read by other collectives, so rank 0's look at the files tells all ranks which it is.
+    stored = on_main(theta.topology, lambda: _direction_in(path))
     if stored is None:
         return load_model(path, theta.topology, dtype, like=theta.config)
     return load_direction(stored, theta)
 
 
 def is_tangent(path: Path) -> bool:
-    """Whether a `probe` stage, a checkpoint or a stored direction is a gradient's direction, which has no length."""
+    """Whether a `probe` stage, a checkpoint or a stored direction is a gradient's direction, which has no length.
+
+    As this rank sees it; not collective.
+    """
     stored = _direction_in(path)
     return stored is not None and direction_files.is_tangent(stored)
 

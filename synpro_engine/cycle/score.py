@@ -54,11 +54,11 @@ def score_documents(
     file and line; what was scored before it is kept), unless `reading` leaves those out, and for an `output` that
     holds something else; Stopped when the job is asked to stop.
     """
-    source = find_source(documents)
+    source = on_main(topology, lambda: find_source(documents))
     if source.remark:
         say(topology, source.remark)
-    config = pair.resolved(config)
-    made_by = _made_by(pair, config)
+    config = pair.resolved(config, topology)
+    made_by = _made_by(config, pair.hashes(topology))
     with ExitStack() as held:
         known = on_main(topology, lambda: _begin(held, output, documents, made_by, shares))
         total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
@@ -66,7 +66,8 @@ def score_documents(
         bar = held.enter_context(progress(total, "influence", "documents", topology))
         skipped = _Skipped(topology, bar.update)
         found = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
-        while batch := list(itertools.islice(found, size)):
+        # Rank 0 reads for all: how many batches there are must not hang on each rank's own look at the files.
+        while batch := on_main(topology, lambda: list(itertools.islice(found, size))):
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = estimator.score([pair.tokenizer.encode(document.text) for document in mine])
             lines = [_line(document, score, made_by, shares) for document, score in zip(mine, scores, strict=True)]
@@ -94,10 +95,10 @@ class _Skipped:
         self._advance(1)
 
 
-def _made_by(pair: Pair, config: EstimatorConfig) -> dict[str, object]:
+def _made_by(config: EstimatorConfig, hashes: Mapping[str, str]) -> dict[str, object]:
     """What the scores depend on, beside the texts. Rows and packing change their last bits only."""
     settings = {name: getattr(config, name) for name in _FIRST_ORDER.get(config.estimator, ())}
-    return {"estimator": config.estimator, **settings, **pair.hashes}
+    return {"estimator": config.estimator, **settings, **hashes}
 
 
 def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object], shares: bool) -> str:

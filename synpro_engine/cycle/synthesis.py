@@ -9,13 +9,12 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
-from synpro_engine.cycle.corpus import documents_path, open_tokenizer, shards_path
+from synpro_engine.cycle.corpus import TOKENIZER, documents_path, open_tokenizer, shards_path
 from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
 from synpro_engine.data import (
     Document,
-    PublishedTokenizer,
     Tokenizer,
     check_rows,
     document_ids,
@@ -48,7 +47,6 @@ from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.run import CHECKPOINTS
 
 CORPUS = "corpus"
-TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +69,12 @@ def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -
     on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
     if generator.model is not None:
         model = build_model(generator.model, topology, dtype=dtype, seed=recipe.seed + 1)
-        tokenizer = open_tokenizer(tokens)
+        tokenizer = open_tokenizer(tokens, topology)
     else:
         imported = import_model(
             generator.source, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=generator.seq_len
         )
-        model, tokenizer = imported.model, load_tokenizer(imported.tokenizer)
+        model, tokenizer = imported.model, on_main(topology, lambda: load_tokenizer(imported.tokenizer))
     check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
     on_main(topology, lambda: _check_prompts(recipe.generate, tokenizer))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
@@ -91,15 +89,10 @@ def _check_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> None:
     stop_ids(tokenizer, config.chat_format)
 
 
-def generator_tokenizer(base: Path) -> PublishedTokenizer:
-    """The tokenizer that the `import` stage stored."""
-    return load_tokenizer(base / TOKENIZER)
-
-
 def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Composer:
     """The recipe's rewards over the models of this round; those without weight load nothing."""
-    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(inputs.tokens)
-    own = generator_tokenizer(inputs.base)
+    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(inputs.tokens, topology)
+    own = open_tokenizer(inputs.base, topology)
     influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
     if recipe.reward.uses("influence"):
@@ -137,7 +130,7 @@ def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topol
         config,
         policy=policy,
         reference=reference,
-        tokenizer=generator_tokenizer(inputs.base),
+        tokenizer=open_tokenizer(inputs.base, topology),
         operation=operation_named(operation, prefill=config.prefill),
         slices=_slices(recipe, inputs.tokens, seed),
         scorer=build_rewards(recipe, inputs, topology),
@@ -159,7 +152,7 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
         into / CORPUS,
         read_documents(str(documents_path(inputs.tokens, "train"))),
         Sampler(model),
-        generator_tokenizer(inputs.base),
+        open_tokenizer(inputs.base, topology),
         recipe.generate.model_copy(update={"operations": (operation,)}),
         topology,
         generator_hash=weights_hash(model),
@@ -174,9 +167,10 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
 
 def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path], topology: Topology) -> None:
     """Tokenise a round's synthetic documents for the pretrained model; `corpora` are generate stages by operation."""
+    tokenizer = open_tokenizer(tokens, topology)
 
     def write() -> None:
-        tokenizer, counts = open_tokenizer(tokens), {}
+        counts = {}
         found = {name: list(synthetic_documents(path)) for name, path in corpora.items()}
         if not any(found.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")

@@ -15,6 +15,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.hf import Imported
@@ -44,10 +45,15 @@ def import_gguf(
 
     Raises UserError that names the file and the key or tensor at fault.
     """
-    file = GGUFFile(path)
-    config = file.config(seq_len)
-    check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
-    on_main(topology, lambda: write_tokenizer(path, file.find, tokenizer_dir))  # before the weights, which take long
+
+    def begin() -> ModelConfig:
+        file = GGUFFile(path)
+        config = file.config(seq_len)
+        check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
+        write_tokenizer(path, file.find, tokenizer_dir)  # before the weights, which take long
+        return config
+
+    config = on_main(topology, begin)
     model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
-    model.load_canonical(file, str(path))
+    model.load_canonical(GGUFFile(path), str(path))
     return Imported(model, tokenizer_dir)

@@ -65,14 +65,17 @@ def import_hf(
     is taken as a head of its own, and the user is told. Raises UserError that names the file and the key or tensor at
     fault.
     """
-    said = read_hf_config(directory, seq_len)
-    tensors = SafetensorsFiles(directory)
-    # Comparing reads both tables once more: one rank does it.
-    config = on_main(topology, lambda: _as_stored(directory, said, tensors))
-    if config != said:
+
+    def shape() -> tuple[ModelConfig, bool]:
+        said = read_hf_config(directory, seq_len)
+        stored = _as_stored(directory, said, SafetensorsFiles(directory))
+        return stored, stored != said
+
+    config, untied = on_main(topology, shape)
+    if untied:
         say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
     model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
-    model.load_canonical(tensors, str(directory))
+    model.load_canonical(SafetensorsFiles(directory), str(directory))
     return Imported(model, directory)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.model.gguf import embedded_path, import_gguf
 from synpro_engine.model.hf import Imported, import_hf
 
@@ -31,13 +31,11 @@ def import_model(
     tokenizer_dir: where a tokenizer that only exists inside a GGUF file is written (unused for a directory).
     The result's `tokenizer` is the path for `data.load_tokenizer`. All ranks call.
     """
-    if not source.startswith(_EMBEDDED) and Path(source).is_dir():
+    path = on_main(topology, lambda: _gguf_file(source))
+    if path is None:
         return import_hf(
             Path(source), topology, dtype=dtype, seq_len=seq_len, trainable_last_blocks=trainable_last_blocks
         )
-    path = embedded_path(source.removeprefix(_EMBEDDED)) if source.startswith(_EMBEDDED) else Path(source)
-    if path.suffix != ".gguf":
-        raise UserError(f"model `{source}`: expected embedded:<name>, a *.gguf file or an existing directory")
     return import_gguf(
         path,
         topology,
@@ -46,3 +44,15 @@ def import_model(
         seq_len=seq_len,
         trainable_last_blocks=trainable_last_blocks,
     )
+
+
+def _gguf_file(source: str) -> Path | None:
+    """The GGUF file that a source stands for; None for a directory. UserError for what is neither."""
+    if source.startswith(_EMBEDDED):
+        return embedded_path(source.removeprefix(_EMBEDDED))
+    path = Path(source)
+    if path.is_dir():
+        return None
+    if path.suffix != ".gguf":
+        raise UserError(f"model `{source}`: expected embedded:<name>, a *.gguf file or an existing directory")
+    return path

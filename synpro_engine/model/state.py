@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,27 @@ def iter_canonical(
     `read` says what to take of a parameter (its value by default; `lambda p: p.grad` gives full gradients);
     tensors come in `dtype`, the model's by default, on the rank's device, one slot in memory at a time.
     """
+    order = {name: index for index, name in enumerate(layout.canonical_shapes(model.config))}
+    yield from _gathered(model, lambda names: order[names[0]], read, dtype or model.dtype)
+
+
+def iter_by_name(model: Model, *, read: Callable[[Parameter], Tensor] = _value) -> Iterator[tuple[str, Tensor]]:
+    """`iter_canonical` in the order of the names, with no more than a layer in memory at a time.
+
+    A slot's tensors wait for those whose names stand between theirs, which are of the same layer.
+    """
+    waiting, held = sorted(layout.canonical_shapes(model.config), reverse=True), {}
+    for name, tensor in _gathered(model, min, read, model.dtype):
+        held[name] = tensor
+        while waiting and waiting[-1] in held:
+            first = waiting.pop()
+            yield first, held.pop(first)
+
+
+def _gathered(
+    model: Model, place: Callable[[tuple[str, ...]], Any], read: Callable[[Parameter], Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """The full tensors of one slot after the other, in the order of their names' `place`."""
     tp, pp = model.topology.tp, model.topology.pp
     shapes = layout.canonical_shapes(model.config)
     mine = {slot.names: slot for slot in local_slots(model)}
@@ -59,14 +80,12 @@ def iter_canonical(
     for stage, held in enumerate(gather_objects(pp, list(mine))):
         for names in held:
             owner.setdefault(names, stage)  # a tied copy: the embedding's stage speaks for both
-    order = {name: index for index, name in enumerate(shapes)}
-    for names in sorted(owner, key=lambda names: order[names[0]]):
+    for names in sorted(owner, key=place):
         if owner[names] == pp.rank:
-            part = read(mine[names].parameter).to(dtype or model.dtype)
+            part = read(mine[names].parameter).to(dtype)
             full = layout.unshard(model.config, mine[names].kind, _gather(tp, part))
         else:
-            kind = dtype or model.dtype
-            full = tuple(torch.empty(shapes[name], dtype=kind, device=model.topology.device) for name in names)
+            full = tuple(torch.empty(shapes[name], dtype=dtype, device=model.topology.device) for name in names)
         for name, tensor in zip(names, full, strict=True):
             yield name, _from_stage(pp, tensor, owner[names])
 

@@ -155,7 +155,7 @@ def step_of(path: Path) -> int:
 
 def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
     """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
-    return on_main(topology, lambda: (_complete(directory) or [None])[-1])
+    return on_main(topology, lambda: (complete_checkpoints(directory) or [None])[-1])
 
 
 def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
@@ -165,14 +165,17 @@ def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
     def remove() -> None:
         for left in directory.glob(f"step-*{REMOVING}"):
             shutil.rmtree(left)
-        for path in _complete(directory)[:-keep]:
+        for path in complete_checkpoints(directory)[:-keep]:
             remove_directory(path)
 
     on_main(topology, remove)
 
 
-def _complete(directory: Path) -> list[Path]:
-    """Checkpoints by step. One without a manifest is no more than the rest of an interrupted copy or removal."""
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints by step, as this rank sees them; not collective.
+
+    One without a manifest is no more than the rest of an interrupted copy or removal.
+    """
     named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     found = [path for path in named if (path / MANIFEST).is_file()]
     return sorted(found, key=step_of)

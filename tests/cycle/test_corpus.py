@@ -17,11 +17,10 @@ from synpro_engine.cycle.corpus import (
     build_corpus,
     documents_path,
     open_split,
-    open_tokenizer,
 )
 from synpro_engine.cycle.evaluation import source_texts
 from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, gather
-from synpro_engine.data import ReadConfig, SplitConfig, find_source, read_documents, text_key
+from synpro_engine.data import ReadConfig, SplitConfig, find_source, load_tokenizer, read_documents, text_key
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
 
@@ -153,7 +152,7 @@ def test_gathering_holds_no_documents(tmp_path: Path) -> None:
 def test_a_capped_split_is_within_its_budget_and_others_are_whole(tmp_path: Path) -> None:
     source = _write(tmp_path / "docs.jsonl", [{"text": text} for text in _texts(60)])
     _build(tmp_path, source, max_train_tokens=3000)
-    tokenizer = open_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert 2000 < open_split(tmp_path, "train", tokenizer).num_tokens <= 3000
     assert {d.id for d in read_documents(documents_path(tmp_path, "train"))} < {
         f"docs.jsonl:{n + 1}" for n in range(60)

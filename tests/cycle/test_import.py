@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, write_manifest
+from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.cycle.recipe import Recipe, load_recipe
-from synpro_engine.cycle.synthesis import generator_tokenizer, import_stage
+from synpro_engine.cycle.synthesis import import_stage
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.influence import EstimatorConfig
@@ -79,7 +80,7 @@ def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topo
     write_manifest(tmp_path / "run" / "import", "stage", {}, {}, None)
     export_stage(tmp_path / "run", "import", tmp_path / "out", recipe, topology)
     messages = REFORMAT.messages("The mill burned down.")
-    asked = render_chat(messages, "", generator_tokenizer(tmp_path / "run" / "import"))
+    asked = render_chat(messages, "", open_tokenizer(tmp_path / "run" / "import", topology))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     assert theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == asked

@@ -15,8 +15,8 @@ import pytest
 import torch
 import zstandard
 
-from synpro_engine.cycle.synthesis import generator_tokenizer
 from synpro_engine.cycle.weights import load_model
+from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
 from synpro_engine.influence.plain import plain_logits
@@ -185,7 +185,8 @@ def test_a_tuned_generator_leaves_by_the_command_line_as_transformers_reads_it(a
         ours = plain_logits(load_model(alone / stage, topology, torch.float32), ids, lambda parameter: parameter)
         torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-4, atol=1e-4)
     words, text = AutoTokenizer.from_pretrained(output), "The mill burned down in 1911."
-    assert words(text, add_special_tokens=False).input_ids == list(generator_tokenizer(alone / "import").encode(text))
+    own = load_tokenizer(alone / "import" / "tokenizer")
+    assert words(text, add_special_tokens=False).input_ids == own.encode(text)
 
 
 @pytest.mark.slow
