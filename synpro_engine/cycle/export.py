@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, check_replaceable, outside_artifacts, verify_artifact
+from synpro_engine.config import UserError, check_replaceable, outside_artifacts
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.weights import load_model
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.model.hf import KIND, export_hf
 
 
@@ -28,8 +28,8 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
             raise UserError(f"{path}: no such finished stage")
         check_replaceable(output, KIND)  # an earlier export there is replaced
         outside_artifacts(output.resolve().parent)
-        verify_artifact(words)
 
     on_main(topology, check)
+    verify_shared(words, topology)
     model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
     export_hf(model, output, open_tokenizer(words, topology))

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, read_manifest, verify_artifact
+from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import TOKENIZER, open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.probe import is_tangent, load_probe
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
 from synpro_engine.train.checkpoint import KIND as CHECKPOINT
 
@@ -38,7 +38,7 @@ class Pair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
         stage = cycle.directory / "tokenize"
-        on_main(cycle.topology, lambda: verify_artifact(stage))
+        verify_shared(stage, cycle.topology)
         words = open_tokenizer(stage, cycle.topology)
         return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
 
@@ -51,7 +51,11 @@ class Pair:
         """
         checkpoint = stage_checkpoint(theta, topology)
         saved = on_main(topology, lambda: read_manifest(checkpoint).config["dtype"])
-        words = on_main(topology, lambda: _given_or_recorded(tokenizer, theta))
+        if tokenizer is None:
+            tokenizer = on_main(topology, lambda: recorded_tokenizer(theta))
+            verify_shared(tokenizer.parent, topology)
+        place = tokenizer
+        words = on_main(topology, lambda: load_tokenizer(place))
         pair = cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(saved))
         hashes = pair.hashes(topology)
         if hashes["theta"] == hashes["probe"]:
@@ -86,14 +90,6 @@ class Pair:
         check_rows(self.tokenizer, theta.config.vocab_size, str(self.theta), "; see --tokenizer")
         probe = load_probe(self.probe, theta, self.dtype)
         return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0)
-
-
-def _given_or_recorded(given: Path | None, theta: Path) -> Tokenizer:
-    if given is not None:
-        return load_tokenizer(given)
-    recorded = recorded_tokenizer(theta)
-    verify_artifact(recorded.parent)
-    return load_tokenizer(recorded)
 
 
 def recorded_tokenizer(weights: Path) -> Path:
