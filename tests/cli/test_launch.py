@@ -105,6 +105,7 @@ def _artifacts(run: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_run_that_is_stopped_in_every_stage_ends_as_one_that_never_was(tmp_path: Path) -> None:
     stopped: set[str] = set()
+    line = ""
     while True:
         with _launched("run", "smoke", "--dir", str(tmp_path / "run")) as process:
             assert process.stderr is not None
