@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 # Each with what it is about; anything that is not listed here is still shown.
@@ -14,10 +15,22 @@ _KNOWN = (
     "The .grad attribute of a Tensor that is not a leaf",
     "TypedStorage is deprecated",
     "full scope is deprecated",  # of CUDA graphs, which are not used
+    "MimoModelConfig is experimental",  # and not used
 )
+# The same by the logger that it comes from.
+_LOGGED = {
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",  # it makes its own
+    "torch.utils.cpp_extension": "No CUDA runtime is found",  # a toolkit on a machine without a GPU
+}
 
 
 def silence_known_warnings() -> None:
     """Keep the known notices of Megatron and torch off the terminal."""
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
+    for name in _LOGGED:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _LOGGED[record.name] not in record.getMessage()

@@ -21,7 +21,8 @@ _ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def _launched(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    environment = os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join((str(_ROOT), str(_ROOT / "kernels"), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "synpro_engine", "launch", "--nproc-per-node", "2", *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -117,7 +117,10 @@ def test_the_report_counts_what_was_written(corpus: Path, topology: Topology) ->
 
 def test_a_killed_generation_goes_on_to_the_same_corpus(corpus: Path, topology: Topology, tmp_path: Path) -> None:
     out = tmp_path / "corpus"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))),
+    }
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(out), "0.3"], env=environment, stderr=subprocess.PIPE, text=True
     )
