@@ -139,9 +139,9 @@ def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topol
         seed=seed,
         label=f"tune {operation}",
     )
-    say(
-        topology, f"tuned {operation}: mean reward {result.first_reward:.3f} at first, {result.last_reward:.3f} at last"
-    )
+    if result.first_reward is not None and result.last_reward is not None:  # a step was left to do
+        rewards = f"mean reward {result.first_reward:.3f} at first, {result.last_reward:.3f} at last"
+        say(topology, f"tuned {operation}: {rewards}")
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
 
