@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,19 @@ def _hashes_shared_out(
         rank = loads.index(min(loads))
         shares[rank].append(name)
         loads[rank] += sizes[name]
-    share = shares[topology.rank]
-    if sum(loads) < _SHOWN_BYTES:
-        return _merged(on_every_rank(topology, lambda: _hash(directory, share, read)))
-    with progress(loads[topology.rank], label, "B", topology) as bar:
-        return _merged(on_every_rank(topology, lambda: _hash(directory, share, lambda n: (read(n), bar.update(n)))))
+    # A file system may show another node new files a little later: those are left to rank 0, which knows of them.
+    share = [name for name in shares[topology.rank] if topology.is_main or (directory / name).exists()]
+    hidden = sum(loads) < _SHOWN_BYTES
+    with nullcontext() if hidden else progress(loads[topology.rank], label, "B", topology) as bar:
+
+        def advance(size: int) -> None:
+            read(size)
+            if bar is not None:
+                bar.update(size)
+
+        found = _merged(on_every_rank(topology, lambda: _hash(directory, share, advance)))
+    left = [name for name in sizes if name not in found]
+    return found | on_main(topology, lambda: _hash(directory, left, read)) if left else found
 
 
 def _hash(directory: Path, names: Sequence[str], read: Callable[[int], object]) -> dict[str, str]:

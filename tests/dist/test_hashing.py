@@ -43,6 +43,22 @@ def test_new_files_and_copies_are_shared_out_and_what_is_known_is_not_read_again
     assert manifest.files == {name: sha256_file(tmp_path / "a" / name) for name in SIZES}
 
 
+def make_where_only_rank_0_sees(root: Path, port: int) -> dict[str, str]:
+    with job(ParallelConfig(), port) as topology:
+        place = root / str(topology.rank)
+        place.mkdir()
+        with shared_artifact(topology, place / "a", "numbers", {}) as directory:
+            if topology.is_main:
+                for name, size in SIZES.items():
+                    (directory / name).write_bytes(bytes(size))
+        return verify_artifact(root / "0" / "a").files
+
+
+def test_files_that_another_rank_does_not_see_yet_are_hashed_by_rank_0(tmp_path: Path):
+    first, second = run_ranks(make_where_only_rank_0_sees, 2, root=tmp_path, port=free_ports(1)[0])
+    assert first == second and first.keys() == SIZES.keys()
+
+
 def refused(place: Path, port: int) -> list[str]:
     told = []
     with job(ParallelConfig(), port) as topology:
