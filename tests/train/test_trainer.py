@@ -13,6 +13,7 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.train import run
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.checkpoint_files import whole_tensors
 from synpro_engine.train.config import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainConfig
@@ -218,6 +219,19 @@ def test_two_ranks_pretrain_like_one(topology: Topology, tmp_path: Path) -> None
             assert (found["kind"], found["step"]) == (ours["kind"], ours["step"])
             if ours["kind"] == "train":
                 assert (found["loss"], found["grad_norm"]) == pytest.approx((ours["loss"], ours["grad_norm"]), rel=3e-5)
+
+
+def measuring_otherwise(directory: str, port: int) -> PretrainResult:
+    """Rank 1 measures other held-out losses, as it would where the last bits of a sum differ."""
+    with job(ParallelConfig(), port) as topology:
+        measure = run.held_out_loss
+        run.held_out_loss = lambda *args, **kwargs: measure(*args, **kwargs) * (1.0 + topology.rank)
+        return train(topology, Path(directory))
+
+
+def test_every_rank_judges_the_held_out_losses_that_rank_0_measured(tmp_path: Path) -> None:
+    one, other = run_ranks(measuring_otherwise, 2, directory=str(tmp_path), port=free_ports(1)[0])
+    assert one == other and one.losses
 
 
 def test_micro_batches_cover_the_batch_and_a_pipeline_gets_equal_ones() -> None:
