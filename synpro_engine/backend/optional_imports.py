@@ -26,16 +26,16 @@ def guard_imports(module: types.ModuleType, *, gpu: bool) -> None:
     gpu: whether packages for GPUs may be imported at all.
     """
 
-    def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
+    def guarded(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         root = name.partition(".")[0]
         if name in _NEVER or (root in _GPU_PACKAGES and not gpu):
             raise ModuleNotFoundError(f"{name} is not offered to Megatron-Core here", name=name)
-        if root in _OURS or not name:
-            return builtins.__import__(name, *args, **kwargs)
+        if level or root in _OURS:
+            return builtins.__import__(name, globals, locals, fromlist, level)
         try:
             if root == "transformer_engine":  # the outer package imports also where what lies within does not
                 builtins.__import__("transformer_engine.pytorch")
-            return builtins.__import__(name, *args, **kwargs)
+            return builtins.__import__(name, globals, locals, fromlist)
         except ImportError:
             raise
         except Exception as error:  # third-party modules fail at import with whatever they like

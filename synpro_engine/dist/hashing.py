@@ -16,7 +16,7 @@ from typing import Any
 from synpro_engine.config import Manifest, new_artifact, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.errors import Stopped
-from synpro_engine.config.integrity import confirm, remember, stale_files, unhashed_files
+from synpro_engine.config.integrity import Stamp, confirm, remember, stale_files, unhashed_files
 from synpro_engine.dist.collectives import on_every_rank, on_main
 from synpro_engine.dist.progress import progress
 from synpro_engine.dist.topology import Topology
@@ -37,7 +37,7 @@ def verify_shared(path: Path, topology: Topology) -> Manifest:
         stale.update(stale_files(path, manifest.files, MANIFEST))
         return manifest, {name: stamp[0] for name, stamp in stale.items()}
 
-    stale: dict[str, tuple[int, int, int, int]] = {}  # rank 0's
+    stale: dict[str, Stamp] = {}  # rank 0's
     manifest, sizes = on_main(topology, look)
 
     def go_on(_: int) -> None:
@@ -56,7 +56,7 @@ def hash_new_files(directory: Path, topology: Topology) -> None:
         new.update(unhashed_files(directory, MANIFEST))
         return {name: stamp[0] for name, stamp in new.items()}
 
-    new: dict[str, tuple[int, int, int, int]] = {}  # rank 0's
+    new: dict[str, Stamp] = {}  # rank 0's
     sizes = on_main(topology, look)
     found = _hashes_shared_out(directory, sizes, topology, f"hashing {directory.name}", lambda _: None)
     on_main(topology, lambda: remember(directory, new, found))

@@ -24,7 +24,6 @@ from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, me
 from synpro_engine.dist.watch import Watch
 
 
-
 class SharedError(UserError):
     """A UserError that every rank raises, so that the job can end in order."""
 

@@ -177,6 +177,15 @@ def test_megatron_gets_no_fused_optimizer_and_without_a_gpu_nothing_that_needs_o
     assert asked(roots + fused, gpu=False) == []
 
 
+def test_a_fault_of_megatrons_own_modules_stays_what_it_is(install: Install):
+    install({"its_own/__init__.py": "", "its_own/part.py": "raise RuntimeError('a bug')"})
+    module = types.ModuleType("its_own.asking")
+    module.__package__ = "its_own"
+    guard_imports(module, gpu=True)
+    with pytest.raises(RuntimeError, match="a bug"):
+        exec("import its_own\nfrom .part import thing", module.__dict__)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cannot be imported", "import and do not work"])
 def test_an_engine_trains_among_packages_that(how: str, tmp_path: Path):
