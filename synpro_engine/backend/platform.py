@@ -127,7 +127,10 @@ def engine_attention_fault(head_dim: int) -> str | None:
 
 
 def attention(head_dim: int = 64) -> Choice:
-    """flash-attn or Transformer Engine, in this order, where one works beside CUDA; else torch's attention."""
+    """flash-attn or Transformer Engine, in this order, where one works beside CUDA; else torch's attention.
+
+    head_dim: width of the model's heads, at which they are tried.
+    """
     if not torch.cuda.is_available():
         return Choice("attention", "torch SDPA", "no CUDA device")
     flash = flash_attention_fault(head_dim)

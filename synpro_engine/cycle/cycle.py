@@ -42,7 +42,7 @@ class Cycle:
                 check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT}))
                 held.enter_context(locked(self.directory))
                 claim(self.directory, self.recipe)
-                write_environment(self.directory, self.topology)
+                write_environment(self.directory, self.recipe, self.topology)
 
             on_main(self.topology, take)
             yield

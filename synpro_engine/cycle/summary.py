@@ -32,9 +32,9 @@ class _Environment(Record):
     git_commit: str | None
 
 
-def write_environment(directory: Path, topology: Topology) -> None:
+def write_environment(directory: Path, recipe: Recipe, topology: Topology) -> None:
     """Record what this run runs on; called by the rank that writes."""
-    choices = (platform.attention(), platform.optimizer())
+    choices = (platform.attention(recipe.model.head_size), platform.optimizer())
     facts = {
         "device": platform.device_name(),
         "layout": topology.layout,
