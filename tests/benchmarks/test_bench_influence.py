@@ -95,6 +95,7 @@ def test_scores_differ_where_one_is_off_or_not_a_number_and_where_all_are_nothin
     assert "nothing to tell" in differing([0.0, 0.0], [0.0, 0.0], 1e-5)
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_recorded_and_shown(bench: Bench, tmp_path: Path):
     page, output = tmp_path / "influence.md", tmp_path / "lines.jsonl"
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")

@@ -139,6 +139,7 @@ def test_a_better_estimator_s_lead_has_an_interval_above_zero_and_two_alike_have
     assert tie.low < 0.0 < tie.high
 
 
+@pytest.mark.slow
 def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     settings: Settings, setup: Setup, topology: Topology, work: Path, tmp_path: Path, monkeypatch
 ):

@@ -71,7 +71,9 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None
     assert (tmp_path / "pretrain.partial" / "checkpoints" / f"step-{int(step[1]):08d}").is_dir()
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.3, 1.5])
+@pytest.mark.parametrize(
+    "wait_s", [0.3, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.5, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_ranks_start_ends_with_75(tmp_path: Path, wait_s: float) -> None:
     with _launched("pretrain", "smoke", "--dir", str(tmp_path)) as process:
         while len(psutil.Process(process.pid).children()) < 2:

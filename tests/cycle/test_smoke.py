@@ -130,13 +130,8 @@ def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: 
     assert _results(run) == _results(alone)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        pytest.param(["parallel.tp=1"], id="DP2"),
-        pytest.param(["parallel.tp=2"], id="TP2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [["parallel.tp=1"], ["parallel.tp=2"]], ids=["DP2", "TP2"])
 def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list[str]) -> None:
     run = tmp_path / "two"
     _finish([*_TWO, *_RUN[1:], *layout], run)
