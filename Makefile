@@ -73,19 +73,19 @@ test-all: test ## the same with the slow tests, all tests under the other versio
 	$(call interpreted,$(PY),slow)
 	$(SUBMAKE) test-second SECOND_TESTS=tests QUICK='$(ALL)'
 	if test -d .venv-$(SECOND); then $(call interpreted,.venv-$(SECOND)/bin/python,$(ALL)); fi
-	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
+	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end QUICK='$(ALL)'; done
 
 test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
 	@test -n "$(call python_of,$(SECOND))" || exit 0
 	$(call tests_in,.venv-$(SECOND),$(SECOND_TESTS))
 
-test-torch: ## checkpoints, layouts and kernels under another torch, as in: make test-torch END=3.11:2.6.0
+test-torch: ## checkpoints, layouts, ranks and kernels under another torch, as in: make test-torch END=3.11:2.6.0
 	@python="$(call python_of,$(firstword $(subst :, ,$(END))))"
 	test -n "$$python" || { echo "==> no Python $(firstword $(subst :, ,$(END))) here: torch $(lastword $(subst :, ,$(END))) is LEFT OUT"; exit 0; }
 	# Compiled ops carry the Python's tag, not torch's: these environments do without, lest they replace another's.
 	export SYNPRO_BUILD_CSRC=0 SYNPRO_CSRC=0
 	$(SUBMAKE) VENV=.venv-$(subst :,-torch,$(END)) PYTHON="$$python" TORCH=$(lastword $(subst :, ,$(END))) setup-test
-	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/kernels)
+	$(call tests_in,.venv-$(subst :,-torch,$(END)),tests/train tests/dist tests/kernels)
 	$(call interpreted,.venv-$(subst :,-torch,$(END))/bin/python,$(QUICK))
 
 .PHONY: setup-second

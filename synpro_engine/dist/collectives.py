@@ -26,19 +26,7 @@ def barrier(topology: Topology) -> None:
     A collective would end the job after `parallel.timeout_minutes`; ranks whose shares of work were dealt beforehand
     may well be apart for longer.
     """
-    if topology.world_size == 1:
-        return
-    watch = topology.watch
-    key = watch.next_key("meet")
-    if topology.is_main:
-        for rank in range(1, topology.world_size):
-            watch.wait(f"{key}/{rank}", rank)
-            watch.drop(f"{key}/{rank}")
-        watch.put(key)
-    else:
-        watch.put(f"{key}/{topology.rank}")
-        watch.wait(key, 0)
-        watch.forget(key)
+    topology.watch.meet()
 
 
 def broadcast_object(value: T, topology: Topology) -> T:

@@ -213,6 +213,9 @@ def shutdown(watch: Watch) -> None:
     """Leave the job, which every rank does."""
     from megatron.core import parallel_state
 
+    # gloo frees a collective's tensors in threads of its own, which need Python's lock for it; destroying the groups
+    # waits for those threads with the lock held. Waiting here, where the lock is free, lets them end first.
+    watch.meet()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
     watch.leave()
@@ -252,4 +255,5 @@ def launched(parallel: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
         raise
     finally:
         if not broken:
-            shutdown(topology.watch)
+            with _ending_the_job(topology.watch, topology.world_size == 1):
+                shutdown(topology.watch)

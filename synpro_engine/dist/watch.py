@@ -149,6 +149,21 @@ class Watch:
                 raise LostRankError(f"rank {rank} has shown no sign of life for {now - changed:.0f} s")
             time.sleep(min(_LOOK_S, 0.0005 + (now - begun) / 20))
 
+    def meet(self) -> None:
+        """Wait until every rank is here. Raises as `wait` does."""
+        if self._store is None:
+            return
+        key = self.next_key("meet")
+        if self._rank == 0:
+            for rank in range(1, self._world_size):
+                self.wait(f"{key}/{rank}", rank)
+                self.drop(f"{key}/{rank}")
+            self.put(key)
+        else:
+            self.put(f"{key}/{self._rank}")
+            self.wait(key, 0)
+            self.forget(key)
+
     def drop(self, key: str) -> None:
         """Delete a key that this rank alone waits for."""
         with self._held(self._silence_s) as store:

@@ -47,4 +47,3 @@ def test_writing_may_take_longer_than_a_collective(tmp_path: Path):
     Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")).save(str(tmp_path / "words.json"))
     found = run_ranks(write_slowly, 2, directory=tmp_path, port=free_ports(1)[0])
     assert found == [["checkpoint", "direction", "export"]] * 2
-

@@ -10,8 +10,17 @@ import torch
 from megatron.core import parallel_state
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import ParallelConfig, Topology, broadcast_in, gather_objects, launched, on_main, sum_over
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import (
+    ParallelConfig,
+    Topology,
+    broadcast_in,
+    gather_objects,
+    launched,
+    on_every_rank,
+    on_main,
+    sum_over,
+)
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 
 
 def _fault(topology: Topology, work: Callable[[], object]) -> str:
@@ -96,3 +105,15 @@ def _joins(rank: int) -> str:
 def test_a_job_whose_processes_do_not_all_start_names_those_that_are_missing() -> None:
     told = run_ranks(_joins, 3, rank=0)[0]
     assert told == "launch: 2 of 3 processes did not come within 0.02 minutes (`parallel.join_minutes`): rank 1, 2"
+
+
+def _leaves_at_once(ports: list[int]) -> int:
+    for port in ports:
+        with job(ParallelConfig(), port) as topology:
+            on_every_rank(topology, lambda: list(range(100)))
+    return len(ports)
+
+
+@pytest.mark.slow
+def test_a_job_can_end_right_after_its_last_collective() -> None:
+    assert run_ranks(_leaves_at_once, 2, timeout_s=120.0, ports=free_ports(25)) == [25, 25]

@@ -65,6 +65,11 @@ def _fails(place: str) -> None:
             if topology.rank == 1:
                 os.kill(os.getpid(), signal.SIGSTOP)
             barrier(topology)
+        elif place == "after the other's last work":
+            if topology.rank == 1:
+                return
+            time.sleep(1.0)
+            raise ValueError("the last file is cut off")
         elif place == "every rank":
             on_main(topology, lambda: Path("/nowhere/file").read_text())
         gather_objects(topology.dp, topology.rank)
@@ -114,6 +119,7 @@ def _ended(tmp_path: Path, place: str, *, but: int | None = None) -> tuple[list[
         ("rollouts", 1, "FloatingPointError: the model's logits are not finite"),
         ("data", 1, "ValueError: document 7 is no text"),
         ("a user's fault", 1, "shard.bin: cut off at byte 9"),
+        ("after the other's last work", 0, "ValueError: the last file is cut off"),
     ],
 )
 def test_a_fault_of_one_rank_ends_all_with_its_words_last(tmp_path: Path, place: str, rank: int, told: str) -> None:
@@ -161,7 +167,9 @@ def test_a_frozen_rank_is_given_up_after_its_silence(tmp_path: Path, place: str,
 
 def test_a_collective_that_takes_too_long_names_the_setting(tmp_path: Path) -> None:
     found, _ = _ended(tmp_path, "late")
-    assert "rank 0 on" in found[0].stderr and "a collective took longer than `parallel.timeout_minutes`" in found[0].stderr
+    assert (
+        "rank 0 on" in found[0].stderr and "a collective took longer than `parallel.timeout_minutes`" in found[0].stderr
+    )
 
 
 def _is_stopped(tmp_path: str, work: bool) -> None:
