@@ -50,7 +50,7 @@ def verify_shared(path: Path, topology: Topology) -> Manifest:
 
 
 def hash_new_files(directory: Path, topology: Topology) -> None:
-    """Hash the files below `directory` whose hashes nobody knows yet, and remember them for its manifest. Collective."""
+    """Hash the files below `directory` whose hashes nobody knows, and remember them for its manifest. Collective."""
 
     def look() -> dict[str, int]:
         new.update(unhashed_files(directory, MANIFEST))

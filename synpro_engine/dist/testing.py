@@ -24,8 +24,13 @@ import torch.multiprocessing as mp
 from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped
 from synpro_engine.dist.topology import ParallelConfig, Topology, launched
 
-
-_SLOW_IMPORTS = ("torch", "synpro_engine", "megatron.core.distributed", "megatron.core.optimizer", "megatron.core.models.gpt")
+_SLOW_IMPORTS = (
+    "torch",
+    "synpro_engine",
+    "megatron.core.distributed",
+    "megatron.core.optimizer",
+    "megatron.core.models.gpt",
+)
 
 
 def free_ports(count: int) -> list[int]:

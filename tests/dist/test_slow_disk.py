@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig
-from synpro_engine.dist.testing import ends, free_ports, job, programs, run_ranks
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import save_direction
 from synpro_engine.model import tensor_files
 from synpro_engine.model.hf import export_hf

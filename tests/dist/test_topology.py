@@ -58,7 +58,8 @@ def test_two_ranks_agree_on_their_layout_and_share_faults_of_rank_0(tp: int, lay
     seen = run_ranks(_two_ranks, 2, tp=tp, file=str(tmp_path / "file"))
     for rank, facts in enumerate(seen):
         assert facts == {
-            "queues": "1" if tp == 2 else None, "unused": [None, None], "rank": rank, "layout": layout, "gathered": [0, 10], "first": 5, "sum": 3.0,
+            "queues": "1" if tp == 2 else None, "unused": [None, None], "rank": rank, "layout": layout,
+            "gathered": [0, 10], "first": 5, "sum": 3.0,
             "faults": ["no space", f"{tmp_path / 'file' / 'below'}: Not a directory"],
         }  # fmt: skip
 
