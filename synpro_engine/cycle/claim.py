@@ -7,7 +7,6 @@ Everything here is for the rank that writes.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from synpro_engine.config import UserError, atomic_write_text, load_config, outs
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.lock import LOCK
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import CONFIG, is_round
 
-CONFIG = "config.yaml"
 # Begins the file, so that nobody's own config.yaml is taken for one of ours.
 _MARK = "# The resolved recipe of a run of synpro_engine, which wrote what lies beside this file.\n"
 # A run may go on in another layout: what is computed is the same up to rounding. Verifying computes nothing.
@@ -34,7 +33,7 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
         raise UserError(f"{directory}: is a file; --dir names the run's directory")
     outside_artifacts(directory)
     for place in (directory.resolve(), *directory.resolve().parents):
-        if re.fullmatch(r"round-\d+", place.name) and _is_marked(place.parent / CONFIG):
+        if is_round(place) and _is_marked(place.parent / CONFIG):
             raise UserError(f"{directory}: lies inside the run {place.parent}; give another --dir")
     if (directory / CONFIG).exists():
         if not _is_marked(directory / CONFIG):

@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import Field
 
 from synpro_engine.config import Config, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, CorpusAccount, SortedTokens, documents_path, gather
+from synpro_engine.cycle.gather import SPLITS, CorpusAccount, SortedTokens, gather
+from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, shards_path
 from synpro_engine.data import (
     Document,
     PublishedTokenizer,
@@ -38,8 +39,6 @@ from synpro_engine.data import (
 )
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import measure_overlap
-
-ACCOUNT, TOKENIZER = "corpus.json", "tokenizer"
 
 
 class CorpusConfig(ReadConfig):
@@ -76,11 +75,6 @@ class TokenizerConfig(Config):
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
-
-
-def shards_path(stage: Path, name: str) -> Path:
-    """The token shards of a split or a synthetic source inside their artifact."""
-    return stage / "shards" / name
 
 
 def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:

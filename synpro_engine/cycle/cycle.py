@@ -16,12 +16,11 @@ from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.stages import TIMES, run_stages
-from synpro_engine.cycle.summary import ENVIRONMENT, report_data, write_environment
+from synpro_engine.cycle.run_layout import ENVIRONMENT, REPORT, TIMES, Round
+from synpro_engine.cycle.stages import run_stages
+from synpro_engine.cycle.summary import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
-
-REPORT = "report.html"
 
 
 class Cycle:
@@ -86,7 +85,7 @@ class Cycle:
 
     def _probe_pair(self) -> tuple[str, str]:
         for number in range(self.recipe.rounds, 0, -1):
-            theta, probe = self._plan.theta(number), f"round-{number}/probe"
+            theta, probe = Round(number).theta, Round(number).probe
             if (self.directory / probe).exists():
                 made_from = read_manifest(self.directory / probe).parents.get(theta)
                 if made_from != read_manifest(self.directory / theta).content_hash:

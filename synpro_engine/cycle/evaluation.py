@@ -11,11 +11,12 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
-from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
+from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
 from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
+from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
+from synpro_engine.cycle.synthesis import synthetic_documents
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import read_documents, start_id
 from synpro_engine.data.compressed import line_reader
@@ -26,8 +27,6 @@ from synpro_engine.report import HeldOutLoss
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
-RESULTS = "results.json"
-
 
 class TextInfluences(Record):
     """Influence in nats per token: of an operation's texts, and of the slices that they were made from."""
@@ -37,7 +36,7 @@ class TextInfluences(Record):
 
 
 class Results(Record):
-    """What `RESULTS` holds, as the report reads it."""
+    """What `EVALUATION` holds, as the report reads it."""
 
     held_out: tuple[HeldOutLoss, ...] = ()
     influence: dict[str, TextInfluences] = Field(default={})
@@ -78,7 +77,7 @@ def evaluate_stage(
         "influence": _influence(recipe, tokens, pair, corpora, topology),
         "diversity": on_main(topology, lambda: _diversity(tokens, corpora), label="diversity"),
     }
-    on_main(topology, lambda: atomic_write_text(into / RESULTS, json_text(results, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n"))
 
 
 def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:

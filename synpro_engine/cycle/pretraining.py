@@ -11,6 +11,7 @@ from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.in_run import InRunScores
 from synpro_engine.cycle.recipe import ContinueConfig, Recipe
+from synpro_engine.cycle.run_layout import SYNTHETIC, TRAINING_RESULT
 from synpro_engine.cycle.weights import stage_checkpoint
 from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
@@ -22,11 +23,10 @@ from synpro_engine.train.run import PretrainResult
 from synpro_engine.train.trainer import pretrain
 
 ORGANIC = "organic"
-RESULT = "result.json"
 
 
 class TrainingResult(Record):
-    """What `RESULT` says of a training stage, as the report reads it."""
+    """What `TRAINING_RESULT` says of a training stage, as the report reads it."""
 
     step: int
     plateau: bool
@@ -70,7 +70,7 @@ def _held_out(recipe: Recipe, tokens: Path, topology: Topology) -> dict[str, lis
 
 def _write_result(into: Path, result: PretrainResult, topology: Topology, extra: Mapping[str, object]) -> None:
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | dict(extra)
-    on_main(topology, lambda: atomic_write_text(into / RESULT, json_text(facts, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / TRAINING_RESULT, json_text(facts, indent=2) + "\n"))
 
 
 def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
@@ -109,7 +109,7 @@ def arm_stage(
     """
     tokenizer = open_tokenizer(tokens, topology)
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
-    corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
+    corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in synthetic.items()}
     weights = mixture(corpora, recipe.continued)
     _refuse_unread(weights, steps * recipe.pretrain.global_batch)
     loader = loader_of(recipe, corpora, weights, recipe.pretrain.global_batch, topology)

@@ -15,7 +15,8 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import ORGANIC, loader_of, new_model
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.weights import CHECKPOINT, load_model, stage_checkpoint
+from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
+from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
@@ -31,8 +32,6 @@ from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.run import split_batch
-
-DIRECTION = "direction"
 
 
 def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
@@ -74,7 +73,7 @@ def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topol
     steps = run_probe(theta, model, reference, config)
     save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
     lines = "".join(json_text(asdict(step)) + "\n" for step in steps)
-    on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
+    on_main(topology, lambda: atomic_write_text(into / WALK_STEPS, lines))
 
 
 def _walked(recipe: Recipe, tokens: Path, split: str, topology: Topology) -> TokenLoader:

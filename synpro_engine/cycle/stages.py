@@ -27,10 +27,9 @@ from synpro_engine.config import (
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.run_layout import TIMES
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
 from synpro_engine.dist.hashing import hash_new_files
-
-TIMES = "stages.jsonl"
 
 
 class _Time(Record):

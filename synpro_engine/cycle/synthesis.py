@@ -9,10 +9,20 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
-from synpro_engine.cycle.corpus import TOKENIZER, documents_path, open_tokenizer, shards_path
+from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
+from synpro_engine.cycle.run_layout import (
+    CHECKPOINT,
+    CORPUS,
+    SYNTHETIC,
+    SYNTHETIC_TOKENS,
+    TOKENIZER,
+    Round,
+    documents_path,
+    shards_path,
+)
+from synpro_engine.cycle.weights import load_model, weights_hash
 from synpro_engine.data import (
     Document,
     Tokenizer,
@@ -45,8 +55,6 @@ from synpro_engine.synth import (
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.run import CHECKPOINTS
-
-CORPUS = "corpus"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +168,7 @@ def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, t
         generator_hash=weights_hash(model),
         seed=_round_seed(recipe, number),
         scorer=composer.rows,
-        prefix="" if number == 1 else f"round-{number}/",
+        prefix="" if number == 1 else f"{Round(number).name}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
     if composer.faults:
@@ -178,8 +186,8 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         for name, documents in found.items():
             counts[name] = sum(len(document_ids(tokenizer, document.text)) for document in documents)
-        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
-        atomic_write_text(into / "tokens.json", json_text(counts, indent=2) + "\n")
+        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, SYNTHETIC))
+        atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
 
     on_main(topology, write, label="tokenize the synthetic texts")
 
