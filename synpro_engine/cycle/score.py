@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, json_text, outside_artifacts
+from synpro_engine.config import UserError, first_difference, json_text, outside_artifacts, whole_lines
 from synpro_engine.config.lock import writing
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
@@ -160,15 +160,14 @@ def _begin(
     held.enter_context(writing(output))
     if is_new:
         held.callback(_remove_empty, output)
+    for line in whole_lines(output):
+        _take(ids, _id_of(line.text, output, made_by, shares))
+        count, end = count + 1, line.end
     with output.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                if not _is_torn(line):
-                    raise _foreign(output)
-                file.truncate(end)
-                break
-            _take(ids, _id_of(line, output, made_by, shares))
-            count, end = count + 1, end + len(line)
+        file.seek(end)
+        if not _is_torn(file.read()):
+            raise _foreign(output)
+        file.truncate(end)
     return count, ids.digest()
 
 
@@ -200,9 +199,9 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
     theirs |= {name: record.get(name) for name in made_by}
     if "windows" not in record:
         raise UserError(f"{output}: holds scores of an older version, which clipped by window; give another --output")
-    for name, value in theirs.items():
-        if value != made_by[name]:
-            raise UserError(f"{output}: holds scores by another {name}; give another --output")
+    difference = first_difference(theirs, made_by)
+    if difference is not None:
+        raise UserError(f"{output}: holds scores of other settings: {difference}; give another --output")
     if ("shares" in record) != shares:
         raise UserError(f"{output}: holds scores with{'out' * shares} shares; give another --output")
     return own

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.config import Record, UserError, json_text, parse_record
+from synpro_engine.config import Record, UserError, json_text, parse_record, whole_lines
 from synpro_engine.dist import Topology, gather_objects, on_main
 from synpro_engine.influence.examples import ExampleScore
 
@@ -102,18 +102,9 @@ def read_scores(path: Path) -> Iterator[ScoreRecord]:
 
 def _records(path: Path) -> Iterator[tuple[ScoreRecord, int]]:
     """Records and the offsets of their ends, in bytes."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            yield _record(line, f"{path}:{number}"), end
-
-
-def _record(line: bytes, where: str) -> ScoreRecord:
-    read = parse_record(line, _Line, where)
-    return ScoreRecord(step=read.step, key=read.key, tokens=read.tokens, scores=read.scores)
+    for line in whole_lines(path):
+        read = parse_record(line.text, _Line, line.where)
+        yield ScoreRecord(step=read.step, key=read.key, tokens=read.tokens, scores=read.scores), line.end
 
 
 def by_document(path: Path, direction: str, *, since: int = 0) -> dict[str, DocumentScore]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_difference
 from synpro_engine.data import Tokenizer
 from synpro_engine.dist import Stopped, progress, say, sum_over
 from synpro_engine.model.model import Model
@@ -92,7 +92,7 @@ def tune(
     worker = RolloutWorker(sampler, scorer, reward_weights, operation, tokenizer, config, topology, seed)
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
-    identity = {"config": config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
+    identity = {**config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
     run = _Run(config, engine, reference, worker, guard, tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
@@ -144,7 +144,11 @@ class _Run:
         done, at = 0, None
         if newest is not None:
             extra = load_checkpoint(newest, self._engine.model, self._engine)
-            _check_identity(newest, extra["run"], self._identity)
+            difference = first_difference(extra["run"], self._identity, _FREE)
+            if difference is not None:
+                raise UserError(
+                    f"{newest}: belongs to a run of other settings: {difference}; use a directory of its own"
+                )
             done = at = int(extra["step"])
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
@@ -223,10 +227,3 @@ class _Run:
         """Close the logs."""
         for log in self._logs:
             log.close()
-
-
-def _check_identity(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    before, now = ({**run["config"], "prompt": run["prompt_version"], "seed": run["seed"]} for run in (theirs, ours))
-    changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
-    if changed:
-        raise UserError(f"{path}: this run was begun with another `{changed[0]}`; use a directory of its own")

@@ -21,6 +21,7 @@ from synpro_engine.config import (
     UserError,
     atomic_write_text,
     check_replaceable,
+    first_difference,
     json_text,
     partial_path,
     publish,
@@ -223,14 +224,9 @@ def _checkpoint_manifest(path: Path) -> Manifest:
 
 
 def _check_model(path: Path, manifest: Manifest, config: ModelConfig) -> None:
-    theirs, ours = manifest.config["model"], config.model_dump(mode="json")
-    differences = [
-        f"{key} {theirs.get(key)} there, {ours[key]} here"
-        for key in ours
-        if key not in _NOT_SHAPE and theirs.get(key) != ours[key]
-    ]
-    if differences:
-        raise UserError(f"{path}: checkpoint of another model: {'; '.join(differences)}")
+    difference = first_difference(manifest.config["model"], config.model_dump(mode="json"), _NOT_SHAPE)
+    if difference is not None:
+        raise UserError(f"{path}: checkpoint of another model: {difference}")
 
 
 def _counters(engine: Engine) -> _Counters:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, remove_directory
+from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
@@ -146,7 +146,9 @@ class PretrainRun:
 
     def _resume(self, newest: Path) -> None:
         extra = load_checkpoint(newest, self.model, self.engine)
-        _check_same_run(newest, extra["config"], self.config.model_dump(mode="json"))
+        difference = first_difference(extra["config"], self.config.model_dump(mode="json"), _FREE)
+        if difference is not None:
+            raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
         if self.detector is not None:
@@ -336,9 +338,3 @@ def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
         raise UserError(f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
     parts = zip(batch.tokens_BS.split(size), batch.labels_BS.split(size), strict=True)
     return [Batch(tokens_BS=tokens, labels_BS=labels) for tokens, labels in parts]
-
-
-def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key, value in ours.items():
-        if key not in _FREE and theirs.get(key) != value:
-            raise UserError(f"{path}: belongs to a run of other settings: `{key}` is {theirs.get(key)} there")
