@@ -6,7 +6,7 @@ What is damaged or of another shape is a UserError that names the file and, wher
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -44,6 +44,12 @@ def whole_lines(path: Path) -> Iterator[WholeLine]:
             if line.endswith(b"\n"):
                 end += len(line)
                 yield WholeLine(f"{path}:{number}", line[:-1], end)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines, each with its newline, to a file that is read by `whole_lines`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, first_difference, json_text, outside_artifacts, whole_lines
+from synpro_engine.config import UserError, append_lines, first_difference, json_text, outside_artifacts, whole_lines
 from synpro_engine.config.lock import writing
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
@@ -73,7 +73,7 @@ def score_documents(
             lines = [_line(document, score, made_by, shares) for document, score in zip(mine, scores, strict=True)]
             gathered = itertools.zip_longest(*gather_objects(topology.dp, lines))
             ordered = [line for part in gathered for line in part if line is not None]
-            on_main(topology, partial(_append, output, ordered))
+            on_main(topology, partial(append_lines, output, ordered))
             bar.update(len(batch))
             if asked_to_stop(topology):
                 raise Stopped(f"{output}: stopped; the scores so far are kept")
@@ -113,11 +113,6 @@ def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object
     if shares:
         record["shares"] = list(score.shares)
     return json_text(record, ensure_ascii=False) + "\n"
-
-
-def _append(output: Path, lines: list[str]) -> None:
-    with output.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
 
 
 def _fresh(

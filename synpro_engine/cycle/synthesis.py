@@ -43,8 +43,7 @@ from synpro_engine.synth import (
     work_list,
 )
 from synpro_engine.synth.generate import DOCUMENTS
-from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.run import CHECKPOINTS
+from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
 
 CORPUS = "corpus"
 

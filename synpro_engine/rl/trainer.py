@@ -31,6 +31,7 @@ from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Operation, Slice
 from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -41,7 +42,7 @@ from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.metrics import MetricsLog, Value
 
-CHECKPOINTS, POLICY, SAMPLES = "checkpoints", "policy", "samples"
+POLICY, SAMPLES = "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
 _FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples", "bad_reward", "skip")
 

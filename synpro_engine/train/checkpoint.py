@@ -22,6 +22,7 @@ from synpro_engine.config import (
     atomic_write_text,
     check_replaceable,
     first_difference,
+    first_line,
     json_text,
     partial_path,
     publish,
@@ -36,7 +37,6 @@ from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
-from synpro_engine.train.checkpoint_index import first_line
 from synpro_engine.train.checkpoint_pieces import (
     model_pieces,
     optimizer_pieces,
@@ -46,6 +46,8 @@ from synpro_engine.train.checkpoint_pieces import (
 from synpro_engine.train.engine import Engine
 
 KIND = "checkpoint"
+CHECKPOINTS = "checkpoints"
+"""Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
 _STATE = "state"
 _EXTRA = "extra.json"
 _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors

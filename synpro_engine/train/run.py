@@ -18,6 +18,7 @@ from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -34,7 +35,6 @@ from synpro_engine.train.metrics import MetricsLog
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.throughput import Throughput, flops_per_token
 
-CHECKPOINTS = "checkpoints"
 # Settings that a resumed run may change without becoming another run.
 _FREE = (
     "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "skip", "divergence",
