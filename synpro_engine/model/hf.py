@@ -57,7 +57,6 @@ def import_hf(
     *,
     dtype: torch.dtype = torch.float32,
     seq_len: int | None = None,
-    trainable_last_blocks: int | None = None,
 ) -> Imported:
     """Read a model of a known family; each rank reads only the tensors that it holds a part of.
 
@@ -74,7 +73,7 @@ def import_hf(
     config, untied = on_main(topology, shape)
     if untied:
         say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
-    model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
+    model = build_model(config, topology, dtype=dtype, seed=None)
     model.load_canonical(SafetensorsFiles(directory), str(directory))
     return Imported(model, directory)
 

@@ -55,7 +55,6 @@ class TuneResult:
     policy: Path
     first_reward: float | None
     last_reward: float | None
-    prompts_left_out: int
 
 
 def tune(
@@ -117,7 +116,6 @@ def tune(
         policy=directory / POLICY,
         first_reward=rewards[0] if rewards else None,
         last_reward=rewards[-1] if rewards else None,
-        prompts_left_out=prompts.left_out,
     )
 
 

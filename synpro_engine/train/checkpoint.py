@@ -114,20 +114,19 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True, verify: bool = True
+    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True
 ) -> dict[str, Json]:
     """Load weights into `model`, and with an `engine` on it the optimizer state and counters; returns `extra`.
 
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
-    afresh from the loaded weights. verify: hold the files against the manifest first (see `integrity`). Collective.
+    afresh from the loaded weights. The files are held against the manifest first (see `integrity`). Collective.
     Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
     optimizer state that was asked for.
     """
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
-    if verify:
-        verify_shared(path, topology)
+    verify_shared(path, topology)
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
     _check_model(path, manifest, model.config)
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):

@@ -128,18 +128,15 @@ class PretrainRun:
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.saved: Path | None = None
 
-    def begin(self, keep_optimizer: bool, keep_data_position: bool) -> bool:
+    def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
         newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
         if newest is not None:
             self._resume(newest)
             return True
         if self.start is not None:
-            extra = load_checkpoint(self.start, self.model, self.engine, optimizer_state=keep_optimizer)
-            if not keep_optimizer:
-                self.engine.step_index = int(extra.get("step", 0))
-                self.engine.restart_schedule()
-            if keep_data_position and "data" in extra:
+            extra = load_checkpoint(self.start, self.model, self.engine)
+            if "data" in extra:
                 self.loader.load_state_dict(extra["data"])
             self.state.first_step = self.engine.step_index
         return False

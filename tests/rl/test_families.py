@@ -11,6 +11,7 @@ import torch
 
 from synpro_engine.data.tokenizer import load_tokenizer
 from synpro_engine.dist import Topology
+from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.hf import export_hf, import_hf
 from tests.model.shapes import CONFIGS, transformers_model
 
@@ -32,7 +33,8 @@ def test_a_tuned_model_computes_in_transformers_what_it_computes_here(
 ) -> None:
     config = CONFIGS[name].model_copy(update={"vocab_size": 36})
     transformers_model(config).save_pretrained(tmp_path / "source")
-    policy = import_hf(tmp_path / "source", topology, trainable_last_blocks=2).model
+    policy = import_hf(tmp_path / "source", topology).model
+    freeze_but_last(policy, 2)
     before = policy.canonical_state()
     tuning = toy()["CONFIG"].model_copy(update={"steps": 2})
     with torch.enable_grad():
