@@ -19,7 +19,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.hf import Imported
-from synpro_engine.model.state import check_shapes
+from synpro_engine.model.state import check_shapes, load_canonical
 
 
 def embedded_path(name: str) -> Path:
@@ -54,5 +54,5 @@ def import_gguf(
 
     config = on_main(topology, begin)
     model = build_model(config, topology, dtype=dtype, seed=None)
-    model.load_canonical(GGUFFile(path), str(path))
+    load_canonical(model, GGUFFile(path), str(path))
     return Imported(model, tokenizer_dir)

@@ -22,7 +22,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.state import check_shapes, iter_canonical
+from synpro_engine.model.state import check_shapes, iter_canonical, load_canonical
 from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
 
 KIND = "hf_model"
@@ -74,7 +74,7 @@ def import_hf(
     if untied:
         say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
     model = build_model(config, topology, dtype=dtype, seed=None)
-    model.load_canonical(SafetensorsFiles(directory), str(directory))
+    load_canonical(model, SafetensorsFiles(directory), str(directory))
     return Imported(model, directory)
 
 

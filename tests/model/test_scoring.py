@@ -9,6 +9,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.scoring import score_tokens
+from synpro_engine.model.state import canonical_state
 
 
 def _batch(config: ModelConfig, rows: int = 5, length: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +111,7 @@ def test_freezing_more_blocks_than_there_are_is_a_user_error(topology: Topology,
 
 
 def test_the_seed_decides_the_weights_and_each_tensor_has_its_own_draw(topology: Topology, config: ModelConfig) -> None:
-    state, same, other = (build_model(config, topology, seed=seed).canonical_state() for seed in (1, 1, 2))
+    state, same, other = (canonical_state(build_model(config, topology, seed=seed)) for seed in (1, 1, 2))
     q = "model.layers.{}.self_attn.q_proj.weight"
     assert all(torch.equal(state[name], same[name]) for name in state)
     assert not torch.equal(state[q.format(0)], other[q.format(0)])
