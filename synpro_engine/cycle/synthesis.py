@@ -52,8 +52,7 @@ from synpro_engine.synth import (
     stop_ids,
 )
 from synpro_engine.synth.generate import DOCUMENTS
-from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.run import CHECKPOINTS
+from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

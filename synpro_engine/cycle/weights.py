@@ -19,8 +19,13 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
-from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, complete_checkpoints, load_checkpoint
-from synpro_engine.train.run import CHECKPOINTS
+from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
+    KIND,
+    checkpoint_model_config,
+    complete_checkpoints,
+    load_checkpoint,
+)
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:

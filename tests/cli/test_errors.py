@@ -184,7 +184,7 @@ def test_influence_scores_every_document_once_and_goes_on(capsys: pytest.Capture
     documents.write_text('{"id": "d7", "text": "somebody\'s only copy"}')
     for output, message in (
         (notes, "does not hold scores"),
-        (foreign, "another theta"),
+        (foreign, "scores of other settings: `theta` is"),
         (path, "is the input"),
         (documents, "does not hold scores"),
         (Path(run, "config.yaml"), "does not hold scores"),

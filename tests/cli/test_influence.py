@@ -193,7 +193,7 @@ def test_an_output_is_gone_on_with_only_by_what_began_it(
     assert output.read_text().startswith(begun)
     for option, value in (("--estimator", "jvp"), ("--clip", "0")):
         other = [*of(run), option, value, "--input", str(docs), "--output", str(output)]
-        assert f"by another {option[2:]}" in refused(capsys, other)
+        assert f"of other settings: `{option[2:]}` is" in refused(capsys, other)
     output.write_text(re.sub(r'"windows": \d+, ', "", begun))
     message = refused(capsys, [*of(run), "--input", str(docs), "--output", str(output)])
     assert "scores of an older version" in message
