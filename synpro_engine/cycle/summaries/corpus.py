@@ -1,11 +1,11 @@
-"""The report's part on the corpus: its splits, what was left out, and the overlap of held-out with training text."""
+"""The corpus: its splits, what was left out, and the overlap of held-out with training text."""
 
 from __future__ import annotations
 
 from synpro_engine.config import Record
 from synpro_engine.cycle.corpus import SPLITS, shard_paths
-from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZE, shards_path
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats
 from synpro_engine.evaluate import Overlap
 from synpro_engine.report import CorpusInfo, SplitSize

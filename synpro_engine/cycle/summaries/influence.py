@@ -1,4 +1,4 @@
-"""The report's part on the documents that pretraining scored while it read them: from the score log to numbers."""
+"""Influence of the documents that pretraining scored while it read them, and of generated texts and their sources."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from statistics import median
 import numpy as np
 
 from synpro_engine.config import Record, UserError
-from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.in_run import DIRECTION
 from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, documents_path
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_documents
 from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, read_scores
 from synpro_engine.influence.score_log import SCORES
-from synpro_engine.report import InRunInfluence, ScoredDocument
+from synpro_engine.report import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 
 _LISTED, _WORDS = 5, 14
 _FEWEST = 10  # documents for which a rank correlation is worth a number
@@ -29,7 +29,29 @@ class _Timed(Record):
     direction_seconds: float
 
 
-def in_run(run: FinishedRun) -> InRunInfluence | None:
+def influence(run: FinishedRun) -> Influence:
+    """What there is of both."""
+    return Influence(in_run=_in_run(run), operations=_operations(run))
+
+
+def _operations(run: FinishedRun) -> tuple[OperationInfluence, ...]:
+    """Influence of accepted texts and their sources, by operation."""
+    per_nat = run.recipe.probe.kind == "next_step"
+    return tuple(
+        OperationInfluence(
+            operation=name, per_nat=per_nat, sources=_numbers(texts.sources), generated=_numbers(texts.generated)
+        )
+        for name, texts in run.results().influence.items()
+        if _numbers(texts.generated)
+    )
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Those that were finite; JSON has null for the others."""
+    return tuple(value for value in values if value is not None)
+
+
+def _in_run(run: FinishedRun) -> InRunInfluence | None:
     """What pretraining scored; None where it did not, or has not ended."""
     config, times = run.recipe.pretrain.in_run, run.metrics(PRETRAIN, "in_run", _Timed)
     scored = [record.seconds for record in times if record.scored]
@@ -69,12 +91,12 @@ def in_run(run: FinishedRun) -> InRunInfluence | None:
 
 def _bands(path: Path) -> dict[int, tuple[float, ...]]:
     """By scored step: the values that a tenth, half and nine tenths of its tokens lie below."""
-    found = {}
+    bands = {}
     for step, records in groupby(read_scores(path), key=lambda record: record.step):
         band = _quantiles(list(records))
         if band:
-            found[step] = band
-    return found
+            bands[step] = band
+    return bands
 
 
 def _quantiles(records: Sequence[ScoreRecord]) -> tuple[float, ...]:

@@ -38,6 +38,10 @@ class FinishedRun:
         """Numbers of the rounds, from 1."""
         return range(1, self.recipe.rounds + 1)
 
+    def label(self, operation: str, round_number: int) -> str:
+        """How the report names an operation of one round."""
+        return operation if self.recipe.rounds == 1 else f"{operation}, round {round_number}"
+
     def record(self, stage: str, name: str, cls: type[R]) -> R:
         """A finished stage's JSON file."""
         return read_record(self.directory / stage / name, cls)
@@ -58,5 +62,5 @@ class FinishedRun:
         if stage not in self.done:
             return []
         path = self.directory / stage / METRICS
-        found = [r for r in read_metrics(path) if r.get("kind") == kind]
-        return [as_record(record, cls, f"{path}: step {record['step']}") for record in found]
+        records = [record for record in read_metrics(path) if record.get("kind") == kind]
+        return [as_record(record, cls, f"{path}: step {record['step']}") for record in records]

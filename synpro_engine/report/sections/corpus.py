@@ -1,7 +1,4 @@
-"""What a report shows of the organic text: its splits, what was left out of it, and what its splits have in common.
-
-Plain frozen records. Knows no file, no model and no stage of the cycle.
-"""
+"""The organic text: its splits, what was left out of it, and what its splits have in common."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
