@@ -32,7 +32,7 @@ from synpro_engine.influence import (
     next_step_direction,
     save_direction,
 )
-from synpro_engine.influence.next_step import NoDirectionError
+from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog

@@ -16,7 +16,7 @@ from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.weights import stage_checkpoint
 from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, check_rows, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.influence.score_log import SCORES
+from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
 from synpro_engine.train.run import Watcher
 from synpro_engine.train.trainer import pretrain

@@ -22,13 +22,13 @@ from synpro_engine.data import TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
-    direction_files,
     load_direction,
     next_step_direction,
     probe_direction,
     run_probe,
     save_direction,
 )
+from synpro_engine.influence.directions import direction_files
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint

@@ -6,13 +6,15 @@ A run may go on with another recipe. What that changes is made anew, once the us
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import (
     UserError,
     atomic_write_text,
+    differences,
+    first_difference,
     load_config,
     outside_artifacts,
     read_manifest,
@@ -92,14 +94,14 @@ def _is_marked(config: Path) -> bool:
 
 
 def _check(directory: Path, stored: dict[str, Any], recipe: Recipe) -> None:
-    changes = list(_differences(stored, recipe.recorded()))
-    if changes:
-        raise UserError(f"{directory / CONFIG}: holds a run of another config: {changes[0]}; give another --dir")
+    difference = first_difference(stored, recipe.recorded())
+    if difference is not None:
+        raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
 
 
 def _changes(directory: Path, recipe: Recipe, stale: Stage) -> str:
     """What has changed since the run was begun: settings by key, else what lies outside of it."""
-    changes = list(_differences(_stored(directory), recipe.recorded()))
+    changes = [str(difference) for difference in differences(_stored(directory), recipe.recorded())]
     if changes:
         shown = "; ".join(changes[:_SHOWN])
         return f"{shown} and {len(changes) - _SHOWN} more settings" if len(changes) > _SHOWN else shown
@@ -115,12 +117,3 @@ def _stored(directory: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError):  # of a version with other keys: told as a difference
         return load_config(Recipe, stored).recorded()
     return stored
-
-
-def _differences(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
-    """The keys where two resolved configs differ, in words."""
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for key in [*ours, *(key for key in theirs if key not in ours)]:
-            yield from _differences(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
-    elif theirs != ours:
-        yield f"`{path}` is {theirs} there, {ours} here"

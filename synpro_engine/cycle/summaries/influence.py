@@ -15,7 +15,7 @@ from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, documents_path
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_documents
 from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, read_scores
-from synpro_engine.influence.score_log import SCORES
+from synpro_engine.influence.in_run import SCORES
 from synpro_engine.report import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 
 _LISTED, _WORDS = 5, 14
