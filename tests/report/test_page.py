@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from synpro_engine.report import Pretraining, ReportData, render_report, write_report
+from synpro_engine.report import Pretraining, ReportData, render_report, sections, write_report
 from synpro_engine.report.data import SECTIONS
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -94,6 +94,13 @@ def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None
     assert {section.key for section in SECTIONS} <= set(read.ids)
     assert "not run yet" not in full_page
     assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7) + 2
+
+
+def test_each_stem_in_sections_is_a_section_of_the_page_and_has_a_template() -> None:
+    folder = Path(sections.__file__).parent
+    stems = {file.name.partition(".")[0] for file in folder.iterdir() if not file.name.startswith("__")}
+    assert stems == {section.key for section in SECTIONS}
+    assert all((folder / f"{stem}.html.j2").is_file() for stem in stems)
 
 
 def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:

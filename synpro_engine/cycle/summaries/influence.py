@@ -18,7 +18,7 @@ from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, rea
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.report import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 
-_LISTED, _WORDS = 5, 14
+_LISTED, _WORDS = 5, 14  # documents at either end of the ranking, and words shown of each
 _FEWEST = 10  # documents for which a rank correlation is worth a number
 _TENTHS = (0.1, 0.5, 0.9)
 
@@ -67,7 +67,7 @@ def _in_run(run: FinishedRun) -> InRunInfluence | None:
     ranked = sorted((entry for entry in documents.items() if entry[1].tokens >= least), key=lambda e: e[1].value)
     listed = min(_LISTED, len(ranked) // 2)
     agreement, both = agreement_of_halves(documents, by_document(path, DIRECTION, since=steps[(len(steps) - 1) // 2]))
-    plain = [record.seconds for record in times if not record.scored]
+    unscored = [record.seconds for record in times if not record.scored]
     renewals = [record.direction_seconds for record in times if record.direction_seconds]
     return InRunInfluence(
         per_nat=config.direction == "next_step",
@@ -82,7 +82,7 @@ def _in_run(run: FinishedRun) -> InRunInfluence | None:
         worst=_named(run, ranked[:listed]),
         agreement=agreement,
         agreeing_documents=both,
-        plain_seconds=median(plain) if plain else None,
+        unscored_seconds=median(unscored) if unscored else None,
         scored_seconds=median(scored),
         renewals=len(renewals),
         renewal_seconds=sum(renewals),

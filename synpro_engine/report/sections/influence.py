@@ -40,7 +40,7 @@ class InRunInfluence:
     worst: tuple[ScoredDocument, ...]  # least helpful first
     agreement: float | None  # rank correlation of documents' means over the first and the second half of scored steps
     agreeing_documents: int  # those that stand in both
-    plain_seconds: float | None  # median of a step that was not scored; None where all were
+    unscored_seconds: float | None  # median of a step that was not scored; None where all were
     scored_seconds: float  # median, with the scoring
     renewals: int  # of the direction
     renewal_seconds: float  # all of them together
@@ -48,10 +48,10 @@ class InRunInfluence:
     @property
     def cost_share(self) -> float | None:
         """Time that scoring added, as a share of the time of the same steps without it; None where that is unknown."""
-        if not self.plain_seconds:
+        if not self.unscored_seconds:
             return None
-        added = len(self.steps) * (self.scored_seconds - self.plain_seconds) + self.renewal_seconds
-        return added / (self.trained_steps * self.plain_seconds)
+        added = len(self.steps) * (self.scored_seconds - self.unscored_seconds) + self.renewal_seconds
+        return added / (self.trained_steps * self.unscored_seconds)
 
     def panels(self) -> list[Panel]:
         """Influence over training, and its distribution over documents."""
