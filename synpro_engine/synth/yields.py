@@ -40,11 +40,6 @@ class OperationYield(Config):
         """Completions tried."""
         return self.accepted + sum(self.rejected.values())
 
-    @property
-    def share(self) -> float:
-        """Accepted completions out of all; 0 when there are none."""
-        return self.accepted / self.completions if self.completions else 0.0
-
 
 class YieldReport(Config):
     """The outcome of a bulk generation, by operation."""
