@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from synpro_kernels.launch import Call
+from synpro_kernels.common.launch import Call
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
 _PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
@@ -44,10 +44,10 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
     """Both kernels with a matrix product, and the two that work on rows of products."""
-    from synpro_kernels.linear_logprob import triton_gemm, triton_rows
-    from synpro_kernels.linear_logprob.blocks import Shard, block_shape, kept_shape
-    from synpro_kernels.linear_logprob.rows import Stats
-    from synpro_kernels.linear_logprob.settings import LogitSettings
+    from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
+    from synpro_kernels.ops.linear_logprob.blocks import Shard, block_shape, kept_shape
+    from synpro_kernels.ops.linear_logprob.rows import Stats
+    from synpro_kernels.ops.linear_logprob.settings import LogitSettings
 
     settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
     shard = Shard(

@@ -179,7 +179,7 @@ def test_each_check_finds_what_it_looks_for(check, text):
     "text",
     [
         "from synpro_engine.model.build import x",
-        "from synpro_kernels.linear_logprob import linear_logprob",
+        "from synpro_kernels.ops.linear_logprob import linear_logprob",
         "from . import config",
         "from ..dist import topology",
         "import torch\nx = torch.zeros(1)\nx.grad = None\nself.torch = torch",

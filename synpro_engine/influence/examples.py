@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synpro_engine.train.losses import IGNORE, LabelledBatch
-from synpro_kernels.grad_dot import segment_sum
+from synpro_kernels import segment_sum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from synpro_engine.influence.sites import weight_of, whole_sequence
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms
-from synpro_kernels.grad_dot import formed_dot, grad_dot_prefix
+from synpro_kernels import formed_dot, grad_dot_prefix
 
 
 class PrefixReader:

@@ -16,7 +16,7 @@ from benchmarks.logprob_run import BACKWARD, FORWARD, Problem, Settings, check, 
 from benchmarks.machine_code import Loop, hot_loops
 from benchmarks.records import Ask, Row
 from benchmarks.rivals import Compute, Contender, contenders, materialised
-from synpro_kernels.linear_logprob import linear_logprob_ref
+from synpro_kernels import linear_logprob_ref
 
 SHAPE = Shape(tokens=48, width=24, vocab=301, dtype=torch.float32, logit_std=3.0)
 SETTINGS = Settings(device="cpu", shape=SHAPE, entropy=True, rounds=1, warmups=0, seed=1, memory=False, chunk_tokens=16)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from synpro_kernels.extension import csrc_status
-from synpro_kernels.grad_dot import op, prefix
-from synpro_kernels.linear_logprob import forward
+from synpro_kernels.common.extension import csrc_status
+from synpro_kernels.ops.grad_dot import op, prefix
+from synpro_kernels.ops.linear_logprob import forward
 from synpro_kernels.testing import nan_filled_empty
 
 PATHS = ["csrc", "torch", "cuda"]

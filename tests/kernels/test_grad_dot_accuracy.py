@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     bias_dot,
     bias_dot_ref,
     embedding_dot,
@@ -25,7 +25,7 @@ from synpro_kernels.grad_dot import (
     scale_dot,
     scale_dot_ref,
 )
-from synpro_kernels.grad_dot.reference import grad_dot_tokens_ref
+from synpro_kernels.ops.grad_dot.definition import grad_dot_tokens_ref
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import drawn
 

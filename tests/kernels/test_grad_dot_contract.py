@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     bias_dot,
     embedding_dot,
     grad_dot,
@@ -19,7 +19,7 @@ from synpro_kernels.grad_dot import (
     segment_sum,
     segments,
 )
-from synpro_kernels.grad_dot.blocked import contract_over_inputs
+from synpro_kernels.ops.grad_dot.blocked import contract_over_inputs
 from synpro_kernels.testing import peak_growth
 
 T, I, O, S = 60, 24, 16, 4  # noqa: E741

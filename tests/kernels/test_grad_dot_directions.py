@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     Fp8Direction,
     LowRankDirection,
     grad_dot,
@@ -12,7 +12,7 @@ from synpro_kernels.grad_dot import (
     low_rank,
     to_fp8,
 )
-from synpro_kernels.grad_dot.reference import segment_gradients_ref
+from synpro_kernels.ops.grad_dot.definition import segment_gradients_ref
 from synpro_kernels.testing import assert_as_accurate
 
 T, I, O, S = 90, 72, 40, 3  # noqa: E741

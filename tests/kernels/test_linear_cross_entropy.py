@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob, linear_logprob_ref
-from synpro_kernels.linear_logprob import blocks
-from synpro_kernels.linear_logprob import fused as walk
-from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels.ops.linear_logprob import blocks
+from synpro_kernels.ops.linear_logprob import fused as walk
+from synpro_kernels.ops.linear_logprob.cached_logits import KeptLogits
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, drawn, make_case, plain
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from synpro_kernels.extension import csrc_status
-from synpro_kernels.linear_logprob import forward, linear_logprob, linear_logprob_ref
+from synpro_kernels.common.extension import csrc_status
+from synpro_kernels.ops.linear_logprob import forward, linear_logprob, linear_logprob_ref
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, make_case, results
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from synpro_kernels.linear_logprob import linear_logprob, linear_logprob_ref
-from synpro_kernels.linear_logprob.op import _linear_logprob, _linear_logprob_backward
+from synpro_kernels.ops.linear_logprob import linear_logprob, linear_logprob_ref
+from synpro_kernels.ops.linear_logprob.op import _linear_logprob, _linear_logprob_backward
 from synpro_kernels.testing import peak_growth
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels import grpo_loss, linear_logprob_ref, linear_policy_loss
-from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels.ops.linear_logprob.cached_logits import KeptLogits
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, make_case, plain
 

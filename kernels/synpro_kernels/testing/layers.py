@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.linear_logprob import LogProbs, linear_logprob, linear_logprob_ref
+from synpro_kernels.ops.linear_logprob import LogProbs, linear_logprob, linear_logprob_ref
 from synpro_kernels.testing.accuracy import assert_as_accurate
 
 VARIANTS = ("bare", "mapped", "some ignored", "all ignored", "extreme")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from synpro_kernels.launch import Call
-from synpro_kernels.linear_logprob import triton_gemm, triton_rows
-from synpro_kernels.linear_logprob.blocks import Shard
-from synpro_kernels.linear_logprob.rows import Stats
-from synpro_kernels.linear_logprob.settings import LogitSettings
-from synpro_kernels.linear_logprob.tiles import tile_for
+from synpro_kernels.common.launch import Call
+from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
+from synpro_kernels.ops.linear_logprob.blocks import Shard
+from synpro_kernels.ops.linear_logprob.rows import Stats
+from synpro_kernels.ops.linear_logprob.settings import LogitSettings
+from synpro_kernels.ops.linear_logprob.tiles import tile_for
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
 from tests.kernels.compiled.budget import registers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     grad_dot,
     grad_dot_prefix,
     grad_dot_ref,
@@ -19,15 +19,15 @@ from synpro_kernels.grad_dot import (
     tiles,
     to_fp8,
 )
-from synpro_kernels.grad_dot.reference import (
+from synpro_kernels.ops.grad_dot.definition import (
     grad_dot_prefix_ref,
     grad_dot_tokens_ref,
     pairwise_grad_dot_ref,
 )
-from synpro_kernels.grad_dot.triton_pairs import pair_call
-from synpro_kernels.grad_dot.triton_prefix import prefix_call
-from synpro_kernels.grad_dot.triton_rows import row_dot_call
-from synpro_kernels.grad_dot.triton_segments import segment_sum_triton
+from synpro_kernels.ops.grad_dot.triton_pairs import pair_call
+from synpro_kernels.ops.grad_dot.triton_prefix import prefix_call
+from synpro_kernels.ops.grad_dot.triton_rows import row_dot_call
+from synpro_kernels.ops.grad_dot.triton_segments import segment_sum_triton
 from synpro_kernels.testing import assert_as_accurate
 
 # Triton's interpreter and loops whose bounds were loaded.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from synpro_kernels.linear_logprob import forward, linear_cross_entropy, linear_logprob, rows, triton_gemm
-from synpro_kernels.linear_logprob.settings import LogitSettings
+from synpro_kernels.ops.linear_logprob import forward, linear_cross_entropy, linear_logprob, rows, triton_gemm
+from synpro_kernels.ops.linear_logprob.settings import LogitSettings
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, drawn, make_case
 
