@@ -8,7 +8,9 @@ depth. Errors are to fp64, root mean square over examples and relative to the sc
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,8 +18,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
-from synpro_kernels.ops.grad_dot.definition import grad_dot_prefix_ref, grad_dot_running_ref
-from synpro_kernels.ops.grad_dot.prefix import grad_dot_prefix
+from synpro_kernels import grad_dot_prefix
+from synpro_kernels.ops.grad_dot.definition import grad_dot_prefix_definition
 
 _WIDTH = 128
 _SHARED = 0.03
@@ -29,7 +31,7 @@ class Errors:
 
     running: float
     """Differences of the accumulator's dot product with V at each boundary."""
-    own: float
+    own_block: float
     """Each example's own block, as `grad_dot_prefix` does it."""
     growth: float
     """Norm of the accumulator times that of V, over the scores' root mean square: what must cancel."""
@@ -49,11 +51,24 @@ def errors(*, tokens: int, examples: int, depth: int, dtype: torch.dtype = torch
         accumulator.addmm_(grad.float().t(), x.float())
     x, grad = layer.draw(tokens * examples, dtype)
     boundaries = list(range(0, tokens * examples + 1, tokens))
-    truth, _ = grad_dot_prefix_ref(x.double(), grad.double(), direction.double(), boundaries)
-    running, _ = grad_dot_running_ref(x, grad, direction, boundaries, accumulator=accumulator)
-    own, total = grad_dot_prefix(x, grad, direction, boundaries, accumulator=accumulator)
+    truth, _ = grad_dot_prefix_definition(x.double(), grad.double(), direction.double(), boundaries)
+    running = _by_differences(x, grad, direction, boundaries, accumulator=accumulator)
+    by_block, total = grad_dot_prefix(x, grad, direction, boundaries, accumulator=accumulator)
     growth = float(total.norm() * direction.norm() / truth.square().mean().sqrt())
-    return Errors(running=_relative(running, truth), own=_relative(own, truth), growth=growth)
+    return Errors(running=_relative(running, truth), own_block=_relative(by_block, truth), growth=growth)
+
+
+def _by_differences(
+    x: Tensor, grad_out: Tensor, direction: Tensor, boundaries: Sequence[int], *, accumulator: Tensor
+) -> Tensor:
+    """<G_i, V> from differences of the running accumulator's dots with V."""
+    x, grad_out, direction = x.float(), grad_out.float(), direction.float()
+    total = accumulator.clone()
+    dots = [(total * direction).sum((-2, -1))]
+    for start, end in pairwise(boundaries):
+        total += grad_out[start:end].t() @ x[start:end]
+        dots.append((total * direction).sum((-2, -1)))
+    return torch.stack(dots, -1).diff(dim=-1)
 
 
 class _Layer:
@@ -77,8 +92,8 @@ class _Layer:
         return torch.randn(shape, generator=self._generator)
 
 
-def _relative(found: Tensor, truth: Tensor) -> float:
-    return float((found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
+def _relative(scores: Tensor, truth: Tensor) -> float:
+    return float((scores.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
 
 
 def main() -> None:
@@ -89,9 +104,9 @@ def main() -> None:
         (512, 8, 0), (512, 32, 0), (64, 32, 0), (64, 256, 0), (64, 2048, 0), (8, 4096, 0), (1, 16384, 0),
         (64, 32, 8), (64, 32, 64), (64, 32, 512), (8, 256, 512), (1, 2048, 512),
     ):  # fmt: skip
-        found = errors(tokens=tokens, examples=examples, depth=depth)
+        lost = errors(tokens=tokens, examples=examples, depth=depth)
         shape = f"{tokens} | {examples} | {depth}"
-        print(f"| {shape} | {found.growth:,.0f} | {found.running:.1e} | {found.own:.1e} |", flush=True)
+        print(f"| {shape} | {lost.growth:,.0f} | {lost.running:.1e} | {lost.own_block:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

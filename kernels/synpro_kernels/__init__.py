@@ -21,24 +21,26 @@ from synpro_kernels.ops.grad_dot import (
     to_fp8,
 )
 from synpro_kernels.ops.linear_logprob import (
+    IGNORE,
     CrossEntropy,
     LogProbs,
     TileSkip,
     linear_cross_entropy,
     linear_logprob,
-    linear_logprob_ref,
+    linear_logprob_definition,
     linear_policy_loss,
 )
 from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss, k3
 
 __all__ = [
     "linear_logprob",
-    "linear_logprob_ref",
+    "linear_logprob_definition",
     "linear_cross_entropy",
     "linear_policy_loss",
     "LogProbs",
     "CrossEntropy",
     "TileSkip",
+    "IGNORE",
     "grpo_loss",
     "k3",
     "SurrogateTerms",

@@ -19,7 +19,7 @@ from synpro_kernels.ops.grad_dot import (
     segment_sum,
     segments,
 )
-from synpro_kernels.ops.grad_dot.blocked import contract_over_inputs
+from synpro_kernels.ops.grad_dot.op import contract_over_inputs
 from synpro_kernels.testing import peak_growth
 
 T, I, O, S = 60, 24, 16, 4  # noqa: E741
@@ -38,7 +38,7 @@ def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("widths", [(300, 200), (200, 300)], ids=["over inputs", "over outputs"])
-def test_a_score_does_not_depend_on_its_batch_mates(path: str, widths: tuple[int, int]):
+def test_a_score_does_not_depend_on_its_batch_mates(backend: str, widths: tuple[int, int]):
     x, grad, direction, ids = layer(700, *widths)
     together, shares = grad_dot(x, grad, direction, ids, segments=S, per_token=True)
     pairs = pairwise_grad_dot(x, grad, ids, segments=S)
@@ -80,7 +80,7 @@ def test_the_path_for_other_devices_sums_tiles_alike():
     assert (expected[[1, 3, 4]] == 0).all()
 
 
-def test_two_runs_are_bitwise_equal(path: str):
+def test_two_runs_are_bitwise_equal(backend: str):
     x, grad, direction, ids = layer(3000, 70, 1100)
 
     def run() -> list[Tensor]:
@@ -91,7 +91,7 @@ def test_two_runs_are_bitwise_equal(path: str):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_nan_of_a_token_reaches_its_own_segment_alone(path: str):
+def test_nan_of_a_token_reaches_its_own_segment_alone(backend: str):
     x, grad, direction, ids = layer()
     x[ids == -1] = torch.nan
     x[int((ids == 2).nonzero()[0]), 0] = torch.nan
@@ -102,7 +102,7 @@ def test_nan_of_a_token_reaches_its_own_segment_alone(path: str):
     assert torch.equal(pairs.isnan(), broken[:, None] | broken[None, :])
 
 
-def test_several_directions_are_as_many_single_ones(path: str):
+def test_several_directions_are_as_many_single_ones(backend: str):
     x, grad, _, ids = layer()
     directions = torch.randn(3, O, I)
     scores, shares = grad_dot(x, grad, directions, ids, segments=S, per_token=True)
@@ -114,7 +114,7 @@ def test_several_directions_are_as_many_single_ones(path: str):
         close(prefixed[k], grad_dot_prefix(x, grad, directions[k], [0, 20, T])[0])
 
 
-def test_shapes_follow_segment_ids_and_strides_do_not_matter(path: str):
+def test_shapes_follow_segment_ids_and_strides_do_not_matter(backend: str):
     x, grad, direction, ids = layer()
     flat = grad_dot(x, grad, direction, ids, segments=S, per_token=True)
     wide = torch.zeros(6, 10, 2 * I)
@@ -149,7 +149,7 @@ def test_shards_of_an_embedding_table_add_up(device: str):
     close(parts[0] + parts[1], whole)
 
 
-def test_the_product_and_the_gradients_are_never_held(path: str):
+def test_the_product_and_the_gradients_are_never_held(backend: str):
     """Each would be 128 MiB: [T, O], and [S, O, I] for the prefix's segments."""
     x, grad, direction, _ = layer(16384, 32, 2048)
     ids, boundaries = torch.arange(16384) // 32, list(range(0, 16385, 32))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise
 from synpro_kernels.common.pieces import block_bytes, pieces
-from synpro_kernels.ops.grad_dot.segments import GradDots, by_segment
+from synpro_kernels.ops.grad_dot.segments import by_segment
+from synpro_kernels.ops.grad_dot.types import GradDots
 from synpro_kernels.ops.grad_dot.validate import (
     check_device,
     check_direction,
@@ -135,17 +136,17 @@ def embedding_dot(
 
 def _embedding_dots(grad_TH: Tensor, token_T: Tensor, tables_KVH: Tensor, vocab_start: int | None) -> Tensor:
     row_T = token_T.long() - (vocab_start or 0)
-    own_T = (row_T >= 0) & (row_T < tables_KVH.shape[1])
-    if vocab_start is None and token_T.device.type == "cpu" and not bool(own_T.all()):
-        raise ValueError(f"token_ids: expected 0 to {tables_KVH.shape[1] - 1}, got {int(token_T[~own_T][0])}")
-    row_T = torch.where(own_T, row_T, 0)
+    in_shard_T = (row_T >= 0) & (row_T < tables_KVH.shape[1])
+    if vocab_start is None and token_T.device.type == "cpu" and not bool(in_shard_T.all()):
+        raise ValueError(f"token_ids: expected 0 to {tables_KVH.shape[1] - 1}, got {int(token_T[~in_shard_T][0])}")
+    row_T = torch.where(in_shard_T, row_T, 0)
     # A token that no table holds shows as NaN where raising would make the host wait; one of another shard counts 0.
     foreign = torch.nan if vocab_start is None else 0.0
 
     def dots(block: slice) -> Tensor:
         grad_CH = precise(grad_TH[block])
-        found = [(grad_CH * table_VH[row_T[block]]).sum(-1) for table_VH in tables_KVH]
-        return torch.stack(found, -1).masked_fill(~own_T[block, None], foreign)
+        dots_K = [(grad_CH * table_VH[row_T[block]]).sum(-1) for table_VH in tables_KVH]
+        return torch.stack(dots_K, -1).masked_fill(~in_shard_T[block, None], foreign)
 
     return _blockwise(grad_TH, dots)
 

@@ -4,44 +4,16 @@ Each carries `relative_error` = ||V - V'||_F / ||V||_F, measured when it was mad
 Cauchy-Schwarz a score is off by at most relative_error * ||V||_F * ||G_i||_F, G_i being the segment's gradient.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise
+from synpro_kernels.ops.grad_dot.types import Fp8Direction, LowRankDirection
 
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _OVERSAMPLING = 8
 _SUBSPACE_SEED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowRankDirection:
-    """V' = left right: 2 r (O + I) FLOPs a token instead of 2 O I."""
-
-    left: Tensor
-    """[..., O, r]"""
-    right: Tensor
-    """[..., r, I]"""
-    relative_error: Tensor
-    """[...], fp32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fp8Direction:
-    """V'[o, i] = values[o, i] * scale[o]: one byte an entry. Scales are powers of two, so decoding to bf16 is exact."""
-
-    values: Tensor
-    """[..., O, I], float8_e4m3fn."""
-    scale: Tensor
-    """[..., O], fp32."""
-    relative_error: Tensor
-    """[...], fp32."""
-
-
-Direction = Tensor | LowRankDirection | Fp8Direction
 
 
 def low_rank(direction: Tensor, rank: int, *, iterations: int = 2) -> LowRankDirection:

@@ -1,11 +1,8 @@
-"""The score of a gradient that was formed already, as training forms it: a pass over memory. Knows no layer."""
+"""The score of a gradient that was formed already, as training forms it: a pass over memory, no product."""
 
-import torch
 from torch import Tensor
 
-from synpro_kernels.ops.grad_dot.implementation import use_csrc
-
-_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}  # entries multiplied at once: on a CPU, what its cache holds
+from synpro_kernels.ops.grad_dot.dispatch import FORMED
 
 
 def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
@@ -17,15 +14,4 @@ def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
     """
     if gradient.dim() == 0 or direction.shape[1:] != gradient.shape:
         raise ValueError(f"direction: expected [K, *{tuple(gradient.shape)}], got {tuple(direction.shape)}")
-    if use_csrc(gradient) and gradient.dtype == direction.dtype == torch.float32 and direction.is_contiguous():
-        return torch.ops.synpro_csrc.formed_dot(gradient.reshape(-1), direction.flatten(1))
-    kind = torch.promote_types(torch.promote_types(gradient.dtype, direction.dtype), torch.float32)
-    size = _BLOCK.get(gradient.device.type, _BLOCK["cuda"])
-    if gradient.numel() <= size:  # most of a model's parameters; it is their number that costs, not their size
-        return _block_dot(gradient, direction, kind)
-    pairs = zip(gradient.reshape(-1).split(size), direction.flatten(1).split(size, 1), strict=True)
-    return torch.stack([_block_dot(part, along, kind) for part, along in pairs]).sum(0)
-
-
-def _block_dot(gradient: Tensor, direction: Tensor, kind: torch.dtype) -> Tensor:
-    return (direction.to(kind) * gradient.to(kind)).flatten(1).sum(1).double()
+    return FORMED.kernels(gradient, direction)(gradient, direction)

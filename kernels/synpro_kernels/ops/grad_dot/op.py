@@ -1,4 +1,4 @@
-"""The public entry of `grad_dot`: validation, registration with torch.library, choice of implementation."""
+"""The public entry of `grad_dot`: checks, and registration with torch.library."""
 
 from typing import Literal, overload
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-from synpro_kernels.ops.grad_dot import blocked
-from synpro_kernels.ops.grad_dot.directions import Direction, Fp8Direction, LowRankDirection
-from synpro_kernels.ops.grad_dot.implementation import use_csrc, use_triton
-from synpro_kernels.ops.grad_dot.segments import GradDots, by_segment
+from synpro_kernels.ops.grad_dot.dispatch import GRAD_DOT
+from synpro_kernels.ops.grad_dot.segments import by_segment
+from synpro_kernels.ops.grad_dot.torch_rows import low_rank_tokens
+from synpro_kernels.ops.grad_dot.types import Direction, Fp8Direction, GradDots, LowRankDirection
 from synpro_kernels.ops.grad_dot.validate import (
     check_device,
     check_ids,
@@ -106,21 +106,21 @@ def _low_rank_dots(x_TI: Tensor, grad_TO: Tensor, left: Tensor, right: Tensor) -
     check_same("direction.right", right, x_TI, "x")
     refuse_gradients(x=x_TI, grad_out=grad_TO, left=left, right=right)
     factors = [factor.reshape(-1, *factor.shape[-2:]) for factor in (left, right)]
-    return blocked.low_rank_tokens(x_TI, grad_TO, *factors), left.dim() == 3
+    return low_rank_tokens(x_TI, grad_TO, *factors), left.dim() == 3
 
 
 @torch.library.custom_op("synpro::grad_dot_tokens", mutates_args=())
 def _grad_dot_tokens(x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, scale_KO: Tensor | None) -> Tensor:
-    over_inputs = blocked.contract_over_inputs(*direction_KOI.shape[1:])
-    if use_csrc(x_TI):
-        return torch.ops.synpro_csrc.grad_dot_tokens(x_TI, grad_TO, direction_KOI, scale_KO, over_inputs)
-    if not use_triton(x_TI):
-        return blocked.grad_dot_tokens(x_TI, grad_TO, direction_KOI, scale_KO, over_inputs)
-    from synpro_kernels.ops.grad_dot.triton_rows import grad_dot_tokens_triton
+    over_inputs = contract_over_inputs(*direction_KOI.shape[1:])
+    return GRAD_DOT.kernels(x_TI)(x_TI, grad_TO, direction_KOI, scale_KO, over_inputs)
 
-    if scale_KO is not None:  # one layer's copy: a decode inside the main loop would keep the tensor cores waiting
-        direction_KOI = (direction_KOI.float() * scale_KO[..., None]).to(x_TI.dtype)
-    return grad_dot_tokens_triton(x_TI, grad_TO, direction_KOI, over_inputs)
+
+def contract_over_inputs(outputs: int, inputs: int) -> bool:
+    """Whether to compute V x (then dot with b) rather than b V (then dot with x): the shorter product row.
+
+    Both orders multiply 2 T O I; the wider side makes the longer reduction, and the epilogue then touches the other.
+    """
+    return inputs >= outputs
 
 
 @_grad_dot_tokens.register_fake

@@ -1,6 +1,6 @@
 """The weight-gradient GEMM that scores segments on its way: each segment's share is dotted with V before it is added.
 
-Knows one linear layer. The scores are not differences of a running total, so nothing cancels (see README.md).
+The scores are not differences of a running total, so nothing cancels (see README.md).
 """
 
 from itertools import pairwise
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-from synpro_kernels.ops.grad_dot import blocked
-from synpro_kernels.ops.grad_dot.implementation import use_csrc, use_triton
+from synpro_kernels.ops.grad_dot.dispatch import PREFIX
 from synpro_kernels.ops.grad_dot.validate import check_direction, check_tokens, refuse_gradients
 
 
@@ -90,13 +89,7 @@ def _short(listed: list[int]) -> str:
 def _grad_dot_prefix(
     x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor
 ) -> Tensor:
-    if use_csrc(x_TI):
-        return torch.ops.synpro_csrc.grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
-    if use_triton(x_TI):
-        from synpro_kernels.ops.grad_dot.triton_prefix import grad_dot_prefix_triton
-
-        return grad_dot_prefix_triton(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
-    return blocked.grad_dot_prefix(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
+    return PREFIX.kernels(x_TI)(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI)
 
 
 @_grad_dot_prefix.register_fake

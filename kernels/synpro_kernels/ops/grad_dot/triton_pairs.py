@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from synpro_kernels.common.launch import Call, aligned, capability_of, ceil_div
 from synpro_kernels.ops.grad_dot.tiles import pair_tile
 from synpro_kernels.ops.grad_dot.triton_products import tile_by_descriptor, tile_by_pointer
+from synpro_kernels.ops.grad_dot.validate import nan_where_out_of_range
 
 
 @triton.jit
@@ -53,20 +54,20 @@ def pair_kernel(
                     BN,
                     BK,
                 )
-            own = (m0 + tl.arange(0, BM) < end_i)[:, None] & (n0 + tl.arange(0, BN) < end_j)[None, :]
+            members = (m0 + tl.arange(0, BM) < end_i)[:, None] & (n0 + tl.arange(0, BN) < end_j)[None, :]
             # Chosen, not multiplied by 0: the rows of another segment may be NaN.
-            total += tl.sum(tl.where(own, tile, 0.0), 1).to(tl.float64)
-    found = tl.sum(total, 0).to(tl.float32)
-    tl.store(sums + i * segments + j, found)
-    tl.store(sums + j * segments + i, found)
+            total += tl.sum(tl.where(members, tile, 0.0), 1).to(tl.float64)
+    inner_product = tl.sum(total, 0).to(tl.float32)
+    tl.store(sums + i * segments + j, inner_product)
+    tl.store(sums + j * segments + i, inner_product)
 
 
-def pairwise_grad_dot_triton(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: int) -> Tensor:
+def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: int) -> Tensor:
     """Return [S, S], fp32; all NaN where an id is out of range."""
     if segments == 0 or x_TI.shape[0] == 0:
         return x_TI.new_zeros(segments, segments, dtype=torch.float32)
     (sums_SS,) = pair_call(x_TI, grad_TO, ids_T, segments, capability=capability_of(x_TI)).launch()
-    return sums_SS.masked_fill_(((ids_T < -1) | (ids_T >= segments)).any(), torch.nan)
+    return nan_where_out_of_range(sums_SS, ids_T, segments)
 
 
 def pair_call(

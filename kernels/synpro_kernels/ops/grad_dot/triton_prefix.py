@@ -55,7 +55,7 @@ def prefix_kernel(
     tl.store(to, tl.load(to, mask=in_outs & in_ins, other=0.0) + total, mask=in_outs & in_ins)
 
 
-def grad_dot_prefix_triton(
+def grad_dot_prefix(
     x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor
 ) -> Tensor:
     """Return scores [K, S], fp32, and add each segment's gradient to the accumulator."""

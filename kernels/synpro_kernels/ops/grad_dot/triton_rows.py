@@ -50,8 +50,12 @@ def row_dot_kernel(
     tl.store(partials + to, dots, mask=rows < tokens)
 
 
-def grad_dot_tokens_triton(x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, over_inputs: bool) -> Tensor:
+def grad_dot_tokens(
+    x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, scale_KO: Tensor | None, over_inputs: bool
+) -> Tensor:
     """Return b_t . (V x_t) for every direction and token: [K, T], fp32."""
+    if scale_KO is not None:  # one layer's copy: a decode inside the main loop would keep the tensor cores waiting
+        direction_KOI = (direction_KOI.float() * scale_KO[..., None]).to(x_TI.dtype)
     if x_TI.shape[0] == 0:
         return x_TI.new_zeros(direction_KOI.shape[0], 0, dtype=torch.float32)
     (partials,) = row_dot_call(x_TI, grad_TO, direction_KOI, over_inputs, capability=capability_of(x_TI)).launch()

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from synpro_kernels.common.launch import Call, ceil_div
+from synpro_kernels.ops.grad_dot.validate import nan_where_out_of_range
 
 _SEGMENTS = 32  # of a program
 _TOKENS = 64  # at a time
@@ -27,19 +28,21 @@ def segment_sum_kernel(
     row = values + k.to(tl.int64) * stride_values
     for start in range(0, SPAN, BT):
         at = span.to(tl.int64) * SPAN + start + tl.arange(0, BT)
-        own = tl.load(ids + at, mask=at < tokens, other=-1)
+        owner = tl.load(ids + at, mask=at < tokens, other=-1)
         value = tl.load(row + at, mask=at < tokens, other=0.0).to(tl.float64)
-        total += tl.where(own[None, :] == wanted[:, None], value[None, :], 0.0)
+        total += tl.where(owner[None, :] == wanted[:, None], value[None, :], 0.0)
     to = (k.to(tl.int64) * tl.num_programs(1) + span) * segments + wanted
     tl.store(partials + to, tl.sum(total, 1), mask=wanted < segments)
 
 
-def segment_sum_triton(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
-    """Sum fp32 values [K, T] by segment to fp32 [K, S]; ids outside [0, segments) belong to none."""
+def segment_sum(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
+    """Sum fp32 values [K, T] by segment to fp32 [K, S]; all NaN where an id is out of range."""
     if values_KT.shape[1] == 0 or segments == 0:
-        return values_KT.new_zeros(values_KT.shape[0], segments)
-    (partials,) = segment_sum_call(values_KT, ids_T, segments).launch()
-    return partials.sum(1).to(values_KT.dtype)
+        sums_KS = values_KT.new_zeros(values_KT.shape[0], segments)
+    else:
+        (partials,) = segment_sum_call(values_KT, ids_T, segments).launch()
+        sums_KS = partials.sum(1).to(values_KT.dtype)
+    return nan_where_out_of_range(sums_KS, ids_T, segments)
 
 
 def segment_sum_call(values_KT: Tensor, ids_T: Tensor, segments: int) -> Call:

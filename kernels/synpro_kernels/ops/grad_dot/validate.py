@@ -1,6 +1,7 @@
 """Argument checks that the functions here share. Each raises ValueError naming the argument and what was expected.
 
-Only what needs no device value is checked here; segment ids are checked where they are read (`segments.py`).
+Segment ids are checked where their values are read: `check_id_range` makes the host wait for them,
+`nan_where_out_of_range` does not.
 """
 
 import torch
@@ -62,6 +63,18 @@ def check_ids(segment_ids: Tensor, segments: int, shape: torch.Size, device: tor
         raise ValueError(f"segment_ids: expected device {device} like the tokens, got {segment_ids.device}")
     if segments < 0:
         raise ValueError(f"segments: expected >= 0, got {segments}")
+
+
+def check_id_range(ids_T: Tensor, segments: int) -> None:
+    """Raise ValueError for an id outside [-1, segments); waits for the device."""
+    wrong_T = (ids_T < -1) | (ids_T >= segments)
+    if bool(wrong_T.any()):
+        raise ValueError(f"segment_ids: expected -1 to {segments - 1}, got {int(ids_T[wrong_T][0])}")
+
+
+def nan_where_out_of_range(sums: Tensor, ids_T: Tensor, segments: int) -> Tensor:
+    """Overwrite all sums with NaN where an id is outside [-1, segments): raising would make the host wait."""
+    return sums.masked_fill_(((ids_T < -1) | (ids_T >= segments)).any(), torch.nan)
 
 
 def refuse_gradients(**tensors: Tensor) -> None:

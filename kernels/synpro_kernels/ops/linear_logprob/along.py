@@ -43,19 +43,6 @@ class TokenShares:
     def add(self, tokens: slice | Tensor, hidden_CH: Tensor, columns: slice, dz_CB: Tensor) -> None:
         """Add what a block of the weight's rows has to do with some tokens, dz being the gradient of their logits."""
         direction_KBH = self.direction_KVH[:, columns].to(hidden_CH.dtype)
-        one_C = torch.zeros(len(hidden_CH), dtype=torch.int32, device=hidden_CH.device)
-        found = grad_dot(hidden_CH, dz_CB, direction_KBH, one_C, segments=1, per_token=True)
-        self.values_KC[:, tokens] += found.tokens
-
-
-def check_along(along: Tensor | None, weight: Tensor, reduction: str) -> None:
-    """Raise ValueError unless the directions fit the weight and the reduction."""
-    if along is None:
-        return
-    if along.dim() != 3 or along.shape[1:] != weight.shape or not along.is_floating_point():
-        expected = f"floating [K, {weight.shape[0]}, {weight.shape[1]}]"
-        raise ValueError(f"along: expected {expected}, got {along.dtype} {tuple(along.shape)}")
-    if along.device != weight.device:
-        raise ValueError(f"along: expected device {weight.device} like weight, got {along.device}")
-    if reduction != "sum":
-        raise ValueError(f"reduction: expected 'sum' with along, got {reduction!r}")
+        segment_C = torch.zeros(len(hidden_CH), dtype=torch.int32, device=hidden_CH.device)
+        block = grad_dot(hidden_CH, dz_CB, direction_KBH, segment_C, segments=1, per_token=True)
+        self.values_KC[:, tokens] += block.tokens

@@ -1,4 +1,4 @@
-"""The backward pass of `linear_logprob`: the logits are computed again, never kept. Sums over vocabulary shards.
+"""The backward pass of `linear_logprob`: the logits are computed again, never cached. Sums over vocabulary shards.
 
 Shapes: T tokens, H width, V rows of this rank's weight.
 """
@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_kernels.ops.linear_logprob.blocks import Gradients, Needed, gradients
+from synpro_kernels.ops.linear_logprob import blocks
+from synpro_kernels.ops.linear_logprob.coefficients import coefficients
 from synpro_kernels.ops.linear_logprob.forward import shard_of
-from synpro_kernels.ops.linear_logprob.rows import Stats, coefficients
-from synpro_kernels.ops.linear_logprob.settings import KeptRows, LogitSettings
+from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
 from synpro_kernels.ops.linear_logprob.skip import TileSkip
+from synpro_kernels.ops.linear_logprob.types import Gradients, LogitSettings, Needed, Stats
 
 
 def differentiate(
@@ -31,32 +32,32 @@ def differentiate(
     `results_T`: the forward's (maximum, sumexp, entropy). With `group`, hidden's gradient is summed over the shards: it
     is complete and equal on every rank.
     """
-    rows = KeptRows(target_T, settings.ignore_index)
+    rows = LabelledRows(target_T, settings.ignore_index)
     # An entropy that was not asked for is empty, and so may its gradient be.
     used = [None if grad is None or grad.numel() == 0 else grad for grad in grads_T]
     if rows.count == 0 or all(grad is None for grad in used):
         return _no_gradient(hidden_TH, weight_VH, need)
     coefficients_T5 = _coefficients(rows, results_T, used, settings)
     shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
-    found = gradients(shard, coefficients_T5, need, skip)
-    grad_hidden = found.hidden
+    labelled = blocks.gradients(shard, coefficients_T5, need, skip)
+    grad_hidden = labelled.hidden
     if grad_hidden is not None:
-        if group is not None:
+        if group is not None:  # summed in fp32, then rounded: once, and alike on every rank
             dist.all_reduce(grad_hidden, group=group)
         grad_hidden = rows.put(grad_hidden.to(hidden_TH.dtype))
-    grad_bias = None if found.bias is None else found.bias.to(hidden_TH.dtype)
-    return Gradients(grad_hidden, found.weight, grad_bias)
+    grad_bias = None if labelled.bias is None else labelled.bias.to(hidden_TH.dtype)
+    return Gradients(grad_hidden, labelled.weight, grad_bias)
 
 
 def _coefficients(
-    rows: KeptRows, results_T: tuple[Tensor, ...], grads_T: list[Tensor | None], settings: LogitSettings
+    rows: LabelledRows, results_T: tuple[Tensor, ...], grads_T: list[Tensor | None], settings: LogitSettings
 ) -> Tensor:
     maximum, sumexp, entropy = results_T
     zero = torch.zeros_like(maximum)
     filled_T3 = torch.stack([zero if grad is None else grad for grad in grads_T], 1)
     statistics = Stats(rows.take(maximum), rows.take(sumexp), zero, zero)
-    spread = rows.take(entropy) if grads_T[2] is not None else None
-    return coefficients(statistics, spread, rows.take(filled_T3), settings)
+    labelled_entropy = rows.take(entropy) if grads_T[2] is not None else None
+    return coefficients(statistics, labelled_entropy, rows.take(filled_T3), settings)
 
 
 def _no_gradient(hidden: Tensor, weight: Tensor, need: Needed) -> Gradients:

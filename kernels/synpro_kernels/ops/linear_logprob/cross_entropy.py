@@ -1,32 +1,18 @@
 """The training loss of a linear output layer: cross-entropy and z-loss, with gradients made in the forward pass."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-from synpro_kernels.ops.linear_logprob.along import Along, check_along
-from synpro_kernels.ops.linear_logprob.definition import LogProbs
+from synpro_kernels.ops.linear_logprob.along import Along
 from synpro_kernels.ops.linear_logprob.fused import Objective, Work, minimise
 from synpro_kernels.ops.linear_logprob.op import linear_logprob
-from synpro_kernels.ops.linear_logprob.settings import LogitSettings
-from synpro_kernels.ops.linear_logprob.validate import check_layer, check_main_grad, check_per_token
-
-
-class CrossEntropy(NamedTuple):
-    """Losses in nats, fp32 (fp64 for fp64 inputs); scalars, or shaped like the target under reduction "none"."""
-
-    loss: Tensor
-    """What is minimised: cross-entropy plus z-loss; differentiable (but under "none", once)."""
-    cross_entropy: Tensor
-    """The part to report; no gradient."""
-    z_loss: Tensor
-    """z_loss times the squared log-sum-exp; no gradient."""
-    along: Tensor | None = None
-    """d loss / d weight along given directions; no gradient. Under a group this shard's part of it."""
+from synpro_kernels.ops.linear_logprob.types import IGNORE, CrossEntropy, LogitSettings, LogProbs
+from synpro_kernels.ops.linear_logprob.validate import check_along, check_layer, check_main_grad, check_per_token
 
 
 def linear_cross_entropy(
@@ -37,7 +23,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     z_loss: float = 0.0,
@@ -54,7 +40,7 @@ def linear_cross_entropy(
     Args:
         z_loss: weight of the squared log-sum-exp, >= 0.
         loss_mask: [...] like target, any real dtype: each token's weight; tokens with 0 cost nothing. None: all 1.
-        reduction: "sum" over tokens of weight times loss; "mean": that over the kept tokens' sum of weights (NaN
+        reduction: "sum" over tokens of weight times loss; "mean": that over the labelled tokens' sum of weights (NaN
             where it is 0, as in PyTorch); "none": per token, times its weight, through `linear_logprob` (its gradient
             is not known in the forward pass, so the logits are computed twice).
         into_main_grad: add the weight's gradient, in fp32, to Megatron's `weight.main_grad` instead of returning it to
@@ -81,11 +67,11 @@ def linear_cross_entropy(
     group = None if group is None or group.size() == 1 else group
     target_T, weights = _weigh(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
     if reduction == "none":
-        scored = linear_logprob(
+        logprobs = linear_logprob(
             hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
             ignore_index=ignore_index, vocab_start=vocab_start, group=group,
         )  # fmt: skip
-        return _per_token(scored, z_loss, [each.view(target.shape) for each in weights])
+        return _per_token(logprobs, z_loss, [each.view(target.shape) for each in weights])
     work = Work(
         objective=_objective(z_loss),
         per_token=weights,
@@ -119,16 +105,16 @@ def _weigh(
     return target_T.masked_fill(weight_T == 0, ignore_index), [weight_T]
 
 
-def _per_token(scored: LogProbs, z_loss: float, weights: Sequence[Tensor]) -> CrossEntropy:
-    cross_entropy, z = -scored.logprob, z_loss * scored.logsumexp.square()
+def _per_token(logprobs: LogProbs, z_loss: float, weights: Sequence[Tensor]) -> CrossEntropy:
+    cross_entropy, z = -logprobs.logprob, z_loss * logprobs.logsumexp.square()
     for weight in weights:
         cross_entropy, z = cross_entropy * weight, z * weight
     return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
 
 
 def _objective(z_loss: float) -> Objective:
-    def objective(scored: LogProbs, *weights_C: Tensor) -> tuple[Tensor, ...]:
-        cross_entropy_C, z_C = -scored.logprob, z_loss * scored.logsumexp.square()
+    def objective(logprobs: LogProbs, *weights_C: Tensor) -> tuple[Tensor, ...]:
+        cross_entropy_C, z_C = -logprobs.logprob, z_loss * logprobs.logsumexp.square()
         for weight_C in weights_C:
             cross_entropy_C, z_C = cross_entropy_C * weight_C, z_C * weight_C
         cross_entropy, z = cross_entropy_C.sum(), z_C.sum()

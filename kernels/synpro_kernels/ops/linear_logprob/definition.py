@@ -1,10 +1,8 @@
-"""The definition of `linear_logprob`: plain PyTorch that holds every logit. Knows nothing of speed or memory.
+"""The definition of `linear_logprob`: plain PyTorch that holds every logit.
 
 Arithmetic is fp32, or fp64 where the inputs are fp64 (so that gradcheck can be run on it).
 Shapes: T tokens (any leading shape), H width, V entries of the vocabulary (of this rank's shard under `group`).
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,17 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-
-
-class LogProbs(NamedTuple):
-    """Per-token results in nats, fp32 (fp64 for fp64 inputs), shaped like `target`; 0 where the target is ignored."""
-
-    logprob: Tensor
-    """log p(target)."""
-    logsumexp: Tensor
-    """log of the sum of exp(logit) over the vocabulary."""
-    entropy: Tensor | None
-    """-sum p log p; None unless asked for."""
+from synpro_kernels.ops.linear_logprob.types import IGNORE, LogProbs
 
 
 class _SumGradient(torch.autograd.Function):
@@ -59,7 +47,7 @@ class _JoinShards(torch.autograd.Function):
         return grad[..., ctx.columns], None, None
 
 
-def linear_logprob_ref(
+def linear_logprob_definition(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -67,7 +55,7 @@ def linear_logprob_ref(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     entropy: bool = False,
@@ -92,9 +80,9 @@ def _by_definition(
     entropy: bool,
 ) -> LogProbs:
     precise = precise_dtype(hidden.dtype)
-    keep = target != ignore_index
+    labelled = target != ignore_index
     # Ignored rows may hold anything, NaN included: nothing of them may reach the weight's gradient.
-    rows = hidden.to(precise).masked_fill(~keep[..., None], 0.0)
+    rows = hidden.to(precise).masked_fill(~labelled[..., None], 0.0)
     if group is not None:
         rows = _SumGradient.apply(rows, group)
     logits = F.linear(rows, weight.to(precise), None if bias is None else bias.to(precise))
@@ -105,11 +93,13 @@ def _by_definition(
         logits, vocab_start = _JoinShards.apply(logits, vocab_start, group), 0
 
     logprobs = F.log_softmax(logits, dim=-1)
-    column = torch.where(keep, target.long() - vocab_start, 0)
+    column = torch.where(labelled, target.long() - vocab_start, 0)
     logprob = logprobs.gather(-1, column[..., None]).squeeze(-1)
-    spread = None
+    entropy_T = None
     if entropy:
         # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
         finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)
-        spread = torch.where(keep, -(logprobs.exp() * finite).sum(-1), 0.0)
-    return LogProbs(torch.where(keep, logprob, 0.0), torch.where(keep, torch.logsumexp(logits, dim=-1), 0.0), spread)
+        entropy_T = torch.where(labelled, -(logprobs.exp() * finite).sum(-1), 0.0)
+    return LogProbs(
+        torch.where(labelled, logprob, 0.0), torch.where(labelled, torch.logsumexp(logits, dim=-1), 0.0), entropy_T
+    )

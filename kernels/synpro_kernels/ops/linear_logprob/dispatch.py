@@ -1,22 +1,22 @@
-"""Which implementation computes a tensor. Nothing else decides this, so tests and users can look in one place."""
+"""The backends of linear_logprob. `common.dispatch` chooses among them."""
 
-from typing import Literal
-
-import torch
-from torch import Tensor
-
-from synpro_kernels.common.extension import csrc_loaded
-from synpro_kernels.common.launch import capability_of
-from synpro_kernels.common.triton_status import triton_status
-
-Implementation = Literal["triton", "csrc", "torch"]
+from synpro_kernels.common.dispatch import UP_TO_FP32, Backends
+from synpro_kernels.ops.linear_logprob import block_sizes, csrc_rows, torch_rows
+from synpro_kernels.ops.linear_logprob.types import FusedKernels, Kernels
 
 
-def implementation_for(hidden: Tensor) -> Implementation:
-    """Triton on CUDA (from sm_80), C++ on the CPU, plain PyTorch in fp64 and where the others are missing."""
-    if hidden.dtype == torch.float64:
-        return "torch"
-    if hidden.is_cuda:
-        ampere = capability_of(hidden) >= 80  # the kernels' tiles need its instructions
-        return "triton" if ampere and triton_status()[0] else "torch"
-    return "csrc" if hidden.device.type == "cpu" and csrc_loaded() else "torch"
+def _triton() -> Kernels:
+    from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
+
+    return Kernels(
+        merge_=triton_rows.merge_,
+        differentiate=triton_rows.differentiate,
+        block_shape=block_sizes.whole_columns,
+        fused=FusedKernels(triton_gemm.stats, triton_gemm.differentiate),
+    )
+
+
+_TORCH = Kernels(torch_rows.merge_, torch_rows.differentiate, block_sizes.by_device)
+_CSRC = Kernels(csrc_rows.merge_, csrc_rows.differentiate, block_sizes.in_cache)
+
+LINEAR_LOGPROB = Backends(torch=_TORCH, csrc=lambda: _CSRC, triton=_triton, triton_dtypes=UP_TO_FP32)

@@ -1,7 +1,7 @@
 """Objectives of a linear output layer whose gradients are made within the forward pass.
 
 Where what is minimised is a sum over tokens of a function of their log-probs, each token's gradient is known as soon
-as its logits are. So the tokens are walked in chunks whose logits are kept until they have been turned into gradients:
+as its logits are. So the tokens are walked in chunks whose logits are cached until they have become gradients:
 three matrix products (6THV) instead of the four of forward plus rematerialising backward. Backward only scales.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from synpro_kernels.common.pieces import pieces
 from synpro_kernels.ops.grad_dot import formed_dot
+from synpro_kernels.ops.linear_logprob import block_sizes
 from synpro_kernels.ops.linear_logprob.along import Along, TokenShares
-from synpro_kernels.ops.linear_logprob.blocks import Gradients, Shard, kept_shape
-from synpro_kernels.ops.linear_logprob.cached_logits import KeptLogits
-from synpro_kernels.ops.linear_logprob.definition import LogProbs
+from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
+from synpro_kernels.ops.linear_logprob.coefficients import coefficients
 from synpro_kernels.ops.linear_logprob.forward import Evaluated, finish, shard_of
-from synpro_kernels.ops.linear_logprob.rows import coefficients
-from synpro_kernels.ops.linear_logprob.settings import KeptRows, LogitSettings
+from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
+from synpro_kernels.ops.linear_logprob.types import Gradients, LogitSettings, LogProbs, Shard
 from synpro_kernels.ops.linear_logprob.validate import check_first_order
 
 Objective = Callable[..., tuple[Tensor, ...]]
@@ -45,14 +45,14 @@ class Work:
 
 
 def minimise(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, work: Work) -> tuple[Tensor, ...]:
-    """The objective's sums over the kept tokens; the first is differentiable, once, the others are for the record.
+    """The objective's sums over the labelled tokens; the first is differentiable, once, the others are for the record.
 
-    Where directions are given, the slopes come last: [K, T] for each token, 0 for those that are not kept, or [K].
+    Where directions are given, the slopes come last: [K, T] for each token, 0 for ignored ones, or [K].
 
     The objective must treat tokens independently: it is called with a chunk of them at a time. Under a group every
     rank must hold the same hidden, targets and per-token tensors.
     """
-    # The walk depends on the data (kept rows, live rows), which a compiler can only break its graphs over.
+    # The walk depends on the data (labelled rows, live rows), which a compiler can only break its graphs over.
     apply: Any = torch.compiler.disable(_Fused.apply)
     return apply(hidden_TH, weight_VH, bias_V, work, torch.is_grad_enabled())
 
@@ -61,34 +61,36 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, work: Work, grad_enabled: bool):
         needed = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
-        rows = KeptRows(work.target_T, work.settings.ignore_index)
+        rows = LabelledRows(work.target_T, work.settings.ignore_index)
         shard = shard_of(rows.take(hidden), weight, rows.take(work.target_T), bias, work.settings)
         shares = TokenShares.wanted(work.along, shard.hidden_TH)
-        found = _accumulators(shard, [needed[0], needed[1] or (work.along is not None and shares is None), needed[2]])
-        sums = _walk(shard, rows, work, found, shares)
+        # The sum of the shares is read off the weight's gradient, which is then made even where autograd wants none.
+        totals = _accumulators(shard, [needed[0], needed[1] or (work.along is not None and shares is None), needed[2]])
+        sums = _walk(shard, rows, work, totals, shares)
         if shares is not None:
             sums = (*sums, rows.put(shares.values_KC.t()).t())
-        elif work.along is not None and found.weight is not None:
-            sums = (*sums, formed_dot(found.weight, work.along.direction_KVH))
-        found = found if needed[1] else found._replace(weight=None)
-        if found.hidden is not None:
-            if work.group is not None:
-                dist.all_reduce(found.hidden, group=work.group)
-            found = found._replace(hidden=rows.put(found.hidden))
-        ctx.found, ctx.weight, ctx.dtype = found, weight if work.into_main_grad else None, hidden.dtype
+        elif work.along is not None and totals.weight is not None:
+            sums = (*sums, formed_dot(totals.weight, work.along.direction_KVH))
+        totals = totals if needed[1] else totals._replace(weight=None)
+        if totals.hidden is not None:
+            if work.group is not None:  # once for all chunks, in fp32: each rank has only its columns' part
+                dist.all_reduce(totals.hidden, group=work.group)
+            totals = totals._replace(hidden=rows.put(totals.hidden))
+        ctx.gradients, ctx.weight, ctx.dtype = totals, weight if work.into_main_grad else None, hidden.dtype
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_unused: Tensor):
         check_first_order()
-        if ctx.found is None:
+        if ctx.gradients is None:
             raise RuntimeError("the gradients were made in the forward pass and are used up: backward can run once")
-        found, ctx.found = ctx.found, None
+        # Scaled in place, so that no second copy of [T, H] and [V, H] in fp32 exists; hence once.
+        gradients, ctx.gradients = ctx.gradients, None
         return (
-            None if found.hidden is None else found.hidden.mul_(grad).to(ctx.dtype),
-            _weight_gradient(found.weight, grad, ctx.weight, ctx.dtype),
-            None if found.bias is None else found.bias.mul_(grad).to(ctx.dtype),
+            None if gradients.hidden is None else gradients.hidden.mul_(grad).to(ctx.dtype),
+            _weight_gradient(gradients.weight, grad, ctx.weight, ctx.dtype),
+            None if gradients.bias is None else gradients.bias.mul_(grad).to(ctx.dtype),
             None,
             None,
         )
@@ -106,25 +108,29 @@ def _accumulators(shard: Shard, needed: Sequence[bool]) -> Gradients:
     )
 
 
-def _walk(shard: Shard, rows: KeptRows, work: Work, into: Gradients, shares: TokenShares | None) -> tuple[Tensor, ...]:
+def _walk(
+    shard: Shard, rows: LabelledRows, work: Work, into: Gradients, shares: TokenShares | None
+) -> tuple[Tensor, ...]:
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
-    tokens, width = kept_shape(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
+    tokens, width = block_sizes.cached(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
+    # One buffer for all chunks: its size is what the whole op holds beside the gradients.
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
     sums: tuple[Tensor, ...] = ()
     # An empty chunk where no token is kept: the objective still says what it reports.
     for t in pieces(shard.tokens, tokens) if shard.tokens else [slice(0, 0)]:
         part = shard.rows(t)
-        kept = KeptLogits(part, width, buffer)
-        scored = finish(kept.stats, part, target_T[t], work.group)
-        values, grads_C3 = _differentiate_objective(work.objective, scored, [each[t] for each in per_token])
+        cached = CachedLogits(part, width, buffer)
+        logprobs = finish(cached.stats, part, target_T[t], work.group)
+        values, grads_C3 = _differentiate_objective(work.objective, logprobs, [each[t] for each in per_token])
         sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
         if any(each is not None for each in (*into, shares)):
-            entropy = scored.entropy if bool((grads_C3[:, 2] != 0).any()) else None
-            statistics = kept.stats._replace(maximum=scored.maximum, sumexp=scored.sumexp)
-            own = into._replace(hidden=None if into.hidden is None else into.hidden[t])
-            own_shares = None if shares is None else shares.of(t)
-            kept.spread(coefficients(statistics, entropy, grads_C3, work.settings), own, own_shares)
+            entropy = logprobs.entropy if bool((grads_C3[:, 2] != 0).any()) else None
+            # Under a group the gradient is taken against the whole vocabulary's maximum and sum, not this shard's.
+            statistics = cached.stats._replace(maximum=logprobs.maximum, sumexp=logprobs.sumexp)
+            into_chunk = into._replace(hidden=None if into.hidden is None else into.hidden[t])
+            chunk_shares = None if shares is None else shares.of(t)
+            cached.add_gradients(coefficients(statistics, entropy, grads_C3, work.settings), into_chunk, chunk_shares)
     return sums
 
 
@@ -138,10 +144,10 @@ def _largest(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
 
 @torch.enable_grad()
 def _differentiate_objective(
-    objective: Objective, scored: Evaluated, per_token: Sequence[Tensor]
+    objective: Objective, logprobs: Evaluated, per_token: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The objective's sums of some tokens, and its gradients of (logprob, logsumexp, entropy) [C, 3]."""
-    leaves = [part.detach().requires_grad_() for part in (scored.logprob, scored.logsumexp, scored.entropy)]
+    leaves = [part.detach().requires_grad_() for part in (logprobs.logprob, logprobs.logsumexp, logprobs.entropy)]
     values = objective(LogProbs(*leaves), *per_token)
     grads = torch.autograd.grad(values[0], leaves, allow_unused=True, materialize_grads=True)
     return tuple(value.detach() for value in values), torch.stack(grads, 1)

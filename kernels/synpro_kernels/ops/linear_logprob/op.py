@@ -10,11 +10,9 @@ from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
 from synpro_kernels.ops.linear_logprob.backward import differentiate
-from synpro_kernels.ops.linear_logprob.blocks import Needed
-from synpro_kernels.ops.linear_logprob.definition import LogProbs
 from synpro_kernels.ops.linear_logprob.forward import evaluate
-from synpro_kernels.ops.linear_logprob.settings import LogitSettings
 from synpro_kernels.ops.linear_logprob.skip import TileSkip
+from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, LogProbs, Needed
 from synpro_kernels.ops.linear_logprob.validate import check_first_order, check_layer
 
 
@@ -26,7 +24,7 @@ def linear_logprob(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     entropy: bool = False,
@@ -63,16 +61,16 @@ def linear_logprob(
     target_T = target.reshape(-1)
     group = None if group is None or group.size() == 1 else group
     if group is None and skip is None:
-        logprob, logsumexp, spread, _, _ = _linear_logprob(
+        logprob, logsumexp, entropy_T, _, _ = _linear_logprob(
             hidden_TH, weight, target_T, bias, temperature, softcap, ignore_index, vocab_start, entropy
         )
     else:
         settings = LogitSettings(
             temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
         )
-        logprob, logsumexp, spread = _Eager.apply(hidden_TH, weight, target_T, bias, settings, group, entropy, skip)
+        logprob, logsumexp, entropy_T = _Eager.apply(hidden_TH, weight, target_T, bias, settings, group, entropy, skip)
     shape = target.shape
-    return LogProbs(logprob.view(shape), logsumexp.view(shape), spread.view(shape) if entropy else None)
+    return LogProbs(logprob.view(shape), logsumexp.view(shape), entropy_T.view(shape) if entropy else None)
 
 
 @torch.library.custom_op("synpro::linear_logprob", mutates_args=())
@@ -129,12 +127,9 @@ def _linear_logprob_backward(
     )
     results, grads = (maximum, sumexp, entropy), (grad_logprob, grad_logsumexp, grad_entropy)
     need = Needed(need_hidden, need_weight, need_bias)
-    found = differentiate(hidden, weight, target, bias, results, grads, settings, None, need)
-    return (
-        hidden.new_empty(0) if found.hidden is None else found.hidden,
-        hidden.new_empty(0) if found.weight is None else found.weight,
-        hidden.new_empty(0) if found.bias is None else found.bias,
-    )
+    gradients = differentiate(hidden, weight, target, bias, results, grads, settings, None, need)
+    as_outputs = [hidden.new_empty(0) if gradient is None else gradient for gradient in gradients]
+    return as_outputs[0], as_outputs[1], as_outputs[2]
 
 
 @_linear_logprob_backward.register_fake
@@ -173,18 +168,18 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, target, bias, settings, group, entropy, skip):
-        found = evaluate(hidden, weight, target, bias, settings, group, entropy=entropy)
+        results = evaluate(hidden, weight, target, bias, settings, group, entropy=entropy)
         ctx.settings, ctx.group, ctx.skip = settings, group, skip
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, weight, target, bias, found.maximum, found.sumexp, found.entropy)
-        return found.logprob, found.logsumexp, found.entropy
+        ctx.save_for_backward(hidden, weight, target, bias, results.maximum, results.sumexp, results.entropy)
+        return results.logprob, results.logsumexp, results.entropy
 
     @staticmethod
     def backward(ctx, *grads):
         check_first_order()
         hidden, weight, target, bias, *results = ctx.saved_tensors
         need = Needed(ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
-        found = differentiate(
+        gradients = differentiate(
             hidden, weight, target, bias, tuple(results), grads, ctx.settings, ctx.group, need, ctx.skip
         )
-        return found.hidden, found.weight, None, found.bias, None, None, None, None
+        return gradients.hidden, gradients.weight, None, gradients.bias, None, None, None, None

@@ -6,9 +6,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-from synpro_kernels.ops.linear_logprob.definition import LogProbs
 from synpro_kernels.ops.linear_logprob.fused import Work, minimise
-from synpro_kernels.ops.linear_logprob.settings import LogitSettings
+from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, LogProbs
 from synpro_kernels.ops.linear_logprob.validate import check_layer, check_main_grad, check_per_token
 from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss
 
@@ -30,7 +29,7 @@ def linear_policy_loss(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
     into_main_grad: bool = False,
@@ -54,21 +53,21 @@ def linear_policy_loss(
     check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
     check_main_grad(weight, into_main_grad)
     named = {"behaviour": behaviour, "advantage": advantage, "token_weight": token_weight, "reference": reference}
-    given = {name: values for name, values in named.items() if values is not None}
-    for name, values in given.items():
+    per_token = {name: values for name, values in named.items() if values is not None}
+    for name, values in per_token.items():
         check_per_token(name, values, target)
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high), ("kl_beta", kl_beta)):
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
 
-    def objective(scored: LogProbs, *values: Tensor) -> tuple[Tensor, ...]:
+    def objective(logprobs: LogProbs, *values: Tensor) -> tuple[Tensor, ...]:
         behaviour_N, advantage_N, weight_N, *rest = values
         terms = grpo_loss(
-            scored.logprob, behaviour_N=behaviour_N, advantage_N=advantage_N, weight_N=weight_N,
+            logprobs.logprob, behaviour_N=behaviour_N, advantage_N=advantage_N, weight_N=weight_N,
             reference_N=rest[0] if rest else None, clip_low=clip_low, clip_high=clip_high, kl_beta=kl_beta,
         )  # fmt: skip
-        assert scored.entropy is not None
-        return terms.objective, *(getattr(terms, name) for name in _REPORTED), scored.entropy.sum()
+        assert logprobs.entropy is not None
+        return terms.objective, *(getattr(terms, name) for name in _REPORTED), logprobs.entropy.sum()
 
     precise = precise_dtype(hidden.dtype)
     settings = LogitSettings(
@@ -76,7 +75,7 @@ def linear_policy_loss(
     )
     work = Work(
         objective=objective,
-        per_token=[values.reshape(-1).to(precise) for values in given.values()],
+        per_token=[values.reshape(-1).to(precise) for values in per_token.values()],
         target_T=target.masked_fill(token_weight == 0, ignore_index).reshape(-1),
         settings=settings,
         group=None if group is None or group.size() == 1 else group,

@@ -41,10 +41,10 @@ class TileSkip:
         """Columns [n] of a block that take part, and keep the account. Costs a device synchronisation."""
         size_CB = dz_CB.abs()
         mass_B = size_CB.sum(0, dtype=torch.float64)
-        kept_B = (size_CB >= self.below).any(0)
-        self._dropped.append((mass_B * ~kept_B).sum())
+        matters_B = (size_CB >= self.below).any(0)
+        self._dropped.append((mass_B * ~matters_B).sum())
         self._total.append(mass_B.sum())
-        kept = kept_B.nonzero().squeeze(1)
-        self.columns += len(kept_B)
-        self.skipped += len(kept_B) - len(kept)
-        return kept
+        columns_n = matters_B.nonzero().squeeze(1)
+        self.columns += len(matters_B)
+        self.skipped += len(matters_B) - len(columns_n)
+        return columns_n

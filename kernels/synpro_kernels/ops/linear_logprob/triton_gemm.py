@@ -13,10 +13,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from synpro_kernels.common.launch import Call, Tile, capability_of, ceil_div
-from synpro_kernels.ops.linear_logprob.blocks import Shard
-from synpro_kernels.ops.linear_logprob.rows import Stats
 from synpro_kernels.ops.linear_logprob.tiles import tile_for
 from synpro_kernels.ops.linear_logprob.triton_math import capped, gradient, merge
+from synpro_kernels.ops.linear_logprob.types import Shard, Stats
 
 
 @triton.jit
@@ -113,7 +112,7 @@ def gradient_kernel(
 
 
 def stats(shard: Shard, *, entropy: bool) -> Stats:
-    """What the shard knows of each token's logits (`rows.Stats`), in one kernel and a merge of [splits, T] parts."""
+    """What the shard knows of each token's logits (`types.Stats`), in one kernel and a merge of [splits, T] parts."""
     processors = _processors(shard.hidden_TH)
     call = stats_call(shard, entropy=entropy, capability=capability_of(shard.hidden_TH), processors=processors)
     return _merge_parts(Stats(*call.launch()))

@@ -52,7 +52,7 @@ def merge(z, maximum, sumexp, weighted, ENTROPY: tl.constexpr):
 
 @triton.jit
 def gradient(values, is_target, coefficients, rows, in_range, scale, HAS_SOFTCAP: tl.constexpr):
-    """dL/dproduct of a tile from f(product + bias); `coefficients` points at [T, 5] (see `rows.coefficients`)."""
+    """dL/dproduct of a tile from f(product + bias); `coefficients` points at [T, 5] (see `coefficients`)."""
     at = coefficients + rows.to(tl.int64) * 5
     maximum = tl.load(at, mask=in_range, other=0.0)
     inverse = tl.load(at + 1, mask=in_range, other=0.0)

@@ -1,4 +1,4 @@
-"""The row kernels in Triton: on blocks of fp32 products that lie in memory. See `rows` for what they compute.
+"""The row kernels in Triton: on blocks of fp32 products that lie in memory. Contract: `types.Kernels`.
 
 One program owns one token's row, or a piece of it; nothing is added to memory by two programs.
 """
@@ -9,9 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from synpro_kernels.common.launch import Call, ceil_div
-from synpro_kernels.ops.linear_logprob.rows import Stats
-from synpro_kernels.ops.linear_logprob.settings import LogitSettings
 from synpro_kernels.ops.linear_logprob.triton_math import gradient, merge
+from synpro_kernels.ops.linear_logprob.types import LogitSettings, Stats
 
 _OPTIONS = {"WIDTH": 4096, "num_warps": 8}  # entries of a row that a program holds at once: 16 for each thread
 

@@ -51,6 +51,19 @@ def check_per_token(name: str, values: Tensor, target: Tensor) -> None:
         raise ValueError(f"{name}: expected a tensor without requires_grad, its gradient is not computed")
 
 
+def check_along(along: Tensor | None, weight: Tensor, reduction: str) -> None:
+    """Raise ValueError unless the directions fit the weight and the reduction."""
+    if along is None:
+        return
+    if along.dim() != 3 or along.shape[1:] != weight.shape or not along.is_floating_point():
+        expected = f"floating [K, {weight.shape[0]}, {weight.shape[1]}]"
+        raise ValueError(f"along: expected {expected}, got {along.dtype} {tuple(along.shape)}")
+    if along.device != weight.device:
+        raise ValueError(f"along: expected device {weight.device} like weight, got {along.device}")
+    if reduction != "sum":
+        raise ValueError(f"reduction: expected 'sum' with along, got {reduction!r}")
+
+
 def check_main_grad(weight: Tensor, into_main_grad: bool) -> None:
     """Raise ValueError where the weight's gradient is to go to a `main_grad` that is not there."""
     held = getattr(weight, "main_grad", None)

@@ -1,24 +1,13 @@
-"""The PyTorch paths: blocks of tokens against blocks of the direction. Runs on any device; never holds [T, O].
+"""b_t . (V x_t) in PyTorch, on any device: blocks of tokens against blocks of the direction; never holds [T, O].
 
 Shapes: T tokens, I inputs, O outputs, K directions; C tokens of a block, R the contracted side, N columns of a block.
 """
-
-from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import mm, operand, precise_dtype
 from synpro_kernels.common.pieces import block_bytes, pieces
-
-
-def contract_over_inputs(outputs: int, inputs: int) -> bool:
-    """Whether to compute V x (then dot with b) rather than b V (then dot with x): the shorter product row.
-
-    Both orders multiply 2 T O I; the wider side makes the longer reduction, and the epilogue then touches the other.
-    """
-    return inputs >= outputs
 
 
 def grad_dot_tokens(
@@ -49,24 +38,6 @@ def low_rank_tokens(x_TI: Tensor, grad_TO: Tensor, left_KOr: Tensor, right_KrI: 
         for k, (left_Or, right_Ir) in enumerate(factors):
             dots_KT[k, block] = mm(x_CI, right_Ir).mul_(mm(grad_CO, left_Or)).sum(-1)
     return dots_KT
-
-
-def grad_dot_prefix(
-    x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor
-) -> Tensor:
-    """Return scores [K, S] and add each segment's gradient to the accumulator, block of output rows by block."""
-    segments = len(boundaries) - 1
-    scores_KS = accumulator_OI.new_zeros(direction_KOI.shape[0], segments, dtype=torch.float64)
-    row_bytes = accumulator_OI.shape[1] * accumulator_OI.element_size()
-    for rows in pieces(accumulator_OI.shape[0], block_bytes(x_TI) // row_bytes):
-        for i, (start, end) in enumerate(pairwise(boundaries)):
-            if start == end:
-                continue
-            gradient_NI = mm(operand(grad_TO[start:end, rows]).t(), operand(x_TI[start:end]))
-            for k, direction_OI in enumerate(direction_KOI):
-                scores_KS[k, i] += (gradient_NI * direction_OI[rows]).sum(dtype=torch.float64)
-            accumulator_OI[rows] += gradient_NI
-    return scores_KS.to(precise_dtype(x_TI.dtype))
 
 
 def _direction_block(
