@@ -13,7 +13,7 @@ from torch import Tensor
 from synpro_kernels.common.arithmetic import operand, precise_dtype
 
 IGNORE = -100
-"""The target of a token that counts nowhere, unless `ignore_index` says otherwise; PyTorch's default too."""
+"""The label of a token that carries no loss, unless `ignore_index` says otherwise; PyTorch's default too."""
 LOG_FLOOR = -1e4
 """Stands for log 0 where it meets a probability of 0 (0 * -inf would be NaN)."""
 

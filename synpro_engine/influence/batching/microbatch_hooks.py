@@ -1,0 +1,43 @@
+"""Hooks on a model's chunks, and which micro-batch each chunk is at.
+
+Knows when a chunk is called: in every schedule its k-th forward runs the k-th micro-batch, whatever other chunks and
+stages do meanwhile. Does not know what the hooks are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from synpro_engine.model.model import Model
+
+Begin = Callable[[int, Tensor], None]
+
+
+class MicrobatchHooks:
+    """Counts each chunk's forwards; `of[c]` is the index of the micro-batch that chunk c is at, -1 before the first."""
+
+    def __init__(self, model: Model, begin: Begin | None = None) -> None:
+        """`begin(index, tokens_BS)` is called before each forward of a chunk, with the tokens as padded for it."""
+        self._model, self._begin = model, begin
+        self.of = [-1] * len(model.chunks)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[contextlib.ExitStack]:
+        """Count from zero within the block; handles put on the stack are removed at its end."""
+        self.of = [-1] * len(self._model.chunks)
+        with contextlib.ExitStack() as stack:
+            for index, chunk in enumerate(self._model.chunks):
+                stack.enter_context(chunk.register_forward_pre_hook(self._next(index)))
+            yield stack
+
+    def _next(self, chunk: int) -> Callable[[Any, tuple[Any, ...]], None]:
+        def hook(_module: Any, args: tuple[Any, ...]) -> None:
+            self.of[chunk] += 1
+            if self._begin is not None:
+                self._begin(self.of[chunk], args[0])
+
+        return hook

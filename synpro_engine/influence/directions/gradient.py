@@ -1,0 +1,106 @@
+"""The mean gradient of a set of micro-batches, over all ranks, as a direction.
+
+That of reference text is the theta - theta' of a step of descent on it (see `direction`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, progress, sum_over
+from synpro_engine.influence.batching import forward_backward, own_gradients
+from synpro_engine.influence.directions.direction import Direction
+from synpro_engine.model.model import Model
+from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
+
+
+def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str | None = None) -> Direction:
+    """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
+
+    batches: this rank's micro-batches. label: shows progress under this name. As a direction it stands for a step of
+    descent of rate 1. Only parameters that require gradients are in it. Collective over the job; every rank gives as
+    many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
+    """
+    topology = model.topology
+    labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum().to(topology.device)
+    count = int(sum_over(topology.dp, labels))
+    if count == 0:
+        raise UserError("reference data: not a single token to predict")
+    sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
+    loss_fn = LanguageModelLoss(output_layer="recomputed")
+    handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
+    try:
+        with own_gradients(model), advancing(len(batches), label, "micro-batch", topology) as advance:
+            for run in _runs(model, batches):
+                forward_backward(
+                    model,
+                    [batch.tokens_BS for batch in run],
+                    lambda index, hidden_BSH, run=run: loss_fn(model, hidden_BSH, run[index]).objective / count,
+                )
+                for parameter in sums:
+                    parameter.grad = None  # it was read on its way there
+                advance(len(run))
+    finally:
+        for handle in handles:
+            handle.remove()
+    _sum_over_ranks(model, sums)
+    return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums}, tangent=True)
+
+
+@contextlib.contextmanager
+def advancing(count: int, label: str | None, unit: str, topology: Topology) -> Iterator[Callable[[int], Any]]:
+    """What tells a progress bar of that label how many more are done, and raises Stopped when the job is asked to stop.
+
+    Without a label it does neither: the gradient then is a part of a step, which is finished.
+    """
+    if label is None:
+        yield lambda _: None
+        return
+    with progress(count, label, unit, topology) as bar:
+
+        def advance(done: int) -> None:
+            bar.update(done)
+            if asked_to_stop(topology):
+                raise Stopped(f"{label}: stopped on the way; it begins anew")
+
+        yield advance
+
+
+def _adder(total: Tensor) -> Any:
+    def add(gradient: Tensor) -> None:
+        total.add_(gradient)
+
+    return add
+
+
+def _runs(model: Model, batches: Sequence[LabelledBatch]) -> Iterator[list[LabelledBatch]]:
+    """What one schedule runs: all neighbours of one shape in a pipeline, else one micro-batch."""
+    if model.topology.pp.size == 1:
+        yield from ([batch] for batch in batches)
+    else:
+        for _, run in itertools.groupby(batches, key=lambda batch: tuple(batch.tokens_BS.shape)):
+            yield list(run)
+
+
+def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
+    """Make sums whole: over data-parallel ranks, over parts of the sequence, and over both places of tied weights."""
+    topology = model.topology
+    for parameter, total in sums.items():
+        sum_over(topology.dp, total)
+        if getattr(parameter, "sequence_parallel", False):
+            sum_over(topology.tp, total)
+    if not model.config.tie_embeddings or topology.pp.size == 1:
+        return
+    table = model.output_weight() if topology.is_last_stage else model.embedding_weight()
+    shape = (model.config.vocab_size // topology.tp.size, model.config.d_model)
+    held = None if table is None else sums.get(table)
+    total = torch.zeros(shape, device=topology.device) if held is None else held
+    sum_over(topology.pp, total)

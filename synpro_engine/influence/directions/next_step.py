@@ -1,0 +1,159 @@
+"""The reference gradient as AdamW's next step would meet it: the single direction that predicts best what a step does.
+
+What a step on a text does to the reference depends on more than two gradients: the step's own square enters the second
+moment before that divides, and momentum moves the weights to where the reference gradient counts. Both are much the
+same for all texts, so they are read off a few typical batches. (Clipping is not the same for all: see `dot`.)
+
+Knows AdamW's formulas (Loshchilov and Hutter, arXiv 1711.05101) and Megatron's clipping; takes no step. Weight decay is
+left out: it is the same whatever the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from synpro_engine.config import UserError
+from synpro_engine.dist import broadcast_object
+from synpro_engine.influence.directions.direction import Direction, displaced, inner
+from synpro_engine.influence.directions.gradient import advancing, mean_gradient
+from synpro_engine.influence.directions.optimizer_state import optimizer_values
+from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint_pieces import updates_made
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LabelledBatch
+
+_CLIP_EPS = 1e-6  # Megatron's, in clip / (norm + eps)
+
+
+class NoDirectionError(UserError):
+    """Gradients that are 0 or not finite show no way to go."""
+
+
+def next_step_direction(
+    engine: Engine,
+    reference: Sequence[LabelledBatch],
+    upcoming: Sequence[Sequence[LabelledBatch]],
+    *,
+    show_progress: bool = False,
+) -> Direction:
+    """AdamW's step along the gradient g of `reference`, taken where a typical step from theta leads; <g, v> = 1.
+
+    reference: this rank's micro-batches of it. upcoming: steps' micro-batches of what training reads next, a few; the
+    mean of their updates is the typical step. The mean of their squared clipped gradients, and of g's own, is what the
+    second moment takes in before it divides: without it, words that training has not seen for long, whose moment is
+    near 0, would rule every score. A text's score along v is by how much the step that lowers the reference loss by one
+    nat per token lowers the text's, to first order. Collective over the job; the weights are as before afterwards, in
+    bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
+    NoDirectionError when a gradient is not finite or the reference's is 0, ValueError when `upcoming` is empty.
+    """
+    model, adamw = engine.model, NextAdamW(engine)
+    update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
+    adamw.forget_momentum()
+    with displaced(model, Direction(update), -1.0):
+        gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
+    del update
+    factor = adamw.clip_factor(gradient)
+    for name, g in gradient.tensors.items():
+        mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
+        torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
+    v = Direction(square, tangent=True)
+    drop = broadcast_object(inner(model, gradient, v), model.topology)  # replicas' sums may differ in the last bit
+    if not (drop > 0.0 and math.isfinite(drop)):
+        raise NoDirectionError(
+            f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"
+        )
+    for tensor in square.values():
+        tensor.div_(drop)
+    return v
+
+
+def _typical_step(
+    model: Model, adamw: NextAdamW, upcoming: Sequence[Sequence[LabelledBatch]], *, show_progress: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(mean update, sum of squared clipped gradients) over steps, by parameter."""
+    if not upcoming:
+        raise ValueError("upcoming: at least one step is needed")
+    update: dict[str, Tensor] = {}
+    square: dict[str, Tensor] = {}
+    with advancing(len(upcoming), "typical step" if show_progress else None, "step", model.topology) as advance:
+        for batches in upcoming:
+            _add_step(adamw, mean_gradient(model, batches), update, square)
+            advance(1)
+    for total in update.values():
+        total.div_(len(upcoming))
+    return update, square
+
+
+def _add_step(adamw: NextAdamW, gradient: Direction, update: dict[str, Tensor], square: dict[str, Tensor]) -> None:
+    """Add a step's update and squared clipped gradient. Tensor by tensor: a copy of a large model is gigabytes."""
+    factor = adamw.clip_factor(gradient)
+    for name, g in gradient.tensors.items():
+        g.mul_(factor)
+        for sums, term in ((update, adamw.update_of(name, g)), (square, g.square())):
+            if name in sums:
+                sums[name].add_(term)
+            else:
+                sums[name] = term
+
+
+def clip_factor(clip: float, norm: float) -> float:
+    """What clipping at `clip` multiplies a gradient of this norm by; 1 for clip 0, which clips nothing."""
+    return min(1.0, clip / (norm + _CLIP_EPS)) if clip > 0 else 1.0
+
+
+class NextAdamW:
+    """The next step of an engine's AdamW as a function of its gradient. Collective over the job."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes copies of the moments as they are now; before the first step they are zero."""
+        self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
+        taken = updates_made(engine.optimizer, engine.model.topology)
+        zero = (
+            {} if taken else {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
+        )
+        self._momentum = optimizer_values(engine, "exp_avg") if taken else zero
+        self._square = optimizer_values(engine, "exp_avg_sq") if taken else zero
+        # What corrects moments for their start (Kingma and Ba, arXiv 1412.6980).
+        self._corrections = 1.0 - self._config.beta1 ** (taken + 1), 1.0 - self._config.beta2 ** (taken + 1)
+
+    def forget_momentum(self) -> None:
+        """Free the copy of the first moment; `update_of` cannot be asked afterwards."""
+        self._momentum = {}
+
+    def clip_factor(self, gradient: Direction) -> float:
+        """What clipping multiplies the gradient by."""
+        return clip_factor(self._config.clip, inner(self._model, gradient, gradient) ** 0.5)
+
+    def clipped(self, gradient: Direction) -> Direction:
+        """The gradient as the moments will see it."""
+        return gradient.scaled(self.clip_factor(gradient))
+
+    def update(self, clipped: Direction) -> Direction:
+        """theta - theta' of a step with this clipped gradient, without decay."""
+        return Direction({name: self.update_of(name, g) for name, g in clipped.tensors.items()})
+
+    def update_of(self, name: str, clipped: Tensor) -> Tensor:
+        """The same of one parameter, in its shape."""
+        mixed = torch.lerp(clipped, self._momentum[name], self._config.beta1)
+        return mixed.mul_(self._lr / self._corrections[0]).div_(self.denominator(name, clipped.square()))
+
+    def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
+        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g."""
+        return self.divided(gradient, square).scaled(self._lr * (1.0 - self._config.beta1) / self._corrections[0])
+
+    def divided(self, gradient: Direction, square: Direction) -> Direction:
+        """g / (sqrt(v') + eps), v' being the second moment after a step whose clipped gradient has this square.
+
+        It has a direction also where a schedule has come to a rate of 0.
+        """
+        pairs = gradient.tensors.items()
+        return Direction({name: g / self.denominator(name, square.tensors[name]) for name, g in pairs})
+
+    def denominator(self, name: str, square: Tensor) -> Tensor:
+        """sqrt(v') + eps of one parameter, v' being its second moment after a step with this square."""
+        after = torch.lerp(square, self._square[name], self._config.beta2)
+        return after.div_(self._corrections[1]).sqrt_().add_(self._config.eps)

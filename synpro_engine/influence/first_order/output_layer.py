@@ -1,0 +1,131 @@
+"""The output layer's part: log-probabilities and how they move when its weight moves along directions.
+
+With logits z = W h, p their softmax and z' = V h, moving W to W + e V changes log p_y by e (z'_y - sum_v p_v z'_v), and
+logsumexp z by e sum_v p_v z'_v. Computed over blocks of tokens, so logits of all tokens are never held, in fp32 (fp64
+for fp64 inputs), from one set of logits for values, slopes and the gradient of h. Knows one vocabulary shard and the
+ranks that hold the others; knows no model.
+
+Shape suffixes: T tokens, H hidden width, V this rank's rows of the vocabulary, K directions, C tokens of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_engine.data import IGNORE
+from synpro_kernels.common.arithmetic import mm
+from synpro_kernels.common.pieces import block_bytes, pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPass:
+    """What `output_pass` found; 0 where the target is ignored.
+
+    target_KT and mean_KT are this rank's parts of z'_y and sum_v p_v z'_v: their sums over the ranks are the whole.
+    """
+
+    logprob_T: Tensor
+    target_KT: Tensor
+    mean_KT: Tensor
+    grad_hidden_TH: Tensor | None
+    """slope * d(sum_t log p_t) / d hidden, complete on every rank, in hidden's dtype; None without `slope`."""
+    grad_weight_VH: Tensor | None
+    """The same by this rank's rows of the weight; None where it was not asked for."""
+
+
+@torch.no_grad()
+def output_pass(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    direction_KVH: Tensor,
+    target_T: Tensor,
+    *,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+    slope: float | None = None,
+    weight_gradient: bool = False,
+) -> OutputPass:
+    """Log-probabilities of `target_T` (global ids, -100 ignored), and their slopes along K directions of the weight.
+
+    hidden_TH, weight_VH and direction_KVH have one dtype. `group`: the ranks that hold the other rows; each calls with
+    the same hidden and targets. `slope` asks for the gradient of slope * sum_t log p_t with respect to hidden, and
+    `weight_gradient` for the one with respect to the weight too, one product more.
+    """
+    precise = torch.promote_types(hidden_TH.dtype, torch.float32)
+    tokens, many = hidden_TH.size(0), direction_KVH.size(0)
+    logprob_T = hidden_TH.new_zeros(tokens, dtype=precise)
+    target_KT, mean_KT = (logprob_T.new_zeros(many, tokens) for _ in range(2))
+    grad_TH = None if slope is None else hidden_TH.new_zeros(hidden_TH.shape, dtype=precise)
+    grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
+    for block in _blocks(tokens, weight_VH):
+        target = _Target.among(target_T[block], vocab_start, weight_VH.size(0))
+        z_CV = mm(hidden_TH[block], weight_VH.t())
+        logprob_T[block] = target.of(z_CV)
+        logsumexp_C = _logsumexp(z_CV, group)
+        if group is None or group.rank() == 0:  # the ranks' targets are summed below; one takes the logsumexp off
+            logprob_T[block] -= torch.where(target.labelled_C, logsumexp_C, 0.0)
+        p_CV = z_CV.sub_(logsumexp_C[:, None]).exp_()
+        for k, direction_VH in enumerate(direction_KVH):
+            moved_CV = mm(hidden_TH[block], direction_VH.t())
+            target_KT[k, block] = target.of(moved_CV)
+            mean_KT[k, block] = torch.where(target.labelled_C, moved_CV.mul_(p_CV).sum(1), 0.0)
+        if grad_TH is not None and slope is not None:
+            less_CV = target.less(p_CV).to(hidden_TH.dtype)
+            grad_TH[block] = mm(less_CV, weight_VH).mul_(slope)
+            if grad_VH is not None:
+                grad_VH.add_(mm(less_CV.t(), hidden_TH[block]), alpha=slope)
+    for whole in (logprob_T, grad_TH):
+        if whole is not None and group is not None:
+            dist.all_reduce(whole, group=group)
+    return OutputPass(
+        logprob_T=logprob_T,
+        target_KT=target_KT,
+        mean_KT=mean_KT,
+        grad_hidden_TH=None if grad_TH is None else grad_TH.to(hidden_TH.dtype),
+        grad_weight_VH=None if grad_VH is None else grad_VH.to(weight_VH.dtype),
+    )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The targets of a block: which are scored, which of these lie in this shard, and where (else column 0)."""
+
+    labelled_C: Tensor
+    own_C: Tensor
+    column_C1: Tensor
+
+    @classmethod
+    def among(cls, target_C: Tensor, vocab_start: int, rows: int) -> _Target:
+        local_C = target_C - vocab_start
+        labelled_C = target_C != IGNORE
+        own_C = labelled_C & (local_C >= 0) & (local_C < rows)
+        return cls(labelled_C, own_C, torch.where(own_C, local_C, 0)[:, None])
+
+    def of(self, values_CV: Tensor) -> Tensor:
+        """The target's column [C]; 0 where it is not here."""
+        return torch.where(self.own_C, values_CV.gather(1, self.column_C1)[:, 0], 0.0)
+
+    def less(self, p_CV: Tensor) -> Tensor:
+        """1[target] - p, the gradient of its log-probability by the logits; 0 where it is ignored. Writes to p_CV."""
+        p_CV.neg_().scatter_add_(1, self.column_C1, self.own_C[:, None].to(p_CV.dtype))
+        return p_CV.masked_fill_(~self.labelled_C[:, None], 0.0)
+
+
+def _blocks(tokens: int, weight_VH: Tensor) -> Iterator[slice]:
+    return pieces(tokens, block_bytes(weight_VH) // (weight_VH.size(0) * max(4, weight_VH.element_size())))
+
+
+def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[C], over the whole vocabulary."""
+    if group is None:
+        return z_CV.logsumexp(1)
+    top_C = z_CV.amax(1)
+    dist.all_reduce(top_C, op=dist.ReduceOp.MAX, group=group)
+    sum_C = (z_CV - top_C[:, None]).exp_().sum(1)
+    dist.all_reduce(sum_C, group=group)
+    return top_C + sum_C.log()
