@@ -171,7 +171,7 @@ $(STAMP)/package: $(STAMP)/torch pyproject.toml setup.py synpro_engine/__init__.
 	$(PIPLOG) $(PINS) --no-build-isolation --no-cache-dir -v -e . > $(STAMP)/install.log 2>&1 \
 		|| { tail -n 30 $(STAMP)/install.log; echo "error: install failed; the log is $(STAMP)/install.log"; exit 1; }
 	grep -ho 'synpro csrc: not built.*' $(STAMP)/install.log | tail -n 1 || true
-	echo "    csrc: $$($(PY) -c 'from synpro_kernels.extension import csrc_status; print(csrc_status()[1])')"
+	echo "    csrc: $$($(PY) -c 'from synpro_kernels.common.extension import csrc_status; print(csrc_status()[1])')"
 	touch $@
 
 $(STAMP)/test-tools: $(STAMP)/package

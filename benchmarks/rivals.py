@@ -38,7 +38,7 @@ class Contender:
 
 
 def _linear_logprob() -> Compute:
-    from synpro_kernels.linear_logprob import linear_logprob
+    from synpro_kernels import linear_logprob
 
     def compute(hidden: Tensor, weight: Tensor, target: Tensor, entropy: bool) -> Outputs:
         found = linear_logprob(hidden, weight, target, entropy=entropy)
@@ -48,7 +48,7 @@ def _linear_logprob() -> Compute:
 
 
 def _linear_cross_entropy() -> Compute:
-    from synpro_kernels.linear_logprob import linear_cross_entropy
+    from synpro_kernels import linear_cross_entropy
 
     return lambda hidden, weight, target, entropy: Outputs(loss=linear_cross_entropy(hidden, weight, target).loss)
 

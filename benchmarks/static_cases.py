@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from synpro_kernels.launch import Call
+from synpro_kernels.common.launch import Call
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
 _PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
@@ -44,23 +44,22 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
     """Both kernels with a matrix product, and the two that work on rows of products."""
-    from synpro_kernels.linear_logprob import triton_gemm, triton_rows
-    from synpro_kernels.linear_logprob.blocks import Shard, block_shape, kept_shape
-    from synpro_kernels.linear_logprob.rows import Stats
-    from synpro_kernels.linear_logprob.settings import LogitSettings
+    from synpro_kernels.ops.linear_logprob import block_sizes, triton_gemm, triton_rows
+    from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+    from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, Shard, Stats
 
-    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
+    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=IGNORE, vocab_start=0)
     shard = Shard(
         hidden_TH=_meta(sizes.tokens, sizes.width, dtype=sizes.dtype),
         weight_VH=_meta(sizes.vocab, sizes.width, dtype=sizes.dtype),
         bias_V=None,
         column_T=_meta(sizes.tokens, dtype=torch.int64),
         settings=settings,
-        how="triton",
+        kernels=LINEAR_LOGPROB.named("triton"),
     )
-    kept, block = kept_shape(shard, sizes.vocab)[0], block_shape(shard)[1]
+    chunk, block = block_sizes.cached(shard, sizes.vocab)[0], block_sizes.whole_columns(shard)[1]
     coefficients, out = _meta(sizes.tokens, 5), _meta(sizes.tokens, block, dtype=sizes.dtype)
-    products, column = _meta(kept, sizes.vocab), _meta(kept, dtype=torch.int64)
+    products, column = _meta(chunk, sizes.vocab), _meta(chunk, dtype=torch.int64)
     weight = shard.weight_VH[:block]
 
     calls: dict[str, Callable[[int], Call]] = {
@@ -71,10 +70,10 @@ def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
             shard, weight, None, coefficients, 0, out, capability=capability
         ),
         "rows: statistics": lambda capability: triton_rows.merge_call(
-            products, Stats.empty(kept, products, torch.float32), column, 0, settings
+            products, Stats.empty(chunk, products, torch.float32), column, 0, settings
         ),
         "rows: gradient": lambda capability: triton_rows.differentiate_call(
-            products, coefficients[:kept], column, 0, settings, sizes.dtype
+            products, coefficients[:chunk], column, 0, settings, sizes.dtype
         ),
     }
     for does, call in calls.items():

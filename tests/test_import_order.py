@@ -2,8 +2,9 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "config backend dist data model train influence sampler synth reward rl evaluate report cycle cli".split()
 )  # synpro_kernels stands before all of them
+OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
+"""Ops that another is made with: losses of the output layer tell slopes along directions, and one is a policy's."""
 LAUNCH_VARIABLES = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }
@@ -89,6 +92,38 @@ def foreign_imports(source: Source) -> list[str]:
     ]
 
 
+def wrong_rooms(source: Source) -> list[str]:
+    """Imports between the rooms of the kernels package that go the wrong way: `common` <- `ops` <- `testing`."""
+    _, room, *inner = [*source.name.split("."), ""]
+    if room not in ("common", "ops"):
+        return []  # the root shows the ops, and `testing` may look at everything
+    wrong = []
+    for line, name in imported(source):
+        top, target, op, *_ = [*name.split("."), "", ""]
+        if top != "synpro_kernels" or target == "common":
+            continue
+        if room == "common" or target != "ops" or op not in (inner[0], *OPS_BEHIND.get(inner[0], ())):
+            wrong.append(f"{source.name}:{line} imports {name}")
+    return wrong
+
+
+def circles(modules: Sequence[Source]) -> list[str]:
+    """A ring of modules that import each other, inside functions too, or nothing."""
+    names = {source.name for source in modules}
+
+    def module_of(name: str) -> str:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {source.name: {module_of(name) for _, name in imported(source)} - {""} for source in modules}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" <- ".join(error.args[1])]
+    return []
+
+
 def launch_variables(source: Source) -> list[str]:
     """Mentions of torchrun's variables, as text or as keyword (`os.environ.update(RANK=...)`)."""
     found = []
@@ -137,6 +172,14 @@ def test_kernels_import_only_torch_triton_and_the_standard_library():
     assert [fault for source in KERNELS for fault in foreign_imports(source)] == []
 
 
+def test_the_rooms_of_the_kernels_import_one_way():
+    assert [fault for source in KERNELS for fault in wrong_rooms(source)] == []
+
+
+def test_no_modules_of_the_kernels_import_each_other_in_a_circle():
+    assert circles(KERNELS) == []
+
+
 def test_only_dist_reads_the_launch_variables():
     others = [source for source in (*ENGINE, *KERNELS) if source.package != "dist"]
     assert [fault for source in others for fault in launch_variables(source)] == []
@@ -176,10 +219,48 @@ def test_each_check_finds_what_it_looks_for(check, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("common.example", "from synpro_kernels.ops.grad_dot import grad_dot"),
+        ("common.example", "def f():\n    from synpro_kernels.testing import using"),
+        ("common.example", "import synpro_kernels"),
+        ("ops.grad_dot.example", "import synpro_kernels.ops.linear_logprob.types"),
+        ("ops.grad_dot", "from ..linear_logprob import types"),
+        ("ops.linear_logprob.example", "from synpro_kernels.testing import using"),
+        ("ops.linear_logprob.example", "from synpro_kernels import grad_dot"),
+        ("ops.linear_logprob.example", "from synpro_kernels.ops import policy_loss, paged_attention"),
+    ],
+)
+def test_an_import_into_the_wrong_room_is_found(name, text):
+    assert len(wrong_rooms(parse(f"synpro_kernels.{name}", text, is_package=name == "ops.grad_dot"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("common.example", "import torch\nfrom synpro_kernels.common.arithmetic import mm"),
+        ("ops.grad_dot.example", "from synpro_kernels.common import launch\nfrom . import tiles"),
+        ("ops.linear_logprob.example", "from synpro_kernels.ops.grad_dot import grad_dot"),
+        ("testing.example", "from synpro_kernels import grad_dot\nfrom synpro_kernels.ops.grad_dot import tiles"),
+    ],
+)
+def test_an_import_into_a_room_that_is_open_is_not_reported(name, text):
+    assert wrong_rooms(parse(f"synpro_kernels.{name}", text)) == []
+
+
+def test_a_circle_is_found_though_an_import_hides_in_a_function():
+    texts = {"a": "from p.b import x", "b": "from p import c", "c": "def f():\n    import p.a"}
+    modules = [parse(f"p.{name}", text) for name, text in texts.items()]
+    [ring] = circles(modules)
+    assert set(ring.split(" <- ")) == {"p.a", "p.b", "p.c"}
+    assert circles(modules[:2]) == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "from synpro_engine.model.build import x",
-        "from synpro_kernels.linear_logprob import linear_logprob",
+        "from synpro_kernels import linear_logprob",
         "from . import config",
         "from ..dist import topology",
         "import torch\nx = torch.zeros(1)\nx.grad = None\nself.torch = torch",

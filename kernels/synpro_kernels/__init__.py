@@ -1,30 +1,61 @@
-"""Ops with one contract each and a plain PyTorch reference that is their definition. Knows torch and Triton only.
+"""Ops with one contract each and a plain PyTorch definition. Knows torch and Triton only.
 
-The ops are importable from here; each op's folder holds its parts, and a README.md with its maths and counts. (After
-`import synpro_kernels`, the attribute `linear_logprob` is the function; reach into the folder of that name with
-`from synpro_kernels.linear_logprob import ...`.)
+Everything that an engine calls is importable from here. `ops` has a folder for each op, with a README.md of its maths
+and counts; `common` is what ops share; `testing` is how they are tested, with a GPU or without one.
 """
 
-from synpro_kernels.linear_logprob import (
+from synpro_kernels.ops.grad_dot import (
+    Direction,
+    Fp8Direction,
+    GradDots,
+    LowRankDirection,
+    bias_dot,
+    embedding_dot,
+    formed_dot,
+    grad_dot,
+    grad_dot_prefix,
+    low_rank,
+    pairwise_grad_dot,
+    scale_dot,
+    segment_sum,
+    to_fp8,
+)
+from synpro_kernels.ops.linear_logprob import (
+    IGNORE,
     CrossEntropy,
     LogProbs,
     TileSkip,
     linear_cross_entropy,
     linear_logprob,
-    linear_logprob_ref,
+    linear_logprob_definition,
     linear_policy_loss,
 )
-from synpro_kernels.policy_loss import SurrogateTerms, grpo_loss, k3
+from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss, k3
 
 __all__ = [
-    "CrossEntropy",
+    "linear_logprob",
+    "linear_logprob_definition",
+    "linear_cross_entropy",
+    "linear_policy_loss",
     "LogProbs",
-    "SurrogateTerms",
+    "CrossEntropy",
     "TileSkip",
+    "IGNORE",
     "grpo_loss",
     "k3",
-    "linear_cross_entropy",
-    "linear_logprob",
-    "linear_logprob_ref",
-    "linear_policy_loss",
+    "SurrogateTerms",
+    "grad_dot",
+    "pairwise_grad_dot",
+    "grad_dot_prefix",
+    "formed_dot",
+    "bias_dot",
+    "scale_dot",
+    "embedding_dot",
+    "segment_sum",
+    "GradDots",
+    "Direction",
+    "LowRankDirection",
+    "Fp8Direction",
+    "low_rank",
+    "to_fp8",
 ]

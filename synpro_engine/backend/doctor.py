@@ -52,15 +52,15 @@ def _megatron() -> Choice:
 
 
 def _csrc() -> Choice:
-    from synpro_kernels.extension import csrc_status
+    from synpro_kernels.common.extension import csrc_status
 
     there, reason = csrc_status()
     return Choice("csrc", "loaded" if there else "not used", reason)
 
 
 def _logprob() -> Choice:
-    from synpro_kernels.extension import csrc_status
-    from synpro_kernels.triton_status import triton_status
+    from synpro_kernels.common.extension import csrc_status
+    from synpro_kernels.common.triton_status import triton_status
 
     if torch.cuda.is_available():
         there, reason = triton_status()
@@ -71,7 +71,7 @@ def _logprob() -> Choice:
 
 
 def _triton() -> Choice:
-    from synpro_kernels.triton_status import triton_status
+    from synpro_kernels.common.triton_status import triton_status
 
     there, reason = triton_status()
     serves = "its kernels serve CUDA tensors; without a GPU they are interpreted and compiled by the tests"
@@ -81,7 +81,7 @@ def _triton() -> Choice:
 def _wide_products() -> Choice:
     if not torch.cuda.is_available():
         return Choice("bf16 products", "in fp32", "no GPU: operands are widened first")
-    from synpro_kernels.arithmetic import wide_addmm, wide_mm
+    from synpro_kernels.common.arithmetic import wide_addmm, wide_mm
 
     there, adding = wide_mm(), wide_addmm()
     why = f"tried: torch writes fp32 products ({'yes' if there else 'no'}) and adds them ({'yes' if adding else 'no'})"

@@ -13,7 +13,7 @@ from synpro_engine.data.documents import (
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import IGNORE, Batch, TokenLoader
+from synpro_engine.data.loader import Batch, TokenLoader
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.seen import SeenKeys
@@ -31,6 +31,7 @@ from synpro_engine.data.tokenizer import (
     start_id,
 )
 from synpro_engine.data.writer import DocumentWriter, write_documents
+from synpro_kernels import IGNORE
 
 __all__ = [
     "IGNORE",

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from synpro_engine.data.corpus import TokenCorpus
-from synpro_engine.data.loader import IGNORE, Batch
+from synpro_engine.data.loader import Batch
+from synpro_kernels import IGNORE
 
 
 def eval_windows(

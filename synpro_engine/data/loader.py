@@ -18,9 +18,7 @@ from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.mixture import Blend
 from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.windows import WindowSource
-
-IGNORE = -100
-"""A label that carries no loss."""
+from synpro_kernels import IGNORE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.train.losses import LabelledBatch
-from synpro_kernels.grad_dot import segment_sum
+from synpro_kernels import segment_sum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
-from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_ref
+from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_definition
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Model:
         whole on each, and so are the gradients. `materialised` holds every logit, for comparison. On the last pipeline
         stage only.
         """
-        score = linear_logprob_ref if materialised else linear_logprob
+        score = linear_logprob_definition if materialised else linear_logprob
         return score(hidden, target=target, temperature=temperature, entropy=entropy, **self.output_layer())
 
     def cross_entropy_from_hidden(

@@ -16,7 +16,7 @@ from benchmarks.logprob_run import BACKWARD, FORWARD, Problem, Settings, check, 
 from benchmarks.machine_code import Loop, hot_loops
 from benchmarks.records import Ask, Row
 from benchmarks.rivals import Compute, Contender, contenders, materialised
-from synpro_kernels.linear_logprob import linear_logprob_ref
+from synpro_kernels import linear_logprob_definition
 
 SHAPE = Shape(tokens=48, width=24, vocab=301, dtype=torch.float32, logit_std=3.0)
 SETTINGS = Settings(device="cpu", shape=SHAPE, entropy=True, rounds=1, warmups=0, seed=1, memory=False, chunk_tokens=16)
@@ -122,7 +122,7 @@ def test_the_truth_is_that_of_the_definition(entropy: bool):
     inputs = make_inputs(SHAPE, torch.device("cpu"), seed=3)
     oracle = Oracle.of(inputs, rows=16, columns=32)
     exact = Inputs(*(leaf.detach().double().requires_grad_() for leaf in inputs[:2]), inputs.target_T)
-    found = linear_logprob_ref(*exact, entropy=entropy)
+    found = linear_logprob_definition(*exact, entropy=entropy)
     differentiate(Outputs(logprob=found.logprob, entropy=found.entropy))
     expected = oracle.truth.gradients[entropy]
     torch.testing.assert_close(exact.hidden_TH.grad[oracle.rows_R], expected.hidden_RH)

@@ -1,21 +1,17 @@
 """Runs a test of an op on every path it can take here: compiled and plain PyTorch on the CPU, and on a GPU.
 
-Where a test takes `implementation`, `path` or `device`, its tensors are made on that path's device, because
-torch.device is a context there; uninitialised ones are NaN, so an output that was forgotten fails its test.
+Where a test takes `backend` or `device`, its tensors are made on that device, because torch.device is a context there;
+uninitialised ones are NaN, so an output that was forgotten fails its test.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from synpro_kernels.extension import csrc_status
-from synpro_kernels.grad_dot import op, prefix
-from synpro_kernels.linear_logprob import forward
-from synpro_kernels.testing import nan_filled_empty
-
-PATHS = ["csrc", "torch", "cuda"]
+from synpro_kernels.common.extension import csrc_status
+from synpro_kernels.testing import nan_filled_empty, using
 
 
 @contextmanager
@@ -37,20 +33,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=PATHS)
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of linear_logprob. On CUDA the op chooses, so that what users get is what is tested."""
-    if request.param != "cuda":
-        monkeypatch.setattr(forward, "implementation_for", lambda hidden: request.param)
-    with placed(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of grad_dot and the prefix."""
-    if request.param != "cuda":
-        for module in (op, prefix):
-            monkeypatch.setattr(module, "use_csrc", lambda x: request.param == "csrc" and x.dtype != torch.float64)
-    with placed(request.param):
+@pytest.fixture(params=["csrc", "torch", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each path of an op. On CUDA the op chooses, so that what users get is what is tested."""
+    with placed(request.param), nullcontext() if request.param == "cuda" else using(request.param):
         yield request.param

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.arithmetic import add_product, mm, product, wide_addmm, wide_mm
+from synpro_kernels.common.arithmetic import add_product, mm, product, wide_addmm, wide_mm
 
 
 @pytest.fixture(params=[(), ("addmm",), ("mm",), ("mm", "addmm")], ids=lambda lacks: "lacks " + " and ".join(lacks))

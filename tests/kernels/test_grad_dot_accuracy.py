@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     bias_dot,
-    bias_dot_ref,
+    bias_dot_definition,
     embedding_dot,
-    embedding_dot_ref,
+    embedding_dot_definition,
     grad_dot,
+    grad_dot_definition,
     grad_dot_prefix,
-    grad_dot_prefix_ref,
-    grad_dot_ref,
+    grad_dot_prefix_definition,
     pairwise_grad_dot,
-    pairwise_grad_dot_ref,
+    pairwise_grad_dot_definition,
     scale_dot,
-    scale_dot_ref,
+    scale_dot_definition,
 )
-from synpro_kernels.grad_dot.reference import grad_dot_tokens_ref
+from synpro_kernels.ops.grad_dot.definition import grad_dot_tokens_definition
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import drawn
 
@@ -90,16 +90,16 @@ def every_layer() -> Callable:
 
 
 @every_layer()
-def test_grad_dot_equals_per_example_autograd(path: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype):
+def test_grad_dot_equals_per_example_autograd(backend: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype):
     layer = make_layer(tokens, widths, dtype)
     truth_KS = torch.einsum("soi,koi->ks", layer.autograd(), layer.direction_KOI.double())
     tensors = layer.x_TI, layer.grad_TO, layer.direction_KOI
     scores, shares = grad_dot(*tensors, layer.ids_T, segments=SEGMENTS, per_token=True)
-    assert_accurate(scores, grad_dot_ref(*tensors, layer.ids_T, segments=SEGMENTS), truth_KS, "scores")
+    assert_accurate(scores, grad_dot_definition(*tensors, layer.ids_T, segments=SEGMENTS), truth_KS, "scores")
     assert (scores[:, 2] == 0).all() and (shares[:, layer.ids_T < 0] == 0).all()
     own = layer.ids_T >= 0
-    true_shares = grad_dot_tokens_ref(*(tensor.double() for tensor in tensors))
-    assert_accurate(shares[:, own], grad_dot_tokens_ref(*tensors)[:, own], true_shares[:, own], "shares")
+    true_shares = grad_dot_tokens_definition(*(tensor.double() for tensor in tensors))
+    assert_accurate(shares[:, own], grad_dot_tokens_definition(*tensors)[:, own], true_shares[:, own], "shares")
 
 
 @every_layer()
@@ -109,14 +109,14 @@ def test_pairwise_equals_the_gram_matrix_of_per_example_autograd(
     layer = make_layer(tokens, widths, dtype)
     gradients_SG = layer.autograd().flatten(1)
     found = pairwise_grad_dot(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
-    plain = pairwise_grad_dot_ref(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
+    plain = pairwise_grad_dot_definition(layer.x_TI, layer.grad_TO, layer.ids_T, segments=SEGMENTS)
     assert_accurate(found, plain, gradients_SG @ gradients_SG.t(), "products")
     assert torch.equal(found, found.t()) and (found[2] == 0).all()
 
 
 @every_layer()
 def test_prefix_scores_and_accumulates_as_per_example_autograd(
-    path: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype
+    backend: str, tokens: int, widths: tuple[int, int], dtype: torch.dtype
 ):
     layer = make_layer(tokens, widths, dtype)
     order = torch.argsort(layer.ids_T, stable=True)
@@ -130,7 +130,7 @@ def test_prefix_scores_and_accumulates_as_per_example_autograd(
     accumulator = before.clone()
     scores, total = grad_dot_prefix(x, grad, layer.direction_KOI, boundaries, accumulator=accumulator)
     alone = grad_dot_prefix(x, grad, layer.direction_KOI[0], torch.tensor(boundaries))
-    plain = grad_dot_prefix_ref(x, grad, layer.direction_KOI, boundaries, accumulator=before)
+    plain = grad_dot_prefix_definition(x, grad, layer.direction_KOI, boundaries, accumulator=before)
     assert total is accumulator
     for name, mine, usual, true in zip(("scores", "gradient"), (scores, total), plain, truth, strict=True):
         assert_accurate(mine, usual, true, name)
@@ -138,21 +138,21 @@ def test_prefix_scores_and_accumulates_as_per_example_autograd(
     assert_accurate(alone[1], plain[1] - before, gradients.sum(0), "gradient from zero")
 
 
-def test_blocks_join_without_a_seam(path: str):
-    """More tokens and columns than a block of any path, none a multiple of it, and several groups of segments."""
+def test_blocks_join_without_a_seam(backend: str):
+    """More tokens and columns than a block of any backend, none a multiple of it, and several groups of segments."""
     torch.manual_seed(0)
     tokens, outputs, inputs = 4500, 1100, 1030
     x, grad = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
     direction = torch.randn(outputs, inputs)
     boundaries = [0, 10, 2500, 2500, 4490, 4500]
     ids = torch.bucketize(torch.arange(tokens), torch.tensor(boundaries[1:]), right=True)
-    truth = grad_dot_ref(x.double(), grad.double(), direction.double(), ids, segments=SEGMENTS)
-    usual = grad_dot_ref(x, grad, direction, ids, segments=SEGMENTS)
+    truth = grad_dot_definition(x.double(), grad.double(), direction.double(), ids, segments=SEGMENTS)
+    usual = grad_dot_definition(x, grad, direction, ids, segments=SEGMENTS)
     assert_accurate(grad_dot(x, grad, direction, ids, segments=SEGMENTS), usual, truth, "scores")
     turned = grad_dot(grad, x, direction.t().contiguous(), ids, segments=SEGMENTS)
     assert_accurate(turned, usual, truth, "the other contraction order")
     scores, total = grad_dot_prefix(x, grad, direction, boundaries)
-    plain = grad_dot_prefix_ref(x, grad, direction, boundaries)
+    plain = grad_dot_prefix_definition(x, grad, direction, boundaries)
     assert_accurate(scores, plain[0], truth, "prefix scores")
     assert_accurate(total, plain[1], grad.double().t() @ x.double(), "gradient")
 
@@ -161,8 +161,8 @@ def test_pairwise_tiles_join_without_a_seam(device: str):
     torch.manual_seed(0)
     x, grad = torch.randn(2100, 24), torch.randn(2100, 12)
     ids = torch.randint(-1, 40, (2100,))
-    truth = pairwise_grad_dot_ref(x.double(), grad.double(), ids, segments=40)
-    usual = pairwise_grad_dot_ref(x, grad, ids, segments=40)
+    truth = pairwise_grad_dot_definition(x.double(), grad.double(), ids, segments=40)
+    usual = pairwise_grad_dot_definition(x, grad, ids, segments=40)
     assert_accurate(pairwise_grad_dot(x, grad, ids, segments=40), usual, truth, "products")
 
 
@@ -189,14 +189,14 @@ def test_closed_forms_equal_per_example_autograd(device: str, tokens: int, dtype
     grad_rows = (grad.double() * scale[0].double()).to(
         dtype
     )  # what the table's lookup gets back, as the layer rounds it
-    true_rows = embedding_dot_ref(grad_rows.double(), token, rows.double(), ids, segments=SEGMENTS)
+    true_rows = embedding_dot_definition(grad_rows.double(), token, rows.double(), ids, segments=SEGMENTS)
     if dtype == torch.float64:
         torch.testing.assert_close(true_rows, truth[2])
     truth[2] = true_rows
     calls = [
-        (bias_dot, bias_dot_ref, (grad, bias)),
-        (scale_dot, scale_dot_ref, (table[token], grad, scale)),
-        (embedding_dot, embedding_dot_ref, (grad_rows, token, rows)),
+        (bias_dot, bias_dot_definition, (grad, bias)),
+        (scale_dot, scale_dot_definition, (table[token], grad, scale)),
+        (embedding_dot, embedding_dot_definition, (grad_rows, token, rows)),
     ]
     for (function, reference, arguments), true_KS in zip(calls, truth, strict=True):
         scores, shares = function(*arguments, ids, segments=SEGMENTS, per_token=True)

@@ -6,20 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels import (
     bias_dot,
     embedding_dot,
     grad_dot,
     grad_dot_prefix,
-    op,
-    pairwise,
     pairwise_grad_dot,
-    prefix,
     scale_dot,
     segment_sum,
-    segments,
 )
-from synpro_kernels.grad_dot.blocked import contract_over_inputs
+from synpro_kernels.ops.grad_dot import op, pairwise, prefix, segments, torch_pairs, torch_segments
+from synpro_kernels.ops.grad_dot.op import contract_over_inputs
 from synpro_kernels.testing import peak_growth
 
 T, I, O, S = 60, 24, 16, 4  # noqa: E741
@@ -38,7 +35,7 @@ def close(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("widths", [(300, 200), (200, 300)], ids=["over inputs", "over outputs"])
-def test_a_score_does_not_depend_on_its_batch_mates(path: str, widths: tuple[int, int]):
+def test_a_score_does_not_depend_on_its_batch_mates(backend: str, widths: tuple[int, int]):
     x, grad, direction, ids = layer(700, *widths)
     together, shares = grad_dot(x, grad, direction, ids, segments=S, per_token=True)
     pairs = pairwise_grad_dot(x, grad, ids, segments=S)
@@ -68,19 +65,19 @@ def test_a_segment_sum_does_not_depend_on_batch_mates_or_order_to_the_bit(device
 def test_the_path_for_other_devices_sums_segments_alike():
     values, ids = torch.randn(3, 500), torch.randint(-1, S, (500,))
     values[:, ids < 0] = torch.nan
-    expected = segments._sum_on_cpu(values, ids, S)
-    torch.testing.assert_close(segments._sum_by_membership(values, ids, S), expected, rtol=1e-12, atol=1e-12)
-    assert segments._sum_by_membership(values, ids, 0).shape == (3, 0)
+    expected = torch_segments._sum_in_order(values, ids, S)
+    torch.testing.assert_close(torch_segments._sum_by_membership(values, ids, S), expected, rtol=1e-12, atol=1e-12)
+    assert torch_segments._sum_by_membership(values, ids, 0).shape == (3, 0)
 
 
 def test_the_path_for_other_devices_sums_tiles_alike():
     slots, rows = torch.tensor([0, 0, 2, 2, 2, 5]), torch.randn(6, 7, dtype=torch.float64)
-    expected = pairwise._add_in_order(rows, slots, 6)
-    torch.testing.assert_close(pairwise._reduce_runs(rows, slots, 6), expected)
+    expected = torch_pairs._add_in_order(rows, slots, 6)
+    torch.testing.assert_close(torch_pairs._reduce_runs(rows, slots, 6), expected)
     assert (expected[[1, 3, 4]] == 0).all()
 
 
-def test_two_runs_are_bitwise_equal(path: str):
+def test_two_runs_are_bitwise_equal(backend: str):
     x, grad, direction, ids = layer(3000, 70, 1100)
 
     def run() -> list[Tensor]:
@@ -91,7 +88,7 @@ def test_two_runs_are_bitwise_equal(path: str):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_nan_of_a_token_reaches_its_own_segment_alone(path: str):
+def test_nan_of_a_token_reaches_its_own_segment_alone(backend: str):
     x, grad, direction, ids = layer()
     x[ids == -1] = torch.nan
     x[int((ids == 2).nonzero()[0]), 0] = torch.nan
@@ -102,7 +99,7 @@ def test_nan_of_a_token_reaches_its_own_segment_alone(path: str):
     assert torch.equal(pairs.isnan(), broken[:, None] | broken[None, :])
 
 
-def test_several_directions_are_as_many_single_ones(path: str):
+def test_several_directions_are_as_many_single_ones(backend: str):
     x, grad, _, ids = layer()
     directions = torch.randn(3, O, I)
     scores, shares = grad_dot(x, grad, directions, ids, segments=S, per_token=True)
@@ -114,7 +111,7 @@ def test_several_directions_are_as_many_single_ones(path: str):
         close(prefixed[k], grad_dot_prefix(x, grad, directions[k], [0, 20, T])[0])
 
 
-def test_shapes_follow_segment_ids_and_strides_do_not_matter(path: str):
+def test_shapes_follow_segment_ids_and_strides_do_not_matter(backend: str):
     x, grad, direction, ids = layer()
     flat = grad_dot(x, grad, direction, ids, segments=S, per_token=True)
     wide = torch.zeros(6, 10, 2 * I)
@@ -149,7 +146,7 @@ def test_shards_of_an_embedding_table_add_up(device: str):
     close(parts[0] + parts[1], whole)
 
 
-def test_the_product_and_the_gradients_are_never_held(path: str):
+def test_the_product_and_the_gradients_are_never_held(backend: str):
     """Each would be 128 MiB: [T, O], and [S, O, I] for the prefix's segments."""
     x, grad, direction, _ = layer(16384, 32, 2048)
     ids, boundaries = torch.arange(16384) // 32, list(range(0, 16385, 32))

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
+from synpro_kernels.ops.grad_dot import (
     Fp8Direction,
     LowRankDirection,
     grad_dot,
-    grad_dot_ref,
+    grad_dot_definition,
     low_rank,
     to_fp8,
 )
-from synpro_kernels.grad_dot.reference import segment_gradients_ref
+from synpro_kernels.ops.grad_dot.definition import segment_gradients_definition
 from synpro_kernels.testing import assert_as_accurate
 
 T, I, O, S = 90, 72, 40, 3  # noqa: E741
@@ -49,16 +49,16 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(O, I), (2, O, I), (I + 9, I)], ids=str)
-def test_a_score_is_that_of_the_stored_direction(path: str, shape: tuple[int, ...], dtype: torch.dtype, form: str):
+def test_a_score_is_that_of_the_stored_direction(backend: str, shape: tuple[int, ...], dtype: torch.dtype, form: str):
     x, grad, ids = tokens(dtype, shape[-2])
     stored = FORMS[form](decaying(*shape).to(dtype))
     found = grad_dot(x, grad, stored, ids, segments=S)
-    truth = grad_dot_ref(x.double(), grad.double(), decoded(stored), ids, segments=S)
+    truth = grad_dot_definition(x.double(), grad.double(), decoded(stored), ids, segments=S)
     assert found.shape == (*shape[:-2], S)
     if dtype == torch.float64:
         torch.testing.assert_close(found, truth)
     else:
-        plain = grad_dot_ref(x, grad, decoded(stored).float(), ids, segments=S)
+        plain = grad_dot_definition(x, grad, decoded(stored).float(), ids, segments=S)
         assert_as_accurate(found, plain, truth, form)
 
 
@@ -71,9 +71,9 @@ def test_the_stated_error_is_the_error_and_bounds_the_scores(form: str):
     size = direction.double().flatten(1).norm(dim=1)
     torch.testing.assert_close(stored.relative_error.double(), lost / size, rtol=1e-4, atol=1e-7)
 
-    gradients = segment_gradients_ref(x, grad, ids, segments=S).flatten(1).norm(dim=1)
-    exact = grad_dot_ref(x, grad, direction.double(), ids, segments=S)
-    off = grad_dot_ref(x, grad, decoded(stored), ids, segments=S) - exact
+    gradients = segment_gradients_definition(x, grad, ids, segments=S).flatten(1).norm(dim=1)
+    exact = grad_dot_definition(x, grad, direction.double(), ids, segments=S)
+    off = grad_dot_definition(x, grad, decoded(stored), ids, segments=S) - exact
     assert (off.abs() <= 1.001 * lost[:, None] * gradients).all() and off.abs().max() > 0
 
 
@@ -111,7 +111,7 @@ def test_fp8_scores_are_far_within_the_bound():
     assert float((found - exact).norm() / exact.norm()) < 0.005
 
 
-def test_directions_of_zeros_are_kept():
+def test_directions_of_zeros_stay_zero():
     zeros = torch.zeros(O, I)
     for stored in (low_rank(zeros, 2), to_fp8(zeros)):
         assert (decoded(stored) == 0).all() and float(stored.relative_error) == 0.0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synpro_kernels.grad_dot import formed_dot
+from synpro_kernels.ops.grad_dot import formed_dot
 from synpro_kernels.testing.layers import drawn
 
 

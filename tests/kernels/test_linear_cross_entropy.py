@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob, linear_logprob_ref
-from synpro_kernels.linear_logprob import blocks
-from synpro_kernels.linear_logprob import fused as walk
-from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels import CrossEntropy, linear_cross_entropy, linear_logprob, linear_logprob_definition
+from synpro_kernels.ops.linear_logprob import block_sizes
+from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
+from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, drawn, make_case, plain
 
@@ -27,7 +28,7 @@ def by_definition(case: Case, leaves: list[Tensor], mask: Tensor | None, reducti
 
 
 def definition(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, **options: float):
-    return linear_logprob_ref(hidden, weight, target, bias=bias, **options)
+    return linear_logprob_definition(hidden, weight, target, bias=bias, **options)
 
 
 def fused(case: Case, leaves: list[Tensor], mask: Tensor | None, reduction: str) -> CrossEntropy:
@@ -44,7 +45,7 @@ def with_gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored", "extreme"])
-def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, variant, dtype, reduction):
+def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(backend, variant, dtype, reduction):
     for tokens, vocab in ((1, 7), (90, 2001)):
         case = make_case(tokens, vocab, dtype, variant)
         for mask in (None, torch.linspace(0.0, 2.0, tokens), torch.arange(tokens) % 2 == 0):
@@ -58,17 +59,17 @@ def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, var
                 assert_as_accurate(f, e, t, f"{variant} {tokens}x{vocab} {name}")
 
 
-def test_more_tokens_than_a_chunk_change_nothing(implementation, monkeypatch):
+def test_more_tokens_than_a_chunk_change_nothing(backend, monkeypatch):
     case = make_case(250, 2001, torch.float32, "mapped")
     whole = with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves)
-    monkeypatch.setattr(walk, "kept_shape", lambda shard, vocab: (64, 700))
+    monkeypatch.setattr(block_sizes, "cached", lambda shard, vocab: (64, 700))
     cut = with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves)
     truth = with_gradients(by_definition(case, e := case.leaves(torch.float64), None, "sum", definition), e)
     for a, b, t in zip(cut, whole, truth, strict=True):
         assert_as_accurate(a, b, t, "in chunks")
 
 
-def test_none_gives_each_token_its_loss_and_its_gradient(implementation):
+def test_none_gives_each_token_its_loss_and_its_gradient(backend):
     case = make_case(30, 201, torch.float32, "some ignored")
     mask = torch.linspace(0.0, 2.0, 30)
     leaves = case.leaves(torch.float32)
@@ -82,7 +83,7 @@ def test_none_gives_each_token_its_loss_and_its_gradient(implementation):
         torch.testing.assert_close(a, b)
 
 
-def test_reported_parts_add_up_and_carry_no_gradient(implementation):
+def test_reported_parts_add_up_and_carry_no_gradient(backend):
     case = make_case(30, 201, torch.float32, "bare")
     for reduction in ("sum", "mean", "none"):
         found = fused(case, case.leaves(torch.float32), None, reduction)
@@ -91,13 +92,13 @@ def test_reported_parts_add_up_and_carry_no_gradient(implementation):
         assert (found.z_loss > 0).all()
 
 
-def test_without_gradients_none_are_made(implementation, monkeypatch):
+def test_without_gradients_none_are_made(backend, monkeypatch):
     case = make_case(30, 201, torch.float32, "bare")
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr(KeptLogits, "spread", refuse)
+    monkeypatch.setattr(CachedLogits, "add_gradients", refuse)
     with torch.no_grad():
         quiet = fused(case, case.leaves(torch.float32), None, "sum")
     assert not quiet.loss.requires_grad
@@ -107,7 +108,7 @@ def test_without_gradients_none_are_made(implementation, monkeypatch):
         fused(case, case.leaves(torch.float32), None, "sum")
 
 
-def test_frozen_tensors_get_no_gradient_and_the_others_the_same(implementation):
+def test_frozen_tensors_get_no_gradient_and_the_others_the_same(backend):
     case = make_case(30, 201, torch.float32, "bare")
     hidden, weight = case.leaves(torch.float32)
     both = torch.autograd.grad(fused(case, [hidden, weight], None, "sum").loss, [hidden, weight])
@@ -116,7 +117,7 @@ def test_frozen_tensors_get_no_gradient_and_the_others_the_same(implementation):
     assert torch.equal(both[0], only_hidden[0]) and torch.equal(both[1], only_weight[0])
 
 
-def test_no_token_at_all_is_a_loss_of_zero_and_a_mean_of_nan(implementation):
+def test_no_token_at_all_is_a_loss_of_zero_and_a_mean_of_nan(backend):
     case = make_case(9, 33, torch.float32, "all ignored")
     leaves = case.leaves(torch.float32)
     loss = fused(case, leaves, None, "sum").loss
@@ -127,7 +128,7 @@ def test_no_token_at_all_is_a_loss_of_zero_and_a_mean_of_nan(implementation):
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
-def test_tokens_of_weight_zero_may_hold_anything(implementation, reduction):
+def test_tokens_of_weight_zero_may_hold_anything(backend, reduction):
     case = make_case(9, 33, torch.float32, "bare")
     mask = torch.linspace(0.0, 1.0, 9)
     clean = with_gradients(fused(case, leaves := case.leaves(torch.float32), mask, reduction).loss.sum(), leaves)
@@ -143,14 +144,14 @@ def test_tokens_of_weight_zero_may_hold_anything(implementation, reduction):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
-def test_a_derivative_of_the_gradient_is_refused(implementation):
+def test_a_derivative_of_the_gradient_is_refused(backend):
     leaves = (case := make_case(9, 33, torch.float32, "bare")).leaves(torch.float32)
     for loss in (fused(case, leaves, None, "sum").loss, linear_logprob(leaves[0], leaves[1], case.target_T).logprob):
         with pytest.raises(RuntimeError, match="create_graph is not supported"):
             torch.autograd.grad(loss.sum(), leaves, create_graph=True)
 
 
-def test_under_a_compiler_the_loss_is_the_same(implementation):
+def test_under_a_compiler_the_loss_is_the_same(backend):
     case = make_case(30, 201, torch.float32, "some ignored")
     leaves = case.leaves(torch.float32)
 
@@ -162,7 +163,7 @@ def test_under_a_compiler_the_loss_is_the_same(implementation):
     assert all(torch.allclose(a, b) for a, b in zip(plain_grad, grad, strict=True))
 
 
-def test_a_second_backward_is_refused(implementation):
+def test_a_second_backward_is_refused(backend):
     leaves = (case := make_case(9, 33, torch.float32, "bare")).leaves(torch.float32)
     loss = fused(case, leaves, None, "sum").loss
     loss.backward(retain_graph=True)
@@ -170,7 +171,7 @@ def test_a_second_backward_is_refused(implementation):
         loss.backward()
 
 
-def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementation):
+def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(backend):
     case = make_case(64, 301, torch.bfloat16, "bare")
     hidden, leaf = case.leaves(torch.bfloat16)
     weight: Any = leaf
@@ -184,7 +185,7 @@ def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementati
         truth = torch.autograd.grad(0.5 * by_definition_ce(case, exact), exact[1])[0]
         assert weight.grad_added_to_main_grad
         # On a GPU the products' operands are bf16, the sums and the result are not.
-        allowed = 2**-9 if implementation == "cuda" else 1e-5
+        allowed = 2**-9 if backend == "cuda" else 1e-5
         assert (weight.main_grad - 1.0 - truth).abs().max() < allowed * truth.abs().max() + 1e-6
         assert not torch.equal(weight.main_grad, weight.main_grad.bfloat16().float())
         delivered: Any = leaf.grad
@@ -194,9 +195,9 @@ def test_a_bf16_weights_gradient_reaches_main_grad_without_rounding(implementati
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", ["bare", "mapped", "some ignored", "all ignored"])
 @pytest.mark.parametrize("chunk", [None, (64, 700)], ids=["whole", "in chunks"])
-def test_slopes_along_directions_are_those_of_the_weights_gradient(implementation, chunk, variant, dtype, monkeypatch):
+def test_slopes_along_directions_are_those_of_the_weights_gradient(backend, chunk, variant, dtype, monkeypatch):
     if chunk is not None:
-        monkeypatch.setattr(walk, "kept_shape", lambda shard, vocab: chunk)
+        monkeypatch.setattr(block_sizes, "cached", lambda shard, vocab: chunk)
     case, exact = make_case(90, 2001, dtype, variant), make_case(90, 2001, dtype, variant).leaves(torch.float64)
     along = drawn((2, *case.weight_VH.shape), 0).to(dtype)
     mask = torch.linspace(0.0, 2.0, 90)
@@ -222,7 +223,7 @@ def test_slopes_along_directions_are_those_of_the_weights_gradient(implementatio
         assert not tokens or not found.along[:, case.target_T == -100].any()
 
 
-def test_a_tokens_slope_is_that_of_its_own_loss(implementation):
+def test_a_tokens_slope_is_that_of_its_own_loss(backend):
     case = make_case(12, 201, torch.float32, "some ignored")
     along = drawn((1, *case.weight_VH.shape), 0)
     target = case.target_T.view(3, 4)
@@ -232,14 +233,14 @@ def test_a_tokens_slope_is_that_of_its_own_loss(implementation):
             hidden, weight, target, z_loss=Z, reduction="sum", along=along, along_tokens=True, **case.options
         )
     exact = weight.double().requires_grad_()
-    scored = linear_logprob_ref(hidden.double(), exact, target, **case.options)
+    scored = linear_logprob_definition(hidden.double(), exact, target, **case.options)
     for at in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
         loss = (-scored.logprob + Z * scored.logsumexp.square())[tuple(at)]
         truth = (torch.autograd.grad(loss, exact, retain_graph=True)[0] * along[0].double()).sum()
         assert float(found.along[(0, *at)]) == pytest.approx(float(truth), rel=1e-5, abs=1e-5)
 
 
-def test_a_frozen_weights_slope_is_found_and_its_gradient_is_not_delivered(implementation):
+def test_a_frozen_weights_slope_is_found_and_its_gradient_is_not_delivered(backend):
     case = make_case(30, 201, torch.float32, "bare")
     hidden, weight = case.leaves(torch.float32)
     along = drawn((1, *weight.shape), 0)
@@ -251,26 +252,27 @@ def test_a_frozen_weights_slope_is_found_and_its_gradient_is_not_delivered(imple
 
 
 def by_definition_ce(case: Case, leaves: list[Tensor]) -> Tensor:
-    return -linear_logprob_ref(leaves[0], leaves[1], case.target_T).logprob.sum()
+    return -linear_logprob_definition(leaves[0], leaves[1], case.target_T).logprob.sum()
 
 
-def test_two_runs_are_bitwise_equal(implementation):
+def test_two_runs_are_bitwise_equal(backend):
     case = make_case(250, 2001, torch.float32, "bare")
     runs = [with_gradients(fused(case, leaves := case.leaves(torch.float32), None, "sum").loss, leaves) for _ in "ab"]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_kept_blocks_stay_within_their_budget():
+def test_cached_blocks_stay_within_their_budget():
     shard = make_shard(tokens=4096, vocab=49152)
-    tokens, width = blocks.kept_shape(shard, shard.vocab)
+    tokens, width = block_sizes.cached(shard, shard.vocab)
     assert tokens >= 64 and tokens * shard.vocab * 4 <= 64 << 20 and width <= shard.vocab
 
 
-def make_shard(tokens: int, vocab: int) -> blocks.Shard:
+def make_shard(tokens: int, vocab: int) -> Shard:
     hidden, weight = torch.empty(tokens, 8, device="meta"), torch.empty(vocab, 8, device="meta")
-    settings = blocks.LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
+    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
     column = torch.empty(tokens, dtype=torch.int64, device="meta")
-    return blocks.Shard(hidden_TH=hidden, weight_VH=weight, bias_V=None, column_T=column, settings=settings, how="csrc")
+    kernels = LINEAR_LOGPROB.named("csrc")
+    return Shard(hidden_TH=hidden, weight_VH=weight, bias_V=None, column_T=column, settings=settings, kernels=kernels)
 
 
 @pytest.mark.parametrize(

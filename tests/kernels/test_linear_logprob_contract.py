@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from synpro_kernels.linear_logprob import linear_logprob, linear_logprob_ref
-from synpro_kernels.linear_logprob.op import _linear_logprob, _linear_logprob_backward
+from synpro_kernels.ops.linear_logprob import linear_logprob, linear_logprob_definition
+from synpro_kernels.ops.linear_logprob.op import _linear_logprob, _linear_logprob_backward
 from synpro_kernels.testing import peak_growth
 
 
@@ -14,7 +14,7 @@ def layer(tokens: int = 12, vocab: int = 33, width: int = 8) -> tuple[torch.Tens
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, vocab, (tokens,))
 
 
-def test_ignored_tokens_give_zero_and_no_gradient_even_when_they_hold_nan(implementation):
+def test_ignored_tokens_give_zero_and_no_gradient_even_when_they_hold_nan(backend):
     hidden, weight, target = layer()
     ignored = torch.arange(12) % 4 == 0
     poisoned = hidden.detach().masked_fill(ignored[:, None], float("nan")).requires_grad_()
@@ -24,13 +24,13 @@ def test_ignored_tokens_give_zero_and_no_gradient_even_when_they_hold_nan(implem
         assert (values[ignored] == 0).all() and torch.isfinite(values).all()
     assert (poisoned.grad[ignored] == 0).all() and (poisoned.grad[~ignored] != 0).any()
 
-    grad_of_kept = torch.autograd.grad(
+    grad_of_labelled = torch.autograd.grad(
         sum(x.sum() for x in linear_logprob(hidden[~ignored], weight, target[~ignored], entropy=True)), weight
     )
-    assert torch.equal(weight.grad, grad_of_kept[0])
+    assert torch.equal(weight.grad, grad_of_labelled[0])
 
 
-def test_nan_in_a_kept_row_is_not_hidden(implementation):
+def test_nan_in_a_labelled_row_is_not_hidden(backend):
     hidden, weight, target = layer()
     broken = hidden.detach().clone()
     broken[3, 0] = float("nan")
@@ -39,7 +39,7 @@ def test_nan_in_a_kept_row_is_not_hidden(implementation):
         assert values[3].isnan() and torch.isfinite(values[:3]).all() and torch.isfinite(values[4:]).all()
 
 
-def test_a_bias_of_minus_infinity_removes_entries_from_the_vocabulary(implementation):
+def test_a_bias_of_minus_infinity_removes_entries_from_the_vocabulary(backend):
     hidden, weight, target = layer(vocab=1500)
     target = target % 400
     bias = torch.zeros(1500)
@@ -59,7 +59,7 @@ def test_a_bias_of_minus_infinity_removes_entries_from_the_vocabulary(implementa
         torch.testing.assert_close(a, b.detach())
 
 
-def test_shapes_follow_the_target_and_the_dtype_is_fp32(implementation):
+def test_shapes_follow_the_target_and_the_dtype_is_fp32(backend):
     hidden, weight, target = layer()
     found = linear_logprob(hidden.view(3, 4, 8), weight, target.view(3, 4).int())
     assert found.logprob.shape == found.logsumexp.shape == (3, 4) and found.entropy is None
@@ -70,18 +70,18 @@ def test_shapes_follow_the_target_and_the_dtype_is_fp32(implementation):
     assert none.logprob.shape == none.entropy.shape == (0,)
 
 
-def test_unused_and_expanded_output_gradients_are_handled(implementation):
+def test_unused_and_expanded_output_gradients_are_handled(backend):
     hidden, weight, target = layer()
     for output in ("logprob", "logsumexp", "entropy"):
         mine = getattr(linear_logprob(hidden, weight, target, entropy=True), output)
-        definition = getattr(linear_logprob_ref(hidden, weight, target, entropy=True), output)
+        definition = getattr(linear_logprob_definition(hidden, weight, target, entropy=True), output)
         got = torch.autograd.grad(mine.sum(), [hidden, weight])  # sum() sends back an expanded scalar
         expected = torch.autograd.grad(definition.sum(), [hidden, weight])
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
 
 
-def test_frozen_tensors_get_no_gradient_and_the_others_the_same(implementation):
+def test_frozen_tensors_get_no_gradient_and_the_others_the_same(backend):
     hidden, weight, target = layer()
     both = torch.autograd.grad(linear_logprob(hidden, weight, target).logprob.sum(), [hidden, weight])
     only_hidden = torch.autograd.grad(linear_logprob(hidden, weight.detach(), target).logprob.sum(), hidden)[0]
@@ -89,7 +89,7 @@ def test_frozen_tensors_get_no_gradient_and_the_others_the_same(implementation):
     assert torch.equal(only_hidden, both[0]) and torch.equal(only_weight, both[1])
 
 
-def test_two_runs_are_bitwise_equal(implementation):
+def test_two_runs_are_bitwise_equal(backend):
     hidden, weight, target = layer(tokens=700, vocab=2100, width=24)
 
     def run() -> list[torch.Tensor]:
@@ -99,9 +99,9 @@ def test_two_runs_are_bitwise_equal(implementation):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_the_logits_are_never_held(implementation):
+def test_the_logits_are_never_held(backend):
     """Peak memory of forward and backward stays under a quarter of one logit matrix; blocks are larger on a GPU."""
-    tokens, vocab = (16384, 65536) if implementation == "cuda" else (2048, 32768)
+    tokens, vocab = (16384, 65536) if backend == "cuda" else (2048, 32768)
     hidden, weight, target = layer(tokens, vocab, width=8)
     linear_logprob(hidden[:8], weight, target[:8], entropy=True).entropy.sum().backward()
 
@@ -149,8 +149,8 @@ def test_the_backward_operator_tells_compilers_the_layout_it_returns():
 def test_the_definition_keeps_fp32_under_autocast():
     hidden, weight, target = layer()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = linear_logprob_ref(hidden, weight, target)
-    assert torch.equal(inside.logprob, linear_logprob_ref(hidden, weight, target).logprob)
+        inside = linear_logprob_definition(hidden, weight, target)
+    assert torch.equal(inside.logprob, linear_logprob_definition(hidden, weight, target).logprob)
 
 
 def _arguments(**changed):

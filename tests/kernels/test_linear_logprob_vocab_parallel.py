@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from synpro_engine.dist.testing import run_ranks
-from synpro_kernels import linear_cross_entropy, linear_logprob, linear_logprob_ref, linear_policy_loss
+from synpro_kernels import linear_cross_entropy, linear_logprob, linear_logprob_definition, linear_policy_loss
 
 TOKENS, VOCAB, WIDTH = 37, 601, 24
 CUTS = {2: (0, 310, 601), 4: (0, 100, 310, 311, 601)}  # uneven shards, one of a single row
@@ -63,7 +63,7 @@ def on_each_rank(world: int) -> dict[str, Any]:
         layer = whole_layer(dtype)
         expected = run_layer(linear_logprob, layer, slice(0, VOCAB))
         expected[4:] = [grad[rows] for grad in expected[4:]]
-        for label, function in (("op", linear_logprob), ("definition", linear_logprob_ref)):
+        for label, function in (("op", linear_logprob), ("definition", linear_logprob_definition)):
             got = run_layer(function, layer, rows, **sharded)
             worst[name, label] = [
                 float((a.double() - b.double()).abs().max() / b.double().abs().max())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import grpo_loss, linear_logprob_ref, linear_policy_loss
-from synpro_kernels.linear_logprob.kept import KeptLogits
+from synpro_kernels import grpo_loss, linear_logprob_definition, linear_policy_loss
+from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, make_case, plain
 
@@ -18,7 +18,9 @@ def a_case() -> Case:
 
 def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    logprob = linear_logprob_ref(a_case().hidden_TH.double(), a_case().weight_VH.double(), a_case().target_T).logprob
+    logprob = linear_logprob_definition(
+        a_case().hidden_TH.double(), a_case().weight_VH.double(), a_case().target_T
+    ).logprob
     return {
         "behaviour": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
         "reference": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
@@ -49,9 +51,9 @@ def found(leaves: list[Tensor], kl_beta: float) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, kl_beta):
+def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(backend, kl_beta):
     def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):
-        return linear_logprob_ref(hidden, weight, target)
+        return linear_logprob_definition(hidden, weight, target)
 
     truth = expected(by_definition, a_case().leaves(torch.float64), torch.float64, kl_beta)
     usual = expected(plain, a_case().leaves(torch.float32), torch.float32, kl_beta)
@@ -62,28 +64,28 @@ def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(implementation, kl_
         assert_as_accurate(a, p, t, name)
 
 
-def test_tokens_without_a_gradient_take_no_part_in_the_products(implementation, monkeypatch):
+def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeypatch):
     """A clipped token without a KL term, and one of zero advantage, cost their forward alone."""
     given = rollout(torch.float32)
-    keep = a_case().target_T != -100
-    logprob = linear_logprob_ref(a_case().hidden_TH, a_case().weight_VH, a_case().target_T).logprob
+    labelled = a_case().target_T != -100
+    logprob = linear_logprob_definition(a_case().hidden_TH, a_case().weight_VH, a_case().target_T).logprob
     ratio = (logprob - given["behaviour"]).exp()
     given["advantage"][::2] = 0.0
     held = ((given["advantage"] > 0) & (ratio > 1.2)) | ((given["advantage"] < 0) & (ratio < 0.8))
-    wanted = int((keep & ~held & (given["advantage"] != 0)).sum())
+    wanted = int((labelled & ~held & (given["advantage"] != 0)).sum())
     given.pop("reference")
-    live, original = [], KeptLogits.spread
+    live, original = [], CachedLogits.add_gradients
 
-    def spread(self, coefficients_C5, into, shares=None):
+    def add_gradients(self, coefficients_C5, into, shares=None):
         live.append(int((coefficients_C5[:, 2:] != 0).any(1).sum()))
         original(self, coefficients_C5, into, shares)
 
-    monkeypatch.setattr(KeptLogits, "spread", spread)
+    monkeypatch.setattr(CachedLogits, "add_gradients", add_gradients)
     leaves = a_case().leaves(torch.float32)
     terms, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, **given)
-    assert sum(live) == wanted and 0 < wanted < int(keep.sum())
+    assert sum(live) == wanted and 0 < wanted < int(labelled.sum())
     grad = torch.autograd.grad(terms.objective, leaves[0])[0]
-    assert (grad[~keep | held | (given["advantage"] == 0)] == 0).all()
+    assert (grad[~labelled | held | (given["advantage"] == 0)] == 0).all()
 
 
 def gradients(**changed: Tensor) -> list[Tensor]:
@@ -95,11 +97,11 @@ def gradients(**changed: Tensor) -> list[Tensor]:
 
 
 def test_a_ratio_beyond_all_floats_spoils_nothing():
-    kept = int((a_case().target_T != -100).nonzero()[0])
+    labelled = int((a_case().target_T != -100).nonzero()[0])
     for name, value in (("behaviour", -500.0), ("behaviour", 500.0), ("reference", 500.0), ("reference", -500.0)):
         given = rollout(torch.float32)
-        given[name][kept] = value
-        given["advantage"][kept] = 1.0
+        given[name][labelled] = value
+        given["advantage"][labelled] = 1.0
         assert all(torch.isfinite(each).all() for each in gradients(**given)), (name, value)
 
 

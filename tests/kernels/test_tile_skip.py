@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synpro_kernels import TileSkip, linear_logprob, linear_logprob_ref
+from synpro_kernels import TileSkip, linear_logprob, linear_logprob_definition
 from synpro_kernels.testing.layers import Case, make_case
 
 
@@ -23,18 +23,18 @@ def logit_gradients() -> torch.Tensor:
     hidden, weight = a_case().leaves(torch.float64)
     logits = (hidden @ weight.t()).detach().requires_grad_()
     eye = torch.eye(a_case().weight_VH.shape[0], dtype=torch.float64)
-    found = linear_logprob_ref(logits, eye, a_case().target_T, entropy=True)
+    found = linear_logprob_definition(logits, eye, a_case().target_T, entropy=True)
     return torch.autograd.grad(found.logprob.sum() + 0.1 * found.entropy.sum(), logits)[0]
 
 
-def test_a_threshold_of_zero_drops_nothing(implementation):
+def test_a_threshold_of_zero_drops_nothing(backend):
     skip = TileSkip(0.0)
     for a, b in zip(gradients(skip), gradients(None), strict=True):
         torch.testing.assert_close(a, b)
     assert skip.dropped_share == 0.0 and skip.skipped == 0 and skip.columns > 0
 
 
-def test_the_dropped_share_is_what_is_missing(implementation):
+def test_the_dropped_share_is_what_is_missing(backend):
     skip = TileSkip(1e-3)
     approximate, exact = gradients(skip), gradients(None)
     assert 0 < skip.skipped < skip.columns and 0.0 < skip.dropped_share < 0.5

@@ -7,7 +7,8 @@ what they take. These two cannot share a process, because Triton decides at deco
 """
 
 from synpro_kernels.testing.accuracy import assert_as_accurate
+from synpro_kernels.testing.backends import using
 from synpro_kernels.testing.memory import peak_growth
 from synpro_kernels.testing.poison import nan_filled_empty
 
-__all__ = ["assert_as_accurate", "nan_filled_empty", "peak_growth"]
+__all__ = ["assert_as_accurate", "nan_filled_empty", "peak_growth", "using"]

@@ -24,7 +24,7 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner, Heuristics
 from triton.runtime.jit import JITFunction
 
-from synpro_kernels.launch import Call
+from synpro_kernels.common.launch import Call
 
 # Bytes of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability"). Compiling does not check it: a launch fails.

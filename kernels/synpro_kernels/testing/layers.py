@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.linear_logprob import LogProbs, linear_logprob, linear_logprob_ref
+from synpro_kernels.ops.linear_logprob import LogProbs, linear_logprob, linear_logprob_definition
 from synpro_kernels.testing.accuracy import assert_as_accurate
 
 VARIANTS = ("bare", "mapped", "some ignored", "all ignored", "extreme")
@@ -98,7 +98,7 @@ def check_against_fp64(case: Case, dtype: torch.dtype, what: str) -> None:
     With a vocabulary of one entry every gradient is 0 as the difference of two equal terms. Plain PyTorch has it
     exactly; who computes the logit again may round it otherwise, and is held to the size of the terms.
     """
-    truth = results(linear_logprob_ref, case.leaves(torch.float64), case)
+    truth = results(linear_logprob_definition, case.leaves(torch.float64), case)
     mine = results(linear_logprob, case.leaves(dtype), case)
     usual = results(plain, case.leaves(dtype), case)
     terms = 0.0

@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from synpro_engine.dist import Topology, sum_over
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.layers import FullWidthRMSNorm, HeadRMSNorm, RMSNorm
-from synpro_kernels.grad_dot import bias_dot, embedding_dot, grad_dot, scale_dot
+from synpro_kernels import bias_dot, embedding_dot, grad_dot, scale_dot
 
 Site = Callable[[Tensor, Tensor], Tensor]
 """(input, output gradient) -> shares [K, S, B]."""

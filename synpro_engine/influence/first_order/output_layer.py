@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_engine.data import IGNORE
-from synpro_kernels.arithmetic import mm
-from synpro_kernels.pieces import block_bytes, pieces
+from synpro_kernels.common.arithmetic import mm
+from synpro_kernels.common.pieces import block_bytes, pieces
 
 
 @dataclass(frozen=True, kw_only=True)

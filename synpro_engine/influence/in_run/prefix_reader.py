@@ -28,7 +28,7 @@ from synpro_engine.influence.first_order import Capture, stacked, weight_of, who
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms
-from synpro_kernels.grad_dot import formed_dot, grad_dot_prefix
+from synpro_kernels import formed_dot, grad_dot_prefix
 
 
 class PrefixReader:

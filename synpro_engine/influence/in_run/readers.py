@@ -25,8 +25,7 @@ from synpro_engine.influence.in_run.watched_model import WatchedModel
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms
-from synpro_kernels import LogProbs
-from synpro_kernels.grad_dot import formed_dot
+from synpro_kernels import LogProbs, formed_dot
 
 
 class Reader(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synpro_kernels.triton_status import triton_status
+from synpro_kernels.common.triton_status import triton_status
 
 _USABLE, _WHY = triton_status()
 if not _USABLE:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot.triton_pairs import pair_call
-from synpro_kernels.grad_dot.triton_prefix import prefix_call
-from synpro_kernels.grad_dot.triton_rows import row_dot_call
-from synpro_kernels.grad_dot.triton_segments import segment_sum_call
-from synpro_kernels.launch import Call
+from synpro_kernels.common.launch import Call
+from synpro_kernels.ops.grad_dot.triton_pairs import pair_call
+from synpro_kernels.ops.grad_dot.triton_prefix import prefix_call
+from synpro_kernels.ops.grad_dot.triton_rows import row_dot_call
+from synpro_kernels.ops.grad_dot.triton_segments import segment_sum_call
 from synpro_kernels.testing.compile_only import (
     SHARED_LIMIT,
     TENSOR_MEMORY_LIMIT,

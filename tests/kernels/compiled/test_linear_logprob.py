@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from synpro_kernels.launch import Call
-from synpro_kernels.linear_logprob import triton_gemm, triton_rows
-from synpro_kernels.linear_logprob.blocks import Shard
-from synpro_kernels.linear_logprob.rows import Stats
-from synpro_kernels.linear_logprob.settings import LogitSettings
-from synpro_kernels.linear_logprob.tiles import tile_for
+from synpro_kernels.common.launch import Call
+from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
+from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+from synpro_kernels.ops.linear_logprob.tiles import tile_for
+from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
 from tests.kernels.compiled.budget import registers
 
@@ -37,7 +36,7 @@ def production_call(kernel: str, capability: int, descriptor: bool | None, *, wi
         bias_V=meta(VOCAB) if changed.get("bias") else None,
         column_T=meta(TOKENS, dtype=torch.int64),
         settings=settings,
-        how="triton",
+        kernels=LINEAR_LOGPROB.named("triton"),
     )
     if kernel == "stats":
         return triton_gemm.stats_call(shard, entropy=True, capability=capability, processors=132, descriptor=descriptor)

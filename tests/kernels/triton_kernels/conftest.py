@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from synpro_kernels.common.triton_status import triton_status
 from synpro_kernels.testing import nan_filled_empty
-from synpro_kernels.triton_status import triton_status
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _USABLE, _WHY = triton_status()

@@ -3,32 +3,24 @@
 T tokens, I inputs, O outputs, K directions, S segments.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels.grad_dot import (
-    grad_dot,
-    grad_dot_prefix,
-    grad_dot_ref,
-    op,
-    pairwise,
-    pairwise_grad_dot,
-    prefix,
-    segment_sum,
-    tiles,
-    to_fp8,
+from synpro_kernels import grad_dot, grad_dot_prefix, pairwise_grad_dot, segment_sum, to_fp8
+from synpro_kernels.ops.grad_dot import tiles, triton_segments
+from synpro_kernels.ops.grad_dot.definition import (
+    grad_dot_definition,
+    grad_dot_prefix_definition,
+    grad_dot_tokens_definition,
+    pairwise_grad_dot_definition,
 )
-from synpro_kernels.grad_dot.reference import (
-    grad_dot_prefix_ref,
-    grad_dot_tokens_ref,
-    pairwise_grad_dot_ref,
-)
-from synpro_kernels.grad_dot.triton_pairs import pair_call
-from synpro_kernels.grad_dot.triton_prefix import prefix_call
-from synpro_kernels.grad_dot.triton_rows import row_dot_call
-from synpro_kernels.grad_dot.triton_segments import segment_sum_triton
-from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels.ops.grad_dot.triton_pairs import pair_call
+from synpro_kernels.ops.grad_dot.triton_prefix import prefix_call
+from synpro_kernels.ops.grad_dot.triton_rows import row_dot_call
+from synpro_kernels.testing import assert_as_accurate, using
 
 # Triton's interpreter and loops whose bounds were loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
@@ -59,7 +51,9 @@ def test_row_dots_are_as_accurate_as_plain_pytorch(
 ):
     tensors = layer(tokens, outputs, inputs, dtype)
     found = row_dot_call(*tensors, over_inputs, capability=90, descriptor=descriptor).launch()[0].sum(1)
-    assert_as_accurate(found, grad_dot_tokens_ref(*tensors), grad_dot_tokens_ref(*doubles(*tensors)), "row dots")
+    assert_as_accurate(
+        found, grad_dot_tokens_definition(*tensors), grad_dot_tokens_definition(*doubles(*tensors)), "row dots"
+    )
 
 
 @READING
@@ -87,8 +81,8 @@ def test_pairs_are_as_accurate_as_plain_pytorch(
     x[ids == -1] = torch.nan
     for segments in (4, 20):  # more segments: smaller tiles
         found = pair_call(x, grad, ids, segments, capability=90, descriptor=descriptor).launch()[0]
-        plain = pairwise_grad_dot_ref(x, grad, ids, segments=segments)
-        truth = pairwise_grad_dot_ref(*doubles(x, grad), ids, segments=segments)
+        plain = pairwise_grad_dot_definition(x, grad, ids, segments=segments)
+        truth = pairwise_grad_dot_definition(*doubles(x, grad), ids, segments=segments)
         assert_as_accurate(found, plain, truth, f"{segments} segments")
         assert torch.equal(found, found.t()) and (found[2] == 0).all()
 
@@ -123,8 +117,8 @@ def test_the_prefix_scores_and_accumulates_as_accurately_as_plain_pytorch(
     before = torch.randn(shape[1:])
     total = before.clone()
     shares = prefix_call(x, grad, direction, boundaries, total, capability=90, descriptor=descriptor).launch()[0]
-    plain = grad_dot_prefix_ref(x, grad, direction, boundaries, accumulator=before)
-    truth = grad_dot_prefix_ref(*doubles(x, grad, direction), boundaries, accumulator=before.double())
+    plain = grad_dot_prefix_definition(x, grad, direction, boundaries, accumulator=before)
+    truth = grad_dot_prefix_definition(*doubles(x, grad, direction), boundaries, accumulator=before.double())
     assert_as_accurate(shares.sum(0), plain[0], truth[0], "scores")
     assert_as_accurate(total, plain[1], truth[1], "gradient")
 
@@ -134,22 +128,22 @@ def test_the_prefix_scores_and_accumulates_as_accurately_as_plain_pytorch(
 def test_segment_sums_are_those_of_the_cpu_to_the_bit(tokens: int, segments: int):
     values, ids = torch.randn(3, tokens), torch.randint(-1, segments, (tokens,))
     values[:, ids < 0] = torch.nan
-    assert torch.equal(segment_sum_triton(values, ids, segments), segment_sum(values, ids, segments=segments))
+    assert torch.equal(triton_segments.segment_sum(values, ids, segments), segment_sum(values, ids, segments=segments))
     turned = values.t().contiguous().t()
-    assert torch.equal(segment_sum_triton(turned, ids.int(), segments), segment_sum(values, ids, segments=segments))
+    assert torch.equal(
+        triton_segments.segment_sum(turned, ids.int(), segments), segment_sum(values, ids, segments=segments)
+    )
 
 
 def test_nothing_to_sum_is_zero():
-    assert (segment_sum_triton(torch.empty(2, 0), torch.empty(0, dtype=torch.int64), 4) == 0).all()
-    assert segment_sum_triton(torch.ones(2, 3), torch.zeros(3, dtype=torch.int64), 0).shape == (2, 0)
+    assert (triton_segments.segment_sum(torch.empty(2, 0), torch.empty(0, dtype=torch.int64), 4) == 0).all()
+    assert triton_segments.segment_sum(torch.ones(2, 3), torch.zeros(3, dtype=torch.int64), 0).shape == (2, 0)
 
 
 @pytest.fixture
-def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (op, pairwise, prefix):
-        monkeypatch.setattr(module, "use_triton", lambda tensor: tensor.dtype in (torch.bfloat16, torch.float16))
-    for module in (op, prefix):
-        monkeypatch.setattr(module, "use_csrc", lambda tensor: False)
+def triton_everywhere() -> Iterator[None]:
+    with using("triton"):
+        yield
 
 
 @pytest.mark.usefixtures("triton_everywhere")
@@ -158,8 +152,8 @@ def test_the_public_functions_go_through_the_kernels():
     ids = torch.randint(-1, 3, (90,))
     x[ids == -1] = torch.nan
     scores, shares = grad_dot(x, grad, direction, ids, segments=3, per_token=True)
-    truth = grad_dot_ref(*doubles(x, grad, direction), ids, segments=3)
-    assert_as_accurate(scores, grad_dot_ref(x, grad, direction, ids, segments=3), truth, "scores")
+    truth = grad_dot_definition(*doubles(x, grad, direction), ids, segments=3)
+    assert_as_accurate(scores, grad_dot_definition(x, grad, direction, ids, segments=3), truth, "scores")
     assert (shares[:, ids < 0] == 0).all() and shares.isfinite().all()
 
     stored = to_fp8(direction)
@@ -168,14 +162,14 @@ def test_the_public_functions_go_through_the_kernels():
     assert torch.equal(grad_dot(x, grad, stored, ids, segments=3), wanted)
 
     pairs = pairwise_grad_dot(x, grad, ids, segments=3)
-    plain = pairwise_grad_dot_ref(x, grad, ids, segments=3)
-    assert_as_accurate(pairs, plain, pairwise_grad_dot_ref(*doubles(x, grad), ids, segments=3), "pairs")
+    plain = pairwise_grad_dot_definition(x, grad, ids, segments=3)
+    assert_as_accurate(pairs, plain, pairwise_grad_dot_definition(*doubles(x, grad), ids, segments=3), "pairs")
     assert pairwise_grad_dot(x, grad, ids + 1, segments=3).isnan().all()  # an id out of range
 
     whole = x.nan_to_num(0.0)
     found = grad_dot_prefix(whole, grad, direction, [0, 20, 90])
-    plain = grad_dot_prefix_ref(whole, grad, direction, [0, 20, 90])
-    truth = grad_dot_prefix_ref(*doubles(whole, grad, direction), [0, 20, 90])
+    plain = grad_dot_prefix_definition(whole, grad, direction, [0, 20, 90])
+    truth = grad_dot_prefix_definition(*doubles(whole, grad, direction), [0, 20, 90])
     for name, mine, usual, true in zip(("scores", "gradient"), found, plain, truth, strict=True):
         assert_as_accurate(mine, usual, true, name)
 

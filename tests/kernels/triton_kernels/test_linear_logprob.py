@@ -1,11 +1,14 @@
 """linear_logprob's Triton kernels: values and gradients against fp64, at odd shapes."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from synpro_kernels.linear_logprob import forward, linear_cross_entropy, linear_logprob, rows, triton_gemm
-from synpro_kernels.linear_logprob.settings import LogitSettings
-from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels import linear_cross_entropy, linear_logprob
+from synpro_kernels.ops.linear_logprob import forward, triton_gemm
+from synpro_kernels.ops.linear_logprob.types import LogitSettings, Stats
+from synpro_kernels.testing import assert_as_accurate, using
 from synpro_kernels.testing.layers import VARIANTS, check_against_fp64, drawn, make_case
 
 _ON_DTYPES = pytest.mark.parametrize(
@@ -19,15 +22,15 @@ _ON_DTYPES = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=["pointers", "descriptors"])
-def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def operands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Everything through Triton, reading operands one way or the other where rows lie on 16 bytes."""
     if torch.cuda.is_available() and request.param == "descriptors" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU has no tensor descriptors")
-    monkeypatch.setattr(forward, "implementation_for", lambda h: "torch" if h.dtype == torch.float64 else "triton")
     capability = 90 if request.param == "descriptors" else 80
     monkeypatch.setattr(triton_gemm, "capability_of", lambda tensor: capability)
     monkeypatch.setattr(triton_gemm, "_processors", lambda tensor: 3)
-    return request.param
+    with using("triton"):
+        yield request.param
 
 
 @_ON_DTYPES
@@ -62,7 +65,7 @@ def test_a_shard_of_the_vocabulary_ignores_the_other_shards_targets(operands):
     for rows_of in (slice(0, 310), slice(310, 601)):
         shard = forward.shard_of(case.hidden_TH, case.weight_VH[rows_of], case.target_T - rows_of.start, None, settings)
         parts.append(triton_gemm.stats(shard, entropy=True))
-    joined = triton_gemm._merge_parts(rows.Stats(*(torch.stack(pair) for pair in zip(*parts, strict=True))))
+    joined = triton_gemm._merge_parts(Stats(*(torch.stack(pair) for pair in zip(*parts, strict=True))))
     again = forward.finish(joined, whole, case.target_T, None)
     for a, b in zip(again, found, strict=True):
         torch.testing.assert_close(a, b)
@@ -117,11 +120,11 @@ def test_strided_tensors_give_what_contiguous_ones_give(operands):
         return [*found, *torch.autograd.grad(sum(values.sum() for values in found), leaves)]
 
     plain = case.hidden_TH, case.weight_VH, case.bias_V, case.target_T
-    spread = (
+    strided = (
         case.hidden_TH.t().contiguous().t(),
         case.weight_VH.repeat_interleave(2, 0)[::2],
         case.bias_V.repeat_interleave(2)[::2],
         case.target_T.repeat_interleave(2)[::2],
     )
-    for a, b in zip(run(*spread), run(*plain), strict=True):
+    for a, b in zip(run(*strided), run(*plain), strict=True):
         torch.testing.assert_close(a, b)

@@ -1,0 +1,39 @@
+"""Finds and loads the compiled CPU ops of csrc.
+
+Nothing is loaded at import: the first call of `csrc_loaded` looks for this Python's `_C.*.so` in the package (an
+editable install and a wheel both put it there). A missing file is normal, since every op has a PyTorch path.
+"""
+
+import functools
+import os
+import sysconfig
+from pathlib import Path
+
+import torch
+
+_SWITCH = "SYNPRO_CSRC"
+_OPS = ("merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot")
+
+
+@functools.cache
+def csrc_status() -> tuple[bool, str]:
+    """Return (loaded, one line that says what was loaded or why nothing was)."""
+    if os.environ.get(_SWITCH) == "0":
+        return False, f"switched off by {_SWITCH}=0"
+    # Environments of several Pythons may share this checkout: each has built a file with its own tag.
+    file = Path(__file__).parents[1] / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not file.exists():
+        return False, "not built (no C++ compiler when installed, or SYNPRO_BUILD_CSRC=0)"
+    try:
+        torch.ops.load_library(file)
+    except OSError as error:
+        return False, f"{file.name} cannot be loaded: {str(error).splitlines()[0]} (built for another torch?)"
+    missing = [name for name in _OPS if not hasattr(torch.ops.synpro_csrc, name)]
+    if missing:
+        return False, f"{file.name} was built from other sources (no {missing[0]}): run `make setup`"
+    return True, f"loaded {file.name}"
+
+
+def csrc_loaded() -> bool:
+    """Whether `torch.ops.synpro_csrc` can be called in this process."""
+    return csrc_status()[0]

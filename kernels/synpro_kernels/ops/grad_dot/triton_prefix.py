@@ -1,0 +1,108 @@
+"""The weight-gradient GEMM with scores on CUDA: a tile of the gradient is built segment by segment in registers.
+
+Each segment's part of the tile is dotted with V before it joins the rest, so nothing cancels and no part leaves the
+registers. One program owns a tile of the accumulator; its shares of the scores go to [tiles, K, S] and are added in a
+fixed order afterwards. Half-precision operands only. T': tokens after segments were filled up to whole blocks of BK.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from synpro_kernels.common.launch import Call, aligned, capability_of, ceil_div
+from synpro_kernels.ops.grad_dot.tiles import prefix_tile
+
+
+@triton.jit
+def prefix_kernel(
+    x, grad, direction, boundaries, accumulator, shares, segments, inputs, outputs,
+    stride_x, stride_grad, stride_k, stride_direction, directions, DESCRIPTOR: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """accumulator[BM outputs, BN inputs] += sum over tokens of grad_t x_t^T, with each segment's dots on the way."""
+    place = tl.program_id(0)
+    col_tiles = tl.cdiv(inputs, BN)
+    out0, in0 = place // col_tiles * BM, place % col_tiles * BN
+    outs, ins, ks = out0 + tl.arange(0, BM), in0 + tl.arange(0, BN), tl.arange(0, BK)
+    in_outs, in_ins = (outs < outputs)[:, None], (ins < inputs)[None, :]
+    total = tl.zeros((BM, BN), tl.float32)
+    for i in range(segments):
+        part = tl.zeros((BM, BN), tl.float32)
+        for t in range(tl.load(boundaries + i), tl.load(boundaries + i + 1), BK):
+            if DESCRIPTOR:
+                g = grad.load([t, out0]).T
+                h = x.load([t, in0])
+            else:
+                rows = (t + ks).to(tl.int64)
+                g = tl.load(grad + rows[None, :] * stride_grad + outs[:, None], mask=in_outs, other=0.0)
+                h = tl.load(x + rows[:, None] * stride_x + ins[None, :], mask=in_ins, other=0.0)
+            part = tl.dot(g, h, part)
+        for k in range(directions):
+            if DESCRIPTOR:
+                v = direction.load([k, out0, in0]).reshape(BM, BN)
+            else:
+                v_row = direction + k * stride_k + outs.to(tl.int64)[:, None] * stride_direction
+                v = tl.load(v_row + ins[None, :], mask=in_outs & in_ins, other=0.0)
+            to_share = (place.to(tl.int64) * directions + k) * segments + i
+            # One sum over both dimensions: Triton 3.6 fails to compile two for sm_100.
+            tl.store(shares + to_share, tl.sum(part * v.to(tl.float32)))
+        total += part
+    to = accumulator + outs.to(tl.int64)[:, None] * inputs + ins[None, :]
+    tl.store(to, tl.load(to, mask=in_outs & in_ins, other=0.0) + total, mask=in_outs & in_ins)
+
+
+def grad_dot_prefix(
+    x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor
+) -> Tensor:
+    """Return scores [K, S], fp32, and add each segment's gradient to the accumulator."""
+    if x_TI.shape[0] == 0:
+        return accumulator_OI.new_zeros(direction_KOI.shape[0], len(boundaries) - 1)
+    tensors = x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI
+    (shares,) = prefix_call(*tensors, capability=capability_of(x_TI)).launch()
+    return shares.sum(0, dtype=torch.float64).float()
+
+
+def prefix_call(
+    x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor, *,
+    capability: int, descriptor: bool | None = None,
+) -> Call:  # fmt: skip
+    """The launch that fills [tiles, K, S] and updates the accumulator; `descriptor` None chooses by capability."""
+    tile = prefix_tile(capability)
+    (outputs, inputs), directions, segments = accumulator_OI.shape, len(direction_KOI), len(boundaries) - 1
+    x, grad, bounds = _whole_blocks(x_TI, grad_TO, boundaries, tile.BK)
+    x, grad, direction = aligned(x), aligned(grad), aligned(direction_KOI)
+    programs = ceil_div(outputs, tile.BM) * ceil_div(inputs, tile.BN)
+    shares = accumulator_OI.new_empty(programs, directions, segments)
+    if descriptor is None:
+        descriptor = capability >= 90
+    sources = x, grad, direction
+    if descriptor:
+        blocks = [tile.BK, tile.BN], [tile.BK, tile.BM], [1, tile.BM, tile.BN]
+        sources = tuple(map(TensorDescriptor.from_tensor, sources, blocks))
+    sizes = segments, inputs, outputs, x.stride(0), grad.stride(0), direction.stride(0), direction.stride(1), directions
+    options = {"DESCRIPTOR": descriptor, **tile._asdict()}
+    return Call(prefix_kernel, (programs,), (*sources, bounds, accumulator_OI, shares, *sizes), options, (shares,))
+
+
+def _whole_blocks(
+    x_TI: Tensor, grad_TO: Tensor, boundaries: Sequence[int], block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x [T', I], grad_out [T', O], boundaries): every segment starts and ends on a whole block.
+
+    Segments of such lengths, as training on windows has, are taken as they are; others are copied, filled with zeros.
+    """
+    bounds = torch.tensor(boundaries, dtype=torch.int32)
+    if bool((bounds % block == 0).all()):
+        return x_TI, grad_TO, bounds.to(x_TI.device, non_blocking=True)
+    lengths = bounds.diff()
+    filled = torch.zeros_like(bounds)
+    filled[1:] = (-(-lengths // block) * block).cumsum(0)
+    shift_T = (filled - bounds)[:-1].long().repeat_interleave(lengths.long())
+    place_T = (torch.arange(x_TI.shape[0]) + shift_T).to(x_TI.device, non_blocking=True)
+    tokens = int(filled[-1])
+    padded = [t.new_zeros(tokens, t.shape[1]).index_copy_(0, place_T, t) for t in (x_TI, grad_TO)]
+    return padded[0], padded[1], filled.to(x_TI.device, non_blocking=True)

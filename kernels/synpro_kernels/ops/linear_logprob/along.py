@@ -1,0 +1,48 @@
+"""By how much a loss rises as the output layer's weight moves along given directions, read off its gradient.
+
+Knows the gradient of logits, block by block as it is made, and the weight's gradient; does not know what is minimised.
+Shapes: K directions, T tokens, C of a chunk; V rows of the weight, B of a block; H width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from synpro_kernels.common.arithmetic import precise_dtype
+from synpro_kernels.ops.grad_dot import grad_dot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """The directions, and whether each token's share is wanted or (for a product less) their sum alone."""
+
+    direction_KVH: Tensor
+    per_token: bool
+
+
+@dataclass(frozen=True)
+class TokenShares:
+    """What is known so far of each token's share dL/dlogits_t . (V_k h_t): the sum over the blocks of logits seen."""
+
+    direction_KVH: Tensor
+    values_KC: Tensor
+
+    @classmethod
+    def wanted(cls, along: Along | None, hidden_TH: Tensor) -> "TokenShares | None":
+        """All 0 of these tokens, or None where none are asked for."""
+        if along is None or not along.per_token:
+            return None
+        shape, dtype = (len(along.direction_KVH), len(hidden_TH)), precise_dtype(hidden_TH.dtype)
+        return cls(along.direction_KVH, hidden_TH.new_zeros(shape, dtype=dtype))
+
+    def of(self, tokens: slice) -> "TokenShares":
+        """Those of some of the tokens; what is added to them is added here."""
+        return replace(self, values_KC=self.values_KC[:, tokens])
+
+    def add(self, tokens: slice | Tensor, hidden_CH: Tensor, columns: slice, dz_CB: Tensor) -> None:
+        """Add what a block of the weight's rows has to do with some tokens, dz being the gradient of their logits."""
+        direction_KBH = self.direction_KVH[:, columns].to(hidden_CH.dtype)
+        segment_C = torch.zeros(len(hidden_CH), dtype=torch.int32, device=hidden_CH.device)
+        block = grad_dot(hidden_CH, dz_CB, direction_KBH, segment_C, segments=1, per_token=True)
+        self.values_KC[:, tokens] += block.tokens

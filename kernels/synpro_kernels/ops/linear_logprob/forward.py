@@ -1,0 +1,121 @@
+"""The forward pass: merge vocabulary shards, check the targets, make results of statistics. No autograd here.
+
+Shapes: T tokens, H width, V rows of this rank's weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_kernels.common.arithmetic import precise_dtype
+from synpro_kernels.ops.linear_logprob import blocks
+from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
+from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
+
+
+class Evaluated(NamedTuple):
+    """Results over the whole vocabulary [T], and the two numbers per token that the backward pass needs again."""
+
+    logprob: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
+    """Empty where it was not asked for."""
+    maximum: Tensor
+    sumexp: Tensor
+
+
+def evaluate(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    target_T: Tensor,
+    bias_V: Tensor | None,
+    settings: LogitSettings,
+    group: dist.ProcessGroup | None,
+    *,
+    entropy: bool,
+) -> Evaluated:
+    """Evaluate the labelled tokens; ignored ones get 0 (and sumexp 1). Raises ValueError for a target outside."""
+    rows = LabelledRows(target_T, settings.ignore_index)
+    if rows.count == 0:  # alike on every rank of the group, so no rank waits for another
+        zeros = hidden_TH.new_zeros(rows.total, dtype=precise_dtype(hidden_TH.dtype))
+        entropy_T = zeros.clone() if entropy else zeros.new_empty(0)
+        return Evaluated(zeros, zeros.clone(), entropy_T, zeros.clone(), zeros + 1.0)
+    shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
+    labelled = finish(blocks.stats(shard, entropy=entropy), shard, rows.take(target_T), group)
+    return Evaluated(
+        rows.put(labelled.logprob),
+        rows.put(labelled.logsumexp),
+        rows.put(labelled.entropy) if entropy else labelled.entropy.new_empty(0),
+        rows.put(labelled.maximum),
+        rows.put(labelled.sumexp, fill=1.0),
+    )
+
+
+def shard_of(
+    hidden_TH: Tensor, weight_VH: Tensor, target_T: Tensor, bias_V: Tensor | None, settings: LogitSettings
+) -> Shard:
+    """Put a rank's tensors together; all tokens are labelled ones."""
+    kernels = LINEAR_LOGPROB.kernels(hidden_TH)
+    if kernels.fused is not None:  # they step through rows and biases by one
+        hidden_TH, weight_VH = hidden_TH.contiguous(), weight_VH.contiguous()
+        bias_V = None if bias_V is None else bias_V.contiguous()
+    column_T = target_T.long().contiguous() - settings.vocab_start
+    return Shard(
+        hidden_TH=hidden_TH, weight_VH=weight_VH, bias_V=bias_V, column_T=column_T, settings=settings, kernels=kernels
+    )
+
+
+def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGroup | None) -> Evaluated:
+    """Results over the whole vocabulary from this shard's statistics; collective over `group`.
+
+    Raises ValueError for a target that is not in exactly one shard: it would silently score as logit 0.
+    """
+    in_shard_T = (shard.column_T >= 0) & (shard.column_T < shard.vocab)
+    if group is not None:
+        stats, owners_T = _merge_shards(stats, in_shard_T, shard, group)
+        _check_owned_once(owners_T, target_T)
+    else:
+        _check_owned(in_shard_T, target_T, shard)
+    log_sum = stats.sumexp.log()
+    # Differences to the maximum first: at large logits the log-sum-exp itself has lost the small digits.
+    logprob = (stats.target_logit - stats.maximum) - log_sum
+    entropy = log_sum - stats.weighted / stats.sumexp
+    return Evaluated(logprob, stats.maximum + log_sum, entropy, stats.maximum, stats.sumexp)
+
+
+def _merge_shards(stats: Stats, in_shard_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> tuple[Stats, Tensor]:
+    """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
+
+    Both carry the shards' spans along; ValueError where these overlap or leave a gap.
+    """
+    start = shard.settings.vocab_start
+    # One maximum gives both ends of the vocabulary: the largest end, and the smallest start as the largest -start.
+    span = stats.maximum.new_tensor([start + shard.vocab, -start])
+    top = torch.cat([stats.maximum, span])
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    top, (end, minus_start) = top[:-2], top[-2:]
+    sumexp, weighted = stats.relative_to(top)
+    parts = torch.stack([sumexp, weighted, stats.target_logit, in_shard_T.to(top.dtype)])
+    summed = torch.cat([parts.flatten(), top.new_tensor([shard.vocab])])
+    dist.all_reduce(summed, group=group)
+    if bool(summed[-1] != end + minus_start):
+        held = int(summed[-1])
+        raise ValueError(f"vocab_start: the group's shards hold {held} rows between {-int(minus_start)} and {int(end)}")
+    sumexp, weighted, target_logit, owners = summed[:-1].view(4, -1)
+    return Stats(top, sumexp, weighted, target_logit), owners
+
+
+def _check_owned(in_shard_T: Tensor, target_T: Tensor, shard: Shard) -> None:
+    if not bool(in_shard_T.all()):
+        wrong, start = int(target_T[~in_shard_T][0]), shard.settings.vocab_start
+        span, ignored = f"[{start}, {start + shard.vocab})", shard.settings.ignore_index
+        raise ValueError(f"target: {wrong} is outside {span} and is not ignore_index ({ignored})")
+
+
+def _check_owned_once(owners_T: Tensor, target_T: Tensor) -> None:
+    if not bool((owners_T == 1).all()):
+        wrong, owners = int(target_T[owners_T != 1][0]), int(owners_T[owners_T != 1][0])
+        raise ValueError(f"target: {wrong} is held by {owners} shards of the group, expected 1")

@@ -1,0 +1,169 @@
+"""Objectives of a linear output layer whose gradients are made within the forward pass.
+
+Where what is minimised is a sum over tokens of a function of their log-probs, each token's gradient is known as soon
+as its logits are. So the tokens are walked in chunks whose logits are cached until they have become gradients:
+three matrix products (6THV) instead of the four of forward plus rematerialising backward. Backward only scales.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from synpro_kernels.common.pieces import pieces
+from synpro_kernels.ops.grad_dot import formed_dot
+from synpro_kernels.ops.linear_logprob import block_sizes
+from synpro_kernels.ops.linear_logprob.along import Along, TokenShares
+from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
+from synpro_kernels.ops.linear_logprob.coefficients import coefficients
+from synpro_kernels.ops.linear_logprob.forward import Evaluated, finish, shard_of
+from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
+from synpro_kernels.ops.linear_logprob.types import Gradients, LogitSettings, LogProbs, Shard
+from synpro_kernels.ops.linear_logprob.validate import check_first_order
+
+Objective = Callable[..., tuple[Tensor, ...]]
+"""(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, further sums to report), scalars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One evaluation: what is minimised over which tokens."""
+
+    objective: Objective
+    per_token: Sequence[Tensor]
+    """[T] each; the objective gets the entries of the tokens it is called with."""
+    target_T: Tensor
+    settings: LogitSettings
+    group: dist.ProcessGroup | None
+    into_main_grad: bool = False
+    """Whether the weight's gradient goes to Megatron's `weight.main_grad` and not to autograd."""
+    along: Along | None = None
+    """Directions of the weight to tell the objective's slope along; they change nothing else."""
+
+
+def minimise(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, work: Work) -> tuple[Tensor, ...]:
+    """The objective's sums over the labelled tokens; the first is differentiable, once, the others are for the record.
+
+    Where directions are given, the slopes come last: [K, T] for each token, 0 for ignored ones, or [K].
+
+    The objective must treat tokens independently: it is called with a chunk of them at a time. Under a group every
+    rank must hold the same hidden, targets and per-token tensors.
+    """
+    # The walk depends on the data (labelled rows, live rows), which a compiler can only break its graphs over.
+    apply: Any = torch.compiler.disable(_Fused.apply)
+    return apply(hidden_TH, weight_VH, bias_V, work, torch.is_grad_enabled())
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden, weight, bias, work: Work, grad_enabled: bool):
+        needed = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
+        rows = LabelledRows(work.target_T, work.settings.ignore_index)
+        shard = shard_of(rows.take(hidden), weight, rows.take(work.target_T), bias, work.settings)
+        shares = TokenShares.wanted(work.along, shard.hidden_TH)
+        # The sum of the shares is read off the weight's gradient, which is then made even where autograd wants none.
+        totals = _accumulators(shard, [needed[0], needed[1] or (work.along is not None and shares is None), needed[2]])
+        sums = _walk(shard, rows, work, totals, shares)
+        if shares is not None:
+            sums = (*sums, rows.put(shares.values_KC.t()).t())
+        elif work.along is not None and totals.weight is not None:
+            sums = (*sums, formed_dot(totals.weight, work.along.direction_KVH))
+        totals = totals if needed[1] else totals._replace(weight=None)
+        if totals.hidden is not None:
+            if work.group is not None:  # once for all chunks, in fp32: each rank has only its columns' part
+                dist.all_reduce(totals.hidden, group=work.group)
+            totals = totals._replace(hidden=rows.put(totals.hidden))
+        ctx.gradients, ctx.weight, ctx.dtype = totals, weight if work.into_main_grad else None, hidden.dtype
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_unused: Tensor):
+        check_first_order()
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients were made in the forward pass and are used up: backward can run once")
+        # Scaled in place, so that no second copy of [T, H] and [V, H] in fp32 exists; hence once.
+        gradients, ctx.gradients = ctx.gradients, None
+        return (
+            None if gradients.hidden is None else gradients.hidden.mul_(grad).to(ctx.dtype),
+            _weight_gradient(gradients.weight, grad, ctx.weight, ctx.dtype),
+            None if gradients.bias is None else gradients.bias.mul_(grad).to(ctx.dtype),
+            None,
+            None,
+        )
+
+
+def _accumulators(shard: Shard, needed: Sequence[bool]) -> Gradients:
+    def zeros(like: Tensor) -> Tensor:
+        return like.new_zeros(like.shape, dtype=shard.precise)
+
+    bias = shard.bias_V
+    return Gradients(
+        zeros(shard.hidden_TH) if needed[0] else None,
+        zeros(shard.weight_VH) if needed[1] else None,
+        zeros(bias) if needed[2] and bias is not None else None,
+    )
+
+
+def _walk(
+    shard: Shard, rows: LabelledRows, work: Work, into: Gradients, shares: TokenShares | None
+) -> tuple[Tensor, ...]:
+    """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
+    target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
+    tokens, width = block_sizes.cached(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
+    # One buffer for all chunks: its size is what the whole op holds beside the gradients.
+    buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
+    sums: tuple[Tensor, ...] = ()
+    # An empty chunk where no token is kept: the objective still says what it reports.
+    for t in pieces(shard.tokens, tokens) if shard.tokens else [slice(0, 0)]:
+        part = shard.rows(t)
+        cached = CachedLogits(part, width, buffer)
+        logprobs = finish(cached.stats, part, target_T[t], work.group)
+        values, grads_C3 = _differentiate_objective(work.objective, logprobs, [each[t] for each in per_token])
+        sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
+        if any(each is not None for each in (*into, shares)):
+            entropy = logprobs.entropy if bool((grads_C3[:, 2] != 0).any()) else None
+            # Under a group the gradient is taken against the whole vocabulary's maximum and sum, not this shard's.
+            statistics = cached.stats._replace(maximum=logprobs.maximum, sumexp=logprobs.sumexp)
+            into_chunk = into._replace(hidden=None if into.hidden is None else into.hidden[t])
+            chunk_shares = None if shares is None else shares.of(t)
+            cached.add_gradients(coefficients(statistics, entropy, grads_C3, work.settings), into_chunk, chunk_shares)
+    return sums
+
+
+def _largest(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
+    if group is None:
+        return vocab
+    size = torch.tensor(vocab, device=like.device)
+    dist.all_reduce(size, op=dist.ReduceOp.MAX, group=group)
+    return int(size)
+
+
+@torch.enable_grad()
+def _differentiate_objective(
+    objective: Objective, logprobs: Evaluated, per_token: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The objective's sums of some tokens, and its gradients of (logprob, logsumexp, entropy) [C, 3]."""
+    leaves = [part.detach().requires_grad_() for part in (logprobs.logprob, logprobs.logsumexp, logprobs.entropy)]
+    values = objective(LogProbs(*leaves), *per_token)
+    grads = torch.autograd.grad(values[0], leaves, allow_unused=True, materialize_grads=True)
+    return tuple(value.detach() for value in values), torch.stack(grads, 1)
+
+
+def _weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The weight's gradient for autograd; where `holder` keeps an fp32 `main_grad`, the sum goes there unrounded.
+
+    Megatron's agreement: `grad_added_to_main_grad` tells its hook not to add what autograd delivers, unless
+    `zero_out_wgrad` says that another use of the same weight (a tied embedding) delivers through autograd as well.
+    """
+    if total_VH is None:
+        return None
+    if holder is None:
+        return total_VH.mul_(grad).to(dtype)
+    target: Any = holder
+    target.main_grad.addcmul_(total_VH, grad.to(target.main_grad.dtype))
+    target.grad_added_to_main_grad = True
+    return torch.zeros_like(holder) if getattr(holder, "zero_out_wgrad", False) else torch.empty_like(holder)

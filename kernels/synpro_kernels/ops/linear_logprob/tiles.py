@@ -1,0 +1,35 @@
+"""Tile shapes of the Triton kernels, by architecture and operand size: an explicit table, no search at run time.
+
+BM tokens x BN vocabulary entries, BK of the width at a time.
+
+A search would compile and time dozens of variants inside somebody's first training step, and pick by noise. These are
+chosen by shared memory, registers and the matrix instruction's shape (see README.md for the arithmetic), and checked
+by compiling ahead of time.
+"""
+
+import torch
+
+from synpro_kernels.common.launch import Tile
+
+_HALF = {
+    80: Tile(128, 128, 64, 8, 3),  # 96 KiB of operands; mma.sync leaves no registers for a larger tile
+    90: Tile(128, 256, 64, 8, 4),  # 192 KiB; two warp groups of 64 x 256, wgmma's widest
+    100: Tile(128, 256, 64, 8, 4),  # accumulators live in tensor memory
+}
+# fp32 operands are multiplied exactly (no tf32), outside the matrix units: small tiles that fit the registers.
+_FLOAT = Tile(64, 64, 32, 8, 3)
+
+
+def tile_for(capability: int, dtype: torch.dtype, tokens: int, *, plain: bool = True) -> Tile:
+    """Return the tile for a compute capability (80, 86, 90, 100, ...); `plain` where registers are not short.
+
+    They are where a bias or a soft cap is applied to the tile, or where the width is no multiple of BK.
+    """
+    if dtype == torch.float32:
+        return _FLOAT
+    # Families not in the table (consumer Blackwell has 99 KiB of shared memory) take the smallest tile.
+    tile = _HALF.get(capability // 10 * 10, _HALF[80])
+    if not plain:
+        tile = tile._replace(BM=128, BN=128 if tile.BN > 128 else 64)
+    # Few tokens (decoding, small groups): a narrow tile wastes fewer rows, and the weight is read once either way.
+    return tile if tokens > 64 else tile._replace(BM=64, BN=min(tile.BN, 128), num_warps=4)

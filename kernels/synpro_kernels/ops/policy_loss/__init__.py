@@ -1,0 +1,5 @@
+"""What policy optimisation minimises, per token: the clipped surrogate and the KL divergence from a reference."""
+
+from synpro_kernels.ops.policy_loss.surrogate import SurrogateTerms, grpo_loss, k3
+
+__all__ = ["SurrogateTerms", "grpo_loss", "k3"]

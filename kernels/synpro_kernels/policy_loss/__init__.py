@@ -1,5 +1,0 @@
-"""What policy optimisation minimises, per token: the clipped surrogate and the KL divergence from a reference."""
-
-from synpro_kernels.policy_loss.surrogate import SurrogateTerms, grpo_loss, k3
-
-__all__ = ["SurrogateTerms", "grpo_loss", "k3"]
