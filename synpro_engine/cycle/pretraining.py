@@ -87,7 +87,7 @@ def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology)
         held_out=_held_out(recipe, tokens, topology),
         seed=recipe.seed,
         label="pretrain",
-        watcher=None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology),
+        watcher=None if in_run is None else InRunScores(in_run, into / SCORES, loader, reference, topology),
     )
     _write_result(into, result, topology, {"samples": loader.samples_by_source})
 
