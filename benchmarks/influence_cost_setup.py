@@ -20,6 +20,7 @@ from synpro_engine.influence.batching import WindowBatch, window_batches
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
+from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
@@ -149,10 +150,10 @@ def set_up(settings: Settings, topology: Topology, folder: Path, say: Callable[[
         pieces=pieces,
     )  # fmt: skip
     _train(bench, theta, steps=3, first=0)
-    probe.load_canonical(theta.canonical_state())
+    load_canonical(probe, canonical_state(theta))
     _train(bench, probe, steps=3, first=20)
     for name, model in (("theta", theta), ("probe", probe)):
-        save_file({key: tensor.contiguous() for key, tensor in model.canonical_state().items()}, _weights(folder, name))
+        save_file({key: tensor.contiguous() for key, tensor in canonical_state(model).items()}, _weights(folder, name))
     # Engines keep weights in their buffers and parameters marked for them: score models that were never trained.
     theta, probe = _stored(settings, topology, folder)
     return Bench(**{**vars(bench), "theta": theta, "probe": probe})
@@ -169,7 +170,7 @@ def _train(bench: Bench, model: Model, *, steps: int, first: int) -> Engine:
 def fresh_engine(bench: Bench) -> Engine:
     """An engine on a model of its own that has taken three steps from theta, so it has moments."""
     model = build_model(bench.settings.model, bench.topology, seed=None)
-    model.load_canonical(load_file(_weights(bench.folder, "theta")))
+    load_canonical(model, load_file(_weights(bench.folder, "theta")))
     return _train(bench, model, steps=3, first=40)
 
 
@@ -182,7 +183,7 @@ def open_models(folder: Path, topology: Topology) -> tuple[Settings, Tokenizer, 
 def _stored(settings: Settings, topology: Topology, folder: Path) -> tuple[Model, Model]:
     models = [build_model(settings.model, topology, seed=None) for _ in range(2)]
     for name, model in zip(("theta", "probe"), models, strict=True):
-        model.load_canonical(load_file(_weights(folder, name)))
+        load_canonical(model, load_file(_weights(folder, name)))
     return models[0], models[1]
 
 

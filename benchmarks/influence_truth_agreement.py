@@ -28,6 +28,7 @@ from synpro_engine.influence.batching import by_sequence
 from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
+from synpro_engine.model.state import canonical_state, load_canonical
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
     every = max(1, len(setup.candidates) // settings.checked)
     given = [candidate.ids for candidate in setup.candidates[::every]]
     half = build_model(settings.model, setup.topology, seed=None, dtype=torch.bfloat16)
-    half.load_canonical(theta.canonical_state())
+    load_canonical(half, canonical_state(theta))
     linear = _values(DotInfluence(theta, v, start_id=setup.start_id), given)
     before, size = _losses(setup, theta, None, given), _size(theta, v)
     for scale in (2.0**-n for n in range(settings.scales)):

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_line
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -91,8 +91,7 @@ def _fault_of(module: str, trial: Callable[[], object]) -> str | None:
 def _in_a_line(module: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
         return f"{module} is not installed"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{module} fails: {type(error).__name__}: {first}"
+    return f"{module} fails: {type(error).__name__}: {first_line(error)}"
 
 
 def _ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -39,6 +39,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, for a message of one line; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def brief(value: Any) -> str:
     """A value as a message quotes it: Python's own spelling, one line, cut where it is long."""
     text = repr(value)

@@ -1,15 +1,14 @@
 """Records as JSON, one in a file or one a line, read back into declared fields.
 
-Knows files and fields; does not know what a record means. What is damaged or of another shape is a UserError that names
-the file and, where there are several records, the line.
+What is damaged or of another shape is a UserError that names the file and, where there are several records, the line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +24,34 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
+class WholeLine(NamedTuple):
+    """One line of a file. `where` names it in messages, `end` is the offset in bytes behind its newline."""
+
+    where: str
+    text: bytes
+    end: int
+
+
+def whole_lines(path: Path) -> Iterator[WholeLine]:
+    """The lines of an append-only file that end with a newline, without it; UserError when it cannot be read.
+
+    What follows the last newline was being written when the writer was killed, and is passed over: a writer that goes
+    on cuts the file at the last line's `end` first.
+    """
+    end = 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                end += len(line)
+                yield WholeLine(f"{path}:{number}", line[:-1], end)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines, each with its newline, to a file that is read by `whole_lines`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     return _object(_bytes(path), str(path))
@@ -36,11 +63,13 @@ def read_record(path: Path, cls: type[R]) -> R:
 
 
 def read_records(path: Path, cls: type[R]) -> Iterator[R]:
-    """Records of one a line, in order. Each line ends with a newline: one that does not was cut short."""
-    for number, line in enumerate(_bytes(path).splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            raise UserError(f"{path}:{number}: damaged (the line is cut short)")
-        yield parse_record(line, cls, f"{path}:{number}")
+    """Records of one a line, in order, of a file that is finished: a last line without its newline is damage."""
+    end = 0
+    for line in whole_lines(path):
+        yield parse_record(line.text, cls, line.where)
+        end = line.end
+    if end < path.stat().st_size:
+        raise UserError(f"{path}: damaged (its last line is cut short)")
 
 
 def parse_record(text: bytes, cls: type[R], where: str) -> R:
@@ -59,13 +88,18 @@ def as_record(data: Any, cls: type[R], where: str) -> R:
         raise UserError(f"{where}: damaged, or of another version (`{key}`: {first['msg'].lower()})") from None
 
 
-def _bytes(path: Path) -> bytes:
+def _opened(path: Path) -> BinaryIO:
     try:
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _bytes(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
 
 
 def _object(text: bytes, where: str) -> dict[str, Any]:

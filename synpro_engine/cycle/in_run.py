@@ -64,6 +64,8 @@ class InRunConfig(Config):
 class PretrainConfig(TrainConfig):
     """Pretraining, and what is measured on the way."""
 
+    mask_repetitions: bool = False
+    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     in_run: InRunConfig | None = None
     """Score the training documents by their influence on the reference loss, in the steps that train on them."""
 
@@ -75,21 +77,18 @@ class InRunScores:
     what renewing the direction took before it (0 where it was kept).
     """
 
-    def __init__(
-        self, config: InRunConfig, log: Path, loader: TokenLoader, reference: TokenCorpus, topology: Topology
-    ) -> None:
-        """log: the file of scores; its keys are the ids of the documents that `loader` deals."""
-        self._config, self._path, self._loader, self._topology = config, log, loader, topology
-        self._reference = reference
+    def __init__(self, config: InRunConfig, log: Path, reference: TokenCorpus, topology: Topology) -> None:
+        """log: the file of scores; its keys are the ids of the documents that are trained on."""
+        self._config, self._path, self._reference, self._topology = config, log, reference, topology
         self._in_run: InRun | None = None
         self._along: Direction | None = None
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Open the score log; what a resumed run scored after its step is dropped, as from its metrics.
 
         A run that was asked to stop at this step goes on with the direction that it had.
         """
-        self._engine, self._metrics = engine, log
+        self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
         kept = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_KEPT}-*"))))
         if resume_step is not None and str(self._kept(resume_step)) in kept:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, json_text, outside_artifacts
+from synpro_engine.config import UserError, append_lines, first_difference, json_text, outside_artifacts, whole_lines
 from synpro_engine.config.lock import writing
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
@@ -73,7 +73,7 @@ def score_documents(
             lines = [_line(document, score, made_by, shares) for document, score in zip(mine, scores, strict=True)]
             gathered = itertools.zip_longest(*gather_objects(topology.dp, lines))
             ordered = [line for part in gathered for line in part if line is not None]
-            on_main(topology, partial(_append, output, ordered))
+            on_main(topology, partial(append_lines, output, ordered))
             bar.update(len(batch))
             if asked_to_stop(topology):
                 raise Stopped(f"{output}: stopped; the scores so far are kept")
@@ -113,11 +113,6 @@ def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object
     if shares:
         record["shares"] = list(score.shares)
     return json_text(record, ensure_ascii=False) + "\n"
-
-
-def _append(output: Path, lines: list[str]) -> None:
-    with output.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
 
 
 def _fresh(
@@ -160,15 +155,14 @@ def _begin(
     held.enter_context(writing(output))
     if is_new:
         held.callback(_remove_empty, output)
+    for line in whole_lines(output):
+        _take(ids, _id_of(line.text, output, made_by, shares))
+        count, end = count + 1, line.end
     with output.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                if not _is_torn(line):
-                    raise _foreign(output)
-                file.truncate(end)
-                break
-            _take(ids, _id_of(line, output, made_by, shares))
-            count, end = count + 1, end + len(line)
+        file.seek(end)
+        if not _is_torn(file.read()):
+            raise _foreign(output)
+        file.truncate(end)
     return count, ids.digest()
 
 
@@ -200,9 +194,9 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
     theirs |= {name: record.get(name) for name in made_by}
     if "windows" not in record:
         raise UserError(f"{output}: holds scores of an older version, which clipped by window; give another --output")
-    for name, value in theirs.items():
-        if value != made_by[name]:
-            raise UserError(f"{output}: holds scores by another {name}; give another --output")
+    difference = first_difference(theirs, made_by)
+    if difference is not None:
+        raise UserError(f"{output}: holds scores of other settings: {difference}; give another --output")
     if ("shares" in record) != shares:
         raise UserError(f"{output}: holds scores with{'out' * shares} shares; give another --output")
     return own

@@ -12,16 +12,20 @@ import torch
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.run_layout import CHECKPOINT
 from synpro_engine.dist import Topology, broadcast_object, on_main
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
-from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, complete_checkpoints, load_checkpoint
-from synpro_engine.train.run import CHECKPOINTS
-
-CHECKPOINT = "checkpoint"
+from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
+    KIND,
+    checkpoint_model_config,
+    complete_checkpoints,
+    load_checkpoint,
+)
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:

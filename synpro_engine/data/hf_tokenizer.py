@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import tokenizers
 
-from synpro_engine.config import UserError, atomic_write_text, json_text
+from synpro_engine.config import UserError, atomic_write_text, first_line, json_text
 from synpro_engine.data.tokenizer_files import TokenizerFiles, read_text
 
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
@@ -66,7 +66,7 @@ class HFTokenizer:
         try:
             known = _vocabulary(source)
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         chosen = {"eos_token": eos, "pad_token": pad}
         eos = eos or files.token("eos_token") or next((t for t in _USUAL_EOS if t in known), None)
         if eos is None:

@@ -83,19 +83,9 @@ class TokenLoader:
         self._first_document = dict(zip(corpora, before, strict=False))
 
     @property
-    def consumed_samples(self) -> int:
-        """Windows given to all ranks together since the first batch."""
-        return sum(self._given.values())
-
-    @property
     def samples_by_source(self) -> dict[str, int]:
-        """`consumed_samples` by source; times seq_len it is the tokens trained on."""
+        """Windows given to all ranks together since the first batch; times seq_len it is the tokens trained on."""
         return dict(self._given)
-
-    @property
-    def epochs_by_source(self) -> dict[str, float]:
-        """Passes over each source so far."""
-        return {name: given / self._sources[name].windows_per_epoch for name, given in self._given.items()}
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""

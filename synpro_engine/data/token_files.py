@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_line
 from synpro_engine.data.megatron_index import open_megatron
 from synpro_engine.data.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def _flat(file: Path, tokenizer: Tokenizer) -> NDArray[np.integer]:
                 raise UserError(f"{file}: holds {tokens.dtype} of shape {tokens.shape}, not a row of integer token ids")
             return tokens
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: damaged or unreadable ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{file}: damaged or unreadable ({first_line(error)})") from None
     if not size:
         return np.zeros(0, np.uint16)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -89,25 +89,16 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
     (`Stopped` on every rank). A UserError there, or a file system that refuses (OSError, told in one line), is raised
     on every rank as a UserError; any other fault ends the job.
     """
-    result: T | None = None
-    fault: Exception | None = None
-    if topology.is_main:
-        try:
-            with contextlib.nullcontext() if label is None else _breakable(topology, label):
-                result = work()
-        except (UserError, OSError, Stopped) as error:
-            fault = error
-    told, stopped = None if fault is None else _told(fault), isinstance(fault, Stopped)
-    told, stopped, valued = from_main((told, stopped, result is not None), topology)
-    if told is not None:
-        raise (Stopped if stopped else SharedError)(told) from fault
+    task = work if label is None else functools.partial(_breakably, topology, label, work)
+    result, fault = _attempt(task) if topology.is_main else (None, None)
+    told, valued = from_main((_told(fault), result is not None), topology)
+    _raise_shared([told], fault)
     return broadcast_object(result, topology) if valued else result  # pyright: ignore[reportReturnType]
 
 
-@contextlib.contextmanager
-def _breakable(topology: Topology, label: str) -> Iterator[None]:
+def _breakably(topology: Topology, label: str, work: Callable[[], T]) -> T:
     with topology.watch.wish.breakable(), elapsed(label):
-        yield
+        return work()
 
 
 def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
@@ -116,24 +107,36 @@ def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
     Ranks that are ready wait outside collectives. A UserError, OSError or Stopped of any rank is raised on all of them,
     as by `on_main`.
     """
-    result: T | None = None
-    fault: Exception | None = None
-    try:
-        result = work()
-    except (UserError, OSError, Stopped) as error:
-        fault = error
+    result, fault = _attempt(work)
     barrier(topology)
-    found: list[Any] = [(result, None if fault is None else _told(fault), isinstance(fault, Stopped))]
+    ends: list[Any] = [(result, _told(fault))]
     if topology.world_size > 1:
-        own, found = found[0], [None] * topology.world_size
-        dist.all_gather_object(found, own)
-    for _, told, stopped in sorted(found, key=lambda ended: ended[2]):  # a fault is told before a stop
-        if told is not None:
-            raise (Stopped if stopped else SharedError)(told) from fault
-    return [done for done, _, _ in found]
+        own, ends = ends[0], [None] * topology.world_size
+        dist.all_gather_object(ends, own)
+    _raise_shared([told for _, told in ends], fault)
+    return [value for value, _ in ends]
 
 
-def _told(error: Exception) -> str:
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What `work` returns, or what it raised of the faults that all ranks are to raise."""
+    try:
+        return work(), None
+    except (UserError, OSError, Stopped) as fault:
+        return None, fault
+
+
+def _raise_shared(told: Sequence[tuple[str, bool] | None], own: Exception | None) -> None:
+    """Raise the first of the faults that ranks told each other (`_told`), before any stop; `own` is this rank's."""
+    for message, stopped in sorted((each for each in told if each is not None), key=lambda each: each[1]):
+        raise (Stopped if stopped else SharedError)(message) from own
+
+
+def _told(fault: Exception | None) -> tuple[str, bool] | None:
+    """A fault as other ranks are told of it: its message, and whether it is a wish to stop."""
+    return None if fault is None else (_message(fault), isinstance(fault, Stopped))
+
+
+def _message(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

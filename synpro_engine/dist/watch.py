@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 import torch.distributed as dist
 from tqdm import tqdm
 
-from synpro_engine.config import UserError, json_text
+from synpro_engine.config import UserError, first_line, json_text
 from synpro_engine.config.errors import RankFailed
 from synpro_engine.dist.signals import StopWish
 
@@ -247,14 +247,15 @@ def _exit(code: int) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
+    said = first_line(error)
     if isinstance(error, (UserError, LostRankError)):
-        return first_line
+        return said
     if _is_loss(error):
-        return f"another rank is gone ({first_line})"
-    if isinstance(error, RuntimeError) and "gloo" in first_line and "imed out" in first_line:
-        return f"a collective took longer than `parallel.timeout_minutes` ({first_line})"
-    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+        return f"another rank is gone ({said})"
+    if isinstance(error, RuntimeError) and "gloo" in said and "imed out" in said:
+        return f"a collective took longer than `parallel.timeout_minutes` ({said})"
+    kind = type(error).__name__
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _is_loss(error: BaseException) -> bool:
@@ -264,5 +265,4 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _lost(error: BaseException) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"the job's store is gone, with the rank or launcher that holds it ({first_line})"
+    return f"the job's store is gone, with the rank or launcher that holds it ({first_line(error)})"

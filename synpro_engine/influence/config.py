@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from synpro_engine.influence.estimator import At
 
 class EstimatorConfig(Config):
     """How the influence of a text is estimated."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch", "packed"})
 
     estimator: Literal["auto", "two_forward", "dot", "jvp", "finite_difference"] = "auto"
     """`dot`: to first order, by one forward and one backward pass. `two_forward`: L(x; theta) - L(x; theta'), the

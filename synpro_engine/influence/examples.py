@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_engine.train.losses import IGNORE, LabelledBatch
+from synpro_engine.data import IGNORE
+from synpro_engine.train.losses import LabelledBatch
 from synpro_kernels.grad_dot import segment_sum
 
 

@@ -34,13 +34,10 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int | None = 0,
-    trainable_last_blocks: int | None = None,
 ) -> Model:
     """Build this rank's part of the model.
 
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
-    trainable_last_blocks: freeze everything but the last so many blocks (embedding, output layer and final
-    norm included in what is frozen); None trains all.
     Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
     check_layout(config, topology)
@@ -52,8 +49,6 @@ def build_model(
     _mark_sharded(model)
     if seed is not None:
         init_weights(model, seed)
-    if trainable_last_blocks is not None:
-        freeze_but_last(model, trainable_last_blocks)
     return model
 
 
@@ -147,9 +142,12 @@ def _mark_sharded(model: Model) -> None:
 
 
 def freeze_but_last(model: Model, blocks: int) -> None:
-    """Leave only the last `blocks` blocks trainable; call before gradients are wrapped."""
+    """Leave only the last `blocks` blocks trainable: embedding, final norm and output layer are frozen too.
+
+    To be called before an engine is made, which wraps what trains. UserError when the model has fewer blocks.
+    """
     if not 1 <= blocks <= model.config.layers:
-        raise UserError(f"trainable_last_blocks: {blocks} is not between 1 and the model's {model.config.layers}")
+        raise UserError(f"`train_last_blocks`: {blocks} is not between 1 and the model's {model.config.layers}")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for block in model.blocks():

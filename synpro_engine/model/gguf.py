@@ -19,7 +19,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.hf import Imported
-from synpro_engine.model.state import check_shapes
+from synpro_engine.model.state import check_shapes, load_canonical
 
 
 def embedded_path(name: str) -> Path:
@@ -39,7 +39,6 @@ def import_gguf(
     tokenizer_dir: Path,
     dtype: torch.dtype = torch.float32,
     seq_len: int | None = None,
-    trainable_last_blocks: int | None = None,
 ) -> Imported:
     """Read a GGUF file of a known architecture; its tokenizer is written into `tokenizer_dir` by rank 0.
 
@@ -54,6 +53,6 @@ def import_gguf(
         return config
 
     config = on_main(topology, begin)
-    model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
-    model.load_canonical(GGUFFile(path), str(path))
+    model = build_model(config, topology, dtype=dtype, seed=None)
+    load_canonical(model, GGUFFile(path), str(path))
     return Imported(model, tokenizer_dir)

@@ -22,7 +22,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.state import check_shapes, iter_canonical
+from synpro_engine.model.state import check_shapes, iter_canonical, load_canonical
 from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
 
 KIND = "hf_model"
@@ -57,7 +57,6 @@ def import_hf(
     *,
     dtype: torch.dtype = torch.float32,
     seq_len: int | None = None,
-    trainable_last_blocks: int | None = None,
 ) -> Imported:
     """Read a model of a known family; each rank reads only the tensors that it holds a part of.
 
@@ -74,8 +73,8 @@ def import_hf(
     config, untied = on_main(topology, shape)
     if untied:
         say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
-    model = build_model(config, topology, dtype=dtype, seed=None, trainable_last_blocks=trainable_last_blocks)
-    model.load_canonical(SafetensorsFiles(directory), str(directory))
+    model = build_model(config, topology, dtype=dtype, seed=None)
+    load_canonical(model, SafetensorsFiles(directory), str(directory))
     return Imported(model, directory)
 
 

@@ -5,7 +5,7 @@ Knows how to run the model forward and hand out its tensors; knows no optimizer,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.dist import Topology
-from synpro_engine.model import state
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
 from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_ref
@@ -158,14 +157,6 @@ class Model:
         """Whether the output weight's gradient is summed in a trainer's fp32 buffers (Megatron's `main_grad`)."""
         weight = self.output_weight()
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
-
-    def canonical_state(self) -> dict[str, Tensor]:
-        """Full, unsharded tensors by their Hugging Face names, on the CPU of every rank (collective)."""
-        return state.canonical_state(self)
-
-    def load_canonical(self, full: Mapping[str, Tensor], where: str = "weights") -> None:
-        """Copy this rank's share of full tensors into its parameters; UserError, naming `where`, if they do not fit."""
-        state.load_canonical(self, full, where)
 
 
 def run_chunk(chunk: Any, tokens_BS: Tensor) -> Tensor:

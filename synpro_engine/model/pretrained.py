@@ -24,7 +24,6 @@ def import_model(
     tokenizer_dir: Path,
     dtype: torch.dtype = torch.float32,
     seq_len: int | None = None,
-    trainable_last_blocks: int | None = None,
 ) -> Imported:
     """Read `embedded:smollm2-135m`, a `*.gguf` file or a directory with config.json and safetensors.
 
@@ -33,17 +32,8 @@ def import_model(
     """
     path = on_main(topology, lambda: _gguf_file(source))
     if path is None:
-        return import_hf(
-            Path(source), topology, dtype=dtype, seq_len=seq_len, trainable_last_blocks=trainable_last_blocks
-        )
-    return import_gguf(
-        path,
-        topology,
-        tokenizer_dir=tokenizer_dir,
-        dtype=dtype,
-        seq_len=seq_len,
-        trainable_last_blocks=trainable_last_blocks,
-    )
+        return import_hf(Path(source), topology, dtype=dtype, seq_len=seq_len)
+    return import_gguf(path, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=seq_len)
 
 
 def _gguf_file(source: str) -> Path | None:

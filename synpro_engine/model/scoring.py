@@ -16,10 +16,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model, run_chunk
 from synpro_kernels import LogProbs
-
-IGNORED = -100
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def score_tokens(
     """
     assert tokens_BS.shape == labels_BS.shape and tokens_BS.dim() == 2
     labels_BS = labels_BS.to(model.topology.device)
-    used = int((labels_BS != IGNORED).any(0).nonzero().max()) + 1 if bool((labels_BS != IGNORED).any()) else 0
+    used = int((labels_BS != IGNORE).any(0).nonzero().max()) + 1 if bool((labels_BS != IGNORE).any()) else 0
     scores_CBS = _score_columns(model, tokens_BS[:, :used], labels_BS[:, :used], temperature, micro_batch, entropy)
     logprob, logsumexp, *rest = F.pad(scores_CBS, (0, labels_BS.size(1) - used)).unbind(0)
     return LogProbs(logprob, logsumexp, rest[0] if entropy else None)
@@ -90,7 +89,7 @@ def _run_pipeline(
     multiple = micro_batch * (topology.pp.size if topology.vpp > 1 else 1)
     tokens_BS = F.pad(model.pad(tokens_BS), (0, 0, 0, -tokens_BS.size(0) % multiple))
     rows = list(tokens_BS.split(micro_batch))
-    labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORED).split(micro_batch))
+    labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch))
 
     def step(batches: Iterator[tuple[Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
         tokens, wanted = next(batches)

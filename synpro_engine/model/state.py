@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Axis, gather_objects
 from synpro_engine.model import layout
 from synpro_engine.model.layout import Slot
-
-if TYPE_CHECKING:
-    from synpro_engine.model.model import Model
-
+from synpro_engine.model.model import Model
 
 _ROWS_CHECKED = 4096  # the check needs a byte for each number it looks at
 
@@ -108,7 +105,7 @@ def _from_stage(pp: Axis, tensor: Tensor, stage: int) -> Tensor:
 def canonical_state(
     model: Model, *, read: Callable[[Parameter], Tensor] = _value, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """All of `iter_canonical` as CPU copies, on every rank."""
+    """Full, unsharded tensors by their Hugging Face names: all of `iter_canonical` on the CPU of every rank."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in iter_canonical(model, read=read, dtype=dtype)}
 
 

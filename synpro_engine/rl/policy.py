@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.kept import kept_logprob
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.sampler import Kept
-from synpro_engine.train.losses import IGNORE, LossTerms
+from synpro_engine.train.losses import LossTerms
 from synpro_kernels import LogProbs, SurrogateTerms, grpo_loss, linear_logprob, linear_policy_loss
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_difference
 from synpro_engine.data import Tokenizer
 from synpro_engine.dist import Stopped, progress, say, sum_over
 from synpro_engine.model.model import Model
@@ -31,6 +31,7 @@ from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Operation, Slice
 from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -41,9 +42,9 @@ from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.metrics import MetricsLog, Value
 
-CHECKPOINTS, POLICY, SAMPLES = "checkpoints", "policy", "samples"
+POLICY, SAMPLES = "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
-_FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples", "bad_reward", "skip")
+_FREE = {"bad_reward", *GRPOConfig.EXECUTION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,6 @@ class TuneResult:
     policy: Path
     first_reward: float | None
     last_reward: float | None
-    prompts_left_out: int
 
 
 def tune(
@@ -92,7 +92,7 @@ def tune(
     worker = RolloutWorker(sampler, scorer, reward_weights, operation, tokenizer, config, topology, seed)
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
-    identity = {"config": config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
+    identity = {**config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
     run = _Run(config, engine, reference, worker, guard, tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
@@ -116,7 +116,6 @@ def tune(
         policy=directory / POLICY,
         first_reward=rewards[0] if rewards else None,
         last_reward=rewards[-1] if rewards else None,
-        prompts_left_out=prompts.left_out,
     )
 
 
@@ -144,7 +143,11 @@ class _Run:
         done, at = 0, None
         if newest is not None:
             extra = load_checkpoint(newest, self._engine.model, self._engine)
-            _check_identity(newest, extra["run"], self._identity)
+            difference = first_difference(extra["run"], self._identity, _FREE)
+            if difference is not None:
+                raise UserError(
+                    f"{newest}: belongs to a run of other settings: {difference}; use a directory of its own"
+                )
             done = at = int(extra["step"])
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
@@ -223,10 +226,3 @@ class _Run:
         """Close the logs."""
         for log in self._logs:
             log.close()
-
-
-def _check_identity(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    before, now = ({**run["config"], "prompt": run["prompt_version"], "seed": run["seed"]} for run in (theirs, ours))
-    changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
-    if changed:
-        raise UserError(f"{path}: this run was begun with another `{changed[0]}`; use a directory of its own")

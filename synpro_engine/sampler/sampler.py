@@ -36,12 +36,6 @@ class SamplerStats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    @property
-    def new_tokens_per_second(self) -> float:
-        """Sampled tokens over all seconds, reading the prompts included."""
-        seconds = self.prefill_seconds + self.decode_seconds
-        return self.new_tokens / seconds if seconds else 0.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:

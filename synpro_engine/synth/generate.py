@@ -25,6 +25,7 @@ from typing import Any
 from synpro_engine.config import (
     UserError,
     atomic_write_text,
+    first_difference,
     json_text,
     new_artifact,
     read_json,
@@ -138,9 +139,9 @@ def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
 
 
 def _must_equal(found: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
-    for key, value in settings.items():
-        if found.get(key) != value:
-            raise UserError(f"{where}: was made with another `{key}`; remove it or give another directory")
+    difference = first_difference(found, settings)
+    if difference is not None:
+        raise UserError(f"{where}: was made with other settings: {difference}; remove it or give another directory")
 
 
 def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topology) -> None:

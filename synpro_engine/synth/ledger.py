@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, Self
 import zstandard
 from pydantic import Field
 
-from synpro_engine.config import Record, UserError, json_text, parse_record
+from synpro_engine.config import Record, UserError, json_text, parse_record, whole_lines
 from synpro_engine.config.artifact import fsync_path
+from synpro_engine.config.records import WholeLine
 
 
 class Commit(Record):
@@ -33,21 +34,11 @@ class Commit(Record):
     sha256: str
 
 
-def _ledger_path(directory: Path, rank: int) -> Path:
-    return directory / f"part-{rank:05d}.ledger"
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """The ledger's lines up to its last newline: what follows was being written when the process died."""
-    return path.read_bytes().split(b"\n")[:-1]
-
-
-def _commits(path: Path) -> Iterator[tuple[str, Commit]]:
+def _commits(path: Path) -> Iterator[tuple[WholeLine, Commit]]:
     """The units of one ledger, each with the line that it stands on; UserError names a damaged one."""
-    for number, line in enumerate(_whole_lines(path), 1):
-        where = f"{path}:{number}"
+    for line in whole_lines(path):
         try:
-            yield where, parse_record(line, Commit, where)
+            yield line, parse_record(line.text, Commit, line.where)
         except UserError as fault:
             raise UserError(f"{fault}; remove {path.parent} to start anew") from None
 
@@ -56,9 +47,9 @@ def read_commits(directory: Path) -> dict[int, Commit]:
     """All units on disk, of all writers. UserError when a ledger is damaged, or two writers hold one unit."""
     commits: dict[int, Commit] = {}
     for path in sorted(directory.glob("part-*.ledger")):
-        for where, commit in _commits(path):
+        for line, commit in _commits(path):
             if commit.unit in commits:
-                raise UserError(f"{where}: unit {commit.unit} is there twice; remove {directory}")
+                raise UserError(f"{line.where}: unit {commit.unit} is there twice; remove {directory}")
             commits[commit.unit] = commit
     return commits
 
@@ -81,17 +72,17 @@ class PartWriter:
     """Context manager that appends units to one writer's files, after cutting off what a kill left behind."""
 
     def __init__(self, directory: Path, rank: int) -> None:
-        self._ledger_path = _ledger_path(directory, rank)
+        self._ledger_path = directory / f"part-{rank:05d}.ledger"
         self._part_path = self._ledger_path.with_suffix(".zst")
 
     def __enter__(self) -> Self:
         """Open both files at the end of the last unit that counts."""
-        end = length = 0
+        part_end = ledger_end = 0
         if self._ledger_path.exists():
-            end = max((commit.offset + commit.size for _, commit in _commits(self._ledger_path)), default=0)
-            length = sum(len(line) + 1 for line in _whole_lines(self._ledger_path))
-        self._part = _open_at(self._part_path, end)
-        self._ledger = _open_at(self._ledger_path, length)
+            for line, commit in _commits(self._ledger_path):
+                part_end, ledger_end = max(part_end, commit.offset + commit.size), line.end
+        self._part = _open_at(self._part_path, part_end)
+        self._ledger = _open_at(self._ledger_path, ledger_end)
         fsync_path(self._part_path.parent)
         return self
 

@@ -21,6 +21,8 @@ from synpro_engine.config import (
     UserError,
     atomic_write_text,
     check_replaceable,
+    first_difference,
+    first_line,
     json_text,
     partial_path,
     publish,
@@ -35,7 +37,6 @@ from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
-from synpro_engine.train.checkpoint_index import first_line
 from synpro_engine.train.checkpoint_pieces import (
     model_pieces,
     optimizer_pieces,
@@ -45,6 +46,8 @@ from synpro_engine.train.checkpoint_pieces import (
 from synpro_engine.train.engine import Engine
 
 KIND = "checkpoint"
+CHECKPOINTS = "checkpoints"
+"""Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
 _STATE = "state"
 _EXTRA = "extra.json"
 _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors
@@ -111,20 +114,19 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True, verify: bool = True
+    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True
 ) -> dict[str, Json]:
     """Load weights into `model`, and with an `engine` on it the optimizer state and counters; returns `extra`.
 
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
-    afresh from the loaded weights. verify: hold the files against the manifest first (see `integrity`). Collective.
+    afresh from the loaded weights. The files are held against the manifest first (see `integrity`). Collective.
     Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
     optimizer state that was asked for.
     """
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
-    if verify:
-        verify_shared(path, topology)
+    verify_shared(path, topology)
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
     _check_model(path, manifest, model.config)
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
@@ -223,14 +225,9 @@ def _checkpoint_manifest(path: Path) -> Manifest:
 
 
 def _check_model(path: Path, manifest: Manifest, config: ModelConfig) -> None:
-    theirs, ours = manifest.config["model"], config.model_dump(mode="json")
-    differences = [
-        f"{key} {theirs.get(key)} there, {ours[key]} here"
-        for key in ours
-        if key not in _NOT_SHAPE and theirs.get(key) != ours[key]
-    ]
-    if differences:
-        raise UserError(f"{path}: checkpoint of another model: {'; '.join(differences)}")
+    difference = first_difference(manifest.config["model"], config.model_dump(mode="json"), _NOT_SHAPE)
+    if difference is not None:
+        raise UserError(f"{path}: checkpoint of another model: {difference}")
 
 
 def _counters(engine: Engine) -> _Counters:

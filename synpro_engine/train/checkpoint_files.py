@@ -27,9 +27,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_line
 from synpro_engine.dist import Topology, barrier
-from synpro_engine.train.checkpoint_index import UNREADABLE, first_line, read_index
+from synpro_engine.train.checkpoint_index import UNREADABLE, read_index
 from synpro_engine.train.checkpoint_pieces import Piece
 
 

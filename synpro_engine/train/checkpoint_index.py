@@ -23,7 +23,7 @@ from typing import Any
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_line
 
 _INDEX = ".metadata"
 _DATA_FILE = re.compile(r"__\d+_\d+\.distcp", re.ASCII)
@@ -68,11 +68,6 @@ def read_index(directory: Path) -> Metadata:
     if fault is not None or not isinstance(index, Metadata):
         raise UserError(f"{path}: not the index of a checkpoint ({fault})")
     return index
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _fault(index: Any, directory: Path) -> str | None:

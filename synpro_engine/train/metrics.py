@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, atomic_write_text, json_text
+from synpro_engine.config import UserError, atomic_write_text, json_text, whole_lines
 
 METRICS = "metrics.jsonl"
 
@@ -28,15 +28,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
     records = []
-    for number, line in enumerate(lines, start=1):
+    for line in whole_lines(path):
         try:
-            record = json.loads(line)
+            record = json.loads(line.text)
         except (ValueError, RecursionError):
-            raise UserError(f"{path}:{number}: not a JSON record") from None
+            raise UserError(f"{line.where}: not a JSON record") from None
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f"{path}:{number}: a metrics record needs an integer `step`")
+            raise UserError(f"{line.where}: a metrics record needs an integer `step`")
         records.append(record)
     return records
 

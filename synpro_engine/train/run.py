@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, remove_directory
+from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import (
+    CHECKPOINTS,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -34,11 +35,8 @@ from synpro_engine.train.metrics import MetricsLog
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.throughput import Throughput, flops_per_token
 
-CHECKPOINTS = "checkpoints"
 # Settings that a resumed run may change without becoming another run.
-_FREE = (
-    "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "skip", "divergence",
-)  # fmt: skip
+_FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,7 @@ class RunProgress:
 class Watcher(Protocol):
     """Looks on while a run's steps are made, and must leave every one of them as it is. Collective."""
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Before the first step. resume_step: the step that a resumed run goes on from; None for a new run."""
         ...
 
@@ -125,25 +123,24 @@ class PretrainRun:
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.saved: Path | None = None
 
-    def begin(self, keep_optimizer: bool, keep_data_position: bool) -> bool:
+    def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
         newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
         if newest is not None:
             self._resume(newest)
             return True
         if self.start is not None:
-            extra = load_checkpoint(self.start, self.model, self.engine, optimizer_state=keep_optimizer)
-            if not keep_optimizer:
-                self.engine.step_index = int(extra.get("step", 0))
-                self.engine.restart_schedule()
-            if keep_data_position and "data" in extra:
+            extra = load_checkpoint(self.start, self.model, self.engine)
+            if "data" in extra:
                 self.loader.load_state_dict(extra["data"])
             self.state.first_step = self.engine.step_index
         return False
 
     def _resume(self, newest: Path) -> None:
         extra = load_checkpoint(newest, self.model, self.engine)
-        _check_same_run(newest, extra["config"], self.config.model_dump(mode="json"))
+        difference = first_difference(extra["config"], self.config.model_dump(mode="json"), _FREE)
+        if difference is not None:
+            raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
         if self.detector is not None:
@@ -163,7 +160,7 @@ class PretrainRun:
             tensorboard=self.config.tensorboard,
         )
         if self.watcher is not None:
-            self.watcher.begin(self.engine, self.log, resume_step)
+            self.watcher.begin(self.engine, self.loader, self.log, resume_step)
 
     @property
     def steps_here(self) -> int:
@@ -330,9 +327,3 @@ def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
     if equal and rows % size:
         raise UserError(f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
     return [batch.rows(start, start + size) for start in range(0, rows, size)]
-
-
-def _check_same_run(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key, value in ours.items():
-        if key not in _FREE and theirs.get(key) != value:
-            raise UserError(f"{path}: belongs to a run of other settings: `{key}` is {theirs.get(key)} there")

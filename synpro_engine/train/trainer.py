@@ -29,22 +29,20 @@ def pretrain(
     *,
     held_out: Mapping[str, Sequence[Batch]] | None = None,
     start: Path | None = None,
-    keep_optimizer: bool = True,
-    keep_data_position: bool = True,
     seed: int | None = None,
     label: str = "pretraining",
     watcher: Watcher | None = None,
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss on `held_out["reference"]` is on a plateau.
 
-    held_out: this rank's batches of each held-out set, by name. start: a checkpoint whose weights to begin from, with
-    its optimizer state and its position in the data unless those are switched off; steps go on counting from it.
+    held_out: this rank's batches of each held-out set, by name. start: a checkpoint to begin from, with its weights,
+    optimizer state and position in the data; steps go on counting from it.
     watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
     checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before; and
     Stopped, after a checkpoint, when the job is asked to stop before its end.
     """
     run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
-    resumed = run.begin(keep_optimizer, keep_data_position)
+    resumed = run.begin()
     run.open_log(resumed)
     with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:
         if not resumed:

@@ -73,7 +73,7 @@ def train(
 
         loader.next_batch = next_batch
     log = directory / "scores.jsonl"
-    watcher = None if watch is None else InRunScores(watch, log, loader, corpus(2), topology)
+    watcher = None if watch is None else InRunScores(watch, log, corpus(2), topology)
     result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
     return whole_tensors(result.checkpoint / "state")
 

@@ -13,7 +13,7 @@ from synpro_engine.model import layout
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
-from synpro_engine.model.state import iter_by_name
+from synpro_engine.model.state import canonical_state, iter_by_name
 
 # Twelve layers: by name the eleventh comes before the third.
 SHAPE = ModelConfig(layers=12, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
@@ -31,7 +31,7 @@ def _models(topology: Topology) -> dict[str, Model]:
 
 def _of_all_at_once(model: Model) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.canonical_state().items()):
+    for name, tensor in sorted(canonical_state(model).items()):
         digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

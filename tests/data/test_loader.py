@@ -132,7 +132,7 @@ def test_resume_is_exact_at_every_position_through_json() -> None:
         _rows(first, stop)
         again = _loader(dp_rank=0, dp_size=1)
         again.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        assert again.consumed_samples == 12 * stop
+        assert sum(again.samples_by_source.values()) == 12 * stop
         assert _rows(again, 40 - stop) == whole[12 * stop :]
 
 
@@ -156,7 +156,7 @@ def test_each_epoch_gives_every_window_once_and_shuffles_anew() -> None:
     loader = TokenLoader({"organic": corpus}, {"organic": 1.0}, SEQ, 1, seed=0)
     windows = (corpus.num_tokens - 1) // SEQ
     epochs = [_rows(loader, windows) for _ in range(3)]
-    assert loader.epochs_by_source == {"organic": 3.0}
+    assert loader.samples_by_source == {"organic": 3 * windows}
     for rows in epochs:
         targets = [token for row in rows for token in row[1:] if token]
         assert len(set(targets)) == len(targets), "a token was a target twice in an epoch"
@@ -196,7 +196,6 @@ def test_a_source_added_later_starts_at_its_beginning_and_the_others_go_on() -> 
     later.load_state_dict(first.state_dict())
     after = _rows(later, 20)
     assert later.samples_by_source == {"organic": 150, "web": 150, "synthetic": 100}
-    assert later.consumed_samples == 400
     for name in CORPORA:
         alone = TokenLoader({name: CORPORA[name]}, {name: 1.0}, SEQ, 1, seed=7)
         rows = own(name, before) + own(name, after)
@@ -260,7 +259,7 @@ def test_relative_epochs_are_reached_together() -> None:
     corpora = {name: CORPORA[name] for name in ("organic", "synthetic")}
     loader = TokenLoader(corpora, mixture_weights(configs, corpora), SEQ, 50, seed=0)
     _rows(loader, 20)
-    epochs = loader.epochs_by_source
+    epochs = {name: samples / corpora[name].num_tokens for name, samples in loader.samples_by_source.items()}
     assert epochs["organic"] / epochs["synthetic"] == pytest.approx(4.0, rel=0.03)
 
 

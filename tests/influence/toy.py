@@ -17,6 +17,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.layout import canonical_shapes, is_norm
 from synpro_engine.model.model import Model
+from synpro_engine.model.state import load_canonical
 
 START = 0
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
@@ -59,7 +60,7 @@ def full_weights(config: ModelConfig, seed: int, size: float = 1.0) -> dict[str,
 
 def model_of(config: ModelConfig, topology: Topology, seed: int = 1, dtype: torch.dtype = torch.float32) -> Model:
     model = build_model(config, topology, seed=None, dtype=dtype)
-    model.load_canonical(full_weights(config, seed))
+    load_canonical(model, full_weights(config, seed))
     return model
 
 
@@ -67,7 +68,7 @@ def moved(model: Model, seed: int = 2, size: float = 0.05) -> Model:
     """theta': another model, at full_weights(1) - full_weights(seed, size)."""
     before, change = full_weights(model.config, 1), full_weights(model.config, seed, size)
     other = build_model(model.config, model.topology, seed=None, dtype=model.dtype)
-    other.load_canonical({name: before[name] - change[name] for name in before})
+    load_canonical(other, {name: before[name] - change[name] for name in before})
     return other
 
 

@@ -13,6 +13,7 @@ from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import export_hf, import_hf
+from synpro_engine.model.state import canonical_state
 
 SHAPE = ModelConfig(family="llama", layers=1, d_model=16, heads=2, kv_heads=2, ffn=16, vocab_size=32, seq_len=16)
 
@@ -42,8 +43,8 @@ def test_only_an_export_is_replaced_by_an_export(topology: Topology, words: Path
     for seed in (1, 2):
         model = build_model(SHAPE, topology, seed=seed)
         export_hf(model, tmp_path / "out", tokenizer)
-        again = import_hf(tmp_path / "out", topology).model.canonical_state()
-        assert all(torch.equal(again[name], tensor) for name, tensor in model.canonical_state().items())
+        again = canonical_state(import_hf(tmp_path / "out", topology).model)
+        assert all(torch.equal(again[name], tensor) for name, tensor in canonical_state(model).items())
 
 
 def _export_on_two_ranks(directory: str, words: str) -> list[str]:

@@ -14,6 +14,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import export_hf, import_hf
 from synpro_engine.model.hf_config import read_hf_config
+from synpro_engine.model.state import canonical_state
 from tests.model.shapes import transformers_model
 
 
@@ -67,7 +68,7 @@ def test_export_then_import_is_bitwise(
     model = build_model(config, topology, dtype=dtype)
     export_hf(model, tmp_path / "out", tokenizer)
     again, tokens = import_hf(tmp_path / "out", topology, dtype=dtype)
-    before, after = model.canonical_state(), again.canonical_state()
+    before, after = canonical_state(model), canonical_state(again)
     assert again.config == config
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert load_tokenizer(tokens).fingerprint == tokenizer.fingerprint

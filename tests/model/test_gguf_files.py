@@ -17,7 +17,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.state import check_shapes, layout
+from synpro_engine.model.state import canonical_state, check_shapes, layout, load_canonical
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=64, vocab_size=64, seq_len=128)
 STRETCH = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
@@ -113,8 +113,8 @@ def test_a_converted_model_is_read_back(topology: Topology, tmp_path: Path, name
     assert file.config() == config
     check_shapes(layout.canonical_shapes(config), file.shapes, "x.gguf")
     model = build_model(file.config(), topology, seed=None)
-    model.load_canonical(file)
-    for tensor, value in model.canonical_state().items():
+    load_canonical(model, file)
+    for tensor, value in canonical_state(model).items():
         assert torch.equal(value, state[tensor].to(kind).float()), tensor
 
 
@@ -149,7 +149,7 @@ def read(path: Path, topology: Topology) -> None:
     file = GGUFFile(path)
     config = file.config()
     check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
-    build_model(config, topology, seed=None).load_canonical(file, str(path))
+    load_canonical(build_model(config, topology, seed=None), file, str(path))
 
 
 @pytest.mark.parametrize("case", BAD)

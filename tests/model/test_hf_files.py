@@ -21,6 +21,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import export_hf, import_hf
 from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.rotary import inverse_frequencies
+from synpro_engine.model.state import canonical_state
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=16, heads=2, kv_heads=1, ffn=24, vocab_size=32, seq_len=16)
 STRETCH = {
@@ -303,7 +304,7 @@ def test_half_precision_and_fp64_weights_are_read(topology: Topology, exported: 
     before = load_file(exported / "model.safetensors")
     kinds = (torch.float16, torch.bfloat16, torch.float64, torch.float32)
     rewrite(exported, lambda t: t.update({n: x.to(kinds[i % 4]) for i, (n, x) in enumerate(sorted(t.items()))}))
-    after = import_hf(exported, topology).model.canonical_state()
+    after = canonical_state(import_hf(exported, topology).model)
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0.01, atol=1e-4)
 
@@ -314,7 +315,7 @@ def test_stored_angles_are_dropped_where_they_are_the_config_s(
 ) -> None:
     name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     rewrite(exported, lambda tensors: tensors.update({name: inverse_frequencies(SHAPE).to(kind)}))
-    assert name not in import_hf(exported, topology).model.canonical_state()
+    assert name not in canonical_state(import_hf(exported, topology).model)
 
 
 def test_a_tied_model_s_stored_head_is_dropped_where_it_is_the_embedding(

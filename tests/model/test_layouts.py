@@ -15,7 +15,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.scoring import score_tokens
-from synpro_engine.model.state import canonical_state
+from synpro_engine.model.state import canonical_state, load_canonical
 
 SHAPE: dict[str, Any] = {
     "layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "seq_len": 32, "init_std": 0.1,
@@ -88,8 +88,8 @@ def _gradient_norm(model: Model, topology: Topology) -> float:
 
 def _facts(topology: Topology, config: ModelConfig) -> Facts:
     model = build_model(config, topology, seed=5)
-    initial = model.canonical_state()
-    model.load_canonical(_shaken(initial))
+    initial = canonical_state(model)
+    load_canonical(model, _shaken(initial))
     scores = score_tokens(model, *_batch(), micro_batch=2, entropy=True, temperature=0.9)
     assert scores.entropy is not None
     gradients = _gradients(model, *_batch())

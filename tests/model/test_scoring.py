@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
-from synpro_engine.model.build import build_model
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.scoring import score_tokens
+from synpro_engine.model.state import canonical_state
 
 
 def _batch(config: ModelConfig, rows: int = 5, length: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +89,8 @@ def test_views_share_storage_and_see_an_update_at_once(topology: Topology, confi
 def test_only_the_last_blocks_train_and_nothing_before_them_is_kept_for_a_backward(
     topology: Topology, config: ModelConfig, blocks: int
 ) -> None:
-    model = build_model(config, topology, trainable_last_blocks=blocks)
+    model = build_model(config, topology)
+    freeze_but_last(model, blocks)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     last = [f"decoder.layers.{i}." for i in range(config.layers - blocks, config.layers)]
     assert trainable == {name for name, _ in model.named_parameters() if name.startswith(tuple(last))}
@@ -104,12 +106,12 @@ def test_only_the_last_blocks_train_and_nothing_before_them_is_kept_for_a_backwa
 
 
 def test_freezing_more_blocks_than_there_are_is_a_user_error(topology: Topology, config: ModelConfig) -> None:
-    with pytest.raises(UserError, match="trainable_last_blocks: 4 "):
-        build_model(config, topology, trainable_last_blocks=4)
+    with pytest.raises(UserError, match="`train_last_blocks`: 4 "):
+        freeze_but_last(build_model(config, topology), 4)
 
 
 def test_the_seed_decides_the_weights_and_each_tensor_has_its_own_draw(topology: Topology, config: ModelConfig) -> None:
-    state, same, other = (build_model(config, topology, seed=seed).canonical_state() for seed in (1, 1, 2))
+    state, same, other = (canonical_state(build_model(config, topology, seed=seed)) for seed in (1, 1, 2))
     q = "model.layers.{}.self_attn.q_proj.weight"
     assert all(torch.equal(state[name], same[name]) for name in state)
     assert not torch.equal(state[q.format(0)], other[q.format(0)])

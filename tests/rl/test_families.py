@@ -11,7 +11,9 @@ import torch
 
 from synpro_engine.data.tokenizer import load_tokenizer
 from synpro_engine.dist import Topology
+from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.hf import export_hf, import_hf
+from synpro_engine.model.state import canonical_state
 from tests.model.shapes import CONFIGS, transformers_model
 
 FIRST, LAST = "model.layers.0.self_attn", "model.layers.2.self_attn"
@@ -32,12 +34,13 @@ def test_a_tuned_model_computes_in_transformers_what_it_computes_here(
 ) -> None:
     config = CONFIGS[name].model_copy(update={"vocab_size": 36})
     transformers_model(config).save_pretrained(tmp_path / "source")
-    policy = import_hf(tmp_path / "source", topology, trainable_last_blocks=2).model
-    before = policy.canonical_state()
+    policy = import_hf(tmp_path / "source", topology).model
+    freeze_but_last(policy, 2)
+    before = canonical_state(policy)
     tuning = toy()["CONFIG"].model_copy(update={"steps": 2})
     with torch.enable_grad():
         toy()["run"](topology, tmp_path / "run", tuning, policy=policy)
-    after = policy.canonical_state()
+    after = canonical_state(policy)
     for part in ["q_proj.weight", *vectors]:
         assert torch.equal(after[f"{FIRST}.{part}"], before[f"{FIRST}.{part}"])
         assert not torch.equal(after[f"{LAST}.{part}"], before[f"{LAST}.{part}"])

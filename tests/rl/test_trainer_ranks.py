@@ -10,6 +10,7 @@ import torch
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model.state import canonical_state
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.train.metrics import read_metrics
 
@@ -27,7 +28,7 @@ def _tune(directory: Path, parallel: ParallelConfig) -> dict[str, Any]:
     config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | settings)
     with launched(parallel) as topology:
         _, policy = toy["run"](topology, directory, config)
-        weights = {name: tensor.tolist() for name, tensor in policy.canonical_state().items()}
+        weights = {name: tensor.tolist() for name, tensor in canonical_state(policy).items()}
         odd = config.model_copy(update={"prompts_per_step": 3})
         refusal = ""
         if topology.dp.size > 1:

@@ -8,6 +8,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.rl.policy import sampled_logprobs
 from synpro_engine.sampler import Kept, Sampler, SamplingConfig
 
@@ -60,11 +61,12 @@ def _sample_apart(model: Any, rank: int) -> list[Any]:
 def _shake_vectors(model: Any) -> None:
     """Norms away from one and biases from zero, so that each of them matters."""
     generator = torch.Generator().manual_seed(7)
-    model.load_canonical(
+    load_canonical(
+        model,
         {
             name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) if tensor.dim() == 1 else tensor
-            for name, tensor in model.canonical_state().items()
-        }
+            for name, tensor in canonical_state(model).items()
+        },
     )
 
 

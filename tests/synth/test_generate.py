@@ -162,11 +162,11 @@ def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: To
     narrow = JOB["BigramGenerator"](tokenizer)
     narrow.max_prompt_tokens = JOB["CONFIG"].max_prompt_tokens - 1
     for made_by, config, seed, key in (
-        (generator, GenerateConfig(max_chars=200, chat_format="chatml"), JOB["SEED"], "generate"),
+        (generator, GenerateConfig(max_chars=200, chat_format="chatml"), JOB["SEED"], "generate.max_chars"),
         (generator, JOB["CONFIG"], 4, "seed"),
         (narrow, JOB["CONFIG"], JOB["SEED"], "longest_prompt"),
     ):
-        with pytest.raises(UserError, match=f"was made with another `{key}`"):
+        with pytest.raises(UserError, match=f"was made with other settings: `{key}` is .* there, .* here"):
             generate_corpus(
                 corpus, JOB["make_documents"](), made_by, tokenizer, config, topology,
                 generator_hash="bigram", seed=seed, scorer=JOB["letters"],
@@ -180,7 +180,7 @@ def test_a_prefix_sets_the_ids_of_two_corpora_of_one_source_apart(
     for read in (_accepted, _rejected):
         ours, theirs = read(tmp_path / "second"), read(corpus)
         assert theirs and ours == [{**record, "id": "second/" + record["id"]} for record in theirs]
-    with pytest.raises(UserError, match="was made with another `prefix`"):
+    with pytest.raises(UserError, match="was made with other settings: `prefix` is '' there, 'second/' here"):
         JOB["generate"](corpus, topology, prefix="second/")
 
 

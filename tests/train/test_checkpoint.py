@@ -11,7 +11,7 @@ from torch import Tensor
 from synpro_engine.config import UserError, write_manifest
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
-from synpro_engine.model.build import build_model
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train import checkpoint
@@ -53,13 +53,14 @@ def test_a_loaded_engine_goes_on_bit_for_bit(
     topology: Topology, shape: ModelConfig, tmp_path: Path, dtype: torch.dtype, trainable: int | None
 ) -> None:
     schedule = ScheduleConfig(warmup_steps=5)
-    first = Engine(
-        build_model(shape, topology, dtype=dtype, trainable_last_blocks=trainable), OPTIMIZER, schedule=schedule
-    )
+    model, other = (build_model(shape, topology, dtype=dtype, seed=seed) for seed in (0, 9))
+    if trainable is not None:
+        freeze_but_last(model, trainable)
+        freeze_but_last(other, trainable)
+    first = Engine(model, OPTIMIZER, schedule=schedule)
     steps(first, 0, 2)
     save_checkpoint(tmp_path / "c", first, {"note": [1, "two"]})
     whole = steps(first, 2, 4)
-    other = build_model(shape, topology, dtype=dtype, seed=9, trainable_last_blocks=trainable)
     second = Engine(other, OPTIMIZER, schedule=schedule)
     assert load_checkpoint(tmp_path / "c", other, second) == {"note": [1, "two"]}
     assert steps(second, 2, 4) == whole
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_another_shape_names_both(topology: Topology, shape: Mod
     save_checkpoint(tmp_path / "c", build_model(shape, topology))
     assert checkpoint_model_config(tmp_path / "c") == shape
     other = build_model(shape.model_copy(update={"layers": 3, "ffn": 64}), topology)
-    with pytest.raises(UserError, match="another model: layers 2 there, 3 here; ffn 48 there, 64 here"):
+    with pytest.raises(UserError, match="another model: `layers` is 2 there, 3 here"):
         load_checkpoint(tmp_path / "c", other)
     longer = build_model(shape.model_copy(update={"seq_len": 32}), topology)
     load_checkpoint(tmp_path / "c", longer)  # no tensor depends on it
@@ -170,19 +171,10 @@ def test_equal_states_have_equal_files(topology: Topology, shape: ModelConfig, t
     assert one["content_hash"] == two["content_hash"] and one["files"] == two["files"]
 
 
-def test_without_verifying_the_files_are_not_read_twice(topology: Topology, shape: ModelConfig, tmp_path: Path) -> None:
-    model = build_model(shape, topology)
-    save_checkpoint(tmp_path / "c", model, {"step": 1})
-    extra = tmp_path / "c" / "extra.json"
-    extra.write_text(extra.read_text().replace("1", "2"))
-    assert load_checkpoint(tmp_path / "c", model, verify=False) == {"step": 2}
-    with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(tmp_path / "c", model)
-
-
 def test_optimizer_state_of_other_parameters_is_refused(topology: Topology, shape: ModelConfig, tmp_path: Path) -> None:
-    few = Engine(build_model(shape, topology, trainable_last_blocks=1), OPTIMIZER)
-    save_checkpoint(tmp_path / "c", few)
+    few = build_model(shape, topology)
+    freeze_but_last(few, 1)
+    save_checkpoint(tmp_path / "c", Engine(few, OPTIMIZER))
     all_of_them = Engine(build_model(shape, topology), OPTIMIZER)
     with pytest.raises(UserError, match="does not fit"):
         load_checkpoint(tmp_path / "c", all_of_them.model, all_of_them)

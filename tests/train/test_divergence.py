@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, json_text
-from synpro_engine.data import Batch
+from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
@@ -35,7 +35,7 @@ class Poison:
     def __init__(self, *steps: int) -> None:
         self._steps = set(steps)
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         self._engine = engine
 
     def stop(self) -> None:

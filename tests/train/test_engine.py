@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
-from synpro_engine.model.build import build_model
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
@@ -113,7 +113,8 @@ def test_the_z_loss_is_the_mean_squared_normaliser(topology: Topology, shape: Mo
 
 
 def test_frozen_parameters_stay_and_cost_no_state(topology: Topology, shape: ModelConfig) -> None:
-    model = build_model(shape, topology, trainable_last_blocks=1)
+    model = build_model(shape, topology)
+    freeze_but_last(model, 1)
     engine = Engine(model, OPTIMIZER)
     before = values(model)
     for seed in range(2):

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
-from synpro_engine.model.build import build_model
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
@@ -104,7 +104,9 @@ def train(engine: Engine, steps: range) -> list[tuple[float, ...]]:
 def engine_of(variant: str, topology: Topology, *, seed: int = 0, overlap: bool = False) -> Engine:
     config, trainable = VARIANTS[variant]
     # What is frozen is the same everywhere, what trains is loaded where a seed differs.
-    model = build_model(config, topology, seed=seed, trainable_last_blocks=trainable)
+    model = build_model(config, topology, seed=seed)
+    if trainable is not None:
+        freeze_but_last(model, trainable)
     return Engine(model, OPTIMIZER, schedule=SCHEDULE, overlap_gradients=overlap)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synpro_engine.model.scoring import IGNORED
+from synpro_engine.data import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class WindowBatch:
         """The same with rows and columns of padding behind."""
         sides = (0, columns - self.tokens_BS.size(1), 0, rows - self.tokens_BS.size(0))
         tokens_BS = torch.nn.functional.pad(self.tokens_BS, sides)
-        labels_BS = torch.nn.functional.pad(self.labels_BS, sides, value=IGNORED)
+        labels_BS = torch.nn.functional.pad(self.labels_BS, sides, value=IGNORE)
         return WindowBatch(tokens_BS=tokens_BS, labels_BS=labels_BS, places=self.places)
 
 
@@ -125,7 +125,7 @@ def _packed(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
 def _lay(rows: Sequence[Sequence[Window]]) -> WindowBatch:
     width = max(sum(len(window.targets) for window in row) for row in rows)
     tokens_BS = torch.zeros((len(rows), width), dtype=torch.int64)
-    labels_BS = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    labels_BS = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
     places = []
     for number, row in enumerate(rows):
         column = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -33,6 +33,8 @@ class ProbeConfig(Config):
     which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the paper's are 100 of
     64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
     """
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     kind: Literal["next_step", "walk"] = "next_step"
     """`next_step`: a direction from the reference gradient. `walk`: weights that trained on the reference."""

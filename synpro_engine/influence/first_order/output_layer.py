@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_engine.model.scoring import IGNORED
+from synpro_engine.data import IGNORE
 from synpro_kernels.arithmetic import mm
 from synpro_kernels.pieces import block_bytes, pieces
 
@@ -102,7 +102,7 @@ class _Target:
     @classmethod
     def among(cls, target_C: Tensor, vocab_start: int, rows: int) -> _Target:
         local_C = target_C - vocab_start
-        labelled_C = target_C != IGNORED
+        labelled_C = target_C != IGNORE
         own_C = labelled_C & (local_C >= 0) & (local_C < rows)
         return cls(labelled_C, own_C, torch.where(own_C, local_C, 0)[:, None])
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.scoring import IGNORED
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
 
 Weights = Callable[[Parameter], Tensor]
@@ -29,7 +29,7 @@ Weights = Callable[[Parameter], Tensor]
 def plain_logprobs(model: Model, tokens_BS: Tensor, labels_BS: Tensor, weights: Weights) -> Tensor:
     """Log-probability of each label, [B, S], 0 where it is -100; the rest as `plain_logits`."""
     logprobs_BSV = F.log_softmax(plain_logits(model, tokens_BS, weights), -1)
-    labelled_BS = labels_BS != IGNORED
+    labelled_BS = labels_BS != IGNORE
     found_BS = logprobs_BSV.gather(-1, labels_BS.where(labelled_BS, 0)[..., None])[..., 0]
     return torch.where(labelled_BS, found_BS, 0.0)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.config import Record, UserError, json_text, parse_record
+from synpro_engine.config import Record, UserError, append_lines, json_text, parse_record, whole_lines
 from synpro_engine.dist import Topology, gather_objects, on_main
 from synpro_engine.influence.examples import ExampleScore
 
@@ -62,17 +62,12 @@ class ScoreLog:
         """Record this rank's examples of the step that ended as number `step`, in the order of the ranks."""
         lines = [_line(step, score) for score in scores]
         parts = gather_objects(self._topology.dp, lines)
-        on_main(self._topology, lambda: _append(self._path, [line for part in parts for line in part]))
+        on_main(self._topology, lambda: append_lines(self._path, (line for part in parts for line in part)))
 
 
 def _line(step: int, score: ExampleScore) -> str:
     record = {"step": step, "key": score.key, "tokens": score.tokens, "scores": dict(score.values)}
     return json_text(record, ensure_ascii=False) + "\n"
-
-
-def _append(path: Path, lines: Sequence[str]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
 
 
 def _begin(path: Path, resume_step: int | None) -> None:
@@ -102,18 +97,9 @@ def read_scores(path: Path) -> Iterator[ScoreRecord]:
 
 def _records(path: Path) -> Iterator[tuple[ScoreRecord, int]]:
     """Records and the offsets of their ends, in bytes."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            yield _record(line, f"{path}:{number}"), end
-
-
-def _record(line: bytes, where: str) -> ScoreRecord:
-    read = parse_record(line, _Line, where)
-    return ScoreRecord(step=read.step, key=read.key, tokens=read.tokens, scores=read.scores)
+    for line in whole_lines(path):
+        read = parse_record(line.text, _Line, line.where)
+        yield ScoreRecord(step=read.step, key=read.key, tokens=read.tokens, scores=read.scores), line.end
 
 
 def by_document(path: Path, direction: str, *, since: int = 0) -> dict[str, DocumentScore]:
