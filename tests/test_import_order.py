@@ -2,8 +2,9 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "config backend dist data model train influence sampler synth reward rl evaluate report cycle cli".split()
 )  # synpro_kernels stands before all of them
+ROOMS = {
+    "influence": "estimator config examples batching directions first_order two_forward in_run texts build".split(),
+}
+"""Modules and sub-packages of a package, in their order."""
 LAUNCH_VARIABLES = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }
@@ -81,12 +86,47 @@ def wrong_imports(source: Source) -> list[str]:
     return wrong
 
 
+def imports_across_rooms(source: Source) -> list[str]:
+    """Imports in a package with rooms, of a room to the right of the module's own or past another room's __init__."""
+    _, package, room, *_ = [*source.name.split("."), "", ""]
+    if package not in ROOMS or not room:
+        return []  # the package's own __init__ shows what its rooms have
+    if room not in ROOMS[package]:
+        return [f"{source.name}: {room} has no place in the order of {package}"]
+    wrong = []
+    for line, name in imported(source):
+        top, target_package, target, *inner = [*name.split("."), "", ""]
+        if (top, target_package) != ("synpro_engine", package) or target == room:
+            continue
+        place = ROOMS[package].index(target) if target in ROOMS[package] else len(ROOMS[package])
+        if place > ROOMS[package].index(room) or len([part for part in inner if part]) > 1:
+            wrong.append(f"{source.name}:{line} imports {name}")
+    return wrong
+
+
 def foreign_imports(source: Source) -> list[str]:
     """Imports of the kernels package that are not torch, triton, the standard library or itself."""
     allowed = {"torch", "triton", "synpro_kernels", "__future__", *sys.stdlib_module_names}
     return [
         f"{source.name}:{line} imports {name}" for line, name in imported(source) if name.split(".")[0] not in allowed
     ]
+
+
+def circles(modules: Sequence[Source]) -> list[str]:
+    """A ring of modules that import each other, inside functions too, or nothing."""
+    names = {source.name for source in modules}
+
+    def module_of(name: str) -> str:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {source.name: {module_of(name) for _, name in imported(source)} - {""} for source in modules}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" <- ".join(error.args[1])]
+    return []
 
 
 def launch_variables(source: Source) -> list[str]:
@@ -133,6 +173,15 @@ def test_imports_go_one_way():
     assert [fault for source in ENGINE for fault in wrong_imports(source)] == []
 
 
+def test_rooms_import_one_way():
+    assert [fault for source in ENGINE for fault in imports_across_rooms(source)] == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_modules_of_a_package_with_rooms_import_each_other_in_a_circle(package):
+    assert circles([source for source in ENGINE if source.package == package]) == []
+
+
 def test_kernels_import_only_torch_triton_and_the_standard_library():
     assert [fault for source in KERNELS for fault in foreign_imports(source)] == []
 
@@ -173,6 +222,26 @@ def test_no_root_package_is_called_kernels():
 )
 def test_each_check_finds_what_it_looks_for(check, text):
     assert check(parse("synpro_engine.model.example", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from synpro_engine.influence.first_order import dot",
+        "from synpro_engine.influence import Direction",
+        "from synpro_engine.influence.batching.windows import by_sequence",
+    ],
+)
+def test_imports_of_a_room_to_the_right_or_past_a_room_s_front_are_found(text):
+    assert imports_across_rooms(parse("synpro_engine.influence.directions.example", text))
+
+
+def test_a_circle_is_found_though_an_import_hides_in_a_function():
+    texts = {"a": "from p.b import x", "b": "from p import c", "c": "def f():\n    import p.a"}
+    modules = [parse(f"p.{name}", text) for name, text in texts.items()]
+    [ring] = circles(modules)
+    assert set(ring.split(" <- ")) == {"p.a", "p.b", "p.c"}
+    assert circles(modules[:2]) == []
 
 
 @pytest.mark.parametrize(
