@@ -15,6 +15,10 @@ ORDER = (
 )  # synpro_kernels stands before all of them
 OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
 """Ops that another is made with: losses of the output layer tell slopes along directions, and one is a policy's."""
+ROOMS = {
+    "influence": "estimator config examples batching directions first_order two_forward in_run texts build".split(),
+}
+"""Modules and sub-packages of a package, in their order."""
 LAUNCH_VARIABLES = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }
@@ -80,6 +84,24 @@ def wrong_imports(source: Source) -> list[str]:
         if parts[0] != "synpro_engine" or len(parts) < 2 or parts[1] not in ORDER:
             continue
         if ORDER.index(parts[1]) > ORDER.index(source.package):
+            wrong.append(f"{source.name}:{line} imports {name}")
+    return wrong
+
+
+def imports_across_rooms(source: Source) -> list[str]:
+    """Imports in a package with rooms, of a room to the right of the module's own or past another room's __init__."""
+    _, package, room, *_ = [*source.name.split("."), "", ""]
+    if package not in ROOMS or not room:
+        return []  # the package's own __init__ shows what its rooms have
+    if room not in ROOMS[package]:
+        return [f"{source.name}: {room} has no place in the order of {package}"]
+    wrong = []
+    for line, name in imported(source):
+        top, target_package, target, *inner = [*name.split("."), "", ""]
+        if (top, target_package) != ("synpro_engine", package) or target == room:
+            continue
+        place = ROOMS[package].index(target) if target in ROOMS[package] else len(ROOMS[package])
+        if place > ROOMS[package].index(room) or len([part for part in inner if part]) > 1:
             wrong.append(f"{source.name}:{line} imports {name}")
     return wrong
 
@@ -168,6 +190,15 @@ def test_imports_go_one_way():
     assert [fault for source in ENGINE for fault in wrong_imports(source)] == []
 
 
+def test_rooms_import_one_way():
+    assert [fault for source in ENGINE for fault in imports_across_rooms(source)] == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_modules_of_a_package_with_rooms_import_each_other_in_a_circle(package):
+    assert circles([source for source in ENGINE if source.package == package]) == []
+
+
 def test_kernels_import_only_torch_triton_and_the_standard_library():
     assert [fault for source in KERNELS for fault in foreign_imports(source)] == []
 
@@ -254,6 +285,18 @@ def test_a_circle_is_found_though_an_import_hides_in_a_function():
     [ring] = circles(modules)
     assert set(ring.split(" <- ")) == {"p.a", "p.b", "p.c"}
     assert circles(modules[:2]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from synpro_engine.influence.first_order import dot",
+        "from synpro_engine.influence import Direction",
+        "from synpro_engine.influence.batching.windows import by_sequence",
+    ],
+)
+def test_imports_of_a_room_to_the_right_or_past_a_room_s_front_are_found(text):
+    assert imports_across_rooms(parse("synpro_engine.influence.directions.example", text))
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,12 @@ the same, bit for bit, whether or not it is watched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from synpro_engine.config import Config, remove_directory
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
@@ -74,42 +70,25 @@ class PretrainConfig(TrainConfig):
     """Score the training documents by their influence on the reference loss, in the steps that train on them."""
 
 
-class DocumentNumbers(TokenCorpus):
-    """A corpus with each token replaced by its document's number: its windows say which document stands where."""
-
-    @classmethod
-    def of(cls, corpus: TokenCorpus) -> DocumentNumbers:
-        """Numbers of the documents of `corpus`, which are made as they are asked for."""
-        return cls(**{field.name: getattr(corpus, field.name) for field in fields(TokenCorpus)})
-
-    def document_tokens(self, index: int) -> NDArray[np.integer]:
-        """The document's number as often as it has tokens."""
-        return np.full(int(self.offsets[index + 1] - self.offsets[index]), index)
-
-
 class InRunScores:
-    """Watches pretraining on one corpus (see `train.run.Watcher`) and keeps a log of its documents' scores.
+    """Watches pretraining (see `train.run.Watcher`) and keeps a log of its documents' scores.
 
     Of each step the metrics get a record `in_run`: its `seconds`, whether it was `scored`, and `direction_seconds`,
     what renewing the direction took before it (0 where it was kept).
     """
 
-    def __init__(
-        self, config: InRunConfig, log: Path, corpus: TokenCorpus, reference: TokenCorpus, topology: Topology
-    ) -> None:
-        """log: the file of scores; its keys are the ids of `corpus`, which is all that is trained on."""
-        self._config, self._path, self._corpus, self._topology = config, log, corpus, topology
-        self._reference = reference
+    def __init__(self, config: InRunConfig, log: Path, reference: TokenCorpus, topology: Topology) -> None:
+        """log: the file of scores; its keys are the ids of the documents that are trained on."""
+        self._config, self._path, self._reference, self._topology = config, log, reference, topology
         self._in_run: InRun | None = None
         self._along: Direction | None = None
-        self._numbers: TokenLoader | None = None
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Open the score log; what a resumed run scored after its step is dropped, as from its metrics.
 
         A run that was asked to stop at this step goes on with the direction that it had.
         """
-        self._engine, self._metrics = engine, log
+        self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
         kept = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_KEPT}-*"))))
         if resume_step is not None and str(self._kept(resume_step)) in kept:
@@ -131,7 +110,7 @@ class InRunScores:
 
     @contextmanager
     def watching(
-        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
     ) -> Iterator[LossFn[Batch]]:
         """Score the documents of the step in the block, if it is one of those to score."""
         number, renewing = self._engine.step_index + 1, 0.0
@@ -143,7 +122,7 @@ class InRunScores:
         begun = time.perf_counter()
         scored = scored and self._in_run is not None
         if scored and self._in_run is not None:
-            examples = self._examples(position, microbatches)
+            examples = [self._examples(batch) for batch in microbatches]
             with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
                 yield watched.loss_fn
             self._log.write(number, watched.scores)
@@ -185,28 +164,8 @@ class InRunScores:
                 return mean_gradient(self._engine.model, list(batches))
             return next_step_direction(self._engine, list(batches), [microbatches])
 
-    def _examples(self, position: Mapping[str, Any], microbatches: Sequence[Batch]) -> list[Examples]:
-        """The documents of each micro-batch; a position is of the document whose token it predicts."""
-        rows = [len(batch.tokens_BS) for batch in microbatches]
-        if self._numbers is None:
-            self._numbers = self._number_loader(position, sum(rows) * self._topology.dp.size)
-        self._numbers.load_state_dict(position)
-        return [self._named(number_BS) for number_BS in self._numbers.next_batch().labels_BS.split(rows)]
-
-    def _number_loader(self, position: Mapping[str, Any], global_batch: int) -> TokenLoader:
-        """A loader that deals the numbers of the documents where the run's deals their tokens."""
-        numbers, weights, dp = DocumentNumbers.of(self._corpus), position["blend"]["weights"], self._topology.dp
-        return TokenLoader(
-            dict.fromkeys(weights, numbers),
-            weights,
-            position["seq_len"],
-            global_batch,
-            position["seed"],
-            dp_rank=dp.rank,
-            dp_size=dp.size,
-        )
-
-    def _named(self, number_BS: Tensor) -> Examples:
-        numbers, example_BS = number_BS.unique(return_inverse=True)
-        keys = tuple(self._corpus.document_id(number) for number in numbers.tolist())
-        return Examples(keys=keys, example_BS=example_BS)
+    def _examples(self, batch: Batch) -> Examples:
+        """The documents of a micro-batch; a position is of the document whose token it predicts."""
+        assert batch.document_BS is not None, "batches that are scored come from a loader"
+        numbers, example_BS = batch.document_BS.unique(return_inverse=True)
+        return Examples(keys=tuple(map(self._loader.document_id, numbers.tolist())), example_BS=example_BS)

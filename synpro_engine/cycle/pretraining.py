@@ -94,7 +94,7 @@ def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topolog
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
     corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
     in_run = settings.pretrain.in_run
-    watcher = None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology)
+    watcher = None if in_run is None else InRunScores(in_run, into / SCORES, reference, topology)
     _train(into, settings, tokens, {ORGANIC: corpus}, {ORGANIC: 1.0}, topology, label=PRETRAIN, watcher=watcher)
 
 

@@ -6,6 +6,7 @@ its rows: the global order is the same for every layout, micro-batch size and nu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,14 @@ class Batch:
 
     tokens_BS: torch.Tensor
     labels_BS: torch.Tensor
+    document_BS: torch.Tensor | None = None
+    """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
+    takes it. None in batches that are not a loader's."""
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Its rows from `start` to before `stop`, as views."""
+        documents = None if self.document_BS is None else self.document_BS[start:stop]
+        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
 
 
 class TokenLoader:
@@ -67,6 +76,9 @@ class TokenLoader:
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
         self._given = dict.fromkeys(corpora, 0)
+        # Documents are numbered through all sources, so that a number names one of them in a mixture too.
+        before = itertools.accumulate((corpus.num_documents for corpus in corpora.values()), initial=0)
+        self._first_document = dict(zip(corpora, before, strict=False))
 
     @property
     def samples_by_source(self) -> dict[str, int]:
@@ -75,17 +87,24 @@ class TokenLoader:
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
-        rows = []
+        rows, documents = [], []
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                rows.append(self._sources[name].window(self._given[name]))
+                tokens, numbers = self._sources[name].window(self._given[name])
+                rows.append(tokens)
+                documents.append(self._first_document[name] + numbers[1:])
             self._given[name] += 1
         windows_BS1 = np.stack(rows)
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
         if self.mask_repetitions:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE
-        return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+        return Batch(*map(torch.from_numpy, (tokens_BS, labels_BS, np.stack(documents))))
+
+    def document_id(self, number: int) -> str:
+        """Id of the document that batches call `number`, unique within its source."""
+        name = [name for name, first in self._first_document.items() if first <= number][-1]
+        return self._sources[name].corpus.document_id(number - self._first_document[name])
 
     def documents_at(self, position: Mapping[str, Any]) -> dict[str, list[str]]:
         """Ids by source of the documents in the batch that was dealt from `position`, over all ranks, each once."""

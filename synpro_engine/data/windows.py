@@ -44,8 +44,11 @@ class WindowSource:
         self.windows_per_epoch = (corpus.num_tokens - 1) // seq_len
         self._current: _Epoch | None = None
 
-    def window(self, index: int) -> NDArray[np.int64]:
-        """Return window `index` (from 0, without end), [seq_len + 1]."""
+    def window(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return window `index` (from 0, without end): its tokens and the number of the document each is from.
+
+        Both are [seq_len + 1].
+        """
         number, within = divmod(index, self.windows_per_epoch)
         epoch = self._epoch(number)
         start = int(epoch.windows[within]) * self.seq_len
@@ -69,12 +72,13 @@ class WindowSource:
             self._current = _Epoch(number, documents, starts, windows)
         return self._current
 
-    def _gather(self, epoch: _Epoch, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the tokens [start, stop) of the epoch's stream."""
+    def _gather(self, epoch: _Epoch, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tokens [start, stop) of the epoch's stream, and their documents."""
         first, last = np.searchsorted(epoch.starts, [start, stop - 1], side="right") - 1
         pieces = []
         for place in range(first, last + 1):
             tokens = self.corpus.document_tokens(int(epoch.documents[place]))
             begin = int(epoch.starts[place])
             pieces.append(tokens[max(start - begin, 0) : stop - begin])
-        return np.concatenate(pieces).astype(np.int64)
+        documents = np.repeat(epoch.documents[first : last + 1], [len(piece) for piece in pieces])
+        return np.concatenate(pieces).astype(np.int64), documents

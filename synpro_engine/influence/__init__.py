@@ -28,7 +28,7 @@ from synpro_engine.influence.in_run import (
     read_scores,
 )
 from synpro_engine.influence.texts import TextInfluence, text_likelihood
-from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, Influence, InfluenceScore
+from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, Influence
 
 __all__ = [
     "Direction",
@@ -41,7 +41,6 @@ __all__ = [
     "FiniteDifferenceInfluence",
     "InRun",
     "Influence",
-    "InfluenceScore",
     "JvpInfluence",
     "ProbeConfig",
     "ProbeStep",

@@ -1,7 +1,6 @@
-"""What every influence estimator gives: token sequences in, a score for each sequence and each of its tokens out.
+"""What every influence estimator takes and gives: token sequences in, a score for each and for each of its tokens out.
 
-Knows the common interface and that a sequence which comes again need not be computed again; the estimators are in
-`first_order` (by capture, in forward mode) and `two_forward` (and finite differences).
+The estimators are in `first_order` (by capture, in forward mode) and `two_forward` (and finite differences).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Remembered(Generic[T]):
     def __init__(self, models: Sequence[Model], measure: Callable[[list[Sequence[int]]], list[T]], keep: int) -> None:
         """`models` decide the values: a change of their weights makes every later call an error."""
         self._models, self._measure, self._keep = models, measure, keep
-        self._known: dict[bytes, T] = {}
+        self._values: dict[bytes, T] = {}
         self._fingerprint = self._weights()
         self.measured = 0
         """Sequences measured so far (a remembered one does not count again)."""
@@ -80,14 +79,14 @@ class Remembered(Generic[T]):
         if self._weights() != self._fingerprint:
             raise RuntimeError("the weights changed since this estimator was made: its kept scores are stale")
         keys = [hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes()).digest() for ids in sequences]
-        fresh = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._known}
-        if fresh:
-            self._known.update(zip(fresh, self._measure(list(fresh.values())), strict=True))
-            self.measured += len(fresh)
-        found = [self._known[key] for key in keys]
-        for key in list(self._known)[: max(0, len(self._known) - self._keep)]:
-            del self._known[key]
-        return found
+        unknown = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._values}
+        if unknown:
+            self._values.update(zip(unknown, self._measure(list(unknown.values())), strict=True))
+            self.measured += len(unknown)
+        values = [self._values[key] for key in keys]
+        for key in list(self._values)[: max(0, len(self._values) - self._keep)]:
+            del self._values[key]
+        return values
 
 
 def score_of(shares_T: Tensor, logprob_T: Tensor, seq_len: int) -> SequenceScore:

@@ -1,7 +1,4 @@
-"""Training's examples by name: which positions of a micro-batch belong to which, and what each of them scored.
-
-Knows keys and positions; does not know how scores are made.
-"""
+"""Training's examples by name: which positions of a micro-batch belong to which, and what each of them scored."""
 
 from __future__ import annotations
 

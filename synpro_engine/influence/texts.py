@@ -16,14 +16,14 @@ class TextInfluence:
     (`same_tokenizer`), the generator's token ids go to the model as they are.
     """
 
-    def __init__(self, influence: Estimator, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
-        self._influence, self._encode, self._same = influence, encode, same_tokenizer
+    def __init__(self, estimator: Estimator, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
+        self._estimator, self._encode, self._same = estimator, encode, same_tokenizer
 
     def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
         """I of each text; `ids` are the generator's tokens that spell it, where there are such."""
-        given = ids if self._same and ids else [None] * len(texts)
-        sequences = [self._encode(text) if own is None else own for text, own in zip(texts, given, strict=True)]
-        return [score.value for score in self._influence.score(sequences)]
+        known = ids if self._same and ids else [None] * len(texts)
+        sequences = [self._encode(text) if spelt is None else spelt for text, spelt in zip(texts, known, strict=True)]
+        return [score.value for score in self._estimator.score(sequences)]
 
 
 def text_likelihood(
@@ -31,8 +31,8 @@ def text_likelihood(
 ) -> Callable[[Sequence[str]], list[float]]:
     """Mean negative log-likelihood of texts under `model`, nats per token; infinite for a text without tokens."""
 
-    def of(texts: Sequence[str]) -> list[float]:
+    def likelihood(texts: Sequence[str]) -> list[float]:
         scored = sequence_logprobs(model, [encode(t) for t in texts], start_id=start_id, micro_batch=micro_batch)
         return [-logprobs.mean().item() if len(logprobs) else float("inf") for logprobs in scored]
 
-    return of
+    return likelihood

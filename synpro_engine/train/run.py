@@ -77,7 +77,7 @@ class RunProgress:
 class Watcher(Protocol):
     """Looks on while a run's steps are made, and must leave every one of them as it is. Collective."""
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Before the first step. resume_step: the step that a resumed run goes on from; None for a new run."""
         ...
 
@@ -86,12 +86,9 @@ class Watcher(Protocol):
         ...
 
     def watching(
-        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
     ) -> AbstractContextManager[LossFn[Batch]]:
-        """Around one `Engine.step` with these arguments, which takes the loss function that is yielded.
-
-        position: the loader's state before it dealt this batch.
-        """
+        """Around one `Engine.step` with these arguments, which takes the loss function that is yielded."""
         ...
 
 
@@ -163,7 +160,7 @@ class PretrainRun:
             tensorboard=self.config.tensorboard,
         )
         if self.watcher is not None:
-            self.watcher.begin(self.engine, self.log, resume_step)
+            self.watcher.begin(self.engine, self.loader, self.log, resume_step)
 
     @property
     def steps_here(self) -> int:
@@ -186,7 +183,7 @@ class PretrainRun:
         microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
         denominator = max(1, int(labels))
-        with self._watching(position, microbatches, denominator) as loss_fn:
+        with self._watching(microbatches, denominator) as loss_fn:
             result = self.engine.step(microbatches, loss_fn, denominator=denominator)
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
@@ -205,12 +202,10 @@ class PretrainRun:
             values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
             self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
 
-    def _watching(
-        self, position: Mapping[str, Any], microbatches: Sequence[Batch], denominator: int
-    ) -> AbstractContextManager[LossFn[Batch]]:
+    def _watching(self, microbatches: Sequence[Batch], denominator: int) -> AbstractContextManager[LossFn[Batch]]:
         if self.watcher is None:
             return nullcontext(self.loss_fn)
-        return self.watcher.watching(position, microbatches, self.loss_fn, denominator)
+        return self.watcher.watching(microbatches, self.loss_fn, denominator)
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}
@@ -331,5 +326,4 @@ def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
     size = min(micro_batch, rows)
     if equal and rows % size:
         raise UserError(f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")
-    parts = zip(batch.tokens_BS.split(size), batch.labels_BS.split(size), strict=True)
-    return [Batch(tokens_BS=tokens, labels_BS=labels) for tokens, labels in parts]
+    return [batch.rows(start, start + size) for start in range(0, rows, size)]

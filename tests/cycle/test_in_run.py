@@ -10,7 +10,7 @@ import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle import in_run, load_recipe
-from synpro_engine.cycle.in_run import DIRECTION, DocumentNumbers, InRunConfig, InRunScores
+from synpro_engine.cycle.in_run import DIRECTION, InRunConfig, InRunScores
 from synpro_engine.cycle.summaries.influence import agreement_of_halves
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
@@ -73,7 +73,7 @@ def train(
 
         loader.next_batch = next_batch
     log = directory / "scores.jsonl"
-    watcher = None if watch is None else InRunScores(watch, log, corpus(1), corpus(2), topology)
+    watcher = None if watch is None else InRunScores(watch, log, corpus(2), topology)
     result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
     return whole_tensors(result.checkpoint / "state")
 
@@ -99,16 +99,26 @@ def plain(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return directory, train(topology, directory, None)
 
 
-def test_each_position_is_of_the_document_whose_token_it_predicts(topology: Topology) -> None:
-    text = corpus(1)
-    loader, numbers = loader_of(topology, text), loader_of(topology, DocumentNumbers.of(text))
-    for _ in range(30):  # several passes, each in an order of its own
-        numbers.load_state_dict(loader.state_dict())
-        labels_BS, number_BS = loader.next_batch().labels_BS, numbers.next_batch().labels_BS
-        inside_BS = labels_BS != 0
-        assert torch.equal(number_BS[inside_BS] + 1, labels_BS[inside_BS])
-        ends = number_BS[:, 1:] != number_BS[:, :-1]
-        assert (labels_BS[:, :-1][ends] == 0).all()  # a document's last token is its EOS
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_documents_are_scored_with_as_many_tokens_as_are_read_of_them(
+    micro_batch: int, topology: Topology, tmp_path: Path
+) -> None:
+    watch, config = WATCH.model_copy(update={"every": 1}), TRAIN.model_copy(update={"micro_batch": micro_batch})
+    with pytest.raises(Killed):
+        train(topology, tmp_path, watch, config=config, die_before=6)
+    train(topology, tmp_path, watch, config=config)  # goes on from step 4
+    found: dict[tuple[int, str], int] = {}
+    for record in read_scores(tmp_path / "scores.jsonl"):
+        found[record.step, record.key] = found.get((record.step, record.key), 0) + record.tokens
+    loader, expected = loader_of(topology, corpus(1)), dict[tuple[int, str], int]()
+    for step in range(1, 9):
+        batch = loader.next_batch()
+        assert batch.document_BS is not None
+        for label, number in zip(batch.labels_BS.flatten().tolist(), batch.document_BS.flatten().tolist(), strict=True):
+            assert label in (0, number + 1)
+            key = step, f"doc-{number + 1}"
+            expected[key] = expected.get(key, 0) + 1
+    assert found == expected
 
 
 @pytest.mark.parametrize("direction", ["next_step", "gradient"])

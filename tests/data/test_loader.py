@@ -81,6 +81,50 @@ def test_labels_are_the_next_tokens() -> None:
     assert torch.equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
 
 
+def _numbered(corpora: dict[str, TokenCorpus]) -> dict[str, TokenCorpus]:
+    """The corpora with each token replaced by its document's number through all of them."""
+    found, before = {}, 0
+    for name, corpus in corpora.items():
+        numbers = np.repeat(np.arange(corpus.num_documents) + before, np.diff(corpus.offsets))
+        found[name] = dataclasses.replace(corpus, tokens=numbers)
+        before += corpus.num_documents
+    return found
+
+
+def _documents(loader: TokenLoader) -> torch.Tensor:
+    document_BS = loader.next_batch().document_BS
+    assert document_BS is not None and document_BS.dtype == torch.int64
+    return document_BS
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("sources", [["web"], list(CORPORA)])
+def test_documents_of_labels_are_what_a_loader_of_documents_numbers_deals(sources: list[str], ranks: int) -> None:
+    corpora, weights = ({name: of[name] for name in sources} for of in (CORPORA, WEIGHTS))
+    for rank in range(ranks):
+        settings: Any = {"weights": weights, "seq_len": SEQ, "global_batch": 12, "seed": 7}
+        settings |= {"dp_rank": rank, "dp_size": ranks}
+        loader = TokenLoader(corpora, mask_repetitions=True, **settings)
+        replay = TokenLoader(_numbered(corpora), **settings)
+        for _ in range(30):  # the middle of an epoch after some; documents are of up to four windows
+            assert torch.equal(_documents(loader), replay.next_batch().labels_BS)
+        resumed = TokenLoader(corpora, **settings)
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        for _ in range(30):
+            assert torch.equal(_documents(resumed), replay.next_batch().labels_BS)
+
+
+def test_a_number_names_the_document_whose_tokens_it_stands_beside() -> None:
+    loader, named = _loader(), set()
+    for batch in (loader.next_batch() for _ in range(10)):
+        assert batch.document_BS is not None
+        for label, number in zip(batch.labels_BS.flatten().tolist(), batch.document_BS.flatten().tolist(), strict=True):
+            name = "organic" if number < 40 else "synthetic" if number < 100 else "web"
+            assert label in CORPORA[name].document_tokens(int(loader.document_id(number)[1:]))
+            named.add(name)
+    assert named == set(CORPORA)
+
+
 def test_resume_is_exact_at_every_position_through_json() -> None:
     whole = _rows(_loader(), 40)
     for stop in (0, 1, 7, 23):

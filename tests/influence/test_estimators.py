@@ -204,8 +204,13 @@ def test_a_sequence_without_tokens_scores_nothing_even_alone(model: Model, direc
 def test_several_directions_from_one_pass_are_those_from_a_pass_each(model: Model, direction: Direction) -> None:
     other = direction_of(model, seed=4)
     both = DotInfluence(model, {"one": direction, "other": other}, start_id=START)
-    found = both.score_each(GIVEN)
-    assert both.measured == len(GIVEN)
+    passes: list[int] = []
+    with model.chunks[0].register_forward_pre_hook(lambda *_: passes.append(1)):
+        found = both.score_each(GIVEN)
+        assert passes
+        needed = len(passes)
+        DotInfluence(model, direction, start_id=START).score(GIVEN)
+    assert len(passes) == 2 * needed
     for name, v in (("one", direction), ("other", other)):
         single = values(DotInfluence(model, v, start_id=START))
         assert np.array([score.value for score in found[name]]) == pytest.approx(single, rel=1e-6, abs=1e-8)

@@ -91,9 +91,8 @@ def test_a_score_is_the_difference_of_mean_cross_entropies(pair: tuple[Model, Mo
     sequences = _sequences(5, 6)
     for ids, score in zip(sequences, Influence(*pair, start_id=START).score(sequences), strict=True):
         assert score.tokens == len(ids)
-        assert score.loss_theta == pytest.approx(_loss(pair[0], ids), rel=1e-6)
-        assert score.loss_probe == pytest.approx(_loss(pair[1], ids), rel=1e-6)
-        assert score.value == pytest.approx(score.loss_theta - score.loss_probe, abs=1e-9)
+        assert score.loss == pytest.approx(_loss(pair[0], ids), rel=1e-6)
+        assert score.value == pytest.approx(score.loss - _loss(pair[1], ids), abs=1e-6)
         assert sum(score.shares) == pytest.approx(score.value, abs=1e-9)
 
 

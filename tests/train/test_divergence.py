@@ -3,7 +3,7 @@
 import json
 import math
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, json_text
-from synpro_engine.data import Batch
+from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
@@ -35,7 +35,7 @@ class Poison:
     def __init__(self, *steps: int) -> None:
         self._steps = set(steps)
 
-    def begin(self, engine: Engine, log: MetricsLog, resume_step: int | None) -> None:
+    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         self._engine = engine
 
     def stop(self) -> None:
@@ -43,7 +43,7 @@ class Poison:
 
     @contextmanager
     def watching(
-        self, position: Mapping[str, Any], microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
+        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
     ) -> Iterator[LossFn[Batch]]:
         def poisoned(model: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
             terms = loss_fn(model, hidden_BSH, batch)
@@ -205,7 +205,7 @@ def test_a_fall_back_to_a_higher_loss_ends_as_a_fault_and_no_plateau(topology: T
         """From step 60 on the weights are those of step 20 again."""
 
         @contextmanager
-        def watching(self, position: Any, microbatches: Any, loss_fn: Any, denominator: int) -> Iterator[Any]:
+        def watching(self, microbatches: Any, loss_fn: Any, denominator: int) -> Iterator[Any]:
             yield loss_fn
             weights, step = list(self._engine.model.parameters()), self._engine.step_index
             if step == 20:

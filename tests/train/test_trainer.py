@@ -227,9 +227,11 @@ def test_every_rank_judges_the_held_out_losses_that_rank_0_measured(tmp_path: Pa
 
 
 def test_micro_batches_cover_the_batch_and_a_pipeline_gets_equal_ones() -> None:
-    batch = Batch(torch.arange(20).view(5, 4), torch.arange(20).view(5, 4))
+    batch = Batch(*torch.arange(60).view(3, 5, 4))
     assert [part.tokens_BS.size(0) for part in split_batch(batch, 2, equal=False)] == [2, 2, 1]
-    assert torch.equal(torch.cat([part.labels_BS for part in split_batch(batch, 2, equal=False)]), batch.labels_BS)
+    parts = [vars(part) for part in split_batch(batch, 2, equal=False)]
+    for name, whole in vars(batch).items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole)
     assert len(split_batch(batch, 100, equal=True)) == 1
     with pytest.raises(UserError, match=r"^setting `micro_batch`: "):
         split_batch(batch, 2, equal=True)

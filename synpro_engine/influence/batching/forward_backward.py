@@ -1,7 +1,4 @@
-"""One forward and backward pass over micro-batches in any layout, outside of training.
-
-Knows Megatron's schedule and what must be switched off around it; does not know what is differentiated, or for whom.
-"""
+"""One forward and backward pass over micro-batches in any layout, outside of training."""
 
 from __future__ import annotations
 
@@ -38,8 +35,10 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
         index, tokens_BS = next(batches)
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            given = index < len(tokens)
-            value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)]) if given else 0.0 * hidden_BSH.sum()
+            if index < len(tokens):
+                value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)])
+            else:  # a filler: its backward pass must run, since other stages wait for what it sends
+                value = 0.0 * hidden_BSH.sum()
             return value, torch.zeros((), dtype=torch.int), {}
 
         return run_chunk(chunk, model.pad(tokens_BS)), loss

@@ -1,7 +1,8 @@
 """Hooks on a model's chunks, and which micro-batch each chunk is at.
 
-Knows when a chunk is called: in every schedule its k-th forward runs the k-th micro-batch, whatever other chunks and
-stages do meanwhile. Does not know what the hooks are for.
+A chunk is a part of the model that this rank runs; an interleaved pipeline gives it several. In every schedule a
+chunk's k-th forward runs the k-th micro-batch, whatever other chunks and stages do meanwhile, so that counting
+forwards is enough.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ Begin = Callable[[int, Tensor], None]
 
 
 class MicrobatchHooks:
-    """Counts each chunk's forwards; `of[c]` is the index of the micro-batch that chunk c is at, -1 before the first."""
+    """Counts each chunk's forwards; `index[c]` is the micro-batch that chunk c is at, -1 before the first."""
 
     def __init__(self, model: Model, begin: Begin | None = None) -> None:
         """`begin(index, tokens_BS)` is called before each forward of a chunk, with the tokens as padded for it."""
         self._model, self._begin = model, begin
-        self.of = [-1] * len(model.chunks)
+        self.index = [-1] * len(model.chunks)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[contextlib.ExitStack]:
         """Count from zero within the block; handles put on the stack are removed at its end."""
-        self.of = [-1] * len(self._model.chunks)
+        self.index = [-1] * len(self._model.chunks)
         with contextlib.ExitStack() as stack:
-            for index, chunk in enumerate(self._model.chunks):
-                stack.enter_context(chunk.register_forward_pre_hook(self._next(index)))
+            for number, chunk in enumerate(self._model.chunks):
+                stack.enter_context(chunk.register_forward_pre_hook(self._next(number)))
             yield stack
 
     def _next(self, chunk: int) -> Callable[[Any, tuple[Any, ...]], None]:
         def hook(_module: Any, args: tuple[Any, ...]) -> None:
-            self.of[chunk] += 1
+            self.index[chunk] += 1
             if self._begin is not None:
-                self._begin(self.of[chunk], args[0])
+                self._begin(self.index[chunk], args[0])
 
         return hook

@@ -2,7 +2,7 @@
 
 The models' attention is causal over whole rows. Here every window is taken out of its row into a row of its own just
 before the attention kernel and put back just after it, so any kernel serves, exactly and without a mask. Rotary
-positions count from the row's start; scores depend on their differences only. Knows rows and hooks, no scores.
+positions still count from the row's start, which changes no score: attention sees the differences of positions only.
 
 Shape suffixes: B rows, S positions, W windows, L the longest window.
 """
@@ -31,11 +31,11 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
     if not any(batch.packed for batch in batches):
         yield
         return
-    turns = MicrobatchHooks(model)
-    layouts = [_layout(batch, model.pad(batch.tokens_BS)) for batch in batches]
-    with turns.counted() as stack:
-        for index, chunk in enumerate(model.chunks):
-            current = _current(turns, layouts, index)
+    hooks = MicrobatchHooks(model)
+    rearrangements = [_rearrangement(batch, model.pad(batch.tokens_BS)) for batch in batches]
+    with hooks.counted() as stack:
+        for number, chunk in enumerate(model.chunks):
+            current = _current(hooks, rearrangements, number)
             layers: Any = chunk.decoder.layers
             for layer in layers:
                 attention = layer.self_attention.core_attention
@@ -44,31 +44,37 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
         yield
 
 
-class _Layout(NamedTuple):
-    """Places in [S, B] and [L, W], flattened. What is behind a window's end, or belongs to no window, points anywhere:
-    nobody sees or scores it."""
+class _Rearrangement(NamedTuple):
+    """Where each entry comes from: of [L, W] in a flattened [S, B], and of [S, B] in a flattened [L, W].
+
+    What is behind a window's end, or belongs to no window, comes from entry 0: no earlier position attends to it, and
+    it has no label.
+    """
 
     from_LW: Tensor
     to_SB: Tensor
 
 
-def _layout(batch: WindowBatch, tokens_BS: Tensor) -> _Layout:
+def _rearrangement(batch: WindowBatch, tokens_BS: Tensor) -> _Rearrangement:
     rows, positions = tokens_BS.shape
     longest = max(len(place.window.targets) for place in batch.places)
     from_LW = torch.zeros((longest, len(batch.places)), dtype=torch.int64)
     to_SB = torch.zeros((positions, rows), dtype=torch.int64)
-    for w, place in enumerate(batch.places):
-        steps = torch.arange(len(place.window.targets))
-        from_LW[: len(steps), w] = (place.column + steps) * rows + place.row
-        to_SB[place.columns, place.row] = steps * len(batch.places) + w
-    return _Layout(from_LW.to(tokens_BS.device), to_SB.to(tokens_BS.device))
+    for number, place in enumerate(batch.places):
+        step_L = torch.arange(len(place.window.targets))
+        from_LW[: len(step_L), number] = (place.column + step_L) * rows + place.row
+        to_SB[place.columns, place.row] = step_L * len(batch.places) + number
+    return _Rearrangement(from_LW.to(tokens_BS.device), to_SB.to(tokens_BS.device))
 
 
-def _current(turns: MicrobatchHooks, layouts: Sequence[_Layout], chunk: int) -> Callable[[], _Layout]:
-    return lambda: layouts[min(turns.of[chunk], len(layouts) - 1)]
+def _current(
+    hooks: MicrobatchHooks, rearrangements: Sequence[_Rearrangement], chunk: int
+) -> Callable[[], _Rearrangement]:
+    # Bound here: in the loop over chunks a lambda would see the last chunk's number alone.
+    return lambda: rearrangements[min(hooks.index[chunk], len(rearrangements) - 1)]
 
 
-def _take_apart(current: Callable[[], _Layout]) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+def _take_apart(current: Callable[[], _Rearrangement]) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
         from_LW = current().from_LW
@@ -77,7 +83,7 @@ def _take_apart(current: Callable[[], _Layout]) -> Callable[[Any, tuple[Any, ...
     return hook
 
 
-def _put_back(current: Callable[[], _Layout]) -> Callable[[Any, Any, Tensor], Tensor]:
+def _put_back(current: Callable[[], _Rearrangement]) -> Callable[[Any, Any, Tensor], Tensor]:
     def hook(_module: Any, _args: Any, out_LWD: Tensor) -> Tensor:
         return out_LWD.flatten(0, 1)[current().to_SB]
 

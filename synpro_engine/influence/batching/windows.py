@@ -1,6 +1,6 @@
 """Token sequences of any length as micro-batches of windows: each token is a target exactly once.
 
-Knows windows, rows and padding; does not know what is computed over them. Shape suffixes: B rows, S positions.
+Shape suffixes: B rows, S positions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WindowBatch:
         return self.places[-1].window.last
 
     def padded(self, rows: int, columns: int) -> WindowBatch:
-        """The same with rows and columns of padding behind."""
+        """The same with rows and columns of padding behind, up to this many."""
         sides = (0, columns - self.tokens_BS.size(1), 0, rows - self.tokens_BS.size(0))
         tokens_BS = torch.nn.functional.pad(self.tokens_BS, sides)
         labels_BS = torch.nn.functional.pad(self.labels_BS, sides, value=IGNORE)
@@ -75,7 +75,7 @@ def window_batches(
 
     A sequence's first token has `start_id` (the separator of documents) as its context; each window has its own.
     One window a row, of similar lengths in a batch; or, `packed`, as many windows a row as fit `seq_len`, which the
-    model must then be kept from mixing (`packing.separate_documents`).
+    model must then be kept from mixing (`separate_documents`).
     """
     windows = [w for i, ids in enumerate(sequences) for w in _windows(i, ids, start_id, seq_len)]
     windows.sort(key=lambda window: len(window.targets))  # little padding
@@ -90,11 +90,11 @@ def batches_by_sequence(
 
     Sequences without tokens have none; those of similar lengths are neighbours. Cut as by `window_batches`.
     """
-    found = []
+    batches = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
         rows = [[window] for window in _windows(index, sequences[index], start_id, seq_len)]
-        found += [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
-    return found
+        batches += [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
+    return batches
 
 
 def _windows(sequence: int, ids: Sequence[int], start_id: int, length: int) -> Iterator[Window]:
@@ -142,11 +142,11 @@ def by_sequence(
     lengths: Sequence[int], batches: Iterable[WindowBatch], values: Iterable[Tensor], *, lead: tuple[int, ...] = ()
 ) -> list[Tensor]:
     """Take values [*lead, B, S] of micro-batches apart: [*lead, length] of each sequence, float64 on the CPU."""
-    found = [torch.zeros((*lead, length), dtype=torch.float64) for length in lengths]
+    parted = [torch.zeros((*lead, length), dtype=torch.float64) for length in lengths]
     for batch, value in zip(batches, values, strict=True):
         value = value.to("cpu", torch.float64)
         for place in batch.places:
             window = place.window
             stop = window.start + len(window.targets)
-            found[window.sequence][..., window.start : stop] = value[..., place.row, place.columns]
-    return found
+            parted[window.sequence][..., window.start : stop] = value[..., place.row, place.columns]
+    return parted

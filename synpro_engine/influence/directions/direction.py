@@ -4,8 +4,7 @@ A direction v stands for a change of the weights from theta to theta - v; it is 
 probe, or a reference gradient, which a step of descent would subtract. With this sign <grad L(x), v> is, to first
 order, L(x; theta) - L(x; theta - v): positive where the change lowers the loss on x, as the influence of two forwards.
 
-Knows tensors and this rank's shards of them; how a direction is made from data is in `gradient`, `next_step` and
-`probe`, how it is stored in `direction_files`.
+How a direction is made from data is in `gradient`, `next_step` and `probe`, how it is stored in `direction_files`.
 """
 
 from __future__ import annotations
@@ -53,10 +52,6 @@ class Direction:
         """v * v, entry by entry."""
         return replace(self, tensors={name: tensor.square() for name, tensor in self.tensors.items()})
 
-    def to(self, dtype: torch.dtype) -> Direction:
-        """v stored in `dtype`."""
-        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
-
 
 def weights_of(model: Model) -> dict[str, Tensor]:
     """Copies of this rank's parameters, by name."""
@@ -71,9 +66,11 @@ def displacement(theta: Model, probe: Model) -> Direction:
     """
     if theta.config != probe.config:
         raise ValueError("theta and probe must be models of the same configuration")
-    kind = torch.promote_types(theta.dtype, torch.float32)
+    precise = torch.promote_types(theta.dtype, torch.float32)
     pairs = zip(theta.named_parameters(), probe.parameters(), strict=True)
-    return Direction({name: before.detach().to(kind) - after.detach().to(kind) for (name, before), after in pairs})
+    return Direction(
+        {name: before.detach().to(precise) - after.detach().to(precise) for (name, before), after in pairs}
+    )
 
 
 def check_fits(model: Model, direction: Direction) -> None:
@@ -83,20 +80,20 @@ def check_fits(model: Model, direction: Direction) -> None:
         if name not in parameters:
             raise ValueError(f"direction: this rank has no parameter {name}")
         if tensor.shape != parameters[name].shape or tensor.device != parameters[name].device:
-            expected, found = parameters[name], f"{tuple(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"direction: {name} is {tuple(expected.shape)} on {expected.device}, got {found}")
+            expected, got = parameters[name], f"{tuple(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"direction: {name} is {tuple(expected.shape)} on {expected.device}, got {got}")
 
 
 def inner(model: Model, a: Direction, b: Direction) -> float:
     """<a, b> over the whole model, in fp64: split parameters in parts, the others once. Collective over the model."""
     tp, pp, both = model.topology.tp, model.topology.pp, set(a.tensors) & set(b.tensors)
     total = torch.zeros((), dtype=torch.float64, device=model.topology.device)
-    # Tied weights stand on the first stage and on the last.
-    twice = model.config.tie_embeddings and pp.size > 1 and model.topology.is_last_stage
-    again = model.output_weight() if twice else None
+    # Tied weights stand on the first stage and on the last; they count on the first.
+    tied_again = model.config.tie_embeddings and pp.size > 1 and model.topology.is_last_stage
+    counted = model.output_weight() if tied_again else None
     for name, parameter in model.named_parameters():
         split = getattr(parameter, "tensor_model_parallel", False)
-        if name in both and (split or tp.rank == 0) and parameter is not again:
+        if name in both and (split or tp.rank == 0) and parameter is not counted:
             total += (a.tensors[name] * b.tensors[name]).sum(dtype=torch.float64)
     return float(sum_over(pp, sum_over(tp, total)))
 
@@ -114,13 +111,13 @@ def displaced(model: Model, direction: Direction, scale: float) -> Iterator[None
     The sum is computed in fp32 or better and rounded to the model's dtype; it takes one more copy of the parameters.
     """
     check_fits(model, direction)
-    own = {name: (parameter, parameter.data) for name, parameter in model.named_parameters()}
+    storage = {name: (parameter, parameter.data) for name, parameter in model.named_parameters()}
     try:
         for name, tensor in direction.tensors.items():
-            parameter, data = own[name]
-            kind = torch.promote_types(tensor.dtype, torch.float32)
-            parameter.data = torch.add(data.to(kind), tensor.to(kind), alpha=scale).to(data.dtype)
+            parameter, data = storage[name]
+            precise = torch.promote_types(tensor.dtype, torch.float32)
+            parameter.data = torch.add(data.to(precise), tensor.to(precise), alpha=scale).to(data.dtype)
         yield
     finally:
-        for parameter, data in own.values():
+        for parameter, data in storage.values():
             parameter.data = data

@@ -1,7 +1,4 @@
-"""Directions on disk: full fp32 tensors by their Hugging Face names, written and read in any layout.
-
-Knows files and shards; what a direction means is in `direction`.
-"""
+"""Directions on disk: full fp32 tensors by their Hugging Face names, written and read in any layout."""
 
 from __future__ import annotations
 
@@ -36,10 +33,10 @@ def save_direction(
     parents: artifacts it was made from. Raises UserError on every rank when something else lies at `path`, and when it
     cannot be written; then nothing appears there.
     """
-    of = {parameter: direction.tensors.get(name) for name, parameter in model.named_parameters()}
+    tensors_of = {parameter: direction.tensors.get(name) for name, parameter in model.named_parameters()}
 
     def read(parameter: Parameter) -> Tensor:
-        tensor = of[parameter]
+        tensor = tensors_of[parameter]
         return torch.zeros_like(parameter, dtype=torch.float32) if tensor is None else tensor
 
     config = {"model": model.config.model_dump(mode="json"), "tangent": direction.tangent}
@@ -50,10 +47,10 @@ def save_direction(
 
 def is_tangent(path: Path) -> bool:
     """Whether a stored direction is a gradient's, which has no length; UserError where its manifest does not say."""
-    found = read_manifest(path).config.get("tangent")
-    if not isinstance(found, bool):
+    tangent = read_manifest(path).config.get("tangent")
+    if not isinstance(tangent, bool):
         raise UserError(f"{path}: damaged direction (its manifest does not say whether it is a `tangent`)")
-    return found
+    return tangent
 
 
 def load_direction(path: Path, model: Model) -> Direction:

@@ -36,6 +36,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
         raise UserError("reference data: not a single token to predict")
     sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
     loss_fn = LanguageModelLoss(output_layer="recomputed")
+    # In fp32 as each passes by: left to autograd they would pile up in the model's dtype.
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
     try:
         with own_gradients(model), advancing(len(batches), label, "micro-batch", topology) as advance:
@@ -57,9 +58,10 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
 
 @contextlib.contextmanager
 def advancing(count: int, label: str | None, unit: str, topology: Topology) -> Iterator[Callable[[int], Any]]:
-    """What tells a progress bar of that label how many more are done, and raises Stopped when the job is asked to stop.
+    """Yields a function to call with the number of units just done: it moves a progress bar called `label`.
 
-    Without a label it does neither: the gradient then is a part of a step, which is finished.
+    It raises Stopped when the job is asked to stop. Without a label it does neither: the gradient then is a part of a
+    training step, and that is finished first.
     """
     if label is None:
         yield lambda _: None
@@ -82,7 +84,7 @@ def _adder(total: Tensor) -> Any:
 
 
 def _runs(model: Model, batches: Sequence[LabelledBatch]) -> Iterator[list[LabelledBatch]]:
-    """What one schedule runs: all neighbours of one shape in a pipeline, else one micro-batch."""
+    """What one schedule runs: in a pipeline, which waits to fill, all neighbours of one shape; else one micro-batch."""
     if model.topology.pp.size == 1:
         yield from ([batch] for batch in batches)
     else:
@@ -100,7 +102,8 @@ def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
     if not model.config.tie_embeddings or topology.pp.size == 1:
         return
     table = model.output_weight() if topology.is_last_stage else model.embedding_weight()
-    shape = (model.config.vocab_size // topology.tp.size, model.config.d_model)
-    held = None if table is None else sums.get(table)
-    total = torch.zeros(shape, device=topology.device) if held is None else held
+    total = None if table is None else sums.get(table)
+    if total is None:  # stages in the middle take part in the sum with zeros
+        shape = (model.config.vocab_size // topology.tp.size, model.config.d_model)
+        total = torch.zeros(shape, device=topology.device)
     sum_over(topology.pp, total)

@@ -2,10 +2,11 @@
 
 What a step on a text does to the reference depends on more than two gradients: the step's own square enters the second
 moment before that divides, and momentum moves the weights to where the reference gradient counts. Both are much the
-same for all texts, so they are read off a few typical batches. (Clipping is not the same for all: see `dot`.)
+same for all texts, so they are read off a few typical batches. (Clipping is not the same for all: see
+`first_order.dot`.)
 
-Knows AdamW's formulas (Loshchilov and Hutter, arXiv 1711.05101) and Megatron's clipping; takes no step. Weight decay is
-left out: it is the same whatever the text.
+AdamW is Loshchilov and Hutter's, arXiv 1711.05101, clipping Megatron's. Weight decay is left out: it is the same
+whatever the text.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def next_step_direction(
         gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
     del update
     factor = adamw.clip_factor(gradient)
+    # Without the learning rate, which a schedule may have brought to 0 and `drop` takes off anyway.
     for name, g in gradient.tensors.items():
         mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
         torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
@@ -111,14 +113,15 @@ class NextAdamW:
     def __init__(self, engine: Engine) -> None:
         """Takes copies of the moments as they are now; before the first step they are zero."""
         self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
-        taken = updates_made(engine.optimizer, engine.model.topology)
-        zero = (
-            {} if taken else {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
-        )
-        self._momentum = optimizer_values(engine, "exp_avg") if taken else zero
-        self._square = optimizer_values(engine, "exp_avg_sq") if taken else zero
+        updates = updates_made(engine.optimizer, engine.model.topology)
+        if updates:
+            self._momentum = optimizer_values(engine, "exp_avg")
+            self._square = optimizer_values(engine, "exp_avg_sq")
+        else:
+            zeros = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
+            self._momentum = self._square = zeros
         # What corrects moments for their start (Kingma and Ba, arXiv 1412.6980).
-        self._corrections = 1.0 - self._config.beta1 ** (taken + 1), 1.0 - self._config.beta2 ** (taken + 1)
+        self._corrections = 1.0 - self._config.beta1 ** (updates + 1), 1.0 - self._config.beta2 ** (updates + 1)
 
     def forget_momentum(self) -> None:
         """Free the copy of the first moment; `update_of` cannot be asked afterwards."""
@@ -142,16 +145,13 @@ class NextAdamW:
         return mixed.mul_(self._lr / self._corrections[0]).div_(self.denominator(name, clipped.square()))
 
     def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
-        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g."""
-        return self.divided(gradient, square).scaled(self._lr * (1.0 - self._config.beta1) / self._corrections[0])
+        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g.
 
-    def divided(self, gradient: Direction, square: Direction) -> Direction:
-        """g / (sqrt(v') + eps), v' being the second moment after a step whose clipped gradient has this square.
-
-        It has a direction also where a schedule has come to a rate of 0.
+        v' is the second moment after a step whose clipped gradient has this square.
         """
+        factor = self._lr * (1.0 - self._config.beta1) / self._corrections[0]
         pairs = gradient.tensors.items()
-        return Direction({name: g / self.denominator(name, square.tensors[name]) for name, g in pairs})
+        return Direction({name: g / self.denominator(name, square.tensors[name]) for name, g in pairs}).scaled(factor)
 
     def denominator(self, name: str, square: Tensor) -> Tensor:
         """sqrt(v') + eps of one parameter, v' being its second moment after a step with this square."""

@@ -15,15 +15,16 @@ def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
     key: "param" (the master weights), "exp_avg" or "exp_avg_sq". Data-parallel ranks keep a part each; here every rank
     gets the whole. Collective over data-parallel ranks.
     """
-    found = {}
+    values = {}
     for name, parameter in engine.model.named_parameters():
         if not parameter.requires_grad:
             continue
         whole = torch.zeros_like(parameter, dtype=torch.float32)
         for part in engine.optimizer.chained_optimizers:
             if parameter in part.model_param_group_index_map:
-                kept = part._get_model_param_range_map(parameter)["param"]
-                values = part._get_main_param_and_optimizer_states(parameter)[key]
-                whole.view(-1)[kept.start : kept.end] = values.detach()
-        found[name] = sum_over(engine.model.topology.dp, whole)
-    return found
+                # The distributed optimizer shards entries, across the borders of parameters.
+                shard = part._get_model_param_range_map(parameter)["param"]
+                state = part._get_main_param_and_optimizer_states(parameter)[key]
+                whole.view(-1)[shard.start : shard.end] = state.detach()
+        values[name] = sum_over(engine.model.topology.dp, whole)
+    return values

@@ -1,6 +1,6 @@
 """The probe: theta' is theta after K AdamW steps on reference data (SynPro, arXiv 2605.17849).
 
-Knows how the displacement theta -> theta' is made; what it says about a text is in `two_forward`.
+As a model, or as the displacement theta - theta'. Also the settings of the probe that is no walk; see `next_step`.
 """
 
 from __future__ import annotations
@@ -125,11 +125,11 @@ def probe_direction(
     momentum, decay and what any training does are then gone, and the reference's own part is left. Afterwards `model`
     holds theta. Collective. Raises UserError as `run_probe`.
     """
-    found = _walked(theta, model, loader, config)
-    return found if control is None else found.minus(_walked(theta, model, control, config))
+    v = _displacement_of_walk(theta, model, loader, config)
+    return v if control is None else v.minus(_displacement_of_walk(theta, model, control, config))
 
 
-def _walked(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
+def _displacement_of_walk(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
     engine = start_probe(theta, model, config)
     weights, before = weights_of(model), optimizer_values(engine, "param")
     walk(engine, loader, config)

@@ -1,8 +1,8 @@
 """Hooks that score every position of a batch while autograd passes by: no weight gradient, no second pass.
 
-Knows when a layer has seen its input and its output gradient, and adds its share (`layer_dots`) to the micro-batch it
-belongs to. Does not know what runs the model, nor what the shares are for. They hold for any loss; the output layer's
-part is added by whoever computes that.
+When a layer has seen its input and its output gradient, its share (`layer_dots`) is added to the micro-batch it belongs
+to. That holds for any loss; the output layer's part is added by whoever computes the loss, since logits exist only
+there, block by block.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Shares:
 
 
 class Capture:
-    """Collects `found`, one `Shares` a micro-batch in the order of the forwards, for directions on one model."""
+    """Collects `shares`, one `Shares` a micro-batch in the order of the forwards, for directions on one model."""
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
         """Linear layers are scored in the model's dtype, as they are multiplied; norms in fp32."""
         assert not model.megatron_config.recompute_granularity, "recomputation would run layers twice"
         self._model = model
-        self._turns = MicrobatchHooks(model, self._begin)
+        self._hooks = MicrobatchHooks(model, self._begin)
         self.count = len(directions)
         self.directions = stacked(model, directions, matrices=model.dtype)
-        self.found: list[Shares] = []
+        self.shares: list[Shares] = []
 
     def output_direction(self) -> Tensor:
         """[K, V, H] of the output layer, on the last stage, or [0, V, H] where no direction names it.
@@ -54,34 +54,35 @@ class Capture:
         Tied weights are scored there and at the embedding.
         """
         weight = self._model.output_weight()
-        found = self.directions.get(weight)
-        return weight.detach()[None][:0] if found is None else found
+        return self.directions.get(weight, weight.detach().new_empty((0, *weight.shape)))
 
-    def turn(self, chunk: int) -> int:
+    def microbatch(self, chunk: int) -> int:
         """Index of the micro-batch that a chunk of this rank is at."""
-        return self._turns.of[chunk]
+        return self._hooks.index[chunk]
 
-    def of_chunk(self, chunk: int) -> Shares:
-        """The micro-batch that a chunk of this rank is at."""
-        return self.found[self.turn(chunk)]
+    def shares_at(self, chunk: int) -> Shares:
+        """Those of the micro-batch that a chunk of this rank is at."""
+        return self.shares[self.microbatch(chunk)]
 
     def _begin(self, index: int, tokens_BS: Tensor) -> None:
         """An interleaved rank's other chunks come to the same micro-batch later."""
-        if index == len(self.found):
+        if index == len(self.shares):
             shape = (self.count, *tokens_BS.t().shape)
-            self.found.append(Shares(tokens_BS, torch.zeros(shape, dtype=torch.float64, device=tokens_BS.device)))
+            self.shares.append(Shares(tokens_BS, torch.zeros(shape, dtype=torch.float64, device=tokens_BS.device)))
 
     @contextlib.contextmanager
-    def attached(self, *, grow: bool) -> Iterator[None]:
-        """Listen within the block. `grow`: parameters are frozen, so gradients begin at the embedding's output."""
-        self.found = []
-        with self._turns.counted() as stack:
-            for index, chunk in enumerate(self._model.chunks):
+    def attached(self, *, frozen: bool) -> Iterator[None]:
+        """Listen within the block. `frozen`: no parameter requires a gradient; they begin at the embedding's output."""
+        self.shares = []
+        with self._hooks.counted() as stack:
+            for number, chunk in enumerate(self._model.chunks):
                 for module in chunk.modules():
-                    if grow and isinstance(module, LanguageModelEmbedding):
-                        stack.enter_context(module.register_forward_hook(_grow))
+                    # Before the listener: a module's hooks run in order, and what it must see is the new leaf.
+                    if frozen and isinstance(module, LanguageModelEmbedding):
+                        stack.enter_context(module.register_forward_hook(_as_leaf))
                     for site in self._sites(module):
-                        hook = self._listener(index, site)
+                        hook = self._listener(number, site)
+                        # Megatron calls the embedding with keywords.
                         stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
             yield
 
@@ -97,10 +98,12 @@ class Capture:
     def _listener(self, chunk: int, site: Site) -> Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]:
         def listen(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             x = args[0] if args else kwargs["input_ids"]
-            out = output[0] if isinstance(output, tuple) else output
+            out = output[0] if isinstance(output, tuple) else output  # Megatron's linear layers return a bias too
             if out.requires_grad:
-                # A view, so that nothing of the graph is kept beyond the backward pass; it must return None.
-                x, shares = x.detach(), self.of_chunk(chunk)
+                # A view, so that nothing of the graph is kept beyond the backward pass. The micro-batch is looked up
+                # now: by the time of its backward pass, a pipeline has begun others.
+                x, shares = x.detach(), self.shares_at(chunk)
+                # `_add` returns None; anything else would replace the gradient.
                 out.register_hook(lambda grad: self._add(shares, site(x, grad)))
 
         return listen
@@ -108,11 +111,12 @@ class Capture:
     def _add(self, shares: Shares, part_KSB: Tensor) -> None:
         values_KSB = shares.values_KSB
         length = part_KSB.size(1)
+        # Under sequence parallelism some sites see this rank's positions only.
         start = self._model.topology.tp.rank * length if length < values_KSB.size(1) else 0
         values_KSB[:, start : start + length] += part_KSB
 
 
-def _grow(_module: Any, _args: Any, out: Tensor) -> Tensor:
+def _as_leaf(_module: Any, _args: Any, out: Tensor) -> Tensor:
     return out.detach().requires_grad_(True)
 
 
@@ -120,11 +124,11 @@ def stacked(model: Model, directions: Sequence[Direction], *, matrices: torch.dt
     """[K, *shape] of every parameter that a direction names; `matrices` in this dtype, vectors as they were given."""
     for direction in directions:
         check_fits(model, direction)
-    found: dict[Parameter, Tensor] = {}
+    stacks: dict[Parameter, Tensor] = {}
     for name, parameter in model.named_parameters():
-        given = [direction.tensors.get(name) for direction in directions]
-        if any(tensor is not None for tensor in given):
-            parts = [torch.zeros_like(parameter) if tensor is None else tensor.detach() for tensor in given]
-            kept = [part.to(matrices) if part.dim() == 2 else part for part in parts]
-            found[parameter] = kept[0][None] if len(kept) == 1 else torch.stack(kept)
-    return found
+        tensors = [direction.tensors.get(name) for direction in directions]
+        if any(tensor is not None for tensor in tensors):
+            whole = [torch.zeros_like(parameter) if tensor is None else tensor.detach() for tensor in tensors]
+            cast = [tensor.to(matrices) if tensor.dim() == 2 else tensor for tensor in whole]
+            stacks[parameter] = cast[0][None] if len(cast) == 1 else torch.stack(cast)  # one is not copied
+    return stacks

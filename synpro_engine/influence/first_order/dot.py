@@ -3,14 +3,14 @@
 Every position's share is read off while the backward pass goes by (`capture`), so there is no weight gradient, of an
 example or of the batch: the parameters are frozen and linear layers compute activation gradients only. A token's share
 is by site: what the layers contribute at the position that predicts it, be it to that token's loss or, by way of
-attention, to those of later tokens. (Shares by loss token would need a backward pass each; two forwards and the oracles
-give those.)
+attention, to those of later tokens. (Shares by loss token would need a backward pass each; two forwards and the slow
+estimators give those.)
 
-A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text
+A real step on x would clip its gradient. Where scores are to follow that, weight gradients are formed after all, text
 by text (`gradient_norms`), and a score is of the clipped gradient: one norm a text, of all its windows.
 
 Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
-token. Knows batches and ranks; the layers' formulas are in `layer_dots`.
+token. The layers' formulas are in `layer_dots`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from synpro_engine.influence.first_order.gradient_norms import GradientNorms
 from synpro_engine.influence.first_order.output_layer import output_pass
 from synpro_engine.model.model import Model
 
-_RUNS_A_STAGE = 4  # micro-batches of one schedule, times the stages: what fills a pipeline
+_MICROBATCHES_A_STAGE = 4  # of one schedule: what fills a pipeline
 
 
 class DotInfluence:
@@ -80,14 +80,9 @@ class DotInfluence:
         self.names = tuple(named)
         self._model, self._start_id, self._packed, self._clip = model, start_id, packed, clip
         self._micro_batch = micro_batch
-        self._midpoint_of = named[self.names[0]] if at == "midpoint" else None
+        self._to_midpoint = named[self.names[0]] if at == "midpoint" else None
         self._capture = Capture(model, list(named.values()))
         self._remembered = Remembered([model], self._measure, keep)
-
-    @property
-    def measured(self) -> int:
-        """Sequences that went through the model so far (a remembered one does not count again)."""
-        return self._remembered.measured
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
         """Scores along the only direction; see `Estimator.score`."""
@@ -97,19 +92,21 @@ class DotInfluence:
 
     def score_each(self, sequences: Sequence[Sequence[int]]) -> dict[str, list[SequenceScore]]:
         """Scores by direction."""
-        found = self._remembered(sequences)
-        return {name: [scores[k] for scores in found] for k, name in enumerate(self.names)}
+        by_sequence = self._remembered(sequences)
+        return {name: [scores[k] for scores in by_sequence] for k, name in enumerate(self.names)}
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[tuple[SequenceScore, ...]]:
         seq_len = self._model.config.seq_len
         norms = GradientNorms(self._model, list(self._capture.directions)) if self._clip > 0 else None
         batches, values, factors = self._batches(sequences), [], [1.0] * len(sequences)
-        with self._place():
+        v = self._to_midpoint
+        with contextlib.nullcontext() if v is None else displaced(self._model, v, -0.5):
             for run in self._runs(batches):
                 values += self._run(run, norms)
                 if norms is not None:
                     ended = [batch.places[-1].window.sequence for batch in run if batch.ends]
                     for index, norm in zip(ended, norms.value().tolist(), strict=True):
+                        # The sum of its losses was differentiated; a step is on their mean.
                         factors[index] = clip_factor(self._clip, norm / len(sequences[index]))
         lead = (len(self.names) + 1,)
         parted = by_sequence([len(ids) for ids in sequences], batches, values, lead=lead)
@@ -124,18 +121,10 @@ class DotInfluence:
             return batches_by_sequence(sequences, start_id=start_id, seq_len=seq_len, micro_batch=size)
         return window_batches(sequences, start_id=start_id, seq_len=seq_len, micro_batch=size, packed=self._packed)
 
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._midpoint_of is None:
-            yield
-        else:
-            with displaced(self._model, self._midpoint_of, -0.5):
-                yield
-
     def _runs(self, batches: list[WindowBatch]) -> Iterator[list[WindowBatch]]:
         """What one schedule runs: one micro-batch, or enough to fill a pipeline."""
         stages = self._model.topology.pp.size
-        size = 1 if stages == 1 else _RUNS_A_STAGE * stages
+        size = 1 if stages == 1 else _MICROBATCHES_A_STAGE * stages
         for at in range(0, len(batches), size):
             yield batches[at : at + size]
 
@@ -146,30 +135,32 @@ class DotInfluence:
         """
         model, capture = self._model, self._capture
         run, topology = _of_one_shape(batches), model.topology
-        rows: list[Tensor] = []
+        logprobs: list[Tensor] = []  # of each micro-batch, on the last stage
 
         def loss(index: int, hidden_BSH: Tensor) -> Tensor:
             objective, logprob_BS = self._loss(hidden_BSH, run[index].labels_BS.to(topology.device))
-            rows.append(logprob_BS)
+            logprobs.append(logprob_BS)
             return objective
 
         tokens = [batch.tokens_BS for batch in run]
-        asking = frozen(model) if norms is None else norms.attached(tokens, [batch.ends for batch in batches])
-        with separate_documents(model, run), asking, capture.attached(grow=norms is None):
+        weight_gradients = frozen(model) if norms is None else norms.attached(tokens, [batch.ends for batch in batches])
+        with separate_documents(model, run), weight_gradients, capture.attached(frozen=norms is None):
             forward_backward(model, tokens, loss)
-        found = []
+        results = []
         for index in range(len(run)):
-            shares_KBS = capture.found[index].values_KSB.mT[..., : tokens[index].size(1)]
-            logprob_BS = rows[index] if rows and topology.tp.rank == 0 else torch.zeros_like(shares_KBS[0])
+            shares_KBS = capture.shares[index].values_KSB.mT[..., : tokens[index].size(1)]
+            # Whole on every tensor-parallel rank of the last stage, unlike shares: one of them counts.
+            counts = bool(logprobs) and topology.tp.rank == 0
+            logprob_BS = logprobs[index] if counts else torch.zeros_like(shares_KBS[0])
             parts = torch.cat([shares_KBS, logprob_BS.double()[None]])
-            found.append(sum_over(topology.pp, sum_over(topology.tp, parts)))
-        return found
+            results.append(sum_over(topology.pp, sum_over(topology.tp, parts)))
+        return results
 
     def _loss(self, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(a scalar with the gradient of the summed losses, log-probabilities [B, S]); adds the output's shares."""
         model, capture, (rows, columns) = self._model, self._capture, labels_BS.shape
         tp = model.topology.tp
-        found = output_pass(
+        output = output_pass(
             hidden_BSH.detach().flatten(0, 1),
             model.output_weight(),
             capture.output_direction(),
@@ -179,14 +170,15 @@ class DotInfluence:
             slope=-1.0,
             weight_gradient=self._clip > 0 and model.output_weight() in capture.directions,
         )
-        if len(found.target_KT):
-            shares_KBS = (found.mean_KT - found.target_KT).unflatten(1, (rows, columns))
-            capture.of_chunk(-1).values_KSB[:, :columns] += shares_KBS.mT
-        assert found.grad_hidden_TH is not None
-        objective = (hidden_BSH * found.grad_hidden_TH.view_as(hidden_BSH)).sum()
-        if found.grad_weight_VH is not None:
-            objective = objective + (model.output_weight() * found.grad_weight_VH).sum()
-        return objective, found.logprob_T.view(rows, columns)
+        if len(output.target_KT):
+            shares_KBS = (output.mean_KT - output.target_KT).unflatten(1, (rows, columns))
+            capture.shares_at(-1).values_KSB[:, :columns] += shares_KBS.mT
+        assert output.grad_hidden_TH is not None
+        # Its gradients are those that the output pass has made already; autograd goes on from there.
+        objective = (hidden_BSH * output.grad_hidden_TH.view_as(hidden_BSH)).sum()
+        if output.grad_weight_VH is not None:  # through autograd too: that is where norms are read
+            objective = objective + (model.output_weight() * output.grad_weight_VH).sum()
+        return objective, output.logprob_T.view(rows, columns)
 
 
 def _of_one_shape(batches: Sequence[WindowBatch]) -> list[WindowBatch]:

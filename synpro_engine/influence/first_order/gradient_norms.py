@@ -1,11 +1,12 @@
 """The norm of each text's own gradient, for what clipping would make of a step on that text.
 
-A micro-batch is of one text, and its weight gradients pass by one after the other: their squares are summed and nothing
-is kept. A text of more windows than a micro-batch has rows takes several in a row; what they sum to is kept until its
-last one, a copy of the weights at most. Knows parameters and hooks; does not know what is differentiated.
+A micro-batch is of one text, and its weight gradients pass by one after the other: their squares are summed and the
+gradients are gone. A text of more windows than a micro-batch has rows takes several in a row; their sums are held until
+its last one, a copy of the weights at most.
 
-Exact in every layout: split parameters in parts, replicated ones once, those whose gradients are spread over
-sequence-parallel ranks after their sum, and tied weights, which get gradients from both ends of a pipeline, as one.
+Exact in every layout: split parameters count in parts and replicated ones once. Two kinds of gradients must be summed
+before they are squared: those that sequence-parallel ranks have a part of each, and those of tied weights, which come
+from both ends of a pipeline.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ class GradientNorms:
         self._tied: Parameter | None = None
         if model.config.tie_embeddings and model.topology.pp.size > 1:
             self._tied = model.output_weight() if model.topology.is_last_stage else model.embedding_weight()
-        self._begun: dict[Parameter, Tensor] = {}
-        """Sums of the text whose last micro-batch is still to come."""
-        self._begun_reads: list[Tensor] = []
+        self._unfinished: dict[Parameter, Tensor] = {}
+        """Sums of the text whose last micro-batch is still to come; it may come in the next pass."""
+        self._unfinished_ids: list[Tensor] = []
 
     def _begin(self, tokens: Sequence[Tensor], ends: Sequence[bool]) -> None:
-        self._ends, self._reads = ends, []
+        self._ends, self._ids = ends, []  # ids that each text reads, once each
         for rows_BS, end in zip(tokens, ends, strict=True):
-            self._begun_reads.append(rows_BS.unique())
+            self._unfinished_ids.append(rows_BS.unique())
             if end:
-                self._reads.append(torch.cat(self._begun_reads).unique())
-                self._begun_reads = []
+                self._ids.append(torch.cat(self._unfinished_ids).unique())
+                self._unfinished_ids = []
         device = self._model.topology.device
-        self._squares = torch.zeros(len(self._reads), dtype=torch.float64, device=device)
-        self._spread: dict[Parameter, list[Tensor]] = {}
-        self._rows: list[Tensor] = []
+        self._squares = torch.zeros(len(self._ids), dtype=torch.float64, device=device)
+        self._partial: dict[Parameter, list[Tensor]] = {}  # this rank's parts of gradients, a text each
+        self._tied_rows: list[Tensor] = []  # a text each
 
     @contextlib.contextmanager
     def attached(self, tokens: Sequence[Tensor], ends: Sequence[bool]) -> Iterator[None]:
@@ -54,10 +55,10 @@ class GradientNorms:
         tokens: what its micro-batches read. ends: which of them end a text; the next is another's.
         """
         self._begin(tokens, ends)
-        asked = {parameter: parameter.requires_grad for parameter in self._model.parameters()}
+        before = {parameter: parameter.requires_grad for parameter in self._model.parameters()}
         handles = []
         try:
-            for parameter in asked:
+            for parameter in before:
                 parameter.requires_grad_(False)
             for parameter in self._parameters:
                 parameter.requires_grad_(True)
@@ -67,58 +68,59 @@ class GradientNorms:
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter, flag in asked.items():
+            for parameter, flag in before.items():
                 parameter.grad = None  # it was read on its way there
                 parameter.requires_grad_(flag)
 
     def _listener(self, parameter: Parameter) -> Callable[[Tensor], None]:
         """A parameter's k-th backward pass is that of the k-th micro-batch, in every schedule."""
-        turn, text, topology = -1, -1, self._model.topology
-        spread = getattr(parameter, "sequence_parallel", False)
+        microbatch, text, topology = -1, -1, self._model.topology
+        partial = getattr(parameter, "sequence_parallel", False)
         counts = getattr(parameter, "tensor_model_parallel", False) or topology.tp.rank == 0
 
         def listen(gradient: Tensor) -> None:
-            nonlocal turn, text
-            turn += 1
-            if turn >= len(self._ends):  # a filler of an interleaved pipeline
+            nonlocal microbatch, text
+            microbatch += 1
+            if microbatch >= len(self._ends):  # a filler of an interleaved pipeline
                 return
-            if not self._ends[turn]:
+            if not self._ends[microbatch]:
                 self._add(parameter, gradient)
                 return
             text += 1
-            if parameter in self._begun:
+            if parameter in self._unfinished:
                 self._add(parameter, gradient)
-                gradient = self._begun.pop(parameter)
-            if spread:
-                self._spread.setdefault(parameter, []).append(gradient.double())
+                gradient = self._unfinished.pop(parameter)
+            if partial:
+                # Summed over the ranks in `value`, those of all texts at once.
+                self._partial.setdefault(parameter, []).append(gradient.double())
             elif counts:
                 self._squares[text] += _square(gradient)
             if parameter is self._tied:
-                self._rows.append(gradient[self._own_rows(text)].double())
+                self._tied_rows.append(gradient[self._rows_read(text)].double())
 
         return listen
 
     def _add(self, parameter: Parameter, gradient: Tensor) -> None:
-        if parameter in self._begun:
-            self._begun[parameter] += gradient
+        if parameter in self._unfinished:
+            self._unfinished[parameter] += gradient
         else:
-            kind = torch.promote_types(gradient.dtype, torch.float32)
-            self._begun[parameter] = gradient.to(kind, copy=True)
+            precise = torch.promote_types(gradient.dtype, torch.float32)
+            self._unfinished[parameter] = gradient.to(precise, copy=True)  # the buffer is autograd's
 
-    def _own_rows(self, text: int) -> Tensor:
+    def _rows_read(self, text: int) -> Tensor:
         """The rows of this rank's part of the vocabulary that a text reads: the embedding's gradient is 0 elsewhere."""
         model = self._model
         rows = model.config.vocab_size // model.topology.tp.size
-        ids = self._reads[text] - model.topology.tp.rank * rows
+        ids = self._ids[text] - model.topology.tp.rank * rows
         return ids[(ids >= 0) & (ids < rows)].to(model.topology.device)
 
     def value(self) -> Tensor:
         """After the pass: norms of the gradients of the texts that ended in it, fp64 [texts]. Collective over the
         model."""
-        if not self._reads:
+        if not self._ids:  # the pass was in the midst of a text
             return self._squares
         topology = self._model.topology
-        for gradients in self._spread.values():
+        for gradients in self._partial.values():
             whole = sum_over(topology.tp, torch.stack(gradients))
             if topology.tp.rank == 0:
                 self._squares += whole.flatten(1).square().sum(1)
@@ -126,20 +128,26 @@ class GradientNorms:
         return sum_over(topology.pp, squares).sqrt()
 
     def _tied_product(self) -> Tensor:
-        """What a sum's square has over the squares of its parts, 2 <a, b>, a and b the tied weights' two gradients."""
+        """2 <a, b>, a and b the tied weights' gradients on the two stages: |a + b|^2 less the squares counted already.
+
+        The embedding's is 0 but in the rows that the text reads, so only these are sent.
+        """
         topology = self._model.topology
         if not self._model.config.tie_embeddings or topology.pp.size == 1:
             return torch.zeros_like(self._squares)
         width = self._model.config.d_model
-        counts = [len(self._own_rows(text)) for text in range(len(self._reads))]
-        own = torch.cat(self._rows) if self._rows else self._squares.new_zeros(sum(counts), width)
-        other = sum_over(topology.pp, own.clone()) - own
-        products = (own * other).sum(1).split(counts)  # each of the two stages adds one <a, b>
+        counts = [len(self._rows_read(text)) for text in range(len(self._ids))]
+        here = torch.cat(self._tied_rows) if self._tied_rows else self._squares.new_zeros(sum(counts), width)
+        other = sum_over(topology.pp, here.clone()) - here
+        products = (here * other).sum(1).split(counts)  # each of the two stages adds one <a, b>
         return torch.stack([product.sum() for product in products])
 
 
 def _square(gradient: Tensor) -> Tensor:
-    """Sum of squares: in the gradient's precision or fp32 along rows, fp64 over them."""
+    """Sum of squares: in the gradient's precision or fp32 along rows, fp64 over them.
+
+    One fp32 sum over all of a large weight would lose digits.
+    """
     rows = gradient if gradient.dim() == 2 else gradient[None]
-    kind = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(rows, dim=1, dtype=kind).double().square().sum()
+    precise = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=precise).double().square().sum()

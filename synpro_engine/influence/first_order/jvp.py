@@ -1,7 +1,7 @@
 """The derivative of the loss along a direction in forward mode: slow, to check the fast estimators against.
 
-It gives that of every token's own loss, so its shares are by loss token, as those of two forwards.
-Knows sequences and directions; the decoder that forward mode goes through is in `plain_decoder`.
+It gives that of every token's own loss, so its shares are by loss token, as those of two forwards. Megatron's layers
+have no forward mode, so it goes through `plain_decoder`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What one layer says about a direction: the share of every position in <grad, v>, from its input and output gradient.
+"""One layer's part of <grad, v>, position by position, from the layer's input and output gradient.
 
 A parameter's gradient is a sum over positions (for a linear layer, of the outer products b_t a_t^T of output gradient
 and input), so <grad, v> falls apart into one number a position: b_t . (V a_t) for a linear layer, b_t . v for its
 bias, b_t . V[token_t] for the embedding, sum_d b_td n_td v_d for a norm's weight with normalised input n, which is also
 summed over heads where each has its own norm. No weight gradient is ever formed.
 
-Knows Megatron's layers and how tensor-parallel ranks split them: each function gives this rank's part, and the sum over
-the ranks is the whole. Shapes are Megatron's, sequence first: [S, B, ...], S the whole sequence or, where
+Tensor-parallel ranks split Megatron's layers: each function gives this rank's part, and the sum over the ranks is the
+whole. Shapes are Megatron's, sequence first: [S, B, ...], S the whole sequence or, where
 sequence-parallel ranks hold a part of the positions, that part. K directions, fp32 or better out.
 """
 
@@ -47,8 +47,8 @@ def bias_of(module: nn.Module) -> Parameter | None:
 
 
 def bias_site(direction_KO: Tensor) -> Site:
-    """The site of a column-parallel layer's bias."""
-    return lambda _x, grad: bias_shares(grad, direction_KO)
+    """The site of a column-parallel layer's bias: b_t . v_k."""
+    return lambda _x, grad: bias_dot(grad, direction_KO, _one_segment(grad), segments=1, per_token=True).tokens
 
 
 def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
@@ -98,12 +98,8 @@ def head_scale_shares(normed_SBnh: Tensor, grad_SBnh: Tensor, direction_Kh: Tens
     return scale_shares(normed_SBnh.flatten(-2), grad_SBnh.flatten(-2), direction_Kh.repeat(1, heads))
 
 
-def bias_shares(grad_SBO: Tensor, direction_KO: Tensor) -> Tensor:
-    """b_t . v_k, [K, S, B]."""
-    return bias_dot(grad_SBO, direction_KO, _one_segment(grad_SBO), segments=1, per_token=True).tokens
-
-
 def _one_segment(tokens: Tensor) -> Tensor:
+    """Segment ids for the ops, which also sum over segments; here shares of positions are all that is wanted."""
     return torch.zeros(tokens.shape[:-1], dtype=torch.int32, device=tokens.device)
 
 

@@ -2,15 +2,13 @@
 
 With logits z = W h, p their softmax and z' = V h, moving W to W + e V changes log p_y by e (z'_y - sum_v p_v z'_v), and
 logsumexp z by e sum_v p_v z'_v. Computed over blocks of tokens, so logits of all tokens are never held, in fp32 (fp64
-for fp64 inputs), from one set of logits for values, slopes and the gradient of h. Knows one vocabulary shard and the
-ranks that hold the others; knows no model.
+for fp64 inputs), from one set of logits for values, slopes and the gradient of h.
 
 Shape suffixes: T tokens, H hidden width, V this rank's rows of the vocabulary, K directions, C tokens of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +22,7 @@ from synpro_kernels.common.pieces import block_bytes, pieces
 
 @dataclass(frozen=True, kw_only=True)
 class OutputPass:
-    """What `output_pass` found; 0 where the target is ignored.
+    """Results of `output_pass`; 0 where the target is ignored.
 
     target_KT and mean_KT are this rank's parts of z'_y and sum_v p_v z'_v: their sums over the ranks are the whole.
     """
@@ -62,8 +60,9 @@ def output_pass(
     target_KT, mean_KT = (logprob_T.new_zeros(many, tokens) for _ in range(2))
     grad_TH = None if slope is None else hidden_TH.new_zeros(hidden_TH.shape, dtype=precise)
     grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
-    for block in _blocks(tokens, weight_VH):
-        target = _Target.among(target_T[block], vocab_start, weight_VH.size(0))
+    rows = weight_VH.size(0)
+    for block in pieces(tokens, block_bytes(weight_VH) // (rows * max(4, weight_VH.element_size()))):
+        target = _Target.in_shard(target_T[block], vocab_start, rows)
         z_CV = mm(hidden_TH[block], weight_VH.t())
         logprob_T[block] = target.of(z_CV)
         logsumexp_C = _logsumexp(z_CV, group)
@@ -75,13 +74,14 @@ def output_pass(
             target_KT[k, block] = target.of(moved_CV)
             mean_KT[k, block] = torch.where(target.labelled_C, moved_CV.mul_(p_CV).sum(1), 0.0)
         if grad_TH is not None and slope is not None:
-            less_CV = target.less(p_CV).to(hidden_TH.dtype)
-            grad_TH[block] = mm(less_CV, weight_VH).mul_(slope)
+            grad_logits_CV = target.minus_(p_CV).to(hidden_TH.dtype)  # last: it overwrites p
+            grad_TH[block] = mm(grad_logits_CV, weight_VH).mul_(slope)
             if grad_VH is not None:
-                grad_VH.add_(mm(less_CV.t(), hidden_TH[block]), alpha=slope)
-    for whole in (logprob_T, grad_TH):
-        if whole is not None and group is not None:
-            dist.all_reduce(whole, group=group)
+                grad_VH.add_(mm(grad_logits_CV.t(), hidden_TH[block]), alpha=slope)
+    # One sum over the ranks for all blocks; `_logsumexp` alone has to sum within each.
+    for part in (logprob_T, grad_TH):
+        if part is not None and group is not None:
+            dist.all_reduce(part, group=group)
     return OutputPass(
         logprob_T=logprob_T,
         target_KT=target_KT,
@@ -96,34 +96,31 @@ class _Target:
     """The targets of a block: which are scored, which of these lie in this shard, and where (else column 0)."""
 
     labelled_C: Tensor
-    own_C: Tensor
+    here_C: Tensor
     column_C1: Tensor
 
     @classmethod
-    def among(cls, target_C: Tensor, vocab_start: int, rows: int) -> _Target:
+    def in_shard(cls, target_C: Tensor, vocab_start: int, rows: int) -> _Target:
         local_C = target_C - vocab_start
         labelled_C = target_C != IGNORE
-        own_C = labelled_C & (local_C >= 0) & (local_C < rows)
-        return cls(labelled_C, own_C, torch.where(own_C, local_C, 0)[:, None])
+        here_C = labelled_C & (local_C >= 0) & (local_C < rows)
+        return cls(labelled_C, here_C, torch.where(here_C, local_C, 0)[:, None])
 
     def of(self, values_CV: Tensor) -> Tensor:
         """The target's column [C]; 0 where it is not here."""
-        return torch.where(self.own_C, values_CV.gather(1, self.column_C1)[:, 0], 0.0)
+        return torch.where(self.here_C, values_CV.gather(1, self.column_C1)[:, 0], 0.0)
 
-    def less(self, p_CV: Tensor) -> Tensor:
+    def minus_(self, p_CV: Tensor) -> Tensor:
         """1[target] - p, the gradient of its log-probability by the logits; 0 where it is ignored. Writes to p_CV."""
-        p_CV.neg_().scatter_add_(1, self.column_C1, self.own_C[:, None].to(p_CV.dtype))
+        p_CV.neg_().scatter_add_(1, self.column_C1, self.here_C[:, None].to(p_CV.dtype))
         return p_CV.masked_fill_(~self.labelled_C[:, None], 0.0)
-
-
-def _blocks(tokens: int, weight_VH: Tensor) -> Iterator[slice]:
-    return pieces(tokens, block_bytes(weight_VH) // (weight_VH.size(0) * max(4, weight_VH.element_size())))
 
 
 def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """[C], over the whole vocabulary."""
     if group is None:
         return z_CV.logsumexp(1)
+    # The largest logit of all ranks first, so that no rank's exponentials overflow or vanish.
     top_C = z_CV.amax(1)
     dist.all_reduce(top_C, op=dist.ReduceOp.MAX, group=group)
     sum_C = (z_CV - top_C[:, None]).exp_().sum(1)

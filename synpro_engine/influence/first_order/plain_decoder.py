@@ -1,8 +1,8 @@
 """The decoder in plain torch operations on one process, for forward-mode differentiation and as a second opinion.
 
 Megatron's layers are autograd functions with a backward pass only. This computes the same log-probabilities from the
-same parameters, whatever tensors stand in for them: fp64 copies, or dual numbers. Slow, and holds all logits: for
-oracles. Knows one process and whole rows of one sequence each.
+same parameters, whatever tensors stand in for them: fp64 copies, or dual numbers. Slow, and it holds all logits: for
+checks. One process, one sequence a row.
 
 Shape suffixes: B rows, S positions, H hidden width; n key heads, r query heads a key head, h head width.
 """
@@ -30,8 +30,8 @@ def plain_logprobs(model: Model, tokens_BS: Tensor, labels_BS: Tensor, weights: 
     """Log-probability of each label, [B, S], 0 where it is -100; the rest as `plain_logits`."""
     logprobs_BSV = F.log_softmax(plain_logits(model, tokens_BS, weights), -1)
     labelled_BS = labels_BS != IGNORE
-    found_BS = logprobs_BSV.gather(-1, labels_BS.where(labelled_BS, 0)[..., None])[..., 0]
-    return torch.where(labelled_BS, found_BS, 0.0)
+    logprob_BS = logprobs_BSV.gather(-1, labels_BS.where(labelled_BS, 0)[..., None])[..., 0]
+    return torch.where(labelled_BS, logprob_BS, 0.0)
 
 
 def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
@@ -57,8 +57,8 @@ def check_whole(model: Model) -> None:
 
 
 def _substituted(block: BlockWeights, weights: Weights) -> BlockWeights:
-    found: dict[str, Any] = {field.name: getattr(block, field.name) for field in fields(block)}
-    return replace(block, **{name: weights(value) for name, value in found.items() if isinstance(value, Parameter)})
+    values: dict[str, Any] = {field.name: getattr(block, field.name) for field in fields(block)}
+    return replace(block, **{name: weights(value) for name, value in values.items() if isinstance(value, Parameter)})
 
 
 def _block(model: Model, block: BlockWeights, hidden: Tensor) -> Tensor:

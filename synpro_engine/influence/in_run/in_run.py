@@ -3,8 +3,8 @@
 During one `Engine.step` every example's share in <grad, v> is read off, grad being the gradient that the step sums: of
 the training objective (its z-loss included), before clipping. It is only read: weights, moments and losses after the
 step are those of a step that nobody watched, bit for bit. `readers` has the two ways to do it (a third, in
-`prefix_reader`, is for speed and does change the last bits). Knows the engine's steps; where v comes from, and what is
-done with scores, is the caller's.
+`prefix_reader`, is for speed and does change the last bits). Where v comes from, and what is done with scores, is the
+caller's.
 
 In training's windows attention crosses from document to document. Where an example is a part of a row, its score is
 that of its positions (by site, see `capture`), divided by its own labels.
@@ -57,15 +57,15 @@ class InRun:
         Raises ValueError for a direction along parameters that the engine does not train.
         """
         named = {"influence": directions} if isinstance(directions, Direction) else dict(directions)
-        still = {name for name, parameter in engine.model.named_parameters() if not parameter.requires_grad}
+        untrained = {name for name, parameter in engine.model.named_parameters() if not parameter.requires_grad}
         for name, direction in named.items():
-            if still & set(direction.tensors):
-                raise ValueError(f"directions: {name} moves what is not trained, such as {min(still)}")
+            if untrained & set(direction.tensors):
+                raise ValueError(f"directions: {name} moves what is not trained, such as {min(untrained)}")
         self.names = tuple(named)
         if method == "prefix" and any(chunk.ddp_config.overlap_grad_reduce for chunk in engine.wrapped):
             raise ValueError("method: `prefix` does not go with overlapped gradients")
         self._model, self._method, self._directions = engine.model, method, list(named.values())
-        self._made: dict[str, Reader] = {}
+        self._readers: dict[str, Reader] = {}
 
     @contextlib.contextmanager
     def watch(
@@ -95,8 +95,8 @@ class InRun:
 
     def _reader(self, microbatches: Sequence[LabelledBatch], examples: Sequence[Examples]) -> Reader:
         method = self._method
-        by_row = all(own.are_rows_of(batch) for own, batch in zip(examples, microbatches, strict=True))
-        single = by_row and all(len(own.keys) == 1 for own in examples)
+        by_row = all(part.are_rows_of(batch) for part, batch in zip(examples, microbatches, strict=True))
+        single = by_row and all(len(part.keys) == 1 for part in examples)
         # Fused accumulation hides weight gradients from autograd.
         fused = bool(getattr(self._model.megatron_config, "gradient_accumulation_fusion", False))
         if method == "auto":
@@ -105,16 +105,16 @@ class InRun:
             raise ValueError("method: `gradient` wants one example a micro-batch, and no fused accumulation")
         if method == "prefix" and not by_row:
             raise ValueError("method: `prefix` wants one example a row")
-        if method not in self._made:  # each keeps a stack of the directions
-            self._made[method] = _READERS[method](self._model, self._directions)
-        return self._made[method]
+        if method not in self._readers:  # made when it is wanted: each holds a stack of the directions
+            self._readers[method] = _READERS[method](self._model, self._directions)
+        return self._readers[method]
 
     def _scores(
         self, microbatches: Sequence[LabelledBatch], examples: Sequence[Examples], sums_KN: Tensor
     ) -> list[ExampleScore]:
         scores, columns = [], iter(sums_KN.t().tolist())
-        for own, batch in zip(examples, microbatches, strict=True):
-            for key, tokens in zip(own.keys, own.labels(batch).tolist(), strict=True):
+        for part, batch in zip(examples, microbatches, strict=True):
+            for key, tokens in zip(part.keys, part.labels(batch).tolist(), strict=True):
                 values = [value / max(1, tokens) for value in next(columns)]
                 scores.append(ExampleScore(key=key, tokens=tokens, values=dict(zip(self.names, values, strict=True))))
         return scores

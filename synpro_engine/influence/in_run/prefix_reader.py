@@ -6,7 +6,7 @@ other, dotted with v and added to the trainer's buffer (`grad_dot_prefix`). No f
 micro-batch; but the sum over tokens is taken in another order, so training's last bits are not those of an unwatched
 step (in bf16 they are better ones: an example's gradient is added in fp32 and never rounded to bf16).
 
-Knows linear layers and the output layer; the other weights are cheap enough to be captured.
+The other weights, of norms, biases and the embedding, are cheap enough to be captured.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class PrefixReader:
     """Reads every row of every micro-batch; one example a row."""
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
-        kind = torch.promote_types(model.dtype, torch.float32)
-        self._model, self._many = model, len(directions)
-        of = stacked(model, directions, matrices=kind)
-        self._head = of.get(model.output_weight()) if model.topology.is_last_stage else None
+        precise = torch.promote_types(model.dtype, torch.float32)
+        self._model, self._count = model, len(directions)
+        stacks = stacked(model, directions, matrices=precise)
+        self._head = stacks.get(model.output_weight()) if model.topology.is_last_stage else None
         self._linears: list[tuple[int, Any, Tensor]] = []
         for index, chunk in enumerate(model.chunks):
             for module in chunk.modules():
                 weight = weight_of(module)
                 linear = isinstance(module, (ColumnParallelLinear, RowParallelLinear))
-                if linear and weight is not None and weight in of:
-                    self._linears.append((index, module, of[weight]))
-        taken = {id(module.weight) for _, module, _ in self._linears}
-        kept = {name for name, parameter in model.named_parameters() if id(parameter) not in taken}
-        rest = [Direction({n: t for n, t in direction.tensors.items() if n in kept}) for direction in directions]
-        self._capture = Capture(model, rest)  # it leaves the output layer to the loss
+                if linear and weight is not None and weight in stacks:
+                    self._linears.append((index, module, stacks[weight]))
+        taken_over = {id(module.weight) for _, module, _ in self._linears}
+        others = {name for name, parameter in model.named_parameters() if id(parameter) not in taken_over}
+        along_others = [Direction({n: t for n, t in v.tensors.items() if n in others}) for v in directions]
+        self._capture = Capture(model, along_others)  # it leaves the output layer to the loss
         self._sums: list[Tensor] = []
         self._unread = 0  # rows whose loss has not shown a gradient of the output weight yet
 
@@ -60,7 +60,7 @@ class PrefixReader:
         A fused loss then holds an fp32 gradient of the output weight for each row, until the backward pass.
         """
         self._sums, self._unread = [], 0
-        with self._capture.attached(grow=False), contextlib.ExitStack() as stack:
+        with self._capture.attached(frozen=False), contextlib.ExitStack() as stack:
             for chunk, module, direction in self._linears:
                 stack.enter_context(module.register_forward_pre_hook(_freeze))
                 stack.enter_context(module.register_forward_hook(self._take_over(chunk, direction)))
@@ -68,10 +68,10 @@ class PrefixReader:
 
     def _row_sums(self, chunk: int, rows: int) -> Tensor:
         """[K, rows] of the micro-batch that a chunk is at."""
-        while len(self._sums) <= self._capture.turn(chunk):
+        while len(self._sums) <= self._capture.microbatch(chunk):
             device = self._model.topology.device
-            self._sums.append(torch.zeros((self._many, rows), dtype=torch.float64, device=device))
-        return self._sums[self._capture.turn(chunk)]
+            self._sums.append(torch.zeros((self._count, rows), dtype=torch.float64, device=device))
+        return self._sums[self._capture.microbatch(chunk)]
 
     def _take_over(self, chunk: int, direction_KOI: Tensor) -> Callable[[Any, tuple[Any, ...], Any], None]:
         topology = self._model.topology
@@ -79,7 +79,7 @@ class PrefixReader:
         def run(module: Any, args: tuple[Any, ...], output: Any) -> None:
             module.weight.requires_grad_(True)
             x, out = args[0].detach(), output[0]
-            if not out.requires_grad:  # the first of the trained layers
+            if not out.requires_grad:  # the first of the trained layers: nothing before it asks for a gradient
                 out.requires_grad_(True)
             sums_KB = self._row_sums(chunk, x.size(1))
 
@@ -106,8 +106,8 @@ class PrefixReader:
                 alias = weight.view_as(weight)
                 alias.register_hook(self._adder(sums_KB[:, row], direction_KVH))
                 self._unread += 1
-                seen = _Aliased(model.config, model.topology, model.chunks, model.dtype, alias)
-                parts.append(loss_fn(seen, hidden, Batch(tokens, labels)))
+                aliased = _Aliased(model.config, model.topology, model.chunks, model.dtype, alias)
+                parts.append(loss_fn(aliased, hidden, Batch(tokens, labels)))
             return _summed(parts)
 
         return run
@@ -122,15 +122,16 @@ class PrefixReader:
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
         assert not self._unread, "the loss read the output layer past the model it was given"
-        found = self._capture.found
-        assert len(found) == len(examples), (len(found), len(examples))
-        captured = [own.sums(shares.values_KSB) for own, shares in zip(examples, found, strict=True)]
-        taken = self._sums or [torch.zeros_like(part) for part in captured]
-        return torch.cat([rows + part for rows, part in zip(taken, captured, strict=True)], 1)
+        shares = self._capture.shares
+        assert len(shares) == len(examples), (len(shares), len(examples))
+        captured = [of.sums(part.values_KSB) for of, part in zip(examples, shares, strict=True)]
+        if not self._sums:  # a stage without a linear layer along the directions
+            return torch.cat(captured, 1)
+        return torch.cat([rows + part for rows, part in zip(self._sums, captured, strict=True)], 1)
 
 
 def _freeze(module: Any, _args: Any) -> None:
-    """For the length of a forward, which decides what its backward computes."""
+    """Until the forward is over, which decides what its backward will compute."""
     module.weight.requires_grad_(False)
 
 

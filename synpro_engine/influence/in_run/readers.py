@@ -2,9 +2,7 @@
 
 `GradientReader`: where each micro-batch is one example, its weight gradients are formed for training; their dot product
 with v is all it takes. `CaptureReader`: several examples in a micro-batch, or several in a row, position by position,
-at the cost of one more product per weight and direction.
-
-Knows gradients and hooks; examples' names and the step itself are `in_run`'s. Sums are this rank's part.
+at the cost of one more product per weight and direction. Sums are this rank's part.
 """
 
 from __future__ import annotations
@@ -50,16 +48,18 @@ class GradientReader:
     """
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
-        kind = torch.promote_types(model.dtype, torch.float32)
-        self._model, self._many = model, len(directions)
+        precise = torch.promote_types(model.dtype, torch.float32)
+        self._model, self._count = model, len(directions)
         self._directions = {
-            parameter: direction.to(kind)
-            for parameter, direction in stacked(model, directions, matrices=kind).items()
+            parameter: direction.to(precise)
+            for parameter, direction in stacked(model, directions, matrices=precise).items()
             if _counts_here(parameter, model)
         }
         self._output = model.output_weight() if model.topology.is_last_stage else None
         self._sums: list[Tensor] = []
-        self._fused: dict[int, Tensor] = {}  # by micro-batch, [K] of the output weight, until its turn comes
+        # By micro-batch, [K] of the output weight: known in its loss's backward pass, counted when autograd has come
+        # to the parameter.
+        self._fused: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
     def attached(self, loss_fn: LossFn[Any]) -> Iterator[LossFn[Any]]:
@@ -73,17 +73,17 @@ class GradientReader:
     def _reading(self, loss_fn: LossFn[Any]) -> LossFn[Any]:
         """The k-th loss is that of the k-th micro-batch, in every schedule."""
         direction_KVH = None if self._output is None else self._directions.get(self._output)
-        turns = itertools.count()
+        microbatches = itertools.count()
 
         def run(_model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
-            turn = next(turns)
+            index = next(microbatches)
 
             def fused(loss: Tensor, slope_K: Tensor | None) -> None:
                 if slope_K is None:
                     return
 
                 def add(upstream: Tensor, slope_K: Tensor = slope_K) -> None:
-                    self._fused[turn] = self._fused.get(turn, 0.0) + slope_K * upstream
+                    self._fused[index] = self._fused.get(index, 0.0) + slope_K * upstream
 
                 loss.register_hook(add)
 
@@ -94,30 +94,30 @@ class GradientReader:
 
     def _listener(self, parameter: Any, direction: Tensor) -> Callable[[Tensor], None]:
         """A parameter's k-th backward pass is that of the k-th micro-batch, in every schedule."""
-        turns = itertools.count()
+        microbatches = itertools.count()
 
         def listen(gradient: Tensor) -> None:
-            turn = next(turns)
+            index = next(microbatches)
             past_autograd = getattr(parameter, "grad_added_to_main_grad", False)
             if past_autograd:
-                if parameter is not self._output or turn not in self._fused:
+                if parameter is not self._output or index not in self._fused:
                     raise RuntimeError("a gradient went to main_grad past autograd, and nobody read it on its way")
-                self._add(turn, self._fused.pop(turn))
+                self._add(index, self._fused.pop(index))
             # Past autograd, what it delivers has no meaning, but for a tied weight: that is the embedding's part.
             if not past_autograd or getattr(parameter, "zero_out_wgrad", False):
-                self._add(turn, formed_dot(gradient, direction))
+                self._add(index, formed_dot(gradient, direction))
 
         return listen
 
-    def _add(self, turn: int, part_K: Tensor) -> None:
-        while len(self._sums) <= turn:
-            self._sums.append(torch.zeros(self._many, dtype=torch.float64, device=part_K.device))
-        self._sums[turn] += part_K
+    def _add(self, index: int, part_K: Tensor) -> None:
+        while len(self._sums) <= index:  # whichever parameter comes first in a micro-batch makes its place
+            self._sums.append(torch.zeros(self._count, dtype=torch.float64, device=part_K.device))
+        self._sums[index] += part_K
 
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
         if not self._directions:  # nothing of the directions is on this rank
-            return torch.zeros((self._many, len(examples)), dtype=torch.float64, device=self._model.topology.device)
+            return torch.zeros((self._count, len(examples)), dtype=torch.float64, device=self._model.topology.device)
         assert len(self._sums) == len(examples), (len(self._sums), len(examples))
         return torch.stack(self._sums, 1)
 
@@ -134,7 +134,7 @@ class CaptureReader:
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
         self._model = model
         self._capture = Capture(model, directions)
-        self._watched = 0
+        self._losses_read = 0
 
     @contextlib.contextmanager
     def attached(self, loss_fn: LossFn[Any]) -> Iterator[LossFn[Any]]:
@@ -142,29 +142,32 @@ class CaptureReader:
 
         The loss must read the output layer through the model it is given, whole rows once a micro-batch.
         """
-        self._watched = 0
+        self._losses_read = 0
         weight = self._model.output_weight() if self._model.topology.is_last_stage else None
         watched = WatchedModel.of(
             self._model,
             direction_KVH=None if weight is None else self._capture.directions.get(weight),
             per_token=True,
-            fused=self._watch_fused,
-            scored=self._watch,
+            fused=self._read_fused,
+            scored=self._read_logprobs,
         )
-        with self._capture.attached(grow=False):
+        with self._capture.attached(frozen=False):
             yield lambda _model, hidden_BSH, batch: loss_fn(watched, hidden_BSH, batch)
 
-    def _watch_fused(self, loss: Tensor, slope_KBS: Tensor | None) -> None:
-        """Add the output layer's share, as the fused loss found it."""
-        self._watched += 1
+    def _read_fused(self, loss: Tensor, slope_KBS: Tensor | None) -> None:
+        """Add the output layer's share from the slopes that the fused loss took in its own pass."""
+        self._losses_read += 1
         if slope_KBS is not None:
             assert slope_KBS.dim() == 3, "the loss must ask for the cross-entropy of whole rows"
             self._on_gradient(loss, slope_KBS)
 
-    def _watch(self, hidden_BSH: Tensor, target_BS: Tensor, found: LogProbs) -> None:
-        """Add the output layer's share, whatever the loss makes of log-probabilities and log-sum-exp."""
+    def _read_logprobs(self, hidden_BSH: Tensor, target_BS: Tensor, results: LogProbs) -> None:
+        """Add the output layer's share, whatever the loss makes of log-probabilities and log-sum-exp.
+
+        Autograd knows what the loss makes of them; how they move along the directions takes one more pass.
+        """
         assert target_BS.dim() == 2, "the loss must ask for log-probabilities of whole rows"
-        self._watched += 1
+        self._losses_read += 1
         tp = self._model.topology.tp
         moved = output_pass(
             hidden_BSH.detach().flatten(0, 1),
@@ -177,22 +180,22 @@ class CaptureReader:
         if not len(moved.mean_KT):
             return
         target_KBS, mean_KBS = (part.unflatten(1, target_BS.shape) for part in (moved.target_KT, moved.mean_KT))
-        self._on_gradient(found.logprob, target_KBS - mean_KBS)
-        self._on_gradient(found.logsumexp, mean_KBS)
+        self._on_gradient(results.logprob, target_KBS - mean_KBS)
+        self._on_gradient(results.logsumexp, mean_KBS)
 
-    def _on_gradient(self, result: Tensor, along_KBS: Tensor) -> None:
-        """When autograd knows the slope of the objective by `result`, add what that makes of its own slopes."""
-        values_KSB = self._capture.of_chunk(-1).values_KSB
+    def _on_gradient(self, result: Tensor, slope_KBS: Tensor) -> None:
+        """Add the chain rule's product, d objective / d result x d result / d step along v, when the first is known."""
+        values_KSB = self._capture.shares_at(-1).values_KSB
 
         def add(upstream: Tensor) -> None:
-            values_KSB[:, : along_KBS.size(2)] += (along_KBS * upstream).mT
+            values_KSB[:, : slope_KBS.size(2)] += (slope_KBS * upstream).mT
 
         result.register_hook(add)
 
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
-        found = self._capture.found
-        assert len(found) == len(examples), (len(found), len(examples))
-        seen = not self._model.topology.is_last_stage or self._watched == len(examples)
-        assert seen, "the loss read the output layer past the model it was given"
-        return torch.cat([own.sums(shares.values_KSB) for own, shares in zip(examples, found, strict=True)], 1)
+        shares = self._capture.shares
+        assert len(shares) == len(examples), (len(shares), len(examples))
+        read = not self._model.topology.is_last_stage or self._losses_read == len(examples)
+        assert read, "the loss read the output layer past the model it was given"
+        return torch.cat([of.sums(part.values_KSB) for of, part in zip(examples, shares, strict=True)], 1)

@@ -2,8 +2,7 @@
 
 A line is {"step": 12, "key": "doc-7", "tokens": 2047, "scores": {"reference": 0.0031}}: in the optimizer step that
 ended as number 12, this much of document doc-7 was trained on, with these scores in nats per token (null where not
-finite).
-Knows files; does not know how scores are made. Rank 0 writes.
+finite). Rank 0 writes.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 L is the mean token cross-entropy, without z-loss, over exactly the tokens of x. Positive: what the probe
 learnt from the reference data also lowers the loss on x, so training on x should help the reference
-(SynPro, arXiv 2605.17849). Knows token ids only; texts and tokenizers are the caller's.
+(SynPro, arXiv 2605.17849).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -16,18 +16,6 @@ from synpro_engine.influence.batching import sequence_logprobs
 from synpro_engine.influence.directions import Direction, check_fits, check_has_length, displaced
 from synpro_engine.influence.estimator import Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.model.model import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfluenceScore(SequenceScore):
-    """The influence of one sequence. Losses are nats per token; `value` = loss_theta - loss_probe."""
-
-    loss_probe: float
-
-    @property
-    def loss_theta(self) -> float:
-        """L(x; theta)."""
-        return self.loss
 
 
 class Influence:
@@ -69,19 +57,19 @@ class Influence:
         """Sequences that went through both models so far (a remembered one does not count again)."""
         return self._remembered.measured
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[InfluenceScore]:
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
         """Score token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
         return self._remembered(sequences)
 
-    def _measure(self, sequences: list[Sequence[int]]) -> list[InfluenceScore]:
-        theta = self._logprobs(self._theta, sequences)
+    def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:
+        at_theta = self._logprobs(self._theta, sequences)
         if isinstance(self._probe, Direction):
             with displaced(self._theta, self._probe, -1.0):
-                probe = self._logprobs(self._theta, sequences)
+                at_probe = self._logprobs(self._theta, sequences)
         else:
-            probe = self._logprobs(self._probe, sequences)
+            at_probe = self._logprobs(self._probe, sequences)
         seq_len = self._theta.config.seq_len
-        return [_score(before, after, seq_len) for before, after in zip(theta, probe, strict=True)]
+        return [_score(before_T, after_T, seq_len) for before_T, after_T in zip(at_theta, at_probe, strict=True)]
 
     def _logprobs(self, model: Model, sequences: list[Sequence[int]]) -> list[Tensor]:
         return sequence_logprobs(
@@ -89,14 +77,8 @@ class Influence:
         )
 
 
-def _score(theta: Tensor, probe: Tensor, seq_len: int) -> InfluenceScore:
-    score = score_of(probe - theta, theta, seq_len)
-    loss_probe = -probe.mean().item() if len(probe) else 0.0
-    return InfluenceScore(
-        value=score.loss - loss_probe,
-        tokens=score.tokens,
-        windows=score.windows,
-        shares=score.shares,
-        loss=score.loss,
-        loss_probe=loss_probe,
-    )
+def _score(theta_T: Tensor, probe_T: Tensor, seq_len: int) -> SequenceScore:
+    """From log-probabilities of the tokens under theta and under the probe, float64 [tokens]."""
+    score = score_of(probe_T - theta_T, theta_T, seq_len)
+    loss_probe = -probe_T.mean().item() if len(probe_T) else 0.0
+    return replace(score, value=score.loss - loss_probe)
