@@ -114,14 +114,14 @@ def test_a_run_and_its_checkpoints_give_the_same_lines(run: Path, docs: Path, sc
 def test_scoring_that_is_asked_to_stop_keeps_what_it_has_and_goes_on(
     run: Path, docs: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, append = tmp_path / "scores.jsonl", score._append
+    output, append = tmp_path / "scores.jsonl", score.append_lines
 
     def append_and_be_asked(path: Path, lines: list[str]) -> None:
         append(path, lines)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(score, "_append", append_and_be_asked)
+        patch.setattr(score, "append_lines", append_and_be_asked)
         few = ["influence.micro_batch=2"]  # so that there is more than one write
         assert main([*of(run), *few, "--input", str(docs), "--output", str(output)]) == 75
     assert 0 < len(output.read_text().splitlines()) < COUNT
