@@ -165,19 +165,19 @@ class RolloutWorker:
         """
         config, axis = self._config, self._topology.dp
         total_PG = self._grouped([value for table in tables for value in table.total])
-        kept_P = total_PG.isfinite().all(-1)
+        sound_P = total_PG.isfinite().all(-1)
         advantage_PG = torch.zeros_like(total_PG)
-        if not bool(kept_P.any()):
+        if not bool(sound_P.any()):
             pass
         elif config.normalisation == "group":
-            advantage_PG[kept_P] = group_advantages(total_PG[kept_P], std_normalisation=config.std_normalisation)
+            advantage_PG[sound_P] = group_advantages(total_PG[sound_P], std_normalisation=config.std_normalisation)
         else:
             parts = {
-                name: self._grouped([value for table in tables for value in table.parts[name]])[kept_P]
+                name: self._grouped([value for table in tables for value in table.parts[name]])[sound_P]
                 for name in tables[0].parts
                 if self._weights.get(name, 0.0) != 0.0
             }
-            advantage_PG[kept_P] = per_reward_advantages(
+            advantage_PG[sound_P] = per_reward_advantages(
                 parts, self._weights, std_normalisation=config.std_normalisation
             )
         return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()

@@ -76,7 +76,7 @@ def tune(
     policy and reference: as `reference.prepare_policy` makes them, both at the round's start. scorer: rewards of
     candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
     whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
-    on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
+    on a GPU sums of many threads come in any order (see `nucleus`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
@@ -132,7 +132,7 @@ class _Run:
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
-        """Whether the job was asked to stop; whether some group of some step, before a resumption too, was kept."""
+        """Whether the job was asked to stop; whether a group of any step, before a resumption too, was learnt from."""
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
@@ -204,8 +204,8 @@ class _Run:
             batches = [with_reference(batch, self._reference, config, self._vocab_limit) for batch in batches]
         own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
         tokens = float(sum_over(self._topology.dp, own))
-        kept = [rollout for rollout in rollouts if not rollout.dropped]
-        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in kept]
+        learnt = [rollout for rollout in rollouts if not rollout.dropped]
+        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in learnt]
         own = torch.tensor(sum(weights), dtype=torch.float64, device=device)
         denominator = max(1.0, float(sum_over(self._topology.dp, own)))  # 1: every group was dropped
         results = [

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places, padding_bias, places
-from synpro_engine.sampler.config import Completion, Kept
+from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
 from synpro_engine.sampler.sampling import Draw
 
@@ -30,19 +30,19 @@ class LiveSequence:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     full_logprobs: list[float] = field(default_factory=list)
-    kept_ids: list[np.ndarray] = field(default_factory=list)
+    nucleus_ids: list[np.ndarray] = field(default_factory=list)
 
     def completion(self, stop_ids: frozenset[int]) -> Completion:
         """What it has become."""
-        kept = None
-        if self.kept_ids:
-            counts = torch.tensor([0] + [len(ids) for ids in self.kept_ids])
-            kept = Kept(offsets=counts.cumsum(0), ids=torch.from_numpy(np.concatenate(self.kept_ids)))
+        nuclei = None
+        if self.nucleus_ids:
+            counts = torch.tensor([0] + [len(ids) for ids in self.nucleus_ids])
+            nuclei = Nuclei(offsets=counts.cumsum(0), ids=torch.from_numpy(np.concatenate(self.nucleus_ids)))
         return Completion(
             token_ids=self.token_ids,
             logprobs=self.logprobs,
             full_logprobs=self.full_logprobs,
-            kept=kept,
+            nuclei=nuclei,
             finished=self.token_ids[-1] in stop_ids,
         )
 
@@ -142,8 +142,8 @@ def record(sequences: Sequence[LiveSequence], drawn: Draw) -> None:
         sequence.token_ids.append(token)
         sequence.logprobs.append(logprob)
         sequence.full_logprobs.append(full_logprob)
-    if drawn.kept_ids is not None and drawn.kept_counts_B is not None:
-        ids = drawn.kept_ids.to(torch.int32).cpu().numpy()
-        ends = np.cumsum(drawn.kept_counts_B.cpu().numpy())[:-1]
+    if drawn.nucleus_ids is not None and drawn.nucleus_counts_B is not None:
+        ids = drawn.nucleus_ids.to(torch.int32).cpu().numpy()
+        ends = np.cumsum(drawn.nucleus_counts_B.cpu().numpy())[:-1]
         for sequence, row in zip(sequences, np.split(ids, ends), strict=True):
-            sequence.kept_ids.append(row.copy())  # a view would keep the whole batch's ids alive
+            sequence.nucleus_ids.append(row.copy())  # a view would keep the whole batch's ids alive
