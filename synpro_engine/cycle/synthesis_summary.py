@@ -13,7 +13,7 @@ from synpro_engine.config import Record, UserError, read_records
 from synpro_engine.cycle.evaluation import Provenance, accepted_records, slice_of, source_texts
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.synthesis import CORPUS
-from synpro_engine.report import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
+from synpro_engine.report import DiversityRow, InfluenceValues, RewardCurves, Sample, YieldRow
 from synpro_engine.synth import read_yield
 from synpro_engine.synth.generate import REJECTS, YIELD
 
@@ -120,9 +120,9 @@ def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sampl
     return found
 
 
-def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
+def yields(run: FinishedRun) -> tuple[YieldRow, ...]:
     """What generation accepted and refused, over all rounds."""
-    found: dict[str, OperationYield] = {}
+    found: dict[str, YieldRow] = {}
     for number in run.rounds:
         for operation in run.recipe.generate.operations:
             stage = f"round-{number}/generate-{operation}"
@@ -132,7 +132,7 @@ def yields(run: FinishedRun) -> tuple[OperationYield, ...]:
             if one is None:
                 raise UserError(f"{run.directory / stage / CORPUS / YIELD}: damaged (it does not tell of {operation})")
             name = operation if run.recipe.rounds == 1 else f"{operation}, round {number}"
-            found[name] = OperationYield(operation=name, kept=one.accepted, rejects=one.rejected, cut=one.cut_chars)
+            found[name] = YieldRow(operation=name, accepted=one.accepted, rejected=one.rejected, cut=one.cut_chars)
     return tuple(found.values())
 
 

@@ -4,7 +4,7 @@ Knows typed numbers and texts (`ReportData`); who measured them, and where they 
 """
 
 from synpro_engine.report.corpus_records import CorpusInfo, SplitSize
-from synpro_engine.report.generator_records import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
+from synpro_engine.report.generator_records import DiversityRow, InfluenceValues, RewardCurves, Sample, YieldRow
 from synpro_engine.report.in_run_records import InRunInfluence, ScoredDocument
 from synpro_engine.report.model import SMALL_RUN_STATEMENT, Environment, ModelInfo, ReportData, StageTiming
 from synpro_engine.report.page import render_report, write_report
@@ -22,7 +22,7 @@ __all__ = [
     "InRunInfluence",
     "InfluenceValues",
     "ModelInfo",
-    "OperationYield",
+    "YieldRow",
     "PlateauInfo",
     "ReportData",
     "RewardCurves",

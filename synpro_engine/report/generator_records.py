@@ -51,18 +51,18 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperationYield:
+class YieldRow:
     """How many completions of an operation became documents, how many were rejected and what was cut, by cause."""
 
     operation: str
-    kept: int
-    rejects: Mapping[str, int] = field(default_factory=dict)
-    cut: Mapping[str, int] = field(default_factory=dict)  # characters of kept answers that are not in the texts
+    accepted: int
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, int] = field(default_factory=dict)  # characters of accepted answers that are not in the texts
 
     @property
     def generated(self) -> int:
-        """Completions sampled, kept or not."""
-        return self.kept + sum(self.rejects.values())
+        """Completions sampled, accepted or not."""
+        return self.accepted + sum(self.rejected.values())
 
 
 @dataclass(frozen=True, kw_only=True)

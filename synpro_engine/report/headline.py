@@ -86,9 +86,9 @@ def _synthetic(data: ReportData) -> Fact:
     made = sum(data.tokens.synthetic.values()) if data.tokens else 0
     if not data.tokens or not made:
         return Fact(label="Synthetic text", value=_NOT_YET)
-    kept, generated = sum(y.kept for y in data.yields), sum(y.generated for y in data.yields)
-    note = f"{count(kept)} of {count(generated)} completions kept ({percent(kept, generated)})" if generated else ""
-    return Fact(label="Synthetic text", value=f"{count(made)} tokens", note=note)
+    accepted, generated = sum(y.accepted for y in data.yields), sum(y.generated for y in data.yields)
+    shares = f"{count(accepted)} of {count(generated)} completions accepted ({percent(accepted, generated)})"
+    return Fact(label="Synthetic text", value=f"{count(made)} tokens", note=shares if generated else "")
 
 
 def _held_out(data: ReportData) -> list[Fact]:

@@ -13,9 +13,9 @@ from synpro_engine.report.corpus_records import CorpusInfo
 from synpro_engine.report.generator_records import (
     DiversityRow,
     InfluenceValues,
-    OperationYield,
     RewardCurves,
     Sample,
+    YieldRow,
 )
 from synpro_engine.report.in_run_records import InRunInfluence
 from synpro_engine.report.training_records import Curve, HeldOutLoss, PlateauInfo, TokenAccount
@@ -84,7 +84,7 @@ class ReportData:
     in_run: InRunInfluence | None = None
     influence: tuple[InfluenceValues, ...] = ()
     rewards: tuple[RewardCurves, ...] = ()
-    yields: tuple[OperationYield, ...] = ()
+    yields: tuple[YieldRow, ...] = ()
     samples: tuple[Sample, ...] = ()
     diversity: tuple[DiversityRow, ...] = ()
     tokens: TokenAccount | None = None

@@ -101,10 +101,12 @@ class PolicyLoss:
 
 
 @torch.no_grad()
-def with_reference(batch: RolloutBatch, reference: Model, config: GRPOConfig, vocab_limit: int | None) -> RolloutBatch:
+def with_reference(
+    batch: RolloutBatch, reference_policy: Model, config: GRPOConfig, vocab_limit: int | None
+) -> RolloutBatch:
     """The batch with the reference policy's log-probabilities of its tokens, within the same nuclei."""
     scored = sampled_logprobs(
-        reference, reference.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
+        reference_policy, reference_policy.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
     )  # fmt: skip
     return replace(batch, reference_N=scored.logprob)

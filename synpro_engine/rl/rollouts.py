@@ -25,7 +25,7 @@ _SHOWN = 200
 """Characters of a completion that a message shows."""
 
 
-class Scorer(Protocol):
+class RewardScorer(Protocol):
     """What rollouts ask of rewards (`reward.Composer` is one)."""
 
     def score(self, candidates: Sequence[Candidate]) -> RewardTable:
@@ -74,7 +74,7 @@ class RolloutWorker:
     """Samples and scores this rank's share of a step's prompts."""
 
     def __init__(
-        self, sampler: Sampler, scorer: Scorer, weights: Mapping[str, float], operation: Operation,
+        self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], operation: Operation,
         tokenizer: Tokenizer, config: GRPOConfig, topology: Topology, seed: int,
     ) -> None:  # fmt: skip
         """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""

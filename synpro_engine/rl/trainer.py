@@ -26,7 +26,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
 from synpro_engine.rl.record import rollout_values, sample_values, update_values
-from synpro_engine.rl.rollouts import PromptSource, RolloutWorker, Scorer
+from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Operation, Slice
@@ -61,11 +61,11 @@ def tune(
     config: GRPOConfig,
     *,
     policy: Model,
-    reference: Model | None,
+    reference_policy: Model | None,
     tokenizer: Tokenizer,
     operation: Operation,
     slices: Sequence[Slice],
-    scorer: Scorer,
+    scorer: RewardScorer,
     reward_weights: Mapping[str, float],
     directory: Path,
     seed: int,
@@ -73,7 +73,7 @@ def tune(
 ) -> TuneResult:
     """Train `policy` in place for `config.steps` steps of GRPO; writes the tuned weights to `directory/policy`.
 
-    policy and reference: as `reference.prepare_policy` makes them, both at the round's start. scorer: rewards of
+    policy and reference_policy: as `prepare_policy` makes them, both at the round's start. scorer: rewards of
     candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
     whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
     on a GPU sums of many threads come in any order (see `nucleus`), so runs part by rounding.
@@ -83,7 +83,7 @@ def tune(
     all; DivergedError when the policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is
     asked to stop.
     """
-    assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
+    assert (reference_policy is None) == (config.kl_beta == 0.0), "a KL term needs a reference policy, and only it does"
     if not config.prefill:
         operation = operation.without_prefill()
     topology = policy.topology
@@ -93,7 +93,7 @@ def tune(
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     identity = {**config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
-    run = _Run(config, engine, reference, worker, guard, tokenizer.vocab_size, directory, identity)
+    run = _Run(config, engine, reference_policy, worker, guard, tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -120,13 +120,13 @@ def tune(
 
 
 class _Run:
-    """One run's engine, reference, worker and files."""
+    """One run's engine, reference policy, worker and files."""
 
     def __init__(
-        self, config: GRPOConfig, engine: Engine, reference: Model | None, worker: RolloutWorker, guard: SkipGuard,
-        vocab_limit: int, directory: Path, identity: dict[str, Any],
+        self, config: GRPOConfig, engine: Engine, reference_policy: Model | None, worker: RolloutWorker,
+        guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
     ) -> None:  # fmt: skip
-        self._config, self._engine, self._reference, self._worker = config, engine, reference, worker
+        self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
         self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
@@ -200,8 +200,8 @@ class _Run:
         """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
         config, device = self._config, self._topology.device
         batches = micro_batches(rollouts, config, device)
-        if self._reference is not None:
-            batches = [with_reference(batch, self._reference, config, self._vocab_limit) for batch in batches]
+        if self._reference_policy is not None:
+            batches = [with_reference(batch, self._reference_policy, config, self._vocab_limit) for batch in batches]
         own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
         tokens = float(sum_over(self._topology.dp, own))
         learnt = [rollout for rollout in rollouts if not rollout.dropped]

@@ -61,7 +61,8 @@ class LiveBatch:
         self.sequences: list[LiveSequence] = []
         self.prompts, self.new = GrowingRows(shape), GrowingRows(shape)
         self._groups: list[_Group] = []
-        self._layout: tuple[Places, torch.Tensor | None] | None = None
+        self._places: tuple[Places, torch.Tensor | None] | None = None
+        """Of the live rows, with the mask of their prompts' padding; None where rows have come or gone since."""
 
     @property
     def groups(self) -> int:
@@ -77,16 +78,16 @@ class LiveBatch:
             self.sequences.extend(sequences)
         self.prompts.reserve(len(self._groups), max(prompt_lengths))
         self.new.reserve(len(self.sequences), 1)
-        self._layout = None
+        self._places = None
 
     def next_step(self) -> Step:
         """Inputs for feeding each row's latest token; makes room for it in the cache."""
         lengths = [len(sequence.token_ids) for sequence in self.sequences]
         prompt_lengths = [group.prompt_length for group in self._groups]
         self.new.reserve(len(lengths), max(lengths))
-        if self._layout is None:
+        if self._places is None:
             rows = places([sequence.group for sequence in self.sequences], len(self._groups), self._device)
-            self._layout = rows, padding_bias(prompt_lengths, self._device)
+            self._places = rows, padding_bias(prompt_lengths, self._device)
         before = [prompt_lengths[sequence.group] for sequence in self.sequences]
         time_B = torch.tensor(lengths, device=self._device) - 1
         return Step(
@@ -95,9 +96,9 @@ class LiveBatch:
             time_B=time_B,
             prompt_length=max(prompt_lengths),
             new_length=max(lengths),
-            prompt_bias=self._layout[1],
+            prompt_bias=self._places[1],
             new_bias=padding_bias(lengths, self._device),
-            places=self._layout[0],
+            places=self._places[0],
         )
 
     def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
@@ -119,7 +120,7 @@ class LiveBatch:
         group.live -= 1
         if group.live == 0:
             self._remove_group(removed.group)
-        self._layout = None
+        self._places = None
         return removed
 
     def _remove_group(self, index: int) -> None:

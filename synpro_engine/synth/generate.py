@@ -35,7 +35,7 @@ from synpro_engine.config import (
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
 from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
-from synpro_engine.synth.records import Generator, Producer, Scorer
+from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
 from synpro_engine.synth.yields import YieldCounter, YieldReport
 
@@ -54,7 +54,7 @@ def generate_corpus(
     *,
     generator_hash: str,
     seed: int,
-    scorer: Scorer | None = None,
+    scorer: RewardFunction | None = None,
     prefix: str = "",
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,

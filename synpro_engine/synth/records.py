@@ -70,7 +70,7 @@ def read_answer(
     )
 
 
-Scorer = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
+RewardFunction = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
 """Rewards by name for each candidate, all finite."""
 
 
@@ -82,7 +82,7 @@ class Producer:
     tokenizer: Tokenizer
     config: GenerateConfig
     generator_hash: str
-    scorer: Scorer | None = None
+    scorer: RewardFunction | None = None
     prefix: str = ""
     operations: Mapping[str, Operation] = field(init=False)
 

@@ -77,7 +77,7 @@ def _slices(documents: Iterable[Document], config: GenerateConfig) -> list[Slice
     return [piece for piece in found if len(piece.text.strip()) >= config.min_source_chars]
 
 
-def _spread(slices: list[Slice], limit: int, seed: int) -> list[Slice]:
+def _chosen(slices: list[Slice], limit: int, seed: int) -> list[Slice]:
     """The `limit` slices of smallest hash, in their old order."""
     keys = {i: stable_hash(seed, "synth.select", f"{s.doc_id}:{s.start}-{s.end}") for i, s in enumerate(slices)}
     return [slices[i] for i in sorted(heapq.nsmallest(limit, keys, key=keys.__getitem__))]
@@ -87,7 +87,7 @@ def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) 
     """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
     slices = _slices(documents, config)
     if config.max_slices is not None:
-        slices = _spread(slices, config.max_slices, seed)
+        slices = _chosen(slices, config.max_slices, seed)
     return [_item(piece, operation, seed) for piece in slices for operation in config.operations]
 
 

@@ -16,7 +16,6 @@ from synpro_engine.report import (
     InfluenceValues,
     InRunInfluence,
     ModelInfo,
-    OperationYield,
     PlateauInfo,
     ReportData,
     RewardCurves,
@@ -25,6 +24,7 @@ from synpro_engine.report import (
     SplitSize,
     StageTiming,
     TokenAccount,
+    YieldRow,
     render_report,
 )
 
@@ -204,12 +204,10 @@ def full_report() -> ReportData:
         ),
         rewards=(_rewards("rephrase", 8), _rewards("reformat", 8)),
         yields=(
-            OperationYield(
-                operation="rephrase", kept=88, rejects={"heading missing": 5, "too long": 3}, cut={"<b>": 1200}
+            YieldRow(
+                operation="rephrase", accepted=88, rejected={"heading missing": 5, "too long": 3}, cut={"<b>": 1200}
             ),
-            OperationYield(
-                operation="reformat", kept=52, rejects={"no entry": 31, "brackets left in": 8, "cut off": 5}
-            ),
+            YieldRow(operation="reformat", accepted=52, rejected={"no entry": 31, "brackets left in": 8, "cut off": 5}),
         ),
         samples=(
             _sample("rephrase", 1, True, REPHRASED),

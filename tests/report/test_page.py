@@ -10,12 +10,12 @@ from synpro_engine.report import (
     HeldOutLoss,
     InfluenceValues,
     InRunInfluence,
-    OperationYield,
     PlateauInfo,
     ReportData,
     RewardCurves,
     StageTiming,
     TokenAccount,
+    YieldRow,
     render_report,
     write_report,
 )
@@ -183,7 +183,7 @@ def test_degenerate_parts_render() -> None:
             InfluenceValues(operation="reformat", per_nat=False, sources=(0.5, 0.5), generated=(nan,)),
         ),
         rewards=(RewardCurves(operation="rephrase", steps=(), total=(), parts={"format": ()}),),
-        yields=(OperationYield(operation="rephrase", kept=0),),
+        yields=(YieldRow(operation="rephrase", accepted=0),),
         tokens=TokenAccount(organic_unique=0, pretrain_seen=0, synthetic={"rephrase": 0}),
         held_out=(HeldOutLoss(name="none", nats=0.0, tokens=0, utf8_bytes=0),),
     )

@@ -12,7 +12,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, sampled_logprobs, with_reference
-from synpro_engine.rl.reference import make_reference, prepare_policy
+from synpro_engine.rl.reference_policy import make_reference_policy, prepare_policy
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
 from synpro_engine.synth import Candidate, Parsed, Slice
@@ -155,10 +155,10 @@ def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggre
 def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradient_are_zero(topology: Topology) -> None:
     model = model_of(topology)
     config = config_of(kl_beta=1.0)
-    reference = prepare_policy(model, config)
-    assert reference is not None
+    reference_policy = prepare_policy(model, config)
+    assert reference_policy is not None
     for batch in batches_of(model, config):
-        batch = with_reference(batch, reference, config, LIMIT)
+        batch = with_reference(batch, reference_policy, config, LIMIT)
         still = RolloutBatch(**{**vars(batch), "advantage_N": torch.zeros_like(batch.advantage_N)})
         terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS), still)
         assert float(terms.extras["kl"]) == 0.0
@@ -169,26 +169,26 @@ def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradien
 def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology) -> None:
     model = model_of(topology, "llama")
     config = config_of(train_last_blocks=1)
-    reference = prepare_policy(model, config)
-    assert reference is not None
+    reference_policy = prepare_policy(model, config)
+    assert reference_policy is not None
     engine = Engine(model, OptimizerConfig(lr=0.1))
     batches = batches_of(model, config)
-    before = [with_reference(batch, reference, config, LIMIT).reference_N for batch in batches]
+    before = [with_reference(batch, reference_policy, config, LIMIT).reference_N for batch in batches]
     engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0)
 
     shared = {name for name, p in model.named_parameters() if not p.requires_grad}
-    own = dict(reference.named_parameters())
+    own = dict(reference_policy.named_parameters())
     assert 0 < len(shared) < len(own)
     for name, parameter in model.named_parameters():
         assert (parameter.data_ptr() == own[name].data_ptr()) == (name in shared)
         assert torch.equal(parameter, own[name]) == (name in shared), "the trained block must have moved, nothing else"
     for batch, old in zip(batches, before, strict=True):
-        now = with_reference(batch, reference, config, LIMIT).reference_N
+        now = with_reference(batch, reference_policy, config, LIMIT).reference_N
         assert now is not None and old is not None and torch.equal(now, old)
 
 
 def test_a_reference_of_a_wholly_trainable_model_shares_nothing(topology: Topology) -> None:
     model = model_of(topology)
-    reference = make_reference(model)
-    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, reference))
+    reference_policy = make_reference_policy(model)
+    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, reference_policy))
     assert not ours & theirs
