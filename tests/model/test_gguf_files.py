@@ -17,7 +17,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.state import canonical_state, check_shapes, layout, load_canonical
+from synpro_engine.model.state import canonical_state, check_shapes, load_canonical
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=64, vocab_size=64, seq_len=128)
 STRETCH = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
