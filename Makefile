@@ -165,7 +165,7 @@ $(STAMP)/torch: | $(PY)
 	fi
 	touch $@
 
-$(STAMP)/package: $(STAMP)/torch pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(STAMP)/package: $(STAMP)/torch pyproject.toml setup.py synpro_engine/__init__.py constraints.txt $(wildcard csrc/*)
 	@echo "==> installing dependencies and compiling csrc (a minute or two)"
 	$(PIP) $(PINS) "setuptools>=77" wheel ninja
 	$(PIPLOG) $(PINS) --no-build-isolation --no-cache-dir -v -e . > $(STAMP)/install.log 2>&1 \

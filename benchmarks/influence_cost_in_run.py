@@ -16,8 +16,8 @@ from benchmarks.influence_cost_records import CostRow, Turns, differing, take_tu
 from benchmarks.influence_cost_scoring import gradient_dot
 from benchmarks.influence_cost_setup import Bench, Settings, fresh_engine
 from synpro_engine.influence import Direction, Examples, InRun, next_step_direction
+from synpro_engine.influence.batching import WindowBatch
 from synpro_engine.influence.in_run import Method
-from synpro_engine.influence.sequences import WindowBatch
 from synpro_engine.train.config import OutputLayer, TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels

@@ -22,9 +22,8 @@ from synpro_engine.influence import (
     mean_gradient,
     sequence_logprobs,
 )
-from synpro_engine.influence.direction import displaced
-from synpro_engine.influence.norms import clip_factor
-from synpro_engine.influence.plain import plain_logprobs
+from synpro_engine.influence.directions import clip_factor, displaced
+from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.model import Model
 
 PLAIN, PEAK = "plain forward", "matmul peak"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from synpro_engine.config import Config
 from synpro_engine.data import Tokenizer, chunk_documents, load_tokenizer, read_documents, train_sentencepiece
 from synpro_engine.dist import Topology
-from synpro_engine.influence.sequences import WindowBatch, window_batches
+from synpro_engine.influence.batching import WindowBatch, window_batches
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model

@@ -24,8 +24,8 @@ from synpro_engine.influence import (
     Influence,
     JvpInfluence,
 )
-from synpro_engine.influence.plain import plain_logprobs
-from synpro_engine.influence.sequences import by_sequence
+from synpro_engine.influence.batching import by_sequence
+from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state, load_canonical

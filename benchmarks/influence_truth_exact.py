@@ -13,10 +13,7 @@ from functools import reduce
 
 from benchmarks.influence_truth_setup import Setup
 from synpro_engine.influence import Direction, mean_gradient
-from synpro_engine.influence.direction import displaced, inner
-from synpro_engine.influence.next_step import NextAdamW
-from synpro_engine.influence.norms import clip_factor
-from synpro_engine.influence.reference import optimizer_values
+from synpro_engine.influence.directions import NextAdamW, clip_factor, displaced, inner, optimizer_values
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
 

@@ -21,7 +21,7 @@ from synpro_engine.influence import (
     JvpInfluence,
     next_step_direction,
 )
-from synpro_engine.influence.direction import inner
+from synpro_engine.influence.directions import inner
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import Engine
 

@@ -19,9 +19,7 @@ from synpro_engine.influence import (
     Influence,
     ProbeConfig,
 )
-from synpro_engine.influence.direction import weights_of
-from synpro_engine.influence.probe import start_probe, walk
-from synpro_engine.influence.reference import optimizer_values
+from synpro_engine.influence.directions import optimizer_values, start_probe, walk, weights_of
 from synpro_engine.model.model import Model
 
 

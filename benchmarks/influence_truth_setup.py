@@ -16,7 +16,7 @@ from benchmarks.influence_truth_settings import Settings
 from benchmarks.influence_truth_texts import Candidate, Texts, make_candidates, read_texts, reference_rows
 from synpro_engine.data import IGNORE, SentencePieceTokenizer, TokenCorpus, TokenLoader, train_sentencepiece
 from synpro_engine.dist import Topology
-from synpro_engine.influence.sequences import WindowBatch, window_batches
+from synpro_engine.influence.batching import WindowBatch, window_batches
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.influence_truth_settings import Settings
 from benchmarks.influence_truth_setup import RowMeanLoss, Setup
 from benchmarks.influence_truth_texts import pool_of_groups
-from synpro_engine.influence.sequences import WindowBatch
+from synpro_engine.influence.batching import WindowBatch
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 

@@ -1,8 +1,9 @@
 """The architecture as a test: imports go one way, and special powers stay in the package that owns them."""
 
 import ast
+import graphlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,23 @@ def foreign_imports(source: Source) -> list[str]:
     ]
 
 
+def import_circle(modules: Sequence[Source]) -> list[str]:
+    """Modules that import each other, from one to itself; imports inside functions and for type checkers count."""
+    names = {module.name for module in modules}
+
+    def module_of(name: str) -> str:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {module.name: {module_of(name) for _, name in imported(module)} - {module.name} for module in modules}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 def launch_variables(source: Source) -> list[str]:
     """Mentions of torchrun's variables, as text or as keyword (`os.environ.update(RANK=...)`)."""
     found = []
@@ -133,6 +151,10 @@ def test_imports_go_one_way():
     assert [fault for source in ENGINE for fault in wrong_imports(source)] == []
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    assert import_circle(ENGINE) == []
+
+
 def test_kernels_import_only_torch_triton_and_the_standard_library():
     assert [fault for source in KERNELS for fault in foreign_imports(source)] == []
 
@@ -173,6 +195,20 @@ def test_no_root_package_is_called_kernels():
 )
 def test_each_check_finds_what_it_looks_for(check, text):
     assert check(parse("synpro_engine.model.example", text))
+
+
+@pytest.mark.parametrize(
+    ("texts", "circle"),
+    [
+        (["from synpro_engine.model.b import f", "import torch"], ""),
+        (["from synpro_engine.model.b import f", "def g():\n    from .a import f"], "ab"),
+        (["from . import b", "if TYPE_CHECKING:\n    from .c import X", "import synpro_engine.model.a"], "abc"),
+        (["from .b import f", "from .c import f", "from .b import g"], "bc"),  # a only hangs on it
+    ],
+)
+def test_a_circle_of_imports_is_found(texts, circle):
+    modules = [parse(f"synpro_engine.model.{name}", text) for name, text in zip("abc", texts, strict=False)]
+    assert {name.rpartition(".")[2] for name in import_circle(modules)} == set(circle)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def test_what_is_imported_is_what_was_installed(installed: Path) -> None:
     assert all(Path(file).is_relative_to(installed) for file in found)
 
 
+def test_the_command_the_metadata_and_the_attribute_tell_one_version(installed: Path) -> None:
+    def told(*command: str | Path) -> str:
+        return run([*command], installed.parent, PYTHONPATH=str(installed)).strip()
+
+    # The attribute is the checkout's own: a wheel that was given another version would differ from it.
+    expected = re.findall(r'^__version__ = "(.+)"$', (ROOT / "synpro_engine" / "__init__.py").read_text(), re.M)
+    show = "import synpro_engine, importlib.metadata as m; print(synpro_engine.__version__, m.version('synpro_engine'))"
+    assert told(sys.executable, "-c", show).split() == expected * 2
+    assert told(installed / "bin" / "synpro", "--version") == f"synpro_engine {expected[0]}"
+
+
 @pytest.mark.slow
 def test_an_installed_package_does_not_take_the_commit_of_a_repository_around_it_for_its_own(installed: Path) -> None:
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "theirs"]

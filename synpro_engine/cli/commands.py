@@ -27,10 +27,10 @@ def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Ite
             yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
 
-def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None) -> None:
-    """Bring the run up to the last stage of a command; None: all of it, and the report."""
+def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None, *, redo: bool) -> None:
+    """Bring the run up to the last stage of a command; None: all of it, and the report. redo: see `Cycle.run`."""
     with _cycle(recipe, overrides, directory) as cycle:
-        cycle.run(until)
+        cycle.run(until, redo=redo)
         say(cycle.topology, f"results are in {cycle.directory}")
 
 

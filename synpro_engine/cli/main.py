@@ -21,7 +21,7 @@ import typer
 from synpro_engine import __version__
 from synpro_engine.backend.quiet import silence_known_warnings
 from synpro_engine.cli import influence_command, launch_command
-from synpro_engine.cli.options import Directory, Overrides, Recipe
+from synpro_engine.cli.options import Directory, Overrides, Recipe, Redo
 from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
 from synpro_engine.config.recipes import recipe_names
 
@@ -48,7 +48,8 @@ _FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: secon
 _EPILOG = f"""\b
 A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
   synpro run smoke pretrain.max_steps=40 model.d_model=64
-Stages that are done in --dir are not repeated; a killed command goes on where it was when called again.
+Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
+that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.
 """
 
 _WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -70,10 +71,10 @@ app = typer.Typer(
 
 
 def _add_stage_command(name: str, until: str | None, text: str) -> None:
-    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
+    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None, redo: Redo = False) -> None:
         from synpro_engine.cli import commands
 
-        commands.run_until(recipe, overrides or [], directory, until)
+        commands.run_until(recipe, overrides or [], directory, until, redo=redo)
 
     app.command(name, help=text, epilog=_EPILOG)(command)
 

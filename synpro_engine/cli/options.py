@@ -11,6 +11,9 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name o
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the recipe's.")
 ]
+Redo = Annotated[
+    bool, typer.Option("--redo", help="Remove what --dir holds of other settings, and make it and what follows anew.")
+]
 Directory = Annotated[
     Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
 ]

@@ -15,7 +15,7 @@ from synpro_engine.config.artifact import (
     write_manifest,
 )
 from synpro_engine.config.base import Config, apply_overrides, load_config, read_yaml, to_yaml, validate
-from synpro_engine.config.describe import Difference, first_difference
+from synpro_engine.config.describe import Difference, differences, first_difference
 from synpro_engine.config.errors import UserError, brief, first_line, nearest
 from synpro_engine.config.integrity import hash_json, sha256_file, verification
 from synpro_engine.config.json_text import json_text
@@ -42,6 +42,7 @@ __all__ = [
     "atomic_write_text",
     "brief",
     "check_replaceable",
+    "differences",
     "first_difference",
     "first_line",
     "hash_json",

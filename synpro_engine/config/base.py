@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,6 +29,20 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+    EXECUTION: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say how work is done, guarded, saved and logged; what comes of it is the same, up to rounding."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that a result depends on, as plain JSON: all but `EXECUTION`, in every section."""
+        return {name: _recorded(getattr(self, name)) for name in type(self).model_fields if name not in self.EXECUTION}
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.recorded()
+    if isinstance(value, Mapping):
+        return {key: _recorded(below) for key, below in value.items()}
+    return [_recorded(below) for below in value] if isinstance(value, tuple | list) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

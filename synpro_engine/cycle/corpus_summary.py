@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from synpro_engine.config import Record
-from synpro_engine.cycle.corpus import ACCOUNT, LEFT_OUT, SPLITS, shard_paths, shards_path
+from synpro_engine.cycle.corpus import SPLITS, shard_paths
 from synpro_engine.cycle.finished import FinishedRun
+from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZE, shards_path
 from synpro_engine.data import read_shard_stats
 from synpro_engine.evaluate import Overlap
 from synpro_engine.report import CorpusInfo, SplitSize
-
-_STAGE = "tokenize"
 
 
 class _Account(Record):
@@ -22,10 +21,10 @@ class _Account(Record):
 
 def corpus(run: FinishedRun) -> CorpusInfo | None:
     """What the `tokenize` stage wrote of its source."""
-    if _STAGE not in run.done:
+    if TOKENIZE not in run.done:
         return None
-    account = run.record(_STAGE, ACCOUNT, _Account)
-    sizes = {split: read_shard_stats(shards_path(run.directory / _STAGE, split)) for split in SPLITS}
+    account = run.record(TOKENIZE, ACCOUNT, _Account)
+    sizes = {split: read_shard_stats(shards_path(run.directory / TOKENIZE, split)) for split in SPLITS}
     return CorpusInfo(
         source=", ".join(shard_paths(run.recipe.corpus)) or run.recipe.corpus.source,
         files=account.files,
@@ -40,7 +39,7 @@ def corpus(run: FinishedRun) -> CorpusInfo | None:
             for split, size in sizes.items()
         ),
         left_out=account.left_out,
-        listed_in=f"{_STAGE}/{LEFT_OUT}",
+        listed_in=f"{TOKENIZE}/{LEFT_OUT}",
         files_not_read=account.files_not_read,
         overlap=account.overlap,
     )

@@ -11,17 +11,16 @@ from pathlib import Path
 
 from synpro_engine.config import UserError, partial_path, read_manifest
 from synpro_engine.config.lock import locked, writing
-from synpro_engine.cycle.claim import check_claimed, check_place, claim
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.preflight import check_recipe
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.stages import TIMES, run_stages
-from synpro_engine.cycle.summary import ENVIRONMENT, report_data, write_environment
+from synpro_engine.cycle.run_layout import ENVIRONMENT, REPORT, TIMES, Round
+from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
+from synpro_engine.cycle.stages import run_stages
+from synpro_engine.cycle.summary import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
-
-REPORT = "report.html"
 
 
 class Cycle:
@@ -32,16 +31,21 @@ class Cycle:
         self._plan = Plan(recipe, directory, topology)
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the directory as this recipe's, alone, in the block; UserError when it is another's. Collective."""
+    def claimed(self, *, redo: bool = False) -> Iterator[None]:
+        """Hold the directory as this recipe's, alone, in the block. Collective.
+
+        redo: whether stages of other settings are removed there; without it they are a UserError.
+        """
         with ExitStack() as held:
 
             def take() -> None:
-                stages = {stage.name.split("/")[0] for stage in self._plan.stages()}
+                plan = list(self._plan.stages())
+                stages = {stage.name.split("/")[0] for stage in plan}
                 partial = {partial_path(Path(name)).name for name in stages}
                 check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT}))
                 held.enter_context(locked(self.directory))
-                claim(self.directory, self.recipe)
+                for name in claim(self.directory, self.recipe, plan, redo=redo):
+                    say(self.topology, f"[{name}] removed, to be made anew")
                 write_environment(self.directory, self.recipe, self.topology)
 
             on_main(self.topology, take)
@@ -51,11 +55,15 @@ class Cycle:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
         on_main(self.topology, lambda: check_claimed(self.directory, self.recipe))
 
-    def run(self, until: str | None = None) -> None:
-        """Bring the run up to the stages of command `until`, or through all of them and the report. Collective."""
+    def run(self, until: str | None = None, *, redo: bool = False) -> None:
+        """Bring the run up to the stages of command `until`, or through all of them and the report. Collective.
+
+        What the directory holds with the same settings stays; what was made with others is made anew where `redo` is
+        given, else a UserError.
+        """
         if until in (None, "tune", "generate", "evaluate"):
             check_recipe(self.recipe, self.topology)
-        with self.claimed():
+        with self.claimed(redo=redo):
             run_stages(self.directory, list(self._plan.stages()), self.topology, until)
             if until is None:
                 self.write_report()
@@ -86,7 +94,7 @@ class Cycle:
 
     def _probe_pair(self) -> tuple[str, str]:
         for number in range(self.recipe.rounds, 0, -1):
-            theta, probe = self._plan.theta(number), f"round-{number}/probe"
+            theta, probe = Round(number).theta, Round(number).probe
             if (self.directory / probe).exists():
                 made_from = read_manifest(self.directory / probe).parents.get(theta)
                 if made_from != read_manifest(self.directory / theta).content_hash:

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
-from synpro_engine.cycle.corpus import documents_path, open_split, open_tokenizer
+from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.pretraining import held_out_batches
 from synpro_engine.cycle.probe import load_probe
-from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.synthesis import CORPUS, synthetic_documents
+from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
+from synpro_engine.cycle.settings import EvaluateSettings
+from synpro_engine.cycle.synthesis import synthetic_documents
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import read_documents, start_id
 from synpro_engine.data.compressed import line_reader
@@ -26,8 +27,6 @@ from synpro_engine.report import HeldOutLoss
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
-RESULTS = "results.json"
-
 
 class TextInfluences(Record):
     """Influence in nats per token: of an operation's texts, and of the slices that they were made from."""
@@ -37,7 +36,7 @@ class TextInfluences(Record):
 
 
 class Results(Record):
-    """What `RESULTS` holds, as the report reads it."""
+    """What `EVALUATION` holds, as the report reads it."""
 
     held_out: tuple[HeldOutLoss, ...] = ()
     influence: dict[str, TextInfluences] = Field(default={})
@@ -62,7 +61,7 @@ class Accepted(Record):
 
 def evaluate_stage(
     into: Path,
-    recipe: Recipe,
+    settings: EvaluateSettings,
     tokens: Path,
     arms: Mapping[str, Path],
     pair: tuple[Path, Path],
@@ -74,20 +73,22 @@ def evaluate_stage(
     arms: stages with weights by name. pair: the stages of theta and its probe. corpora: `generate` stages by operation.
     """
     results = {
-        "held_out": _held_out(recipe, tokens, arms, topology),
-        "influence": _influence(recipe, tokens, pair, corpora, topology),
+        "held_out": _held_out(settings, tokens, arms, topology),
+        "influence": _influence(settings, tokens, pair, corpora, topology),
         "diversity": on_main(topology, lambda: _diversity(tokens, corpora), label="diversity"),
     }
-    on_main(topology, lambda: atomic_write_text(into / RESULTS, json_text(results, indent=2) + "\n"))
+    on_main(topology, lambda: atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n"))
 
 
-def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: Topology) -> list[dict[str, Any]]:
-    dtype = platform.resolve_dtype(recipe.dtype)
-    batches = held_out_batches(recipe, tokens, "validation", topology)
+def _held_out(
+    settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
+) -> list[dict[str, Any]]:
+    dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
+    batches = held_out_batches(tokens, "validation", settings.seq_len, rows_at_once, topology)
     corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():
-        loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=recipe.pretrain.micro_batch)
+        loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=rows_at_once)
         rows.append(
             {
                 "name": name,
@@ -101,13 +102,15 @@ def _held_out(recipe: Recipe, tokens: Path, arms: Mapping[str, Path], topology: 
 
 
 def _influence(
-    recipe: Recipe, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
+    settings: EvaluateSettings, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
 ) -> dict[str, dict[str, list[float]]]:
     """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
-    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(tokens, topology)
+    dtype, tokenizer = platform.resolve_dtype(settings.dtype), open_tokenizer(tokens, topology)
     theta = load_model(pair[0], topology, dtype)
-    influence = build_estimator(recipe.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(words))
-    measure = TextInfluence(influence, words.encode, same_tokenizer=False)  # what the shards will hold
+    influence = build_estimator(
+        settings.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(tokenizer)
+    )
+    measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
     sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
     found = {}

@@ -8,6 +8,7 @@ from synpro_engine.backend import platform
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import tokenizer_stage
 from synpro_engine.cycle.weights import load_model
 from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.model.hf import KIND, export_hf
@@ -19,9 +20,7 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     Raises UserError for a stage that is not there or holds no weights, and where `output` holds anything but an earlier
     export, which is replaced.
     """
-    path = directory / stage
-    is_generator = stage == "import" or "/tune-" in stage
-    words = directory / ("import" if is_generator else "tokenize")
+    path, words = directory / stage, directory / tokenizer_stage(stage)
 
     def check() -> None:
         if not path.is_dir():

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from synpro_engine.config import Record, as_record, read_json, read_record, verify_artifact
-from synpro_engine.cycle.evaluation import RESULTS, Results
+from synpro_engine.cycle.evaluation import Results
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import EVALUATE, EVALUATION
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 R = TypeVar("R", bound=Record)
@@ -50,7 +51,7 @@ class FinishedRun:
 
     def results(self) -> Results:
         """What the evaluate stage measured."""
-        return self.record("evaluate", RESULTS, Results) if "evaluate" in self.done else Results()
+        return self.record(EVALUATE, EVALUATION, Results) if EVALUATE in self.done else Results()
 
     def metrics(self, stage: str, kind: str, cls: type[R]) -> list[R]:
         """Records of one kind from a finished stage's metrics."""

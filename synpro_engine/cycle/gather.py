@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from synpro_engine.config import Config, json_text
+from synpro_engine.cycle.run_layout import LEFT_OUT, documents_path
 from synpro_engine.data import (
     BadDocument,
     Document,
@@ -33,7 +34,6 @@ from synpro_engine.data import (
 )
 
 SPLITS: tuple[Split, ...] = ("train", "reference", "validation")
-LEFT_OUT = "left_out.jsonl"
 _OUT = 255
 
 
@@ -48,11 +48,6 @@ class CorpusAccount(Config):
     """Read."""
     files_not_read: tuple[str, ...]
     """Paths below the source that are no corpus files, or hidden."""
-
-
-def documents_path(stage: Path, split: Split) -> Path:
-    """The documents of a split inside the `tokenize` artifact."""
-    return stage / "documents" / f"{split}.jsonl.zst"
 
 
 class _LeftOut:

@@ -32,7 +32,7 @@ from synpro_engine.influence import (
     next_step_direction,
     save_direction,
 )
-from synpro_engine.influence.next_step import NoDirectionError
+from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
@@ -68,6 +68,8 @@ class InRunConfig(Config):
 class PretrainConfig(TrainConfig):
     """Pretraining, and what is measured on the way."""
 
+    mask_repetitions: bool = False
+    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     in_run: InRunConfig | None = None
     """Score the training documents by their influence on the reference loss, in the steps that train on them."""
 

@@ -10,12 +10,12 @@ from statistics import median
 import numpy as np
 
 from synpro_engine.config import Record, UserError
-from synpro_engine.cycle.corpus import documents_path
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.in_run import DIRECTION
+from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, documents_path
 from synpro_engine.data import read_documents
 from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, read_scores
-from synpro_engine.influence.score_log import SCORES
+from synpro_engine.influence.in_run import SCORES
 from synpro_engine.report import InRunInfluence, ScoredDocument
 
 _LISTED, _WORDS = 5, 14
@@ -31,11 +31,11 @@ class _Timed(Record):
 
 def in_run(run: FinishedRun) -> InRunInfluence | None:
     """What pretraining scored; None where it did not, or has not ended."""
-    config, times = run.recipe.pretrain.in_run, run.metrics("pretrain", "in_run", _Timed)
+    config, times = run.recipe.pretrain.in_run, run.metrics(PRETRAIN, "in_run", _Timed)
     scored = [record.seconds for record in times if record.scored]
     if config is None or not scored:
         return None
-    path = run.directory / "pretrain" / SCORES
+    path = run.directory / PRETRAIN / SCORES
     if next(read_scores(path), None) is None:
         raise UserError(f"{path}: is empty, though {len(scored)} steps were scored")
     documents, bands = by_document(path, DIRECTION), _bands(path)
@@ -107,13 +107,11 @@ def agreement_of_halves(
 def _named(run: FinishedRun, ranked: Sequence[tuple[str, DocumentScore]]) -> tuple[ScoredDocument, ...]:
     """With the first words of each document."""
     wanted, words = {key for key, _ in ranked}, {}
-    for document in read_documents(str(documents_path(run.directory / "tokenize", "train"))):
+    for document in read_documents(str(documents_path(run.directory / TOKENIZE, "train"))):
         if document.id in wanted:
             words[document.id] = " ".join(document.text.split()[:_WORDS])
     if len(words) < len(wanted):
-        raise UserError(
-            f"{run.directory / 'pretrain' / SCORES}: scores documents that the training split does not hold"
-        )
+        raise UserError(f"{run.directory / PRETRAIN / SCORES}: scores documents that the training split does not hold")
     return tuple(
         ScoredDocument(id=key, words=words[key], value=score.value, tokens=score.tokens) for key, score in ranked
     )

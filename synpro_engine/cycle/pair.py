@@ -13,9 +13,10 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import TOKENIZER, open_tokenizer
+from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.probe import is_tangent, load_probe
+from synpro_engine.cycle.run_layout import TOKENIZE, TOKENIZER, run_of, tokenizer_stage
 from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main, verify_shared
@@ -37,7 +38,7 @@ class Pair:
     def of_run(cls, cycle: Cycle) -> Pair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
-        stage = cycle.directory / "tokenize"
+        stage = cycle.directory / TOKENIZE
         verify_shared(stage, cycle.topology)
         words = open_tokenizer(stage, cycle.topology)
         return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
@@ -104,8 +105,8 @@ def recorded_tokenizer(weights: Path) -> Path:
             continue
         if (stage / TOKENIZER).is_dir():
             return stage / TOKENIZER
-        source = "import" if "/tune-" in manifest.kind else "tokenize"
-        holder = stage.parents[manifest.kind.count("/")] / source
+        source = tokenizer_stage(manifest.kind)
+        holder = run_of(stage, manifest.kind) / source
         if (holder / MANIFEST).is_file() and read_manifest(holder).content_hash == manifest.parents.get(source):
             return holder / TOKENIZER
     raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")

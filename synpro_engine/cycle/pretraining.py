@@ -10,23 +10,22 @@ from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
 from synpro_engine.cycle.in_run import InRunScores
-from synpro_engine.cycle.recipe import ContinueConfig, Recipe
+from synpro_engine.cycle.recipe import ContinueConfig
+from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT
+from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.weights import stage_checkpoint
-from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, eval_windows, mixture_weights
+from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, check_rows, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.influence.score_log import SCORES
+from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
-from synpro_engine.model.model import Model
-from synpro_engine.train.config import TrainConfig
-from synpro_engine.train.run import PretrainResult
+from synpro_engine.train.run import Watcher
 from synpro_engine.train.trainer import pretrain
 
 ORGANIC = "organic"
-RESULT = "result.json"
 
 
 class TrainingResult(Record):
-    """What `RESULT` says of a training stage, as the report reads it."""
+    """What `TRAINING_RESULT` says of a training stage, as the report reads it."""
 
     step: int
     plateau: bool
@@ -35,96 +34,84 @@ class TrainingResult(Record):
     """Windows trained on since the first step of pretraining, by source."""
 
 
-def new_model(recipe: Recipe, topology: Topology, *, seed: int | None) -> Model:
-    """The pretrained model's shape on this layout; with a seed, at its initial weights."""
-    return build_model(recipe.model, topology, dtype=platform.resolve_dtype(recipe.dtype), seed=seed)
-
-
-def loader_of(
-    recipe: Recipe, corpora: Mapping[str, TokenCorpus], weights: Mapping[str, float], batch: int, topology: Topology
-) -> TokenLoader:
-    """This rank's loader of weighted sources, `batch` windows a step over all ranks."""
-    return TokenLoader(
-        corpora,
-        weights,
-        recipe.model.seq_len,
-        batch,
-        recipe.seed,
-        dp_rank=topology.dp.rank,
-        dp_size=topology.dp.size,
-        mask_repetitions=recipe.corpus.mask_repetitions,
-    )
-
-
-def held_out_batches(recipe: Recipe, tokens: Path, name: str, topology: Topology) -> list[Batch]:
-    """This rank's batches of a held-out split, each token a target once."""
+def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology: Topology) -> list[Batch]:
+    """This rank's batches, of `rows` windows, of a held-out split, each token a target once."""
     corpus = open_split(tokens, name, open_tokenizer(tokens, topology))
     dp = topology.dp
-    batch = recipe.pretrain.micro_batch
-    return list(eval_windows(corpus, recipe.model.seq_len, batch_size=batch, dp_rank=dp.rank, dp_size=dp.size))
+    return list(eval_windows(corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
 
 
-def _held_out(recipe: Recipe, tokens: Path, topology: Topology) -> dict[str, list[Batch]]:
-    return {name: held_out_batches(recipe, tokens, name, topology) for name in ("reference", "validation")}
-
-
-def _write_result(into: Path, result: PretrainResult, topology: Topology, extra: Mapping[str, object]) -> None:
-    facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | dict(extra)
-    on_main(topology, lambda: atomic_write_text(into / RESULT, json_text(facts, indent=2) + "\n"))
-
-
-def pretrain_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
-    """Pretrain from initial weights on organic text until the plateau or the budget."""
-    tokenizer = open_tokenizer(tokens, topology)
-    corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
-    loader = loader_of(recipe, {ORGANIC: corpus}, {ORGANIC: 1.0}, recipe.pretrain.global_batch, topology)
-    in_run = recipe.pretrain.in_run
+def _train(
+    into: Path,
+    settings: PretrainSettings | ArmSettings,
+    tokens: Path,
+    corpora: Mapping[str, TokenCorpus],
+    weights: Mapping[str, float],
+    topology: Topology,
+    *,
+    label: str,
+    start: Path | None = None,
+    watcher: Watcher | None = None,
+) -> None:
+    """Train on the weighted sources, from `start` or from initial weights, and write the result down."""
+    model, config, dp = settings.model, settings.pretrain, topology.dp
+    loader = TokenLoader(
+        corpora,
+        weights,
+        model.seq_len,
+        config.global_batch,
+        settings.seed,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
+        mask_repetitions=config.mask_repetitions,
+    )
     result = pretrain(
-        new_model(recipe, topology, seed=recipe.seed),
-        recipe.pretrain,
+        build_model(
+            model,
+            topology,
+            dtype=platform.resolve_dtype(settings.dtype),
+            seed=settings.seed if start is None else None,
+        ),
+        config,
         loader,
         into,
-        held_out=_held_out(recipe, tokens, topology),
-        seed=recipe.seed,
-        label="pretrain",
-        watcher=None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology),
+        held_out={
+            name: held_out_batches(tokens, name, model.seq_len, config.micro_batch, topology)
+            for name in ("reference", "validation")
+        },
+        start=start,
+        seed=settings.seed,
+        label=label,
+        watcher=watcher,
     )
-    _write_result(into, result, topology, {"samples": loader.samples_by_source})
+    facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
+    on_main(topology, lambda: atomic_write_text(into / TRAINING_RESULT, json_text(facts, indent=2) + "\n"))
 
 
-def arm_config(recipe: Recipe, steps: int) -> TrainConfig:
-    """Settings of an arm: pretraining's, for a fixed number of steps; nothing is scored on the way.
-
-    A decaying schedule goes on where it was.
-    """
-    return recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
+def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topology: Topology) -> None:
+    """Pretrain from initial weights on organic text until the plateau or the budget."""
+    tokenizer = open_tokenizer(tokens, topology)
+    check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
+    corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
+    in_run = settings.pretrain.in_run
+    watcher = None if in_run is None else InRunScores(in_run, into / SCORES, corpus, reference, topology)
+    _train(into, settings, tokens, {ORGANIC: corpus}, {ORGANIC: 1.0}, topology, label=PRETRAIN, watcher=watcher)
 
 
 def arm_stage(
-    into: Path, recipe: Recipe, tokens: Path, start: Path, synthetic: Mapping[str, Path], steps: int, topology: Topology
+    into: Path, settings: ArmSettings, tokens: Path, start: Path, synthetic: Mapping[str, Path], topology: Topology
 ) -> None:
-    """Train on from `start` (weights, optimizer, position in the organic text) for `steps` steps.
+    """Train on from `start` (weights, optimizer, position in the organic text).
 
     synthetic: shard artifacts by source name, mixed in as `continued` says; none repeats organic text.
     """
     tokenizer = open_tokenizer(tokens, topology)
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
-    corpora |= {name: open_split(path, "synthetic", tokenizer) for name, path in synthetic.items()}
-    weights = mixture(corpora, recipe.continued)
-    _refuse_unread(weights, steps * recipe.pretrain.global_batch)
-    loader = loader_of(recipe, corpora, weights, recipe.pretrain.global_batch, topology)
+    corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in synthetic.items()}
+    weights = {ORGANIC: 1.0} if settings.continued is None else mixture(corpora, settings.continued)
+    _refuse_unread(weights, settings.pretrain.max_steps * settings.pretrain.global_batch)
     before = stage_checkpoint(start, topology)
-    result = pretrain(
-        new_model(recipe, topology, seed=None),
-        arm_config(recipe, steps),
-        loader,
-        into,
-        held_out=_held_out(recipe, tokens, topology),
-        start=before,
-        seed=recipe.seed,
-        label=into.name.removesuffix(".partial"),
-    )
-    _write_result(into, result, topology, {"samples": loader.samples_by_source})
+    _train(into, settings, tokens, corpora, weights, topology, label=into.name.removesuffix(".partial"), start=before)
 
 
 def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:

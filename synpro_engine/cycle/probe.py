@@ -10,76 +10,93 @@ from pathlib import Path
 
 import torch
 
+from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.corpus import open_split, open_tokenizer
-from synpro_engine.cycle.pretraining import ORGANIC, loader_of, new_model
-from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.weights import CHECKPOINT, load_model, stage_checkpoint
-from synpro_engine.data import TokenLoader, eval_windows
+from synpro_engine.cycle.pretraining import ORGANIC
+from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
+from synpro_engine.cycle.settings import ProbeSettings
+from synpro_engine.cycle.weights import load_model, stage_checkpoint
+from synpro_engine.data import TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
-    direction_files,
     load_direction,
     next_step_direction,
     probe_direction,
     run_probe,
     save_direction,
 )
+from synpro_engine.influence.directions import direction_files
+from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.run import split_batch
 
-DIRECTION = "direction"
+
+def probe_stage(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, topology: Topology) -> None:
+    """Make the probe of theta on the reference split, as `settings.probe` says. Collective."""
+    make = _next_step if settings.probe.kind == "next_step" else _walk
+    model = build_model(settings.model, topology, dtype=platform.resolve_dtype(settings.dtype), seed=None)
+    make(into, settings, tokens, stage_checkpoint(theta, topology), model)
 
 
-def probe_stage(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    """Make the probe of theta on the reference split, as `recipe.probe` says. Collective."""
-    make = _next_step if recipe.probe.kind == "next_step" else _walk
-    make(into, recipe, tokens, stage_checkpoint(theta, topology), topology)
+def _loader(
+    settings: ProbeSettings, name: str, corpus: TokenCorpus, global_batch: int, topology: Topology
+) -> TokenLoader:
+    return TokenLoader(
+        {name: corpus},
+        {name: 1.0},
+        settings.model.seq_len,
+        global_batch,
+        settings.seed,
+        dp_rank=topology.dp.rank,
+        dp_size=topology.dp.size,
+        mask_repetitions=settings.mask_repetitions,
+    )
 
 
-def _next_step(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    config, words = recipe.probe, open_tokenizer(tokens, topology)
-    training, model = recipe.pretrain, new_model(recipe, topology, seed=None)
-    engine = Engine(model, training.optimizer, schedule=training.schedule)
+def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
+    config, topology = settings.probe, model.topology
+    tokenizer = open_tokenizer(tokens, topology)
+    engine = Engine(model, settings.optimizer, schedule=settings.schedule)
     load_checkpoint(theta, model, engine)
-    text = {name: open_split(tokens, name, words) for name in ("train", "reference")}
-    loader = loader_of(recipe, {ORGANIC: text["train"]}, {ORGANIC: 1.0}, training.global_batch, topology)
+    text = {name: open_split(tokens, name, tokenizer) for name in ("train", "reference")}
+    loader = _loader(settings, ORGANIC, text["train"], settings.global_batch, topology)
     upcoming = [
         split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
         for _ in range(config.sampled_steps)
     ]
     reference = eval_windows(
         text["reference"],
-        recipe.model.seq_len,
+        settings.model.seq_len,
         batch_size=config.micro_batch,
         max_tokens=config.reference_tokens,
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
     )
     v = next_step_direction(engine, list(reference), upcoming, show_progress=True)
-    save_direction(into / DIRECTION, model, v, seed=recipe.seed)
+    save_direction(into / DIRECTION, model, v, seed=settings.seed)
 
 
-def _walk(into: Path, recipe: Recipe, tokens: Path, theta: Path, topology: Topology) -> None:
-    config, model = recipe.probe, new_model(recipe, topology, seed=None)
-    reference = _walked(recipe, tokens, "reference", topology)
+def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
+    config, topology = settings.probe, model.topology
+    reference = _walked(settings, tokens, "reference", topology)
     if config.control:
-        v = probe_direction(theta, model, reference, config, control=_walked(recipe, tokens, "train", topology))
-        save_direction(into / DIRECTION, model, v, seed=recipe.seed)
+        v = probe_direction(theta, model, reference, config, control=_walked(settings, tokens, "train", topology))
+        save_direction(into / DIRECTION, model, v, seed=settings.seed)
         return
     steps = run_probe(theta, model, reference, config)
-    save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
+    save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
     lines = "".join(json_text(asdict(step)) + "\n" for step in steps)
-    on_main(topology, lambda: atomic_write_text(into / "steps.jsonl", lines))
+    on_main(topology, lambda: atomic_write_text(into / WALK_STEPS, lines))
 
 
-def _walked(recipe: Recipe, tokens: Path, split: str, topology: Topology) -> TokenLoader:
+def _walked(settings: ProbeSettings, tokens: Path, split: str, topology: Topology) -> TokenLoader:
     corpus = open_split(tokens, split, open_tokenizer(tokens, topology))
-    return loader_of(recipe, {split: corpus}, {split: 1.0}, recipe.probe.global_batch, topology)
+    return _loader(settings, split, corpus, settings.probe.global_batch, topology)
 
 
 def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Direction:

@@ -6,6 +6,7 @@ Each section is declared beside the code that uses it; this module only puts the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -25,6 +26,8 @@ from synpro_engine.synth import OPERATIONS, GenerateConfig
 
 class GeneratorConfig(Config):
     """The model that rephrases and reformats."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
 
     source: str = Field(default="embedded:smollm2-135m", min_length=1)
     """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
@@ -61,6 +64,8 @@ class ContinueConfig(Config):
 
 class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name", "parallel", "verify"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
     """Letters, digits and `._-`; the run's directory below `runs` unless --dir names one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ from synpro_engine.config import (
     write_manifest,
 )
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.run_layout import TIMES
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
 from synpro_engine.dist.hashing import hash_new_files
-
-TIMES = "stages.jsonl"
 
 
 class _Time(Record):
@@ -46,8 +45,8 @@ class Stage:
     """One step of the cycle.
 
     `work(partial)` runs on every rank and fills the directory `partial`; what an interrupted attempt with the
-    same inputs left there is still there, so long stages resume. `config` is the part of the recipe the result
-    depends on, and is stored in the artifact's manifest.
+    same inputs left there is still there, so long stages resume. `config` is what the result depends on beside the
+    parents, and is stored in the artifact's manifest.
     """
 
     name: str
@@ -60,9 +59,52 @@ class Stage:
     seed: int = 0
 
 
+def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
+    """Stages that are there, or half done, and were made with other settings or from what is no longer the case.
+
+    With them all that was made from them. Half done counts once there is something to resume from.
+    """
+    stale: dict[str, Stage] = {}
+    for stage in stages:
+        path, note = directory / stage.name, _note(directory, stage)
+        if any(parent in stale for parent in stage.parents):
+            changed = path.exists() or note.exists()
+        elif (path / MANIFEST).exists():
+            manifest = read_manifest(path)
+            changed = manifest.config != _plain(stage.config) or any(
+                not (directory / parent / MANIFEST).exists()
+                or manifest.parents.get(parent) != read_manifest(directory / parent).content_hash
+                for parent in {*stage.parents, *manifest.parents}
+            )
+        else:
+            begun = read_json(note) if note.exists() and _resumable(partial_path(path)) else None
+            changed = begun is not None and begun["config"] != _plain(stage.config)
+        if changed:
+            stale[stage.name] = stage
+    return list(stale.values())
+
+
+def remove_stages(directory: Path, stages: Sequence[Stage]) -> None:
+    """Remove stages, finished or half done; the last ones first, so that a kill leaves none without its parents."""
+    for stage in reversed(stages):
+        remove_directory(directory / stage.name)
+        remove_directory(partial_path(directory / stage.name))
+        _note(directory, stage).unlink(missing_ok=True)
+
+
+def _resumable(partial: Path) -> bool:
+    """Whether an interrupted stage left checkpoints or finished batches."""
+    return any(next(partial.rglob(name), None) is not None for name in (MANIFEST, "*.ledger"))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is read back from JSON."""
+    return json.loads(json_text(config))
+
+
 def _inputs(directory: Path, stage: Stage) -> dict[str, Any]:
     parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
-    return {"parents": parents, "config": json.loads(json_text(stage.config))}
+    return {"parents": parents, "config": _plain(stage.config)}
 
 
 def _note(directory: Path, stage: Stage) -> Path:

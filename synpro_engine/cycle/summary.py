@@ -15,11 +15,10 @@ from synpro_engine.cycle.corpus_summary import corpus
 from synpro_engine.cycle.finished import FinishedRun
 from synpro_engine.cycle.in_run_summary import in_run
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import ENVIRONMENT, PRETRAIN
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.dist import Topology
 from synpro_engine.report import Environment, ReportData, StageTiming
-
-ENVIRONMENT = "environment.json"
 
 
 class _Environment(Record):
@@ -67,7 +66,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         stages=_timings(run, stages),
         corpus=corpus(run),
         curve_unit="step",
-        pretrain=training.curves(run, "pretrain"),
+        pretrain=training.curves(run, PRETRAIN),
         arms=training.arms(run),
         plateau=training.plateau(run),
         in_run=in_run(run),

@@ -9,10 +9,20 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
-from synpro_engine.cycle.corpus import TOKENIZER, documents_path, open_tokenizer, shards_path
+from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.probe import load_probe
-from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.weights import CHECKPOINT, load_model, weights_hash
+from synpro_engine.cycle.run_layout import (
+    CHECKPOINT,
+    CORPUS,
+    SYNTHETIC,
+    SYNTHETIC_TOKENS,
+    TOKENIZER,
+    Round,
+    documents_path,
+    shards_path,
+)
+from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, RewardSettings, TuneSettings
+from synpro_engine.cycle.weights import load_model, weights_hash
 from synpro_engine.data import (
     Document,
     Tokenizer,
@@ -34,18 +44,15 @@ from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
     GenerateConfig,
-    Slice,
+    choose_slices,
     generate_corpus,
     operation_named,
     read_yield,
     render_chat,
     stop_ids,
-    work_list,
 )
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
-
-CORPUS = "corpus"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +68,13 @@ class Inputs:
     """The generator to start from (tune) or to sample from (generate)."""
 
 
-def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -> None:
+def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: Topology) -> None:
     """Bring the generator into a checkpoint of ours, with its tokenizer beside it."""
-    generator, dtype = recipe.generator, platform.resolve_dtype(recipe.dtype)
+    generator, dtype = settings.generator, platform.resolve_dtype(settings.dtype)
     tokenizer_dir = into / TOKENIZER
     on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
     if generator.model is not None:
-        model = build_model(generator.model, topology, dtype=dtype, seed=recipe.seed + 1)
+        model = build_model(generator.model, topology, dtype=dtype, seed=settings.seed + 1)
         tokenizer = open_tokenizer(tokens, topology)
     else:
         imported = import_model(
@@ -75,9 +82,9 @@ def import_stage(into: Path, recipe: Recipe, tokens: Path, topology: Topology) -
         )
         model, tokenizer = imported.model, on_main(topology, lambda: load_tokenizer(imported.tokenizer))
     check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
-    on_main(topology, lambda: _check_prompts(recipe.generate, tokenizer))
+    on_main(topology, lambda: _check_prompts(settings.generate, tokenizer))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
-    save_checkpoint(into / CHECKPOINT, model, seed=recipe.seed)
+    save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
 
 
 def _check_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> None:
@@ -88,40 +95,38 @@ def _check_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> None:
     stop_ids(tokenizer, config.chat_format)
 
 
-def build_rewards(recipe: Recipe, inputs: Inputs, topology: Topology) -> Composer:
-    """The recipe's rewards over the models of this round; those without weight load nothing."""
-    dtype, words = platform.resolve_dtype(recipe.dtype), open_tokenizer(inputs.tokens, topology)
-    own = open_tokenizer(inputs.base, topology)
+def build_rewards(settings: RewardSettings, inputs: Inputs, topology: Topology) -> Composer:
+    """The rewards over the models of this round; those without weight load nothing."""
+    dtype, reward = platform.resolve_dtype(settings.dtype), settings.reward
+    pretrained = open_tokenizer(inputs.tokens, topology)
+    generators = open_tokenizer(inputs.base, topology)
     influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
-    if recipe.reward.uses("influence"):
+    if reward.uses("influence"):
         theta = load_model(inputs.theta, topology, dtype)
         probe = load_probe(inputs.probe, theta, dtype)
-        influence = build_estimator(recipe.influence, theta, probe, start_id=start_id(words))
-        same = own.fingerprint == words.fingerprint
-        influence_of = TextInfluence(influence, words.encode, same_tokenizer=same)
-    if recipe.reward.uses("quality"):
+        influence = build_estimator(settings.influence, theta, probe, start_id=start_id(pretrained))
+        same = generators.fingerprint == pretrained.fingerprint
+        influence_of = TextInfluence(influence, pretrained.encode, same_tokenizer=same)
+    if reward.uses("quality"):
         judge = load_model(inputs.base, topology, dtype)
-        likelihood_of = text_likelihood(judge, own.encode, start_id=start_id(own))
-    return build_composer(recipe.reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
+        likelihood_of = text_likelihood(judge, generators.encode, start_id=start_id(generators))
+    return build_composer(reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 
 
-def _round_seed(recipe: Recipe, number: int) -> int:
+def _round_seed(settings: RewardSettings) -> int:
     """A seed of its own for each round, or a later round would write the first one's texts again."""
-    return recipe.seed if number == 1 else stable_hash(recipe.seed, "round", str(number)) >> 1
+    seed, number = settings.seed, settings.round
+    return seed if number == 1 else stable_hash(seed, "round", str(number)) >> 1
 
 
-def _slices(recipe: Recipe, tokens: Path, seed: int) -> list[Slice]:
-    """The slices that generation will see, each once: tuning practises on those."""
-    items = work_list(read_documents(str(documents_path(tokens, "train"))), recipe.generate, seed)
-    first = recipe.generate.operations[0]
-    return [item.slice for item in items if item.operation == first]
+def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Topology) -> None:
+    """Tune one operation's generator with GRPO; the tuned weights end in `policy`.
 
-
-def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology, number: int) -> None:
-    """Tune one operation's generator with GRPO; the tuned weights end in `policy`."""
-    config, seed = recipe.tune[operation], _round_seed(recipe, number)
-    policy = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
+    It practises on the slices that generation will see.
+    """
+    operation, config, seed = settings.operation, settings.tune, _round_seed(settings)
+    policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     for parameter in policy.parameters():
         parameter.requires_grad_(True)
     reference_policy = prepare_policy(policy, config)
@@ -131,9 +136,9 @@ def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topol
         reference_policy=reference_policy,
         tokenizer=open_tokenizer(inputs.base, topology),
         operation=operation_named(operation, prefill=config.prefill),
-        slices=_slices(recipe, inputs.tokens, seed),
-        scorer=build_rewards(recipe, inputs, topology),
-        reward_weights=recipe.reward.weights(operation),
+        slices=choose_slices(read_documents(str(documents_path(inputs.tokens, "train"))), settings.slices, seed),
+        scorer=build_rewards(settings, inputs, topology),
+        reward_weights=settings.reward.weights(operation),
         directory=into,
         seed=seed,
         label=f"tune {operation}",
@@ -145,21 +150,21 @@ def tune_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topol
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
 
 
-def generate_stage(into: Path, recipe: Recipe, operation: str, inputs: Inputs, topology: Topology, number: int) -> None:
+def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topology: Topology) -> None:
     """Generate one operation's synthetic documents over the corpus, with rewards and provenance."""
-    model = load_model(inputs.generator, topology, platform.resolve_dtype(recipe.dtype))
-    composer = build_rewards(recipe, inputs, topology)
+    model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
+    composer, operation = build_rewards(settings, inputs, topology), settings.operation
     report = generate_corpus(
         into / CORPUS,
         read_documents(str(documents_path(inputs.tokens, "train"))),
         Sampler(model),
         open_tokenizer(inputs.base, topology),
-        recipe.generate.model_copy(update={"operations": (operation,)}),
+        settings.generate,
         topology,
         generator_hash=weights_hash(model),
-        seed=_round_seed(recipe, number),
+        seed=_round_seed(settings),
         scorer=composer.rows,
-        prefix="" if number == 1 else f"round-{number}/",
+        prefix="" if settings.round == 1 else f"{Round(settings.round).name}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
     if composer.faults:
@@ -177,8 +182,8 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         for name, documents in found.items():
             counts[name] = sum(len(document_ids(tokenizer, document.text)) for document in documents)
-        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, "synthetic"))
-        atomic_write_text(into / "tokens.json", json_text(counts, indent=2) + "\n")
+        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, SYNTHETIC))
+        atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
 
     on_main(topology, write, label="tokenize the synthetic texts")
 

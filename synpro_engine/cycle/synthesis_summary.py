@@ -12,7 +12,7 @@ from pydantic import model_validator
 from synpro_engine.config import Record, UserError, read_records
 from synpro_engine.cycle.evaluation import Provenance, accepted_records, slice_of, source_texts
 from synpro_engine.cycle.finished import FinishedRun
-from synpro_engine.cycle.synthesis import CORPUS
+from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
 from synpro_engine.report import DiversityRow, InfluenceValues, RewardCurves, Sample, YieldRow
 from synpro_engine.synth import read_yield
 from synpro_engine.synth.generate import REJECTS, YIELD
@@ -91,7 +91,7 @@ def samples(run: FinishedRun) -> tuple[Sample, ...]:
     """Of each operation's corpus of the newest finished round: some that were kept, and some that were refused."""
     found = []
     for operation in run.recipe.generate.operations:
-        finished = [stage for n in run.rounds if (stage := f"round-{n}/generate-{operation}") in run.done]
+        finished = [stage for n in run.rounds if (stage := Round(n).generate(operation)) in run.done]
         if finished:
             found += _corpus_samples(run, operation, run.directory / finished[-1])
     return tuple(found)
@@ -102,7 +102,7 @@ def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sampl
     lines = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
     refused = [(record.raw, record.provenance, record.reason, {}) for record in lines]
     shown = [*kept, *refused]
-    sources = source_texts(run.directory / "tokenize", {where.source for _, where, _, _ in shown})
+    sources = source_texts(run.directory / TOKENIZE, {where.source for _, where, _, _ in shown})
     found = []
     for text, where, reason, rewards in shown:
         found.append(
@@ -125,7 +125,7 @@ def yields(run: FinishedRun) -> tuple[YieldRow, ...]:
     found: dict[str, YieldRow] = {}
     for number in run.rounds:
         for operation in run.recipe.generate.operations:
-            stage = f"round-{number}/generate-{operation}"
+            stage = Round(number).generate(operation)
             if stage not in run.done:
                 continue
             one = read_yield(run.directory / stage / CORPUS).by_operation.get(operation)
@@ -146,7 +146,7 @@ def _tuned(run: FinishedRun) -> list[tuple[int, str, list[_Tuned]]]:
     found = []
     for number, operation in itertools.product(run.rounds, run.recipe.tune):
         told: list[_Tuned] = []
-        for r in run.metrics(f"round-{number}/tune-{operation}", "grpo", _Step):
+        for r in run.metrics(Round(number).tune(operation), "grpo", _Step):
             if r.reward is not None and r.kl is not None and r.length is not None:
                 parts = {name: value for name, value in r.parts.items() if value is not None}
                 told.append(_Tuned(r.step, r.reward, r.kl, r.length, parts))

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from synpro_engine.config import Record, UserError
 from synpro_engine.cycle.finished import FinishedRun
-from synpro_engine.cycle.pretraining import ORGANIC, RESULT, TrainingResult
-from synpro_engine.cycle.weights import CHECKPOINT
+from synpro_engine.cycle.pretraining import ORGANIC, TrainingResult
+from synpro_engine.cycle.run_layout import (
+    CHECKPOINT,
+    IMPORT,
+    PRETRAIN,
+    REPEAT,
+    SYNTHETIC_TOKENS,
+    TOKENIZE,
+    TRAINING_RESULT,
+    Round,
+    shards_path,
+)
 from synpro_engine.data import read_shard_stats
 from synpro_engine.report import ArmTokens, Curve, CurveKind, ModelInfo, PlateauInfo, TokenAccount
 from synpro_engine.train.checkpoint import checkpoint_model_config
@@ -26,14 +36,14 @@ class _Judged(Record):
     evaluations: int
 
 
-ARM_NAMES = {"continue": "organic + synthetic", "repeat": "repeat organic"}
+SYNTHETIC_ARM, REPEAT_ARM = "organic + synthetic", "repeat organic"
 
 
 def models(run: FinishedRun) -> tuple[ModelInfo, ...]:
     """The pretrained model and the generator."""
     shapes = [("pretrained", run.recipe.model)]
-    if "import" in run.done:
-        shapes.append(("generator", checkpoint_model_config(run.directory / "import" / CHECKPOINT)))
+    if IMPORT in run.done:
+        shapes.append(("generator", checkpoint_model_config(run.directory / IMPORT / CHECKPOINT)))
     return tuple(
         ModelInfo(
             role=role,
@@ -62,10 +72,10 @@ def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve
 
 def arms(run: FinishedRun) -> tuple[Curve, ...]:
     """Both arms after the plateau; the rounds of the synthetic one are put end to end."""
-    synthetic = [f"round-{number}/continue" for number in run.rounds]
+    synthetic = [Round(number).arm for number in run.rounds]
     joined: list[Curve] = []
     for stage in synthetic:
-        for curve in curves(run, stage, ARM_NAMES["continue"]):
+        for curve in curves(run, stage, SYNTHETIC_ARM):
             before = next((c for c in joined if c.kind == curve.kind), None)
             if before is not None:
                 joined.remove(before)
@@ -74,18 +84,18 @@ def arms(run: FinishedRun) -> tuple[Curve, ...]:
                 xs, ys = (*before.x, *(p[0] for p in fresh)), (*before.loss, *(p[1] for p in fresh))
                 curve = Curve(name=curve.name, kind=curve.kind, x=xs, loss=ys)
             joined.append(curve)
-    return (*joined, *curves(run, "repeat", ARM_NAMES["repeat"]))
+    return (*joined, *curves(run, REPEAT, REPEAT_ARM))
 
 
 def plateau(run: FinishedRun) -> PlateauInfo | None:
     """Where pretraining ended, and the evaluations that decided it."""
-    if "pretrain" not in run.done:
+    if PRETRAIN not in run.done:
         return None
-    result, window = run.record("pretrain", RESULT, TrainingResult), 1
-    judged = run.metrics("pretrain", "plateau", _Judged)
+    result, window = run.record(PRETRAIN, TRAINING_RESULT, TrainingResult), 1
+    judged = run.metrics(PRETRAIN, "plateau", _Judged)
     if judged:
         window = judged[-1].evaluations
-    evaluated = run.metrics("pretrain", "eval", _Evaluated)
+    evaluated = run.metrics(PRETRAIN, "eval", _Evaluated)
     seen = [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None][-window:]
     return PlateauInfo(
         x=result.step,
@@ -99,21 +109,21 @@ def plateau(run: FinishedRun) -> PlateauInfo | None:
 
 def tokens(run: FinishedRun) -> TokenAccount | None:
     """Where the training tokens came from."""
-    if "pretrain" not in run.done:
+    if PRETRAIN not in run.done:
         return None
     synthetic: dict[str, int] = {}
     for number in run.rounds:
-        for operation, count in run.counts(f"round-{number}/shards", "tokens.json").items():
+        for operation, count in run.counts(Round(number).shards, SYNTHETIC_TOKENS).items():
             synthetic[operation] = synthetic.get(operation, 0) + count
-    seen = _seen(run, "pretrain")[ORGANIC]
+    seen = _seen(run, PRETRAIN)[ORGANIC]
     arms = []
-    for name, stage in (("continue", f"round-{run.recipe.rounds}/continue"), ("repeat", "repeat")):
+    for name, stage in ((SYNTHETIC_ARM, Round(run.recipe.rounds).arm), (REPEAT_ARM, REPEAT)):
         if stage in run.done:
             given = _seen(run, stage)
             organic = given.pop(ORGANIC) - seen
-            arms.append(ArmTokens(name=ARM_NAMES[name], organic=organic, synthetic=sum(given.values())))
+            arms.append(ArmTokens(name=name, organic=organic, synthetic=sum(given.values())))
     return TokenAccount(
-        organic_unique=read_shard_stats(run.directory / "tokenize" / "shards" / "train").tokens,
+        organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,
         pretrain_seen=seen,
         synthetic=synthetic,
         arms=tuple(arms),
@@ -122,7 +132,7 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
 
 def _seen(run: FinishedRun, stage: str) -> dict[str, int]:
     """Tokens trained on by source since the first step of pretraining."""
-    samples = run.record(stage, RESULT, TrainingResult).samples
+    samples = run.record(stage, TRAINING_RESULT, TrainingResult).samples
     if ORGANIC not in samples:
-        raise UserError(f"{run.directory / stage / RESULT}: damaged (`samples` has no {ORGANIC})")
+        raise UserError(f"{run.directory / stage / TRAINING_RESULT}: damaged (`samples` has no {ORGANIC})")
     return {name: count * run.recipe.model.seq_len for name, count in samples.items()}

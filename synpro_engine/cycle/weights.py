@@ -12,6 +12,7 @@ import torch
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.run_layout import CHECKPOINT
 from synpro_engine.dist import Topology, broadcast_object, on_main
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -25,8 +26,6 @@ from synpro_engine.train.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
 )
-
-CHECKPOINT = "checkpoint"
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:

@@ -1,7 +1,7 @@
 """What every influence estimator gives: token sequences in, a score for each sequence and each of its tokens out.
 
-Knows the common interface and that a sequence which comes again need not be computed again; the estimators are `scores`
-(two forwards), `dot` (first order, by capture) and `oracles` (forward mode, finite differences).
+Knows the common interface and that a sequence which comes again need not be computed again; the estimators are in
+`first_order` (by capture, in forward mode) and `two_forward` (and finite differences).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Defaults are SynPro's where the paper gives them (arXiv 2605.17849).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +20,10 @@ _SAMPLING = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
 
 class GRPOConfig(Config):
     """One round of GRPO (Shao et al. 2024, arXiv 2402.03300) on one operation's generator."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples".split()
+    )
 
     steps: int = Field(default=120, gt=0)
     """Rollout batches of the round."""

@@ -44,7 +44,7 @@ from synpro_engine.train.metrics import MetricsLog, Value
 
 POLICY, SAMPLES = "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
-_FREE = ("sampler", "checkpoint_every", "keep_checkpoints", "log_samples", "bad_reward", "skip")
+_FREE = {"bad_reward", *GRPOConfig.EXECUTION}
 
 
 @dataclass(frozen=True, kw_only=True)

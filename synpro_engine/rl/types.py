@@ -23,7 +23,7 @@ class Prompt:
     @property
     def key(self) -> str:
         """Names the slice: document and characters."""
-        return f"{self.source.doc_id}:{self.source.start}-{self.source.end}"
+        return self.source.key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Opera
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.records import Candidate, Generator, RewardFunction, read_answer
 from synpro_engine.synth.slices import Slice, slice_document
-from synpro_engine.synth.work import GenerateConfig, WorkItem, work_list
+from synpro_engine.synth.work import GenerateConfig, SliceConfig, WorkItem, choose_slices, work_list
 from synpro_engine.synth.yields import OperationYield, YieldReport
 
 __all__ = [
@@ -30,8 +30,10 @@ __all__ = [
     "Reject",
     "RewardFunction",
     "Slice",
+    "SliceConfig",
     "WorkItem",
     "YieldReport",
+    "choose_slices",
     "generate_corpus",
     "operation_named",
     "read_answer",

@@ -20,6 +20,11 @@ class Slice:
     end: int
     text: str
 
+    @property
+    def key(self) -> str:
+        """Names the slice: document and characters."""
+        return f"{self.doc_id}:{self.start}-{self.end}"
+
 
 def slice_document(document: Document, max_chars: int = 7000) -> list[Slice]:
     """Cut a document into slices of 1 to `max_chars` characters that tile it exactly.

@@ -19,17 +19,22 @@ from synpro_engine.synth.operations import OPERATIONS
 from synpro_engine.synth.slices import Slice, slice_document
 
 
-class GenerateConfig(Config):
-    """What is generated from a corpus, and how."""
+class SliceConfig(Config):
+    """Which slices of a corpus are worked on."""
 
-    operations: tuple[str, ...] = Field(default=("rephrase", "reformat"), min_length=1)
-    """Names of the operations; each slice is given to each of them."""
     max_chars: int = Field(default=7000, gt=0)
     """Most characters of a slice."""
     min_source_chars: int = Field(default=64, ge=1)
     """Slices with fewer characters (besides white space at their ends) are left out."""
     max_slices: int | None = Field(default=None, gt=0)
     """Most slices worked on, spread over the corpus by hash; none for all."""
+
+
+class GenerateConfig(SliceConfig):
+    """What is generated from a corpus, and how."""
+
+    operations: tuple[str, ...] = Field(default=("rephrase", "reformat"), min_length=1)
+    """Names of the operations; each slice is given to each of them."""
     samples: int = Field(default=1, gt=0)
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
@@ -67,27 +72,25 @@ class WorkItem:
 
 
 def _item(piece: Slice, operation: str, seed: int) -> WorkItem:
-    key = f"{piece.doc_id}:{piece.start}-{piece.end}:{operation}"
+    key = f"{piece.key}:{operation}"
     # Below 2**63, so that it fits every reader's integer.
     return WorkItem(slice=piece, operation=operation, key=key, seed=stable_hash(seed, "synth.sample", key) >> 1)
 
 
-def _slices(documents: Iterable[Document], config: GenerateConfig) -> list[Slice]:
-    found = (piece for document in documents for piece in slice_document(document, config.max_chars))
-    return [piece for piece in found if len(piece.text.strip()) >= config.min_source_chars]
-
-
-def _chosen(slices: list[Slice], limit: int, seed: int) -> list[Slice]:
-    """The `limit` slices of smallest hash, in their old order."""
-    keys = {i: stable_hash(seed, "synth.select", f"{s.doc_id}:{s.start}-{s.end}") for i, s in enumerate(slices)}
-    return [slices[i] for i in sorted(heapq.nsmallest(limit, keys, key=keys.__getitem__))]
+def choose_slices(documents: Iterable[Document], config: SliceConfig, seed: int) -> list[Slice]:
+    """The slices to work on, in the order of the corpus; of more than `max_slices` those of smallest hash."""
+    pieces = (piece for document in documents for piece in slice_document(document, config.max_chars))
+    slices = [piece for piece in pieces if len(piece.text.strip()) >= config.min_source_chars]
+    if config.max_slices is None:
+        return slices
+    hashes = [stable_hash(seed, "synth.select", piece.key) for piece in slices]
+    chosen = heapq.nsmallest(config.max_slices, range(len(slices)), key=hashes.__getitem__)
+    return [slices[i] for i in sorted(chosen)]
 
 
 def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) -> list[WorkItem]:
     """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
-    slices = _slices(documents, config)
-    if config.max_slices is not None:
-        slices = _chosen(slices, config.max_slices, seed)
+    slices = choose_slices(documents, config, seed)
     return [_item(piece, operation, seed) for piece in slices for operation in config.operations]
 
 

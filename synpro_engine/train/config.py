@@ -5,7 +5,7 @@ Knows names, ranges and defaults; does nothing. A step is one optimizer step ove
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -97,6 +97,11 @@ class DivergenceConfig(Config):
 
 class TrainConfig(Config):
     """One run of pretraining."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints log_every tensorboard skip"
+        " divergence".split()
+    )
 
     max_steps: int = Field(gt=0)
     """Optimizer steps of this run (a plateau may end it earlier)."""

@@ -36,9 +36,7 @@ from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.throughput import Throughput, flops_per_token
 
 # Settings that a resumed run may change without becoming another run.
-_FREE = (
-    "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "skip", "divergence",
-)  # fmt: skip
+_FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,14 @@ import pytest
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.corpus import (
-    ACCOUNT,
     CorpusConfig,
     TokenizerConfig,
     build_corpus,
-    documents_path,
     open_split,
 )
 from synpro_engine.cycle.evaluation import source_texts
-from synpro_engine.cycle.gather import LEFT_OUT, SPLITS, gather
+from synpro_engine.cycle.gather import SPLITS, gather
+from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
 from synpro_engine.data import ReadConfig, SplitConfig, find_source, load_tokenizer, read_documents, text_key
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)

@@ -14,6 +14,7 @@ from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.pair import Pair
 from synpro_engine.cycle.recipe import Recipe, load_recipe
+from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.cycle.synthesis import import_stage
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
@@ -56,7 +57,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused_with_both_
     ids = load_tokenizer(source).vocab_size
     (tmp_path / "stage").mkdir()
     with pytest.raises(UserError, match=f"{source}: {ids - 1} rows .* too few for a tokenizer of {ids} ids"):
-        import_stage(tmp_path / "stage", _recipe(source), tmp_path, topology)
+        import_stage(tmp_path / "stage", SettingsOf(_recipe(source)).generator, tmp_path, topology)
 
 
 def test_a_generator_that_auto_cannot_prompt_is_refused_at_import(topology: Topology, tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_generator_that_auto_cannot_prompt_is_refused_at_import(topology: Topo
     for name, chat_format in (("auto", "auto"), ("chatml", "chatml")):
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match="`chat_format`"):
-            import_stage(tmp_path / name, _recipe(source, chat_format), tmp_path, topology)
+            import_stage(tmp_path / name, SettingsOf(_recipe(source, chat_format)).generator, tmp_path, topology)
     (tmp_path / "plain").mkdir()
     import_stage(tmp_path / "plain", _recipe(source, "plain"), tmp_path, topology)
 

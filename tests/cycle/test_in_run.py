@@ -16,7 +16,7 @@ from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import DocumentScore, mean_gradient, read_scores
-from synpro_engine.influence.next_step import NoDirectionError
+from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint_files import whole_tensors

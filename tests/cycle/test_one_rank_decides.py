@@ -20,8 +20,9 @@ from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, scor
 from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.export import export_stage
 from synpro_engine.cycle.plan import Plan
-from synpro_engine.cycle.probe import DIRECTION, load_probe
-from synpro_engine.cycle.weights import CHECKPOINT, load_model, stage_checkpoint
+from synpro_engine.cycle.probe import load_probe
+from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION
+from synpro_engine.cycle.weights import load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main
 from synpro_engine.dist.testing import run_ranks

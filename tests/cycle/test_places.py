@@ -220,7 +220,7 @@ def test_garbage_in_the_record_of_stages_is_one_line(capsys: pytest.CaptureFixtu
     assert main(["tokenize", "smoke", "--dir", str(tmp_path)]) == 0
     for garbage in (b"\x80\x00\n", b"[]\n", b'{"stage": 3}\n', b'{"stage": "tokenize"'):
         (tmp_path / "stages.jsonl").write_bytes(garbage)
-        assert "stages.jsonl:1: damaged" in refused(capsys, "report", "smoke", "--dir", str(tmp_path))
+        assert re.search(r"stages\.jsonl(:1)?: damaged", refused(capsys, "report", "smoke", "--dir", str(tmp_path)))
 
 
 def test_a_run_copied_elsewhere_is_whole(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from synpro_engine.cycle.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
-from synpro_engine.influence.plain import plain_logits
+from synpro_engine.influence.first_order import plain_logits
 from synpro_engine.train.metrics import read_metrics
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -25,9 +25,8 @@ from synpro_engine.influence import (
     run_probe,
     save_direction,
 )
-from synpro_engine.influence.direction import displaced, inner
-from synpro_engine.influence.next_step import NextAdamW, NoDirectionError
-from synpro_engine.influence.plain import plain_logprobs
+from synpro_engine.influence.directions import NextAdamW, NoDirectionError, displaced, inner
+from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles

@@ -19,8 +19,8 @@ from synpro_engine.influence import (
     build_estimator,
     sequence_logprobs,
 )
-from synpro_engine.influence.direction import displaced
-from synpro_engine.influence.sequences import window_batches
+from synpro_engine.influence.batching import window_batches
+from synpro_engine.influence.directions import displaced
 from synpro_engine.model.model import Model
 from tests.influence.toy import CONFIGS, START, direction_of, model_of, moved, per_example, sequences
 

@@ -11,7 +11,7 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import Direction, Examples, InRun
-from synpro_engine.influence.plain import plain_logits
+from synpro_engine.influence.first_order import plain_logits
 from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, OutputLayer

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from synpro_engine.data import TokenCorpus, TokenLoader
 from synpro_engine.dist import Topology
-from synpro_engine.influence.direction import Direction, displacement
-from synpro_engine.influence.plain import plain_logprobs
-from synpro_engine.influence.sequences import window_batches
+from synpro_engine.influence.batching import window_batches
+from synpro_engine.influence.directions import Direction, displacement
+from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.build import build_model
 from synpro_engine.model.canonical import canonical_shapes, is_norm
 from synpro_engine.model.config import ModelConfig

@@ -18,15 +18,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.dist import sum_over
-from synpro_engine.influence.passes import own_gradients
+from synpro_engine.influence.batching import own_gradients
 from synpro_engine.model.model import Model
-
-_CLIP_EPS = 1e-6  # Megatron's, in clip / (norm + eps)
-
-
-def clip_factor(clip: float, norm: float) -> float:
-    """What clipping at `clip` multiplies a gradient of this norm by; 1 for clip 0, which clips nothing."""
-    return min(1.0, clip / (norm + _CLIP_EPS)) if clip > 0 else 1.0
 
 
 class GradientNorms:

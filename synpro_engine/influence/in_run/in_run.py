@@ -20,10 +20,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from synpro_engine.dist import sum_over
-from synpro_engine.influence.direction import Direction
+from synpro_engine.influence.directions import Direction
 from synpro_engine.influence.examples import Examples, ExampleScore
-from synpro_engine.influence.prefix_reader import PrefixReader
-from synpro_engine.influence.readers import CaptureReader, GradientReader, Reader
+from synpro_engine.influence.in_run.prefix_reader import PrefixReader
+from synpro_engine.influence.in_run.readers import CaptureReader, GradientReader, Reader
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.losses import LabelledBatch
 

@@ -1,19 +1,22 @@
 """The probe: theta' is theta after K AdamW steps on reference data (SynPro, arXiv 2605.17849).
 
-Knows how the displacement theta -> theta' is made; what it says about a text is in `scores`.
+Knows how the displacement theta -> theta' is made; what it says about a text is in `two_forward`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import TokenLoader
 from synpro_engine.dist import Stopped, progress, sum_over
+from synpro_engine.influence.directions.direction import Direction, weights_of
+from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig
@@ -30,6 +33,8 @@ class ProbeConfig(Config):
     which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the paper's are 100 of
     64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
     """
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     kind: Literal["next_step", "walk"] = "next_step"
     """`next_step`: a direction from the reference gradient. `walk`: weights that trained on the reference."""
@@ -109,3 +114,27 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
                 raise Stopped(f"probe: stopped after step {index + 1}; it begins anew")
     guard.end()
     return steps
+
+
+def probe_direction(
+    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, control: TokenLoader | None = None
+) -> Direction:
+    """theta - theta' of a probe on `loader`'s batches, in fp32 from the optimizer's master weights.
+
+    control: organic data for a second probe of the same length, from the same theta, whose displacement is taken off:
+    momentum, decay and what any training does are then gone, and the reference's own part is left. Afterwards `model`
+    holds theta. Collective. Raises UserError as `run_probe`.
+    """
+    found = _walked(theta, model, loader, config)
+    return found if control is None else found.minus(_walked(theta, model, control, config))
+
+
+def _walked(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
+    engine = start_probe(theta, model, config)
+    weights, before = weights_of(model), optimizer_values(engine, "param")
+    walk(engine, loader, config)
+    after = optimizer_values(engine, "param")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return Direction({name: before[name] - after[name] for name in before})

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from synpro_engine.influence.capture import Capture, stacked
-from synpro_engine.influence.direction import Direction
+from synpro_engine.influence.directions import Direction
 from synpro_engine.influence.examples import Examples
-from synpro_engine.influence.output_layer import output_pass
-from synpro_engine.influence.watched import WatchedModel
+from synpro_engine.influence.first_order import Capture, output_pass, stacked
+from synpro_engine.influence.in_run.watched_model import WatchedModel
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms
@@ -47,7 +46,8 @@ class Reader(Protocol):
 class GradientReader:
     """Reads the weight gradient of each micro-batch as autograd hands it over, before it is accumulated.
 
-    That of the output weight may go past autograd, from a fused loss; then it is read where it is made (`watched`).
+    That of the output weight may go past autograd, from a fused loss; it is then read where it is made, in
+    `watched_model`.
     """
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_object
-from synpro_engine.influence.direction import Direction, displaced, inner
-from synpro_engine.influence.norms import clip_factor
-from synpro_engine.influence.reference import advancing, mean_gradient, optimizer_values
+from synpro_engine.influence.directions.direction import Direction, displaced, inner
+from synpro_engine.influence.directions.gradient import advancing, mean_gradient
+from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_pieces import updates_made
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
+
+_CLIP_EPS = 1e-6  # Megatron's, in clip / (norm + eps)
 
 
 class NoDirectionError(UserError):
@@ -96,6 +98,11 @@ def _add_step(adamw: NextAdamW, gradient: Direction, update: dict[str, Tensor], 
                 sums[name].add_(term)
             else:
                 sums[name] = term
+
+
+def clip_factor(clip: float, norm: float) -> float:
+    """What clipping at `clip` multiplies a gradient of this norm by; 1 for clip 0, which clips nothing."""
+    return min(1.0, clip / (norm + _CLIP_EPS)) if clip > 0 else 1.0
 
 
 class NextAdamW:

@@ -1,6 +1,6 @@
 """Hooks that score every position of a batch while autograd passes by: no weight gradient, no second pass.
 
-Knows when a layer has seen its input and its output gradient, and adds its share (`sites`) to the micro-batch it
+Knows when a layer has seen its input and its output gradient, and adds its share (`layer_dots`) to the micro-batch it
 belongs to. Does not know what runs the model, nor what the shares are for. They hold for any loss; the output layer's
 part is added by whoever computes that.
 """
@@ -17,9 +17,9 @@ from megatron.core.models.common.embeddings.language_model_embedding import Lang
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from synpro_engine.influence.direction import Direction, check_fits
-from synpro_engine.influence.sites import Site, bias_of, bias_site, site_of, weight_of
-from synpro_engine.influence.turns import Turns
+from synpro_engine.influence.batching import MicrobatchHooks
+from synpro_engine.influence.directions import Direction, check_fits
+from synpro_engine.influence.first_order.layer_dots import Site, bias_of, bias_site, site_of, weight_of
 from synpro_engine.model.model import Model
 
 
@@ -43,7 +43,7 @@ class Capture:
         """Linear layers are scored in the model's dtype, as they are multiplied; norms in fp32."""
         assert not model.megatron_config.recompute_granularity, "recomputation would run layers twice"
         self._model = model
-        self._turns = Turns(model, self._begin)
+        self._turns = MicrobatchHooks(model, self._begin)
         self.count = len(directions)
         self.directions = stacked(model, directions, matrices=model.dtype)
         self.found: list[Shares] = []

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from synpro_engine.influence.turns import Turns
+from synpro_engine.influence.batching.microbatch_hooks import MicrobatchHooks
+from synpro_engine.influence.batching.windows import WindowBatch
 from synpro_engine.model.model import Model
-
-if TYPE_CHECKING:
-    from synpro_engine.influence.sequences import WindowBatch
 
 
 @contextlib.contextmanager
@@ -33,7 +31,7 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
     if not any(batch.packed for batch in batches):
         yield
         return
-    turns = Turns(model)
+    turns = MicrobatchHooks(model)
     layouts = [_layout(batch, model.pad(batch.tokens_BS)) for batch in batches]
     with turns.counted() as stack:
         for index, chunk in enumerate(model.chunks):
@@ -66,7 +64,7 @@ def _layout(batch: WindowBatch, tokens_BS: Tensor) -> _Layout:
     return _Layout(from_LW.to(tokens_BS.device), to_SB.to(tokens_BS.device))
 
 
-def _current(turns: Turns, layouts: Sequence[_Layout], chunk: int) -> Callable[[], _Layout]:
+def _current(turns: MicrobatchHooks, layouts: Sequence[_Layout], chunk: int) -> Callable[[], _Layout]:
     return lambda: layouts[min(turns.of[chunk], len(layouts) - 1)]
 
 

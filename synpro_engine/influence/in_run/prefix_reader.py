@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.data import Batch
-from synpro_engine.influence.capture import Capture, stacked
-from synpro_engine.influence.direction import Direction
+from synpro_engine.influence.directions import Direction
 from synpro_engine.influence.examples import Examples
-from synpro_engine.influence.sites import weight_of, whole_sequence
+from synpro_engine.influence.first_order import Capture, stacked, weight_of, whole_sequence
 from synpro_engine.model.model import Model
 from synpro_engine.train.engine import LossFn
 from synpro_engine.train.losses import LabelledBatch, LossTerms

@@ -17,7 +17,7 @@ from synpro_engine.model.model import Model
 Begin = Callable[[int, Tensor], None]
 
 
-class Turns:
+class MicrobatchHooks:
     """Counts each chunk's forwards; `of[c]` is the index of the micro-batch that chunk c is at, -1 before the first."""
 
     def __init__(self, model: Model, begin: Begin | None = None) -> None:

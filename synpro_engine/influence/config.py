@@ -1,25 +1,19 @@
-"""Which estimator measures influence, as a setting.
-
-Knows the estimators by name and what each needs; the evidence for a default is in the documentation.
-"""
+"""Which estimator measures influence, as a setting; the evidence for the default is in docs/influence.md."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from synpro_engine.config import Config, UserError
-from synpro_engine.influence.direction import Direction, displacement
-from synpro_engine.influence.dot import DotInfluence
-from synpro_engine.influence.estimator import At, Estimator
-from synpro_engine.influence.oracles import FiniteDifferenceInfluence, JvpInfluence
-from synpro_engine.influence.scores import Influence
-from synpro_engine.model.model import Model
+from synpro_engine.config import Config
+from synpro_engine.influence.estimator import At
 
 
 class EstimatorConfig(Config):
     """How the influence of a text is estimated."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch", "packed"})
 
     estimator: Literal["auto", "two_forward", "dot", "jvp", "finite_difference"] = "auto"
     """`dot`: to first order, by one forward and one backward pass. `two_forward`: L(x; theta) - L(x; theta'), the
@@ -60,32 +54,3 @@ class EstimatorConfig(Config):
         if self.packed and clip:
             raise ValueError("packed: wants clip 0 here, since a gradient norm is of one text at a time")
         return self.model_copy(update={"estimator": name, "clip": clip})
-
-
-def build_estimator(
-    config: EstimatorConfig, theta: Model, probe: Model | Direction, *, start_id: int, keep: int = 4096
-) -> Estimator:
-    """The estimator of `config` for theta and its probe, given as a model or as a direction, as theta - theta' is.
-
-    start_id: the id that separates documents. keep: sequences remembered. Raises UserError where the setting does not
-    fit the layout, the weights' precision or the direction.
-    """
-    try:
-        config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
-        return _built(config, theta, probe, start_id, keep)
-    except ValueError as error:
-        raise UserError(f"`estimator` {config.estimator}: {error}") from error
-
-
-def _built(config: EstimatorConfig, theta: Model, probe: Model | Direction, start_id: int, keep: int) -> Estimator:
-    size, packed, at = config.micro_batch, config.packed, config.at
-    if config.estimator == "two_forward":
-        return Influence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
-    v = displacement(theta, probe) if isinstance(probe, Model) else probe
-    if config.estimator == "dot":
-        return DotInfluence(
-            theta, v, start_id=start_id, at=at, micro_batch=size, clip=config.clip or 0.0, packed=packed, keep=keep
-        )
-    if config.estimator == "jvp":
-        return JvpInfluence(theta, v, start_id=start_id, at=at, micro_batch=size, keep=keep)
-    return FiniteDifferenceInfluence(theta, v, start_id=start_id, at=at, step=config.step, micro_batch=size, keep=keep)

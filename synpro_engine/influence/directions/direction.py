@@ -4,8 +4,8 @@ A direction v stands for a change of the weights from theta to theta - v; it is 
 probe, or a reference gradient, which a step of descent would subtract. With this sign <grad L(x), v> is, to first
 order, L(x; theta) - L(x; theta - v): positive where the change lowers the loss on x, as the influence of two forwards.
 
-Knows tensors and this rank's shards of them; how a direction is made from data is in `reference` and `next_step`, how
-it is stored in `direction_files`.
+Knows tensors and this rank's shards of them; how a direction is made from data is in `gradient`, `next_step` and
+`probe`, how it is stored in `direction_files`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def displacement(theta: Model, probe: Model) -> Direction:
     """theta - theta' in fp32 (fp64 for fp64 models).
 
     bf16 weights hold a probe's small steps coarsely: one of 1e-4 at a weight of 0.02 is lost half the time. There make
-    the displacement where the fp32 master weights are, with `reference.probe_direction`.
+    the displacement where the fp32 master weights are, with `probe_direction`.
     """
     if theta.config != probe.config:
         raise ValueError("theta and probe must be models of the same configuration")

@@ -7,10 +7,10 @@ attention, to those of later tokens. (Shares by loss token would need a backward
 give those.)
 
 A step on x is clipped by the norm of its gradient. Where that is asked for, weight gradients are formed after all, text
-by text (`norms`), and a score is of the clipped gradient: one norm a text, of all its windows.
+by text (`gradient_norms`), and a score is of the clipped gradient: one norm a text, of all its windows.
 
 Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
-token. Knows batches and ranks; the layers' formulas are in `sites`.
+token. Knows batches and ranks; the layers' formulas are in `layer_dots`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ import torch
 from torch import Tensor
 
 from synpro_engine.dist import sum_over
-from synpro_engine.influence.capture import Capture
-from synpro_engine.influence.direction import Direction, check_has_length, displaced
+from synpro_engine.influence.batching import (
+    WindowBatch,
+    batches_by_sequence,
+    by_sequence,
+    forward_backward,
+    frozen,
+    separate_documents,
+    window_batches,
+)
+from synpro_engine.influence.directions import Direction, check_has_length, clip_factor, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
-from synpro_engine.influence.norms import GradientNorms, clip_factor
-from synpro_engine.influence.output_layer import output_pass
-from synpro_engine.influence.packing import separate_documents
-from synpro_engine.influence.passes import forward_backward, frozen
-from synpro_engine.influence.sequences import WindowBatch, batches_by_sequence, by_sequence, window_batches
+from synpro_engine.influence.first_order.capture import Capture
+from synpro_engine.influence.first_order.gradient_norms import GradientNorms
+from synpro_engine.influence.first_order.output_layer import output_pass
 from synpro_engine.model.model import Model
 
 _RUNS_A_STAGE = 4  # micro-batches of one schedule, times the stages: what fills a pipeline

@@ -1,7 +1,6 @@
-"""Where directions come from: the gradient of reference data, and a probe's walk.
+"""The mean gradient of a set of micro-batches, over all ranks, as a direction.
 
-Each is the theta - theta' of a change that helps the reference (see `direction`); AdamW's step along the gradient is in
-`next_step`. Knows data, optimizer state and ranks; does not score.
+That of reference text is the theta - theta' of a step of descent on it (see `direction`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +15,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError
-from synpro_engine.data import TokenLoader
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, progress, sum_over
-from synpro_engine.influence.direction import Direction, weights_of
-from synpro_engine.influence.passes import forward_backward, own_gradients
-from synpro_engine.influence.probe import ProbeConfig, start_probe, walk
+from synpro_engine.influence.batching import forward_backward, own_gradients
+from synpro_engine.influence.directions.direction import Direction
 from synpro_engine.model.model import Model
-from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
@@ -109,47 +104,3 @@ def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
     held = None if table is None else sums.get(table)
     total = torch.zeros(shape, device=topology.device) if held is None else held
     sum_over(topology.pp, total)
-
-
-def probe_direction(
-    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, control: TokenLoader | None = None
-) -> Direction:
-    """theta - theta' of a probe on `loader`'s batches, in fp32 from the optimizer's master weights.
-
-    control: organic data for a second probe of the same length, from the same theta, whose displacement is taken off:
-    momentum, decay and what any training does are then gone, and the reference's own part is left. Afterwards `model`
-    holds theta. Collective. Raises UserError as `run_probe`.
-    """
-    found = _walked(theta, model, loader, config)
-    return found if control is None else found.minus(_walked(theta, model, control, config))
-
-
-def _walked(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
-    engine = start_probe(theta, model, config)
-    weights, before = weights_of(model), optimizer_values(engine, "param")
-    walk(engine, loader, config)
-    after = optimizer_values(engine, "param")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    return Direction({name: before[name] - after[name] for name in before})
-
-
-def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
-    """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
-
-    key: "param" (the master weights), "exp_avg" or "exp_avg_sq". Data-parallel ranks keep a part each; here every rank
-    gets the whole. Collective over data-parallel ranks.
-    """
-    found = {}
-    for name, parameter in engine.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        whole = torch.zeros_like(parameter, dtype=torch.float32)
-        for part in engine.optimizer.chained_optimizers:
-            if parameter in part.model_param_group_index_map:
-                kept = part._get_model_param_range_map(parameter)["param"]
-                values = part._get_main_param_and_optimizer_states(parameter)[key]
-                whole.view(-1)[kept.start : kept.end] = values.detach()
-        found[name] = sum_over(engine.model.topology.dp, whole)
-    return found

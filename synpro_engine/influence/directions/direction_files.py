@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.dist import on_every_rank, on_main, shared_artifact, verify_shared
-from synpro_engine.influence.direction import Direction
+from synpro_engine.influence.directions.direction import Direction
 from synpro_engine.model import canonical
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes, iter_canonical, local_slots

@@ -1,0 +1,105 @@
+"""Where everything of a run stands: the names of its stages and of the files in them. Nothing else spells one.
+
+    config.yaml  environment.json  stages.jsonl  report.html     of the run itself
+    tokenize     import            pretrain                      text and models, once
+    round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
+    repeat       evaluate                                        the other arm, and what came of it all
+
+What a package writes wherever it is asked to (checkpoints, metrics, a synthetic corpus) is named by that package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from synpro_engine.data import Split
+
+CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
+
+TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
+
+TOKENIZER = "tokenizer"
+"""Of `tokenize` and `import`: the tokenizer's files."""
+ACCOUNT, LEFT_OUT = "corpus.json", "left_out.jsonl"
+"""Of `tokenize`: what became of the corpus, and the records that were left out."""
+TRAINING_RESULT = "result.json"
+"""Of `pretrain` and both arms: how training ended."""
+WALK_STEPS = "steps.jsonl"
+"""Of a probe that walked: its steps."""
+CHECKPOINT, DIRECTION = "checkpoint", "direction"
+"""Of `import` and a probe: weights, or a direction in weight space."""
+CORPUS = "corpus"
+"""Of `generate-OPERATION`: the synthetic corpus."""
+SYNTHETIC, SYNTHETIC_TOKENS = "synthetic", "tokens.json"
+"""Of a round's `shards`: the name of its token shards, and how many tokens each operation gave."""
+EVALUATION = "results.json"
+"""Of `evaluate`: what was measured."""
+
+_ROUND = re.compile(r"round-\d+")
+
+
+@dataclass(frozen=True)
+class Round:
+    """The stages of one round, by its number from 1."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The directory of the round's stages; ids of its synthetic documents begin with it from round 2 on."""
+        return f"round-{self.number}"
+
+    @property
+    def probe(self) -> str:
+        """What helping the reference means for theta."""
+        return f"{self.name}/probe"
+
+    def tune(self, operation: str) -> str:
+        """The generator of one operation, tuned."""
+        return f"{self.name}/tune-{operation}"
+
+    def generate(self, operation: str) -> str:
+        """The synthetic documents of one operation."""
+        return f"{self.name}/generate-{operation}"
+
+    @property
+    def shards(self) -> str:
+        """The round's synthetic documents as the pretrained model's tokens."""
+        return f"{self.name}/shards"
+
+    @property
+    def arm(self) -> str:
+        """Training on with the synthetic text."""
+        return f"{self.name}/continue"
+
+    @property
+    def theta(self) -> str:
+        """The stage whose weights the round starts from."""
+        return PRETRAIN if self.number == 1 else Round(self.number - 1).arm
+
+
+def is_round(directory: Path) -> bool:
+    """Whether a directory has the name of a round's."""
+    return _ROUND.fullmatch(directory.name) is not None
+
+
+def run_of(stage: Path, name: str) -> Path:
+    """The run's directory, from the path and the name of one of its stages."""
+    return stage.parents[name.count("/")]
+
+
+def tokenizer_stage(stage: str) -> str:
+    """The stage that holds the tokenizer of a stage's weights: a generator's came with it."""
+    return IMPORT if stage == IMPORT or "/tune-" in stage else TOKENIZE
+
+
+def documents_path(stage: Path, split: Split) -> Path:
+    """The documents of a split inside the `tokenize` artifact."""
+    return stage / "documents" / f"{split}.jsonl.zst"
+
+
+def shards_path(stage: Path, name: str) -> Path:
+    """The token shards of a split or a synthetic source inside their artifact."""
+    return stage / "shards" / name

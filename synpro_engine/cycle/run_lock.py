@@ -1,0 +1,119 @@
+"""Whose run a directory holds: the resolved recipe stored there, against the one at hand. For the rank that writes.
+
+A run may go on with another recipe. What that changes is made anew, once the user has said so; the rest stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import (
+    UserError,
+    atomic_write_text,
+    differences,
+    first_difference,
+    load_config,
+    outside_artifacts,
+    read_manifest,
+    read_yaml,
+    to_yaml,
+)
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.config.lock import LOCK
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import CONFIG, is_round
+from synpro_engine.cycle.stages import Stage, remove_stages, stale_stages
+
+# Begins the file, so that nobody's own config.yaml is taken for one of ours.
+_MARK = "# The resolved recipe of a run of synpro_engine, which wrote what lies beside this file.\n"
+_SHOWN = 3
+
+
+def check_place(directory: Path, written: Iterable[str]) -> None:
+    """Refuse a directory that is no place for a run, and change nothing.
+
+    written: what a run writes there, by name. Raises UserError for a file, a place inside an artifact or inside a round
+    of another run, and a directory that holds one of those names but no run.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; --dir names the run's directory")
+    outside_artifacts(directory)
+    for place in (directory.resolve(), *directory.resolve().parents):
+        if is_round(place) and _is_marked(place.parent / CONFIG):
+            raise UserError(f"{directory}: lies inside the run {place.parent}; give another --dir")
+    if (directory / CONFIG).exists():
+        if not _is_marked(directory / CONFIG):
+            raise UserError(
+                f"{directory / CONFIG}: is not a run's of this version of synpro_engine; give another --dir"
+            )
+        return
+    lock = directory / LOCK
+    found = [path for name in written if (path := directory / name).exists()]
+    found += [lock] if lock.is_file() else []
+    for path in found:
+        raise UserError(f"{path}: is there, but no {CONFIG} of a run, so it is not this run's; give another --dir")
+
+
+def claim(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: bool) -> list[str]:
+    """Store the resolved recipe in the directory, which is there.
+
+    What was made there with other settings, and all that was made from that, is removed where `redo` is given; the
+    names of those stages. Raises UserError, and changes nothing, where it is not: the message names what has changed.
+    """
+    stale = stale_stages(directory, stages)
+    if stale and not redo:
+        names = [stage.name for stage in stale]
+        others = f" and {len(names) - 1} made from it" if len(names) > 1 else ""
+        raise UserError(
+            f"{directory}: {_changes(directory, recipe, stale[0])}: {names[0]}{others} would have to be made anew;"
+            " --redo does that, and removes what is there; or give another --dir"
+        )
+    remove_stages(directory, stale)
+    atomic_write_text(directory / CONFIG, _MARK + to_yaml(recipe))
+    return [stage.name for stage in stale]
+
+
+def check_claimed(directory: Path, recipe: Recipe) -> None:
+    """Make sure that this recipe's run is there, and change nothing; UserError when it is not.
+
+    A key that is younger than the run counts as its default: what is there may be read, though not gone on with.
+    """
+    if not (directory / CONFIG).exists():
+        raise UserError(f"{directory}: no run is there; `synpro run` makes one")
+    _check(directory, _stored(directory), recipe)
+
+
+def _is_marked(config: Path) -> bool:
+    if not config.is_file():
+        return False
+    with config.open("rb") as file:
+        return file.read(len(_MARK)) == _MARK.encode()
+
+
+def _check(directory: Path, stored: dict[str, Any], recipe: Recipe) -> None:
+    difference = first_difference(stored, recipe.recorded())
+    if difference is not None:
+        raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
+
+
+def _changes(directory: Path, recipe: Recipe, stale: Stage) -> str:
+    """What has changed since the run was begun: settings by key, else what lies outside of it."""
+    changes = [str(difference) for difference in differences(_stored(directory), recipe.recorded())]
+    if changes:
+        shown = "; ".join(changes[:_SHOWN])
+        return f"{shown} and {len(changes) - _SHOWN} more settings" if len(changes) > _SHOWN else shown
+    made_with = read_manifest(directory / stale.name).config if (directory / stale.name / MANIFEST).exists() else {}
+    before, now = made_with.get("contents", {}), stale.config.get("contents", {})
+    keys = [key for key in now if before.get(key) != now[key]]
+    return f"what `{keys[0]}` names holds something else now" if keys else "what it was made from has changed"
+
+
+def _stored(directory: Path) -> dict[str, Any]:
+    """The recorded settings of the run that is there; as they are where this version cannot read them."""
+    stored = read_yaml(directory / CONFIG) if (directory / CONFIG).exists() else {}
+    with contextlib.suppress(UserError):  # of a version with other keys: told as a difference
+        return load_config(Recipe, stored).recorded()
+    return stored

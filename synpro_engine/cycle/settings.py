@@ -1,0 +1,208 @@
+"""What each stage may read of a recipe. A stage is handed nothing else, so this is also what its result depends on.
+
+`recorded()` of a stage's settings stands in its manifest: all of them but `EXECUTION`. What lies outside of the run (a
+corpus, a tokenizer, a generator) is recorded by its content, not by its path.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from synpro_engine.backend import platform
+from synpro_engine.config import Config
+from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
+from synpro_engine.cycle.in_run import PretrainConfig
+from synpro_engine.cycle.recipe import ContinueConfig, GeneratorConfig, Recipe
+from synpro_engine.influence import EstimatorConfig, ProbeConfig
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.reward import RewardConfig
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.synth import GenerateConfig, SliceConfig
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class StageSettings(Config):
+    """Settings of one stage."""
+
+
+class TokenizeSettings(StageSettings):
+    """Splits, tokenizer and shards of the organic text."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"vocab_size"})  # of the model, to refuse a tokenizer early
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    vocab_size: int
+    seed: int
+
+
+class ImportSettings(StageSettings):
+    """The generator as it came."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"generate"})  # to refuse prompts that cannot be rendered early
+
+    generator: GeneratorConfig
+    generate: GenerateConfig
+    dtype: Dtype
+    seed: int
+
+
+class PretrainSettings(StageSettings):
+    """Training to the plateau."""
+
+    model: ModelConfig
+    pretrain: PretrainConfig
+    dtype: Dtype
+    seed: int
+
+
+class ArmSettings(StageSettings):
+    """Training on after the plateau."""
+
+    model: ModelConfig
+    pretrain: PretrainConfig
+    """For as many steps as this arm takes, without a plateau; nothing is scored on the way."""
+    continued: ContinueConfig | None
+    """How synthetic text is mixed in; None where there is none."""
+    dtype: Dtype
+    seed: int
+
+
+class ProbeSettings(StageSettings):
+    """What helping the reference means for theta."""
+
+    model: ModelConfig
+    probe: ProbeConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    global_batch: int
+    mask_repetitions: bool
+    dtype: Dtype
+    seed: int
+
+
+class RewardSettings(StageSettings):
+    """What completions earn in one round."""
+
+    reward: RewardConfig
+    influence: EstimatorConfig
+    dtype: Dtype
+    seed: int
+    round: int
+
+
+class TuneSettings(RewardSettings):
+    """Tuning of one operation's generator in one round."""
+
+    operation: str
+    tune: GRPOConfig
+    slices: SliceConfig
+
+
+class GenerateSettings(RewardSettings):
+    """Synthetic documents of one operation in one round."""
+
+    operation: str
+    generate: GenerateConfig
+    """With this operation alone."""
+
+
+class ShardsSettings(StageSettings):
+    """A round's synthetic documents as tokens: nothing can be set."""
+
+
+class EvaluateSettings(StageSettings):
+    """Measurements of the arms and of the texts."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+
+    influence: EstimatorConfig
+    seq_len: int
+    micro_batch: int
+    dtype: Dtype
+
+
+class SettingsOf:
+    """A recipe, dealt out to its stages."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._seed = recipe, recipe.seed
+        self._dtype: Dtype = "bfloat16" if "bfloat16" in str(platform.resolve_dtype(recipe.dtype)) else "float32"
+
+    @property
+    def tokenize(self) -> TokenizeSettings:
+        """Of `tokenize`."""
+        recipe = self._recipe
+        return TokenizeSettings(
+            corpus=recipe.corpus, tokenizer=recipe.tokenizer, vocab_size=recipe.model.vocab_size, seed=self._seed
+        )
+
+    @property
+    def generator(self) -> ImportSettings:
+        """Of `import`."""
+        recipe = self._recipe
+        return ImportSettings(generator=recipe.generator, generate=recipe.generate, dtype=self._dtype, seed=self._seed)
+
+    @property
+    def pretrain(self) -> PretrainSettings:
+        """Of `pretrain`."""
+        recipe = self._recipe
+        return PretrainSettings(model=recipe.model, pretrain=recipe.pretrain, dtype=self._dtype, seed=self._seed)
+
+    def arm(self, steps: int, *, synthetic: bool) -> ArmSettings:
+        """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
+        recipe = self._recipe
+        pretrain = recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
+        continued = recipe.continued if synthetic else None
+        return ArmSettings(
+            model=recipe.model, pretrain=pretrain, continued=continued, dtype=self._dtype, seed=self._seed
+        )
+
+    @property
+    def probe(self) -> ProbeSettings:
+        """Of a round's probe."""
+        recipe, training = self._recipe, self._recipe.pretrain
+        return ProbeSettings(
+            model=recipe.model,
+            probe=recipe.probe,
+            optimizer=training.optimizer,
+            schedule=training.schedule,
+            global_batch=training.global_batch,
+            mask_repetitions=training.mask_repetitions,
+            dtype=self._dtype,
+            seed=self._seed,
+        )
+
+    def tune(self, operation: str, number: int) -> TuneSettings:
+        """Of tuning `operation` in round `number`."""
+        recipe = self._recipe
+        slices = SliceConfig.model_validate(recipe.generate.model_dump(include=set(SliceConfig.model_fields)))
+        return TuneSettings(operation=operation, tune=recipe.tune[operation], slices=slices, **self._rewards(number))
+
+    def generate(self, operation: str, number: int) -> GenerateSettings:
+        """Of generation by `operation` in round `number`."""
+        generate = self._recipe.generate.model_copy(update={"operations": (operation,)})
+        return GenerateSettings(operation=operation, generate=generate, **self._rewards(number))
+
+    def _rewards(self, number: int) -> dict[str, Any]:
+        recipe = self._recipe
+        return {
+            "reward": recipe.reward,
+            "influence": recipe.influence,
+            "dtype": self._dtype,
+            "seed": self._seed,
+            "round": number,
+        }
+
+    @property
+    def evaluate(self) -> EvaluateSettings:
+        """Of `evaluate`."""
+        recipe = self._recipe
+        return EvaluateSettings(
+            influence=recipe.influence,
+            seq_len=recipe.model.seq_len,
+            micro_batch=recipe.pretrain.micro_batch,
+            dtype=self._dtype,
+        )

@@ -1,0 +1,29 @@
+"""What the optimizer keeps of a model's parameters, by the parameters' names and whole on every rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synpro_engine.dist import sum_over
+from synpro_engine.train.engine import Engine
+
+
+def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
+    """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
+
+    key: "param" (the master weights), "exp_avg" or "exp_avg_sq". Data-parallel ranks keep a part each; here every rank
+    gets the whole. Collective over data-parallel ranks.
+    """
+    found = {}
+    for name, parameter in engine.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        whole = torch.zeros_like(parameter, dtype=torch.float32)
+        for part in engine.optimizer.chained_optimizers:
+            if parameter in part.model_param_group_index_map:
+                kept = part._get_model_param_range_map(parameter)["param"]
+                values = part._get_main_param_and_optimizer_states(parameter)[key]
+                whole.view(-1)[kept.start : kept.end] = values.detach()
+        found[name] = sum_over(engine.model.topology.dp, whole)
+    return found

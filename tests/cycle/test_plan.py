@@ -1,0 +1,182 @@
+"""What a changed setting changes: the stages that depend on it, and no other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
+from synpro_engine.cycle import Recipe, load_recipe
+from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.run_layout import CONFIG
+from synpro_engine.cycle.run_lock import claim
+from synpro_engine.cycle.stages import Stage, run_stages
+from synpro_engine.dist import ParallelConfig, launched
+
+_ALL = (
+    "tokenize import pretrain round-1/probe round-1/tune-rephrase round-1/tune-reformat round-1/generate-rephrase"
+    " round-1/generate-reformat round-1/shards round-1/continue repeat evaluate"
+).split()
+_TRAINED = [name for name in _ALL if name not in ("tokenize", "import")]
+_RATED = [name for name in _ALL if "/" in name and name != "round-1/probe"]
+
+
+def _plan(directory: Path, *overrides: str) -> tuple[Recipe, list[Stage]]:
+    recipe = load_recipe("smoke", overrides)
+    with launched(ParallelConfig()) as topology:
+        return recipe, list(Plan(recipe, directory, topology).stages())
+
+
+def _own(*overrides: str) -> set[str]:
+    """The stages whose own settings the overrides change."""
+    before, after = ({stage.name: stage.config for stage in _plan(Path("x"), *o)[1]} for o in ((), overrides))
+    assert list(before) == _ALL
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("corpus.max_train_tokens=19000", {"tokenize"}),
+        ("tokenizer.vocab_size=500", {"tokenize"}),
+        ("generator.seq_len=512", {"import"}),
+        ("pretrain.max_steps=61", {"pretrain"}),
+        ("pretrain.plateau.window=5", {"pretrain"}),
+        ("pretrain.in_run.every=10", {"pretrain"}),
+        ("pretrain.optimizer.lr=1e-3", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
+        ("pretrain.global_batch=16", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
+        ("pretrain.mask_repetitions=true", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
+        ("probe.sampled_steps=2", {"round-1/probe"}),
+        ("tune.rephrase.steps=4", {"round-1/tune-rephrase"}),
+        ("tune.reformat.kl_beta=0.1", {"round-1/tune-reformat"}),
+        ("generate.samples=2", {"round-1/generate-rephrase", "round-1/generate-reformat"}),
+        (
+            "generate.max_slices=6",
+            {f"round-1/{kind}-{op}" for kind in ("tune", "generate") for op in ("rephrase", "reformat")},
+        ),
+        ("reward.quality_high=6.0", {name for name in _RATED if "tune" in name or "generate" in name}),
+        ("influence.estimator=jvp", {name for name in _RATED if "tune" in name or "generate" in name} | {"evaluate"}),
+        ("continued.synthetic_epochs=2.0", {"round-1/continue"}),
+        ("continued.steps=16", {"round-1/continue", "repeat"}),
+    ],
+)
+def test_a_setting_reaches_the_stages_that_read_it_and_no_other(override: str, stages: set[str]) -> None:
+    assert _own(override) == stages
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other",
+        "verify=always",
+        "pretrain.micro_batch=2",
+        "pretrain.checkpoint_every=7",
+        "pretrain.keep_checkpoints=3",
+        "pretrain.tensorboard=false",
+        "tune.rephrase.micro_batch=2",
+        "tune.rephrase.log_samples=0",
+        "probe.micro_batch=2",
+        "influence.micro_batch=2",
+    ],
+)
+def test_how_work_is_done_changes_no_stage(override: str) -> None:
+    assert _own(override) == set()
+
+
+def test_what_is_read_is_told_apart_by_its_content_and_may_be_moved(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "one"), ("c", "other")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    config = {
+        name: {s.name: s.config for s in _plan(tmp_path, f"corpus.source={tmp_path / name}.jsonl")[1]} for name in "abc"
+    }
+    assert config["a"] == config["b"]
+    assert {stage for stage in _ALL if config["a"][stage] != config["c"][stage]} == {"tokenize"}
+
+
+def _made(directory: Path, *overrides: str) -> None:
+    """Every stage of the plan, with a file in place of what its work would write."""
+    recipe, stages = _plan(directory, *overrides)
+    directory.mkdir(exist_ok=True)
+    claim(directory, recipe, stages, redo=False)
+    with launched(ParallelConfig()) as topology:
+        fake = [
+            Stage(
+                name=s.name, command=s.command, config=s.config, parents=s.parents, seed=s.seed,
+                work=lambda into, name=s.name: (into / "what").write_text(name) and None,
+            )
+            for s in stages
+        ]  # fmt: skip
+        run_stages(directory, fake, topology)
+
+
+def _there(directory: Path) -> set[str]:
+    return {name for name in _ALL if (directory / name).exists()}
+
+
+@pytest.mark.parametrize(
+    ("override", "gone"),
+    [
+        ("continued.synthetic_epochs=2.0", {"round-1/continue", "evaluate"}),
+        ("tune.rephrase.steps=4", set(_RATED) - {"round-1/tune-reformat", "round-1/generate-reformat"} | {"evaluate"}),
+        ("pretrain.optimizer.lr=1e-3", set(_TRAINED)),
+        ("corpus.max_train_tokens=19000", set(_ALL)),
+    ],
+)
+def test_a_changed_recipe_is_refused_and_with_redo_takes_away_what_depends_on_it(
+    tmp_path: Path, override: str, gone: set[str]
+) -> None:
+    run = tmp_path / "run"
+    _made(run)
+    recipe, stages = _plan(run, override)
+    before = (run / CONFIG).read_text()
+    with pytest.raises(UserError, match=rf"`{override.split('=')[0]}` is .* there, .* here.*--redo") as caught:
+        claim(run, recipe, stages, redo=False)
+    assert "\n" not in str(caught.value)
+    assert _there(run) == set(_ALL) and (run / CONFIG).read_text() == before
+    assert set(claim(run, recipe, stages, redo=True)) == gone
+    assert _there(run) == set(_ALL) - gone
+    assert load_config(Recipe, read_yaml(run / CONFIG)) == recipe
+    assert claim(run, recipe, stages, redo=False) == []  # asked once
+
+
+def test_stages_that_a_change_does_not_reach_are_kept_without_a_question(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _made(run)
+    shutil.rmtree(run / "evaluate")
+    recipe, stages = _plan(run, "influence.micro_batch=3", "name=other")
+    assert claim(run, recipe, stages, redo=False) == []
+    assert (run / CONFIG).read_text().endswith(to_yaml(recipe))
+
+
+def test_half_done_work_that_could_be_resumed_is_not_thrown_away_without_a_word(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe, stages = _plan(run)
+    run.mkdir()
+    claim(run, recipe, stages, redo=False)
+
+    def interrupted(into: Path) -> None:
+        (into / "checkpoints" / "step-1").mkdir(parents=True)
+        (into / "checkpoints" / "step-1" / "manifest.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    first = stages[0]
+    broken = Stage(name=first.name, command=first.command, config=first.config, work=interrupted, seed=first.seed)
+    with launched(ParallelConfig()) as topology, pytest.raises(KeyboardInterrupt):
+        run_stages(run, [broken], topology)
+    changed, other = _plan(run, "corpus.max_train_tokens=19000")
+    with pytest.raises(UserError, match=r"`corpus.max_train_tokens`.*tokenize.*--redo"):
+        claim(run, changed, other, redo=False)
+    assert claim(run, recipe, stages, redo=False) == []
+    assert (run / "tokenize.partial" / "checkpoints").exists()
+    assert claim(run, changed, other, redo=True) == ["tokenize"]
+    assert not (run / "tokenize.partial").exists()
+
+
+def test_another_content_under_the_same_path_is_named(tmp_path: Path) -> None:
+    source, run = tmp_path / "text.jsonl", tmp_path / "run"
+    source.write_text('{"text": "one"}\n')
+    _made(run, f"corpus.source={source}")
+    source.write_text('{"text": "two"}\n')
+    recipe, stages = _plan(run, f"corpus.source={source}")
+    with pytest.raises(UserError, match=r"what `corpus.source` names holds something else now.*--redo"):
+        claim(run, recipe, stages, redo=False)
