@@ -1,7 +1,4 @@
-"""One document's per-token shares for a reader: text in colours on a terminal, numbers in a file or a pipe.
-
-Knows escape codes and rounding; computes nothing.
-"""
+"""One document's per-token shares for a reader: text in colours on a terminal, numbers in a file or a pipe."""
 
 from __future__ import annotations
 

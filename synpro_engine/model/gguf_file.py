@@ -1,7 +1,7 @@
 """One GGUF file: its metadata as a model's shape, its tensors by canonical name, dequantised.
 
-Knows GGUF's names and llama.cpp's order of rotary pairs, which only its llama architecture has. Bytes, keys and tensors
-that are not understood are refused by name.
+llama.cpp orders the rotary pairs of its llama architecture, and only of that one, in another way than Hugging Face;
+this is undone. Bytes, keys and tensors that are not understood are refused by name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tokenizer inside a GGUF file, as the files that `data.load_tokenizer` and transformers read.
 
-Knows byte-level BPE and its splitting rules by name; refuses any other, for a wrong split gives wrong ids
+Byte-level BPE with a splitting rule that is known by name; any other is refused, for a wrong split gives wrong ids
 without an error.
 """
 

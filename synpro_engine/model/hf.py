@@ -1,6 +1,7 @@
 """Hugging Face directories in and out: config.json, safetensors, tokenizer files. transformers is not needed.
 
-Knows the families' tensors and which of a file's carry nothing; config.json is read in `hf_config`.
+Every tensor of a file is used, or proven to carry nothing (a tied head, a rotary table). config.json is read in
+`hf_config`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles.
-
-Knows a model's shape and tensors; rotates nothing.
-"""
+"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A model's state as full canonical tensors, in and out, whatever the layout; and its initial values.
 
-Knows which rank owns what and moves tensors between ranks; how tensors are cut is in `canonical`.
+This module moves tensors between ranks; how they are named and cut is in `canonical`.
 """
 
 from __future__ import annotations

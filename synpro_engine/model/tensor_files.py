@@ -1,6 +1,6 @@
 """Directories of safetensors files: read lazily, written one file's worth of memory at a time.
 
-Knows the index that spreads tensors over files; knows no model.
+An index says which file holds a tensor.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Token embeddings of MiniLM from an installed wheel, and how well two texts' tokens match.
 
-Knows one small encoder and never reaches for the network; knows no reward. Shape suffixes: T tokens, E embedding.
+The network is never asked. Shape suffixes: T tokens, E embedding.
 """
 
 from __future__ import annotations

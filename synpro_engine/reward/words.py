@@ -1,6 +1,6 @@
 """Measures on words that need no model: what a text states, how much it repeats, how much it copies.
 
-Knows words, numbers and capitals; assumes no markup. Made for scripts that separate words and have capitals;
+Words, numbers and capitals are read; markup is not expected. Made for scripts that separate words and have capitals;
 for others the measures find nothing and so never punish.
 """
 

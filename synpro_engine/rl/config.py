@@ -1,4 +1,4 @@
-"""Settings of tuning a generator. Knows names, ranges and defaults; does nothing.
+"""Settings of tuning a generator.
 
 Defaults are SynPro's where the paper gives them (arXiv 2605.17849).
 """

@@ -1,6 +1,6 @@
 """What a step of tuning leaves for the report: numbers over the whole job, and a few completions to read.
 
-Knows rollouts and results; knows no model. All functions are collective over the data-parallel axis where they say so.
+Functions are collective over the data-parallel axis where they say so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From source slices to scored completions: prompt, sample, read, reward, compare.
 
-Knows the order of things and which rank does what: data-parallel ranks share out the prompts, tensor-parallel ranks
-do the same work and agree on its rewards. Every choice is a function of (seed, step, slice), never of the layout.
+Data-parallel ranks share out the prompts, tensor-parallel ranks do the same work and agree on its rewards. Every choice
+is a function of (seed, step, slice), never of the layout.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """GRPO from the first prompt to the last checkpoint, readable in one place and resumable at any step.
 
-Knows the order of things: sample, score, update, log, save. Does not know how a token is drawn, what a reward
-measures or how a gradient is reduced. A run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step),
-`samples/metrics.jsonl` (kind `sample`), `tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on
-the same directory with the same arguments it goes on from the newest checkpoint and, on the CPU, ends with the same
-weights.
+A step samples, scores, updates and logs; how a token is drawn is the sampler's, what a reward measures the scorer's. A
+run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step), `samples/metrics.jsonl` (kind `sample`),
+`tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on the same directory with the same arguments it
+goes on from the newest checkpoint and, on the CPU, ends with the same weights.
 """
 
 from __future__ import annotations

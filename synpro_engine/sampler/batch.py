@@ -1,7 +1,6 @@
 """The sequences being decoded now: their rows in the cache, their tokens so far, who joins and who leaves.
 
-Time follows live sequences: a finished one leaves at once and its row is filled from the end. Knows token ids,
-draws and cache rows; runs no model.
+Time follows live sequences: a finished one leaves at once and its row is filled from the end.
 """
 
 from __future__ import annotations

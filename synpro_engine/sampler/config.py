@@ -1,4 +1,4 @@
-"""What a user can set about sampling, and what the sampler hands back. Knows token ids only, no text."""
+"""What a user can set about sampling, and what the sampler hands back: token ids and their log-probabilities."""
 
 from __future__ import annotations
 

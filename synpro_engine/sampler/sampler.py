@@ -1,7 +1,7 @@
 """Sampling completions from a model that is in training, in its own process and from its own weights.
 
-`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a
-time until all have ended. Knows token ids only.
+`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a time
+until all have ended.
 """
 
 from __future__ import annotations

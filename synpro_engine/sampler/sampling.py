@@ -1,7 +1,7 @@
 """Drawing one token per row from logits, with the exact log-probability of the draw.
 
-Knows logits and random numbers; knows neither models nor sequences. Each row's random number is a pure
-function of (seed, member, position), so a draw does not depend on what else is in the batch or on the layout.
+Each row's random number is a pure function of (seed, member, position), so a draw does not depend on what else is in
+the batch or on the layout.
 
 Shape suffixes: B rows (sequences), V vocabulary.
 """

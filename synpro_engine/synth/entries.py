@@ -1,8 +1,8 @@
 """Reading entries of the form `Topic: ... Content: ...`, however a model laid them out.
 
-Knows two keys, and what may stand around them: bullets, numbers, markdown, line breaks. Everything between a content's
-key and the next key, blank line or heading is the content. Counts what becomes no entry; an entry that says nothing is
-left out alone.
+Bullets, numbers, markdown and line breaks may stand around the two keys. Everything between a content's key and the
+next key, blank line or heading is the content. What becomes no entry is counted; an entry that says nothing is left out
+alone.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """Bulk generation over a corpus: every prompt of the work list answered exactly once, whatever happens on the way.
 
-Knows ranks, files and what is already done; knows neither prompts nor models. The outcome is an artifact that
-`read_documents` reads like any other corpus:
+The outcome is an artifact that `read_documents` reads like any other corpus:
 
     docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
     _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
     _about/yield.json     the YieldReport
 
-While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after
-them, also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same.
-All ranks must see the same directory.
+While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after them,
+also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same. All ranks
+must see the same directory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From prompts to records: generate one batch, read the answers, score what is accepted, note where it comes from.
-
-Knows one batch at a time; knows neither files nor ranks.
-"""
+"""From prompts to records: generate one batch, read the answers, score what is accepted, note where it comes from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The files of a checkpoint: every rank writes what it holds and reads what it needs, through torch's checkpoints.
 
-Knows `torch.distributed.checkpoint`, which plans, shares copies out over the ranks, reshards and checks that a tensor
-is whole; knows no model. The index that torch would unpickle is read by `checkpoint_index` alone.
+`torch.distributed.checkpoint` plans, shares copies out over the ranks, reshards and checks that a tensor is whole. The
+index that torch would unpickle is read by `checkpoint_index` alone.
 """
 
 from __future__ import annotations

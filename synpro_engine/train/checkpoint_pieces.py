@@ -1,9 +1,9 @@
 """What of a checkpoint lies on this rank: rectangles of whole tensors, each over the memory that holds it.
 
-Knows Megatron's descriptions of a sharded model and the ranges that its distributed optimizer owns; knows no files.
-Every stored tensor has the shape of the whole parameter, moments and fp32 masters too, so a checkpoint does not depend
-on the layout that wrote it. A data-parallel rank owns a flat range of a parameter, which is a few rectangles of it:
-nothing is gathered to save and nothing is scattered to load.
+Read off Megatron's descriptions of a sharded model and the ranges that its distributed optimizer owns. Every stored
+tensor has the shape of the whole parameter, moments and fp32 masters too, so a checkpoint does not depend on the layout
+that wrote it. A data-parallel rank owns a flat range of a parameter, which is a few rectangles of it: nothing is
+gathered to save and nothing is scattered to load.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """One optimizer step on any layout: Megatron's schedule, gradient buffers and distributed optimizer behind `step`.
 
-Knows how gradients are accumulated, summed over ranks and applied; does not know what the loss means, where batches
-come from, or files. The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the
-gradient that is applied is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number
-of micro-batches and of data-parallel ranks; told that losses are sums per token, it divides by neither.
+The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the gradient that is applied
+is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number of micro-batches and of
+data-parallel ranks; told that losses are sums per token, it divides by neither.
 """
 
 from __future__ import annotations

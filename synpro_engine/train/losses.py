@@ -1,7 +1,6 @@
 """What pretraining minimises, as sums over tokens: next-token cross-entropy plus the z-loss.
 
-Knows log-probabilities and masks; does not know layouts, denominators or optimizers. Shapes: B sequences, S positions,
-H hidden width.
+The denominator is the engine's. Shapes: B sequences, S positions, H hidden width.
 """
 
 from __future__ import annotations

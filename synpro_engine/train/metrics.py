@@ -1,7 +1,7 @@
 """The record of a run: one JSON object per line, and the same numbers for TensorBoard.
 
-Knows files and numbers; does not know training. Only the rank that is given a directory writes. A resumed run first
-drops what was recorded after the step it resumes from, so that no step appears twice.
+Only the rank that is given a directory writes. A resumed run first drops what was recorded after the step it resumes
+from, so that no step appears twice.
 """
 
 from __future__ import annotations

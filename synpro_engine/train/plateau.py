@@ -1,7 +1,6 @@
 """Notices that the reference loss has stopped improving and says why in words.
 
-Knows a sequence of (step, loss); does not know models, data, or what happens after a plateau. A loss that rises is a
-plateau here; whether training went wrong is `divergence`'s to say.
+It sees losses and steps only. A loss that rises is a plateau here; `divergence` decides whether training went wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """How fast a noisy loss falls at its end: a line through as many of the last evaluations as lie on one.
 
-Knows a sequence of losses, one an evaluation; does not know what improvement is wanted, steps, or models.
-
 Three steps, on y = ln(loss) over the number of the evaluation, so that a slope is a relative change:
 
 1. What was no part of training's course is set aside (`settled`): evaluations that are not finite, single spikes, and
