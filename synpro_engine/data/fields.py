@@ -77,9 +77,9 @@ def _look_up(fields: object, path: str) -> object:
     if path in fields:
         return fields[path]
     for at in (at for at, letter in enumerate(path) if letter == "."):
-        found = _look_up(fields.get(path[:at]), path[at + 1 :])
-        if found is not _ABSENT:
-            return found
+        below = _look_up(fields.get(path[:at]), path[at + 1 :])
+        if below is not _ABSENT:
+            return below
     return _ABSENT
 
 

@@ -204,10 +204,10 @@ def _open(path: Path) -> Any:
 
 def _canonical_name(path: Path, name: str, taken: Mapping[str, Any]) -> str:
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    found = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
-    if found is None or found in taken:
+    ours = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
+    if ours is None or ours in taken:
         raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
-    return found
+    return ours
 
 
 def _shortest(value: float) -> float:

@@ -86,9 +86,9 @@ class Embedder:
         self._keep(found)
         return [found[text] for text in texts]
 
-    def _keep(self, found: dict[str, Tensor]) -> None:
+    def _keep(self, vectors: dict[str, Tensor]) -> None:
         """A group's members share their source, and later steps come back to it."""
-        for text, vectors_TE in found.items():
+        for text, vectors_TE in vectors.items():
             self._kept[text] = vectors_TE
             self._kept.move_to_end(text)
         while len(self._kept) > _KEPT_TEXTS:

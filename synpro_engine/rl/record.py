@@ -24,8 +24,8 @@ def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
     groups: dict[int, list[Rollout]] = {}
     for at, rollout in enumerate(rollouts):
         groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
-    own = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
-    gathered = [group for part in gather_objects(axis, own) for group in part]
+    mine = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
+    gathered = [group for part in gather_objects(axis, mine) for group in part]
     learnt = [(rows, group_row) for rows, group_row, dropped in gathered if not dropped]
     rows = [row for part, _ in learnt for row in part]
     means = _means(rows, gathered[0][0][0]) | _means([row for _, row in learnt], gathered[0][1])

@@ -20,15 +20,15 @@ def make_reference_policy(policy: Model) -> Model:
     """
     reference_policy = build_model(policy.config, policy.topology, dtype=policy.dtype, seed=None)
     with torch.no_grad():
-        for (name, theirs), (own_name, own) in zip(
+        for (name, theirs), (name_here, copy) in zip(
             policy.named_parameters(), reference_policy.named_parameters(), strict=True
         ):
-            assert name == own_name
-            own.requires_grad_(False)
+            assert name == name_here
+            copy.requires_grad_(False)
             if theirs.requires_grad:
-                own.copy_(theirs)
+                copy.copy_(theirs)
             else:
-                own.data = theirs.data
+                copy.data = theirs.data
     reference_policy.train(False)
     return reference_policy
 

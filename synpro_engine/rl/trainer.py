@@ -201,12 +201,12 @@ class _Run:
         batches = micro_batches(rollouts, config, device)
         if self._reference_policy is not None:
             batches = [with_reference(batch, self._reference_policy, config, self._vocab_limit) for batch in batches]
-        own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
-        tokens = float(sum_over(self._topology.dp, own))
+        count_here = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
+        tokens = float(sum_over(self._topology.dp, count_here))
         learnt = [rollout for rollout in rollouts if not rollout.dropped]
         weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in learnt]
-        own = torch.tensor(sum(weights), dtype=torch.float64, device=device)
-        denominator = max(1.0, float(sum_over(self._topology.dp, own)))  # 1: every group was dropped
+        count_here = torch.tensor(sum(weights), dtype=torch.float64, device=device)
+        denominator = max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: every group was dropped
         results = [
             self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
         ]

@@ -36,11 +36,11 @@ def render_chat(
     for `chatml` with a tokenizer that lacks its tokens.
     """
     if chat_format == "auto":
-        own, skeleton = _template_skeleton(tokenizer, [message.role for message in messages])
+        published, skeleton = _template_skeleton(tokenizer, [message.role for message in messages])
         texts = [message.content for message in messages]
         pieces = skeleton.continued if prefill else skeleton.opened
         parts = [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces]
-        return own.encode_prompt([*parts, prefill, ""])
+        return published.encode_prompt([*parts, prefill, ""])
     ids = _FORMATS[chat_format](messages, prefill, tokenizer)
     return ids if tokenizer.bos_id in (None, ids[0]) else [tokenizer.bos_id, *ids]
 
@@ -49,10 +49,10 @@ def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat = "auto") -> frozense
     """The ids that end an assistant's turn: end of document, those of the generation settings and the chat format's."""
     ids = {tokenizer.eos_id, *tokenizer.end_ids}
     if chat_format == "auto":
-        own, skeleton = _template_skeleton(tokenizer, ["user"])
+        published, skeleton = _template_skeleton(tokenizer, ["user"])
         for markup in skeleton.endings:
             # The first token after an answer ends it: where a template has no end, the next turn's begin.
-            ids.update([id for id in own.encode_prompt([markup]) if id in own.control_ids][:1])
+            ids.update([id for id in published.encode_prompt([markup]) if id in published.control_ids][:1])
     if chat_format == "chatml":
         ids.add(_chat_ids(tokenizer)[1])
     return frozenset(ids)
@@ -67,8 +67,8 @@ def _template_skeleton(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[Publ
     if "default" not in files.chat_templates:
         names = ", ".join(sorted(files.chat_templates))
         raise UserError(f"`chat_format`: none of the tokenizer's chat templates ({names}) is called default")
-    own = cast(PublishedTokenizer, tokenizer)
-    return own, chat_skeleton(files.chat_templates["default"], files.template_variables, roles)
+    published = cast(PublishedTokenizer, tokenizer)
+    return published, chat_skeleton(files.chat_templates["default"], files.template_variables, roles)
 
 
 def _chat_ids(tokenizer: Tokenizer) -> tuple[int, int]:

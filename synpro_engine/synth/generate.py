@@ -137,8 +137,8 @@ def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
     return False
 
 
-def _must_equal(found: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
-    difference = first_difference(found, settings)
+def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
+    difference = first_difference(stored, settings)
     if difference is not None:
         raise UserError(f"{where}: was made with other settings: {difference}; remove it or give another directory")
 

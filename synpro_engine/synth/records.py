@@ -85,8 +85,8 @@ class Producer:
 
     def __post_init__(self) -> None:
         """Look the operations up once."""
-        found = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
-        object.__setattr__(self, "operations", found)
+        operations = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
+        object.__setattr__(self, "operations", operations)
 
     @property
     def longest_prompt(self) -> int:

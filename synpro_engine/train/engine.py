@@ -161,11 +161,11 @@ class Engine:
         topology = self.model.topology
         totals: dict[str, float] = {}
         if topology.is_last_stage:
-            own = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
+            sums_here = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
-            own[_STOP] = float(topology.watch.wish.signal is not None)
-            parts = gather_objects(topology.dp, own)
-            totals = {name: math.fsum(part[name] for part in parts) for name in own}
+            sums_here[_STOP] = float(topology.watch.wish.signal is not None)
+            parts = gather_objects(topology.dp, sums_here)
+            totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
     def _check_microbatches(self, microbatches: Sequence[MicroBatch]) -> None:

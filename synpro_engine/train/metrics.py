@@ -86,5 +86,5 @@ class MetricsLog:
 def _truncate(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
-    kept = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
-    atomic_write_text(path, "".join(json_text(record) + "\n" for record in kept))
+    before = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
+    atomic_write_text(path, "".join(json_text(record) + "\n" for record in before))
