@@ -1,8 +1,7 @@
 """The hook through which Megatron-Core is imported; without CUDA its modules see a proxy for `torch`.
 
-Only modules named `megatron.core.*` see the proxy; process-wide only `Tensor.cuda` and the no-argument
-`Tensor.type` change. Where CUDA is available nothing but what Megatron may import is touched. Knows nothing of models
-or training.
+Only modules named `megatron.core.*` see the proxy; process-wide only `Tensor.cuda` and the no-argument `Tensor.type`
+change. Where CUDA is available nothing but what Megatron may import is touched.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One document's per-token shares for a reader: text in colours on a terminal, numbers in a file or a pipe.
-
-Knows escape codes and rounding; computes nothing.
-"""
+"""One document's per-token shares for a reader: text in colours on a terminal, numbers in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -28,31 +25,33 @@ def show(explanation: Explanation, file: TextIO) -> None:
     file.writelines(line + "\n" for line in [*_head(explanation), *lines, *_total(explanation)])
 
 
-def _head(found: Explanation) -> Iterator[str]:
-    yield f"{printable(found.id)}: influence {found.score.value:+.6f} nats per token ({found.estimator})"
-    windows = f" in {found.score.windows} windows, none of which sees the one before" * (found.score.windows > 1)
-    yield f"{found.score.tokens} tokens{windows}, loss {found.score.loss:.4f} nats per token"
-    yield f"a share is a token's part of the influence: {_SHARES_BY[found.shares_by]}; positive helps the reference"
+def _head(explanation: Explanation) -> Iterator[str]:
+    score = explanation.score
+    yield f"{printable(explanation.id)}: influence {score.value:+.6f} nats per token ({explanation.estimator})"
+    windows = f" in {score.windows} windows, none of which sees the one before" * (score.windows > 1)
+    yield f"{score.tokens} tokens{windows}, loss {score.loss:.4f} nats per token"
+    meaning = _SHARES_BY[explanation.shares_by]
+    yield f"a share is a token's part of the influence: {meaning}; positive helps the reference"
 
 
-def _total(found: Explanation) -> Iterator[str]:
-    shares = [share for _, share in found.pieces]
+def _total(explanation: Explanation) -> Iterator[str]:
+    shares = [share for _, share in explanation.pieces]
     up, down = sum(share for share in shares if share > 0), sum(share for share in shares if share < 0)
     yield f"total {sum(shares):+.6f} = {up:+.6f} of positive and {down:+.6f} of negative shares"
 
 
-def _table(found: Explanation) -> Iterator[str]:
+def _table(explanation: Explanation) -> Iterator[str]:
     yield ""
-    for text, share in found.pieces:
+    for text, share in explanation.pieces:
         yield f"{share:+.6f}\t{ascii(text) if not text.isprintable() else repr(text)}"
     yield ""
 
 
-def _text(found: Explanation) -> Iterator[str]:
-    scale = _scale([abs(share) for _, share in found.pieces])
+def _text(explanation: Explanation) -> Iterator[str]:
+    scale = _scale([abs(share) for _, share in explanation.pieces])
     yield _legend(scale)
     yield ""
-    yield "".join(_painted(text, _background(share, scale)) for text, share in found.pieces)
+    yield "".join(_painted(text, _background(share, scale)) for text, share in explanation.pieces)
     yield ""
 
 

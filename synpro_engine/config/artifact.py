@@ -1,6 +1,6 @@
 """Directories and files that appear whole or not at all, with a manifest that says where they come from.
 
-Knows hashing, fsync and rename; does not know what is inside an artifact.
+Written aside, synced, then renamed. What is inside an artifact is the business of whoever makes it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Manifest(Config):
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
     names = ("synpro_engine", "torch", "megatron-core", "triton", "numpy", "sentencepiece", "tokenizers")
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def fsync_path(path: Path) -> None:
@@ -115,9 +115,9 @@ def check_replaceable(path: Path, kind: str) -> None:
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path}: exists and is not a directory; it is not replaced")
     if any(path.iterdir()):
-        found = _kind_of(path)
-        if found != kind:
-            what = "holds files that are no finished artifact" if found is None else f"is an artifact of kind {found}"
+        there = _kind_of(path)
+        if there != kind:
+            what = "holds files that are no finished artifact" if there is None else f"is an artifact of kind {there}"
             raise UserError(f"{path}: {what}; it is not replaced by a new {kind}")
 
 

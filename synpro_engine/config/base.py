@@ -1,7 +1,6 @@
 """Typed, frozen configuration read from YAML and dotted overrides.
 
-Knows how to read and validate; knows no setting. Each package keeps its own section beside the code that
-uses it and derives it from `Config`.
+Each package keeps its own section beside the code that uses it and derives it from `Config`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether the files of a directory are still those whose hashes were written down, without reading them each time.
 
 What was hashed is remembered in `.verified.json` inside the directory: a file's hash together with its size, times and
-inode. A file that shows the same ones again is not read again; a copy is. Knows files; does not know manifests.
+inode. A file that shows the same ones again is not read again; a copy is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """JSON as it is written: the one place that turns data into it.
 
-Knows that JSON has no NaN and no infinity, which Python would write all the same, and which other readers refuse.
+JSON has no NaN and no infinity. Python would write them all the same, and other readers refuse them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Locks are numbered files `lock/N.json`; the highest one counts. Its holder keeps an flock on it and changes its time
 every few seconds. Whoever wants the directory must find the highest lock given back or its holder dead, and then makes
 number N + 1 by `link`, which one of several succeeds in. The highest file stays when it is given back, so that a number
-never comes twice. Knows processes and files; does not know what is written under the lock.
+never comes twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by name. Knows where they lie, not what is in them."""
+"""The recipes that come with the package, by name."""
 
 from __future__ import annotations
 

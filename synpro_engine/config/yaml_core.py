@@ -3,7 +3,7 @@
 PyYAML parses; what a plain word means is decided here. It would follow YAML 1.1, where `060` is 48, `1:00` is 60, `no`
 is false and `2024-01-01` is no text. Here numbers are decimal (`0o17` and `0x1f` are asked for), `true` and `false` are
 the only truth values, and everything else is text. A key that is given twice, a document that grows without bound when
-its aliases are written out, and one that contains itself are refused. Knows no setting.
+its aliases are written out, and one that contains itself are refused.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from synpro_engine.influence import TextInfluence, build_estimator, text_likelih
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
-from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
@@ -129,11 +129,11 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     for parameter in policy.parameters():
         parameter.requires_grad_(True)
-    reference = prepare_policy(policy, config)
+    reference_policy = prepare_policy(policy, config)
     result = tune(
         config,
         policy=policy,
-        reference=reference,
+        reference_policy=reference_policy,
         tokenizer=open_tokenizer(inputs.base, topology),
         operation=operation_named(operation, prefill=config.prefill),
         slices=choose_slices(read_documents(str(documents_path(inputs.tokens, "train"))), settings.slices, seed),

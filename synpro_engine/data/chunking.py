@@ -1,6 +1,6 @@
 """Long documents cut at natural boundaries, and a corpus capped to a budget.
 
-Knows characters and ids. Sizes other than characters (tokens, say) come in as a function.
+Documents are cut by characters. A corpus is capped in whatever unit the caller's function counts (tokens, say).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def cap_documents(documents: Iterable[_D], budget: int, seed: int, size_of: Call
     The result is in hash order and does not depend on the order of `documents`, which is read once; no more
     than `budget` is held in memory. Raises UserError when not even the first document fits.
     """
-    kept: list[tuple[int, str, int, _D]] = []  # a heap with the last document of the order on top
+    first_ones: list[tuple[int, str, int, _D]] = []  # a heap with the last document of the order on top
     ceiling, total = 2**64, 0
     for document in documents:
         order = stable_hash(seed, "cap", document.id)
@@ -88,11 +88,11 @@ def cap_documents(documents: Iterable[_D], budget: int, seed: int, size_of: Call
             continue
         size = size_of(document)
         assert size > 0
-        heapq.heappush(kept, (-order, document.id, size, document))
+        heapq.heappush(first_ones, (-order, document.id, size, document))
         total += size
         while total > budget:
-            negative, _, size, _ = heapq.heappop(kept)
+            negative, _, size, _ = heapq.heappop(first_ones)
             ceiling, total = -negative, total - size
-    if not kept:
+    if not first_ones:
         raise UserError(f"a budget of {budget} holds not one document; raise it or cut the documents smaller")
-    return [document for *_, document in sorted(kept, key=lambda item: -item[0])]
+    return [document for *_, document in sorted(first_ones, key=lambda item: -item[0])]

@@ -1,7 +1,4 @@
-"""Lines of plain and compressed files, as bytes; a damaged or cut-off file is an error, never a shorter file.
-
-Knows compression and line ends; does not know what a line says.
-"""
+"""Lines of plain and compressed files, as bytes; a damaged or cut-off file is an error, never a shorter file."""
 
 from __future__ import annotations
 

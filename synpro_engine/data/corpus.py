@@ -1,7 +1,4 @@
-"""A tokenised corpus in memory (usually mapped): documents' ids end to end, EOS after each.
-
-Knows offsets; knows neither files nor the order in which training reads.
-"""
+"""A tokenised corpus in memory (usually mapped): documents' ids end to end, EOS after each."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ class TokenCorpus:
     @classmethod
     def from_documents(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> TokenCorpus:
         """Tokenise a small corpus without files."""
-        kept = list(documents)
-        ids = [document_ids(tokenizer, document.text) for document in kept]
+        listed = list(documents)
+        ids = [document_ids(tokenizer, document.text) for document in listed]
         return cls(
             tokens=np.array([id for document in ids for id in document], dtype=np.int32),
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
             eos_id=tokenizer.eos_id,
-            text_bytes=sum(len(document.text.encode()) for document in kept),
+            text_bytes=sum(len(document.text.encode()) for document in listed),
             fingerprint=tokenizer.fingerprint,
-            load_ids=lambda: [document.id for document in kept],
+            load_ids=lambda: [document.id for document in listed],
         )
 
     @property

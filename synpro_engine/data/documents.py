@@ -1,6 +1,6 @@
 """Organic and synthetic text as a stream of documents, one at a time, from files or from an installed package.
 
-Knows what a document is and refuses whatever is none, naming the file and line; knows nothing of tokens.
+What is no document is refused, or left out where the settings say so; the message names the file and line.
 """
 
 from __future__ import annotations

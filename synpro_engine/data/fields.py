@@ -1,6 +1,6 @@
 """The fields of one record: how a line becomes an object, and what stands in it under a dotted path.
 
-Knows what a text and an id may be and raises a Fault of its kind for what is none; knows no file and no place.
+What is no text or no id raises a Fault of its kind; the caller adds the file and line.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _look_up(fields: object, path: str) -> object:
     if path in fields:
         return fields[path]
     for at in (at for at, letter in enumerate(path) if letter == "."):
-        found = _look_up(fields.get(path[:at]), path[at + 1 :])
-        if found is not _ABSENT:
-            return found
+        below = _look_up(fields.get(path[:at]), path[at + 1 :])
+        if below is not _ABSENT:
+            return below
     return _ABSENT
 
 

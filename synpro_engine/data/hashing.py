@@ -1,7 +1,4 @@
-"""Choices that depend on a seed and a name, and on nothing else: no machine, order, process or library version.
-
-Knows hashes and permutations; knows neither documents nor tokens.
-"""
+"""Choices that depend on a seed and a name, and on nothing else: no machine, order, process or library version."""
 
 import hashlib
 

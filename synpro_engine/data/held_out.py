@@ -1,7 +1,4 @@
-"""Held-out corpora as batches in which each token is a target exactly once.
-
-Knows padding and ranks; does not know losses.
-"""
+"""Held-out corpora as batches in which each token is a target exactly once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Hugging Face `tokenizer.json` (SmolLM2, OLMo-2, dolma2, Llama 3, ...) through the `tokenizers` library.
 
-Knows which tokens are special and keeps them out of text; does not need transformers. Whether every text comes
-back exactly is the vocabulary's affair: SmolLM2's, for one, has no token for 21 rare bytes and drops them.
+Text never becomes a special token. transformers is not needed. Whether every text comes back exactly depends on the
+vocabulary: SmolLM2's, for one, has no token for 21 rare bytes and drops them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training batches: a mixture of sources in an order that only the seed and the position decide.
 
-Knows its position to the sample and can go on from it exactly. Knows the data-parallel rank only to hand out
-its rows: the global order is the same for every layout, micro-batch size and number of steps.
+The position is kept to the sample, so that a run goes on exactly. The data-parallel rank only picks its rows: the
+global order is the same for every layout, micro-batch size and number of steps.
 """
 
 from __future__ import annotations

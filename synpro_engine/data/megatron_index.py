@@ -1,7 +1,7 @@
 """Megatron's `.bin`/`.idx` pair: token ids end to end, and an index of sequences and documents. Read here without
 Megatron, which takes seconds to import and asserts on a damaged file.
 
-Knows the two files, mapped into memory; does not know what a token means.
+Both files are mapped into memory, not read into it.
 """
 
 from __future__ import annotations

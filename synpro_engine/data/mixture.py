@@ -1,6 +1,6 @@
 """How sources share the samples: weights, and which source gives the next sample.
 
-Knows names, weights and counts; knows no tokens. Its state is the counts, so it goes on from where it was.
+The state is the number of samples that each source has given, so a run goes on from where it was.
 """
 
 from __future__ import annotations

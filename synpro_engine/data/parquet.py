@@ -1,7 +1,4 @@
-"""Rows of a parquet file, of the columns asked for; a file whose parts contradict each other is damaged.
-
-Knows the format and nothing of documents.
-"""
+"""Rows of a parquet file, of the columns asked for; a file whose parts contradict each other is damaged."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What stands in the files of a corpus, one record at a time, each with its place, before anyone judges it.
-
-Knows how the formats hold records; does not know what a document is.
-"""
+"""What stands in the files of a corpus, one record at a time, each with its place, before anyone judges it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The repetition filter: which windows are mostly one short phrase again and again.
 
-Knows ids only. Such windows give large, useless gradients; the published runs mask their loss.
+Such windows give large, useless gradients; the published runs mask their loss.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Which keys came before, in bounded memory: 12 to 24 bytes a key, whatever its length.
 
-Knows hashes. A Python set of digests would take about 100 bytes a key.
+A Python set of digests would take about 100 bytes a key.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SentencePiece: training a byte-exact BPE vocabulary from text, and using any `*.model`.
 
-Knows the settings that make `decode(encode(text)) == text` true for every text; refuses none of Unicode.
+Trained with the settings that make `decode(encode(text)) == text` true for every text of Unicode.
 """
 
 from __future__ import annotations

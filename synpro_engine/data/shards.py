@@ -1,7 +1,7 @@
 """Token files in Megatron's `.bin`/`.idx` format: documents' ids, EOS after each, with their names beside them.
 
-Knows the files; does not know in which order they are read. A shard directory is an artifact (see config):
-`tokens.bin`, `tokens.idx` (any Megatron tool reads them), `ids.jsonl`, `stats.json`, `manifest.json`.
+A shard directory is an artifact (see config): `tokens.bin`, `tokens.idx` (any Megatron tool reads them), `ids.jsonl`,
+`stats.json`, `manifest.json`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which files a source of documents stands for, in the order in which they are read, and what of it is left out.
-
-Knows names and folders; opens no file.
-"""
+"""Which files a source of documents stands for, in the order in which they are read, and what of it is left out."""
 
 from __future__ import annotations
 

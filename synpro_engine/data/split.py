@@ -1,7 +1,7 @@
 """Which split a document belongs to: a hash of its text decides, so that the same text under several ids is in one.
 
-Knows texts and no names: membership depends on no other document, nor on the files in which the texts are stored; a
-document that is edited may move. Whoever cuts documents splits them first, or a held-out text would leak by its parts.
+Membership depends on the text alone: on no other document, nor on the files in which the texts are stored; a document
+that is edited may move. Whoever cuts documents splits them first, or a held-out text would leak by its parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Corpora that come as token ids: Megatron's `.bin`/`.idx`, and flat `.npy` files as OLMo's tools write them.
 
-Knows which files a path means, where their documents begin and end, and that every id must be the tokenizer's. Files
-are mapped into memory and read in order; nothing is held.
+Every id must be one of the tokenizer's. Files are mapped into memory and read in order; nothing is held.
 """
 
 from __future__ import annotations
@@ -81,11 +80,11 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
     depth. Names are paths below the directory; below the common one where several are given. Of Megatron's pair the
     index is returned. Raises UserError for a path with none, for half of a pair, and for a file that is named twice.
     """
-    found = [file for path in paths for file in _files_of(Path(path))]
+    files = [file for path in paths for file in _files_of(Path(path))]
     single = Path(paths[0]).is_dir() and len(paths) == 1
-    base = paths[0] if single else os.path.commonpath([file.parent.absolute() for file in found])
+    base = paths[0] if single else os.path.commonpath([file.parent.absolute() for file in files])
     named: dict[str, Path] = {}
-    for file in found:
+    for file in files:
         name = (file if single else file.absolute()).relative_to(base).with_suffix("").as_posix()
         if not name.isprintable():
             raise UserError(f"{str(file)!a}: documents are named by their file, whose name must be printable text")

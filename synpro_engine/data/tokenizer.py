@@ -1,6 +1,6 @@
 """What the engine asks of a tokenizer, and how one is found from a path.
 
-Knows the two kinds there are; knows nothing of models. No tokenizer here ever turns text into a special token.
+There are two kinds, SentencePiece and Hugging Face's. No tokenizer here ever turns text into a special token.
 """
 
 from __future__ import annotations

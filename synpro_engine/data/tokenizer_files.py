@@ -1,7 +1,6 @@
 """What is published beside a tokenizer: its settings, chat templates and generation settings, kept as they came.
 
-Knows the names and shapes of these files; knows neither vocabularies nor how a template is rendered. Nothing found
-here is run: code that a file asks for (`auto_map`) is left out.
+Nothing found here is run: code that a file asks for (`auto_map`) is left out.
 """
 
 from __future__ import annotations
@@ -95,8 +94,8 @@ class TokenizerFiles:
     def template_variables(self) -> dict[str, str]:
         """The named special tokens, as chat templates use them (`bos_token`, ...)."""
         keys = [key for content in (self.tokens, self.settings) for key in content if key.endswith("_token")]
-        found = {key: _content(self.settings.get(key)) or _content(self.tokens.get(key)) for key in keys}
-        return {key: value for key, value in found.items() if isinstance(value, str)}
+        texts = {key: _content(self.settings.get(key)) or _content(self.tokens.get(key)) for key in keys}
+        return {key: value for key, value in texts.items() if isinstance(value, str)}
 
     @property
     def chat_templates(self) -> dict[str, str]:
@@ -158,8 +157,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _generation_of_model(directory: Path) -> dict[str, Any]:
     """What transformers takes from a model's config.json where there are no generation settings."""
     config = _read_object(directory / "config.json")
-    found = {key: config[key] for key in _IDS if config.get(key) is not None} if "model_type" in config else {}
-    return {"_from_model_config": True, **found} if found else {}
+    ids = {key: config[key] for key in _IDS if config.get(key) is not None} if "model_type" in config else {}
+    return {"_from_model_config": True, **ids} if ids else {}
 
 
 def _content(value: Any) -> Any:

@@ -1,7 +1,4 @@
-"""One source as an endless sequence of training windows: number k is a pure function of (seed, name, k).
-
-Knows epochs and shuffling; does not know of other sources, batches or ranks.
-"""
+"""One source as an endless sequence of training windows: number k is a pure function of (seed, name, k)."""
 
 from __future__ import annotations
 

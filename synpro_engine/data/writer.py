@@ -1,6 +1,6 @@
 """Documents to a JSON-lines file that appears whole or not at all.
 
-Knows the format that `read_documents` reads; extra fields (provenance) pass through untouched.
+`read_documents` reads it back; extra fields (provenance) pass through untouched.
 """
 
 from __future__ import annotations

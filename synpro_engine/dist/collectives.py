@@ -72,9 +72,9 @@ def from_main(value: T, topology: Topology) -> T:
     if topology.is_main:
         watch.put(key, json_text(value))
         return value
-    found = json.loads(watch.wait(key, 0))
+    value = json.loads(watch.wait(key, 0))
     watch.forget(key)
-    return found
+    return value
 
 
 def asked_to_stop(topology: Topology) -> bool:
@@ -111,8 +111,8 @@ def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
     barrier(topology)
     ends: list[Any] = [(result, _told(fault))]
     if topology.world_size > 1:
-        own, ends = ends[0], [None] * topology.world_size
-        dist.all_gather_object(ends, own)
+        end_here, ends = ends[0], [None] * topology.world_size
+        dist.all_gather_object(ends, end_here)
     _raise_shared([told for _, told in ends], fault)
     return [value for value, _ in ends]
 

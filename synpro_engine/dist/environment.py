@@ -106,11 +106,11 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
         [(family, *_, place), *_] = socket.getaddrinfo(host, int(os.environ[_PORT]), type=socket.SOCK_DGRAM)
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(place)  # sends nothing; the kernel chooses the way
-            own = probe.getsockname()[0]
+            address = probe.getsockname()[0]
     except OSError:
         return None
     interfaces = psutil.net_if_addrs().items()
-    return next((name for name, addresses in interfaces if own in (one.address for one in addresses)), None)
+    return next((name for name, addresses in interfaces if address in (one.address for one in addresses)), None)
 
 
 def _is_loopback(host: str) -> bool:

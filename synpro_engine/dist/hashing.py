@@ -1,7 +1,4 @@
-"""Hashing files on all ranks at once, since one thread would keep the others waiting.
-
-Knows files, manifests and ranks; does not know what is in a file.
-"""
+"""Hashing files on all ranks at once, since one thread would keep the others waiting."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 torchrun answers SIGTERM by giving its ranks 30 seconds, ends with code 1 whatever theirs was, and follows a failing
 rank's own words with a page of its own. Here signals are passed on, the code is the failing rank's, and the last line
-names the rank. Knows processes; does not know what they run.
+names the rank.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How a job ends early. SIGTERM, SIGUSR1 and the first Ctrl-C are wishes that the work in hand fulfils when it can.
 
-Knows this process alone; how several ranks come to stop at the same step is `watch`'s and the loops'. Needs no torch.
+This module sees its own process alone; that several ranks stop at the same step is the work of `watch` and of the
+loops. It does not import torch.
 """
 
 from __future__ import annotations

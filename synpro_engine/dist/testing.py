@@ -165,13 +165,13 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *, timeout_s: float = 300
 
 
 def _collect(processes: list[Any], results: Any, timeout_s: float) -> list[Any]:
-    found: dict[int, Any] = {}
+    values: dict[int, Any] = {}
     end = time.monotonic() + timeout_s
-    while len(found) < len(processes):
+    while len(values) < len(processes):
         try:
             rank, value, fault = results.get(timeout=1.0)
         except queue.Empty:
-            dead = [r for r, p in enumerate(processes) if r not in found and p.exitcode not in (None, 0)]
+            dead = [r for r, p in enumerate(processes) if r not in values and p.exitcode not in (None, 0)]
             if dead and results.empty():
                 code = processes[dead[0]].exitcode
                 raise RuntimeError(f"rank {dead[0]} died with exit code {code}") from None
@@ -180,5 +180,5 @@ def _collect(processes: list[Any], results: Any, timeout_s: float) -> list[Any]:
             continue
         if fault is not None:
             raise RuntimeError(f"rank {rank} failed:\n{fault}")
-        found[rank] = value
-    return [found[rank] for rank in range(len(processes))]
+        values[rank] = value
+    return [values[rank] for rank in range(len(processes))]

@@ -201,8 +201,8 @@ class Watch:
         """
         self._leaving.set()
         self.wish.void = True
-        own = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
-        guard = threading.Timer(3 * _GRACE_S, _leave_now, [own])  # for a store that does not answer
+        fault_here = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
+        guard = threading.Timer(3 * _GRACE_S, _leave_now, [fault_here])  # for a store that does not answer
         guard.daemon = True
         guard.start()
         try:
@@ -210,20 +210,20 @@ class Watch:
                 if self._fault is None and store.add("faults", 1) == 1:
                     if not (_is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
-                    store.set("fault", json_text(asdict(own)))
+                    store.set("fault", json_text(asdict(fault_here)))
                 self._take(store)
                 end = time.monotonic() + 2 * _GRACE_S
                 while not store.check(["told"]) and time.monotonic() < end:
                     time.sleep(0.02)
                 if not store.check(["told"]) and not self._speaks:
-                    _tell(own)
+                    _tell(fault_here)
                 # Rank 0's process may hold the store: it goes when the others have read there what happened.
                 while self._rank == 0 and store.add("known", 0) < self._world_size and time.monotonic() < end:
                     time.sleep(0.02)
         except (dist.DistError, LostRankError):  # the store went with the rank or launcher that held it
-            _tell(own)
+            _tell(fault_here)
         guard.cancel()
-        return own.code if self._fault is None else self._fault.code
+        return fault_here.code if self._fault is None else self._fault.code
 
 
 def _who(rank: int) -> str:

@@ -1,7 +1,4 @@
-"""Bits per byte: a loss that can be compared between tokenizers.
-
-Knows a sum of nats and a count of bytes, and refuses to know where they come from.
-"""
+"""Bits per byte: a loss that can be compared between tokenizers."""
 
 import math
 

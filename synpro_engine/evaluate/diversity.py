@@ -1,6 +1,6 @@
 """How varied a set of texts is, and how much of it is copied from the organic text.
 
-Knows plain strings only: no tokenizer, no model, no file. Three standard measures, each blind to something:
+Three standard measures, each blind to something:
 
 - distinct-n (Li et al., arXiv 1510.03055): unique n-grams / n-grams. It falls as a corpus grows, for any author, so
   it is taken in blocks of equal length and averaged; values of corpora of different sizes can then be compared.

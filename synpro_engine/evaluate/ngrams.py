@@ -1,7 +1,7 @@
 """Words of texts, and their n-grams as 64-bit keys that are the same in every process.
 
-Knows plain strings only. A word is a run of letters, digits and apostrophes, without case; in scripts that put no
-spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is one.
+A word is a run of letters, digits and apostrophes, without case; in scripts that put no spaces between words (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese) each character is one.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """How much of a held-out text also stands in the training text: the share of its 13-grams of words found there.
 
-Knows streams of plain strings: the training text is read past once and never held. Of the held-out text 64 bits an
-n-gram are kept, and where those are more than `limit`, of a sample by hash, so that memory is bounded whatever the size
-of either; the sample is of n-grams, not of documents, and its share is that of all of them up to chance.
+The training text is read past once and never held. Of the held-out text 64 bits an n-gram are kept, and where those are
+more than `limit`, of a sample by hash, so that memory is bounded whatever the size of either; the sample is of n-grams,
+not of documents, and its share is that of all of them up to chance.
 """
 
 from __future__ import annotations

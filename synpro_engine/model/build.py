@@ -1,6 +1,6 @@
 """Building a model on this rank: the one place that meets GPTModel and the flags that keep it right.
 
-Knows Megatron's traps (each is forced or refused here); knows no file format and no training.
+Each of Megatron's settings that would go wrong without an error is forced or refused here.
 """
 
 from __future__ import annotations

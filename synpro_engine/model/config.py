@@ -1,7 +1,4 @@
-"""The shape of a decoder and what a layout must divide.
-
-Knows sizes and families; knows nothing of Megatron, files or training.
-"""
+"""The shape of a decoder and what a layout must divide."""
 
 from __future__ import annotations
 

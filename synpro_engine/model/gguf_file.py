@@ -1,7 +1,7 @@
 """One GGUF file: its metadata as a model's shape, its tensors by canonical name, dequantised.
 
-Knows GGUF's names and llama.cpp's order of rotary pairs, which only its llama architecture has. Bytes, keys and tensors
-that are not understood are refused by name.
+llama.cpp orders the rotary pairs of its llama architecture, and only of that one, in another way than Hugging Face;
+this is undone. Bytes, keys and tensors that are not understood are refused by name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from synpro_engine.config import UserError, brief, validate
-from synpro_engine.model import layout
+from synpro_engine.model import canonical
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.tensor_files import refuse_pointer
 
-_TOP = {"token_embd.weight": layout.EMBEDDING, "output_norm.weight": layout.FINAL_NORM, "output.weight": layout.HEAD}
+_TOP = {
+    "token_embd.weight": canonical.EMBEDDING,
+    "output_norm.weight": canonical.FINAL_NORM,
+    "output.weight": canonical.HEAD,
+}
 _BLOCK = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -123,7 +127,7 @@ class GGUFFile(Mapping[str, Tensor]):
         """The model's shape; `seq_len` replaces the file's context length. UserError names the key at fault."""
         prefix = f"{self.architecture}."
         names = {field: prefix + key for field, key in _KEYS.items()}
-        if layout.EMBEDDING not in self or len(self.shapes[layout.EMBEDDING]) != 2:
+        if canonical.EMBEDDING not in self or len(self.shapes[canonical.EMBEDDING]) != 2:
             raise UserError(f"{self.path}: tensor `token_embd.weight` is missing, or no matrix")
         found = {field: self.find(key) for field, key in names.items()}
         found = {field: value for field, value in found.items() if value is not None}
@@ -134,8 +138,8 @@ class GGUFFile(Mapping[str, Tensor]):
             "family": self.architecture,
             "kv_heads": found.get("kv_heads", found.get("heads")),
             "rope_theta": found.get("rope_theta", 10_000.0),
-            "vocab_size": self.shapes[layout.EMBEDDING][0],
-            "tie_embeddings": layout.HEAD not in self,
+            "vocab_size": self.shapes[canonical.EMBEDDING][0],
+            "tie_embeddings": canonical.HEAD not in self,
         }
         found |= {} if seq_len is None else {"seq_len": seq_len}
         for field in ("layers", "d_model", "heads", "ffn", "seq_len", "norm_eps"):
@@ -200,10 +204,10 @@ def _open(path: Path) -> Any:
 
 def _canonical_name(path: Path, name: str, taken: Mapping[str, Any]) -> str:
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    found = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
-    if found is None or found in taken:
+    ours = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
+    if ours is None or ours in taken:
         raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
-    return found
+    return ours
 
 
 def _shortest(value: float) -> float:

@@ -1,6 +1,6 @@
 """The tokenizer inside a GGUF file, as the files that `data.load_tokenizer` and transformers read.
 
-Knows byte-level BPE and its splitting rules by name; refuses any other, for a wrong split gives wrong ids
+Byte-level BPE with a splitting rule that is known by name; any other is refused, for a wrong split gives wrong ids
 without an error.
 """
 
@@ -66,11 +66,11 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
             f"{path}: tokenizer `{kind}` with splitting rule `{rule}` is not supported (those are gpt2 with "
             f"{', '.join(_SPLITS)}); take the model's Hugging Face directory"
         )
-    words: list[str] = _need(path, find, "tokens")
+    tokens: list[str] = _need(path, find, "tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in _need(path, find, "merges")]
     # Llama 3 takes a word that is a token whole, though its merges may not lead there.
     whole = {"ignore_merges": True} if rule == "llama-bpe" else {}
-    bpe = models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges, **whole)
+    bpe = models.BPE(vocab={word: id for id, word in enumerate(tokens)}, merges=merges, **whole)
     tokenizer: Any = Tokenizer(bpe)
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -79,9 +79,9 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     bos_id = find(f"{_PREFIX}bos_token_id")
     if _begins_texts(find) and bos_id is not None:
-        bos = (words[bos_id], bos_id)
+        bos = (tokens[bos_id], bos_id)
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    for word, kind_of_token in zip(words, _need(path, find, "token_type"), strict=True):
+    for word, kind_of_token in zip(tokens, _need(path, find, "token_type"), strict=True):
         if kind_of_token in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(word, special=kind_of_token == _CONTROL, normalized=False)])
     return tokenizer

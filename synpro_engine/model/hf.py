@@ -1,6 +1,7 @@
 """Hugging Face directories in and out: config.json, safetensors, tokenizer files. transformers is not needed.
 
-Knows the families' tensors and which of a file's carry nothing; config.json is read in `hf_config`.
+Every tensor of a file is used, or proven to carry nothing (a tied head, a rotary table). config.json is read in
+`hf_config`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.data.tokenizer import PublishedTokenizer
 from synpro_engine.dist import Topology, on_main, say, shared_artifact
-from synpro_engine.model import layout
+from synpro_engine.model import canonical
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf_config import read_hf_config
@@ -81,13 +82,13 @@ def import_hf(
 def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) -> ModelConfig:
     """The shape that the files hold: `config`, untied where there is a head of its own. UserError where none fits."""
     shapes = tensors.shapes()
-    tied_head = config.tie_embeddings and {layout.HEAD, layout.EMBEDDING} <= set(shapes)
-    if tied_head and not tensors.equal(layout.HEAD, layout.EMBEDDING):
+    tied_head = config.tie_embeddings and {canonical.HEAD, canonical.EMBEDDING} <= set(shapes)
+    if tied_head and not tensors.equal(canonical.HEAD, canonical.EMBEDDING):
         config, tied_head = config.model_copy(update={"tie_embeddings": False}), False
-    redundant = {name for name in shapes if _ROTARY.fullmatch(name)} | ({layout.HEAD} if tied_head else set())
+    redundant = {name for name in shapes if _ROTARY.fullmatch(name)} | ({canonical.HEAD} if tied_head else set())
     needed = {name: shape for name, shape in shapes.items() if name not in redundant}
-    check_shapes(layout.canonical_shapes(config), needed, str(directory))
-    for name in redundant - {layout.HEAD}:
+    check_shapes(canonical.canonical_shapes(config), needed, str(directory))
+    for name in redundant - {canonical.HEAD}:
         _check_rotary(directory, name, tensors[name], config)
     return config
 
@@ -150,5 +151,5 @@ def export_hf(
 
     with shared_artifact(topology, directory, KIND, settings, parents) as folder:
         on_main(topology, lambda: write_the_rest(folder))
-        shapes = layout.canonical_shapes(model.config)
+        shapes = canonical.canonical_shapes(model.config)
         write_tensors(folder, iter_canonical(model), shapes, model.dtype, topology, stoppable=True)

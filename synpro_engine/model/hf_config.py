@@ -1,7 +1,7 @@
 """A Hugging Face config.json as a model's shape: what the layers here compute is read, all else refused by its key.
 
-Knows the keys of the families that `ModelConfig` knows, in the spellings of transformers 4 and 5. Keys that change
-nothing are let pass; values are taken as they are, never guessed or converted.
+The keys are those of `ModelConfig`'s families, in the spellings of transformers 4 and 5. Keys that change nothing
+are let pass; values are taken as they are, never guessed or converted.
 """
 
 from __future__ import annotations

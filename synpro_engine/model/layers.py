@@ -1,8 +1,7 @@
 """The layers that Megatron-Core lacks or cannot shard: norms, causal attention, OLMo-2's norm placement.
 
-Knows one layer's arithmetic on one rank; knows nothing of stacks, files or losses. Shapes are Megatron's:
-[s, b, ...], with the sequence in front and, under sequence parallelism, split between tensor-parallel ranks
-outside attention and MLP.
+Shapes are Megatron's: [s, b, ...], with the sequence in front and, under sequence parallelism, split between
+tensor-parallel ranks outside attention and MLP.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A decoder on this rank: Megatron's chunks behind one small, typed face.
 
-Knows how to run the model forward and hand out its tensors; knows no optimizer, no file and no text.
+It runs forward and hands out its tensors; reading and writing them all is in `state`.
 """
 
 from __future__ import annotations

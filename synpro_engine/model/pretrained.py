@@ -1,6 +1,6 @@
 """One door to models made elsewhere: an embedded one, a GGUF file or a Hugging Face directory.
 
-Knows how a name is told apart; the formats are in `hf` and `gguf`.
+The formats are in `hf` and `gguf`.
 """
 
 from __future__ import annotations

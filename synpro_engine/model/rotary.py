@@ -1,7 +1,4 @@
-"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles.
-
-Knows a model's shape and tensors; rotates nothing.
-"""
+"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ def _stretched(frequency: Tensor, scaling: RopeScaling) -> Tensor:
     """Llama 3.1's: between the two wave lengths, linear in original / wave, which counts the turns in pretraining."""
     turns = scaling.original_max_position_embeddings / (2 * math.pi / frequency)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return (1.0 - kept) * frequency / scaling.factor + kept * frequency
+    unstretched = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return (1.0 - unstretched) * frequency / scaling.factor + unstretched * frequency
 
 
 def cos_sin(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Scoring given tokens: log-probabilities without gradients, right in every layout.
 
-Knows how to cut a batch into microbatches and run them forward; decides nothing about what is scored.
+A batch is cut into micro-batches, which run forward through the pipeline where there is one.
 """
 
 from __future__ import annotations

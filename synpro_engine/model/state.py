@@ -1,6 +1,6 @@
 """A model's state as full canonical tensors, in and out, whatever the layout; and its initial values.
 
-Knows which rank owns what and moves tensors between ranks; how tensors are cut is in `layout`.
+This module moves tensors between ranks; how they are named and cut is in `canonical`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn import Parameter
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Axis, gather_objects
-from synpro_engine.model import layout
-from synpro_engine.model.layout import Slot
+from synpro_engine.model import canonical
+from synpro_engine.model.canonical import Slot
 from synpro_engine.model.model import Model
 
 _ROWS_CHECKED = 4096  # the check needs a byte for each number it looks at
@@ -25,15 +25,15 @@ _ROWS_CHECKED = 4096  # the check needs a byte for each number it looks at
 
 def local_slots(model: Model) -> list[Slot]:
     """What this rank's parameters hold. A tied output layer on another stage is a second slot of the embedding."""
-    slots = [slot for block in model.blocks() for slot in layout.block_slots(model.config, block)]
+    slots = [slot for block in model.blocks() for slot in canonical.block_slots(model.config, block)]
     embedding, norm = model.embedding_weight(), model.final_norm_weight()
     if embedding is not None:
-        slots.append(Slot((layout.EMBEDDING,), embedding, "rows"))
+        slots.append(Slot((canonical.EMBEDDING,), embedding, "rows"))
     if norm is not None:
-        slots.append(Slot((layout.FINAL_NORM,), norm, "whole"))
+        slots.append(Slot((canonical.FINAL_NORM,), norm, "whole"))
     head = model.output_weight() if model.topology.is_last_stage else None
     if head is not None and head is not embedding:
-        slots.append(Slot((layout.EMBEDDING if model.config.tie_embeddings else layout.HEAD,), head, "rows"))
+        slots.append(Slot((canonical.EMBEDDING if model.config.tie_embeddings else canonical.HEAD,), head, "rows"))
     return slots
 
 
@@ -49,7 +49,7 @@ def iter_canonical(
     `read` says what to take of a parameter (its value by default; `lambda p: p.grad` gives full gradients);
     tensors come in `dtype`, the model's by default, on the rank's device, one slot in memory at a time.
     """
-    order = {name: index for index, name in enumerate(layout.canonical_shapes(model.config))}
+    order = {name: index for index, name in enumerate(canonical.canonical_shapes(model.config))}
     yield from _gathered(model, lambda names: order[names[0]], read, dtype or model.dtype)
 
 
@@ -58,7 +58,7 @@ def iter_by_name(model: Model, *, read: Callable[[Parameter], Tensor] = _value) 
 
     A slot's tensors wait for those whose names stand between theirs, which are of the same layer.
     """
-    waiting, held = sorted(layout.canonical_shapes(model.config), reverse=True), {}
+    waiting, held = sorted(canonical.canonical_shapes(model.config), reverse=True), {}
     for name, tensor in _gathered(model, min, read, model.dtype):
         held[name] = tensor
         while waiting and waiting[-1] in held:
@@ -71,7 +71,7 @@ def _gathered(
 ) -> Iterator[tuple[str, Tensor]]:
     """The full tensors of one slot after the other, in the order of their names' `place`."""
     tp, pp = model.topology.tp, model.topology.pp
-    shapes = layout.canonical_shapes(model.config)
+    shapes = canonical.canonical_shapes(model.config)
     mine = {slot.names: slot for slot in local_slots(model)}
     owner: dict[tuple[str, ...], int] = {}
     for stage, held in enumerate(gather_objects(pp, list(mine))):
@@ -80,7 +80,7 @@ def _gathered(
     for names in sorted(owner, key=place):
         if owner[names] == pp.rank:
             part = read(mine[names].parameter).to(dtype)
-            full = layout.unshard(model.config, mine[names].kind, _gather(tp, part))
+            full = canonical.unshard(model.config, mine[names].kind, _gather(tp, part))
         else:
             full = tuple(torch.empty(shapes[name], dtype=dtype, device=model.topology.device) for name in names)
         for name, tensor in zip(names, full, strict=True):
@@ -128,7 +128,7 @@ def load_canonical(model: Model, full: Mapping[str, Tensor], where: str = "weigh
     Raises UserError, `where` in front, when a tensor is missing, has another shape, or holds what is no finite number
     or none in the model's dtype.
     """
-    shapes, tp = layout.canonical_shapes(model.config), model.topology.tp
+    shapes, tp = canonical.canonical_shapes(model.config), model.topology.tp
     for slot in local_slots(model):
         tensors = []
         for name in slot.names:
@@ -138,7 +138,7 @@ def load_canonical(model: Model, full: Mapping[str, Tensor], where: str = "weigh
             check_shapes({name: shapes[name]}, {name: tuple(tensor.shape)}, where)
             tensors.append(tensor.to(model.dtype))
             _check_finite(name, tensors[-1], tensor, where)
-        slot.parameter.copy_(layout.shard(model.config, slot.kind, tensors, tp.rank, tp.size))
+        slot.parameter.copy_(canonical.shard(model.config, slot.kind, tensors, tp.rank, tp.size))
 
 
 def _check_finite(name: str, converted: Tensor, given: Tensor, where: str) -> None:
@@ -157,17 +157,17 @@ def init_weights(model: Model, seed: int) -> None:
     zero.
     """
     config, tp = model.config, model.topology.tp
-    shapes = layout.canonical_shapes(config)
+    shapes = canonical.canonical_shapes(config)
     for slot in local_slots(model):
         full = [_draw(name, shapes[name], config.init_std, seed) for name in slot.names]
-        slot.parameter.copy_(layout.shard(config, slot.kind, full, tp.rank, tp.size))
+        slot.parameter.copy_(canonical.shard(config, slot.kind, full, tp.rank, tp.size))
 
 
 def _draw(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
     """fp32 on the CPU, whose generator gives the same numbers on every machine."""
-    if layout.is_norm(name):
+    if canonical.is_norm(name):
         return torch.ones(shape)
-    if layout.is_bias(name):
+    if canonical.is_bias(name):
         return torch.zeros(shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,6 +1,6 @@
 """Directories of safetensors files: read lazily, written one file's worth of memory at a time.
 
-Knows the index that spreads tensors over files; knows no model.
+An index says which file holds a tensor.
 """
 
 from __future__ import annotations
@@ -153,11 +153,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys stand once each: of two values, one would win in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    once = dict(pairs)
+    if len(once) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"key {brief(name)} stands there twice")
-    return found
+    return once
 
 
 def write_tensors(

@@ -1,7 +1,7 @@
 """The parameters of a model by role, as typed views of the module's own storage.
 
-For code that computes with the weights directly (a functional decoder, per-example gradients). Knows which
-parameter plays which part and how fused tensors are laid out; holds no copy and computes no layer.
+For code that computes with the weights directly (a functional decoder, per-example gradients): which parameter plays
+which part, and how fused tensors are ordered. Nothing is copied.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from synpro_engine.reward.embedder import Embedder, Match, greedy_match
 from synpro_engine.reward.influence import InfluenceReward
 from synpro_engine.reward.quality import QualityReward, band_pass
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
-from synpro_engine.reward.structure import StructureReward, layout_match
+from synpro_engine.reward.structure import StructureReward, structure_match
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
 from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
 from synpro_engine.reward.words import distinct_ngrams, rouge_l_precision, unsupported_share
@@ -32,7 +32,7 @@ __all__ = [
     "build_composer",
     "distinct_ngrams",
     "greedy_match",
-    "layout_match",
+    "structure_match",
     "rouge_l_precision",
     "unsupported_share",
 ]

@@ -1,8 +1,7 @@
 """Rewards weighted and added up, by the weights of a recipe, each kept apart for the log.
 
-Knows names and weights, and which rewards need what; knows no trainer. A reward of weight 0 is not computed, and
-what it would need need not be there. A completion of the wrong format earns 0 everywhere: not even a right
-length saves it, and it costs no judge.
+A reward of weight 0 is not computed, and what it would need need not be there. A completion of the wrong format earns 0
+everywhere: not even a right length saves it, and it costs no judge.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Token embeddings of MiniLM from an installed wheel, and how well two texts' tokens match.
 
-Knows one small encoder and never reaches for the network; knows no reward. Shape suffixes: T tokens, E embedding.
+The network is never asked. Shape suffixes: T tokens, E embedding.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Embedder:
         self._keep(found)
         return [found[text] for text in texts]
 
-    def _keep(self, found: dict[str, Tensor]) -> None:
+    def _keep(self, vectors: dict[str, Tensor]) -> None:
         """A group's members share their source, and later steps come back to it."""
-        for text, vectors_TE in found.items():
+        for text, vectors_TE in vectors.items():
             self._kept[text] = vectors_TE
             self._kept.move_to_end(text)
         while len(self._kept) > _KEPT_TEXTS:

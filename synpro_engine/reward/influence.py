@@ -1,6 +1,6 @@
 """The influence reward: how much more training on the text would help than training on its source.
 
-Knows texts; how their influence is measured comes in as a function.
+How influence is measured comes in as a function.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The quality reward without a judge: fluency by likelihood, but neither too likely nor repetitive.
 
-Knows texts; the likelihood comes in as a function.
+The likelihood comes in as a function.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rewards for saying what the source says, by matching token embeddings and checking numbers and names.
 
-Knows texts and how their embeddings match; the embeddings come in from an `Embedder`. Matching alone takes a
-contradiction with one changed number for a near-perfect paraphrase, hence the second check.
+The embeddings come in from an `Embedder`. Matching alone takes a contradiction with one changed number for a
+near-perfect paraphrase, hence the second check.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a measure says about sources, kept so that each source is measured once.
 
-Knows texts and numbers; does not know what is measured. A source comes back with every completion of its slice,
-while the measure of a source costs a forward pass or two.
+A source comes back with every completion of its slice, while the measure of a source costs a forward pass or two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Whether a paraphrase keeps the layout of its source: paragraphs, lists, headings, lines.
-
-Knows how plain text and Markdown are laid out; knows no language.
-"""
+"""Whether a paraphrase keeps the structure of its source: paragraphs, lists, headings, lines, in whatever language."""
 
 from __future__ import annotations
 
@@ -31,8 +28,8 @@ def _lines(text: str) -> list[str]:
     return [k for kind, run in groupby(kinds) for k in (["break"] if kind == "break" else run)]
 
 
-def layout_match(text: str, source: str) -> float:
-    """How alike two layouts are, in [0, 1].
+def structure_match(text: str, source: str) -> float:
+    """How alike the structures of two texts are, in [0, 1].
 
     The mean of two: the share of blocks (paragraphs, list items, headings, table rows) that match in order, and
     the same of single lines, so that broken or joined lines within a paragraph cost half.
@@ -59,4 +56,4 @@ class StructureReward:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]."""
-        return [layout_match(c.parsed.text, c.source) for c in candidates]
+        return [structure_match(c.parsed.text, c.source) for c in candidates]

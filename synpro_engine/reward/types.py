@@ -1,7 +1,4 @@
-"""What a reward is: a named number within a range for each candidate.
-
-Knows the shapes that rewards and the trainer share; computes nothing.
-"""
+"""What a reward is: a named number within a range for each candidate."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Measures on words that need no model: what a text states, how much it repeats, how much it copies.
 
-Knows words, numbers and capitals; assumes no markup. Made for scripts that separate words and have capitals;
+Words, numbers and capitals are read; markup is not expected. Made for scripts that separate words and have capitals;
 for others the measures find nothing and so never punish.
 """
 
@@ -41,12 +41,12 @@ def _starts_sentence(text: str, position: int) -> bool:
 
 def stated_facts(text: str) -> set[str]:
     """Numbers and capitalised words that do not begin a sentence, in a form that can be compared."""
-    found = {_number(match.group()) for match in _NUMBER.finditer(text)}
+    facts = {_number(match.group()) for match in _NUMBER.finditer(text)}
     for match in _WORD.finditer(text):
         word = match.group()
         if len(word) > 1 and word[0].isupper() and not _starts_sentence(text, match.start()):
-            found.add(_plain(word))
-    return found
+            facts.add(_plain(word))
+    return facts
 
 
 def unsupported_share(text: str, source: str) -> float:

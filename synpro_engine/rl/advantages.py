@@ -1,7 +1,7 @@
 """How much better a completion is than the others of its group.
 
-Knows rewards of groups; knows neither texts nor tokens. Shape suffixes: P prompts, G completions of each, K rewards.
-All arithmetic is fp64: a group's spread may be tiny beside its level.
+Shape suffixes: P prompts, G completions of each, K rewards. All arithmetic is fp64: a group's standard deviation may be
+tiny beside its mean.
 """
 
 from __future__ import annotations

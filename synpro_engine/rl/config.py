@@ -1,4 +1,4 @@
-"""Settings of tuning a generator. Knows names, ranges and defaults; does nothing.
+"""Settings of tuning a generator.
 
 Defaults are SynPro's where the paper gives them (arXiv 2605.17849).
 """
@@ -51,7 +51,7 @@ class GRPOConfig(Config):
     skip: SkipConfig = SkipConfig()
 
     kl_beta: float = Field(default=0.005, ge=0.0)
-    """Weight of the KL divergence (k3 estimate) from the reference policy; 0 does without a reference."""
+    """Weight of the KL divergence (k3 estimate) from the reference policy; 0 does without one."""
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, ge=0.0)

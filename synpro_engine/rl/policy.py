@@ -1,7 +1,7 @@
 """The trainer's log-probabilities of completions, under the very distribution the sampler drew them from.
 
-Temperature, vocabulary limit and kept set are the sampler's; a log-probability over the full vocabulary of a token
-drawn with top-p would bias every ratio. Knows models and batches; knows no rewards.
+Temperature, vocabulary limit and nucleus are the sampler's; a log-probability over the full vocabulary of a token drawn
+with top-p would bias every ratio.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.kept import kept_logprob
+from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.types import Rollout, RolloutBatch
-from synpro_engine.sampler import Kept
+from synpro_engine.sampler import Nuclei
 from synpro_engine.train.losses import LossTerms
 from synpro_kernels import LogProbs, SurrogateTerms, grpo_loss, linear_logprob, linear_policy_loss
 
@@ -27,7 +27,7 @@ def sampled_logprobs(
     model: Model,
     hidden_BSH: Tensor,
     labels_BS: Tensor,
-    kept: Kept | None,
+    nuclei: Nuclei | None,
     *,
     temperature: float,
     vocab_limit: int | None = None,
@@ -35,13 +35,15 @@ def sampled_logprobs(
 ) -> LogProbs:
     """Log-probabilities of the labels that are not -100, row by row, fp32 [N]; differentiable in the model.
 
-    With `kept`, renormalised over each token's kept ids; else over all ids below `vocab_limit` (None: all). The same
+    With `nuclei`, renormalised over each token's nucleus; else over all ids below `vocab_limit` (None: all). The same
     on all tensor-parallel ranks. Entropy is that of the same distribution, in nats.
     """
     labelled_BS = labels_BS != IGNORE
     hidden_NH, target_N = hidden_BSH[labelled_BS], labels_BS[labelled_BS]
-    if kept is not None:
-        return kept_logprob(hidden_NH, target_N=target_N, kept=kept, temperature=temperature, **model.output_layer())
+    if nuclei is not None:
+        return nucleus_logprob(
+            hidden_NH, target_N=target_N, nuclei=nuclei, temperature=temperature, **model.output_layer()
+        )
     return linear_logprob(
         hidden_NH, target=target_N, bias=_limit_bias(model, vocab_limit), temperature=temperature, entropy=entropy,
         **model.output_layer(),
@@ -69,7 +71,7 @@ class PolicyLoss:
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Sums over the tokens of `batch`."""
-        evaluate = self._fused if batch.kept is None else self._among_kept
+        evaluate = self._fused if batch.nuclei is None else self._within_nuclei
         terms, entropy = evaluate(model, hidden_BSH, batch)
         extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
         return LossTerms(objective=terms.objective, loss=terms.objective, extras=extras | {"entropy": entropy.detach()})
@@ -84,10 +86,10 @@ class PolicyLoss:
             into_main_grad=model.output_trains_in_buffers(), **model.output_layer(),
         )  # fmt: skip
 
-    def _among_kept(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
+    def _within_nuclei(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
         config = self._config
         scored = sampled_logprobs(
-            model, hidden_BSH, batch.labels_BS, batch.kept, temperature=config.sampling.temperature
+            model, hidden_BSH, batch.labels_BS, batch.nuclei, temperature=config.sampling.temperature
         )
         terms = grpo_loss(
             scored.logprob, behaviour_N=batch.behaviour_N, advantage_N=batch.advantage_N, weight_N=batch.weight_N,
@@ -99,10 +101,12 @@ class PolicyLoss:
 
 
 @torch.no_grad()
-def with_reference(batch: RolloutBatch, reference: Model, config: GRPOConfig, vocab_limit: int | None) -> RolloutBatch:
-    """The batch with the reference policy's log-probabilities of its tokens, under the same kept sets."""
+def with_reference(
+    batch: RolloutBatch, reference_policy: Model, config: GRPOConfig, vocab_limit: int | None
+) -> RolloutBatch:
+    """The batch with the reference policy's log-probabilities of its tokens, within the same nuclei."""
     scored = sampled_logprobs(
-        reference, reference.hidden(batch.tokens_BS), batch.labels_BS, batch.kept,
+        reference_policy, reference_policy.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
     )  # fmt: skip
     return replace(batch, reference_N=scored.logprob)
@@ -141,14 +145,14 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
         advantage_N=per_token([rollout.advantage for rollout in rollouts]),
         weight_N=per_token(shares),
         reference_N=None,
-        kept=_join_kept([rollout.completion.kept for rollout in rollouts]),
+        nuclei=_join_nuclei([rollout.completion.nuclei for rollout in rollouts]),
     )
 
 
-def _join_kept(parts: Sequence[Kept | None]) -> Kept | None:
+def _join_nuclei(parts: Sequence[Nuclei | None]) -> Nuclei | None:
     present = [part for part in parts if part is not None]
     if not present:
         return None
     assert len(present) == len(parts), "completions of one batch are sampled alike"
     counts = torch.cat([torch.zeros(1, dtype=torch.int64)] + [part.offsets.diff() for part in present])
-    return Kept(offsets=counts.cumsum(0), ids=torch.cat([part.ids for part in present]))
+    return Nuclei(offsets=counts.cumsum(0), ids=torch.cat([part.ids for part in present]))

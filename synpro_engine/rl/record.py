@@ -1,6 +1,6 @@
 """What a step of tuning leaves for the report: numbers over the whole job, and a few completions to read.
 
-Knows rollouts and results; knows no model. All functions are collective over the data-parallel axis where they say so.
+Functions are collective over the data-parallel axis where they say so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
     groups: dict[int, list[Rollout]] = {}
     for at, rollout in enumerate(rollouts):
         groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
-    own = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
-    gathered = [group for part in gather_objects(axis, own) for group in part]
-    kept = [(rows, group_row) for rows, group_row, dropped in gathered if not dropped]
-    rows = [row for part, _ in kept for row in part]
-    means = _means(rows, gathered[0][0][0]) | _means([row for _, row in kept], gathered[0][1])
+    mine = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
+    gathered = [group for part in gather_objects(axis, mine) for group in part]
+    learnt = [(rows, group_row) for rows, group_row, dropped in gathered if not dropped]
+    rows = [row for part, _ in learnt for row in part]
+    means = _means(rows, gathered[0][0][0]) | _means([row for _, row in learnt], gathered[0][1])
     return means | {
-        "tokens": math.fsum(row["length"] for row in rows), "dropped_groups": float(len(gathered) - len(kept)),
+        "tokens": math.fsum(row["length"] for row in rows), "dropped_groups": float(len(gathered) - len(learnt)),
     }  # fmt: skip
 
 

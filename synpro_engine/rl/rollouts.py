@@ -1,7 +1,7 @@
 """From source slices to scored completions: prompt, sample, read, reward, compare.
 
-Knows the order of things and which rank does what: data-parallel ranks share out the prompts, tensor-parallel ranks
-do the same work and agree on its rewards. Every choice is a function of (seed, step, slice), never of the layout.
+Data-parallel ranks share out the prompts, tensor-parallel ranks do the same work and agree on its rewards. Every choice
+is a function of (seed, step, slice), never of the layout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHOWN = 200
 """Characters of a completion that a message shows."""
 
 
-class Scorer(Protocol):
+class RewardScorer(Protocol):
     """What rollouts ask of rewards (`reward.Composer` is one)."""
 
     def score(self, candidates: Sequence[Candidate]) -> RewardTable:
@@ -74,7 +74,7 @@ class RolloutWorker:
     """Samples and scores this rank's share of a step's prompts."""
 
     def __init__(
-        self, sampler: Sampler, scorer: Scorer, weights: Mapping[str, float], operation: Operation,
+        self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], operation: Operation,
         tokenizer: Tokenizer, config: GRPOConfig, topology: Topology, seed: int,
     ) -> None:  # fmt: skip
         """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""
@@ -165,19 +165,19 @@ class RolloutWorker:
         """
         config, axis = self._config, self._topology.dp
         total_PG = self._grouped([value for table in tables for value in table.total])
-        kept_P = total_PG.isfinite().all(-1)
+        sound_P = total_PG.isfinite().all(-1)
         advantage_PG = torch.zeros_like(total_PG)
-        if not bool(kept_P.any()):
+        if not bool(sound_P.any()):
             pass
         elif config.normalisation == "group":
-            advantage_PG[kept_P] = group_advantages(total_PG[kept_P], std_normalisation=config.std_normalisation)
+            advantage_PG[sound_P] = group_advantages(total_PG[sound_P], std_normalisation=config.std_normalisation)
         else:
             parts = {
-                name: self._grouped([value for table in tables for value in table.parts[name]])[kept_P]
+                name: self._grouped([value for table in tables for value in table.parts[name]])[sound_P]
                 for name in tables[0].parts
                 if self._weights.get(name, 0.0) != 0.0
             }
-            advantage_PG[kept_P] = per_reward_advantages(
+            advantage_PG[sound_P] = per_reward_advantages(
                 parts, self._weights, std_normalisation=config.std_normalisation
             )
         return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()

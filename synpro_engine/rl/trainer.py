@@ -1,10 +1,9 @@
 """GRPO from the first prompt to the last checkpoint, readable in one place and resumable at any step.
 
-Knows the order of things: sample, score, update, log, save. Does not know how a token is drawn, what a reward
-measures or how a gradient is reduced. A run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step),
-`samples/metrics.jsonl` (kind `sample`), `tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on
-the same directory with the same arguments it goes on from the newest checkpoint and, on the CPU, ends with the same
-weights.
+A step samples, scores, updates and logs; how a token is drawn is the sampler's, what a reward measures the scorer's. A
+run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step), `samples/metrics.jsonl` (kind `sample`),
+`tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on the same directory with the same arguments it
+goes on from the newest checkpoint and, on the CPU, ends with the same weights.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
 from synpro_engine.rl.record import rollout_values, sample_values, update_values
-from synpro_engine.rl.rollouts import PromptSource, RolloutWorker, Scorer
+from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Operation, Slice
@@ -61,11 +60,11 @@ def tune(
     config: GRPOConfig,
     *,
     policy: Model,
-    reference: Model | None,
+    reference_policy: Model | None,
     tokenizer: Tokenizer,
     operation: Operation,
     slices: Sequence[Slice],
-    scorer: Scorer,
+    scorer: RewardScorer,
     reward_weights: Mapping[str, float],
     directory: Path,
     seed: int,
@@ -73,17 +72,17 @@ def tune(
 ) -> TuneResult:
     """Train `policy` in place for `config.steps` steps of GRPO; writes the tuned weights to `directory/policy`.
 
-    policy and reference: as `reference.prepare_policy` makes them, both at the round's start. scorer: rewards of
+    policy and reference_policy: as `prepare_policy` makes them, both at the round's start. scorer: rewards of
     candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
     whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
-    on a GPU sums of many threads come in any order (see `kept`), so runs part by rounding.
+    on a GPU sums of many threads come in any order (see `nucleus`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
     all; DivergedError when the policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is
     asked to stop.
     """
-    assert (reference is None) == (config.kl_beta == 0.0), "a KL term needs a reference, and only it does"
+    assert (reference_policy is None) == (config.kl_beta == 0.0), "a KL term needs a reference policy, and only it does"
     if not config.prefill:
         operation = operation.without_prefill()
     topology = policy.topology
@@ -93,7 +92,7 @@ def tune(
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     identity = {**config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
-    run = _Run(config, engine, reference, worker, guard, tokenizer.vocab_size, directory, identity)
+    run = _Run(config, engine, reference_policy, worker, guard, tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -120,19 +119,19 @@ def tune(
 
 
 class _Run:
-    """One run's engine, reference, worker and files."""
+    """One run's engine, reference policy, worker and files."""
 
     def __init__(
-        self, config: GRPOConfig, engine: Engine, reference: Model | None, worker: RolloutWorker, guard: SkipGuard,
-        vocab_limit: int, directory: Path, identity: dict[str, Any],
+        self, config: GRPOConfig, engine: Engine, reference_policy: Model | None, worker: RolloutWorker,
+        guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
     ) -> None:  # fmt: skip
-        self._config, self._engine, self._reference, self._worker = config, engine, reference, worker
+        self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
         self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
         self._topology = engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
-        """Whether the job was asked to stop; whether some group of some step, before a resumption too, was kept."""
+        """Whether the job was asked to stop; whether a group of any step, before a resumption too, was learnt from."""
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and open the logs behind it; steps already done.
@@ -200,14 +199,14 @@ class _Run:
         """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
         config, device = self._config, self._topology.device
         batches = micro_batches(rollouts, config, device)
-        if self._reference is not None:
-            batches = [with_reference(batch, self._reference, config, self._vocab_limit) for batch in batches]
-        own = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
-        tokens = float(sum_over(self._topology.dp, own))
-        kept = [rollout for rollout in rollouts if not rollout.dropped]
-        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in kept]
-        own = torch.tensor(sum(weights), dtype=torch.float64, device=device)
-        denominator = max(1.0, float(sum_over(self._topology.dp, own)))  # 1: every group was dropped
+        if self._reference_policy is not None:
+            batches = [with_reference(batch, self._reference_policy, config, self._vocab_limit) for batch in batches]
+        count_here = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
+        tokens = float(sum_over(self._topology.dp, count_here))
+        learnt = [rollout for rollout in rollouts if not rollout.dropped]
+        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in learnt]
+        count_here = torch.tensor(sum(weights), dtype=torch.float64, device=device)
+        denominator = max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: every group was dropped
         results = [
             self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
         ]

@@ -1,4 +1,4 @@
-"""Records on their way from a prompt to a gradient. Knows shapes; computes nothing.
+"""Records on their way from a prompt to a gradient.
 
 Shape suffixes: B sequences, S positions, N tokens of all completions in a batch (positions with a label, row by row).
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from synpro_engine.sampler import Completion, Kept
+from synpro_engine.sampler import Completion, Nuclei
 from synpro_engine.synth import Candidate, Slice
 
 
@@ -52,7 +52,7 @@ class RolloutBatch:
     labels_BS: int64, the completion's token at the position that predicts it, else -100.
     behaviour_N, advantage_N, weight_N fp32: per token, as `synpro_kernels.grpo_loss` takes them.
     reference_N: fp32, or None without a reference policy.
-    kept: the sampler's kept sets of the N tokens, None when nothing was cut.
+    nuclei: the sampler's nuclei of the N tokens, None when nothing was cut.
     """
 
     tokens_BS: Tensor
@@ -61,4 +61,4 @@ class RolloutBatch:
     advantage_N: Tensor
     weight_N: Tensor
     reference_N: Tensor | None
-    kept: Kept | None
+    nuclei: Nuclei | None

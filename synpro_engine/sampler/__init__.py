@@ -1,6 +1,6 @@
 """Sampling from the weights in training: KV cache, prefix sharing, decoding. Knows token ids only."""
 
-from synpro_engine.sampler.config import Completion, Kept, SamplerConfig, SamplingConfig
+from synpro_engine.sampler.config import Completion, Nuclei, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.sampler import Sampler, SamplerStats
 
-__all__ = ["Completion", "Kept", "Sampler", "SamplerConfig", "SamplerStats", "SamplingConfig"]
+__all__ = ["Completion", "Nuclei", "Sampler", "SamplerConfig", "SamplerStats", "SamplingConfig"]

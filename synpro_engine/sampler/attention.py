@@ -1,9 +1,9 @@
 """Rotation by position and one-query attention over the cache, as plain functions.
 
-Attention is computed in fp32 whatever the cache's dtype. Knows tensors only.
+Attention is computed in fp32 whatever the cache's dtype.
 
-Shape suffixes: B live rows, n key heads, r query heads per key head, h head width, T time; N and Q are any rows
-and queries.
+Shape suffixes: B live rows, n key heads, r query heads per key head, h head width, T time; N and Q are any rows and
+queries.
 """
 
 from __future__ import annotations

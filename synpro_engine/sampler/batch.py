@@ -1,7 +1,6 @@
 """The sequences being decoded now: their rows in the cache, their tokens so far, who joins and who leaves.
 
-Time follows live sequences: a finished one leaves at once and its row is filled from the end. Knows token ids,
-draws and cache rows; runs no model.
+Time follows live sequences: a finished one leaves at once and its row is filled from the end.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places, padding_bias, places
-from synpro_engine.sampler.config import Completion, Kept
+from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
 from synpro_engine.sampler.sampling import Draw
 
@@ -30,19 +29,19 @@ class LiveSequence:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     full_logprobs: list[float] = field(default_factory=list)
-    kept_ids: list[np.ndarray] = field(default_factory=list)
+    nucleus_ids: list[np.ndarray] = field(default_factory=list)
 
     def completion(self, stop_ids: frozenset[int]) -> Completion:
         """What it has become."""
-        kept = None
-        if self.kept_ids:
-            counts = torch.tensor([0] + [len(ids) for ids in self.kept_ids])
-            kept = Kept(offsets=counts.cumsum(0), ids=torch.from_numpy(np.concatenate(self.kept_ids)))
+        nuclei = None
+        if self.nucleus_ids:
+            counts = torch.tensor([0] + [len(ids) for ids in self.nucleus_ids])
+            nuclei = Nuclei(offsets=counts.cumsum(0), ids=torch.from_numpy(np.concatenate(self.nucleus_ids)))
         return Completion(
             token_ids=self.token_ids,
             logprobs=self.logprobs,
             full_logprobs=self.full_logprobs,
-            kept=kept,
+            nuclei=nuclei,
             finished=self.token_ids[-1] in stop_ids,
         )
 
@@ -61,7 +60,8 @@ class LiveBatch:
         self.sequences: list[LiveSequence] = []
         self.prompts, self.new = GrowingRows(shape), GrowingRows(shape)
         self._groups: list[_Group] = []
-        self._layout: tuple[Places, torch.Tensor | None] | None = None
+        self._places: tuple[Places, torch.Tensor | None] | None = None
+        """Of the live rows, with the mask of their prompts' padding; None where rows have come or gone since."""
 
     @property
     def groups(self) -> int:
@@ -77,16 +77,16 @@ class LiveBatch:
             self.sequences.extend(sequences)
         self.prompts.reserve(len(self._groups), max(prompt_lengths))
         self.new.reserve(len(self.sequences), 1)
-        self._layout = None
+        self._places = None
 
     def next_step(self) -> Step:
         """Inputs for feeding each row's latest token; makes room for it in the cache."""
         lengths = [len(sequence.token_ids) for sequence in self.sequences]
         prompt_lengths = [group.prompt_length for group in self._groups]
         self.new.reserve(len(lengths), max(lengths))
-        if self._layout is None:
+        if self._places is None:
             rows = places([sequence.group for sequence in self.sequences], len(self._groups), self._device)
-            self._layout = rows, padding_bias(prompt_lengths, self._device)
+            self._places = rows, padding_bias(prompt_lengths, self._device)
         before = [prompt_lengths[sequence.group] for sequence in self.sequences]
         time_B = torch.tensor(lengths, device=self._device) - 1
         return Step(
@@ -95,9 +95,9 @@ class LiveBatch:
             time_B=time_B,
             prompt_length=max(prompt_lengths),
             new_length=max(lengths),
-            prompt_bias=self._layout[1],
+            prompt_bias=self._places[1],
             new_bias=padding_bias(lengths, self._device),
-            places=self._layout[0],
+            places=self._places[0],
         )
 
     def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
@@ -119,7 +119,7 @@ class LiveBatch:
         group.live -= 1
         if group.live == 0:
             self._remove_group(removed.group)
-        self._layout = None
+        self._places = None
         return removed
 
     def _remove_group(self, index: int) -> None:
@@ -142,8 +142,8 @@ def record(sequences: Sequence[LiveSequence], drawn: Draw) -> None:
         sequence.token_ids.append(token)
         sequence.logprobs.append(logprob)
         sequence.full_logprobs.append(full_logprob)
-    if drawn.kept_ids is not None and drawn.kept_counts_B is not None:
-        ids = drawn.kept_ids.to(torch.int32).cpu().numpy()
-        ends = np.cumsum(drawn.kept_counts_B.cpu().numpy())[:-1]
+    if drawn.nucleus_ids is not None and drawn.nucleus_counts_B is not None:
+        ids = drawn.nucleus_ids.to(torch.int32).cpu().numpy()
+        ends = np.cumsum(drawn.nucleus_counts_B.cpu().numpy())[:-1]
         for sequence, row in zip(sequences, np.split(ids, ends), strict=True):
-            sequence.kept_ids.append(row.copy())  # a view would keep the whole batch's ids alive
+            sequence.nucleus_ids.append(row.copy())  # a view would keep the whole batch's ids alive

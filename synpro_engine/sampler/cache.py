@@ -1,8 +1,7 @@
 """Keys and values of the sequences being decoded: one copy of a prompt for its whole group.
 
-Each layer has two buffers: a *prompt* buffer with one row per group and a *new* buffer with one row per live
-sequence. Rows of finished sequences are filled from the end (compaction), so the live ones are always the first
-rows. Knows rows, lengths and memory; knows no model and no sampling.
+Each layer has two buffers: a *prompt* buffer with one row per group and a *new* buffer with one row per live sequence.
+Rows of finished sequences are filled from the end (compaction), so the live ones are always the first rows.
 
 Shape suffixes: B live rows, G live groups, M places per group, T time, n key heads, h head width.
 """

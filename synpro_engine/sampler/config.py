@@ -1,4 +1,4 @@
-"""What a user can set about sampling, and what the sampler hands back. Knows token ids only, no text."""
+"""What a user can set about sampling, and what the sampler hands back: token ids and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class SamplerConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """The ids that top-p kept at each token of a completion, as compressed rows.
+class Nuclei:
+    """The nucleus at each token of a completion, the ids that top-p let it be drawn from, as compressed rows.
 
     Row t is `ids[offsets[t]:offsets[t + 1]]`, ascending and never empty. offsets [T + 1] int64, ids [n] int32.
     """
@@ -55,13 +55,14 @@ class Completion:
     """One sampled continuation of a prompt.
 
     `token_ids` includes the stop id when one was drawn (then `finished`). `logprobs` are exact under the
-    distribution that was sampled: temperature, vocabulary limit and the renormalised kept set (all 0 when
+    distribution that was sampled: temperature, vocabulary limit and the renormalised nucleus (all 0 when
     greedy, which has no choice). `full_logprobs` are under the whole vocabulary (below the limit) at the same
-    temperature (1 when greedy). Both in nats, fp32 precision. `kept` is None when nothing was cut (top_p 1 or greedy).
+    temperature (1 when greedy). Both in nats, fp32 precision. `nuclei` is None
+    when nothing was cut (top_p 1 or greedy).
     """
 
     token_ids: list[int]
     logprobs: list[float]
     full_logprobs: list[float]
-    kept: Kept | None
+    nuclei: Nuclei | None
     finished: bool

@@ -1,11 +1,11 @@
 """A transformer step as plain functions of a model's own parameters: reading prompts, then one token at a time.
 
-Nothing is copied from the model: each product reads the parameter's storage, so an optimizer step is visible to
-the next token. Knows all families (where norms and biases stand), grouped-query heads, RoPE and tensor parallelism;
-knows nothing of sampling. Equality with the model's own forward is tested, not assumed.
+Nothing is copied from the model: each product reads the parameter's storage, so an optimizer step is visible to the
+next token. All families are here (where norms and biases stand), grouped-query heads, RoPE and tensor parallelism.
+Equality with the model's own forward is tested, not assumed.
 
-Shape suffixes: G groups (prompts), S prompt positions, B live rows, H model width, V vocabulary,
-n key heads, r query heads per key head, h head width, T time.
+Shape suffixes: G groups (prompts), S prompt positions, B live rows, H model width, V vocabulary, n key heads, r query
+heads per key head, h head width, T time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sampling completions from a model that is in training, in its own process and from its own weights.
 
-`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a
-time until all have ended. Knows token ids only.
+`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a time
+until all have ended.
 """
 
 from __future__ import annotations
@@ -201,13 +201,13 @@ def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device
     """The draw of the first tensor-parallel rank, whole, on all of them; the others bring None.
 
     The ranks hold equal logits, but a CUDA cumulative sum may differ in its last bit from run to run: ranks that drew
-    by themselves could part in a token, and wait for each other for ever, or in the kept ids, and train apart.
+    by themselves could part in a token, and wait for each other for ever, or in the nucleus, and train apart.
     """
     if drawn is not None and tp.size == 1:
         return drawn
     packed = torch.zeros(4, rows, dtype=torch.float64, device=device)
     if drawn is not None:
-        counts_B = torch.zeros_like(packed[0]) if drawn.kept_counts_B is None else drawn.kept_counts_B
+        counts_B = torch.zeros_like(packed[0]) if drawn.nucleus_counts_B is None else drawn.nucleus_counts_B
         packed.copy_(torch.stack([drawn.token_B, drawn.logprob_B, drawn.full_logprob_B, counts_B]))
     dist.broadcast(packed, group=tp.group, group_src=0)
     token_B, logprob_B, full_logprob_B, counts_B = packed
@@ -215,10 +215,10 @@ def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device
     ids = None
     if total:
         ids = torch.empty(total, dtype=torch.int64, device=device)
-        if drawn is not None and drawn.kept_ids is not None:
-            ids.copy_(drawn.kept_ids)
+        if drawn is not None and drawn.nucleus_ids is not None:
+            ids.copy_(drawn.nucleus_ids)
         dist.broadcast(ids, group=tp.group, group_src=0)
     return Draw(
         token_B=token_B.long(), logprob_B=logprob_B, full_logprob_B=full_logprob_B,
-        kept_counts_B=None if ids is None else counts_B.long(), kept_ids=ids,
+        nucleus_counts_B=None if ids is None else counts_B.long(), nucleus_ids=ids,
     )  # fmt: skip

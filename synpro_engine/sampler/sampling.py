@@ -1,7 +1,7 @@
 """Drawing one token per row from logits, with the exact log-probability of the draw.
 
-Knows logits and random numbers; knows neither models nor sequences. Each row's random number is a pure
-function of (seed, member, position), so a draw does not depend on what else is in the batch or on the layout.
+Each row's random number is a pure function of (seed, member, position), so a draw does not depend on what else is in
+the batch or on the layout.
 
 Shape suffixes: B rows (sequences), V vocabulary.
 """
@@ -24,15 +24,15 @@ _FIRST_TOP = 64  # candidates looked at first when cutting; a peaked distributio
 class Draw:
     """One token per row: token_B int64, logprob_B and full_logprob_B fp32 (see `Completion`).
 
-    When the distribution was cut, `kept_ids` [n] int64 lists each row's kept ids (ascending), row after row,
-    and `kept_counts_B` int64 says how many belong to each row; otherwise both are None.
+    When the distribution was cut, `nucleus_ids` [n] int64 lists the ids of each row's nucleus (ascending), row after
+    row, and `nucleus_counts_B` int64 says how many belong to each row; otherwise both are None.
     """
 
     token_B: Tensor
     logprob_B: Tensor
     full_logprob_B: Tensor
-    kept_counts_B: Tensor | None = None
-    kept_ids: Tensor | None = None
+    nucleus_counts_B: Tensor | None = None
+    nucleus_ids: Tensor | None = None
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -67,8 +67,9 @@ def inverse_cdf(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Nucleus:
-    """The kept set of each row: counts_B int64; ids [n] int64, ascending within a row, row after row.
+    """The fewest most likely ids of each row whose probabilities reach top_p.
 
+    counts_B int64: how many; ids [n] int64, ascending within a row, row after row;
     prob_BK [B, max count] fp32 holds their probabilities under the uncut distribution, 0 where a row has fewer.
     """
 
@@ -80,20 +81,20 @@ class Nucleus:
 def nucleus(prob_BV: Tensor, top_p: float) -> Nucleus:
     """The fewest most likely ids whose probabilities reach `top_p` (Holtzman et al. 2020).
 
-    Ids exactly as likely as the last one kept are kept too, so that the set does not depend on a sort's order
+    Ids exactly as likely as the last of them belong to it too, so that it does not depend on a sort's order
     among ties (frequent in bf16).
     """
-    keep_BV = prob_BV >= _smallest_kept(prob_BV, top_p, _FIRST_TOP)[:, None]
+    keep_BV = prob_BV >= _smallest_in_nucleus(prob_BV, top_p, _FIRST_TOP)[:, None]
     row_n, ids_n = keep_BV.nonzero(as_tuple=True)
     counts_B = torch.bincount(row_n, minlength=len(prob_BV))
     start_B = torch.cumsum(counts_B, 0) - counts_B
     column_n = torch.arange(len(row_n), device=row_n.device) - start_B[row_n]
-    kept_BK = prob_BV.new_zeros(len(prob_BV), int(counts_B.max()))
-    kept_BK[row_n, column_n] = prob_BV[row_n, ids_n]
-    return Nucleus(counts_B=counts_B, ids=ids_n, prob_BK=kept_BK)
+    nucleus_BK = prob_BV.new_zeros(len(prob_BV), int(counts_B.max()))
+    nucleus_BK[row_n, column_n] = prob_BV[row_n, ids_n]
+    return Nucleus(counts_B=counts_B, ids=ids_n, prob_BK=nucleus_BK)
 
 
-def _smallest_kept(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
+def _smallest_in_nucleus(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
     """The probability of the id at which the descending cumulative sum first reaches `top_p`; [B].
 
     Only the `top` largest are sorted; rows in which they do not reach `top_p` are done again with 8 times as many.
@@ -106,7 +107,7 @@ def _smallest_kept(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
     if top < prob_BV.shape[-1]:
         short = (index_B == top).nonzero()[:, 0]
         if len(short):
-            smallest_B[short] = _smallest_kept(prob_BV[short], top_p, top * 8)
+            smallest_B[short] = _smallest_in_nucleus(prob_BV[short], top_p, top * 8)
     return smallest_B
 
 
@@ -125,14 +126,14 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_l
         token_B = inverse_cdf(prob_BV, uniform_B)
         full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
         return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)
-    kept = nucleus(prob_BV, sampling.top_p)
-    column_B = inverse_cdf(kept.prob_BK, uniform_B)
-    full_B = torch.log(kept.prob_BK.gather(-1, column_B[:, None])[:, 0])
-    start_B = torch.cumsum(kept.counts_B, 0) - kept.counts_B
+    cut = nucleus(prob_BV, sampling.top_p)
+    column_B = inverse_cdf(cut.prob_BK, uniform_B)
+    full_B = torch.log(cut.prob_BK.gather(-1, column_B[:, None])[:, 0])
+    start_B = torch.cumsum(cut.counts_B, 0) - cut.counts_B
     return Draw(
-        token_B=kept.ids[start_B + column_B],
-        logprob_B=full_B - torch.log(kept.prob_BK.sum(-1)),
+        token_B=cut.ids[start_B + column_B],
+        logprob_B=full_B - torch.log(cut.prob_BK.sum(-1)),
         full_logprob_B=full_B,
-        kept_counts_B=kept.counts_B,
-        kept_ids=kept.ids,
+        nucleus_counts_B=cut.counts_B,
+        nucleus_ids=cut.ids,
     )

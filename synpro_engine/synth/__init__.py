@@ -4,7 +4,7 @@ from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_
 from synpro_engine.synth.generate import DOCUMENTS, REJECTS, YIELD, generate_corpus, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
-from synpro_engine.synth.records import Candidate, Generator, Scorer, read_answer
+from synpro_engine.synth.records import Candidate, Generator, RewardFunction, read_answer
 from synpro_engine.synth.slices import Slice, slice_document
 from synpro_engine.synth.work import GenerateConfig, SliceConfig, WorkItem, choose_slices, work_list
 from synpro_engine.synth.yields import OperationYield, YieldReport
@@ -28,7 +28,7 @@ __all__ = [
     "OperationYield",
     "Parsed",
     "Reject",
-    "Scorer",
+    "RewardFunction",
     "Slice",
     "SliceConfig",
     "WorkItem",

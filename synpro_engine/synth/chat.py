@@ -1,7 +1,7 @@
 """Turning chat messages into the token ids of a prompt.
 
-Knows the layouts that instruct models were trained on; knows no prompt's words. The texts of messages are
-encoded without special tokens, so a document that spells `<|im_end|>` cannot end its own message.
+The formats are those that instruct models were trained on. The texts of messages are encoded without special tokens, so
+a document that spells `<|im_end|>` cannot end its own message.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from synpro_engine.config import UserError
 from synpro_engine.data import PublishedTokenizer, Tokenizer
-from synpro_engine.synth.chat_template import ChatLayout, Slot, chat_layout
+from synpro_engine.synth.chat_template import ChatSkeleton, Slot, chat_skeleton
 
 ChatFormat = Literal["auto", "chatml", "olmo2", "plain"]
 _START, _END = "<|im_start|>", "<|im_end|>"
@@ -36,29 +36,29 @@ def render_chat(
     for `chatml` with a tokenizer that lacks its tokens.
     """
     if chat_format == "auto":
-        own, layout = _template_layout(tokenizer, [message.role for message in messages])
+        published, skeleton = _template_skeleton(tokenizer, [message.role for message in messages])
         texts = [message.content for message in messages]
-        pieces = layout.continued if prefill else layout.opened
+        pieces = skeleton.continued if prefill else skeleton.opened
         parts = [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces]
-        return own.encode_prompt([*parts, prefill, ""])
-    ids = _LAYOUTS[chat_format](messages, prefill, tokenizer)
+        return published.encode_prompt([*parts, prefill, ""])
+    ids = _FORMATS[chat_format](messages, prefill, tokenizer)
     return ids if tokenizer.bos_id in (None, ids[0]) else [tokenizer.bos_id, *ids]
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat = "auto") -> frozenset[int]:
-    """The ids that end an assistant's turn: end of document, those of the generation settings, and the layout's."""
+    """The ids that end an assistant's turn: end of document, those of the generation settings and the chat format's."""
     ids = {tokenizer.eos_id, *tokenizer.end_ids}
     if chat_format == "auto":
-        own, layout = _template_layout(tokenizer, ["user"])
-        for markup in layout.endings:
-            # The first token after an answer ends it: where a layout has no end, the next turn's begin.
-            ids.update([id for id in own.encode_prompt([markup]) if id in own.control_ids][:1])
+        published, skeleton = _template_skeleton(tokenizer, ["user"])
+        for markup in skeleton.endings:
+            # The first token after an answer ends it: where a template has no end, the next turn's begin.
+            ids.update([id for id in published.encode_prompt([markup]) if id in published.control_ids][:1])
     if chat_format == "chatml":
         ids.add(_chat_ids(tokenizer)[1])
     return frozenset(ids)
 
 
-def _template_layout(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[PublishedTokenizer, ChatLayout]:
+def _template_skeleton(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[PublishedTokenizer, ChatSkeleton]:
     files = getattr(tokenizer, "files", None)
     if files is None or not files.chat_templates:
         raise UserError(
@@ -67,8 +67,8 @@ def _template_layout(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[Publis
     if "default" not in files.chat_templates:
         names = ", ".join(sorted(files.chat_templates))
         raise UserError(f"`chat_format`: none of the tokenizer's chat templates ({names}) is called default")
-    own = cast(PublishedTokenizer, tokenizer)
-    return own, chat_layout(files.chat_templates["default"], files.template_variables, roles)
+    published = cast(PublishedTokenizer, tokenizer)
+    return published, chat_skeleton(files.chat_templates["default"], files.template_variables, roles)
 
 
 def _chat_ids(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def _chatml(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer)
 
 
 def _olmo2(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
-    """OLMo-2-Instruct's layout: the markers are ordinary text there, only `<|endoftext|>` is a token."""
+    """OLMo-2-Instruct's format: the markers are ordinary text there, only `<|endoftext|>` is a token."""
     ids = [tokenizer.eos_id]
     for message in messages:
         closing = [tokenizer.eos_id, *tokenizer.encode("\n")] if message.role == "assistant" else []
@@ -102,7 +102,7 @@ def _plain(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) 
     return tokenizer.encode("".join(turns) + f"Assistant:\n{prefill}")
 
 
-_LAYOUTS: dict[ChatFormat, Callable[[Sequence[ChatMessage], str, Tokenizer], list[int]]] = {
+_FORMATS: dict[ChatFormat, Callable[[Sequence[ChatMessage], str, Tokenizer], list[int]]] = {
     "chatml": _chatml,
     "olmo2": _olmo2,
     "plain": _plain,

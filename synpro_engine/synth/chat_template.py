@@ -1,7 +1,7 @@
-"""A tokenizer's own chat template, as a layout of markup and places for texts.
+"""A tokenizer's own chat template, as a skeleton: markup and slots for texts.
 
-Knows how conversations of stand-ins look when they are rendered, and reads the layout off them; so a template runs
-once for each shape of a conversation, in a process of its own (`chat_renderer`), and never sees a document.
+Conversations of stand-ins are rendered and the skeleton is read off them. So a template runs once for each shape of a
+conversation, in a process of its own (`chat_renderer`), and never sees a document.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatLayout:
+class ChatSkeleton:
     """How a conversation of certain roles is laid out: markup, slot, markup, ..., slot, markup."""
 
     opened: tuple[str | Slot, ...]
@@ -53,17 +53,17 @@ class ChatLayout:
     """Markup that may follow an answer: at the end of a conversation, and before the user's next turn."""
 
 
-def chat_layout(template: str, variables: dict[str, str], roles: Sequence[str]) -> ChatLayout:
-    """The layout of a conversation of `roles` that waits for an answer.
+def chat_skeleton(template: str, variables: dict[str, str], roles: Sequence[str]) -> ChatSkeleton:
+    """The skeleton of a conversation of `roles` that waits for an answer.
 
     variables: the named special tokens. A template that refuses or leaves out a system message gets its text at the
     head of the first user message, a blank line between. Raises UserError for a template that fails or changes texts.
     """
-    return _layout(template, tuple(sorted(variables.items())), tuple(roles))
+    return _read_skeleton(template, tuple(sorted(variables.items())), tuple(roles))
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(template: str, variables: tuple[tuple[str, str], ...], roles: tuple[str, ...]) -> ChatLayout:
+def _read_skeleton(template: str, variables: tuple[tuple[str, str], ...], roles: tuple[str, ...]) -> ChatSkeleton:
     names = _StandIns(template, len(roles) + 1)
     forms = [_as_they_are(roles)] + ([_merged(roles)] if roles[:1] == ("system",) and "user" in roles else [])
     requests = [request for form in forms for request in names.requests(form)]
@@ -96,7 +96,7 @@ def _merged(roles: Sequence[str]) -> _Form:
 
 
 class _Unreadable(Exception):
-    """Why no layout can be read off what a template rendered."""
+    """Why no skeleton can be read off what a template rendered."""
 
 
 class _StandIns:
@@ -129,8 +129,8 @@ class _StandIns:
             request([*form, answer, ("user", (0,))], False),
         ]
 
-    def read(self, rendered: Sequence[dict[str, str]]) -> ChatLayout:
-        """The layout; _Unreadable where the template failed, left a text out or changed one."""
+    def read(self, rendered: Sequence[dict[str, str]]) -> ChatSkeleton:
+        """The skeleton; _Unreadable where the template failed, left a text out or changed one."""
         for each in rendered[:6]:
             if "error" in each:
                 raise _Unreadable(each["error"])
@@ -157,7 +157,7 @@ class _StandIns:
         if "text" in rendered[6]:
             further = self._pattern.split(rendered[6]["text"])
             endings += [further[i + 1] for i, number in enumerate(further) if i % 2 and number == answer]
-        return ChatLayout(opened=opened, continued=continued, endings=tuple(endings))
+        return ChatSkeleton(opened=opened, continued=continued, endings=tuple(endings))
 
 
 def _trimmed(kept: str) -> str | None:

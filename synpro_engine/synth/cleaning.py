@@ -1,7 +1,7 @@
 """What surrounds an answer because of how models are served: reasoning, turns of a conversation, code fences.
 
-Knows tags and tokens that stand where only such things do, at the start or the end of a line; a text that mentions
-them is left alone. Counts what it takes away.
+Tags and tokens count where only such things stand, at the start or the end of a line; a text that mentions them is left
+alone. What is taken away is counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Telling talk about an answer from the answer: what models say before and after it.
 
-Knows English phrases of assistants. They count at the start and the end of a text only, and only where they speak of
-the rewriting or to the user, so that a text *about* grammar, texts or constitutions keeps every line. What is taken
-for talk is counted.
+It is recognised by English phrases of assistants. They count at the start and the end of a text only, and only where
+they speak of the rewriting or to the user, so that a text *about* grammar, texts or constitutions keeps every line.
+What is taken for talk is counted.
 """
 
 from __future__ import annotations

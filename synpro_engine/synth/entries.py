@@ -1,8 +1,8 @@
 """Reading entries of the form `Topic: ... Content: ...`, however a model laid them out.
 
-Knows two keys, and what may stand around them: bullets, numbers, markdown, line breaks. Everything between a content's
-key and the next key, blank line or heading is the content. Counts what becomes no entry; an entry that says nothing is
-left out alone.
+Bullets, numbers, markdown and line breaks may stand around the two keys. Everything between a content's key and the
+next key, blank line or heading is the content. What becomes no entry is counted; an entry that says nothing is left out
+alone.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
     if drafts and drafts[0].content is not None and not _value(drafts[0].topic):
         drafts = _of_contents_first(drafts, finished)
-    found: dict[Entry, None] = {}
+    entries: dict[Entry, None] = {}
     for draft in drafts:
         topic = (
             _OWN_BULLET.sub("", _value(draft.topic), count=1)
@@ -111,15 +111,15 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
         )
         entry = Entry(topic=topic.rstrip("|;, "), content=_value(draft.content))
         fault = _fault(entry, example_words)
-        if fault is None and entry in found:
+        if fault is None and entry in entries:
             fault = Cut.DUPLICATE
-        if fault is None and len(found) == MAX_ENTRIES:
+        if fault is None and len(entries) == MAX_ENTRIES:
             fault = Cut.TOO_MANY
         if fault is None:
-            found[entry] = None
+            entries[entry] = None
         else:
             cut[fault] += sum(map(size, draft.raw))
-    return list(found)
+    return list(entries)
 
 
 def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:

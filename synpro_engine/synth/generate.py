@@ -1,15 +1,14 @@
 """Bulk generation over a corpus: every prompt of the work list answered exactly once, whatever happens on the way.
 
-Knows ranks, files and what is already done; knows neither prompts nor models. The outcome is an artifact that
-`read_documents` reads like any other corpus:
+The outcome is an artifact that `read_documents` reads like any other corpus:
 
     docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
     _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
     _about/yield.json     the YieldReport
 
-While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after
-them, also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same.
-All ranks must see the same directory.
+While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after them,
+also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same. All ranks
+must see the same directory.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from synpro_engine.config import (
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
 from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
-from synpro_engine.synth.records import Generator, Producer, Scorer
+from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
 from synpro_engine.synth.yields import YieldCounter, YieldReport
 
@@ -54,7 +53,7 @@ def generate_corpus(
     *,
     generator_hash: str,
     seed: int,
-    scorer: Scorer | None = None,
+    scorer: RewardFunction | None = None,
     prefix: str = "",
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,
@@ -138,8 +137,8 @@ def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
     return False
 
 
-def _must_equal(found: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
-    difference = first_difference(found, settings)
+def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
+    difference = first_difference(stored, settings)
     if difference is not None:
         raise UserError(f"{where}: was made with other settings: {difference}; remove it or give another directory")
 

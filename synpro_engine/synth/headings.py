@@ -1,6 +1,6 @@
 """Where an answer begins: behind its heading, however that is written.
 
-Knows the two headings, in their own words and in those that models put in their place. Counts what it passes over.
+Both headings count in their own words and in those that models put in their place. What is passed over is counted.
 """
 
 from __future__ import annotations

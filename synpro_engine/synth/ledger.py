@@ -1,8 +1,8 @@
 """Append-only records that survive a kill at any byte: compressed frames and a ledger that says which count.
 
-Knows files and checksums; does not know what a record means. A unit of work is on disk when its line is in the
-ledger: the frame is written and synced first, the line after it, so whatever a kill leaves behind the last line
-is cut off at the next start. Each writer (data-parallel rank) has its own pair of files.
+A unit of work is on disk when its line is in the ledger: the frame is written and synced first, the line after it, so
+whatever a kill leaves behind the last line is cut off at the next start. Each writer (data-parallel rank) has its own
+pair of files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a generator is asked to do with a slice of text: rephrase it, or reformat it into entries.
 
-Knows the words of the prompts and which parser reads the answer; knows no tokenizer and no model. The prompts
-follow the requirements of SynPro (arXiv 2605.17849) in our own words, short enough for a model of 135M parameters.
+An operation has the words of its prompt and the parser that reads the answer. The prompts follow the requirements of
+SynPro (arXiv 2605.17849) in our own words, short enough for a model of 135M parameters.
 """
 
 from __future__ import annotations

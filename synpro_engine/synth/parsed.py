@@ -1,7 +1,4 @@
-"""What reading an answer gives: a text or a reason, and how much was cut on the way, by cause.
-
-Knows the words for these; reads nothing itself.
-"""
+"""What reading an answer gives: a text or a reason, and how much was cut on the way, by cause."""
 
 from __future__ import annotations
 

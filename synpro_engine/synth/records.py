@@ -1,7 +1,4 @@
-"""From prompts to records: generate one batch, read the answers, score what is accepted, note where it comes from.
-
-Knows one batch at a time; knows neither files nor ranks.
-"""
+"""From prompts to records: generate one batch, read the answers, score what is accepted, note where it comes from."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ def read_answer(
     )
 
 
-Scorer = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
+RewardFunction = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
 """Rewards by name for each candidate, all finite."""
 
 
@@ -82,14 +79,14 @@ class Producer:
     tokenizer: Tokenizer
     config: GenerateConfig
     generator_hash: str
-    scorer: Scorer | None = None
+    scorer: RewardFunction | None = None
     prefix: str = ""
     operations: Mapping[str, Operation] = field(init=False)
 
     def __post_init__(self) -> None:
         """Look the operations up once."""
-        found = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
-        object.__setattr__(self, "operations", found)
+        operations = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
+        object.__setattr__(self, "operations", operations)
 
     @property
     def longest_prompt(self) -> int:

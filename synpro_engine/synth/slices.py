@@ -1,7 +1,6 @@
 """Cutting documents into pieces that a generator can read.
 
-Knows where a piece comes from; knows neither tokens nor prompts. The slices of a document tile it:
-concatenated in order they are the document, character for character.
+The slices of a document tile it: concatenated in order they are the document, character for character.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Counting what came out of a generation: what was accepted, what was refused and why.
 
-Knows records; knows neither files nor ranks. Nothing here depends on time, so equal runs give equal reports.
+Nothing here depends on time, so equal runs give equal reports.
 """
 
 from __future__ import annotations

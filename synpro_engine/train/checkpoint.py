@@ -179,8 +179,8 @@ def complete_checkpoints(directory: Path) -> list[Path]:
     One without a manifest is no more than the rest of an interrupted copy or removal.
     """
     named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    found = [path for path in named if (path / MANIFEST).is_file()]
-    return sorted(found, key=step_of)
+    complete = [path for path in named if (path / MANIFEST).is_file()]
+    return sorted(complete, key=step_of)
 
 
 def _prepare(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The files of a checkpoint: every rank writes what it holds and reads what it needs, through torch's checkpoints.
 
-Knows `torch.distributed.checkpoint`, which plans, shares copies out over the ranks, reshards and checks that a tensor
-is whole; knows no model. The index that torch would unpickle is read by `checkpoint_index` alone.
+`torch.distributed.checkpoint` plans, shares copies out over the ranks, reshards and checks that a tensor is whole. The
+index that torch would unpickle is read by `checkpoint_index` alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         stored: Any = index.state_dict_metadata.get(piece.key)
         if stored is None or tuple(stored.size) != piece.shape:
-            found = "is missing" if stored is None else f"has shape {tuple(stored.size)} there, {piece.shape} here"
-            raise UserError(f"{directory.parent}: does not fit what it is loaded into ({piece.key} {found})")
+            difference = "is missing" if stored is None else f"has shape {tuple(stored.size)} there, {piece.shape} here"
+            raise UserError(f"{directory.parent}: does not fit what it is loaded into ({piece.key} {difference})")
     # What `dcp.load` does on one process; its way to leave other ranks out of it differs from version to version.
     reader, planner = dcp.FileSystemReader(directory), _LoadPlanner(pieces)
     planner.set_up_planner({}, index)
@@ -63,9 +63,9 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
 def whole_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint in `directory` by its key, whole and on the CPU; UserError as `read_pieces`."""
     stored: dict[str, Any] = read_index(directory).state_dict_metadata
-    found = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in stored.items()}
-    read_pieces(directory, [Piece(k, data, tuple(data.shape), (0,) * data.dim()) for k, data in found.items()])
-    return found
+    tensors = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in stored.items()}
+    read_pieces(directory, [Piece(k, data, tuple(data.shape), (0,) * data.dim()) for k, data in tensors.items()])
+    return tensors
 
 
 class _Writer(dcp.FileSystemWriter):

@@ -130,5 +130,6 @@ def _lies_in(place: Any, lengths: dict[str, int]) -> bool:
 def _file_lengths(directory: Path) -> dict[str, int]:
     """Bytes of each data file: regular files with the names that torch gives them; links lead elsewhere."""
     with os.scandir(directory) as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if _DATA_FILE.fullmatch(entry.name)}
-    return {name: status.st_size for name, status in found.items() if stat.S_ISREG(status.st_mode)}
+        status_of = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    data = ((name, status) for name, status in status_of.items() if _DATA_FILE.fullmatch(name))
+    return {name: status.st_size for name, status in data if stat.S_ISREG(status.st_mode)}

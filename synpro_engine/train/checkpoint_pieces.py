@@ -1,9 +1,9 @@
 """What of a checkpoint lies on this rank: rectangles of whole tensors, each over the memory that holds it.
 
-Knows Megatron's descriptions of a sharded model and the ranges that its distributed optimizer owns; knows no files.
-Every stored tensor has the shape of the whole parameter, moments and fp32 masters too, so a checkpoint does not depend
-on the layout that wrote it. A data-parallel rank owns a flat range of a parameter, which is a few rectangles of it:
-nothing is gathered to save and nothing is scattered to load.
+Read off Megatron's descriptions of a sharded model and the ranges that its distributed optimizer owns. Every stored
+tensor has the shape of the whole parameter, moments and fp32 masters too, so a checkpoint does not depend on the layout
+that wrote it. A data-parallel rank owns a flat range of a parameter, which is a few rectangles of it: nothing is
+gathered to save and nothing is scattered to load.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def optimizer_pieces(model: Model, optimizer: MegatronOptimizer) -> list[Piece]:
 
 def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
     """Updates that the optimizer has counted; a rank that owns no parameter learns it from the others. Collective."""
-    own = 0
+    made = 0
     for part in optimizer.chained_optimizers:
         counts = {int(state["step"]) for state in part.optimizer.state.values() if "step" in state}
         assert len(counts) <= 1, f"parameters of one optimizer at different steps: {sorted(counts)}"
-        own = max(own, *counts, 0)
-    count = torch.tensor([own], device=topology.device)
+        made = max(made, *counts, 0)
+    count = torch.tensor([made], device=topology.device)
     dist.all_reduce(count, op=dist.ReduceOp.MAX)
     return int(count.item())
 
@@ -127,7 +127,7 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     A gated feed-forward layer stacks two matrices in one parameter, which are two parts here. The empty pickled objects
     that Megatron's layers add (`_extra_state`) are left out: nothing is in them, and reading them would unpickle.
     """
-    found: dict[Parameter, list[MegatronShard]] = {}
+    parts_of: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))
         objects = [entry for entry in nested_values(described) if isinstance(entry, ShardedObject)]
@@ -137,8 +137,8 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
             parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
             assert all(part.data.is_contiguous() and not part.prepend_axis_num for part in parts), name
             assert sum(part.data.numel() for part in parts) == parameter.numel(), name
-            found[parameter] = parts
-    return found
+            parts_of[parameter] = parts
+    return parts_of
 
 
 def _carries_data(extra_state: Any) -> bool:

@@ -1,6 +1,6 @@
 """Settings of training: optimizer, learning-rate schedule, plateau detection, and the pretraining loop.
 
-Knows names, ranges and defaults; does nothing. A step is one optimizer step over one global batch.
+A step is one optimizer step over one global batch.
 """
 
 from __future__ import annotations

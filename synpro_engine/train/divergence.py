@@ -1,7 +1,7 @@
 """Notices that training has gone wrong, and ends it with a line that says where and what to change.
 
-Two ways: steps whose loss or gradient is not finite, which change nothing and are skipped, become too many; or the
-loss leaves all bounds for several evaluations. Knows losses and counts; does not know models, data or files.
+Two ways: steps whose loss or gradient is not finite, which change nothing and are skipped, become too many; or the loss
+leaves all bounds for several evaluations.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """One optimizer step on any layout: Megatron's schedule, gradient buffers and distributed optimizer behind `step`.
 
-Knows how gradients are accumulated, summed over ranks and applied; does not know what the loss means, where batches
-come from, or files. The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the
-gradient that is applied is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number
-of micro-batches and of data-parallel ranks; told that losses are sums per token, it divides by neither.
+The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the gradient that is applied
+is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number of micro-batches and of
+data-parallel ranks; told that losses are sums per token, it divides by neither.
 """
 
 from __future__ import annotations
@@ -162,11 +161,11 @@ class Engine:
         topology = self.model.topology
         totals: dict[str, float] = {}
         if topology.is_last_stage:
-            own = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
+            sums_here = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
-            own[_STOP] = float(topology.watch.wish.signal is not None)
-            parts = gather_objects(topology.dp, own)
-            totals = {name: math.fsum(part[name] for part in parts) for name in own}
+            sums_here[_STOP] = float(topology.watch.wish.signal is not None)
+            parts = gather_objects(topology.dp, sums_here)
+            totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
     def _check_microbatches(self, microbatches: Sequence[MicroBatch]) -> None:

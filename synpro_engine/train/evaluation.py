@@ -1,7 +1,4 @@
-"""The loss on held-out batches: a mean over tokens of the whole job, pure cross-entropy.
-
-Knows scores and counts; does not train.
-"""
+"""The loss on held-out batches: a mean over tokens of the whole job, pure cross-entropy."""
 
 from __future__ import annotations
 

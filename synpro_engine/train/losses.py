@@ -1,7 +1,6 @@
 """What pretraining minimises, as sums over tokens: next-token cross-entropy plus the z-loss.
 
-Knows log-probabilities and masks; does not know layouts, denominators or optimizers. Shapes: B sequences, S positions,
-H hidden width.
+The denominator is the engine's. Shapes: B sequences, S positions, H hidden width.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ class LanguageModelLoss:
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
 
     def _fused(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
-        return found.loss, found.cross_entropy, found.z_loss
+        sums = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
+        return sums.loss, sums.cross_entropy, sums.z_loss
 
     def _through_autograd(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.

@@ -1,7 +1,7 @@
 """The record of a run: one JSON object per line, and the same numbers for TensorBoard.
 
-Knows files and numbers; does not know training. Only the rank that is given a directory writes. A resumed run first
-drops what was recorded after the step it resumes from, so that no step appears twice.
+Only the rank that is given a directory writes. A resumed run first drops what was recorded after the step it resumes
+from, so that no step appears twice.
 """
 
 from __future__ import annotations
@@ -86,5 +86,5 @@ class MetricsLog:
 def _truncate(path: Path, resume_step: int | None) -> None:
     if not path.exists():
         return
-    kept = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
-    atomic_write_text(path, "".join(json_text(record) + "\n" for record in kept))
+    before = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
+    atomic_write_text(path, "".join(json_text(record) + "\n" for record in before))

@@ -1,7 +1,7 @@
 """AdamW over Megatron's distributed optimizer: building it, its parameter groups, and one guarded update.
 
-Knows Megatron's optimizer; does not know schedules, losses or files. Each data-parallel rank keeps the fp32 master
-weights and moments of its own share of the parameters only (ZeRO-1, arXiv 1910.02054).
+Each data-parallel rank keeps the fp32 master weights and moments of its own share of the parameters only (ZeRO-1, arXiv
+1910.02054).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Notices that the reference loss has stopped improving and says why in words.
 
-Knows a sequence of (step, loss); does not know models, data, or what happens after a plateau. A loss that rises is a
-plateau here; whether training went wrong is `divergence`'s to say.
+It sees losses and steps only. A loss that rises is a plateau here; `divergence` decides whether training went wrong.
 """
 
 from __future__ import annotations
@@ -43,19 +42,18 @@ class PlateauDetector:
         self.config = config
         self._losses: list[float] = []
         self._misses = 0
-        self._kept = LONGEST if config.rule == "slope" else 2 * config.window
+        self._most = LONGEST if config.rule == "slope" else 2 * config.window
 
     def update(self, step: int, loss: float, tokens: int = 0) -> PlateauDecision:
         """Take the loss (nats per token, finite or not) measured after `step` steps and `tokens` trained tokens."""
-        self._losses = [*self._losses, loss][-self._kept :]
+        self._losses = [*self._losses, loss][-self._most :]
         judge = _by_slope if self.config.rule == "slope" else _by_windows
-        found = judge(self._losses, self.config)
-        if found.improvement is not None:
-            self._misses = 0 if found.progress else self._misses + 1
-        kind, reason = self._decide(step, tokens, found.words)
-        return PlateauDecision(
-            kind=kind, reason=reason, improvement=found.improvement, evaluations=found.evaluations or len(self._losses)
-        )
+        finding = judge(self._losses, self.config)
+        if finding.improvement is not None:
+            self._misses = 0 if finding.progress else self._misses + 1
+        kind, reason = self._decide(step, tokens, finding.words)
+        evaluations = finding.evaluations or len(self._losses)
+        return PlateauDecision(kind=kind, reason=reason, improvement=finding.improvement, evaluations=evaluations)
 
     def _decide(self, step: int, tokens: int, words: str) -> tuple[Literal["plateau", "budget"] | None, str]:
         config = self.config

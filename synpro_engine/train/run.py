@@ -1,6 +1,6 @@
-"""The parts of one pretraining run and what moves them on: begin or resume, step, evaluate, save, end.
+"""One pretraining run: its parts, what it must remember between checkpoints, and what can be done with it.
 
-Knows what a run must remember between checkpoints; the order of things is `trainer`'s.
+Begin or resume, step, evaluate, save, end; `trainer` calls these in their order.
 """
 
 from __future__ import annotations

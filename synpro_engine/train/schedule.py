@@ -1,7 +1,7 @@
 """Learning rate as a pure function of the step, so that resuming needs nothing but the step.
 
-Knows the schedule's formulas; does not know the optimizer. Megatron's own scheduler keeps a counter of its own and
-starts a warm-up at a rate of zero, so that its first step changes nothing.
+Megatron's own scheduler keeps a counter of its own and starts a warm-up at a rate of zero, so that its first step
+changes nothing.
 """
 
 from __future__ import annotations

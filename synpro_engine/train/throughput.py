@@ -1,7 +1,4 @@
-"""How fast training goes: tokens per second, and the share of the devices' peak that the model's arithmetic uses.
-
-Knows sizes and clocks; does not know what is trained.
-"""
+"""How fast training goes: tokens per second, and the share of the devices' peak that the model's arithmetic uses."""
 
 from __future__ import annotations
 

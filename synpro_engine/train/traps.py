@@ -1,7 +1,7 @@
 """Layout settings that train wrongly without any error in Megatron: refused here before the first step.
 
-Knows flags; changes none. `model.build_model` never sets them so; this guards models built or edited elsewhere.
-Measured with megatron-core 0.16.1 over gloo: each of these ends with exit code 0 and wrong gradients.
+`model.build_model` never sets them so; this guards models built or edited elsewhere. Measured with megatron-core 0.16.1
+over gloo: each of these ends with exit code 0 and wrong gradients.
 """
 
 from __future__ import annotations

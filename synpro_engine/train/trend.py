@@ -1,7 +1,5 @@
 """How fast a noisy loss falls at its end: a line through as many of the last evaluations as lie on one.
 
-Knows a sequence of losses, one an evaluation; does not know what improvement is wanted, steps, or models.
-
 Three steps, on y = ln(loss) over the number of the evaluation, so that a slope is a relative change:
 
 1. What was no part of training's course is set aside (`settled`): evaluations that are not finite, single spikes, and
@@ -80,16 +78,16 @@ def settled(losses: Sequence[float], small: float) -> tuple[NDArray[np.float64],
     x_N, y_N = np.array([n for n, _ in finite], dtype=float), np.array([y for _, y in finite])
     rough = 1.4826 * float(np.median(np.abs(_second_differences(x_N, y_N)))) if len(x_N) > 2 else 0.0
     spike = SPIKE * max(rough, small)
-    kept, waiting = [], []
+    course, waiting = [], []
     for point in finite:
-        if kept and point[1] - kept[-1][1] > spike:
+        if course and point[1] - course[-1][1] > spike:
             waiting.append(point)
             if len(waiting) == 2:
-                kept, waiting = waiting, []
+                course, waiting = waiting, []
         else:
-            kept.append(point)
+            course.append(point)
             waiting = []
-    return np.array([n for n, _ in kept], dtype=float), np.array([y for _, y in kept])
+    return np.array([n for n, _ in course], dtype=float), np.array([y for _, y in course])
 
 
 def _lines(

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from synpro_engine.cycle.weights import weights_hash
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
-from synpro_engine.model import layout
+from synpro_engine.model import canonical
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -56,14 +56,14 @@ def test_the_hash_is_that_of_all_tensors_sorted_by_name_on_every_rank_of_every_l
 
 def _numbers(config: ModelConfig, prefix: str) -> int:
     """Numbers in a layer, or in a table outside the layers."""
-    shapes = layout.canonical_shapes(config)
+    shapes = canonical.canonical_shapes(config)
     return sum(torch.Size(shape).numel() for name, shape in shapes.items() if f"{name}.".startswith(f"{prefix}."))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_more_than_a_layer_is_held_back(name: str) -> None:
     config, dtype = MODELS[name]
-    tables_and_layers = layout.canonical_shapes(config)
+    tables_and_layers = canonical.canonical_shapes(config)
     largest = max(_numbers(config, part) for part in {".".join(name.split(".")[:3]) for name in tables_and_layers})
     read: list[Parameter] = []
 

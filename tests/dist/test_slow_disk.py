@@ -34,7 +34,7 @@ def write_slowly(directory: Path, port: int) -> list[str]:
         model = model_of(CONFIGS["olmo2"], topology)
         tensor_files.save_file = slowed(tensor_files.save_file)
         save_direction(directory / "direction", model, direction_of(model))
-        export_hf(model, directory / "export", load_tokenizer(directory / "words.json"))
+        export_hf(model, directory / "export", load_tokenizer(directory / "tokenizer.json"))
         if topology.rank == 1:
             writer: Any = checkpoint_files.dcp.FileSystemWriter
             writer.write_data = slowed(writer.write_data)
@@ -44,6 +44,6 @@ def write_slowly(directory: Path, port: int) -> list[str]:
 
 @pytest.mark.slow
 def test_writing_may_take_longer_than_a_collective(tmp_path: Path):
-    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")).save(str(tmp_path / "words.json"))
+    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     found = run_ranks(write_slowly, 2, directory=tmp_path, port=free_ports(1)[0])
     assert found == [["checkpoint", "direction", "export"]] * 2

@@ -14,8 +14,8 @@ from synpro_engine.influence.batching import window_batches
 from synpro_engine.influence.directions import Direction, displacement
 from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.build import build_model
+from synpro_engine.model.canonical import canonical_shapes, is_norm
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.layout import canonical_shapes, is_norm
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import load_canonical
 

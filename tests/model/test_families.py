@@ -20,9 +20,9 @@ from tests.model.shapes import transformers_model
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
-    words = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
-    tokenizers.Tokenizer(words).save(str(tmp_path / "words.json"))
-    return load_tokenizer(tmp_path / "words.json")
+    vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
+    tokenizers.Tokenizer(vocabulary).save(str(tmp_path / "tokenizer.json"))
+    return load_tokenizer(tmp_path / "tokenizer.json")
 
 
 @torch.no_grad()

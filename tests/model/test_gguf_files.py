@@ -13,11 +13,12 @@ from torch import Tensor
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
+from synpro_engine.model import canonical
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, RopeScaling
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.rotary import inverse_frequencies
-from synpro_engine.model.state import canonical_state, check_shapes, layout, load_canonical
+from synpro_engine.model.state import canonical_state, check_shapes, load_canonical
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=64, vocab_size=64, seq_len=128)
 STRETCH = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
@@ -85,8 +86,8 @@ def write(
 
 def random_state(config: ModelConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    shapes = layout.canonical_shapes(config)
-    return {name: torch.randn(shape, generator=generator) + layout.is_norm(name) for name, shape in shapes.items()}
+    shapes = canonical.canonical_shapes(config)
+    return {name: torch.randn(shape, generator=generator) + canonical.is_norm(name) for name, shape in shapes.items()}
 
 
 FAMILIES = {
@@ -111,7 +112,7 @@ def test_a_converted_model_is_read_back(topology: Topology, tmp_path: Path, name
     state = random_state(config)
     file = GGUFFile(write(tmp_path / "x.gguf", config, state, rope_freqs(config), kind))
     assert file.config() == config
-    check_shapes(layout.canonical_shapes(config), file.shapes, "x.gguf")
+    check_shapes(canonical.canonical_shapes(config), file.shapes, "x.gguf")
     model = build_model(file.config(), topology, seed=None)
     load_canonical(model, file)
     for tensor, value in canonical_state(model).items():
@@ -148,7 +149,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def read(path: Path, topology: Topology) -> None:
     file = GGUFFile(path)
     config = file.config()
-    check_shapes(layout.canonical_shapes(config), file.shapes, str(path))
+    check_shapes(canonical.canonical_shapes(config), file.shapes, str(path))
     load_canonical(build_model(config, topology, seed=None), file, str(path))
 
 
@@ -256,6 +257,6 @@ def test_a_flipped_byte_is_read_or_told_of_and_never_a_traceback(topology: Topol
         path.write_bytes(flipped)
         try:
             file = GGUFFile(path)
-            check_shapes(layout.canonical_shapes(file.config()), file.shapes, str(path))
+            check_shapes(canonical.canonical_shapes(file.config()), file.shapes, str(path))
         except UserError as error:
             assert "\n" not in str(error)

@@ -35,11 +35,11 @@ GONE = object()
 def exports(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One export of every family; tests take copies."""
     folder = tmp_path_factory.mktemp("exports")
-    words = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
-    tokenizers.Tokenizer(words).save(str(folder / "words.json"))
+    vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
+    tokenizers.Tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
     for family in ("llama", "mistral", "olmo2", "qwen2", "qwen3"):
         model = build_model(SHAPE.model_copy(update={"family": family}), topology)
-        export_hf(model, folder / family, load_tokenizer(folder / "words.json"))
+        export_hf(model, folder / family, load_tokenizer(folder / "tokenizer.json"))
     return {path.name: path for path in folder.iterdir() if path.is_dir()}
 
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from synpro_engine.reward import AntiCopyReward, Candidate, FormatReward, LengthReward, StructureReward, layout_match
+from synpro_engine.reward import AntiCopyReward, Candidate, FormatReward, LengthReward, StructureReward, structure_match
 from synpro_engine.synth import REFORMAT, REPHRASE
 
 SOURCE = (
@@ -56,10 +56,10 @@ def test_structure_falls_with_each_thing_lost() -> None:
     no_list = "\n".join(line.removeprefix("- ") for line in lines)
     no_paragraphs = SOURCE.replace("\n\n", "\n")
     one_line = " ".join(SOURCE.split())
-    assert 1.0 > layout_match(no_paragraphs, SOURCE) > layout_match(one_line, SOURCE)
-    assert 1.0 > layout_match(no_list, SOURCE) > layout_match(one_line, SOURCE) >= 0.0
-    assert layout_match("- a b\n- c d\n- e f", "one paragraph of prose") == 0.0
-    assert layout_match("verse one\nverse two\nverse three", "verse one verse two verse three") == 0.75
+    assert 1.0 > structure_match(no_paragraphs, SOURCE) > structure_match(one_line, SOURCE)
+    assert 1.0 > structure_match(no_list, SOURCE) > structure_match(one_line, SOURCE) >= 0.0
+    assert structure_match("- a b\n- c d\n- e f", "one paragraph of prose") == 0.0
+    assert structure_match("verse one\nverse two\nverse three", "verse one verse two verse three") == 0.75
 
 
 def test_structure_takes_any_text() -> None:
@@ -67,5 +67,5 @@ def test_structure_takes_any_text() -> None:
     pieces = ["\n", "\n\n", "- ", "1. ", "# ", "|", "\t", "word ", "WORD:", "\x00", "\u2028", "é"]
     for _ in range(300):
         a, b = ("".join(rng.choices(pieces, k=rng.randrange(30))) for _ in range(2))
-        assert 0.0 <= layout_match(a, b) <= 1.0
-        assert layout_match(a, a) == 1.0
+        assert 0.0 <= structure_match(a, b) <= 1.0
+        assert structure_match(a, a) == 1.0

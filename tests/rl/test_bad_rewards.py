@@ -15,7 +15,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.rl.advantages import group_advantages
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.train.config import SkipConfig
 from synpro_engine.train.divergence import DivergedError
@@ -42,12 +42,12 @@ def run(topology: Topology, directory: Path, judge: Judge, **settings: Any) -> t
     changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4} | settings
     config = GRPOConfig.model_validate(TOY["CONFIG"].model_dump() | changes)
     policy, weights = TOY["build"](topology), {"judge": 1.0}
-    reference = prepare_policy(policy, config)
+    reference_policy = prepare_policy(policy, config)
     before = [p.detach().clone() for p in policy.parameters()]
     result = tune(
-        config, policy=policy, reference=reference, tokenizer=TOY["Letters"](), operation=TOY["OPERATION"],
-        slices=TOY["SLICES"], scorer=Composer([judge], {"toy": weights}), reward_weights=weights,
-        directory=directory, seed=1,
+        config, policy=policy, reference_policy=reference_policy, tokenizer=TOY["Letters"](),
+        operation=TOY["OPERATION"], slices=TOY["SLICES"], scorer=Composer([judge], {"toy": weights}),
+        reward_weights=weights, directory=directory, seed=1,
     )  # fmt: skip
     return result, before, [p.detach().clone() for p in policy.parameters()]
 

@@ -10,11 +10,11 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.kept import kept_logprob
+from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.policy import PolicyLoss, micro_batches, sampled_logprobs, with_reference
-from synpro_engine.rl.reference import make_reference, prepare_policy
+from synpro_engine.rl.reference_policy import make_reference_policy, prepare_policy
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
-from synpro_engine.sampler import Kept, Sampler, SamplingConfig
+from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
 from synpro_engine.synth import Candidate, Parsed, Slice
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
@@ -68,9 +68,9 @@ def test_sampler_log_probabilities_equal_the_trainers(
     model, config = model_of(topology, family), config_of(top_p, temperature)
     total = 0
     for batch in batches_of(model, config):
-        assert (batch.kept is None) == (top_p == 1.0)
+        assert (batch.nuclei is None) == (top_p == 1.0)
         scored = sampled_logprobs(
-            model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.kept, temperature=temperature,
+            model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei, temperature=temperature,
             vocab_limit=LIMIT,
         )  # fmt: skip
         torch.testing.assert_close(scored.logprob.detach(), batch.behaviour_N, rtol=0, atol=1e-5)
@@ -78,28 +78,28 @@ def test_sampler_log_probabilities_equal_the_trainers(
     assert total > 20
 
 
-def kept_of(rows: list[list[int]]) -> Kept:
+def nuclei_of(rows: list[list[int]]) -> Nuclei:
     counts = torch.tensor([0] + [len(row) for row in rows])
-    return Kept(offsets=counts.cumsum(0), ids=torch.tensor([i for row in rows for i in row], dtype=torch.int32))
+    return Nuclei(offsets=counts.cumsum(0), ids=torch.tensor([i for row in rows for i in row], dtype=torch.int32))
 
 
-def test_probabilities_over_a_kept_set_sum_to_one() -> None:
+def test_probabilities_within_a_nucleus_sum_to_one() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(1, 16, generator=generator), torch.randn(40, 16, generator=generator)
     ids = [2, 3, 17, 39]
     rows = hidden.expand(4, -1)
-    scored = kept_logprob(rows, weight, torch.tensor(ids), kept_of([ids] * 4), temperature=0.7)
+    scored = nucleus_logprob(rows, weight, torch.tensor(ids), nuclei_of([ids] * 4), temperature=0.7)
     assert abs(float(scored.logprob.exp().sum()) - 1.0) < 1e-6
     assert scored.entropy is not None
     torch.testing.assert_close(scored.entropy[0], -(scored.logprob.exp() * scored.logprob).sum())
 
 
-def test_kept_log_probabilities_and_gradients_equal_masked_softmax() -> None:
+def test_log_probabilities_within_a_nucleus_and_gradients_equal_masked_softmax() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [[1, 5], [7], list(range(30)), [0, 29, 3]]
     target = torch.tensor([5, 7, 11, 0])
     hidden, weight = (torch.randn(n, 24, generator=generator, requires_grad=True) for n in (4, 30))
-    scored = kept_logprob(hidden, weight, target, kept_of(rows), temperature=1.7)
+    scored = nucleus_logprob(hidden, weight, target, nuclei_of(rows), temperature=1.7)
     outer = torch.tensor([1.0, -2.0, 0.5, 3.0])
     actual = torch.autograd.grad((outer * scored.logprob).sum(), (hidden, weight))
     mask = torch.full((4, 30), float("-inf"))
@@ -112,9 +112,11 @@ def test_kept_log_probabilities_and_gradients_equal_masked_softmax() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_target_outside_its_kept_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="kept"):
-        kept_logprob(torch.ones(2, 4), torch.ones(9, 4), torch.tensor([1, 2]), kept_of([[1], [3]]), temperature=1.0)
+def test_a_target_outside_its_nucleus_is_refused() -> None:
+    with pytest.raises(ValueError, match="nucleus"):
+        nucleus_logprob(
+            torch.ones(2, 4), torch.ones(9, 4), torch.tensor([1, 2]), nuclei_of([[1], [3]]), temperature=1.0
+        )
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
@@ -130,8 +132,8 @@ def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggre
         prompt, completion = rollout.prompt.token_ids, rollout.completion
         hidden = model.hidden(torch.tensor([prompt + completion.token_ids[:-1]]))[0, len(prompt) - 1 :]
         logits = hidden @ model.output_weight().T / config.sampling.temperature
-        assert completion.kept is not None
-        sets = completion.kept.ids.long().split(completion.kept.offsets.diff().tolist())
+        assert completion.nuclei is not None
+        sets = completion.nuclei.ids.long().split(completion.nuclei.offsets.diff().tolist())
         logprobs = [
             row[ids].log_softmax(-1)[ids.tolist().index(token)]
             for row, ids, token in zip(logits, sets, completion.token_ids, strict=True)
@@ -153,10 +155,10 @@ def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggre
 def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradient_are_zero(topology: Topology) -> None:
     model = model_of(topology)
     config = config_of(kl_beta=1.0)
-    reference = prepare_policy(model, config)
-    assert reference is not None
+    reference_policy = prepare_policy(model, config)
+    assert reference_policy is not None
     for batch in batches_of(model, config):
-        batch = with_reference(batch, reference, config, LIMIT)
+        batch = with_reference(batch, reference_policy, config, LIMIT)
         still = RolloutBatch(**{**vars(batch), "advantage_N": torch.zeros_like(batch.advantage_N)})
         terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS), still)
         assert float(terms.extras["kl"]) == 0.0
@@ -167,26 +169,26 @@ def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradien
 def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology) -> None:
     model = model_of(topology, "llama")
     config = config_of(train_last_blocks=1)
-    reference = prepare_policy(model, config)
-    assert reference is not None
+    reference_policy = prepare_policy(model, config)
+    assert reference_policy is not None
     engine = Engine(model, OptimizerConfig(lr=0.1))
     batches = batches_of(model, config)
-    before = [with_reference(batch, reference, config, LIMIT).reference_N for batch in batches]
+    before = [with_reference(batch, reference_policy, config, LIMIT).reference_N for batch in batches]
     engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0)
 
     shared = {name for name, p in model.named_parameters() if not p.requires_grad}
-    own = dict(reference.named_parameters())
+    own = dict(reference_policy.named_parameters())
     assert 0 < len(shared) < len(own)
     for name, parameter in model.named_parameters():
         assert (parameter.data_ptr() == own[name].data_ptr()) == (name in shared)
         assert torch.equal(parameter, own[name]) == (name in shared), "the trained block must have moved, nothing else"
     for batch, old in zip(batches, before, strict=True):
-        now = with_reference(batch, reference, config, LIMIT).reference_N
+        now = with_reference(batch, reference_policy, config, LIMIT).reference_N
         assert now is not None and old is not None and torch.equal(now, old)
 
 
 def test_a_reference_of_a_wholly_trainable_model_shares_nothing(topology: Topology) -> None:
     model = model_of(topology)
-    reference = make_reference(model)
-    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, reference))
+    reference_policy = make_reference_policy(model)
+    ours, theirs = ({p.data_ptr() for p in m.parameters()} for m in (model, reference_policy))
     assert not ours & theirs

@@ -10,7 +10,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.reference import prepare_policy
+from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth import Operation, Parsed, Reject, Slice
@@ -94,9 +94,10 @@ def run(
 ) -> tuple[TuneResult, Model]:
     """Tune `policy`, or a fresh toy one; returns the result and the policy."""
     policy = build(topology) if policy is None else policy
-    reference = prepare_policy(policy, config)
+    reference_policy = prepare_policy(policy, config)
     result = tune(
-        config, policy=policy, reference=reference, tokenizer=Letters(), operation=operation, slices=SLICES,
+        config, policy=policy, reference_policy=reference_policy, tokenizer=Letters(), operation=operation,
+        slices=SLICES,
         scorer=Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS}), reward_weights=WEIGHTS,
         directory=directory, seed=1,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.rl.policy import sampled_logprobs
-from synpro_engine.sampler import Kept, Sampler, SamplingConfig
+from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
 
 
 def _sample(parallel: ParallelConfig) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
                 "logprobs": [c.logprobs for group in groups for c in group],
                 "full": [c.full_logprobs for group in groups for c in group],
             }
-            for name, kept in (("kept", groups[0][0].kept), ("all", None)):
-                found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, kept)
+            for name, nuclei in (("nucleus", groups[0][0].nuclei), ("all", None)):
+                found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, nuclei)
             found[family]["apart"] = _sample_apart(model, topology.rank)
     return found
 
@@ -52,9 +52,9 @@ def _sample_apart(model: Any, rank: int) -> list[Any]:
         for completion in sampler.generate(
             [[1, 2, 3], [7, 8]], group_size=1, sampling=sampling, stop_ids=frozenset({5}), seeds=[1, 2]
         ):
-            kept = completion[0].kept
+            nuclei = completion[0].nuclei
             found.append([completion[0].token_ids, completion[0].logprobs, completion[0].full_logprobs])
-            found.append(None if kept is None else [kept.offsets.tolist(), kept.ids.tolist()])
+            found.append(None if nuclei is None else [nuclei.offsets.tolist(), nuclei.ids.tolist()])
     return found
 
 
@@ -70,11 +70,11 @@ def _shake_vectors(model: Any) -> None:
     )
 
 
-def _trainer_side(model: Any, prompt: list[int], answer: list[int], kept: Kept | None) -> dict[str, Any]:
+def _trainer_side(model: Any, prompt: list[int], answer: list[int], nuclei: Nuclei | None) -> dict[str, Any]:
     tokens = torch.tensor([prompt + answer[:-1]])
     labels = torch.tensor([[-100] * (len(prompt) - 1) + answer])
     hidden = model.hidden(tokens).detach().requires_grad_()
-    scored = sampled_logprobs(model, hidden, labels, kept, temperature=0.9, vocab_limit=90, entropy=True)
+    scored = sampled_logprobs(model, hidden, labels, nuclei, temperature=0.9, vocab_limit=90, entropy=True)
     scored.logprob.mul(torch.linspace(1, 2, len(answer))).sum().backward()
     assert scored.entropy is not None and hidden.grad is not None
     weight = model.output_weight()
@@ -101,7 +101,7 @@ def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does() -> Non
             for key in ("logprobs", "full"):
                 for ours, theirs in zip(rank[family][key], expected[key], strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-            for key in ("kept", "all"):
+            for key in ("nucleus", "all"):
                 for name, value in expected[key].items():
                     actual = torch.tensor(rank[family][key][name])
                     torch.testing.assert_close(actual, torch.tensor(value), rtol=1e-4, atol=2e-5, msg=f"{key} {name}")

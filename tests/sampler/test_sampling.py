@@ -50,28 +50,28 @@ def test_the_nucleus_is_the_smallest_set_of_likely_ids_that_reaches_top_p() -> N
     # Rows from peaked to flat: the flat ones need several rounds of looking at more candidates.
     logits = torch.cat([logits_of(2, 3000, scale) for scale in (8.0, 3.0, 0.5)])
     prob = torch.softmax(logits, -1)
-    kept = nucleus(prob, 0.9)
-    rows = kept.ids.split(kept.counts_B.tolist())
+    cut = nucleus(prob, 0.9)
+    rows = cut.ids.split(cut.counts_B.tolist())
     for row, (ids, p) in enumerate(zip(rows, prob, strict=True)):
         assert ids.tolist() == sorted(set(ids.tolist()))
         assert p[ids].double().sum() >= 0.9 > p[ids].double().sum() - p[ids].min()
         outside = torch.ones_like(p, dtype=torch.bool).index_fill(0, ids, False)
         assert p[outside].max() < p[ids].min()
-        assert torch.equal(kept.prob_BK[row, : len(ids)], p[ids])
+        assert torch.equal(cut.prob_BK[row, : len(ids)], p[ids])
 
 
-def test_ids_as_likely_as_the_last_kept_one_are_kept_too() -> None:
+def test_ids_as_likely_as_the_last_one_of_a_nucleus_belong_to_it_too() -> None:
     prob = torch.tensor([[0.1, 0.3, 0.1, 0.3, 0.1, 0.1]])
     assert nucleus(prob, 0.65).ids.tolist() == [0, 1, 2, 3, 4, 5]
     assert nucleus(prob, 0.35).ids.tolist() == [1, 3]
 
 
-def test_log_probabilities_are_those_of_the_renormalised_kept_set() -> None:
+def test_log_probabilities_are_those_of_the_renormalised_nucleus() -> None:
     logits, sampling = logits_of(6, 500), SamplingConfig(temperature=0.8, top_p=0.8)
     drawn = draw(logits, sampling, uniforms([3] * 6, list(range(6)), [0] * 6))
-    assert drawn.kept_ids is not None and drawn.kept_counts_B is not None
+    assert drawn.nucleus_ids is not None and drawn.nucleus_counts_B is not None
     full = torch.log_softmax(logits.double() / 0.8, -1)
-    for row, ids in enumerate(drawn.kept_ids.split(drawn.kept_counts_B.tolist())):
+    for row, ids in enumerate(drawn.nucleus_ids.split(drawn.nucleus_counts_B.tolist())):
         token = int(drawn.token_B[row])
         assert token in ids.tolist()
         expected = torch.log_softmax(logits[row, ids].double() / 0.8, -1)[ids.tolist().index(token)]

@@ -102,7 +102,7 @@ class BigramGenerator:
         finished = rng.random() < 0.8
         ids += [stop] if finished else []
         return Completion(
-            token_ids=ids, logprobs=[0.0] * len(ids), full_logprobs=[0.0] * len(ids), kept=None, finished=finished
+            token_ids=ids, logprobs=[0.0] * len(ids), full_logprobs=[0.0] * len(ids), nuclei=None, finished=finished
         )
 
 

@@ -21,7 +21,7 @@ from synpro_engine.data import (
     train_sentencepiece,
 )
 from synpro_engine.synth import REFORMAT, REPHRASE, ChatMessage, render_chat, stop_ids
-from synpro_engine.synth.chat_template import chat_layout
+from synpro_engine.synth.chat_template import chat_skeleton
 
 PUBLISHED: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("published.py")))
 FAMILIES = list(PUBLISHED["FAMILIES"])
@@ -180,7 +180,7 @@ def test_a_hostile_or_broken_template_is_a_line_and_runs_nothing(tmp_path: Path,
 
 
 def test_the_date_in_prompts_is_the_same_every_day() -> None:
-    layout = chat_layout(
+    layout = chat_skeleton(
         "{{ strftime_now('%d %B %Y') }}{% for m in messages %}|{{ m.content }}{% endfor %}|", {}, ["user"]
     )
     assert layout.opened[0] == "26 July 2024|"

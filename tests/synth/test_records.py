@@ -25,7 +25,7 @@ class _Letters:
 def _completion(text: str, *, finished: bool) -> Completion:
     ids = [*_Letters().encode(text), *([END] if finished else [])]
     zeros = [0.0] * len(ids)
-    return Completion(token_ids=ids, logprobs=zeros, full_logprobs=zeros, kept=None, finished=finished)
+    return Completion(token_ids=ids, logprobs=zeros, full_logprobs=zeros, nuclei=None, finished=finished)
 
 
 def test_token_ids_stand_for_the_text_only_where_they_spell_it_to_the_letter() -> None:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.dist import on_every_rank, on_main, shared_artifact, verify_shared
 from synpro_engine.influence.directions.direction import Direction
-from synpro_engine.model import layout
+from synpro_engine.model import canonical
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes, iter_canonical, local_slots
 from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
@@ -42,7 +42,7 @@ def save_direction(
     config = {"model": model.config.model_dump(mode="json"), "tangent": direction.tangent}
     with shared_artifact(model.topology, path, KIND, config, parents, seed) as directory:
         tensors = iter_canonical(model, read=read, dtype=torch.float32)
-        write_tensors(directory, tensors, layout.canonical_shapes(model.config), torch.float32, model.topology)
+        write_tensors(directory, tensors, canonical.canonical_shapes(model.config), torch.float32, model.topology)
 
 
 def is_tangent(path: Path) -> bool:
@@ -60,7 +60,7 @@ def load_direction(path: Path, model: Model) -> Direction:
     """
 
     def check() -> bool:
-        check_shapes(layout.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
+        check_shapes(canonical.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
         return is_tangent(path)
 
     manifest = verify_shared(path, model.topology)
@@ -74,7 +74,7 @@ def load_direction(path: Path, model: Model) -> Direction:
     def read() -> None:
         full = SafetensorsFiles(path)
         for slot in local_slots(model):
-            share = layout.shard(model.config, slot.kind, [full[name] for name in slot.names], tp.rank, tp.size)
+            share = canonical.shard(model.config, slot.kind, [full[name] for name in slot.names], tp.rank, tp.size)
             tensors[names[slot.parameter]] = share.to(model.topology.device, copy=True)
 
     on_every_rank(model.topology, read)  # all have read when it returns: the caller may remove the files

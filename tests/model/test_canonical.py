@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
+from synpro_engine.model.canonical import Kind, canonical_shapes, shard, unshard
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.layout import Kind, canonical_shapes, shard, unshard
 from synpro_engine.model.weights import HeadCounts, grouped_qkv
 
 CONFIG = ModelConfig(layers=1, d_model=24, heads=8, kv_heads=4, head_dim=6, ffn=16, vocab_size=32, seq_len=8)

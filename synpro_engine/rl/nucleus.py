@@ -1,13 +1,13 @@
-"""Log-probabilities renormalised over a few kept ids per token, without the other logits.
+"""Log-probabilities renormalised over the nucleus of each token, without the other logits.
 
-With top-p sampling a token was drawn from some tens of ids. Their logits alone decide its probability, so only
-those rows of the output layer are multiplied: n products of width H instead of N x V. Works with the vocabulary
+With top-p sampling a token was drawn from some tens of ids, its nucleus. Their logits alone decide its probability, so
+only those rows of the output layer are multiplied: n products of width H instead of N x V. Works with the vocabulary
 split over tensor-parallel ranks.
 
 Results and gradients are deterministic on the CPU. On CUDA the sums over a token's ids and over an id's tokens are
 atomic additions in no fixed order, so they agree from run to run only up to rounding.
 
-Shape suffixes: N tokens, H model width, V rows of this rank's output layer, n kept ids of all tokens together.
+Shape suffixes: N tokens, H model width, V rows of this rank's output layer, n ids of all tokens' nuclei together.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from synpro_engine.sampler import Kept
+from synpro_engine.sampler import Nuclei
 from synpro_kernels import LogProbs
 
 _ELEMENTS = 1 << 24  # gathered weight entries held at once (64 MiB of fp32)
 
 
-def kept_logprob(
+def nucleus_logprob(
     hidden_NH: Tensor,
     weight: Tensor,
     target_N: Tensor,
-    kept: Kept,
+    nuclei: Nuclei,
     *,
     temperature: float,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> LogProbs:
-    """log softmax of the target among its row's kept ids, fp32 [N], with log-sum-exp and entropy over them.
+    """log softmax of the target among the ids of its row's nucleus, fp32 [N], with log-sum-exp and entropy over them.
 
-    hidden_NH and weight [V, H]: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's kept set
+    hidden_NH and weight [V, H]: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's nucleus
     (else ValueError). Under `group` results and gradients equal the unsharded ones, and the gradient of hidden is
     complete on each rank. Only `logprob` is differentiable.
     """
     device = hidden_NH.device
-    offsets, id_n = kept.offsets.to(device), kept.ids.to(device, torch.int64)
+    offsets, id_n = nuclei.offsets.to(device), nuclei.ids.to(device, torch.int64)
     count_N = offsets[1:] - offsets[:-1]
     row_n = torch.repeat_interleave(torch.arange(len(count_N), device=device), count_N)
     at_N = (id_n == target_N[row_n]).nonzero()[:, 0]
     if len(at_N) != len(target_N) or not torch.equal(row_n[at_N], torch.arange(len(target_N), device=device)):
-        raise ValueError("kept: each target must be in its own row's kept set, once")
-    logprob_N, total_N, entropy_N = _KeptLogProb.apply(
+        raise ValueError("nuclei: each target must be in its own row's nucleus, once")
+    logprob_N, total_N, entropy_N = _NucleusLogProb.apply(
         hidden_NH, weight, row_n, id_n - vocab_start, at_N, temperature, group
     )
     return LogProbs(logprob_N, total_N, entropy_N)
 
 
 def _local_pieces(row_n: Tensor, local_n: Tensor, rows: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Positions in n, rows and weight rows of the kept ids that this rank holds, a bounded number at a time."""
+    """Positions in n, rows and weight rows of the ids that this rank holds, a bounded number at a time."""
     here = ((local_n >= 0) & (local_n < rows)).nonzero()[:, 0]
     for at in here.split(max(1, _ELEMENTS // width)):
         yield at, row_n[at], local_n[at]
 
 
-class _KeptLogProb(torch.autograd.Function):
+class _NucleusLogProb(torch.autograd.Function):
     """d logprob_i / d z_ij = 1[j is the target] - p_ij, so the backward pass needs the n logits again, not V."""
 
     @staticmethod
