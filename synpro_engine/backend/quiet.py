@@ -29,8 +29,4 @@ def silence_known_warnings() -> None:
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGED:
-        logging.getLogger(name).addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return _LOGGED[record.name] not in record.getMessage()
+        logging.getLogger(name).addFilter(lambda record: _LOGGED[record.name] not in record.getMessage())

@@ -88,6 +88,7 @@ class TokenLoader:
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
         rows, documents = [], []
+        # Every rank draws for all rows and gathers its own: so the position is the same everywhere, and in any layout.
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
@@ -96,6 +97,7 @@ class TokenLoader:
                 documents.append(self._first_document[name] + numbers[1:])
             self._given[name] += 1
         windows_BS1 = np.stack(rows)
+        # Copies: the two overlap, and labels are written to.
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
         if self.mask_repetitions:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE

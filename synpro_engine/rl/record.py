@@ -40,8 +40,10 @@ def _means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[st
 
 def _group_row(group: Sequence[Rollout]) -> dict[str, float]:
     rewards = [rollout.reward for rollout in group]
+    mean = math.fsum(rewards) / len(rewards)
+    std = math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
     silent = all(rollout.advantage == 0.0 for rollout in group)
-    return {"reward_std": _std(rewards), "silent_groups": float(silent)}
+    return {"reward_std": std, "silent_groups": float(silent)}
 
 
 def _row(rollout: Rollout) -> dict[str, float]:
@@ -53,11 +55,6 @@ def _row(rollout: Rollout) -> dict[str, float]:
         "finished": float(rollout.completion.finished),
         "length": float(len(rollout.completion.token_ids)),
     }
-
-
-def _std(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
 
 
 def update_values(results: Sequence[StepResult], tokens: float, denominator: float) -> dict[str, Value]:

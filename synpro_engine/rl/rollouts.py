@@ -109,15 +109,12 @@ class RolloutWorker:
 
     def read(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Candidate]:
         """What each completion says, in order of prompts and members."""
+        operation, tokenizer, keep = self._operation, self._tokenizer, self._config.keep_truncated
         return [
-            self._candidate(prompts[i], completion)
+            read_answer(operation, prompts[i].source.text, completion, tokenizer, keep_truncated=keep)
             for i, group in zip(self.share(prompts), sampled, strict=True)
             for completion in group
         ]
-
-    def _candidate(self, prompt: Prompt, completion: Completion) -> Candidate:
-        keep = self._config.keep_truncated
-        return read_answer(self._operation, prompt.source.text, completion, self._tokenizer, keep_truncated=keep)
 
     def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Rollout]:
         """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 64  # buffers grow along time by this many positions
+_CHUNK = 64  # positions by which buffers grow along time: growing copies all that is stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class GrowingRows:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` over row `target`."""
-        for buffer in self._buffers:
+        for buffer in self._buffers:  # so that the live rows stay the first ones, and `view` needs no index
             buffer[:, target, :, :length] = buffer[:, source, :, :length]
 
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:  # settings and records of this package are read without Megat
 
 Attend = Callable[[BlockWeights, Tensor], Tensor]
 
-_HEAD_ROWS = 16384  # vocabulary rows turned to fp32 at once when the model is stored in a shorter format
+# Vocabulary rows turned to fp32 at once when the model is stored in a shorter format: all of them would take twice the
+# memory of the head beside it.
+_HEAD_ROWS = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class Decoder:
         self.device = model.topology.device
         self.dtype = model.dtype
         self.counts = model.head_counts
+        # Parameters, not their data: an engine moves their storage, and a decoder that is older reads the new one.
         self._blocks = model.blocks()
         self._embedding, self._final_norm = _here(model.embedding_weight()), _here(model.final_norm_weight())
         self._output, self._vocab_start = model.output_weight(), model.vocab_start
@@ -98,6 +101,7 @@ class Decoder:
         hidden_GSH = self._embed(tokens_GS)
         for block in self._blocks:
             hidden_GSH = self._block(block, hidden_GSH, attend)
+        # The head for one position a prompt: logits of all would be by far the largest tensor of the pass.
         last_GH = hidden_GSH[torch.arange(len(length_G), device=self.device), length_G - 1]
         return self._logits(last_GH)
 
@@ -165,6 +169,7 @@ class Decoder:
         counts, r = self.counts, self.counts.queries_per_group
         x = query_key.float()
         squares = x.square().sum((-3, -1))  # [..., r + 1]
+        # Queries and keys in one reduction, not two: a step of decoding waits for each.
         sums = torch.stack((squares[..., :r].sum(-1), squares[..., r]), -1)
         self._reduce(sums)
         heads = torch.tensor((self.config.heads, self.config.kv_heads), device=self.device)

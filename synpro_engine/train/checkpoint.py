@@ -93,6 +93,7 @@ def save_checkpoint(
     pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
     with _WriteFaults(partial):
         write_pieces(partial / _STATE, pieces, topology)
+    # Each rank hashes what it wrote itself: one thread on rank 0 would keep all others waiting.
     known = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
     counters = None if engine is None else _counters(engine)
     description = {
@@ -126,14 +127,17 @@ def load_checkpoint(
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
-    verify_shared(path, topology)
+    verify_shared(path, topology)  # before anything is loaded: damage must leave the model as it is
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
-    _check_model(path, manifest, model.config)
+    difference = first_difference(manifest.config["model"], model.config.model_dump(mode="json"), _NOT_SHAPE)
+    if difference is not None:
+        raise UserError(f"{path}: checkpoint of another model: {difference}")
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
+    # No rank may fail alone here: the others would wait for it in the next collective.
     on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
     if engine is not None:
         _take_counters(engine, stored.engine if with_optimizer else None)
@@ -202,13 +206,9 @@ class _WriteFaults:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (OSError, CheckpointException)):
-            raise UserError(f"{self._path}: cannot be written ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return first_line(error)
+            failures = error.failures if isinstance(error, CheckpointException) else {}
+            cause = next((fault for fault, _ in failures.values()), error)  # torch's message has every rank's traceback
+            raise UserError(f"{self._path}: cannot be written ({first_line(cause)})") from error
 
 
 def _checkpoint_manifest(path: Path) -> Manifest:
@@ -222,12 +222,6 @@ def _checkpoint_manifest(path: Path) -> Manifest:
     except ValueError:
         raise UserError(f"{path / MANIFEST}: damaged manifest (it describes no model)") from None
     return manifest
-
-
-def _check_model(path: Path, manifest: Manifest, config: ModelConfig) -> None:
-    difference = first_difference(manifest.config["model"], config.model_dump(mode="json"), _NOT_SHAPE)
-    if difference is not None:
-        raise UserError(f"{path}: checkpoint of another model: {difference}")
 
 
 def _counters(engine: Engine) -> _Counters:

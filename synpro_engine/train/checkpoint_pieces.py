@@ -81,7 +81,7 @@ def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
         counts = {int(state["step"]) for state in part.optimizer.state.values() if "step" in state}
         assert len(counts) <= 1, f"parameters of one optimizer at different steps: {sorted(counts)}"
         made = max(made, *counts, 0)
-    count = torch.tensor([made], device=topology.device)
+    count = torch.tensor([made], device=topology.device)  # 0 where this rank owns nothing that trains
     dist.all_reduce(count, op=dist.ReduceOp.MAX)
     return int(count.item())
 
@@ -90,6 +90,8 @@ def set_updates_made(optimizer: MegatronOptimizer, count: int) -> None:
     """Have the optimizer go on from `count` updates."""
     for part in optimizer.chained_optimizers:
         for state in part.optimizer.state.values():
+            # In place, for each parameter counts for itself. Loaded by Megatron, all would share one tensor, which each
+            # of their updates then advances: the resumed run drifts without an error.
             state["step"].fill_(count)
 
 

@@ -98,6 +98,7 @@ class LossGuard:
     def add(self, losses: Mapping[str, float]) -> bool:
         """Take one evaluation's losses by name, nats per token; whether they are out of bounds."""
         broken = any(not math.isfinite(loss) for name, loss in losses.items() if name != TRAINING)
+        # Judged before they are taken in: a loss is measured against those before it.
         out = broken or (bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items()))
         for name, loss in losses.items():
             self.see(name, loss)
@@ -179,6 +180,7 @@ class PretrainGuard:
         if self._config is None or TRAINING not in self._means:
             return None
         share, lowest = self._config.plateau_rise, self._lowest
+        # One low loss is enough to be sound: overfitting raises the held-out losses alone.
         if any(loss <= (1 + share) * lowest.get(name, math.inf) for name, loss in self._means.items()):
             return None
         shown = ", ".join(f"{name} loss {loss:.4g} (lowest {lowest[name]:.4g})" for name, loss in self._means.items())

@@ -82,6 +82,7 @@ class Engine:
         settings: Any = self.model.megatron_config
         settings.finalize_model_grads_func = _finalize_sums
         settings.grad_scale_func = None  # no loss scaling: fp32 and bf16 need none
+        # Megatron takes a list from an interleaved pipeline and the bare function from all others.
         hooks = [chunk.no_sync for chunk in self.wrapped] if overlap_gradients else None
         settings.no_sync_func = hooks[0] if hooks and len(hooks) == 1 else hooks
 
@@ -135,9 +136,10 @@ class Engine:
             batch = next(batches)
 
             def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                # Without the columns that were padded on for sequence parallelism.
                 terms = loss_fn(self.model, hidden_BSH[:, : batch.tokens_BS.size(1)], batch)
                 assert not {"loss", _STOP} & terms.extras.keys()
-                # Copies: the schedule may still write to what it is given.
+                # Copies, for the schedule divides the loss that it is given in place; fp64, for these are long sums.
                 sums.append({k: v.detach().double().clone() for k, v in (("loss", terms.loss), *terms.extras.items())})
                 # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
@@ -150,7 +152,7 @@ class Engine:
             data_iterator=[iter(microbatches) for _ in self.wrapped],
             model=list(self.wrapped),
             num_microbatches=len(microbatches),
-            seq_length=self.model.pad(rows).size(1),
+            seq_length=self.model.pad(rows).size(1),  # a stage receives tensors of a shape that it is told here
             micro_batch_size=rows.size(0),
             forward_only=False,
         )
@@ -165,6 +167,8 @@ class Engine:
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
             sums_here[_STOP] = float(topology.watch.wish.signal is not None)
             parts = gather_objects(topology.dp, sums_here)
+            # Exact, and from the same parts on every rank: ranks decide by these numbers, and must not part over a last
+            # bit.
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
@@ -203,6 +207,8 @@ def _wrap(model: Model, overlap_gradients: bool) -> list[DistributedDataParallel
         use_distributed_optimizer=True,
         average_in_collective=False,
     )
+    # Buckets only for the first chunk, as in Megatron's own training: the reductions of later chunks of an interleaved
+    # pipeline hide behind compute without being cut.
     return [
         DistributedDataParallel(config=settings, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(model.chunks)

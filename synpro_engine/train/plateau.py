@@ -42,6 +42,7 @@ class PlateauDetector:
         self.config = config
         self._losses: list[float] = []
         self._misses = 0
+        # No rule looks further back, and what is held stands in every checkpoint.
         self._most = LONGEST if config.rule == "slope" else 2 * config.window
 
     def update(self, step: int, loss: float, tokens: int = 0) -> PlateauDecision:
@@ -50,6 +51,7 @@ class PlateauDetector:
         judge = _by_slope if self.config.rule == "slope" else _by_windows
         finding = judge(self._losses, self.config)
         if finding.improvement is not None:
+            # In a row: with every evaluation that asks, chance has another way to look like an end.
             self._misses = 0 if finding.progress else self._misses + 1
         kind, reason = self._decide(step, tokens, finding.words)
         evaluations = finding.evaluations or len(self._losses)
@@ -103,6 +105,8 @@ def _by_slope(losses: Sequence[float], config: PlateauConfig) -> _Finding:
         f"over the last {fall.evaluations} evaluations the reference loss falls by {value:.3%} per {config.window}"
         f" (interval {low:.3%} to {high:.3%}, noise {fall.noise:.3%}; needed {config.min_improvement:.3%})"
     )
+    # By the upper end: what can still be the wanted fall trains on. A straight line through a convex curve is steeper
+    # than its end, so that errors too are on the side of training on.
     return _Finding(words=words, improvement=value, progress=fall.high >= wanted, evaluations=fall.evaluations)
 
 

@@ -45,14 +45,16 @@ def pretrain(
     resumed = run.begin()
     run.open_log(resumed)
     with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:
-        if not resumed:
+        if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
         while not run.finished:
             result = run.step()
             bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
             bar.update()
+            # Before a checkpoint of the same step, which then holds what the detector has seen.
             if run.due(config.eval_every):
                 run.evaluate(judge=True)
+            # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
             if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
                 run.save()
             if result.stop and not run.finished:

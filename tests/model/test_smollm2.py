@@ -9,11 +9,10 @@ import torch
 from synpro_engine.config import UserError
 from synpro_engine.data.tokenizer import load_tokenizer
 from synpro_engine.dist import Topology
-from synpro_engine.model.gguf import embedded_path
 from synpro_engine.model.gguf_file import GGUFFile, unpermute
 from synpro_engine.model.gguf_tokenizer import build_tokenizer
 from synpro_engine.model.hf import export_hf
-from synpro_engine.model.pretrained import import_model
+from synpro_engine.model.pretrained import embedded_path, import_model
 
 
 def _speech() -> str:
