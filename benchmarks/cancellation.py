@@ -98,7 +98,7 @@ def _relative(scores: Tensor, truth: Tensor) -> float:
 
 def main() -> None:
     """Print the table, in Markdown."""
-    print("| tokens each | examples | depth | norm / score | running | own block |")
+    print("| tokens each | examples | depth | norm / score | running differences | segment's block |")
     print("|---|---|---|---|---|---|")
     for tokens, examples, depth in (
         (512, 8, 0), (512, 32, 0), (64, 32, 0), (64, 256, 0), (64, 2048, 0), (8, 4096, 0), (1, 16384, 0),

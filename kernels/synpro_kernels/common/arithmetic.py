@@ -1,7 +1,4 @@
-"""The precision of every op here: whatever the operands' dtype, products, sums and results are fp32 (fp64 for fp64).
-
-Knows dtypes and plain matrix products; no formula.
-"""
+"""The precision of every op here: whatever the operands' dtype, products, sums and results are fp32 (fp64 for fp64)."""
 
 import functools
 from collections.abc import Callable
@@ -53,6 +50,7 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     """Product with accumulation and result in fp32 (fp64 for fp64), also for half-precision operands."""
     if a.dtype not in HALVES:
         return a @ b
+    # A plain product of halves sums in fp32 and then rounds its result to 8 or 11 bits.
     if a.is_cuda and wide_mm():
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

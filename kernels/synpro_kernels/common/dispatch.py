@@ -23,8 +23,8 @@ UP_TO_FP32: Dtypes = (*HALVES, torch.float32)
 class Backends(Generic[Kernels]):
     """The backends of one op: a function, or a group of them, in three versions that take the same arguments.
 
-    The compiled ones are given as calls that return them. They are made when a tensor goes there: the extension may not
-    have been built, and Triton takes a second to import and may be missing.
+    C++ and Triton are given as functions that return their version, called when a tensor goes there: the extension may
+    not have been built, and Triton takes a second to import and may be missing.
     """
 
     torch: Kernels
@@ -69,4 +69,5 @@ class Backends(Generic[Kernels]):
     def _runs_triton(self, tensor: Tensor) -> bool:
         if not triton_status()[0]:
             return False
+        # Older GPUs lack the instructions that the tiles are cut for, and on AMD's a capability means something else.
         return not self.triton_multiplies or (torch.version.hip is None and capability_of(tensor) >= 80)

@@ -1,6 +1,6 @@
 """A Triton launch as a value: the same call is launched, interpreted, or compiled for a GPU that is not there.
 
-Knows devices, tile shapes and the alignment that wide loads need; no formula. Does not import Triton.
+Does not import Triton: a kernel is whatever can be indexed by a grid and called.
 """
 
 from typing import Any, NamedTuple
@@ -56,11 +56,11 @@ def capability_of(tensor: Tensor) -> int:
 def aligned(tensor: Tensor, *, rows_too: bool = False) -> Tensor:
     """Return the tensor, or a copy with zeros added, whose rows are contiguous, 16 n long and on 16 bytes.
 
-    rows_too: its number becomes such a multiple as well, to meet columns that were added to another tensor.
+    rows_too: their number becomes such a multiple as well, to meet columns that were added to another tensor.
     """
     columns = -tensor.shape[-1] % _MULTIPLE
     rows = -tensor.shape[-2] % _MULTIPLE if rows_too else 0
-    if columns or rows:
+    if columns or rows:  # zeros add nothing to a product, so no kernel needs to know of them
         return F.pad(tensor, (0, columns, 0, rows))
     fits = all(stride % _MULTIPLE == 0 for stride in tensor.stride()[:-1])
     if tensor.stride(-1) == 1 and fits and tensor.data_ptr() % 16 == 0:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-# Near the size of a CPU's caches; long GEMMs on a GPU.
+# A CPU's caches hold about this much, so what one GEMM wrote is still there for the next; a GPU wants long GEMMs.
 _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 

@@ -2,7 +2,7 @@
 
 `with compile_for(90): compile_kernel(kernel, x, w, ..., BLOCK_M=128).resources` compiles for sm_90 on the path of a
 launch (the same specialisation by dtype, alignment and divisibility by 16) and reads the machine code back with the
-tools of the Triton wheel, beside a real driver as well. It knows no kernel, measures no time and launches nothing.
+tools of the Triton wheel, beside a real driver as well. Nothing is launched, so no time is measured.
 
 Arguments may be tensors of device "meta", which have a shape, a dtype and an aligned address but no memory, and host
 TensorDescriptors of them: a [131072, 4096] weight costs nothing. Kernels must be decorated without TRITON_INTERPRET.

@@ -2,7 +2,7 @@
 
 The interpreter holds bf16 as uint16 and then computes with the bit patterns: dots, sums and products of bf16 are
 silently wrong, and casts truncate. `install()` puts a builder in place that decodes to fp32 before every operation and
-rounds to nearest even after it. It knows Triton's interpreter and no kernel.
+rounds to nearest even after it.
 
 Right with it, for bf16: tl.dot (fp32 accumulation), + - * /, comparisons, tl.where, tl.maximum and tl.minimum (they
 skip NaN in every dtype, as the hardware does), tl.fma, tl.clamp, tl.full, casts from and to floats and integers (NaN

@@ -1,6 +1,6 @@
 """Layers to test log-probs on, what one would write without a kernel, and the comparison of both with fp64.
 
-Knows the contract of `linear_logprob`, no implementation. Shapes: T tokens, H width, V vocabulary.
+Shapes: T tokens, H width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels.ops.linear_logprob import LogProbs, linear_logprob, linear_logprob_definition
+from synpro_kernels.ops.linear_logprob import IGNORE, LogProbs, linear_logprob, linear_logprob_definition
 from synpro_kernels.testing.accuracy import assert_as_accurate
 
 VARIANTS = ("bare", "mapped", "some ignored", "all ignored", "extreme")
@@ -46,9 +46,9 @@ def make_case(tokens: int, vocab: int, dtype: torch.dtype, variant: str, *, widt
         case.bias_V = (0.3 * drawn((vocab,), seed + 3)).to(dtype)
         case.options = {"temperature": 0.7, "softcap": 1.5}
     elif variant == "some ignored":
-        case.target_T = target.masked_fill(torch.arange(tokens, device=target.device) % 3 == 1, -100)
+        case.target_T = target.masked_fill(torch.arange(tokens, device=target.device) % 3 == 1, IGNORE)
     elif variant == "all ignored":
-        case.target_T = torch.full_like(target, -100)
+        case.target_T = torch.full_like(target, IGNORE)
     elif variant == "extreme":
         case.hidden_TH = case.hidden_TH * 3e3
     return case
@@ -70,22 +70,22 @@ def plain(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, *
     if "softcap" in options:
         logits = options["softcap"] * torch.tanh(logits / options["softcap"])
     logprobs = F.log_softmax(logits / options.get("temperature", 1.0), -1)
-    keep = target != -100
+    labelled = target != IGNORE
     picked = logprobs.gather(1, target.clamp_min(0)[:, None])[:, 0]
     lse = torch.logsumexp(logits / options.get("temperature", 1.0), -1)
-    return LogProbs(*(torch.where(keep, x, 0.0) for x in (picked, lse, -(logprobs.exp() * logprobs).sum(-1))))
+    return LogProbs(*(torch.where(labelled, x, 0.0) for x in (picked, lse, -(logprobs.exp() * logprobs).sum(-1))))
 
 
 def results(function: Callable[..., Any], leaves: list[Tensor], case: Case) -> dict[str, Tensor]:
     """Every output and every gradient through it, by name, for losses that weigh each token differently."""
     bias = leaves[2] if len(leaves) == 3 else None
     if function is plain:
-        found = plain(leaves[0], leaves[1], case.target_T, bias, **case.options)
+        logprobs = plain(leaves[0], leaves[1], case.target_T, bias, **case.options)
     else:
-        found = function(leaves[0], leaves[1], case.target_T, bias=bias, entropy=True, **case.options)
+        logprobs = function(leaves[0], leaves[1], case.target_T, bias=bias, entropy=True, **case.options)
     named = {}
     for output in ("logprob", "logsumexp", "entropy"):
-        value = named[output] = getattr(found, output)
+        value = named[output] = getattr(logprobs, output)
         weights = torch.linspace(-1.0, 1.5, value.numel(), dtype=value.dtype, device=value.device)
         grads = torch.autograd.grad((weights * value).sum(), leaves, retain_graph=True)
         named |= {f"d {output} / d {leaf}": g for leaf, g in zip(("hidden", "weight", "bias"), grads, strict=False)}

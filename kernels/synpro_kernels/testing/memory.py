@@ -1,4 +1,4 @@
-"""How much memory a call takes beyond what was there. Knows the kernel's and CUDA's counters, nothing about ops."""
+"""How much memory a call takes beyond what was there, by the counters of Linux and of CUDA."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Makes an element that a kernel forgot to write visible. Knows how torch fills new memory, nothing about kernels."""
+"""Makes an element that a kernel forgot to write visible: new memory is NaN."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -55,6 +55,7 @@ def bias_dot(
     check_direction(direction, grad_out.shape[-1], like=grad_out, like_name="grad_out")
     refuse_gradients(grad_out=grad_out, direction=direction)
     grad_TO, v_OK = _rows(grad_out), precise(_rows(direction)).t()
+    # One thin product for all directions: the tokens are read once, whatever K is.
     dots_KT = _blockwise(grad_TO, lambda block: precise(grad_TO[block]) @ v_OK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
@@ -91,6 +92,7 @@ def scale_dot(
     refuse_gradients(normalised=normalised, grad_out=grad_out, direction=direction)
     norm_TH, grad_TH = _rows(normalised), _rows(grad_out)
     v_HK = precise(_rows(direction)).t()
+    # b . (v * x) = (b * x) . v: the elementwise product is made once and serves every direction.
     dots_KT = _blockwise(norm_TH, lambda block: (precise(grad_TH[block]) * norm_TH[block]) @ v_HK)
     return by_segment(dots_KT, segment_ids, segments, several=direction.dim() == 2, per_token=per_token)
 
@@ -139,11 +141,12 @@ def _embedding_dots(grad_TH: Tensor, token_T: Tensor, tables_KVH: Tensor, vocab_
     in_shard_T = (row_T >= 0) & (row_T < tables_KVH.shape[1])
     if vocab_start is None and token_T.device.type == "cpu" and not bool(in_shard_T.all()):
         raise ValueError(f"token_ids: expected 0 to {tables_KVH.shape[1] - 1}, got {int(token_T[~in_shard_T][0])}")
-    row_T = torch.where(in_shard_T, row_T, 0)
+    row_T = torch.where(in_shard_T, row_T, 0)  # a row to read in any case; what comes of it is overwritten
     # A token that no table holds shows as NaN where raising would make the host wait; one of another shard counts 0.
     foreign = torch.nan if vocab_start is None else 0.0
 
     def dots(block: slice) -> Tensor:
+        # The direction's rows are gathered; a table of gradients [V, H], one for each segment, never exists.
         grad_CH = precise(grad_TH[block])
         dots_K = [(grad_CH * table_VH[row_T[block]]).sum(-1) for table_VH in tables_KVH]
         return torch.stack(dots_K, -1).masked_fill(~in_shard_T[block, None], foreign)

@@ -11,8 +11,8 @@ from synpro_kernels.common.arithmetic import precise
 from synpro_kernels.ops.grad_dot.types import Fp8Direction, LowRankDirection
 
 _FP8 = torch.float8_e4m3fn
-_FP8_MAX = 448.0
-_OVERSAMPLING = 8
+_FP8_MAX = 448.0  # of e4m3, which has three bits of mantissa where e5m2 has two; the row's scale makes up for its range
+_OVERSAMPLING = 8  # columns beyond the rank; Halko et al. advise 5 to 10
 _SUBSPACE_SEED = 20
 
 
@@ -41,6 +41,7 @@ def low_rank(direction: Tensor, rank: int, *, iterations: int = 2) -> LowRankDir
     generator = torch.Generator().manual_seed(_SUBSPACE_SEED)
     probes = torch.randn(exact.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator, device="cpu")
     basis = torch.linalg.qr(exact @ probes.to(exact)).Q
+    # Orthonormal again after each half step: rounding would else pull all columns towards the leading singular vectors.
     for _ in range(iterations):
         basis = torch.linalg.qr(exact.mT @ basis).Q
         basis = torch.linalg.qr(exact @ basis).Q

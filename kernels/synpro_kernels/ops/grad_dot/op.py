@@ -118,7 +118,8 @@ def _grad_dot_tokens(x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, scale
 def contract_over_inputs(outputs: int, inputs: int) -> bool:
     """Whether to compute V x (then dot with b) rather than b V (then dot with x): the shorter product row.
 
-    Both orders multiply 2 T O I; the wider side makes the longer reduction, and the epilogue then touches the other.
+    Both orders take 2 T O I operations. With the wider side contracted the product, which meets the other operand
+    entry by entry, has the fewer entries, and the multiplying loop runs longer between two such epilogues.
     """
     return inputs >= outputs
 

@@ -74,14 +74,15 @@ def _check(x: Tensor, grad_out: Tensor, direction: Tensor, accumulator: Tensor |
 
 
 def _offsets(boundaries: Sequence[int] | Tensor, tokens: int) -> list[int]:
+    # On the host: how the GEMM is cut depends on them, and torch.library takes a list of integers.
     listed = boundaries.tolist() if isinstance(boundaries, Tensor) else list(boundaries)
     rising = all(a <= b for a, b in pairwise(listed))
     if len(listed) < 1 or listed[0] != 0 or listed[-1] != tokens or not rising:
-        raise ValueError(f"boundaries: expected offsets that rise from 0 to {tokens}, got {_short(listed)}")
+        raise ValueError(f"boundaries: expected offsets that rise from 0 to {tokens}, got {_abbreviated(listed)}")
     return listed
 
 
-def _short(listed: list[int]) -> str:
+def _abbreviated(listed: list[int]) -> str:
     return str(listed) if len(listed) <= 8 else f"{str(listed[:4])[:-1]}, ... {str(listed[-2:])[1:]}"
 
 

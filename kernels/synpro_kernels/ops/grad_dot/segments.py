@@ -24,6 +24,7 @@ def by_segment(
     scores = scores_KS if several else scores_KS[0]
     if not per_token:
         return scores
+    # Rows of no segment may hold NaN, and their dots then do too.
     tokens = dots_KT.masked_fill(ids_T < 0, 0.0).view(len(dots_KT), *segment_ids.shape)
     return GradDots(scores, tokens if several else tokens[0])
 

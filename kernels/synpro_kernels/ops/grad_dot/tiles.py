@@ -12,6 +12,7 @@ _ROWS = {
     90: Tile(128, 256, 64, 8, 4),
     100: Tile(128, 256, 64, 8, 4),  # accumulators in tensor memory
 }
+# Few tokens (or a narrow other side) would leave most of such a tile empty.
 _FEW_ROWS = {
     80: Tile(64, 128, 64, 4, 3),
     90: Tile(64, 128, 64, 4, 4),
@@ -27,21 +28,23 @@ _TWO = {
 
 def row_tile(capability: int, tokens: int, width: int) -> Tile:
     """Return the tile of the row-dot kernel for capability 80, 90, ...; small where a large one would be empty."""
-    return _known(_ROWS if tokens > 64 and width > 128 else _FEW_ROWS, capability)
+    return _for_family(_ROWS if tokens > 64 and width > 128 else _FEW_ROWS, capability)
 
 
 def pair_tile(capability: int, tokens_each: int) -> Tile:
     """Return the tile of the pair kernel: small where segments have few tokens on average."""
-    tile = _known(_TWO, capability)
+    # A segment's last tile is as large as the others, however few tokens are left for it: many short segments would
+    # spend their products on rows that are thrown away.
+    tile = _for_family(_TWO, capability)
     side = next((side for side in (16, 32, 64) if side >= tokens_each), None)
     return tile if side is None else tile._replace(BM=side, BN=side, num_warps=4)
 
 
 def prefix_tile(capability: int) -> Tile:
     """Return the tile of the prefix kernel: BM outputs x BN inputs, BK tokens at a time."""
-    return _known(_TWO, capability)
+    return _for_family(_TWO, capability)
 
 
-def _known(table: dict[int, Tile], capability: int) -> Tile:
-    """Families that are not in it, sm_120 for one, have the shared memory of sm_86, so sm_80's tiles fit them."""
+def _for_family(table: dict[int, Tile], capability: int) -> Tile:
+    """The tile of a family. Those that the table lacks, like sm_120, have sm_86's shared memory: sm_80's tiles fit."""
     return table.get(capability // 10 * 10, table[80])

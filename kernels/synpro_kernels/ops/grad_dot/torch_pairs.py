@@ -9,7 +9,7 @@ from torch import Tensor
 from synpro_kernels.common.arithmetic import mm, precise_dtype
 from synpro_kernels.ops.grad_dot.validate import check_id_range
 
-_TILE = 1024
+_TILE = 1024  # tokens: a tile is 4 MiB in fp32, 8 MiB in fp64
 
 
 def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: int) -> Tensor:
@@ -25,7 +25,7 @@ def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: in
         for other in blocks[at:]:
             part = one.products(other)
             sums_SS[one.segments, other.segments] += part
-            if one is not other:
+            if one is not other:  # a segment that lies in both blocks meets itself in either order
                 sums_SS[other.segments, one.segments] += part.t()
     upper_SS = sums_SS.triu()  # a tile of a block with itself need not be symmetric in its last bits
     return (upper_SS + upper_SS.triu(1).t()).to(precise_dtype(x_TI.dtype))
@@ -43,6 +43,7 @@ class _Block:
     def products(self, other: "_Block") -> Tensor:
         """[segments here, segments there], fp64: the tile of token products, summed by segment on either side."""
         tile_CD = mm(self._x_CI, other._x_CI.t()).mul_(mm(self._grad_CO, other._grad_CO.t()))
+        # fp64 from here on, as in `segments`: shares that cancel keep their digits.
         sums_SD = self._sum_rows(tile_CD.double())
         return other._sum_rows(sums_SD.t().contiguous()).t()
 

@@ -28,6 +28,7 @@ def pair_kernel(
     i = tl.load(first + tl.program_id(0)).to(tl.int64)
     j = tl.load(second + tl.program_id(0)).to(tl.int64)
     end_i, end_j = tl.load(offsets + i + 1), tl.load(offsets + j + 1)
+    # fp64 across tiles: where a segment is cut into them depends on the GPU's tile, and shares that cancel keep digits.
     total = tl.zeros((BM,), tl.float64)
     for m0 in range(tl.load(offsets + i), end_i, BM):
         for n0 in range(tl.load(offsets + j), end_j, BN):
@@ -74,6 +75,7 @@ def pair_call(
     x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: int, *, capability: int, descriptor: bool | None = None
 ) -> Call:
     """The launch that fills [S, S]; `descriptor` None chooses by capability."""
+    # Ids of -1 come first, before the first offset, so no program reads their rows.
     order_T = torch.argsort(ids_T, stable=True)
     x_TI, grad_TO = aligned(x_TI[order_T]), aligned(grad_TO[order_T])
     (tokens, inputs), outputs = x_TI.shape, grad_TO.shape[1]

@@ -29,6 +29,8 @@ def prefix_kernel(
     out0, in0 = place // col_tiles * BM, place % col_tiles * BN
     outs, ins, ks = out0 + tl.arange(0, BM), in0 + tl.arange(0, BN), tl.arange(0, BK)
     in_outs, in_ins = (outs < outputs)[:, None], (ins < inputs)[None, :]
+    # The accumulator's tile is read and written once, at the end, however many segments there are; each segment costs a
+    # pass over the directions' tiles.
     total = tl.zeros((BM, BN), tl.float32)
     for i in range(segments):
         part = tl.zeros((BM, BN), tl.float32)
@@ -62,6 +64,7 @@ def grad_dot_prefix(
     if x_TI.shape[0] == 0:
         return accumulator_OI.new_zeros(direction_KOI.shape[0], len(boundaries) - 1)
     tensors = x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI
+    # A score is a sum over all tiles of the weight: in fp64, as in `segments`.
     (shares,) = prefix_call(*tensors, capability=capability_of(x_TI)).launch()
     return shares.sum(0, dtype=torch.float64).float()
 
@@ -95,6 +98,8 @@ def _whole_blocks(
 
     Segments of such lengths, as training on windows has, are taken as they are; others are copied, filled with zeros.
     """
+    # The kernel steps by whole blocks and masks no tokens: a ragged end would reach into the next segment. Tokens of
+    # zeros add nothing to a gradient.
     bounds = torch.tensor(boundaries, dtype=torch.int32)
     if bool((bounds % block == 0).all()):
         return x_TI, grad_TO, bounds.to(x_TI.device, non_blocking=True)

@@ -44,6 +44,7 @@ def row_dot_kernel(
         )
         safe_rows = tl.minimum(rows, tokens - 1).to(tl.int64)
         b = tl.load(other + safe_rows[:, None] * stride_other + cols[None, :], mask=cols[None, :] < width, other=0.0)
+    # The tile of the product ends here, in registers: [T, width] of products is never written.
     # Chosen, not multiplied by 0: a column outside may hold what an infinite entry of V made of it.
     dots = tl.sum(tl.where(cols[None, :] < width, acc * b.to(tl.float32), 0.0), 1)
     to = (k * col_tiles + col_tile).to(tl.int64) * tokens + rows
@@ -58,6 +59,7 @@ def grad_dot_tokens(
         direction_KOI = (direction_KOI.float() * scale_KO[..., None]).to(x_TI.dtype)
     if x_TI.shape[0] == 0:
         return x_TI.new_zeros(direction_KOI.shape[0], 0, dtype=torch.float32)
+    # One fp32 number a row and tile is written, 4 K T min(I, O) / BN bytes in all; this sum has a fixed order.
     (partials,) = row_dot_call(x_TI, grad_TO, direction_KOI, over_inputs, capability=capability_of(x_TI)).launch()
     return partials.sum(1)
 

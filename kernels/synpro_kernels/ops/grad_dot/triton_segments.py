@@ -13,7 +13,7 @@ from synpro_kernels.ops.grad_dot.validate import nan_where_out_of_range
 
 _SEGMENTS = 32  # of a program
 _TOKENS = 64  # at a time
-_SPAN = 1024  # tokens of a program
+_SPAN = 1024  # tokens of a program: a constant, so that no property of the GPU decides in which order is added
 
 
 @triton.jit
@@ -24,6 +24,7 @@ def segment_sum_kernel(
     """BS segments' sums over SPAN tokens, into row `span` of the [K, spans, S] partials."""
     span, k = tl.program_id(1), tl.program_id(2)
     wanted = tl.program_id(0) * BS + tl.arange(0, BS)
+    # One sum a segment and lane; lanes are added after the loop.
     total = tl.zeros((BS, BT), tl.float64)
     row = values + k.to(tl.int64) * stride_values
     for start in range(0, SPAN, BT):

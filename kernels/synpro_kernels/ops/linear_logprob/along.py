@@ -1,6 +1,6 @@
 """By how much a loss rises as the output layer's weight moves along given directions, read off its gradient.
 
-Knows the gradient of logits, block by block as it is made, and the weight's gradient; does not know what is minimised.
+dL/dweight = sum_t dL/dlogits_t h_t^T, so <dL/dweight, V_k> is a sum of the tokens' shares dL/dlogits_t . (V_k h_t).
 Shapes: K directions, T tokens, C of a chunk; V rows of the weight, B of a block; H width.
 """
 
@@ -23,26 +23,27 @@ class Along:
 
 @dataclass(frozen=True)
 class TokenShares:
-    """What is known so far of each token's share dL/dlogits_t . (V_k h_t): the sum over the blocks of logits seen."""
+    """Each token's share dL/dlogits_t . (V_k h_t), as far as its logits have been walked: a sum over their blocks."""
 
     direction_KVH: Tensor
     values_KC: Tensor
 
     @classmethod
     def wanted(cls, along: Along | None, hidden_TH: Tensor) -> "TokenShares | None":
-        """All 0 of these tokens, or None where none are asked for."""
+        """Zeros for these tokens, or None where no shares are asked for."""
         if along is None or not along.per_token:
             return None
         shape, dtype = (len(along.direction_KVH), len(hidden_TH)), precise_dtype(hidden_TH.dtype)
         return cls(along.direction_KVH, hidden_TH.new_zeros(shape, dtype=dtype))
 
     def of(self, tokens: slice) -> "TokenShares":
-        """Those of some of the tokens; what is added to them is added here."""
+        """A view of some of the tokens: what is added to it is added here."""
         return replace(self, values_KC=self.values_KC[:, tokens])
 
     def add(self, tokens: slice | Tensor, hidden_CH: Tensor, columns: slice, dz_CB: Tensor) -> None:
-        """Add what a block of the weight's rows has to do with some tokens, dz being the gradient of their logits."""
+        """Add to some tokens' shares what a block of the weight's rows has in them; dz: their logits' gradient."""
         direction_KBH = self.direction_KVH[:, columns].to(hidden_CH.dtype)
+        # The sum over the one segment is not used: the tokens' dots come with it.
         segment_C = torch.zeros(len(hidden_CH), dtype=torch.int32, device=hidden_CH.device)
         block = grad_dot(hidden_CH, dz_CB, direction_KBH, segment_C, segments=1, per_token=True)
         self.values_KC[:, tokens] += block.tokens

@@ -1,7 +1,7 @@
 """Walks a layer in blocks of [tokens, vocabulary], so that no more than a few blocks of logits exist at a time.
 
-Knows one vocabulary shard and no process group. Shapes: T tokens, H width, V columns of the shard; C tokens and B
-columns of a block; n columns that a `TileSkip` leaves.
+Works on one vocabulary shard; `forward` and `backward` join shards. Shapes: T tokens, H width, V columns of the shard;
+C tokens and B columns of a block; n columns that a `TileSkip` leaves.
 """
 
 from dataclasses import replace
@@ -15,7 +15,10 @@ from synpro_kernels.ops.linear_logprob.types import Gradients, Needed, Shard, St
 
 
 def products(shard: Shard, weight_BH: Tensor, bias_B: Tensor | None, out_CB: Tensor) -> Tensor:
-    """Write f(hidden weight^T + bias) of a block to `out_CB`: the logits without their scale."""
+    """Write f(hidden weight^T + bias) of a block to `out_CB`: the logits without their scale.
+
+    The scale is left to the row kernels, which multiply by it as they read: a pass over the block less.
+    """
     product(shard.operand(shard.hidden_TH), weight_BH.t(), out_CB)
     if bias_B is not None:
         out_CB += bias_B
@@ -51,6 +54,7 @@ def gradients(shard: Shard, coefficients_T5: Tensor, need: Needed, skip: TileSki
     """Gradients, computing the logits again: hidden's and bias's with fp32 sums as such, weight's in its own dtype."""
     tokens, vocab = shard.kernels.block_shape(shard)
     precise, dtype = shard.precise, shard.weight_VH.dtype
+    # Hidden's and bias's gradients are added to by many blocks; a row of the weight's belongs to one block of columns.
     grad_hidden = shard.hidden_TH.new_zeros(shard.hidden_TH.shape, dtype=precise) if need.hidden else None
     grad_weight = shard.weight_VH.new_empty(shard.weight_VH.shape) if need.weight else None
     grad_bias = shard.weight_VH.new_zeros(shard.vocab, dtype=precise) if need.bias else None

@@ -42,7 +42,7 @@ class CachedLogits:
         live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
         if len(live) == 0:
             return
-        # Clipped ratios and zero advantages leave a policy gradient few tokens: two of three products shrink to those.
+        # A policy gradient loses its clipped tokens and those of zero advantage: two of the three products get shorter.
         every = len(live) == self._shard.tokens
         part = self._shard if every else self._shard.rows(live)
         live_n5 = coefficients_C5 if every else coefficients_C5[live]

@@ -65,7 +65,7 @@ def linear_cross_entropy(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
     group = None if group is None or group.size() == 1 else group
-    target_T, weights = _weigh(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
+    target_T, weights = _weighted_targets(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
     if reduction == "none":
         logprobs = linear_logprob(
             hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
@@ -94,10 +94,11 @@ def linear_cross_entropy(
     )
 
 
-def _weigh(
+def _weighted_targets(
     target: Tensor, loss_mask: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
     """Targets [T] with those of weight 0 ignored, and the weights [T] where there are any, 0 at ignored targets."""
+    # A token of weight 0 becomes an ignored one, which is dropped before the first product.
     target_T = target.reshape(-1)
     if loss_mask is None:
         return target_T, []

@@ -39,6 +39,7 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate the labelled tokens; ignored ones get 0 (and sumexp 1). Raises ValueError for a target outside."""
     rows = LabelledRows(target_T, settings.ignore_index)
+    # An operator's outputs may not share memory, hence the clones.
     if rows.count == 0:  # alike on every rank of the group, so no rank waits for another
         zeros = hidden_TH.new_zeros(rows.total, dtype=precise_dtype(hidden_TH.dtype))
         entropy_T = zeros.clone() if entropy else zeros.new_empty(0)

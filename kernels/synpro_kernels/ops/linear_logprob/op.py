@@ -85,7 +85,10 @@ def _linear_logprob(
     vocab_start: int,
     entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(logprob, logsumexp, entropy or empty, maximum, sumexp), each [T]; the last two are for the backward pass."""
+    """(logprob, logsumexp, entropy or empty, maximum, sumexp), each [T]; the last two are for the backward pass.
+
+    It gets them instead of the log-sum-exp, which at large logits has lost the small digits that p = e^(z-m) / s keeps.
+    """
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
@@ -146,13 +149,14 @@ def _save(ctx, inputs, output) -> None:
     hidden, weight, target, bias, *ctx.settings, _ = inputs
     _, _, entropy, maximum, sumexp = output
     ctx.mark_non_differentiable(maximum, sumexp)
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(False)  # None says that the loss does not use an output, and its terms are left out
     ctx.save_for_backward(hidden, weight, target, bias, maximum, sumexp, entropy)
 
 
 def _backward(ctx, *grads):
     check_first_order()
     needs = ctx.needs_input_grad
+    # The gradient of a sum arrives as one number, expanded; the row kernels read vectors.
     dense = [None if grad is None else grad.contiguous() for grad in grads[:3]]
     hidden, weight, bias = _linear_logprob_backward(
         *ctx.saved_tensors, *dense, *ctx.settings, needs[0], needs[1], needs[3]

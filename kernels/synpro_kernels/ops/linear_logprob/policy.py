@@ -1,4 +1,4 @@
-"""The policy loss of a linear output layer, with gradients made in the forward pass (formula: `policy_loss`)."""
+"""The policy loss of a linear output layer, with gradients made in the forward pass (formula: `ops/policy_loss`)."""
 
 from dataclasses import fields
 

@@ -2,6 +2,9 @@
 
 BM tokens x BN vocabulary entries, BK of the width at a time.
 
+A tile moves (BM + BN) H elements from L2 for 2 BM BN H operations: at 128 x 256, H 4096, bf16 3.1 MB for 268 MFLOP, by
+our estimate near what L2 delivers (docs/kernels.md). So tiles are as large as registers allow.
+
 A search would compile and time dozens of variants inside somebody's first training step, and pick by noise. These are
 chosen by shared memory, registers and the matrix instruction's shape (see README.md for the arithmetic), and checked
 by compiling ahead of time.
@@ -29,6 +32,7 @@ def tile_for(capability: int, dtype: torch.dtype, tokens: int, *, plain: bool = 
         return _FLOAT
     # Families not in the table (consumer Blackwell has 99 KiB of shared memory) take the smallest tile.
     tile = _HALF.get(capability // 10 * 10, _HALF[80])
+    # A bias, a cap or the masks of a ragged width need registers beside the accumulator's: half of its columns.
     if not plain:
         tile = tile._replace(BM=128, BN=128 if tile.BN > 128 else 64)
     # Few tokens (decoding, small groups): a narrow tile wastes fewer rows, and the weight is read once either way.

@@ -31,6 +31,8 @@ def tile_products(
         for k in range(0, WIDTH, BK):
             acc = tl.dot(hidden.load([row0, k]), weight.load([col0, k]).T, acc, input_precision="ieee")
     else:
+        # Rows beyond the end read row 0 instead of being masked: the loop's loads then need no mask over rows, and what
+        # comes of them is not stored.
         ks = tl.arange(0, BK)
         h_ptr = hidden + tl.where(rows < tokens, rows, 0).to(tl.int64)[:, None] * stride_h + ks[None, :]
         w_ptr = weight + tl.where(cols < vocab, cols, 0).to(tl.int64)[:, None] * stride_w + ks[None, :]
@@ -59,6 +61,8 @@ def stats_kernel(
     split = tl.program_id(0) // row_tiles
     rows = row_tile * BM + tl.arange(0, BM)
     in_range = rows < tokens
+    # int64 would cost the epilogue 3 to 8 registers. The test against the vocabulary is made here, once, and not in the
+    # tile, where it cost 2 spills on sm_100 (docs/kernels.md).
     target = tl.load(column + rows, mask=in_range, other=-1).to(tl.int32)
     target = tl.where(target < vocab, target, -1)  # another shard's: never the column of this one's last, ragged tile
     m = tl.full((BM,), -float("inf"), tl.float32)
@@ -98,7 +102,7 @@ def gradient_kernel(
     in_range = rows < tokens
     values = tile_products(hidden, weight, row0, col0, tokens, vocab, stride_h, stride_w, WIDTH, DESCRIPTOR, BM, BN, BK)
     place = (tl.load(column + rows, mask=in_range, other=-1) - start).to(tl.int32)
-    # In two halves: a whole tile of gradients beside a whole tile of products would spill registers.
+    # In two halves: a whole tile of gradients beside a whole tile of products cost 42 to 57 spill loads on sm_90.
     left, right = values.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
     for half in tl.static_range(2):
         cols = col0 + half * (BN // 2) + tl.arange(0, BN // 2)
@@ -106,7 +110,8 @@ def gradient_kernel(
         z = capped(left if half == 0 else right, bias_row, inverse_softcap, HAS_BIAS, HAS_SOFTCAP)
         is_target = cols[None, :] == place[:, None]
         dz = gradient(z, is_target, coefficients, rows, in_range, scale, HAS_SOFTCAP)
-        corner = out + row0.to(tl.int64) * out_stride + col0 + half * (BN // 2)  # 64 bits once, 32 within the tile
+        # 64 bits once for the corner, 32 within the tile: 64-bit offsets for every entry were most of those spills.
+        corner = out + row0.to(tl.int64) * out_stride + col0 + half * (BN // 2)
         to = corner + tl.arange(0, BM)[:, None] * out_stride + tl.arange(0, BN // 2)[None, :]
         tl.store(to, dz.to(out.dtype.element_ty), mask=in_range[:, None] & (cols[None, :] < vocab))
 
@@ -132,20 +137,23 @@ def stats_call(
 ) -> Call:
     """The launch that `stats` makes on a device of `processors` multiprocessors; `descriptor` None chooses."""
     hidden_TH, weight_VH = shard.hidden_TH, shard.weight_VH
-    descriptor = _describable(hidden_TH, weight_VH, capability) if descriptor is None else descriptor
+    descriptor = _fits_descriptors(hidden_TH, weight_VH, capability) if descriptor is None else descriptor
     tile = _tile(shard, shard.bias_V, capability)
     row_tiles, column_tiles = ceil_div(shard.tokens, tile.BM), ceil_div(shard.vocab, tile.BN)
     tiles_each = ceil_div(column_tiles, splits_for(row_tiles, column_tiles, processors))
     splits = ceil_div(column_tiles, tiles_each)
     parts = hidden_TH.new_empty((4, splits, shard.tokens), dtype=torch.float32).unbind(0)
     hidden, weight, options = _operands(hidden_TH, weight_VH, tile, descriptor)
-    options |= _mapping(shard, shard.bias_V) | {"tiles_each": tiles_each, "ENTROPY": entropy}
+    options |= _logit_options(shard, shard.bias_V) | {"tiles_each": tiles_each, "ENTROPY": entropy}
     arguments = hidden, weight, shard.bias_V, shard.column_T, *parts, shard.tokens, shard.vocab
     return Call(stats_kernel, (row_tiles * splits,), arguments, options, parts)
 
 
 def splits_for(row_tiles: int, column_tiles: int, processors: int) -> int:
-    """Into how many parts to cut the vocabulary: two programs for every processor, so that the last wave is short."""
+    """Into how many parts to cut the vocabulary: two programs for every processor, so that the last wave is short.
+
+    At T 8192 on 132 processors that is 4 parts, 256 programs; the parts' statistics take 0.5 MB.
+    """
     return max(1, min(column_tiles, 2 * processors // row_tiles))
 
 
@@ -162,10 +170,10 @@ def gradient_call(
 ) -> Call:
     """The launch that `differentiate` makes."""
     hidden_TH = part.hidden_TH
-    descriptor = _describable(hidden_TH, weight_BH, capability) if descriptor is None else descriptor
+    descriptor = _fits_descriptors(hidden_TH, weight_BH, capability) if descriptor is None else descriptor
     tile = _tile(part, bias_B, capability)
     hidden, weight, options = _operands(hidden_TH, weight_BH, tile, descriptor)
-    options |= _mapping(part, bias_B)
+    options |= _logit_options(part, bias_B)
     arguments = (
         hidden, weight, bias_B, part.column_T, coefficients_C5, out_CB, out_CB.stride(0),
         part.tokens, len(weight_BH), start,
@@ -189,7 +197,7 @@ def _operands(hidden_TH: Tensor, weight_BH: Tensor, tile: Tile, descriptor: bool
     return hidden, TensorDescriptor.from_tensor(weight_BH, [tile.BN, tile.BK]), options
 
 
-def _describable(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> bool:
+def _fits_descriptors(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> bool:
     """Whether descriptors can be used: from sm_90 on, where rows lie on 16 bytes."""
     tensors = hidden_TH, weight_BH
     return capability >= 90 and all(
@@ -197,7 +205,7 @@ def _describable(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> bool:
     )
 
 
-def _mapping(shard: Shard, bias_B: Tensor | None) -> dict[str, Any]:
+def _logit_options(shard: Shard, bias_B: Tensor | None) -> dict[str, Any]:
     softcap = shard.settings.softcap
     return {
         "scale": shard.settings.scale,
@@ -213,7 +221,7 @@ def _processors(tensor: Tensor) -> int:
 
 
 def _merge_parts(parts: Stats) -> Stats:
-    """Fold [splits, T] statistics into [T]."""
+    """Fold [splits, T] statistics into [T]: in the order of the splits, so that results repeat bit for bit."""
     top = parts.maximum.amax(0)
     sumexp, weighted = parts.relative_to(top)
     return Stats(top, sumexp.sum(0), weighted.sum(0), parts.target_logit.sum(0))

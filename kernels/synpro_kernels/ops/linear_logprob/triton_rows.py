@@ -1,6 +1,7 @@
 """The row kernels in Triton: on blocks of fp32 products that lie in memory. Contract: `types.Kernels`.
 
-One program owns one token's row, or a piece of it; nothing is added to memory by two programs.
+One program owns one token's row, or a piece of it; nothing is added to memory by two programs. Statistics read a row
+once, gradients read it and write it.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What policy optimisation minimises, per token: the clipped surrogate and the KL divergence from a reference."""
+"""What policy optimisation minimises: the clipped surrogate and the KL divergence from a reference policy."""
 
 from synpro_kernels.ops.policy_loss.surrogate import SurrogateTerms, grpo_loss, k3
 

@@ -1,6 +1,6 @@
-"""What GRPO minimises: the clipped surrogate plus the KL divergence from the reference, as sums over tokens.
+"""What GRPO minimises: the clipped surrogate plus the KL divergence from the reference policy, as sums over tokens.
 
-Knows log-probabilities, advantages and weights of tokens; knows neither models nor texts. N tokens of completions.
+Of N tokens of completions, given by their log-probabilities, advantages and weights.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def grpo_loss(
 
     All tensors are fp32 [N] (or fp64 [N]).
 
-    logprob_N: of the policy in training; behaviour_N: the sampler's, under the same distribution (temperature, kept
-    set); advantage_N: of each token's completion; weight_N: the token's share in the mean, before its denominator;
+    logprob_N: of the policy in training; behaviour_N: the sampler's, under the same distribution (temperature,
+    nucleus); advantage_N: of each token's completion; weight_N: the token's share in the mean, before its denominator;
     reference_N: the reference policy's, None without the KL term.
 
     surrogate = min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprob - behaviour).
