@@ -127,7 +127,7 @@ def test_an_installed_package_does_not_take_the_commit_of_a_repository_around_it
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "--message", "theirs"]
     run(["git", "init", "--quiet"], installed.parent)
     run(commit, installed.parent)
-    show = "from synpro_engine.cycle import summary; print(summary._git_commit())"
+    show = "from synpro_engine.cycle.summaries.environment import git_commit; print(git_commit())"
     assert run([sys.executable, "-c", show], installed.parent, PYTHONPATH=str(installed)).strip() == "None"
     head = run(["git", "rev-parse", "HEAD"], ROOT)
     assert run([sys.executable, "-c", show], ROOT, PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}") == head
@@ -138,6 +138,6 @@ def test_the_installed_command_runs_the_smoke_cycle_to_its_report(installed: Pat
     command = [installed / "bin" / "synpro", "run", "smoke", "--dir", tmp_path / "run"]
     run(command, tmp_path, PYTHONPATH=str(installed), OMP_NUM_THREADS="1")
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for template in (ROOT / "synpro_engine" / "report" / "templates" / "sections").iterdir():
+    for template in (ROOT / "synpro_engine" / "report" / "sections").glob("*.html.j2"):
         assert f'id="{template.name.partition(".")[0]}"' in page
     assert (tmp_path / "run" / "environment.json").is_file()

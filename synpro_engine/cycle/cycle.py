@@ -18,7 +18,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import ENVIRONMENT, REPORT, TIMES, Round
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
 from synpro_engine.cycle.stages import run_stages
-from synpro_engine.cycle.summary import report_data, write_environment
+from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
 

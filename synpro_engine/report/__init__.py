@@ -1,36 +1,42 @@
 """The report of a run: one self-contained HTML page and the closing lines in the terminal.
 
-Knows typed numbers and texts (`ReportData`); who measured them, and where they are stored, is none of its business.
+Knows typed numbers and texts (`ReportData`); does not know who measured them, or where they are stored.
 """
 
-from synpro_engine.report.corpus_records import CorpusInfo, SplitSize
-from synpro_engine.report.generator_records import DiversityRow, InfluenceValues, OperationYield, RewardCurves, Sample
-from synpro_engine.report.in_run_records import InRunInfluence, ScoredDocument
-from synpro_engine.report.model import SMALL_RUN_STATEMENT, Environment, ModelInfo, ReportData, StageTiming
+from synpro_engine.report.data import ModelInfo, ReportData
 from synpro_engine.report.page import render_report, write_report
+from synpro_engine.report.sections.arms import Arms, HeldOutLoss
+from synpro_engine.report.sections.corpus import CorpusInfo, SplitSize
+from synpro_engine.report.sections.environment import Environment
+from synpro_engine.report.sections.influence import Influence, InRunInfluence, OperationInfluence, ScoredDocument
+from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau, Pretraining
+from synpro_engine.report.sections.samples import Sample
+from synpro_engine.report.sections.timeline import StageTiming, Timeline
+from synpro_engine.report.sections.tokens import ArmTokens, TokenAccount
+from synpro_engine.report.sections.tuning import RewardCurves
 from synpro_engine.report.terminal import closing_summary
-from synpro_engine.report.training_records import ArmTokens, Curve, CurveKind, HeldOutLoss, PlateauInfo, TokenAccount
 
 __all__ = [
     "ArmTokens",
+    "Arms",
     "CorpusInfo",
     "Curve",
     "CurveKind",
-    "DiversityRow",
     "Environment",
     "HeldOutLoss",
     "InRunInfluence",
-    "InfluenceValues",
+    "Influence",
     "ModelInfo",
-    "OperationYield",
-    "PlateauInfo",
+    "OperationInfluence",
+    "Plateau",
+    "Pretraining",
     "ReportData",
     "RewardCurves",
-    "SMALL_RUN_STATEMENT",
     "Sample",
     "ScoredDocument",
     "SplitSize",
     "StageTiming",
+    "Timeline",
     "TokenAccount",
     "closing_summary",
     "render_report",

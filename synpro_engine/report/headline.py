@@ -1,12 +1,19 @@
-"""The few numbers that stand at the top of the page and at the end of the terminal's output.
-
-Knows which numbers matter and how to say that one is not there yet; lays nothing out.
-"""
+"""What stands at the top of the page and at the end of the terminal's output: a warning and the key numbers."""
 
 from dataclasses import dataclass
 
-from synpro_engine.report.model import ReportData
+from synpro_engine.report.data import ReportData
 from synpro_engine.report.numbers import compact, count, fixed, percent, seconds
+from synpro_engine.report.sections.timeline import Timeline
+
+STATEMENT = (
+    "A run of this size cannot show an effective-token gain.",
+    "The model is far too small, the synthetic pool too short and each arm was trained once, with one seed, so a "
+    "difference between the arms below cannot be told from chance. What the run shows is that every part of the cycle "
+    "is real and wired: the model is pretrained, its loss is watched for a plateau, influence is measured on that very "
+    "model, the generator is tuned against it, and the model is trained on what the generator wrote.",
+)
+"""What the numbers can and cannot show: the first sentence, which is set apart, and the others."""
 
 _NOT_YET = "not run yet"
 
@@ -20,36 +27,18 @@ class Fact:
     note: str = ""
 
 
-def total_seconds(data: ReportData) -> float | None:
-    """Time spent in the stages; None before the first one ends."""
-    spent = [stage.seconds for stage in data.stages if stage.seconds is not None]
-    return sum(spent) if spent else None
-
-
-def unfinished(data: ReportData) -> list[str]:
-    """Names of the stages that are known but have no result."""
-    return [stage.name for stage in data.stages if stage.status not in ("done", "reused")]
-
-
-def statement(data: ReportData) -> tuple[str, str]:
-    """The first sentence of the statement, which is set apart, and the others."""
-    first, _, rest = data.statement.partition(". ")
-    return first.rstrip(".") + ".", rest
-
-
 def facts(data: ReportData) -> list[Fact]:
     """The key numbers of a run, in reading order."""
-    parts = [_time(data), *_models(data), _organic(data), _plateau(data), _synthetic(data), *_held_out(data)]
-    return [*parts, *_overlap(data)]
+    training = [*_models(data), _organic(data), _plateau(data)]
+    return [_time(data.timeline), *training, _synthetic(data), *_held_out(data), *_overlap(data)]
 
 
-def _time(data: ReportData) -> Fact:
-    spent = total_seconds(data)
-    done = len(data.stages) - len(unfinished(data))
+def _time(timeline: Timeline) -> Fact:
+    spent, known = timeline.total_seconds, len(timeline.stages)
     return Fact(
         label="Time in stages",
         value=seconds(spent) if spent is not None else _NOT_YET,
-        note=f"{done} of {len(data.stages)} stages done" if data.stages else "",
+        note=f"{known - len(timeline.unfinished)} of {known} stages done" if known else "",
     )
 
 
@@ -67,17 +56,18 @@ def _models(data: ReportData) -> list[Fact]:
 def _organic(data: ReportData) -> Fact:
     if data.tokens is None:
         return Fact(label="Organic text", value=_NOT_YET)
-    epochs = data.tokens.epochs_before_plateau
-    end = "the budget ended" if data.plateau is not None and not data.plateau.stopped else "the plateau"
+    epochs, plateau = data.tokens.epochs_before_plateau, data.pretraining.plateau
+    end = "the budget ended" if plateau is not None and not plateau.stopped else "the plateau"
     note = f"read {epochs:.1f} times before {end}" if epochs else ""
     return Fact(label="Organic text", value=f"{count(data.tokens.organic_unique)} tokens", note=note)
 
 
 def _plateau(data: ReportData) -> Fact:
-    if data.plateau is None:
+    plateau = data.pretraining.plateau
+    if plateau is None:
         return Fact(label="Plateau", value=_NOT_YET)
-    step = f"step {count(data.plateau.step)}"
-    if not data.plateau.stopped:
+    step = f"step {count(plateau.step)}"
+    if not plateau.stopped:
         return Fact(label="Plateau", value="not reached", note=f"the budget ended first, at {step}")
     return Fact(label="Plateau", value=step, note="found by the detector")
 
@@ -86,13 +76,14 @@ def _synthetic(data: ReportData) -> Fact:
     made = sum(data.tokens.synthetic.values()) if data.tokens else 0
     if not data.tokens or not made:
         return Fact(label="Synthetic text", value=_NOT_YET)
-    kept, generated = sum(y.kept for y in data.yields), sum(y.generated for y in data.yields)
-    note = f"{count(kept)} of {count(generated)} completions kept ({percent(kept, generated)})" if generated else ""
-    return Fact(label="Synthetic text", value=f"{count(made)} tokens", note=note)
+    yields = data.yields.values()
+    accepted, completions = sum(y.accepted for y in yields), sum(y.completions for y in yields)
+    share = f"{count(accepted)} of {count(completions)} completions kept ({percent(accepted, completions)})"
+    return Fact(label="Synthetic text", value=f"{count(made)} tokens", note=share if completions else "")
 
 
 def _held_out(data: ReportData) -> list[Fact]:
-    if not data.held_out:
+    if not data.arms.held_out:
         return [Fact(label="Held-out loss", value=_NOT_YET)]
     return [
         Fact(
@@ -100,7 +91,7 @@ def _held_out(data: ReportData) -> list[Fact]:
             value=f"{fixed(row.bits_per_byte)} bits per byte",
             note=f"{fixed(row.per_token)} nats per token",
         )
-        for row in data.held_out
+        for row in data.arms.held_out
     ]
 
 

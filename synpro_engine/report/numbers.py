@@ -1,6 +1,6 @@
 """Numbers as a reader wants them: durations, counts, shares.
 
-Knows rounding and units only. A missing number is an en dash; a number that is not finite is shown as what it is.
+A missing number is an en dash; a number that is not finite is shown as what it is.
 """
 
 import math
@@ -51,10 +51,3 @@ def signed(value: float | None, digits: int = 4) -> str:
 def percent(part: float | None, whole: float | None = 1.0) -> str:
     """`part` of `whole`, in percent with one decimal."""
     return MISSING if part is None or not whole else f"{100 * part / whole:.1f}%"
-
-
-def nice_ticks(end: float, wanted: int = 6) -> list[float]:
-    """Round positions from 0 up to `end` seconds, in steps a clock would use."""
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-    step = next((size for size in steps if end / size <= wanted), math.ceil(end / wanted / 86400) * 86400)
-    return [float(index * step) for index in range(int(end // step) + 1)]

@@ -1,21 +1,25 @@
-"""From a matplotlib figure to an SVG that belongs in the page.
+"""Panels: drawings in one common look, as SVG elements that belong in the page.
 
-Knows the look that all figures share and how to make an SVG safe to embed: theme colours become CSS variables (so one
-drawing serves light, dark and print), text stays text (in the page's font, selectable), ids are unique in the page, and
-metadata that names outside addresses goes. It does not know what a figure shows.
+A panel is about 420 pixels wide, so it can stand beside another on a wide page and alone on a narrow one without its
+letters shrinking. Its title is the page's; its legend stands above the axes, where no line can run through it.
+
+matplotlib's SVG is made safe to embed: theme colours become CSS variables (so one drawing serves light, dark and
+print), text stays text (in the page's font, selectable), ids are unique in the page, and metadata that names outside
+addresses goes.
 """
 
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # matplotlib is slow to import: only a process that draws pays for it
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; each is a CSS variable of report.css, and the hex value is
+# Okabe and Ito's colours, told apart with any colour vision; each is a CSS variable of page.css, and the hex value is
 # only its name inside matplotlib. No two may be equal.
 INK, MUTED, GRID, PAPER = "#1b1f23", "#5c646c", "#dfe2e5", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a939b"
@@ -63,37 +67,60 @@ _RC: dict[Any, Any] = {  # matplotlib types its keys by a literal of its own
 }
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
+_FEW_POINTS = 40
 
 
+@dataclass
 class Panel:
-    """One pair of axes while it is drawn on, and its SVG afterwards."""
+    """One pair of axes while it is drawn on, and its SVG element afterwards."""
 
+    title: str
+    caption: str  # one sentence that tells a stranger how to read the panel; may be empty
     axes: "Axes"
     svg: str = ""
 
 
 @contextmanager
-def panel(name: str, description: str, *, width: int = 420, height: int = 270) -> Iterator[Panel]:
+def panel(
+    name: str, description: str, *, title: str, caption: str = "", width: int = 420, height: int = 270
+) -> Iterator[Panel]:
     """Draw one panel: on leaving the block, `.svg` holds it.
 
     Args:
         name: unique in the page; prefixes every id of the SVG.
         description: what the panel shows, for readers who do not see it; becomes the SVG's title.
+        title, caption: what the page says above and below the drawing.
         width, height: in CSS pixels.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    drawn = Panel()
     with mpl.rc_context(_RC):
         inches = (width * _POINTS_PER_PIXEL / 72, height * _POINTS_PER_PIXEL / 72)
         figure = Figure(figsize=inches, layout="constrained")
-        drawn.axes = figure.add_subplot()
+        drawn = Panel(title=title, caption=caption, axes=figure.add_subplot())
         yield drawn
         buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     drawn.svg = inline_svg(buffer.getvalue(), name, description)
+
+
+def legend_above(axes: "Axes", columns: int) -> None:
+    """Put the legend between the panel's title and its axes."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0, borderaxespad=0.5, columnspacing=1.4
+    )
+
+
+def point_marks(x: Sequence[float]) -> dict[str, Any]:
+    """Mark the points of a short curve, whose line is only a guide; nothing for a long one."""
+    return {} if len(x) > _FEW_POINTS else {"marker": "o", "ms": 3.6, "mec": PAPER, "mew": 0.6}
+
+
+def slug(text: str) -> str:
+    """`text` as a part of an id."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
 
 
 def inline_svg(document: str, name: str, description: str) -> str:
@@ -127,7 +154,7 @@ def _localise(element: ET.Element, name: str) -> None:
         if key == "id":
             value = f"{name}-{value}"
         value = re.sub(r"^#", f"#{name}-", value) if key == "href" else value.replace("url(#", f"url(#{name}-")
-        element.attrib[key] = _COLOUR.sub(lambda hit: f"var({CSS_VARIABLES[hit[0]]})", value)
+        element.attrib[key] = _COLOUR.sub(lambda match: f"var({CSS_VARIABLES[match[0]]})", value)
 
 
 _COLOUR = re.compile("|".join(CSS_VARIABLES))

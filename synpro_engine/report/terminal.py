@@ -1,13 +1,14 @@
 """The closing lines in the terminal: seconds of each stage, key numbers, where the report lies.
 
-Knows plain text of at most 100 columns, which also reads well in a log file; the caller prints it.
+Plain text of at most 100 columns, which also reads well in a log file; the caller prints it.
 """
 
 from pathlib import Path
 
-from synpro_engine.report.headline import Fact, facts, statement, total_seconds, unfinished
-from synpro_engine.report.model import ReportData, StageTiming
+from synpro_engine.report.data import ReportData
+from synpro_engine.report.headline import STATEMENT, Fact, facts
 from synpro_engine.report.numbers import seconds
+from synpro_engine.report.sections.timeline import StageTiming, Timeline
 
 _BAR = 24
 _WIDTH = 100
@@ -21,10 +22,10 @@ def closing_summary(data: ReportData, report: Path | None = None) -> str:
         report: the page; named in the last line, absolutely, so that it can be opened from anywhere.
     """
     lines = [printable(data.title), ""]
-    lines += _stage_lines(data)
+    lines += _stage_lines(data.timeline)
     lines += _fact_lines([fact for fact in facts(data) if fact.label != "Time in stages"])
-    lines += ["", printable(statement(data)[0])]
-    if missing := unfinished(data):
+    lines += ["", STATEMENT[0]]
+    if missing := data.timeline.unfinished:
         lines += [printable(f"Not finished: {', '.join(missing)}.")]
     if report is not None:
         lines += [f"Report: {report.resolve()}"]
@@ -36,12 +37,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _stage_lines(data: ReportData) -> list[str]:
-    longest = max((stage.seconds or 0.0 for stage in data.stages), default=0.0)
-    name_width = max((len(stage.name) for stage in data.stages), default=0)
-    lines = [f"  {printable(stage.name):<{name_width}}  {_stage_tail(stage, longest)}" for stage in data.stages]
+def _stage_lines(timeline: Timeline) -> list[str]:
+    longest = max((stage.seconds or 0.0 for stage in timeline.stages), default=0.0)
+    name_width = max((len(stage.name) for stage in timeline.stages), default=0)
+    lines = [f"  {printable(stage.name):<{name_width}}  {_stage_tail(stage, longest)}" for stage in timeline.stages]
     if lines:
-        lines += [f"  {'total':<{name_width}}  {seconds(total_seconds(data)):>12}", ""]
+        lines += [f"  {'total':<{name_width}}  {seconds(timeline.total_seconds):>12}", ""]
     return lines
 
 

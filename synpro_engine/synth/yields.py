@@ -36,10 +36,9 @@ class OperationYield(Config):
     """Number of accepted answers that lost something, by cause."""
 
     @property
-    def share(self) -> float:
-        """Accepted completions out of all; 0 when there are none."""
-        total = self.accepted + sum(self.rejected.values())
-        return self.accepted / total if total else 0.0
+    def completions(self) -> int:
+        """Completions tried."""
+        return self.accepted + sum(self.rejected.values())
 
 
 class YieldReport(Config):
@@ -55,7 +54,7 @@ class YieldReport(Config):
     @property
     def completions(self) -> int:
         """Completions tried."""
-        return self.accepted + sum(sum(one.rejected.values()) for one in self.by_operation.values())
+        return sum(one.completions for one in self.by_operation.values())
 
     @property
     def rejected(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from synpro_engine.config import UserError
 from synpro_engine.cycle import in_run, load_recipe
 from synpro_engine.cycle.in_run import DIRECTION, InRunConfig, InRunScores
-from synpro_engine.cycle.in_run_summary import agreement_of_halves
+from synpro_engine.cycle.summaries.influence import agreement_of_halves
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks

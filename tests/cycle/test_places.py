@@ -16,7 +16,7 @@ from synpro_engine.cli.main import main
 from synpro_engine.config import UserError, read_manifest, verification
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.plan import Plan
-from synpro_engine.cycle.summary import report_data
+from synpro_engine.cycle.summaries import report_data
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from tests.cli.refusals import refused
 

@@ -7,26 +7,29 @@ import pytest
 
 from synpro_engine.evaluate import Overlap, measure_diversity
 from synpro_engine.report import (
+    Arms,
     ArmTokens,
     CorpusInfo,
     Curve,
-    DiversityRow,
     Environment,
     HeldOutLoss,
-    InfluenceValues,
+    Influence,
     InRunInfluence,
     ModelInfo,
-    OperationYield,
-    PlateauInfo,
+    OperationInfluence,
+    Plateau,
+    Pretraining,
     ReportData,
     RewardCurves,
     Sample,
     ScoredDocument,
     SplitSize,
     StageTiming,
+    Timeline,
     TokenAccount,
     render_report,
 )
+from synpro_engine.synth import OperationYield
 
 SOURCE = (
     "The finances of the country are in a sound condition. The receipts of the Treasury during the year ending on the "
@@ -49,7 +52,7 @@ HOSTILE = "Here is <script>alert('x')</script> & </div><img src=x onerror=alert(
 def _curve(name: str, kind: str, steps: range, start: float, floor: float, pace: float, noise: float) -> Curve:
     rng = random.Random(name + kind)
     loss = tuple(floor + (start - floor) * math.exp(-s / pace) + rng.gauss(0, noise) for s in steps)
-    return Curve(name=name, kind=kind, x=tuple(map(float, steps)), loss=loss)
+    return Curve(name=name, kind=kind, steps=tuple(steps), loss=loss)
 
 
 def _rewards(operation: str, steps: int) -> RewardCurves:
@@ -92,6 +95,12 @@ def _sample(operation: str, index: int, accepted: bool, text: str) -> Sample:
         if accepted
         else {},
     )
+
+
+def operation_yield(accepted: int, rejected: dict[str, int], cut_chars: dict[str, int] | None = None) -> OperationYield:
+    """What the page shows of a yield; its sums of characters and tokens stay 0."""
+    sums = dict.fromkeys(("source_chars", "prompt_tokens", "completion_tokens", "text_tokens", "text_chars"), 0)
+    return OperationYield(accepted=accepted, rejected=rejected, cut_chars=cut_chars or {}, mean_rewards={}, **sums)
 
 
 def _scored(index: int, value: float) -> ScoredDocument:
@@ -144,7 +153,7 @@ def full_report() -> ReportData:
                 role="generator", description="SmolLM2-135M-Instruct, last 8 blocks tuned", parameters=134_515_008
             ),
         ),
-        stages=stages,
+        timeline=Timeline(stages=stages),
         corpus=CorpusInfo(
             source="/data/<messages>",
             files=3,
@@ -159,68 +168,60 @@ def full_report() -> ReportData:
                 "validation": Overlap(documents=31, copied_documents=4, ngrams=30_000, found=2_220, sampled=8),
             },
         ),
-        pretrain=(_curve("training loss", "train", steps, 8.3, 4.4, 55, 0.06), reference),
-        arms=(
-            *(_curve(name, "train", after, 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(arms)),
-            *(
-                _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
-                for i, name in enumerate(arms)
+        pretraining=Pretraining(
+            curves=(_curve("training loss", "train", steps, 8.3, 4.4, 55, 0.06), reference),
+            plateau=Plateau(
+                step=300,
+                stopped=True,
+                reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
+                window_steps=(220, 240, 260, 280, 300),
+                window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
             ),
         ),
-        plateau=PlateauInfo(
-            x=300,
-            step=300,
-            stopped=True,
-            reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
-            window_steps=(220, 240, 260, 280, 300),
-            window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
-        ),
-        in_run=InRunInfluence(
-            per_nat=True,
-            steps=tuple(range(8, 301, 8)),
-            trained_steps=300,
-            low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
-            median=tuple(0.02 * math.exp(-step / 90) + rng.gauss(0, 0.002) for step in range(8, 301, 8)),
-            high=tuple(0.02 + 0.04 * math.exp(-step / 90) for step in range(8, 301, 8)),
-            documents=tuple(rng.gauss(0.01, 0.02) for _ in range(140)),
-            least_tokens=256,
-            best=tuple(_scored(index, 0.07 - 0.01 * index) for index in range(5)),
-            worst=tuple(_scored(index + 5, -0.05 + 0.01 * index) for index in range(5)),
-            agreement=0.31,
-            agreeing_documents=97,
-            plain_seconds=0.48,
-            scored_seconds=0.66,
-            renewals=5,
-            renewal_seconds=2.4,
-        ),
-        influence=tuple(
-            InfluenceValues(
+        influence=Influence(
+            in_run=InRunInfluence(
                 per_nat=True,
-                operation=name,
-                sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
-                generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
-            )
-            for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
-        ),
-        rewards=(_rewards("rephrase", 8), _rewards("reformat", 8)),
-        yields=(
-            OperationYield(
-                operation="rephrase", kept=88, rejects={"heading missing": 5, "too long": 3}, cut={"<b>": 1200}
+                steps=tuple(range(8, 301, 8)),
+                trained_steps=300,
+                low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
+                median=tuple(0.02 * math.exp(-step / 90) + rng.gauss(0, 0.002) for step in range(8, 301, 8)),
+                high=tuple(0.02 + 0.04 * math.exp(-step / 90) for step in range(8, 301, 8)),
+                documents=tuple(rng.gauss(0.01, 0.02) for _ in range(140)),
+                least_tokens=256,
+                best=tuple(_scored(index, 0.07 - 0.01 * index) for index in range(5)),
+                worst=tuple(_scored(index + 5, -0.05 + 0.01 * index) for index in range(5)),
+                agreement=0.31,
+                agreeing_documents=97,
+                unscored_seconds=0.48,
+                scored_seconds=0.66,
+                renewals=5,
+                renewal_seconds=2.4,
             ),
-            OperationYield(
-                operation="reformat", kept=52, rejects={"no entry": 31, "brackets left in": 8, "cut off": 5}
+            operations=tuple(
+                OperationInfluence(
+                    per_nat=True,
+                    operation=name,
+                    sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
+                    generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
+                )
+                for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
             ),
         ),
+        tuning=(_rewards("rephrase", 8), _rewards("reformat", 8)),
+        yields={
+            "rephrase": operation_yield(88, {"heading missing": 5, "too long": 3}, {"<b>": 1200}),
+            "reformat": operation_yield(52, {"no entry": 31, "brackets left in": 8, "cut off": 5}),
+        },
         samples=(
             _sample("rephrase", 1, True, REPHRASED),
             _sample("reformat", 2, True, "- Topic: Treasury receipts. Content: They came to nearly $31,000,000.\n" * 3),
             _sample("rephrase", 3, False, HOSTILE),
             _sample("reformat", 4, True, "- Topic: Spain. Content: A convention appointed commissioners."),
         ),
-        diversity=(
-            DiversityRow(name="organic", measures=measure_diversity([SOURCE] * 3)),
-            DiversityRow(name="rephrase", measures=measure_diversity([REPHRASED] * 2, organic=[SOURCE])),
-        ),
+        diversity={
+            "organic": measure_diversity([SOURCE] * 3),
+            "rephrase": measure_diversity([REPHRASED] * 2, organic=[SOURCE]),
+        },
         tokens=TokenAccount(
             organic_unique=150_016,
             pretrain_seen=1_228_800,
@@ -230,10 +231,21 @@ def full_report() -> ReportData:
                 ArmTokens(name=arms[1], organic=1_228_800, synthetic=0),
             ),
         ),
-        held_out=(
-            HeldOutLoss(name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12),
-            HeldOutLoss(name=arms[0], nats=239_310.0, tokens=49_152, utf8_bytes=188_200, documents=12),
-            HeldOutLoss(name=arms[1], nats=240_120.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+        arms=Arms(
+            curves=(
+                *(_curve(name, "train", after, 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(arms)),
+                *(
+                    _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
+                    for i, name in enumerate(arms)
+                ),
+            ),
+            held_out=(
+                HeldOutLoss(
+                    name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12
+                ),
+                HeldOutLoss(name=arms[0], nats=239_310.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+                HeldOutLoss(name=arms[1], nats=240_120.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+            ),
         ),
         environment=Environment(
             device="CPU, 2 threads",
@@ -246,6 +258,53 @@ def full_report() -> ReportData:
             },
             seeds={"run": 7, "split": 11},
             git_commit="0f3c9d1",
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def degenerate_report() -> ReportData:
+    """What a run can leave at worst: empty curves, one step, numbers that are not finite."""
+    nan = float("nan")
+    stages = (StageTiming(name="probe", status="failed", seconds=0.0), StageTiming(name="tune", status="not run"))
+    in_run = InRunInfluence(
+        per_nat=False,
+        steps=(1,),
+        trained_steps=1,
+        low=(nan,),
+        median=(nan,),
+        high=(nan,),
+        documents=(),
+        least_tokens=1,
+        best=(),
+        worst=(),
+        agreement=None,
+        agreeing_documents=0,
+        unscored_seconds=None,
+        scored_seconds=0.1,
+        renewals=1,
+        renewal_seconds=0.1,
+    )
+    plateau = Plateau(step=0, stopped=False, reason="budget", window_steps=(0,), window_losses=(4.0,))
+    return ReportData(
+        title="Odd numbers",
+        timeline=Timeline(stages=stages),
+        pretraining=Pretraining(
+            curves=(Curve(name="training loss", kind="train", steps=(1,), loss=(nan,)),), plateau=plateau
+        ),
+        influence=Influence(
+            in_run=in_run,
+            operations=(
+                OperationInfluence(operation="rephrase", per_nat=True, sources=(), generated=()),
+                OperationInfluence(operation="reformat", per_nat=False, sources=(0.5, 0.5), generated=(nan,)),
+            ),
+        ),
+        tuning=(RewardCurves(operation="rephrase", steps=(), total=(), parts={"format": ()}),),
+        yields={"rephrase": operation_yield(0, {})},
+        tokens=TokenAccount(organic_unique=0, pretrain_seen=0, synthetic={"rephrase": 0}),
+        arms=Arms(
+            curves=(Curve(name="lonely", kind="validation", steps=(), loss=()),),
+            held_out=(HeldOutLoss(name="none", nats=0.0, tokens=0, utf8_bytes=0),),
         ),
     )
 

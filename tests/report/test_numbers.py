@@ -40,11 +40,3 @@ def test_signs_are_typographic() -> None:
 def test_a_share_of_nothing_is_missing() -> None:
     assert numbers.percent(3, 0) == "–"
     assert numbers.percent(0.25) == "25.0%"
-
-
-@pytest.mark.parametrize("end", [0.5, 7, 61, 719, 5_000, 90_000, 3_000_000])
-def test_ticks_are_few_and_stay_on_the_axis(end: float) -> None:
-    ticks = numbers.nice_ticks(end)
-    assert ticks[0] == 0
-    assert len(ticks) <= 7
-    assert ticks[-1] <= end

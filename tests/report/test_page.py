@@ -5,24 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from synpro_engine.report import (
-    Curve,
-    HeldOutLoss,
-    InfluenceValues,
-    InRunInfluence,
-    OperationYield,
-    PlateauInfo,
-    ReportData,
-    RewardCurves,
-    StageTiming,
-    TokenAccount,
-    render_report,
-    write_report,
-)
-from synpro_engine.report.page import SECTIONS, timeline
+from synpro_engine.report import Pretraining, ReportData, render_report, sections, write_report
+from synpro_engine.report.data import SECTIONS
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-FILLABLE = [field.name for field in dataclasses.fields(ReportData) if field.name not in ("title", "curve_unit")]
+FILLABLE = [field.name for field in dataclasses.fields(ReportData) if field.name != "title"]
 
 
 class Reader(HTMLParser):
@@ -109,6 +96,13 @@ def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None
     assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7) + 2
 
 
+def test_each_stem_in_sections_is_a_section_of_the_page_and_has_a_template() -> None:
+    folder = Path(sections.__file__).parent
+    stems = {file.name.partition(".")[0] for file in folder.iterdir() if not file.name.startswith("__")}
+    assert stems == {section.key for section in SECTIONS}
+    assert all((folder / f"{stem}.html.j2").is_file() for stem in stems)
+
+
 def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
     text = " ".join(" ".join(read.text).split())
     for shown in (
@@ -133,7 +127,7 @@ def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
 
 
 def test_same_data_gives_the_same_bytes(full_report: ReportData) -> None:
-    data = dataclasses.replace(full_report, rewards=(), pretrain=())
+    data = dataclasses.replace(full_report, tuning=(), pretraining=Pretraining())
     assert render_report(data) == render_report(data)
 
 
@@ -151,43 +145,8 @@ def test_any_single_part_renders_without_the_others(full_report: ReportData, fie
     assert Reader(render_report(data)).open == []
 
 
-def test_degenerate_parts_render() -> None:
-    nan = float("nan")
-    data = ReportData(
-        title="Odd numbers",
-        stages=(StageTiming(name="probe", status="failed", seconds=0.0), StageTiming(name="tune", status="not run")),
-        curve_unit="tokens",
-        pretrain=(Curve(name="training loss", kind="train", x=(1.0,), loss=(nan,)),),
-        arms=(Curve(name="lonely", kind="validation", x=(), loss=()),),
-        plateau=PlateauInfo(x=0, step=0, stopped=False, reason="budget", window_losses=(4.0,)),
-        in_run=InRunInfluence(
-            per_nat=False,
-            steps=(1,),
-            trained_steps=1,
-            low=(nan,),
-            median=(nan,),
-            high=(nan,),
-            documents=(),
-            least_tokens=1,
-            best=(),
-            worst=(),
-            agreement=None,
-            agreeing_documents=0,
-            plain_seconds=None,
-            scored_seconds=0.1,
-            renewals=1,
-            renewal_seconds=0.1,
-        ),
-        influence=(
-            InfluenceValues(operation="rephrase", per_nat=True, sources=(), generated=()),
-            InfluenceValues(operation="reformat", per_nat=False, sources=(0.5, 0.5), generated=(nan,)),
-        ),
-        rewards=(RewardCurves(operation="rephrase", steps=(), total=(), parts={"format": ()}),),
-        yields=(OperationYield(operation="rephrase", kept=0),),
-        tokens=TokenAccount(organic_unique=0, pretrain_seen=0, synthetic={"rephrase": 0}),
-        held_out=(HeldOutLoss(name="none", nats=0.0, tokens=0, utf8_bytes=0),),
-    )
-    page = render_report(data)
+def test_degenerate_parts_render(degenerate_report: ReportData) -> None:
+    page = render_report(degenerate_report)
     assert Reader(page).open == []
     assert "Without a result so far: probe, tune." in page
     assert "Every step was scored, so there is none to compare with." in page
@@ -199,15 +158,3 @@ def test_report_is_replaced_whole(tmp_path: Path) -> None:
     write_report(ReportData(title="New"), path)
     assert "<title>New</title>" in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_stages_follow_each_other_on_the_time_axis_unless_their_start_is_known() -> None:
-    stages = (
-        StageTiming(name="a", status="done", seconds=30.0),
-        StageTiming(name="b", status="reused"),
-        StageTiming(name="c", status="done", seconds=10.0, start=50.0),
-        StageTiming(name="d", status="done", seconds=40.0),
-    )
-    assert [bar.left for bar in timeline(stages).bars] == pytest.approx([0, 30, 50, 60])
-    assert [bar.width for bar in timeline(stages).bars] == pytest.approx([30, 0, 10, 40])
-    assert timeline(stages).ticks[0] == (0.0, "0 s")

@@ -1,7 +1,6 @@
-import dataclasses
 from pathlib import Path
 
-from synpro_engine.report import ReportData, StageTiming, closing_summary
+from synpro_engine.report import ReportData, StageTiming, Timeline, closing_summary
 
 
 def test_summary_names_stages_key_numbers_and_the_report(full_report: ReportData, tmp_path: Path) -> None:
@@ -14,12 +13,13 @@ def test_summary_names_stages_key_numbers_and_the_report(full_report: ReportData
 
 
 def test_summary_of_a_run_that_is_not_finished_says_so(full_report: ReportData) -> None:
-    stages = (*full_report.stages[:3], StageTiming(name="tune rephrase", status="failed"))
-    text = closing_summary(dataclasses.replace(ReportData(title="Half-way"), stages=stages))
+    stages = (*full_report.timeline.stages[:3], StageTiming(name="tune rephrase", status="failed"))
+    text = closing_summary(ReportData(title="Half-way", timeline=Timeline(stages=stages)))
     assert "Not finished: tune rephrase." in text
     assert "not run yet" in text
 
 
 def test_summary_cannot_drive_the_terminal() -> None:
-    text = closing_summary(ReportData(title="evil\x1b[2J\x07", stages=(StageTiming(name="a\rb", status="done"),)))
+    timeline = Timeline(stages=(StageTiming(name="a\rb", status="done"),))
+    text = closing_summary(ReportData(title="evil\x1b[2J\x07", timeline=timeline))
     assert all(letter.isprintable() or letter == "\n" for letter in text)

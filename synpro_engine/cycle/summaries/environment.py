@@ -1,0 +1,55 @@
+"""What the run ran on: recorded when the run begins, shown at its end."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from synpro_engine.backend import platform
+from synpro_engine.config import Record, atomic_write_text, json_text, read_record, versions
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import ENVIRONMENT
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.dist import Topology
+from synpro_engine.report import Environment
+
+
+class _Environment(Record):
+    """What `ENVIRONMENT` holds."""
+
+    device: str
+    layout: str
+    versions: dict[str, str]
+    implementations: dict[str, str]
+    git_commit: str | None
+
+
+def write_environment(directory: Path, recipe: Recipe, topology: Topology) -> None:
+    """Record what this run runs on; called by the rank that writes."""
+    choices = (platform.attention(recipe.model.head_size), platform.optimizer())
+    facts = {
+        "device": platform.device_name(),
+        "layout": topology.layout,
+        "versions": versions(),
+        "implementations": {choice.part: f"{choice.uses}: {choice.why}" for choice in choices},
+        "git_commit": git_commit(),
+    }
+    atomic_write_text(directory / ENVIRONMENT, json_text(facts, indent=2) + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree this package runs from; None where git does not track it (installed, say)."""
+    git, here = ["git", "-C", str(Path(__file__).parent)], Path(__file__).name
+    try:  # an installed package may lie within somebody's repository: that one's commit is not ours
+        subprocess.run([*git, "ls-files", "--error-unmatch", here], capture_output=True, check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git on this machine, or not its file
+        return None
+
+
+def environment(run: FinishedRun) -> Environment | None:
+    """What `write_environment` recorded, and the seed."""
+    path = run.directory / ENVIRONMENT
+    if not path.exists():
+        return None
+    return Environment(**read_record(path, _Environment).model_dump(), seeds={"run": run.recipe.seed})

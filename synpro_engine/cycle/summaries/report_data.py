@@ -1,0 +1,62 @@
+"""All that the page of a run shows, section by section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import CHECKPOINT, IMPORT
+from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.summaries.arms import arms
+from synpro_engine.cycle.summaries.corpus import corpus
+from synpro_engine.cycle.summaries.environment import environment
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.cycle.summaries.influence import influence
+from synpro_engine.cycle.summaries.pretraining import pretraining
+from synpro_engine.cycle.summaries.samples import samples
+from synpro_engine.cycle.summaries.timeline import timeline
+from synpro_engine.cycle.summaries.tokens import tokens
+from synpro_engine.cycle.summaries.tuning import tuning
+from synpro_engine.cycle.summaries.yields import yields
+from synpro_engine.report import ModelInfo, ReportData
+from synpro_engine.train.checkpoint import checkpoint_model_config
+
+
+def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> ReportData:
+    """All that the page shows; parts of stages that are not finished stay empty."""
+    run = FinishedRun(directory, recipe, (stage.name for stage in stages))
+    return ReportData(
+        title=f"SynPro cycle: {recipe.name}",
+        recipe=recipe.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        config=recipe.model_dump(mode="json"),
+        models=_models(run),
+        timeline=timeline(run, stages),
+        corpus=corpus(run),
+        pretraining=pretraining(run),
+        influence=influence(run),
+        tuning=tuning(run),
+        yields=yields(run),
+        samples=samples(run),
+        diversity=run.results().diversity,
+        tokens=tokens(run),
+        arms=arms(run),
+        environment=environment(run),
+    )
+
+
+def _models(run: FinishedRun) -> tuple[ModelInfo, ...]:
+    """The pretrained model and the generator."""
+    configs = [("pretrained", run.recipe.model)]
+    if IMPORT in run.done:
+        configs.append(("generator", checkpoint_model_config(run.directory / IMPORT / CHECKPOINT)))
+    return tuple(
+        ModelInfo(
+            role=role,
+            description=f"{m.family}, {m.layers} blocks, width {m.d_model}, vocabulary {m.vocab_size}",
+            parameters=m.parameter_count(),
+        )
+        for role, m in configs
+    )

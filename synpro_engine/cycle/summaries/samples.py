@@ -1,0 +1,51 @@
+"""Some texts that the generator wrote, beside the slices that it was given."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from synpro_engine.config import Record, read_records
+from synpro_engine.cycle.evaluation import Provenance, accepted_records, slice_of, source_texts
+from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.report import Sample
+from synpro_engine.synth import REJECTS
+
+_ACCEPTED_SAMPLES, _REFUSED_SAMPLES = 5, 2
+
+
+class _Rejected(Record):
+    reason: str
+    raw: str
+    provenance: Provenance
+
+
+def samples(run: FinishedRun) -> tuple[Sample, ...]:
+    """Of each operation's corpus of the newest finished round: the first accepted texts, and the first refused ones."""
+    shown: list[Sample] = []
+    for operation in run.recipe.generate.operations:
+        finished = [stage for number in run.rounds if (stage := Round(number).generate(operation)) in run.done]
+        if finished:
+            shown += _corpus_samples(run, operation, run.directory / finished[-1])
+    return tuple(shown)
+
+
+def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
+    accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in accepted_records(stage)[:_ACCEPTED_SAMPLES]]
+    rejects = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
+    shown = [*accepted, *((record.raw, record.provenance, record.reason, {}) for record in rejects)]
+    sources = source_texts(run.directory / TOKENIZE, {where.source for _, where, _, _ in shown})
+    return [
+        Sample(
+            operation=operation,
+            source_id=f"{where.source}:{where.start}-{where.end}",
+            source=slice_of(where, sources, stage),
+            text=text,
+            accepted=not reason,
+            reason=reason,
+            total=rewards.get("total", 0.0 if reason else None),
+            rewards={name: value for name, value in rewards.items() if name != "total"},
+        )
+        for text, where, reason, rewards in shown
+    ]

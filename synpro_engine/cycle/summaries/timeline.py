@@ -1,0 +1,33 @@
+"""When every stage began and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synpro_engine.config import read_manifest
+from synpro_engine.cycle.stages import Stage, stage_times
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.report import StageTiming, Timeline
+
+
+def timeline(run: FinishedRun, stages: Sequence[Stage]) -> Timeline:
+    """All stages that the recipe has, in their order; starts count from that of the first one that is known."""
+    times = stage_times(run.directory)
+    first = min((ended - seconds for seconds, ended in times.values()), default=0.0)
+    rows = []
+    for stage in stages:
+        if stage.name not in run.done:
+            rows.append(StageTiming(name=stage.name, status="not run"))
+            continue
+        seconds, ended = times.get(stage.name, (None, None))
+        rows.append(
+            StageTiming(
+                name=stage.name,
+                status="done",
+                seconds=seconds,
+                start=None if seconds is None or ended is None else ended - seconds - first,
+                artifact=stage.name,
+                content_hash=read_manifest(run.directory / stage.name).content_hash,
+            )
+        )
+    return Timeline(stages=tuple(rows))

@@ -1,0 +1,51 @@
+"""Where the training tokens came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle.pretraining import ORGANIC, TrainingResult
+from synpro_engine.cycle.run_layout import (
+    PRETRAIN,
+    REPEAT,
+    SYNTHETIC_TOKENS,
+    TOKENIZE,
+    TRAINING_RESULT,
+    Round,
+    shards_path,
+)
+from synpro_engine.cycle.summaries.arms import REPEAT_ARM, SYNTHETIC_ARM
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.data import read_shard_stats
+from synpro_engine.report import ArmTokens, TokenAccount
+
+
+def tokens(run: FinishedRun) -> TokenAccount | None:
+    """Tokens of the pools, and how many each training saw; None before the plateau."""
+    if PRETRAIN not in run.done:
+        return None
+    synthetic: Counter[str] = Counter()
+    for number in run.rounds:
+        synthetic.update(run.counts(Round(number).shards, SYNTHETIC_TOKENS))
+    pretrain_seen = _seen(run, PRETRAIN)[ORGANIC]
+    arms = []
+    for name, stage in ((SYNTHETIC_ARM, Round(run.recipe.rounds).arm), (REPEAT_ARM, REPEAT)):
+        if stage in run.done:
+            seen = _seen(run, stage)
+            organic = seen.pop(ORGANIC) - pretrain_seen
+            arms.append(ArmTokens(name=name, organic=organic, synthetic=sum(seen.values())))
+    return TokenAccount(
+        organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,
+        pretrain_seen=pretrain_seen,
+        synthetic=synthetic,
+        arms=tuple(arms),
+    )
+
+
+def _seen(run: FinishedRun, stage: str) -> dict[str, int]:
+    """Tokens trained on by source since the first step of pretraining."""
+    samples = run.record(stage, TRAINING_RESULT, TrainingResult).samples
+    if ORGANIC not in samples:
+        raise UserError(f"{run.directory / stage / TRAINING_RESULT}: damaged (`samples` has no {ORGANIC})")
+    return {name: count * run.recipe.model.seq_len for name, count in samples.items()}

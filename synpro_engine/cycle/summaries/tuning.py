@@ -1,0 +1,69 @@
+"""Rewards of the generator while it was tuned."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+from pydantic import model_validator
+
+from synpro_engine.config import Record
+from synpro_engine.cycle.run_layout import Round
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.report import RewardCurves
+
+
+class _Step(Record):
+    """A record of the kind `grpo`; the reward's parts stand in it under `reward/`. What was not finite is None."""
+
+    step: int
+    reward: float | None
+    kl: float | None
+    length: float | None
+    parts: dict[str, float | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
+        start = "reward/"
+        return {**fields, "parts": {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}}
+
+
+class _FiniteStep(NamedTuple):
+    step: int
+    reward: float
+    kl: float
+    length: float
+    parts: dict[str, float]
+
+
+def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
+    """One set of curves per round and tuned operation."""
+    curves = []
+    for number, operation in itertools.product(run.rounds, run.recipe.tune):
+        steps = _finite_steps(run, Round(number).tune(operation))
+        if not steps:
+            continue
+        parts = [name for name in steps[0].parts if all(name in step.parts for step in steps)]
+        curves.append(
+            RewardCurves(
+                operation=run.label(operation, number),
+                steps=tuple(s.step for s in steps),
+                total=tuple(s.reward for s in steps),
+                parts={name: tuple(s.parts[name] for s in steps) for name in parts},
+                weights=run.recipe.reward.weights(operation),
+                kl=tuple(s.kl for s in steps),
+                lengths=tuple(s.length for s in steps),
+            )
+        )
+    return tuple(curves)
+
+
+def _finite_steps(run: FinishedRun, stage: str) -> list[_FiniteStep]:
+    """Without those whose groups were all dropped or whose loss was not finite."""
+    steps = []
+    for r in run.metrics(stage, "grpo", _Step):
+        if r.reward is not None and r.kl is not None and r.length is not None:
+            parts = {name: value for name, value in r.parts.items() if value is not None}
+            steps.append(_FiniteStep(r.step, r.reward, r.kl, r.length, parts))
+    return steps

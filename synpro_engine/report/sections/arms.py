@@ -1,0 +1,85 @@
+"""The arms after the plateau: their losses while they train, and on text that neither has seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synpro_engine.evaluate import bits_per_byte
+from synpro_engine.report import svg
+from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_loss_axes
+from synpro_engine.report.svg import Panel
+
+# Colour and dash go together, so that lines are told apart in black and white too.
+_ARM_LOOKS = ((svg.ORANGE, "-"), (svg.BLUE, (0, (4, 1.6))), (svg.GREEN, (0, (1, 1.2))), (svg.PURPLE, "-."))
+_TAIL = 0.5  # how much of pretraining an arm's panel shows, as a share of the arm's own length
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLoss:
+    """Cross-entropy of one model on text that no arm has seen. `nats` is the sum over `tokens` predicted tokens, which
+    spell `utf8_bytes` bytes."""
+
+    name: str
+    nats: float
+    tokens: int
+    utf8_bytes: int
+    documents: int | None = None
+
+    @property
+    def per_token(self) -> float | None:
+        """Mean cross-entropy in nats per token; depends on the tokenizer."""
+        return self.nats / self.tokens if self.tokens else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte; does not depend on the tokenizer."""
+        return bits_per_byte(self.nats, self.utf8_bytes) if self.utf8_bytes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arms:
+    """Losses of the arms; those on held-out text also of the model that they went on from."""
+
+    curves: tuple[Curve, ...] = ()
+    held_out: tuple[HeldOutLoss, ...] = ()
+
+    def panels(self, pretraining: Pretraining) -> list[Panel]:
+        """Loss of the arms after the plateau, one panel for each kind of text it was measured on."""
+        return [self._loss(kind, pretraining) for kind in dict.fromkeys(curve.kind for curve in self.curves)]
+
+    def _loss(self, kind: str, pretraining: Pretraining) -> Panel:
+        curves = [curve for curve in self.curves if curve.kind == kind]
+        names = list(dict.fromkeys(curve.name for curve in self.curves))
+        with svg.panel(
+            f"arms-{kind}",
+            f"Loss of each arm on {kind} text",
+            title=f"{'Training' if kind == 'train' else kind.capitalize()} loss of the arms",
+            caption=f"Cross-entropy of each arm on {_which_text(kind)}; grey is the common past before the plateau.",
+            height=300,
+        ) as panel:
+            axes = panel.axes
+            for before in (curve for curve in pretraining.curves if curve.kind == kind):
+                axes.plot(*_tail(before, curves), color=svg.GREY, lw=1.2, **svg.point_marks(before.steps))
+            for curve in curves:
+                colour, dash = _ARM_LOOKS[names.index(curve.name) % len(_ARM_LOOKS)]
+                width = 1.0 if kind == "train" else 1.7
+                marks = svg.point_marks(curve.steps)
+                axes.plot(curve.steps, curve.loss, color=colour, ls=dash, lw=width, label=curve.name, **marks)
+            label_loss_axes(axes)
+            if pretraining.plateau is not None:
+                pretraining.plateau.mark(axes)
+            svg.legend_above(axes, columns=2)
+        return panel
+
+
+def _which_text(kind: str) -> str:
+    if kind == "train":
+        return "its own training text, which is another for each arm: these lines must not be compared"
+    return f"the same {kind} text"
+
+
+def _tail(before: Curve, arms: Sequence[Curve]) -> tuple[list[int], list[float]]:
+    """Steps and losses at the end of a pretraining curve, short enough that the arms fill the panel."""
+    ends = [step for curve in arms for step in (*curve.steps[:1], *curve.steps[-1:])]
+    start = min(ends) - _TAIL * (max(ends) - min(ends)) if ends else float("-inf")
+    tail = [(step, loss) for step, loss in zip(before.steps, before.loss, strict=True) if step >= start]
+    return [step for step, _ in tail], [loss for _, loss in tail]

@@ -1,0 +1,28 @@
+"""Where every training token came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmTokens:
+    """Training tokens that an arm saw after the plateau, repetitions counted each time."""
+
+    name: str
+    organic: int
+    synthetic: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAccount:
+    """Where the training tokens came from."""
+
+    organic_unique: int
+    pretrain_seen: int  # organic tokens trained on before the plateau, repetitions counted
+    synthetic: Mapping[str, int] = field(default_factory=dict)  # tokens of the pool by operation
+    arms: tuple[ArmTokens, ...] = ()
+
+    @property
+    def epochs_before_plateau(self) -> float | None:
+        """How often pretraining went over the organic text."""
+        return self.pretrain_seen / self.organic_unique if self.organic_unique else None
