@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.influence_cost_records import CostRow, differing, take_turns
 from benchmarks.influence_cost_setup import Bench
-from synpro_engine.influence import Influence, sequence_logprobs
+from synpro_engine.influence import TwoForwardInfluence, sequence_logprobs
 
 KEPT, AGAIN = "group, source kept", "source scored for each completion"
 TOLERANCE = 1e-5
@@ -50,7 +50,7 @@ def _rewritten(source: str, rng: np.random.Generator) -> str:
 def gains_kept(bench: Bench, steps: Sequence[Sequence[Group]]) -> tuple[list[float], int]:
     """I(completion) - I(source) of all steps by our own scorer, and how many sequences went through the models."""
     settings = bench.settings
-    influence = Influence(bench.theta, bench.probe, start_id=bench.start_id, micro_batch=settings.text_batch)
+    influence = TwoForwardInfluence(bench.theta, bench.probe, start_id=bench.start_id, micro_batch=settings.text_batch)
     gains: list[float] = []
     for groups in steps:
         texts = [text for group in groups for text in (*group.completions, group.source)]

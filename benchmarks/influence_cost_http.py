@@ -24,7 +24,7 @@ from benchmarks.harness import Step
 from benchmarks.influence_cost_group import Group, group_steps
 from benchmarks.influence_cost_records import CostRow, differing, take_turns
 from benchmarks.influence_cost_setup import Bench
-from synpro_engine.influence import Influence, TextInfluence
+from synpro_engine.influence import TextInfluence, TwoForwardInfluence
 
 OURS, PACKED, LATER, RIVAL = "in memory", "in memory, packed", "in memory, sources known", "a service, text by text"
 TOLERANCE = 1e-5
@@ -97,7 +97,7 @@ def service(bench: Bench) -> Iterator[Service]:
 
 def scorer(bench: Bench, *, packed: bool = False) -> TextInfluence:
     """Ours, knowing no text yet."""
-    influence = Influence(
+    influence = TwoForwardInfluence(
         bench.theta, bench.probe, start_id=bench.start_id, micro_batch=bench.settings.text_batch, packed=packed
     )
     return TextInfluence(influence, bench.tokenizer.encode, same_tokenizer=True)

@@ -17,7 +17,7 @@ from synpro_engine.influence import (
     Direction,
     DotInfluence,
     Estimator,
-    Influence,
+    TwoForwardInfluence,
     displacement,
     mean_gradient,
     sequence_logprobs,
@@ -40,8 +40,8 @@ def estimators(bench: Bench, micro_batch: int, *, packed: bool = False) -> dict[
     v = displacement(bench.theta, bench.probe)
     how = {"start_id": bench.start_id, "micro_batch": micro_batch, "packed": packed, "keep": 0}
     return {
-        TWO: Influence(bench.theta, bench.probe, **how),
-        STORED: Influence(bench.theta, v, **how),
+        TWO: TwoForwardInfluence(bench.theta, bench.probe, **how),
+        STORED: TwoForwardInfluence(bench.theta, v, **how),
         DOT: DotInfluence(bench.theta, v, **how),
         MIDPOINT: DotInfluence(bench.theta, v, at="midpoint", **how),
     }

@@ -21,8 +21,8 @@ from synpro_engine.influence import (
     DotInfluence,
     Estimator,
     FiniteDifferenceInfluence,
-    Influence,
     JvpInfluence,
+    TwoForwardInfluence,
 )
 from synpro_engine.influence.batching import by_sequence
 from synpro_engine.influence.first_order import plain_logprobs
@@ -47,8 +47,8 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
         scaled = v.scaled(scale)
         true = before - _losses(setup, theta, scaled, given)
         found = {
-            "two_forward, fp32": _values(Influence(theta, scaled, start_id=setup.start_id), given),
-            "two_forward, bf16": _values(Influence(half, scaled, start_id=setup.start_id), given),
+            "two_forward, fp32": _values(TwoForwardInfluence(theta, scaled, start_id=setup.start_id), given),
+            "two_forward, bf16": _values(TwoForwardInfluence(half, scaled, start_id=setup.start_id), given),
             "dot at theta": scale * linear,
             "dot at midpoint": _values(DotInfluence(theta, scaled, start_id=setup.start_id, at="midpoint"), given),
             "jvp at midpoint": _values(JvpInfluence(theta, scaled, start_id=setup.start_id, at="midpoint"), given),

@@ -16,8 +16,8 @@ from synpro_engine.influence import (
     Direction,
     DotInfluence,
     Estimator,
-    Influence,
     ProbeConfig,
+    TwoForwardInfluence,
 )
 from synpro_engine.influence.directions import optimizer_values, start_probe, walk, weights_of
 from synpro_engine.model.model import Model
@@ -55,7 +55,7 @@ def baselines(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterator[Scor
     model = setup.engine().model
     zero = Direction({name: weight * 0.0 for name, weight in weights_of(model).items()})
     start = time.process_time()
-    losses = [score.loss for score in Influence(model, zero, start_id=setup.start_id).score(sequences)]
+    losses = [score.loss for score in TwoForwardInfluence(model, zero, start_id=setup.start_id).score(sequences)]
     forward = (time.process_time() - start) / 2.0  # it ran two
     yield Scored(estimator="random", group="baseline", values=rng.random(len(sequences)).tolist())
     yield Scored(estimator="length in tokens", group="baseline", values=[float(len(ids)) for ids in sequences])
@@ -115,7 +115,7 @@ def along_probes(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterator[S
 def _two_forward(
     setup: Setup, model: Model, name: str, v: Direction, sequences: Sequence[Sequence[int]], made_in: float
 ) -> Scored:
-    estimator = Influence(model, v, start_id=setup.start_id)
+    estimator = TwoForwardInfluence(model, v, start_id=setup.start_id)
     return timed(f"two_forward, {name}", "two_forward", estimator, sequences, made_in)
 
 

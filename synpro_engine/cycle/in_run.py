@@ -1,8 +1,8 @@
 """Influence of the training documents, measured in the steps of pretraining that train on them.
 
-Knows which documents stand where in a batch, when to measure, and along what: the gradient of a fixed piece of the
-reference text, as it is or as AdamW's next step would use it. How a step is read is in `influence.in_run`. Training is
-the same, bit for bit, whether or not it is watched.
+Knows when to measure, and along what: the gradient of a fixed piece of the reference text, as it is or as AdamW's next
+step would use it. How a step is read is in `influence.in_run`. Training is the same, bit for bit, whether or not it is
+watched.
 """
 
 from __future__ import annotations

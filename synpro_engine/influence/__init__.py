@@ -28,7 +28,7 @@ from synpro_engine.influence.in_run import (
     read_scores,
 )
 from synpro_engine.influence.texts import TextInfluence, text_likelihood
-from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, Influence
+from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, TwoForwardInfluence
 
 __all__ = [
     "Direction",
@@ -40,7 +40,7 @@ __all__ = [
     "Examples",
     "FiniteDifferenceInfluence",
     "InRun",
-    "Influence",
+    "TwoForwardInfluence",
     "JvpInfluence",
     "ProbeConfig",
     "ProbeStep",

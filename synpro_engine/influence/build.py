@@ -7,7 +7,7 @@ from synpro_engine.influence.config import EstimatorConfig
 from synpro_engine.influence.directions import Direction, displacement
 from synpro_engine.influence.estimator import Estimator
 from synpro_engine.influence.first_order import DotInfluence, JvpInfluence
-from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, Influence
+from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, TwoForwardInfluence
 from synpro_engine.model.model import Model
 
 
@@ -29,7 +29,7 @@ def build_estimator(
 def _built(config: EstimatorConfig, theta: Model, probe: Model | Direction, start_id: int, keep: int) -> Estimator:
     size, packed, at = config.micro_batch, config.packed, config.at
     if config.estimator == "two_forward":
-        return Influence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
+        return TwoForwardInfluence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
     v = displacement(theta, probe) if isinstance(probe, Model) else probe
     if config.estimator == "dot":
         return DotInfluence(

@@ -101,7 +101,8 @@ def test_what_the_report_reads_is_named_also_when_nothing_is_verified(
 ) -> None:
     recipe = load_recipe("smoke", [*_QUICK, "verify=never"])
     stages = list(Plan(recipe, finished, topology).stages())
-    read = ["pretrain/result.json", "pretrain/scores.jsonl", "evaluate/results.json", "round-1/shards/tokens.json"]
+    read = ["pretrain/result.json", "pretrain/in-run-scores.jsonl", "evaluate/results.json"]
+    read += ["round-1/shards/tokens.json"]
     read += ["round-1/generate-rephrase/corpus/_about/yield.json", "round-1/generate-rephrase/corpus/docs.jsonl.zst"]
     read += ["round-1/generate-reformat/corpus/_about/rejects.jsonl", "environment.json", "stages.jsonl"]
     read += ["pretrain/metrics.jsonl", "tokenize/documents/train.jsonl.zst", "tokenize/shards/train/stats.json"]
@@ -131,7 +132,7 @@ def test_records_of_another_shape_are_named(finished: Path, topology: Topology) 
         "round-1/tune-rephrase/metrics.jsonl": '{"kind": "grpo", "step": 1}\n',
         "round-1/shards/tokens.json": '{"rephrase": "many"}',
         "round-1/generate-rephrase/corpus/_about/yield.json": '{"by_operation": {}}',
-        "pretrain/scores.jsonl": '{"step": 5, "key": "nobody", "tokens": 99, "scores": {"else": 1.0}}\n',
+        "pretrain/in-run-scores.jsonl": '{"step": 5, "key": "nobody", "tokens": 99, "scores": {"else": 1.0}}\n',
         "environment.json": '{"device": 3}',
         "stages.jsonl": '{"stage": "pretrain"}\n',
     }

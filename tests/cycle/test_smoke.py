@@ -88,7 +88,7 @@ def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path
 
 
 def test_the_documents_that_pretraining_read_are_scored_and_shown(alone: Path) -> None:
-    steps = {record.step for record in read_scores(alone / "pretrain" / "scores.jsonl")}
+    steps = {record.step for record in read_scores(alone / "pretrain" / "in-run-scores.jsonl")}
     assert steps == {step for step, _ in _losses(alone, "pretrain") if step % 5 == 0}
     page = (alone / "report.html").read_text()
     assert "The most helpful documents" in page and f"{len(steps)} of {len(_losses(alone, 'pretrain'))} steps" in page
@@ -125,7 +125,8 @@ def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: 
     assert "[round-1/tune-rephrase] there already" in _finish(_RUN, run)
     for stage in ("pretrain", "repeat", "round-1/continue"):
         assert _losses(run, stage) == _losses(alone, stage)
-    assert (run / "pretrain" / "scores.jsonl").read_bytes() == (alone / "pretrain" / "scores.jsonl").read_bytes()
+    ours, theirs = (path / "pretrain" / "in-run-scores.jsonl" for path in (run, alone))
+    assert ours.read_bytes() == theirs.read_bytes()
     assert _documents(run, "rephrase") == _documents(alone, "rephrase")
     assert _results(run) == _results(alone)
 
@@ -140,7 +141,7 @@ def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list
         assert [step for step, _ in ours] == [step for step, _ in theirs]
         assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
     assert (run / "report.html").exists()
-    ours, theirs = (list(read_scores(path / "pretrain" / "scores.jsonl")) for path in (run, alone))
+    ours, theirs = (list(read_scores(path / "pretrain" / "in-run-scores.jsonl")) for path in (run, alone))
     assert [(r.step, r.key, r.tokens) for r in ours] == [(r.step, r.key, r.tokens) for r in theirs]
 
 

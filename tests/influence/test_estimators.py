@@ -14,8 +14,8 @@ from synpro_engine.influence import (
     DotInfluence,
     EstimatorConfig,
     FiniteDifferenceInfluence,
-    Influence,
     JvpInfluence,
+    TwoForwardInfluence,
     build_estimator,
     sequence_logprobs,
 )
@@ -88,7 +88,7 @@ def test_every_estimator_gives_the_loss_where_it_is_taken_and_the_number_of_wind
         JvpInfluence(model, direction, **place),
         FiniteDifferenceInfluence(model, direction, step=0.3, **place),
     ]
-    for estimator in [*estimators, *[Influence(model, direction, start_id=START)] * (at == "theta")]:
+    for estimator in [*estimators, *[TwoForwardInfluence(model, direction, start_id=START)] * (at == "theta")]:
         scores = estimator.score([*given, []])
         assert [score.loss for score in scores] == pytest.approx([*losses, 0.0], abs=2e-6), type(estimator)
         assert [score.windows for score in scores] == [-(-len(ids) // 16) for ids in [*given, []]]
@@ -96,7 +96,7 @@ def test_every_estimator_gives_the_loss_where_it_is_taken_and_the_number_of_wind
 
 def test_shares_sum_to_the_score_and_there_is_one_a_token(model: Model, direction: Direction) -> None:
     estimators = [
-        Influence(model, direction, start_id=START),
+        TwoForwardInfluence(model, direction, start_id=START),
         DotInfluence(model, direction, start_id=START),
         JvpInfluence(model, direction, start_id=START),
         FiniteDifferenceInfluence(model, direction, start_id=START),
@@ -127,7 +127,7 @@ def test_two_forwards_and_the_midpoint_part_as_the_third_power_of_the_displaceme
     gaps: dict[str, list[float]] = {"midpoint": [], "theta": []}
     for factor in (0.5, 0.25, 0.125):
         v = direction.scaled(factor)
-        two = values(Influence(model, v, start_id=START))
+        two = values(TwoForwardInfluence(model, v, start_id=START))
         for at, gap in gaps.items():
             gap.append(float(np.linalg.norm(values(DotInfluence(model, v, start_id=START, at=at)) - two)))
     for order, gap in ((3, gaps["midpoint"]), (2, gaps["theta"])):
@@ -148,7 +148,7 @@ def test_finite_differences_come_nearer_as_the_step_shrinks_until_rounding(model
 
 def test_half_a_step_from_the_midpoint_is_two_forwards(model: Model, direction: Direction) -> None:
     differences = FiniteDifferenceInfluence(model, direction, start_id=START, at="midpoint", step=0.5)
-    two = Influence(model, direction, start_id=START)
+    two = TwoForwardInfluence(model, direction, start_id=START)
     assert values(differences) == pytest.approx(values(two), abs=5e-6)
 
 
@@ -168,7 +168,7 @@ def test_in_half_precision_the_capture_still_ranks_as_fp64_does(topology: Topolo
     assert np.corrcoef(dot, true)[0, 1] > 0.99
 
 
-ESTIMATORS: dict[str, Any] = {"two forwards": Influence, "dot": DotInfluence}
+ESTIMATORS: dict[str, Any] = {"two forwards": TwoForwardInfluence, "dot": DotInfluence}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -232,7 +232,7 @@ def test_scoring_leaves_the_model_as_it_was(model: Model, direction: Direction) 
     model.train()
     for packed in (False, True):
         DotInfluence(model, direction, start_id=START, at="midpoint", packed=packed).score(GIVEN)
-        Influence(model, direction, start_id=START, packed=packed).score(GIVEN)
+        TwoForwardInfluence(model, direction, start_id=START, packed=packed).score(GIVEN)
     for parameter, (pointer, value, asked) in zip(model.parameters(), before, strict=True):
         assert parameter.data_ptr() == pointer and torch.equal(parameter, value) and parameter.requires_grad == asked
         assert parameter.grad is None
@@ -275,7 +275,7 @@ def test_every_estimator_is_there_by_name_and_takes_the_probe_either_way(name: A
         build_estimator(config, theta, given, start_id=START) for given in (probe, direction_of(theta))
     )
     assert values(as_model) == pytest.approx(values(as_direction), abs=1e-5)
-    assert error(values(as_model), values(Influence(theta, probe, start_id=START))) < 0.1
+    assert error(values(as_model), values(TwoForwardInfluence(theta, probe, start_id=START))) < 0.1
 
 
 def test_settings_that_do_not_go_together_are_user_errors(topology: Topology) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
-from synpro_engine.influence import DotInfluence, Influence
+from synpro_engine.influence import DotInfluence, TwoForwardInfluence
 from tests.influence.toy import (
     CONFIGS,
     START,
@@ -53,8 +53,8 @@ def scores_of(variant: str, topology: Topology) -> Scores:
     packed = DotInfluence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
     clipped = DotInfluence(model, directions["first"], start_id=START, clip=CLIP)
     middle = DotInfluence(model, directions["first"], start_id=START, at="midpoint", micro_batch=5)
-    two = Influence(model, moved(model), start_id=START, micro_batch=5)
-    delta = Influence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
+    two = TwoForwardInfluence(model, moved(model), start_id=START, micro_batch=5)
+    delta = TwoForwardInfluence(model, directions["first"], start_id=START, micro_batch=2, packed=True)
     found = dict(several.score_each(given))
     found |= {
         name: e.score(given)

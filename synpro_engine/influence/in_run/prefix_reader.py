@@ -35,7 +35,7 @@ class PrefixReader:
     """Reads every row of every micro-batch; one example a row."""
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
-        precise = torch.promote_types(model.dtype, torch.float32)
+        precise = torch.promote_types(model.dtype, torch.float32)  # as a row's gradient is formed
         self._model, self._count = model, len(directions)
         stacks = stacked(model, directions, matrices=precise)
         self._head = stacks.get(model.output_weight()) if model.topology.is_last_stage else None
@@ -84,6 +84,8 @@ class PrefixReader:
             sums_KB = self._row_sums(chunk, x.size(1))
 
             def accumulate(grad: Tensor) -> None:
+                # Ranks share out a column-parallel layer's outputs and a row-parallel one's inputs. Under sequence
+                # parallelism each holds the other factor for its own positions only.
                 column = isinstance(module, ColumnParallelLinear)
                 x_SBI, grad_SBO = (whole_sequence(x, topology), grad) if column else (x, whole_sequence(grad, topology))
                 sums_KB.add_(_accumulate(x_SBI, grad_SBO, direction_KOI, module.weight.main_grad))

@@ -15,7 +15,7 @@ from synpro_engine.config import Record, UserError, append_lines, json_text, par
 from synpro_engine.dist import Topology, gather_objects, on_main
 from synpro_engine.influence.examples import ExampleScore
 
-SCORES = "scores.jsonl"
+SCORES = "in-run-scores.jsonl"
 _BEGINNING = b'{"step": '
 
 
@@ -71,7 +71,7 @@ def _line(step: int, score: ExampleScore) -> str:
 
 def _begin(path: Path, resume_step: int | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = 0
+    keep_to = 0
     if path.exists():
         with path.open("rb") as file:
             if file.read(len(_BEGINNING)) not in (b"", _BEGINNING):
@@ -79,9 +79,9 @@ def _begin(path: Path, resume_step: int | None) -> None:
         for record, end in _records(path):
             if resume_step is None or record.step > resume_step:
                 break
-            kept = end
+            keep_to = end
     with path.open("ab") as file:
-        file.truncate(kept)
+        file.truncate(keep_to)
 
 
 def read_scores(path: Path) -> Iterator[ScoreRecord]:

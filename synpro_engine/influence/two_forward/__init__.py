@@ -4,6 +4,6 @@ Knows losses at given weights; needs no gradient.
 """
 
 from synpro_engine.influence.two_forward.finite_difference import FiniteDifferenceInfluence
-from synpro_engine.influence.two_forward.two_forward import Influence
+from synpro_engine.influence.two_forward.two_forward import TwoForwardInfluence
 
-__all__ = ["FiniteDifferenceInfluence", "Influence"]
+__all__ = ["FiniteDifferenceInfluence", "TwoForwardInfluence"]

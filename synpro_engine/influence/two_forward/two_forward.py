@@ -18,7 +18,7 @@ from synpro_engine.influence.estimator import Remembered, SequenceScore, SharesB
 from synpro_engine.model.model import Model
 
 
-class Influence:
+class TwoForwardInfluence:
     """Scores sequences against one displacement theta -> theta' by a forward through each.
 
     theta, probe: models of one shape on one topology, whose weights must not change while this lives; or the probe as

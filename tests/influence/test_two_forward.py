@@ -11,7 +11,7 @@ from synpro_engine.config import UserError
 from synpro_engine.data import TokenCorpus, TokenLoader
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
-from synpro_engine.influence import Influence, ProbeConfig, TextInfluence, run_probe
+from synpro_engine.influence import ProbeConfig, TextInfluence, TwoForwardInfluence, run_probe
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
@@ -89,7 +89,7 @@ def _loss(model: Model, ids: list[int]) -> float:
 
 def test_a_score_is_the_difference_of_mean_cross_entropies(pair: tuple[Model, Model]) -> None:
     sequences = _sequences(5, 6)
-    for ids, score in zip(sequences, Influence(*pair, start_id=START).score(sequences), strict=True):
+    for ids, score in zip(sequences, TwoForwardInfluence(*pair, start_id=START).score(sequences), strict=True):
         assert score.tokens == len(ids)
         assert score.loss == pytest.approx(_loss(pair[0], ids), rel=1e-6)
         assert score.value == pytest.approx(score.loss - _loss(pair[1], ids), abs=1e-6)
@@ -98,9 +98,9 @@ def test_a_score_is_the_difference_of_mean_cross_entropies(pair: tuple[Model, Mo
 
 def test_scores_do_not_depend_on_batch_mates_order_or_padding(pair: tuple[Model, Model]) -> None:
     sequences = _sequences(6, 9)
-    alone = [Influence(*pair, start_id=START).score([ids])[0] for ids in sequences]
-    together = Influence(*pair, start_id=START, micro_batch=9).score(sequences)
-    backwards = Influence(*pair, start_id=START, micro_batch=4).score(sequences[::-1])[::-1]
+    alone = [TwoForwardInfluence(*pair, start_id=START).score([ids])[0] for ids in sequences]
+    together = TwoForwardInfluence(*pair, start_id=START, micro_batch=9).score(sequences)
+    backwards = TwoForwardInfluence(*pair, start_id=START, micro_batch=4).score(sequences[::-1])[::-1]
     for one, *others in zip(alone, together, backwards, strict=True):
         for other in others:
             assert other.value == pytest.approx(one.value, abs=1e-6)
@@ -108,14 +108,14 @@ def test_scores_do_not_depend_on_batch_mates_order_or_padding(pair: tuple[Model,
 
 
 def test_what_the_probe_learnt_has_positive_influence(pair: tuple[Model, Model]) -> None:
-    influence = Influence(*pair, start_id=START)
+    influence = TwoForwardInfluence(*pair, start_id=START)
     reference = np.mean([score.value for score in influence.score(_sequences(2, 20))])
     elsewhere = np.mean([score.value for score in influence.score(_sequences(1, 20))])
     assert reference > 0 and reference > elsewhere
 
 
 def test_each_distinct_sequence_goes_through_the_models_once(pair: tuple[Model, Model]) -> None:
-    influence = Influence(*pair, start_id=START)
+    influence = TwoForwardInfluence(*pair, start_id=START)
     a, b = _sequences(7, 2)
     first = influence.score([a, b, a, []])
     assert influence.forwards == 3 and first[0] == first[2] and first[3].value == 0.0
@@ -124,7 +124,7 @@ def test_each_distinct_sequence_goes_through_the_models_once(pair: tuple[Model, 
 
 def test_changed_weights_make_cached_scores_an_error(topology: Topology, theta: Path) -> None:
     before, after = _pair(theta, topology)
-    influence = Influence(before, after, start_id=START)
+    influence = TwoForwardInfluence(before, after, start_id=START)
     influence.score(_sequences(8, 1))
     run_probe(theta, after, _loader(2, topology), PROBE.model_copy(update={"steps": 1}))
     with pytest.raises(RuntimeError, match="stale"):
@@ -152,7 +152,7 @@ def _scores_in(parallel: ParallelConfig, theta: Path, probe: Path) -> tuple[list
         stored = build_model(CONFIG, topology, seed=None)
         load_checkpoint(probe, stored)
         pairs = ((before, stored), (before, after))
-        scores = [Influence(*pair, start_id=START).score(_sequences(9, 5)) for pair in pairs]
+        scores = [TwoForwardInfluence(*pair, start_id=START).score(_sequences(9, 5)) for pair in pairs]
         return [score.value for score in scores[0]], [score.value for score in scores[1]]
 
 
@@ -162,7 +162,7 @@ def _scores_in(parallel: ParallelConfig, theta: Path, probe: Path) -> tuple[list
 def test_layouts_give_the_scores_of_one_process(
     parallel: ParallelConfig, pair: tuple[Model, Model], theta: Path, tmp_path: Path
 ) -> None:
-    expected = [score.value for score in Influence(*pair, start_id=START).score(_sequences(9, 5))]
+    expected = [score.value for score in TwoForwardInfluence(*pair, start_id=START).score(_sequences(9, 5))]
     save_checkpoint(tmp_path / "probe", pair[1])
     for stored, walked in run_ranks(_scores_in, 2, parallel=parallel, theta=theta, probe=tmp_path / "probe"):
         assert stored == pytest.approx(expected, abs=1e-6)
@@ -176,7 +176,7 @@ def test_ids_pass_as_they_are_only_between_equal_tokenizers(pair: tuple[Model, M
     def encode(text: str) -> list[int]:
         return other if text == "spelt" else spelt
 
-    influence = Influence(*pair, start_id=START)
+    influence = TwoForwardInfluence(*pair, start_id=START)
     by_ids, by_text = (score.value for score in influence.score([spelt, other]))
     assert by_ids != by_text
     same, different = (TextInfluence(influence, encode, same_tokenizer=flag) for flag in (True, False))
