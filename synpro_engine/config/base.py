@@ -31,6 +31,13 @@ class Config(BaseModel):
     EXECUTION: ClassVar[frozenset[str]] = frozenset()
     """Settings that say how work is done, guarded, saved and logged; what comes of it is the same, up to rounding."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Hold `EXECUTION` against the fields: a name that is no setting would leave the real one recorded."""
+        super().__pydantic_init_subclass__(**kwargs)
+        unknown = sorted(cls.EXECUTION - set(cls.model_fields))
+        assert not unknown, f"{cls.__name__}.EXECUTION names what is no setting: {', '.join(unknown)}"
+
     def recorded(self) -> dict[str, Any]:
         """The settings that a result depends on, as plain JSON: all but `EXECUTION`, in every section."""
         return {name: _recorded(getattr(self, name)) for name in type(self).model_fields if name not in self.EXECUTION}

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -81,3 +82,23 @@ def test_an_error_stays_one_line_that_commands_no_terminal_whatever_it_quotes() 
     told = str(UserError("a.json: `x\ny\x1b[2J\r\u2028\ud800` é 字 is not a key"))
     assert told == r"a.json: `x\ny\x1b[2J\r\u2028\ud800` é 字 is not a key"
     assert str(copy.copy(UserError(told))) == told
+
+
+class _Job(_Inner):
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"steps"})
+
+
+def test_what_only_says_how_work_is_done_is_not_recorded_at_any_depth() -> None:
+    class Whole(Config):
+        jobs: dict[str, _Job]
+        names: tuple[_Job, ...]
+
+    job = {"lr": 1e-3, "names": []}
+    assert Whole(jobs={"a": _Job(steps=9)}, names=(_Job(),)).recorded() == {"jobs": {"a": job}, "names": [job]}
+
+
+def test_an_execution_setting_that_is_no_setting_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(AssertionError, match="EXECUTION names what is no setting: step"):
+
+        class _Misspelt(_Inner):
+            EXECUTION: ClassVar[frozenset[str]] = frozenset({"step"})
