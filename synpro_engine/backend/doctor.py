@@ -59,15 +59,18 @@ def _csrc() -> Choice:
 
 
 def _logprob() -> Choice:
-    from synpro_kernels.common.extension import csrc_status
     from synpro_kernels.common.triton_status import triton_status
+    from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
 
-    if torch.cuda.is_available():
-        there, reason = triton_status()
-        return Choice("log-prob op", "Triton" if there else "PyTorch, in blocks", f"CUDA tensors; {reason}")
-    if csrc_status()[0]:
-        return Choice("log-prob op", "C++", "CPU tensors and csrc is loaded")
-    return Choice("log-prob op", "PyTorch, in blocks", "csrc is not loaded")
+    cuda = torch.cuda.is_available()
+    chosen = LINEAR_LOGPROB.choose(torch.empty(1, dtype=torch.bfloat16, device="cuda" if cuda else "cpu"))
+    if not cuda:
+        why = "CPU tensors and csrc is loaded" if chosen == "csrc" else "csrc is not loaded"
+    elif chosen == "torch" and triton_status()[0]:
+        why = "CUDA tensors; the Triton kernels are made for NVIDIA GPUs from sm_80 on"
+    else:
+        why = f"CUDA tensors; {triton_status()[1]}"
+    return Choice("log-prob op", {"triton": "Triton", "csrc": "C++", "torch": "PyTorch, in blocks"}[chosen], why)
 
 
 def _triton() -> Choice:
