@@ -86,8 +86,10 @@ class InRunScores:
     def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Open the score log; what a resumed run scored after its step is dropped, as from its metrics.
 
-        A run that was asked to stop at this step goes on with the direction that it had.
+        A run that was asked to stop at this step goes on with the direction that it had. ValueError for a mixture.
         """
+        if len(loader.samples_by_source) > 1:
+            raise ValueError("in-run scores go by document ids, which are unique within one source only")
         self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
         kept = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_KEPT}-*"))))
