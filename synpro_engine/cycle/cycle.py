@@ -53,7 +53,7 @@ class Cycle:
 
     def open_directory(self) -> None:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
-        on_main(self.topology, lambda: check_claimed(self.directory, self.recipe))
+        on_main(self.topology, lambda: check_claimed(self.directory, self.recipe, list(self._plan.stages())))
 
     def run(self, until: str | None = None, *, redo: bool = False) -> None:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective.

@@ -13,19 +13,25 @@ from synpro_engine.data import walk_files
 _EDGE = 2**20
 
 
-def fingerprint(source: str | None) -> str:
-    """Hex digest of a file's or directory's names, sizes, and first and last MiB, hidden files aside; "" for None.
+def fingerprint(source: str | Sequence[str] | None) -> str:
+    """Hex digest of names, sizes, and first and last MiB of files, hidden ones aside; "" for None.
 
-    Cheap enough to take at every start, and the same for a copy on another machine. An edit in the middle of a
-    large file that keeps its size is not seen. What is not a path (`embedded:...`, `random`) stands for itself
-    with the version of the package; a missing path too, for whoever opens it says so.
+    source: a file, a directory, the prefix of a `.bin` and an `.idx`, or several of these. Cheap enough to take at
+    every start, and the same for a copy on another machine. An edit in the middle of a large file that keeps its size
+    is not seen. What is not a path (`embedded:...`, `random`) stands for itself with the version of the package; a
+    missing path too, for whoever opens it says so.
     """
     if source is None:
         return ""
+    if not isinstance(source, str):
+        return hashlib.sha256("".join(map(fingerprint, source)).encode()).hexdigest()
     path, digest = Path(source), hashlib.sha256()
-    if not path.exists():
+    if is_missing(source):
         return hashlib.sha256(f"{source} {versions().get('synpro_engine')}".encode()).hexdigest()
-    files = [path] if path.is_file() else walk_files(path)[0]
+    if path.exists():
+        files = [path] if path.is_file() else walk_files(path)[0]
+    else:
+        files, path = _pair(source), path.parent
     for file in files:
         if not file.exists():  # a link that leads nowhere: whoever opens it says so
             continue
@@ -37,10 +43,15 @@ def fingerprint(source: str | None) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_shards(paths: Sequence[str]) -> str:
-    """The same for token files: of a prefix, its `.bin` and `.idx` are looked at."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in (path,) if Path(path).exists() else (f"{path}.bin", f"{path}.idx"):
-            digest.update(fingerprint(file).encode())
-    return digest.hexdigest()
+def is_missing(source: str | Sequence[str] | None) -> bool:
+    """Whether nothing lies at the paths that `source` gives."""
+    if source is None:
+        return False
+    if not isinstance(source, str):
+        return all(map(is_missing, source))
+    return not any(path.exists() for path in (Path(source), *_pair(source)))
+
+
+def _pair(prefix: str) -> list[Path]:
+    """Megatron's two files of token ids."""
+    return [Path(f"{prefix}.bin"), Path(f"{prefix}.idx")]

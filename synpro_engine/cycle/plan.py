@@ -10,17 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.cycle.corpus import build_corpus, shard_paths
+from synpro_engine.config import read_manifest
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.corpus import build_corpus
 from synpro_engine.cycle.evaluation import evaluate_stage
-from synpro_engine.cycle.external import fingerprint, fingerprint_shards
+from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.probe import probe_stage
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.cycle.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
 from synpro_engine.dist import Topology, on_main, say
+
+_OUTSIDE = {
+    TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
+    IMPORT: ("generator.source",),
+}
+"""Keys that name what a stage reads from outside the run's directory."""
 
 
 class Plan:
@@ -30,7 +39,7 @@ class Plan:
         """What lies outside the directory is taken as rank 0 sees it. Collective."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._settings, self._tokens = SettingsOf(recipe), directory / TOKENIZE
-        self._contents = on_main(topology, lambda: _contents(recipe))
+        self._contents = on_main(topology, lambda: _contents(recipe, directory))
 
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
@@ -129,12 +138,22 @@ class Plan:
         return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=self.recipe.seed)
 
 
-def _contents(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """By the stage that reads it: digests of what the recipe names outside the run's directory, by key."""
-    corpus = {
-        "corpus.source": fingerprint(recipe.corpus.source),
-        "tokenizer.path": fingerprint(recipe.tokenizer.path),
-    }
-    if recipe.corpus.shards is not None:
-        corpus["corpus.shards"] = fingerprint_shards(shard_paths(recipe.corpus))
-    return {TOKENIZE: corpus, IMPORT: {"generator.source": fingerprint(recipe.generator.source)}}
+def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
+    """By the stage that reads it: digests of what the recipe names outside the run's directory, by key.
+
+    Of a file that is gone, but stands in the stored recipe under the same path, it is the one that the finished stage
+    recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
+    """
+    stored, contents = stored_recipe(directory), {}
+    for stage, keys in _OUTSIDE.items():
+        recorded = {}
+        if stored is not None and (directory / stage / MANIFEST).exists():
+            same = [key for key in keys if stored.at(key) == recipe.at(key)]
+            recorded = read_manifest(directory / stage).config.get("contents", {})
+            recorded = {key: recorded[key] for key in same if key in recorded and _is_put_away(recipe.at(key))}
+        contents[stage] = {key: fingerprint(recipe.at(key)) for key in keys} | recorded
+    return contents
+
+
+def _is_put_away(source: Any) -> bool:
+    return is_missing(source) and source != "random" and not str(source).startswith("embedded:")

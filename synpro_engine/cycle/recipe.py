@@ -6,7 +6,8 @@ Each section is declared beside the code that uses it; this module only puts the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import reduce
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -91,6 +92,10 @@ class Recipe(Config):
     """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
     generate: GenerateConfig = GenerateConfig()
     continued: ContinueConfig
+
+    def at(self, key: str) -> Any:
+        """The setting under a dotted key."""
+        return reduce(getattr, key.split("."), self)
 
     @model_validator(mode="after")
     def _operations_are_known(self) -> Recipe:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import (
+    Difference,
     UserError,
     atomic_write_text,
     differences,
@@ -76,14 +77,29 @@ def claim(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: boo
     return [stage.name for stage in stale]
 
 
-def check_claimed(directory: Path, recipe: Recipe) -> None:
+def check_claimed(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> None:
     """Make sure that this recipe's run is there, and change nothing; UserError when it is not.
 
-    A key that is younger than the run counts as its default: what is there may be read, though not gone on with.
+    A key that is younger than the run counts as its default. Files may have moved, but another path must name what was
+    read; under the same path they may have changed or gone since, for what was made of them is there.
     """
     if not (directory / CONFIG).exists():
         raise UserError(f"{directory}: no run is there; `synpro run` makes one")
-    _check(directory, _stored(directory), recipe)
+    difference = first_difference(_stored(directory), recipe.recorded())
+    stored = stored_recipe(directory)
+    for key in (key for stage in stages for key in _changed_contents(directory, stage)):
+        paths = [None if of is None else of.at(key) for of in (stored, recipe)]
+        if difference is None and paths[0] != paths[1]:
+            difference = Difference(key, *paths)
+    if difference is not None:
+        raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
+
+
+def stored_recipe(directory: Path) -> Recipe | None:
+    """The recipe of the run that is there; None where there is none, or one that this version cannot read."""
+    with contextlib.suppress(UserError):
+        return load_config(Recipe, read_yaml(directory / CONFIG))
+    return None
 
 
 def _is_marked(config: Path) -> bool:
@@ -93,27 +109,26 @@ def _is_marked(config: Path) -> bool:
         return file.read(len(_MARK)) == _MARK.encode()
 
 
-def _check(directory: Path, stored: dict[str, Any], recipe: Recipe) -> None:
-    difference = first_difference(stored, recipe.recorded())
-    if difference is not None:
-        raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
-
-
 def _changes(directory: Path, recipe: Recipe, stale: Stage) -> str:
     """What has changed since the run was begun: settings by key, else what lies outside of it."""
     changes = [str(difference) for difference in differences(_stored(directory), recipe.recorded())]
     if changes:
         shown = "; ".join(changes[:_SHOWN])
         return f"{shown} and {len(changes) - _SHOWN} more settings" if len(changes) > _SHOWN else shown
-    made_with = read_manifest(directory / stale.name).config if (directory / stale.name / MANIFEST).exists() else {}
-    before, now = made_with.get("contents", {}), stale.config.get("contents", {})
-    keys = [key for key in now if before.get(key) != now[key]]
+    keys = _changed_contents(directory, stale)
     return f"what `{keys[0]}` names holds something else now" if keys else "what it was made from has changed"
+
+
+def _changed_contents(directory: Path, stage: Stage) -> list[str]:
+    """The keys under which a finished stage read something else than what they name now."""
+    if not (directory / stage.name / MANIFEST).exists():
+        return []
+    read = read_manifest(directory / stage.name).config.get("contents", {})
+    return [key for key, digest in stage.config.get("contents", {}).items() if read.get(key) != digest]
 
 
 def _stored(directory: Path) -> dict[str, Any]:
     """The recorded settings of the run that is there; as they are where this version cannot read them."""
-    stored = read_yaml(directory / CONFIG) if (directory / CONFIG).exists() else {}
-    with contextlib.suppress(UserError):  # of a version with other keys: told as a difference
-        return load_config(Recipe, stored).recorded()
-    return stored
+    if (recipe := stored_recipe(directory)) is not None:
+        return recipe.recorded()
+    return read_yaml(directory / CONFIG)  # of a version with other keys: told as a difference

@@ -71,17 +71,22 @@ def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
             changed = path.exists() or note.exists()
         elif (path / MANIFEST).exists():
             manifest = read_manifest(path)
-            changed = manifest.config != _plain(stage.config) or any(
-                not (directory / parent / MANIFEST).exists()
-                or manifest.parents.get(parent) != read_manifest(directory / parent).content_hash
-                for parent in {*stage.parents, *manifest.parents}
-            )
+            changed = _differs(directory, stage, manifest.config, manifest.parents)
         else:
             begun = read_json(note) if note.exists() and _resumable(partial_path(path)) else None
-            changed = begun is not None and begun["config"] != _plain(stage.config)
+            changed = begun is not None and _differs(directory, stage, begun["config"], begun["parents"])
         if changed:
             stale[stage.name] = stage
     return list(stale.values())
+
+
+def _differs(directory: Path, stage: Stage, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
+    """Whether a stage that was made with `config` from `parents` (by content hash) would be another one now."""
+    if config != _plain(stage.config) or set(parents) != set(stage.parents):
+        return True
+    # A parent that is missing is made anew first; only then it shows whether it is another one.
+    there = [parent for parent in stage.parents if (directory / parent / MANIFEST).exists()]
+    return any(parents[parent] != read_manifest(directory / parent).content_hash for parent in there)
 
 
 def remove_stages(directory: Path, stages: Sequence[Stage]) -> None:

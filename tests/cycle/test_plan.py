@@ -7,9 +7,10 @@ import pytest
 
 from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
 from synpro_engine.cycle import Recipe, load_recipe
+from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CONFIG
-from synpro_engine.cycle.run_lock import claim
+from synpro_engine.cycle.run_lock import check_claimed, claim
 from synpro_engine.cycle.stages import Stage, run_stages
 from synpro_engine.dist import ParallelConfig, launched
 
@@ -93,8 +94,8 @@ def test_what_is_read_is_told_apart_by_its_content_and_may_be_moved(tmp_path: Pa
     assert {stage for stage in _ALL if config["a"][stage] != config["c"][stage]} == {"tokenize"}
 
 
-def _made(directory: Path, *overrides: str) -> None:
-    """Every stage of the plan, with a file in place of what its work would write."""
+def _made(directory: Path, *overrides: str, until: str | None = None, text: str = "") -> None:
+    """Every stage of the plan, or those up to a command's, with a file in place of what its work would write."""
     recipe, stages = _plan(directory, *overrides)
     directory.mkdir(exist_ok=True)
     claim(directory, recipe, stages, redo=False)
@@ -102,11 +103,11 @@ def _made(directory: Path, *overrides: str) -> None:
         fake = [
             Stage(
                 name=s.name, command=s.command, config=s.config, parents=s.parents, seed=s.seed,
-                work=lambda into, name=s.name: (into / "what").write_text(name) and None,
+                work=lambda into, name=s.name: (into / "what").write_text(name + text) and None,
             )
             for s in stages
         ]  # fmt: skip
-        run_stages(directory, fake, topology)
+        run_stages(directory, fake, topology, until)
 
 
 def _there(directory: Path) -> set[str]:
@@ -170,6 +171,58 @@ def test_half_done_work_that_could_be_resumed_is_not_thrown_away_without_a_word(
     assert (run / "tokenize.partial" / "checkpoints").exists()
     assert claim(run, changed, other, redo=True) == ["tokenize"]
     assert not (run / "tokenize.partial").exists()
+
+
+def test_a_corpus_may_be_put_away_once_it_is_tokenised(tmp_path: Path) -> None:
+    source, run = tmp_path / "text.jsonl", tmp_path / "run"
+    source.write_text('{"text": "one"}\n')
+    _made(run, f"corpus.source={source}")
+    source.unlink()
+    recipe, stages = _plan(run, f"corpus.source={source}")
+    assert claim(run, recipe, stages, redo=False) == []
+    mistyped, others = _plan(run, f"corpus.source={source}x")
+    with pytest.raises(UserError, match=r"what `corpus.source` names holds something else now"):
+        claim(run, mistyped, others, redo=False)
+
+
+def test_a_run_is_looked_at_under_another_path_only_where_that_names_what_was_read(tmp_path: Path) -> None:
+    run, texts = tmp_path / "run", {"a": "one", "copy": "one", "b": "two"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n')
+    _made(run, f"corpus.source={tmp_path}/a.jsonl")
+    check_claimed(run, *_plan(run, f"corpus.source={tmp_path}/copy.jsonl"))
+    with pytest.raises(UserError, match=r"another config: `corpus.source` is .* there, .* here"):
+        check_claimed(run, *_plan(run, f"corpus.source={tmp_path}/b.jsonl"))
+    (tmp_path / "a.jsonl").write_text('{"text": "longer now"}\n')
+    check_claimed(run, *_plan(run, f"corpus.source={tmp_path}/a.jsonl"))
+
+
+def test_a_stage_that_is_missing_takes_nothing_with_it(tmp_path: Path) -> None:
+    """As after a kill between taking an old artifact away and showing the new one."""
+    run = tmp_path / "run"
+    _made(run)
+    shutil.rmtree(run / "pretrain")
+    assert claim(run, *_plan(run), redo=False) == []
+    _made(run)
+    assert _there(run) == set(_ALL)
+
+
+def test_what_was_made_from_another_content_of_its_parent_is_stale(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _made(run)
+    shutil.rmtree(run / "pretrain")
+    _made(run, until="pretrain", text="other")
+    with pytest.raises(UserError, match=r"what it was made from has changed: round-1/probe and \d+ made from it"):
+        claim(run, *_plan(run), redo=False)
+
+
+@pytest.mark.parametrize("text", ["one", "two"])
+def test_another_content_of_token_files_changes_the_stage(tmp_path: Path, text: str) -> None:
+    for name in ("tokens.bin", "tokens.idx"):
+        (tmp_path / name).write_text("one")
+    before = fingerprint([str(tmp_path / "tokens")])
+    (tmp_path / "tokens.idx").write_text(text)
+    assert (fingerprint([str(tmp_path / "tokens")]) == before) == (text == "one")
 
 
 def test_another_content_under_the_same_path_is_named(tmp_path: Path) -> None:
