@@ -226,10 +226,11 @@ def test_halves_of_a_run_agree_where_documents_keep_their_order() -> None:
     assert agreement_of_halves(late, late) == (None, 0)  # nothing early
 
 
-def test_a_mixture_is_refused_since_its_sources_may_have_documents_of_one_id(tmp_path: Path) -> None:
-    with launched(ParallelConfig()) as topology:
-        sources = {"organic": corpus(1), "synthetic": corpus(3)}
-        loader = TokenLoader(sources, dict.fromkeys(sources, 1.0), SHAPE.seq_len, TRAIN.global_batch, 5)
-        watcher = InRunScores(WATCH, tmp_path / "scores.jsonl", corpus(2), topology)
-        with pytest.raises(ValueError, match="unique within one source only"):
-            pretrain(build_model(SHAPE, topology), TRAIN, loader, tmp_path, watcher=watcher)
+def test_a_mixture_is_refused_since_its_sources_may_have_documents_of_one_id(
+    topology: Topology, tmp_path: Path
+) -> None:
+    sources = {"organic": corpus(1), "synthetic": corpus(3)}
+    loader = TokenLoader(sources, dict.fromkeys(sources, 1.0), SHAPE.seq_len, TRAIN.global_batch, 5)
+    watcher = InRunScores(WATCH, tmp_path / "scores.jsonl", corpus(2), topology)
+    with pytest.raises(ValueError, match="unique within one source only"):
+        pretrain(build_model(SHAPE, topology), TRAIN, loader, tmp_path, watcher=watcher)
