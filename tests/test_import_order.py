@@ -17,8 +17,13 @@ OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
 """Ops that another is made with: losses of the output layer tell slopes along directions, and one is a policy's."""
 ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts build".split(),
+    "cycle": (
+        "run_layout sections recipe settings external stages run_lock steps plan preflight summaries cycle scoring"
+    ).split(),
 }
 """Modules and sub-packages of a package, in their order."""
+OPEN = {"steps"}
+"""Sub-packages whose modules others name one by one, as plan does each kind of stage."""
 LAUNCH_VARIABLES = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
 }
@@ -101,7 +106,8 @@ def imports_across_rooms(source: Source) -> list[str]:
         if (top, target_package) != ("synpro_engine", package) or target == room:
             continue
         place = ROOMS[package].index(target) if target in ROOMS[package] else len(ROOMS[package])
-        if place > ROOMS[package].index(room) or len([part for part in inner if part]) > 1:
+        past_its_front = target not in OPEN and len([part for part in inner if part]) > 1
+        if place > ROOMS[package].index(room) or past_its_front:
             wrong.append(f"{source.name}:{line} imports {name}")
     return wrong
 

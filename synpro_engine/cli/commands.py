@@ -12,7 +12,7 @@ from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
-from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
+from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.influence import EstimatorConfig
@@ -92,7 +92,7 @@ def influence(
 
 
 @contextmanager
-def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, ReadConfig, Topology]]:
+def _pair(weights: Weights) -> Iterator[tuple[ModelPair, EstimatorConfig, ReadConfig, Topology]]:
     """The models to measure with, the estimator's settings and how to read records, from a run or from checkpoints."""
     if weights.checkpoint is None and weights.probe is None:
         if not weights.words or "=" in weights.words[0]:
@@ -101,7 +101,7 @@ def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, ReadConfig,
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
         with _cycle(weights.words[0], weights.words[1:], weights.directory) as cycle:
             cycle.open_directory()
-            yield Pair.of_run(cycle), cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
+            yield ModelPair.of_run(cycle), cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
         return
     if weights.checkpoint is None or weights.probe is None:
         raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both")
@@ -109,7 +109,7 @@ def _pair(weights: Weights) -> Iterator[tuple[Pair, EstimatorConfig, ReadConfig,
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.words)
     with verification(config.verify), launched(config.parallel) as topology:
-        pair = Pair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
+        pair = ModelPair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
         yield pair, config.influence, config.corpus, topology
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TextIO
 
-from synpro_engine.cycle.explain import Explanation
+from synpro_engine.cycle.scoring.explain import Explanation
 from synpro_engine.report.terminal import printable
 
 # Backgrounds of the 256-colour table, pale to strong, on which black letters are read.

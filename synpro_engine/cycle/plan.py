@@ -1,6 +1,6 @@
 """The whole loop as a list of stages: the one place that knows in which order things are made from what.
 
-Each stage's work is in `corpus`, `pretraining`, `probe`, `synthesis` and `evaluation`, its settings in `settings`.
+Each stage's work is in `steps`, its settings in `settings`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import build_corpus
-from synpro_engine.cycle.evaluation import evaluate_stage
 from synpro_engine.cycle.external import fingerprint, is_missing
-from synpro_engine.cycle.pretraining import arm_stage, pretrain_stage
-from synpro_engine.cycle.probe import probe_stage
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
 from synpro_engine.cycle.stages import Stage
-from synpro_engine.cycle.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
+from synpro_engine.cycle.steps.corpus import build_corpus
+from synpro_engine.cycle.steps.evaluation import evaluate_stage
+from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
+from synpro_engine.cycle.steps.probe import probe_stage
+from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
 from synpro_engine.dist import Topology, on_main, say
 
 _OUTSIDE = {
@@ -44,15 +44,7 @@ class Plan:
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
         of, topology, tokens = self._settings, self.topology, self._tokens
-        settings = of.tokenize
-        corpus = partial(
-            build_corpus,
-            corpus=settings.corpus,
-            tokenizer=settings.tokenizer,
-            seed=settings.seed,
-            vocab_size=settings.vocab_size,
-            tell=partial(say, topology),
-        )
+        corpus = partial(build_corpus, settings=of.tokenize, tell=partial(say, topology))
         yield self._stage(
             TOKENIZE, TOKENIZE, lambda into: on_main(topology, lambda: corpus(into), label=TOKENIZE), of.tokenize
         )

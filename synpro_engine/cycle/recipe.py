@@ -15,52 +15,13 @@ from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
-from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
-from synpro_engine.cycle.in_run import PretrainConfig
+from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
 from synpro_engine.dist import ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.synth import OPERATIONS, GenerateConfig
-
-
-class GeneratorConfig(Config):
-    """The model that rephrases and reformats."""
-
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
-
-    source: str = Field(default="embedded:smollm2-135m", min_length=1)
-    """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
-    and Qwen3 are known."""
-    model: ModelConfig | None = None
-    """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
-    seq_len: int | None = Field(default=None, gt=0)
-    """Longest prompt and completion together; the source's own limit where not given."""
-
-    @model_validator(mode="after")
-    def _shape_goes_with_random(self) -> GeneratorConfig:
-        if (self.source == "random") != (self.model is not None):
-            raise ValueError("`model` is needed for source `random`, and only there")
-        return self
-
-
-class ContinueConfig(Config):
-    """Training on after the plateau, with and without synthetic text."""
-
-    steps: int = Field(gt=0)
-    """Optimizer steps of each round; the arm that repeats organic text takes as many."""
-    synthetic_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the synthetic text in the batches, whatever its size."""
-    synthetic_epochs: float | None = Field(default=None, gt=0)
-    """Passes over the synthetic text per pass over the organic text. Neither this nor a share given: 1, so that
-    every text of the enlarged pool is seen equally often."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> ContinueConfig:
-        if self.synthetic_share is not None and self.synthetic_epochs is not None:
-            raise ValueError("give synthetic_share or synthetic_epochs, not both")
-        return self
 
 
 class Recipe(Config):

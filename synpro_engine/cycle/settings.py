@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Config
-from synpro_engine.cycle.corpus import CorpusConfig, TokenizerConfig
-from synpro_engine.cycle.in_run import PretrainConfig
-from synpro_engine.cycle.recipe import ContinueConfig, GeneratorConfig, Recipe
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig

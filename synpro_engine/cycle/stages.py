@@ -1,6 +1,6 @@
 """Stages: named steps whose result is one artifact, done once, redone when what they were made from changed.
 
-Knows when a stage must run and how its result appears; does not know what any stage computes.
+When a stage must run, and how its result appears; what it computes is in `steps`.
 """
 
 from __future__ import annotations

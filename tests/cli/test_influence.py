@@ -20,9 +20,10 @@ import pytest
 from synpro_engine.cli.main import main
 from synpro_engine.cli.shares import show
 from synpro_engine.config.lock import writing
-from synpro_engine.cycle import Pair, score
-from synpro_engine.cycle.explain import Explanation, token_pieces
-from synpro_engine.cycle.weights import load_model
+from synpro_engine.cycle import ModelPair
+from synpro_engine.cycle.scoring import score
+from synpro_engine.cycle.scoring.explain import Explanation, token_pieces
+from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import SentencePieceTokenizer, load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import free_ports, run_ranks
@@ -162,7 +163,7 @@ def test_estimators_and_a_stored_direction_agree(walked: Path, docs: Path, tmp_p
     assert [record["value"] for record in dot] == pytest.approx(expected, rel=0.01, abs=1e-5)
     assert {(record["estimator"], record["at"]) for record in dot} == {("dot", "midpoint")}
     with launched(ParallelConfig()) as topology:
-        pair = Pair.of_paths(walked / "pretrain", walked / "round-1" / "probe", None, topology)
+        pair = ModelPair.of_paths(walked / "pretrain", walked / "round-1" / "probe", None, topology)
         theta, probe = (load_model(path, topology, pair.dtype) for path in (pair.theta, pair.probe))
         save_direction(tmp_path / "direction", theta, displacement(theta, probe))
     along = [*of(walked)[:3], "--probe", str(tmp_path / "direction")]

@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.corpus import (
-    CorpusConfig,
-    TokenizerConfig,
-    build_corpus,
-    open_split,
-)
-from synpro_engine.cycle.evaluation import source_texts
-from synpro_engine.cycle.gather import SPLITS, gather
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
+from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
+from synpro_engine.cycle.settings import TokenizeSettings
+from synpro_engine.cycle.steps.corpus import build_corpus, open_split
+from synpro_engine.cycle.steps.evaluation import source_texts
+from synpro_engine.cycle.steps.gather import SPLITS, gather
 from synpro_engine.data import ReadConfig, SplitConfig, find_source, load_tokenizer, read_documents, text_key
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
@@ -40,7 +37,8 @@ def _write(path: Path, records: list[dict[str, object]]) -> Path:
 def _build(into: Path, source: Path, **settings: object) -> tuple[dict[str, Any], list[str]]:
     told: list[str] = []
     config = CorpusConfig(source=str(source), split=SHARES, **settings)
-    build_corpus(into, config, TokenizerConfig(vocab_size=300), seed=0, vocab_size=300, tell=told.append)
+    tokenizer = TokenizerConfig(vocab_size=300)
+    build_corpus(into, TokenizeSettings(corpus=config, tokenizer=tokenizer, vocab_size=300, seed=0), told.append)
     return json.loads((into / ACCOUNT).read_text()), told
 
 

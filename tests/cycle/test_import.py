@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, write_manifest
-from synpro_engine.cycle.corpus import open_tokenizer
-from synpro_engine.cycle.export import export_stage
-from synpro_engine.cycle.pair import Pair
 from synpro_engine.cycle.recipe import Recipe, load_recipe
+from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.cycle.settings import SettingsOf
-from synpro_engine.cycle.synthesis import import_stage
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.export import export_stage
+from synpro_engine.cycle.steps.synthesis import import_stage
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.influence import EstimatorConfig
@@ -87,7 +87,7 @@ def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topo
     assert theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == asked
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [1, 4] and settings["temperature"] == 0.6
-    pair = Pair(theta=tmp_path / "run" / "import", probe=tmp_path, tokenizer=_Larger(), dtype=torch.float32)
+    pair = ModelPair(theta=tmp_path / "run" / "import", probe=tmp_path, tokenizer=_Larger(), dtype=torch.float32)
     with pytest.raises(UserError, match=r"rows of the embedding are too few for a tokenizer of 9999 ids; see --tok"):
         pair.estimator(EstimatorConfig(), topology)
 

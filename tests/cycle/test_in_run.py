@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle import in_run, load_recipe
-from synpro_engine.cycle.in_run import DIRECTION, InRunConfig, InRunScores
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.sections import InRunConfig
+from synpro_engine.cycle.steps import in_run
+from synpro_engine.cycle.steps.in_run import DIRECTION, InRunScores
 from synpro_engine.cycle.summaries.influence import agreement_of_halves
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched

@@ -16,13 +16,13 @@ import torch
 from synpro_engine.cli import commands
 from synpro_engine.config import new_artifact, to_yaml
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle import Cycle, Pair, explain_document, load_recipe, score_documents
-from synpro_engine.cycle.corpus import open_tokenizer
-from synpro_engine.cycle.export import export_stage
+from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
 from synpro_engine.cycle.plan import Plan
-from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION
-from synpro_engine.cycle.weights import load_model, stage_checkpoint
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.export import export_stage
+from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main
 from synpro_engine.dist.testing import run_ranks
@@ -105,8 +105,8 @@ def _theta(topology: Topology) -> Model:
     return build_model(SHAPE, topology)
 
 
-def _pair(topology: Topology) -> Pair:
-    return Pair.of_paths(THETA, PROBE, None, topology)
+def _pair(topology: Topology) -> ModelPair:
+    return ModelPair.of_paths(THETA, PROBE, None, topology)
 
 
 def _of_paths(topology: Topology) -> object:
@@ -115,7 +115,7 @@ def _of_paths(topology: Topology) -> object:
 
 
 def _of_run(topology: Topology) -> object:
-    pair = Pair.of_run(Cycle(load_recipe("smoke", ["rounds=2"]), Path(), topology))
+    pair = ModelPair.of_run(Cycle(load_recipe("smoke", ["rounds=2"]), Path(), topology))
     return pair.theta, pair.probe, pair.tokenizer.fingerprint
 
 

@@ -1,6 +1,6 @@
 """What a killed `influence` leaves is told from anybody else's file."""
 
-from synpro_engine.cycle.score import _is_torn, _line
+from synpro_engine.cycle.scoring.score import _is_torn, _line
 from synpro_engine.data import Document
 from synpro_engine.influence.estimator import SequenceScore
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import zstandard
 
-from synpro_engine.cycle.weights import load_model
+from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from synpro_engine.cycle.in_run import InRunScores
+from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import RankEnd, ends, programs
 from synpro_engine.model.build import build_model

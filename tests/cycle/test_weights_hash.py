@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from synpro_engine.cycle.weights import weights_hash
+from synpro_engine.cycle.steps.weights import weights_hash
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model import canonical

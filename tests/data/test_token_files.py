@@ -13,7 +13,7 @@ import torch
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
-from synpro_engine.cycle.gather import SPLITS, SortedTokens
+from synpro_engine.cycle.steps.gather import SPLITS, SortedTokens
 from synpro_engine.data import (
     Document,
     SplitConfig,

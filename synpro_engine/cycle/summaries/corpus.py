@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from synpro_engine.config import Record
-from synpro_engine.cycle.corpus import SPLITS, shard_paths
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZE, shards_path
+from synpro_engine.cycle.steps.gather import SPLITS
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats
 from synpro_engine.evaluate import Overlap
@@ -26,7 +26,7 @@ def corpus(run: FinishedRun) -> CorpusInfo | None:
     account = run.record(TOKENIZE, ACCOUNT, _Account)
     sizes = {split: read_shard_stats(shards_path(run.directory / TOKENIZE, split)) for split in SPLITS}
     return CorpusInfo(
-        source=", ".join(shard_paths(run.recipe.corpus)) or run.recipe.corpus.source,
+        source=", ".join(run.recipe.corpus.shard_paths) or run.recipe.corpus.source,
         files=account.files,
         splits=tuple(
             SplitSize(

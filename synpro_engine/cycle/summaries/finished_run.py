@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from synpro_engine.config import Record, as_record, read_json, read_record, verify_artifact
-from synpro_engine.cycle.evaluation import Results
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, EVALUATION
+from synpro_engine.cycle.steps.evaluation import Results
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 R = TypeVar("R", bound=Record)

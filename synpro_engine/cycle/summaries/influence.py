@@ -10,8 +10,8 @@ from statistics import median
 import numpy as np
 
 from synpro_engine.config import Record, UserError
-from synpro_engine.cycle.in_run import DIRECTION
 from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, documents_path
+from synpro_engine.cycle.steps.in_run import DIRECTION
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_documents
 from synpro_engine.influence import DocumentScore, ScoreRecord, by_document, read_scores

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from synpro_engine.config import Record
-from synpro_engine.cycle.pretraining import TrainingResult
 from synpro_engine.cycle.run_layout import PRETRAIN, TRAINING_RESULT
+from synpro_engine.cycle.steps.pretraining import TrainingResult
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Curve, CurveKind, Plateau, Pretraining
 

@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 
 from synpro_engine.config import Record, read_records
-from synpro_engine.cycle.evaluation import Provenance, accepted_records, slice_of, source_texts
 from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
+from synpro_engine.cycle.steps.evaluation import Provenance, accepted_records, slice_of, source_texts
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Sample
 from synpro_engine.synth import REJECTS

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.pretraining import ORGANIC, TrainingResult
 from synpro_engine.cycle.run_layout import (
     PRETRAIN,
     REPEAT,
@@ -15,6 +14,7 @@ from synpro_engine.cycle.run_layout import (
     Round,
     shards_path,
 )
+from synpro_engine.cycle.steps.pretraining import ORGANIC, TrainingResult
 from synpro_engine.cycle.summaries.arms import REPEAT_ARM, SYNTHETIC_ARM
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats

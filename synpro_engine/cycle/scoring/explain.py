@@ -1,6 +1,6 @@
 """One document's influence taken apart into its tokens', with the piece of text that each of them spells.
 
-Knows tokens and text; how they look is the command line's.
+How tokens and shares are shown is the command line's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.pair import Pair
+from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.data import Document, ReadConfig, Tokenizer, read_documents
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import EstimatorConfig, SequenceScore
@@ -30,7 +30,7 @@ class Explanation:
 
 
 def explain_document(
-    pair: Pair,
+    pair: ModelPair,
     config: EstimatorConfig,
     documents: str,
     id: str,

@@ -1,7 +1,7 @@
 """Influence of the training documents, measured in the steps of pretraining that train on them.
 
-Knows when to measure, and along what: the gradient of a fixed piece of the reference text, as it is or as AdamW's next
-step would use it. How a step is read is in `influence.in_run`. Training is the same, bit for bit, whether or not it is
+Decides when to measure, and along what: the gradient of a fixed piece of the reference text, as it is or as AdamW would
+use it next. How a step is read is in `influence.in_run`. Training is the same, bit for bit, whether or not it is
 watched.
 """
 
@@ -11,11 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, model_validator
-
-from synpro_engine.config import Config, remove_directory
+from synpro_engine.config import remove_directory
+from synpro_engine.cycle.sections import InRunConfig
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import (
@@ -29,45 +27,12 @@ from synpro_engine.influence import (
     save_direction,
 )
 from synpro_engine.influence.directions import NoDirectionError
-from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
 
 DIRECTION = "reference"
 """The name of the direction in the score log."""
 _KEPT = "in-run-direction"  # and the step after which a run was asked to stop
-
-
-class InRunConfig(Config):
-    """How the documents that pretraining reads are scored while it reads them."""
-
-    every: int = Field(default=8, gt=0)
-    """Steps between scored steps; the documents of the other steps are not scored. 1 scores all of them."""
-    start: int = Field(default=0, ge=0)
-    """Steps before the first scored one."""
-    refresh: int = Field(default=64, gt=0)
-    """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
-    the scores of one that was never interrupted."""
-    direction: Literal["next_step", "gradient"] = "next_step"
-    """`gradient`: of the reference loss. `next_step`: the same as AdamW's next step would meet it, made with the batch
-    of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""
-    reference_tokens: int = Field(default=4096, gt=0)
-    """Tokens at the head of the reference split that the gradient is taken on."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> InRunConfig:
-        if self.refresh % self.every:
-            raise ValueError(f"refresh: {self.refresh} is not a multiple of every ({self.every})")
-        return self
-
-
-class PretrainConfig(TrainConfig):
-    """Pretraining, and what is measured on the way."""
-
-    mask_repetitions: bool = False
-    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
-    in_run: InRunConfig | None = None
-    """Score the training documents by their influence on the reference loss, in the steps that train on them."""
 
 
 class InRunScores:

@@ -1,6 +1,6 @@
 """Scoring any documents by their influence: streaming, resumable, shared out over data-parallel ranks.
 
-Knows documents and the file of scores; what a score is, and between which weights, is the estimator's.
+What a score is, and between which weights, is the estimator's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from synpro_engine.config import UserError, append_lines, first_difference, json_text, outside_artifacts, whole_lines
 from synpro_engine.config.lock import writing
-from synpro_engine.cycle.pair import Pair
+from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
@@ -36,7 +36,7 @@ _HEAD = (
 
 
 def score_documents(
-    pair: Pair,
+    pair: ModelPair,
     config: EstimatorConfig,
     documents: str,
     output: Path,

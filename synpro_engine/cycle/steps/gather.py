@@ -1,7 +1,7 @@
 """Documents from their source into the splits of the `tokenize` artifact, one at a time, with an account of them.
 
-Knows records, splits and what was left out; of token files what their documents spell. Held in memory are 24 bytes a
-document at the most for its id, and as many for its text where duplicates are looked for.
+Records that are left out are listed with their reasons. Held in memory are 24 bytes a document at the most for its id,
+and as many for its text where duplicates are looked for.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.corpus import open_split, open_tokenizer
-from synpro_engine.cycle.in_run import InRunScores
-from synpro_engine.cycle.recipe import ContinueConfig
 from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT
+from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
-from synpro_engine.cycle.weights import stage_checkpoint
+from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.in_run import InRunScores
+from synpro_engine.cycle.steps.weights import stage_checkpoint
 from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, check_rows, eval_windows, mixture_weights
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES

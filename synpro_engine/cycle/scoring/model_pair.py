@@ -1,11 +1,12 @@
 """The two models that influence is measured between, wherever they lie, and the tokenizer they read text with.
 
-Knows stages, checkpoints, stored directions and how to tell them apart; does not know documents.
+They are named by a run or by their directories: stages, checkpoints, or for the probe a stored direction.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,11 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.probe import is_tangent, load_probe
 from synpro_engine.cycle.run_layout import TOKENIZE, TOKENIZER, run_of, tokenizer_stage
-from synpro_engine.cycle.weights import load_model, stage_checkpoint
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.probe import is_tangent, load_probe
+from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
@@ -25,7 +26,7 @@ from synpro_engine.train.checkpoint import KIND as CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ModelPair:
     """theta and its probe, as artifacts that are there: stages or checkpoints; the probe may be a stored direction."""
 
     theta: Path
@@ -35,16 +36,16 @@ class Pair:
     """Of the weights when they are loaded."""
 
     @classmethod
-    def of_run(cls, cycle: Cycle) -> Pair:
+    def of_run(cls, cycle: Cycle) -> ModelPair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
         stage = cycle.directory / TOKENIZE
         verify_shared(stage, cycle.topology)
-        words = open_tokenizer(stage, cycle.topology)
-        return cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(cycle.recipe.dtype))
+        tokenizer = open_tokenizer(stage, cycle.topology)
+        return cls(theta=theta, probe=probe, tokenizer=tokenizer, dtype=platform.resolve_dtype(cycle.recipe.dtype))
 
     @classmethod
-    def of_paths(cls, theta: Path, probe: Path, tokenizer: Path | None, topology: Topology) -> Pair:
+    def of_paths(cls, theta: Path, probe: Path, tokenizer: Path | None, topology: Topology) -> ModelPair:
         """theta and the probe by their directories, in the precision that theta was saved in. Collective.
 
         tokenizer: None takes the one that theta's run recorded. Raises UserError where that is none, where theta and
@@ -55,9 +56,12 @@ class Pair:
         if tokenizer is None:
             tokenizer = on_main(topology, lambda: recorded_tokenizer(theta))
             verify_shared(tokenizer.parent, topology)
-        place = tokenizer
-        words = on_main(topology, lambda: load_tokenizer(place))
-        pair = cls(theta=theta, probe=probe, tokenizer=words, dtype=platform.resolve_dtype(saved))
+        pair = cls(
+            theta=theta,
+            probe=probe,
+            tokenizer=on_main(topology, partial(load_tokenizer, tokenizer)),
+            dtype=platform.resolve_dtype(saved),
+        )
         hashes = pair.hashes(topology)
         if hashes["theta"] == hashes["probe"]:
             raise UserError(f"{probe}: is theta itself, so that every influence would be 0; --probe takes another one")

@@ -1,6 +1,6 @@
 """The stage that says what helping the reference means for theta: a direction in weight space, or a probe theta'.
 
-Knows which data it is made from and where it is kept; the mathematics are in `influence`.
+Which data it is made from and where it is kept; the mathematics are in `influence`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.corpus import open_split, open_tokenizer
-from synpro_engine.cycle.pretraining import ORGANIC
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
-from synpro_engine.cycle.weights import load_model, stage_checkpoint
+from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
-from synpro_engine.cycle.corpus import open_split, open_tokenizer
-from synpro_engine.cycle.pretraining import held_out_batches
-from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
-from synpro_engine.cycle.synthesis import synthetic_documents
-from synpro_engine.cycle.weights import load_model
+from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.pretraining import held_out_batches
+from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.synthesis import synthetic_documents
+from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import read_documents, start_id
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.dist import Topology, on_main

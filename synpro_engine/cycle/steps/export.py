@@ -6,10 +6,10 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts
-from synpro_engine.cycle.corpus import open_tokenizer
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import tokenizer_stage
-from synpro_engine.cycle.weights import load_model
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.model.hf import KIND, export_hf
 
@@ -20,7 +20,7 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     Raises UserError for a stage that is not there or holds no weights, and where `output` holds anything but an earlier
     export, which is replaced.
     """
-    path, words = directory / stage, directory / tokenizer_stage(stage)
+    path, source = directory / stage, directory / tokenizer_stage(stage)
 
     def check() -> None:
         if not path.is_dir():
@@ -29,6 +29,6 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
         outside_artifacts(output.resolve().parent)
 
     on_main(topology, check)
-    verify_shared(words, topology)
+    verify_shared(source, topology)
     model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
-    export_hf(model, output, open_tokenizer(words, topology))
+    export_hf(model, output, open_tokenizer(source, topology))

@@ -1,6 +1,6 @@
 """Models in and out of a run's stages.
 
-Knows where each kind of stage keeps its weights; knows nothing of how they came about.
+Each kind of stage keeps its weights in a place of its own.
 """
 
 from __future__ import annotations

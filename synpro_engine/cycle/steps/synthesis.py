@@ -9,8 +9,6 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
-from synpro_engine.cycle.corpus import open_tokenizer
-from synpro_engine.cycle.probe import load_probe
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
@@ -22,7 +20,9 @@ from synpro_engine.cycle.run_layout import (
     shards_path,
 )
 from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, RewardSettings, TuneSettings
-from synpro_engine.cycle.weights import load_model, weights_hash
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
     Document,
     Tokenizer,

