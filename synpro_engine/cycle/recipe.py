@@ -21,7 +21,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import OPERATIONS, GenerateConfig
+from synpro_engine.synth import OPERATIONS, GenerateConfig, PromptConfig
 
 
 class Recipe(Config):
@@ -49,6 +49,7 @@ class Recipe(Config):
     rounds: int = Field(default=1, ge=1)
     """How often: probe, tune, generate, train on."""
     reward: RewardConfig = RewardConfig()
+    prompt: PromptConfig = PromptConfig()
     tune: dict[str, GRPOConfig] = Field(default={})
     """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
     generate: GenerateConfig = GenerateConfig()
@@ -79,15 +80,6 @@ class Recipe(Config):
             self.influence.resolved(tangent=self.probe.kind == "next_step")
         except ValueError as error:
             raise ValueError(f"influence.{error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _generators_are_used_as_they_were_tuned(self) -> Recipe:
-        for operation, config in self.tune.items():
-            for key in ("prefill", "chat_format"):
-                ours, theirs = getattr(self.generate, key), getattr(config, key)
-                if ours != theirs:
-                    raise ValueError(f"tune.{operation}.{key} is {theirs}, but generate.{key} is {ours}")
         return self
 
 

@@ -16,7 +16,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import GenerateConfig, SliceConfig
+from synpro_engine.synth import GenerateConfig, PromptConfig, SliceConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -40,10 +40,12 @@ class TokenizeSettings(StageSettings):
 class ImportSettings(StageSettings):
     """The generator as it came."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"generate"})  # to refuse prompts that cannot be rendered early
+    # To refuse prompts that cannot be rendered early.
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"operations", "prompt"})
 
     generator: GeneratorConfig
-    generate: GenerateConfig
+    operations: tuple[str, ...]
+    prompt: PromptConfig
     dtype: Dtype
     seed: int
 
@@ -82,8 +84,10 @@ class ProbeSettings(StageSettings):
     seed: int
 
 
-class RewardSettings(StageSettings):
-    """What completions earn in one round."""
+class SynthesisSettings(StageSettings):
+    """What is asked of generators in one round, and what their answers earn."""
+
+    prompt: PromptConfig
 
     reward: RewardConfig
     influence: EstimatorConfig
@@ -92,7 +96,7 @@ class RewardSettings(StageSettings):
     round: int
 
 
-class TuneSettings(RewardSettings):
+class TuneSettings(SynthesisSettings):
     """Tuning of one operation's generator in one round."""
 
     operation: str
@@ -100,7 +104,7 @@ class TuneSettings(RewardSettings):
     slices: SliceConfig
 
 
-class GenerateSettings(RewardSettings):
+class GenerateSettings(SynthesisSettings):
     """Synthetic documents of one operation in one round."""
 
     operation: str
@@ -142,7 +146,13 @@ class SettingsOf:
     def generator(self) -> ImportSettings:
         """Of `import`."""
         recipe = self._recipe
-        return ImportSettings(generator=recipe.generator, generate=recipe.generate, dtype=self._dtype, seed=self._seed)
+        return ImportSettings(
+            generator=recipe.generator,
+            operations=recipe.generate.operations,
+            prompt=recipe.prompt,
+            dtype=self._dtype,
+            seed=self._seed,
+        )
 
     @property
     def pretrain(self) -> PretrainSettings:
@@ -178,16 +188,17 @@ class SettingsOf:
         """Of tuning `operation` in round `number`."""
         recipe = self._recipe
         slices = SliceConfig.model_validate(recipe.generate.model_dump(include=set(SliceConfig.model_fields)))
-        return TuneSettings(operation=operation, tune=recipe.tune[operation], slices=slices, **self._rewards(number))
+        return TuneSettings(operation=operation, tune=recipe.tune[operation], slices=slices, **self._synthesis(number))
 
     def generate(self, operation: str, number: int) -> GenerateSettings:
         """Of generation by `operation` in round `number`."""
         generate = self._recipe.generate.model_copy(update={"operations": (operation,)})
-        return GenerateSettings(operation=operation, generate=generate, **self._rewards(number))
+        return GenerateSettings(operation=operation, generate=generate, **self._synthesis(number))
 
-    def _rewards(self, number: int) -> dict[str, Any]:
+    def _synthesis(self, number: int) -> dict[str, Any]:
         recipe = self._recipe
         return {
+            "prompt": recipe.prompt,
             "reward": recipe.reward,
             "influence": recipe.influence,
             "dtype": self._dtype,

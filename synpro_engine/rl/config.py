@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 
 from synpro_engine.config import Config
 from synpro_engine.sampler import SamplerConfig, SamplingConfig
-from synpro_engine.synth import ChatFormat
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
@@ -67,14 +66,6 @@ class GRPOConfig(Config):
     sampling: SamplingConfig = _SAMPLING
     """How completions are drawn; the trainer's log-probabilities are under this very distribution."""
     sampler: SamplerConfig = SamplerConfig()
-    max_prompt_tokens: int = Field(default=2048, gt=0)
-    """Slices whose prompts are longer are left out."""
-    prefill: bool = True
-    """Start the assistant's turn with the operation's heading."""
-    keep_truncated: bool = False
-    """Read an answer that ran out of tokens as if it had ended there (else it earns nothing)."""
-    chat_format: ChatFormat = "auto"
-    """Layout of the prompt; `auto` is the tokenizer's own chat template, `chatml`, `olmo2` and `plain` need none."""
 
     checkpoint_every: int = Field(default=20, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""

@@ -12,14 +12,14 @@ from typing import Protocol
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.data import Tokenizer, stable_hash, stable_permutation
+from synpro_engine.data import stable_hash, stable_permutation
 from synpro_engine.dist import Topology, broadcast_in, gather_objects
 from synpro_engine.reward import RewardFault, RewardTable
 from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
-from synpro_engine.synth import Candidate, Operation, Slice, read_answer, render_chat, stop_ids
+from synpro_engine.synth import Candidate, Prompter, Slice
 
 _SHOWN = 200
 """Characters of a completion that a message shows."""
@@ -36,28 +36,18 @@ class RewardScorer(Protocol):
 class PromptSource:
     """The prompts of each step: all slices once in a shuffled order, then again in another."""
 
-    def __init__(
-        self, slices: Sequence[Slice], operation: Operation, tokenizer: Tokenizer, config: GRPOConfig, seq_len: int,
-        seed: int,
-    ) -> None:  # fmt: skip
-        """Render all prompts; those too long are left out. UserError when none is left."""
-        limit = min(config.max_prompt_tokens, seq_len - 1)
-        rendered = [
-            Prompt(
-                source=piece,
-                token_ids=render_chat(operation.messages(piece.text), operation.prefill, tokenizer, config.chat_format),
-            )
-            for piece in slices
-        ]
-        self.prompts = [prompt for prompt in rendered if len(prompt.token_ids) <= limit]
+    def __init__(self, slices: Sequence[Slice], prompter: Prompter, per_step: int, seed: int, *, longest: int) -> None:
+        """Render all prompts; those of more than `longest` tokens are left out. UserError when none is left."""
+        rendered = [Prompt(source=piece, token_ids=prompter.ask(piece.text)) for piece in slices]
+        self.prompts = [prompt for prompt in rendered if len(prompt.token_ids) <= longest]
         self.left_out = len(rendered) - len(self.prompts)
         if not self.prompts:
             shortest = min((len(prompt.token_ids) for prompt in rendered), default=0)
             raise UserError(
-                f"`tune.{operation.name}.max_prompt_tokens`: none of {len(rendered)} slices makes a prompt of at most"
-                f" {limit} tokens (the shortest has {shortest}; the generator's seq_len is {seq_len})"
+                f"`prompt.max_tokens`: none of {len(rendered)} slices makes a prompt of {prompter.operation.name} of at"
+                f" most {longest} tokens, or what the generator's seq_len leaves (the shortest has {shortest})"
             )
-        self._per_step = config.prompts_per_step
+        self._per_step = per_step
         self._seed = seed
 
     def at(self, step: int) -> list[Prompt]:
@@ -74,20 +64,18 @@ class RolloutWorker:
     """Samples and scores this rank's share of a step's prompts."""
 
     def __init__(
-        self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], operation: Operation,
-        tokenizer: Tokenizer, config: GRPOConfig, topology: Topology, seed: int,
+        self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], prompter: Prompter,
+        config: GRPOConfig, topology: Topology, seed: int,
     ) -> None:  # fmt: skip
         """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""
         if config.prompts_per_step % topology.dp.size:
             raise UserError(
-                f"`tune.{operation.name}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
+                f"`tune.{prompter.operation.name}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
                 f" {topology.dp.size} data-parallel ranks"
             )
         self.sampler = sampler
         self._scorer, self._weights = scorer, weights
-        self._operation, self._tokenizer = operation, tokenizer
-        self._config, self._topology, self._seed = config, topology, seed
-        self._stop_ids = stop_ids(tokenizer, config.chat_format)
+        self._prompter, self._config, self._topology, self._seed = prompter, config, topology, seed
 
     def share(self, prompts: Sequence[Prompt]) -> range:
         """Indices of this rank's prompts among the step's."""
@@ -101,17 +89,16 @@ class RolloutWorker:
             [prompts[i].token_ids for i in mine],
             group_size=self._config.group_size,
             sampling=self._config.sampling,
-            stop_ids=self._stop_ids,
+            stop_ids=self._prompter.stop_ids,
             # By place in the step, for a slice may come twice in one step of a small corpus.
             seeds=[stable_hash(self._seed, "rl.sample", f"{step}:{i}:{prompts[i].key}") for i in mine],
-            vocab_limit=self._tokenizer.vocab_size,
+            vocab_limit=self._prompter.tokenizer.vocab_size,
         )
 
     def read(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Candidate]:
         """What each completion says, in order of prompts and members."""
-        operation, tokenizer, keep = self._operation, self._tokenizer, self._config.keep_truncated
         return [
-            read_answer(operation, prompts[i].source.text, completion, tokenizer, keep_truncated=keep)
+            self._prompter.read(prompts[i].source.text, completion)
             for i, group in zip(self.share(prompts), sampled, strict=True)
             for completion in group
         ]
@@ -152,7 +139,7 @@ class RolloutWorker:
         key = prompts[self.share(prompts)[fault.index // self._config.group_size]].key
         text = candidates[fault.index].raw
         shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
-        setting = f"`tune.{self._operation.name}.bad_reward: drop_group` leaves such groups out"
+        setting = f"`tune.{self._prompter.operation.name}.bad_reward: drop_group` leaves such groups out"
         return f"{fault} for the completion {shown} of source {key}; {setting}"
 
     def _advantages(self, tables: Sequence[RewardTable]) -> list[float]:

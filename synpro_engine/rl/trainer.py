@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from synpro_engine.config import UserError, first_difference
-from synpro_engine.data import Tokenizer
 from synpro_engine.dist import Stopped, progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
@@ -28,7 +27,7 @@ from synpro_engine.rl.record import rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
-from synpro_engine.synth import Operation, Slice
+from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import (
     CHECKPOINTS,
     load_checkpoint,
@@ -61,8 +60,7 @@ def tune(
     *,
     policy: Model,
     reference_policy: Model | None,
-    tokenizer: Tokenizer,
-    operation: Operation,
+    prompter: Prompter,
     slices: Sequence[Slice],
     scorer: RewardScorer,
     reward_weights: Mapping[str, float],
@@ -72,10 +70,11 @@ def tune(
 ) -> TuneResult:
     """Train `policy` in place for `config.steps` steps of GRPO; writes the tuned weights to `directory/policy`.
 
-    policy and reference_policy: as `prepare_policy` makes them, both at the round's start. scorer: rewards of
-    candidates; reward_weights: their weights by name for this operation (those not named are not logged). Slices
-    whose prompts are too long are left out. Collective over the whole job. On the CPU deterministic in its arguments;
-    on a GPU sums of many threads come in any order (see `nucleus`), so runs part by rounding.
+    policy and reference_policy: as `prepare_policy` makes them, both at the round's start. prompter: the operation,
+    asked in the generator's tokens; slices whose prompts are too long are left out. scorer: rewards of candidates;
+    reward_weights: their weights by name for this operation (those not named are not logged). Collective over the whole
+    job. On the CPU deterministic in its arguments; on a GPU sums of many threads come in any order (see `nucleus`), so
+    runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
@@ -83,16 +82,16 @@ def tune(
     asked to stop.
     """
     assert (reference_policy is None) == (config.kl_beta == 0.0), "a KL term needs a reference policy, and only it does"
-    if not config.prefill:
-        operation = operation.without_prefill()
     topology = policy.topology
-    prompts = PromptSource(slices, operation, tokenizer, config, policy.config.seq_len, seed)
-    sampler = Sampler(policy, config.sampler)
-    worker = RolloutWorker(sampler, scorer, reward_weights, operation, tokenizer, config, topology, seed)
+    operation, sampler = prompter.operation, Sampler(policy, config.sampler)
+    longest = min(prompter.config.max_tokens, sampler.max_prompt_tokens)
+    prompts = PromptSource(slices, prompter, config.prompts_per_step, seed, longest=longest)
+    worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed)
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
-    identity = {**config.model_dump(mode="json"), "prompt_version": operation.prompt_version, "seed": seed}
-    run = _Run(config, engine, reference_policy, worker, guard, tokenizer.vocab_size, directory, identity)
+    identity = {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed}
+    identity["prompt_version"] = operation.prompt_version
+    run = _Run(config, engine, reference_policy, worker, guard, prompter.tokenizer.vocab_size, directory, identity)
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:

@@ -4,7 +4,8 @@ from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_
 from synpro_engine.synth.generate import DOCUMENTS, REJECTS, YIELD, generate_corpus, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
-from synpro_engine.synth.records import Candidate, Generator, RewardFunction, read_answer
+from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
+from synpro_engine.synth.records import Generator, RewardFunction
 from synpro_engine.synth.slices import Slice, slice_document
 from synpro_engine.synth.work import GenerateConfig, SliceConfig, WorkItem, choose_slices, work_list
 from synpro_engine.synth.yields import OperationYield, YieldReport
@@ -27,6 +28,8 @@ __all__ = [
     "Operation",
     "OperationYield",
     "Parsed",
+    "PromptConfig",
+    "Prompter",
     "Reject",
     "RewardFunction",
     "Slice",
@@ -36,7 +39,6 @@ __all__ = [
     "choose_slices",
     "generate_corpus",
     "operation_named",
-    "read_answer",
     "read_yield",
     "render_chat",
     "slice_document",

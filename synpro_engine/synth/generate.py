@@ -34,6 +34,7 @@ from synpro_engine.config import (
 from synpro_engine.data import Document, DocumentWriter, Tokenizer
 from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
+from synpro_engine.synth.prompting import PromptConfig
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
 from synpro_engine.synth.yields import YieldCounter, YieldReport
@@ -49,6 +50,7 @@ def generate_corpus(
     generator: Generator,
     tokenizer: Tokenizer,
     config: GenerateConfig,
+    prompt: PromptConfig,
     topology: Topology,
     *,
     generator_hash: str,
@@ -72,8 +74,8 @@ def generate_corpus(
     is used by the next start.
     """
     producer = Producer(
-        generator=generator, tokenizer=tokenizer, config=config, generator_hash=generator_hash, scorer=scorer,
-        prefix=prefix,
+        generator=generator, tokenizer=tokenizer, config=config, prompt=prompt, generator_hash=generator_hash,
+        scorer=scorer, prefix=prefix,
     )  # fmt: skip
     items = work_list(documents, config, seed)
     if not items:
@@ -109,13 +111,14 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
         source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode())
     settings = {
         "generate": producer.config.model_dump(),
+        "prompt": producer.prompt.model_dump(),
         "seed": seed,
         "prefix": producer.prefix,
         "generator": producer.generator_hash,
         "longest_prompt": producer.longest_prompt,
         "tokenizer": producer.tokenizer.fingerprint,
         "reading": _READING,
-        "prompts": {name: operation.prompt_version for name, operation in producer.operations.items()},
+        "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
         "source_sha256": source.hexdigest(),
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),

@@ -102,8 +102,8 @@ REFORMAT = Operation(
 OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT)}
 
 
-def operation_named(name: str, *, prefill: bool = True) -> Operation:
+def operation_named(name: str) -> Operation:
     """Find an operation; UserError (with the nearest name) when there is none."""
     if name not in OPERATIONS:
         raise UserError(f"`operations`: no operation `{name}`{nearest(name, OPERATIONS)}")
-    return OPERATIONS[name] if prefill else OPERATIONS[name].without_prefill()
+    return OPERATIONS[name]

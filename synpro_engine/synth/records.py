@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from synpro_engine.data import Tokenizer
 from synpro_engine.sampler import Completion, SamplingConfig
-from synpro_engine.synth.chat import render_chat, stop_ids
-from synpro_engine.synth.operations import Operation, operation_named
-from synpro_engine.synth.parsed import Parsed, Reject
+from synpro_engine.synth.operations import operation_named
+from synpro_engine.synth.parsed import Reject
+from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.work import GenerateConfig, WorkItem
 
 
@@ -37,36 +38,6 @@ class Generator(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A completion as rewards see it: the slice it was made from, the whole answer, and what was read from it."""
-
-    operation: str
-    source: str
-    raw: str
-    parsed: Parsed
-    token_ids: tuple[int, ...] | None = None
-    """The generator's tokens (without the stop id) where they are what its tokenizer makes of `parsed.text`. None
-    where the parser cut some, where an id within has no text (special ids, broken bytes), and where the generator
-    spelt the text in another way than the tokenizer does."""
-
-
-def read_answer(
-    operation: Operation, source: str, completion: Completion, tokenizer: Tokenizer, *, keep_truncated: bool
-) -> Candidate:
-    """Read a completion of `source`: text of the prefill and the tokens, then the operation's parser."""
-    # Without the stop id, which has text where a vocabulary does not mark it special.
-    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-    # Decoded behind the prefill: many decoders drop the space that a text begins with.
-    raw = tokenizer.decode([*tokenizer.encode(operation.prefill), *ids])
-    parsed = operation.parse(raw, finished=completion.finished or keep_truncated)
-    # Equal text is not enough: decoding drops special ids and repairs broken bytes.
-    spelt = parsed.ok and tokenizer.encode(parsed.text) == list(ids)
-    return Candidate(
-        operation=operation.name, source=source, raw=raw, parsed=parsed, token_ids=tuple(ids) if spelt else None
-    )
-
-
 RewardFunction = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
 """Rewards by name for each candidate, all finite."""
 
@@ -78,35 +49,25 @@ class Producer:
     generator: Generator
     tokenizer: Tokenizer
     config: GenerateConfig
+    prompt: PromptConfig
     generator_hash: str
     scorer: RewardFunction | None = None
     prefix: str = ""
-    operations: Mapping[str, Operation] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Look the operations up once."""
-        operations = {name: operation_named(name, prefill=self.config.prefill) for name in self.config.operations}
-        object.__setattr__(self, "operations", operations)
+    @cached_property
+    def prompters(self) -> dict[str, Prompter]:
+        """By operation."""
+        names = self.config.operations
+        return {name: Prompter(operation_named(name), self.tokenizer, self.prompt) for name in names}
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that is answered: the user's limit or the generator's, whichever is less."""
-        return min(self.config.max_prompt_tokens, self.generator.max_prompt_tokens)
-
-    def prompt(self, item: WorkItem) -> list[int]:
-        """The token ids that ask for one item."""
-        operation = self.operations[item.operation]
-        messages = operation.messages(item.slice.text)
-        return render_chat(messages, operation.prefill, self.tokenizer, self.config.chat_format)
-
-    def answer(self, item: WorkItem, completion: Completion) -> Candidate:
-        """Read one completion of an item."""
-        operation, keep = self.operations[item.operation], self.config.keep_truncated
-        return read_answer(operation, item.slice.text, completion, self.tokenizer, keep_truncated=keep)
+        return min(self.prompt.max_tokens, self.generator.max_prompt_tokens)
 
     def batch(self, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """One record per completion, in order of the items; collective over the generator's ranks."""
-        prompts = [self.prompt(item) for item in items]
+        prompts = [self.prompters[item.operation].ask(item.slice.text) for item in items]
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.longest_prompt]
         groups: list[list[Completion]] = [[] for _ in items]
         if fits:
@@ -114,7 +75,7 @@ class Producer:
                 [prompts[i] for i in fits],
                 group_size=self.config.samples,
                 sampling=self.config.sampling,
-                stop_ids=stop_ids(self.tokenizer, self.config.chat_format),
+                stop_ids=next(iter(self.prompters.values())).stop_ids,  # of the chat format, not of the operation
                 seeds=[items[i].seed for i in fits],
                 vocab_limit=self.tokenizer.vocab_size,
             )
@@ -130,7 +91,7 @@ class Producer:
             if not group:
                 records.append(self._too_long(item, len(prompt)))
             for member, completion in enumerate(group):
-                candidate = self.answer(item, completion)
+                candidate = self.prompters[item.operation].read(item.slice.text, completion)
                 records.append(self._record(item, member, len(prompt), completion, candidate))
                 if candidate.parsed.ok:
                     accepted.append(records[-1])
@@ -183,7 +144,7 @@ class Producer:
             "end": piece.end,
             "source_sha256": hashlib.sha256(piece.text.encode()).hexdigest(),
             "operation": item.operation,
-            "prompt_version": self.operations[item.operation].prompt_version,
+            "prompt_version": self.prompters[item.operation].operation.prompt_version,
             "generator": self.generator_hash,
             "sampling": self.config.sampling.model_dump(),
             "seed": item.seed,

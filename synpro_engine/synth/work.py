@@ -14,7 +14,6 @@ from pydantic import Field, field_validator
 from synpro_engine.config import Config, nearest
 from synpro_engine.data import Document, stable_hash
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.synth.chat import ChatFormat
 from synpro_engine.synth.operations import OPERATIONS
 from synpro_engine.synth.slices import Slice, slice_document
 
@@ -39,14 +38,6 @@ class GenerateConfig(SliceConfig):
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
     """How completions are drawn; what is left out when it is given takes the sampler's defaults."""
-    max_prompt_tokens: int = Field(default=2048, gt=0)
-    """Longer prompts, and those that fill the generator's context, are rejected without generating."""
-    prefill: bool = True
-    """Start the assistant's turn with the heading; small models seldom write it exactly."""
-    keep_truncated: bool = False
-    """Read an answer that ran out of tokens as if it had ended there."""
-    chat_format: ChatFormat = "auto"
-    """Layout of the prompt; `auto` is the tokenizer's own chat template, `chatml`, `olmo2` and `plain` need none."""
     batch_prompts: int = Field(default=16, gt=0)
     """Prompts generated together and put on disk together; a kill loses at most these."""
 

@@ -45,9 +45,8 @@ def _published(directory: Path, rows_more: int, topology: Topology) -> Path:
 
 
 def _recipe(source: Path, chat_format: str = "auto") -> Recipe:
-    keys = ("generate.chat_format", "tune.rephrase.chat_format", "tune.reformat.chat_format")
-    formats = [f"{key}={chat_format}" for key in keys]
-    return load_recipe("smoke", [f"generator.source={source}", "generator.model=null", *formats])
+    overrides = [f"generator.source={source}", "generator.model=null", f"prompt.chat_format={chat_format}"]
+    return load_recipe("smoke", overrides)
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused_with_both_sizes(
@@ -68,7 +67,7 @@ def test_a_generator_that_auto_cannot_prompt_is_refused_at_import(topology: Topo
         with pytest.raises(UserError, match="`chat_format`"):
             import_stage(tmp_path / name, SettingsOf(_recipe(source, chat_format)).generator, tmp_path, topology)
     (tmp_path / "plain").mkdir()
-    import_stage(tmp_path / "plain", _recipe(source, "plain"), tmp_path, topology)
+    import_stage(tmp_path / "plain", SettingsOf(_recipe(source, "plain")).generator, tmp_path, topology)
 
 
 def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topology, tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topo
     source = _published(tmp_path, 3, topology)
     recipe = _recipe(source)
     (tmp_path / "run" / "import").mkdir(parents=True)
-    import_stage(tmp_path / "run" / "import", recipe, tmp_path, topology)
+    import_stage(tmp_path / "run" / "import", SettingsOf(recipe).generator, tmp_path, topology)
     write_manifest(tmp_path / "run" / "import", "stage", {}, {}, None)
     export_stage(tmp_path / "run", "import", tmp_path / "out", recipe, topology)
     messages = REFORMAT.messages("The mill burned down.")

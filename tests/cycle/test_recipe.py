@@ -35,11 +35,6 @@ def test_every_recipe_can_be_shared_out_over_two_ranks(name: str) -> None:
             check_recipe(load_recipe(name, ["tune.rephrase.prompts_per_step=3"]), two)
 
 
-def test_a_generator_is_used_with_the_prompt_it_was_tuned_on() -> None:
-    with pytest.raises(UserError, match=r"tune.rephrase.prefill is False, but generate.prefill is True"):
-        load_recipe("smoke", ["tune.rephrase.prefill=false"])
-
-
 class _Letters:
     vocab_size, eos_id, pad_id, bos_id, fingerprint = 128, 0, 0, None, "letters"
 

@@ -17,6 +17,7 @@ from synpro_engine.rl.advantages import group_advantages
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
+from synpro_engine.synth import Prompter
 from synpro_engine.train.config import SkipConfig
 from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.metrics import read_metrics
@@ -45,9 +46,9 @@ def run(topology: Topology, directory: Path, judge: Judge, **settings: Any) -> t
     reference_policy = prepare_policy(policy, config)
     before = [p.detach().clone() for p in policy.parameters()]
     result = tune(
-        config, policy=policy, reference_policy=reference_policy, tokenizer=TOY["Letters"](),
-        operation=TOY["OPERATION"], slices=TOY["SLICES"], scorer=Composer([judge], {"toy": weights}),
-        reward_weights=weights, directory=directory, seed=1,
+        config, policy=policy, reference_policy=reference_policy,
+        prompter=Prompter(TOY["OPERATION"], TOY["Letters"](), TOY["PROMPT"]), slices=TOY["SLICES"],
+        scorer=Composer([judge], {"toy": weights}), reward_weights=weights, directory=directory, seed=1,
     )  # fmt: skip
     return result, before, [p.detach().clone() for p in policy.parameters()]
 

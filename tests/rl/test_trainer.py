@@ -14,6 +14,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.rollouts import PromptSource
+from synpro_engine.synth import Prompter
 from synpro_engine.train.metrics import read_metrics
 
 
@@ -66,16 +67,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers_and_weights(topolog
 def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topology, tmp_path: Path) -> None:
     headed = dataclasses.replace(toy()["OPERATION"], prefill="here:\n")
     for name, prefill in (("with", True), ("without", False)):
-        config = GRPOConfig.model_validate(toy()["CONFIG"].model_dump() | {"steps": 1, "prefill": prefill})
-        toy()["run"](topology, tmp_path / name, config, operation=headed)
+        config, prompt = toy()["CONFIG"].model_copy(update={"steps": 1}), {"prefill": prefill}
+        prompt = toy()["PROMPT"].model_copy(update=prompt)
+        toy()["run"](topology, tmp_path / name, config, operation=headed, prompt=prompt)
         (sample,) = read_metrics(tmp_path / name / "samples" / "metrics.jsonl")
         assert sample["completion"].startswith("here:\n") == prefill
         assert sample["text"] == sample["completion"], "the parser is shown the whole answer"
 
 
+def _prompter() -> Prompter:
+    return Prompter(toy()["OPERATION"], toy()["Letters"](), toy()["PROMPT"])
+
+
 def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> None:
-    config = GRPOConfig(prompts_per_step=3, chat_format="plain")
-    source = PromptSource(toy()["SLICES"], toy()["OPERATION"], toy()["Letters"](), config, 64, seed=2)
+    source = PromptSource(toy()["SLICES"], _prompter(), 3, seed=2, longest=63)
     keys = [prompt.key for step in range(4) for prompt in source.at(step)]
     for epoch in range(3):
         assert len(set(keys[4 * epoch : 4 * epoch + 4])) == 4
@@ -83,14 +88,12 @@ def test_every_slice_is_used_once_before_any_is_used_again(tmp_path: Path) -> No
 
 
 def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_error() -> None:
-    arguments = toy()["SLICES"], toy()["OPERATION"], toy()["Letters"]()
-    lengths = sorted(
-        len(p.token_ids) for p in PromptSource(*arguments, GRPOConfig(chat_format="plain"), 64, seed=0).prompts
-    )
-    some = PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=lengths[-1] - 1), 64, seed=0)
+    arguments = toy()["SLICES"], _prompter(), 16, 0
+    lengths = sorted(len(p.token_ids) for p in PromptSource(*arguments, longest=63).prompts)
+    some = PromptSource(*arguments, longest=lengths[-1] - 1)
     assert 0 < some.left_out < 4 and all(len(p.token_ids) < lengths[-1] for p in some.prompts)
-    with pytest.raises(UserError, match=f"`tune.toy.max_prompt_tokens`.*shortest has {lengths[0]}"):
-        PromptSource(*arguments, GRPOConfig(chat_format="plain", max_prompt_tokens=3), 64, seed=0)
+    with pytest.raises(UserError, match=f"`prompt.max_tokens`.* of toy .*shortest has {lengths[0]}"):
+        PromptSource(*arguments, longest=3)
 
 
 def test_greedy_groups_are_refused() -> None:

@@ -13,7 +13,7 @@ from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.synth import Operation, Parsed, Reject, Slice
+from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Reject, Slice
 from synpro_engine.train.config import OptimizerConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n.:"
@@ -66,11 +66,11 @@ OPERATION = Operation(
     name="toy", heading="", instructions="write", prefill="", example=None, min_chars=0, parser=_parse
 )
 WEIGHTS = {"share_a": 1.0, "share_e": 0.25}
+PROMPT = PromptConfig(keep_truncated=True, chat_format="plain")
 CONFIG = GRPOConfig(
     steps=12, prompts_per_step=4, group_size=6, micro_batch=9, train_last_blocks=2, kl_beta=0.01, warmup_fraction=0.0,
     optimizer=OptimizerConfig(lr=3e-2, beta2=0.99, weight_decay=0.0), checkpoint_every=4, log_samples=1,
-    sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10), keep_truncated=True,
-    chat_format="plain",
+    sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10),
 )  # fmt: skip
 
 
@@ -90,15 +90,15 @@ def run(
     kill_after: int | None = None,
     signal: int | None = None,
     operation: Operation = OPERATION,
+    prompt: PromptConfig = PROMPT,
     policy: Model | None = None,
 ) -> tuple[TuneResult, Model]:
     """Tune `policy`, or a fresh toy one; returns the result and the policy."""
     policy = build(topology) if policy is None else policy
     reference_policy = prepare_policy(policy, config)
     result = tune(
-        config, policy=policy, reference_policy=reference_policy, tokenizer=Letters(), operation=operation,
-        slices=SLICES,
-        scorer=Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS}), reward_weights=WEIGHTS,
-        directory=directory, seed=1,
+        config, policy=policy, reference_policy=reference_policy, prompter=Prompter(operation, Letters(), prompt),
+        slices=SLICES, scorer=Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS}),
+        reward_weights=WEIGHTS, directory=directory, seed=1,
     )  # fmt: skip
     return result, policy

@@ -22,6 +22,7 @@ from synpro_engine.synth import (
     Candidate,
     GenerateConfig,
     Operation,
+    PromptConfig,
     YieldReport,
     generate_corpus,
     render_chat,
@@ -29,12 +30,11 @@ from synpro_engine.synth import (
 )
 
 SEED = 3
+PROMPT = PromptConfig(max_tokens=1200, chat_format="chatml")
 CONFIG = GenerateConfig(
     max_chars=300,
     samples=2,
     batch_prompts=3,
-    max_prompt_tokens=1200,
-    chat_format="chatml",
     sampling=SamplingConfig(max_new_tokens=60),
 )
 
@@ -110,12 +110,12 @@ def generate_one(
     tokenizer: Tokenizer, operation: Operation, source: str, seed: int, member: int, config: GenerateConfig
 ) -> Candidate:
     """One completion, from nothing but what a record's provenance says."""
-    prompt = render_chat(operation.messages(source), operation.prefill, tokenizer, config.chat_format)
+    prompt = render_chat(operation.messages(source), operation.prefill, tokenizer, PROMPT.chat_format)
     groups = BigramGenerator(tokenizer).generate(
         [prompt],
         group_size=member + 1,
         sampling=config.sampling,
-        stop_ids=stop_ids(tokenizer, config.chat_format),
+        stop_ids=stop_ids(tokenizer, PROMPT.chat_format),
         seeds=[seed],
     )
     completion = groups[0][member]
@@ -136,7 +136,7 @@ def generate(
     tokenizer = make_tokenizer()
     generator = BigramGenerator(tokenizer, seconds, stop)
     report = generate_corpus(
-        out, make_documents(), generator, tokenizer, CONFIG, topology,
+        out, make_documents(), generator, tokenizer, CONFIG, PROMPT, topology,
         generator_hash="bigram", seed=SEED, scorer=letters, prefix=prefix,
     )  # fmt: skip
     return report, generator.calls

@@ -25,6 +25,7 @@ from synpro_engine.synth import (
     REJECTS,
     YIELD,
     GenerateConfig,
+    PromptConfig,
     generate_corpus,
     operation_named,
     render_chat,
@@ -160,15 +161,15 @@ def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: To
     tokenizer = JOB["make_tokenizer"]()
     generator = JOB["BigramGenerator"](tokenizer)
     narrow = JOB["BigramGenerator"](tokenizer)
-    narrow.max_prompt_tokens = JOB["CONFIG"].max_prompt_tokens - 1
+    narrow.max_prompt_tokens = JOB["PROMPT"].max_tokens - 1
     for made_by, config, seed, key in (
-        (generator, GenerateConfig(max_chars=200, chat_format="chatml"), JOB["SEED"], "generate.max_chars"),
+        (generator, GenerateConfig(max_chars=200), JOB["SEED"], "generate.max_chars"),
         (generator, JOB["CONFIG"], 4, "seed"),
         (narrow, JOB["CONFIG"], JOB["SEED"], "longest_prompt"),
     ):
         with pytest.raises(UserError, match=f"was made with other settings: `{key}` is .* there, .* here"):
             generate_corpus(
-                corpus, JOB["make_documents"](), made_by, tokenizer, config, topology,
+                corpus, JOB["make_documents"](), made_by, tokenizer, config, JOB["PROMPT"], topology,
                 generator_hash="bigram", seed=seed, scorer=JOB["letters"],
             )  # fmt: skip
 
@@ -209,7 +210,6 @@ def test_a_prompt_that_fills_the_models_context_is_refused_and_the_others_are_an
     tokenizer, operation = JOB["make_tokenizer"](), operation_named("rephrase")
     config = GenerateConfig(
         operations=("rephrase",),
-        chat_format="chatml",
         max_chars=300,
         batch_prompts=3,
         sampling=SamplingConfig(max_new_tokens=2),
@@ -220,8 +220,8 @@ def test_a_prompt_that_fills_the_models_context_is_refused_and_the_others_are_an
     }
     seq_len = sorted(length.values())[len(items) // 2] + 1  # the middle one just leaves room for a token
     report = generate_corpus(
-        tmp_path / "corpus", JOB["make_documents"](), _tiny_sampler(topology, seq_len), tokenizer, config, topology,
-        generator_hash="tiny", seed=0,
+        tmp_path / "corpus", JOB["make_documents"](), _tiny_sampler(topology, seq_len), tokenizer, config,
+        PromptConfig(chat_format="chatml"), topology, generator_hash="tiny", seed=0,
     )  # fmt: skip
     refused = {r["id"] for r in _rejected(tmp_path / "corpus") if r["reason"] == "prompt_too_long"}
     assert refused == {f"{key}:0" for key, tokens in length.items() if tokens >= seq_len}
@@ -232,12 +232,12 @@ def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topolo
     tokenizer = JOB["make_tokenizer"]()
     sampler = _tiny_sampler(topology, 1024)
     config = GenerateConfig(
-        operations=("rephrase",), chat_format="chatml", max_chars=150, max_slices=5, batch_prompts=2,
-        keep_truncated=True, sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
+        operations=("rephrase",), max_chars=150, max_slices=5, batch_prompts=2,
+        sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
     )  # fmt: skip
     generate_corpus(
-        tmp_path / "corpus", JOB["make_documents"](), sampler, tokenizer, config, topology,
-        generator_hash="tiny", seed=0,
+        tmp_path / "corpus", JOB["make_documents"](), sampler, tokenizer, config,
+        PromptConfig(chat_format="chatml", keep_truncated=True), topology, generator_hash="tiny", seed=0,
     )  # fmt: skip
     records = _accepted(tmp_path / "corpus")
     assert records

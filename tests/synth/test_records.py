@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from synpro_engine.sampler import Completion
-from synpro_engine.synth import operation_named, read_answer
+from synpro_engine.synth import Candidate, PromptConfig, Prompter, operation_named
 
 SENTENCE = "The treasury is sound and the harvest was good."
 END, UNKNOWN = 0, 1
@@ -28,11 +28,15 @@ def _completion(text: str, *, finished: bool) -> Completion:
     return Completion(token_ids=ids, logprobs=zeros, full_logprobs=zeros, nuclei=None, finished=finished)
 
 
+def _read(completion: Completion, prompt: PromptConfig = PromptConfig()) -> Candidate:  # noqa: B008
+    return Prompter(operation_named("rephrase"), _Letters(), prompt).read("source", completion)
+
+
 def test_token_ids_stand_for_the_text_only_where_they_spell_it_to_the_letter() -> None:
-    rephrase, letters = operation_named("rephrase"), _Letters()
+    letters, prompt = _Letters(), PromptConfig(keep_truncated=True)
     for text, finished, whole in ((SENTENCE, True, True), (SENTENCE, False, True), (f"\n{SENTENCE}\n", True, False)):
         completion = _completion(text, finished=finished)
-        candidate = read_answer(rephrase, "source", completion, letters, keep_truncated=True)
+        candidate = _read(completion, prompt)
         assert candidate.parsed.ok
         assert candidate.token_ids == (tuple(letters.encode(SENTENCE)) if whole else None)
 
@@ -42,12 +46,12 @@ def test_an_id_that_decodes_to_nothing_does_not_stand_for_the_text() -> None:
     ids = [*whole.token_ids[:5], UNKNOWN, *whole.token_ids[5:]]
     zeros = [0.0] * len(ids)
     odd = dataclasses.replace(whole, token_ids=ids, logprobs=zeros, full_logprobs=zeros)
-    candidate = read_answer(operation_named("rephrase"), "source", odd, _Letters(), keep_truncated=False)
+    candidate = _read(odd)
     assert candidate.parsed.ok and candidate.parsed.text == SENTENCE
     assert candidate.token_ids is None
 
 
 def test_a_refused_completion_has_no_ids() -> None:
     completion = _completion(SENTENCE, finished=False)
-    candidate = read_answer(operation_named("rephrase"), "source", completion, _Letters(), keep_truncated=False)
+    candidate = _read(completion)
     assert not candidate.parsed.ok and candidate.token_ids is None

@@ -19,7 +19,7 @@ from synpro_engine.cycle.run_layout import (
     documents_path,
     shards_path,
 )
-from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, RewardSettings, TuneSettings
+from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, SynthesisSettings, TuneSettings
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.probe import load_probe
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
@@ -43,13 +43,11 @@ from synpro_engine.rl.reference_policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
-    GenerateConfig,
+    Prompter,
     choose_slices,
     generate_corpus,
     operation_named,
     read_yield,
-    render_chat,
-    stop_ids,
 )
 from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
@@ -82,20 +80,20 @@ def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: T
         )
         model, tokenizer = imported.model, on_main(topology, lambda: load_tokenizer(imported.tokenizer))
     check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
-    on_main(topology, lambda: _check_prompts(settings.generate, tokenizer))
+    on_main(topology, lambda: _check_prompts(settings, tokenizer))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
     save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
 
 
-def _check_prompts(config: GenerateConfig, tokenizer: Tokenizer) -> None:
+def _check_prompts(settings: ImportSettings, tokenizer: Tokenizer) -> None:
     """Ask for each operation once, so that a chat format that cannot be had is told of before anything is trained."""
-    for name in config.operations:
-        operation = operation_named(name, prefill=config.prefill)
-        render_chat(operation.messages("A text."), operation.prefill, tokenizer, config.chat_format)
-    stop_ids(tokenizer, config.chat_format)
+    for name in settings.operations:
+        prompter = Prompter(operation_named(name), tokenizer, settings.prompt)
+        prompter.ask("A text.")
+        _ = prompter.stop_ids
 
 
-def build_rewards(settings: RewardSettings, inputs: Inputs, topology: Topology) -> Composer:
+def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topology) -> Composer:
     """The rewards over the models of this round; those without weight load nothing."""
     dtype, reward = platform.resolve_dtype(settings.dtype), settings.reward
     pretrained = open_tokenizer(inputs.tokens, topology)
@@ -114,7 +112,7 @@ def build_rewards(settings: RewardSettings, inputs: Inputs, topology: Topology) 
     return build_composer(reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
 
 
-def _round_seed(settings: RewardSettings) -> int:
+def _round_seed(settings: SynthesisSettings) -> int:
     """A seed of its own for each round, or a later round would write the first one's texts again."""
     seed, number = settings.seed, settings.round
     return seed if number == 1 else stable_hash(seed, "round", str(number)) >> 1
@@ -134,8 +132,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         config,
         policy=policy,
         reference_policy=reference_policy,
-        tokenizer=open_tokenizer(inputs.base, topology),
-        operation=operation_named(operation, prefill=config.prefill),
+        prompter=Prompter(operation_named(operation), open_tokenizer(inputs.base, topology), settings.prompt),
         slices=choose_slices(read_documents(str(documents_path(inputs.tokens, "train"))), settings.slices, seed),
         scorer=build_rewards(settings, inputs, topology),
         reward_weights=settings.reward.weights(operation),
@@ -160,6 +157,7 @@ def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topol
         Sampler(model),
         open_tokenizer(inputs.base, topology),
         settings.generate,
+        settings.prompt,
         topology,
         generator_hash=weights_hash(model),
         seed=_round_seed(settings),

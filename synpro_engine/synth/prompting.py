@@ -1,0 +1,79 @@
+"""How a generator is asked to work on a text, and how its answer is read: the same in tuning and in generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import Field
+
+from synpro_engine.config import Config
+from synpro_engine.data import Tokenizer
+from synpro_engine.sampler import Completion
+from synpro_engine.synth.chat import ChatFormat, render_chat, stop_ids
+from synpro_engine.synth.operations import Operation
+from synpro_engine.synth.parsed import Parsed
+
+
+class PromptConfig(Config):
+    """How generators are prompted. One for tuning and generation: a generator is used as it was tuned."""
+
+    max_tokens: int = Field(default=2048, gt=0)
+    """Longest prompt. Slices that make a longer one, or one that fills the generator's context, are left out of tuning
+    and rejected in generation."""
+    prefill: bool = True
+    """Start the assistant's turn with the operation's heading; small models seldom write it exactly."""
+    keep_truncated: bool = False
+    """Read an answer that ran out of tokens as if it had ended there (else it is rejected, and earns nothing)."""
+    chat_format: ChatFormat = "auto"
+    """Layout of the prompt; `auto` is the tokenizer's own chat template, `chatml`, `olmo2` and `plain` need none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A completion as rewards see it: the slice it was made from, the whole answer, and what was read from it."""
+
+    operation: str
+    source: str
+    raw: str
+    parsed: Parsed
+    token_ids: tuple[int, ...] | None = None
+    """The generator's tokens (without the stop id) where they are what its tokenizer makes of `parsed.text`. None
+    where the parser cut some, where an id within has no text (special ids, broken bytes), and where the generator
+    spelt the text in another way than the tokenizer does."""
+
+
+class Prompter:
+    """One operation, put to generators that read with one tokenizer.
+
+    Raises UserError, when first asked, for a chat format that the tokenizer does not have.
+    """
+
+    def __init__(self, operation: Operation, tokenizer: Tokenizer, config: PromptConfig) -> None:
+        """`operation` is the effective one: without a prefill the model is told to write the heading."""
+        self.operation = operation if config.prefill else operation.without_prefill()
+        self.tokenizer, self.config = tokenizer, config
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return stop_ids(self.tokenizer, self.config.chat_format)
+
+    def ask(self, text: str) -> list[int]:
+        """The token ids of the prompt that asks for `text` to be worked on."""
+        messages = self.operation.messages(text)
+        return render_chat(messages, self.operation.prefill, self.tokenizer, self.config.chat_format)
+
+    def read(self, source: str, completion: Completion) -> Candidate:
+        """Read an answer to `source`: text of the prefill and the tokens, then the operation's parser."""
+        # Without the stop id, which has text where a vocabulary does not mark it special.
+        ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+        # Decoded behind the prefill: many decoders drop the space that a text begins with.
+        raw = self.tokenizer.decode([*self.tokenizer.encode(self.operation.prefill), *ids])
+        parsed = self.operation.parse(raw, finished=completion.finished or self.config.keep_truncated)
+        # Equal text is not enough: decoding drops special ids and repairs broken bytes.
+        spelt = parsed.ok and self.tokenizer.encode(parsed.text) == list(ids)
+        return Candidate(
+            operation=self.operation.name, source=source, raw=raw, parsed=parsed,
+            token_ids=tuple(ids) if spelt else None,
+        )  # fmt: skip
