@@ -1,22 +1,18 @@
 """How much scores lose where they are differences of a running total.
 
-`python benchmarks/cancellation.py` prints the table of kernels/synpro_kernels/ops/grad_dot/README.md in 15 s.
+`python -m benchmarks.cancellation` prints the table of kernels/synpro_kernels/ops/grad_dot/README.md in 15 s.
 
 Measured on one synthetic linear layer: inputs with a common mean, output gradients that share a small component, so
 that the examples' gradients agree a little (cosine with their mean about 0.1 to 0.3) and the accumulator grows with its
 depth. Errors are to fp64, root mean square over examples and relative to the scores' own root mean square.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from synpro_kernels import grad_dot_prefix
 from synpro_kernels.ops.grad_dot.definition import grad_dot_prefix_definition

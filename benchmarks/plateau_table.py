@@ -1,6 +1,6 @@
 """How often the plateau detector stops a run that still improves, and how soon it finds one that does not.
 
-`python benchmarks/plateau_table.py` draws series of losses, gives them to the detector as training would, and prints
+`python -m benchmarks.plateau_table` draws series of losses, gives them to the detector as training would, and prints
 the tables of docs/plateau.md (`--write` puts them there). Arithmetic only: some minutes on one core, and the same
 numbers everywhere, for the seed is fixed.
 """
@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from synpro_engine.train.config import PlateauConfig
 from synpro_engine.train.plateau import PlateauDetector

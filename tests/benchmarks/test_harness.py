@@ -2,20 +2,20 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench_linear_logprob, harness, records
-from benchmarks.harness import Sample, Timing
-from benchmarks.logprob_problem import Inputs, Oracle, Outputs, Shape, differentiate, make_inputs
-from benchmarks.logprob_run import BACKWARD, FORWARD, Problem, Settings, check, run
-from benchmarks.machine_code import Loop, hot_loops
-from benchmarks.records import Ask, Row
-from benchmarks.rivals import Compute, Contender, contenders, materialised
+from benchmarks.common import harness, records
+from benchmarks.common.harness import Sample, Timing
+from benchmarks.common.records import Ask, Row
+from benchmarks.linear_logprob import __main__ as program
+from benchmarks.linear_logprob.problem import Inputs, Oracle, Outputs, Shape, differentiate, make_inputs
+from benchmarks.linear_logprob.rivals import Compute, Contender, contenders, materialised
+from benchmarks.linear_logprob.run import BACKWARD, FORWARD, Problem, Settings, check, run
+from benchmarks.static.machine_code import Loop, hot_loops
 from synpro_kernels import linear_logprob_definition
 
 SHAPE = Shape(tokens=48, width=24, vocab=301, dtype=torch.float32, logit_std=3.0)
@@ -101,20 +101,21 @@ def test_what_was_not_measured_is_not_reached():
     assert [line.split()[0] for line in records.asked_and_reached(asks).splitlines()[1:]] == ["yes", "NO", "NO"]
 
 
-def test_growth_of_resident_memory_is_seen_also_after_a_warm_up(tmp_path: Path):
+def test_growth_of_resident_memory_is_seen_also_after_a_warm_up(tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     script = tmp_path / "grow.py"
     script.write_text(
-        f"import sys, json; sys.path[:0] = {sys.path!r}\n"
-        "import torch; from benchmarks.harness import peak_extra_bytes\n"
+        "import sys, json\n"
+        "import torch; from benchmarks.common.harness import peak_extra_bytes\n"
         "step = lambda turn: torch.ones(12 << 20).sum()\n"
         "print(json.dumps({'bytes': peak_extra_bytes(step, torch.device('cpu')), 'argument': sys.argv[1]}))\n"
     )
-    found = harness.run_fresh(str(script), ["here"])
+    found = harness.run_fresh("grow", ["here"])
     assert found["argument"] == "here"
     assert abs(int(str(found["bytes"])) - (48 << 20)) < 2 << 20  # the kernel counts pages in batches
     script.write_text("raise SystemExit('no such thing')")
     with pytest.raises(RuntimeError, match="no such thing"):
-        harness.run_fresh(str(script), [])
+        harness.run_fresh("grow", [])
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -184,7 +185,7 @@ def test_the_command_writes_a_line_for_every_contender_and_pass(tmp_path: Path, 
     options = "--device cpu --tokens 32 --width 16 --vocab 129 --chunk-tokens 8"
     options += " --rounds 1 --warmups 0 --threads 1 --no-memory"
     names = ["linear_logprob", "linear_cross_entropy", "materialised", "chunked", "cce"]
-    status = bench_linear_logprob.main([*options.split(), "--only", ",".join(names), "--output", str(output)])
+    status = program.main([*options.split(), "--only", ",".join(names), "--output", str(output)])
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert status == 0
     assert [line["contender"] for line in lines] == [*names, "matmul peak"] * 2
@@ -197,7 +198,7 @@ def test_the_command_writes_a_line_for_every_contender_and_pass(tmp_path: Path, 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]):
     for options in (["--only", "linear_logprob,nobody"], ["--passes", "sideways"], ["--dtype", "int8"]):
         with pytest.raises(SystemExit):
-            bench_linear_logprob.main(["--device", "cpu", *options])
+            program.main(["--device", "cpu", *options])
         assert f"{options[0]}: no '{options[1].split(',')[-1]}'" in capsys.readouterr().err
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import influence_truth, influence_truth_statistics
-from benchmarks.influence_truth_exact import Steps
-from benchmarks.influence_truth_settings import Settings
-from benchmarks.influence_truth_setup import RowMeanLoss, Setup, set_up
-from benchmarks.influence_truth_statistics import Results, judge, rho, rho_difference, spearman
-from benchmarks.influence_truth_steps import Rewind, subset_plan
-from benchmarks.influence_truth_texts import KINDS, pool_of_groups
+from benchmarks.influence_truth import __main__ as program
+from benchmarks.influence_truth import statistics
+from benchmarks.influence_truth.exact import Steps
+from benchmarks.influence_truth.settings import Settings
+from benchmarks.influence_truth.setup import RowMeanLoss, Setup, set_up
+from benchmarks.influence_truth.statistics import Results, judge, rho, rho_difference, spearman
+from benchmarks.influence_truth.steps import Rewind, subset_plan
+from benchmarks.influence_truth.texts import KINDS, pool_of_groups
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Topology, launched
 
@@ -143,12 +144,12 @@ def test_a_better_estimator_s_lead_has_an_interval_above_zero_and_two_alike_have
 def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     settings: Settings, setup: Setup, topology: Topology, work: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(influence_truth_statistics, "RESAMPLES", 20)
-    lines = influence_truth.run(settings, topology, work)
-    log = work / influence_truth.LINES
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    lines = program.run(settings, topology, work)
+    log = work / program.LINES
     whole = log.read_bytes()
     log.write_bytes(whole[:-40])  # as an interruption leaves it
-    again = influence_truth.run(settings, topology, work)
+    again = program.run(settings, topology, work)
     assert log.read_bytes() == whole
     assert again[1:] == lines[1:]
     assert {line["row"] for line in lines} == {"run", "scores", "candidate", "subset", "sweep"}
@@ -158,7 +159,7 @@ def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in blocks)
     (tmp_path / "influence.md").write_text(f"before\n{marks}after\n")
     arguments = ["--plot-only", "--output", str(output), "--docs", str(tmp_path), "--also", str(output)]
-    assert influence_truth.main(arguments) == 0
+    assert program.main(arguments) == 0
     page = (tmp_path / "influence.md").read_text()
     assert page.startswith("before") and page.endswith("after\n") and "old" not in page
     assert {file.name for file in (tmp_path / "images").iterdir()} == {
@@ -178,10 +179,10 @@ def test_a_directory_of_another_run_and_a_damaged_record_are_users_faults(
 ):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="belongs to a run of other settings"):
-        influence_truth.run(settings, topology, tmp_path)
+        program.run(settings, topology, tmp_path)
     damaged = tmp_path / "lines.jsonl"
     damaged.write_text('{"row": "scores"}\nnot json\n')
-    assert influence_truth.main(["--plot-only", "--output", str(damaged)]) == 2
+    assert program.main(["--plot-only", "--output", str(damaged)]) == 2
     assert f"{damaged}:2" in capsys.readouterr().err
-    assert influence_truth.main(["--candidates", "13"]) == 2
+    assert program.main(["--candidates", "13"]) == 2
     assert "whole groups" in capsys.readouterr().err

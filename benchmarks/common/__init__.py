@@ -1,0 +1,1 @@
+"""What the programs share: clocks and turns, records, the environment, command lines, documents."""

@@ -1,0 +1,1 @@
+"""What influence costs, as ratios within one run: `python -m benchmarks.influence_cost`."""

@@ -1,0 +1,113 @@
+"""What influence costs: two_forward, dot, in-run scores, groups, and against a service, as ratios within one run.
+
+`python -m benchmarks.influence_cost` takes about eight minutes on one core. Every part checks scores before it times
+anything; a row whose scores are wrong has no ratio. This file is the command: options, order, output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
+from benchmarks.common.environment import environment
+from benchmarks.common.records import write_lines
+from benchmarks.influence_cost import group, http, in_run, scoring
+from benchmarks.influence_cost.records import CostRow, renew_docs, table
+from benchmarks.influence_cost.setup import Bench, Settings, set_up
+from synpro_engine.config import UserError
+from synpro_engine.dist import ParallelConfig, Topology, launched, say
+
+PARTS: dict[str, Callable[[Bench], list[CostRow]]] = {
+    "scoring": scoring.measure,
+    "packing": scoring.measure_packing,
+    "in-run": in_run.measure,
+    "group": group.measure,
+    "service": http.measure,
+}
+QUIET = 0.05
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add, defaults = found.add_argument, Settings()
+    add("--output", type=Path, help="append JSON lines; ours are benchmarks/results/<device>-influence_cost.jsonl")
+    add("--repeats", type=int, default=defaults.rounds, help="timed turns of every contender (default: %(default)s)")
+    add("--threads", type=int, default=defaults.threads, help="CPU threads of a process (default: %(default)s)")
+    add("--parts", default=",".join(PARTS), help="default: %(default)s")
+    add("--docs", type=Path, metavar="DIR", help="renew the table of the documentation in DIR (docs)")
+    add("--set", metavar="JSON", default="{}", help="any other settings, such as '{\"seq_len\": 1024}'")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Returns 1 where scores are wrong, 2 after a user's fault."""
+    given = parser().parse_args(argv)
+    try:
+        parts, settings = _parts(given.parts), _settings(given)
+        with tempfile.TemporaryDirectory() as folder, launched(ParallelConfig()) as topology:
+            rows = run(settings, topology, Path(folder), parts)
+        print(publish(rows, given.output, given.docs))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(any(row.status != "ok" for row in rows))
+
+
+def _parts(names: str) -> list[str]:
+    for name in (found := names.split(",")):
+        if name not in PARTS:
+            raise UserError(f"--parts: no {name!r}; there are {', '.join(PARTS)}")
+    return found
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    try:
+        named = {"rounds": given.repeats, "threads": given.threads}
+        return Settings.model_validate_json(json.dumps({**named, **json.loads(given.set)}))
+    except ValueError as error:
+        raise UserError(f"settings: {error}") from None
+
+
+def run(settings: Settings, topology: Topology, folder: Path, parts: Sequence[str] = tuple(PARTS)) -> list[CostRow]:
+    """All rows of the parts, in order; `folder` is for what the service's process reads."""
+    torch.set_num_threads(settings.threads)
+    bench = set_up(settings, topology, folder, lambda text: say(topology, text))
+    where, shown = environment(topology.device), settings.model_dump(mode="json")
+    rows = [row for name in parts for row in PARTS[name](bench)]
+    return [replace(row, settings=shown, environment={**where, **row.environment}) for row in rows]
+
+
+def publish(rows: Sequence[CostRow], output: Path | None, docs: Path | None) -> str:
+    """Write the records, renew the documentation, where asked; returns what is shown."""
+    if output:
+        write_lines(output, rows)
+    text = f"{conditions(rows)}\n\n{table(rows)}"
+    if docs:
+        renew_docs(docs, text)
+    return text
+
+
+def conditions(rows: Sequence[CostRow]) -> str:
+    """Where and on what it was measured, and whether the machine was quiet."""
+    where, how = rows[0].environment, rows[0].settings
+    foreign = max(float(str(row.environment["foreign_cpu_share"])) for row in rows)
+    noisy = "" if foreign < QUIET else ": wall times are not to be quoted"
+    shape = f"{how['layers']} layers, d {how['d_model']}, vocabulary {how['vocab']}, windows of {how['seq_len']} tokens"
+    return (
+        f"Measured on {where['device']}, {where['threads']} thread(s), torch {where['torch']}, commit "
+        f"{str(where['commit'])[:12]}; {shape}, fp32; {how['rounds']} turns. "
+        f"Other processes used {foreign:.0%} of the machine{noisy}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Influence estimators held to real optimizer steps: `python -m benchmarks.influence_truth`."""

@@ -1,0 +1,177 @@
+"""The tables of the influence benchmark from its records alone, and the documentation that shows them.
+
+Knows verdicts and how they look as text; measures nothing. The figures are in another file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.influence_truth.figures import COLOURS, draw_sweep, draw_truth, paper
+from benchmarks.influence_truth.gradients import DEFAULT
+from benchmarks.influence_truth.statistics import Results, Rho, Verdict, differences, judge
+from synpro_engine.config import UserError
+
+HEADINGS = (
+    "estimator",
+    "alone",
+    "held out",
+    "natural",
+    "among mates",
+    "LDS",
+    "LDS within kinds",
+    "LDS held out",
+    "cost",
+    "made in",
+)
+CHOSEN = f"dot, {DEFAULT}, clipped"
+"""What the others are compared with, pair by pair."""
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Markdown. Best first within each group."""
+    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    order = {group: place for place, group in enumerate(COLOURS)}
+    ordered = sorted(verdicts, key=lambda v: (order[v.group], -v.alone.value))
+    return "\n".join([*lines, *(f"| {' | '.join(_cells(verdict))} |" for verdict in ordered)])
+
+
+def _cells(v: Verdict) -> tuple[str, ...]:
+    return (
+        v.estimator,
+        _interval(v.alone),
+        f"{v.held_out:.3f}",
+        f"{v.natural:.3f}",
+        _interval(v.among_mates),
+        "" if v.lds is None else _interval(v.lds),
+        "" if v.lds_within is None else _interval(v.lds_within),
+        "" if v.lds_held_out is None else f"{v.lds_held_out:.2f}",
+        f"{v.cost:.1f}x" if v.cost else "",
+        f"{v.made_in:.1f} s" if v.made_in else "",
+    )
+
+
+def _interval(found: Rho, sign: str = "") -> str:
+    return f"{found.value:{sign}.3f} ({found.low:{sign}.2f} to {found.high:{sign}.2f})"
+
+
+def main_options(results: Results) -> list[str]:
+    """What the chosen estimator is compared with."""
+    probes = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
+    dots = [f"dot, {DEFAULT}", "dot, Adam with the next v, reference gradient one step ahead, clipped"]
+    plain = ["dot, reference gradient, clipped", "dot, reference gradient", "dot, Adam"]
+    return [*probes, *dots, *plain, "exact step, reference gradient one step ahead"]
+
+
+def contest(results: Results) -> str:
+    """Markdown: by how much the chosen estimator's rhos exceed those of others, with intervals of the differences."""
+    others = main_options(results)
+    found = {other: differences(results, CHOSEN, other) for other in others}
+    keys = list(found[others[0]])
+    lines = [f"| against | {' | '.join(keys)} |", f"|{'---|' * (1 + len(keys))}"]
+    lines += [f"| {other} | {' | '.join(_interval(found[other][key], '+') for key in keys)} |" for other in others]
+    return "\n".join(lines)
+
+
+def beside(runs: Sequence[Results]) -> str:
+    """Markdown: the main options in several runs, under each other."""
+    options = [CHOSEN, *main_options(runs[0]), "exact step among mates, reference gradient one step ahead"]
+    found = [{verdict.estimator: verdict for verdict in judge(run)} for run in runs]
+    headings = ("estimator", "run", "alone", "among mates", "LDS", "LDS within kinds")
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    for name in [*options, "the measured mean of its kind"]:
+        for run, verdicts in zip(runs, found, strict=True):
+            v, settings = verdicts[name], run.settings
+            cells = ("" if rho is None else _interval(rho) for rho in (v.alone, v.among_mates, v.lds, v.lds_within))
+            lines.append(f"| {name} | seed {settings.seed}, {settings.mates} mates | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def oracles(results: Results) -> str:
+    """One line: how far the capture is from forward mode on the same direction, and finite differences from it."""
+    rows = {row["estimator"]: row for row in results.scores}
+    true = np.array(rows["jvp, Adam"]["values"])
+    every = rows["jvp, Adam"]["every"]
+    found = {name: rows[name]["values"] for name in ("dot, Adam", "finite_difference, Adam")}
+    found["dot, Adam"] = found["dot, Adam"][::every]
+    parts = []
+    for name, values in found.items():
+        wrong = np.abs(np.array(values) - true)
+        whole, middle = (float(x) for x in (np.linalg.norm(wrong) / np.linalg.norm(true), np.median(wrong / abs(true))))
+        parts.append(f"`{name.split(',')[0]}` {_small(whole)} over all, {_small(middle)} in the median")
+    about = f"Relative error of {len(true)} scores along `dot, Adam`'s direction, against `jvp` in fp64"
+    return f"{about}: {'; '.join(parts)}."
+
+
+def _small(error: float) -> str:
+    # The records keep seven digits of a score.
+    return f"{error:.1e}" if error >= 1e-6 else "below 1e-6"
+
+
+def sweep_table(results: Results) -> str:
+    """Markdown: relative errors of the estimators at each size of the displacement."""
+    names = list(results.sweep[0]["errors"])
+    lines = [
+        f"| scale | size of v over theta | mean absolute influence | {' | '.join(names)} |",
+        f"|{'---|' * (3 + len(names))}",
+    ]
+    for row in results.sweep:
+        errors = " | ".join(f"{row['errors'][name]:.1e} ({row['spearman'][name]:.3f})" for name in names)
+        share = "1" if row["scale"] == 1 else f"1/{round(1 / row['scale'])}"
+        lines.append(f"| {share} | {row['relative_size']:.1e} | {row['mean_influence']:.1e} | {errors} |")
+    return "\n".join(lines)
+
+
+def conditions(results: Results) -> str:
+    """One line: where and on what it was measured."""
+    environment, theta = results.environment, results.theta
+    kinds, counts = np.unique(results.kinds(), return_counts=True)
+    of_kinds = ", ".join(
+        f"{count} {kind}" for kind, count in sorted(zip(kinds, counts, strict=True), key=lambda x: -x[1])
+    )
+    return (
+        f"Measured on {environment['device']}, {environment['threads']} threads, torch {environment['torch']}, commit "
+        f"{str(environment['commit'])[:12]}; seed {results.settings.seed}; loss of the reference at theta "
+        f"{theta['reference']:.3f} nats per token, of the held-out reference {theta['held_out']:.3f}; "
+        f"{len(results.candidates)} candidates ({of_kinds}), {len(results.subsets)} subsets."
+    )
+
+
+# ---- into the documentation ------------------------------------------------------------------------------------------
+
+
+def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], again: Sequence[Results]) -> None:
+    """Draw the figures into `folder`/images and renew the marked blocks of `folder`/influence.md, where it is.
+
+    again: other runs to set beside this one; without any that block stays as it is.
+    """
+    images, page = folder / "images", folder / "influence.md"
+    images.mkdir(parents=True, exist_ok=True)
+    draw_truth(images / "influence_truth.png", results, verdicts)
+    draw_sweep(images / "influence_agreement.png", results)
+    blocks = {
+        "conditions": conditions(results),
+        "truth": table(verdicts),
+        "differences": contest(results),
+        "oracles": oracles(results),
+        "agreement": sweep_table(results),
+    }
+    if again:
+        blocks["again"] = beside([results, *again])
+    if page.exists():
+        text = page.read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            text = _renewed(text, name, block, page)
+        page.write_text(text, encoding="utf-8")
+
+
+def _renewed(text: str, name: str, block: str, page: Path) -> str:
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise UserError(f"{page}: it needs one block between `{start}` and `{end}`")
+    return pattern.sub(lambda _: f"{start}\n{block}\n{end}", text)

@@ -1,0 +1,1 @@
+"""Time, memory and accuracy of linear_logprob and its rivals: `python -m benchmarks.linear_logprob`."""

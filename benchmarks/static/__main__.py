@@ -1,0 +1,127 @@
+"""What the Triton kernels of linear_logprob and of its rivals take of three GPU generations, without a GPU.
+
+`python -m benchmarks.static [--rivals DIR]` compiles ahead of time and reads the machine code: registers, spills,
+shared memory, matrix instructions, and instructions in the innermost loops. It says nothing of time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.environment import commit, version
+from benchmarks.static.cases import Case, Sizes, cce, liger, ours
+from benchmarks.static.machine_code import hot_loops
+from synpro_kernels.testing.compile_only import SHARED_LIMIT, compile_for
+
+CAPABILITIES = (80, 90, 100)
+HEADINGS = ("library", "kernel", "registers", "spills", "shared KiB", "matrix instructions", "all", "innermost loops")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile, print, write. Returns 1 where one of ours spills or does not fit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--vocab", type=int, default=131072)
+    parser.add_argument("--entropy", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--rivals", metavar="DIR", action="append", default=[], help="a folder with other libraries")
+    parser.add_argument("--output", type=Path, help="append JSON lines")
+    given = parser.parse_args(argv)
+    sys.path.extend(given.rivals)
+    sizes = Sizes(tokens=given.tokens, width=given.width, vocab=given.vocab, dtype=torch.bfloat16)
+    cases, missing = gather(sizes, entropy=given.entropy)
+    print(f"T {sizes.tokens}, H {sizes.width}, V {sizes.vocab}, bf16; Triton {version('triton')}")
+    rows = list(measure(cases))
+    print(layout(rows))
+    print("\n".join(missing))
+    if given.output:
+        write(given.output, rows, vars(sizes) | {"dtype": "bfloat16", "entropy": given.entropy})
+    return int(
+        any(row["library"] == "ours" and (row["spills"] or row["stack_bytes"] or not row["fits"]) for row in rows)
+    )
+
+
+def gather(sizes: Sizes, *, entropy: bool) -> tuple[list[Case], list[str]]:
+    """Return the kernels that are here, and a line for each library that is not."""
+    cases, missing = list(ours(sizes, entropy=entropy)), []
+    for name, others in (("CCE", cce), ("Liger", liger)):
+        try:
+            cases += others(sizes)
+        except ImportError as error:
+            missing.append(f"not compiled: {name} is not here ({error})")
+    return cases, missing
+
+
+def measure(cases: Sequence[Case]) -> Iterator[dict[str, object]]:
+    """Compile every kernel for every generation and read what it takes."""
+    for capability in CAPABILITIES:
+        for case in cases:
+            print(f"sm_{capability}: {case.library}, {case.does}", file=sys.stderr, flush=True)
+            with compile_for(capability):
+                compiled = case.build(capability)
+            found = compiled.resources
+            yield {
+                "capability": capability,
+                "library": case.library,
+                "kernel": case.does,
+                "registers": found.registers,
+                "spills": found.spill_loads + found.spill_stores,
+                "stack_bytes": found.stack_bytes,
+                "shared_bytes": found.shared_bytes,
+                "fits": found.shared_bytes <= SHARED_LIMIT[capability],
+                "tensor_memory_columns": found.tensor_memory_columns,
+                "matrix_instructions": dict(found.matrix_instructions),
+                "instructions": found.instructions,
+                "loops": [loop._asdict() for loop in hot_loops(compiled.sass)],
+            }
+
+
+def layout(rows: Sequence[dict[str, object]]) -> str:
+    """One block of aligned lines for each generation. Loops: instructions a turn, matrix instructions among them."""
+    lines = [HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    for k in reversed(range(len(rows))):
+        if k == 0 or rows[k]["capability"] != rows[k - 1]["capability"]:
+            texts.insert(k + 1, f"sm_{rows[k]['capability']}")
+    return "\n".join(texts)
+
+
+def _cells(row: dict[str, object]) -> tuple[str, ...]:
+    matrix, loops, shared = row["matrix_instructions"], row["loops"], row["shared_bytes"]
+    assert isinstance(matrix, dict) and isinstance(loops, list) and isinstance(shared, int)
+    return (
+        str(row["library"]),
+        str(row["kernel"]),
+        str(row["registers"]),
+        str(row["spills"]),
+        f"{shared / 1024:.1f}" + ("" if row["fits"] else " TOO MUCH"),
+        " ".join(f"{count} {name}" for name, count in matrix.items()) or "-",
+        str(row["instructions"]),
+        ", ".join(map(_loop_text, loops)) or "-",
+    )
+
+
+def _loop_text(loop: dict[str, object]) -> str:
+    shape = f" of {loop['shape']}" if loop["shape"] else ""
+    return f"{loop['instructions']} ({loop['matrix']}{shape})" if loop["matrix"] else str(loop["instructions"])
+
+
+def write(path: Path, rows: Sequence[dict[str, object]], settings: dict[str, object]) -> None:
+    """Append the rows as JSON lines, each with what it was compiled from and by."""
+    packages = ("triton", "cut-cross-entropy", "liger-kernel")
+    origin = {"versions": {name: found for name in packages if (found := version(name))}, **commit()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"bench": "static_table", **row, "settings": settings, "environment": origin}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
