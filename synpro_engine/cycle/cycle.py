@@ -12,12 +12,11 @@ from pathlib import Path
 from synpro_engine.config import UserError, partial_path, read_manifest
 from synpro_engine.config.lock import locked, writing
 from synpro_engine.cycle.plan import Plan
-from synpro_engine.cycle.preflight import check_recipe
-from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.recipe import Recipe, check_recipe
 from synpro_engine.cycle.run_layout import ENVIRONMENT, REPORT, TIMES, Round
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
 from synpro_engine.cycle.stages import run_stages
-from synpro_engine.cycle.steps.export import export_stage
+from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report

@@ -52,9 +52,9 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
             )
         return
     lock = directory / LOCK
-    found = [path for name in written if (path := directory / name).exists()]
-    found += [lock] if lock.is_file() else []
-    for path in found:
+    foreign = [path for name in written if (path := directory / name).exists()]
+    foreign += [lock] if lock.is_file() else []
+    for path in foreign:
         raise UserError(f"{path}: is there, but no {CONFIG} of a run, so it is not this run's; give another --dir")
 
 

@@ -107,33 +107,24 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json_text(config))
 
 
-def _inputs(directory: Path, stage: Stage) -> dict[str, Any]:
-    parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
-    return {"parents": parents, "config": _plain(stage.config)}
-
-
 def _note(directory: Path, stage: Stage) -> Path:
     """Beside the partial directory: from which inputs the work in it was begun."""
     path = partial_path(directory / stage.name)
     return path.with_name(path.name + ".inputs.json")
 
 
-def _is_done(directory: Path, stage: Stage, inputs: Mapping[str, Any]) -> bool:
-    path = directory / stage.name
-    if not (path / MANIFEST).exists():
-        return False
-    manifest = read_manifest(path)
-    return manifest.parents == inputs["parents"] and manifest.config == inputs["config"]
-
-
 def _prepare(directory: Path, stage: Stage) -> bool:
     """On rank 0: decide whether the stage must run, and lay out its partial directory. True: it must."""
-    inputs = _inputs(directory, stage)
-    if _is_done(directory, stage, inputs):
-        _note(directory, stage).unlink(missing_ok=True)  # a kill may have come before the end of `_finish`
-        return False
-    check_replaceable(directory / stage.name, stage.name)
-    partial, note = partial_path(directory / stage.name), _note(directory, stage)
+    parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
+    inputs = {"parents": parents, "config": _plain(stage.config)}
+    path, note = directory / stage.name, _note(directory, stage)
+    if (path / MANIFEST).exists():
+        manifest = read_manifest(path)
+        if {"parents": manifest.parents, "config": manifest.config} == inputs:
+            note.unlink(missing_ok=True)  # a kill may have come before the end of `_finish`
+            return False
+    check_replaceable(path, stage.name)
+    partial = partial_path(path)
     if partial.exists() and not (note.exists() and read_json(note) == inputs):
         remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,8 @@ from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe,
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.export import export_stage
 from synpro_engine.cycle.steps.probe import load_probe
-from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
+from synpro_engine.cycle.steps.weights import export_stage, load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main
 from synpro_engine.dist.testing import run_ranks

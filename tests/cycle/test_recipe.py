@@ -9,7 +9,7 @@ from synpro_engine.config.describe import describe
 from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.external import fingerprint
-from synpro_engine.cycle.preflight import check_recipe
+from synpro_engine.cycle.recipe import check_recipe
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.steps.pretraining import _refuse_unread, mixture
 from synpro_engine.data import Document, TokenCorpus

@@ -65,9 +65,9 @@ def score_documents(
         estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
         bar = held.enter_context(progress(total, "influence", "documents", topology))
         skipped = _Skipped(topology, bar.update)
-        found = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
+        fresh = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
         # Rank 0 reads for all: how many batches there are must not hang on each rank's own look at the files.
-        while batch := on_main(topology, lambda: list(itertools.islice(found, size))):
+        while batch := on_main(topology, lambda: list(itertools.islice(fresh, size))):
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = estimator.score([pair.tokenizer.encode(document.text) for document in mine])
             lines = [_line(document, score, made_by, shares) for document, score in zip(mine, scores, strict=True)]
@@ -129,8 +129,8 @@ def _fresh(
     yield from documents
 
 
-def _take(ids: Any, own: str) -> None:
-    ids.update(json_text(own).encode() + b"\n")
+def _take(ids: Any, id: str) -> None:
+    ids.update(json_text(id).encode() + b"\n")
 
 
 def _begin(
@@ -140,9 +140,9 @@ def _begin(
 
     The file is this process's alone until `held` is closed.
     """
-    given = Path(documents).resolve()
-    if given in (output.resolve(), *output.resolve().parents):
-        where = "is the input" if given == output.resolve() else "lies in the directory that is the input"
+    source = Path(documents).resolve()
+    if source in (output.resolve(), *output.resolve().parents):
+        where = "is the input" if source == output.resolve() else "lies in the directory that is the input"
         raise UserError(f"{output}: {where}; give another --output")
     if output.is_dir():
         raise UserError(f"{output}: is a directory; --output names the file of scores")
@@ -188,7 +188,7 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
     try:
         record = json.loads(line)
         theirs = {name: record[name] for name in ("theta", "probe", "estimator")}
-        own = record["id"]
+        id = record["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _foreign(output) from None
     theirs |= {name: record.get(name) for name in made_by}
@@ -199,7 +199,7 @@ def _id_of(line: bytes, output: Path, made_by: Mapping[str, object], shares: boo
         raise UserError(f"{output}: holds scores of other settings: {difference}; give another --output")
     if ("shares" in record) != shares:
         raise UserError(f"{output}: holds scores with{'out' * shares} shares; give another --output")
-    return own
+    return id
 
 
 def _foreign(output: Path) -> UserError:

@@ -113,18 +113,18 @@ def _influence(
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
     sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
-    found = {}
+    measured = {}
     for operation, stage in corpora.items():
         records = accepted[operation]
         slices = [slice_of(record.provenance, sources, stage) for record in records]
-        found[operation] = {"generated": measure([r.text for r in records]), "sources": measure(slices)}
-    return found
+        measured[operation] = {"generated": measure([r.text for r in records]), "sources": measure(slices)}
+    return measured
 
 
 def source_texts(tokens: Path, wanted: Set[str]) -> dict[str, str]:
     """The documents that slices were cut from, by id: those `wanted`, for there may be more than memory holds."""
-    found = read_documents(str(documents_path(tokens, "train")))
-    return {document.id: document.text for document in found if document.id in wanted}
+    documents = read_documents(str(documents_path(tokens, "train")))
+    return {document.id: document.text for document in documents if document.id in wanted}
 
 
 def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:

@@ -32,7 +32,7 @@ from synpro_engine.train.metrics import MetricsLog
 
 DIRECTION = "reference"
 """The name of the direction in the score log."""
-_KEPT = "in-run-direction"  # and the step after which a run was asked to stop
+_RESUMED = "in-run-direction"  # and the step after which a run was asked to stop
 
 
 class InRunScores:
@@ -57,19 +57,19 @@ class InRunScores:
             raise ValueError("in-run scores go by document ids, which are unique within one source only")
         self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
-        kept = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_KEPT}-*"))))
-        if resume_step is not None and str(self._kept(resume_step)) in kept:
-            self._go_along(load_direction(self._kept(resume_step), engine.model))
-        for path in map(Path, kept):
+        stored = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_RESUMED}-*"))))
+        if resume_step is not None and str(self._resumed_path(resume_step)) in stored:
+            self._go_along(load_direction(self._resumed_path(resume_step), engine.model))
+        for path in map(Path, stored):
             on_main(self._topology, lambda path=path: remove_directory(path))
 
     def stop(self) -> None:
         """Keep the direction: the weights that it was made from are gone when the run goes on."""
         if self._along is not None:
-            save_direction(self._kept(self._engine.step_index), self._engine.model, self._along)
+            save_direction(self._resumed_path(self._engine.step_index), self._engine.model, self._along)
 
-    def _kept(self, step: int) -> Path:
-        return self._path.with_name(f"{_KEPT}-{step}")
+    def _resumed_path(self, step: int) -> Path:
+        return self._path.with_name(f"{_RESUMED}-{step}")
 
     def _go_along(self, direction: Direction | None) -> None:
         self._along = direction
@@ -81,9 +81,10 @@ class InRunScores:
     ) -> Iterator[LossFn[Batch]]:
         """Score the documents of the step in the block, if it is one of those to score."""
         number, renewing = self._engine.step_index + 1, 0.0
-        scored = self._is_scored(number)
+        scored = number > self._config.start and number % self._config.every == 0
         begun = time.perf_counter()
-        if scored and self._is_due(number):
+        # Anew with the first scored step of each `refresh`, whenever the run began.
+        if scored and (self._in_run is None or (number - self._config.every) % self._config.refresh == 0):
             self._renew(number, microbatches)
             renewing = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -97,13 +98,6 @@ class InRunScores:
             yield loss_fn
         seconds = time.perf_counter() - begun
         self._metrics.write("in_run", number, {"scored": scored, "seconds": seconds, "direction_seconds": renewing})
-
-    def _is_scored(self, number: int) -> bool:
-        return number > self._config.start and number % self._config.every == 0
-
-    def _is_due(self, number: int) -> bool:
-        """A direction is renewed with the first scored step of each `refresh`, whenever the run began."""
-        return self._in_run is None or (number - self._config.every) % self._config.refresh == 0
 
     def _renew(self, number: int, microbatches: Sequence[Batch]) -> None:
         """Make the direction anew. A step that training will skip shows none; it ends no run, and is not scored."""

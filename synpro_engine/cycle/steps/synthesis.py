@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,14 +172,18 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
     """Tokenise a round's synthetic documents for the pretrained model; `corpora` are generate stages by operation."""
     tokenizer = open_tokenizer(tokens, topology)
 
+    counts = dict.fromkeys(corpora, 0)
+
+    def documents() -> Iterator[Document]:
+        for operation, path in corpora.items():
+            for document in synthetic_documents(path):
+                counts[operation] += len(document_ids(tokenizer, document.text))
+                yield document
+
     def write() -> None:
-        counts = {}
-        found = {name: list(synthetic_documents(path)) for name, path in corpora.items()}
-        if not any(found.values()):
+        if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
-        for name, documents in found.items():
-            counts[name] = sum(len(document_ids(tokenizer, document.text)) for document in documents)
-        write_shards(itertools.chain(*found.values()), tokenizer, shards_path(into, SYNTHETIC))
+        write_shards(documents(), tokenizer, shards_path(into, SYNTHETIC))
         atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
 
     on_main(topology, write, label="tokenize the synthetic texts")

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import torch
 
-from synpro_engine.config import UserError, read_manifest
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError, check_replaceable, outside_artifacts, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.run_layout import CHECKPOINT
-from synpro_engine.dist import Topology, broadcast_object, on_main
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import CHECKPOINT, tokenizer_stage
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.dist import Topology, broadcast_object, on_main, verify_shared
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.hf import KIND as EXPORT
+from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
@@ -62,6 +67,26 @@ def load_model(stage: Path, topology: Topology, dtype: torch.dtype, *, like: Mod
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology) -> None:
+    """Write the weights of `stage` (as in `pretrain` or `round-1/tune-rephrase`). Collective.
+
+    Raises UserError for a stage that is not there or holds no weights, and where `output` holds anything but an earlier
+    export, which is replaced.
+    """
+    path, source = directory / stage, directory / tokenizer_stage(stage)
+
+    def check() -> None:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such finished stage")
+        check_replaceable(output, EXPORT)  # an earlier export there is replaced
+        outside_artifacts(output.resolve().parent)
+
+    on_main(topology, check)
+    verify_shared(source, topology)
+    model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
+    export_hf(model, output, open_tokenizer(source, topology))
 
 
 def weights_hash(model: Model) -> str:
