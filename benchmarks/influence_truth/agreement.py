@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.influence_truth.scores import walk_probe
 from benchmarks.influence_truth.setup import Setup
-from benchmarks.influence_truth.statistics import spearman
+from benchmarks.influence_truth.statistics import Floats, spearman
 from synpro_engine.config import UserError
 from synpro_engine.influence import (
     Direction,
@@ -29,8 +28,6 @@ from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state, load_canonical
-
-Floats = NDArray[np.float64]
 
 
 def sweep(setup: Setup) -> Iterator[dict[str, object]]:
