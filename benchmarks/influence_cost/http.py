@@ -125,11 +125,7 @@ def measure(bench: Bench) -> list[CostRow]:
             RIVAL: lambda _turn: rival.ask(pairs),
         }
         turns = take_turns(bench, "service", steps, companion=rival.cpu_seconds)
-    size, lengths = settings.group, sorted(len(bench.tokenizer.encode(text)) for text in {*pairs})
-    what = (
-        f"{settings.sources} sources with {size} completions each, texts of {lengths[0]} to {lengths[-1]} tokens; "
-        f"{settings.clients} requests at once"
-    )
+    size, what = settings.group, _described(bench, pairs)
     forwards = {OURS: 2 * size / (size + 1), PACKED: 2 * size / (size + 1), LATER: 2.0}
     limits = {OURS: 3.0}
     return [
@@ -138,6 +134,14 @@ def measure(bench: Bench) -> list[CostRow]:
         )
         for name in (OURS, PACKED, LATER)
     ]
+
+
+def _described(bench: Bench, pairs: Sequence[str]) -> str:
+    settings, lengths = bench.settings, sorted(len(bench.tokenizer.encode(text)) for text in {*pairs})
+    return (
+        f"{settings.sources} sources with {settings.group} completions each, texts of {lengths[0]} to {lengths[-1]} "
+        f"tokens; {settings.clients} requests at once"
+    )
 
 
 def knowing(bench: Bench, groups: Sequence[Group]) -> TextInfluence:

@@ -39,7 +39,11 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
     half = build_model(settings.model, setup.topology, seed=None, dtype=torch.bfloat16)
     load_canonical(half, canonical_state(theta))
     linear = _values(DotInfluence(theta, v, start_id=setup.start_id), given)
-    before, size = _losses(setup, theta, None, given), _size(theta, v)
+    before = _losses(setup, theta, None, given)
+    moved, whole = (
+        torch.cat([tensor.detach().flatten() for tensor in tensors]).norm()
+        for tensors in (v.tensors.values(), theta.parameters())
+    )
     for scale in (2.0**-n for n in range(settings.scales)):
         scaled = v.scaled(scale)
         true = before - _losses(setup, theta, scaled, given)
@@ -53,7 +57,7 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
         yield {
             "row": "sweep",
             "scale": scale,
-            "relative_size": scale * size,
+            "relative_size": scale * float(moved / whole),
             "mean_influence": float(np.abs(true).mean()),
             "errors": {name: float(np.linalg.norm(x - true) / np.linalg.norm(true)) for name, x in found.items()},
             "spearman": {name: spearman(x, true) for name, x in found.items()},
@@ -72,15 +76,6 @@ def refused_in_half_precision(setup: Setup) -> bool:
 
 def _values(estimator: Estimator, given: Sequence[Sequence[int]]) -> Floats:
     return np.array([score.value for score in estimator.score(given)])
-
-
-def _size(model: Model, v: Direction) -> float:
-    """|v| / |theta|."""
-    lengths = [
-        torch.cat([t.detach().flatten() for t in tensors]).norm()
-        for tensors in (list(v.tensors.values()), list(model.parameters()))
-    ]
-    return float(lengths[0] / lengths[1])
 
 
 @torch.no_grad()

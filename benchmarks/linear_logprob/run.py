@@ -139,17 +139,14 @@ def _run_pass(
     memory_on_cpu: Callable[[str, str], int | None],
     say: Callable[[str], None],
 ) -> list[Row]:
-    steps: dict[str, harness.Step] = {}
-    rows: list[Row] = []
+    found = []
     for contender in contenders:
         say(f"{passes}: checking {contender.name}")
-        row, step = check(problem, oracle, contender, passes)
-        rows.append(row)
-        if step is not None:
-            steps[row.contender] = step
+        found.append(check(problem, oracle, contender, passes))
+    steps = {row.contender: step for row, step in found if step is not None}
     peak, peak_flops = harness.measured_peak(problem.device, problem.plan.shape.dtype)
     timings, load = _time(problem, steps | {PEAK: peak}, lambda text: say(f"{passes}: {text}"))
-    rows = [replace(row, timing=timings.get(row.contender), environment=load) for row in rows]
+    rows = [replace(row, timing=timings.get(row.contender), environment=load) for row, _ in found]
     if problem.plan.memory:
         for k, row in enumerate(rows):
             if row.contender in steps:
