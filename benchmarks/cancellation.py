@@ -7,6 +7,7 @@ that the examples' gradients agree a little (cosine with their mean about 0.1 to
 depth. Errors are to fp64, root mean square over examples and relative to the scores' own root mean square.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +15,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from benchmarks.common.command import command_line
+from benchmarks.common.tables import markdown, markdown_row
 from synpro_kernels import grad_dot_prefix
 from synpro_kernels.ops.grad_dot.definition import grad_dot_prefix_definition
 
+HEADINGS = ("tokens each", "examples", "depth", "norm / score", "running differences", "segment's block")
 _WIDTH = 128
 _SHARED = 0.03
 
@@ -92,18 +96,19 @@ def _relative(scores: Tensor, truth: Tensor) -> float:
     return float((scores.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
 
 
-def main() -> None:
-    """Print the table, in Markdown."""
-    print("| tokens each | examples | depth | norm / score | running differences | segment's block |")
-    print("|---|---|---|---|---|---|")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, in Markdown, a line as soon as it is known."""
+    command_line("cancellation", __doc__).parse_args(argv)
+    print(markdown(HEADINGS, []))
     for tokens, examples, depth in (
         (512, 8, 0), (512, 32, 0), (64, 32, 0), (64, 256, 0), (64, 2048, 0), (8, 4096, 0), (1, 16384, 0),
         (64, 32, 8), (64, 32, 64), (64, 32, 512), (8, 256, 512), (1, 2048, 512),
     ):  # fmt: skip
         lost = errors(tokens=tokens, examples=examples, depth=depth)
-        shape = f"{tokens} | {examples} | {depth}"
-        print(f"| {shape} | {lost.growth:,.0f} | {lost.running:.1e} | {lost.own_block:.1e} |", flush=True)
+        cells = f"{lost.growth:,.0f}", f"{lost.running:.1e}", f"{lost.own_block:.1e}"
+        print(markdown_row([f"{tokens}", f"{examples}", f"{depth}", *cells]), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,24 +7,24 @@ numbers everywhere, for the seed is fixed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.command import command_line
+from benchmarks.common.documents import renew
+from benchmarks.common.environment import ROOT
+from benchmarks.common.tables import markdown
 from synpro_engine.train.config import PlateauConfig
 from synpro_engine.train.plateau import PlateauDetector
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "plateau.md"
-START, END = "<!-- tables -->", "<!-- end of tables -->"
 WINDOW = PlateauConfig().window
 LENGTH, SOON = 60, 12
 """Evaluations of a series that must not be stopped, and within which a plateau must be found."""
@@ -135,8 +135,7 @@ def found_in(case: Case, ends: Sequence[int | None]) -> list[int]:
 
 def tables(runs: int) -> str:
     """Both tables as Markdown."""
-    improving = [f"| still improving | {' | '.join(RULES)} |", "|---|" + "---|" * len(RULES)]
-    flat = [f"| a plateau | {' | '.join(RULES)} |", "|---|" + "---|" * len(RULES)]
+    improving, flat = [], []
     for case in cases():
         cells = []
         for config in RULES.values():
@@ -148,24 +147,24 @@ def tables(runs: int) -> str:
             after = f", after {statistics.median(found):g}" if found else ""
             early = f", too early {false_stops(case, ends) / runs:.1%}" if false_stops(case, ends) else ""
             cells.append(f"{len(found) / runs:.1%}{after}{early}")
-        (improving if case.begins is None else flat).append(f"| {case.name} | {' | '.join(cells)} |")
+        (improving if case.begins is None else flat).append([case.name, *cells])
         print(case.name, *cells, sep="  ", file=sys.stderr, flush=True)
     head = f"Of {runs} runs of {LENGTH} evaluations, share that is stopped (wanted: at most 5 %):"
     then = f"Share found within {SOON} evaluations of its begin (wanted: at least 95 %), and after how many (median):"
-    return "\n".join([head, "", *improving, "", then, "", *flat])
+    first, second = markdown(["still improving", *RULES], improving), markdown(["a plateau", *RULES], flat)
+    return f"{head}\n\n{first}\n\n{then}\n\n{second}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or write them into the document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=400)
+    parser = command_line("plateau_table", __doc__)
+    parser.add_argument("--runs", type=int, default=400, help="series of each kind (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCUMENT.relative_to(ROOT)}")
     given = parser.parse_args(argv)
     made = tables(given.runs)
     print(made)
     if given.write:
-        before, rest = DOCUMENT.read_text(encoding="utf-8").split(START)
-        DOCUMENT.write_text(f"{before}{START}\n{made}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        renew(DOCUMENT, {"tables": made})
     return 0
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+QUIET = 0.05
+"""Share of the machine that other processes may take while times are quoted."""
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-cutlass-dsl")
 
@@ -20,7 +22,7 @@ PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "nvi
 def environment(device: torch.device) -> dict[str, object]:
     """Return a flat, JSON-ready record."""
     record: dict[str, object] = {
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -54,11 +56,6 @@ def cpu_name() -> str:
     """Return the processor's model name."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found.group(1) if found else platform.machine()
-
-
-def device_name(device: torch.device) -> str:
-    """Return the GPU's name, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def commit() -> dict[str, object]:

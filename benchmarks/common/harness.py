@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,14 +42,19 @@ class Timing:
     rounds: int
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile. Raises ValueError where there is no value."""
+    if not values:
+        raise ValueError("values: expected at least one")
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return low, median, high
+
+
 def summarise(samples: Sequence[Sample]) -> Timing:
     """Reduce samples to their median and quartiles. Raises ValueError where there are none."""
-    if not samples:
-        raise ValueError("samples: expected at least one")
-    seconds = sorted(sample.seconds for sample in samples)
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    low, median, high = quartiles([sample.seconds for sample in samples])
     cpu = statistics.median(sample.cpu_seconds for sample in samples)
-    return Timing(median=median, low=low, high=high, cpu_median=cpu, rounds=len(seconds))
+    return Timing(median=median, low=low, high=high, cpu_median=cpu, rounds=len(samples))
 
 
 def interleave(
@@ -63,8 +64,8 @@ def interleave(
     rounds: int,
     warmups: int,
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Timing]:
-    """Let the steps take turns for `warmups` untimed and `rounds` timed rounds, and summarise each step's samples."""
+) -> dict[str, list[Sample]]:
+    """Let the steps take turns for `warmups` untimed and `rounds` timed rounds; each step's samples, turn by turn."""
     if rounds < 1 or warmups < 0:
         raise ValueError(f"rounds: expected >= 1 (and warmups >= 0), got {rounds} (and {warmups})")
     samples: dict[str, list[Sample]] = {name: [] for name in steps}
@@ -82,7 +83,7 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: summarise(taken) for name, taken in samples.items()}
+    return samples
 
 
 def cpu_clock(step: Step, turn: int) -> Sample:
@@ -147,7 +148,7 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
     """Growth of peak memory over what is held before the step: its results, gradients and workspace together.
 
     On CUDA this is exact (the allocator counts). On the CPU it is resident memory: call it in a process of its own (see
-    `run_fresh`), since memory that another contender freed may still be resident and would hide growth.
+    `processes`), since memory that another contender freed may still be resident and would hide growth.
     """
     step(0)  # loads libraries and compiles, once
     gc.collect()
@@ -180,24 +181,3 @@ def _status_bytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10
     raise OSError(f"/proc/self/status has no {field}")
-
-
-def run_fresh(module: str, arguments: Sequence[str]) -> dict[str, object]:
-    """Run a module as a program in a new interpreter and return the JSON object of its last output line.
-
-    Raises RuntimeError with the last line of its errors where it fails.
-    """
-    # Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds.
-    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | same_modules() | memory, check=False
-    )
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def same_modules() -> dict[str, str]:
-    """Environment in which another interpreter imports what this one does, wherever either was started."""
-    return {"PYTHONPATH": os.pathsep.join(sys.path)}

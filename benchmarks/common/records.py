@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.common.harness import Timing
+from benchmarks.common.tables import aligned
 from synpro_kernels.testing import assert_as_accurate
 
 
@@ -98,17 +99,23 @@ def _tflops(row: Row) -> float | None:
     return row.flops / row.timing.median / 1e12 if row.timing and row.flops else None
 
 
-def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Append the rows to a file, one JSON object a line; each line holds its settings and environment."""
+def foreign_share(rows: Iterable[Row]) -> float:
+    """The most of the machine that other processes took while any of the rows was measured."""
+    return max(float(str(row.environment["foreign_cpu_share"])) for row in rows)
+
+
+def write_lines(path: Path, records: Iterable[Row | Mapping[str, object]]) -> None:
+    """Append records to a file, one JSON object a line; each line holds its settings and environment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(_finite(asdict(row)), allow_nan=False) + "\n")
+        for record in records:
+            plain = asdict(record) if isinstance(record, Row) else record
+            file.write(json.dumps(_finite(plain), allow_nan=False) + "\n")
 
 
 def _finite(value: object) -> object:
     """JSON has no NaN or infinity: they become text."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
@@ -136,14 +143,7 @@ _HEADINGS = (
 
 def table(rows: Iterable[Row]) -> str:
     """Lay the rows out in aligned columns; a row without a right result says so in place of its speed-up."""
-    lines = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    texts = []
-    for line in lines:
-        left = [cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(line[3:-1], widths[3:-1], strict=True)]
-        texts.append("  ".join([*left, *right, line[-1]]).rstrip())
-    return "\n".join(texts)
+    return "\n".join(aligned([_HEADINGS, *map(_cells, rows)], right=range(3, len(_HEADINGS) - 1)))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

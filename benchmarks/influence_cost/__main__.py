@@ -7,7 +7,6 @@ anything; a row whose scores are wrong has no ratio. This file is the command: o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,11 +16,13 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.environment import environment
-from benchmarks.common.records import write_lines
+from benchmarks.common.command import command_line, picked
+from benchmarks.common.documents import renew
+from benchmarks.common.environment import QUIET, environment
+from benchmarks.common.records import foreign_share, write_lines
 from benchmarks.influence_cost import group, http, in_run, scoring
-from benchmarks.influence_cost.records import CostRow, renew_docs, table
-from benchmarks.influence_cost.setup import Bench, Settings, set_up
+from benchmarks.influence_cost.records import CostRow, table
+from benchmarks.influence_cost.setup import Bench, CostSettings, set_up
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Topology, launched, say
 
@@ -32,27 +33,25 @@ PARTS: dict[str, Callable[[Bench], list[CostRow]]] = {
     "group": group.measure,
     "service": http.measure,
 }
-QUIET = 0.05
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add, defaults = found.add_argument, Settings()
-    add("--output", type=Path, help="append JSON lines; ours are benchmarks/results/<device>-influence_cost.jsonl")
+    found = command_line("influence_cost", __doc__, "--output", "--docs", "--set")
+    add, defaults = found.add_argument, CostSettings()
     add("--repeats", type=int, default=defaults.rounds, help="timed turns of every contender (default: %(default)s)")
     add("--threads", type=int, default=defaults.threads, help="CPU threads of a process (default: %(default)s)")
     add("--parts", default=",".join(PARTS), help="default: %(default)s")
-    add("--docs", type=Path, metavar="DIR", help="renew the table of the documentation in DIR (docs)")
-    add("--set", metavar="JSON", default="{}", help="any other settings, such as '{\"seq_len\": 1024}'")
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns 1 where scores are wrong, 2 after a user's fault."""
-    given = parser().parse_args(argv)
+    command = parser()
+    given = command.parse_args(argv)
+    parts = picked(command, "--parts", given.parts, PARTS)
     try:
-        parts, settings = _parts(given.parts), _settings(given)
+        settings = CostSettings.read({"rounds": given.repeats, "threads": given.threads}, given.set)
         with tempfile.TemporaryDirectory() as folder, launched(ParallelConfig()) as topology:
             rows = run(settings, topology, Path(folder), parts)
         print(publish(rows, given.output, given.docs))
@@ -62,22 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(row.status != "ok" for row in rows))
 
 
-def _parts(names: str) -> list[str]:
-    for name in (found := names.split(",")):
-        if name not in PARTS:
-            raise UserError(f"--parts: no {name!r}; there are {', '.join(PARTS)}")
-    return found
-
-
-def _settings(given: argparse.Namespace) -> Settings:
-    try:
-        named = {"rounds": given.repeats, "threads": given.threads}
-        return Settings.model_validate_json(json.dumps({**named, **json.loads(given.set)}))
-    except ValueError as error:
-        raise UserError(f"settings: {error}") from None
-
-
-def run(settings: Settings, topology: Topology, folder: Path, parts: Sequence[str] = tuple(PARTS)) -> list[CostRow]:
+def run(settings: CostSettings, topology: Topology, folder: Path, parts: Sequence[str] = tuple(PARTS)) -> list[CostRow]:
     """All rows of the parts, in order; `folder` is for what the service's process reads."""
     torch.set_num_threads(settings.threads)
     bench = set_up(settings, topology, folder, lambda text: say(topology, text))
@@ -92,14 +76,14 @@ def publish(rows: Sequence[CostRow], output: Path | None, docs: Path | None) -> 
         write_lines(output, rows)
     text = f"{conditions(rows)}\n\n{table(rows)}"
     if docs:
-        renew_docs(docs, text)
+        renew(docs / "influence.md", {"cost": text})
     return text
 
 
 def conditions(rows: Sequence[CostRow]) -> str:
     """Where and on what it was measured, and whether the machine was quiet."""
     where, how = rows[0].environment, rows[0].settings
-    foreign = max(float(str(row.environment["foreign_cpu_share"])) for row in rows)
+    foreign = foreign_share(rows)
     noisy = "" if foreign < QUIET else ": wall times are not to be quoted"
     shape = f"{how['layers']} layers, d {how['d_model']}, vocabulary {how['vocab']}, windows of {how['seq_len']} tokens"
     return (

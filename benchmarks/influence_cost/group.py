@@ -47,6 +47,11 @@ def _rewritten(source: str, rng: np.random.Generator) -> str:
     return " ".join(word for part in kept for word in parts[part])
 
 
+def in_pairs(groups: Sequence[Group]) -> list[str]:
+    """Each completion, and its source behind it."""
+    return [text for group in groups for completion in group.completions for text in (completion, group.source)]
+
+
 def gains_kept(bench: Bench, steps: Sequence[Sequence[Group]]) -> tuple[list[float], int]:
     """I(completion) - I(source) of all steps by our own scorer, and how many sequences went through the models."""
     settings = bench.settings
@@ -67,8 +72,7 @@ def gains_again(bench: Bench, steps: Sequence[Sequence[Group]]) -> tuple[list[fl
     gains: list[float] = []
     sent = 0
     for groups in steps:
-        texts = [text for group in groups for completion in group.completions for text in (completion, group.source)]
-        ids = [bench.tokenizer.encode(text) for text in texts]
+        ids = [bench.tokenizer.encode(text) for text in in_pairs(groups)]
         size = bench.settings.text_batch
         theta, probe = (
             sequence_logprobs(model, ids, start_id=bench.start_id, micro_batch=size)
@@ -92,15 +96,12 @@ def measure(bench: Bench) -> list[CostRow]:
     )
     what = f"{settings.group_steps} steps of {settings.sources} sources with {settings.group} completions each"
     counts = {"ours": kept, "rival": again}
-    ideal = _expected(settings.group_steps, settings.group)
+    # Two forwards a completion, over one a completion and one in all for its source.
+    completions = settings.group * settings.group_steps
+    ideal = 2 * completions / (completions + 1)
     forwards = turns.row(
         f"{KEPT}: forwards", AGAIN, what, wrong=wrong, ratios=[again / kept], at_least=True, limit=1.8,
         arithmetic=ideal, counts=counts,
     )  # fmt: skip
     timed = turns.row(KEPT, AGAIN, what, wrong=wrong, at_least=True, arithmetic=ideal, counts=counts)
     return [forwards, timed]
-
-
-def _expected(steps: int, group: int) -> float:
-    """Forwards of a source's groups: two a completion, over one a completion and one in all for the source."""
-    return 2 * group * steps / (group * steps + 1)

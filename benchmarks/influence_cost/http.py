@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +17,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.common.harness import Step, same_modules
-from benchmarks.influence_cost.group import Group, group_steps
+from benchmarks.common import processes
+from benchmarks.common.harness import Step
+from benchmarks.influence_cost.group import Group, group_steps, in_pairs
 from benchmarks.influence_cost.records import CostRow, differing, take_turns
 from benchmarks.influence_cost.setup import Bench
 from synpro_engine.influence import TextInfluence, TwoForwardInfluence
@@ -76,11 +75,10 @@ class Service:
 @contextlib.contextmanager
 def service(bench: Bench) -> Iterator[Service]:
     """The service on `bench`'s models for the length of a block. RuntimeError where it does not start."""
-    threads = {"OMP_NUM_THREADS": str(bench.settings.threads)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.influence_cost.service", str(bench.folder)],
+        processes.command("benchmarks.influence_cost.service", str(bench.folder)),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=os.environ | same_modules() | threads,
+        env=processes.variables({"OMP_NUM_THREADS": str(bench.settings.threads)}),
     )  # fmt: skip
     with process:  # at its end the pipes are closed, which ends the service, and it is waited for
         assert process.stdout is not None
@@ -104,32 +102,30 @@ def scorer(bench: Bench, *, packed: bool = False) -> TextInfluence:
 
 def ours(score: TextInfluence, groups: Sequence[Group]) -> list[float]:
     """Influence of each completion and its source, in turns, from one call that gets every text once."""
-    texts = list(dict.fromkeys(_texts(groups)))
+    pairs = in_pairs(groups)
+    texts = list(dict.fromkeys(pairs))
     of = dict(zip(texts, score(texts), strict=True))
-    return [of[text] for text in _texts(groups)]
-
-
-def _texts(groups: Sequence[Group]) -> list[str]:
-    return [text for group in groups for completion in group.completions for text in (completion, group.source)]
+    return [of[text] for text in pairs]
 
 
 def measure(bench: Bench) -> list[CostRow]:
     """One step of GRPO whose sources are new, and one whose sources an earlier step had."""
-    groups = group_steps(bench)[0]
+    groups, settings = group_steps(bench)[0], bench.settings
+    pairs = in_pairs(groups)
     with service(bench) as rival:
-        theirs = rival.ask(_texts(groups))
+        theirs = rival.ask(pairs)
         scorers = {OURS: scorer(bench), PACKED: scorer(bench, packed=True), LATER: knowing(bench, groups)}
         wrong = {name: differing(ours(own, groups), theirs, TOLERANCE) for name, own in scorers.items()}
         # A scorer remembers what it was asked: each turn takes one that has not seen the completions.
-        ready = iter([knowing(bench, groups) for _ in range(bench.settings.rounds + bench.settings.warmups)])
+        ready = iter([knowing(bench, groups) for _ in range(settings.rounds + settings.warmups)])
         steps: dict[str, Step] = {
             OURS: lambda _turn: ours(scorer(bench), groups),
             PACKED: lambda _turn: ours(scorer(bench, packed=True), groups),
             LATER: lambda _turn: ours(next(ready), groups),
-            RIVAL: lambda _turn: rival.ask(_texts(groups)),
+            RIVAL: lambda _turn: rival.ask(pairs),
         }
         turns = take_turns(bench, "service", steps, companion=rival.cpu_seconds)
-    size, what = bench.settings.group, _described(bench, groups)
+    size, what = settings.group, _described(bench, pairs)
     forwards = {OURS: 2 * size / (size + 1), PACKED: 2 * size / (size + 1), LATER: 2.0}
     limits = {OURS: 3.0}
     return [
@@ -140,16 +136,16 @@ def measure(bench: Bench) -> list[CostRow]:
     ]
 
 
+def _described(bench: Bench, pairs: Sequence[str]) -> str:
+    settings, lengths = bench.settings, sorted(len(bench.tokenizer.encode(text)) for text in {*pairs})
+    return (
+        f"{settings.sources} sources with {settings.group} completions each, texts of {lengths[0]} to {lengths[-1]} "
+        f"tokens; {settings.clients} requests at once"
+    )
+
+
 def knowing(bench: Bench, groups: Sequence[Group]) -> TextInfluence:
     """Ours, after a step with the same sources."""
     found = scorer(bench)
     found([group.source for group in groups])
     return found
-
-
-def _described(bench: Bench, groups: Sequence[Group]) -> str:
-    settings, lengths = bench.settings, sorted(len(bench.tokenizer.encode(text)) for text in {*_texts(groups)})
-    return (
-        f"{settings.sources} sources with {settings.group} completions each, texts of {lengths[0]} to {lengths[-1]} "
-        f"tokens; {settings.clients} requests at once"
-    )

@@ -1,7 +1,6 @@
 """What reading every example's influence off a training step costs, over the same step that nobody watches.
 
-The unwatched step has the loss that training uses when nothing is scored; so where a watched step needs a slower output
-layer, that is a part of its cost. Knows one engine that goes on training while it is timed.
+Both have the loss that training uses. Knows one engine that goes on training while it is timed.
 """
 
 from __future__ import annotations
@@ -14,18 +13,16 @@ from dataclasses import dataclass
 from benchmarks.common.harness import Step
 from benchmarks.influence_cost.records import CostRow, Turns, differing, take_turns
 from benchmarks.influence_cost.scoring import gradient_dot
-from benchmarks.influence_cost.setup import Bench, Settings, fresh_engine
+from benchmarks.influence_cost.setup import Bench, fresh_engine
 from synpro_engine.influence import Direction, Examples, InRun, next_step_direction
 from synpro_engine.influence.batching import WindowBatch
 from synpro_engine.influence.in_run import Method
-from synpro_engine.train.config import OutputLayer, TrainConfig
+from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 
-UNWATCHED: OutputLayer = "fused"
-WATCHED: OutputLayer = "fused"
-"""How a step computes its output layer when nobody watches, and when its examples are scored."""
 LIMIT = 1.03
+Z_LOSS = float(TrainConfig.model_fields["z_loss"].default)
 RENEWAL = "renewing the direction"
 TOLERANCE = 1e-4
 """Of the largest score."""
@@ -60,12 +57,12 @@ class Training:
 
     def step(self, method: Method | None) -> Step:
         """One step of the engine that nobody watches, cut as `method` wants it."""
-        batches, loss = self.batches(method), LanguageModelLoss(_z_loss(), output_layer=UNWATCHED)
+        batches, loss = self.batches(method), LanguageModelLoss(Z_LOSS)
         return lambda _turn: self.engine.step(batches, loss, denominator=_labels(batches))
 
     def watched(self, method: Method, direction: Direction, z_loss: float) -> Callable[[int], list[float]]:
         """One watched step; its scores, by row."""
-        batches, loss = self.batches(method), LanguageModelLoss(z_loss, output_layer=WATCHED)
+        batches, loss = self.batches(method), LanguageModelLoss(z_loss)
         in_run = InRun(self.engine, direction, method=method)
         keys = [[str(place.window.sequence) for place in batch.places] for batch in batches]
 
@@ -93,7 +90,7 @@ def measure(bench: Bench) -> list[CostRow]:
     wrong = {method: _wrong(training, method) for method in METHODS}
     direction = training.direction()
     steps: dict[str, Step] = {training.unwatched(method): training.step(method) for method in METHODS}
-    steps |= {_watching(method): training.watched(method, direction, _z_loss()) for method in METHODS}
+    steps |= {_watching(method): training.watched(method, direction, Z_LOSS) for method in METHODS}
     steps[RENEWAL] = lambda _turn: InRun(training.engine, training.direction())
     turns = take_turns(bench, "in-run", steps)
     found = [_step_row(training, turns, method, wrong[method]) for method in METHODS]
@@ -102,11 +99,11 @@ def measure(bench: Bench) -> list[CostRow]:
 
 def _step_row(training: Training, turns: Turns, method: Method, wrong: str | None) -> CostRow:
     settings, base = training.bench.settings, training.unwatched(method)
-    what = (
-        f"{len(training.rows)} examples of {settings.seq_len} tokens, {base.partition(', ')[2]}; "
-        f"output layer {WATCHED} over {UNWATCHED}"
-    )
-    return turns.row(_watching(method), base, what, wrong=wrong, limit=LIMIT, arithmetic=_arithmetic(settings, method))
+    what = f"{len(training.rows)} examples of {settings.seq_len} tokens, {base.partition(', ')[2]}"
+    # A weight and token take 3 products in training, and one more for capture. `gradient` and `prefix` multiply an
+    # example's gradient with the direction once: a token's share is 1/T of that.
+    scored = 1.0 if method == "capture" else 1.0 / settings.seq_len
+    return turns.row(_watching(method), base, what, wrong=wrong, limit=LIMIT, arithmetic=1.0 + scored / 3.0)
 
 
 def _run_row(training: Training, turns: Turns, method: Method, wrong: str | None) -> CostRow:
@@ -126,17 +123,6 @@ def _run_row(training: Training, turns: Turns, method: Method, wrong: str | None
     )
 
 
-def _arithmetic(settings: Settings, method: Method) -> float:
-    """Products a weight and token: 3 in training, 4 where the output layer is recomputed, 1 more for capture.
-
-    `gradient` and `prefix` multiply each example's gradient with the direction once: a token's share is 1/T of that.
-    """
-    blocks, output = settings.weights_multiplied
-    again = output if WATCHED == "recomputed" else 0
-    scored = (blocks + output) * (1.0 if method == "capture" else 1.0 / settings.seq_len)
-    return 1.0 + (again + scored) / (3.0 * (blocks + output))
-
-
 def _wrong(training: Training, method: Method) -> str | None:
     """Why the scores of a step are wrong, or None: against the dot product with each row's own gradient."""
     v = training.direction()
@@ -151,8 +137,3 @@ def _watching(method: Method) -> str:
 
 def _labels(batches: Sequence[WindowBatch]) -> float:
     return float(sum(count_labels(batch.labels_BS) for batch in batches))
-
-
-def _z_loss() -> float:
-    """Training's own."""
-    return float(TrainConfig.model_fields["z_loss"].default)

@@ -5,22 +5,21 @@ Knows samples, rows and the table; not what is measured. A row whose scores are 
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from benchmarks.common import harness
 from benchmarks.common.environment import ForeignLoad
 from benchmarks.common.harness import Sample, Step
 from benchmarks.common.records import Ask, Row
+from benchmarks.common.tables import markdown
 from benchmarks.influence_cost.setup import Bench
-from synpro_engine.config import UserError
 
 BENCH = "influence_cost"
-START, END = "<!-- cost -->", "<!-- end of cost -->"
 HEADINGS = ("what", "over", "measured (quartiles)", "CPU time", "by arithmetic", "asked", "met")
 
 
@@ -35,9 +34,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Raises ValueError where there is none."""
-        if not values:
-            raise ValueError("values: expected at least one")
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+        low, median, high = harness.quartiles(values)
         return cls(median=median, low=low, high=high)
 
     def __str__(self) -> str:
@@ -142,43 +139,34 @@ def take_turns(
     bench: Bench, part: str, steps: Mapping[str, Step], *, companion: Callable[[], float] = lambda: 0.0
 ) -> Turns:
     """Time the steps in turns. companion: CPU seconds so far of another process that works for one of them."""
-    settings, begun, before = bench.settings, time.perf_counter(), companion()
-    recorder, load = _Recorder(bench, companion), ForeignLoad()
-    harness.interleave(
+    settings, clock = bench.settings, harness.clock_for(bench.topology.device)
+
+    def both(step: Step, turn: int) -> Sample:
+        before = companion()
+        sample = clock(step, turn)
+        return replace(sample, cpu_seconds=sample.cpu_seconds + companion() - before)
+
+    begun, before, load = time.perf_counter(), companion(), ForeignLoad()
+    samples = harness.interleave(
         steps,
-        recorder,
+        both,
         rounds=settings.rounds,
         warmups=settings.warmups,
         progress=lambda text: bench.say(f"{part}: {text}"),
     )
     ours = (companion() - before) / ((time.perf_counter() - begun) * (os.cpu_count() or 1))
-    samples = {name: recorder.samples[step][settings.warmups :] for name, step in steps.items()}
     return Turns(part=part, samples=samples, foreign=round(max(0.0, load.share() - ours), 3))
-
-
-class _Recorder:
-    """The device's clock, which keeps every sample: ratios are taken turn by turn."""
-
-    def __init__(self, bench: Bench, companion: Callable[[], float]) -> None:
-        self._clock, self._companion = harness.clock_for(bench.topology.device), companion
-        self.samples: dict[Step, list[Sample]] = {}
-
-    def __call__(self, step: Step, turn: int) -> Sample:
-        before = self._companion()
-        sample = self._clock(step, turn)
-        sample = replace(sample, cpu_seconds=sample.cpu_seconds + self._companion() - before)
-        self.samples.setdefault(step, []).append(sample)
-        return sample
 
 
 def differing(found: Sequence[float], true: Sequence[float], tolerance: float) -> str | None:
     """Why scores are wrong (the largest absolute difference passes `tolerance`), or None. All scores 0 is wrong too."""
-    worst = max(abs(one - other) for one, other in zip(found, true, strict=True))
+    off = [abs(one - other) for one, other in zip(found, true, strict=True)]
+    worst = max(off, key=lambda difference: (math.isnan(difference), difference))
     if not worst <= tolerance:
         return f"a score is off by {worst:.1e}, more than {tolerance:.1e}"
-    return (
-        None if max(map(abs, true)) > 10 * tolerance else f"every score is below {10 * tolerance:.1e}: nothing to tell"
-    )
+    if max(map(abs, true)) <= 10 * tolerance:
+        return f"every score is below {10 * tolerance:.1e}: nothing to tell"
+    return None
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -186,8 +174,7 @@ def differing(found: Sequence[float], true: Sequence[float], tolerance: float) -
 
 def table(rows: Iterable[CostRow]) -> str:
     """Markdown: what was measured, what was asked, and whether that is met."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in rows)])
+    return markdown(HEADINGS, map(_cells, rows))
 
 
 def _cells(row: CostRow) -> tuple[str, ...]:
@@ -201,13 +188,3 @@ def _cells(row: CostRow) -> tuple[str, ...]:
 
 def _times(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}x"
-
-
-def renew_docs(folder: Path, text: str) -> None:
-    """Put `text` between the marks of `folder`/influence.md. UserError where they are not there, once each."""
-    page = folder / "influence.md"
-    whole = page.read_text(encoding="utf-8")
-    if whole.count(START) != 1 or whole.count(END) != 1 or whole.index(END) < whole.index(START):
-        raise UserError(f"{page}: it needs one block between `{START}` and `{END}`")
-    head, rest = whole.split(START)
-    page.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")

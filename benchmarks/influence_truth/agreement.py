@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.influence_truth.scores import walk_probe
 from benchmarks.influence_truth.setup import Setup
-from benchmarks.influence_truth.statistics import spearman
+from benchmarks.influence_truth.statistics import Floats, spearman
 from synpro_engine.config import UserError
 from synpro_engine.influence import (
     Direction,
@@ -30,8 +29,6 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state, load_canonical
 
-Floats = NDArray[np.float64]
-
 
 def sweep(setup: Setup) -> Iterator[dict[str, object]]:
     """One record for each scale of the displacement of the paper's probe."""
@@ -42,7 +39,11 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
     half = build_model(settings.model, setup.topology, seed=None, dtype=torch.bfloat16)
     load_canonical(half, canonical_state(theta))
     linear = _values(DotInfluence(theta, v, start_id=setup.start_id), given)
-    before, size = _losses(setup, theta, None, given), _size(theta, v)
+    before = _losses(setup, theta, None, given)
+    moved, whole = (
+        torch.cat([tensor.detach().flatten() for tensor in tensors]).norm()
+        for tensors in (v.tensors.values(), theta.parameters())
+    )
     for scale in (2.0**-n for n in range(settings.scales)):
         scaled = v.scaled(scale)
         true = before - _losses(setup, theta, scaled, given)
@@ -56,7 +57,7 @@ def sweep(setup: Setup) -> Iterator[dict[str, object]]:
         yield {
             "row": "sweep",
             "scale": scale,
-            "relative_size": scale * size,
+            "relative_size": scale * float(moved / whole),
             "mean_influence": float(np.abs(true).mean()),
             "errors": {name: float(np.linalg.norm(x - true) / np.linalg.norm(true)) for name, x in found.items()},
             "spearman": {name: spearman(x, true) for name, x in found.items()},
@@ -75,15 +76,6 @@ def refused_in_half_precision(setup: Setup) -> bool:
 
 def _values(estimator: Estimator, given: Sequence[Sequence[int]]) -> Floats:
     return np.array([score.value for score in estimator.score(given)])
-
-
-def _size(model: Model, v: Direction) -> float:
-    """|v| / |theta|."""
-    lengths = [
-        torch.cat([t.detach().flatten() for t in tensors]).norm()
-        for tensors in (list(v.tensors.values()), list(model.parameters()))
-    ]
-    return float(lengths[0] / lengths[1])
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The figures of the influence benchmark, from its records alone.
 
-Knows verdicts and colours; measures nothing.
+Knows standings and colours; measures nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.influence_truth.results import Results
 from benchmarks.influence_truth.scores import probe_name
-from benchmarks.influence_truth.statistics import Results, Rho, Verdict, spearman
+from benchmarks.influence_truth.standings import Standing
+from benchmarks.influence_truth.statistics import Rho, spearman
 from benchmarks.influence_truth.texts import KINDS
 
 matplotlib.use("Agg")
@@ -28,19 +30,19 @@ def paper(results: Results, steps: int) -> str:
     return f"two_forward, {probe_name(steps, keep_momentum=True, weight_decay=0.1)}"
 
 
-def best(verdicts: Sequence[Verdict]) -> Verdict:
+def best(ranked: Sequence[Standing]) -> Standing:
     """The estimator that follows a single step best; neither an oracle nor a baseline."""
-    return max((v for v in verdicts if v.group in ("two_forward", "dot", "step")), key=lambda v: v.alone.value)
+    return max((v for v in ranked if v.group in ("two_forward", "dot", "step")), key=lambda v: v.alone.value)
 
 
-def draw_truth(path: Path, results: Results, verdicts: Sequence[Verdict]) -> None:
+def draw_truth(path: Path, results: Results, ranked: Sequence[Standing]) -> None:
     """The paper's estimator and the best one against a single step, and all rank correlations with intervals."""
     figure = plt.figure(figsize=(17, 10), layout="constrained")
     grid = figure.add_gridspec(2, 4, width_ratios=(1.4, 1, 1, 1))
     by_name = {row["estimator"]: row["values"] for row in results.scores if row["every"] == 1}
-    for place, name in enumerate((paper(results, results.settings.probe_steps[-1]), best(verdicts).estimator)):
+    for place, name in enumerate((paper(results, results.settings.probe_steps[-1]), best(ranked).estimator)):
         _scatter(figure.add_subplot(grid[place, 0]), results, name, by_name[name])
-    shown = sorted((v for v in verdicts if v.group != "oracle"), key=lambda v: v.alone.value)
+    shown = sorted((v for v in ranked if v.group != "oracle"), key=lambda v: v.alone.value)
     panels = {
         "one step on the candidate alone": [v.alone for v in shown],
         "one step among mates": [v.among_mates for v in shown],
@@ -66,11 +68,11 @@ def _scatter(axes: Axes, results: Results, name: str, values: Sequence[float]) -
     axes.legend(fontsize=7)
 
 
-def _bars(axes: Axes, title: str, verdicts: Sequence[Verdict], found: Sequence[Rho]) -> None:
-    values, places = np.array([each.value for each in found]), np.arange(len(verdicts))
+def _bars(axes: Axes, title: str, ranked: Sequence[Standing], found: Sequence[Rho]) -> None:
+    values, places = np.array([each.value for each in found]), np.arange(len(ranked))
     spread = np.abs(np.array([[each.low, each.high] for each in found]).T - values)
-    axes.barh(places, values, xerr=spread, color=[COLOURS[v.group] for v in verdicts], error_kw={"linewidth": 0.8})
-    axes.set_yticks(places, [v.estimator for v in verdicts], fontsize=7)
+    axes.barh(places, values, xerr=spread, color=[COLOURS[v.group] for v in ranked], error_kw={"linewidth": 0.8})
+    axes.set_yticks(places, [v.estimator for v in ranked], fontsize=7)
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("Spearman's rho")
     axes.axvline(0.0, color="black", linewidth=0.6)

@@ -1,20 +1,22 @@
 """The tables of the influence benchmark from its records alone, and the documentation that shows them.
 
-Knows verdicts and how they look as text; measures nothing. The figures are in another file.
+Knows standings and how they look as text; measures nothing. The figures are in another file.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common.documents import renew
+from benchmarks.common.tables import markdown
 from benchmarks.influence_truth.figures import COLOURS, draw_sweep, draw_truth, paper
 from benchmarks.influence_truth.gradients import DEFAULT
-from benchmarks.influence_truth.statistics import Results, Rho, Verdict, differences, judge
-from synpro_engine.config import UserError
+from benchmarks.influence_truth.results import Results
+from benchmarks.influence_truth.standings import Standing, differences, standings
+from benchmarks.influence_truth.statistics import Rho
 
 HEADINGS = (
     "estimator",
@@ -32,15 +34,14 @@ CHOSEN = f"dot, {DEFAULT}, clipped"
 """What the others are compared with, pair by pair."""
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def table(ranked: Sequence[Standing]) -> str:
     """Markdown. Best first within each group."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
     order = {group: place for place, group in enumerate(COLOURS)}
-    ordered = sorted(verdicts, key=lambda v: (order[v.group], -v.alone.value))
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(verdict))} |" for verdict in ordered)])
+    ordered = sorted(ranked, key=lambda v: (order[v.group], -v.alone.value))
+    return markdown(HEADINGS, map(_cells, ordered))
 
 
-def _cells(v: Verdict) -> tuple[str, ...]:
+def _cells(v: Standing) -> tuple[str, ...]:
     return (
         v.estimator,
         _interval(v.alone),
@@ -72,23 +73,23 @@ def contest(results: Results) -> str:
     others = main_options(results)
     found = {other: differences(results, CHOSEN, other) for other in others}
     keys = list(found[others[0]])
-    lines = [f"| against | {' | '.join(keys)} |", f"|{'---|' * (1 + len(keys))}"]
-    lines += [f"| {other} | {' | '.join(_interval(found[other][key], '+') for key in keys)} |" for other in others]
-    return "\n".join(lines)
+    return markdown(
+        ["against", *keys], ([other, *(_interval(found[other][key], "+") for key in keys)] for other in others)
+    )
 
 
 def beside(runs: Sequence[Results]) -> str:
     """Markdown: the main options in several runs, under each other."""
     options = [CHOSEN, *main_options(runs[0]), "exact step among mates, reference gradient one step ahead"]
-    found = [{verdict.estimator: verdict for verdict in judge(run)} for run in runs]
+    found = [{standing.estimator: standing for standing in standings(run)} for run in runs]
     headings = ("estimator", "run", "alone", "among mates", "LDS", "LDS within kinds")
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    rows = []
     for name in [*options, "the measured mean of its kind"]:
-        for run, verdicts in zip(runs, found, strict=True):
-            v, settings = verdicts[name], run.settings
+        for run, ranked in zip(runs, found, strict=True):
+            v, settings = ranked[name], run.settings
             cells = ("" if rho is None else _interval(rho) for rho in (v.alone, v.among_mates, v.lds, v.lds_within))
-            lines.append(f"| {name} | seed {settings.seed}, {settings.mates} mates | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([name, f"seed {settings.seed}, {settings.mates} mates", *cells])
+    return markdown(headings, rows)
 
 
 def oracles(results: Results) -> str:
@@ -115,15 +116,12 @@ def _small(error: float) -> str:
 def sweep_table(results: Results) -> str:
     """Markdown: relative errors of the estimators at each size of the displacement."""
     names = list(results.sweep[0]["errors"])
-    lines = [
-        f"| scale | size of v over theta | mean absolute influence | {' | '.join(names)} |",
-        f"|{'---|' * (3 + len(names))}",
-    ]
+    rows = []
     for row in results.sweep:
-        errors = " | ".join(f"{row['errors'][name]:.1e} ({row['spearman'][name]:.3f})" for name in names)
+        errors = (f"{row['errors'][name]:.1e} ({row['spearman'][name]:.3f})" for name in names)
         share = "1" if row["scale"] == 1 else f"1/{round(1 / row['scale'])}"
-        lines.append(f"| {share} | {row['relative_size']:.1e} | {row['mean_influence']:.1e} | {errors} |")
-    return "\n".join(lines)
+        rows.append([share, f"{row['relative_size']:.1e}", f"{row['mean_influence']:.1e}", *errors])
+    return markdown(["scale", "size of v over theta", "mean absolute influence", *names], rows)
 
 
 def conditions(results: Results) -> str:
@@ -144,18 +142,18 @@ def conditions(results: Results) -> str:
 # ---- into the documentation ------------------------------------------------------------------------------------------
 
 
-def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], again: Sequence[Results]) -> None:
+def write_docs(folder: Path, results: Results, ranked: Sequence[Standing], again: Sequence[Results]) -> None:
     """Draw the figures into `folder`/images and renew the marked blocks of `folder`/influence.md, where it is.
 
     again: other runs to set beside this one; without any that block stays as it is.
     """
     images, page = folder / "images", folder / "influence.md"
     images.mkdir(parents=True, exist_ok=True)
-    draw_truth(images / "influence_truth.png", results, verdicts)
+    draw_truth(images / "influence_truth.png", results, ranked)
     draw_sweep(images / "influence_agreement.png", results)
     blocks = {
         "conditions": conditions(results),
-        "truth": table(verdicts),
+        "truth": table(ranked),
         "differences": contest(results),
         "oracles": oracles(results),
         "agreement": sweep_table(results),
@@ -163,15 +161,4 @@ def write_docs(folder: Path, results: Results, verdicts: Sequence[Verdict], agai
     if again:
         blocks["again"] = beside([results, *again])
     if page.exists():
-        text = page.read_text(encoding="utf-8")
-        for name, block in blocks.items():
-            text = _renewed(text, name, block, page)
-        page.write_text(text, encoding="utf-8")
-
-
-def _renewed(text: str, name: str, block: str, page: Path) -> str:
-    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise UserError(f"{page}: it needs one block between `{start}` and `{end}`")
-    return pattern.sub(lambda _: f"{start}\n{block}\n{end}", text)
+        renew(page, blocks)

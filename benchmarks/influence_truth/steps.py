@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.influence_truth.settings import Settings
+from benchmarks.influence_truth.settings import TruthSettings
 from benchmarks.influence_truth.setup import RowMeanLoss, Setup
 from benchmarks.influence_truth.texts import pool_of_groups
 from synpro_engine.influence.batching import WindowBatch
@@ -92,7 +92,7 @@ class Truth:
         return {name: held_out_loss(self._engine.model, given[name], micro_batch=rows) for name in sets}
 
 
-def subset_plan(settings: Settings, number: int) -> tuple[list[int], list[list[int]]]:
+def subset_plan(settings: TruthSettings, number: int) -> tuple[list[int], list[list[int]]]:
     """(places in the pool of the groups that subset `number` trains on, candidates of each of its steps)."""
     pool, rng = pool_of_groups(settings), np.random.default_rng([settings.seed, 2, number])
     groups = sorted(rng.permutation(len(pool))[: settings.groups_of_a_subset].tolist())

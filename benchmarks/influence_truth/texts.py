@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.influence_truth.settings import Settings
+from benchmarks.influence_truth.settings import TruthSettings
 from synpro_engine.data import Document, Tokenizer, chunk_documents, read_documents, stable_hash, stable_permutation
 
 ORGANIC_UNTIL, REFERENCE_FROM = 1930, 1980
@@ -72,19 +72,11 @@ def _dealt(speeches: Sequence[Document], parts: Sequence[int], seed: int) -> lis
     dealt: list[list[Document]] = [[] for _ in parts]
     for place, speech in enumerate(speeches):
         dealt[turns[place % len(turns)]].append(speech)
-    return [_shuffled(list(chunk_documents(part, PIECE_CHARS)), seed) for part in dealt]
+    pieces = (chunk_documents(part, PIECE_CHARS) for part in dealt)
+    return [sorted(part, key=lambda piece: stable_hash(seed, "order", piece.id)) for part in pieces]
 
 
-def _shuffled(pieces: list[Document], seed: int) -> list[Document]:
-    return sorted(pieces, key=lambda piece: stable_hash(seed, "order", piece.id))
-
-
-def reference_rows(pieces: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int) -> list[list[int]]:
-    """The first `count` pieces as token ids, cut to one window each."""
-    return [tokenizer.encode(piece.text)[:seq_len] for piece in pieces[:count]]
-
-
-def make_candidates(texts: Texts, tokenizer: Tokenizer, settings: Settings) -> list[Candidate]:
+def make_candidates(texts: Texts, tokenizer: Tokenizer, settings: TruthSettings) -> list[Candidate]:
     """`settings.candidates` of them, by kind and within a kind by speech: neighbours are alike, so they make groups.
 
     Each has between half a window and a window of tokens, as far as its piece goes.
@@ -128,7 +120,7 @@ def _made(text: str, kind: str, rng: np.random.Generator) -> str:
     return text
 
 
-def pool_of_groups(settings: Settings) -> list[range]:
+def pool_of_groups(settings: TruthSettings) -> list[range]:
     """Candidates of the groups that subsets draw from, by index: twice as many groups as a subset trains on."""
     order = stable_permutation(settings.candidates // settings.group, settings.seed, "pool", "groups")
     chosen = sorted(order[: 2 * settings.groups_of_a_subset].tolist())

@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks.common import harness
 from benchmarks.common.environment import ForeignLoad, environment
 from benchmarks.common.records import Row, complete
-from benchmarks.linear_logprob.problem import Oracle, Outputs, Shape, differentiate, make_inputs
+from benchmarks.linear_logprob.oracle import Oracle
+from benchmarks.linear_logprob.problem import Outputs, Shape, differentiate, make_inputs
 from benchmarks.linear_logprob.rivals import Compute, Contender
 
 BENCH = "linear_logprob"
@@ -25,11 +26,12 @@ PEAK = "matmul peak"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Plan:
     """What a reader needs to run the same again."""
 
     device: str
     shape: Shape
+    logit_std: float
     entropy: bool
     rounds: int
     warmups: int
@@ -53,11 +55,11 @@ class Result(NamedTuple):
 class Problem:
     """The inputs that all contenders of a run share."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.device = torch.device(settings.device)
-        copies = harness.copies_beyond_cache(settings.shape.input_bytes, self.device)
-        self.sets = [make_inputs(settings.shape, self.device, settings.seed + k) for k in range(copies)]
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.device = torch.device(plan.device)
+        copies = harness.copies_beyond_cache(plan.shape.input_bytes, self.device)
+        self.sets = [make_inputs(plan.shape, self.device, plan.seed + k, plan.logit_std) for k in range(copies)]
 
     def step(self, compute: Compute, passes: str) -> Callable[[int], Result]:
         """One pass of a contender. Only its result holds what it made, so that freeing the result frees all."""
@@ -66,8 +68,8 @@ class Problem:
             hidden, weight, target = self.sets[turn % len(self.sets)]
             if passes == FORWARD:
                 with torch.no_grad():
-                    return Result(compute(hidden, weight, target, self.settings.entropy), None, None)
-            outputs = compute(hidden, weight, target, self.settings.entropy)
+                    return Result(compute(hidden, weight, target, self.plan.entropy), None, None)
+            outputs = compute(hidden, weight, target, self.plan.entropy)
             differentiate(outputs)
             result = Result(outputs, hidden.grad, weight.grad)
             hidden.grad = weight.grad = None
@@ -77,7 +79,7 @@ class Problem:
 
     def useful_flops(self, passes: str) -> float:
         """FLOPs that the pass cannot do without: 2 T H V forward, 6 T H V with the backward pass."""
-        return self.settings.shape.forward_flops * (1 if passes == FORWARD else 3)
+        return self.plan.shape.forward_flops * (1 if passes == FORWARD else 3)
 
 
 def check(problem: Problem, oracle: Oracle, contender: Contender, passes: str) -> tuple[Row, harness.Step | None]:
@@ -109,7 +111,7 @@ def check(problem: Problem, oracle: Oracle, contender: Contender, passes: str) -
 
 
 def run(
-    settings: Settings,
+    plan: Plan,
     contenders: Sequence[Contender],
     passes: Sequence[str],
     memory_on_cpu: Callable[[str, str], int | None],
@@ -117,12 +119,12 @@ def run(
 ) -> Iterator[list[Row]]:
     """Measure one pass after the other. `memory_on_cpu(contender, pass)`: peak extra bytes in a process of its own."""
     say("inputs, and their truth in fp64")
-    problem = Problem(settings)
+    problem = Problem(plan)
     oracle = Oracle.of(problem.sets[0])
     where = environment(problem.device)
-    shown = {name: value for name, value in vars(settings).items() if name != "shape"} | {
-        **vars(settings.shape),
-        "dtype": str(settings.shape.dtype).removeprefix("torch."),
+    shown = {name: value for name, value in vars(plan).items() if name != "shape"} | {
+        **vars(plan.shape),
+        "dtype": str(plan.shape.dtype).removeprefix("torch."),
     }
     for each in passes:
         rows = _run_pass(problem, oracle, contenders, each, memory_on_cpu, say)
@@ -137,22 +139,23 @@ def _run_pass(
     memory_on_cpu: Callable[[str, str], int | None],
     say: Callable[[str], None],
 ) -> list[Row]:
-    steps: dict[str, harness.Step] = {}
-    rows: list[Row] = []
+    found = []
     for contender in contenders:
         say(f"{passes}: checking {contender.name}")
-        row, step = check(problem, oracle, contender, passes)
-        rows.append(row)
-        if step is not None:
-            steps[row.contender] = step
-    peak, peak_flops = harness.measured_peak(problem.device, problem.settings.shape.dtype)
+        found.append(check(problem, oracle, contender, passes))
+    steps = {row.contender: step for row, step in found if step is not None}
+    peak, peak_flops = harness.measured_peak(problem.device, problem.plan.shape.dtype)
     timings, load = _time(problem, steps | {PEAK: peak}, lambda text: say(f"{passes}: {text}"))
-    rows = [replace(row, timing=timings.get(row.contender), environment=load) for row in rows]
-    if problem.settings.memory:
+    rows = [replace(row, timing=timings.get(row.contender), environment=load) for row, _ in found]
+    if problem.plan.memory:
         for k, row in enumerate(rows):
             if row.contender in steps:
                 say(f"{passes}: memory of {row.contender}")
-                rows[k] = _with_memory(row, problem.device, steps[row.contender], memory_on_cpu)
+                if problem.device.type == "cuda":
+                    extra = harness.peak_extra_bytes(steps[row.contender], problem.device)
+                else:
+                    extra = memory_on_cpu(row.contender, passes)
+                rows[k] = replace(row, extra_bytes=extra)
     peak_row = Row(
         bench=BENCH, contender=PEAK, passes=passes, computes="-", status="ok", timing=timings[PEAK], flops=peak_flops
     )
@@ -164,19 +167,12 @@ def _time(
 ) -> tuple[dict[str, harness.Timing], dict[str, object]]:
     """Timings, and how much CPU time other processes took meanwhile."""
     load = ForeignLoad()
-    timings = harness.interleave(
+    samples = harness.interleave(
         steps,
         harness.clock_for(problem.device),
-        rounds=problem.settings.rounds,
-        warmups=problem.settings.warmups,
+        rounds=problem.plan.rounds,
+        warmups=problem.plan.warmups,
         progress=say,
     )
-    return timings, {"foreign_cpu_share": round(load.share(), 3)}
-
-
-def _with_memory(
-    row: Row, device: torch.device, step: harness.Step, memory_on_cpu: Callable[[str, str], int | None]
-) -> Row:
-    if device.type == "cuda":
-        return replace(row, extra_bytes=harness.peak_extra_bytes(step, device))
-    return replace(row, extra_bytes=memory_on_cpu(row.contender, row.passes))
+    share = round(load.share(), 3)
+    return {name: harness.summarise(taken) for name, taken in samples.items()}, {"foreign_cpu_share": share}

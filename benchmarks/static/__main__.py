@@ -6,53 +6,53 @@ shared memory, matrix instructions, and instructions in the innermost loops. It 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
+from benchmarks.common.command import command_line
 from benchmarks.common.environment import commit, version
-from benchmarks.static.cases import Case, Sizes, cce, liger, ours
+from benchmarks.common.records import write_lines
+from benchmarks.common.tables import aligned
+from benchmarks.linear_logprob.problem import Shape
+from benchmarks.static.cases import Case, cce, liger, ours
 from benchmarks.static.machine_code import hot_loops
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, compile_for
 
+BENCH = "static_table"
 CAPABILITIES = (80, 90, 100)
 HEADINGS = ("library", "kernel", "registers", "spills", "shared KiB", "matrix instructions", "all", "innermost loops")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print, write. Returns 1 where one of ours spills or does not fit."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--vocab", type=int, default=131072)
-    parser.add_argument("--entropy", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--rivals", metavar="DIR", action="append", default=[], help="a folder with other libraries")
-    parser.add_argument("--output", type=Path, help="append JSON lines")
+    parser = command_line("static", __doc__, "--entropy", "--rivals", "--output")
+    for name, default in (("tokens", 8192), ("width", 4096), ("vocab", 131072)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     given = parser.parse_args(argv)
     sys.path.extend(given.rivals)
-    sizes = Sizes(tokens=given.tokens, width=given.width, vocab=given.vocab, dtype=torch.bfloat16)
-    cases, missing = gather(sizes, entropy=given.entropy)
-    print(f"T {sizes.tokens}, H {sizes.width}, V {sizes.vocab}, bf16; Triton {version('triton')}")
+    shape = Shape(tokens=given.tokens, width=given.width, vocab=given.vocab, dtype=torch.bfloat16)
+    cases, missing = gather(shape, entropy=given.entropy)
+    print(f"T {shape.tokens}, H {shape.width}, V {shape.vocab}, bf16; Triton {version('triton')}")
     rows = list(measure(cases))
     print(layout(rows))
     print("\n".join(missing))
     if given.output:
-        write(given.output, rows, vars(sizes) | {"dtype": "bfloat16", "entropy": given.entropy})
+        settings = vars(shape) | {"dtype": "bfloat16", "entropy": given.entropy}
+        same = {"settings": settings, "environment": origin()}
+        write_lines(given.output, ({"bench": BENCH} | row | same for row in rows))
     return int(
         any(row["library"] == "ours" and (row["spills"] or row["stack_bytes"] or not row["fits"]) for row in rows)
     )
 
 
-def gather(sizes: Sizes, *, entropy: bool) -> tuple[list[Case], list[str]]:
+def gather(shape: Shape, *, entropy: bool) -> tuple[list[Case], list[str]]:
     """Return the kernels that are here, and a line for each library that is not."""
-    cases, missing = list(ours(sizes, entropy=entropy)), []
+    cases, missing = list(ours(shape, entropy=entropy)), []
     for name, others in (("CCE", cce), ("Liger", liger)):
         try:
-            cases += others(sizes)
+            cases += others(shape)
         except ImportError as error:
             missing.append(f"not compiled: {name} is not here ({error})")
     return cases, missing
@@ -84,9 +84,7 @@ def measure(cases: Sequence[Case]) -> Iterator[dict[str, object]]:
 
 def layout(rows: Sequence[dict[str, object]]) -> str:
     """One block of aligned lines for each generation. Loops: instructions a turn, matrix instructions among them."""
-    lines = [HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    texts = aligned([HEADINGS, *map(_cells, rows)])
     for k in reversed(range(len(rows))):
         if k == 0 or rows[k]["capability"] != rows[k - 1]["capability"]:
             texts.insert(k + 1, f"sm_{rows[k]['capability']}")
@@ -113,14 +111,10 @@ def _loop_text(loop: dict[str, object]) -> str:
     return f"{loop['instructions']} ({loop['matrix']}{shape})" if loop["matrix"] else str(loop["instructions"])
 
 
-def write(path: Path, rows: Sequence[dict[str, object]], settings: dict[str, object]) -> None:
-    """Append the rows as JSON lines, each with what it was compiled from and by."""
+def origin() -> dict[str, object]:
+    """What the kernels are compiled from and by."""
     packages = ("triton", "cut-cross-entropy", "liger-kernel")
-    origin = {"versions": {name: found for name in packages if (found := version(name))}, **commit()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"bench": "static_table", **row, "settings": settings, "environment": origin}) + "\n")
+    return {"versions": {name: found for name in packages if (found := version(name))}, **commit()}
 
 
 if __name__ == "__main__":

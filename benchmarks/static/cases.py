@@ -13,20 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.linear_logprob.problem import Shape
 from synpro_kernels.common.launch import Call
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
 _PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What the kernels are launched for."""
-
-    tokens: int
-    width: int
-    vocab: int
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +29,11 @@ class Case:
     build: Callable[[int], Compiled]
 
 
-def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+def _meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
 
 
-def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
+def ours(shape: Shape, *, entropy: bool) -> Iterator[Case]:
     """Both kernels with a matrix product, and the two that work on rows of products."""
     from synpro_kernels.ops.linear_logprob import block_sizes, triton_gemm, triton_rows
     from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
@@ -50,16 +41,16 @@ def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
 
     settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=IGNORE, vocab_start=0)
     shard = Shard(
-        hidden_TH=_meta(sizes.tokens, sizes.width, dtype=sizes.dtype),
-        weight_VH=_meta(sizes.vocab, sizes.width, dtype=sizes.dtype),
+        hidden_TH=_meta(shape.tokens, shape.width, dtype=shape.dtype),
+        weight_VH=_meta(shape.vocab, shape.width, dtype=shape.dtype),
         bias_V=None,
-        column_T=_meta(sizes.tokens, dtype=torch.int64),
+        column_T=_meta(shape.tokens, dtype=torch.int64),
         settings=settings,
         kernels=LINEAR_LOGPROB.named("triton"),
     )
-    chunk, block = block_sizes.cached(shard, sizes.vocab)[0], block_sizes.whole_columns(shard)[1]
-    coefficients, out = _meta(sizes.tokens, 5), _meta(sizes.tokens, block, dtype=sizes.dtype)
-    products, column = _meta(chunk, sizes.vocab), _meta(chunk, dtype=torch.int64)
+    chunk, block = block_sizes.cached(shard, shape.vocab)[0], block_sizes.whole_columns(shard)[1]
+    coefficients, out = _meta(shape.tokens, 5), _meta(shape.tokens, block, dtype=shape.dtype)
+    products, column = _meta(chunk, shape.vocab), _meta(chunk, dtype=torch.int64)
     weight = shard.weight_VH[:block]
 
     calls: dict[str, Callable[[int], Call]] = {
@@ -73,7 +64,7 @@ def ours(sizes: Sizes, *, entropy: bool) -> Iterator[Case]:
             products, Stats.empty(chunk, products, torch.float32), column, 0, settings
         ),
         "rows: gradient": lambda capability: triton_rows.differentiate_call(
-            products, coefficients[:chunk], column, 0, settings, sizes.dtype
+            products, coefficients[:chunk], column, 0, settings, shape.dtype
         ),
     }
     for does, call in calls.items():
@@ -84,13 +75,13 @@ def _compiled(call: Callable[[int], Call], capability: int) -> Compiled:
     return compile_call(call(capability))
 
 
-def cce(sizes: Sizes) -> Iterator[Case]:
+def cce(shape: Shape) -> Iterator[Case]:
     """Cut Cross-Entropy's three kernels, the backward one with and without skipping. Raises ImportError."""
     from cut_cross_entropy import cce_backward, cce_lse_forward, indexed_dot
     from cut_cross_entropy.tl_utils import b_bin_fn
 
-    tokens, width, vocab = sizes.tokens, sizes.width, sizes.vocab
-    hidden, weight = _meta(tokens, width, dtype=sizes.dtype), _meta(vocab, width, dtype=sizes.dtype)
+    tokens, width, vocab = shape.tokens, shape.width, shape.vocab
+    hidden, weight = _meta(tokens, width, dtype=shape.dtype), _meta(vocab, width, dtype=shape.dtype)
     target, row, one = _meta(tokens, dtype=torch.int64), _meta(tokens), _meta(1)
     strides = (*hidden.stride(), *weight.stride())
     bins = {"B_BIN": b_bin_fn(tokens)}
@@ -111,7 +102,7 @@ def cce(sizes: Sizes) -> Iterator[Case]:
         arguments = (
             *(hidden, weight, row, one, 1.0 / tokens, None, order, None, target, hidden, locks_T, weight, locks_V),
             *(tokens, width, vocab, *locks_T.shape, *locks_V.shape, *strides, 1),
-            torch.finfo(sizes.dtype).eps / 32 if skip else None,
+            torch.finfo(shape.dtype).eps / 32 if skip else None,
         )
         kernel = cce_backward._cce_backward_kernel
         return compile_kernel(kernel, *arguments, SHIFT=False, REQUIRES_GRAD=True, **bins)
@@ -122,19 +113,19 @@ def cce(sizes: Sizes) -> Iterator[Case]:
     yield Case(library="CCE", does="backward, exact", build=lambda capability: backward(capability, skip=False))
 
 
-def liger(sizes: Sizes) -> Iterator[Case]:
+def liger(shape: Shape) -> Iterator[Case]:
     """Liger's row kernel; its matrix products are PyTorch's. Raises ImportError."""
     from liger_kernel.ops import cross_entropy, fused_linear_cross_entropy
 
-    vocab = sizes.vocab
-    logits, target, loss = _meta(1024, vocab, dtype=sizes.dtype), _meta(1024, dtype=torch.int64), _meta(1024)
+    vocab = shape.vocab
+    logits, target, loss = _meta(1024, vocab, dtype=shape.dtype), _meta(1024, dtype=torch.int64), _meta(1024)
     widest = 1 << (vocab - 1).bit_length()
 
     def rows(capability: int) -> Compiled:
         return compile_kernel(
             cross_entropy.liger_cross_entropy_kernel,
             *(logits, vocab, target, 1, None, loss, None, 1, None, 0, None, 0),
-            *(vocab, sizes.tokens, sizes.tokens, 0.0, -100, 0.0, 0.0, "mean", None),
+            *(vocab, shape.tokens, shape.tokens, 0.0, -100, 0.0, 0.0, "mean", None),
             RETURN_Z_LOSS=False,
             RETURN_TOKEN_ACCURACY=False,
             RETURN_PREDICTED_TOKENS=False,

@@ -11,12 +11,11 @@ import pytest
 
 from benchmarks.common.harness import Sample
 from benchmarks.influence_cost import __main__ as program
-from benchmarks.influence_cost.group import gains_again, gains_kept, group_steps
+from benchmarks.influence_cost.group import gains_again, gains_kept, group_steps, in_pairs
 from benchmarks.influence_cost.http import ours, scorer, service
-from benchmarks.influence_cost.records import END, START, Turns, differing, renew_docs
+from benchmarks.influence_cost.records import Turns, differing
 from benchmarks.influence_cost.scoring import DOT, MIDPOINT, TWO, estimators, truths, wrong_scores
-from benchmarks.influence_cost.setup import Bench, Settings, set_up
-from synpro_engine.config import UserError
+from benchmarks.influence_cost.setup import Bench, CostSettings, set_up
 from synpro_engine.dist import ParallelConfig, launched
 
 TOY = {
@@ -39,15 +38,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    settings = Settings.model_validate_json(json.dumps({**TOY, "rounds": 1, "source": str(source)}))
+    settings = CostSettings.model_validate_json(json.dumps({**TOY, "rounds": 1, "source": str(source)}))
     with launched(ParallelConfig()) as topology:
         yield set_up(settings, topology, tmp_path_factory.mktemp("models"), lambda text: None)
 
 
-def test_the_service_scores_every_text_as_we_do_and_refuses_what_is_no_request(bench: Bench):
+def test_the_service_scores_every_text_as_we_do_and_refuses_what_is_no_request(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # it starts from any directory
     groups = group_steps(bench)[0]
     with service(bench) as rival:
-        theirs = rival.ask([text for g in groups for c in g.completions for text in (c, g.source)])
+        theirs = rival.ask(in_pairs(groups))
         assert ours(scorer(bench), groups) == pytest.approx(theirs, abs=1e-5)
         assert ours(scorer(bench, packed=True), groups) == pytest.approx(theirs, abs=1e-5)
         assert max(map(abs, theirs)) > 1e-3 and rival.ask([""]) == [0.0]
@@ -91,14 +93,17 @@ def test_a_ratio_is_taken_turn_by_turn_and_a_wrong_row_has_none():
 def test_scores_differ_where_one_is_off_or_not_a_number_and_where_all_are_nothing():
     assert differing([0.5, 0.1], [0.5, 0.1 + 1e-6], 1e-5) is None
     assert "off" in differing([0.5, 0.2], [0.5, 0.1], 1e-5)
-    assert "off" in differing([float("nan"), 0.1], [0.5, 0.1], 1e-5)
+    for place in (0, 1):
+        found = [0.5, 0.1]
+        found[place] = float("nan")
+        assert "off by nan" in differing(found, [0.5, 0.1], 1e-5)
     assert "nothing to tell" in differing([0.0, 0.0], [0.0, 0.0], 1e-5)
 
 
 @pytest.mark.slow
 def test_every_part_is_measured_recorded_and_shown(bench: Bench, tmp_path: Path):
     page, output = tmp_path / "influence.md", tmp_path / "lines.jsonl"
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    page.write_text("before\n<!-- cost -->\nold\n<!-- end of cost -->\nafter\n")
     program.publish(program.run(bench.settings, bench.topology, tmp_path), output, tmp_path)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert {row["passes"] for row in rows} == set(program.PARTS)
@@ -113,11 +118,10 @@ def test_every_part_is_measured_recorded_and_shown(bench: Bench, tmp_path: Path)
     assert all(f"| {row['contender']} |" in text for row in rows)
 
 
-def test_unknown_parts_and_settings_and_a_page_without_marks_are_users_faults(tmp_path: Path, capsys):
-    assert program.main(["--parts", "scoring,nothing"]) == 2
+def test_unknown_parts_and_settings_are_users_faults(capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main(["--parts", "scoring,nothing"])
+    assert ended.value.code == 2
     assert "nothing" in capsys.readouterr().err
     assert program.main(["--set", '{"rows": 0}']) == 2
     assert "rows" in capsys.readouterr().err
-    (tmp_path / "influence.md").write_text(f"{END} {START}")
-    with pytest.raises(UserError, match="one block"):
-        renew_docs(tmp_path, "text")

@@ -12,9 +12,11 @@ import torch
 from benchmarks.influence_truth import __main__ as program
 from benchmarks.influence_truth import statistics
 from benchmarks.influence_truth.exact import Steps
-from benchmarks.influence_truth.settings import Settings
+from benchmarks.influence_truth.results import Results
+from benchmarks.influence_truth.settings import TruthSettings
 from benchmarks.influence_truth.setup import RowMeanLoss, Setup, set_up
-from benchmarks.influence_truth.statistics import Results, judge, rho, rho_difference, spearman
+from benchmarks.influence_truth.standings import standings
+from benchmarks.influence_truth.statistics import rho, rho_difference, spearman
 from benchmarks.influence_truth.steps import Rewind, subset_plan
 from benchmarks.influence_truth.texts import KINDS, pool_of_groups
 from synpro_engine.config import UserError
@@ -40,9 +42,9 @@ def corpus(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TruthSettings:
     source = corpus(tmp_path_factory.mktemp("corpus") / "speeches.jsonl")
-    return Settings.model_validate_json(json.dumps({**TOY, "source": str(source)}))
+    return TruthSettings.model_validate_json(json.dumps({**TOY, "source": str(source)}))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def setup(settings: Settings, topology: Topology, work: Path) -> Setup:
+def setup(settings: TruthSettings, topology: Topology, work: Path) -> Setup:
     return set_up(settings, topology, work)
 
 
@@ -95,7 +97,7 @@ def test_candidates_hold_every_kind_in_whole_groups(setup: Setup):
     assert not by_kind["organic"] & by_kind["seen"] and not by_kind["organic"] & by_kind["corrupted"]
 
 
-def test_a_subset_trains_once_on_each_candidate_of_half_the_pool(settings: Settings):
+def test_a_subset_trains_once_on_each_candidate_of_half_the_pool(settings: TruthSettings):
     groups, steps = subset_plan(settings, 1)
     pool = pool_of_groups(settings)
     assert len(groups) == len(pool) // 2
@@ -115,7 +117,7 @@ def test_rank_correlation_shares_ranks_and_its_interval_holds_it():
 
 
 def test_what_the_kinds_of_a_subset_explain_is_taken_off_and_nothing_else():
-    settings = Settings()
+    settings = TruthSettings()
     results = Results(
         settings=settings, environment={}, theta={}, scores=[], sweep=[],
         candidates=[{"kind": list(KINDS)[i // settings.group % 3]} for i in range(settings.candidates)],
@@ -142,7 +144,7 @@ def test_a_better_estimator_s_lead_has_an_interval_above_zero_and_two_alike_have
 
 @pytest.mark.slow
 def test_the_whole_path_runs_resumes_and_renews_the_documentation(
-    settings: Settings, setup: Setup, topology: Topology, work: Path, tmp_path: Path, monkeypatch
+    settings: TruthSettings, setup: Setup, topology: Topology, work: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(statistics, "RESAMPLES", 20)
     lines = program.run(settings, topology, work)
@@ -166,16 +168,16 @@ def test_the_whole_path_runs_resumes_and_renews_the_documentation(
         "influence_truth.png", "influence_agreement.png"
     }  # fmt: skip
     results = Results.read(output)
-    verdicts = {v.estimator: v for v in judge(results)}
-    exact = verdicts["exact step among mates, reference gradient one step ahead"]
-    assert exact.among_mates.value > 0.9 > abs(verdicts["random"].among_mates.value)
-    jvp, dot = verdicts["jvp, Adam"], verdicts["dot, Adam"]
+    ranked = {v.estimator: v for v in standings(results)}
+    exact = ranked["exact step among mates, reference gradient one step ahead"]
+    assert exact.among_mates.value > 0.9 > abs(ranked["random"].among_mates.value)
+    jvp, dot = ranked["jvp, Adam"], ranked["dot, Adam"]
     assert jvp.lds is None and dot.lds is not None
     assert not re.search(r"/(home|tmp|work)/", output.read_text().replace(str(settings.source), ""))
 
 
 def test_a_directory_of_another_run_and_a_damaged_record_are_users_faults(
-    settings: Settings, topology: Topology, tmp_path: Path, capsys
+    settings: TruthSettings, topology: Topology, tmp_path: Path, capsys
 ):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(UserError, match="belongs to a run of other settings"):

@@ -1,0 +1,40 @@
+"""Command lines: the arguments that programs share, each said once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--docs": {"type": Path, "metavar": "DIR", "help": "renew what the documentation in DIR (docs) shows of it"},
+    "--entropy": {"action": argparse.BooleanOptionalAction, "default": True, "help": "compute entropy too"},
+    "--output": {"type": Path, "metavar": "FILE", "help": "append JSON lines; ours are in benchmarks/results"},
+    "--rivals": {
+        "metavar": "DIR",
+        "action": "append",
+        "default": [],
+        "help": "a folder with other libraries; may be repeated",
+    },
+    "--set": {"metavar": "JSON", "default": "{}", "help": "any other settings, such as '{\"layers\": 2}'"},
+}
+
+
+def command_line(name: str, about: str | None, *shared: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks.NAME`. about: the program's docstring, whose first line is shown."""
+    found = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=(about or "").split("\n\n")[0], epilog=epilog
+    )
+    for option in shared:
+        found.add_argument(option, **_SHARED[option])
+    return found
+
+
+def picked(parser: argparse.ArgumentParser, option: str, names: str, known: Iterable[str]) -> list[str]:
+    """The names in a list with commas. Ends the program where one is unknown."""
+    found, known = names.split(","), list(known)
+    for name in found:
+        if name not in known:
+            parser.error(f"{option}: no {name!r}; there are {', '.join(known)}")
+    return found
