@@ -2,18 +2,16 @@
 
 import math
 import re
-import runpy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import plateau_table
 from synpro_engine.train.config import PlateauConfig
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.trend import measure_fall, settled
 
-TABLE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "plateau_table.py"))
 WINDOWS = PlateauConfig(rule="windows", window=2, min_improvement=0.01, patience=2)
 
 
@@ -43,14 +41,14 @@ def test_a_jump_that_stays_does_not_end_a_run_that_goes_on_falling() -> None:
 
 def test_a_short_version_of_the_documented_table_holds() -> None:
     """40 runs of 400, so the bounds leave room for chance."""
-    for case in TABLE["cases"]():
+    for case in plateau_table.cases():
         if "noise 2.0%" in case.name or "lasts" in case.name or ("then flat" in case.name and "1.0%" in case.name):
             continue  # told in the table, promised nowhere
         runs = 40 if "noise 0.0%" not in case.name else 3
-        ends = TABLE["measure"](case, PlateauConfig(), runs)
-        assert TABLE["false_stops"](case, ends) <= 0.12 * runs, case.name
+        ends = plateau_table.measure(case, PlateauConfig(), runs)
+        assert plateau_table.false_stops(case, ends) <= 0.12 * runs, case.name
         if case.begins is not None:
-            assert len(TABLE["found_in"](case, ends)) >= 0.9 * runs, case.name
+            assert len(plateau_table.found_in(case, ends)) >= 0.9 * runs, case.name
 
 
 def test_the_noise_decides_how_many_evaluations_a_decision_takes() -> None:
