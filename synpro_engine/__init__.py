@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from synpro_engine.cli.ending import run_script
     from synpro_engine.config import UserError
     from synpro_engine.cycle import Cycle, Pair, Recipe, load_recipe, score_documents
-    from synpro_engine.data import TokenCorpus, TokenLoader, eval_windows, load_tokenizer, read_documents
+    from synpro_engine.data import TokenCorpus, TokenLoader, load_tokenizer, read_documents
     from synpro_engine.dist import ParallelConfig, launched
     from synpro_engine.influence import EstimatorConfig
     from synpro_engine.model.build import build_model
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from synpro_engine.synth import generate_corpus
     from synpro_engine.train.checkpoint import save_checkpoint
     from synpro_engine.train.config import OptimizerConfig, TrainConfig
+    from synpro_engine.train.engine import Engine
     from synpro_engine.train.metrics import read_metrics
     from synpro_engine.train.trainer import pretrain
 
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cycle",
+    "Engine",
     "EstimatorConfig",
     "GRPOConfig",
     "ModelConfig",
@@ -59,7 +61,6 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "build_model",
-    "eval_windows",
     "export_hf",
     "generate_corpus",
     "import_model",
@@ -81,7 +82,7 @@ _HOMES = {
     "cli.ending": "run_script",
     "config": "UserError",
     "cycle": "Cycle Pair Recipe load_recipe score_documents",
-    "data": "TokenCorpus TokenLoader eval_windows load_tokenizer read_documents",
+    "data": "TokenCorpus TokenLoader load_tokenizer read_documents",
     "dist": "ParallelConfig launched",
     "influence": "EstimatorConfig",
     "model.build": "build_model",
@@ -95,6 +96,7 @@ _HOMES = {
     "synth": "generate_corpus",
     "train.checkpoint": "save_checkpoint",
     "train.config": "OptimizerConfig TrainConfig",
+    "train.engine": "Engine",
     "train.metrics": "read_metrics",
     "train.trainer": "pretrain",
 }
