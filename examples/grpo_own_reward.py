@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, topology: Topology) -> None:
     )  # fmt: skip
     if topology.is_main:
         steps, samples = read_metrics(args.dir / "metrics.jsonl"), read_metrics(args.dir / "samples" / "metrics.jsonl")
-        for record in steps[:: max(1, len(steps) // 6)] + steps[-1:]:
+        for record in [*steps[: -1 : max(1, len(steps) // 6)], steps[-1]]:
             print(f"step {record['step']:3}: mean reward {record['reward']:.3f}, KL {record['kl']:.4f}")
         print(f"first: {samples[0]['completion']!r}\nlast:  {samples[-1]['completion']!r}")
 

@@ -91,7 +91,7 @@ def show_losses(directory: Path) -> None:
     """Print what the metrics say, in nats per token."""
     records = read_metrics(directory / "metrics.jsonl")
     losses = [record for record in records if record["kind"] == "train"]
-    for record in losses[:: max(1, len(losses) // 5)] + losses[-1:]:
+    for record in [*losses[: -1 : max(1, len(losses) // 5)], losses[-1]]:
         print(f"step {record['step']:4}: training loss {record['loss']:.3f}")
     held_out = [record["reference_loss"] for record in records if record["kind"] == "eval"]
     print(f"reference loss: {held_out[0]:.3f} before, {held_out[-1]:.3f} after")
