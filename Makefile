@@ -123,7 +123,7 @@ doctor: setup ## which implementation each part uses here, and why
 
 clean: ## remove compiled ops, caches and build products (keeps .venv and runs)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so .venv*/.synpro/package
-	find synpro_engine kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find synpro_engine kernels benchmarks examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	echo "==> cleaned"
 
 distclean: clean ## the same, and the environments

@@ -25,8 +25,12 @@ _LOGGED = {
 
 
 def silence_known_warnings() -> None:
-    """Keep the known notices of Megatron and torch off the terminal."""
+    """Keep the known notices of Megatron and torch off the terminal; safe to call again."""
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGED:
-        logging.getLogger(name).addFilter(lambda record: _LOGGED[record.name] not in record.getMessage())
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _LOGGED[record.name] not in record.getMessage()

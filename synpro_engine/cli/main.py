@@ -1,28 +1,21 @@
-"""The `synpro` command: typed arguments, users' faults in one line, work handed to the packages below.
+"""The `synpro` command: typed arguments, work handed to the packages below.
 
-What each command does is in `commands.py`, imported when it runs, so that `--help` is quick.
+What each command does is in `commands.py`, imported when it runs, so that `--help` is quick; how one ends is in
+`ending.py`.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import socket
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from synpro_engine import __version__
-from synpro_engine.backend.quiet import silence_known_warnings
 from synpro_engine.cli import influence_command, launch_command
+from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import Directory, Overrides, Recipe, Redo
-from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
 from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
@@ -43,22 +36,12 @@ SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end wit
 on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
 """
 
-_FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: seconds, and more on a busy machine
-
 _EPILOG = f"""\b
 A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
   synpro run smoke pretrain.max_steps=40 model.d_model=64
 Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
 that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.
 """
-
-_WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A path as the user gave it cannot be one; and a file system that takes or gives no more.
-_NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-_NO_WRITES = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
-    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE,
-)  # fmt: skip
 
 app = typer.Typer(
     help=_OVERVIEW,
@@ -145,64 +128,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _complain(message: str, what: str = "error") -> None:
-    """One line from the first process; from another one only where that has none, and therefore has not ended."""
-    from synpro_engine.dist.environment import is_first_process, read_environment
-
-    if is_first_process():
-        print(f"{what}: {message}", file=sys.stderr, flush=True)
-    elif what == "error":
-        time.sleep(_FIRST_SPEAKS_S)  # the launcher ends this process when the first one has ended
-        who = f"rank {read_environment().rank} on {socket.gethostname()}"
-        print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
-
-
-def _leave_early(number: int, frame: object) -> None:
-    """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
-    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
-    os._exit(EXIT_STOPPED)
-
-
-@contextmanager
-def _heeding_signals(*, ends: bool) -> Iterator[None]:
-    """ends: whether the process does, once all is done: then a signal that comes late must not change its exit code."""
-    before, done = {number: signal.signal(number, _leave_early) for number in _WISHES}, False
-    try:
-        yield
-    except SystemExit as end:
-        done = not end.code
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if ends and done else handler)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the program, and with `argv` of a command within another one.
-
-    Exit codes: 0 done, 2 a fault the user can mend (one line), 75 stopped on demand, 1 a bug. A job of several ranks
-    that failed ends here at once: leaving its groups in order would wait for the dead.
-    """
-    silence_known_warnings()
-    try:
-        with _heeding_signals(ends=argv is None):
-            return app(args=argv, prog_name="synpro", standalone_mode=True) or 0
-    except RankFailed as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 1)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
-    except Stopped as stop:
-        _complain(f"{stop}; the same command goes on from there", "stopped")
-        return EXIT_STOPPED
-    except UserError as error:
-        _complain(str(error))
-    except OSError as error:
-        if error.errno in _NO_NAMES:
-            _complain(f"{error.filename}: {os.strerror(error.errno)}")
-        elif error.errno in _NO_WRITES:
-            _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
-        else:
-            raise
-    return 2
+    """Entry point of the program, and with `argv` of a command within another one; the exit code is `run_script`'s."""
+    return run_script(lambda: app(args=argv, prog_name="synpro", standalone_mode=True) or 0, ends=argv is None)

@@ -5,5 +5,16 @@ from synpro_engine.cycle.recipe import Recipe, load_recipe
 from synpro_engine.cycle.scoring.explain import explain_document
 from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.cycle.scoring.score import score_documents
+from synpro_engine.cycle.sections import InRunConfig
+from synpro_engine.cycle.steps.in_run import InRunScores
 
-__all__ = ["Cycle", "ModelPair", "Recipe", "explain_document", "load_recipe", "score_documents"]
+__all__ = [
+    "Cycle",
+    "InRunConfig",
+    "InRunScores",
+    "ModelPair",
+    "Recipe",
+    "explain_document",
+    "load_recipe",
+    "score_documents",
+]

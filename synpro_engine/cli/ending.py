@@ -1,0 +1,98 @@
+"""How a command ends: its exit code, the user's faults in one line, and what a signal does while nothing is in hand.
+
+Knows faults and signals; does not know what the command does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from synpro_engine.backend.quiet import silence_known_warnings
+from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
+
+_FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: seconds, and more on a busy machine
+
+_WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# A path as the user gave it cannot be one; and a file system that takes or gives no more.
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+_NO_WRITES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
+    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE,
+)  # fmt: skip
+
+
+def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
+    """Run `main` as the `synpro` command runs its own work, and return the exit code for `sys.exit`.
+
+    0 (or what `main` returns) done, 2 a fault the user can mend (a UserError or a file system that refuses, in one
+    line), 75 stopped on demand, after what was in hand was saved; a bug keeps its traceback. A job of several ranks
+    that failed ends here at once: leaving its groups in order would wait for the dead. Notices of Megatron and torch
+    that say nothing to a user are left out. To be called from the main thread.
+
+    ends: whether the process ends afterwards; a signal that comes late then changes no exit code.
+    """
+    silence_known_warnings()
+    try:
+        with _heeding_signals(ends=ends):
+            return main() or 0
+    except RankFailed as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise  # its message is printed where it arrives
+        return int(end.code or 0)
+    except Stopped as stop:
+        _complain(f"{stop}; the same command goes on from there", "stopped")
+        return EXIT_STOPPED
+    except UserError as error:
+        _complain(str(error))
+    except OSError as error:
+        if error.errno in _NO_NAMES:
+            _complain(f"{error.filename}: {os.strerror(error.errno)}")
+        elif error.errno in _NO_WRITES:
+            _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
+        else:
+            raise
+    return 2
+
+
+def _complain(message: str, what: str = "error") -> None:
+    """One line from the first process; from another one only where that has none, and therefore has not ended."""
+    from synpro_engine.dist.environment import is_first_process, read_environment
+
+    if is_first_process():
+        print(f"{what}: {message}", file=sys.stderr, flush=True)
+    elif what == "error":
+        time.sleep(_FIRST_SPEAKS_S)  # the launcher ends this process when the first one has ended
+        who = f"rank {read_environment().rank} on {socket.gethostname()}"
+        print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
+
+
+def _leave_early(number: int, frame: object) -> None:
+    """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
+    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+    os._exit(EXIT_STOPPED)
+
+
+@contextmanager
+def _heeding_signals(*, ends: bool) -> Iterator[None]:
+    """ends: whether the process does, once all is done: then a signal that comes late must not change its exit code."""
+    before, done = {number: signal.signal(number, _leave_early) for number in _WISHES}, False
+    try:
+        yield
+        done = True
+    except SystemExit as end:
+        done = not end.code
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if ends and done else handler)
