@@ -47,7 +47,7 @@ def page(package: str) -> str:
     parts = [f"# {package.removeprefix(ENGINE + '.')}", _directive(package, members=False)]
     shown = list(_shown(package))
     if shown:
-        parts.append("It shows: " + ", ".join(f"[`{name}`][{package}.{name}]" for name in shown) + ".")
+        parts.append("To be imported from here: " + ", ".join(f"[`{name}`][{package}.{name}]" for name in shown) + ".")
     inner = [name for name in packages() if name.rpartition(".")[0] == package]
     if inner:
         parts.append("Packages in it: " + ", ".join(f"[`{name}`]({name}.md)" for name in inner) + ".")

@@ -13,8 +13,8 @@ from pathlib import Path
 from tools.docs_site.api import api_address
 from tools.source_tree import ROOT
 
-LINK = re.compile(r"(?<=\]\()[^()\s]+(?=\))")
-"""The target of a link or an image in Markdown."""
+LINK = re.compile(r"(?<=\]\()[^()\s]+(?=\))|(?<=\]: )\S+$", re.MULTILINE)
+"""The target of a link or an image in Markdown, where it stands or in a list of references at the end."""
 _MIRRORED = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",

@@ -24,9 +24,13 @@ class ScoreRecord:
     """One line: an example's scores by direction in one step; None where not finite."""
 
     step: int
+    """Optimizer steps completed, this one included."""
     key: str
+    """The document's id."""
     tokens: int
+    """Of the document, that this step had a loss of."""
     scores: Mapping[str, float | None]
+    """By direction; a run has one, `reference`."""
 
 
 class _Line(Record):
