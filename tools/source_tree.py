@@ -1,4 +1,4 @@
-"""The modules of the source tree as syntax trees, and what they import: for the tests of the architecture and its picture.
+"""The modules of the source tree as syntax trees, and what they import: for the architecture's tests and its picture.
 
 Nothing is imported to find out, so this works wherever the files are.
 """

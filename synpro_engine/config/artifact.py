@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
 from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
@@ -44,7 +46,7 @@ class Manifest(Config):
     """That it was made with; None where it takes none."""
     versions: dict[str, str]
     """Of Python and of the packages that can change a result, when it was finished."""
-    schemas: dict[str, int] = {}
+    schemas: dict[str, int] = Field(default={})
     """Versions of the forms of its files, by the end of their paths (see `schemas`)."""
     check: str
     """Hash of all the rest of the manifest."""

@@ -28,6 +28,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import free_ports, run_ranks
 from synpro_engine.influence import SequenceScore, displacement, save_direction
 from synpro_engine.train.engine import Engine, StepResult
+from tools.docs_site.schemas import faults_in, schemas
 
 COUNT = 40
 SETTINGS = ("pretrain.max_steps=4",)
@@ -104,6 +105,7 @@ def test_a_run_and_its_checkpoints_give_the_same_lines(run: Path, docs: Path, sc
     records = [json.loads(line) for line in scores.read_text().splitlines()]
     assert [record["id"] for record in records] == [f"d{i}" for i in range(COUNT)]
     assert set(records[0]) == {"id", "value", "tokens", "windows", "loss", "estimator", "at", "clip", "theta", "probe"}
+    assert schemas()["scores.jsonl"].faults(records[0]) == []
     assert {record["windows"] for record in records} > {1, 2}
     assert all(record["windows"] == math.ceil(record["tokens"] / 64) for record in records), "smoke's model has 64"
     assert (records[0]["estimator"], records[0]["at"], records[0]["clip"]) == ("dot", "theta", 1.0)
@@ -155,6 +157,7 @@ def test_a_probe_that_is_asked_to_stop_begins_anew(
 
 def test_estimators_and_a_stored_direction_agree(walked: Path, docs: Path, tmp_path: Path) -> None:
     two = scored(of(walked), docs, tmp_path / "two.jsonl")
+    assert faults_in(walked) == [] and (walked / "round-1" / "probe" / "steps.jsonl").exists()
     expected = [record["value"] for record in two]
     assert {record["estimator"] for record in two} == {"two_forward"}
     middle = ["--estimator", "dot", "--at", "midpoint", "--packed"]
@@ -177,7 +180,7 @@ def test_shares_sum_to_the_value_and_are_not_mixed_with_lines_that_lack_them(
     assert main([*arguments, str(tmp_path / "shares.jsonl")]) == 0
     for line in (tmp_path / "shares.jsonl").read_text().splitlines():
         record = json.loads(line)
-        assert len(record["shares"]) == record["tokens"]
+        assert len(record["shares"]) == record["tokens"] and schemas()["scores.jsonl"].faults(record) == []
         assert math.fsum(record["shares"]) == pytest.approx(record["value"], abs=1e-9)
     assert "without shares" in refused(capsys, [*arguments, str(scores)])
 

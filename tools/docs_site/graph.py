@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import pairwise
 
 Node = str
 Edges = Mapping[Node, Sequence[Node]]
@@ -65,11 +66,7 @@ def layout(edges: Edges, width_of: Mapping[Node, float], gap: float, step_width:
 
 def _sideways(found: Layout) -> float:
     """How far all arrows go to the side, in all."""
-    return sum(
-        abs(found.center[one] - found.center[other])
-        for chain in found.chains
-        for one, other in zip(chain, chain[1:], strict=False)
-    )
+    return sum(abs(found.center[one] - found.center[other]) for chain in found.chains for one, other in pairwise(chain))
 
 
 def _depths(edges: Edges) -> dict[Node, int]:
@@ -89,7 +86,7 @@ def _depths(edges: Edges) -> dict[Node, int]:
 def _neighbours(chains: Sequence[Sequence[Node]]) -> dict[Node, list[Node]]:
     near: dict[Node, list[Node]] = {}
     for chain in chains:
-        for one, other in zip(chain, chain[1:], strict=False):
+        for one, other in pairwise(chain):
             near.setdefault(one, []).append(other)
             near.setdefault(other, []).append(one)
     return near
@@ -131,7 +128,7 @@ def _swap(layer: list[Node], layers: Layers, near: Mapping[Node, Sequence[Node]]
 
 def _crossings(layers: Layers, near: Mapping[Node, Sequence[Node]]) -> int:
     total = 0
-    for upper, lower in zip(layers, layers[1:], strict=False):
+    for upper, lower in pairwise(layers):
         place = {name: i for i, name in enumerate(lower)}
         lines = [(i, place[other]) for i, name in enumerate(upper) for other in near.get(name, ()) if other in place]
         total += sum((a < c and b > d) or (a > c and b < d) for a, b in lines for c, d in lines) // 2
@@ -162,7 +159,7 @@ def _centers(
 def _offsets(layer: Sequence[Node], widths: Mapping[Node, float], gap: float) -> list[float]:
     """Centers of a layer that is packed, from 0."""
     offsets = [0.0]
-    for one, other in zip(layer, layer[1:], strict=False):
+    for one, other in pairwise(layer):
         offsets.append(offsets[-1] + (widths[one] + widths[other]) / 2 + gap)
     return offsets
 

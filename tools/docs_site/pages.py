@@ -36,7 +36,7 @@ def mirrored() -> dict[str, str]:
 
 def address_of(path: str) -> str | None:
     """Where a file or package of the repository stands on the site; None for what is not there, and other folders."""
-    if path.startswith("docs/"):
+    if path.startswith("docs/") and (ROOT / path).is_file():
         return path.removeprefix("docs/")
     return mirrored().get(path) or api_address(path) or (f"source/{path}" if (ROOT / path).is_file() else None)
 

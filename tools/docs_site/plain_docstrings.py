@@ -23,4 +23,5 @@ def _escaped(line: str) -> str:
     if line.startswith("    "):  # an example, as it is
         return line
     parts = _CODE.split(line)
-    return "".join(part if at % 2 else part.replace("<", "&lt;").replace("][", "]&#91;") for at, part in enumerate(parts))
+    parts[::2] = (text.replace("<", "&lt;").replace("][", "]&#91;") for text in parts[::2])
+    return "".join(parts)

@@ -1,8 +1,9 @@
-"""What the engine's files hold, field by field: `schemas.yaml` and the classes that it names, as tables and as checks."""
+"""What the engine's files hold, field by field, as tables and checks: `schemas.yaml` and the classes that it names."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+import zstandard
 
-from synpro_engine.config.schemas import OUTSIDE, SCHEMAS
+from synpro_engine.config.schemas import OUTSIDE, SCHEMAS, schema_of
 from tools.source_tree import engine_sources
 
 _FILE = Path(__file__).with_suffix(".yaml")
@@ -126,7 +128,7 @@ def attributes(class_name: str) -> list[tuple[str, str, str]]:
         if isinstance(node, ast.ClassDef) and node.name == class_name
     ]
     assert len(found) == 1, f"{len(found)} classes are called {class_name}"
-    [body] = [node.body for node in found]
+    body = found[0].body
     fields = []
     for node, behind in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -154,6 +156,24 @@ def json_type(node: ast.expr) -> str:
         return f"list of {json_type(inner[0])}"
     name = ast.unparse(node)
     return _JSON_TYPES.get(name, name)
+
+
+def faults_in(run: Path) -> list[str]:
+    """What the files of a run's directory hold that is not documented, and the other way; each once, with its file."""
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        below = path.relative_to(run).as_posix()
+        name = below if below in OUTSIDE else schema_of(below)
+        for record in () if name is None else _records(path):
+            for fault in schemas()[str(name)].faults(record) if isinstance(record, Mapping) else ():
+                found.setdefault((str(name), fault), f"{below}: {fault}")
+    return list(found.values())
+
+
+def _records(path: Path) -> Iterator[Any]:
+    text = zstandard.open(path, "rt", encoding="utf-8").read() if path.suffix == ".zst" else path.read_text("utf-8")
+    lines = [text] if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    yield from (json.loads(line) for line in lines if line)
 
 
 def markdown() -> str:
