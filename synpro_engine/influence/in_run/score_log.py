@@ -1,8 +1,8 @@
 """The record of in-run scores: one JSON object a line, append-only, for mixture weights and for what to write next.
 
 A line is {"step": 12, "key": "doc-7", "tokens": 2047, "scores": {"reference": 0.0031}}: in the optimizer step that
-ended as number 12, this much of document doc-7 was trained on, with these scores in nats per token (null where not
-finite). Rank 0 writes.
+ended as number 12, this much of document doc-7 was trained on, with these scores in nats per token (along the next
+step for each nat of the reference; null where not finite). Rank 0 writes.
 """
 
 from __future__ import annotations
