@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup setup-test run smoke test test-all test-second test-torch lint format doctor clean distclean
+.PHONY: help setup setup-test run smoke test test-all test-second test-torch lint format docs docs-serve doctor clean distclean
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -35,6 +35,9 @@ SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests
 	tests/kernels/test_linear_cross_entropy.py tests/kernels/test_linear_policy_loss.py $(wildcard tests/kernels/test_*_contract.py)
 # The ends of pyproject's range of torch, by the Python that each is tried under.
 TORCH_ENDS := 3.11:2.6.0 3.13:2.14.1
+# The engine and the tools of this checkout, wherever the environment has one installed from; Material's words on the
+# future of mkdocs are left out of each build.
+MKDOCS = PYTHONPATH=$(CURDIR):$(CURDIR)/kernels NO_MKDOCS_2_WARNING=1 $(PY) -W ignore -m mkdocs
 # Which tests by their marker: those that take minutes are left to `make test-all`.
 QUICK = "not slow"
 ALL   = "slow or not slow"
@@ -118,12 +121,20 @@ lint: setup-test ## ruff (rules and formatting) and basedpyright
 format: setup-test ## let ruff mend what it can
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
+docs: $(STAMP)/docs-tools ## the documentation into site/; a link that leads nowhere is an error
+	@echo "==> mkdocs build --strict"
+	$(MKDOCS) build --strict
+	echo "==> done; open site/index.html, or make docs-serve"
+
+docs-serve: $(STAMP)/docs-tools ## the documentation at http://127.0.0.1:8000, built anew as files change
+	@$(MKDOCS) serve --dev-addr 127.0.0.1:8000 --watch synpro_engine --watch kernels --watch README.md
+
 doctor: setup ## which implementation each part uses here, and why
 	@$(VENV)/bin/synpro doctor
 
 clean: ## remove compiled ops, caches and build products (keeps .venv and runs)
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so .venv*/.synpro/package
-	find synpro_engine kernels benchmarks examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache kernels/synpro_kernels/_C*.so .venv*/.synpro/package
+	find synpro_engine kernels benchmarks docs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	echo "==> cleaned"
 
 distclean: clean ## the same, and the environments
@@ -178,6 +189,11 @@ $(STAMP)/test-tools: $(STAMP)/package
 	@echo "==> installing test tools"
 	extras="$$($(PY) -c '$(CUDA)' && echo test,dev || echo test,dev,triton-cpu)"
 	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[$$extras]"  # what is compiled stays
+	touch $@
+
+$(STAMP)/docs-tools: $(STAMP)/package
+	@echo "==> installing documentation tools"
+	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[docs]"  # what is compiled stays
 	touch $@
 
 $(STAMP)/embedded: requirements-embedded.txt $(STAMP)/torch

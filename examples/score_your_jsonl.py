@@ -22,8 +22,8 @@ from pathlib import Path
 from synpro_engine import (
     Engine,
     EstimatorConfig,
+    ModelPair,
     OptimizerConfig,
-    Pair,
     ParallelConfig,
     TokenCorpus,
     import_model,
@@ -72,7 +72,7 @@ def batches(documents: Iterable[Document], tokenizer: Tokenizer, args: argparse.
     return list(eval_windows(corpus, args.context, batch_size=args.rows, dp_rank=dp.rank, dp_size=dp.size))
 
 
-def make_pair(args: argparse.Namespace, topology: Topology) -> tuple[Pair, Path]:
+def make_pair(args: argparse.Namespace, topology: Topology) -> tuple[ModelPair, Path]:
     """Write the model and the direction down, so that other files can be scored along it later; with the tokenizer."""
     model, words = import_model(args.model, topology, tokenizer_dir=args.dir / "tokenizer", seq_len=args.context)
     tokenizer = load_tokenizer(words)
@@ -84,7 +84,7 @@ def make_pair(args: argparse.Namespace, topology: Topology) -> tuple[Pair, Path]
     theta, probe = args.dir / "theta", args.dir / "direction"
     save_checkpoint(theta, model)
     save_direction(probe, model, direction)
-    return Pair.of_paths(theta, probe, words, topology), words
+    return ModelPair.of_paths(theta, probe, words, topology), words
 
 
 def score(args: argparse.Namespace, topology: Topology) -> None:

@@ -23,7 +23,7 @@ from synpro_engine.backend.shim import install_hook
 if TYPE_CHECKING:
     from synpro_engine.cli.ending import run_script
     from synpro_engine.config import UserError
-    from synpro_engine.cycle import Cycle, Pair, Recipe, load_recipe, score_documents
+    from synpro_engine.cycle import Cycle, ModelPair, Recipe, load_recipe, score_documents
     from synpro_engine.data import TokenCorpus, TokenLoader, load_tokenizer, read_documents
     from synpro_engine.dist import ParallelConfig, launched
     from synpro_engine.influence import EstimatorConfig
@@ -51,7 +51,7 @@ __all__ = [
     "GRPOConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "Pair",
+    "ModelPair",
     "ParallelConfig",
     "Recipe",
     "Sampler",
@@ -81,7 +81,7 @@ __all__ = [
 _HOMES = {
     "cli.ending": "run_script",
     "config": "UserError",
-    "cycle": "Cycle Pair Recipe load_recipe score_documents",
+    "cycle": "Cycle ModelPair Recipe load_recipe score_documents",
     "data": "TokenCorpus TokenLoader load_tokenizer read_documents",
     "dist": "ParallelConfig launched",
     "influence": "EstimatorConfig",

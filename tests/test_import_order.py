@@ -2,14 +2,13 @@
 
 import ast
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from docs.site.source_tree import ROOT, Source, engine_sources, imported, kernel_sources, parse
+
 ORDER = (
     "config backend dist data model train influence sampler synth reward rl evaluate report cycle cli".split()
 )  # synpro_kernels stands before all of them
@@ -29,52 +28,7 @@ LAUNCH_VARIABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """One module: its dotted name, whether it is a package's __init__, and its syntax tree."""
-
-    name: str
-    is_package: bool
-    tree: ast.Module
-
-    @property
-    def package(self) -> str:
-        """`model` of synpro_engine.model.build; empty for the modules directly under a root package."""
-        parts = self.name.split(".")
-        return parts[1] if len(parts) > 2 or (len(parts) == 2 and self.is_package) else ""
-
-
-def parse(name: str, text: str, is_package: bool = False) -> Source:
-    return Source(name, is_package, ast.parse(text))
-
-
-def sources(root: Path, top: str) -> list[Source]:
-    found = []
-    for path in sorted((root / top).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        found.append(parse(".".join(parts[:-1] if is_package else parts), path.read_text(), is_package))
-    return found
-
-
-ENGINE = sources(ROOT, "synpro_engine")
-KERNELS = sources(ROOT / "kernels", "synpro_kernels")
-
-
-def imported(source: Source) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything the module imports, at its top or inside functions, by statement or by call."""
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = source.name.split(".")
-                parts = parts[: len(parts) - node.level + source.is_package]
-                base = ".".join([*parts, *([node.module] if node.module else [])])
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from ((node.lineno, str(arg.value)) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+ENGINE, KERNELS = engine_sources(), kernel_sources()
 
 
 def wrong_imports(source: Source) -> list[str]:

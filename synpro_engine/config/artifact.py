@@ -15,11 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from synpro_engine.config.base import Config
 from synpro_engine.config.errors import UserError
 from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha256_file, stale_files
 from synpro_engine.config.json_text import json_text
 from synpro_engine.config.lock import writing
+from synpro_engine.config.schemas import schemas_of
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -30,14 +33,21 @@ class Manifest(Config):
     """What an artifact is and what it was made from. Hashes are hex SHA-256."""
 
     kind: str
+    """A run's stage has its name here; others say what they are (`checkpoint`, `direction`, `shards`, ...)."""
     content_hash: str
     """Of `files`: the artifact's identity."""
     files: dict[str, str]
     """Hash of every file, by its path below the artifact."""
     parents: dict[str, str]
+    """Content hash of each artifact that it was made from, by its name there."""
     config: dict[str, Any]
+    """Settings that it depends on."""
     seed: int | None
+    """That it was made with; None where it takes none."""
     versions: dict[str, str]
+    """Of Python and of the packages that can change a result, when it was finished."""
+    schemas: dict[str, int] = Field(default={})
+    """Versions of the forms of its files, by the end of their paths (see `schemas`)."""
     check: str
     """Hash of all the rest of the manifest."""
 
@@ -98,6 +108,7 @@ def write_manifest(
         "config": dict(config),
         "seed": seed,
         "versions": versions(),
+        "schemas": schemas_of(hashes),
     }
     manifest["check"] = hash_json(manifest)
     atomic_write_text(directory / MANIFEST, json_text(manifest, indent=2, ensure_ascii=False) + "\n")

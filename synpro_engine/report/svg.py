@@ -89,8 +89,10 @@ def panel(
     Args:
         name: unique in the page; prefixes every id of the SVG.
         description: what the panel shows, for readers who do not see it; becomes the SVG's title.
-        title, caption: what the page says above and below the drawing.
-        width, height: in CSS pixels.
+        title: what the page says above the drawing.
+        caption: what it says below.
+        width: in CSS pixels.
+        height: in CSS pixels.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

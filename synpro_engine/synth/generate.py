@@ -39,7 +39,12 @@ from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
 from synpro_engine.synth.yields import YieldCounter, YieldReport
 
-DOCUMENTS, REJECTS, YIELD = "docs.jsonl.zst", "_about/rejects.jsonl", "_about/yield.json"
+DOCUMENTS = "docs.jsonl.zst"
+"""Of a synthetic corpus: the accepted texts."""
+REJECTS = "_about/rejects.jsonl"
+"""Of a synthetic corpus: the refused completions."""
+YIELD = "_about/yield.json"
+"""Of a synthetic corpus: what was accepted and refused, counted."""
 _SETTINGS = "settings.json"
 _READING = 2  # of answers: goes up where another text may come out of the same answer
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from docs.site.schemas import faults_in, schemas
 from synpro_engine.cli.main import main
 from synpro_engine.cli.shares import show
 from synpro_engine.config.lock import writing
@@ -105,6 +106,7 @@ def test_a_run_and_its_checkpoints_give_the_same_lines(run: Path, docs: Path, sc
     records = [json.loads(line) for line in scores.read_text().splitlines()]
     assert [record["id"] for record in records] == [f"d{i}" for i in range(COUNT)]
     assert set(records[0]) == {"id", "value", "tokens", "windows", "loss", "estimator", "at", "clip", "theta", "probe"}
+    assert schemas()["scores.jsonl"].faults(records[0]) == []
     assert {record["windows"] for record in records} > {1, 2}
     assert all(record["windows"] == math.ceil(record["tokens"] / 64) for record in records), "smoke's model has 64"
     assert (records[0]["estimator"], records[0]["at"], records[0]["clip"]) == ("dot", "theta", 1.0)
@@ -156,6 +158,7 @@ def test_a_probe_that_is_asked_to_stop_begins_anew(
 
 def test_estimators_and_a_stored_direction_agree(walked: Path, docs: Path, tmp_path: Path) -> None:
     two = scored(of(walked), docs, tmp_path / "two.jsonl")
+    assert faults_in(walked) == [] and (walked / "round-1" / "probe" / "steps.jsonl").exists()
     expected = [record["value"] for record in two]
     assert {record["estimator"] for record in two} == {"two_forward"}
     middle = ["--estimator", "dot", "--at", "midpoint", "--packed"]
@@ -178,7 +181,7 @@ def test_shares_sum_to_the_value_and_are_not_mixed_with_lines_that_lack_them(
     assert main([*arguments, str(tmp_path / "shares.jsonl")]) == 0
     for line in (tmp_path / "shares.jsonl").read_text().splitlines():
         record = json.loads(line)
-        assert len(record["shares"]) == record["tokens"]
+        assert len(record["shares"]) == record["tokens"] and schemas()["scores.jsonl"].faults(record) == []
         assert math.fsum(record["shares"]) == pytest.approx(record["value"], abs=1e-9)
     assert "without shares" in refused(capsys, [*arguments, str(scores)])
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 import zstandard
 
+from docs.site.schemas import faults_in
+from synpro_engine.config.schemas import SCHEMAS
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
@@ -79,6 +81,12 @@ def test_the_cycle_ends_with_every_stage_and_a_report(alone: Path) -> None:
     assert "cannot show an effective-token gain" in page and "not run yet" not in page
     names = [row["name"] for row in _results(alone)["held_out"]]
     assert names == ["at the plateau", "organic + synthetic", "repeat organic"]
+
+
+def test_what_the_files_of_a_run_hold_is_documented(alone: Path) -> None:
+    assert faults_in(alone) == []
+    named = {name for path in alone.rglob("manifest.json") for name in json.loads(path.read_text())["schemas"]}
+    assert named == SCHEMAS.keys() - {"steps.jsonl"}  # of a walk, which this recipe has none of
 
 
 def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path) -> None:

@@ -1,8 +1,8 @@
 """The record of in-run scores: one JSON object a line, append-only, for mixture weights and for what to write next.
 
 A line is {"step": 12, "key": "doc-7", "tokens": 2047, "scores": {"reference": 0.0031}}: in the optimizer step that
-ended as number 12, this much of document doc-7 was trained on, with these scores in nats per token (null where not
-finite). Rank 0 writes.
+ended as number 12, this much of document doc-7 was trained on, with these scores in nats per token (along the next
+step for each nat of the reference; null where not finite). Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ class ScoreRecord:
     """One line: an example's scores by direction in one step; None where not finite."""
 
     step: int
+    """Optimizer steps completed, this one included."""
     key: str
+    """The document's id."""
     tokens: int
+    """Of the document, that this step had a loss of."""
     scores: Mapping[str, float | None]
+    """By direction; a run has one, `reference`."""
 
 
 class _Line(Record):

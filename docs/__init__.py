@@ -1,0 +1,1 @@
+"""Pages; `site` makes the rest of them."""
