@@ -100,7 +100,11 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
     no interface is found to have the address from which MASTER_ADDR is reached; then gloo must do what it can.
     """
     host = os.environ.get(_ADDRESS, "")
-    if here.world_size == here.local_world_size or _is_loopback(host):
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if loopback or here.world_size == here.local_world_size:
         return "lo"
     try:
         [(family, *_, place), *_] = socket.getaddrinfo(host, int(os.environ[_PORT]), type=socket.SOCK_DGRAM)
@@ -111,13 +115,6 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
         return None
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if address in (one.address for one in addresses)), None)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_first_process() -> bool:
