@@ -44,14 +44,14 @@ def read_environment() -> LaunchEnvironment:
     UserError, which names the variable, where only some are set, or to what cannot be, and where another launcher
     started several processes that would not know of each other.
     """
-    given = {name: os.environ[name] for name in _NAMES if name in os.environ}
-    if not given:
+    launched = {name: os.environ[name] for name in _NAMES if name in os.environ}
+    if not launched:
         _refuse_strangers()
         return LaunchEnvironment()
-    missing = [name for name in _NAMES if name not in given]
+    missing = [name for name in _NAMES if name not in launched]
     if missing:
-        raise UserError(f"environment: {', '.join(given)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
-    rank, world, local_rank, local_world = (_number(name, given[name], name.endswith("SIZE")) for name in _NAMES)
+        raise UserError(f"environment: {', '.join(launched)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
+    rank, world, local_rank, local_world = (_number(name, launched[name], name.endswith("SIZE")) for name in _NAMES)
     _below("RANK", rank, "WORLD_SIZE", world)
     _below("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world)
     _below("LOCAL_WORLD_SIZE", local_world - 1, "WORLD_SIZE", world)
