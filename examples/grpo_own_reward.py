@@ -38,7 +38,7 @@ from synpro_engine import (
 from synpro_engine.config import json_text
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.reward import Candidate, Composer
-from synpro_engine.synth import Operation, Parsed, Slice
+from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Slice
 
 TEXTS = ("the sea was calm.", "a letter came in may.", "nobody had seen the key.", "we left before the rain.")
 START, END = "<|im_start|>", "<|im_end|>"
@@ -77,7 +77,7 @@ def letters(directory: Path) -> None:
     """Write a tokenizer of single letters, with a chat template, as Hugging Face has them."""
     directory.mkdir(parents=True, exist_ok=True)
     words = tokenizers.Tokenizer(models.BPE(vocab={letter: id for id, letter in enumerate(LETTERS)}, merges=[]))
-    words.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    words.decoder = decoders.Fuse()
     words.add_special_tokens([START, END])
     words.save(str(directory / "tokenizer.json"))
     settings = {"eos_token": END, "chat_template": TEMPLATE}
@@ -99,11 +99,11 @@ def run(args: argparse.Namespace, topology: Topology) -> None:
         steps=args.steps, prompts_per_step=4, group_size=8, optimizer=OptimizerConfig(lr=args.lr, weight_decay=0.0),
         sampling=SamplingConfig(temperature=1.0, max_new_tokens=args.tokens),
     )  # fmt: skip
-    reference_policy = prepare_policy(policy, config)
-    reward = Share(args.letter)
+    reference_policy, reward = prepare_policy(policy, config), Share(args.letter)
     weights = {reward.name: 1.0}
     tune(
-        config, policy=policy, reference_policy=reference_policy, tokenizer=load_tokenizer(place), operation=GO_ON,
+        config, policy=policy, reference_policy=reference_policy,
+        prompter=Prompter(GO_ON, load_tokenizer(place), PromptConfig()),
         slices=[Slice(doc_id=f"text-{n}", start=0, end=len(text), text=text) for n, text in enumerate(TEXTS)],
         scorer=Composer([reward], {GO_ON.name: weights}), reward_weights=weights, directory=args.dir, seed=args.seed,
     )  # fmt: skip

@@ -69,16 +69,23 @@ def train(args: argparse.Namespace, topology: Topology) -> None:
     on_main(topology, learn_words)
     tokenizer = load_tokenizer(words)
     corpora = {split: TokenCorpus.from_documents(found, tokenizer) for split, found in pieces.items()}
-    dp = {"dp_rank": topology.dp.rank, "dp_size": topology.dp.size}
+    rank, size = topology.dp.rank, topology.dp.size
     result = pretrain(
         build_model(MODEL, topology, seed=args.seed),
         TrainConfig(
             max_steps=args.steps, global_batch=16, micro_batch=8, optimizer=OptimizerConfig(lr=args.lr),
             eval_every=20, checkpoint_every=20, tensorboard=False,
         ),
-        TokenLoader({"text": corpora["train"]}, {"text": 1.0}, MODEL.seq_len, global_batch=16, seed=args.seed, **dp),
+        TokenLoader(
+            {"text": corpora["train"]}, {"text": 1.0}, MODEL.seq_len, global_batch=16, seed=args.seed,
+            dp_rank=rank, dp_size=size,
+        ),
         args.dir,
-        held_out={"reference": list(eval_windows(corpora["reference"], MODEL.seq_len, batch_size=8, **dp))},
+        held_out={
+            "reference": list(
+                eval_windows(corpora["reference"], MODEL.seq_len, batch_size=8, dp_rank=rank, dp_size=size)
+            )
+        },
         seed=args.seed,
         watcher=InRunScores(InRunConfig(every=4, refresh=20), scores, corpora["reference"], topology),
     )  # fmt: skip

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from synpro_engine.model.hf import export_hf
     from synpro_engine.model.pretrained import import_model
     from synpro_engine.rl.config import GRPOConfig
-    from synpro_engine.rl.reference_policy import prepare_policy
+    from synpro_engine.rl.policy import prepare_policy
     from synpro_engine.rl.trainer import tune
     from synpro_engine.sampler import Sampler, SamplingConfig
     from synpro_engine.synth import generate_corpus
@@ -90,7 +90,7 @@ _HOMES = {
     "model.hf": "export_hf",
     "model.pretrained": "import_model",
     "rl.config": "GRPOConfig",
-    "rl.reference_policy": "prepare_policy",
+    "rl.policy": "prepare_policy",
     "rl.trainer": "tune",
     "sampler": "Sampler SamplingConfig",
     "synth": "generate_corpus",

@@ -1,11 +1,12 @@
-"""The hook through which Megatron-Core is imported; without CUDA its modules see a proxy for `torch`.
+"""The hook through which Megatron-Core is imported: it guards what Megatron imports and, without CUDA, its `torch`.
 
-Only modules named `megatron.core.*` see the proxy; process-wide only `Tensor.cuda` and the no-argument `Tensor.type`
-change. Where CUDA is available nothing but what Megatron may import is touched.
+Its modules get an `import` of their own, which says no to optional packages that cannot work here. Without CUDA they
+see a proxy for `torch` as well; process-wide only `Tensor.cuda` and the no-argument `Tensor.type` change then.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import importlib.abc
@@ -16,10 +17,15 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from synpro_engine.backend.optional_imports import guard_imports
-
 _PREFIX = "megatron.core"
 _FACTORIES = "tensor zeros ones empty full arange empty_like zeros_like ones_like full_like rand randn randint".split()
+# Their kernels take CUDA tensors alone.
+_GPU_PACKAGES = {"amp_C", "apex", "flash_attn", "flash_attn_3", "fused_weight_gradient_mlp_cuda", "transformer_engine"}
+# Fused optimizers and norms, which Megatron would take unasked and untried. torch's AdamW is fused as well, works
+# wherever torch does, and keeps one form of state, so that checkpoints go on on any machine.
+_NEVER = ("amp_C", "apex.multi_tensor_apply", "apex.optimizers", "transformer_engine.pytorch.optimizers")
+# Of these a fault is a fault.
+_OURS = {"megatron", "torch"}
 
 
 class _Nothing:
@@ -45,25 +51,23 @@ class _Nothing:
 
 
 class _Proxy(types.ModuleType):
-    """A module that answers from its own names first and from the real module otherwise."""
+    """A module that answers from the names it was given first and from the real module otherwise."""
 
-    def __init__(self, real: types.ModuleType, **own: object) -> None:
+    def __init__(self, real: types.ModuleType, **replaced: object) -> None:
         super().__init__(real.__name__)
-        self.__dict__.update(own, _real=real)
+        self.__dict__.update(replaced, _real=real)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_real"], name)
-
-
-def _names_cuda(device: object) -> bool:
-    return isinstance(device, int) or str(device).startswith("cuda")
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(factory)
     def wrapped(*args: Any, device: Any = None, **kwargs: Any) -> Any:
         kwargs.pop("pin_memory", None)  # pinned memory exists only for transfers to a GPU
-        return factory(*args, device="cpu" if _names_cuda(device) else device, **kwargs)
+        if isinstance(device, int) or str(device).startswith("cuda"):
+            device = "cpu"
+        return factory(*args, device=device, **kwargs)
 
     return wrapped
 
@@ -144,6 +148,33 @@ def _patch_module(module: types.ModuleType) -> None:
         names["_get_cuda_rng_state"] = cuda.get_rng_state
         names["_set_cuda_rng_state"] = cuda.set_rng_state
         logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+def guard_imports(module: types.ModuleType, *, gpu: bool) -> None:
+    """Give `module`, which is yet to be executed, an `import` that answers ImportError for what is of no use here.
+
+    Megatron asks only whether an optional package imports, and only an ImportError means no to it: a package built for
+    another torch, or one that needs the GPU which this machine lacks, would end every model's building.
+
+    gpu: whether packages for GPUs may be imported at all.
+    """
+
+    def guarded(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        root = name.partition(".")[0]
+        if name in _NEVER or (root in _GPU_PACKAGES and not gpu):
+            raise ModuleNotFoundError(f"{name} is not offered to Megatron-Core here", name=name)
+        if level or root in _OURS:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        try:
+            if root == "transformer_engine":  # the outer package imports also where what lies within does not
+                builtins.__import__("transformer_engine.pytorch")
+            return builtins.__import__(name, globals, locals, fromlist)
+        except ImportError:
+            raise
+        except Exception as error:  # third-party modules fail at import with whatever they like
+            raise ImportError(f"{name} fails: {type(error).__name__}: {error}", name=name) from error
+
+    module.__dict__["__builtins__"] = {**vars(builtins), "__import__": guarded}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -20,9 +20,10 @@ from synpro_engine.influence import EstimatorConfig
 
 @contextmanager
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
-    own = load_recipe(recipe, overrides)
-    with launched(own.parallel, own.seed) as topology:
-        resolved = broadcast_object(own, topology)  # its file may have been edited while the ranks came up
+    recipe_here = load_recipe(recipe, overrides)
+    with launched(recipe_here.parallel, recipe_here.seed) as topology:
+        # Rank 0's, for the file may have been edited while the ranks came up.
+        resolved = broadcast_object(recipe_here, topology)
         with verification(resolved.verify):
             yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
@@ -54,7 +55,7 @@ class JobConfig(Config):
 class Weights:
     """Which weights to measure influence with, as the user named them."""
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     """A recipe and its overrides; with checkpoints, overrides alone."""
     directory: Path | None
     checkpoint: Path | None
@@ -84,9 +85,9 @@ def influence(
         config = validate(EstimatorConfig, {**base.model_dump(), **settings}, "options")
         read = validate(ReadConfig, {**corpus.model_dump(include=set(ReadConfig.model_fields)), **reading}, "options")
         if explain is not None:
-            found = explain_document(pair, config, documents, explain, topology, reading=read)
+            explanation = explain_document(pair, config, documents, explain, topology, reading=read)
             if topology.is_main:
-                show(found, sys.stdout)
+                show(explanation, sys.stdout)
         elif output is not None:
             score_documents(pair, config, documents, output, topology, reading=read, shares=shares)
 
@@ -95,19 +96,19 @@ def influence(
 def _pair(weights: Weights) -> Iterator[tuple[ModelPair, EstimatorConfig, ReadConfig, Topology]]:
     """The models to measure with, the estimator's settings and how to read records, from a run or from checkpoints."""
     if weights.checkpoint is None and weights.probe is None:
-        if not weights.words or "=" in weights.words[0]:
+        if not weights.arguments or "=" in weights.arguments[0]:
             raise UserError("influence: give a RECIPE, whose run holds the models, or --checkpoint and --probe")
         if weights.tokenizer is not None:
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
-        with _cycle(weights.words[0], weights.words[1:], weights.directory) as cycle:
+        with _cycle(weights.arguments[0], weights.arguments[1:], weights.directory) as cycle:
             cycle.open_directory()
             yield ModelPair.of_run(cycle), cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
         return
     if weights.checkpoint is None or weights.probe is None:
         raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both")
-    if weights.directory is not None or (weights.words and "=" not in weights.words[0]):
+    if weights.directory is not None or (weights.arguments and "=" not in weights.arguments[0]):
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
-    config = load_config(JobConfig, {}, weights.words)
+    config = load_config(JobConfig, {}, weights.arguments)
     with verification(config.verify), launched(config.parallel) as topology:
         pair = ModelPair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
         yield pair, config.influence, config.corpus, topology

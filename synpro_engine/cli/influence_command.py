@@ -120,7 +120,7 @@ def influence(
     reading = {"text_field": text_field, "id_field": id_field, "on_bad": on_bad}
     commands.influence(
         commands.Weights(
-            words=tuple(word for word in (recipe, *(overrides or ())) if word is not None),
+            arguments=tuple(argument for argument in (recipe, *(overrides or ())) if argument is not None),
             directory=directory,
             checkpoint=checkpoint,
             probe=probe,

@@ -48,17 +48,16 @@ def _table(explanation: Explanation) -> Iterator[str]:
 
 
 def _text(explanation: Explanation) -> Iterator[str]:
-    scale = _scale([abs(share) for _, share in explanation.pieces])
-    yield _legend(scale)
+    sizes = sorted(abs(share) for _, share in explanation.pieces)
+    # The size from which the strongest colour stands: one token in fifty has more, so that one does not hide all.
+    scale = sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0
+    steps = len(_RED) + 1
+    low = [_painted(f" {-scale * (index + 1) / steps:+.1e} ", _RED[index]) for index in reversed(range(len(_RED)))]
+    high = [_painted(f" {scale * (index + 1) / steps:+.1e} ", _GREEN[index]) for index in range(len(_GREEN))]
+    yield "share at least: " + "".join([*low, "  0  ", *high])
     yield ""
     yield "".join(_painted(text, _background(share, scale)) for text, share in explanation.pieces)
     yield ""
-
-
-def _scale(sizes: list[float]) -> float:
-    """The size from which the strongest colour stands: one token in fifty has more, so that one does not hide all."""
-    ordered = sorted(sizes)
-    return ordered[int(0.98 * (len(ordered) - 1))] if ordered else 0.0
 
 
 def _background(share: float, scale: float) -> int | None:
@@ -76,10 +75,3 @@ def _painted(text: str, background: int | None) -> str:
         return "\n".join(parts)
     shown = [*(part + "↵" for part in parts[:-1]), parts[-1]]  # a coloured line end must be seen
     return "\n".join(f"\x1b[30;48;5;{background}m{part}{_RESET}" if part else "" for part in shown)
-
-
-def _legend(scale: float) -> str:
-    steps = len(_RED) + 1
-    low = [_painted(f" {-scale * (index + 1) / steps:+.1e} ", _RED[index]) for index in reversed(range(len(_RED)))]
-    high = [_painted(f" {scale * (index + 1) / steps:+.1e} ", _GREEN[index]) for index in range(len(_GREEN))]
-    return "share at least: " + "".join([*low, "  0  ", *high])

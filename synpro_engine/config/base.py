@@ -126,7 +126,7 @@ def _sections(annotation: Any) -> list[type[Config]]:
     """The Config classes inside an annotation such as `A | None` or `dict[str, A]`."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
-    return [found for argument in typing.get_args(annotation) for found in _sections(argument)]
+    return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
 
 
 def _keys_beside(cls: type[Config], path: Sequence[int | str]) -> list[str]:

@@ -83,24 +83,24 @@ def stale_files(directory: Path, hashes: Mapping[str, str], leave_out: str) -> d
     """
     if _MODE.get() == "never":
         return {}
-    found = _content(directory, leave_out)
-    for name in sorted(hashes.keys() ^ found.keys()):
+    files = _content(directory, leave_out)
+    for name in sorted(hashes.keys() ^ files.keys()):
         _refuse(directory, name, "is missing" if name in hashes else "was put there later")
     remembered = _remembered(directory)
-    stamps = _stamps(found)
+    stamps = _stamps(files)
     return {name: stamp for name, stamp in stamps.items() if remembered.get((name, stamp)) != hashes[name]}
 
 
-def confirm(directory: Path, hashes: Mapping[str, str], stale: Mapping[str, Stamp], found: Mapping[str, str]) -> None:
-    """Hold what was `found` by hashing the stale files against `hashes`, and remember it for the next opening.
+def confirm(directory: Path, hashes: Mapping[str, str], stale: Mapping[str, Stamp], read: Mapping[str, str]) -> None:
+    """Hold what the stale files hash to now (`read`) against `hashes`, and remember it for the next opening.
 
     Raises UserError, which names the file, for one that differs.
     """
     for name in sorted(stale):
-        if found[name] != hashes[name]:
+        if read[name] != hashes[name]:
             _refuse(directory, name, "was changed or damaged after it was written")
     if stale:
-        remember(directory, stale, found)
+        remember(directory, stale, read)
 
 
 def remember(directory: Path, stamps: Mapping[str, Stamp], hashes: Mapping[str, str]) -> None:
@@ -120,10 +120,10 @@ def _content(directory: Path, leave_out: str) -> dict[str, Path]:
 
 def _stamps(files: Mapping[str, Path]) -> dict[str, Stamp]:
     """Returns when the clock of the file system has gone on, so that a change after that shows in a stamp."""
-    found = {name: file.stat() for name, file in files.items()}
-    if time.time_ns() - max((status.st_ctime_ns for status in found.values()), default=0) < _TICK_S * 1e9:
+    status = {name: file.stat() for name, file in files.items()}
+    if time.time_ns() - max((s.st_ctime_ns for s in status.values()), default=0) < _TICK_S * 1e9:
         time.sleep(_TICK_S)
-    return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found.items()}
+    return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in status.items()}
 
 
 def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:

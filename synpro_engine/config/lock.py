@@ -65,7 +65,13 @@ def locked(directory: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     number, file = _acquire(directory, place)
     ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(_path(place, number), ended), daemon=True)
+
+    def show_life() -> None:
+        while not ended.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a file system that is away for a while; the next beat may reach it
+                os.utime(_path(place, number))
+
+    beat = threading.Thread(target=show_life, daemon=True)
     beat.start()
     try:
         yield
@@ -157,7 +163,7 @@ def _write_new(path: Path) -> int:
 
 def _wait_for_end(directory: Path, path: Path) -> None:
     """Return when the lock at `path` is no one's any more; UserError while it is someone's."""
-    seen, end = None, time.monotonic() + PATIENCE_S
+    last_beat, end = None, time.monotonic() + PATIENCE_S
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # opening makes a network file system look again
@@ -172,14 +178,14 @@ def _wait_for_end(directory: Path, path: Path) -> None:
                 return
         finally:
             os.close(file)
-        if (holder.flock and not free) or (seen is not None and beat != seen):
+        if (holder.flock and not free) or (last_beat is not None and beat != last_beat):
             raise UserError(f"{directory}: {holder} works in this directory; wait for its end, or give another --dir")
-        if seen is None:
-            told = f"{directory}: {holder} had this directory; taken over unless it shows a sign of life in"
-            print(f"{told} {PATIENCE_S:.0f} s", file=sys.stderr)
+        if last_beat is None:
+            notice = f"{directory}: {holder} had this directory; taken over unless it shows a sign of life in"
+            print(f"{notice} {PATIENCE_S:.0f} s", file=sys.stderr)
         if time.monotonic() > end:
             return
-        seen = beat
+        last_beat = beat
         time.sleep(min(1.0, PATIENCE_S / 10))
 
 
@@ -197,12 +203,6 @@ def _flock(file: int, kind: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_S):
-        with contextlib.suppress(OSError):  # a file system that is away for a while; the next beat may reach it
-            os.utime(path)
 
 
 def _release(place: Path, number: int) -> None:

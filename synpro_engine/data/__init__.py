@@ -11,11 +11,9 @@ from synpro_engine.data.documents import (
     read_placed_documents,
 )
 from synpro_engine.data.hashing import stable_hash, stable_permutation
-from synpro_engine.data.held_out import eval_windows
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader
+from synpro_engine.data.loader import Batch, TokenLoader, eval_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
-from synpro_engine.data.repetition import repetition_mask
 from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
@@ -30,6 +28,7 @@ from synpro_engine.data.tokenizer import (
     load_tokenizer,
     start_id,
 )
+from synpro_engine.data.windows import repetition_mask
 from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE
 

@@ -44,21 +44,16 @@ def line_reader(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(_lines(_chunks(file, path.suffix.lower())), 1):
+            suffix = path.suffix.lower()
+            plain = iter(lambda: file.read(_CHUNK), b"")
+            chunks = _streams(file, *_FORMATS[suffix]) if suffix in COMPRESSED else plain
+            for number, line in enumerate(_lines(chunks), 1):
                 yield number, line
     except _DAMAGE as error:
         raise UserError(f"{path}:{number + 1}: damaged or truncated file ({error})") from None
     except OSError as error:  # bzip2 knows no error of its own; the system's have a number
         what = "damaged or truncated file" if error.errno is None else "cannot be read"
         raise UserError(f"{path}:{number + 1}: {what} ({error.strerror or error})") from None
-
-
-def _chunks(file: BinaryIO, suffix: str) -> Iterator[bytes]:
-    if suffix not in COMPRESSED:
-        return iter(lambda: file.read(_CHUNK), b"")
-    if not file.peek(1):  # type: ignore[attr-defined]  # opened with a buffer
-        raise EOFError("a compressed file has at least a header; this one has no byte")
-    return _streams(file, *_FORMATS[suffix])
 
 
 def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
@@ -68,6 +63,8 @@ def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) ->
     xz take whatever stands behind a stream, a damaged one too, for the end.
     """
     stream, ended = None, False
+    if not file.peek(1):  # type: ignore[attr-defined]  # opened with a buffer
+        raise EOFError("a compressed file has at least a header; this one has no byte")
     while chunk := file.read(_COMPRESSED_CHUNK):
         while chunk:
             if stream is None:

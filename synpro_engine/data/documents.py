@@ -141,5 +141,5 @@ def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callab
         fields = parse(line)
     if not isinstance(fields, dict):
         raise Fault("not an object", f"expected an object with `{reading.text_field}`, found {type(fields).__name__}")
-    own = None if reading.make_ids else id_at(fields, reading.id_field)
-    return Document(own or f"{source.path_of(record.file)}:{record.line}", text_at(fields, reading.text_field))
+    id = None if reading.make_ids else id_at(fields, reading.id_field)
+    return Document(id or f"{source.path_of(record.file)}:{record.line}", text_at(fields, reading.text_field))

@@ -31,11 +31,11 @@ class HFTokenizer:
         """`source` is the text of a tokenizer.json; `eos` and `pad` are among its tokens; `files` lay beside it."""
         self.files = files or TokenizerFiles(place=Path())
         self._source, self._eos, self._pad = source, eos, pad
-        data, known = json.loads(source), _vocabulary(source)
+        data, vocabulary = json.loads(source), _vocabulary(source)
         listed = {entry["content"] for entry in data.get("added_tokens") or [] if entry["special"]}
         bos = self.files.token("bos_token")
-        named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in known)
-        self._marked = source if listed.issuperset(named) else _with_special(data, known, named)
+        named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in vocabulary)
+        self._marked = source if listed.issuperset(named) else _with_special(data, vocabulary, named)
         tokenizer = _bare(self._marked)
         # Without this the library cuts special tokens out of the text; with it their letters are plain text.
         tokenizer.encode_special_tokens = True
@@ -54,7 +54,7 @@ class HFTokenizer:
         self._named_bos_id = self._special.get(bos or "")
         self.bos_id = self._named_bos_id if _wants_bos(self.files, tokenizer, self._named_bos_id) else None
         self.end_ids = self.files.end_ids
-        self.vocab_size = max(known.values()) + 1
+        self.vocab_size = max(vocabulary.values()) + 1
         # What goes beyond the file's own special tokens decides ids too.
         more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
         self.fingerprint = hashlib.sha256("|".join((source, eos, pad, *more)).encode()).hexdigest()
@@ -64,16 +64,16 @@ class HFTokenizer:
         """Read a tokenizer.json; eos and pad come from the arguments, the files beside it, or the usual names."""
         source, files = read_text(path), TokenizerFiles.read(path.parent)
         try:
-            known = _vocabulary(source)
+            vocabulary = _vocabulary(source)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         chosen = {"eos_token": eos, "pad_token": pad}
-        eos = eos or files.token("eos_token") or next((t for t in _USUAL_EOS if t in known), None)
+        eos = eos or files.token("eos_token") or next((t for t in _USUAL_EOS if t in vocabulary), None)
         if eos is None:
             raise UserError(f"{path}: no end-of-document token is named or recognised; name one")
-        usual = files.token("pad_token") or next((t for t in _USUAL_PAD if t in known), None)
+        usual = files.token("pad_token") or next((t for t in _USUAL_PAD if t in vocabulary), None)
         for token in (eos, pad or usual or eos):
-            if token not in known:
+            if token not in vocabulary:
                 raise UserError(f"{path}: token {token!r} is not in the vocabulary")
         return cls(source, eos, pad or usual or eos, files.naming({"eos_token": eos, "pad_token": usual}, chosen))
 
@@ -109,14 +109,15 @@ class HFTokenizer:
             chunks += rest
         ids = self._markup(chunks)
         if self._controls(ids) != wanted:  # spelt across a border, or only after normalisation
-            ways = (lambda markup: self._markup(["", markup])), self._kept_plain
-            ids = [id for number, part in enumerate(parts) for id in ways[number % 2](part)]
+            ids = []
+            for number, part in enumerate(parts):
+                if number % 2:
+                    ids += [id for piece in self._inside_control.split(part) for id in self.encode(piece)]
+                else:
+                    ids += self._markup(["", part])
         if self._controls(ids) != wanted:
             raise UserError(f"{self.files.place}: this tokenizer cannot keep text from becoming tokens of its chats")
         return ids
-
-    def _kept_plain(self, text: str) -> list[int]:
-        return [id for piece in self._inside_control.split(text) for id in self.encode(piece)]
 
     def _controls(self, ids: Iterable[int]) -> list[int]:
         return [id for id in ids if id in self.control_ids]
@@ -180,12 +181,12 @@ def _wants_bos(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer, bos_id: i
     return tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
 
 
-def _with_special(data: dict[str, Any], known: Mapping[str, int], tokens: Iterable[str]) -> str:
+def _with_special(data: dict[str, Any], vocabulary: Mapping[str, int], tokens: Iterable[str]) -> str:
     """Mark `tokens` as special, whatever the file says: one that is not would be made from text."""
     added = {entry["content"]: dict(entry) for entry in data.get("added_tokens") or []}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     for token in tokens:
-        added.setdefault(token, {"id": known[token], "content": token, **plain})["special"] = True
+        added.setdefault(token, {"id": vocabulary[token], "content": token, **plain})["special"] = True
     marked = data | {"added_tokens": sorted(added.values(), key=lambda entry: entry["id"])}
     return json_text(marked, ensure_ascii=False)
 

@@ -1,24 +1,25 @@
-"""Training batches: a mixture of sources in an order that only the seed and the position decide.
+"""Batches of token windows: for training a mixture of sources, for evaluation each token of a corpus as a target once.
 
-The position is kept to the sample, so that a run goes on exactly. The data-parallel rank only picks its rows: the
-global order is the same for every layout, micro-batch size and number of steps.
+In training the seed and the position alone decide the order. The position is kept to the sample, so that a run goes on
+exactly. The data-parallel rank only picks its rows: the global order is the same for every layout, micro-batch size and
+number of steps.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from synpro_engine.config import UserError
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.mixture import Blend
-from synpro_engine.data.repetition import repetition_mask
-from synpro_engine.data.windows import WindowSource
+from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_kernels import IGNORE
 
 
@@ -75,7 +76,7 @@ class TokenLoader:
         self._sources = {name: WindowSource(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
-        self._given = dict.fromkeys(corpora, 0)
+        self._dealt = dict.fromkeys(corpora, 0)
         # Documents are numbered through all sources, so that a number names one of them in a mixture too.
         before = itertools.accumulate((corpus.num_documents for corpus in corpora.values()), initial=0)
         self._first_document = dict(zip(corpora, before, strict=False))
@@ -83,7 +84,7 @@ class TokenLoader:
     @property
     def samples_by_source(self) -> dict[str, int]:
         """Windows given to all ranks together since the first batch; times seq_len it is the tokens trained on."""
-        return dict(self._given)
+        return dict(self._dealt)
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
@@ -92,10 +93,10 @@ class TokenLoader:
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                tokens, numbers = self._sources[name].window(self._given[name])
+                tokens, numbers = self._sources[name].window(self._dealt[name])
                 rows.append(tokens)
                 documents.append(self._first_document[name] + numbers[1:])
-            self._given[name] += 1
+            self._dealt[name] += 1
         windows_BS1 = np.stack(rows)
         # Copies: the two overlap, and labels are written to.
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
@@ -115,15 +116,15 @@ class TokenLoader:
         numbers: dict[str, dict[int, None]] = {}
         for _ in range(self.global_batch):
             name = self._blend.next()
-            numbers.setdefault(name, {}).update(dict.fromkeys(self._sources[name].documents(self._given[name])))
-            self._given[name] += 1
+            numbers.setdefault(name, {}).update(dict.fromkeys(self._sources[name].documents(self._dealt[name])))
+            self._dealt[name] += 1
         self.load_state_dict(here)
-        return {name: [self._sources[name].corpus.document_id(n) for n in found] for name, found in numbers.items()}
+        return {name: [self._sources[name].corpus.document_id(n) for n in each] for name, each in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position as plain JSON data, the same on every rank."""
         sources = {
-            name: {"samples": self._given[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
+            name: {"samples": self._dealt[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
             for name, s in self._sources.items()
         }
         blend = {"weights": dict(self._weights), "drawn": dict(self._blend.drawn)}
@@ -139,10 +140,10 @@ class TokenLoader:
         for key, ours in (("seed", self.seed), ("seq_len", self.seq_len)):
             if state[key] != ours:
                 raise UserError(f"the checkpoint's data position has {key} {state[key]}, this run {ours}")
-        given = dict.fromkeys(self._sources, 0)
+        dealt = dict.fromkeys(self._sources, 0)
         for name, old in state["sources"].items():
-            given[name] = self._position(name, old)
-        self._given = given
+            dealt[name] = self._position(name, old)
+        self._dealt = dealt
         drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
         self._blend = Blend(self._weights, drawn)
 
@@ -153,3 +154,45 @@ class TokenLoader:
         if (corpus.num_tokens, corpus.num_documents) != (old["tokens"], old["documents"]):
             raise UserError(f"source `{name}` is not the corpus of the checkpoint: its size has changed")
         return old["samples"]
+
+
+def eval_windows(
+    corpus: TokenCorpus,
+    seq_len: int,
+    *,
+    batch_size: int,
+    max_tokens: int | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+) -> Iterator[Batch]:
+    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` tokens of `corpus` (all of them).
+
+    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first
+    token is a target too. Each rank gets as many batches of the same shape as any other (they may hold
+    collectives); what fills them up has the label IGNORE, so sums over ranks count each target once.
+    """
+    assert 0 <= dp_rank < dp_size and batch_size > 0
+    targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
+    windows = -(-targets // seq_len)
+    per_round = batch_size * dp_size
+    for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
+        rows = [_eval_window(corpus, seq_len, index, targets) for index in range(first, first + batch_size)]
+        tokens_BS = np.stack([tokens for tokens, _ in rows])
+        labels_BS = np.stack([labels for _, labels in rows])
+        yield Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+
+
+def _eval_window(
+    corpus: TokenCorpus, seq_len: int, index: int, targets: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (inputs, labels), each [seq_len]; beyond the corpus they are EOS and IGNORE."""
+    inputs = np.full(seq_len, corpus.eos_id, dtype=np.int64)
+    labels = np.full(seq_len, IGNORE, dtype=np.int64)
+    start = min(index * seq_len, targets)
+    target = corpus.tokens[start : min(start + seq_len, targets)]
+    labels[: len(target)] = target
+    # Inputs are the stream one step earlier; before the first token that is the EOS already there.
+    lead = int(start == 0)
+    source = corpus.tokens[start - 1 + lead : start - 1 + max(len(target), lead)]
+    inputs[lead : lead + len(source)] = source
+    return inputs, labels

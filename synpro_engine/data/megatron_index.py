@@ -45,9 +45,9 @@ class MegatronFile:
         """Where documents first..last (D counts as one) begin in `tokens`, [last - first + 1]."""
         sequences = self.first_sequence[first : last + 1]
         inside = sequences < len(self.pointers)
-        found = np.full(len(sequences), len(self.tokens), np.int64)
-        found[inside] = self.pointers[sequences[inside]] // self.tokens.itemsize
-        return found
+        begins = np.full(len(sequences), len(self.tokens), np.int64)
+        begins[inside] = self.pointers[sequences[inside]] // self.tokens.itemsize
+        return begins
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(begin, end) of each document in `tokens`, in order, a block of them at a time."""

@@ -1,15 +1,24 @@
-"""What stands in the files of a corpus, one record at a time, each with its place, before anyone judges it."""
+"""The records in the files of a corpus: lines of text files, rows of parquet files, each with its place.
+
+What a record says is not judged here. A parquet file whose parts contradict each other is damaged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synpro_engine.config import UserError
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.data.parquet import count_rows, read_rows
 from synpro_engine.data.sources import EMBEDDED_PREFIX, Source
+
+if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
+    import pyarrow
+    import pyarrow.parquet
+
+_BATCH_ROWS = 1024
 
 
 class Record(NamedTuple):
@@ -31,7 +40,7 @@ def read_records(source: Source, fields: Sequence[str]) -> Iterator[Record]:
             name = f"{source.name.removeprefix(EMBEDDED_PREFIX)}/{file.stem}"
             yield Record(file, 1, {"id": name, "text": _read_text(file)})
         elif _is_parquet(file):
-            yield from (Record(file, row, content) for row, content in enumerate(read_rows(file, fields), 1))
+            yield from (Record(file, row, content) for row, content in enumerate(_read_rows(file, fields), 1))
         else:
             yield from (Record(file, number, raw) for number, raw in line_reader(file) if raw.strip())
 
@@ -42,7 +51,10 @@ def count_records(source: Source) -> int:
 
 
 def _count(file: Path) -> int:
-    return count_rows(file) if _is_parquet(file) else sum(1 for _, raw in line_reader(file) if raw.strip())
+    if not _is_parquet(file):
+        return sum(1 for _, raw in line_reader(file) if raw.strip())
+    with _opened(file, lambda: 0) as opened:
+        return opened.metadata.num_rows
 
 
 def _is_parquet(file: Path) -> bool:
@@ -56,3 +68,71 @@ def _read_text(file: Path) -> str:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8") from None
+
+
+def _read_rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | bytes]:
+    """Yield row by row what stands under `fields` of a parquet file; a row of text that is not UTF-8 as its bytes.
+
+    A field that the file does not have is absent from the rows, where the names of its columns then stand without
+    values. Raises UserError for a damaged file, for two columns of a name that is asked for (nothing says which one is
+    meant), and for a field that is no plain column.
+    """
+    row = 0
+    with _opened(file, lambda: row) as opened:
+        columns = _columns(file, opened, fields)
+        # Names alone, for a message that says what there is instead of a field that is missing.
+        others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
+        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for content in _contents(file, batch):
+                row += 1
+                yield content if isinstance(content, bytes) else {**others, **content}
+        if row != opened.metadata.num_rows:
+            raise _damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}")
+
+
+@contextmanager
+def _opened(file: Path, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+            metadata = opened.metadata
+            counted = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+            if counted != metadata.num_rows:
+                raise _damaged(file, 1, f"row groups of {counted} rows in all, but its footer says {metadata.num_rows}")
+            yield opened
+    # A footer that is no text where text belongs ends in any of these.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, TypeError) as error:
+        raise _damaged(file, rows_read() + 1, str(error)) from None
+
+
+def _columns(file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str]) -> list[str]:
+    """Which of `fields` the file has; of a nested column only what is asked for is read."""
+    there = [opened.schema.column(at).path for at in range(len(opened.schema))]
+    for field in fields:
+        if there.count(field) > 1:
+            raise UserError(f"{file}: {there.count(field)} columns are called `{field}`; which one is meant?")
+        if field not in there and any(path.startswith(f"{field}.") for path in there):
+            raise UserError(f"{file}: `{field}` holds lists or records; text and ids are strings or integers")
+    return [field for field in fields if field in there]
+
+
+def _contents(file: Path, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # one of them; found one by one
+        for row in range(batch.num_rows):
+            try:
+                yield batch.slice(row, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield error.object
+    except (ValueError, OverflowError) as error:  # times that Python has no type for
+        types = ", ".join(f"`{column.name}` of type {column.type}" for column in batch.schema)
+        raise UserError(f"{file}: neither text nor ids can be read from {types} ({error})") from None
+
+
+def _damaged(file: Path, row: int, why: str) -> UserError:
+    return UserError(
+        f"{file}:{row}: damaged or truncated parquet ({why.splitlines()[0] if why else 'no reason given'})"
+    )

@@ -29,8 +29,8 @@ class SeenKeys:
         """Add `key`; False when it was there."""
         hash = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") or 1  # 0 is an empty place
         table, at = self._table, hash >> self._shift
-        while found := table[at]:
-            if found == hash:
+        while there := table[at]:
+            if there == hash:
                 return False
             at += 1
         table[at] = hash

@@ -60,9 +60,9 @@ class SentencePieceTokenizer:
             raise UserError(f"{path}: the model has no end-of-sentence token; name one that ends documents")
         files = TokenizerFiles.read(path.parent, vocabularies=False)
         if files.settings:
-            found = {"eos_token": processor.id_to_piece(eos_id), "pad_token": None}
-            found |= {"pad_token": processor.id_to_piece(pad_id)} if pad_id >= 0 else {}
-            files = files.naming(found, {"eos_token": eos, "pad_token": pad})
+            usual = {"eos_token": processor.id_to_piece(eos_id), "pad_token": None}
+            usual |= {"pad_token": processor.id_to_piece(pad_id)} if pad_id >= 0 else {}
+            files = files.naming(usual, {"eos_token": eos, "pad_token": pad})
         return cls(model, eos_id, pad_id if pad_id >= 0 else eos_id, files)
 
     def encode(self, text: str) -> list[int]:
@@ -87,10 +87,10 @@ class SentencePieceTokenizer:
     @property
     def model_ids(self) -> dict[str, Any]:
         """Ids for a model's config.json (see the protocol); one that the model does not have is None."""
-        found = {"bos_token_id": self._processor.bos_id(), "pad_token_id": self._processor.pad_id()}
-        own: dict[str, Any] = {key: id if id >= 0 else None for key, id in found.items()}
-        own |= {"eos_token_id": self.eos_id} | ({} if self.pad_id == self.eos_id else {"pad_token_id": self.pad_id})
-        return own | self.files.model_ids
+        of_model = {"bos_token_id": self._processor.bos_id(), "pad_token_id": self._processor.pad_id()}
+        ids: dict[str, Any] = {key: id if id >= 0 else None for key, id in of_model.items()}
+        ids |= {"eos_token_id": self.eos_id} | ({} if self.pad_id == self.eos_id else {"pad_token_id": self.pad_id})
+        return ids | self.files.model_ids
 
     def encode_prompt(self, parts: Sequence[str]) -> list[int]:
         """Return the ids of a rendered prompt (see the protocol); UserError for a model that puts a space first."""

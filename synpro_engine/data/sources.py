@@ -123,19 +123,16 @@ def walk_files(root: Path) -> tuple[list[Path], list[str]]:
                 left_out.append(_below(path, root) + "/")
                 continue
             entered.add((status.st_dev, status.st_ino))
-            todo += [path / name for name in sorted(_names_in(path), reverse=True)]
+            try:
+                names = os.listdir(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            todo += [path / name for name in sorted(names, reverse=True)]
         elif hidden or (path.exists() and not path.is_file()):  # pipes and devices would block; a dead link is told of
             left_out.append(_below(path, root))
         else:
             files.append(path)
     return files, left_out
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def _below(path: Path, root: Path) -> str:

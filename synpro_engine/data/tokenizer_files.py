@@ -40,11 +40,16 @@ class TokenizerFiles:
         carried = [directory / name for name in _VOCABULARIES if vocabularies]
         settings = _read_object(directory / SETTINGS)
         settings.pop("auto_map", None)  # names Python files, which are not carried along
+        generation = _read_object(directory / GENERATION)
+        model = {} if generation else _read_object(directory / "config.json")
+        if "model_type" in model:  # transformers takes these where there are no generation settings
+            ids = {key: model[key] for key in _IDS if model.get(key) is not None}
+            generation = {"_from_model_config": True, **ids} if ids else {}
         return cls(
             place=directory,
             settings=settings,
             tokens=_read_object(directory / _TOKENS),
-            generation=_read_object(directory / GENERATION) or _generation_of_model(directory),
+            generation=generation,
             templates={str(file.relative_to(directory)): read_text(file) for file in templates if file.is_file()},
             vocabularies={file.name: file.read_bytes() for file in carried if file.is_file()},
         )
@@ -61,10 +66,10 @@ class TokenizerFiles:
         for name, data in self.vocabularies.items():
             (directory / name).write_bytes(data)
 
-    def naming(self, found: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> TokenizerFiles:
-        """The same with tokens (`eos_token`, ...) named: the `chosen` ones, and those `found` that no file names."""
+    def naming(self, usual: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> TokenizerFiles:
+        """The same with tokens (`eos_token`, ...) named: the `chosen` ones, and the `usual` where no file names one."""
         settings, tokens = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}, dict(self.tokens)
-        for key, token in found.items():
+        for key, token in usual.items():
             if name := chosen[key] or (token if self.token(key) is None else None):
                 settings[key] = name
                 tokens |= {key: name} if key in tokens else {}
@@ -152,13 +157,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
-
-
-def _generation_of_model(directory: Path) -> dict[str, Any]:
-    """What transformers takes from a model's config.json where there are no generation settings."""
-    config = _read_object(directory / "config.json")
-    ids = {key: config[key] for key in _IDS if config.get(key) is not None} if "model_type" in config else {}
-    return {"_from_model_config": True, **ids} if ids else {}
 
 
 def _content(value: Any) -> Any:

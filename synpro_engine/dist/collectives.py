@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -89,16 +88,17 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
     (`Stopped` on every rank). A UserError there, or a file system that refuses (OSError, told in one line), is raised
     on every rank as a UserError; any other fault ends the job.
     """
-    task = work if label is None else functools.partial(_breakably, topology, label, work)
+
+    def task() -> T:
+        if label is None:
+            return work()
+        with topology.watch.wish.breakable(), elapsed(label):
+            return work()
+
     result, fault = _attempt(task) if topology.is_main else (None, None)
     told, valued = from_main((_told(fault), result is not None), topology)
     _raise_shared([told], fault)
     return broadcast_object(result, topology) if valued else result  # pyright: ignore[reportReturnType]
-
-
-def _breakably(topology: Topology, label: str, work: Callable[[], T]) -> T:
-    with topology.watch.wish.breakable(), elapsed(label):
-        return work()
 
 
 def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
@@ -125,20 +125,19 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, fault
 
 
-def _raise_shared(told: Sequence[tuple[str, bool] | None], own: Exception | None) -> None:
-    """Raise the first of the faults that ranks told each other (`_told`), before any stop; `own` is this rank's."""
+def _raise_shared(told: Sequence[tuple[str, bool] | None], fault_here: Exception | None) -> None:
+    """Raise the first of the faults that ranks told each other (`_told`), before any stop; `fault_here`: this rank's.
+
+    All ranks sort the same list, so all raise the same exception.
+    """
     for message, stopped in sorted((each for each in told if each is not None), key=lambda each: each[1]):
-        raise (Stopped if stopped else SharedError)(message) from own
+        raise (Stopped if stopped else SharedError)(message) from fault_here
 
 
 def _told(fault: Exception | None) -> tuple[str, bool] | None:
     """A fault as other ranks are told of it: its message, and whether it is a wish to stop."""
-    return None if fault is None else (_message(fault), isinstance(fault, Stopped))
-
-
-def _message(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return str(error)
-    files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    told = ": ".join(part for part in (files, error.strerror or str(error) or type(error).__name__) if part)
-    return told + ("; what was written before stays readable" if error.errno in _NO_ROOM else "")
+    if not isinstance(fault, OSError):
+        return None if fault is None else (str(fault), isinstance(fault, Stopped))
+    files = " -> ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
+    message = ": ".join(part for part in (files, fault.strerror or str(fault) or type(fault).__name__) if part)
+    return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), False

@@ -44,14 +44,14 @@ def read_environment() -> LaunchEnvironment:
     UserError, which names the variable, where only some are set, or to what cannot be, and where another launcher
     started several processes that would not know of each other.
     """
-    given = {name: os.environ[name] for name in _NAMES if name in os.environ}
-    if not given:
+    launched = {name: os.environ[name] for name in _NAMES if name in os.environ}
+    if not launched:
         _refuse_strangers()
         return LaunchEnvironment()
-    missing = [name for name in _NAMES if name not in given]
+    missing = [name for name in _NAMES if name not in launched]
     if missing:
-        raise UserError(f"environment: {', '.join(given)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
-    rank, world, local_rank, local_world = (_number(name, given[name], name.endswith("SIZE")) for name in _NAMES)
+        raise UserError(f"environment: {', '.join(launched)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
+    rank, world, local_rank, local_world = (_number(name, launched[name], name.endswith("SIZE")) for name in _NAMES)
     _below("RANK", rank, "WORLD_SIZE", world)
     _below("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_world)
     _below("LOCAL_WORLD_SIZE", local_world - 1, "WORLD_SIZE", world)
@@ -100,7 +100,11 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
     no interface is found to have the address from which MASTER_ADDR is reached; then gloo must do what it can.
     """
     host = os.environ.get(_ADDRESS, "")
-    if here.world_size == here.local_world_size or _is_loopback(host):
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if loopback or here.world_size == here.local_world_size:
         return "lo"
     try:
         [(family, *_, place), *_] = socket.getaddrinfo(host, int(os.environ[_PORT]), type=socket.SOCK_DGRAM)
@@ -111,13 +115,6 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
         return None
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if address in (one.address for one in addresses)), None)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_first_process() -> bool:

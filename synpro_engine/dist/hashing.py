@@ -41,8 +41,8 @@ def verify_shared(path: Path, topology: Topology) -> Manifest:
         if topology.watch.wish.signal is not None:
             raise Stopped(f"{path}: stopped while it was checked")
 
-    found = _hashes_shared_out(path, sizes, topology, f"checking {path.name}", go_on)
-    on_main(topology, lambda: confirm(path, manifest.files, stale, found))
+    hashes = _hashes_shared_out(path, sizes, topology, f"checking {path.name}", go_on)
+    on_main(topology, lambda: confirm(path, manifest.files, stale, hashes))
     return manifest
 
 
@@ -55,8 +55,8 @@ def hash_new_files(directory: Path, topology: Topology) -> None:
 
     new: dict[str, Stamp] = {}  # rank 0's
     sizes = on_main(topology, look)
-    found = _hashes_shared_out(directory, sizes, topology, f"hashing {directory.name}", lambda _: None)
-    on_main(topology, lambda: remember(directory, new, found))
+    hashes = _hashes_shared_out(directory, sizes, topology, f"hashing {directory.name}", lambda _: None)
+    on_main(topology, lambda: remember(directory, new, hashes))
 
 
 @contextmanager
@@ -102,9 +102,9 @@ def _hashes_shared_out(
             if bar is not None:
                 bar.update(size)
 
-        found = _merged(on_every_rank(topology, lambda: _hash(directory, share, advance)))
-    left = [name for name in sizes if name not in found]
-    return found | on_main(topology, lambda: _hash(directory, left, read)) if left else found
+        hashes = _merged(on_every_rank(topology, lambda: _hash(directory, share, advance)))
+    left = [name for name in sizes if name not in hashes]
+    return hashes | on_main(topology, lambda: _hash(directory, left, read)) if left else hashes
 
 
 def _hash(directory: Path, names: Sequence[str], read: Callable[[int], object]) -> dict[str, str]:

@@ -6,7 +6,6 @@ Ranks are fresh processes, forked from a server that has imported what takes sec
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import queue
 import random
@@ -39,15 +38,14 @@ def free_ports(count: int) -> list[int]:
     Drawn from below the kernel's ephemeral range: a port from within it may be taken by an outgoing connection
     (gloo makes many) before the ranks meet on it.
     """
-    candidates = random.SystemRandom().sample(range(15_000, 32_000), 20 * count)
-    return list(itertools.islice(filter(_is_free, candidates), count))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener, contextlib.suppress(OSError):
-        listener.bind(("127.0.0.1", port))
-        return True
-    return False
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 20 * count):
+        if len(ports) == count:
+            break
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
 
 
 @contextlib.contextmanager

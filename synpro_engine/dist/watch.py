@@ -47,7 +47,7 @@ class _Fault:
 
 
 class Watch:
-    """One rank's part in it. A job of one process has no store, and only `wish` is of use there."""
+    """One rank's side of what ranks tell each other. A job of one process has no store, and uses `wish` alone."""
 
     def __init__(
         self, store: dist.Store | None, rank: int, world_size: int, *, local_rank: int, silence_s: float
@@ -132,7 +132,7 @@ class Watch:
         when some rank failed.
         """
         begun = changed = time.monotonic()
-        seen = b""
+        last_beat = b""
         while True:
             if self._fault is not None:
                 raise RankFailed(self._fault.code)
@@ -144,7 +144,7 @@ class Watch:
             except (dist.DistError, LostRankError) as error:
                 raise LostRankError(_lost(error)) from error
             now = time.monotonic()
-            seen, changed = beat, changed if beat == seen else now
+            last_beat, changed = beat, changed if beat == last_beat else now
             if now - changed > self._silence_s:
                 raise LostRankError(f"rank {rank} has shown no sign of life for {now - changed:.0f} s")
             time.sleep(min(_LOOK_S, 0.0005 + (now - begun) / 20))

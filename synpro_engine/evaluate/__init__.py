@@ -3,8 +3,24 @@
 Knows numbers and texts. It runs no model: a held-out loss is measured by `train`, which owns the forward pass.
 """
 
-from synpro_engine.evaluate.bits import bits_per_byte
+import math
+
 from synpro_engine.evaluate.diversity import Diversity, measure_diversity
 from synpro_engine.evaluate.overlap import Overlap, measure_overlap
 
 __all__ = ["Diversity", "Overlap", "bits_per_byte", "measure_diversity", "measure_overlap"]
+
+
+def bits_per_byte(nats: float, utf8_bytes: int) -> float:
+    """Loss in bits for each byte of the text that was predicted, which can be compared between tokenizers.
+
+    Args:
+        nats: cross-entropy in nats, summed (not averaged) over every predicted token.
+        utf8_bytes: length in UTF-8 bytes of the text that these tokens spell.
+
+    Raises:
+        ValueError: there is no byte to divide by.
+    """
+    if utf8_bytes <= 0:
+        raise ValueError(f"bits per byte needs at least one byte of text, got {utf8_bytes}")
+    return nats / (math.log(2.0) * utf8_bytes)

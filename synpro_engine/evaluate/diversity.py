@@ -53,6 +53,7 @@ def measure_diversity(
     texts = list(texts)
     words = words_of(texts)
     count = max(len(texts), 1)
+    joined = "\n".join(texts).encode("utf-8", "surrogatepass")
     overlaps = _overlaps(words, words_of(organic), (4, 8)) if organic is not None else (None, None)
     return Diversity(
         texts=len(texts),
@@ -63,7 +64,7 @@ def measure_diversity(
         distinct_1=_distinct(words, 1, block_words),
         distinct_2=_distinct(words, 2, block_words),
         distinct_3=_distinct(words, 3, block_words),
-        compression_ratio=_compression_ratio(texts),
+        compression_ratio=len(joined) / len(zlib.compress(joined, 9)) if joined else None,
         overlap_4=overlaps[0],
         overlap_8=overlaps[1],
     )
@@ -71,6 +72,7 @@ def measure_diversity(
 
 def _distinct(words: Words, n: int, block_words: int) -> float | None:
     ratios: list[float] = []
+    # Whole blocks alone, for the ratio falls with a text's length; a shorter text is a block of its own.
     whole = len(words.keys_N) // block_words * block_words or len(words.keys_N)
     for start in range(0, whole, block_words):
         block = slice(start, min(start + block_words, whole))
@@ -87,8 +89,3 @@ def _overlaps(words: Words, organic: Words, orders: Sequence[int]) -> tuple[floa
         known = np.isin(grams, np.unique(ngrams_of(organic, n)[0]))
         shares.append(float(known.mean()) if len(grams) else None)
     return tuple(shares)
-
-
-def _compression_ratio(texts: Sequence[str]) -> float | None:
-    raw = "\n".join(texts).encode("utf-8", "surrogatepass")
-    return len(raw) / len(zlib.compress(raw, 9)) if raw else None

@@ -33,22 +33,18 @@ def words_of(texts: Iterable[str]) -> Words:
     """The words of `texts`, in order."""
     keys: list[int] = []
     lengths: list[int] = []
-    known: dict[str, int] = {}
+    key_of: dict[str, int] = {}
     for text in texts:
-        found = _WORD.findall(text.casefold())
-        for word in found:
-            if word not in known:
-                known[word] = _word_key(word)
-        keys.extend(known[word] for word in found)
-        lengths.append(len(found))
+        words = _WORD.findall(text.casefold())
+        for word in words:
+            if word not in key_of:
+                # Not hash(): that one changes from process to process, and ranks must agree.
+                digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+                key_of[word] = int.from_bytes(digest, "little")
+        keys.extend(key_of[word] for word in words)
+        lengths.append(len(words))
     text_N = np.repeat(np.arange(len(lengths), dtype=np.int64), np.asarray(lengths, dtype=np.int64))
     return Words(keys_N=np.asarray(keys, dtype=np.uint64), text_N=text_N)
-
-
-def _word_key(word: str) -> int:
-    # Not hash(): that one changes from process to process, and ranks must agree.
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def ngrams_of(words: Words, n: int) -> tuple[Keys, npt.NDArray[np.int64]]:

@@ -48,14 +48,14 @@ def measure_overlap(
     held_out: by name, what yields its documents anew at each call (they are read twice). limit: most n-grams kept of
     each: 8 bytes a piece, three times that while they are gathered.
     """
-    known = {name: _Known(texts(), limit) for name, texts in held_out.items()}
+    tables = {name: _HeldOutNgrams(texts(), limit) for name, texts in held_out.items()}
     for keys, _, _ in _batches(training):
-        for one in known.values():
-            one.mark(keys)
-    return {name: known[name].result(texts()) for name, texts in held_out.items()}
+        for table in tables.values():
+            table.mark(keys)
+    return {name: tables[name].result(texts()) for name, texts in held_out.items()}
 
 
-class _Known:
+class _HeldOutNgrams:
     """The different n-grams of a held-out text, in order of their keys, and which of them were found."""
 
     def __init__(self, texts: Iterable[str], limit: int) -> None:

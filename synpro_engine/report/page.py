@@ -4,6 +4,7 @@ Texts of a run are untrusted (a generator may write markup): every value is esca
 visible, and the page forbids itself scripts and any outside resource by its content security policy.
 """
 
+import re
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
 
 _PACKAGE = "synpro_engine.report"
+# Control characters but tab and line ends; lone surrogates; marks that turn the direction of reading.
+_HIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def write_report(data: ReportData, path: Path) -> None:
@@ -54,14 +57,9 @@ def _templates() -> "JinjaEnvironment":
 
 
 def _visible(value: object) -> object:
-    """Show control characters and lone surrogates as U+FFFD; the first could hide text, the second break UTF-8."""
+    """Show what could hide text, and lone surrogates, which would break UTF-8, as U+FFFD."""
     from markupsafe import Markup
 
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "".join("\ufffd" if _hidden(ord(letter)) else letter for letter in value)
-
-
-def _hidden(code: int) -> bool:
-    control = (code < 0x20 and code not in (0x09, 0x0A, 0x0D)) or 0x7F <= code < 0xA0
-    return control or 0xD800 <= code < 0xE000 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return _HIDDEN.sub("\ufffd", value)

@@ -6,7 +6,7 @@ Plain text of at most 100 columns, which also reads well in a log file; the call
 from pathlib import Path
 
 from synpro_engine.report.data import ReportData
-from synpro_engine.report.headline import STATEMENT, Fact, facts
+from synpro_engine.report.headline import STATEMENT, facts
 from synpro_engine.report.numbers import seconds
 from synpro_engine.report.sections.timeline import StageTiming, Timeline
 
@@ -23,8 +23,7 @@ def closing_summary(data: ReportData, report: Path | None = None) -> str:
     """
     lines = [printable(data.title), ""]
     lines += _stage_lines(data.timeline)
-    lines += _fact_lines([fact for fact in facts(data) if fact.label != "Time in stages"])
-    lines += ["", STATEMENT[0]]
+    lines += [*_fact_lines(data), "", STATEMENT[0]]
     if missing := data.timeline.unfinished:
         lines += [printable(f"Not finished: {', '.join(missing)}.")]
     if report is not None:
@@ -53,7 +52,8 @@ def _stage_tail(stage: StageTiming, longest: float) -> str:
     return f"{seconds(stage.seconds):>12}  {bar:<{_BAR}}  {note}".rstrip()
 
 
-def _fact_lines(rows: list[Fact]) -> list[str]:
+def _fact_lines(data: ReportData) -> list[str]:
+    rows = [fact for fact in facts(data) if fact.label != "Time in stages"]  # the stage lines say it
     width = max((len(fact.label) for fact in rows), default=0)
     lines = [f"  {fact.label:<{width}}  {fact.value}" + (f"  ({fact.note})" if fact.note else "") for fact in rows]
     return [line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in map(printable, lines)]

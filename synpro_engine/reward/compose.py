@@ -26,7 +26,7 @@ REWARD_NAMES = (
     "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
 )  # fmt: skip
 _ROUNDING = 1e-6
-_EMBEDDED = ("similarity", "faithfulness")
+_EMBEDDED = ("similarity", "faithfulness")  # the rewards that need MiniLM
 _REPHRASE_WEIGHTS = {
     "influence": 3.0, "quality": 1.0, "similarity": 1.0, "structure": 1.0, "length": 1.0, "format": 1.0,
     "anti_copy": 1.0,
@@ -69,10 +69,10 @@ class RewardConfig(Config):
 
     def weights(self, operation: str) -> dict[str, float]:
         """The weights of one operation."""
-        found = {"rephrase": self.rephrase, "reformat": self.reformat}
-        if operation not in found:
-            raise UserError(f"`reward`: no weights for operation `{operation}`{nearest(operation, found)}")
-        return found[operation]
+        by_operation = {"rephrase": self.rephrase, "reformat": self.reformat}
+        if operation not in by_operation:
+            raise UserError(f"`reward`: no weights for operation `{operation}`{nearest(operation, by_operation)}")
+        return by_operation[operation]
 
     def uses(self, name: str) -> bool:
         """Whether any operation gives `name` a weight."""
@@ -113,8 +113,9 @@ class Composer:
             ]
             values = reward([candidates[i] for i in wanted]) if wanted else []
             assert len(values) == len(wanted), f"reward {name} gave {len(values)} values for {len(wanted)} candidates"
+            low, high = reward.range
             for i, value in zip(wanted, values, strict=True):
-                if not _is_sound(value, reward.range):
+                if not (math.isfinite(value) and low - _ROUNDING <= value <= high + _ROUNDING):
                     faults.append(RewardFault(index=i, reward=name, value=value, range=reward.range))
                     value = math.nan
                 parts[name][i] = value
@@ -139,11 +140,6 @@ class Composer:
         if candidate.operation not in self._weights:
             raise UserError(f"`reward`: no weights for operation `{candidate.operation}`")
         return self._weights[candidate.operation].get(name, 0.0)
-
-
-def _is_sound(value: float, bounds: tuple[float, float]) -> bool:
-    """Whether a value is finite and, up to rounding, within its bounds."""
-    return math.isfinite(value) and bounds[0] - _ROUNDING <= value <= bounds[1] + _ROUNDING
 
 
 def build_composer(

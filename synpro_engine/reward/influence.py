@@ -48,11 +48,11 @@ class InfluenceReward:
         values = self._influence_of([*texts, *new], [*ids, *[None] * len(new)]) if texts else []
         self._of_source.store(new, values[len(texts) :])
         of_text = iter(values)
-        return [
-            self._clipped(next(of_text) - self._of_source[c.source]) if len(c.parsed.text) >= self._min_chars else 0.0
-            for c in candidates
-        ]
-
-    def _clipped(self, value: float) -> float:
-        # `min` and `max` would make a bound of NaN.
-        return value if math.isnan(value) else max(-self._bound, min(self._bound, value))
+        rewards: list[float] = []
+        for candidate in candidates:
+            reward = 0.0
+            if len(candidate.parsed.text) >= self._min_chars:
+                reward = next(of_text) - self._of_source[candidate.source]
+            # `min` and `max` would make a bound of NaN.
+            rewards.append(reward if math.isnan(reward) else max(-self._bound, min(self._bound, reward)))
+        return rewards

@@ -35,16 +35,13 @@ def _number(text: str) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def _starts_sentence(text: str, position: int) -> bool:
-    return bool(_SENTENCE_START.search(text, max(0, position - 8), position)) or position == 0
-
-
 def stated_facts(text: str) -> set[str]:
     """Numbers and capitalised words that do not begin a sentence, in a form that can be compared."""
     facts = {_number(match.group()) for match in _NUMBER.finditer(text)}
     for match in _WORD.finditer(text):
-        word = match.group()
-        if len(word) > 1 and word[0].isupper() and not _starts_sentence(text, match.start()):
+        word, at = match.group(), match.start()
+        # The capital of a sentence's first word says nothing; a few characters before it show whether one begins.
+        if len(word) > 1 and word[0].isupper() and at and not _SENTENCE_START.search(text, max(0, at - 8), at):
             facts.add(_plain(word))
     return facts
 

@@ -1,7 +1,7 @@
-"""The trainer's log-probabilities of completions, under the very distribution the sampler drew them from.
+"""The policy and its reference: log-probabilities of completions, under the very distribution that drew them.
 
 Temperature, vocabulary limit and nucleus are the sampler's; a log-probability over the full vocabulary of a token drawn
-with top-p would bias every ratio.
+with top-p would bias every ratio. The reference policy is the policy as it was before tuning.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synpro_engine.data import IGNORE
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
@@ -21,6 +22,35 @@ from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei
 from synpro_engine.train.losses import LossTerms
 from synpro_kernels import LogProbs, SurrogateTerms, grpo_loss, linear_logprob, linear_policy_loss
+
+
+def prepare_policy(policy: Model, config: GRPOConfig) -> Model | None:
+    """Freeze what `config` does not train and return the reference policy, or None where KL has no weight."""
+    if config.train_last_blocks is not None:
+        freeze_but_last(policy, config.train_last_blocks)
+    return make_reference_policy(policy) if config.kl_beta > 0.0 else None
+
+
+def make_reference_policy(policy: Model) -> Model:
+    """A model that computes what `policy` computes now and keeps doing so while `policy` is trained.
+
+    It costs the memory of the trainable blocks alone: parameters that do not require gradients never change, so they
+    are shared (same storage), and the others are copied. Call it before training; changing what is frozen afterwards
+    would move the copy too.
+    """
+    reference_policy = build_model(policy.config, policy.topology, dtype=policy.dtype, seed=None)
+    with torch.no_grad():
+        for (name, theirs), (name_here, copy) in zip(
+            policy.named_parameters(), reference_policy.named_parameters(), strict=True
+        ):
+            assert name == name_here
+            copy.requires_grad_(False)
+            if theirs.requires_grad:
+                copy.copy_(theirs)
+            else:
+                copy.data = theirs.data
+    reference_policy.train(False)
+    return reference_policy
 
 
 def sampled_logprobs(

@@ -52,12 +52,12 @@ class PromptSource:
 
     def at(self, step: int) -> list[Prompt]:
         """The prompts of the step with 0-based index `step`, over all ranks."""
-        return [self._nth(step * self._per_step + i) for i in range(self._per_step)]
-
-    def _nth(self, position: int) -> Prompt:
-        epoch, index = divmod(position, len(self.prompts))
-        order = stable_permutation(len(self.prompts), self._seed, "rl.order", str(epoch))
-        return self.prompts[int(order[index])]
+        prompts: list[Prompt] = []
+        for position in range(step * self._per_step, (step + 1) * self._per_step):
+            epoch, index = divmod(position, len(self.prompts))
+            order = stable_permutation(len(self.prompts), self._seed, "rl.order", str(epoch))
+            prompts.append(self.prompts[int(order[index])])
+        return prompts
 
 
 class RolloutWorker:
@@ -79,8 +79,9 @@ class RolloutWorker:
 
     def share(self, prompts: Sequence[Prompt]) -> range:
         """Indices of this rank's prompts among the step's."""
-        each = len(prompts) // self._topology.dp.size
-        return range(self._topology.dp.rank * each, (self._topology.dp.rank + 1) * each)
+        dp = self._topology.dp
+        per_rank = len(prompts) // dp.size
+        return range(dp.rank * per_rank, (dp.rank + 1) * per_rank)
 
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
         """Completions [prompt][member] of this rank's share of the step's prompts."""
@@ -109,6 +110,7 @@ class RolloutWorker:
         UserError, on every rank, for a reward that is no number or out of its range, unless its group is to be dropped.
         """
         candidates = self.read(prompts, sampled)
+        # The first rank's for its tensor-parallel group: all of it must learn from the very same numbers.
         table = broadcast_in(self._topology.tp, self._scorer.score(candidates))
         told = [self._tell(prompts, candidates, fault) for fault in table.faults]
         gathered = gather_objects(self._topology.dp, (table, told))

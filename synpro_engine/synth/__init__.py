@@ -6,8 +6,15 @@ from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Opera
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, RewardFunction
-from synpro_engine.synth.slices import Slice, slice_document
-from synpro_engine.synth.work import GenerateConfig, SliceConfig, WorkItem, choose_slices, work_list
+from synpro_engine.synth.work import (
+    GenerateConfig,
+    Slice,
+    SliceConfig,
+    WorkItem,
+    choose_slices,
+    slice_document,
+    work_list,
+)
 from synpro_engine.synth.yields import OperationYield, YieldReport
 
 __all__ = [

@@ -68,11 +68,11 @@ def _read_skeleton(template: str, variables: tuple[tuple[str, str], ...], roles:
     forms = [_as_they_are(roles)] + ([_merged(roles)] if roles[:1] == ("system",) and "user" in roles else [])
     requests = [request for form in forms for request in names.requests(form)]
     rendered = _render(template, dict(variables), requests)
-    each = len(rendered) // len(forms)
+    per_form = len(rendered) // len(forms)
     faults = []
-    for at in range(0, len(rendered), each):
+    for at in range(0, len(rendered), per_form):
         try:
-            return names.read(rendered[at : at + each])
+            return names.read(rendered[at : at + per_form])
         except _Unreadable as fault:
             faults.append(str(fault))
     raise UserError(

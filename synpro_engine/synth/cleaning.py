@@ -44,15 +44,15 @@ def cleaned(raw: str, cut: Counter[Cut]) -> tuple[str, bool]:
 
 
 def _without_thinking(text: str, cut: Counter[Cut]) -> str:
-    kept, at = [], 0
+    outside, at = [], 0
     while opened := _OPENED.search(text, at):
         closed = _CLOSED.search(text, opened.end())
         end = closed.end() if closed else len(text)  # never closed: the answer did not come
-        kept.append(text[at : opened.start()])
+        outside.append(text[at : opened.start()])
         cut[Cut.THINKING] += size(text[opened.start() : end])
         at = end
-    text = "".join([*kept, text[at:]])
-    if not kept and (closed := _CLOSED_ALONE.search(text)):  # templates may open the block in the prompt
+    text = "".join([*outside, text[at:]])
+    if not outside and (closed := _CLOSED_ALONE.search(text)):  # templates may open the block in the prompt
         heading = _HEADING_FIRST.match(text)
         start = heading.end() if heading and heading.end() <= closed.start() else 0
         cut[Cut.THINKING] += size(text[start : closed.end()])
@@ -67,11 +67,11 @@ def _says_something(before: str) -> bool:
 
 def _first_turn(text: str, cut: Counter[Cut]) -> tuple[str, bool]:
     """The text up to where the turn ends or another begins, and whether there is such a place."""
-    ends = [found for pattern in (_TURN_ENDS, _TURN_BEGINS, _NEXT_SPEAKER) if (found := pattern.search(text))]
-    ends = [found for found in ends if _says_something(text[: found.start()])]
+    ends = [match for pattern in (_TURN_ENDS, _TURN_BEGINS, _NEXT_SPEAKER) if (match := pattern.search(text))]
+    ends = [match for match in ends if _says_something(text[: match.start()])]
     if not ends:
         return text, False
-    end = min(ends, key=lambda found: found.start())
+    end = min(ends, key=lambda match: match.start())
     token = size(end.group()) if end.re is not _NEXT_SPEAKER else 0
     cut[Cut.CHAT_TOKEN] += token
     cut[Cut.NEXT_TURN] += size(text[end.start() :]) - token

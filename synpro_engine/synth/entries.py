@@ -78,12 +78,6 @@ def is_slot(text: str) -> bool:
     return len(text) <= _LONGEST_SLOT and _SLOT.fullmatch(text) is not None
 
 
-def _is_left_open(text: str) -> bool:
-    """Whether a value is what the prompt's pattern has in its place."""
-    short = len(text) <= _LONGEST_SLOT
-    return is_slot(text) or (short and any(pattern.fullmatch(text) for pattern in (_DOTS, _TAG_SLOT)))
-
-
 @dataclass
 class _Draft:
     """An entry while it is read; None where a key has not come."""
@@ -188,8 +182,8 @@ def _lines(body: str) -> Iterator[str]:
     """Lines, each of one entry at most."""
     for line in body.split("\n"):
         at = 0
-        own = _TOPIC.match(line)
-        for match in _TOPIC_WITHIN.finditer(line, own.end() if own else 0):
+        leading = _TOPIC.match(line)
+        for match in _TOPIC_WITHIN.finditer(line, leading.end() if leading else 0):
             if not _NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
                 yield line[at : match.start()]
                 at = match.start()
@@ -237,8 +231,11 @@ def _value(lines: list[str] | None) -> str:
 def _fault(entry: Entry, example_words: Set[str]) -> Cut | None:
     """Why an entry says nothing of its own."""
     topic, content = _words(entry.topic), _words(entry.content)
-    if _is_left_open(entry.content) or is_slot(entry.topic) or _DOTS.fullmatch(entry.topic):
-        return Cut.PLACEHOLDER  # a topic like <title> may be meant
+    # What the prompt's pattern has in a value's place. A topic like <title> may be meant.
+    short = len(entry.content) <= _LONGEST_SLOT
+    left_open = short and any(pattern.fullmatch(entry.content) for pattern in (_SLOT, _DOTS, _TAG_SLOT))
+    if left_open or is_slot(entry.topic) or _DOTS.fullmatch(entry.topic):
+        return Cut.PLACEHOLDER
     if not content:
         return Cut.NO_CONTENT
     if not topic:

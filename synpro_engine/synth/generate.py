@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,9 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
     before = len(done) * producer.config.batch_prompts // topology.dp.size
     total = before + sum(len(units[unit]) for unit in mine)
     bar = progress(total, "generate", "prompts", topology, initial=before)
-    with bar, _open_part(work, topology) as part:
+    # All ranks of a tensor-parallel group answer the same batch, which may be collective over it; one writes.
+    writes = topology.tp.rank == 0 and topology.pp.rank == 0
+    with bar, PartWriter(work, topology.dp.rank) if writes else nullcontext() as part:
         for unit in mine:
             if broadcast_in(topology.tp, topology.watch.wish.signal is not None):
                 break
@@ -167,12 +169,6 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
             if part is not None:
                 part.append(unit, records)
             bar.update(len(units[unit]))
-
-
-def _open_part(work: Path, topology: Topology) -> AbstractContextManager[PartWriter | None]:
-    """This data-parallel rank's part; None where a rank computes along with its group and another one writes."""
-    writes = topology.tp.rank == 0 and topology.pp.rank == 0
-    return PartWriter(work, topology.dp.rank) if writes else nullcontext()
 
 
 def _records(work: Path, units: int) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The work list of a bulk generation: which slices, which operations, in which order, with which seeds.
+"""Slices of documents, and the work list of a bulk generation: which slices and operations, in order, with seeds.
 
 A pure function of the documents, the settings and the seed: never of ranks, time or what is already done.
 """
@@ -12,10 +12,36 @@ from dataclasses import dataclass
 from pydantic import Field, field_validator
 
 from synpro_engine.config import Config, nearest
-from synpro_engine.data import Document, stable_hash
+from synpro_engine.data import Document, cut_spans, stable_hash
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth.operations import OPERATIONS
-from synpro_engine.synth.slices import Slice, slice_document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Characters `start` to `end` (exclusive) of a document's text."""
+
+    doc_id: str
+    start: int
+    end: int
+    text: str
+
+    @property
+    def key(self) -> str:
+        """Names the slice: document and characters."""
+        return f"{self.doc_id}:{self.start}-{self.end}"
+
+
+def slice_document(document: Document, max_chars: int = 7000) -> list[Slice]:
+    """Cut a document into slices of 1 to `max_chars` characters that tile it exactly.
+
+    Cuts fall between paragraphs where possible, else between lines, sentences, words, else anywhere. A pure
+    function of the text. 7,000 characters is the paper's size (arXiv 2605.17849).
+    """
+    return [
+        Slice(doc_id=document.id, start=start, end=end, text=document.text[start:end])
+        for start, end in cut_spans(document.text, max_chars)
+    ]
 
 
 class SliceConfig(Config):
@@ -62,12 +88,6 @@ class WorkItem:
     seed: int
 
 
-def _item(piece: Slice, operation: str, seed: int) -> WorkItem:
-    key = f"{piece.key}:{operation}"
-    # Below 2**63, so that it fits every reader's integer.
-    return WorkItem(slice=piece, operation=operation, key=key, seed=stable_hash(seed, "synth.sample", key) >> 1)
-
-
 def choose_slices(documents: Iterable[Document], config: SliceConfig, seed: int) -> list[Slice]:
     """The slices to work on, in the order of the corpus; of more than `max_slices` those of smallest hash."""
     pieces = (piece for document in documents for piece in slice_document(document, config.max_chars))
@@ -81,8 +101,13 @@ def choose_slices(documents: Iterable[Document], config: SliceConfig, seed: int)
 
 def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) -> list[WorkItem]:
     """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
-    slices = choose_slices(documents, config, seed)
-    return [_item(piece, operation, seed) for piece in slices for operation in config.operations]
+    items: list[WorkItem] = []
+    for piece in choose_slices(documents, config, seed):
+        for operation in config.operations:
+            key = f"{piece.key}:{operation}"
+            own_seed = stable_hash(seed, "synth.sample", key) >> 1  # below 2**63: it fits every reader's integer
+            items.append(WorkItem(slice=piece, operation=operation, key=key, seed=own_seed))
+    return items
 
 
 def batches(items: list[WorkItem], size: int) -> list[list[WorkItem]]:

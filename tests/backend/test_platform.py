@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from synpro_engine.backend import platform
-from synpro_engine.backend.optional_imports import guard_imports
+from synpro_engine.backend.shim import guard_imports
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[dict[str, str]], None]

@@ -15,7 +15,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.rl.advantages import group_advantages
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.reference_policy import prepare_policy
+from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.synth import Prompter
 from synpro_engine.train.config import SkipConfig

@@ -11,8 +11,14 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
-from synpro_engine.rl.policy import PolicyLoss, micro_batches, sampled_logprobs, with_reference
-from synpro_engine.rl.reference_policy import make_reference_policy, prepare_policy
+from synpro_engine.rl.policy import (
+    PolicyLoss,
+    make_reference_policy,
+    micro_batches,
+    prepare_policy,
+    sampled_logprobs,
+    with_reference,
+)
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
 from synpro_engine.synth import Candidate, Parsed, Slice

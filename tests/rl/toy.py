@@ -10,7 +10,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.reference_policy import prepare_policy
+from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Reject, Slice

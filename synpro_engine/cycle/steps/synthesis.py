@@ -38,7 +38,7 @@ from synpro_engine.influence import TextInfluence, build_estimator, text_likelih
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
-from synpro_engine.rl.reference_policy import prepare_policy
+from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (

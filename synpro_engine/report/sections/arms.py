@@ -1,6 +1,5 @@
 """The arms after the plateau: their losses while they train, and on text that neither has seen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synpro_engine.evaluate import bits_per_byte
@@ -10,7 +9,7 @@ from synpro_engine.report.svg import Panel
 
 # Colour and dash go together, so that lines are told apart in black and white too.
 _ARM_LOOKS = ((svg.ORANGE, "-"), (svg.BLUE, (0, (4, 1.6))), (svg.GREEN, (0, (1, 1.2))), (svg.PURPLE, "-."))
-_TAIL = 0.5  # how much of pretraining an arm's panel shows, as a share of the arm's own length
+_TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own length, so that the arms fill it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,8 @@ class Arms:
 
     def _loss(self, kind: str, pretraining: Pretraining) -> Panel:
         curves = [curve for curve in self.curves if curve.kind == kind]
+        ends = [step for curve in curves for step in (*curve.steps[:1], *curve.steps[-1:])]
+        shown_from = min(ends) - _TAIL * (max(ends) - min(ends)) if ends else float("-inf")
         names = list(dict.fromkeys(curve.name for curve in self.curves))
         with svg.panel(
             f"arms-{kind}",
@@ -58,7 +59,9 @@ class Arms:
         ) as panel:
             axes = panel.axes
             for before in (curve for curve in pretraining.curves if curve.kind == kind):
-                axes.plot(*_tail(before, curves), color=svg.GREY, lw=1.2, **svg.point_marks(before.steps))
+                tail = [at for at, step in enumerate(before.steps) if step >= shown_from]
+                steps, losses = [before.steps[at] for at in tail], [before.loss[at] for at in tail]
+                axes.plot(steps, losses, color=svg.GREY, lw=1.2, **svg.point_marks(before.steps))
             for curve in curves:
                 colour, dash = _ARM_LOOKS[names.index(curve.name) % len(_ARM_LOOKS)]
                 width = 1.0 if kind == "train" else 1.7
@@ -75,11 +78,3 @@ def _which_text(kind: str) -> str:
     if kind == "train":
         return "its own training text, which is another for each arm: these lines must not be compared"
     return f"the same {kind} text"
-
-
-def _tail(before: Curve, arms: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """Steps and losses at the end of a pretraining curve, short enough that the arms fill the panel."""
-    ends = [step for curve in arms for step in (*curve.steps[:1], *curve.steps[-1:])]
-    start = min(ends) - _TAIL * (max(ends) - min(ends)) if ends else float("-inf")
-    tail = [(step, loss) for step, loss in zip(before.steps, before.loss, strict=True) if step >= start]
-    return [step for step, _ in tail], [loss for _, loss in tail]

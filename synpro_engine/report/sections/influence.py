@@ -8,6 +8,9 @@ from synpro_engine.report.numbers import fixed
 from synpro_engine.report.svg import Panel
 
 _DOCUMENT_BINS, _TEXT_BINS = 30, 24
+_OPERATION_CAPTION = (
+    "Right of zero, what lowers the loss on the reference also lowers it on the text; dashed lines are medians."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +125,13 @@ class OperationInfluence:
         values = np.asarray((*self.sources, *self.generated), dtype=float)
         finite = values[np.isfinite(values)]
         edges = np.linspace(finite.min(), finite.max(), _TEXT_BINS + 1) if len(finite) and np.ptp(finite) else 12
+        unknown = len(values) - len(finite)
+        left_out = f" Texts left out because their value is not finite: {unknown}." if unknown else ""
         with svg.panel(
             f"influence-{svg.slug(self.operation)}",
             f"Influence of {self.operation} texts",
             title=self.operation,
-            caption=_caption(not_finite=len(values) - len(finite)),
+            caption=_OPERATION_CAPTION + left_out,
         ) as panel:
             axes = panel.axes
             for texts, name, tint in ((self.sources, "source", svg.GREY), (self.generated, "generated", colour)):
@@ -145,14 +150,6 @@ class OperationInfluence:
             if len(finite):
                 svg.legend_above(axes, columns=1)
         return panel
-
-
-def _caption(*, not_finite: int) -> str:
-    left_out = f" Texts left out because their value is not finite: {not_finite}." if not_finite else ""
-    return (
-        "Right of zero, what lowers the loss on the reference also lowers it on the text; dashed lines are medians."
-        + left_out
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
