@@ -36,7 +36,9 @@ from synpro_engine import (
     tune,
 )
 from synpro_engine.config import json_text
+from synpro_engine.data import PublishedTokenizer
 from synpro_engine.dist import Topology, on_main
+from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.synth import Operation, Parsed, Slice
 
@@ -77,24 +79,29 @@ def letters(directory: Path) -> None:
     """Write a tokenizer of single letters, with a chat template, as Hugging Face has them."""
     directory.mkdir(parents=True, exist_ok=True)
     words = tokenizers.Tokenizer(models.BPE(vocab={letter: id for id, letter in enumerate(LETTERS)}, merges=[]))
-    words.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    words.decoder = decoders.Fuse()
     words.add_special_tokens([START, END])
     words.save(str(directory / "tokenizer.json"))
     settings = {"eos_token": END, "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json_text(settings), encoding="utf-8")
 
 
-def run(args: argparse.Namespace, topology: Topology) -> None:
-    """Load or make the generator, tune it, and say what became of its reward."""
+def load(args: argparse.Namespace, topology: Topology) -> tuple[Model, PublishedTokenizer]:
+    """The generator: a model of yours, or a tiny one with random weights."""
     place = args.dir / "tokenizer"
-    if args.model is None:
-        on_main(topology, lambda: letters(place))
-        shape = ModelConfig(
-            family="llama", layers=2, d_model=64, heads=4, kv_heads=2, ffn=128, vocab_size=32, seq_len=160
-        )
-        policy = build_model(shape, topology, seed=args.seed)
-    else:
+    if args.model is not None:
         policy, place = import_model(args.model, topology, tokenizer_dir=place, seq_len=512)
+        return policy, load_tokenizer(place)
+    on_main(topology, lambda: letters(place))
+    shape = ModelConfig(
+        family="llama", layers=2, d_model=64, heads=4, kv_heads=2, ffn=128, vocab_size=32, seq_len=160
+    )  # fmt: skip
+    return build_model(shape, topology, seed=args.seed), load_tokenizer(place)
+
+
+def run(args: argparse.Namespace, topology: Topology) -> None:
+    """Tune the generator, and say what became of its reward."""
+    policy, tokenizer = load(args, topology)
     config = GRPOConfig(
         steps=args.steps, prompts_per_step=4, group_size=8, optimizer=OptimizerConfig(lr=args.lr, weight_decay=0.0),
         sampling=SamplingConfig(temperature=1.0, max_new_tokens=args.tokens),
@@ -103,15 +110,20 @@ def run(args: argparse.Namespace, topology: Topology) -> None:
     reward = Share(args.letter)
     weights = {reward.name: 1.0}
     tune(
-        config, policy=policy, reference_policy=reference_policy, tokenizer=load_tokenizer(place), operation=GO_ON,
+        config, policy=policy, reference_policy=reference_policy, tokenizer=tokenizer, operation=GO_ON,
         slices=[Slice(doc_id=f"text-{n}", start=0, end=len(text), text=text) for n, text in enumerate(TEXTS)],
         scorer=Composer([reward], {GO_ON.name: weights}), reward_weights=weights, directory=args.dir, seed=args.seed,
     )  # fmt: skip
     if topology.is_main:
-        steps, samples = read_metrics(args.dir / "metrics.jsonl"), read_metrics(args.dir / "samples" / "metrics.jsonl")
-        for record in [*steps[: -1 : max(1, len(steps) // 6)], steps[-1]]:
-            print(f"step {record['step']:3}: mean reward {record['reward']:.3f}, KL {record['kl']:.4f}")
-        print(f"first: {samples[0]['completion']!r}\nlast:  {samples[-1]['completion']!r}")
+        show(args.dir)
+
+
+def show(directory: Path) -> None:
+    """Print what tuning wrote down."""
+    steps, samples = (read_metrics(directory / name) for name in ("metrics.jsonl", "samples/metrics.jsonl"))
+    for record in [*steps[: -1 : max(1, len(steps) // 6)], steps[-1]]:
+        print(f"step {record['step']:3}: mean reward {record['reward']:.3f}, KL {record['kl']:.4f}")
+    print(f"first: {samples[0]['completion']!r}\nlast:  {samples[-1]['completion']!r}")
 
 
 def main() -> None:
