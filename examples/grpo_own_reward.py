@@ -5,11 +5,12 @@ the generator is asked for, and how its answer is read), and the texts it is ask
 term, checkpoints and several processes are the engine's.
 
     python examples/grpo_own_reward.py                                  # a tiny model of letters, under a minute
-    python examples/grpo_own_reward.py --model embedded:smollm2-135m --lr 2e-5 --steps 8 --dir runs/own-smollm2
+    python examples/grpo_own_reward.py --model embedded:smollm2-135m --lr 2e-5 --steps 8 --dir runs/smollm2  # minutes
     torchrun --nproc-per-node 2 examples/grpo_own_reward.py --dir runs/own-reward-2
 
-Prints the mean reward of some steps from the first to the last, and a completion of each of these two. Called again
-with the same --dir it goes on where it was.
+Prints the mean reward of some steps from the first to the last, and a completion of each of these two. The tiny model
+learns to write little but the letter: what is rewarded is what you get. Called again with the same --dir a run goes on
+where it was.
 """
 
 import argparse
