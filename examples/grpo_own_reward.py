@@ -5,11 +5,12 @@ the generator is asked for, and how its answer is read), and the texts it is ask
 term, checkpoints and several processes are the engine's.
 
     python examples/grpo_own_reward.py                                  # a tiny model of letters, under a minute
-    python examples/grpo_own_reward.py --model embedded:smollm2-135m --lr 2e-5 --steps 8 --dir runs/own-smollm2
+    python examples/grpo_own_reward.py --model embedded:smollm2-135m --lr 2e-5 --steps 8 --dir runs/smollm2  # minutes
     torchrun --nproc-per-node 2 examples/grpo_own_reward.py --dir runs/own-reward-2
 
-Prints the mean reward of some steps from the first to the last, and a completion of each of these two. Called again
-with the same --dir it goes on where it was.
+Prints the mean reward of some steps from the first to the last, and a completion of each of these two. The tiny model
+learns to write little but the letter: what is rewarded is what you get. Called again with the same --dir a run goes on
+where it was.
 """
 
 import argparse
@@ -36,7 +37,9 @@ from synpro_engine import (
     tune,
 )
 from synpro_engine.config import json_text
+from synpro_engine.data import PublishedTokenizer
 from synpro_engine.dist import Topology, on_main
+from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Slice
 
@@ -84,17 +87,22 @@ def letters(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json_text(settings), encoding="utf-8")
 
 
-def run(args: argparse.Namespace, topology: Topology) -> None:
-    """Load or make the generator, tune it, and say what became of its reward."""
+def load(args: argparse.Namespace, topology: Topology) -> tuple[Model, PublishedTokenizer]:
+    """The generator: a model of yours, or a tiny one with random weights."""
     place = args.dir / "tokenizer"
-    if args.model is None:
-        on_main(topology, lambda: letters(place))
-        shape = ModelConfig(
-            family="llama", layers=2, d_model=64, heads=4, kv_heads=2, ffn=128, vocab_size=32, seq_len=160
-        )
-        policy = build_model(shape, topology, seed=args.seed)
-    else:
+    if args.model is not None:
         policy, place = import_model(args.model, topology, tokenizer_dir=place, seq_len=512)
+        return policy, load_tokenizer(place)
+    on_main(topology, lambda: letters(place))
+    shape = ModelConfig(
+        family="llama", layers=2, d_model=64, heads=4, kv_heads=2, ffn=128, vocab_size=32, seq_len=160
+    )  # fmt: skip
+    return build_model(shape, topology, seed=args.seed), load_tokenizer(place)
+
+
+def run(args: argparse.Namespace, topology: Topology) -> None:
+    """Tune the generator, and say what became of its reward."""
+    policy, tokenizer = load(args, topology)
     config = GRPOConfig(
         steps=args.steps, prompts_per_step=4, group_size=8, optimizer=OptimizerConfig(lr=args.lr, weight_decay=0.0),
         sampling=SamplingConfig(temperature=1.0, max_new_tokens=args.tokens),
@@ -103,15 +111,20 @@ def run(args: argparse.Namespace, topology: Topology) -> None:
     weights = {reward.name: 1.0}
     tune(
         config, policy=policy, reference_policy=reference_policy,
-        prompter=Prompter(GO_ON, load_tokenizer(place), PromptConfig()),
+        prompter=Prompter(GO_ON, tokenizer, PromptConfig()),
         slices=[Slice(doc_id=f"text-{n}", start=0, end=len(text), text=text) for n, text in enumerate(TEXTS)],
         scorer=Composer([reward], {GO_ON.name: weights}), reward_weights=weights, directory=args.dir, seed=args.seed,
     )  # fmt: skip
     if topology.is_main:
-        steps, samples = read_metrics(args.dir / "metrics.jsonl"), read_metrics(args.dir / "samples" / "metrics.jsonl")
-        for record in [*steps[: -1 : max(1, len(steps) // 6)], steps[-1]]:
-            print(f"step {record['step']:3}: mean reward {record['reward']:.3f}, KL {record['kl']:.4f}")
-        print(f"first: {samples[0]['completion']!r}\nlast:  {samples[-1]['completion']!r}")
+        show(args.dir)
+
+
+def show(directory: Path) -> None:
+    """Print what tuning wrote down."""
+    steps, samples = (read_metrics(directory / name) for name in ("metrics.jsonl", "samples/metrics.jsonl"))
+    for record in [*steps[: -1 : max(1, len(steps) // 6)], steps[-1]]:
+        print(f"step {record['step']:3}: mean reward {record['reward']:.3f}, KL {record['kl']:.4f}")
+    print(f"first: {samples[0]['completion']!r}\nlast:  {samples[-1]['completion']!r}")
 
 
 def main() -> None:

@@ -95,21 +95,10 @@ def gap(ours: nn.Module, theirs: nn.Module) -> float:
     return max(apart for apart, _ in found) / max(size for _, size in found)
 
 
-def main() -> None:
-    """Train both and compare them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int, default=16384, help="rows of the output layer (%(default)s)")
-    parser.add_argument("--width", type=int, default=64, help="width of the model (%(default)s)")
-    parser.add_argument("--rows", type=int, default=4, help="sequences in a batch (%(default)s)")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="training steps (%(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's learning rate (%(default)s)")
-    args = parser.parse_args()
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    device = torch.device("cuda", dist.get_node_local_rank(0)) if torch.cuda.is_available() else torch.device("cpu")
-    trials = {"logits": start(args, device, fused=False), "linear_logprob": start(args, device, fused=True)}
+def compare(args: argparse.Namespace, device: torch.device) -> None:
+    """Train both and print what they say; under torchrun the first process does."""
     say = print if not dist.is_initialized() or dist.get_rank() == 0 else lambda _: None
+    trials = {"logits": start(args, device, fused=False), "linear_logprob": start(args, device, fused=True)}
     for number in range(args.steps):
         losses = {name: trial.step(*batch(args, device, number)) for name, trial in trials.items()}
         apart = gap(*(trial.model for trial in trials.values()))
@@ -121,6 +110,25 @@ def main() -> None:
         grown = peak_growth(lambda trial=trial: trial.step(*batch(args, device, args.steps)), device.type)
         memory = "unknown" if grown is None else f"{grown / 2**20:.0f} MiB"
         say(f"{name}: {1e3 * typical:.0f} ms a step, peak memory {memory} beside weights and moments")
+
+
+def main() -> None:
+    """Read the arguments and join the job, if torchrun started one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, default=16384, help="rows of the output layer (%(default)s)")
+    parser.add_argument("--width", type=int, default=64, help="width of the model (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4, help="sequences in a batch (%(default)s)")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="training steps (%(default)s)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's learning rate (%(default)s)")
+    args = parser.parse_args()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", dist.get_node_local_rank(0))
+        torch.cuda.set_device(device)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    compare(args, device)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -24,6 +24,7 @@ from synpro_engine import (
     TokenCorpus,
     TokenLoader,
     TrainConfig,
+    UserError,
     build_model,
     launched,
     load_tokenizer,
@@ -58,36 +59,38 @@ def read_pieces(args: argparse.Namespace) -> dict[str, list[Document]]:
     return pieces
 
 
-def train(args: argparse.Namespace, topology: Topology) -> None:
-    """Tokenize, train with a watcher that scores every fourth step, and show what came out."""
-    pieces, words, scores = read_pieces(args), args.dir / "tokenizer.model", args.dir / "in-run-scores.jsonl"
+def tokenize(args: argparse.Namespace, pieces: dict[str, list[Document]], topology: Topology) -> dict[str, TokenCorpus]:
+    """The pieces as tokens of a small vocabulary that rank 0 learns from those to train on."""
+    for split, found in pieces.items():
+        if not found:
+            raise UserError(f"{args.text}: none of {args.documents} documents fell into the {split} split; read more")
+    words = args.dir / "tokenizer.model"
 
-    def learn_words() -> None:
+    def learn() -> None:
         args.dir.mkdir(parents=True, exist_ok=True)
         train_sentencepiece((piece.text for piece in pieces["train"]), MODEL.vocab_size, words)
 
-    on_main(topology, learn_words)
+    on_main(topology, learn)
     tokenizer = load_tokenizer(words)
-    corpora = {split: TokenCorpus.from_documents(found, tokenizer) for split, found in pieces.items()}
+    return {split: TokenCorpus.from_documents(found, tokenizer) for split, found in pieces.items()}
+
+
+def train(args: argparse.Namespace, topology: Topology) -> None:
+    """Train with a watcher that scores every fourth step, and show what came out."""
+    pieces, scores = read_pieces(args), args.dir / "in-run-scores.jsonl"
+    corpora = tokenize(args, pieces, topology)
     rank, size = topology.dp.rank, topology.dp.size
+    loader = TokenLoader(
+        {"text": corpora["train"]}, {"text": 1.0}, MODEL.seq_len, 16, args.seed, dp_rank=rank, dp_size=size
+    )
+    windows = eval_windows(corpora["reference"], MODEL.seq_len, batch_size=8, dp_rank=rank, dp_size=size)
+    config = TrainConfig(
+        max_steps=args.steps, global_batch=16, micro_batch=8, optimizer=OptimizerConfig(lr=args.lr), eval_every=20,
+        checkpoint_every=20, tensorboard=False,
+    )  # fmt: skip
     result = pretrain(
-        build_model(MODEL, topology, seed=args.seed),
-        TrainConfig(
-            max_steps=args.steps, global_batch=16, micro_batch=8, optimizer=OptimizerConfig(lr=args.lr),
-            eval_every=20, checkpoint_every=20, tensorboard=False,
-        ),
-        TokenLoader(
-            {"text": corpora["train"]}, {"text": 1.0}, MODEL.seq_len, global_batch=16, seed=args.seed,
-            dp_rank=rank, dp_size=size,
-        ),
-        args.dir,
-        held_out={
-            "reference": list(
-                eval_windows(corpora["reference"], MODEL.seq_len, batch_size=8, dp_rank=rank, dp_size=size)
-            )
-        },
-        seed=args.seed,
-        watcher=InRunScores(InRunConfig(every=4, refresh=20), scores, corpora["reference"], topology),
+        build_model(MODEL, topology, seed=args.seed), config, loader, args.dir, held_out={"reference": list(windows)},
+        seed=args.seed, watcher=InRunScores(InRunConfig(every=4, refresh=20), scores, corpora["reference"], topology),
     )  # fmt: skip
     if topology.is_main:
         show_losses(args.dir)
