@@ -195,7 +195,7 @@ class PretrainRun:
         if result.skipped:
             say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
             if self.topology.is_main:
-                # Which documents it read: one whose steps are skipped again and again is among them.
+                # The documents that it read: one that spoils steps again and again is among them.
                 values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
                 self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
         self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
