@@ -15,7 +15,7 @@ ORDER = (
 OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
 """Ops that another is made with: losses of the output layer tell slopes along directions, and one is a policy's."""
 ROOMS = {
-    "influence": "estimator config examples batching directions first_order two_forward in_run texts build".split(),
+    "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
         "run_layout sections recipe settings external stages run_lock steps plan summaries cycle scoring"
     ).split(),

@@ -1,7 +1,6 @@
 """Data influence on the model being trained: the probe's displacement and what it says about a text."""
 
 from synpro_engine.influence.batching import sequence_logprobs
-from synpro_engine.influence.build import build_estimator
 from synpro_engine.influence.config import EstimatorConfig
 from synpro_engine.influence.directions import (
     Direction,
@@ -27,7 +26,7 @@ from synpro_engine.influence.in_run import (
     by_document,
     read_scores,
 )
-from synpro_engine.influence.texts import TextInfluence, text_likelihood
+from synpro_engine.influence.texts import TextInfluence, build_estimator, text_likelihood
 from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, TwoForwardInfluence
 
 __all__ = [

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from synpro_engine.backend import platform
+from synpro_engine.backend.shim import shim_active
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, check_layout
@@ -46,7 +47,12 @@ def build_model(
     settings = megatron_config(config, topology, dtype)
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
     model = Model(config=config, topology=topology, chunks=chunks, dtype=dtype)
-    _mark_sharded(model)
+    # Older releases set the attributes by which Megatron counts a split parameter on every rank in gradient norms only
+    # while initialising weights; without them clipping is wrong without an error.
+    for slot in local_slots(model):
+        dim = _PARTITION_DIM.get(slot.kind)
+        if dim is not None and not hasattr(slot.parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(slot.parameter, True, dim, 2 if slot.kind == "gate_up" else 1)
     if seed is not None:
         init_weights(model, seed)
     return model
@@ -130,17 +136,6 @@ def _build_chunk(
     return chunk
 
 
-def _mark_sharded(model: Model) -> None:
-    """Set the attributes by which Megatron counts a split parameter on every rank in gradient norms.
-
-    Older releases set them only while initialising weights; without them clipping is wrong without an error.
-    """
-    for slot in local_slots(model):
-        dim = _PARTITION_DIM.get(slot.kind)
-        if dim is not None and not hasattr(slot.parameter, "tensor_model_parallel"):
-            set_tensor_model_parallel_attributes(slot.parameter, True, dim, 2 if slot.kind == "gate_up" else 1)
-
-
 def freeze_but_last(model: Model, blocks: int) -> None:
     """Leave only the last `blocks` blocks trainable: embedding, final norm and output layer are frozen too.
 
@@ -155,3 +150,35 @@ def freeze_but_last(model: Model, blocks: int) -> None:
             for parameter in vars(block).values():
                 if isinstance(parameter, torch.nn.Parameter):
                     parameter.requires_grad_(True)
+
+
+def refuse_traps(model: Model) -> None:
+    """Raise RuntimeError for Megatron settings of a model that are known to give wrong gradients.
+
+    `build_model` never sets them so; this guards training of models that were built or edited elsewhere. Measured with
+    megatron-core 0.16.1 over gloo: each of these ends with exit code 0 and wrong gradients.
+    """
+    for fault in _faults(model):
+        raise RuntimeError(f"refused, for it trains wrongly without an error: {fault}")
+
+
+def _faults(model: Model) -> list[str]:
+    settings: Any = model.megatron_config
+    stages = settings.pipeline_model_parallel_size
+    interleaved = (settings.virtual_pipeline_model_parallel_size or 1) > 1
+    faults = []
+    if shim_active() and stages > 1 and settings.deallocate_pipeline_outputs:
+        faults.append("deallocate_pipeline_outputs frees tensors that gloo is still sending")
+    if interleaved and (settings.batch_p2p_comm or not settings.overlap_p2p_comm):
+        faults.append(
+            "an interleaved pipeline needs overlap_p2p_comm and no batch_p2p_comm: with two stages the previous rank "
+            "is the next one, and batched messages are mistaken for each other"
+        )
+    if settings.context_parallel_size > 1:
+        faults.append("context parallelism with this attention attends to the local part of the sequence only")
+    by_head = model.config.qk_norm == "head"
+    if settings.qk_layernorm and not by_head:
+        faults.append("qk_layernorm sums the gradients of query and key norms that are already split over ranks")
+    if by_head and not settings.qk_layernorm:
+        faults.append("without qk_layernorm each rank trains the norm of every head by the gradients of its own heads")
+    return faults

@@ -117,7 +117,9 @@ def shard(config: ModelConfig, kind: Kind, full: Sequence[Tensor], rank: int, si
         return full[0].chunk(size, dim=1)[rank]
     if kind == "gate_up":
         return torch.cat([tensor.chunk(size, dim=0)[rank] for tensor in full])
-    fused = _interleave(config, full) if kind == "qkv" else full[0]
+    fused = full[0]
+    if kind == "qkv":  # matrices or biases of queries, keys and values -> per key head: its queries, its key, its value
+        fused = torch.cat([tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full], dim=1).flatten(0, 1)
     return fused.chunk(size, dim=0)[rank]
 
 
@@ -131,16 +133,8 @@ def unshard(config: ModelConfig, kind: Kind, parts: Sequence[Tensor]) -> tuple[T
         halves = [part.chunk(2, dim=0) for part in parts]
         return torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])
     fused = torch.cat(list(parts), dim=0)
-    return _separate(config, fused) if kind == "qkv" else (fused,)
-
-
-def _interleave(config: ModelConfig, full: Sequence[Tensor]) -> Tensor:
-    """q, k, v (matrices or biases) -> per key head: its queries, its key, its value."""
-    grouped = [tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full]
-    return torch.cat(grouped, dim=1).flatten(0, 1)
-
-
-def _separate(config: ModelConfig, fused: Tensor) -> tuple[Tensor, ...]:
+    if kind != "qkv":
+        return (fused,)
     queries = config.heads // config.kv_heads
     widths = [queries * config.head_size, config.head_size, config.head_size]
     grouped = fused.unflatten(0, (config.kv_heads, -1))

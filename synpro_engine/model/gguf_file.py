@@ -82,7 +82,13 @@ class GGUFFile(Mapping[str, Tensor]):
         self._rope_freqs = entries.pop(_ROPE_FREQS, None)
         self._entries: dict[str, Any] = {}
         for name, entry in entries.items():
-            self._entries[_canonical_name(path, name, self._entries)] = entry
+            match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+            canonical_name = _TOP.get(name)
+            if match and match[2] in _BLOCK:
+                canonical_name = f"model.layers.{match[1]}.{_BLOCK[match[2]]}.{match[3]}"
+            if canonical_name is None or canonical_name in self._entries:
+                raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
+            self._entries[canonical_name] = entry
         # GGUF writes the innermost dimension first.
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._entries.items()}
 
@@ -129,23 +135,23 @@ class GGUFFile(Mapping[str, Tensor]):
         names = {field: prefix + key for field, key in _KEYS.items()}
         if canonical.EMBEDDING not in self or len(self.shapes[canonical.EMBEDDING]) != 2:
             raise UserError(f"{self.path}: tensor `token_embd.weight` is missing, or no matrix")
-        found = {field: self.find(key) for field, key in names.items()}
-        found = {field: value for field, value in found.items() if value is not None}
+        settings = {field: self.find(key) for field, key in names.items()}
+        settings = {field: value for field, value in settings.items() if value is not None}
         for field in ("rope_theta", "norm_eps"):
-            if isinstance(found.get(field), float):
-                found[field] = _shortest(found[field])
-        found |= {
+            if isinstance(settings.get(field), float):
+                settings[field] = _shortest(settings[field])
+        settings |= {
             "family": self.architecture,
-            "kv_heads": found.get("kv_heads", found.get("heads")),
-            "rope_theta": found.get("rope_theta", 10_000.0),
+            "kv_heads": settings.get("kv_heads", settings.get("heads")),
+            "rope_theta": settings.get("rope_theta", 10_000.0),
             "vocab_size": self.shapes[canonical.EMBEDDING][0],
             "tie_embeddings": canonical.HEAD not in self,
         }
-        found |= {} if seq_len is None else {"seq_len": seq_len}
+        settings |= {} if seq_len is None else {"seq_len": seq_len}
         for field in ("layers", "d_model", "heads", "ffn", "seq_len", "norm_eps"):
-            if field not in found:
+            if field not in settings:
                 raise UserError(f"{self.path}: `{names[field]}` is missing")
-        config = validate(ModelConfig, found, str(self.path), names=names)
+        config = validate(ModelConfig, settings, str(self.path), names=names)
         self._refuse_unsupported(prefix, set(names.values()), config)
         return config.model_copy(update={"rope_scaling": self._rope_scaling(config)})
 
@@ -200,14 +206,6 @@ def _open(path: Path) -> Any:
         raise UserError(
             f"{path}: not a readable GGUF file ({' '.join(str(error).split()) or type(error).__name__})"
         ) from error
-
-
-def _canonical_name(path: Path, name: str, taken: Mapping[str, Any]) -> str:
-    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    ours = f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{block[3]}" if block and block[2] in _BLOCK else _TOP.get(name)
-    if ours is None or ours in taken:
-        raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
-    return ours
 
 
 def _shortest(value: float) -> float:

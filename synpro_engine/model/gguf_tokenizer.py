@@ -89,8 +89,8 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
 
 def _begins_texts(find: Metadata) -> bool:
     """Whether a begin-of-text token stands before each text: llama.cpp's rule where a Llama 3 file does not say."""
-    said = find(f"{_PREFIX}add_bos_token")
-    return find(f"{_PREFIX}pre") == "llama-bpe" if said is None else bool(said)
+    add_bos = find(f"{_PREFIX}add_bos_token")
+    return find(f"{_PREFIX}pre") == "llama-bpe" if add_bos is None else bool(add_bos)
 
 
 def _need(path: Path, find: Metadata, key: str) -> Any:

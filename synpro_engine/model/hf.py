@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.data.tokenizer import PublishedTokenizer
@@ -67,9 +66,9 @@ def import_hf(
     """
 
     def shape() -> tuple[ModelConfig, bool]:
-        said = read_hf_config(directory, seq_len)
-        stored = _as_stored(directory, said, SafetensorsFiles(directory))
-        return stored, stored != said
+        published = read_hf_config(directory, seq_len)
+        stored = _as_stored(directory, published, SafetensorsFiles(directory))
+        return stored, stored != published
 
     config, untied = on_main(topology, shape)
     if untied:
@@ -89,16 +88,12 @@ def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) 
     needed = {name: shape for name, shape in shapes.items() if name not in redundant}
     check_shapes(canonical.canonical_shapes(config), needed, str(directory))
     for name in redundant - {canonical.HEAD}:
-        _check_rotary(directory, name, tensors[name], config)
+        # A stored rotary table carries nothing where it is what the config gives, up to its own rounding.
+        stored, expected = tensors[name], inverse_frequencies(config)
+        tolerance = max(2 * torch.finfo(stored.dtype).eps, 1e-6)
+        if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=tolerance, atol=1e-7):
+            raise UserError(f"{directory}: tensor `{name}` is not what `rope_theta` and `rope_scaling` give")
     return config
-
-
-def _check_rotary(directory: Path, name: str, stored: Tensor, config: ModelConfig) -> None:
-    """A stored rotary table carries nothing where it is what the config gives, up to its own rounding."""
-    expected = inverse_frequencies(config)
-    tolerance = max(2 * torch.finfo(stored.dtype).eps, 1e-6)
-    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=tolerance, atol=1e-7):
-        raise UserError(f"{directory}: tensor `{name}` is not what `rope_theta` and `rope_scaling` give")
 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedTokenizer) -> dict[str, Any]:

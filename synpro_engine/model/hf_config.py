@@ -100,12 +100,12 @@ def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
     missing = next((key for key in _NAMES.values() if key not in data and key not in defaults), None)
     if missing is not None:
         raise UserError(f"{path}: key `{missing}` is missing")
-    found = {field: data.get(key, defaults.get(key)) for field, key in _NAMES.items()}
+    settings = {field: data.get(key, defaults.get(key)) for field, key in _NAMES.items()}
     rope = _rope(path, data)
-    found |= {"family": family, "rope_theta": rope.theta, "rope_scaling": rope.scaling}
-    found["kv_heads"] = found["heads"] if found["kv_heads"] is None else found["kv_heads"]
-    found["seq_len"] = found["seq_len"] if seq_len is None else seq_len
-    config = validate(ModelConfig, found, str(path), names=_NAMES | {"rope_scaling": rope.key})
+    settings |= {"family": family, "rope_theta": rope.theta, "rope_scaling": rope.scaling}
+    settings["kv_heads"] = settings["heads"] if settings["kv_heads"] is None else settings["kv_heads"]
+    settings["seq_len"] = settings["seq_len"] if seq_len is None else seq_len
+    config = validate(ModelConfig, settings, str(path), names=_NAMES | {"rope_scaling": rope.key})
     _check_window(path, data, config)
     return config
 
@@ -120,7 +120,7 @@ def _rope(path: Path, data: Mapping[str, Any]) -> _Rope:
     """Base and stretch of the rotation, as yet unchecked values. transformers 4 writes `rope_scaling` beside
     `rope_theta`, transformers 5 both into `rope_parameters`; what stands in two places must agree."""
     sections = list(_rope_sections(path, data))
-    thetas = [found for found in (data.get("rope_theta"), *(theta for theta, _, _ in sections)) if found is not None]
+    thetas = [base for base in (data.get("rope_theta"), *(theta for theta, _, _ in sections)) if base is not None]
     if any(theta != thetas[0] for theta in thetas):
         raise UserError(f"{path}: `rope_theta` is {' and '.join(brief(theta) for theta in thetas)} in two places")
     if any(scaling != sections[0].scaling for _, scaling, _ in sections):
@@ -135,22 +135,22 @@ def _rope(path: Path, data: Mapping[str, Any]) -> _Rope:
 
 def _rope_sections(path: Path, data: Mapping[str, Any]) -> Iterator[_Rope]:
     for key in ("rope_scaling", "rope_parameters"):
-        given = data.get(key)
-        if given is None:
+        section = data.get(key)
+        if section is None:
             continue
-        if not isinstance(given, dict):
-            raise UserError(f"{path}: `{key}`: expected a mapping, got {brief(given)}")
-        kinds = [given[name] for name in ("rope_type", "type") if given.get(name) is not None] or ["default"]
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: `{key}`: expected a mapping, got {brief(section)}")
+        kinds = [section[name] for name in ("rope_type", "type") if section.get(name) is not None] or ["default"]
         if any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):
             told = " and ".join(brief(kind) for kind in kinds)
             raise UserError(f"{path}: `{key}`: rope type {told} is not supported (only 'default' and 'llama3')")
-        if given.get("partial_rotary_factor", 1.0) != 1.0:
+        if section.get("partial_rotary_factor", 1.0) != 1.0:
             raise UserError(f"{path}: `{key}.partial_rotary_factor` is not supported")
-        scaling = {name: value for name, value in given.items() if name not in _ROPE_KEYS}
+        scaling = {name: value for name, value in section.items() if name not in _ROPE_KEYS}
         unknown = next((name for name in scaling if name not in RopeScaling.model_fields), None)
         if unknown is not None or (scaling and kinds[0] == "default"):
             raise UserError(f"{path}: `{key}.{unknown or next(iter(scaling))}` is not supported")
-        yield _Rope(given.get("rope_theta"), scaling if kinds[0] == "llama3" else None, key)
+        yield _Rope(section.get("rope_theta"), scaling if kinds[0] == "llama3" else None, key)
 
 
 def _check_window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> None:

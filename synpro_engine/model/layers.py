@@ -188,19 +188,17 @@ class NormAfterLayer(NormBeforeLayer):
         super().__init__(config, *args, **kwargs)
         self.post_self_attn_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.post_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
-        self.self_attn_bda = self._after_attention
-        self.mlp_bda = self._after_mlp
-
-    def _after_attention(self, training: bool, fused: bool) -> BiasDropoutAdd:
-        return functools.partial(_normed_add, self.post_self_attn_layernorm, get_bias_dropout_add(training, fused))
-
-    def _after_mlp(self, training: bool, fused: bool) -> BiasDropoutAdd:
-        return functools.partial(_normed_add, self.post_mlp_layernorm, get_bias_dropout_add(training, fused))
+        self.self_attn_bda = functools.partial(_add_after, self.post_self_attn_layernorm)
+        self.mlp_bda = functools.partial(_add_after, self.post_mlp_layernorm)
 
 
-def _normed_add(
-    norm: nn.Module, add: BiasDropoutAdd, output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float
-) -> Tensor:
-    output, bias = output_and_bias
-    assert bias is None, "these models have no biases"
-    return add((norm(output), None), residual, p)
+def _add_after(norm: nn.Module, training: bool, fused: bool) -> BiasDropoutAdd:
+    """What Megatron asks for before each residual add: a function that norms first."""
+    add = get_bias_dropout_add(training, fused)
+
+    def normed_add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float) -> Tensor:
+        output, bias = output_and_bias
+        assert bias is None, "these models have no biases"
+        return add((norm(output), None), residual, p)
+
+    return normed_add

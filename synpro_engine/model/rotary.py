@@ -1,4 +1,4 @@
-"""The angles of rotary positions (Su et al., arXiv 2104.09864): one formula for trainer, sampler and oracles."""
+"""Rotary positions (Su et al., arXiv 2104.09864): one formula of the angles for trainer, sampler and oracles."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from synpro_engine.model.config import ModelConfig, RopeScaling
+from synpro_engine.model.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
@@ -18,20 +18,23 @@ def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu")
     """
     width = config.head_size
     frequency = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
-    if config.rope_scaling is not None:
-        frequency = _stretched(frequency, config.rope_scaling)
+    scaling = config.rope_scaling
+    if scaling is not None:
+        # Llama 3.1's stretch: between the two wave lengths linear in original / wave, the turns made in pretraining.
+        turns = scaling.original_max_position_embeddings / (2 * math.pi / frequency)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        unstretched = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        frequency = (1.0 - unstretched) * frequency / scaling.factor + unstretched * frequency
     return frequency.to(device)
-
-
-def _stretched(frequency: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1's: between the two wave lengths, linear in original / wave, which counts the turns in pretraining."""
-    turns = scaling.original_max_position_embeddings / (2 * math.pi / frequency)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    unstretched = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return (1.0 - unstretched) * frequency / scaling.factor + unstretched * frequency
 
 
 def cos_sin(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [..., h], fp32, of each position's angles; every frequency stands in both halves."""
     angle = position.to(torch.float32)[..., None] * torch.cat((frequency, frequency))
     return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + h/2) of the last dimension by its angle."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin

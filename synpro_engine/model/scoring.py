@@ -56,25 +56,21 @@ def _score_columns(
     """
     if labels_BS.numel() == 0:
         return torch.zeros((3 if entropy else 2, *labels_BS.shape), device=model.topology.device)
-    run = _run_pipeline if model.topology.pp.size > 1 else _run_single
+    micro_batch = min(micro_batch, tokens_BS.size(0))
     training = [chunk.training for chunk in model.chunks]
     model.train(False)
     try:
-        parts = run(model, tokens_BS, labels_BS, temperature, min(micro_batch, tokens_BS.size(0)), entropy)
+        if model.topology.pp.size > 1:
+            parts = _run_pipeline(model, tokens_BS, labels_BS, temperature, micro_batch, entropy)
+        else:
+            parts = [
+                model.logprobs_from_hidden(model.hidden(tokens), labels, temperature=temperature, entropy=entropy)
+                for tokens, labels in zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
+            ]
     finally:
         for chunk, mode in zip(model.chunks, training, strict=True):
             chunk.train(mode)
     return _collect(model, parts, labels_BS, entropy)
-
-
-def _run_single(
-    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
-) -> list[LogProbs]:
-    batches = zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
-    return [
-        model.logprobs_from_hidden(model.hidden(tokens), labels, temperature=temperature, entropy=entropy)
-        for tokens, labels in batches
-    ]
 
 
 def _run_pipeline(
@@ -92,11 +88,11 @@ def _run_pipeline(
     labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch))
 
     def step(batches: Iterator[tuple[Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
-        tokens, wanted = next(batches)
+        tokens, targets = next(batches)
 
         def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
-            hidden = hidden[:, : wanted.size(1)]
-            return model.logprobs_from_hidden(hidden, wanted, temperature=temperature, entropy=entropy)
+            hidden = hidden[:, : targets.size(1)]
+            return model.logprobs_from_hidden(hidden, targets, temperature=temperature, entropy=entropy)
 
         return run_chunk(chunk, tokens), score
 

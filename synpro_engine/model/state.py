@@ -20,7 +20,7 @@ from synpro_engine.model import canonical
 from synpro_engine.model.canonical import Slot
 from synpro_engine.model.model import Model
 
-_ROWS_CHECKED = 4096  # the check needs a byte for each number it looks at
+_ROWS_CHECKED = 4096  # at a time: the check for finite numbers needs a byte for each
 
 
 def local_slots(model: Model) -> list[Slot]:
@@ -58,12 +58,12 @@ def iter_by_name(model: Model, *, read: Callable[[Parameter], Tensor] = _value) 
 
     A slot's tensors wait for those whose names stand between theirs, which are of the same layer.
     """
-    waiting, held = sorted(canonical.canonical_shapes(model.config), reverse=True), {}
+    waiting, ahead = sorted(canonical.canonical_shapes(model.config), reverse=True), {}
     for name, tensor in _gathered(model, min, read, model.dtype):
-        held[name] = tensor
-        while waiting and waiting[-1] in held:
+        ahead[name] = tensor
+        while waiting and waiting[-1] in ahead:
             first = waiting.pop()
-            yield first, held.pop(first)
+            yield first, ahead.pop(first)
 
 
 def _gathered(
@@ -72,19 +72,22 @@ def _gathered(
     """The full tensors of one slot after the other, in the order of their names' `place`."""
     tp, pp = model.topology.tp, model.topology.pp
     shapes = canonical.canonical_shapes(model.config)
-    mine = {slot.names: slot for slot in local_slots(model)}
+    slots = {slot.names: slot for slot in local_slots(model)}
     owner: dict[tuple[str, ...], int] = {}
-    for stage, held in enumerate(gather_objects(pp, list(mine))):
-        for names in held:
+    for stage, names_of_stage in enumerate(gather_objects(pp, list(slots))):
+        for names in names_of_stage:
             owner.setdefault(names, stage)  # a tied copy: the embedding's stage speaks for both
     for names in sorted(owner, key=place):
         if owner[names] == pp.rank:
-            part = read(mine[names].parameter).to(dtype)
-            full = canonical.unshard(model.config, mine[names].kind, _gather(tp, part))
+            part = read(slots[names].parameter).to(dtype)
+            full = canonical.unshard(model.config, slots[names].kind, _gather(tp, part))
         else:
             full = tuple(torch.empty(shapes[name], dtype=dtype, device=model.topology.device) for name in names)
         for name, tensor in zip(names, full, strict=True):
-            yield name, _from_stage(pp, tensor, owner[names])
+            if pp.size > 1:
+                tensor = tensor.contiguous()
+                dist.broadcast(tensor, group=pp.group, group_src=owner[names])
+            yield name, tensor
 
 
 def _gather(axis: Axis, part: Tensor) -> list[Tensor]:
@@ -95,13 +98,6 @@ def _gather(axis: Axis, part: Tensor) -> list[Tensor]:
     return parts
 
 
-def _from_stage(pp: Axis, tensor: Tensor, stage: int) -> Tensor:
-    if pp.size > 1:
-        tensor = tensor.contiguous()
-        dist.broadcast(tensor, group=pp.group, group_src=stage)
-    return tensor
-
-
 def canonical_state(
     model: Model, *, read: Callable[[Parameter], Tensor] = _value, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
@@ -109,14 +105,16 @@ def canonical_state(
     return {name: tensor.to("cpu", copy=True) for name, tensor in iter_canonical(model, read=read, dtype=dtype)}
 
 
-def check_shapes(model_shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(
+    model_shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
+) -> None:
     """Refuse a set of tensors that is not this model's; UserError names the first wrong tensor."""
     for name, shape in model_shapes.items():
-        if name not in found:
+        if name not in stored:
             raise UserError(f"{where}: tensor `{name}` is missing")
-        if tuple(found[name]) != shape:
-            raise UserError(f"{where}: tensor `{name}` has shape {tuple(found[name])}, the model needs {shape}")
-    for name in found:
+        if tuple(stored[name]) != shape:
+            raise UserError(f"{where}: tensor `{name}` has shape {tuple(stored[name])}, the model needs {shape}")
+    for name in stored:
         if name not in model_shapes:
             raise UserError(f"{where}: tensor `{name}` is not part of the model")
 
@@ -136,17 +134,13 @@ def load_canonical(model: Model, full: Mapping[str, Tensor], where: str = "weigh
                 raise UserError(f"{where}: tensor `{name}` is missing")
             tensor = full[name]
             check_shapes({name: shapes[name]}, {name: tuple(tensor.shape)}, where)
-            tensors.append(tensor.to(model.dtype))
-            _check_finite(name, tensors[-1], tensor, where)
+            converted = tensor.to(model.dtype)
+            if not all(bool(rows.isfinite().all()) for rows in converted.split(_ROWS_CHECKED)):
+                beyond = f"numbers beyond what {model.dtype} can hold"
+                what = beyond if bool(tensor.isfinite().all()) else "NaN or infinity"
+                raise UserError(f"{where}: tensor `{name}` holds {what}")
+            tensors.append(converted)
         slot.parameter.copy_(canonical.shard(model.config, slot.kind, tensors, tp.rank, tp.size))
-
-
-def _check_finite(name: str, converted: Tensor, given: Tensor, where: str) -> None:
-    if all(bool(rows.isfinite().all()) for rows in converted.split(_ROWS_CHECKED)):
-        return
-    if bool(given.isfinite().all()):
-        raise UserError(f"{where}: tensor `{name}` holds numbers beyond what {converted.dtype} can hold")
-    raise UserError(f"{where}: tensor `{name}` holds NaN or infinity")
 
 
 @torch.no_grad()

@@ -93,15 +93,11 @@ def _listed(index: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: `weight_map` is missing")
     for tensor, file in names.items():
-        if not isinstance(file, str) or not _stays_inside(file):
+        path = PurePosixPath(file) if isinstance(file, str) else None
+        # By its name alone. Where a link in the directory leads is up to whoever made it: the hub's cache is all links.
+        if path is None or not path.parts or path.is_absolute() or ".." in path.parts or "\0" in file:
             raise UserError(f"{index}: `weight_map.{tensor}`: {brief(file)} is not a file of this directory")
     return names
-
-
-def _stays_inside(name: str) -> bool:
-    """By its name alone. Where a link in the directory leads is up to whoever made it: the hub's cache is all links."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _weight_files(directory: Path, listed: Mapping[str, str] | None) -> list[Path]:
@@ -126,12 +122,12 @@ def refuse_pointer(file: Path) -> None:
             raise UserError(f"{file}: only git's pointer to the file, not the file itself (`git lfs pull` fetches it)")
 
 
-def _check_index(index: Path, listed: Mapping[str, str], found: Mapping[str, Path]) -> None:
+def _check_index(index: Path, listed: Mapping[str, str], file_of: Mapping[str, Path]) -> None:
     for name, file in listed.items():
-        if name not in found or found[name] != index.parent / file:
-            where = f"in {found[name].name}" if name in found else "in no file"
+        if name not in file_of or file_of[name] != index.parent / file:
+            where = f"in {file_of[name].name}" if name in file_of else "in no file"
             raise UserError(f"{index}: tensor `{name}` is to be in {file}, and is {where}")
-    for name, file in found.items():
+    for name, file in file_of.items():
         if name not in listed:
             raise UserError(f"{file}: tensor `{name}` is not in {index.name}")
 
@@ -139,7 +135,7 @@ def _check_index(index: Path, listed: Mapping[str, str], found: Mapping[str, Pat
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; UserError names the file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except RecursionError:
@@ -151,13 +147,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys stand once each: of two values, one would win in silence."""
-    once = dict(pairs)
-    if len(once) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"key {brief(name)} stands there twice")
-    return once
+    return unique
 
 
 def write_tensors(
@@ -175,16 +171,16 @@ def write_tensors(
     on every rank where a file cannot be written; where it is `stoppable`, Stopped when the job is asked to stop.
     """
     files = _plan(shapes, dtype.itemsize)
-    many = len(files) > 1
-    names = [f"model-{i:05}-of-{len(files):05}.safetensors" if many else _SINGLE for i in range(1, len(files) + 1)]
-    for name, wanted in zip(names, files, strict=True):
+    several = len(files) > 1
+    names = [f"model-{i:05}-of-{len(files):05}.safetensors" if several else _SINGLE for i in range(1, len(files) + 1)]
+    for name, tensor_names in zip(names, files, strict=True):
         held: dict[str, Tensor] = {}
-        for tensor, value in islice(tensors, len(wanted)):
+        for tensor, value in islice(tensors, len(tensor_names)):
             if topology.is_main:
                 held[tensor] = value.to("cpu").contiguous()
         write = functools.partial(_save, directory / name, held)
         on_main(topology, write, label=f"writing {name}" if stoppable else None)
-    if many:
+    if several:
         weight_map = {tensor: name for name, within in zip(names, files, strict=True) for tensor in within}
         index = json_text({"metadata": {}, "weight_map": weight_map}, indent=2) + "\n"
         on_main(topology, lambda: atomic_write_text(directory / _INDEX, index))

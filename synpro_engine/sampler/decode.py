@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from synpro_engine.config import UserError
-from synpro_engine.model.rotary import cos_sin, inverse_frequencies
+from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
-from synpro_engine.sampler.attention import attend_in_two, rotate
-from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places
+from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places, attend_in_two
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
     from synpro_engine.model.model import Model

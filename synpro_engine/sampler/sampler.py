@@ -124,27 +124,32 @@ class Sampler:
     def _admissible(self, waiting: list[int], batch: LiveBatch, request: _Request) -> list[int]:
         """The next prompts (longest first) that fit beside the live ones; at least one when none is live."""
         chosen: list[int] = []
+        new = min(request.sampling.max_new_tokens, self._decoder.config.seq_len)
         for index in reversed(waiting):
             groups = batch.groups + len(chosen) + 1
             rows = len(batch.sequences) + request.group_size * (len(chosen) + 1)
-            if (batch.sequences or chosen) and not self._fits(groups, rows, request):
+            cache = (groups * request.longest_prompt + rows * new) * self._decoder.cache_shape.bytes_per_token
+            fits = rows <= self.config.max_batch and cache <= self.config.cache_mib * 2**20
+            if (batch.sequences or chosen) and not fits:
                 break
             chosen.append(index)
         return chosen
-
-    def _fits(self, groups: int, rows: int, request: _Request) -> bool:
-        new = min(request.sampling.max_new_tokens, self._decoder.config.seq_len)
-        needed = (groups * request.longest_prompt + rows * new) * self._decoder.cache_shape.bytes_per_token
-        return rows <= self.config.max_batch and needed <= self.config.cache_mib * 2**20
 
     def _admit(self, indices: list[int], batch: LiveBatch, request: _Request) -> None:
         """Read the prompts at `indices` (longest first) once each and draw every member's first token."""
         start = time.perf_counter()
         group, row = batch.groups, len(batch.sequences)
-        batch.join(
-            [self._members(index, request) for index in indices], [len(request.prompts[index]) for index in indices]
-        )
-        at_once = max(1, self.config.prefill_tokens // len(request.prompts[indices[0]]))
+        lengths, members = [len(request.prompts[index]) for index in indices], []
+        for index, length in zip(indices, lengths, strict=True):
+            room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - length)
+            members.append(
+                [
+                    LiveSequence(prompt=index, member=member, seed=request.seeds[index], room=room, group=0)
+                    for member in range(request.group_size)
+                ]
+            )
+        batch.join(members, lengths)
+        at_once = max(1, self.config.prefill_tokens // lengths[0])
         for at in range(0, len(indices), at_once):
             part = indices[at : at + at_once]
             logits_GV = self._prefill([request.prompts[index] for index in part], batch, group + at)
@@ -164,13 +169,6 @@ class Sampler:
         return self._decoder.prefill(
             tokens_GS.to(device), torch.tensor(lengths, device=device), batch.prompts, first_group
         )
-
-    def _members(self, index: int, request: _Request) -> list[LiveSequence]:
-        room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - len(request.prompts[index]))
-        return [
-            LiveSequence(prompt=index, member=member, seed=request.seeds[index], room=room, group=0)
-            for member in range(request.group_size)
-        ]
 
     def _decode(self, batch: LiveBatch, request: _Request) -> None:
         start = time.perf_counter()

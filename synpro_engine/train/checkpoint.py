@@ -1,7 +1,7 @@
 """Saving and loading models and optimizers so that any layout can go on from any other.
 
-Wraps the files that all ranks write (`checkpoint_files`) into an artifact that appears whole or not at all; does not
-know loops. In it: `state/` (torch's distributed checkpoint: tensors alone), `extra.json` (the caller's data and the
+Wraps the files that all ranks write (`checkpoint_files`) into an artifact that appears whole or not at all. In it:
+`state/` (torch's distributed checkpoint: tensors alone), `extra.json` (the caller's data and the
 engine's counters), `manifest.json` (hashes, the model's shape).
 """
 
@@ -94,8 +94,11 @@ def save_checkpoint(
     with _WriteFaults(partial):
         write_pieces(partial / _STATE, pieces, topology)
     # Each rank hashes what it wrote itself: one thread on rank 0 would keep all others waiting.
-    known = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
-    counters = None if engine is None else _counters(engine)
+    hashes = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
+    counters = None
+    if engine is not None:
+        updates = updates_made(engine.optimizer, topology)
+        counters = _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
     description = {
         "format": _FORMAT,
         "model": model.config.model_dump(mode="json"),
@@ -108,7 +111,7 @@ def save_checkpoint(
         with _WriteFaults(path):
             stored = _Extra(engine=counters, extra=dict(extra or {}))
             atomic_write_text(partial / _EXTRA, json_text(stored.model_dump(), indent=2) + "\n")
-            write_artifact_manifest(partial, KIND, description, parents or {}, seed, known)
+            write_artifact_manifest(partial, KIND, description, parents or {}, seed, hashes)
             publish(partial, path)
 
     on_main(topology, finish)
@@ -139,8 +142,11 @@ def load_checkpoint(
         pieces += optimizer_pieces(model, engine.optimizer)
     # No rank may fail alone here: the others would wait for it in the next collective.
     on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
-    if engine is not None:
-        _take_counters(engine, stored.engine if with_optimizer else None)
+    if engine is not None and stored.engine is not None and with_optimizer:
+        set_updates_made(engine.optimizer, stored.engine.updates)
+        engine.step_index, engine.schedule_start = stored.engine.step, stored.engine.schedule_start
+    elif engine is not None:
+        engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
     return stored.extra
 
 
@@ -222,16 +228,3 @@ def _checkpoint_manifest(path: Path) -> Manifest:
     except ValueError:
         raise UserError(f"{path / MANIFEST}: damaged manifest (it describes no model)") from None
     return manifest
-
-
-def _counters(engine: Engine) -> _Counters:
-    updates = updates_made(engine.optimizer, engine.model.topology)
-    return _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
-
-
-def _take_counters(engine: Engine, counters: _Counters | None) -> None:
-    if counters is None:
-        engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
-    else:
-        set_updates_made(engine.optimizer, counters.updates)
-        engine.step_index, engine.schedule_start = counters.step, counters.schedule_start

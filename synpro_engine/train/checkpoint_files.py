@@ -97,11 +97,20 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_write_item(place, piece) for place, piece in self._pieces.items()])
+        items = []
+        for place, piece in self._pieces.items():
+            data = TensorWriteData(_chunk(piece), TensorProperties(dtype=piece.data.dtype), Size(piece.shape))
+            items.append(WriteItem(place, WriteItemType.SHARD, tensor_data=data))
+        self.plan = SavePlan(items)
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return _alone(self._pieces[index].data)
+        data = self._pieces[index].data
+        if data.device.type != "cpu":
+            return data
+        # Over a storage of exactly its size: of a view into a larger one torch's writer would make a copy first, and
+        # keep all copies until its file is whole.
+        return torch.from_numpy(data.reshape(-1).view(torch.uint8).numpy()).view(data.dtype).view(data.shape)
 
 
 class _LoadPlanner(dcp.DefaultLoadPlanner):
@@ -129,18 +138,3 @@ def _place(piece: Piece) -> MetadataIndex:
 
 def _chunk(piece: Piece) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(Size(piece.offset), piece.data.size())
-
-
-def _write_item(place: MetadataIndex, piece: Piece) -> WriteItem:
-    data = TensorWriteData(_chunk(piece), TensorProperties(dtype=piece.data.dtype), Size(piece.shape))
-    return WriteItem(place, WriteItemType.SHARD, tensor_data=data)
-
-
-def _alone(data: Tensor) -> Tensor:
-    """`data` over a storage of exactly its size (on the CPU).
-
-    Of a view into a larger one torch's writer would make a copy first, and keep all copies until its file is whole.
-    """
-    if data.device.type != "cpu":
-        return data
-    return torch.from_numpy(data.reshape(-1).view(torch.uint8).numpy()).view(data.dtype).view(data.shape)

@@ -76,7 +76,11 @@ def _fault(index: Any, directory: Path) -> str | None:
         return f"it is a {type(index).__name__}"
     if type(index.state_dict_metadata) is not dict or type(index.storage_data) is not dict:
         return "it lists no tensors"
-    lengths = _file_lengths(directory)
+    with os.scandir(directory) as entries:
+        status_of = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    # Bytes of each data file: regular files with the names that torch gives them; links lead elsewhere.
+    data = ((name, status) for name, status in status_of.items() if _DATA_FILE.fullmatch(name))
+    lengths = {name: status.st_size for name, status in data if stat.S_ISREG(status.st_mode)}
     for key, tensor in index.state_dict_metadata.items():
         if type(key) is not str or type(tensor) is not TensorStorageMetadata:
             return f"{key} is a {type(tensor).__name__}, no tensor"
@@ -125,11 +129,3 @@ def _lies_in(place: Any, lengths: dict[str, int]) -> bool:
         and place.relative_path in lengths
         and 0 <= place.offset <= place.offset + place.length <= lengths[place.relative_path]
     )
-
-
-def _file_lengths(directory: Path) -> dict[str, int]:
-    """Bytes of each data file: regular files with the names that torch gives them; links lead elsewhere."""
-    with os.scandir(directory) as entries:
-        status_of = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    data = ((name, status) for name, status in status_of.items() if _DATA_FILE.fullmatch(name))
-    return {name: status.st_size for name, status in data if stat.S_ISREG(status.st_mode)}

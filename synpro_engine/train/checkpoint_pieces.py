@@ -132,8 +132,8 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     parts_of: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))
-        objects = [entry for entry in nested_values(described) if isinstance(entry, ShardedObject)]
-        assert not any(_carries_data(entry.data) for entry in objects)
+        extra_states = [entry.data for entry in nested_values(described) if isinstance(entry, ShardedObject)]
+        assert all(data is None or (isinstance(data, Tensor) and data.numel() == 0) for data in extra_states)
         for name, parameter in chunk.named_parameters():
             entry: Any = described[name]
             parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
@@ -141,10 +141,6 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
             assert sum(part.data.numel() for part in parts) == parameter.numel(), name
             parts_of[parameter] = parts
     return parts_of
-
-
-def _carries_data(extra_state: Any) -> bool:
-    return extra_state is not None and not (isinstance(extra_state, Tensor) and extra_state.numel() == 0)
 
 
 def _owned(optimizer: MegatronOptimizer) -> Iterator[tuple[Parameter, int, int, Tensor, dict[str, Tensor]]]:

@@ -169,8 +169,8 @@ class PretrainGuard:
 
     def fault(self, step: int, *, last: bool) -> str | None:
         """What ends the run at this evaluation, if anything; `last`: it is the last one."""
-        found = None if self._bounds is None else self._bounds.fault(step, self._measured, last=last)
-        return found and f"training {found}; lower `{LR_KEY}` ({self._lr:.3g}) or warm up longer"
+        reason = None if self._bounds is None else self._bounds.fault(step, self._measured, last=last)
+        return reason and f"training {reason}; lower `{LR_KEY}` ({self._lr:.3g}) or warm up longer"
 
     def worse(self, step: int) -> str | None:
         """What to say where the losses no longer fall because training went wrong, slowly or once and for all.

@@ -23,12 +23,11 @@ from torch import Tensor
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_in, gather_objects
+from synpro_engine.model.build import refuse_traps
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.losses import LossTerms, MicroBatch
-from synpro_engine.train.optimizer import build_optimizer, set_hyperparameters, update
-from synpro_engine.train.schedule import lr_factor
-from synpro_engine.train.traps import refuse_traps
+from synpro_engine.train.optimizer import build_optimizer, lr_factor, set_hyperparameters, update
 
 _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
@@ -102,8 +101,7 @@ class Engine:
         In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
         """
         assert denominator > 0, denominator
-        self._check_microbatches(microbatches)
-        self._check_ownership()
+        self._check(microbatches)
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -172,7 +170,12 @@ class Engine:
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
-    def _check_microbatches(self, microbatches: Sequence[MicroBatch]) -> None:
+    def _check(self, microbatches: Sequence[MicroBatch]) -> None:
+        """Refuse micro-batches that the schedule cannot run, and a model that is another engine's by now."""
+        # A second engine on the same model moves its parameters away; updates of the first would go nowhere.
+        for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
+            if buffer.params[0].untyped_storage().data_ptr() != buffer.param_data.untyped_storage().data_ptr():
+                raise RuntimeError("another engine was built on this model since; only the newest one can train it")
         topology = self.model.topology
         assert microbatches, "a rank without data still needs a micro-batch (with all labels ignored)"
         if topology.pp.size == 1:
@@ -184,12 +187,6 @@ class Engine:
                 f"`parallel.vpp`: {len(microbatches)} micro-batches per rank cannot be divided by "
                 f"`parallel.pp` = {topology.pp.size}, which an interleaved schedule needs"
             )
-
-    def _check_ownership(self) -> None:
-        """A second engine on the same model moves its parameters away; updates of the first would go nowhere."""
-        for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
-            if buffer.params[0].untyped_storage().data_ptr() != buffer.param_data.untyped_storage().data_ptr():
-                raise RuntimeError("another engine was built on this model since; only the newest one can train it")
 
 
 def _wrap(model: Model, overlap_gradients: bool) -> list[DistributedDataParallel]:

@@ -67,20 +67,16 @@ class LanguageModelLoss:
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
         labels_BS = batch.labels_BS.to(hidden_BSH.device)
-        sums = self._fused if self.output_layer == "fused" else self._through_autograd
-        objective, loss, z = sums(model, hidden_BSH, labels_BS)
+        if self.output_layer == "fused":
+            sums = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
+            objective, loss, z = sums.loss, sums.cross_entropy, sums.z_loss
+        else:
+            # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
+            materialised = self.output_layer == "materialised"
+            scored = model.logprobs_from_hidden(hidden_BSH, labels_BS, materialised=materialised)
+            loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
+            objective = loss + z
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
-
-    def _fused(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sums = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
-        return sums.loss, sums.cross_entropy, sums.z_loss
-
-    def _through_autograd(self, model: Model, hidden_BSH: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
-        materialised = self.output_layer == "materialised"
-        scored = model.logprobs_from_hidden(hidden_BSH, labels_BS, materialised=materialised)
-        loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
-        return loss + z, loss, z
 
 
 def count_labels(labels_BS: Tensor) -> Tensor:

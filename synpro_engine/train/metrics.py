@@ -1,18 +1,23 @@
-"""The record of a run: one JSON object per line, and the same numbers for TensorBoard.
+"""The record of a run: one JSON object per line, and the same numbers for TensorBoard; and how fast training goes.
 
 Only the rank that is given a directory writes. A resumed run first drops what was recorded after the step it resumes
-from, so that no step appears twice.
+from, so that no step appears twice. Speed is tokens per second, and the share of the devices' peak that the model's
+arithmetic uses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synpro_engine.config import UserError, atomic_write_text, json_text, whole_lines
+
+if TYPE_CHECKING:
+    from synpro_engine.model.config import ModelConfig
 
 METRICS = "metrics.jsonl"
 
@@ -54,7 +59,9 @@ class MetricsLog:
             return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / METRICS
-        _truncate(path, resume_step)
+        if path.exists():
+            records = [] if resume_step is None else [r for r in read_metrics(path) if r["step"] <= resume_step]
+            atomic_write_text(path, "".join(json_text(record) + "\n" for record in records))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
@@ -83,8 +90,46 @@ class MetricsLog:
             self._board.close()
 
 
-def _truncate(path: Path, resume_step: int | None) -> None:
-    if not path.exists():
-        return
-    before = [] if resume_step is None else [record for record in read_metrics(path) if record["step"] <= resume_step]
-    atomic_write_text(path, "".join(json_text(record) + "\n" for record in before))
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """FLOPs of one forward and backward for one token of a sequence of `seq_len` tokens.
+
+    6 N + 12 L A S (Chowdhery et al., arXiv 2204.02311, appendix B): N parameters in matrix products (the output layer
+    counts, looking up the embedding does not), L layers, A = heads x head width, S positions attended to, without
+    credit for the causal half. Recomputation does not count.
+    """
+    products = config.parameter_count(embeddings=False) + config.vocab_size * config.d_model
+    return 6.0 * products + 12.0 * config.layers * config.heads * config.head_size * seq_len
+
+
+class Throughput:
+    """Tokens per second and model FLOPs utilisation between two calls of `measure`.
+
+    `flops_per_token` counts one forward and backward; `peak` is the FLOP/s of one device, or None where unknown.
+    """
+
+    def __init__(self, flops_per_token: float, peak: float | None, devices: int) -> None:
+        self._flops_per_token = flops_per_token
+        self._peak = peak
+        self._devices = devices
+        self._tokens = 0
+        self._start = time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        """Count trained tokens of the whole job."""
+        self._tokens += tokens
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time inside the `with` block (evaluation, saving) out of the measurement."""
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+    def measure(self) -> dict[str, float]:
+        """`tokens_per_s`, and `mfu` where the peak is known; starts the next interval."""
+        rate = self._tokens / max(1e-9, time.perf_counter() - self._start)
+        self._tokens, self._start = 0, time.perf_counter()
+        measured = {"tokens_per_s": rate}
+        if self._peak is not None:
+            measured["mfu"] = rate * self._flops_per_token / (self._peak * self._devices)
+        return measured

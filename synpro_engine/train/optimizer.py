@@ -1,4 +1,4 @@
-"""AdamW over Megatron's distributed optimizer: building it, its parameter groups, and one guarded update.
+"""AdamW over Megatron's distributed optimizer: building it, its parameter groups, a guarded update, the learning rate.
 
 Each data-parallel rank keeps the fp32 master weights and moments of its own share of the parameters only (ZeRO-1, arXiv
 1910.02054).
@@ -17,7 +17,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
 
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
 MegatronOptimizer = Any  # its classes are not typed
 
@@ -85,3 +85,31 @@ def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> 
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
     return bool(optimizer.step_with_ready_grads()), norm
+
+
+def lr_factor(config: ScheduleConfig, step: int) -> float:
+    """Factor in [0, 1] on the peak learning rate for the step with 0-based index `step`, and a function of it alone.
+
+    So that resuming needs nothing but the step. Megatron's own scheduler keeps a counter of its own and starts a
+    warm-up at a rate of zero, so that its first step changes nothing.
+
+    warm-up: (step + 1) / warmup_steps. With t in [0, 1] the part of the decay done and f the floor,
+    cosine: f + (1 - f) (1 + cos(pi t)) / 2; wsd: f + (1 - f) (1 - t) or f + (1 - f) (1 - sqrt(t)).
+    """
+    assert step >= 0
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.kind == "constant":
+        return 1.0
+    assert config.total_steps is not None  # checked by ScheduleConfig
+    if config.kind == "cosine":
+        left = 0.5 * (1.0 + math.cos(math.pi * _progress(step, config.warmup_steps, config.total_steps)))
+    else:
+        assert config.decay_steps is not None
+        done = _progress(step, config.total_steps - config.decay_steps, config.total_steps)
+        left = 1.0 - (math.sqrt(done) if config.decay_shape == "sqrt" else done)
+    return config.floor + (1.0 - config.floor) * left
+
+
+def _progress(step: int, start: int, end: int) -> float:
+    return min(1.0, max(0.0, (step - start) / (end - start)))

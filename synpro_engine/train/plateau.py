@@ -53,11 +53,11 @@ class PlateauDetector:
         if finding.improvement is not None:
             # In a row: with every evaluation that asks, chance has another way to look like an end.
             self._misses = 0 if finding.progress else self._misses + 1
-        kind, reason = self._decide(step, tokens, finding.words)
+        kind, reason = self._decide(step, tokens, finding.summary)
         evaluations = finding.evaluations or len(self._losses)
         return PlateauDecision(kind=kind, reason=reason, improvement=finding.improvement, evaluations=evaluations)
 
-    def _decide(self, step: int, tokens: int, words: str) -> tuple[Literal["plateau", "budget"] | None, str]:
+    def _decide(self, step: int, tokens: int, summary: str) -> tuple[Literal["plateau", "budget"] | None, str]:
         config = self.config
         if config.max_steps is not None and step >= config.max_steps:
             return "budget", f"budget: {step} steps reach the limit of {config.max_steps}"
@@ -65,8 +65,8 @@ class PlateauDetector:
             return "budget", f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
         if self._misses >= config.patience:
             times = "once" if self._misses == 1 else f"{self._misses} times in a row"
-            return "plateau", f"plateau at step {step}: {words}, {times}"
-        return None, words + (f", miss {self._misses} of {config.patience}" if self._misses else "")
+            return "plateau", f"plateau at step {step}: {summary}, {times}"
+        return None, summary + (f", miss {self._misses} of {config.patience}" if self._misses else "")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which an interrupted run goes on deciding the same; null stands for a loss of NaN."""
@@ -83,12 +83,12 @@ class PlateauDetector:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finding:
-    """Relative improvement a window of evaluations, whether it is progress, in words, and on how many evaluations.
+    """Relative improvement a window of evaluations, whether it is progress, a summary, and on how many evaluations.
 
     Without an improvement nothing can be said at this evaluation, for or against.
     """
 
-    words: str
+    summary: str
     improvement: float | None = None
     progress: bool = True
     evaluations: int = 0
@@ -99,29 +99,29 @@ def _by_slope(losses: Sequence[float], config: PlateauConfig) -> _Finding:
     wanted = config.min_improvement / config.window
     fall = measure_fall(losses, wanted)
     if fall is None:
-        return _Finding(words=f"fewer than {SHORTEST} evaluations to judge by, or the last one is none")
+        return _Finding(summary=f"fewer than {SHORTEST} evaluations to judge by, or the last one is none")
     value, low, high = (config.window * share for share in (fall.value, fall.low, fall.high))
-    words = (
+    summary = (
         f"over the last {fall.evaluations} evaluations the reference loss falls by {value:.3%} per {config.window}"
         f" (interval {low:.3%} to {high:.3%}, noise {fall.noise:.3%}; needed {config.min_improvement:.3%})"
     )
     # By the upper end: what can still be the wanted fall trains on. A straight line through a convex curve is steeper
     # than its end, so that errors too are on the side of training on.
-    return _Finding(words=words, improvement=value, progress=fall.high >= wanted, evaluations=fall.evaluations)
+    return _Finding(summary=summary, improvement=value, progress=fall.high >= wanted, evaluations=fall.evaluations)
 
 
 def _by_windows(losses: Sequence[float], config: PlateauConfig) -> _Finding:
     """No progress where the mean of the last window is not enough below the mean of the one before it."""
     window = config.window
     if len(losses) < 2 * window:
-        return _Finding(words=f"{len(losses)} of the {2 * window} evaluations needed to judge")
+        return _Finding(summary=f"{len(losses)} of the {2 * window} evaluations needed to judge")
     before, after = (math.fsum(part) / window for part in (losses[:window], losses[window:]))
     improvement = (before - after) / before
     if not math.isfinite(improvement):
-        return _Finding(words="an evaluation among those to judge by is not finite")
-    words = (
+        return _Finding(summary="an evaluation among those to judge by is not finite")
+    summary = (
         f"mean reference loss of the last {window} evaluations improved by {improvement:.3%} on the {window} before"
         f" (needed {config.min_improvement:.3%})"
     )
     enough = improvement >= config.min_improvement
-    return _Finding(words=words, improvement=improvement, progress=enough, evaluations=2 * window)
+    return _Finding(summary=summary, improvement=improvement, progress=enough, evaluations=2 * window)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, first_difference, remove_directory
@@ -31,9 +31,8 @@ from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
-from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
-from synpro_engine.train.throughput import Throughput, flops_per_token
 
 # Settings that a resumed run may change without becoming another run.
 _FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
@@ -183,7 +182,10 @@ class PretrainRun:
         microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
         denominator = max(1, int(labels))
-        with self._watching(microbatches, denominator) as loss_fn:
+        watched = nullcontext(self.loss_fn)
+        if self.watcher is not None:
+            watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
+        with watched as loss_fn:
             result = self.engine.step(microbatches, loss_fn, denominator=denominator)
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
@@ -191,21 +193,13 @@ class PretrainRun:
         if self.due(self.config.log_every) or result.skipped:
             self._log_step(result, int(labels))
         if result.skipped:
-            self._log_skipped(result, position)
+            say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
+            if self.topology.is_main:
+                # The documents that it read: one that spoils steps again and again is among them.
+                values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
+                self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
         self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return result
-
-    def _log_skipped(self, result: StepResult, position: Mapping[str, Any]) -> None:
-        """Write down which documents a skipped step read: one that does it again and again is among them."""
-        say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
-        if self.topology.is_main:
-            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
-            self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
-
-    def _watching(self, microbatches: Sequence[Batch], denominator: int) -> AbstractContextManager[LossFn[Batch]]:
-        if self.watcher is None:
-            return nullcontext(self.loss_fn)
-        return self.watcher.watching(microbatches, self.loss_fn, denominator)
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}
@@ -278,15 +272,12 @@ class PretrainRun:
         parents = {} if self.start is None else {"start": self.start}
         with self.throughput.pause():
             save_checkpoint(path, self.engine, extra, parents=parents, seed=self.seed)
-            self._forget_stop(path)
+            # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
+            old, every = self.saved, self.config.checkpoint_every
+            if old is not None and old != path and (every == 0 or (step_of(old) - self.state.first_step) % every):
+                on_main(self.topology, lambda: remove_directory(old))
             prune_checkpoints(directory, self.config.keep_checkpoints, self.topology)
         self.saved = path
-
-    def _forget_stop(self, newer: Path) -> None:
-        """Remove the checkpoint of a stop between two regular ones, so that a run keeps what it keeps without stops."""
-        old, every = self.saved, self.config.checkpoint_every
-        if old is not None and old != newer and (every == 0 or (step_of(old) - self.state.first_step) % every):
-            on_main(self.topology, lambda: remove_directory(old))
 
     def stop(self) -> NoReturn:
         """Save, as the job was asked to stop; raises Stopped. While training goes wrong nothing is saved."""

@@ -61,7 +61,8 @@ def measure_fall(losses: Sequence[float], small: float) -> Fall | None:
     if len(x_N) < SHORTEST or x_N[-1] != len(recent) - 1:
         return None
     slope_W, sxx_W, rss_W = _lines(x_N, y_N)
-    at = _longest_agreeing(slope_W, _second_difference_noise(x_N, y_N) / np.sqrt(sxx_W))
+    noise_of_one = math.sqrt(float(np.mean(_second_differences(x_N, y_N)[-36:] ** 2)))
+    at = _longest_agreeing(slope_W, noise_of_one / np.sqrt(sxx_W))
     evaluations = at + SHORTEST
     noise = math.sqrt(rss_W[at] / (evaluations - 2))
     fall, margin = -float(slope_W[at]), width(evaluations) * noise / math.sqrt(sxx_W[at])
@@ -116,7 +117,3 @@ def _second_differences(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> N
     before, after = np.diff(x_N)[:-1], np.diff(x_N)[1:]
     left, right = after / (before + after), before / (before + after)
     return (y_N[1:-1] - left * y_N[:-2] - right * y_N[2:]) / np.sqrt(1.0 + left**2 + right**2)
-
-
-def _second_difference_noise(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> float:
-    return math.sqrt(float(np.mean(_second_differences(x_N, y_N)[-36:] ** 2)))

@@ -15,7 +15,7 @@ from synpro_kernels import (
     scale_dot,
     segment_sum,
 )
-from synpro_kernels.ops.grad_dot import op, pairwise, prefix, segments, torch_pairs, torch_segments
+from synpro_kernels.ops.grad_dot import op, segments, torch_backend, weight_gradient
 from synpro_kernels.ops.grad_dot.op import contract_over_inputs
 from synpro_kernels.testing import peak_growth
 
@@ -65,15 +65,15 @@ def test_a_segment_sum_does_not_depend_on_batch_mates_or_order_to_the_bit(device
 def test_the_path_for_other_devices_sums_segments_alike():
     values, ids = torch.randn(3, 500), torch.randint(-1, S, (500,))
     values[:, ids < 0] = torch.nan
-    expected = torch_segments._sum_in_order(values, ids, S)
-    torch.testing.assert_close(torch_segments._sum_by_membership(values, ids, S), expected, rtol=1e-12, atol=1e-12)
-    assert torch_segments._sum_by_membership(values, ids, 0).shape == (3, 0)
+    expected = torch_backend._sum_in_order(values, ids, S)
+    torch.testing.assert_close(torch_backend._sum_by_membership(values, ids, S), expected, rtol=1e-12, atol=1e-12)
+    assert torch_backend._sum_by_membership(values, ids, 0).shape == (3, 0)
 
 
 def test_the_path_for_other_devices_sums_tiles_alike():
     slots, rows = torch.tensor([0, 0, 2, 2, 2, 5]), torch.randn(6, 7, dtype=torch.float64)
-    expected = torch_pairs._add_in_order(rows, slots, 6)
-    torch.testing.assert_close(torch_pairs._reduce_runs(rows, slots, 6), expected)
+    expected = torch_backend._add_in_order(rows, slots, 6)
+    torch.testing.assert_close(torch_backend._reduce_runs(rows, slots, 6), expected)
     assert (expected[[1, 3, 4]] == 0).all()
 
 
@@ -181,8 +181,8 @@ def test_opcheck_finds_no_fault():
     check(op._grad_dot_tokens, (x, grad, *fp8), test_utils="test_faketensor")  # the others add fp8, which torch cannot
     for dtype in (torch.float32, torch.float64):
         check(segments._segment_sum, (torch.randn(2, T, dtype=dtype), ids, S))
-    check(pairwise._pairwise_grad_dot, (x, grad, ids, S))
-    check(prefix._grad_dot_prefix, (x, grad, direction[None], [0, 10, T], torch.zeros(O, I)))
+    check(op._pairwise_grad_dot, (x, grad, ids, S))
+    check(weight_gradient._grad_dot_prefix, (x, grad, direction[None], [0, 10, T], torch.zeros(O, I)))
 
 
 def _arguments(**changed: Any) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import pytest
 
 from synpro_engine.config import UserError
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
-from synpro_engine.train.throughput import Throughput, flops_per_token
+from synpro_engine.train.metrics import METRICS, MetricsLog, Throughput, flops_per_token, read_metrics
 
 
 def write(directory, steps, **settings):

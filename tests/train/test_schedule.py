@@ -4,7 +4,7 @@ import pytest
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.train.config import ScheduleConfig, TrainConfig
-from synpro_engine.train.schedule import lr_factor
+from synpro_engine.train.optimizer import lr_factor
 
 
 def test_warmup_rises_linearly_and_never_trains_at_zero():

@@ -38,8 +38,11 @@ class Backends(Generic[Kernels]):
     def choose(self, *tensors: Tensor) -> BackendName:
         """Triton on CUDA and C++ on the CPU, where they are there and take all the dtypes; else PyTorch."""
         device = tensors[0].device.type
-        if device == "cuda" and self.takes("triton", *tensors) and self._runs_triton(tensors[0]):
-            return "triton"
+        if device == "cuda" and self.takes("triton", *tensors) and triton_status()[0]:
+            # Older GPUs lack the instructions that the tiles are cut for; on AMD's a capability means something else.
+            tiles_run = torch.version.hip is None and capability_of(tensors[0]) >= 80
+            if tiles_run or not self.triton_multiplies:
+                return "triton"
         if device == "cpu" and self.takes("csrc", *tensors) and csrc_loaded():
             return "csrc"
         return "torch"
@@ -65,9 +68,3 @@ class Backends(Generic[Kernels]):
         if load is None:
             raise KeyError(f"this op has no {name} backend")
         return load()
-
-    def _runs_triton(self, tensor: Tensor) -> bool:
-        if not triton_status()[0]:
-            return False
-        # Older GPUs lack the instructions that the tiles are cut for, and on AMD's a capability means something else.
-        return not self.triton_multiplies or (torch.version.hip is None and capability_of(tensor) >= 80)

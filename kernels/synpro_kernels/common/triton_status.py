@@ -10,14 +10,14 @@ def triton_status() -> tuple[bool, str]:
     try:
         import triton
     except Exception as error:  # one for another torch or Python raises what it likes
-        return False, f"Triton is not importable ({_told(error)})"
+        return False, f"Triton is not importable ({_first_line(error)})"
     version = getattr(triton, "__version__", "of no version")
     try:
         importlib.import_module("triton.tools.tensor_descriptor")
     except Exception as error:
-        return False, f"Triton {version} lacks tensor descriptors, which 3.4 and newer have ({_told(error)})"
+        return False, f"Triton {version} lacks tensor descriptors, which 3.4 and newer have ({_first_line(error)})"
     return True, f"Triton {version}"
 
 
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

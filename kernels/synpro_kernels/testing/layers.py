@@ -99,12 +99,12 @@ def check_against_fp64(case: Case, dtype: torch.dtype, what: str) -> None:
     exactly; who computes the logit again may round it otherwise, and is held to the size of the terms.
     """
     truth = results(linear_logprob_definition, case.leaves(torch.float64), case)
-    mine = results(linear_logprob, case.leaves(dtype), case)
-    usual = results(plain, case.leaves(dtype), case)
+    actual = results(linear_logprob, case.leaves(dtype), case)
+    baseline = results(plain, case.leaves(dtype), case)
     terms = 0.0
     if case.weight_VH.shape[0] == 1:
         logit = (case.hidden_TH.double() @ case.weight_VH.double().t()).abs().max().clamp_min(1.0)
         terms = float(logit * case.hidden_TH.double().abs().sum(0).max().clamp_min(1.0))
     for name, exact in truth.items():
         is_gradient = name.startswith("d ")
-        assert_as_accurate(mine[name], usual[name], exact, f"{what}: {name}", terms=terms if is_gradient else 0.0)
+        assert_as_accurate(actual[name], baseline[name], exact, f"{what}: {name}", terms=terms if is_gradient else 0.0)

@@ -3,10 +3,9 @@
 Knows windows, rows, hooks and Megatron's schedule; does not know directions, nor what is computed over the rows.
 """
 
-from synpro_engine.influence.batching.forward_backward import forward_backward, frozen, own_gradients
-from synpro_engine.influence.batching.logprobs import sequence_logprobs
 from synpro_engine.influence.batching.microbatch_hooks import MicrobatchHooks
 from synpro_engine.influence.batching.packing import separate_documents
+from synpro_engine.influence.batching.passes import forward_backward, frozen, own_gradients, sequence_logprobs
 from synpro_engine.influence.batching.windows import WindowBatch, batches_by_sequence, by_sequence, window_batches
 
 __all__ = [

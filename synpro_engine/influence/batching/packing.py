@@ -35,12 +35,12 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
     rearrangements = [_rearrangement(batch, model.pad(batch.tokens_BS)) for batch in batches]
     with hooks.counted() as stack:
         for number, chunk in enumerate(model.chunks):
-            current = _current(hooks, rearrangements, number)
+            take_apart, put_back = _around_attention(hooks, rearrangements, number)
             layers: Any = chunk.decoder.layers
             for layer in layers:
                 attention = layer.self_attention.core_attention
-                stack.enter_context(attention.register_forward_pre_hook(_take_apart(current)))
-                stack.enter_context(attention.register_forward_hook(_put_back(current)))
+                stack.enter_context(attention.register_forward_pre_hook(take_apart))
+                stack.enter_context(attention.register_forward_hook(put_back))
         yield
 
 
@@ -67,24 +67,20 @@ def _rearrangement(batch: WindowBatch, tokens_BS: Tensor) -> _Rearrangement:
     return _Rearrangement(from_LW.to(tokens_BS.device), to_SB.to(tokens_BS.device))
 
 
-def _current(
+def _around_attention(
     hooks: MicrobatchHooks, rearrangements: Sequence[_Rearrangement], chunk: int
-) -> Callable[[], _Rearrangement]:
-    # Bound here: in the loop over chunks a lambda would see the last chunk's number alone.
-    return lambda: rearrangements[min(hooks.index[chunk], len(rearrangements) - 1)]
+) -> tuple[Callable[..., tuple[Any, ...]], Callable[..., Tensor]]:
+    """The hooks before and after the attention kernels of one chunk, which bind its number."""
 
+    def current() -> _Rearrangement:
+        return rearrangements[min(hooks.index[chunk], len(rearrangements) - 1)]
 
-def _take_apart(current: Callable[[], _Rearrangement]) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
-    def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def take_apart(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
         from_LW = current().from_LW
         return *(x.flatten(0, 1)[from_LW] for x in (query, key, value)), *rest
 
-    return hook
-
-
-def _put_back(current: Callable[[], _Rearrangement]) -> Callable[[Any, Any, Tensor], Tensor]:
-    def hook(_module: Any, _args: Any, out_LWD: Tensor) -> Tensor:
+    def put_back(_module: Any, _args: Any, out_LWD: Tensor) -> Tensor:
         return out_LWD.flatten(0, 1)[current().to_SB]
 
-    return hook
+    return take_apart, put_back

@@ -73,13 +73,17 @@ class Capture:
     @contextlib.contextmanager
     def attached(self, *, frozen: bool) -> Iterator[None]:
         """Listen within the block. `frozen`: no parameter requires a gradient; they begin at the embedding's output."""
+
+        def as_leaf(_module: Any, _args: Any, out: Tensor) -> Tensor:
+            return out.detach().requires_grad_(True)
+
         self.shares = []
         with self._hooks.counted() as stack:
             for number, chunk in enumerate(self._model.chunks):
                 for module in chunk.modules():
                     # Before the listener: a module's hooks run in order, and what it must see is the new leaf.
                     if frozen and isinstance(module, LanguageModelEmbedding):
-                        stack.enter_context(module.register_forward_hook(_as_leaf))
+                        stack.enter_context(module.register_forward_hook(as_leaf))
                     for site in self._sites(module):
                         hook = self._listener(number, site)
                         # Megatron calls the embedding with keywords.
@@ -114,10 +118,6 @@ class Capture:
         # Under sequence parallelism some sites see this rank's positions only.
         start = self._model.topology.tp.rank * length if length < values_KSB.size(1) else 0
         values_KSB[:, start : start + length] += part_KSB
-
-
-def _as_leaf(_module: Any, _args: Any, out: Tensor) -> Tensor:
-    return out.detach().requires_grad_(True)
 
 
 def stacked(model: Model, directions: Sequence[Direction], *, matrices: torch.dtype) -> dict[Parameter, Tensor]:

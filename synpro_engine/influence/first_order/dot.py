@@ -134,7 +134,9 @@ class DotInfluence:
         norms: what listens to weight gradients, where these are wanted; else none are formed.
         """
         model, capture = self._model, self._capture
-        run, topology = _of_one_shape(batches), model.topology
+        topology = model.topology
+        rows, columns = (max(batch.tokens_BS.size(dim) for batch in batches) for dim in (0, 1))
+        run = [batch.padded(rows, columns) for batch in batches]  # of one shape, as a schedule wants them
         logprobs: list[Tensor] = []  # of each micro-batch, on the last stage
 
         def loss(index: int, hidden_BSH: Tensor) -> Tensor:
@@ -179,9 +181,3 @@ class DotInfluence:
         if output.grad_weight_VH is not None:  # through autograd too: that is where norms are read
             objective = objective + (model.output_weight() * output.grad_weight_VH).sum()
         return objective, output.logprob_T.view(rows, columns)
-
-
-def _of_one_shape(batches: Sequence[WindowBatch]) -> list[WindowBatch]:
-    """Padded alike, as a schedule wants them."""
-    rows, columns = (max(batch.tokens_BS.size(dim) for batch in batches) for dim in (0, 1))
-    return [batch.padded(rows, columns) for batch in batches]

@@ -68,16 +68,14 @@ class JvpInfluence:
         """Log-probabilities and their derivatives along v, [2, B, S]."""
         device = self._model.topology.device
         with forward_ad.dual_level():
-            duals = {parameter: self._dual(parameter) for parameter in self._model.parameters()}
+            duals: dict[Parameter, Tensor] = {}
+            for parameter in self._model.parameters():
+                duals[parameter] = value = parameter.to(self._dtype)
+                if parameter in self._tangents:
+                    v = self._tangents[parameter].to(self._dtype)
+                    duals[parameter] = forward_ad.make_dual(value + self._shift * v, v)
             logprob_BS = plain_logprobs(
                 self._model, tokens_BS.to(device), labels_BS.to(device), lambda parameter: duals[parameter]
             )
             primal, tangent = forward_ad.unpack_dual(logprob_BS)
             return torch.stack([primal, torch.zeros_like(primal) if tangent is None else tangent])
-
-    def _dual(self, parameter: Parameter) -> Tensor:
-        value, tangent = parameter.to(self._dtype), self._tangents.get(parameter)
-        if tangent is None:
-            return value
-        tangent = tangent.to(self._dtype)
-        return forward_ad.make_dual(value + self._shift * tangent, tangent)

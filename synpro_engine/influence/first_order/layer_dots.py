@@ -36,8 +36,8 @@ def weight_of(module: nn.Module) -> Parameter | None:
     """The weight that is scored where `module` is called, or None. The output layer's is scored with the loss."""
     if isinstance(module, LanguageModelEmbedding):
         return module.word_embeddings.weight
-    known = (ColumnParallelLinear, RowParallelLinear, RMSNorm, FullWidthRMSNorm)
-    return module.weight if isinstance(module, known) and not isinstance(module, HiddenHead) else None
+    classes = (ColumnParallelLinear, RowParallelLinear, RMSNorm, FullWidthRMSNorm)
+    return module.weight if isinstance(module, classes) and not isinstance(module, HiddenHead) else None
 
 
 def bias_of(module: nn.Module) -> Parameter | None:

@@ -55,9 +55,9 @@ def output_pass(
     `weight_gradient` for the one with respect to the weight too, one product more.
     """
     precise = torch.promote_types(hidden_TH.dtype, torch.float32)
-    tokens, many = hidden_TH.size(0), direction_KVH.size(0)
+    tokens, directions = hidden_TH.size(0), direction_KVH.size(0)
     logprob_T = hidden_TH.new_zeros(tokens, dtype=precise)
-    target_KT, mean_KT = (logprob_T.new_zeros(many, tokens) for _ in range(2))
+    target_KT, mean_KT = (logprob_T.new_zeros(directions, tokens) for _ in range(2))
     grad_TH = None if slope is None else hidden_TH.new_zeros(hidden_TH.shape, dtype=precise)
     grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
     rows = weight_VH.size(0)

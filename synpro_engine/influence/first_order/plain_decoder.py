@@ -10,7 +10,7 @@ Shape suffixes: B rows, S positions, H hidden width; n key heads, r query heads 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
     assert embedding is not None and final_norm is not None
     hidden_BSH = F.embedding(tokens_BS, weights(embedding))
     for block in model.blocks():
-        hidden_BSH = _block(model, _substituted(block, weights), hidden_BSH)
+        stand_ins: dict[str, Any] = {n: weights(p) for n, p in vars(block).items() if isinstance(p, Parameter)}
+        hidden_BSH = _block(model, replace(block, **stand_ins), hidden_BSH)
     hidden_BSH = _rms_norm(hidden_BSH, weights(final_norm), model.config.norm_eps)
     return hidden_BSH @ weights(model.output_weight()).t()
 
@@ -54,11 +55,6 @@ def check_whole(model: Model) -> None:
     topology = model.topology
     if topology.tp.size * topology.pp.size > 1:
         raise ValueError(f"model: plain torch needs all of it on one rank, this layout is {topology.layout}")
-
-
-def _substituted(block: BlockWeights, weights: Weights) -> BlockWeights:
-    values: dict[str, Any] = {field.name: getattr(block, field.name) for field in fields(block)}
-    return replace(block, **{name: weights(value) for name, value in values.items() if isinstance(value, Parameter)})
 
 
 def _block(model: Model, block: BlockWeights, hidden: Tensor) -> Tensor:

@@ -59,10 +59,14 @@ class PrefixReader:
 
         A fused loss then holds an fp32 gradient of the output weight for each row, until the backward pass.
         """
+
+        def freeze(module: Any, _args: Any) -> None:
+            module.weight.requires_grad_(False)  # until its forward is over, which decides what its backward computes
+
         self._sums, self._unread = [], 0
         with self._capture.attached(frozen=False), contextlib.ExitStack() as stack:
             for chunk, module, direction in self._linears:
-                stack.enter_context(module.register_forward_pre_hook(_freeze))
+                stack.enter_context(module.register_forward_pre_hook(freeze))
                 stack.enter_context(module.register_forward_hook(self._take_over(chunk, direction)))
             yield loss_fn if self._head is None else self._by_rows(loss_fn, self._head)
 
@@ -110,7 +114,10 @@ class PrefixReader:
                 self._unread += 1
                 aliased = _Aliased(model.config, model.topology, model.chunks, model.dtype, alias)
                 parts.append(loss_fn(aliased, hidden, Batch(tokens, labels)))
-            return _summed(parts)
+            objective = torch.stack([part.objective for part in parts]).sum()
+            loss = torch.stack([part.loss for part in parts]).sum()
+            extras = {name: torch.stack([part.extras[name] for part in parts]).sum() for name in parts[0].extras}
+            return LossTerms(objective=objective, loss=loss, extras=extras)
 
         return run
 
@@ -132,11 +139,6 @@ class PrefixReader:
         return torch.cat([rows + part for rows, part in zip(self._sums, captured, strict=True)], 1)
 
 
-def _freeze(module: Any, _args: Any) -> None:
-    """Until the forward is over, which decides what its backward will compute."""
-    module.weight.requires_grad_(False)
-
-
 def _accumulate(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor, buffer_OI: Tensor) -> Tensor:
     """Add the weight gradient to the buffer row by row; <each row's own, v_k>, [K, B]."""
     length, rows = x_SBI.shape[:2]
@@ -147,14 +149,6 @@ def _accumulate(x_SBI: Tensor, grad_SBO: Tensor, direction_KOI: Tensor, buffer_O
     pairs = zip(x_SBI.unbind(1), grad_SBO.unbind(1), strict=True)
     parts = [grad_dot_prefix(x, grad, direction_KOI, (0, length), accumulator=buffer_OI)[0] for x, grad in pairs]
     return torch.cat(parts, 1)
-
-
-def _summed(parts: Sequence[LossTerms]) -> LossTerms:
-    def total(read: Callable[[LossTerms], Tensor]) -> Tensor:
-        return torch.stack([read(part) for part in parts]).sum()
-
-    extras = {name: total(lambda part, name=name: part.extras[name]) for name in parts[0].extras}
-    return LossTerms(objective=total(lambda part: part.objective), loss=total(lambda part: part.loss), extras=extras)
 
 
 @dataclass(frozen=True)

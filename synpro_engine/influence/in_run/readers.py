@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from synpro_engine.influence.directions import Direction
 from synpro_engine.influence.examples import Examples
@@ -48,12 +47,15 @@ class GradientReader:
     """
 
     def __init__(self, model: Model, directions: Sequence[Direction]) -> None:
-        precise = torch.promote_types(model.dtype, torch.float32)
+        precise, tp = torch.promote_types(model.dtype, torch.float32), model.topology.tp
         self._model, self._count = model, len(directions)
         self._directions = {
             parameter: direction.to(precise)
             for parameter, direction in stacked(model, directions, matrices=precise).items()
-            if _counts_here(parameter, model)
+            # Not the copy of another tensor-parallel rank's gradient, but a part of the whole.
+            if tp.rank == 0
+            or getattr(parameter, "tensor_model_parallel", False)
+            or getattr(parameter, "sequence_parallel", False)
         }
         self._output = model.output_weight() if model.topology.is_last_stage else None
         self._sums: list[Tensor] = []
@@ -120,12 +122,6 @@ class GradientReader:
             return torch.zeros((self._count, len(examples)), dtype=torch.float64, device=self._model.topology.device)
         assert len(self._sums) == len(examples), (len(self._sums), len(examples))
         return torch.stack(self._sums, 1)
-
-
-def _counts_here(parameter: Parameter, model: Model) -> bool:
-    """Whether this rank's gradient of it is a part of the whole, and not the copy of another tensor-parallel rank's."""
-    split = getattr(parameter, "tensor_model_parallel", False) or getattr(parameter, "sequence_parallel", False)
-    return split or model.topology.tp.rank == 0
 
 
 class CaptureReader:

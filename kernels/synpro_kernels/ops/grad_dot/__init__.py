@@ -14,12 +14,10 @@ from synpro_kernels.ops.grad_dot.definition import (
     scale_dot_definition,
 )
 from synpro_kernels.ops.grad_dot.directions import low_rank, to_fp8
-from synpro_kernels.ops.grad_dot.formed import formed_dot
-from synpro_kernels.ops.grad_dot.op import grad_dot
-from synpro_kernels.ops.grad_dot.pairwise import pairwise_grad_dot
-from synpro_kernels.ops.grad_dot.prefix import grad_dot_prefix
+from synpro_kernels.ops.grad_dot.op import grad_dot, pairwise_grad_dot
 from synpro_kernels.ops.grad_dot.segments import segment_sum
 from synpro_kernels.ops.grad_dot.types import Direction, Fp8Direction, GradDots, LowRankDirection
+from synpro_kernels.ops.grad_dot.weight_gradient import formed_dot, grad_dot_prefix
 
 __all__ = [
     "grad_dot",

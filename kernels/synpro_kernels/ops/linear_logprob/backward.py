@@ -36,7 +36,11 @@ def differentiate(
     # An entropy that was not asked for is empty, and so may its gradient be.
     used = [None if grad is None or grad.numel() == 0 else grad for grad in grads_T]
     if rows.count == 0 or all(grad is None for grad in used):
-        return _no_gradient(hidden_TH, weight_VH, need)
+        return Gradients(
+            hidden_TH.new_zeros(hidden_TH.shape) if need.hidden else None,
+            weight_VH.new_zeros(weight_VH.shape) if need.weight else None,
+            weight_VH.new_zeros(weight_VH.shape[0]) if need.bias else None,
+        )
     coefficients_T5 = _coefficients(rows, results_T, used, settings)
     shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
     labelled = blocks.gradients(shard, coefficients_T5, need, skip)
@@ -58,11 +62,3 @@ def _coefficients(
     statistics = Stats(rows.take(maximum), rows.take(sumexp), zero, zero)
     labelled_entropy = rows.take(entropy) if grads_T[2] is not None else None
     return coefficients(statistics, labelled_entropy, rows.take(filled_T3), settings)
-
-
-def _no_gradient(hidden: Tensor, weight: Tensor, need: Needed) -> Gradients:
-    return Gradients(
-        hidden.new_zeros(hidden.shape) if need.hidden else None,
-        weight.new_zeros(weight.shape) if need.weight else None,
-        weight.new_zeros(weight.shape[0]) if need.bias else None,
-    )

@@ -71,7 +71,8 @@ def linear_cross_entropy(
             hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
             ignore_index=ignore_index, vocab_start=vocab_start, group=group,
         )  # fmt: skip
-        return _per_token(logprobs, z_loss, [each.view(target.shape) for each in weights])
+        cross_entropy, z = _token_losses(logprobs, z_loss, [each.view(target.shape) for each in weights])
+        return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
     work = Work(
         objective=_objective(z_loss),
         per_token=weights,
@@ -106,19 +107,17 @@ def _weighted_targets(
     return target_T.masked_fill(weight_T == 0, ignore_index), [weight_T]
 
 
-def _per_token(logprobs: LogProbs, z_loss: float, weights: Sequence[Tensor]) -> CrossEntropy:
+def _token_losses(logprobs: LogProbs, z_loss: float, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each token's cross-entropy and z-loss, times its weight where there are weights."""
     cross_entropy, z = -logprobs.logprob, z_loss * logprobs.logsumexp.square()
     for weight in weights:
         cross_entropy, z = cross_entropy * weight, z * weight
-    return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
+    return cross_entropy, z
 
 
 def _objective(z_loss: float) -> Objective:
     def objective(logprobs: LogProbs, *weights_C: Tensor) -> tuple[Tensor, ...]:
-        cross_entropy_C, z_C = -logprobs.logprob, z_loss * logprobs.logsumexp.square()
-        for weight_C in weights_C:
-            cross_entropy_C, z_C = cross_entropy_C * weight_C, z_C * weight_C
-        cross_entropy, z = cross_entropy_C.sum(), z_C.sum()
+        cross_entropy, z = (loss_C.sum() for loss_C in _token_losses(logprobs, z_loss, weights_C))
         return cross_entropy + z, cross_entropy, z
 
     return objective

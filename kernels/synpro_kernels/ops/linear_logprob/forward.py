@@ -76,10 +76,11 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     """
     in_shard_T = (shard.column_T >= 0) & (shard.column_T < shard.vocab)
     if group is not None:
-        stats, owners_T = _merge_shards(stats, in_shard_T, shard, group)
-        _check_owned_once(owners_T, target_T)
-    else:
-        _check_owned(in_shard_T, target_T, shard)
+        stats = _merge_shards(stats, in_shard_T, target_T, shard, group)
+    elif not bool(in_shard_T.all()):
+        wrong, start = int(target_T[~in_shard_T][0]), shard.settings.vocab_start
+        span, ignored = f"[{start}, {start + shard.vocab})", shard.settings.ignore_index
+        raise ValueError(f"target: {wrong} is outside {span} and is not ignore_index ({ignored})")
     log_sum = stats.sumexp.log()
     # Differences to the maximum first: at large logits the log-sum-exp itself has lost the small digits.
     logprob = (stats.target_logit - stats.maximum) - log_sum
@@ -87,7 +88,7 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     return Evaluated(logprob, stats.maximum + log_sum, entropy, stats.maximum, stats.sumexp)
 
 
-def _merge_shards(stats: Stats, in_shard_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> tuple[Stats, Tensor]:
+def _merge_shards(stats: Stats, in_shard_T: Tensor, target_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> Stats:
     """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
 
     Both carry the shards' spans along; ValueError where these overlap or leave a gap.
@@ -105,18 +106,8 @@ def _merge_shards(stats: Stats, in_shard_T: Tensor, shard: Shard, group: dist.Pr
     if bool(summed[-1] != end + minus_start):
         held = int(summed[-1])
         raise ValueError(f"vocab_start: the group's shards hold {held} rows between {-int(minus_start)} and {int(end)}")
-    sumexp, weighted, target_logit, owners = summed[:-1].view(4, -1)
-    return Stats(top, sumexp, weighted, target_logit), owners
-
-
-def _check_owned(in_shard_T: Tensor, target_T: Tensor, shard: Shard) -> None:
-    if not bool(in_shard_T.all()):
-        wrong, start = int(target_T[~in_shard_T][0]), shard.settings.vocab_start
-        span, ignored = f"[{start}, {start + shard.vocab})", shard.settings.ignore_index
-        raise ValueError(f"target: {wrong} is outside {span} and is not ignore_index ({ignored})")
-
-
-def _check_owned_once(owners_T: Tensor, target_T: Tensor) -> None:
+    sumexp, weighted, target_logit, owners_T = summed[:-1].view(4, -1)
     if not bool((owners_T == 1).all()):
         wrong, owners = int(target_T[owners_T != 1][0]), int(owners_T[owners_T != 1][0])
         raise ValueError(f"target: {wrong} is held by {owners} shards of the group, expected 1")
+    return Stats(top, sumexp, weighted, target_logit)

@@ -115,7 +115,7 @@ def _walk(
 ) -> tuple[Tensor, ...]:
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
-    tokens, width = block_sizes.cached(shard, _largest(shard.vocab, shard.hidden_TH, work.group))
+    tokens, width = block_sizes.cached(shard, _widest_shard(shard.vocab, shard.hidden_TH, work.group))
     # As large as the budget allows, because each chunk reads and writes all of the weight's gradient: with four chunks
     # at T 8192, H 4096, V 131072 that is 17.2 GB, 4.1 ms at 4.2 TB/s (docs/kernels.md).
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
@@ -137,7 +137,7 @@ def _walk(
     return sums
 
 
-def _largest(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
+def _widest_shard(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
     if group is None:
         return vocab
     size = torch.tensor(vocab, device=like.device)

@@ -1,4 +1,4 @@
-"""One forward and backward pass over micro-batches in any layout, outside of training."""
+"""Passes over micro-batches in any layout, outside of training: forward for log-probs, forward and backward."""
 
 from __future__ import annotations
 
@@ -10,12 +10,33 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from synpro_engine.influence.batching.packing import separate_documents
+from synpro_engine.influence.batching.windows import by_sequence, window_batches
 from synpro_engine.model.model import Model, run_chunk
-from synpro_engine.model.scoring import bare_schedule
+from synpro_engine.model.scoring import bare_schedule, score_tokens
 
 _FUSION = "gradient_accumulation_fusion"
 
 LossOf = Callable[[int, Tensor], Tensor]
+
+
+def sequence_logprobs(
+    model: Model, sequences: Sequence[Sequence[int]], *, start_id: int, micro_batch: int = 16, packed: bool = False
+) -> list[Tensor]:
+    """Log-prob of every token of every sequence: float64 [len] on the CPU each, in nats.
+
+    A sequence longer than the model's `seq_len` is scored in consecutive windows, each with its own context.
+    `packed` puts several windows into a row, for speed; scores agree up to rounding. Collective over the tensor and
+    pipeline axes, which must call with the same sequences.
+    """
+    seq_len = model.config.seq_len
+    batches = window_batches(sequences, start_id=start_id, seq_len=seq_len, micro_batch=micro_batch, packed=packed)
+    logprobs = []
+    for batch in batches:
+        with separate_documents(model, [batch]):
+            scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=batch.tokens_BS.size(0))
+        logprobs.append(scored.logprob)
+    return by_sequence([len(ids) for ids in sequences], batches, logprobs)
 
 
 def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) -> None:
@@ -58,13 +79,13 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
     """No parameter asks for a gradient within the block: linear layers then compute none, and keep no input for one."""
-    asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in asked:
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, flag in asked.items():
+        for parameter, flag in before.items():
             parameter.requires_grad_(flag)
 
 

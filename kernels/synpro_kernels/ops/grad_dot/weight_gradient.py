@@ -1,6 +1,7 @@
-"""The weight-gradient GEMM that scores segments on its way: each segment's share is dotted with V before it is added.
+"""Scores of the weight gradients that training forms anyway: on the way through their GEMM, or once they are there.
 
-The scores are not differences of a running total, so nothing cancels (see README.md).
+On the way, each segment's share is dotted with V before it is added: no score is a difference of running totals, so
+nothing cancels (see README.md). A gradient that is there already takes a pass over memory and no product.
 """
 
 from itertools import pairwise
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
-from synpro_kernels.ops.grad_dot.dispatch import PREFIX
+from synpro_kernels.ops.grad_dot.dispatch import FORMED, PREFIX
 from synpro_kernels.ops.grad_dot.validate import check_direction, check_tokens, refuse_gradients
 
 
@@ -45,7 +46,12 @@ def grad_dot_prefix(
 
     """
     _check(x, grad_out, direction, accumulator)
-    offsets = _offsets(boundaries, x.shape[0])
+    # On the host: how the GEMM is cut depends on them, and torch.library takes a list of integers.
+    offsets = boundaries.tolist() if isinstance(boundaries, Tensor) else list(boundaries)
+    rising = all(a <= b for a, b in pairwise(offsets))
+    if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != x.shape[0] or not rising:
+        expected = f"offsets that rise from 0 to {x.shape[0]}"
+        raise ValueError(f"boundaries: expected {expected}, got {_abbreviated(offsets)}")
     refuse_gradients(x=x, grad_out=grad_out, direction=direction)
     outputs, inputs = grad_out.shape[1], x.shape[1]
     if accumulator is None:
@@ -73,17 +79,8 @@ def _check(x: Tensor, grad_out: Tensor, direction: Tensor, accumulator: Tensor |
         raise ValueError("accumulator: requires grad, but is written in place; pass accumulator.detach()")
 
 
-def _offsets(boundaries: Sequence[int] | Tensor, tokens: int) -> list[int]:
-    # On the host: how the GEMM is cut depends on them, and torch.library takes a list of integers.
-    listed = boundaries.tolist() if isinstance(boundaries, Tensor) else list(boundaries)
-    rising = all(a <= b for a, b in pairwise(listed))
-    if len(listed) < 1 or listed[0] != 0 or listed[-1] != tokens or not rising:
-        raise ValueError(f"boundaries: expected offsets that rise from 0 to {tokens}, got {_abbreviated(listed)}")
-    return listed
-
-
-def _abbreviated(listed: list[int]) -> str:
-    return str(listed) if len(listed) <= 8 else f"{str(listed[:4])[:-1]}, ... {str(listed[-2:])[1:]}"
+def _abbreviated(offsets: list[int]) -> str:
+    return str(offsets) if len(offsets) <= 8 else f"{str(offsets[:4])[:-1]}, ... {str(offsets[-2:])[1:]}"
 
 
 @torch.library.custom_op("synpro::grad_dot_prefix", mutates_args={"accumulator_OI"})
@@ -96,3 +93,15 @@ def _grad_dot_prefix(
 @_grad_dot_prefix.register_fake
 def _(x_TI, grad_TO, direction_KOI, boundaries, accumulator_OI):
     return x_TI.new_empty(direction_KOI.shape[0], len(boundaries) - 1, dtype=precise_dtype(x_TI.dtype))
+
+
+def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
+    """<G, V_k>: gradient [P, ...], direction [K, P, ...], any floating dtypes; fp64 [K].
+
+    Multiplied in the wider of the two dtypes, in fp32 at least; summed in fp32 over short runs, or pairwise within a
+    block, and in fp64 over those (a library's dot product runs through all of it in one fp32 sum, with ten times the
+    error). Raises ValueError for shapes that do not match.
+    """
+    if gradient.dim() == 0 or direction.shape[1:] != gradient.shape:
+        raise ValueError(f"direction: expected [K, *{tuple(gradient.shape)}], got {tuple(direction.shape)}")
+    return FORMED.kernels(gradient, direction)(gradient, direction)
