@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from synpro_engine.cli import plan_table
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
+from synpro_engine.cycle.forecast import forecast
+from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
+from synpro_engine.dist.environment import read_environment
 from synpro_engine.influence import EstimatorConfig
 
 
@@ -33,6 +37,24 @@ def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, unt
     with _cycle(recipe, overrides, directory) as cycle:
         cycle.run(until, redo=redo)
         say(cycle.topology, f"results are in {cycle.directory}")
+
+
+def plan(
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    ranks: int | None = None,
+    measured: Path | None = None,
+    trained: float | None = None,
+    sampled: float | None = None,
+) -> None:
+    """Print what a run will take. trained, sampled: tokens a second; they go before what `measured`, a run, shows."""
+    resolved = load_recipe(recipe, overrides)
+    rates = Rates() if measured is None else measured_rates(measured)
+    rates = Rates(trained=trained or rates.trained, sampled=sampled or rates.sampled)
+    ranks = ranks or max(read_environment().world_size, resolved.parallel.tp * resolved.parallel.pp)
+    for line in plan_table.lines(forecast(resolved, ranks), rates):
+        print(line)
 
 
 def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:

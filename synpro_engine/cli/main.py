@@ -15,7 +15,7 @@ import typer
 from synpro_engine import __version__
 from synpro_engine.cli import influence_command, launch_command
 from synpro_engine.cli.ending import run_script
-from synpro_engine.cli.options import Directory, Overrides, Recipe, Redo
+from synpro_engine.cli.options import Directory, DryRun, Overrides, Recipe, Redo
 from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
@@ -54,10 +54,19 @@ app = typer.Typer(
 
 
 def _add_stage_command(name: str, until: str | None, text: str) -> None:
-    def command(recipe: Recipe, overrides: Overrides = None, directory: Directory = None, redo: Redo = False) -> None:
+    def command(
+        recipe: Recipe,
+        overrides: Overrides = None,
+        directory: Directory = None,
+        redo: Redo = False,
+        dry_run: DryRun = False,
+    ) -> None:
         from synpro_engine.cli import commands
 
-        commands.run_until(recipe, overrides or [], directory, until, redo=redo)
+        if dry_run:
+            commands.plan(recipe, overrides or [])
+        else:
+            commands.run_until(recipe, overrides or [], directory, until, redo=redo)
 
     app.command(name, help=text, epilog=_EPILOG)(command)
 
@@ -73,6 +82,27 @@ for _name, _until, _text in (
     ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
 ):
     _add_stage_command(_name, _until, _text)
+
+
+@app.command(epilog=_EPILOG)
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes of the job; tp x pp if not given.")] = None,
+    tokens_per_s: Annotated[
+        float | None, typer.Option(min=1e-9, help="Tokens a second that the job trains on, to count time by.")
+    ] = None,
+    sampled_per_s: Annotated[
+        float | None, typer.Option(min=1e-9, help="Tokens a second that the job samples, likewise.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Take both from the metrics of an earlier run's directory.")
+    ] = None,
+) -> None:
+    """Print what a run will take, stage by stage: tokens, FLOPs, memory, disk, time. Nothing is started."""
+    from synpro_engine.cli import commands
+
+    commands.plan(recipe, overrides or [], ranks=ranks, measured=measured, trained=tokens_per_s, sampled=sampled_per_s)
 
 
 @app.command(epilog=_EPILOG)

@@ -14,6 +14,9 @@ Overrides = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="Remove what --dir holds of other settings, and make it and what follows anew.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run will take, as `synpro plan` does, and start nothing.")
+]
 Directory = Annotated[
     Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
 ]

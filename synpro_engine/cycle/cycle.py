@@ -61,7 +61,7 @@ class Cycle:
         given, else a UserError.
         """
         if until in (None, "tune", "generate", "evaluate"):
-            check_recipe(self.recipe, self.topology)
+            check_recipe(self.recipe, self.topology.layout)
         with self.claimed(redo=redo):
             run_stages(self.directory, list(self._plan.stages()), self.topology, until)
             if until is None:

@@ -16,7 +16,7 @@ from synpro_engine.config import Config, UserError, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
 from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
-from synpro_engine.dist import ParallelConfig, Topology
+from synpro_engine.dist import Layout, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig, check_layout
 from synpro_engine.reward import RewardConfig
@@ -88,15 +88,15 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     return load_config(Recipe, recipe_path(recipe), overrides)
 
 
-def check_recipe(recipe: Recipe, topology: Topology) -> None:
+def check_recipe(recipe: Recipe, layout: Layout) -> None:
     """Refuse a recipe that this layout cannot finish, before its first stage has run; UserError names the key."""
-    check_layout(recipe.model, topology)
+    check_layout(recipe.model, layout)
     if recipe.generator.model is not None:
-        check_layout(recipe.generator.model, topology)
-    if topology.pp.size > 1:
+        check_layout(recipe.generator.model, layout)
+    if layout.pp > 1:
         raise UserError("`parallel.pp`: the generator samples without a pipeline, so a whole cycle takes pp = 1")
     batches = {"pretrain.global_batch": recipe.pretrain.global_batch, "probe.global_batch": recipe.probe.global_batch}
     prompts = {f"tune.{name}.prompts_per_step": tune.prompts_per_step for name, tune in recipe.tune.items()}
     for key, size in (batches | prompts).items():
-        if size % topology.dp.size:
-            raise UserError(f"`{key}`: {size} cannot be divided by {topology.dp.size} data-parallel ranks")
+        if size % layout.dp:
+            raise UserError(f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks")

@@ -21,7 +21,8 @@ from typing import Any
 import torch.multiprocessing as mp
 
 from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped
-from synpro_engine.dist.topology import ParallelConfig, Topology, launched
+from synpro_engine.dist.layout import ParallelConfig
+from synpro_engine.dist.topology import Topology, launched
 
 _SLOW_IMPORTS = (
     "torch",

@@ -15,37 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Config, UserError, brief
+from synpro_engine.config import UserError, brief
 from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
+from synpro_engine.dist.layout import Layout, ParallelConfig
 from synpro_engine.dist.watch import Watch
 
 
 class SharedError(UserError):
     """A UserError that every rank raises, so that the job can end in order."""
-
-
-class ParallelConfig(Config):
-    """How the ranks divide the model (data parallelism takes what is left), and how long they wait for each other."""
-
-    tp: int = Field(default=1, ge=1)
-    """Tensor-parallel size: ranks that share each matrix."""
-    pp: int = Field(default=1, ge=1)
-    """Pipeline-parallel size: consecutive stages of layers."""
-    vpp: int | None = Field(default=None, ge=2)
-    """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
-    sequence_parallel: bool = False
-    """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
-    timeout_minutes: float = Field(default=30, gt=0)
-    """Longest wait within one collective, after which the job ends. Long work of one rank is waited for elsewhere, as
-    long as that rank is alive."""
-    join_minutes: float = Field(default=10, gt=0)
-    """Longest wait for all processes of the job to start."""
-    silence_minutes: float = Field(default=5, gt=0)
-    """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +67,9 @@ class Topology:
         return self.pp.rank == self.pp.size - 1
 
     @property
-    def layout(self) -> str:
-        """The layout in short, as in `DP2 TP2`."""
-        sizes = {"DP": self.dp.size, "TP": self.tp.size, "PP": self.pp.size, "VPP": self.vpp}
-        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1 process"
-
-
-def _check(parallel: ParallelConfig, world: int) -> None:
-    if world % (parallel.tp * parallel.pp):
-        raise UserError(
-            f"`parallel`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
-        )
-    if parallel.vpp and parallel.pp < 2:
-        raise UserError("`parallel.vpp`: an interleaved schedule needs pp >= 2")
-    if parallel.sequence_parallel and parallel.tp < 2:
-        raise UserError("`parallel.sequence_parallel`: needs tp >= 2")
+    def layout(self) -> Layout:
+        """The job's layout, which all ranks share."""
+        return Layout(self.dp.size, self.tp.size, self.pp.size, self.vpp, self.sequence_parallel)
 
 
 def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:
@@ -154,7 +122,7 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
     Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
     """
     here = read_environment()
-    _check(parallel, here.world_size)
+    Layout.of(parallel, here.world_size)
     import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
 
     if parallel.tp > 1:

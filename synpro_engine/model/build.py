@@ -41,7 +41,7 @@ def build_model(
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
     Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
-    check_layout(config, topology)
+    check_layout(config, topology.layout)
     _check_room(config, topology, dtype)
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from synpro_engine.config import Config, UserError
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Layout
 
 Family = Literal["olmo2", "llama", "mistral", "qwen2", "qwen3"]
 
@@ -129,21 +129,20 @@ class ModelConfig(Config):
         return blocks + (tables if embeddings else 0)
 
 
-def check_layout(config: ModelConfig, topology: Topology) -> None:
+def check_layout(config: ModelConfig, layout: Layout) -> None:
     """Refuse a layout that cannot divide this model; UserError names the model's key and the layout's."""
-    tp = topology.tp.size
     for key in ("heads", "kv_heads", "ffn", "vocab_size"):
         value = getattr(config, key)
-        if value % tp:
-            raise UserError(f"`model.{key}`: {value} cannot be divided by `parallel.tp` = {tp}")
-    stages = topology.pp.size * topology.vpp
+        if value % layout.tp:
+            raise UserError(f"`model.{key}`: {value} cannot be divided by `parallel.tp` = {layout.tp}")
+    stages = layout.pp * layout.vpp
     if config.layers % stages:
         raise UserError(
             f"`model.layers`: {config.layers} cannot be divided by {stages}"
-            f" (`parallel.pp` = {topology.pp.size} x `parallel.vpp` = {topology.vpp})"
+            f" (`parallel.pp` = {layout.pp} x `parallel.vpp` = {layout.vpp})"
         )
-    if topology.sequence_parallel and config.seq_len % tp:
+    if layout.sequence_parallel and config.seq_len % layout.tp:
         raise UserError(
-            f"`model.seq_len`: {config.seq_len} cannot be divided by `parallel.tp` = {tp},"
+            f"`model.seq_len`: {config.seq_len} cannot be divided by `parallel.tp` = {layout.tp},"
             " which `parallel.sequence_parallel` needs"
         )

@@ -104,7 +104,7 @@ def save_checkpoint(
         "model": model.config.model_dump(mode="json"),
         "dtype": str(model.dtype).removeprefix("torch."),
         "optimizer": engine is not None,
-        "layout": topology.layout,
+        "layout": str(topology.layout),
     }
 
     def finish() -> None:

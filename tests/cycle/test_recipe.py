@@ -13,7 +13,7 @@ from synpro_engine.cycle.recipe import check_recipe
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.steps.pretraining import _refuse_unread, mixture
 from synpro_engine.data import Document, TokenCorpus
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import Layout, ParallelConfig
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -23,14 +23,24 @@ def test_every_recipe_reads_and_every_key_is_described(name: str) -> None:
     lines = list(describe(recipe))
     assert any(line.startswith("pretrain.optimizer.lr=") for line in lines)
     # A key of the prompted tuning is listed under its operation.
-    assert any(line.startswith("tune.rephrase.group_size=") and "Completions of each prompt" in line for line in lines)
+    grouped = [line for line in lines if line.startswith("tune.rephrase.group_size=")]
+    assert not recipe.tune or "Completions of each prompt" in grouped[0]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("synpro-400m", 474.0), ("synpro-1.1b", 1484.9)])
+def test_the_papers_models_have_the_papers_sizes(name: str, millions: float) -> None:
+    recipe = load_recipe(name)
+    assert round(recipe.model.parameter_count() / 1e6, 1) == millions
+    steps = recipe.pretrain.max_steps + recipe.rounds * recipe.continued.steps
+    tokens = steps * recipe.pretrain.global_batch * recipe.model.seq_len
+    assert round(tokens / 1e9, 1) == {"synpro-400m": 22.9, "synpro-1.1b": 45.8}[name]
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_shared_out_over_two_ranks(name: str) -> None:
-    with launched(ParallelConfig()) as topology:
-        two = topology.__class__(**{**vars(topology), "dp": topology.dp.__class__(2, 0, topology.dp.group)})
-        check_recipe(load_recipe(name), two)
+    two = Layout.of(ParallelConfig(), 2)
+    check_recipe(load_recipe(name), two)
+    if load_recipe(name).tune:
         with pytest.raises(UserError, match=r"`tune.rephrase.prompts_per_step`: 3 cannot be divided by 2"):
             check_recipe(load_recipe(name, ["tune.rephrase.prompts_per_step=3"]), two)
 

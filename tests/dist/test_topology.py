@@ -44,7 +44,7 @@ def _two_ranks(tp: int, file: str) -> dict[str, object]:
             "queues": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"),
             "unused": [parallel_state._DATA_PARALLEL_GROUP_GLOO, parallel_state._DATA_PARALLEL_GROUP_WITH_CP_GLOO],
             "rank": axis.rank,
-            "layout": topology.layout,
+            "layout": str(topology.layout),
             "gathered": gather_objects(axis, topology.rank * 10),
             "first": broadcast_in(axis, topology.rank + 5),
             "sum": sum_over(axis, torch.tensor([topology.rank + 1.0])).item(),

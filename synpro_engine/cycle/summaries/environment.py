@@ -29,7 +29,7 @@ def write_environment(directory: Path, recipe: Recipe, topology: Topology) -> No
     choices = (platform.attention(recipe.model.head_size), platform.optimizer())
     facts = {
         "device": platform.device_name(),
-        "layout": topology.layout,
+        "layout": str(topology.layout),
         "versions": versions(),
         "implementations": {choice.part: f"{choice.uses}: {choice.why}" for choice in choices},
         "git_commit": git_commit(),

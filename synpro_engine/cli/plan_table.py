@@ -1,0 +1,72 @@
+"""What a run will take, as a table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from synpro_engine.cycle.forecast import Cost, Forecast
+from synpro_engine.cycle.rates import Rates
+
+_HEAD = ("stage", "tokens", "sampled", "FLOPs", "GiB a rank", "GB on disk", "time")
+
+
+def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
+    """The table, line by line, and below it what to know of its numbers."""
+    recipe, model = plan.recipe, plan.recipe.model
+    parameters = f"{model.parameter_count() / 1e6:,.1f}M parameters"
+    yield f"{recipe.name}: {parameters}, {plan.layout}, {plan.dtype}".replace("torch.", "")
+    rows = [_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        first, *others = (
+            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join([first, *others]).rstrip()
+    for remark in plan.remarks:
+        yield f"note: {remark}"
+    yield "note: completions are counted at their longest; activations without recomputation; see docs/plan.md"
+    if rates.trained is None:
+        yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
+
+
+def _row(plan: Forecast, cost: Cost, rates: Rates) -> tuple[str, ...]:
+    return (
+        cost.stage,
+        "?" if cost.tokens is None else _short(cost.tokens),
+        _short(cost.sampled),
+        f"{cost.flops:.1e}" if cost.flops else "-",
+        f"{cost.memory / 2**30:,.2f}" if cost.memory else "-",
+        f"{cost.disk / 1e9:,.2f}" if cost.disk else "-",
+        _duration(plan.seconds(cost, rates)),
+    )
+
+
+def _total(plan: Forecast, rates: Rates) -> tuple[str, ...]:
+    """Sums, the fullest moment of memory, and the time where that of every stage is known."""
+    seconds = [plan.seconds(cost, rates) for cost in plan.costs]
+    known = [second for second in seconds if second is not None]
+    return (
+        "in all",
+        _short(sum(cost.tokens or 0.0 for cost in plan.costs)),
+        _short(sum(cost.sampled for cost in plan.costs)),
+        f"{sum(cost.flops for cost in plan.costs):.1e}",
+        f"{max(cost.memory for cost in plan.costs) / 2**30:,.2f}",
+        f"{sum(cost.disk for cost in plan.costs) / 1e9:,.2f}",
+        _duration(sum(known) if len(known) == len(seconds) else None),
+    )
+
+
+def _short(count: float) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.0f}" if count else "-"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s" if seconds else "-"

@@ -1,0 +1,227 @@
+"""What a run will take, before anything of it starts: tokens, FLOPs, a rank's memory, disk and time, stage by stage.
+
+Counted from the recipe and the layout; nothing is built and no weight is read. What cannot be known beforehand is
+counted at its bound (every completion as long as it may be, every slice full) or left open, and `remarks` say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.cycle.rates import Rates
+from synpro_engine.cycle.recipe import Recipe, check_recipe
+from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.data import find_files, find_source
+from synpro_engine.dist import Layout
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.hf_config import read_hf_config
+from synpro_engine.sampler import SamplerConfig
+from synpro_engine.train.footprint import Footprint
+from synpro_engine.train.metrics import flops_per_token
+
+_CHARS_PER_TOKEN = 4.3
+"""Of English prose in a vocabulary of 100,000; with a small one tokens are shorter, and the corpus is more of them."""
+_COMPRESSION = 3.0
+"""Of text by zstd and gzip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one stage takes. FLOPs are of the whole job, `memory` is of the fullest rank in bytes, `disk` what stays."""
+
+    stage: str
+    tokens: float | None = None
+    """That pass through a model: trained on, scored or sampled; None where the corpus' size is not known."""
+    flops: float = 0.0
+    """In matrix products: forward and backward passes, and what is read before sampling."""
+    sampled: float = 0.0
+    """Tokens drawn one after the other; their FLOPs are not what their time hangs on, and are in `flops` too."""
+    memory: float = 0.0
+    disk: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Costs by stage in the order of the run."""
+
+    recipe: Recipe
+    layout: Layout
+    dtype: torch.dtype
+    costs: tuple[Cost, ...]
+    remarks: tuple[str, ...]
+
+    def seconds(self, cost: Cost, rates: Rates) -> float | None:
+        """How long a stage takes; None where a rate that it needs is not known."""
+        if (cost.flops and rates.trained is None) or (cost.sampled and rates.sampled is None) or cost.tokens is None:
+            return None
+        model = self.recipe.model
+        drawn = cost.sampled / rates.sampled if rates.sampled else 0.0
+        return drawn + (cost.flops / (rates.trained * flops_per_token(model, model.seq_len)) if rates.trained else 0.0)
+
+
+def forecast(recipe: Recipe, ranks: int) -> Forecast:
+    """Count a run of `recipe` on so many ranks; UserError for a layout that cannot run it."""
+    layout = Layout.of(recipe.parallel, ranks)
+    check_recipe(recipe, layout)
+    counter = _Counter(recipe, layout)
+    costs = tuple(counter.stages())
+    return Forecast(
+        recipe=recipe, layout=layout, dtype=counter.theta.dtype, costs=costs, remarks=tuple(counter.remarks)
+    )
+
+
+class _Counter:
+    """Sizes that several stages share. A generator whose shape is not known takes nothing."""
+
+    def __init__(self, recipe: Recipe, layout: Layout) -> None:
+        self.recipe, self.remarks = recipe, list[str]()
+        dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
+        self.theta = Footprint(recipe.model, layout, dtype)
+        self.generator = None if shape is None else Footprint(shape, layout, dtype)
+        self.train_tokens = self._train_tokens()
+        self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
+
+    def stages(self) -> Iterator[Cost]:
+        recipe, tokens, generator = self.recipe, self.train_tokens, self.generator
+        disk = 0.0 if tokens is None else tokens * (_CHARS_PER_TOKEN / _COMPRESSION + self.stored)
+        yield Cost(stage=TOKENIZE, tokens=tokens, disk=disk)
+        loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
+        yield Cost(stage=IMPORT, tokens=0, memory=loaded[0], disk=loaded[1])
+        yield self._training(PRETRAIN, recipe.pretrain.max_steps)
+        for number in range(1, recipe.rounds + 1):
+            this = Round(number)
+            yield self._probe(this.probe)
+            for operation in recipe.tune:
+                yield self._tune(this.tune(operation), operation)
+            made = [self._generate(this.generate(operation), operation) for operation in recipe.generate.operations]
+            yield from made
+            drawn = None if any(cost.tokens is None for cost in made) else sum(cost.sampled for cost in made)
+            yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)
+            yield self._training(this.arm, recipe.continued.steps)
+        yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
+        held_out = 3.0 * self._held_out  # of three arms
+        yield Cost(stage=EVALUATE, tokens=held_out, flops=held_out / 3 * self._per_token, memory=2 * self.theta.weights)
+
+    @property
+    def _per_token(self) -> float:
+        """FLOPs of a forward and a backward pass of the pretrained model."""
+        return flops_per_token(self.recipe.model, self.recipe.model.seq_len)
+
+    @property
+    def _held_out(self) -> float:
+        """Tokens of one evaluation, on two splits."""
+        return 2.0 * (self.recipe.corpus.max_held_out_tokens or 0)
+
+    def _generator(self) -> ModelConfig | None:
+        config = self.recipe.generator
+        if config.model is not None or not Path(config.source).is_dir():
+            if config.model is None:
+                self.remarks.append(f"`generator.source`: {config.source} is no directory here: its shape is left out")
+            return config.model
+        return read_hf_config(Path(config.source), config.seq_len)
+
+    def _train_tokens(self) -> float | None:
+        """The cap, or what the files' sizes suggest, whichever is less."""
+        corpus, cap = self.recipe.corpus, self.recipe.corpus.max_train_tokens
+        try:
+            if corpus.shards is None:
+                tokens = sum(map(_characters, find_source(corpus.source).files)) / _CHARS_PER_TOKEN
+            else:
+                shards = [
+                    path.with_suffix(".bin") if path.suffix == ".idx" else path
+                    for _, path in find_files(corpus.shard_paths)
+                ]
+                tokens = sum(path.stat().st_size for path in shards) / self.stored
+        except UserError as error:
+            known = "taken to be the cap" if cap is not None else "not known without `corpus.max_train_tokens`"
+            self.remarks.append(f"{error}: the size of the corpus is {known}")
+            return cap
+        tokens *= corpus.split.train
+        if cap is not None and cap <= tokens:
+            return cap
+        self.remarks.append("the size of the corpus is guessed from the sizes of its files")
+        return tokens
+
+    def _training(self, stage: str, steps: int) -> Cost:
+        model, config = self.recipe.model, self.recipe.pretrain
+        tokens = float(steps) * config.global_batch * model.seq_len
+        evaluated = self._held_out * (1 + (steps // config.eval_every if config.eval_every else 1))
+        return Cost(
+            stage=stage,
+            tokens=tokens,
+            flops=(tokens + evaluated / 3) * self._per_token,
+            memory=self.theta.training + self.theta.activations(config.micro_batch, model.seq_len),
+            disk=config.keep_checkpoints * self.theta.saved(optimizer=True),
+        )
+
+    def _probe(self, stage: str) -> Cost:
+        model, probe, walks = self.recipe.model, self.recipe.probe, self.recipe.probe.kind == "walk"
+        if walks:
+            tokens = float(probe.steps) * probe.global_batch * model.seq_len * (2 if probe.control else 1)
+        else:
+            tokens = float(probe.sampled_steps) * self.recipe.pretrain.global_batch * model.seq_len
+            tokens += min(probe.reference_tokens or self._held_out / 2, self._held_out / 2)
+        return Cost(
+            stage=stage,
+            tokens=tokens,
+            flops=tokens * self._per_token,
+            memory=self.theta.training + self.theta.activations(probe.micro_batch, model.seq_len),
+            disk=self.theta.saved() if walks else model.parameter_count() * 4.0,
+        )
+
+    def _tune(self, stage: str, operation: str) -> Cost:
+        config, prompt = self.recipe.tune[operation], self.recipe.prompt.max_tokens
+        new, reference = config.sampling.max_new_tokens, bool(config.kl_beta)
+        texts = float(config.steps) * config.prompts_per_step * config.group_size
+        flops, memory = self._judged(texts, new, operation), config.sampler.cache_mib * 2.0**20 + self._judges
+        if self.generator is not None:
+            # Read and drawn, read again by the reference, and updated on.
+            passes = (1 + reference) / 3 + config.updates_per_rollout
+            flops += texts * (prompt + new) * passes * flops_per_token(self.generator.model, prompt + new)
+            memory += self.generator.training + reference * self.generator.weights
+            memory += self.generator.activations(config.micro_batch, prompt + new)
+        disk = self.generator.saved() if self.generator else 0.0
+        tokens = texts * (prompt + new)
+        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=disk)
+
+    def _generate(self, stage: str, operation: str) -> Cost:
+        config, tokens = self.recipe.generate, self.train_tokens
+        new, memory = config.sampling.max_new_tokens, SamplerConfig().cache_mib * 2.0**20 + self._judges
+        slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
+        if slices is None:
+            return Cost(stage=stage, memory=memory)
+        texts = min(slices, config.max_slices or slices) * config.samples
+        read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
+        flops = self._judged(texts, new, operation)
+        if self.generator is not None:
+            flops += texts * (read + new) * flops_per_token(self.generator.model, int(read + new)) / 3
+            memory += self.generator.weights
+        written = texts * new * _CHARS_PER_TOKEN / _COMPRESSION
+        tokens = texts * (read + new)
+        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=written)
+
+    def _judged(self, texts: float, length: float, operation: str) -> float:
+        """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
+        weights, tokens = self.recipe.reward.weights(operation), 2 * texts * length
+        passes = 2 / 3 if self.recipe.probe.kind == "walk" else 1.0  # two forwards, or one of each kind
+        flops = tokens * passes * self._per_token if weights.get("influence") else 0.0
+        if weights.get("quality") and self.generator is not None:
+            flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
+        return flops
+
+    @property
+    def _judges(self) -> float:
+        """Memory of the models that rewards ask: theta, its probe, and the generator as it came."""
+        return 2 * self.theta.weights + (self.generator.weights if self.generator else 0.0)
+
+
+def _characters(file: Path) -> float:
+    """About how many characters of text a corpus file holds."""
+    plain = file.suffix.lower() in (".jsonl", ".ndjson", ".json", ".txt")
+    return file.stat().st_size * (1.0 if plain else _COMPRESSION)

@@ -1,0 +1,63 @@
+"""How a job's processes are divided: what a recipe asks for, and what that makes of so many of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import Field
+
+from synpro_engine.config import Config, UserError
+
+
+class ParallelConfig(Config):
+    """How the ranks divide the model (data parallelism takes what is left), and how long they wait for each other."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor-parallel size: ranks that share each matrix."""
+    pp: int = Field(default=1, ge=1)
+    """Pipeline-parallel size: consecutive stages of layers."""
+    vpp: int | None = Field(default=None, ge=2)
+    """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
+    sequence_parallel: bool = False
+    """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
+    timeout_minutes: float = Field(default=30, gt=0)
+    """Longest wait within one collective, after which the job ends. Long work of one rank is waited for elsewhere, as
+    long as that rank is alive."""
+    join_minutes: float = Field(default=10, gt=0)
+    """Longest wait for all processes of the job to start."""
+    silence_minutes: float = Field(default=5, gt=0)
+    """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
+
+
+class Layout(NamedTuple):
+    """Sizes of the parallel axes. `vpp` is 1 without an interleaved schedule."""
+
+    dp: int
+    tp: int
+    pp: int
+    vpp: int
+    sequence_parallel: bool
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig, world: int) -> Layout:
+        """What `parallel` makes of `world` processes; UserError where it does not go into them."""
+        if world % (parallel.tp * parallel.pp):
+            raise UserError(
+                f"`parallel`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
+            )
+        if parallel.vpp and parallel.pp < 2:
+            raise UserError("`parallel.vpp`: an interleaved schedule needs pp >= 2")
+        if parallel.sequence_parallel and parallel.tp < 2:
+            raise UserError("`parallel.sequence_parallel`: needs tp >= 2")
+        return cls(
+            dp=world // (parallel.tp * parallel.pp),
+            tp=parallel.tp,
+            pp=parallel.pp,
+            vpp=parallel.vpp or 1,
+            sequence_parallel=parallel.sequence_parallel,
+        )
+
+    def __str__(self) -> str:
+        """In short, as in `DP2 TP2`."""
+        sizes = {"DP": self.dp, "TP": self.tp, "PP": self.pp, "VPP": self.vpp}
+        return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1 process"

@@ -1,0 +1,60 @@
+"""What a model takes of a rank's memory and of a disk, counted from its shape and the layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from synpro_engine.dist import Layout
+from synpro_engine.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one model in `dtype`, on the fullest rank of `layout`.
+
+    Counted is what grows with the model: not the device's own context, nor the blocks of logits and buffers that a step
+    holds for a moment.
+    """
+
+    model: ModelConfig
+    layout: Layout
+    dtype: torch.dtype
+
+    @property
+    def weights(self) -> float:
+        """To read only, as a reference policy or the models that rewards ask."""
+        return self._parameters * self.dtype.itemsize
+
+    @property
+    def training(self) -> float:
+        """Weights, fp32 gradients, and this rank's part of what AdamW keeps, which data-parallel ranks share out.
+
+        That is two moments, and fp32 weights beside half ones.
+        """
+        kept = 8 if self.dtype == torch.float32 else 12
+        return self._parameters * (self.dtype.itemsize + 4 + kept / self.layout.dp)
+
+    def activations(self, rows: int, length: int) -> float:
+        """What the forward passes of `rows` sequences keep for the backward pass.
+
+        Without recomputation, and by an attention that keeps no matrix of weights. A pipeline's first stage has as many
+        micro-batches in hand as there are stages, so that its fewer layers make no difference.
+        """
+        model = self.model
+        query, key = model.heads * model.head_size, model.kv_heads * model.head_size
+        # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
+        per_token = 6 * model.d_model + 3 * query + 6 * key + 3 * model.ffn
+        return rows * length * per_token * model.layers * self.dtype.itemsize / self.layout.tp
+
+    def saved(self, *, optimizer: bool = False) -> float:
+        """A checkpoint of the whole model, on disk; AdamW's part there has fp32 weights in any case."""
+        return self.model.parameter_count() * (self.dtype.itemsize + (12 if optimizer else 0))
+
+    @property
+    def _parameters(self) -> float:
+        """Of the fullest rank: its blocks, and an embedding or an output layer or both."""
+        blocks, whole = self.model.parameter_count(embeddings=False), self.model.parameter_count()
+        tables = (whole - blocks) / (2 if self.layout.pp > 1 and not self.model.tie_embeddings else 1)
+        return (blocks / self.layout.pp + tables) / self.layout.tp

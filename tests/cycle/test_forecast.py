@@ -1,0 +1,95 @@
+"""What `synpro plan` says is what a run then does."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synpro_engine.cli.main import main
+from synpro_engine.config import UserError
+from synpro_engine.config.recipes import recipe_names
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.forecast import Forecast, forecast
+from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.rates import Rates, measured_rates
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.train.metrics import METRICS, flops_per_token
+from tests.cli.refusals import refused
+
+
+def costs(name: str, overrides: Sequence[str] = (), ranks: int = 1) -> Forecast:
+    return forecast(load_recipe(name, overrides), ranks)
+
+
+@pytest.mark.parametrize("overrides", [[], ["rounds=2"], ["tune={}"], ["generate.operations=[rephrase]", "tune={}"]])
+def test_the_stages_are_those_of_the_run_in_their_order(tmp_path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe("smoke", overrides)
+    with launched(ParallelConfig()) as topology:
+        stages = [stage.name for stage in Plan(recipe, tmp_path, topology).stages()]
+    assert [cost.stage for cost in forecast(recipe, 1).costs] == stages
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_planned_without_its_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", name]) == 0
+    out = capsys.readouterr().out
+    assert "in all" in out and "round-1/probe" in out
+    assert main(["run", name, "--dry-run"]) == 0
+    assert capsys.readouterr().out == out
+    assert not Path("runs", name).exists() or name in {"smoke", "quickstart"}
+
+
+def test_tokens_and_flops_of_pretraining_are_steps_times_batch_and_the_papers_arithmetic() -> None:
+    plan = costs("synpro-400m", ranks=16)
+    pretrain = next(cost for cost in plan.costs if cost.stage == "pretrain")
+    recipe = plan.recipe
+    assert pretrain.tokens == 7280 * 1_048_576
+    per_token = flops_per_token(recipe.model, 2048)
+    assert per_token == pytest.approx(6 * (474.0e6 - 100_352 * 1024) + 12 * 16 * 1024 * 2048, rel=1e-3)
+    # A third as much for each held-out token, and no more than a few percent of all.
+    assert pretrain.tokens * per_token < pretrain.flops < 1.02 * pretrain.tokens * per_token
+
+
+def test_time_is_flops_at_the_rate_of_pretraining_and_draws_at_the_samplers() -> None:
+    plan = costs("synpro-400m", ranks=16)
+    by_stage = {cost.stage: cost for cost in plan.costs}
+    pretrain, tune = by_stage["pretrain"], by_stage["round-1/tune-rephrase"]
+    assert plan.seconds(pretrain, Rates()) is None
+    assert plan.seconds(pretrain, Rates(trained=1e6)) == pytest.approx(7280 * 1.048576, rel=0.02)
+    assert plan.seconds(tune, Rates(trained=1e6)) is None, "how fast the sampler is has not been said"
+    slow, fast = (plan.seconds(tune, Rates(trained=1e6, sampled=rate)) for rate in (1e4, 1e5))
+    assert slow is not None and fast is not None
+    assert slow - fast == pytest.approx(tune.sampled * (1e-4 - 1e-5))
+
+
+def test_an_earlier_run_gives_the_rates(tmp_path: Path) -> None:
+    def write(place: str, records: list[dict[str, Any]]) -> None:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    with pytest.raises(UserError, match="no steps with tokens_per_s"):
+        measured_rates(tmp_path)
+    write("pretrain", [{"kind": "train", "step": n, "tokens_per_s": rate} for n, rate in enumerate((1.0, 90.0, 100.0))])
+    assert measured_rates(tmp_path) == Rates(trained=90.0, sampled=None)
+    write("round-1/tune-rephrase", [{"kind": "grpo", "step": 1, "tokens": 300.0, "seconds/rollout": 2.0}])
+    assert measured_rates(tmp_path) == Rates(trained=90.0, sampled=150.0)
+
+
+def test_a_corpus_that_is_there_is_measured_by_its_files(tmp_path: Path) -> None:
+    source = tmp_path / "text.jsonl"
+    source.write_text(json.dumps({"id": "a", "text": "word " * 2000}) + "\n")
+    small = costs("smoke", [f"corpus.source={source}"])
+    assert small.costs[0].tokens == pytest.approx(0.8 * 10_000 / 4.3, rel=0.01)
+    assert any("guessed" in remark for remark in small.remarks)
+    missing = costs("smoke", [f"corpus.source={tmp_path / 'gone.jsonl'}"])
+    assert missing.costs[0].tokens == 20_000 and "gone.jsonl" in missing.remarks[0]
+
+
+def test_a_layout_that_cannot_run_it_is_refused_before_anything_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "plan", "synpro-400m", "--ranks", "64")
+    assert "`tune.rephrase.prompts_per_step`: 16 cannot be divided by 64" in line
+    assert "tp 3 x pp 1 does not divide" in refused(capsys, "plan", "smoke", "parallel.tp=3", "--ranks", "4")
+    assert "`model.heads`" in refused(capsys, "plan", "smoke", "parallel.tp=3")
+    assert "--measured" in refused(capsys, "plan", "smoke", "--measured", "nowhere")

@@ -1,0 +1,97 @@
+"""What a model is said to take is what a real engine holds and a real checkpoint weighs."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from synpro_engine.data import Batch
+from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.footprint import Footprint
+from synpro_engine.train.losses import LanguageModelLoss
+
+SHAPE = ModelConfig(layers=3, d_model=64, heads=4, kv_heads=2, ffn=160, vocab_size=256, seq_len=32)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as here:
+        yield here
+
+
+def trained(topology: Topology, dtype: torch.dtype) -> Engine:
+    engine = Engine(build_model(SHAPE, topology, dtype=dtype), OptimizerConfig())
+    tokens = torch.randint(0, SHAPE.vocab_size, (2, SHAPE.seq_len))
+    batch = Batch(tokens, tokens.roll(-1, 1))
+    engine.step([batch], LanguageModelLoss(), denominator=float(tokens.numel()))
+    return engine
+
+
+def held(engine: Engine) -> int:
+    """Bytes of weights, gradient buffers, and all tensors of the optimizer."""
+    weights = [parameter.data for parameter in engine.model.parameters()]
+    buffers = [buffer.grad_data for chunk in engine.wrapped for buffer in chunk.buffers]
+    kept = set[int]()
+    total = sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *buffers))
+    for part in engine.optimizer.chained_optimizers:
+        owned = [group["params"] for group in part.optimizer.param_groups]
+        for parameter in itertools.chain(*owned):
+            state = [value for value in part.optimizer.state[parameter].values() if torch.is_tensor(value)]
+            copies = [parameter.data] if engine.model.dtype != torch.float32 else []
+            for tensor in (*state, *copies):
+                if tensor.numel() > 1 and tensor.data_ptr() not in kept:
+                    kept.add(tensor.data_ptr())
+                    total += tensor.numel() * tensor.element_size()
+    return total
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype) -> None:
+    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype).training
+    assert held(trained(topology, dtype)) == pytest.approx(said, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_checkpoint_weighs_what_the_footprint_says(topology: Topology, dtype: torch.dtype, tmp_path: Path) -> None:
+    print_of = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype)
+    engine = trained(topology, dtype)
+    save_checkpoint(tmp_path / "weights", engine.model)
+    save_checkpoint(tmp_path / "all", engine)
+    for name, said in (("weights", print_of.saved()), ("all", print_of.saved(optimizer=True))):
+        size = sum(file.stat().st_size for file in (tmp_path / name).rglob("*") if file.is_file())
+        assert said <= size < 1.25 * said + 100_000, name  # the index, and names
+
+
+def test_what_backward_keeps_is_near_what_the_footprint_says(topology: Topology) -> None:
+    model = build_model(SHAPE, topology)
+    tokens, kept = torch.randint(0, SHAPE.vocab_size, (4, SHAPE.seq_len)), dict[int, int]()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.hidden(tokens)
+    assert hidden.requires_grad
+    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), torch.float32).activations(4, SHAPE.seq_len)
+    assert 0.5 * said < sum(kept.values()) < 2.0 * said
+
+
+@pytest.mark.parametrize(("parallel", "world"), [({}, 8), ({"tp": 2}, 8), ({"pp": 3}, 6), ({"tp": 2, "pp": 3}, 12)])
+def test_more_ranks_hold_less_each_and_the_model_is_whole(parallel: dict[str, int], world: int) -> None:
+    layout = Layout.of(ParallelConfig.model_validate(parallel), world)
+    alone, shared = (Footprint(SHAPE, here, torch.bfloat16) for here in (Layout.of(ParallelConfig(), 1), layout))
+    assert shared.training < alone.training
+    assert shared.weights * layout.tp * layout.pp >= alone.weights, "no parameter is forgotten"
+    assert shared.saved() == alone.saved()
