@@ -44,14 +44,14 @@ def api_address(path: str) -> str | None:
 
 def page(package: str) -> str:
     """The Markdown of a package's page, for mkdocstrings to fill in."""
-    parts = [f"# {package.removeprefix(ENGINE + '.')}", _directive(package, members=False)]
+    parts = [f"# {package.removeprefix(ENGINE + '.')}", _directive(package, 1, _defined(package))]
     shown = list(_shown(package))
     if shown:
         parts.append("To be imported from here: " + ", ".join(f"[`{name}`][{package}.{name}]" for name in shown) + ".")
     inner = [name for name in packages() if name.rpartition(".")[0] == package]
     if inner:
         parts.append("Packages in it: " + ", ".join(f"[`{name}`]({name}.md)" for name in inner) + ".")
-    parts += [_directive(name, members=True) for name in modules(package)]
+    parts += [_directive(name, 2) for name in modules(package)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -65,9 +65,18 @@ def _folder(package: str) -> Path:
     return _ROOTS[package.partition(".")[0]].joinpath(*package.split("."))
 
 
-def _directive(name: str, *, members: bool) -> str:
-    options = ["show_root_heading: true", "heading_level: 2"] if members else ["members: false"]
+def _directive(name: str, level: int, members: list[str] | None = None) -> str:
+    """`members`: those shown, none for an empty list; all that are not private by default."""
+    options = ["show_root_heading: true", f"heading_level: {level}"] if level > 1 else []
+    options += [] if members is None else [f"members: {members or 'false'}"]
     return "\n".join([f"::: {name}", "    options:", *(f"      {option}" for option in options)])
+
+
+def _defined(package: str) -> list[str]:
+    """Functions and classes that stand in the package's own file, and not in one of its modules."""
+    tree = ast.parse((_folder(package) / "__init__.py").read_text(encoding="utf-8"))
+    named = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [name for name in named if not name.startswith("_")]
 
 
 def _shown(package: str) -> Iterator[str]:
