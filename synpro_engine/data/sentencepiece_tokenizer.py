@@ -163,10 +163,18 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Se
     """
     if vocab_size < _SMALLEST:
         raise UserError(f"a vocabulary of {vocab_size} pieces is too small: {_SMALLEST} are the least (256 are bytes)")
-    model = io.BytesIO()
+    model, raised = io.BytesIO(), list[BaseException]()
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _lines(texts)
+        except BaseException as error:  # a damaged source, a wish to stop: the trainer makes a RuntimeError of it
+            raised.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            sentence_iterator=lines(), model_writer=model, model_type="bpe", vocab_size=vocab_size,
             unk_id=0, eos_id=1, pad_id=2, bos_id=-1,
             # Text comes back byte by byte: no Unicode normalisation, no space added, merged or stripped.
             byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
@@ -176,6 +184,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Se
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
+        if raised:
+            raise raised[0] from None
         raise UserError(f"{vocab_size} pieces {_why_not(str(error))}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_bytes(path, model.getvalue())
