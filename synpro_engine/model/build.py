@@ -52,8 +52,8 @@ def build_model(
     # Older releases set the attributes by which Megatron counts a split parameter on every rank in gradient norms only
     # while initialising weights; without them clipping is wrong without an error.
     for slot in local_slots(model):
-        # A "whole" parameter has no entry: it is replicated, and counts in a norm on the first tensor-parallel rank
-        # only.
+        # A "whole" parameter has no entry: it is replicated, and counts in a norm on the
+        # first tensor-parallel rank only.
         dim = _PARTITION_DIM.get(slot.kind)
         if dim is not None and not hasattr(slot.parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(slot.parameter, True, dim, 2 if slot.kind == "gate_up" else 1)
@@ -129,8 +129,8 @@ def _build_chunk(
         chunk = GPTModel(
             config=settings,
             transformer_layer_spec=block_spec(config, layers, dtype),  # pyright: ignore[reportArgumentType]
-            # As it is, where Megatron's own training pads it: a tensor has the shape that its file says, so tp must
-            # divide it.
+            # As it is, where Megatron's own training pads it: a tensor has the shape that its
+            # file says, so tp must divide it.
             vocab_size=config.vocab_size,
             max_sequence_length=config.seq_len,
             pre_process=first,

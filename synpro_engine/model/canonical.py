@@ -70,8 +70,8 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _norm_names(config: ModelConfig) -> tuple[str, str]:
     """The norms of (attention, MLP): on their outputs in OLMo-2, on their inputs in the others."""
-    # The same name means another place in another family: only OLMo-2's "post_attention" norm is one on attention's
-    # output.
+    # The same name means another place in another family: only OLMo-2's "post_attention"
+    # norm is one on attention's output.
     if config.norm_after:
         return "post_attention_layernorm.weight", "post_feedforward_layernorm.weight"
     return "input_layernorm.weight", "post_attention_layernorm.weight"
@@ -119,15 +119,15 @@ def shard(config: ModelConfig, kind: Kind, full: Sequence[Tensor], rank: int, si
         return full[0]
     if kind == "columns":
         return full[0].chunk(size, dim=1)[rank]
-    # Each rank's own gate rows and then its own up rows: cutting the two stacked matrices once would give a rank only
-    # gates.
+    # Each rank's own gate rows and then its own up rows: cutting the two stacked matrices
+    # once would give a rank only gates.
     if kind == "gate_up":
         return torch.cat([tensor.chunk(size, dim=0)[rank] for tensor in full])
     fused = full[0]
     if kind == "qkv":  # matrices or biases of queries, keys and values -> per key head: its queries, its key, its value
         fused = torch.cat([tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full], dim=1).flatten(0, 1)
-    # Key heads are whole groups in a row here, so that an even cut gives each rank its own heads with all their
-    # queries.
+    # Key heads are whole groups in a row here, so that an even cut gives each rank its
+    # own heads with all their queries.
     return fused.chunk(size, dim=0)[rank]
 
 

@@ -141,8 +141,8 @@ class GGUFFile(Mapping[str, Tensor]):
         settings = {field: self.find(key) for field, key in names.items()}
         settings = {field: value for field, value in settings.items() if value is not None}
         for field in ("rope_theta", "norm_eps"):
-            # GGUF stores float32: 1e-05 comes as 9.999999747e-06, and shapes would differ from those of the same model
-            # elsewhere.
+            # GGUF stores float32: 1e-05 comes as 9.999999747e-06, and shapes would differ from
+            # those of the same model elsewhere.
             if isinstance(settings.get(field), float):
                 settings[field] = _shortest(settings[field])
         settings |= {
@@ -159,8 +159,8 @@ class GGUFFile(Mapping[str, Tensor]):
             if field not in settings:
                 raise UserError(f"{self.path}: `{names[field]}` is missing")
         config = validate(ModelConfig, settings, str(self.path), names=names)
-        # Last, for what is neutral depends on the shape: a rotation over part of a head is named by a number, not by a
-        # flag.
+        # Last, for what is neutral depends on the shape: a rotation over part of a head is
+        # named by a number, not by a flag.
         self._refuse_unsupported(prefix, set(names.values()), config)
         return config.model_copy(update={"rope_scaling": self._rope_scaling(config)})
 

@@ -125,8 +125,8 @@ class CausalAttention(MegatronModule):
     ) -> Tensor:
         """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i."""
         assert attention_mask is None and attention_bias is None and packed_seq_params is None
-        # `is_causal` aligns the mask at the top left: with a cache in front, queries would see the wrong keys without
-        # an error.
+        # `is_causal` aligns the mask at the top left: with a cache in front, queries would see
+        # the wrong keys without an error.
         assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
         return self.attend(query, key, value)
 

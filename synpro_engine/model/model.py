@@ -50,8 +50,8 @@ class Model:
     @property
     def vocab_start(self) -> int:
         """First token id of this rank's rows of the vocabulary matrices."""
-        # Exact, as `check_layout` has made sure. Ranks hold equal ranges of rows in rank order, as Megatron's embedding
-        # does.
+        # Exact, as `check_layout` has made sure. Ranks hold equal ranges of rows in rank
+        # order, as Megatron's embedding does.
         return self.config.vocab_size // self.topology.tp.size * self.topology.tp.rank
 
     def blocks(self) -> list[BlockWeights]:
@@ -79,8 +79,8 @@ class Model:
         """This rank's parameters, each once, with Megatron's names (prefixed `chunk<i>.` when interleaved)."""
         for index, chunk in enumerate(self.chunks):
             prefix = f"chunk{index}." if len(self.chunks) > 1 else ""
-            # torch names a shared Parameter once, by its first place: a tied output layer on the same stage does not
-            # come again.
+            # torch names a shared Parameter once, by its first place: a tied output layer on the
+            # same stage does not come again.
             yield from chunk.named_parameters(prefix=prefix.rstrip("."))
 
     def parameters(self) -> Iterator[Parameter]:
@@ -162,8 +162,8 @@ class Model:
     def output_trains_in_buffers(self) -> bool:
         """Whether the output weight's gradient is summed in a trainer's fp32 buffers (Megatron's `main_grad`)."""
         weight = self.output_weight()
-        # Set by Megatron's wrapper, so absent on models that nobody trains: those must get a gradient through autograd
-        # or none.
+        # Set by Megatron's wrapper, so absent on models that nobody trains: those must get a
+        # gradient through autograd or none.
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
 

@@ -65,8 +65,8 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
             linear_qkv=ColumnParallelLinear,
             core_attention=core_attention(dtype, config.head_size),
             linear_proj=RowParallelLinear,
-            # Filled for norms by head only: Megatron would sum the gradients of a full-width norm, which are split over
-            # ranks.
+            # Filled for norms by head only: Megatron would sum the gradients of a full-width
+            # norm, which are split over ranks.
             q_layernorm=head_norm,
             k_layernorm=head_norm,
         ),

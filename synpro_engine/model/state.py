@@ -84,8 +84,8 @@ def _gathered(
             part = read(slots[names].parameter).to(dtype)
             full = canonical.unshard(model.config, slots[names].kind, _gather(tp, part))
         else:
-            # Received by every stage, so that all ranks yield the same sequence and may run collectives between two
-            # tensors.
+            # Received by every stage, so that all ranks yield the same sequence and may run
+            # collectives between two tensors.
             full = tuple(torch.empty(shapes[name], dtype=dtype, device=model.topology.device) for name in names)
         for name, tensor in zip(names, full, strict=True):
             if pp.size > 1:

@@ -89,11 +89,11 @@ def save_checkpoint(
     engine = trained if isinstance(trained, Engine) else None
     model = trained.model if isinstance(trained, Engine) else trained
     topology, partial = model.topology, partial_path(path)
-    # Before any rank writes: one that began earlier would have its file removed with the leftovers of an interrupted
-    # save.
+    # Before any rank writes: one that began earlier would have its file removed with the
+    # leftovers of an interrupted save.
     on_main(topology, lambda: _prepare(path))
-    # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model alone reads no
-    # optimizer state.
+    # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model
+    # alone reads no optimizer state.
     pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
     with _WriteFaults(partial):
         write_pieces(partial / _STATE, pieces, topology)
@@ -184,8 +184,8 @@ def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
     assert keep >= 1
 
     def remove() -> None:
-        # A kill while an older checkpoint is deleted leaves this name, which no later save uses: nobody else would
-        # remove it.
+        # A kill while an older checkpoint is deleted leaves this name, which no later save
+        # uses: nobody else would remove it.
         for left in directory.glob(f"step-*{REMOVING}"):
             shutil.rmtree(left)
         for path in complete_checkpoints(directory)[:-keep]:
@@ -223,8 +223,8 @@ class _WriteFaults:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # A CheckpointException carries the faults of all ranks and is raised on every one of them, so that none goes on
-        # alone.
+        # A CheckpointException carries the faults of all ranks and is raised on every one of
+        # them, so that none goes on alone.
         if isinstance(error, (OSError, CheckpointException)):
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((fault for fault, _ in failures.values()), error)  # torch's message has every rank's traceback

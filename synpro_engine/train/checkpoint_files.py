@@ -85,12 +85,12 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
             written = super().write_data(plan, planner)
-            # Over before the ranks meet: what torch does next is a collective, which ends the job after
-            # `parallel.timeout_minutes`.
+            # Over before the ranks meet: what torch does next is a collective, which ends the job
+            # after `parallel.timeout_minutes`.
             written.wait()
         finally:
-            # In a `finally`, for a rank whose disk is full lives on, and the others would wait here for as long as it
-            # does.
+            # In a `finally`, for a rank whose disk is full lives on, and the others would
+            # wait here for as long as it does.
             barrier(self._topology)
         return written
 

@@ -45,8 +45,8 @@ _ALLOWED = {
 
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
-        # By exact name, for a module holds more than its classes: `torch.load` or `os.system` under an allowed module
-        # would do.
+        # By exact name, for a module holds more than its classes: `torch.load` or `os.system`
+        # under an allowed module would do.
         if global_name not in _ALLOWED.get(module_name, ()):
             raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which an index never does")
         return super().find_class(module_name, global_name)
@@ -62,8 +62,8 @@ def read_index(directory: Path) -> Metadata:
     index = None
     try:
         index = _IndexReader(io.BytesIO(path.read_bytes())).load()
-        # Inside the `try`: an index that lies about its types may raise anywhere in the comparison, and is damaged all
-        # the same.
+        # Inside the `try`: an index that lies about its types may raise anywhere in the
+        # comparison, and is damaged all the same.
         fault = _fault(index, directory)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from None

@@ -64,8 +64,8 @@ def optimizer_pieces(model: Model, optimizer: MegatronOptimizer) -> list[Piece]:
         for part in described[parameter]:
             # The ranges of copies on other pipeline or tensor ranks may be cut elsewhere: one of them writes.
             saves = tuple(part.replica_id[:2]) == (0, 0)
-            # A part is a view of its parameter, so the two offsets say where it begins in it; SwiGLU's two halves are
-            # told apart so.
+            # A part is a view of its parameter, so the two offsets say where it begins in it;
+            # SwiGLU's two halves are told apart so.
             first = part.data.storage_offset() - parameter.storage_offset()
             begin, end = max(start, first), min(stop, first + part.data.numel())
             for name, flat in (("param", main), *((moment, state[moment]) for moment in _MOMENTS)):
@@ -137,8 +137,8 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     parts_of: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))
-        # Should a release put something into them, this fails rather than dropping a part of the model from every
-        # checkpoint.
+        # Should a release put something into them, this fails rather than dropping a part of
+        # the model from every checkpoint.
         extra_states = [entry.data for entry in nested_values(described) if isinstance(entry, ShardedObject)]
         assert all(data is None or (isinstance(data, Tensor) and data.numel() == 0) for data in extra_states)
         for name, parameter in chunk.named_parameters():
@@ -159,8 +159,8 @@ def _owned(optimizer: MegatronOptimizer) -> Iterator[tuple[Parameter, int, int, 
             for parameter, ranges in bucket["param_map"].items():
                 index, order = part.model_param_group_index_map[parameter]
                 group = part.optimizer.param_groups[index]
-                # The shard that AdamW steps on: an fp32 copy of a bf16 parameter's range, a view into an fp32 parameter
-                # itself.
+                # The shard that AdamW steps on: an fp32 copy of a bf16 parameter's range, a view
+                # into an fp32 parameter itself.
                 main = group["params"][order]
                 state = part.optimizer.state[main]
                 if not state:  # as the optimizer makes it at its first update

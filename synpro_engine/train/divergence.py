@@ -153,8 +153,8 @@ class PretrainGuard:
         """Take one step's outcome; DivergedError where too many were skipped."""
         self._measured[TRAINING] = loss
         if math.isfinite(loss):
-            # One step's loss is too noisy to compare with a plateau's: its batch may be easy or hard by more than
-            # plateau_rise.
+            # One step's loss is too noisy to compare with a plateau's: its batch may be easy or
+            # hard by more than plateau_rise.
             self._since = (self._since[0] + loss, self._since[1] + 1)
         if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
             self._bounds.see(TRAINING, loss)
@@ -213,8 +213,8 @@ class PretrainGuard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.skips.load_state_dict(state["skips"])
-        # JSON has no NaN: a checkpoint holds null for it. `_means` is not kept, for it is made anew at the next
-        # evaluation.
+        # JSON has no NaN: a checkpoint holds null for it. `_means` is not kept, for it is
+        # made anew at the next evaluation.
         self._measured = {name: math.nan if loss is None else loss for name, loss in state["measured"].items()}
         self._since, self._lowest = (float(state["since"][0]), int(state["since"][1])), dict(state["lowest"])
         if self._bounds is not None and state["bounds"] is not None:

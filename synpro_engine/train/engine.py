@@ -81,8 +81,8 @@ class Engine:
 
     def _install_hooks(self, overlap_gradients: bool) -> None:
         settings: Any = self.model.megatron_config
-        # The schedules read their hooks from the model's settings, which outlive an engine: the newest engine's hooks
-        # count.
+        # The schedules read their hooks from the model's settings, which outlive an engine:
+        # the newest engine's hooks count.
         settings.finalize_model_grads_func = _finalize_sums
         settings.grad_scale_func = None  # no loss scaling: fp32 and bf16 need none
         # Megatron takes a list from an interleaved pipeline and the bare function from all others.
@@ -119,8 +119,8 @@ class Engine:
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
         updated, grad_norm = update(self.optimizer, self.optimizer_config.clip, sound=math.isfinite(loss))
-        # A skipped step counts as well, for its batch is spent: the data's position, the schedule and the step stay in
-        # line.
+        # A skipped step counts as well, for its batch is spent: the data's position, the
+        # schedule and the step stay in line.
         self.step_index += 1
         return StepResult(
             step=self.step_index,
@@ -177,16 +177,16 @@ class Engine:
             # Exact, and from the same parts on every rank: ranks decide by these numbers, and must not part over a last
             # bit.
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
-        # Tensor-parallel ranks compute the same loss from all-reduced sums, yet may differ in a last bit: the first
-        # one's counts.
+        # Tensor-parallel ranks compute the same loss from all-reduced sums, yet may differ in a
+        # last bit: the first one's counts.
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
     def _check(self, microbatches: Sequence[MicroBatch]) -> None:
         """Refuse micro-batches that the schedule cannot run, and a model that is another engine's by now."""
         # A second engine on the same model moves its parameters away; updates of the first would go nowhere.
         for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
-            # By storage and not by identity, since a second engine leaves the Parameter objects and only moves their
-            # memory.
+            # By storage and not by identity, since a second engine leaves the Parameter
+            # objects and only moves their memory.
             if buffer.params[0].untyped_storage().data_ptr() != buffer.param_data.untyped_storage().data_ptr():
                 raise RuntimeError("another engine was built on this model since; only the newest one can train it")
         topology = self.model.topology

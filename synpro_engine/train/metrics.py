@@ -79,8 +79,8 @@ class MetricsLog:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3)}
         self._file.write(json_text(record | dict(values)) + "\n")
-        # A record must outlive a kill of the process; what the disk may lose with the machine is not synced, for steps
-        # are many.
+        # A record must outlive a kill of the process; what the disk may lose with the machine is
+        # not synced, for steps are many.
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():

@@ -48,8 +48,7 @@ def build_optimizer(
     )
     # Megatron's standard is the other way round: vectors (norms, biases) do not decay, and the embedding does.
     overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}
-    # No gloo groups exist beside NCCL's (see `topology`); Megatron would use them to gather a checkpoint on the
-    # host.
+    # No gloo groups exist beside NCCL's (see `topology`); Megatron would use them to gather a checkpoint on the host.
     optimizer: MegatronOptimizer = get_megatron_optimizer(
         settings, list(wrapped), config_overrides=overrides, use_gloo_process_groups=False
     )
@@ -86,8 +85,8 @@ def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> 
         return False, norm
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
-        # By the norm at hand: Megatron's own step would take it a second time, with another all-reduce and another
-        # wait.
+        # By the norm at hand: Megatron's own step would take it a second time, with
+        # another all-reduce and another wait.
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
     # Not `step()`, which would prepare and clip once more.

@@ -126,15 +126,15 @@ class PretrainRun:
 
     def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
-        # The run's own checkpoint goes before `start`: started again on the same arguments it must go on, and not begin
-        # anew.
+        # The run's own checkpoint goes before `start`: started again on the same arguments it
+        # must go on, and not begin anew.
         newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
         if newest is not None:
             self._resume(newest)
             return True
         if self.start is not None:
-            # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss right
-            # where the arms are compared.
+            # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss
+            # right where the arms are compared.
             extra = load_checkpoint(self.start, self.model, self.engine)
             if "data" in extra:
                 self.loader.load_state_dict(extra["data"])
@@ -184,8 +184,8 @@ class PretrainRun:
 
     def step(self) -> StepResult:
         """One optimizer step over the next global batch."""
-        # Kept for the case that the step is skipped: the documents are looked up again from here, and cost nothing
-        # otherwise.
+        # Kept for the case that the step is skipped: the documents are looked up again from
+        # here, and cost nothing otherwise.
         position = self.loader.state_dict()
         batch = self.loader.next_batch()
         microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
@@ -305,8 +305,8 @@ class PretrainRun:
             raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
         if self.saved != step_path(self.directory / CHECKPOINTS, step):
             self.save()
-        # Behind the checkpoint: what a watcher keeps is for this step, and without a checkpoint of it nobody would read
-        # it.
+        # Behind the checkpoint: what a watcher keeps is for this step, and without a
+        # checkpoint of it nobody would read it.
         if self.watcher is not None:
             self.watcher.stop()
         raise Stopped(f"{self.directory}: stopped after step {step}, which is saved")

@@ -105,8 +105,8 @@ def _lines(
     """Least-squares slope, sum of squares of x and of the residuals for the last 4, 5, ... N points, [N - 3] each."""
     u_N, v_N = x_N[::-1] - x_N[-1], y_N[::-1] - y_N[-1]  # from the newest: each window is a longer head of these
     count = np.arange(1, len(u_N) + 1)
-    # Running sums give every window in O(N) at once. Taken from the newest point, x and y are small, and little
-    # cancels.
+    # Running sums give every window in O(N) at once. Taken from the newest point, x and y
+    # are small, and little cancels.
     u, v, uu, uv, vv = (np.cumsum(term) for term in (u_N, v_N, u_N * u_N, u_N * v_N, v_N * v_N))
     sxx, sxy, syy = (uu - u * u / count, uv - u * v / count, vv - v * v / count)
     sxx, sxy, syy = (sums[SHORTEST - 1 :] for sums in (sxx, sxy, syy))
@@ -128,6 +128,6 @@ def _second_differences(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> N
     """Each inner point less the line through its neighbours, scaled to the noise of one point, [N - 2]."""
     before, after = np.diff(x_N)[:-1], np.diff(x_N)[1:]
     left, right = after / (before + after), before / (before + after)
-    # Var = (1 + left² + right²) of one point's; with equal gaps the weights are 1/2 and this is the usual second
-    # difference.
+    # Var = (1 + left² + right²) of one point's; with equal gaps the weights are 1/2 and this
+    # is the usual second difference.
     return (y_N[1:-1] - left * y_N[:-2] - right * y_N[2:]) / np.sqrt(1.0 + left**2 + right**2)
