@@ -194,7 +194,7 @@ def megatron_flags() -> dict[str, bool]:
     return {
         "use_cpu_initialization": not cuda,
         "bias_activation_fusion": cuda,
-        # On CUDA these two compile at the first step, which a training run pays back.
+        # On CUDA both are compiled at the first step, which is slow for that reason.
         "bias_dropout_fusion": cuda,
         "masked_softmax_fusion": False,  # only Megatron's own softmax attention would use it
         "persist_layer_norm": False,  # the norms are ours

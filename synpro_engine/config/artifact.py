@@ -115,7 +115,7 @@ def write_manifest(
         "versions": versions(),
         "schemas": schemas_of(hashes),
     }
-    # Of all the rest, so that a manifest that was edited to fit a changed file is noticed too.
+    # Of all the rest, so that a manifest that somebody edited to fit a changed file is noticed too.
     manifest["check"] = hash_json(manifest)
     atomic_write_text(directory / MANIFEST, json_text(manifest, indent=2, ensure_ascii=False) + "\n")
 

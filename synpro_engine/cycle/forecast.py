@@ -154,7 +154,7 @@ class _Counter:
     def _training(self, stage: str, steps: int) -> Cost:
         model, config = self.recipe.model, self.recipe.pretrain
         tokens = float(steps) * config.global_batch * model.seq_len
-        # One evaluation before the first step, or at the end where there are none on the way.
+        # The one before the first step, and those on the way, or the one at the end where there are none.
         evaluated = self._held_out * (1 + (steps // config.eval_every if config.eval_every else 1))
         return Cost(
             stage=stage,
