@@ -58,9 +58,11 @@ class Forecast:
 
     def seconds(self, cost: Cost, rates: Rates) -> float | None:
         """How long a stage takes; None where a rate that it needs is not known."""
+        # Only rates that this stage needs: a plan without a sampler's rate still times pretraining.
         if (cost.flops and rates.trained is None) or (cost.sampled and rates.sampled is None) or cost.tokens is None:
             return None
         model = self.recipe.model
+        # Sampling is bound by memory and by one token after the other, so its time goes by tokens and not by FLOPs.
         drawn = cost.sampled / rates.sampled if rates.sampled else 0.0
         return drawn + (cost.flops / (rates.trained * flops_per_token(model, model.seq_len)) if rates.trained else 0.0)
 
@@ -85,6 +87,7 @@ class _Counter:
         self.theta = Footprint(recipe.model, layout, dtype)
         self.generator = None if shape is None else Footprint(shape, layout, dtype)
         self.train_tokens = self._train_tokens()
+        # As Megatron's `DType.optimal_dtype` decides.
         self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
 
     def stages(self) -> Iterator[Cost]:
@@ -151,10 +154,12 @@ class _Counter:
     def _training(self, stage: str, steps: int) -> Cost:
         model, config = self.recipe.model, self.recipe.pretrain
         tokens = float(steps) * config.global_batch * model.seq_len
+        # The one before the first step, and those on the way, or the one at the end where there are none.
         evaluated = self._held_out * (1 + (steps // config.eval_every if config.eval_every else 1))
         return Cost(
             stage=stage,
             tokens=tokens,
+            # A pass that is only read is a third of one that is trained on: no backward, which is two.
             flops=(tokens + evaluated / 3) * self._per_token,
             memory=self.theta.training + self.theta.activations(config.micro_batch, model.seq_len),
             disk=config.keep_checkpoints * self.theta.saved(optimizer=True),
@@ -197,6 +202,7 @@ class _Counter:
         if slices is None:
             return Cost(stage=stage, memory=memory)
         texts = min(slices, config.max_slices or slices) * config.samples
+        # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
         flops = self._judged(texts, new, operation)
         if self.generator is not None:

@@ -65,6 +65,7 @@ class Recipe(Config):
             if operation not in OPERATIONS:
                 raise ValueError(f"generate.operations: no operation `{operation}`{nearest(operation, OPERATIONS)}")
         for operation in self.tune:
+            # Tuned and never used, it would cost hours: a slip in one of two lists.
             if operation not in self.generate.operations:
                 known = nearest(operation, self.generate.operations)
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
@@ -73,6 +74,8 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _influence_suits_the_probe(self) -> Recipe:
         far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
+        # These go to theta less the whole displacement; a gradient's length is none, and its scores
+        # would be of an arbitrary step.
         if far and self.probe.kind == "next_step":
             wanted = f"influence.estimator {self.influence.estimator} at {self.influence.at}"
             raise ValueError(f"{wanted} wants probe.kind walk: a gradient is no displacement of the weights")
@@ -91,12 +94,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def check_recipe(recipe: Recipe, layout: Layout) -> None:
     """Refuse a recipe that this layout cannot finish, before its first stage has run; UserError names the key."""
     check_layout(recipe.model, layout)
+    # The shape of any other generator is in its files, and is checked when it is imported.
     if recipe.generator.model is not None:
         check_layout(recipe.generator.model, layout)
     if layout.pp > 1:
         raise UserError("`parallel.pp`: the generator samples without a pipeline, so a whole cycle takes pp = 1")
     batches = {"pretrain.global_batch": recipe.pretrain.global_batch, "probe.global_batch": recipe.probe.global_batch}
     prompts = {f"tune.{name}.prompts_per_step": tune.prompts_per_step for name, tune in recipe.tune.items()}
+    # Every data-parallel rank takes as many rows as any other: they meet in collectives at each micro-batch.
     for key, size in (batches | prompts).items():
         if size % layout.dp:
             raise UserError(f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks")

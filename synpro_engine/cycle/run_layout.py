@@ -87,6 +87,7 @@ def is_round(directory: Path) -> bool:
 
 def run_of(stage: Path, name: str) -> Path:
     """The run's directory, from the path and the name of one of its stages."""
+    # By the name's depth: a round's stages lie one folder deeper than the others.
     return stage.parents[name.count("/")]
 
 

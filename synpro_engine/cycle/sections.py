@@ -73,6 +73,7 @@ class InRunConfig(Config):
 
     @model_validator(mode="after")
     def _whole(self) -> InRunConfig:
+        # A direction is renewed at scored steps only, so that the two must fall together.
         if self.refresh % self.every:
             raise ValueError(f"refresh: {self.refresh} is not a multiple of every ({self.every})")
         return self
@@ -102,6 +103,7 @@ class GeneratorConfig(Config):
 
     @model_validator(mode="after")
     def _shape_goes_with_random(self) -> GeneratorConfig:
+        # A shape given for files would be ignored, or quietly contradict them.
         if (self.source == "random") != (self.model is not None):
             raise ValueError("`model` is needed for source `random`, and only there")
         return self

@@ -132,6 +132,7 @@ class SettingsOf:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._seed = recipe, recipe.seed
+        # Resolved, so that `auto` on another machine is a change of the stage where it means another type.
         self._dtype: Dtype = "bfloat16" if "bfloat16" in str(platform.resolve_dtype(recipe.dtype)) else "float32"
 
     @property
@@ -163,6 +164,7 @@ class SettingsOf:
     def arm(self, steps: int, *, synthetic: bool) -> ArmSettings:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
         recipe = self._recipe
+        # Without a plateau, so that both arms take as many steps and the comparison is of the text alone.
         pretrain = recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
         continued = recipe.continued if synthetic else None
         return ArmSettings(
@@ -187,11 +189,14 @@ class SettingsOf:
     def tune(self, operation: str, number: int) -> TuneSettings:
         """Of tuning `operation` in round `number`."""
         recipe = self._recipe
+        # What chooses slices and nothing else of `generate`: changing how texts are sampled must not undo the tuning.
         slices = SliceConfig.model_validate(recipe.generate.model_dump(include=set(SliceConfig.model_fields)))
         return TuneSettings(operation=operation, tune=recipe.tune[operation], slices=slices, **self._synthesis(number))
 
     def generate(self, operation: str, number: int) -> GenerateSettings:
         """Of generation by `operation` in round `number`."""
+        # One operation at a time: adding another to the recipe leaves the finished stages
+        # of the first ones as they are.
         generate = self._recipe.generate.model_copy(update={"operations": (operation,)})
         return GenerateSettings(operation=operation, generate=generate, **self._synthesis(number))
 

@@ -102,6 +102,7 @@ def read_placed_documents(
     reading = reading or ReadConfig()
     source = source if isinstance(source, Source) else find_source(source)
     seen = SeenKeys()
+    # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
     fields = (reading.text_field,) if reading.make_ids else (reading.text_field, reading.id_field or "id")
     judge = partial(_judge, source=source, reading=reading, parse=json_parser(fields))
     for record in read_records(source, fields):
@@ -109,6 +110,7 @@ def read_placed_documents(
             document = judge(record)
             if document is None:
                 continue
+            # Last of all checks: a record that is refused for another reason must not take its id away from a good one.
             if not seen.add(document.id.encode()):
                 unique = "ids are unique in a corpus; `make_ids` makes them of file and line"
                 raise Fault("repeated id", f"id {document.id!r} was used before; {unique}")
@@ -120,6 +122,7 @@ def read_placed_documents(
                 on_bad(bad)
             continue
         yield record, document
+    # Behind the loop, for an empty corpus is a fault in any mode: training on nothing must not look like success.
     if not seen.count:
         empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else "no document is left"
         raise UserError(f"{source.name}: {empty}")
@@ -142,4 +145,5 @@ def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callab
     if not isinstance(fields, dict):
         raise Fault("not an object", f"expected an object with `{reading.text_field}`, found {type(fields).__name__}")
     id = None if reading.make_ids else id_at(fields, reading.id_field)
+    # The path below the source, so that ids stay when a corpus is moved or other files are added to it.
     return Document(id or f"{source.path_of(record.file)}:{record.line}", text_at(fields, reading.text_field))

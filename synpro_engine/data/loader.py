@@ -65,14 +65,18 @@ class TokenLoader:
         tokenizers, or `dp_size` does not divide `global_batch`.
         """
         assert corpora and set(corpora) == set(weights) and 0 <= dp_rank < dp_size
+        # Ids of two tokenizers would train one embedding on two meanings, without an error.
         if len({corpus.fingerprint for corpus in corpora.values()}) > 1:
             raise UserError(f"sources {', '.join(corpora)} are not all tokenised with the same tokenizer")
+        # Equal rows on every rank: the step's micro-batches are collective, and a rank with fewer
+        # would leave the others waiting.
         if global_batch % dp_size:
             raise UserError(f"a global batch of {global_batch} does not divide over {dp_size} data-parallel ranks")
         self.seq_len, self.global_batch, self.seed = seq_len, global_batch, seed
         self.mask_repetitions = mask_repetitions
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
+        # Each shuffles by its own name, so that a source added later leaves the order of the others as it was.
         self._sources = {name: WindowSource(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
@@ -111,6 +115,8 @@ class TokenLoader:
 
     def documents_at(self, position: Mapping[str, Any]) -> dict[str, list[str]]:
         """Ids by source of the documents in the batch that was dealt from `position`, over all ranks, each once."""
+        # The batch is dealt again from its position, so that no step pays for names that are
+        # only wanted when one is skipped.
         here = self.state_dict()
         self.load_state_dict(position)
         numbers: dict[str, dict[int, None]] = {}
@@ -127,6 +133,7 @@ class TokenLoader:
             name: {"samples": self._dealt[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
             for name, s in self._sources.items()
         }
+        # Apart from the windows dealt: after a change of weights the two counts part, for a new blend begins at 0.
         blend = {"weights": dict(self._weights), "drawn": dict(self._blend.drawn)}
         return {"seed": self.seed, "seq_len": self.seq_len, "sources": sources, "blend": blend}
 
@@ -144,6 +151,7 @@ class TokenLoader:
         for name, old in state["sources"].items():
             dealt[name] = self._position(name, old)
         self._dealt = dealt
+        # Compared as they are, not as shares: weights are written by the same code, and JSON keeps a float's digits.
         drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
         self._blend = Blend(self._weights, drawn)
 
@@ -151,6 +159,7 @@ class TokenLoader:
         if name not in self._sources:
             raise UserError(f"the checkpoint's data position has source `{name}`, this run does not")
         corpus = self._sources[name].corpus
+        # Sizes alone: within a run the stages that corpora come from are compared by content.
         if (corpus.num_tokens, corpus.num_documents) != (old["tokens"], old["documents"]):
             raise UserError(f"source `{name}` is not the corpus of the checkpoint: its size has changed")
         return old["samples"]
@@ -173,6 +182,7 @@ def eval_windows(
     """
     assert 0 <= dp_rank < dp_size and batch_size > 0
     targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
+    # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
     windows = -(-targets // seq_len)
     per_round = batch_size * dp_size
     for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
@@ -188,6 +198,7 @@ def _eval_window(
     """Return (inputs, labels), each [seq_len]; beyond the corpus they are EOS and IGNORE."""
     inputs = np.full(seq_len, corpus.eos_id, dtype=np.int64)
     labels = np.full(seq_len, IGNORE, dtype=np.int64)
+    # A window beyond the end only fills a rank's batch up: it is EOS and IGNORE throughout.
     start = min(index * seq_len, targets)
     target = corpus.tokens[start : min(start + seq_len, targets)]
     labels[: len(target)] = target

@@ -39,6 +39,7 @@ class SentencePieceTokenizer:
         begin = "" if self.bos_id is None else f"|bos {self.bos_id}"
         self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}{begin}".encode()).hexdigest()
         control = [id for id in range(self.vocab_size) if self._processor.is_control(id)]
+        # Unknown too, whose text in the library is a mark of its own that stood in no document.
         self._special = frozenset([*control, *filter(self._processor.is_unknown, range(self.vocab_size))])
         mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         # A model without byte fallback has no way to tell the mark from a space; it keeps its own reading.
@@ -69,6 +70,7 @@ class SentencePieceTokenizer:
         """Return the ids of `text` (see the protocol)."""
         if self._mark_ids is None:
             return self._processor.encode(text)
+        # The mark's own bytes stand for it; encoded as text, the library would give back a space.
         head, *rest = text.split(_SPACE_MARK)
         ids = self._processor.encode(head)
         for part in rest:
@@ -99,12 +101,14 @@ class SentencePieceTokenizer:
                 f"{self.files.place}: tokenizer.model alone does not tell how chats are spaced; save this tokenizer"
                 " with transformers (save_pretrained), which writes tokenizer.json"
             )
+        # Only a template's parts are split at tokens: in a document's text the same letters stay letters.
         tokens = re.compile(f"({'|'.join(map(re.escape, self._control))})")
         ids, text = [], ""
         for number, part in enumerate(parts):
             for place, piece in enumerate([part] if number % 2 else tokens.split(part)):
                 if place % 2:
                     ids += [*self.encode(text), self._control[piece]]
+                # Joined before it is encoded, as models saw it: pieces of a word cut at a border would get other ids.
                 text = "" if place % 2 else text + piece
         return ids + self.encode(text)
 
@@ -129,6 +133,7 @@ class SentencePieceTokenizer:
             "tokenizer_class": "LlamaTokenizer",
             **{key: self._processor.id_to_piece(id) if id >= 0 else None for key, id in ids.items()},
             "add_prefix_space": self._puts_a_space_first,
+            # transformers' older treatment of spaces behind special tokens gives other ids than the model has.
             "legacy": False,
             "add_bos_token": False,
             "add_eos_token": False,
@@ -152,6 +157,7 @@ def _control_id(processor: sentencepiece.SentencePieceProcessor, literal: str, p
 def _write_bytes(file: Path, data: bytes) -> None:
     aside = partial_path(file)
     aside.write_bytes(data)
+    # By a rename, for a file half written would be a model of another vocabulary, or none.
     aside.replace(file)
 
 

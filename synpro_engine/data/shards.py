@@ -108,6 +108,7 @@ def _write_artifact(
 
 
 def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) -> ShardStats:
+    # Here, for reading shards needs no Megatron, whose import takes seconds.
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     prefix = directory / _TOKENS
@@ -116,6 +117,7 @@ def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) 
     with (directory / _IDS).open("w", encoding="utf-8") as names:
         for document in documents:
             builder.add_document(torch.tensor(document.ids), [len(document.ids)])
+            # As JSON, since an id may hold a newline or a quotation mark.
             names.write(json_text(document.id, ensure_ascii=False) + "\n")
             count += 1
             tokens += len(document.ids)
@@ -147,6 +149,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     With `tokenizer`, shards of another one are refused: their ids would mean other text. Raises UserError for
     a directory that is unfinished, damaged, cut short or of another tokenizer.
     """
+    # Before anything is mapped: a token that was flipped on the disk is a valid id, and nothing later would notice.
     verify_artifact(path)
     stats = read_shard_stats(path)
     if tokenizer is not None and tokenizer.fingerprint != stats.tokenizer:
@@ -155,6 +158,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
             f"{path}: tokenised with another tokenizer ({stats.tokenizer[:12]}, expected {ours}); tokenise again"
         )
     held = open_megatron(path / _TOKENS)
+    # The hashes prove that files are as written; this, that they were written together.
     if held.num_documents != stats.documents or len(held.tokens) != stats.tokens:
         raise UserError(f"{path}: the token files do not hold what {_STATS} says")
     return TokenCorpus(

@@ -55,6 +55,7 @@ def build_corpus(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
     """
     account = (_tokenize if settings.corpus.shards is None else _copy_shards)(into, settings, tell)
     held_out = {split: partial(_texts, into, split) for split in SPLITS if split != "train"}
+    # After cutting and capping, on what training will really see and be judged on.
     overlap = {split: asdict(share) for split, share in measure_overlap(held_out, _texts(into, "train")).items()}
     atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
 
@@ -70,6 +71,8 @@ def _tokenize(into: Path, settings: TokenizeSettings, tell: Callable[[str], obje
     tokenizer = _obtain_tokenizer(into, settings.tokenizer)
     if corpus.max_train_tokens is not None and settings.tokenizer.path is None:
         # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
+        # Tokens of the first tokenizer decide what the cap lets through; the second cap, in its
+        # own tokens, can only cut more.
         _cap(into, "train", corpus.max_train_tokens, seed, tokenizer)
         tokenizer = _obtain_tokenizer(into, settings.tokenizer)
     check_rows(tokenizer, settings.vocab_size, "`model.vocab_size`")
@@ -132,6 +135,7 @@ def _obtain_tokenizer(into: Path, config: TokenizerConfig) -> Tokenizer:
         except UserError as error:
             raise UserError(f"`tokenizer.vocab_size`: {error}") from None
     else:
+        # Copied into the stage: every later one reads it from here, whatever becomes of the path.
         load_tokenizer(config.path).save(directory)
     return load_tokenizer(directory)
 

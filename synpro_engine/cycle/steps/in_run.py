@@ -57,6 +57,7 @@ class InRunScores:
             raise ValueError("in-run scores go by document ids, which are unique within one source only")
         self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
+        # Rank 0's listing for all: loading a direction is collective.
         stored = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_RESUMED}-*"))))
         if resume_step is not None and str(self._resumed_path(resume_step)) in stored:
             self._go_along(load_direction(self._resumed_path(resume_step), engine.model))
@@ -80,10 +81,12 @@ class InRunScores:
         self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
     ) -> Iterator[LossFn[Batch]]:
         """Score the documents of the step in the block, if it is one of those to score."""
+        # The number that the step will have in metrics and log.
         number, renewing = self._engine.step_index + 1, 0.0
         scored = number > self._config.start and number % self._config.every == 0
         begun = time.perf_counter()
         # Anew with the first scored step of each `refresh`, whenever the run began.
+        # By the step's number and not by a counter of this process, or a resumed run would renew at other steps.
         if scored and (self._in_run is None or (number - self._config.every) % self._config.refresh == 0):
             self._renew(number, microbatches)
             renewing = time.perf_counter() - begun
@@ -93,6 +96,7 @@ class InRunScores:
             examples = [self._examples(batch) for batch in microbatches]
             with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
                 yield watched.loss_fn
+            # Behind the block: the scores are whole only when the step's backward passes are over.
             self._log.write(number, watched.scores)
         else:
             yield loss_fn

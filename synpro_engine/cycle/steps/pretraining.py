@@ -70,6 +70,7 @@ def _train(
             model,
             topology,
             dtype=platform.resolve_dtype(settings.dtype),
+            # Not drawn where a checkpoint will overwrite them: initial weights of a large model take long.
             seed=settings.seed if start is None else None,
         ),
         config,
@@ -77,6 +78,8 @@ def _train(
         into,
         held_out={
             name: held_out_batches(tokens, name, model.seq_len, config.micro_batch, topology)
+            # The plateau is judged on the reference alone: the validation loss is written
+            # down, and watched for divergence.
             for name in ("reference", "validation")
         },
         start=start,
@@ -84,6 +87,7 @@ def _train(
         label=label,
         watcher=watcher,
     )
+    # Without the checkpoint's path, which would make equal stages differ by where they lie.
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
     on_main(topology, lambda: atomic_write_text(into / TRAINING_RESULT, json_text(facts, indent=2) + "\n"))
 
@@ -91,6 +95,7 @@ def _train(
 def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topology: Topology) -> None:
     """Pretrain from initial weights on organic text until the plateau or the budget."""
     tokenizer = open_tokenizer(tokens, topology)
+    # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
     corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
     in_run = settings.pretrain.in_run
@@ -108,6 +113,7 @@ def arm_stage(
     tokenizer = open_tokenizer(tokens, topology)
     corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
     corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in synthetic.items()}
+    # The name is that of pretraining: the arm's loader takes up the position under it, and new sources begin at 0.
     weights = {ORGANIC: 1.0} if settings.continued is None else mixture(corpora, settings.continued)
     _refuse_unread(weights, settings.pretrain.max_steps * settings.pretrain.global_batch)
     before = stage_checkpoint(start, topology)
@@ -130,6 +136,7 @@ def mixture(corpora: Mapping[str, TokenCorpus], config: ContinueConfig) -> dict[
     synthetic = {name: corpus.num_tokens for name, corpus in corpora.items() if name != ORGANIC}
     if config.synthetic_share is not None and synthetic:
         share, total = config.synthetic_share, sum(synthetic.values())
+        # By tokens among themselves, so that texts of all rounds are read equally often.
         return {ORGANIC: 1 - share} | {name: share * tokens / total for name, tokens in synthetic.items()}
     epochs = {name: (config.synthetic_epochs or 1.0) if name in synthetic else 1.0 for name in corpora}
     return mixture_weights([SourceConfig(name=name, path=name, epochs=epochs[name]) for name in corpora], corpora)

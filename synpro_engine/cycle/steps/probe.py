@@ -62,6 +62,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
     config, topology = settings.probe, model.topology
     tokenizer = open_tokenizer(tokens, topology)
     engine = Engine(model, settings.optimizer, schedule=settings.schedule)
+    # With AdamW's moments: the direction is that of its very next step.
     load_checkpoint(theta, model, engine)
     text = {name: open_split(tokens, name, tokenizer) for name in ("train", "reference")}
     loader = _loader(settings, ORGANIC, text["train"], settings.global_batch, topology)
@@ -84,6 +85,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
     config, topology = settings.probe, model.topology
     reference = _walked(settings, tokens, "reference", topology)
+    # A difference of two walks is no model's weights, so it is kept as a direction; a walk alone is a checkpoint.
     if config.control:
         v = probe_direction(theta, model, reference, config, control=_walked(settings, tokens, "train", topology))
         save_direction(into / DIRECTION, model, v, seed=settings.seed)
