@@ -21,7 +21,11 @@ from synpro_engine.config import UserError, first_line
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 # Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets (without sparsity).
-_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "GH200": 989e12, "L40S": 362e12}
+# The first name that is a part of the device's counts.
+_PEAK_BF16 = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12,
+    "GH200": 989e12, "L40S": 362e12,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ def limit_threads(processes_here: int) -> None:
     """Share the cores among the ranks of this machine unless the user set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" not in os.environ:
         # By affinity, not by the machine's cores: a container or a scheduler may have given this job a few of them.
-        # torchrun itself sets OMP_NUM_THREADS to 1 for several ranks, which then stands.
+        # torchrun itself sets OMP_NUM_THREADS to 1 for several ranks, which then stands; `synpro launch` shares first.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_here))
 
 

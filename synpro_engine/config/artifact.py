@@ -186,9 +186,9 @@ def publish(partial: Path, path: Path) -> None:
     # Asked again at the end: hours may have passed since the beginning, and somebody may have put files there.
     check_replaceable(path, read_manifest(partial).kind)
     # Content before the name: what is visible under the final name must be whole after a power cut.
-    for file in partial.rglob("*"):
-        if file.is_file():
-            fsync_path(file)
+    for place in (*partial.rglob("*"), partial):  # folders too, which hold their files' names
+        if place.is_file() or place.is_dir():
+            fsync_path(place)
     aside = _move_aside(path)
     partial.rename(path)
     fsync_path(path.parent)

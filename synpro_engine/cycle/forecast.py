@@ -87,6 +87,8 @@ class _Counter:
         self.theta = Footprint(recipe.model, layout, dtype)
         self.generator = None if shape is None else Footprint(shape, layout, dtype)
         self.train_tokens = self._train_tokens()
+        if recipe.corpus.max_held_out_tokens is None:
+            self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.
         self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
 
@@ -97,6 +99,7 @@ class _Counter:
         loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
         yield Cost(stage=IMPORT, tokens=0, memory=loaded[0], disk=loaded[1])
         yield self._training(PRETRAIN, recipe.pretrain.max_steps)
+        made: list[Cost] = []
         for number in range(1, recipe.rounds + 1):
             this = Round(number)
             yield self._probe(this.probe)
@@ -108,8 +111,17 @@ class _Counter:
             yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)
             yield self._training(this.arm, recipe.continued.steps)
         yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
-        held_out = 3.0 * self._held_out  # of three arms
-        yield Cost(stage=EVALUATE, tokens=held_out, flops=held_out / 3 * self._per_token, memory=2 * self.theta.weights)
+        # Three arms on the validation split; the last round's texts and their sources.
+        held_out, texts = 1.5 * self._held_out, 2 * sum(cost.sampled for cost in made)
+        flops = (held_out / 3 + texts * self._passes) * self._per_token
+        open_ended = any(cost.tokens is None for cost in made)
+        tokens = None if open_ended else held_out + texts
+        yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, memory=2 * self.theta.weights)
+
+    @property
+    def _passes(self) -> float:
+        """What influence takes of a text, in forward and backward passes: two forwards, or one of each kind."""
+        return 2 / 3 if self.recipe.probe.kind == "walk" else 1.0
 
     @property
     def _per_token(self) -> float:
@@ -215,8 +227,7 @@ class _Counter:
     def _judged(self, texts: float, length: float, operation: str) -> float:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
         weights, tokens = self.recipe.reward.weights(operation), 2 * texts * length
-        passes = 2 / 3 if self.recipe.probe.kind == "walk" else 1.0  # two forwards, or one of each kind
-        flops = tokens * passes * self._per_token if weights.get("influence") else 0.0
+        flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
         if weights.get("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
         return flops

@@ -19,6 +19,7 @@ from synpro_engine.config import UserError, partial_path
 from synpro_engine.data.tokenizer_files import TokenizerFiles
 
 # SentencePiece writes spaces as this character, so the character itself would come back as a space.
+_APART = "\x02"
 _SPACE_MARK = "\u2581"
 _LINE_CHARS = 4096
 _SMALLEST = 300  # 256 bytes, three special tokens and some characters
@@ -74,8 +75,15 @@ class SentencePieceTokenizer:
         head, *rest = text.split(_SPACE_MARK)
         ids = self._processor.encode(head)
         for part in rest:
-            ids += self._mark_ids + self._processor.encode(part)
+            ids += self._mark_ids + self._encode_within(part)
         return ids
+
+    def _encode_within(self, text: str) -> list[int]:
+        """The ids of a text that does not begin a document: without the space that some models put first."""
+        if not (text and self._puts_a_space_first):
+            return self._processor.encode(text)
+        # Behind a control character, which becomes a byte's token and so joins no piece.
+        return self._processor.encode(_APART + text)[len(self._processor.encode(_APART)) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` (see the protocol)."""

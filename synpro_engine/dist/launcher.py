@@ -40,6 +40,9 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     args.training_script = "synpro_engine"
     if args.nnodes == "1:1" and not args.rdzv_endpoint and args.rdzv_backend == "static":
         args.standalone = True  # a free port, so that two jobs may share a machine
+    # torchrun gives each of several ranks one thread, whatever the machine has, unless it is told otherwise.
+    ranks_here = torchrun.determine_local_world_size(args.nproc_per_node)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says of ranks, we say
     outcome: list[BaseException] = []
 

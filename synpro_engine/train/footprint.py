@@ -46,10 +46,10 @@ class Footprint:
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        per_token = 6 * model.d_model + 3 * query + 6 * key + 3 * model.ffn
-        # Too little under tensor parallelism without sequence parallelism, where the inputs of
-        # norms are whole on every rank.
-        return rows * length * per_token * model.layers * self.dtype.itemsize / self.layout.tp
+        shared = (3 * query + 6 * key + 3 * model.ffn) / self.layout.tp
+        # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
+        whole = 6 * model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
+        return rows * length * (shared + whole) * model.layers * self.dtype.itemsize
 
     def saved(self, *, optimizer: bool = False) -> float:
         """A checkpoint of the whole model, on disk; AdamW's part there has fp32 weights in any case."""

@@ -46,13 +46,16 @@ def prefix_kernel(
                 g = tl.load(grad + rows[None, :] * stride_grad + outs[:, None], mask=in_outs, other=0.0)
                 h = tl.load(x + rows[:, None] * stride_x + ins[None, :], mask=in_ins, other=0.0)
             part = tl.dot(g, h, part)
+        # Moved on direction by direction: k x stride_k would pass 2^31 from ten of an 8,192 x 28,672 weight on.
+        here = direction
         # Directions within: the segment's part is in registers now, so one more direction costs no product.
         for k in range(directions):
             if DESCRIPTOR:
                 v = direction.load([k, out0, in0]).reshape(BM, BN)
             else:
-                v_row = direction + k * stride_k + outs.to(tl.int64)[:, None] * stride_direction
+                v_row = here + outs.to(tl.int64)[:, None] * stride_direction
                 v = tl.load(v_row + ins[None, :], mask=in_outs & in_ins, other=0.0)
+                here += stride_k
             # A place for each program: nothing is added to memory by two of them, so the bits repeat.
             to_share = (place.to(tl.int64) * directions + k) * segments + i
             # One sum over both dimensions: Triton 3.6 fails to compile two for sm_100.

@@ -102,8 +102,10 @@ def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
 
     Multiplied in the wider of the two dtypes, in fp32 at least; summed in fp32 over short runs, or pairwise within a
     block, and in fp64 over those (a library's dot product runs through all of it in one fp32 sum, with ten times the
-    error). Raises ValueError for shapes that do not match.
+    error). Raises ValueError for shapes or devices that do not match.
     """
     if gradient.dim() == 0 or direction.shape[1:] != gradient.shape:
         raise ValueError(f"direction: expected [K, *{tuple(gradient.shape)}], got {tuple(direction.shape)}")
+    if direction.device != gradient.device:
+        raise ValueError(f"direction: is on {direction.device}, the gradient on {gradient.device}")
     return FORMED.kernels(gradient, direction)(gradient, direction)

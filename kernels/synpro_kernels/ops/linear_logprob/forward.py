@@ -93,7 +93,8 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
 def _merge_shards(stats: Stats, in_shard_T: Tensor, target_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> Stats:
     """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
 
-    Both carry the shards' spans along; ValueError where these overlap or leave a gap.
+    Both carry the shards' spans along; ValueError where the shards hold more or fewer rows than they span together, and
+    for a target that none of them, or more than one, holds.
     """
     start = shard.settings.vocab_start
     # One maximum gives both ends of the vocabulary: the largest end, and the smallest start as the largest -start.
