@@ -93,7 +93,7 @@ class TokenLoader:
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                tokens, numbers = self._sources[name].window(self._dealt[name])
+                tokens, numbers, targets = self._sources[name].window(self._dealt[name])
                 rows.append(tokens)
                 documents.append(self._first_document[name] + numbers[1:])
             self._dealt[name] += 1
