@@ -63,6 +63,8 @@ def _logprob() -> Choice:
     from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
 
     cuda = torch.cuda.is_available()
+    # Asked with a tensor, for the dispatch goes by device and type: a table of its own here
+    # would say what it does not do.
     chosen = LINEAR_LOGPROB.choose(torch.empty(1, dtype=torch.bfloat16, device="cuda" if cuda else "cpu"))
     if not cuda:
         why = "CPU tensors and csrc is loaded" if chosen == "csrc" else "csrc is not loaded"

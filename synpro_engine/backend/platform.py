@@ -21,7 +21,11 @@ from synpro_engine.config import UserError, first_line
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 # Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets (without sparsity).
-_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "GH200": 989e12, "L40S": 362e12}
+# The first name that is a part of the device's counts.
+_PEAK_BF16 = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12,
+    "GH200": 989e12, "L40S": 362e12,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def import_fault(module: str) -> str | None:
     A module that can be found may still fail: an extension built for another torch, or left out when it was built.
     """
     try:
+        # Imported in earnest: `find_spec` also finds a wheel that was built for another torch,
+        # which fails at the first forward.
         importlib.import_module(module)
     except Exception as error:  # third-party modules fail at import with whatever they like
         return _in_a_line(module, error)
@@ -105,6 +111,8 @@ def flash_attention_fault(head_dim: int) -> str | None:
     def trial() -> None:
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
+        # With a backward pass, since a kernel may exist for one of the two only: training
+        # would fail after the first forward.
         qkv = _ones(1, 2, 1, head_dim).requires_grad_()
         flash_attn_func(qkv, qkv, qkv, causal=True).sum().backward()
 
@@ -154,6 +162,7 @@ def gradient_extension_fault() -> str | None:
         import fused_weight_gradient_mlp_cuda as extension  # pyright: ignore[reportMissingImports]
 
         ones, sums = _ones(16, 16), _ones(16, 16, dtype=torch.float32)
+        # Onto sums that are not 0, so that an extension which writes where it should add is noticed.
         extension.wgrad_gemm_accum_fp32(ones, ones, sums)
         if not bool((sums == 17).all()):
             raise ArithmeticError("a product of ones was added wrongly")
@@ -174,6 +183,8 @@ def peak_flops() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
+    # By part of the name, as vendors add memory and form to it; a GH200 holds the die of the
+    # H200, so the order is of no matter.
     return next((peak for key, peak in _PEAK_BF16.items() if key in name), None)
 
 
@@ -187,9 +198,11 @@ def megatron_flags() -> dict[str, bool]:
     return {
         "use_cpu_initialization": not cuda,
         "bias_activation_fusion": cuda,
+        # On CUDA both are compiled at the first step, which is slow for that reason.
         "bias_dropout_fusion": cuda,
         "masked_softmax_fusion": False,  # only Megatron's own softmax attention would use it
         "persist_layer_norm": False,  # the norms are ours
+        # Megatron raises while it builds a model where this is asked for and apex lacks the extension.
         "gradient_accumulation_fusion": gradient_fusion().uses == "on",
         "deallocate_pipeline_outputs": cuda,
     }
@@ -198,6 +211,8 @@ def megatron_flags() -> dict[str, bool]:
 def limit_threads(processes_here: int) -> None:
     """Share the cores among the ranks of this machine unless the user set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" not in os.environ:
+        # By affinity, not by the machine's cores: a container or a scheduler may have given this job a few of them.
+        # torchrun itself sets OMP_NUM_THREADS to 1 for several ranks, which then stands; `synpro launch` shares first.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_here))
 
 

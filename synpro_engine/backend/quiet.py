@@ -29,6 +29,7 @@ def silence_known_warnings() -> None:
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGED:
+        # A filter and no level: everything else that these loggers say is still shown.
         logging.getLogger(name).addFilter(_is_news)
 
 

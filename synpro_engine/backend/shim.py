@@ -57,6 +57,7 @@ class _Proxy(types.ModuleType):
         super().__init__(real.__name__)
         self.__dict__.update(replaced, _real=real)
 
+    # Asked only for names that the proxy's own dict lacks, so that replaced ones win at no cost.
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_real"], name)
 
@@ -65,6 +66,7 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(factory)
     def wrapped(*args: Any, device: Any = None, **kwargs: Any) -> Any:
         kwargs.pop("pin_memory", None)  # pinned memory exists only for transfers to a GPU
+        # Megatron names devices by number as well, as `torch.cuda.current_device()` gives them.
         if isinstance(device, int) or str(device).startswith("cuda"):
             device = "cpu"
         return factory(*args, device=device, **kwargs)
@@ -90,7 +92,9 @@ def _cpu_cuda() -> _Proxy:
 
     cuda = _Proxy(
         torch.cuda,
+        # A device and no number: Megatron passes it on as one, and a number would mean a GPU.
         current_device=lambda: torch.device("cpu"),
+        # The real one raises in a torch without CUDA.
         is_current_stream_capturing=lambda: False,
         current_stream=_Nothing,
         default_stream=_Nothing,
@@ -106,6 +110,7 @@ def _cpu_cuda() -> _Proxy:
         **dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats"), nothing),
         **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), zero),
     )
+    # Megatron reaches the generator's functions by `torch.cuda.random` too.
     cuda.__dict__["random"] = cuda
     return cuda
 
@@ -126,9 +131,11 @@ def _patch_tensor() -> None:
 
     def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
         if dtype is None:
+            # Gradient clipping asserts that a gradient is a `torch.cuda.FloatTensor`, by that name.
             return original(self).replace("torch.", "torch.cuda.", 1)
         return original(self, dtype, non_blocking, **kwargs)
 
+    # The one change that all of the process sees: a method of a C type has no module in which a proxy could stand.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.Tensor.type = type_
 
@@ -137,6 +144,7 @@ def _patch_module(module: types.ModuleType) -> None:
     import torch
 
     names = module.__dict__
+    # After the module ran, for `import torch` in it binds the name; what it imports inside functions is not reached.
     if names.get("torch") is torch:
         names["torch"] = _proxy_torch()
     if module.__name__ == f"{_PREFIX}.jit":
@@ -161,8 +169,11 @@ def guard_imports(module: types.ModuleType, *, gpu: bool) -> None:
 
     def guarded(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         root = name.partition(".")[0]
+        # ModuleNotFoundError with a name, as for a package that is not there: Megatron has a fallback for just that.
         if name in _NEVER or (root in _GPU_PACKAGES and not gpu):
             raise ModuleNotFoundError(f"{name} is not offered to Megatron-Core here", name=name)
+        # Relative imports and Megatron's own go through as they are: turned into an ImportError, a bug there would look
+        # like an option that is missing.
         if level or root in _OURS:
             return builtins.__import__(name, globals, locals, fromlist, level)
         try:
@@ -174,6 +185,8 @@ def guard_imports(module: types.ModuleType, *, gpu: bool) -> None:
         except Exception as error:  # third-party modules fail at import with whatever they like
             raise ImportError(f"{name} fails: {type(error).__name__}: {error}", name=name) from error
 
+    # Python takes `__import__` from a module's own builtins, so that other packages'
+    # imports of the same names stay free.
     module.__dict__["__builtins__"] = {**vars(builtins), "__import__": guarded}
 
 
@@ -186,11 +199,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         if not (fullname == _PREFIX or fullname.startswith(_PREFIX + ".")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        # Compiled modules (`helpers_cpp`) have no Python names that could be replaced.
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
+            # Before the module runs, since its imports of optional packages stand at its top.
             guard_imports(module, gpu=not _needed())
             execute(module)
             if _needed():
@@ -218,6 +233,8 @@ def install_hook() -> None:
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
+    # Such a module has taken the real `torch` by name, and others may have taken things from it: mending
+    # it afterwards would miss some.
     if any(name == _PREFIX or name.startswith(_PREFIX + ".") for name in sys.modules):
         raise RuntimeError("import synpro_engine before megatron.core: its modules would miss the CPU shim")
     sys.meta_path.insert(0, _Finder())

@@ -64,6 +64,7 @@ def versions() -> dict[str, str]:
 
 def fsync_path(path: Path) -> None:
     """Push a file or a directory entry to the disk."""
+    # Read-only is enough to sync, and the only way to open a directory.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,10 +74,12 @@ def fsync_path(path: Path) -> None:
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
+    # In the same directory, for a rename is atomic within one file system only.
     aside = path.with_name(path.name + _PARTIAL)
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        # Before the rename: a file system may otherwise put the new name on the disk first, and the content never.
         os.fsync(file.fileno())
     aside.replace(path)
     fsync_path(path.parent)
@@ -104,12 +107,15 @@ def write_manifest(
         "kind": kind,
         "content_hash": hash_json(hashes),
         "files": hashes,
+        # By content and not by path: a run may be moved, and a stage made anew with equal
+        # content changes nothing after it.
         "parents": {name: read_manifest(parent).content_hash for name, parent in parents.items()},
         "config": dict(config),
         "seed": seed,
         "versions": versions(),
         "schemas": schemas_of(hashes),
     }
+    # Of all the rest, so that a manifest that somebody edited to fit a changed file is noticed too.
     manifest["check"] = hash_json(manifest)
     atomic_write_text(directory / MANIFEST, json_text(manifest, indent=2, ensure_ascii=False) + "\n")
 
@@ -123,6 +129,7 @@ def check_replaceable(path: Path, kind: str) -> None:
         raise UserError(f"{path}: give a directory by its name")
     if not os.path.lexists(path):
         return
+    # A link is refused though it leads to a directory: a rename would replace the link, or what it leads to.
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path}: exists and is not a directory; it is not replaced")
     if any(path.iterdir()):
@@ -135,6 +142,7 @@ def check_replaceable(path: Path, kind: str) -> None:
 def outside_artifacts(path: Path) -> None:
     """Refuse a path at or inside a finished artifact, whose files are those of its manifest; UserError names it."""
     for place in (path.resolve(), *path.resolve().parents):
+        # Other programs' manifest.json are no concern of ours.
         if (place / MANIFEST).is_file() and (kind := _kind_of(place)) is not None:
             raise UserError(f"{path}: lies inside {place}, a finished {kind}; nothing is written there")
 
@@ -175,10 +183,12 @@ def publish(partial: Path, path: Path) -> None:
     An older artifact of the same kind there is replaced. Raises UserError, and leaves both alone, when something
     else lies there.
     """
+    # Asked again at the end: hours may have passed since the beginning, and somebody may have put files there.
     check_replaceable(path, read_manifest(partial).kind)
-    for file in partial.rglob("*"):
-        if file.is_file():
-            fsync_path(file)
+    # Content before the name: what is visible under the final name must be whole after a power cut.
+    for place in (*partial.rglob("*"), partial):  # folders too, which hold their files' names
+        if place.is_file() or place.is_dir():
+            fsync_path(place)
     aside = _move_aside(path)
     partial.rename(path)
     fsync_path(path.parent)
@@ -206,9 +216,11 @@ def new_artifact(
         raise UserError(f"{partial}: is in the way of {path}, which is made there")
     partial.mkdir(parents=True, exist_ok=True)
     with writing(partial):
+        # Its content and not the directory itself, which holds the lock of this block.
         for left in partial.iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield partial
+        # Not in a `finally`: after an exception nothing may look finished.
         write_manifest(partial, kind, config, parents or {}, seed)
         publish(partial, path)
 
@@ -223,6 +235,7 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: not a finished artifact ({MANIFEST} is missing)") from None
     except (ValueError, RecursionError):
         raise UserError(f"{file}: damaged manifest, or one of another version of synpro_engine") from None
+    # Of what was read, not of the model: keys that another version knows are part of the hash.
     if manifest.check != hash_json({name: value for name, value in read.items() if name != "check"}):
         raise UserError(f"{file}: damaged manifest (it was changed after it was written)")
     return manifest

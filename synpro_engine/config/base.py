@@ -54,6 +54,7 @@ def _recorded(value: Any) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping from a YAML file; UserError names file and line."""
     try:
+        # Before it is read: a recipe's name may be a slip for a corpus of many gigabytes.
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES} bytes, which no settings are")
         data = parse_yaml(path.read_text(encoding="utf-8"))
@@ -77,6 +78,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     if not separator or not all(path):
         raise UserError(f"override `{shown}`: expected key=value, as in pretrain.optimizer.lr=3e-4")
     try:
+        # An empty value is an empty text here; YAML would make it null, which `key=null` already says.
         return path, parse_yaml(value) if value.strip() else ""
     except YAMLFault as fault:
         raise UserError(f"override `{shown}`: the value is not valid YAML ({fault})") from None
@@ -84,6 +86,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `data` with each `a.b=value` set; sections on the way are made."""
+    # Mappings only: a list is replaced as a whole, and never changed in place.
     result = _copy(data)
     for text in overrides:
         path, value = parse_override(text)
@@ -109,6 +112,7 @@ def validate(cls: type[C], data: Mapping[str, Any], where: str, *, names: Mappin
     try:
         return cls.model_validate(_tuples(cls, data))
     except ValidationError as error:
+        # One fault at a time, for the message is a line and the others often follow from the first.
         first = error.errors()[0]
         top, *below = first["loc"] or ("",)
         path = ".".join(str(part) for part in ((names or {}).get(str(top), top), *below))
@@ -151,6 +155,8 @@ def _tuples(annotation: Any, value: Any) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {key: _tuples(arguments[1], item) for key, item in value.items()}
     if origin in (typing.Union, types.UnionType):
+        # Each may apply: `str | tuple[str, ...]` takes a list for its second, and leaves what fits
+        # neither to pydantic's message.
         for argument in arguments:
             value = _tuples(argument, value)
     return value

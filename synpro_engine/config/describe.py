@@ -46,6 +46,7 @@ def differences(
 
     A key that one of them lacks counts as None there. free: keys of the top level that may differ.
     """
+    # Keys that only the stored settings have count as well: a setting that was taken back is a change.
     for key in dict.fromkeys((*given, *stored)):
         before, now = stored.get(key), given.get(key)
         if key in free or before == now:

@@ -18,6 +18,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
+        # Escape sequences in a file's names or texts could move the cursor, hide the
+        # message or set the terminal's title.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
@@ -41,6 +43,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, for a message of one line; its type's name where it says nothing."""
+    # C++ extensions put a stack trace behind their first line.
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -46,11 +46,13 @@ def sha256_file(path: Path) -> str:
 
 def hash_json(data: Any) -> str:
     """Hex SHA-256 of plain data in canonical JSON."""
+    # Sorted, for two dicts with the same content are the same settings, whatever order they were filled in.
     return hashlib.sha256(json_text(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def content_files(directory: Path) -> list[Path]:
     """All files below a directory that are its content, sorted: not what is only remembered about them."""
+    # By prefix, since each process writes the record beside itself first (`_remember`), and one may be left by a kill.
     return sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(_RECORD))
 
 
@@ -60,6 +62,7 @@ def hash_files(directory: Path, leave_out: str, known: Mapping[str, str] | None 
     known: hashes of files that were just written.
     """
     remembered, known, files = _remembered(directory), known or {}, _content(directory, leave_out)
+    # Taken before the hashing: a file that changes while it is read then shows another stamp at the next look.
     stamps = _stamps(files)
     seen = {
         name: (stamp, known.get(name) or remembered.get((name, stamp)) or sha256_file(files[name]))
@@ -84,6 +87,7 @@ def stale_files(directory: Path, hashes: Mapping[str, str], leave_out: str) -> d
     if _MODE.get() == "never":
         return {}
     files = _content(directory, leave_out)
+    # Additions count too: a file that somebody put into a checkpoint would be read as a part of it.
     for name in sorted(hashes.keys() ^ files.keys()):
         _refuse(directory, name, "is missing" if name in hashes else "was put there later")
     remembered = _remembered(directory)
@@ -99,6 +103,7 @@ def confirm(directory: Path, hashes: Mapping[str, str], stale: Mapping[str, Stam
     for name in sorted(stale):
         if read[name] != hashes[name]:
             _refuse(directory, name, "was changed or damaged after it was written")
+    # Nothing to write where nothing was read, so that opening never touches a directory that is as it was.
     if stale:
         remember(directory, stale, read)
 
@@ -121,6 +126,7 @@ def _content(directory: Path, leave_out: str) -> dict[str, Path]:
 def _stamps(files: Mapping[str, Path]) -> dict[str, Stamp]:
     """Returns when the clock of the file system has gone on, so that a change after that shows in a stamp."""
     status = {name: file.stat() for name, file in files.items()}
+    # A write within the clock's tick leaves size and times as they are; waiting out one tick closes that gap.
     if time.time_ns() - max((s.st_ctime_ns for s in status.values()), default=0) < _TICK_S * 1e9:
         time.sleep(_TICK_S)
     return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in status.items()}
@@ -131,10 +137,13 @@ def _remembered(directory: Path) -> dict[tuple[str, Stamp], str]:
     if _MODE.get() == "always":
         return {}
     start, known = directory.absolute(), {}
+    # From above too: a stage's record also covers the checkpoints in it, so each is hashed
+    # once and not again on its own.
     for record in (*start.rglob(_RECORD), *(place / _RECORD for place in start.parents[:2])):
         # It only saves time: damaged, it saves none.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             read = json.loads(record.read_bytes())
+            # A record that a flipped bit changed could vouch for a damaged file.
             if read["check"] != hash_json(read["files"]):
                 continue
             for name, (stamp, digest) in read["files"].items():

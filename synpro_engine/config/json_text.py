@@ -19,6 +19,7 @@ def json_text(data: Any, *, indent: int | None = None, ensure_ascii: bool = True
     try:
         return dump(data)  # nearly all data is finite, and is not copied
     except ValueError:
+        # Also reached for a value that contains itself or is no JSON at all; the second attempt then raises for good.
         return dump(_finite(data))
 
 

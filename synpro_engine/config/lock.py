@@ -26,6 +26,7 @@ from synpro_engine.config.errors import UserError
 from synpro_engine.config.json_text import json_text
 
 LOCK = "lock"
+# Twelve beats fit the patience: a network file system may hold back a change of time for a minute.
 BEAT_S = 10.0
 """Seconds between two signs of life."""
 PATIENCE_S = 120.0
@@ -62,6 +63,7 @@ def locked(directory: Path) -> Iterator[None]:
     on its own machine, elsewhere after `PATIENCE_S` without a sign of life.
     """
     place = directory / LOCK
+    # In a directory of its own, so that numbered files need not be told from a run's.
     place.mkdir(parents=True, exist_ok=True)
     number, file = _acquire(directory, place)
     ended = threading.Event()
@@ -69,13 +71,16 @@ def locked(directory: Path) -> Iterator[None]:
     def show_life() -> None:
         while not ended.wait(BEAT_S):
             with contextlib.suppress(OSError):  # a file system that is away for a while; the next beat may reach it
+                # The time and not the content: a beat must not need space on a disk that is full.
                 os.utime(_path(place, number))
 
+    # Daemon, for a main thread that dies must not be kept alive by its own sign of life.
     beat = threading.Thread(target=show_life, daemon=True)
     beat.start()
     try:
         yield
     finally:
+        # The beat ends first: behind the release it would touch a lock that is another's by now.
         ended.set()
         beat.join()
         _release(place, number)
@@ -88,6 +93,7 @@ def writing(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises UserError when another process is there, or waits for its end. On file systems without flock it does nothing.
     """
+    # NFS gives an exclusive flock only on a file that is open for writing, which a directory cannot be.
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     file = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
@@ -96,6 +102,7 @@ def writing(path: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{path}: another process writes it; wait for its end, or give another --output") from None
         except OSError as error:
+            # Without flock two writers go unnoticed here; a run's directory has the numbered locks for that.
             if error.errno not in _NO_FLOCK:
                 raise
         yield
@@ -112,6 +119,8 @@ def _acquire(directory: Path, place: Path) -> tuple[int, int]:
         file = _make(place, number + 1)
         if file is None:
             continue  # another one was first: it is asked next
+        # Others may have passed us between our look and our link, each with a number of
+        # its own: only the highest counts.
         if _highest(place) == number + 1:
             for old in _numbers(place):
                 if old <= number:
@@ -128,6 +137,7 @@ def _make(place: Path, number: int) -> int | None:
     try:
         file = _write_new(aside)
         try:
+            # `link` fails where the name is taken, on NFS too, where O_EXCL was long not to be trusted.
             os.link(aside, path)
         except OSError as error:
             os.close(file)
@@ -154,6 +164,7 @@ def _write_new(path: Path) -> int:
             flock=_flock(file, fcntl.LOCK_EX),
         )
         os.write(file, _text(holder))
+        # A machine that waits for this lock over the network must find it whole.
         os.fsync(file)
     except BaseException:
         os.close(file)
@@ -170,16 +181,21 @@ def _wait_for_end(directory: Path, path: Path) -> None:
         except FileNotFoundError:
             return
         try:
+            # By the server's clock, whose changes alone are looked at: the clocks of two machines are never compared.
             holder, beat = _read(file, path), os.fstat(file).st_mtime_ns
             if holder.released:
                 return
+            # Shared, so that several that wait do not take each other for the holder.
             free = _flock(file, fcntl.LOCK_SH)
+            # On this very kernel a lost flock means that the process is gone. From another machine it means nothing:
+            # many file systems keep flock local.
             if free and holder.flock and holder.boot == _boot():
                 return
         finally:
             os.close(file)
         if (holder.flock and not free) or (last_beat is not None and beat != last_beat):
             raise UserError(f"{directory}: {holder} works in this directory; wait for its end, or give another --dir")
+        # Told once, since two silent minutes at the start of a command look like a hang.
         if last_beat is None:
             notice = f"{directory}: {holder} had this directory; taken over unless it shows a sign of life in"
             print(f"{notice} {PATIENCE_S:.0f} s", file=sys.stderr)
@@ -191,6 +207,7 @@ def _wait_for_end(directory: Path, path: Path) -> None:
 
 def _read(file: int, path: Path) -> Holder:
     try:
+        # `pread` leaves the position of the open file alone, and a lock is far smaller.
         return Holder(**json.loads(os.pread(file, 2**16, 0)))
     except (ValueError, TypeError):
         raise UserError(f"{path}: damaged lock; remove it if no other process works in this directory") from None
@@ -239,4 +256,5 @@ def _highest(place: Path) -> int:
 
 def _boot() -> str:
     """The same for all processes of one running kernel, in containers too."""
+    # A host's name is no proof: containers on one kernel have different ones, and two clusters may share one.
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

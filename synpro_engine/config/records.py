@@ -40,8 +40,10 @@ def whole_lines(path: Path) -> Iterator[WholeLine]:
     """
     end = 0
     with _opened(path) as file:
+        # In bytes and by newlines only: text mode would also take \r for an end, and offsets would not be the file's.
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
+                # Only whole lines count, so that a writer which goes on cuts off exactly what a kill left.
                 end += len(line)
                 yield WholeLine(f"{path}:{number}", line[:-1], end)
 
@@ -68,6 +70,7 @@ def read_records(path: Path, cls: type[R]) -> Iterator[R]:
     for line in whole_lines(path):
         yield parse_record(line.text, cls, line.where)
         end = line.end
+    # An artifact's files were finished before they were published: a torn line here was lost later.
     if end < path.stat().st_size:
         raise UserError(f"{path}: damaged (its last line is cut short)")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+# The order matters where one pattern ends like another: `samples/metrics.jsonl` goes before `metrics.jsonl`.
 SCHEMAS = {
     "manifest.json": 1,
     "documents/*.jsonl.zst": 1,

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+# PyYAML takes seconds for a megabyte, before anything in it can be checked.
 MAX_BYTES = 2**18
 _MAX_DEPTH = 50
 _MAX_NODES = 20_000  # with all aliases written out
@@ -50,9 +51,11 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        # Before anything is constructed: nine levels of ten aliases each are a billion nodes in a few hundred bytes.
         _expanded_size(node, {})
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
+        # Some of PyYAML's faults have only one of the two.
         mark = error.problem_mark or error.context_mark
         raise YAMLFault(mark.line + 1 if mark else 1, str(error.problem or error.context)) from None
     except yaml.reader.ReaderError as error:
@@ -69,6 +72,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # PyYAML composes by recursion, and would end in Python's own limit with a traceback.
         if self._depth == _MAX_DEPTH:
             raise _fault(self.peek_event(), f"more than {_MAX_DEPTH} levels of nesting")
         self._depth += 1
@@ -78,6 +82,8 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """`<<` brings in the keys of another mapping; before that, the mapping's own keys must differ."""
+        # PyYAML lets the last of two equal keys win in silence, and a recipe would run with a
+        # setting that its reader overlooks.
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag == f"{_CORE}merge":
@@ -93,6 +99,7 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         try:
             if node.tag == f"{_CORE}int":
+                # `int(text, 0)` for all would refuse 007, which is 7 in YAML 1.2.
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:
@@ -120,6 +127,7 @@ _Loader.add_constructor(f"{_CORE}str", yaml.SafeLoader.construct_yaml_str)
 _Loader.add_constructor(f"{_CORE}merge", yaml.SafeLoader.construct_yaml_str)  # `<<` as a value is text
 _Loader.add_constructor(f"{_CORE}seq", yaml.SafeLoader.construct_yaml_seq)
 _Loader.add_constructor(f"{_CORE}map", yaml.SafeLoader.construct_yaml_map)
+# The constructor for every tag that is not listed, `!!python/object` among them.
 _Loader.yaml_constructors[None] = _Loader._unknown
 
 
@@ -133,6 +141,7 @@ for _name, (_pattern, _first) in _PLAIN.items():
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """Plain data as YAML text that `parse_yaml` reads back as it is; keys stay in their order."""
+    # In their own order: a resolved recipe is read by people, section by section.
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -38,15 +38,21 @@ class Cycle:
         with ExitStack() as held:
 
             def take() -> None:
+                # On rank 0 alone: listing stages computes nothing and is no collective.
                 plan = list(self._plan.stages())
                 stages = {stage.name.split("/")[0] for stage in plan}
                 partial = {partial_path(Path(name)).name for name in stages}
+                # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
                 check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT}))
+                # Before anything is compared or removed: two commands that both find stale
+                # stages must not both take them away.
                 held.enter_context(locked(self.directory))
                 for name in claim(self.directory, self.recipe, plan, redo=redo):
                     say(self.topology, f"[{name}] removed, to be made anew")
                 write_environment(self.directory, self.recipe, self.topology)
 
+            # The lock is rank 0's, which alone writes what lies in no stage; its process
+            # outlives every stage of the job.
             on_main(self.topology, take)
             yield
 
@@ -60,6 +66,8 @@ class Cycle:
         What the directory holds with the same settings stays; what was made with others is made anew where `redo` is
         given, else a UserError.
         """
+        # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout that
+        # cannot sample. `pretrain` and `probe` alone take any layout.
         if until in (None, "tune", "generate", "evaluate"):
             check_recipe(self.recipe, self.topology.layout)
         with self.claimed(redo=redo):
@@ -71,6 +79,7 @@ class Cycle:
         """Write `report.html` from what is there. Collective."""
 
         def write() -> None:
+            # Read outside of the lock: finished stages do not change, and those in work are left out.
             data = report_data(self.directory, self.recipe, list(self._plan.stages()))
             with writing(self.directory, wait=True):  # `report` may be called while a run ends
                 write_report(data, self.directory / REPORT)
@@ -92,6 +101,7 @@ class Cycle:
         return on_main(self.topology, self._probe_pair)
 
     def _probe_pair(self) -> tuple[str, str]:
+        # The newest first: earlier rounds' probes belong to weights that training has left.
         for number in range(self.recipe.rounds, 0, -1):
             theta, probe = Round(number).theta, Round(number).probe
             if (self.directory / probe).exists():

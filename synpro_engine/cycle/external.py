@@ -29,12 +29,14 @@ def fingerprint(source: str | Sequence[str] | None) -> str:
     if is_missing(source):
         return hashlib.sha256(f"{source} {versions().get('synpro_engine')}".encode()).hexdigest()
     if path.exists():
+        # By the same walk that reads a corpus, so that what is not read does not count.
         files = [path] if path.is_file() else walk_files(path)[0]
     else:
         files, path = _pair(source), path.parent
     for file in files:
         if not file.exists():  # a link that leads nowhere: whoever opens it says so
             continue
+        # Names below the source, for it may be moved; sizes, for the middle of a large file is not read.
         digest.update(os.fsencode(file.relative_to(path)) + f"\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(_EDGE))

@@ -58,9 +58,11 @@ class Forecast:
 
     def seconds(self, cost: Cost, rates: Rates) -> float | None:
         """How long a stage takes; None where a rate that it needs is not known."""
+        # Only rates that this stage needs: a plan without a sampler's rate still times pretraining.
         if (cost.flops and rates.trained is None) or (cost.sampled and rates.sampled is None) or cost.tokens is None:
             return None
         model = self.recipe.model
+        # Sampling is bound by memory and by one token after the other, so its time goes by tokens and not by FLOPs.
         drawn = cost.sampled / rates.sampled if rates.sampled else 0.0
         return drawn + (cost.flops / (rates.trained * flops_per_token(model, model.seq_len)) if rates.trained else 0.0)
 
@@ -85,6 +87,9 @@ class _Counter:
         self.theta = Footprint(recipe.model, layout, dtype)
         self.generator = None if shape is None else Footprint(shape, layout, dtype)
         self.train_tokens = self._train_tokens()
+        if recipe.corpus.max_held_out_tokens is None:
+            self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
+        # As Megatron's `DType.optimal_dtype` decides.
         self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
 
     def stages(self) -> Iterator[Cost]:
@@ -94,6 +99,7 @@ class _Counter:
         loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
         yield Cost(stage=IMPORT, tokens=0, memory=loaded[0], disk=loaded[1])
         yield self._training(PRETRAIN, recipe.pretrain.max_steps)
+        made: list[Cost] = []
         for number in range(1, recipe.rounds + 1):
             this = Round(number)
             yield self._probe(this.probe)
@@ -105,8 +111,17 @@ class _Counter:
             yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)
             yield self._training(this.arm, recipe.continued.steps)
         yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
-        held_out = 3.0 * self._held_out  # of three arms
-        yield Cost(stage=EVALUATE, tokens=held_out, flops=held_out / 3 * self._per_token, memory=2 * self.theta.weights)
+        # Three arms on the validation split; the last round's texts and their sources.
+        held_out, texts = 1.5 * self._held_out, 2 * sum(cost.sampled for cost in made)
+        flops = (held_out / 3 + texts * self._passes) * self._per_token
+        open_ended = any(cost.tokens is None for cost in made)
+        tokens = None if open_ended else held_out + texts
+        yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, memory=2 * self.theta.weights)
+
+    @property
+    def _passes(self) -> float:
+        """What influence takes of a text, in forward and backward passes: two forwards, or one of each kind."""
+        return 2 / 3 if self.recipe.probe.kind == "walk" else 1.0
 
     @property
     def _per_token(self) -> float:
@@ -151,10 +166,12 @@ class _Counter:
     def _training(self, stage: str, steps: int) -> Cost:
         model, config = self.recipe.model, self.recipe.pretrain
         tokens = float(steps) * config.global_batch * model.seq_len
+        # The one before the first step, and those on the way, or the one at the end where there are none.
         evaluated = self._held_out * (1 + (steps // config.eval_every if config.eval_every else 1))
         return Cost(
             stage=stage,
             tokens=tokens,
+            # A pass that is only read is a third of one that is trained on: no backward, which is two.
             flops=(tokens + evaluated / 3) * self._per_token,
             memory=self.theta.training + self.theta.activations(config.micro_batch, model.seq_len),
             disk=config.keep_checkpoints * self.theta.saved(optimizer=True),
@@ -197,6 +214,7 @@ class _Counter:
         if slices is None:
             return Cost(stage=stage, memory=memory)
         texts = min(slices, config.max_slices or slices) * config.samples
+        # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
         flops = self._judged(texts, new, operation)
         if self.generator is not None:
@@ -209,8 +227,7 @@ class _Counter:
     def _judged(self, texts: float, length: float, operation: str) -> float:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
         weights, tokens = self.recipe.reward.weights(operation), 2 * texts * length
-        passes = 2 / 3 if self.recipe.probe.kind == "walk" else 1.0  # two forwards, or one of each kind
-        flops = tokens * passes * self._per_token if weights.get("influence") else 0.0
+        flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
         if weights.get("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
         return flops

@@ -39,6 +39,8 @@ class Plan:
         """What lies outside the directory is taken as rank 0 sees it. Collective."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._settings, self._tokens = SettingsOf(recipe), directory / TOKENIZE
+        # Rank 0's look for all, since a stage's settings decide whether it runs: ranks that disagreed
+        # would part at its first collective.
         self._contents = on_main(topology, lambda: _contents(recipe, directory))
 
     def stages(self) -> Iterator[Stage]:
@@ -51,6 +53,7 @@ class Plan:
         work = partial(import_stage, settings=of.generator, tokens=tokens, topology=topology)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
         work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens, topology=topology)
+        # Not made from the imported generator: another one leaves pretraining as it is.
         yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, TOKENIZE)
         for number in range(1, self.recipe.rounds + 1):
             yield from self._round(Round(number))
@@ -63,6 +66,7 @@ class Plan:
         )
         yield self._stage(this.probe, "probe", work, of.probe, TOKENIZE, this.theta)
         for operation in recipe.tune:
+            # Tuning goes on from the last round's generator, while the reward is measured on the weights of this one.
             before = Round(this.number - 1).tune(operation) if this.number > 1 else IMPORT
             work = partial(tune_stage, settings=of.tune(operation, this.number))
             yield self._synthesis(this, "tune", this.tune(operation), work, before)
@@ -87,11 +91,13 @@ class Plan:
             generator=directory / generator,
         )
         whole = partial(work, inputs=inputs, topology=self.topology)
+        # A dict for its order without doubles: an untuned generator is the imported one.
         parents = dict.fromkeys((TOKENIZE, this.theta, this.probe, IMPORT, generator))
         return self._stage(name, command, whole, work.keywords["settings"], *parents)
 
     def _arm(self, name: str, start: str, rounds: int, steps: int) -> Stage:
         """An arm that trains on from `start` with the synthetic text of the first `rounds` rounds."""
+        # All rounds so far: a round's text stays in the mixture when its successor's comes.
         synthetic = {Round(number).name: Round(number).shards for number in range(1, rounds + 1)}
         settings = self._settings.arm(steps, synthetic=bool(synthetic))
         work = partial(
@@ -106,6 +112,7 @@ class Plan:
 
     def _ending(self) -> Iterator[Stage]:
         recipe, directory, last = self.recipe, self.directory, Round(self.recipe.rounds)
+        # From the first plateau and for the steps of all rounds together, so that both arms end after as many tokens.
         yield self._arm(REPEAT, PRETRAIN, 0, recipe.continued.steps * last.number)
         arms = {"at the plateau": PRETRAIN, "organic + synthetic": last.arm, "repeat organic": REPEAT}
         corpora = {operation: last.generate(operation) for operation in recipe.generate.operations}
@@ -125,6 +132,7 @@ class Plan:
         self, name: str, command: str, work: Callable[[Path], Any], settings: StageSettings, *parents: str
     ) -> Stage:
         config = settings.recorded()
+        # Digests stand in the settings, so that a changed file makes a stage stale in the way of a changed key.
         if name in self._contents:
             config["contents"] = self._contents[name]
         return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=self.recipe.seed)
@@ -137,14 +145,21 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    for stage, keys in _OUTSIDE.items():
+    sources = [f"references.{name}.source" for name in recipe.references]
+    for stage, keys in ((TOKENIZE, [*_OUTSIDE[TOKENIZE], *sources]), (IMPORT, _OUTSIDE[IMPORT])):
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
-            same = [key for key in keys if stored.at(key) == recipe.at(key)]
+            # Under another path a file that is gone is a slip, and not one that was put away.
+            same = [key for key in keys if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
             recorded = read_manifest(directory / stage).config.get("contents", {})
             recorded = {key: recorded[key] for key in same if key in recorded and _is_put_away(recipe.at(key))}
         contents[stage] = {key: fingerprint(recipe.at(key)) for key in keys} | recorded
     return contents
+
+
+def _is_there(recipe: Recipe, key: str) -> bool:
+    """Whether the recipe has a reference of the name that the key has."""
+    return not key.startswith("references.") or key.split(".")[1] in recipe.references
 
 
 def _is_put_away(source: Any) -> bool:

@@ -30,6 +30,7 @@ def measured_rates(run: Path) -> Rates:
         raise UserError(f"{pretraining}: no steps with tokens_per_s; --measured takes the directory of a run")
     tuning = sorted(path / METRICS for part in run.iterdir() if is_round(part) for path in part.glob("tune-*"))
     drawn = [r["tokens"] / r["seconds/rollout"] for r in _records(tuning, "grpo")]
+    # The median, since first steps (compilation, caches) and those beside other work are far off.
     return Rates(trained=median(trained), sampled=median(drawn) if drawn else None)
 
 

@@ -5,17 +5,25 @@ Each section is declared beside the code that uses it; this module only puts the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, UserError, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
-from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
+from synpro_engine.cycle.sections import (
+    ContinueConfig,
+    CorpusConfig,
+    GeneratorConfig,
+    PretrainConfig,
+    ReferenceConfig,
+    TokenizerConfig,
+)
 from synpro_engine.dist import Layout, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig, check_layout
@@ -41,6 +49,8 @@ class Recipe(Config):
     """Of the weights: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU)."""
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    references: dict[str, ReferenceConfig] = Field(default={"split": ReferenceConfig()}, min_length=1)
+    """What help is measured by, by name: the reference split, tasks from files, or several with weights."""
     model: ModelConfig
     pretrain: PretrainConfig
     probe: ProbeConfig = ProbeConfig()
@@ -57,7 +67,7 @@ class Recipe(Config):
 
     def at(self, key: str) -> Any:
         """The setting under a dotted key."""
-        return reduce(getattr, key.split("."), self)
+        return reduce(lambda at, name: at[name] if isinstance(at, Mapping) else getattr(at, name), key.split("."), self)
 
     @model_validator(mode="after")
     def _operations_are_known(self) -> Recipe:
@@ -65,14 +75,27 @@ class Recipe(Config):
             if operation not in OPERATIONS:
                 raise ValueError(f"generate.operations: no operation `{operation}`{nearest(operation, OPERATIONS)}")
         for operation in self.tune:
+            # Tuned and never used, it would cost hours: a slip in one of two lists.
             if operation not in self.generate.operations:
                 known = nearest(operation, self.generate.operations)
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
 
+    @field_validator("references")
+    @classmethod
+    def _references_have_names_of_folders(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}", name):
+                raise ValueError(f"`{name}`: names are letters, digits, `_` and `-`")
+        if sum(reference.source is None for reference in value.values()) > 1:
+            raise ValueError("one without `source` is the reference split; there is only one")
+        return value
+
     @model_validator(mode="after")
     def _influence_suits_the_probe(self) -> Recipe:
         far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
+        # These go to theta less the whole displacement; a gradient's length is none, and its scores
+        # would be of an arbitrary step.
         if far and self.probe.kind == "next_step":
             wanted = f"influence.estimator {self.influence.estimator} at {self.influence.at}"
             raise ValueError(f"{wanted} wants probe.kind walk: a gradient is no displacement of the weights")
@@ -91,12 +114,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def check_recipe(recipe: Recipe, layout: Layout) -> None:
     """Refuse a recipe that this layout cannot finish, before its first stage has run; UserError names the key."""
     check_layout(recipe.model, layout)
+    # The shape of any other generator is in its files, and is checked when it is imported.
     if recipe.generator.model is not None:
         check_layout(recipe.generator.model, layout)
     if layout.pp > 1:
         raise UserError("`parallel.pp`: the generator samples without a pipeline, so a whole cycle takes pp = 1")
     batches = {"pretrain.global_batch": recipe.pretrain.global_batch, "probe.global_batch": recipe.probe.global_batch}
     prompts = {f"tune.{name}.prompts_per_step": tune.prompts_per_step for name, tune in recipe.tune.items()}
+    # Every data-parallel rank takes as many rows as any other: they meet in collectives at each micro-batch.
     for key, size in (batches | prompts).items():
         if size % layout.dp:
             raise UserError(f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks")

@@ -41,7 +41,9 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; --dir names the run's directory")
+    # A finished artifact's files are those of its manifest: one more would make it a damaged one.
     outside_artifacts(directory)
+    # Rounds are folders of the run, not artifacts, so the check above does not see them.
     for place in (directory.resolve(), *directory.resolve().parents):
         if is_round(place) and _is_marked(place.parent / CONFIG):
             raise UserError(f"{directory}: lies inside the run {place.parent}; give another --dir")
@@ -51,6 +53,7 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
                 f"{directory / CONFIG}: is not a run's of this version of synpro_engine; give another --dir"
             )
         return
+    # A folder of that name may be left by a run that was refused; a file is somebody's own.
     lock = directory / LOCK
     foreign = [path for name in written if (path := directory / name).exists()]
     foreign += [lock] if lock.is_file() else []
@@ -72,6 +75,8 @@ def claim(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: boo
             f"{directory}: {_changes(directory, recipe, stale[0])}: {names[0]}{others} would have to be made anew;"
             " --redo does that, and removes what is there; or give another --dir"
         )
+    # Before the recipe is stored: after a kill in between, the old recipe and what is left
+    # of its stages still go together.
     remove_stages(directory, stale)
     atomic_write_text(directory / CONFIG, _MARK + to_yaml(recipe))
     return [stage.name for stage in stale]
@@ -85,6 +90,7 @@ def check_claimed(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> N
     """
     if not (directory / CONFIG).exists():
         raise UserError(f"{directory}: no run is there; `synpro run` makes one")
+    # Of recorded settings alone: how the work is done may differ between a run and a look at it.
     difference = first_difference(_stored(directory), recipe.recorded())
     stored = stored_recipe(directory)
     for key in (key for stage in stages for key in _changed_contents(directory, stage)):

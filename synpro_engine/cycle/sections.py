@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
-from synpro_engine.data import ReadConfig, SplitConfig
+from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import TrainConfig
 
@@ -55,6 +55,18 @@ class TokenizerConfig(Config):
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
 
 
+class ReferenceConfig(PromptedConfig):
+    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # content, and to whom weights matter
+
+    source: str | None = Field(default=None, min_length=1)
+    """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
+    (`prompt_field` and its neighbours). Prompts are read and not learnt. None: the reference split of the corpus."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its part in the mean loss over all references, by which the plateau and influence go."""
+
+
 class InRunConfig(Config):
     """How the documents that pretraining reads are scored while it reads them."""
 
@@ -73,6 +85,7 @@ class InRunConfig(Config):
 
     @model_validator(mode="after")
     def _whole(self) -> InRunConfig:
+        # A direction is renewed at scored steps only, so that the two must fall together.
         if self.refresh % self.every:
             raise ValueError(f"refresh: {self.refresh} is not a multiple of every ({self.every})")
         return self
@@ -102,6 +115,7 @@ class GeneratorConfig(Config):
 
     @model_validator(mode="after")
     def _shape_goes_with_random(self) -> GeneratorConfig:
+        # A shape given for files would be ignored, or quietly contradict them.
         if (self.source == "random") != (self.model is not None):
             raise ValueError("`model` is needed for source `random`, and only there")
         return self

@@ -67,12 +67,14 @@ def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
     stale: dict[str, Stage] = {}
     for stage in stages:
         path, note = directory / stage.name, _note(directory, stage)
+        # Stages stand in order, so a parent's own case is decided by now, and staleness runs down the whole line.
         if any(parent in stale for parent in stage.parents):
             changed = path.exists() or note.exists()
         elif (path / MANIFEST).exists():
             manifest = read_manifest(path)
             changed = _differs(directory, stage, manifest.config, manifest.parents)
         else:
+            # Half done work without a checkpoint in it costs nothing, and is replaced without a question.
             begun = read_json(note) if note.exists() and _resumable(partial_path(path)) else None
             changed = begun is not None and _differs(directory, stage, begun["config"], begun["parents"])
         if changed:
@@ -82,6 +84,7 @@ def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
 
 def _differs(directory: Path, stage: Stage, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
     """Whether a stage that was made with `config` from `parents` (by content hash) would be another one now."""
+    # Compared as JSON reads it back: a tuple would differ from its own list for ever.
     if config != _plain(stage.config) or set(parents) != set(stage.parents):
         return True
     # A parent that is missing is made anew first; only then it shows whether it is another one.
@@ -110,6 +113,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def _note(directory: Path, stage: Stage) -> Path:
     """Beside the partial directory: from which inputs the work in it was begun."""
     path = partial_path(directory / stage.name)
+    # Beside it and not inside, for all that lies inside becomes part of the artifact.
     return path.with_name(path.name + ".inputs.json")
 
 
@@ -120,6 +124,7 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     path, note = directory / stage.name, _note(directory, stage)
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
+        # Versions are not compared: another release of a library does not throw a run away, and the manifest names it.
         if {"parents": manifest.parents, "config": manifest.config} == inputs:
             note.unlink(missing_ok=True)  # a kill may have come before the end of `_finish`
             return False
@@ -128,6 +133,7 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     if partial.exists() and not (note.exists() and read_json(note) == inputs):
         remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)
+    # Before any work: what a kill leaves can then be told apart from work on other inputs.
     atomic_write_text(note, json_text(inputs))
     return True
 
@@ -137,11 +143,14 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     partial = partial_path(path)
     parents = {parent: directory / parent for parent in stage.parents}
     write_manifest(partial, stage.name, stage.config, parents, stage.seed)
+    # Rewritten and not appended: a stage that is made anew has one time, that of its last attempt.
     times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
     lines = (json_text({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
     # First, for a stage that is there is not done again, and would have no time after a kill between the two.
     atomic_write_text(directory / TIMES, "".join(line + "\n" for line in lines))
     publish(partial, path)
+    # Last: a note beside a finished stage is swept up at the next start, a partial
+    # directory without one is thrown away.
     _note(directory, stage).unlink()
 
 
@@ -150,17 +159,21 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
 
     Raises Stopped when the job was asked to stop before the stage began, or on the way.
     """
+    # Between stages too: one that cannot be broken off would otherwise begin after the wish.
     if asked_to_stop(topology):
         raise Stopped(f"{directory}: stopped before {stage.name}")
     if not on_main(topology, lambda: _prepare(directory, stage)):
+        # What is there is built upon, so a file that was damaged since is found before the stages that would read it.
         verify_shared(directory / stage.name, topology)
         say(topology, f"[{stage.name}] there already")
         return
     say(topology, f"[{stage.name}] begins")
     begun = time.monotonic()
     stage.work(partial_path(directory / stage.name))
+    # Ranks may write files of their own: the stage is not over before the last one has closed them.
     barrier(topology)
     seconds = time.monotonic() - begun
+    # All ranks hash; then the manifest on rank 0 finds every hash and reads nothing again.
     hash_new_files(partial_path(directory / stage.name), topology)
     on_main(topology, lambda: _finish(directory, stage, seconds))
     say(topology, f"[{stage.name}] done in {seconds:.1f} s")

@@ -64,6 +64,7 @@ def chunk_documents(documents: Iterable[Document], max_chars: int) -> Iterator[D
     for document in documents:
         parts: list[str] = []
         for start, end in cut_spans(document.text, max_chars):
+            # White space alone is no document, and must still not be lost: joined, the parts are the text.
             part = document.text[start:end]
             if parts and (not part.strip() or not parts[-1].strip()):
                 parts[-1] += part
@@ -82,14 +83,18 @@ def cap_documents(documents: Iterable[_D], budget: int, seed: int, size_of: Call
     first_ones: list[tuple[int, str, int, _D]] = []  # a heap with the last document of the order on top
     ceiling, total = 2**64, 0
     for document in documents:
+        # By id and not by place, so that other files, or the same in another order, leave the choice as it is.
         order = stable_hash(seed, "cap", document.id)
         # What follows a document that did not fit stays out, however small: the result is a prefix without holes.
         if order >= ceiling:
             continue
         size = size_of(document)
         assert size > 0
+        # Negated, since heapq's top is the smallest: the document to give up first must be on top. The id behind it
+        # decides between equal hashes, so that documents themselves are never compared.
         heapq.heappush(first_ones, (-order, document.id, size, document))
         total += size
+        # A large document may push several smaller ones out, and itself too where it comes last in the order.
         while total > budget:
             negative, _, size, _ = heapq.heappop(first_ones)
             ceiling, total = -negative, total - size

@@ -46,6 +46,8 @@ def line_reader(path: Path) -> Iterator[tuple[int, bytes]]:
         with path.open("rb") as file:
             suffix = path.suffix.lower()
             plain = iter(lambda: file.read(_CHUNK), b"")
+            # By suffix and never by content: a file that is not what it is called is
+            # damaged, which the user should know.
             chunks = _streams(file, *_FORMATS[suffix]) if suffix in COMPRESSED else plain
             for number, line in enumerate(_lines(chunks), 1):
                 yield number, line
@@ -68,6 +70,8 @@ def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) ->
     while chunk := file.read(_COMPRESSED_CHUNK):
         while chunk:
             if stream is None:
+                # Behind a stream gzip and xz allow zeros (tapes and block devices fill up with them);
+                # before the first nothing may stand.
                 chunk = chunk.lstrip(padding) if ended else chunk
                 if not chunk:
                     break
@@ -76,6 +80,7 @@ def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) ->
             chunk = b""
             if stream.eof:
                 chunk, stream, ended = stream.unused_data, None, True
+    # Checked at the end, for a cut-off stream raises nothing by itself: it just waits for more.
     if stream is not None:
         raise EOFError("the last compressed stream is not complete")
 
@@ -89,5 +94,6 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         for piece in rest:
             yield b"".join(pieces)
             pieces = [piece]
+    # A last line without its newline counts; an empty rest behind the last newline is no line.
     if any(pieces):
         yield b"".join(pieces)

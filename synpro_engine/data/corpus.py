@@ -24,6 +24,7 @@ class TokenCorpus:
     """UTF-8 bytes of all texts, for bits per byte."""
     fingerprint: str
     """The tokenizer's."""
+    # Read only when a document is named: training needs none, and a hundred million ids take gigabytes.
     load_ids: Callable[[], list[str]]
     learnt: NDArray[np.bool_] | None = None
     """Which tokens are targets, [T]; None for all. Prompts of tasks are none (see `prompted`)."""

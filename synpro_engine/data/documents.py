@@ -122,6 +122,7 @@ def read_items(
     fields: dotted paths that are looked at; of rows nothing else is read.
     """
     seen = SeenKeys()
+    # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
     paths = tuple(fields) if reading.make_ids else (*fields, reading.id_field or "id")
     parse = json_parser(paths)
     for record in read_records(source, paths):
@@ -130,8 +131,10 @@ def read_items(
             if content is None:
                 continue
             id = None if reading.make_ids else id_at(content, reading.id_field)
+            # The path below the source, so that ids stay when a corpus is moved or other files are added to it.
             id = id or f"{source.path_of(record.file)}:{record.line}"
             item = make(id, content)
+            # Last of all checks: a record that is refused for another reason must not take its id away from a good one.
             if not seen.add(id.encode()):
                 unique = "ids are unique in a corpus; `make_ids` makes them of file and line"
                 raise Fault("repeated id", f"id {id!r} was used before; {unique}")
@@ -143,6 +146,7 @@ def read_items(
                 on_bad(bad)
             continue
         yield record, item
+    # Behind the loop, for an empty corpus is a fault in any mode: training on nothing must not look like success.
     if not seen.count:
         empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else "no document is left"
         raise UserError(f"{source.name}: {empty}")

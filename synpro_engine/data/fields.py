@@ -42,10 +42,12 @@ def decode(raw: bytes) -> str:
 
 def json_parser(fields: tuple[str, ...]) -> Callable[[str], object]:
     """A JSON parser that refuses a name on the way to one of `fields` twice in an object: which one is meant?"""
+    # Only names that lead to what is read: a duplicate elsewhere in a record harms nothing.
     names = {name for field in fields for name in (field, *field.split("."))}
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         built = dict(pairs)
+        # The usual record has no duplicate, and pays for no more than this comparison.
         if len(built) < len(pairs):
             for name in names.intersection(built):
                 if sum(key == name for key, _ in pairs) > 1:
@@ -74,6 +76,7 @@ def _look_up(fields: object, path: str) -> object:
     """What stands under `path`; a dot in it may belong to a name or lead into a nested record. _ABSENT for nothing."""
     if not isinstance(fields, dict):
         return _ABSENT
+    # A name with a dot in it goes before a path through records: it is the more literal reading.
     if path in fields:
         return fields[path]
     for at in (at for at, letter in enumerate(path) if letter == "."):
@@ -111,6 +114,7 @@ def id_at(fields: dict[str, Any], path: str | None) -> str | None:
         return None
     if value is _ABSENT:
         raise _missing(fields, "id_field", path or "id")
+    # Python counts true as an integer, and "True" would be an id that many records share.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -120,6 +124,7 @@ def id_at(fields: dict[str, Any], path: str | None) -> str | None:
 
 
 def _missing(fields: dict[str, Any], setting: str, path: str) -> Fault:
+    # A few, for a record may have hundreds of fields and a message is a line.
     there = ", ".join(f"`{name}`" for name in list(fields)[:10]) or "nothing"
     return Fault("missing field", f"`{path}` is missing; `{setting}` names another field (there is {there})")
 

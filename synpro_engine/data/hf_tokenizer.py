@@ -30,11 +30,14 @@ class HFTokenizer:
     def __init__(self, source: str, eos: str, pad: str, files: TokenizerFiles | None = None) -> None:
         """`source` is the text of a tokenizer.json; `eos` and `pad` are among its tokens; `files` lay beside it."""
         self.files = files or TokenizerFiles(place=Path())
+        # The text as it came is what is saved again: the library would write it in its own form and version.
         self._source, self._eos, self._pad = source, eos, pad
         data, vocabulary = json.loads(source), _vocabulary(source)
         listed = {entry["content"] for entry in data.get("added_tokens") or [] if entry["special"]}
         bos = self.files.token("bos_token")
         named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in vocabulary)
+        # A token that only the settings call special is a plain one to the library, and text
+        # that spells it would become it.
         self._marked = source if listed.issuperset(named) else _with_special(data, vocabulary, named)
         tokenizer = _bare(self._marked)
         # Without this the library cuts special tokens out of the text; with it their letters are plain text.
@@ -43,6 +46,7 @@ class HFTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
         unknown = _unknown_id(tokenizer)
+        # Not the unknown id, which is special and yet what text without a piece of its own becomes.
         self._forbidden = frozenset(self._special.values()) - {unknown}
         self._inside_special = _inside(self._special)
         # A template's own tokens need not be marked special: Qwen3's `<think>` is not.
@@ -54,6 +58,7 @@ class HFTokenizer:
         self._named_bos_id = self._special.get(bos or "")
         self.bos_id = self._named_bos_id if _wants_bos(self.files, tokenizer, self._named_bos_id) else None
         self.end_ids = self.files.end_ids
+        # The largest id and not the number of tokens: vocabularies have gaps, and a model needs a row for the last one.
         self.vocab_size = max(vocabulary.values()) + 1
         # What goes beyond the file's own special tokens decides ids too.
         more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
@@ -91,15 +96,18 @@ class HFTokenizer:
             return ids
         # Some vocabularies hold a special token as a word as well (Unigram, or BPE that looks whole words up):
         # cut such words after their first character, so that no piece spells one.
+        # Slower and with other ids than the text as a whole has, so only where it is needed.
         ids = [id for part in self._inside_special.split(text) for id in self._plain(part)]
         assert self._forbidden.isdisjoint(ids), "a special token of one character is part of the plain vocabulary"
         return ids
 
     def _plain(self, text: str) -> list[int]:
+        # Without the file's post-processor: begin and end are put by `document_ids`, once, for every tokenizer alike.
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, parts: Sequence[str]) -> list[int]:
         """Return the ids of a rendered prompt (see the protocol)."""
+        # What the template's own parts make is all that may be there; anything more would have come from a document.
         wanted = self._controls(id for part in parts[::2] for id in self._markup([part]))
         # As one string, which is how models saw it; only where plain text spells a token is it cut inside that.
         chunks = [""]
@@ -127,6 +135,8 @@ class HFTokenizer:
         first, *rest = chunks
         ids = self._reader.encode(first, add_special_tokens=False).ids
         for chunk in rest:
+            # Behind a special token, whose id is dropped: some tokenizers add a space at the head of a text,
+            # which a later chunk must not get.
             ids += self._reader.encode(self._eos + chunk, add_special_tokens=False).ids[1:]
         return ids
 
@@ -195,5 +205,6 @@ def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int | None:
     """The id for what the vocabulary cannot spell: special, and yet a proper part of a text's ids."""
     model: Any = tokenizer.model
     if isinstance(model, tokenizers.models.Unigram):
+        # The library's Unigram keeps this number to itself, and gives it only where it is written out.
         return json.loads(tokenizer.to_str())["model"]["unk_id"]
     return tokenizer.token_to_id(model.unk_token) if model.unk_token else None

@@ -8,8 +8,10 @@ number of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,12 @@ from numpy.typing import NDArray
 from synpro_engine.config import UserError
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.mixture import Blend
+from synpro_engine.data.task_windows import TaskWindows
 from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_kernels import IGNORE
+
+Row = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Inputs and labels of one window, each [seq_len]."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +71,19 @@ class TokenLoader:
         tokenizers, or `dp_size` does not divide `global_batch`.
         """
         assert corpora and set(corpora) == set(weights) and 0 <= dp_rank < dp_size
+        # Ids of two tokenizers would train one embedding on two meanings, without an error.
         if len({corpus.fingerprint for corpus in corpora.values()}) > 1:
             raise UserError(f"sources {', '.join(corpora)} are not all tokenised with the same tokenizer")
+        # Equal rows on every rank: the step's micro-batches are collective, and a rank with fewer
+        # would leave the others waiting.
         if global_batch % dp_size:
             raise UserError(f"a global batch of {global_batch} does not divide over {dp_size} data-parallel ranks")
         self.seq_len, self.global_batch, self.seed = seq_len, global_batch, seed
         self.mask_repetitions = mask_repetitions
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
-        self._sources = {name: WindowSource(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
+        # Each shuffles by its own name, so that a source added later leaves the order of the others as it was.
+        self._sources = {name: _windows(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
         self._dealt = dict.fromkeys(corpora, 0)
@@ -88,18 +98,20 @@ class TokenLoader:
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
-        rows, documents = [], []
+        rows, documents, targets = [], [], []
         # Every rank draws for all rows and gathers its own: so the position is the same everywhere, and in any layout.
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                tokens, numbers, targets = self._sources[name].window(self._dealt[name])
+                tokens, numbers, learnt = self._sources[name].window(self._dealt[name])
                 rows.append(tokens)
+                targets.append(np.ones(self.seq_len, bool) if learnt is None else learnt[1:])
                 documents.append(self._first_document[name] + numbers[1:])
             self._dealt[name] += 1
         windows_BS1 = np.stack(rows)
         # Copies: the two overlap, and labels are written to.
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
+        labels_BS[~np.stack(targets)] = IGNORE
         if self.mask_repetitions:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE
         return Batch(*map(torch.from_numpy, (tokens_BS, labels_BS, np.stack(documents))))
@@ -111,6 +123,8 @@ class TokenLoader:
 
     def documents_at(self, position: Mapping[str, Any]) -> dict[str, list[str]]:
         """Ids by source of the documents in the batch that was dealt from `position`, over all ranks, each once."""
+        # The batch is dealt again from its position, so that no step pays for names that are
+        # only wanted when one is skipped.
         here = self.state_dict()
         self.load_state_dict(position)
         numbers: dict[str, dict[int, None]] = {}
@@ -127,6 +141,7 @@ class TokenLoader:
             name: {"samples": self._dealt[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
             for name, s in self._sources.items()
         }
+        # Apart from the windows dealt: after a change of weights the two counts part, for a new blend begins at 0.
         blend = {"weights": dict(self._weights), "drawn": dict(self._blend.drawn)}
         return {"seed": self.seed, "seq_len": self.seq_len, "sources": sources, "blend": blend}
 
@@ -144,6 +159,7 @@ class TokenLoader:
         for name, old in state["sources"].items():
             dealt[name] = self._position(name, old)
         self._dealt = dealt
+        # Compared as they are, not as shares: weights are written by the same code, and JSON keeps a float's digits.
         drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
         self._blend = Blend(self._weights, drawn)
 
@@ -151,9 +167,16 @@ class TokenLoader:
         if name not in self._sources:
             raise UserError(f"the checkpoint's data position has source `{name}`, this run does not")
         corpus = self._sources[name].corpus
+        # Sizes alone: within a run the stages that corpora come from are compared by content.
         if (corpus.num_tokens, corpus.num_documents) != (old["tokens"], old["documents"]):
             raise UserError(f"source `{name}` is not the corpus of the checkpoint: its size has changed")
         return old["samples"]
+
+
+def _windows(name: str, corpus: TokenCorpus, seq_len: int, seed: int) -> WindowSource | TaskWindows:
+    if corpus.learnt is None:
+        return WindowSource(name, corpus, seq_len, seed)
+    return TaskWindows(name, corpus, seq_len, seed=seed)
 
 
 def eval_windows(
@@ -165,29 +188,77 @@ def eval_windows(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> Iterator[Batch]:
-    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` tokens of `corpus` (all of them).
+    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` targets of `corpus` (all of them).
 
-    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first
-    token is a target too. Each rank gets as many batches of the same shape as any other (they may hold
-    collectives); what fills them up has the label IGNORE, so sums over ranks count each target once.
+    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first token
+    is a target too. Of tasks each window holds whole ones (see `TaskWindows`), and the last may go beyond `max_tokens`.
+    Each rank gets as many batches of the same shape as any other (they may hold collectives); what fills them up has
+    the label IGNORE, so sums over ranks count each target once.
     """
     assert 0 <= dp_rank < dp_size and batch_size > 0
-    targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
-    windows = -(-targets // seq_len)
+    row_of, windows = _eval_rows(corpus, seq_len, max_tokens)
     per_round = batch_size * dp_size
     for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
-        rows = [_eval_window(corpus, seq_len, index, targets) for index in range(first, first + batch_size)]
+        rows = [row_of(index) for index in range(first, first + batch_size)]
         tokens_BS = np.stack([tokens for tokens, _ in rows])
         labels_BS = np.stack([labels for _, labels in rows])
         yield Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
 
 
-def _eval_window(
-    corpus: TokenCorpus, seq_len: int, index: int, targets: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def weighted_windows(
+    corpora: Mapping[str, TokenCorpus],
+    weights: Mapping[str, float],
+    seq_len: int,
+    *,
+    batch_size: int,
+    max_tokens: int | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+) -> Iterator[Batch]:
+    """`eval_windows` of several corpora, their targets in proportion to their weights: so a mean of labels is weighted.
+
+    Each gives its head; together they are as many as the scarcest allows, and `max_tokens` at the most. Of tasks the
+    proportion holds to within a window.
+    """
+    whole = sum(weights[name] for name in corpora)
+    shares = {name: weights[name] / whole for name in corpora}
+    total = min(corpus.num_learnt / shares[name] for name, corpus in corpora.items())
+    total = total if max_tokens is None else min(total, max_tokens)
+    for name, corpus in corpora.items():
+        # Rounded up: a share too small for a token still has its say.
+        targets = math.ceil(total * shares[name] - 1e-9)
+        yield from eval_windows(
+            corpus, seq_len, batch_size=batch_size, max_tokens=targets, dp_rank=dp_rank, dp_size=dp_size
+        )
+
+
+def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tuple[Callable[[int], Row], int]:
+    """What makes the row of an index, beyond the last one an empty one, and how many there are."""
+    if corpus.learnt is None:
+        targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
+        # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
+        return partial(_eval_window, corpus, seq_len, targets=targets), -(-targets // seq_len)
+    tasks = TaskWindows("held out", corpus, seq_len)
+    count, learnt = 0, 0
+    while count < tasks.windows_per_epoch and (max_tokens is None or learnt < max_tokens):
+        learnt += sum(int(np.count_nonzero(corpus.document_learnt(n))) for n in tasks.documents(count))
+        count += 1
+
+    def row(index: int) -> Row:
+        empty = np.full(seq_len, corpus.eos_id, np.int64), np.full(seq_len, IGNORE, np.int64)
+        if index >= count:
+            return empty
+        tokens, _, is_target = tasks.window(index)
+        return tokens[:-1].copy(), np.where(is_target[1:], tokens[1:], IGNORE)
+
+    return row, count
+
+
+def _eval_window(corpus: TokenCorpus, seq_len: int, index: int, targets: int) -> Row:
     """Return (inputs, labels), each [seq_len]; beyond the corpus they are EOS and IGNORE."""
     inputs = np.full(seq_len, corpus.eos_id, dtype=np.int64)
     labels = np.full(seq_len, IGNORE, dtype=np.int64)
+    # A window beyond the end only fills a rank's batch up: it is EOS and IGNORE throughout.
     start = min(index * seq_len, targets)
     target = corpus.tokens[start : min(start + seq_len, targets)]
     labels[: len(target)] = target

@@ -44,6 +44,7 @@ class MegatronFile:
     def offsets(self, first: int, last: int) -> NDArray[np.int64]:
         """Where documents first..last (D counts as one) begin in `tokens`, [last - first + 1]."""
         sequences = self.first_sequence[first : last + 1]
+        # A document without sequences at the end begins where the tokens end, and has no pointer.
         inside = sequences < len(self.pointers)
         begins = np.full(len(sequences), len(self.tokens), np.int64)
         begins[inside] = self.pointers[sequences[inside]] // self.tokens.itemsize
@@ -83,11 +84,13 @@ def open_megatron(prefix: Path) -> MegatronFile:
     if ids % dtype.itemsize:
         raise UserError(f"{tokens}: damaged or cut short ({ids} bytes are no whole number of {dtype} ids)")
     mapped = np.memmap(index, mode="r")
+    # Views into the map at any byte: the header's 34 bytes leave these arrays unaligned, which numpy bears.
     lengths = np.frombuffer(mapped, np.int32, sequences, _HEADER.size)
     pointers = np.frombuffer(mapped, np.int64, sequences, _HEADER.size + 4 * sequences)
     documents = np.frombuffer(mapped, np.int64, entries, _HEADER.size + 12 * sequences)
     if not _ends_meet(lengths, pointers, documents, ids, dtype.itemsize):
         raise UserError(f"{index}: its sequences are not those of {tokens} ({ids} bytes); one of the two is damaged")
+    # An empty file cannot be mapped.
     held = np.memmap(tokens, dtype=dtype, mode="r") if ids else np.zeros(0, dtype)
     return MegatronFile(tokens=held, pointers=pointers, first_sequence=documents)
 
@@ -102,6 +105,8 @@ def _ends_meet(
     """Whether the sequences lie end to end from the first byte to the last, and the documents from first to last."""
     end = 0
     for first in range(0, len(lengths), _BLOCK):
+        # In 64 bits, for int32 lengths times bytes overflow within a file. By blocks: an index
+        # of a billion sequences is 12 GB.
         sizes = lengths[first : first + _BLOCK].astype(np.int64) * itemsize
         begins = end + np.cumsum(sizes) - sizes
         if sizes.min() < 0 or not np.array_equal(begins, pointers[first : first + _BLOCK]):

@@ -66,10 +66,12 @@ class Blend:
         total = sum(weights.values())
         self.drawn = {name: (drawn or {}).get(name, 0) for name in weights}
         self._shares = {name: weight / total for name, weight in weights.items()}
+        # Tijdeman's constant: with it no source is ever more than 1 - 1/(2n - 2) samples from its share.
         self._slack = 1 / (2 * len(weights) - 2) if len(weights) > 1 else 0.0
 
     def next(self) -> str:
         """Return the name of the source of the next sample and count it."""
+        # From the counts alone, so that they are all the state there is.
         position = sum(self.drawn.values()) + 1
         # A hair below the bound, so that rounding cannot leave no source at all.
         lagging = [n for n, w in self._shares.items() if w * position - self.drawn[n] >= self._slack - 1e-9]

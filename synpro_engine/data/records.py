@@ -82,6 +82,7 @@ def _read_rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | b
         columns = _columns(file, opened, fields)
         # Names alone, for a message that says what there is instead of a field that is missing.
         others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
+        # A batch and not a row group, which may be a gigabyte: what is held does not depend on how a file was written.
         for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             for content in _contents(file, batch):
                 row += 1
@@ -96,8 +97,10 @@ def _opened(file: Path, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]
     import pyarrow.parquet
 
     try:
+        # Off by default: a flipped bit in a page would be read as other text.
         with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as opened:
             metadata = opened.metadata
+            # A damaged footer can promise fewer rows than there are, which would look like a smaller corpus.
             counted = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             if counted != metadata.num_rows:
                 raise _damaged(file, 1, f"row groups of {counted} rows in all, but its footer says {metadata.num_rows}")
@@ -113,6 +116,7 @@ def _columns(file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[s
     for field in fields:
         if there.count(field) > 1:
             raise UserError(f"{file}: {there.count(field)} columns are called `{field}`; which one is meant?")
+        # A list column appears as `field.list.element`: asked for by its name it would be read, and be no text.
         if field not in there and any(path.startswith(f"{field}.") for path in there):
             raise UserError(f"{file}: `{field}` holds lists or records; text and ids are strings or integers")
     return [field for field in fields if field in there]
@@ -126,6 +130,7 @@ def _contents(file: Path, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]
             try:
                 yield batch.slice(row, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
+                # The row's raw bytes, so that the caller names it as it names a line that is not UTF-8.
                 yield error.object
     except (ValueError, OverflowError) as error:  # times that Python has no type for
         types = ", ".join(f"`{column.name}` of type {column.type}" for column in batch.schema)

@@ -36,6 +36,7 @@ class SeenKeys:
         table[at] = hash
         self.count += 1
         # The last place stays empty: there every search ends.
+        # At two thirds: beyond, linear probing looks at ever more places for a key that is new.
         if self.count > self._most or at == len(table) - 1:
             known = np.sort(self._hashes[self._hashes != 0])
             del self._hashes, self._table, table  # before a table of twice the size is there as well
@@ -50,6 +51,8 @@ class SeenKeys:
             part = sorted_N[start : start + _SLICE]
             order = np.arange(len(part), dtype=np.int64)
             home = (part >> np.uint64(self._shift)).astype(np.int64)
+            # Linear probing of sorted hashes in closed form: each at its home, or one behind
+            # the last, whichever is further.
             place = np.maximum.accumulate(np.maximum(home - order, last + 1)) + order
             last = int(place[-1])
             if last >= len(self._hashes) - 1:  # a crowd at the very end

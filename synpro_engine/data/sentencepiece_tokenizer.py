@@ -19,6 +19,7 @@ from synpro_engine.config import UserError, partial_path
 from synpro_engine.data.tokenizer_files import TokenizerFiles
 
 # SentencePiece writes spaces as this character, so the character itself would come back as a space.
+_APART = "\x02"
 _SPACE_MARK = "\u2581"
 _LINE_CHARS = 4096
 _SMALLEST = 300  # 256 bytes, three special tokens and some characters
@@ -39,6 +40,7 @@ class SentencePieceTokenizer:
         begin = "" if self.bos_id is None else f"|bos {self.bos_id}"
         self.fingerprint = hashlib.sha256(model + f"|{eos_id}|{pad_id}{begin}".encode()).hexdigest()
         control = [id for id in range(self.vocab_size) if self._processor.is_control(id)]
+        # Unknown too, whose text in the library is a mark of its own that stood in no document.
         self._special = frozenset([*control, *filter(self._processor.is_unknown, range(self.vocab_size))])
         mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         # A model without byte fallback has no way to tell the mark from a space; it keeps its own reading.
@@ -69,11 +71,19 @@ class SentencePieceTokenizer:
         """Return the ids of `text` (see the protocol)."""
         if self._mark_ids is None:
             return self._processor.encode(text)
+        # The mark's own bytes stand for it; encoded as text, the library would give back a space.
         head, *rest = text.split(_SPACE_MARK)
         ids = self._processor.encode(head)
         for part in rest:
-            ids += self._mark_ids + self._processor.encode(part)
+            ids += self._mark_ids + self._encode_within(part)
         return ids
+
+    def _encode_within(self, text: str) -> list[int]:
+        """The ids of a text that does not begin a document: without the space that some models put first."""
+        if not (text and self._puts_a_space_first):
+            return self._processor.encode(text)
+        # Behind a control character, which becomes a byte's token and so joins no piece.
+        return self._processor.encode(_APART + text)[len(self._processor.encode(_APART)) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` (see the protocol)."""
@@ -99,12 +109,14 @@ class SentencePieceTokenizer:
                 f"{self.files.place}: tokenizer.model alone does not tell how chats are spaced; save this tokenizer"
                 " with transformers (save_pretrained), which writes tokenizer.json"
             )
+        # Only a template's parts are split at tokens: in a document's text the same letters stay letters.
         tokens = re.compile(f"({'|'.join(map(re.escape, self._control))})")
         ids, text = [], ""
         for number, part in enumerate(parts):
             for place, piece in enumerate([part] if number % 2 else tokens.split(part)):
                 if place % 2:
                     ids += [*self.encode(text), self._control[piece]]
+                # Joined before it is encoded, as models saw it: pieces of a word cut at a border would get other ids.
                 text = "" if place % 2 else text + piece
         return ids + self.encode(text)
 
@@ -129,6 +141,7 @@ class SentencePieceTokenizer:
             "tokenizer_class": "LlamaTokenizer",
             **{key: self._processor.id_to_piece(id) if id >= 0 else None for key, id in ids.items()},
             "add_prefix_space": self._puts_a_space_first,
+            # transformers' older treatment of spaces behind special tokens gives other ids than the model has.
             "legacy": False,
             "add_bos_token": False,
             "add_eos_token": False,
@@ -152,6 +165,7 @@ def _control_id(processor: sentencepiece.SentencePieceProcessor, literal: str, p
 def _write_bytes(file: Path, data: bytes) -> None:
     aside = partial_path(file)
     aside.write_bytes(data)
+    # By a rename, for a file half written would be a model of another vocabulary, or none.
     aside.replace(file)
 
 
@@ -163,10 +177,18 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Se
     """
     if vocab_size < _SMALLEST:
         raise UserError(f"a vocabulary of {vocab_size} pieces is too small: {_SMALLEST} are the least (256 are bytes)")
-    model = io.BytesIO()
+    model, raised = io.BytesIO(), list[BaseException]()
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from _lines(texts)
+        except BaseException as error:  # a damaged source, a wish to stop: the trainer makes a RuntimeError of it
+            raised.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            sentence_iterator=lines(), model_writer=model, model_type="bpe", vocab_size=vocab_size,
             unk_id=0, eos_id=1, pad_id=2, bos_id=-1,
             # Text comes back byte by byte: no Unicode normalisation, no space added, merged or stripped.
             byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
@@ -176,6 +198,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Se
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
+        if raised:
+            raise raised[0] from None
         raise UserError(f"{vocab_size} pieces {_why_not(str(error))}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_bytes(path, model.getvalue())

@@ -70,7 +70,7 @@ def write_shards(
 def write_task_shards(
     tasks: Iterable[Task], tokenizer: Tokenizer, path: Path, longest: int, *, seed: int | None = None
 ) -> ShardStats:
-    """Tokenise tasks of at most `longest` tokens (see `Task.encode`), with what is learnt of them. As `write_shards`."""
+    """Tokenise tasks, each in at most `longest` tokens (see `Task.encode`), and note which are targets."""
 
     def encoded() -> Iterator[_Tokens]:
         for task in tasks:
@@ -126,6 +126,7 @@ def _write_artifact(
 
 
 def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) -> ShardStats:
+    # Here, for reading shards needs no Megatron, whose import takes seconds.
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     prefix = directory / _TOKENS
@@ -139,6 +140,7 @@ def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) 
                 targets = targets or held.enter_context((directory / _LEARNT).open("wb"))
                 targets.write(bytes(document.learnt))
             builder.add_document(torch.tensor(document.ids), [len(document.ids)])
+            # As JSON, since an id may hold a newline or a quotation mark.
             names.write(json_text(document.id, ensure_ascii=False) + "\n")
             count += 1
             tokens += len(document.ids)
@@ -170,6 +172,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     With `tokenizer`, shards of another one are refused: their ids would mean other text. Raises UserError for
     a directory that is unfinished, damaged, cut short or of another tokenizer.
     """
+    # Before anything is mapped: a token that was flipped on the disk is a valid id, and nothing later would notice.
     verify_artifact(path)
     stats = read_shard_stats(path)
     if tokenizer is not None and tokenizer.fingerprint != stats.tokenizer:
@@ -180,7 +183,9 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     held, learnt = open_megatron(path / _TOKENS), None
     if (path / _LEARNT).exists():
         learnt = np.memmap(path / _LEARNT, dtype=np.bool_, mode="r")
-    if held.num_documents != stats.documents or len(held.tokens) != stats.tokens or len(held.tokens if learnt is None else learnt) != stats.tokens:
+    sizes = {len(held.tokens), stats.tokens, len(held.tokens if learnt is None else learnt)}
+    # The hashes prove that files are as written; this, that they were written together.
+    if held.num_documents != stats.documents or len(sizes) > 1:
         raise UserError(f"{path}: the token files do not hold what {_STATS} says")
     return TokenCorpus(
         tokens=held.tokens,

@@ -98,6 +98,7 @@ def _directory(name: str, root: Path) -> Source:
 def _is_corpus_file(name: str) -> bool:
     name = name.lower()
     stem, packed = next(((name.removesuffix(s), True) for s in COMPRESSED if name.endswith(s)), (name, False))
+    # They end in .json and hold one object over many lines, which would be taken for a broken corpus file.
     if name in _DESCRIPTIONS:
         return False
     # A packed file without another suffix (`RC_2023-01.zst`) can hold nothing but lines either.
@@ -116,6 +117,8 @@ def walk_files(root: Path) -> tuple[list[Path], list[str]]:
     todo = [root]
     while todo:
         path = todo.pop()
+        # The root may have any name, since the user gave it. Below it these are caches,
+        # checkpoints of tools, `_SUCCESS` marks.
         hidden = path != root and path.name.startswith((".", "_"))
         if path.is_dir():
             status = path.stat()
@@ -127,6 +130,7 @@ def walk_files(root: Path) -> tuple[list[Path], list[str]]:
                 names = os.listdir(path)
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            # Names as `str`, sorted by code points and not by the locale, so that every machine reads in one order.
             todo += [path / name for name in sorted(names, reverse=True)]
         elif hidden or (path.exists() and not path.is_file()):  # pipes and devices would block; a dead link is told of
             left_out.append(_below(path, root))

@@ -37,6 +37,7 @@ class SplitConfig(Config):
 
 def text_key(text: str) -> bytes:
     """16 bytes that two texts share when they differ in white space at most."""
+    # White space only: going further (case, punctuation) would join texts that are not equal.
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 

@@ -1,6 +1,6 @@
 """Windows of whole tasks: each response stands behind its own prompt, which a cut through a stream would part it from.
 
-As many neighbours share a window as fit; what is left of it is filled with end-of-text tokens that nothing is learnt of.
+As many neighbours share a window as fit; what is left of it is filled with end-of-text tokens that are no targets.
 Attention crosses from task to task, as it does from document to document in training.
 """
 
@@ -28,14 +28,12 @@ class TaskWindows:
         if lengths.max() > seq_len:
             longest = int(lengths.argmax())
             raise UserError(
-                f"reference `{name}`: {corpus.document_id(longest)} has {lengths[longest]} tokens, and a window {seq_len};"
+                f"source `{name}`: {corpus.document_id(longest)} has {lengths[longest]} tokens, a window {seq_len};"
                 " tokenise it again for this `model.seq_len`"
             )
         # Once for all epochs, so that each has as many windows.
         ordered = seed is None
-        self._tasks = (
-            np.arange(len(lengths)) if ordered else stable_permutation(len(lengths), seed, "tasks", name)
-        )
+        self._tasks = np.arange(len(lengths)) if ordered else stable_permutation(len(lengths), seed, "tasks", name)
         self._first = _packed(lengths[self._tasks], seq_len)
 
     @property

@@ -57,6 +57,8 @@ class TokenFiles:
             tokens, spans = _open(file, self._tokenizer)
             for number, (begin, end) in enumerate(spans):
                 ids = tokens[begin:end]
+                # Megatron's files may hold it and flat ones do; taken off here, each
+                # document gets one when it is copied.
                 if len(ids) and ids[-1] == eos:
                     ids = ids[:-1]
                 if len(ids):
@@ -65,6 +67,7 @@ class TokenFiles:
 
 def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
     """UserError, which names file and document, where an id is none of the tokenizer's."""
+    # The extremes are enough, and numpy finds them without a loop.
     for id in (int(document.ids.min()), int(document.ids.max())):
         if not 0 <= id < tokenizer.vocab_size:
             raise UserError(
@@ -82,10 +85,12 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
     """
     files = [file for path in paths for file in _files_of(Path(path))]
     single = Path(paths[0]).is_dir() and len(paths) == 1
+    # Ids must not depend on where a corpus lies, only on its own folders.
     base = paths[0] if single else os.path.commonpath([file.parent.absolute() for file in files])
     named: dict[str, Path] = {}
     for file in files:
         name = (file if single else file.absolute()).relative_to(base).with_suffix("").as_posix()
+        # Ids stand in messages, in JSON and in reports.
         if not name.isprintable():
             raise UserError(f"{str(file)!a}: documents are named by their file, whose name must be printable text")
         if name in named:
@@ -124,6 +129,7 @@ def _between(tokens: NDArray[np.integer], eos: int, file: Path) -> Iterator[tupl
     """Documents of a flat file: what lies between two end-of-document tokens, the second one included."""
     begin = 0
     for first in range(0, len(tokens), _BLOCK):
+        # By blocks of 16 million ids: the comparison makes a byte for each, and a file may hold billions.
         for place in np.flatnonzero(tokens[first : first + _BLOCK] == eos).tolist():
             yield begin, first + place + 1
             begin = first + place + 1
@@ -143,6 +149,7 @@ def _flat(file: Path, tokenizer: Tokenizer) -> NDArray[np.integer]:
             with_header = opened.read(len(_NUMPY)) == _NUMPY
         size = file.stat().st_size
         if with_header:
+            # A `.npy` of objects is a pickle, which would run code.
             tokens = np.load(file, mmap_mode="r", allow_pickle=False)
             if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
                 raise UserError(f"{file}: holds {tokens.dtype} of shape {tokens.shape}, not a row of integer token ids")
@@ -152,6 +159,7 @@ def _flat(file: Path, tokenizer: Tokenizer) -> NDArray[np.integer]:
     if not size:
         return np.zeros(0, np.uint16)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    # The vocabulary's size does not tell how wide a tool wrote its ids: some write 32 bits always.
     if dtype == np.uint16 and size % 4 == 0:
         sample = np.memmap(file, np.uint16, mode="r")[:_SAMPLE]
         if len(sample) >= _FEW and not sample[1::2].any():  # every second half is 0: 32 bits an id after all

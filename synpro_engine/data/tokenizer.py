@@ -134,6 +134,7 @@ def _tokenizer_file(path: Path) -> Path:
         if path.suffix not in (".model", ".json"):
             raise UserError(f"{path}: unknown kind of tokenizer; known: *.model (SentencePiece), *.json (tokenizers)")
         return path
+    # In this order: beside a tokenizer.json a .model is the form it was converted from, and lacks what was added since.
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path / name).is_file():
             return path / name

@@ -36,12 +36,14 @@ class TokenizerFiles:
     @classmethod
     def read(cls, directory: Path, *, vocabularies: bool = True) -> TokenizerFiles:
         """Read what there is; without `vocabularies` those stay. UserError names the file that is damaged."""
+        # By name, for a glob's order is the file system's.
         templates = [directory / _TEMPLATE, *sorted((directory / _TEMPLATES).glob("*.jinja"))]
         carried = [directory / name for name in _VOCABULARIES if vocabularies]
         settings = _read_object(directory / SETTINGS)
         settings.pop("auto_map", None)  # names Python files, which are not carried along
         generation = _read_object(directory / GENERATION)
         model = {} if generation else _read_object(directory / "config.json")
+        # Else the config.json is of something else, such as a run of ours.
         if "model_type" in model:  # transformers takes these where there are no generation settings
             ids = {key: model[key] for key in _IDS if model.get(key) is not None}
             generation = {"_from_model_config": True, **ids} if ids else {}
@@ -68,6 +70,8 @@ class TokenizerFiles:
 
     def naming(self, usual: Mapping[str, str | None], chosen: Mapping[str, str | None]) -> TokenizerFiles:
         """The same with tokens (`eos_token`, ...) named: the `chosen` ones, and the `usual` where no file names one."""
+        # Without a class transformers guesses by the model's type, and may put another
+        # pre-tokenizer in place of the file's.
         settings, tokens = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}, dict(self.tokens)
         for key, token in usual.items():
             if name := chosen[key] or (token if self.token(key) is None else None):
@@ -105,6 +109,7 @@ class TokenizerFiles:
     @property
     def chat_templates(self) -> dict[str, str]:
         """The templates by name; files go before the settings' entry. UserError for an entry that is none."""
+        # As in transformers, where a file goes before the settings' entry.
         if self.templates:
             return {"default" if name == _TEMPLATE else Path(name).stem: text for name, text in self.templates.items()}
         entry = self.settings.get("chat_template")
@@ -123,6 +128,7 @@ class TokenizerFiles:
         """The ids that end an answer by the generation settings; UserError where they are no ids."""
         value = self.generation.get(_END)
         ids = value if isinstance(value, list) else [] if value is None else [value]
+        # Exact type, since true is an int to Python and would end answers at id 1.
         if not all(type(id) is int and id >= 0 for id in ids):
             raise UserError(f"{self.place / GENERATION}: `{_END}` must be an id or a list of ids")
         return frozenset(ids)

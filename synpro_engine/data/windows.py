@@ -41,6 +41,7 @@ class WindowSource:
                 "use a shorter sequence or more text"
             )
         self.name, self.corpus, self.seq_len, self.seed = name, corpus, seq_len, seed
+        # One token more than whole windows need: the last target of one window is the first input of the next.
         self.windows_per_epoch = (corpus.num_tokens - 1) // seq_len
         self._current: _Epoch | None = None
 
@@ -59,15 +60,18 @@ class WindowSource:
         number, within = divmod(index, self.windows_per_epoch)
         epoch = self._epoch(number)
         start = int(epoch.windows[within]) * self.seq_len
+        # `right` and less one: the document that begins at or before the place.
         first, last = np.searchsorted(epoch.starts, [start, start + self.seq_len], side="right") - 1
         return epoch.documents[first : last + 1].tolist()
 
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:
+            # Name and epoch only: neither batch size nor ranks enter, so the order is the same in every layout.
             key = f"{self.name}\0{number}"
             documents = stable_permutation(self.corpus.num_documents, self.seed, "documents", key)
             lengths = np.diff(self.corpus.offsets)[documents]
             starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            # Shuffled too, or a batch would hold neighbours: long documents would fill it alone.
             windows = stable_permutation(self.windows_per_epoch, self.seed, "windows", key)
             self._current = _Epoch(number, documents, starts, windows)
         return self._current
@@ -81,6 +85,7 @@ class WindowSource:
             begin = int(epoch.starts[place])
             pieces.append(tokens[max(start - begin, 0) : stop - begin])
         documents = np.repeat(epoch.documents[first : last + 1], [len(piece) for piece in pieces])
+        # int64 as embeddings want it; a corpus is kept in 2 or 4 bytes an id, and only a window is widened.
         return np.concatenate(pieces).astype(np.int64), documents
 
 
@@ -98,6 +103,7 @@ def repetition_mask(
     for period in range(1, max_period + 1):
         run = (min_repeats - 1) * period
         equal_BT = tokens_BS[:, period:] == tokens_BS[:, :-period]
+        # Longer periods need longer runs still.
         if equal_BT.shape[1] < run:
             break
         sums_BT = np.pad(np.cumsum(equal_BT, axis=1, dtype=np.int32), ((0, 0), (1, 0)))

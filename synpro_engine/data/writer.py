@@ -44,6 +44,7 @@ class DocumentWriter:
 
     def _compressed(self, raw: BinaryIO) -> Any:
         if self.path.suffix == ".zst":
+            # `closefd=False`: the raw file belongs to the stack, which closes it itself.
             writer = zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
             return self._open_files.enter_context(writer)
         if self.path.suffix == ".gz":
@@ -63,10 +64,13 @@ class DocumentWriter:
     ) -> None:
         """Make the file visible, or remove what was written when the block failed."""
         try:
+            # Closed before it is synced: a compressor writes its end only then.
             self._open_files.close()
             if kind is None:
                 fsync_path(self._partial)
                 os.replace(self._partial, self.path)
+                # The rename is an entry of the directory, and is lost with it if the machine
+                # stops before that is on the disk.
                 fsync_path(self.path.parent)
         finally:
             self._partial.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ def barrier(topology: Topology) -> None:
     A collective would end the job after `parallel.timeout_minutes`; ranks whose shares of work were dealt beforehand
     may well be apart for longer.
     """
+    # Through the store, where waiting costs a look now and then and ends when a rank that is waited for is dead.
     topology.watch.meet()
 
 
@@ -67,10 +68,12 @@ def from_main(value: T, topology: Topology) -> T:
     if topology.world_size == 1:
         return value
     watch = topology.watch
+    # Drawn on every rank, rank 0 too, or the counts would part and the next wait be for a key that nobody sets.
     key = watch.next_key("main")
     if topology.is_main:
         watch.put(key, json_text(value))
         return value
+    # JSON and no pickle: what comes through a store that listens on a port is data, and must not be code.
     value = json.loads(watch.wait(key, 0))
     watch.forget(key)
     return value
@@ -78,6 +81,8 @@ def from_main(value: T, topology: Topology) -> T:
 
 def asked_to_stop(topology: Topology) -> bool:
     """Whether the job was asked to stop, as rank 0 knows: the same answer on every rank. Collective."""
+    # A signal reaches ranks at different steps: were each to go by its own, some would stop
+    # while others wait in a collective.
     return from_main(topology.watch.wish.signal is not None, topology)
 
 
@@ -92,11 +97,16 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
     def task() -> T:
         if label is None:
             return work()
+        # Rank 0's main thread is the only one at work, so a signal handler may raise here without
+        # leaving a collective half done.
         with topology.watch.wish.breakable(), elapsed(label):
             return work()
 
     result, fault = _attempt(task) if topology.is_main else (None, None)
+    # The fault first, in its own message: were the result awaited in a collective, a
+    # fault would leave the others there.
     told, valued = from_main((_told(fault), result is not None), topology)
+    # Before the result is sent, for all ranks raise here or none does.
     _raise_shared([told], fault)
     return broadcast_object(result, topology) if valued else result  # pyright: ignore[reportReturnType]
 
@@ -108,6 +118,7 @@ def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
     as by `on_main`.
     """
     result, fault = _attempt(work)
+    # Not in the `all_gather` below, which would give up after `parallel.timeout_minutes` on a rank that is merely slow.
     barrier(topology)
     ends: list[Any] = [(result, _told(fault))]
     if topology.world_size > 1:
@@ -121,6 +132,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     """What `work` returns, or what it raised of the faults that all ranks are to raise."""
     try:
         return work(), None
+    # Only what ranks can raise together in order. A bug must not be smoothed over: it
+    # ends the job through `RankFailed`.
     except (UserError, OSError, Stopped) as fault:
         return None, fault
 
@@ -140,4 +153,5 @@ def _told(fault: Exception | None) -> tuple[str, bool] | None:
         return None if fault is None else (str(fault), isinstance(fault, Stopped))
     files = " -> ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
     message = ": ".join(part for part in (files, fault.strerror or str(fault) or type(fault).__name__) if part)
+    # Artifacts appear by a rename and records are appended, so a full disk damages neither.
     return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), False

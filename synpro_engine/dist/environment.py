@@ -48,6 +48,8 @@ def read_environment() -> LaunchEnvironment:
     if not launched:
         _refuse_strangers()
         return LaunchEnvironment()
+    # Half of the variables are the rest of somebody's shell or job; guessing the others
+    # would make jobs that never meet.
     missing = [name for name in _NAMES if name not in launched]
     if missing:
         raise UserError(f"environment: {', '.join(launched)} set, but not {', '.join(missing)}; {_HOW}, or unset them")
@@ -61,6 +63,7 @@ def read_environment() -> LaunchEnvironment:
 
 
 def _number(name: str, value: str, positive: bool = False) -> int:
+    # `int` would also take "+1", "1_0", spaces and digits of other scripts.
     if not (value.isascii() and value.isdigit() and int(value) >= positive):
         wanted = "a number from 1 on" if positive else "a number"
         raise UserError(f"environment: {name} is {value!r}, not {wanted}; {_HOW}")
@@ -89,6 +92,7 @@ def meeting_point() -> MeetingPoint:
             raise UserError(f"environment: WORLD_SIZE={os.environ.get('WORLD_SIZE')} needs {name}; {_HOW}")
     port = _number(_PORT, os.environ[_PORT], positive=True)
     _below(_PORT, port, "the range of ports,", 65_536)
+    # Set by torchrun where its agent holds the store: a rank that tried to serve it too would find the port taken.
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return MeetingPoint(os.environ[_ADDRESS], port, served, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
@@ -104,6 +108,7 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
+    # Only where all ranks are here: to ranks of another machine a loopback address would be their own.
     if loopback or here.world_size == here.local_world_size:
         return "lo"
     try:
@@ -113,6 +118,7 @@ def gloo_interface(here: LaunchEnvironment) -> str | None:
             address = probe.getsockname()[0]
     except OSError:
         return None
+    # gloo wants a name, and the kernel tells an address.
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if address in (one.address for one in addresses)), None)
 

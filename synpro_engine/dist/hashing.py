@@ -18,6 +18,7 @@ from synpro_engine.dist.collectives import on_every_rank, on_main
 from synpro_engine.dist.progress import progress
 from synpro_engine.dist.topology import Topology
 
+# A rank: several share a machine, its disk and its cores.
 _THREADS = 4
 _BLOCK_BYTES = 1 << 22
 _SHOWN_BYTES = 1 << 32  # hashing more than this takes seconds, and shows that it goes on
@@ -31,6 +32,7 @@ def verify_shared(path: Path, topology: Topology) -> Manifest:
 
     def look() -> tuple[Manifest, dict[str, int]]:
         manifest = read_manifest(path)
+        # Into rank 0's own variable, for only names and sizes need to travel: stamps mean nothing on another machine.
         stale.update(stale_files(path, manifest.files, MANIFEST))
         return manifest, {name: stamp[0] for name, stamp in stale.items()}
 
@@ -39,9 +41,11 @@ def verify_shared(path: Path, topology: Topology) -> Manifest:
 
     def go_on(_: int) -> None:
         if topology.watch.wish.signal is not None:
+            # Reading may be broken off, for nothing is lost. Files that were just made are hashed to the end, below.
             raise Stopped(f"{path}: stopped while it was checked")
 
     hashes = _hashes_shared_out(path, sizes, topology, f"checking {path.name}", go_on)
+    # Rank 0 compares and remembers for all: others would race for the same record of hashes.
     on_main(topology, lambda: confirm(path, manifest.files, stale, hashes))
     return manifest
 
@@ -70,8 +74,10 @@ def shared_artifact(
 ) -> Iterator[Path]:
     """`new_artifact` that all ranks fill together: rank 0 makes and publishes it, all hash it. Collective."""
     with ExitStack() as held:
+        # Held on rank 0 alone, which renames at the end; the others know the path and write below it.
         directory = on_main(topology, lambda: held.enter_context(new_artifact(path, kind, config, parents, seed)))
         yield directory
+        # Within the block, so that `new_artifact` finds every hash remembered and reads no file again on one thread.
         hash_new_files(directory, topology)
         on_main(topology, held.close)
 
@@ -88,6 +94,8 @@ def _hashes_shared_out(
     """Of the files in `sizes` (bytes), the same on every rank; each reads a share, and tells `read` how far it is."""
     shares: list[list[str]] = [[] for _ in range(topology.world_size)]
     loads = [0] * topology.world_size
+    # The largest first, each to the least loaded: shares then differ by one small file, not by one large one. By name
+    # between equals, for all ranks must deal alike.
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         rank = loads.index(min(loads))
         shares[rank].append(name)
@@ -103,6 +111,7 @@ def _hashes_shared_out(
                 bar.update(size)
 
         hashes = _merged(on_every_rank(topology, lambda: _hash(directory, share, advance)))
+    # From the merged hashes, which are the same everywhere: all ranks take the collective below, or none does.
     left = [name for name in sizes if name not in hashes]
     return hashes | on_main(topology, lambda: _hash(directory, left, read)) if left else hashes
 
@@ -115,6 +124,7 @@ def _hash(directory: Path, names: Sequence[str], read: Callable[[int], object]) 
 
 def _sha256(path: Path, read: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
+    # Unbuffered, since blocks of 4 MiB gain nothing from a second copy through Python's buffer.
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)

@@ -33,23 +33,30 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     A rank that a signal ended counts as 128 and its number, as in a shell; but for a signal that was passed on, which
     found the rank before or after its work: as stopped.
     """
+    # torchrun takes what stands first as the module to run, and that is our command: it is
+    # put behind the package's name.
     args = torchrun.parse_args(["-m", *arguments])
     args.training_script_args = [args.training_script, *args.training_script_args]
     args.training_script = "synpro_engine"
     if args.nnodes == "1:1" and not args.rdzv_endpoint and args.rdzv_backend == "static":
         args.standalone = True  # a free port, so that two jobs may share a machine
+    # torchrun gives each of several ranks one thread, whatever the machine has, unless it is told otherwise.
+    ranks_here = torchrun.determine_local_world_size(args.nproc_per_node)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says of ranks, we say
     outcome: list[BaseException] = []
 
     def agent() -> None:
         try:
             torchrun.run(args)
+        # A SystemExit too, which a thread would swallow.
         except BaseException as error:  # to be told by the main thread
             outcome.append(error)
 
     # In a thread, where torchrun takes no signals over; this one hands them on to the ranks.
     thread = threading.Thread(target=agent, name="agent", daemon=True)
     for number in _PASSED_ON:
+        # Before the thread starts: a signal in between would end the launcher and leave ranks that nobody tells.
         signal.signal(number, _pass_on)
     thread.start()
     while thread.is_alive():
@@ -65,9 +72,11 @@ def _pass_on(number: int, frame: object) -> None:
     _passed.add(number)
     ranks = psutil.Process().children()
     if not ranks:  # the launchers have not all met yet
+        # By the system call and `_exit`, for this handler may have interrupted a print, whose lock it would wait for.
         os.write(2, f"stopped: {signal.Signals(number).name}: no rank was at work\n".encode())
         os._exit(EXIT_STOPPED)
     for rank in ranks:
+        # A rank may end between the listing and the signal, and the others must be told all the same.
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.send_signal(number)
 
@@ -80,6 +89,8 @@ def _root(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
         rank, code = item[0], item[1].exitcode
+        # A rank with a code of its own could speak, and mostly says that another one is gone; so
+        # the killed one is named first.
         return code == -signal.SIGTERM, code >= 0, rank
 
     return min(failures.items(), key=order)
@@ -89,6 +100,8 @@ def _tell(rank: int, failure: ProcessFailure) -> int:
     code, who = failure.exitcode, f"rank {rank} on {socket.gethostname()}"
     if code < 0:
         name = signal.Signals(-code).name
+        # The rank was not yet, or no longer, listening: asked to stop, it did, and the
+        # job can go on from what is saved.
         if -code in _passed:
             print(f"stopped: {name}: {who} had nothing in hand", file=sys.stderr)
             return EXIT_STOPPED

@@ -45,6 +45,7 @@ class Layout(NamedTuple):
             raise UserError(
                 f"`parallel`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
             )
+        # Megatron refuses these two as well, in a traceback that names no setting.
         if parallel.vpp and parallel.pp < 2:
             raise UserError("`parallel.vpp`: an interleaved schedule needs pp >= 2")
         if parallel.sequence_parallel and parallel.tp < 2:

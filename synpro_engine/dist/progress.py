@@ -27,6 +27,7 @@ def progress(total: int, description: str, unit: str, topology: Topology, initia
         desc=description,
         unit=" " + unit,
         disable=not topology.is_main,
+        # A log keeps every redraw as a line.
         mininterval=0.2 if terminal else 15.0,
         dynamic_ncols=terminal,
         smoothing=0.1,
@@ -47,6 +48,7 @@ def elapsed(description: str) -> Iterator[None]:
             while not over.wait(1.0 if terminal else 60.0):
                 clock.refresh()
 
+    # A thread, since the work it stands beside gives no chance to redraw.
     thread = threading.Thread(target=tick, name="clock", daemon=True)
     thread.start()
     try:
@@ -59,4 +61,5 @@ def elapsed(description: str) -> Iterator[None]:
 def say(topology: Topology, message: str) -> None:
     """One line for the user, from rank 0, that does not tear a bar."""
     if topology.is_main:
+        # stderr, so that what a command prints as its result can be piped.
         tqdm.write(message, file=sys.stderr)

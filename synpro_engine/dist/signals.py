@@ -42,12 +42,15 @@ class StopWish:
         self._before = {}
 
     def _receive(self, number: int, frame: object) -> None:
+        # Signals of a job that is ending anyway are its launcher's: answering them would
+        # hide the cause behind a "stopped".
         if self.void:
             return
         now = time.monotonic()
         if self.signal is None:
             self.wish(signal.Signals(number).name)
             self._since = now
+        # The second Ctrl-C is no wish: the default handler ends the process, with what the last checkpoint holds.
         elif number == signal.SIGINT and now - self._since > _ECHO_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -66,6 +69,8 @@ class StopWish:
     def nudge(self) -> None:
         """Have the main thread notice a wish that another thread noted, where it waits for nothing else."""
         if self._breaking:
+            # Python runs handlers in the main thread, and only one of them can raise into
+            # the work that is in hand there.
             os.kill(os.getpid(), signal.SIGUSR1)
 
     @contextlib.contextmanager
@@ -73,6 +78,7 @@ class StopWish:
         """Within: long work that saves nothing on the way; a wish breaks it off with `Stopped`."""
         if self.signal is not None:
             raise Stopped(f"{self.signal}: left before long work")
+        # Where no handler of ours is installed, a nudge by SIGUSR1 would end the process.
         self._breaking = bool(self._before)
         try:
             yield

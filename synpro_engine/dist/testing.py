@@ -70,6 +70,8 @@ def _rank_main(
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        # Tests start several ranks on few cores: their threads would spin against each
+        # other, and sums stay in one order.
         OMP_NUM_THREADS="1",
     )
     import torch
@@ -87,8 +89,11 @@ def _rank_main(
 
 def _processes(target: Callable[..., None], fn: Callable[..., Any], world_size: int, *rest: Any) -> list[Any]:
     """Started processes of all ranks, that call `target(fn, rank, world_size, port, *rest)`."""
+    # Forked from a server without threads: a fork of a process in which torch has started
+    # threads may hang in their locks.
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(_SLOW_IMPORTS))
+    # Found before the ranks start, and told to all of them; nobody holds it in between.
     [port] = free_ports(1)
     processes = [
         context.Process(target=target, args=(fn, rank, world_size, port, *rest), daemon=False)
@@ -112,11 +117,13 @@ def _program_main(
 ) -> None:
     """The ends that the command line has, with stderr in a file."""
     with log.with_name(f"{log.name}-{rank}").open("wb") as file:
+        # The descriptor itself, so that what C++ code and an interpreter that dies write is caught too.
         os.dup2(file.fileno(), 2)
     try:
         _rank_main(fn, rank, world_size, port, None, kwargs)
     except RankFailed as failed:
         sys.stderr.flush()
+        # As the command line does: ordinary exit would run destructors of groups that wait for dead ranks.
         os._exit(int(failed.code or 0))
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
@@ -171,6 +178,7 @@ def _collect(processes: list[Any], results: Any, timeout_s: float) -> list[Any]:
             rank, value, fault = results.get(timeout=1.0)
         except queue.Empty:
             dead = [r for r, p in enumerate(processes) if r not in values and p.exitcode not in (None, 0)]
+            # A failing rank's traceback may still be on the way: it is put, and the process ends at once.
             if dead and results.empty():
                 code = processes[dead[0]].exitcode
                 raise RuntimeError(f"rank {dead[0]} died with exit code {code}") from None

@@ -77,10 +77,12 @@ def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> di
     point = meeting_point()
     is_server = serve and here.rank == 0 and not point.served
     try:
+        # Not waiting for workers here: torch's own wait names nobody. `_meet` waits, and says which ranks are missing.
         store = dist.TCPStore(point.host, point.port, None, is_server, patience, wait_for_workers=False)
     except (dist.DistError, RuntimeError) as error:
         what = "cannot be served" if is_server else "nobody answers"
         raise UserError(f"environment: MASTER_ADDR {point.host}, MASTER_PORT {point.port}: {what} ({error})") from None
+    # A launcher's store outlives a restart of its ranks: keys of the attempt before must not answer waits of this one.
     return dist.PrefixStore(f"synpro/{point.attempt}", store)
 
 
@@ -91,6 +93,7 @@ def _meet(store: dist.Store, here: LaunchEnvironment, patience: timedelta) -> No
         if here.rank == 0:
             store.wait([f"here/{rank}" for rank in range(here.world_size)], patience)
             store.set("all here", "")
+        # Longer than rank 0's own wait, so that its list of those that are missing comes before this gives up.
         store.wait(["all here"], 2 * patience)
     except dist.DistStoreError as error:
         missing = [rank for rank in range(here.world_size) if not store.check([f"here/{rank}"])]
@@ -105,6 +108,7 @@ def _init_process_group(
 ) -> None:
     backend = platform.communication_backend()
     if backend == "gloo" and (interface := gloo_interface(here)):
+        # The user's own choice counts: only they know of networks that routing does not show.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     dist.init_process_group(
         backend,
@@ -112,6 +116,7 @@ def _init_process_group(
         rank=here.rank,
         world_size=here.world_size,
         timeout=timedelta(minutes=parallel.timeout_minutes),
+        # NCCL then connects at once, so that a broken link is told here and not in the first step.
         device_id=device if device.type == "cuda" else None,
     )
 
@@ -122,16 +127,19 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
     Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
     """
     here = read_environment()
+    # Before anything is waited for: every rank finds the same fault and ends by itself.
     Layout.of(parallel, here.world_size)
     import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
 
     if parallel.tp > 1:
+        # Before CUDA starts, which reads the variable once.
         platform.start_kernels_in_order()
     alone = here.world_size == 1
     patience = timedelta(minutes=parallel.join_minutes)
     store = dist.HashStore() if alone else _connect(here, patience, serve=True)
     if not alone:
         _meet(store, here, patience)
+    # A connection of its own: calls of the process groups block in theirs, and would hold up the signs of life.
     watch = Watch(
         None if alone else _connect(here, patience, serve=False),
         here.rank,
@@ -140,6 +148,7 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
         silence_s=60 * parallel.silence_minutes,
     )
     with _ending_the_job(watch, alone):
+        # Inside, for a rank without its GPU fails alone, and the others are about to wait for it.
         device = platform.device(here.local_rank)
         platform.limit_threads(here.local_world_size)
         _init_process_group(store, here, device, parallel)
@@ -184,6 +193,7 @@ def shutdown(watch: Watch) -> None:
     # gloo frees a collective's tensors in threads of its own, which need Python's lock for it; destroying the groups
     # waits for those threads with the lock held. Waiting here, where the lock is free, lets them end first.
     watch.meet()
+    # Before the default group, from which Megatron's are made.
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
     watch.leave()
@@ -202,6 +212,7 @@ def _ending_the_job(watch: Watch, alone: bool) -> Iterator[None]:
     except BaseException as error:
         if alone:
             raise
+        # A SystemExit: it must pass through every `except Exception` between here and the command line.
         raise RankFailed(watch.fail(error)) from error
 
 

@@ -62,15 +62,19 @@ class Watch:
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         if store is not None:
+            # The first sign of life comes before anything may be waited for: `wait` reads
+            # it and would block without one.
             self._look(store)
             self._thread.start()
 
     def _run(self) -> None:
+        # In a thread of its own, for the main one may sit in a collective for many minutes and must count as alive.
         while self._fault is None and not self._leaving.wait(_LOOK_S):
             try:
                 with self._held(self._silence_s) as store:
                     self._look(store)
             except (dist.DistError, LostRankError) as error:
+                # A store that is gone may only mean that the job ended in order a moment ago.
                 if not self._leaving.wait(_GRACE_S):
                     self.wish.void = True
                     self._fault = _Fault(f"{_who(self._rank)} failed: {_lost(error)}", 1)
@@ -85,8 +89,11 @@ class Watch:
         if now - self._beaten >= _BEAT_S:
             self._beats, self._beaten = self._beats + 1, now
             store.set(f"alive/{self._rank}", str(self._beats))
+        # `check` and never a plain `get` here: that would wait for a key that nobody may ever set.
         if store.check(["fault"]):
             self._take(store)
+        # A wish of another rank is taken over; one of this rank is told to all. So it does
+        # not matter whom a signal reached.
         if store.check(["stop"]):
             if self.wish.signal is None:
                 self.wish.wish(store.get("stop").decode())
@@ -113,6 +120,7 @@ class Watch:
         connection, is the one to raise LostRankError.
         """
         assert self._store is not None, "a job of one process has nobody to tell"
+        # The other thread may hang in a call into the store for ever: torch's calls know no time limit of ours.
         if not self._lock.acquire(timeout=patience_s):
             raise LostRankError(f"it has not answered for {patience_s:.0f} s")
         try:
@@ -131,6 +139,7 @@ class Watch:
         Raises LostRankError when that rank has shown no sign of life for `silence_s` or the store is gone, RankFailed
         when some rank failed.
         """
+        # By this rank's clock alone: signs of life are counts, for clocks of machines differ.
         begun = changed = time.monotonic()
         last_beat = b""
         while True:
@@ -145,8 +154,10 @@ class Watch:
                 raise LostRankError(_lost(error)) from error
             now = time.monotonic()
             last_beat, changed = beat, changed if beat == last_beat else now
+            # Only a count that no longer moves is silence; a rank may be busy for hours.
             if now - changed > self._silence_s:
                 raise LostRankError(f"rank {rank} has shown no sign of life for {now - changed:.0f} s")
+            # Often at first, for most waits are short, and then ever less: many ranks ask one store.
             time.sleep(min(_LOOK_S, 0.0005 + (now - begun) / 20))
 
     def meet(self) -> None:
@@ -155,6 +166,7 @@ class Watch:
             return
         key = self.next_key("meet")
         if self._rank == 0:
+            # One rank counts, so that each wait knows whose signs of life to look at.
             for rank in range(1, self._world_size):
                 self.wait(f"{key}/{rank}", rank)
                 self.drop(f"{key}/{rank}")
@@ -172,12 +184,16 @@ class Watch:
     def forget(self, key: str) -> None:
         """Delete a key that every rank but its owner waits for, once the last of them is here."""
         with self._held(self._silence_s) as store:
+            # Counted in the store, where it is atomic: a key that went before the last reader
+            # came would leave that one waiting.
             if store.add(f"{key}/read", 1) == self._world_size - 1:
                 store.delete_key(key)
                 store.delete_key(f"{key}/read")
 
     def next_key(self, name: str) -> str:
         """A key of its own for each wait; the same on all ranks, which come to their waits in the same order."""
+        # Every rank must pass every wait in the same order; a wait under an `if` that ranks
+        # decide differently would hang all.
         self._waits += 1
         return f"{name}/{self._waits}"
 
@@ -188,6 +204,7 @@ class Watch:
             self._thread.join()
             if self.wish.signal is not None:  # it may have come since the last look, and the others still work
                 self._store.set("stop", self.wish.signal)
+            # Rank 0 goes last, and not without an end: a rank that was killed after its work would never be counted.
             left, end = self._store.add("left", 1), time.monotonic() + _FAREWELL_S
             while self._rank == 0 and left < self._world_size and time.monotonic() < end:
                 time.sleep(0.005)
@@ -202,12 +219,17 @@ class Watch:
         self._leaving.set()
         self.wish.void = True
         fault_here = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
+        # Whatever hangs below, this process ends: a failing rank that lives on would keep
+        # its GPU and the others waiting.
         guard = threading.Timer(3 * _GRACE_S, _leave_now, [fault_here])  # for a store that does not answer
         guard.daemon = True
         guard.start()
         try:
             with self._held(_GRACE_S) as store:
+                # The first to count is the one that is told: ranks that it struck fail with errors
+                # about it, which name no cause.
                 if self._fault is None and store.add("faults", 1) == 1:
+                    # A traceback helps where the bug is here. Of a lost peer it would show some collective.
                     if not (_is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
                     store.set("fault", json_text(asdict(fault_here)))
@@ -260,6 +282,7 @@ def _cause(error: BaseException) -> str:
 
 def _is_loss(error: BaseException) -> bool:
     """Whether another rank is gone: torch has errors of its own for that, gloo raises RuntimeError."""
+    # By words, for gloo raises nothing else. Its "Connection closed by peer" is what a killed rank looks like.
     from_gloo = isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
     return from_gloo or isinstance(error, (LostRankError, dist.DistError))
 

@@ -13,6 +13,7 @@ from synpro_engine.influence.estimator import At
 class EstimatorConfig(Config):
     """How the influence of a text is estimated."""
 
+    # Rows at once and packing change a score by rounding alone, so no stage is redone for them.
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch", "packed"})
 
     estimator: Literal["auto", "two_forward", "dot", "jvp", "finite_difference"] = "auto"
@@ -45,12 +46,16 @@ class EstimatorConfig(Config):
 
         Raises ValueError for settings that then do not go together.
         """
+        # Along a gradient to first order only: its length means nothing, so theta - v is no place to go to.
         name = ("dot" if tangent else "two_forward") if self.estimator == "auto" else self.estimator
+        # 1 is training's own default. Among mates clipped scores ranked real steps no worse in any of three runs, in
+        # the first at 0.94 against 0.83 (docs/influence.md).
         clip = float(tangent and name == "dot") if self.clip is None else self.clip
         if clip and name != "dot":
             raise ValueError(f"clip: is for dot, not for {name}")
         if self.at == "midpoint" and name == "two_forward":
             raise ValueError("at: a midpoint is for estimators of first order, such as dot, not for two_forward")
+        # A packed row's gradient is the sum of its texts' gradients; their norms do not come out of it again.
         if self.packed and clip:
             raise ValueError("packed: wants clip 0 here, since a gradient norm is of one text at a time")
         return self.model_copy(update={"estimator": name, "clip": clip})

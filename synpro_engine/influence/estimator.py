@@ -71,19 +71,25 @@ class Remembered(Generic[T]):
 
         (A tensor's version counter does not see writes through another view of its storage, as optimizers make.)
         """
+        # Some 256 entries of each: reading whole models at every call would take a pass over memory for a check.
         parameters = [p.detach().flatten() for model in self._models for p in model.parameters()]
         return torch.stack([p[:: max(1, len(p) // 256)].double().sum() for p in parameters]).tolist()
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> list[T]:
         """The value of each sequence."""
+        # Compared exactly: equal weights give equal sums, in the same order on the same device.
         if self._weights() != self._fingerprint:
             raise RuntimeError("the weights changed since this estimator was made: its kept scores are stale")
+        # Through int64 bytes, lists, tuples and arrays of the same ids are one key; a key is 64 bytes, whatever the
+        # length.
         keys = [hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes()).digest() for ids in sequences]
         unknown = {key: ids for key, ids in zip(keys, sequences, strict=True) if key not in self._values}
+        # Alike on all ranks of a model, which are called with the same sequences: measuring is collective.
         if unknown:
             self._values.update(zip(unknown, self._measure(list(unknown.values())), strict=True))
             self.measured += len(unknown)
         values = [self._values[key] for key in keys]
+        # Dropped only now: one call may bring more sequences than are kept, and its values are read first.
         for key in list(self._values)[: max(0, len(self._values) - self._keep)]:
             del self._values[key]
         return values

@@ -43,8 +43,10 @@ class Examples:
 
     def sums(self, values_KSB: Tensor) -> Tensor:
         """Sum values of positions, sequence first and maybe padded, by example: [K, examples]."""
+        # Sequence parallelism pads rows to a multiple of its ranks; such positions belong to no example.
         missing = values_KSB.size(1) - self.example_BS.size(1)
         example_BS = F.pad(self.example_BS.to(values_KSB.device), (0, missing), value=-1)
+        # Without atomics, unlike index_add_ on CUDA: a watched step's scores repeat bit for bit.
         return segment_sum(values_KSB.flatten(1), example_BS.t().flatten(), segments=len(self.keys))
 
 

@@ -25,6 +25,7 @@ def build_estimator(
     try:
         config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
         return _built(config, theta, probe, start_id, keep)
+    # Estimators know tensors, not settings: what does not fit is named here by the key that can be changed.
     except ValueError as error:
         raise UserError(f"`estimator` {config.estimator}: {error}") from error
 
@@ -33,6 +34,7 @@ def _built(config: EstimatorConfig, theta: Model, probe: Model | Direction, star
     size, packed, at = config.micro_batch, config.packed, config.at
     if config.estimator == "two_forward":
         return TwoForwardInfluence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
+    # These estimators need theta' for this difference alone and hold no reference to it.
     v = displacement(theta, probe) if isinstance(probe, Model) else probe
     if config.estimator == "dot":
         return DotInfluence(
@@ -57,6 +59,7 @@ class TextInfluence:
         """I of each text; `ids` are the generator's tokens that spell it, where there are such."""
         spellings = ids if self._same and ids else [None] * len(texts)
         pairs = zip(texts, spellings, strict=True)
+        # Sampled ids as they are where tokenizers are equal: encoding their text again may give other tokens.
         sequences = [self._encode(text) if token_ids is None else token_ids for text, token_ids in pairs]
         return [score.value for score in self._estimator.score(sequences)]
 

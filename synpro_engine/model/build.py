@@ -41,15 +41,19 @@ def build_model(
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
     Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
+    # Before Megatron, which asserts on the same without a setting's name.
     check_layout(config, topology.layout)
     _check_room(config, topology, dtype)
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype)
+    # One settings object for all chunks: schedules read the hooks of the first, and they must be those of every chunk.
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
     model = Model(config=config, topology=topology, chunks=chunks, dtype=dtype)
     # Older releases set the attributes by which Megatron counts a split parameter on every rank in gradient norms only
     # while initialising weights; without them clipping is wrong without an error.
     for slot in local_slots(model):
+        # A "whole" parameter has no entry: it is replicated, and counts in a norm on the
+        # first tensor-parallel rank only.
         dim = _PARTITION_DIM.get(slot.kind)
         if dim is not None and not hasattr(slot.parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(slot.parameter, True, dim, 2 if slot.kind == "gate_up" else 1)
@@ -66,6 +70,7 @@ def _check_room(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> 
         if on_gpu
         else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
+    # The weights alone, at their least: what passes this may still not fit, what fails it certainly does not.
     needed = config.parameter_count() * dtype.itemsize // (topology.tp.size * topology.pp.size)
     if needed > memory:
         raise UserError(
@@ -91,13 +96,16 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         normalization="RMSNorm",
         layernorm_epsilon=config.norm_eps,
         gated_linear_unit=True,
+        # Gated with SiLU is SwiGLU; Megatron's default activation is GELU, whatever the gate.
         activation_func=F.silu,
         add_bias_linear=False,
         add_qkv_bias=config.qkv_bias,
         qk_layernorm=config.qk_norm == "head",  # sums these norms' gradients over tensor-parallel ranks
+        # Megatron's defaults are 0.1. Without dropout no step draws a random number, on which exact resuming rests.
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
+        # What stages receive into: left out, a pipeline in bf16 has no type for its buffers.
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         perform_initialization=False,  # `init_weights` draws them, alike in every layout
@@ -115,11 +123,14 @@ def _build_chunk(
 ) -> GPTModel:
     first = topology.is_first_stage and vp_stage == 0
     last = topology.is_last_stage and vp_stage == topology.vpp - 1
+    # Equal stages, as `check_layout` has made sure: Megatron numbers its layers by the same division.
     layers = config.layers // (topology.pp.size * topology.vpp)
     with topology.device:  # whatever Megatron allocates without naming a device
         chunk = GPTModel(
             config=settings,
             transformer_layer_spec=block_spec(config, layers, dtype),  # pyright: ignore[reportArgumentType]
+            # As it is, where Megatron's own training pads it: a tensor has the shape that its
+            # file says, so tp must divide it.
             vocab_size=config.vocab_size,
             max_sequence_length=config.seq_len,
             pre_process=first,
@@ -132,6 +143,7 @@ def _build_chunk(
     # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
     chunk.rotary_pos_emb.inv_freq = inverse_frequencies(config, topology.device)
     if last:
+        # After the constructor, which has made the weight (or not, where it is tied) and set up what tying needs.
         chunk.output_layer = HiddenHead.replacing(chunk.output_layer)
     return chunk
 
@@ -143,6 +155,7 @@ def freeze_but_last(model: Model, blocks: int) -> None:
     """
     if not 1 <= blocks <= model.config.layers:
         raise UserError(f"`train_last_blocks`: {blocks} is not between 1 and the model's {model.config.layers}")
+    # Everything first: embedding, final norm and output layer belong to no block.
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for block in model.blocks():
@@ -167,6 +180,7 @@ def _faults(model: Model) -> list[str]:
     stages = settings.pipeline_model_parallel_size
     interleaved = (settings.virtual_pipeline_model_parallel_size or 1) > 1
     faults = []
+    # On CUDA the same flag is right and saves the memory of every output that was sent on.
     if shim_active() and stages > 1 and settings.deallocate_pipeline_outputs:
         faults.append("deallocate_pipeline_outputs frees tensors that gloo is still sending")
     if interleaved and (settings.batch_p2p_comm or not settings.overlap_p2p_comm):

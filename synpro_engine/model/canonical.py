@@ -40,6 +40,7 @@ def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.layers):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _block_shapes(config).items()}
     shapes[FINAL_NORM] = (config.d_model,)
+    # A tied head is no tensor of its own: written twice, the two could be loaded with different values.
     if not config.tie_embeddings:
         shapes[HEAD] = table
     return shapes
@@ -69,6 +70,8 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _norm_names(config: ModelConfig) -> tuple[str, str]:
     """The norms of (attention, MLP): on their outputs in OLMo-2, on their inputs in the others."""
+    # The same name means another place in another family: only OLMo-2's "post_attention"
+    # norm is one on attention's output.
     if config.norm_after:
         return "post_attention_layernorm.weight", "post_feedforward_layernorm.weight"
     return "input_layernorm.weight", "post_attention_layernorm.weight"
@@ -97,6 +100,7 @@ def block_slots(config: ModelConfig, block: BlockWeights) -> list[Slot]:
         slot(block.proj, "columns", "self_attn.o_proj.weight"),
         slot(block.fc1, "gate_up", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
         slot(block.fc2, "columns", "mlp.down_proj.weight"),
+        # Replicated over tensor-parallel ranks, where a full-width norm of queries or keys is split with its heads.
         slot(block.attention_norm, "whole", attention_norm),
         slot(block.mlp_norm, "whole", mlp_norm),
     ]
@@ -115,11 +119,15 @@ def shard(config: ModelConfig, kind: Kind, full: Sequence[Tensor], rank: int, si
         return full[0]
     if kind == "columns":
         return full[0].chunk(size, dim=1)[rank]
+    # Each rank's own gate rows and then its own up rows: cutting the two stacked matrices
+    # once would give a rank only gates.
     if kind == "gate_up":
         return torch.cat([tensor.chunk(size, dim=0)[rank] for tensor in full])
     fused = full[0]
     if kind == "qkv":  # matrices or biases of queries, keys and values -> per key head: its queries, its key, its value
         fused = torch.cat([tensor.unflatten(0, (config.kv_heads, -1)) for tensor in full], dim=1).flatten(0, 1)
+    # Key heads are whole groups in a row here, so that an even cut gives each rank its
+    # own heads with all their queries.
     return fused.chunk(size, dim=0)[rank]
 
 

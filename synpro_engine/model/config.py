@@ -80,6 +80,7 @@ class ModelConfig(Config):
     @field_validator("kv_heads")
     @classmethod
     def _kv_heads_divide_heads(cls, value: int, info: ValidationInfo) -> int:
+        # A field that failed its own check is missing here, and has its own message: this one must not add a second.
         heads = info.data.get("heads", value)
         if heads % value:
             raise ValueError(f"must divide heads ({heads})")
@@ -97,6 +98,7 @@ class ModelConfig(Config):
         # One spelling per shape, so that equal shapes compare equal.
         return None if d_model and heads and width * heads == d_model else value
 
+    # Head width is checked where it is left out too, which pydantic does not do by default.
     model_config = Config.model_config | {"validate_default": True}
 
     @property
@@ -131,6 +133,7 @@ class ModelConfig(Config):
 
 def check_layout(config: ModelConfig, layout: Layout) -> None:
     """Refuse a layout that cannot divide this model; UserError names the model's key and the layout's."""
+    # All that tensor parallelism cuts. Fewer key heads than ranks would need copies of them, which nothing here makes.
     for key in ("heads", "kv_heads", "ffn", "vocab_size"):
         value = getattr(config, key)
         if value % layout.tp:

@@ -76,6 +76,7 @@ class GGUFFile(Mapping[str, Tensor]):
             raise UserError(
                 f"{path}: `general.architecture` {brief(self.architecture)} is not one of {', '.join(_ARCHITECTURES)}"
             )
+        # A first part reads like a whole file with tensors missing, and the message would be about a tensor.
         if self.find("split.count", 1) not in (0, 1):
             raise UserError(f"{path}: `split.count`: one of several files; merge them first (`gguf-split --merge`)")
         entries = {tensor.name: tensor for tensor in self._reader.tensors}
@@ -86,6 +87,7 @@ class GGUFFile(Mapping[str, Tensor]):
             canonical_name = _TOP.get(name)
             if match and match[2] in _BLOCK:
                 canonical_name = f"model.layers.{match[1]}.{_BLOCK[match[2]]}.{match[3]}"
+            # Two names lead to one tensor (`ffn_norm`, `post_attention_norm`), so a mixture of families shows here.
             if canonical_name is None or canonical_name in self._entries:
                 raise UserError(f"{path}: tensor `{name}` is not part of a model of a known family")
             self._entries[canonical_name] = entry
@@ -102,6 +104,7 @@ class GGUFFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._dequantised(self._entries[name]).reshape(self.shapes[name])
+        # By the file's own counts, for it is the file's rows that are reordered, before any shape is made from it.
         if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             kind = "head_count" if "q_proj" in name else "head_count_kv"
             tensor = unpermute(
@@ -138,12 +141,16 @@ class GGUFFile(Mapping[str, Tensor]):
         settings = {field: self.find(key) for field, key in names.items()}
         settings = {field: value for field, value in settings.items() if value is not None}
         for field in ("rope_theta", "norm_eps"):
+            # GGUF stores float32: 1e-05 comes as 9.999999747e-06, and shapes would differ from
+            # those of the same model elsewhere.
             if isinstance(settings.get(field), float):
                 settings[field] = _shortest(settings[field])
         settings |= {
             "family": self.architecture,
             "kv_heads": settings.get("kv_heads", settings.get("heads")),
+            # llama.cpp's own value where the key is missing.
             "rope_theta": settings.get("rope_theta", 10_000.0),
+            # From the tensor, since the key is often missing and padding rows are part of the embedding.
             "vocab_size": self.shapes[canonical.EMBEDDING][0],
             "tie_embeddings": canonical.HEAD not in self,
         }
@@ -152,6 +159,8 @@ class GGUFFile(Mapping[str, Tensor]):
             if field not in settings:
                 raise UserError(f"{self.path}: `{names[field]}` is missing")
         config = validate(ModelConfig, settings, str(self.path), names=names)
+        # Last, for what is neutral depends on the shape: a rotation over part of a head is
+        # named by a number, not by a flag.
         self._refuse_unsupported(prefix, set(names.values()), config)
         return config.model_copy(update={"rope_scaling": self._rope_scaling(config)})
 
@@ -164,6 +173,7 @@ class GGUFFile(Mapping[str, Tensor]):
         }
         for key in self._reader.fields:
             value, name = self.find(key), key.removeprefix(prefix)
+            # A window that no sequence outgrows is full attention; 0 says that there is none.
             if name == "attention.sliding_window" and isinstance(value, int) and not 0 < value < config.seq_len:
                 continue
             if key.startswith(prefix) and key not in known and value not in neutral.get(name, ()):
@@ -175,6 +185,7 @@ class GGUFFile(Mapping[str, Tensor]):
             return None
         slower = self._dequantised(self._rope_freqs)
         plain = inverse_frequencies(config)
+        # The longest waves are slowed by all of the factor, so the largest entry is the factor itself.
         factor = float(slower.max()) if slower.shape == plain.shape and bool(slower.isfinite().all()) else 0.0
         if factor >= 1.0:
             scaling = validate(RopeScaling, {"factor": _shortest(factor)} | _LLAMA3, str(self.path))
@@ -192,6 +203,7 @@ def _open(path: Path) -> Any:
         """Reads past the end are errors: the library gives less than was asked for, and counts on."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            # In Python's integers: a count from a damaged file overflows numpy's, and a small wrong sum would pass.
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if end > len(self.data):
                 raise ValueError(f"it ends before byte {end}")

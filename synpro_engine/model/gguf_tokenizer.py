@@ -40,11 +40,13 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tokens = _need(path, find, "tokens")
     ids = {key: find(f"{_PREFIX}{name}_token_id") for key, name in _NAMED.items()}
+    # Without it nothing ends a document, and an id guessed by name may be the end of a chat's turn.
     _need(path, find, "eos_token_id")
     for key, id in ids.items():
         if id is not None and not 0 <= id < len(tokens):
             raise UserError(f"{path}: `{_PREFIX}{_NAMED[key]}_token_id` = {id} is not among {len(tokens)} tokens")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    # `eot` has no name among transformers' tokens; it reaches samplers through the generation settings below.
     settings |= {f"{key}_token": tokens[id] for key, id in ids.items() if id is not None and key != "eot"}
     settings["add_bos_token"] = _begins_texts(find)
     template = find("tokenizer.chat_template")
@@ -72,8 +74,10 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     whole = {"ignore_merges": True} if rule == "llama-bpe" else {}
     bpe = models.BPE(vocab={word: id for id, word in enumerate(tokens)}, merges=merges, **whole)
     tokenizer: Any = Tokenizer(bpe)
+    # Qwen's published tokenizers normalise to NFC, which GGUF has no field for: the rule's name stands for it.
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
+    # The library's built-in pattern is GPT-2's; where another has cut the text already, it must not cut again.
     by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in ("gpt-2", "smollm"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_SPLITS[rule], by_byte])
     tokenizer.decoder = decoders.ByteLevel()
@@ -83,6 +87,7 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     for word, kind_of_token in zip(tokens, _need(path, find, "token_type"), strict=True):
         if kind_of_token in (_CONTROL, _USER_DEFINED):
+            # `normalized` off: a token is looked for in the text as it stands, before NFC.
             tokenizer.add_tokens([AddedToken(word, special=kind_of_token == _CONTROL, normalized=False)])
     return tokenizer
 

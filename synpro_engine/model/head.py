@@ -29,9 +29,12 @@ class HiddenHead(ColumnParallelLinear):
             config=layer.config,
             init_method=layer.config.init_method,  # pyright: ignore[reportAttributeAccessIssue] - Megatron's own
             bias=False,
+            # Else a second [V/tp, H] matrix would be allocated only to be thrown away:
+            # 0.5 GB at 128,000 x 2048 in bf16.
             skip_weight_param_allocation=True,
             tp_group=layer.tp_group,  # pyright: ignore[reportArgumentType]
         )
+        # The very Parameter: tied weights, attributes for gradient norms and checkpoint keys hang on its identity.
         head.weight = layer.weight
         return head
 

@@ -70,6 +70,7 @@ def import_hf(
         stored = _as_stored(directory, published, SafetensorsFiles(directory))
         return stored, stored != published
 
+    # One reader: ranks that saw different files would build different models, and meet in collectives of other shapes.
     config, untied = on_main(topology, shape)
     if untied:
         say(topology, f"{directory}: `tie_word_embeddings` is true, but lm_head.weight is not the embedding: untied")
@@ -82,6 +83,7 @@ def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) 
     """The shape that the files hold: `config`, untied where there is a head of its own. UserError where none fits."""
     shapes = tensors.shapes()
     tied_head = config.tie_embeddings and {canonical.HEAD, canonical.EMBEDDING} <= set(shapes)
+    # A file may say that the head is tied and hold another one; believing the config would give other logits.
     if tied_head and not tensors.equal(canonical.HEAD, canonical.EMBEDDING):
         config, tied_head = config.model_copy(update={"tie_embeddings": False}), False
     redundant = {name for name in shapes if _ROTARY.fullmatch(name)} | ({canonical.HEAD} if tied_head else set())
@@ -90,6 +92,7 @@ def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) 
     for name in redundant - {canonical.HEAD}:
         # A stored rotary table carries nothing where it is what the config gives, up to its own rounding.
         stored, expected = tensors[name], inverse_frequencies(config)
+        # A table may be stored in half precision; 1e-6 forgives the power function of another library.
         tolerance = max(2 * torch.finfo(stored.dtype).eps, 1e-6)
         if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=tolerance, atol=1e-7):
             raise UserError(f"{directory}: tensor `{name}` is not what `rope_theta` and `rope_scaling` give")
@@ -109,6 +112,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedToken
         "intermediate_size": config.ffn,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.seq_len,
+        # In both spellings: transformers 4 reads this key, transformers 5 the mapping below, each ignoring the other.
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta} | _rope_type(config),
         "rms_norm_eps": config.norm_eps,
@@ -120,6 +124,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedToken
     }
     if config.rope_scaling is not None:
         data["rope_scaling"] = _rope_type(config)  # where transformers 4 looks for it
+    # Last, so that a family's word counts: left out, transformers gives Mistral a window of 4096.
     return data | _EXTRA[config.family]
 
 
@@ -147,4 +152,5 @@ def export_hf(
     with shared_artifact(topology, directory, KIND, settings, parents) as folder:
         on_main(topology, lambda: write_the_rest(folder))
         shapes = canonical.canonical_shapes(model.config)
+        # A generator: one slot is gathered over tensor-parallel ranks at a time, never the model.
         write_tensors(folder, iter_canonical(model), shapes, model.dtype, topology, stoppable=True)

@@ -92,20 +92,24 @@ def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
     if not isinstance(family, str) or family not in get_args(Family):
         raise UserError(f"{path}: `model_type` {brief(family)} is not one of {', '.join(sorted(get_args(Family)))}")
     for key, neutral in _NEUTRAL.items():
+        # null is what transformers writes for "not used", in every one of these keys.
         if data.get(key) is not None and data[key] not in neutral:
             raise UserError(f"{path}: `{key}` = {brief(data[key])} is not supported")
+    # Only the model's: code for a tokenizer or a config is never run here either, and changes no arithmetic.
     if isinstance(data.get("auto_map"), dict) and "AutoModelForCausalLM" in data["auto_map"]:
         raise UserError(f"{path}: `auto_map` wants code of its own for this model, which is not run")
     defaults = _DEFAULTS | _FAMILY_DEFAULTS.get(family, {})
     missing = next((key for key in _NAMES.values() if key not in data and key not in defaults), None)
     if missing is not None:
         raise UserError(f"{path}: key `{missing}` is missing")
+    # A key that is there and null is kept as null: transformers means something else by it than by a missing one.
     settings = {field: data.get(key, defaults.get(key)) for field, key in _NAMES.items()}
     rope = _rope(path, data)
     settings |= {"family": family, "rope_theta": rope.theta, "rope_scaling": rope.scaling}
     settings["kv_heads"] = settings["heads"] if settings["kv_heads"] is None else settings["kv_heads"]
     settings["seq_len"] = settings["seq_len"] if seq_len is None else seq_len
     config = validate(ModelConfig, settings, str(path), names=_NAMES | {"rope_scaling": rope.key})
+    # After the shape, for what a window means depends on the length that the user may have shortened.
     _check_window(path, data, config)
     return config
 
@@ -120,6 +124,7 @@ def _rope(path: Path, data: Mapping[str, Any]) -> _Rope:
     """Base and stretch of the rotation, as yet unchecked values. transformers 4 writes `rope_scaling` beside
     `rope_theta`, transformers 5 both into `rope_parameters`; what stands in two places must agree."""
     sections = list(_rope_sections(path, data))
+    # Compared and not ordered by rank: which place wins differs between transformers' versions.
     thetas = [base for base in (data.get("rope_theta"), *(theta for theta, _, _ in sections)) if base is not None]
     if any(theta != thetas[0] for theta in thetas):
         raise UserError(f"{path}: `rope_theta` is {' and '.join(brief(theta) for theta in thetas)} in two places")
@@ -140,6 +145,7 @@ def _rope_sections(path: Path, data: Mapping[str, Any]) -> Iterator[_Rope]:
             continue
         if not isinstance(section, dict):
             raise UserError(f"{path}: `{key}`: expected a mapping, got {brief(section)}")
+        # Both keys were in use, and files that were edited by hand have both.
         kinds = [section[name] for name in ("rope_type", "type") if section.get(name) is not None] or ["default"]
         if any(kind not in ("default", "llama3") or kind != kinds[0] for kind in kinds):
             told = " and ".join(brief(kind) for kind in kinds)
@@ -157,6 +163,7 @@ def _check_window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> N
     """Attention here sees all positions before its own; a window that no sequence outgrows is the same."""
     family = config.family
     window = data.get("sliding_window", _DEFAULT_WINDOW.get(family))
+    # Qwen's configs carry a window that a flag of its own switches off, which is the published state of most.
     if family.startswith("qwen"):
         used = data.get("use_sliding_window", False)
         if not isinstance(used, bool):

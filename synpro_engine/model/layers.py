@@ -40,6 +40,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
+        # torch's, since Megatron's wrapper around a torch norm refuses sequence parallelism.
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -53,6 +54,7 @@ class HeadRMSNorm(RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
         super().__init__(config, hidden_size, eps)
+        # Not `config.sequence_parallel`: the gradient is partial under plain tensor parallelism too.
         self.weight.sequence_parallel = config.tensor_model_parallel_size > 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -70,6 +72,7 @@ class FullWidthRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, heads on this rank, head_dim] -> the same; computed in fp32."""
+        # Squares of bf16 values in bf16 keep 8 bits, and this sum runs over all heads and over ranks.
         flat = x.flatten(-2).float()
         squares = flat.square().sum(-1, keepdim=True)
         if self.group.size() > 1:
@@ -105,6 +108,7 @@ class CausalAttention(MegatronModule):
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_unused: Any
     ) -> None:
         super().__init__(config=config)
+        # In the constructor, for in `forward` a local sequence looks exactly like a whole one.
         assert config.context_parallel_size == 1, "this attention sees one rank's part of the sequence only"
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
@@ -121,6 +125,8 @@ class CausalAttention(MegatronModule):
     ) -> Tensor:
         """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i."""
         assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        # `is_causal` aligns the mask at the top left: with a cache in front, queries would see
+        # the wrong keys without an error.
         assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
         return self.attend(query, key, value)
 
@@ -135,6 +141,7 @@ class SDPAttention(CausalAttention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[s, b, heads, hn] in, [s, b, np hn] out."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
         grouped = q.size(1) != k.size(1)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3).flatten(-2)
@@ -145,6 +152,7 @@ class FlashAttention(CausalAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[s, b, heads, hn] in, [s, b, np hn] out."""
+        # Here, since importing it anywhere else would make a broken wheel break models that do not use it.
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
         q, k, v = (x.transpose(0, 1) for x in (query, key, value))
@@ -194,6 +202,7 @@ class NormAfterLayer(NormBeforeLayer):
 
 def _add_after(norm: nn.Module, training: bool, fused: bool) -> BiasDropoutAdd:
     """What Megatron asks for before each residual add: a function that norms first."""
+    # Fused or not as Megatron asks; the norm stays outside of what it compiles.
     add = get_bias_dropout_add(training, fused)
 
     def normed_add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float) -> Tensor:

@@ -50,6 +50,8 @@ class Model:
     @property
     def vocab_start(self) -> int:
         """First token id of this rank's rows of the vocabulary matrices."""
+        # Exact, as `check_layout` has made sure. Ranks hold equal ranges of rows in rank
+        # order, as Megatron's embedding does.
         return self.config.vocab_size // self.topology.tp.size * self.topology.tp.rank
 
     def blocks(self) -> list[BlockWeights]:
@@ -70,12 +72,15 @@ class Model:
         """[V/tp, H] of the output layer, on the last stage only; the embedding's own Parameter when both are here."""
         chunk: Any = self.chunks[-1]
         assert chunk.post_process, "only the last pipeline stage holds the output layer"
+        # Megatron's method knows whether the tied weight is the embedding itself or the last stage's copy of it.
         return chunk.shared_embedding_or_output_weight() if self.config.tie_embeddings else chunk.output_layer.weight
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """This rank's parameters, each once, with Megatron's names (prefixed `chunk<i>.` when interleaved)."""
         for index, chunk in enumerate(self.chunks):
             prefix = f"chunk{index}." if len(self.chunks) > 1 else ""
+            # torch names a shared Parameter once, by its first place: a tied output layer on the
+            # same stage does not come again.
             yield from chunk.named_parameters(prefix=prefix.rstrip("."))
 
     def parameters(self) -> Iterator[Parameter]:
@@ -101,6 +106,7 @@ class Model:
         """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
         length = tokens_BS.size(1)
         assert length <= self.config.seq_len, f"{length} tokens exceed model.seq_len = {self.config.seq_len}"
+        # The padding's content is of no matter: causal attention keeps it from all positions before it.
         multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
         return F.pad(tokens_BS.to(self.topology.device), (0, -length % multiple))
 
@@ -156,6 +162,8 @@ class Model:
     def output_trains_in_buffers(self) -> bool:
         """Whether the output weight's gradient is summed in a trainer's fp32 buffers (Megatron's `main_grad`)."""
         weight = self.output_weight()
+        # Set by Megatron's wrapper, so absent on models that nobody trains: those must get a
+        # gradient through autograd or none.
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
 
@@ -165,4 +173,5 @@ def run_chunk(chunk: Any, tokens_BS: Tensor) -> Tensor:
     Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
     """
     positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
+    # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
     return chunk(tokens_BS, positions_BS, None)

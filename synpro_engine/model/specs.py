@@ -35,6 +35,7 @@ from synpro_engine.model.layers import (
 
 def core_attention(dtype: torch.dtype, head_dim: int) -> Any:
     """What the backend chose, where its kernels take `dtype`; else torch's fused attention."""
+    # flash-attn takes half precision only, and a kernel that works at one width of a head may refuse another.
     chosen = platform.attention(head_dim).uses if dtype in (torch.bfloat16, torch.float16) else None
     if chosen == "flash-attn":
         return FlashAttention
@@ -64,6 +65,8 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
             linear_qkv=ColumnParallelLinear,
             core_attention=core_attention(dtype, config.head_size),
             linear_proj=RowParallelLinear,
+            # Filled for norms by head only: Megatron would sum the gradients of a full-width
+            # norm, which are split over ranks.
             q_layernorm=head_norm,
             k_layernorm=head_norm,
         ),

@@ -32,6 +32,7 @@ def local_slots(model: Model) -> list[Slot]:
     if norm is not None:
         slots.append(Slot((canonical.FINAL_NORM,), norm, "whole"))
     head = model.output_weight() if model.topology.is_last_stage else None
+    # On one stage a tied head is the same Parameter, and a second slot would copy it twice.
     if head is not None and head is not embedding:
         slots.append(Slot((canonical.EMBEDDING if model.config.tie_embeddings else canonical.HEAD,), head, "rows"))
     return slots
@@ -74,6 +75,7 @@ def _gathered(
     shapes = canonical.canonical_shapes(model.config)
     slots = {slot.names: slot for slot in local_slots(model)}
     owner: dict[tuple[str, ...], int] = {}
+    # Stages must agree on who sends each tensor before the first broadcast: each knows only its own.
     for stage, names_of_stage in enumerate(gather_objects(pp, list(slots))):
         for names in names_of_stage:
             owner.setdefault(names, stage)  # a tied copy: the embedding's stage speaks for both
@@ -82,6 +84,8 @@ def _gathered(
             part = read(slots[names].parameter).to(dtype)
             full = canonical.unshard(model.config, slots[names].kind, _gather(tp, part))
         else:
+            # Received by every stage, so that all ranks yield the same sequence and may run
+            # collectives between two tensors.
             full = tuple(torch.empty(shapes[name], dtype=dtype, device=model.topology.device) for name in names)
         for name, tensor in zip(names, full, strict=True):
             if pp.size > 1:
@@ -102,6 +106,7 @@ def canonical_state(
     model: Model, *, read: Callable[[Parameter], Tensor] = _value, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """Full, unsharded tensors by their Hugging Face names: all of `iter_canonical` on the CPU of every rank."""
+    # A copy even on the CPU: the yielded tensor may be the parameter's own memory, which training changes.
     return {name: tensor.to("cpu", copy=True) for name, tensor in iter_canonical(model, read=read, dtype=dtype)}
 
 
@@ -134,6 +139,7 @@ def load_canonical(model: Model, full: Mapping[str, Tensor], where: str = "weigh
                 raise UserError(f"{where}: tensor `{name}` is missing")
             tensor = full[name]
             check_shapes({name: shapes[name]}, {name: tuple(tensor.shape)}, where)
+            # Converted before it is looked at: a weight that is finite in fp32 may overflow in half precision.
             converted = tensor.to(model.dtype)
             if not all(bool(rows.isfinite().all()) for rows in converted.split(_ROWS_CHECKED)):
                 beyond = f"numbers beyond what {model.dtype} can hold"
@@ -163,6 +169,7 @@ def _draw(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
         return torch.ones(shape)
     if canonical.is_bias(name):
         return torch.zeros(shape)
+    # By name and not by order, so that a layer draws the same whichever stage it lies on.
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -3 * std, 3 * std, generator=generator)

@@ -41,6 +41,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         index = directory / _INDEX
         listed = _listed(index) if index.is_file() else None
         for file in _weight_files(directory, listed):
+            # All headers at once, so that a tensor in two files, or in none, is found before anything is loaded.
             self._open(file)
         if listed is not None:
             _check_index(index, listed, self._path_of)
@@ -54,6 +55,7 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         for name in handle.keys():  # noqa: SIM118 - no mapping
             if name in self._path_of:
                 raise UserError(f"{file}: tensor `{name}` is in {self._path_of[name].name} too")
+            # From the header; float8 and integers would load without an error, as numbers that lack their scales.
             kind = handle.get_slice(name).get_dtype()
             if kind not in _WEIGHT_TYPES:
                 told = ", ".join(_WEIGHT_TYPES)
@@ -83,7 +85,9 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         if shape != b.get_shape() or not shape:
             return shape == b.get_shape() and bool(self[one] == self[other])
         rows = max(1, _ROW_BLOCK // max(1, torch.Size(shape[1:]).numel()))
+        # Two heads of 128,000 x 4096 in fp64 at once would take 8 GB.
         blocks = (slice(start, start + rows) for start in range(0, shape[0], rows))
+        # In fp64, which holds every value of the four types: a head in fp32 may equal an embedding in bf16.
         return all(torch.equal(a[block].double(), b[block].double()) for block in blocks)
 
 
@@ -110,6 +114,7 @@ def _weight_files(directory: Path, listed: Mapping[str, str] | None) -> list[Pat
     for file in files:
         if not os.path.isfile(file):  # a name that no file can have raises nothing here
             raise UserError(f"{file}: no such file, but {_INDEX} has tensors there")
+    # transformers takes the single file and ignores the index; which one was meant cannot be told.
     if single.is_file() and single not in files:
         raise UserError(f"{single}: stands beside an {_INDEX} that knows other files; which are the weights?")
     return files
@@ -175,8 +180,10 @@ def write_tensors(
     names = [f"model-{i:05}-of-{len(files):05}.safetensors" if several else _SINGLE for i in range(1, len(files) + 1)]
     for name, tensor_names in zip(names, files, strict=True):
         held: dict[str, Tensor] = {}
+        # Every rank takes each tensor, though rank 0 alone keeps them: gathering is collective.
         for tensor, value in islice(tensors, len(tensor_names)):
             if topology.is_main:
+                # safetensors refuses views with gaps; a file's worth of tensors is held, and no more.
                 held[tensor] = value.to("cpu").contiguous()
         write = functools.partial(_save, directory / name, held)
         on_main(topology, write, label=f"writing {name}" if stoppable else None)
@@ -202,6 +209,7 @@ def _plan(shapes: Mapping[str, tuple[int, ...]], item_bytes: int) -> list[list[s
     room = 0
     for name, shape in shapes.items():
         size = item_bytes * torch.Size(shape).numel()
+        # Whole tensors only; one that is larger than a file has a file to itself.
         if size > room or not files:
             files.append([])
             room = FILE_BYTES

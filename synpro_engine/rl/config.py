@@ -21,6 +21,8 @@ class GRPOConfig(Config):
     """One round of GRPO (Shao et al. 2024, arXiv 2402.03300) on one operation's generator."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        # How work is cut, what is kept of it, when to give up: none of it reaches the numbers, so no stage is redone
+        # for it.
         "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples".split()
     )
 
@@ -85,5 +87,6 @@ class GRPOConfig(Config):
     def schedule(self) -> ScheduleConfig:
         """Cosine over all optimizer steps, after the warm-up."""
         total = self.steps * self.updates_per_rollout
+        # A cosine wants steps behind its warm-up, however short the run.
         warmup = min(round(self.warmup_fraction * total), total - 1)
         return ScheduleConfig(kind="cosine", warmup_steps=warmup, total_steps=total, floor=self.lr_floor)

@@ -42,10 +42,12 @@ def nucleus_logprob(
     complete on each rank. Only `logprob` is differentiable.
     """
     device = hidden_NH.device
+    # Stored as int32: half the memory while rollouts wait for their update.
     offsets, id_n = nuclei.offsets.to(device), nuclei.ids.to(device, torch.int64)
     count_N = offsets[1:] - offsets[:-1]
     row_n = torch.repeat_interleave(torch.arange(len(count_N), device=device), count_N)
     at_N = (id_n == target_N[row_n]).nonzero()[:, 0]
+    # A target outside has probability 0, so its ratio would mean nothing: tokens and nuclei are out of step.
     if len(at_N) != len(target_N) or not torch.equal(row_n[at_N], torch.arange(len(target_N), device=device)):
         raise ValueError("nuclei: each target must be in its own row's nucleus, once")
     logprob_N, total_N, entropy_N = _NucleusLogProb.apply(
@@ -56,6 +58,7 @@ def nucleus_logprob(
 
 def _local_pieces(row_n: Tensor, local_n: Tensor, rows: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Positions in n, rows and weight rows of the ids that this rank holds, a bounded number at a time."""
+    # Each tensor-parallel rank multiplies the ids of its own rows, and the sum over ranks puts them together.
     here = ((local_n >= 0) & (local_n < rows)).nonzero()[:, 0]
     for at in here.split(max(1, _ELEMENTS // width)):
         yield at, row_n[at], local_n[at]
@@ -77,9 +80,11 @@ class _NucleusLogProb(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         logit_n = torch.zeros(len(row_n), dtype=torch.float32, device=hidden_NH.device)
         for at, row, local in _local_pieces(row_n, local_n, *weight_VH.shape):
+            # fp32, as the sampler's output layer: at the sampled policy the ratio is then 1 but for rounding.
             logit_n[at] = torch.einsum("nh,nh->n", hidden_NH[row].float(), weight_VH[local].float()) / temperature
         if group is not None:
             dist.all_reduce(logit_n, group=group)  # each id is held by one rank, the others add 0
+        # The largest logit comes off first: exp overflows fp32 at 88.
         top_N = torch.full((len(at_N),), float("-inf"), device=logit_n.device)
         top_N = top_N.scatter_reduce(0, row_n, logit_n, "amax")
         sum_N = torch.zeros_like(top_N).index_add_(0, row_n, torch.exp(logit_n - top_N[row_n]))
@@ -95,9 +100,11 @@ class _NucleusLogProb(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, row_n, local_n, at_N, prob_n = ctx.saved_tensors
         grad_n = -prob_n * grad_N[row_n]
+        # No index is twice in at_N, as checked when it was made: an indexed `+=` would keep one of them.
         grad_n[at_N] += grad_N
         grad_n /= ctx.temperature
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        # fp32 sums: a token adds up as many terms as its nucleus has ids, a vocabulary row as many as nuclei hold it.
         grad_NH = torch.zeros(hidden_NH.shape, dtype=torch.float32, device=grad_N.device)
         grad_VH = torch.zeros(weight_VH.shape, dtype=torch.float32, device=grad_N.device) if need_weight else None
         for at, row, local in _local_pieces(row_n, local_n, *weight_VH.shape):
@@ -105,6 +112,7 @@ class _NucleusLogProb(torch.autograd.Function):
                 grad_NH.index_add_(0, row, grad_n[at, None] * weight_VH[local].float())
             if grad_VH is not None:
                 grad_VH.index_add_(0, local, grad_n[at, None] * hidden_NH[row].float())
+        # Hidden's gradient alone: each rank's rows of the weight are its own.
         if ctx.group is not None and need_hidden:
             dist.all_reduce(grad_NH, group=ctx.group)
         return (

@@ -38,6 +38,7 @@ def make_reference_policy(policy: Model) -> Model:
     are shared (same storage), and the others are copied. Call it before training; changing what is frozen afterwards
     would move the copy too.
     """
+    # No initial weights (seed None): every one of them is copied or shared below.
     reference_policy = build_model(policy.config, policy.topology, dtype=policy.dtype, seed=None)
     with torch.no_grad():
         for (name, theirs), (name_here, copy) in zip(
@@ -48,6 +49,7 @@ def make_reference_policy(policy: Model) -> Model:
             if theirs.requires_grad:
                 copy.copy_(theirs)
             else:
+                # An engine moves the storage of trained parameters only, so what is shared stays shared.
                 copy.data = theirs.data
     reference_policy.train(False)
     return reference_policy
@@ -69,6 +71,7 @@ def sampled_logprobs(
     on all tensor-parallel ranks. Entropy is that of the same distribution, in nats.
     """
     labelled_BS = labels_BS != IGNORE
+    # Completions alone reach the output layer: prompts are often the larger part of a row.
     hidden_NH, target_N = hidden_BSH[labelled_BS], labels_BS[labelled_BS]
     if nuclei is not None:
         return nucleus_logprob(
@@ -138,6 +141,7 @@ def with_reference(
 ) -> RolloutBatch:
     """The batch with the reference policy's log-probabilities of its tokens, within the same nuclei."""
     scored = sampled_logprobs(
+        # In the policy's own micro-batches: padded alike, equal weights compute alike, and KL begins at 0.
         reference_policy, reference_policy.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
     )  # fmt: skip
@@ -146,6 +150,7 @@ def with_reference(
 
 def micro_batches(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device) -> list[RolloutBatch]:
     """Cut rollouts into batches of at most `micro_batch`, of similar lengths so that little is padding."""
+    # A stable sort: a resumed run cuts the same micro-batches, and sums their gradients in the same order.
     ordered = sorted(rollouts, key=lambda r: len(r.prompt.token_ids) + len(r.completion.token_ids))
     size = config.micro_batch
     return [_batch(ordered[at : at + size], config, device) for at in range(0, len(ordered), size)]
@@ -163,6 +168,7 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
         labels.append(F.pad(label, (0, longest - len(label)), value=IGNORE))
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     shares = [
+        # What is dropped stays, with weight 0: a rank whose groups are all dropped still steps with the others.
         0.0 if rollout.dropped else 1.0 if config.aggregation == "token" else 1.0 / length
         for rollout, length in zip(rollouts, lengths, strict=True)
     ]
@@ -188,5 +194,6 @@ def _join_nuclei(parts: Sequence[Nuclei | None]) -> Nuclei | None:
     if not present:
         return None
     assert len(present) == len(parts), "completions of one batch are sampled alike"
+    # Each part's offsets begin at 0, so counts are joined and added up anew.
     counts = torch.cat([torch.zeros(1, dtype=torch.int64)] + [part.offsets.diff() for part in present])
     return Nuclei(offsets=counts.cumsum(0), ids=torch.cat([part.ids for part in present]))

@@ -23,6 +23,7 @@ def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
     """
     groups: dict[int, list[Rollout]] = {}
     for at, rollout in enumerate(rollouts):
+        # By place, not by slice: in a small corpus one slice may come twice in a step.
         groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
     mine = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
     gathered = [group for part in gather_objects(axis, mine) for group in part]
@@ -35,6 +36,7 @@ def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
 
 
 def _means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    # fsum is exact, so the means depend neither on the layout nor on the order of the parts.
     return {name: math.fsum(row[name] for row in rows) / len(rows) if rows else math.nan for name in names}
 
 
@@ -65,6 +67,7 @@ def update_values(results: Sequence[StepResult], tokens: float, denominator: flo
     last = results[-1]
     return {
         "loss": last.loss,
+        # Weighted like the loss, so over the loss's denominator; the others count tokens.
         "kl": last.extras["kl"] / denominator,
         "entropy": last.extras["entropy"] / tokens,
         "clip_fraction": last.extras["clipped"] / tokens,

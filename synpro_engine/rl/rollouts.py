@@ -38,6 +38,7 @@ class PromptSource:
 
     def __init__(self, slices: Sequence[Slice], prompter: Prompter, per_step: int, seed: int, *, longest: int) -> None:
         """Render all prompts; those of more than `longest` tokens are left out. UserError when none is left."""
+        # All of them at once: how many are left decides the order of every step.
         rendered = [Prompt(source=piece, token_ids=prompter.ask(piece.text)) for piece in slices]
         self.prompts = [prompt for prompt in rendered if len(prompt.token_ids) <= longest]
         self.left_out = len(rendered) - len(self.prompts)
@@ -53,6 +54,7 @@ class PromptSource:
     def at(self, step: int) -> list[Prompt]:
         """The prompts of the step with 0-based index `step`, over all ranks."""
         prompts: list[Prompt] = []
+        # A function of the step alone, so that a resumed run asks what the killed one would have asked.
         for position in range(step * self._per_step, (step + 1) * self._per_step):
             epoch, index = divmod(position, len(self.prompts))
             order = stable_permutation(len(self.prompts), self._seed, "rl.order", str(epoch))
@@ -80,6 +82,7 @@ class RolloutWorker:
     def share(self, prompts: Sequence[Prompt]) -> range:
         """Indices of this rank's prompts among the step's."""
         dp = self._topology.dp
+        # Consecutive shares in rank order: what is gathered from the ranks stands in the order of the prompts.
         per_rank = len(prompts) // dp.size
         return range(dp.rank * per_rank, (dp.rank + 1) * per_rank)
 
@@ -112,13 +115,16 @@ class RolloutWorker:
         candidates = self.read(prompts, sampled)
         # The first rank's for its tensor-parallel group: all of it must learn from the very same numbers.
         table = broadcast_in(self._topology.tp, self._scorer.score(candidates))
+        # By the rank whose completion it is: the others do not have its text.
         told = [self._tell(prompts, candidates, fault) for fault in table.faults]
         gathered = gather_objects(self._topology.dp, (table, told))
         first = next((line for _, lines in gathered for line in lines), None)
         if first is not None and self._config.bad_reward == "stop":
+            # On all ranks, which have the same lines by now: one alone would leave the others in the next collective.
             raise UserError(first)
         advantages = self._advantages([part for part, _ in gathered])
         size = self._config.group_size
+        # The whole group, because its mates would be compared with the faulty reward.
         dropped = {fault.index // size for fault in table.faults}
         flat = [(i, member) for i in self.share(prompts) for member in range(size)]
         completions = [completion for group in sampled for completion in group]
@@ -151,6 +157,7 @@ class RolloutWorker:
         """
         config, axis = self._config, self._topology.dp
         total_PG = self._grouped([value for table in tables for value in table.total])
+        # From the gathered rewards, hence alike on all ranks without a word between them.
         sound_P = total_PG.isfinite().all(-1)
         advantage_PG = torch.zeros_like(total_PG)
         if not bool(sound_P.any()):
@@ -166,6 +173,7 @@ class RolloutWorker:
             advantage_PG[sound_P] = per_reward_advantages(
                 parts, self._weights, std_normalisation=config.std_normalisation
             )
+        # Shares are consecutive and equal, so rank r's is the r-th part.
         return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()
 
     def _grouped(self, values: Sequence[float]) -> torch.Tensor:

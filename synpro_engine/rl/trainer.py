@@ -89,6 +89,7 @@ def tune(
     worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed)
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
+    # What decides a run's numbers: a checkpoint that was made with others is refused, not gone on from.
     identity = {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed}
     identity["prompt_version"] = operation.prompt_version
     run = _Run(config, engine, reference_policy, worker, guard, prompter.tokenizer.vocab_size, directory, identity)
@@ -102,12 +103,15 @@ def tune(
             rewards += [values["reward"]] if math.isfinite(values["reward"]) else []
             bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
             bar.update()
+            # Ahead of the stop, which says that its step is saved.
             run.save_if_due(step + 1, stop=run.asked_to_stop)
             if run.asked_to_stop and step + 1 < config.steps:
                 raise Stopped(f"{directory}: stopped after step {step + 1} of {config.steps}, which is saved")
+    # At the end, when it is certain: later steps may make up for a bad one, and earlier runs count too.
     if not run.rewarded:
         raise UserError(f"{label}: every group of all {config.steps} steps was dropped; nothing was learnt")
     guard.end()
+    # Weights alone: generation needs no moments, which are twice their size in fp32.
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
         steps=config.steps,
@@ -140,6 +144,7 @@ class _Run:
         newest = newest_checkpoint(self._directory / CHECKPOINTS, self._topology)
         done, at = 0, None
         if newest is not None:
+            # With the optimizer's moments: a run that goes on ends with the weights of one that was never killed.
             extra = load_checkpoint(newest, self._engine.model, self._engine)
             difference = first_difference(extra["run"], self._identity, _FREE)
             if difference is not None:
@@ -150,6 +155,7 @@ class _Run:
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
             self._guard.load_state_dict(extra["guard"])
+            # Older checkpoints do not say; True ends no run that would have ended well.
             self.rewarded = bool(extra.get("rewarded", True))
         main = self._topology.is_main
         self._logs = [
@@ -181,6 +187,7 @@ class _Run:
             self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
         if any(result.skipped for result in results):
             self._logs[0].write("skipped", step + 1, {"documents": {"sources": [prompt.key for prompt in chosen]}})
+        # Behind the logs, so that the step at which the guard gives up is on record.
         for result in results:
             self._guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
@@ -198,6 +205,7 @@ class _Run:
         """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
         config, device = self._config, self._topology.device
         batches = micro_batches(rollouts, config, device)
+        # Once a rollout: neither its tokens nor the reference policy change from update to update.
         if self._reference_policy is not None:
             batches = [with_reference(batch, self._reference_policy, config, self._vocab_limit) for batch in batches]
         count_here = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
@@ -205,6 +213,7 @@ class _Run:
         learnt = [rollout for rollout in rollouts if not rollout.dropped]
         weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in learnt]
         count_here = torch.tensor(sum(weights), dtype=torch.float64, device=device)
+        # Of the whole job, not a mean of the ranks' means: ranks hold different numbers of tokens.
         denominator = max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: every group was dropped
         results = [
             self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
@@ -218,6 +227,7 @@ class _Run:
             return
         extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict(), "rewarded": self.rewarded}
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
+        # Behind the save: a kill between the two leaves a checkpoint too many, never one too few.
         prune_checkpoints(self._directory / CHECKPOINTS, self._config.keep_checkpoints, self._topology)
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ class LiveSequence:
         """What it has become."""
         nuclei = None
         if self.nucleus_ids:
+            # Rows hold one id to thousands, so they lie end to end: a matrix would be as wide as the widest.
             counts = torch.tensor([0] + [len(ids) for ids in self.nucleus_ids])
             nuclei = Nuclei(offsets=counts.cumsum(0), ids=torch.from_numpy(np.concatenate(self.nucleus_ids)))
         return Completion(
@@ -75,6 +76,7 @@ class LiveBatch:
                 sequence.group = len(self._groups)
             self._groups.append(_Group(prompt_length=length, live=len(sequences)))
             self.sequences.extend(sequences)
+        # Once for all that join: growing copies whatever is stored.
         self.prompts.reserve(len(self._groups), max(prompt_lengths))
         self.new.reserve(len(self.sequences), 1)
         self._places = None
@@ -87,6 +89,7 @@ class LiveBatch:
         if self._places is None:
             rows = places([sequence.group for sequence in self.sequences], len(self._groups), self._device)
             self._places = rows, padding_bias(prompt_lengths, self._device)
+        # Positions go on from a prompt's real length; the padding between the two buffers has none.
         before = [prompt_lengths[sequence.group] for sequence in self.sequences]
         time_B = torch.tensor(lengths, device=self._device) - 1
         return Step(
@@ -126,6 +129,7 @@ class LiveBatch:
         last = self._groups.pop()
         if index == len(self._groups):
             return
+        # Real positions only: what the row held behind them is masked, and finite.
         self.prompts.move(len(self._groups), index, last.prompt_length)
         self._groups[index] = last
         for sequence in self.sequences:

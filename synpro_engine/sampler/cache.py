@@ -49,6 +49,7 @@ class GrowingRows:
 
     def _new(self, rows: int, length: int) -> Tensor:
         shape = self._shape
+        # Heads before time: a row's keys of one head are one run of memory, as attention's products read them.
         size = (2, rows, shape.kv_heads, length, shape.head_dim)
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
@@ -125,6 +126,8 @@ def padding_bias(lengths: list[int], device: torch.device) -> Tensor | None:
     if min(lengths) == longest:
         return None
     beyond = torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]
+    # Never over a whole row: a prompt has a token, and a live row at least the one being fed, so no softmax is of
+    # nothing.
     return torch.zeros(beyond.shape, device=device).masked_fill_(beyond, float("-inf"))[:, None, None]
 
 
@@ -155,13 +158,17 @@ def attend_in_two(
     All members of a group ask the prompt's keys together, so they are read once per group, not once per member.
     """
     n, r, h = query_Bnrh.shape[1:]
+    # On the query rather than on the scores, of which there are r for each position.
     query_Bnrh = query_Bnrh * (1.0 / math.sqrt(h))
     groups = places.groups
+    # [G, n, M r, h]: the members' queries side by side are one product a group, as in Hydragen (arXiv 2402.05099).
     grouped_query = query_Bnrh.index_select(0, places.row_of_place).unflatten(0, (groups, -1))
     grouped_query = grouped_query.transpose(1, 2).reshape(groups, n, -1, h)
     prompt_out, prompt_sum = (
         part.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1).index_select(0, places.place_of_row_B)
         for part in _attend(grouped_query, *prompt, prompt_bias)
     )
+    # Apart from the prompt's: one softmax over joined keys would want a copy of the prompt for every member.
     new_out, new_sum = _attend(query_Bnrh, *recent, new_bias)
+    # A part's weight is e^log_sum over both; the sigmoid of their difference is that without an overflow.
     return torch.lerp(new_out, prompt_out, torch.sigmoid(prompt_sum - new_sum))

@@ -89,6 +89,7 @@ class Decoder:
         cos, sin = self._rotation(torch.arange(tokens_GS.shape[1], device=self.device))
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
+            # Keys are stored rotated: a position's angle never changes, and no later step turns the cache again.
             query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, cos, sin)
             key, value = key_GSnh.transpose(1, 2), value_GSnh.transpose(1, 2)
             prompts.write_rows(block.layer, first_row, key, value)
@@ -113,6 +114,7 @@ class Decoder:
             new.write_positions(block.layer, step.time_B, key_Bnh, value_Bnh)
             prompt = prompts.view(block.layer, step.places.groups, step.prompt_length)
             recent = new.view(block.layer, len(step.token_B), step.new_length)
+            # Behind the write, for the fed token attends to itself.
             out = attend_in_two(query_Bnrh, prompt, recent, step.places, step.prompt_bias, step.new_bias)
             return out.to(mixed.dtype).flatten(1)
 
@@ -124,6 +126,7 @@ class Decoder:
     def _rotation(self, position_N: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [N, 1, 1, h] in the model's dtype."""
         cos, sin = cos_sin(position_N[:, None, None], self._frequency)
+        # Angles in fp32, rounded here: so does Megatron's own rotation, which this is tested equal to.
         return cos.to(self.dtype), sin.to(self.dtype)
 
     @property
@@ -139,6 +142,7 @@ class Decoder:
 
     def _sublayer(self, block: BlockWeights, norm: Tensor, hidden: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         if block.norm_after:
+            # The ranks' parts are summed first: the norm of a part is no part of the norm.
             return hidden + self._norm(self._reduce(f(hidden)), norm)
         return hidden + self._reduce(f(self._norm(hidden, norm)))
 
@@ -148,6 +152,7 @@ class Decoder:
     def _reduce(self, partial: Tensor) -> Tensor:
         """Sum what a row-parallel product left on each tensor-parallel rank."""
         if self.tp.size > 1:
+            # Twice a layer on every tensor-parallel rank: ranks whose live rows differed would wait here for ever.
             dist.all_reduce(partial, group=self.tp.group)
         return partial
 
@@ -183,6 +188,7 @@ class Decoder:
             return F.embedding(tokens, self._embedding)
         local = tokens - self._vocab_start
         elsewhere = (local < 0) | (local >= self._embedding.shape[0])
+        # Of the ranks one holds the row and the others add 0, so the sum is exact.
         rows = F.embedding(local.masked_fill(elsewhere, 0), self._embedding)
         return self._reduce(rows.masked_fill(elsewhere[..., None], 0.0))
 
@@ -196,6 +202,7 @@ class Decoder:
             logits_BV = torch.cat([F.linear(hidden_BH, rows.float()) for rows in self._output.split(_HEAD_ROWS)], -1)
         if self.tp.size == 1:
             return logits_BV
+        # Of one size, as all_gather wants them: the vocabulary's size is a multiple of the ranks'.
         shards = [torch.empty_like(logits_BV) for _ in range(self.tp.size)]
         dist.all_gather(shards, logits_BV, group=self.tp.group)
         return torch.cat(shards, -1)

@@ -102,6 +102,7 @@ class Sampler:
         waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         batch = LiveBatch(self._decoder.cache_shape)
         while waiting or batch.sequences:
+            # Until nothing fits: sequences may end with their first token and make room at once.
             while admitted := self._admissible(waiting, batch, request):
                 del waiting[-len(admitted) :]
                 self._admit(admitted, batch, request)
@@ -124,12 +125,16 @@ class Sampler:
     def _admissible(self, waiting: list[int], batch: LiveBatch, request: _Request) -> list[int]:
         """The next prompts (longest first) that fit beside the live ones; at least one when none is live."""
         chosen: list[int] = []
+        # The longest that it may get: what was admitted is never put out again, so the budget must hold to the end.
         new = min(request.sampling.max_new_tokens, self._decoder.config.seq_len)
         for index in reversed(waiting):
             groups = batch.groups + len(chosen) + 1
             rows = len(batch.sequences) + request.group_size * (len(chosen) + 1)
+            # Buffers are rectangles, so every row counts as the longest.
             cache = (groups * request.longest_prompt + rows * new) * self._decoder.cache_shape.bytes_per_token
             fits = rows <= self.config.max_batch and cache <= self.config.cache_mib * 2**20
+            # Alone, a group is decoded whatever it takes: refusing it would end the run over a limit that is there for
+            # speed.
             if (batch.sequences or chosen) and not fits:
                 break
             chosen.append(index)
@@ -155,6 +160,7 @@ class Sampler:
             logits_GV = self._prefill([request.prompts[index] for index in part], batch, group + at)
             first = row + at * request.group_size
             rows = slice(first, first + len(part) * request.group_size)
+            # A pass for each prompt and a draw for each member: the first distribution is the group's.
             self._draw(logits_GV.repeat_interleave(request.group_size, 0), batch, rows, request)
         self.stats.prefill_seconds += time.perf_counter() - start
 
@@ -203,12 +209,14 @@ def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device
     """
     if drawn is not None and tp.size == 1:
         return drawn
+    # fp64 holds ids exactly beside log-probabilities: one broadcast a token instead of four.
     packed = torch.zeros(4, rows, dtype=torch.float64, device=device)
     if drawn is not None:
         counts_B = torch.zeros_like(packed[0]) if drawn.nucleus_counts_B is None else drawn.nucleus_counts_B
         packed.copy_(torch.stack([drawn.token_B, drawn.logprob_B, drawn.full_logprob_B, counts_B]))
     dist.broadcast(packed, group=tp.group, group_src=0)
     token_B, logprob_B, full_logprob_B, counts_B = packed
+    # All know it from the first broadcast, and so take part in the second, or none does.
     total = int(counts_B.sum())  # 0 where nothing was cut: a cut leaves each row an id at least
     ids = None
     if total:

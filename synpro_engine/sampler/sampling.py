@@ -47,8 +47,11 @@ def uniforms(seeds: Sequence[int], members: Sequence[int], positions: Sequence[i
     gamma = np.uint64(0x9E3779B97F4A7C15)
     state = np.zeros(len(seeds), dtype=np.uint64)
     for part in (seeds, members, positions):
+        # Python's integers have no end and may be negative, which uint64 refuses.
         word = np.array([value & 0xFFFFFFFFFFFFFFFF for value in part], dtype=np.uint64)
+        # Mixed between the parts, or (seed, member) and (member, seed) would be one stream.
         state = _mix((state ^ word) + gamma)
+    # 53 bits are what a double's mantissa holds: every value is exact, and below 1.
     return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
@@ -62,6 +65,7 @@ def inverse_cdf(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
     # u < 1, but u * total may round up to total; stay below it so that the last positive weight is found.
     below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     target_B1 = torch.minimum(uniform_B[:, None] * total_B1, below_total_B1)
+    # right=True: the first column whose sum exceeds the target. One of weight 0 has its predecessor's sum.
     return torch.searchsorted(cumulative_BK, target_B1, right=True)[:, 0]
 
 
@@ -89,6 +93,7 @@ def nucleus(prob_BV: Tensor, top_p: float) -> Nucleus:
     counts_B = torch.bincount(row_n, minlength=len(prob_BV))
     start_B = torch.cumsum(counts_B, 0) - counts_B
     column_n = torch.arange(len(row_n), device=row_n.device) - start_B[row_n]
+    # As wide as the widest nucleus; the zeros behind shorter ones are columns of weight 0, which are never drawn.
     nucleus_BK = prob_BV.new_zeros(len(prob_BV), int(counts_B.max()))
     nucleus_BK[row_n, column_n] = prob_BV[row_n, ids_n]
     return Nucleus(counts_B=counts_B, ids=ids_n, prob_BK=nucleus_BK)
@@ -102,7 +107,9 @@ def _smallest_in_nucleus(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
     top = min(top, prob_BV.shape[-1])
     largest_BK = prob_BV.topk(top, dim=-1).values
     # The number of sums short of top_p is the index of the one that reaches it.
+    # fp64, as in `inverse_cdf`: a border moved by rounding would put other ids into the nucleus.
     index_B = (torch.cumsum(largest_BK, -1, dtype=torch.float64) < top_p).sum(-1)
+    # Clamped: rounding may leave the whole vocabulary's sum short of top_p, and then every id belongs.
     smallest_B = largest_BK.gather(-1, index_B.clamp(max=top - 1)[:, None])[:, 0]
     if top < prob_BV.shape[-1]:
         short = (index_B == top).nonzero()[:, 0]
@@ -116,9 +123,11 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_l
 
     Ids at or above `vocab_limit` (padding of the vocabulary) have no probability anywhere.
     """
+    # Ahead of the softmax: rows of padding are untrained, and would take probability from the others.
     logits_BV = logits_BV[:, :vocab_limit].float()
     prob_BV = torch.softmax(logits_BV / (sampling.temperature or 1.0), -1)
     if sampling.temperature == 0.0:
+        # Of the logits: close ones round to equal probabilities.
         token_B = logits_BV.argmax(-1)
         full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
         return Draw(token_B=token_B, logprob_B=torch.zeros_like(full_B), full_logprob_B=full_B)
@@ -132,6 +141,7 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_l
     start_B = torch.cumsum(cut.counts_B, 0) - cut.counts_B
     return Draw(
         token_B=cut.ids[start_B + column_B],
+        # Over the sum that was drawn from: the trainer's ratio is to this very distribution.
         logprob_B=full_B - torch.log(cut.prob_BK.sum(-1)),
         full_logprob_B=full_B,
         nucleus_counts_B=cut.counts_B,

@@ -40,8 +40,10 @@ def render_chat(
         texts = [message.content for message in messages]
         pieces = skeleton.continued if prefill else skeleton.opened
         parts = [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces]
+        # Markup and text take turns: the prefill is text too, though ours, and an empty piece of markup closes the row.
         return published.encode_prompt([*parts, prefill, ""])
     ids = _FORMATS[chat_format](messages, prefill, tokenizer)
+    # OLMo-2's format begins with a token that is also its begin-of-text, and one is enough.
     return ids if tokenizer.bos_id in (None, ids[0]) else [tokenizer.bos_id, *ids]
 
 
@@ -50,6 +52,7 @@ def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat = "auto") -> frozense
     ids = {tokenizer.eos_id, *tokenizer.end_ids}
     if chat_format == "auto":
         published, skeleton = _template_skeleton(tokenizer, ["user"])
+        # Read off the template, since the token that ends a turn often differs from the one that ends a document.
         for markup in skeleton.endings:
             # The first token after an answer ends it: where a template has no end, the next turn's begin.
             ids.update([id for id in published.encode_prompt([markup]) if id in published.control_ids][:1])
@@ -64,6 +67,7 @@ def _template_skeleton(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[Publ
         raise UserError(
             "`chat_format`: auto needs a chat template, and this tokenizer has none; choose chatml, olmo2 or plain"
         )
+    # Tokenizers may publish several, for tools or for retrieval: none of those is for a plain conversation.
     if "default" not in files.chat_templates:
         names = ", ".join(sorted(files.chat_templates))
         raise UserError(f"`chat_format`: none of the tokenizer's chat templates ({names}) is called default")
@@ -80,6 +84,7 @@ def _chat_ids(tokenizer: Tokenizer) -> tuple[int, int]:
 
 def _chatml(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
     start, end = _chat_ids(tokenizer)
+    # Encoded on its own, as it stands between two special tokens, where no word can join it.
     newline = tokenizer.encode("\n")
     ids = []
     for message in messages:
@@ -89,6 +94,7 @@ def _chatml(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer)
 
 def _olmo2(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
     """OLMo-2-Instruct's format: the markers are ordinary text there, only `<|endoftext|>` is a token."""
+    # `<|endoftext|>` is begin and end of text at once in OLMo-2.
     ids = [tokenizer.eos_id]
     for message in messages:
         closing = [tokenizer.eos_id, *tokenizer.encode("\n")] if message.role == "assistant" else []

@@ -23,6 +23,7 @@ def _main() -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     request = json.load(sys.stdin)
+    # Jinja and the sandbox import modules when they are first used, which needs files.
     for warm_up in (r"{{ messages | tojson ~ '\n' }}", "{{ raise_exception('') }}"):  # no import works afterwards
         _rendered(_compile_jinja_template(warm_up), {}, {"messages": []})
     _restrict()
@@ -52,9 +53,12 @@ def _line(error: Exception) -> str:
 def _restrict() -> None:
     """From here on no file can be opened or written, and time and memory end the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
+    # The limit counts from the start of the process, of which importing transformers takes several seconds.
     seconds = int(used.ru_utime + used.ru_stime) + _CPU_SECONDS
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
+    # NOFILE 3 leaves the three open streams, so that not even a pipe can be made; NPROC 0 forbids threads as
+    # well as programs, but not to root.
     limits = {"CPU": seconds, "AS": size + _BYTES, "FSIZE": 0, "NPROC": 0, "CORE": 0, "NOFILE": 3}
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))

@@ -62,6 +62,7 @@ def chat_skeleton(template: str, variables: dict[str, str], roles: Sequence[str]
     return _read_skeleton(template, tuple(sorted(variables.items())), tuple(roles))
 
 
+# Starting Python and transformers takes seconds, and one skeleton serves every prompt of a run.
 @functools.lru_cache(maxsize=256)
 def _read_skeleton(template: str, variables: tuple[tuple[str, str], ...], roles: tuple[str, ...]) -> ChatSkeleton:
     names = _StandIns(template, len(roles) + 1)
@@ -104,12 +105,15 @@ class _StandIns:
 
     def __init__(self, template: str, count: int) -> None:
         # Made from the template, so that they cannot be found in it.
+        # A hash and no random number, so that equal templates give equal skeletons and a run can be repeated. Letters
+        # and digits alone: nothing escapes them.
         nonce = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()[:20]
         self._names = [f"x{nonce}n{number}x" for number in range(count)]
         self._pattern = re.compile(f"x{nonce}n([0-9]+)x")
 
     def requests(self, form: _Form) -> list[dict[str, Any]]:
         """The conversations to render, in the order in which `read` takes them."""
+        # An answer in the conversation shows what the template puts behind one, and before it where it cannot open one.
         answer = ("assistant", (len(self._names) - 1,))
 
         def request(turns: _Form, opened: bool, left: str = "", right: str = "") -> dict[str, Any]:
@@ -138,8 +142,11 @@ class _StandIns:
         missing = {*map(str, range(len(self._names) - 1))} - {*plain[1::2]}
         if missing:
             raise _Unreadable("it leaves out a message")
+        # White space alone must not change the order or number of texts: such a template reads what it lays out.
         if not plain[1::2] == left[1::2] == right[1::2]:
             raise _Unreadable("it changes with the texts")
+        # Character for character: a template that escapes or merges would show the generator
+        # another text than influence scores.
         if inside != [f"{_INSIDE}{piece}" if at and at % 2 == 0 else piece for at, piece in enumerate(plain)]:
             raise _Unreadable("it changes the texts")
         slots = []
@@ -154,6 +161,8 @@ class _StandIns:
         # A template without a way to open an answer (Mistral's) still shows what stands before one.
         continued = opened if plain != closed or answered[1:at:2] != plain[1::2] else _alternating(answered[:at], slots)
         endings = [answered[at + 1]]
+        # Not needed to succeed: some templates refuse a user's turn here, and the end of a conversation
+        # shows the end of an answer as well.
         if "text" in rendered[6]:
             further = self._pattern.split(rendered[6]["text"])
             endings += [further[i + 1] for i, number in enumerate(further) if i % 2 and number == answer]
@@ -178,8 +187,11 @@ def _render(template: str, variables: dict[str, str], conversations: list[dict[s
         done = subprocess.run(
             [sys.executable, "-P", str(_RENDERER)], input=request.encode(), capture_output=True, timeout=_SECONDS
         )
+    # A template that sleeps uses no CPU time, which is all that the renderer's own limit counts.
     except subprocess.TimeoutExpired:
         raise UserError("`chat_format`: the tokenizer's chat template does not come to an end") from None
+    # A limit ends the process by a signal, where it is no exception yet; an exit code is a
+    # fault of the renderer, and a bug.
     if done.returncode < 0:
         raise UserError("`chat_format`: the tokenizer's chat template uses more time or memory than a template may")
     if done.returncode:

@@ -12,10 +12,13 @@ from collections import Counter
 from synpro_engine.synth.parsed import HEADINGS, Cut, size
 
 _THINK = r"(?:think|thinking|thought|reasoning)"
+# At the start of a line or behind the prefill's key only: a text about HTML may name such tags.
 _OPENED = re.compile(rf"(?:^|(?<=Topic:))[ \t]*<{_THINK}>", re.IGNORECASE | re.MULTILINE)
 _CLOSED = re.compile(rf"</{_THINK}>", re.IGNORECASE)
 _CLOSED_ALONE = re.compile(rf"</{_THINK}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _HEADING_FIRST = re.compile(r"\s*(?:" + "|".join(map(re.escape, HEADINGS)) + r")(?:\s*- Topic:)?", re.IGNORECASE)
+# Decoding drops special ids: what stands here are letters that a model wrote, or tokens that its
+# vocabulary does not mark special.
 _TURN_ENDS = re.compile(
     r"(?:<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|eos)\|>|</s>|<end_of_turn>|<eos>)+[ \t]*$"
     r"|(?:<\|(?:im_end|endoftext|eot_id)\|>)+(?=<\||\s*\n)|</s>(?=\s*\[INST\])",
@@ -33,6 +36,7 @@ FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*$", re.MULTILINE)
 
 def cleaned(raw: str, cut: Counter[Cut]) -> tuple[str, bool]:
     """The answer itself with plain line ends, and whether the turn was seen to end behind it."""
+    # Before turns are looked for, since a thought may quote any of them.
     text = _without_thinking(raw.replace("\r\n", "\n").replace("\r", "\n"), cut)
     for _ in range(_HEADERS):
         begin = _TURN_BEGINS.search(text)
@@ -68,10 +72,12 @@ def _says_something(before: str) -> bool:
 def _first_turn(text: str, cut: Counter[Cut]) -> tuple[str, bool]:
     """The text up to where the turn ends or another begins, and whether there is such a place."""
     ends = [match for pattern in (_TURN_ENDS, _TURN_BEGINS, _NEXT_SPEAKER) if (match := pattern.search(text))]
+    # A token at the very start begins the answer and does not end it.
     ends = [match for match in ends if _says_something(text[: match.start()])]
     if not ends:
         return text, False
     end = min(ends, key=lambda match: match.start())
+    # "User:" is a word of the text that the model went on with, and no token.
     token = size(end.group()) if end.re is not _NEXT_SPEAKER else 0
     cut[Cut.CHAT_TOKEN] += token
     cut[Cut.NEXT_TURN] += size(text[end.start() :]) - token
@@ -86,6 +92,7 @@ def unfenced(body: str, cut: Counter[Cut]) -> str:
     whole, stray = len(fences) == len(around) == 2, len(fences) % 2 == 1 and len(around) == 1
     if not (whole or stray):  # blocks within the text stay
         return body
+    # From the back, so that the places of those before stay as they were.
     for fence in reversed(around):
         cut[Cut.FENCE] += size(fence.group())
         body = body[: fence.start()] + body[fence.end() :]

@@ -60,6 +60,7 @@ _RULE = re.compile(r"[ \t]*(?:-{3,}|\*{3,}|_{3,}|={3,})[ \t]*$")
 
 def is_talk(line: str) -> bool:
     """Whether a line speaks of the answer or to the user."""
+    # A bounded head: the patterns have gaps of up to 80 characters, and a line may be a whole document.
     return bool(_TALK.match(line[:_LOOKED_AT]))
 
 
@@ -82,6 +83,7 @@ def _end_of_text(lines: Sequence[str]) -> int:
             end, talks = min(end, index), True
         elif not line.strip() or _RULE.match(line):
             continue
+        # Real text behind talk means that the talk stood within the text, which then keeps all of it.
         elif not (talks and (_LIST_ITEM.match(line) or lines[index - 1].strip())):
             end, talks = len(lines), False
     while end and (not lines[end - 1].strip() or _RULE.match(lines[end - 1])) and end < len(lines):

@@ -91,11 +91,14 @@ class _Draft:
 def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) -> list[Entry]:
     """The first entries that say something, each once; the last one of an unfinished answer is not whole."""
     example_words = set(_words(example))
+    # One kind of space and of line end first: every pattern below may then ask for the plain ones.
     drafts = list(_drafts(body.translate(_SPACES), cut))
+    # An entry that something follows is whole even in an answer that was cut off.
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
     if drafts and drafts[0].content is not None and not _value(drafts[0].topic):
         drafts = _of_contents_first(drafts, finished)
+    # A dict for its order: it is a set that keeps the sequence of the answer.
     entries: dict[Entry, None] = {}
     for draft in drafts:
         topic = (
@@ -183,6 +186,7 @@ def _lines(body: str) -> Iterator[str]:
     for line in body.split("\n"):
         at = 0
         leading = _TOPIC.match(line)
+        # Behind the key at the head, which would otherwise be found again as one within the line.
         for match in _TOPIC_WITHIN.finditer(line, leading.end() if leading else 0):
             if not _NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
                 yield line[at : match.start()]
@@ -205,6 +209,7 @@ def _go_on(draft: _Draft, line: str) -> None:
         draft.content.append(line)
         return
     assert draft.topic is not None, "a draft begins with a key"
+    # The strict form first: a lower-case "content:" may be a word of the topic when a proper key follows.
     key = _CONTENT_WITHIN.search(line) or _CONTENT_WITHIN_LOWER.search(line)
     if key is None:
         draft.topic.append(line)
@@ -223,6 +228,7 @@ def _value(lines: list[str] | None) -> str:
         inner = text[len(mark) : -len(mark)]
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:
             text = inner.strip()
+        # An odd mark has lost its partner, which stood around the key; pairs within the text are emphasis and stay.
         elif text.count(mark) % 2:  # a single star before a text is a bullet of its own
             text = text.removeprefix(f"{mark} " if len(mark) > 1 else "").removesuffix(mark).strip()
     return text
@@ -230,6 +236,7 @@ def _value(lines: list[str] | None) -> str:
 
 def _fault(entry: Entry, example_words: Set[str]) -> Cut | None:
     """Why an entry says nothing of its own."""
+    # By words, for models repeat with other case and punctuation.
     topic, content = _words(entry.topic), _words(entry.content)
     # What the prompt's pattern has in a value's place. A topic like <title> may be meant.
     short = len(entry.content) <= _LONGEST_SLOT

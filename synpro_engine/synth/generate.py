@@ -86,10 +86,12 @@ def generate_corpus(
     if not items:
         raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
     settings = _settings(producer, items, seed, inputs or {})
+    # Beside the artifact and not in its partial directory, which `new_artifact` empties when it merges.
     work = path.with_name(path.name + ".work")
     if not on_main(topology, lambda: _prepare(path, work, settings)):
         _run(work, producer, items, topology)
         barrier(topology)  # shares were dealt beforehand: the last rank may be long after the first
+        # By what is on disk and as rank 0 reads it: ranks may have seen the wish to stop at different batches.
         missing = on_main(topology, lambda: len(batches(items, config.batch_prompts)) - len(read_commits(work)))
         if missing:  # some rank was asked to stop; this one may not know yet
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
@@ -98,6 +100,8 @@ def generate_corpus(
             lambda: _merge(path, work, producer, items, settings, parents or {}, seed),
             label=f"merge {path.name}",
         )
+    # Only once the artifact is published: until then these are the only copy. A kill in between leaves them for the
+    # next start, which comes here again.
     if topology.is_main and work.exists():
         shutil.rmtree(work)
     return on_main(topology, lambda: read_yield(path))
@@ -113,6 +117,7 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
     """Everything that the outcome depends on, as plain JSON."""
     source = hashlib.sha256()
     for item in items:
+        # The texts themselves, for a corpus may change under the same ids.
         source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode())
     settings = {
         "generate": producer.config.model_dump(),
@@ -120,8 +125,10 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
         "seed": seed,
         "prefix": producer.prefix,
         "generator": producer.generator_hash,
+        # The generator's context has a part in it, beside the settings, and it decides which prompts are answered.
         "longest_prompt": producer.longest_prompt,
         "tokenizer": producer.tokenizer.fingerprint,
+        # A parser that reads otherwise would mix two readings in one corpus.
         "reading": _READING,
         "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
         "source_sha256": source.hexdigest(),
@@ -155,6 +162,8 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
     """Answer this rank's share of what is not on disk yet."""
     units = batches(items, producer.config.batch_prompts)
     done = on_main(topology, lambda: sorted(read_commits(work)))
+    # Dealt anew from what is left, so that another number of ranks may go on. Results do
+    # not depend on who makes a batch.
     mine = sorted(set(range(len(units))) - set(done))[topology.dp.rank :: topology.dp.size]
     before = len(done) * producer.config.batch_prompts // topology.dp.size
     total = before + sum(len(units[unit]) for unit in mine)
@@ -163,6 +172,8 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
     writes = topology.tp.rank == 0 and topology.pp.rank == 0
     with bar, PartWriter(work, topology.dp.rank) if writes else nullcontext() as part:
         for unit in mine:
+            # One answer for a tensor-parallel group, whose next batch is collective. Data-parallel ranks
+            # may stop at different batches.
             if broadcast_in(topology.tp, topology.watch.wish.signal is not None):
                 break
             records = producer.batch(units[unit])
@@ -175,6 +186,7 @@ def _records(work: Path, units: int) -> Iterator[dict[str, Any]]:
     """All records in work-list order."""
     commits = read_commits(work)
     assert sorted(commits) == list(range(units)), "a batch is missing after all ranks have finished"
+    # By number and not in the order of writing, which hangs on ranks and interruptions.
     for unit in range(units):
         yield from read_frame(work, commits[unit])
 

@@ -62,6 +62,7 @@ def read_frame(directory: Path, commit: Commit) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         file.seek(commit.offset)
         frame = file.read(commit.size)
+    # zstd's own frames carry no checksum by default.
     if hashlib.sha256(frame).hexdigest() != commit.sha256:
         raise UserError(f"{path}: damaged at byte {commit.offset}; remove {directory} to start anew")
     for line in zstandard.ZstdDecompressor().decompress(frame).decode("utf-8").splitlines():
@@ -80,9 +81,12 @@ class PartWriter:
         part_end = ledger_end = 0
         if self._ledger_path.exists():
             for line, commit in _commits(self._ledger_path):
+                # The highest end and not the last: what lies behind it belongs to no line, and
+                # was written when the kill came.
                 part_end, ledger_end = max(part_end, commit.offset + commit.size), line.end
         self._part = _open_at(self._part_path, part_end)
         self._ledger = _open_at(self._ledger_path, ledger_end)
+        # New files are entries of the directory: synced files could be gone with it after a power cut.
         fsync_path(self._part_path.parent)
         return self
 
@@ -94,11 +98,13 @@ class PartWriter:
         commit = Commit(
             unit=unit,
             part=self._part_path.name,
+            # Where this process put it. Each writer has its own file, so nobody else moves the end.
             offset=self._part.tell(),
             size=len(frame),
             sha256=hashlib.sha256(frame).hexdigest(),
         )
         try:
+            # In this order: a line in the ledger must never speak of bytes that are not on the disk.
             _write_through(self._part, frame)
             _write_through(self._ledger, (json_text(commit.model_dump()) + "\n").encode())
         except OSError as error:
@@ -116,6 +122,8 @@ class PartWriter:
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:
+    # Not "ab": appending ignores the place that was sought, behind which a torn frame may lie.
+    # Unbuffered, so that a write is a write.
     file = path.open("r+b" if path.exists() else "x+b", buffering=0)
     try:
         if file.seek(0, os.SEEK_END) < size:

@@ -39,6 +39,7 @@ class Operation:
     @property
     def prompt_version(self) -> str:
         """16 hex digits of SHA-256 over everything the model is shown besides the text."""
+        # All that a model is shown, so that no edit of a prompt can forget to raise a number.
         shown = [self.name, self.heading, self.instructions, self.prefill, self.example]
         return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
 

@@ -41,6 +41,7 @@ _OPENER = 80  # characters of a phrase like "Sure, I will be happy to help:" bet
 def parse_rephrase(raw: str, *, min_chars: int, finished: bool = True) -> Parsed:
     """Read a paraphrase; `finished` says whether the generator ended it itself. What follows it is not the text."""
     cut: Counter[Cut] = Counter()
+    # First of all: headings in a thought or in a turn that the model made up are none.
     text, ended = cleaned(raw, cut)
     after = _body_after(text, REPHRASE_HEADING, cut)
     if isinstance(after, Reject):
@@ -50,6 +51,7 @@ def parse_rephrase(raw: str, *, min_chars: int, finished: bool = True) -> Parsed
         return _refused(Reject.EMPTY if finished else Reject.TRUNCATED)
     text, talked = without_commentary(unfenced(body, cut), cut)
     text = unfenced(text, cut)  # the talk may have stood behind the block
+    # Text that something follows was ended by the model, though its tokens ran out in what follows.
     if not (finished or ended or followed or talked):
         return _refused(Reject.TRUNCATED)
     if not text:
@@ -97,6 +99,7 @@ def _accepted(
     raw: str, heading: str, text: str, entries: tuple[Entry, ...], asked_for: int, cut: Counter[Cut]
 ) -> Parsed:
     """asked_for: characters of the text and of the form that it was to have. What nothing accounts for is markup."""
+    # What is left of the balance: text, form and counted cuts are all of an answer, so that nothing goes in silence.
     cut[Cut.MARKUP] += max(0, size(raw) - asked_for - cut.total())
     counted = {reason: count for reason, count in sorted(cut.items()) if count}
     headings = list(_EXACT.finditer(raw))  # exact: it begins with this heading and has no other, nor this one twice
@@ -134,6 +137,7 @@ def _without_headings(text: str, cut: Counter[Cut]) -> tuple[str, bool | None]:
     And whether one is that of a list of entries; None where there is no heading at all.
     """
     headings = list(_HEADING.finditer(text))
+    # From the back, so that the places of those before stay as they were.
     for match in reversed(headings):
         text = text[: match.start()] + "\n" + text[match.end() :]
     of_list = [match for match in headings if match["reformat"]]

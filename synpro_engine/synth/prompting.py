@@ -51,6 +51,7 @@ class Prompter:
 
     def __init__(self, operation: Operation, tokenizer: Tokenizer, config: PromptConfig) -> None:
         """`operation` is the effective one: without a prefill the model is told to write the heading."""
+        # Decided once, so that tuning and generation cannot differ in it.
         self.operation = operation if config.prefill else operation.without_prefill()
         self.tokenizer, self.config = tokenizer, config
 

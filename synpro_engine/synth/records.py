@@ -68,6 +68,7 @@ class Producer:
     def batch(self, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         """One record per completion, in order of the items; collective over the generator's ranks."""
         prompts = [self.prompters[item.operation].ask(item.slice.text) for item in items]
+        # By tokens, which only a rendered prompt has: a limit on characters would depend on the text.
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.longest_prompt]
         groups: list[list[Completion]] = [[] for _ in items]
         if fits:
@@ -77,6 +78,7 @@ class Producer:
                 sampling=self.config.sampling,
                 stop_ids=next(iter(self.prompters.values())).stop_ids,  # of the chat format, not of the operation
                 seeds=[items[i].seed for i in fits],
+                # Rows of padding in the embedding have no text: drawn, they would decode to nothing or fail.
                 vocab_limit=self.tokenizer.vocab_size,
             )
             for i, group in zip(fits, generated, strict=True):
@@ -88,6 +90,7 @@ class Producer:
     ) -> list[dict[str, Any]]:
         records, accepted, candidates = [], [], []
         for item, prompt, group in zip(items, prompts, groups, strict=True):
+            # A record all the same: each prompt of the work list is in the corpus or among the refused.
             if not group:
                 records.append(self._too_long(item, len(prompt)))
             for member, completion in enumerate(group):
@@ -96,6 +99,8 @@ class Producer:
                 if candidate.parsed.ok:
                     accepted.append(records[-1])
                     candidates.append(candidate)
+        # All of a batch in one call, for the scorer is collective over the generator's ranks and batches better. Its
+        # ranks have the same candidates, so all of them call it or none.
         if self.scorer is not None and candidates:
             for record, rewards in zip(accepted, self.scorer(candidates), strict=True):
                 record["rewards"] = dict(rewards)
@@ -118,6 +123,7 @@ class Producer:
             "provenance": self.provenance(item, member, completion.finished),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": len(completion.token_ids),
+            # Counted anew: what was cut of an answer is not in its text, and tokens have no part in the reading.
             "text_tokens": len(self.tokenizer.encode(parsed.text)),
         }
 

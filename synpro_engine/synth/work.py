@@ -91,11 +91,14 @@ class WorkItem:
 def choose_slices(documents: Iterable[Document], config: SliceConfig, seed: int) -> list[Slice]:
     """The slices to work on, in the order of the corpus; of more than `max_slices` those of smallest hash."""
     pieces = (piece for document in documents for piece in slice_document(document, config.max_chars))
+    # Without white space at the ends: a slice of blank lines asks a generator to make something up.
     slices = [piece for piece in pieces if len(piece.text.strip()) >= config.min_source_chars]
     if config.max_slices is None:
         return slices
+    # By hash, so that the choice is spread over the corpus, and a larger one contains a smaller.
     hashes = [stable_hash(seed, "synth.select", piece.key) for piece in slices]
     chosen = heapq.nsmallest(config.max_slices, range(len(slices)), key=hashes.__getitem__)
+    # Back in the corpus' order, in which batches hold slices of one document and ids are easy to follow.
     return [slices[i] for i in sorted(chosen)]
 
 
@@ -104,6 +107,8 @@ def work_list(documents: Iterable[Document], config: GenerateConfig, seed: int) 
     items: list[WorkItem] = []
     for piece in choose_slices(documents, config, seed):
         for operation in config.operations:
+            # By place and operation: a slice must not get the same random numbers for both,
+            # nor others when slices are added.
             key = f"{piece.key}:{operation}"
             own_seed = stable_hash(seed, "synth.sample", key) >> 1  # below 2**63: it fits every reader's integer
             items.append(WorkItem(slice=piece, operation=operation, key=key, seed=own_seed))

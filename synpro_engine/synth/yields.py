@@ -114,6 +114,8 @@ class YieldCounter:
         self._cut_chars.setdefault(name, Counter()).update(record["cut"])
         self._cut_answers.setdefault(name, Counter()).update(record["cut"].keys())
         for reward, value in record["rewards"].items():
+            # Kept one by one and summed at the end, in the order of the work list: the report
+            # is then equal to the last digit.
             self._rewards.setdefault(name, {}).setdefault(reward, []).append(value)
 
     def report(self) -> YieldReport:

@@ -89,7 +89,11 @@ def save_checkpoint(
     engine = trained if isinstance(trained, Engine) else None
     model = trained.model if isinstance(trained, Engine) else trained
     topology, partial = model.topology, partial_path(path)
+    # Before any rank writes: one that began earlier would have its file removed with the
+    # leftovers of an interrupted save.
     on_main(topology, lambda: _prepare(path))
+    # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model
+    # alone reads no optimizer state.
     pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
     with _WriteFaults(partial):
         write_pieces(partial / _STATE, pieces, topology)
@@ -110,6 +114,7 @@ def save_checkpoint(
     def finish() -> None:
         with _WriteFaults(path):
             stored = _Extra(engine=counters, extra=dict(extra or {}))
+            # The manifest hashes what lies there, so everything else is written before it.
             atomic_write_text(partial / _EXTRA, json_text(stored.model_dump(), indent=2) + "\n")
             write_artifact_manifest(partial, KIND, description, parents or {}, seed, hashes)
             publish(partial, path)
@@ -132,17 +137,20 @@ def load_checkpoint(
     manifest = on_main(topology, lambda: _checkpoint_manifest(path))
     verify_shared(path, topology)  # before anything is loaded: damage must leave the model as it is
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
+    # Every tensor would fit where only a family, an epsilon or a rotary base differs, and other numbers would come out.
     difference = first_difference(manifest.config["model"], model.config.model_dump(mode="json"), _NOT_SHAPE)
     if difference is not None:
         raise UserError(f"{path}: checkpoint of another model: {difference}")
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
+    # From here on the memory of model and optimizer is filled in place: what can be refused has been refused by now.
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
     # No rank may fail alone here: the others would wait for it in the next collective.
     on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
     if engine is not None and stored.engine is not None and with_optimizer:
+        # Steps and updates are two counts: a skipped step moves schedule and data, but not AdamW's bias correction.
         set_updates_made(engine.optimizer, stored.engine.updates)
         engine.step_index, engine.schedule_start = stored.engine.step, stored.engine.schedule_start
     elif engine is not None:
@@ -167,6 +175,7 @@ def step_of(path: Path) -> int:
 
 def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
     """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
+    # On a network file system each rank may see another newest checkpoint, and they would go on from different steps.
     return on_main(topology, lambda: (complete_checkpoints(directory) or [None])[-1])
 
 
@@ -175,6 +184,8 @@ def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
     assert keep >= 1
 
     def remove() -> None:
+        # A kill while an older checkpoint is deleted leaves this name, which no later save
+        # uses: nobody else would remove it.
         for left in directory.glob(f"step-*{REMOVING}"):
             shutil.rmtree(left)
         for path in complete_checkpoints(directory)[:-keep]:
@@ -188,6 +199,7 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
     One without a manifest is no more than the rest of an interrupted copy or removal.
     """
+    # The glob also finds `.partial` and `.removing`, which must never be gone on from.
     named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     complete = [path for path in named if (path / MANIFEST).is_file()]
     return sorted(complete, key=step_of)
@@ -211,6 +223,8 @@ class _WriteFaults:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # A CheckpointException carries the faults of all ranks and is raised on every one of
+        # them, so that none goes on alone.
         if isinstance(error, (OSError, CheckpointException)):
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((fault for fault, _ in failures.values()), error)  # torch's message has every rank's traceback

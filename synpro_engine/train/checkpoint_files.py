@@ -35,6 +35,7 @@ from synpro_engine.train.checkpoint_pieces import Piece
 
 def write_pieces(directory: Path, pieces: Sequence[Piece], topology: Topology) -> None:
     """Write this rank's share of `pieces` below `directory`, which exists and is empty. Collective."""
+    # Nothing goes in as a state dict: torch takes a plain tensor there for a whole one, and these are parts.
     dcp.save({}, storage_writer=_Writer(directory, topology), planner=_SavePlanner(pieces))
 
 
@@ -45,6 +46,7 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     have it in another shape.
     """
     index = read_index(directory)
+    # All are looked up before the first is read, so that a checkpoint of another model leaves the memory as it is.
     for piece in pieces:
         stored: Any = index.state_dict_metadata.get(piece.key)
         if stored is None or tuple(stored.size) != piece.shape:
@@ -83,8 +85,12 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         try:
             written = super().write_data(plan, planner)
+            # Over before the ranks meet: what torch does next is a collective, which ends the job
+            # after `parallel.timeout_minutes`.
             written.wait()
         finally:
+            # In a `finally`, for a rank whose disk is full lives on, and the others would
+            # wait here for as long as it does.
             barrier(self._topology)
         return written
 
@@ -123,6 +129,7 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         stored: dict[str, Any] = self.metadata.state_dict_metadata
+        # A key has several pieces wherever a flat range was cut into rectangles, and `groupby` joins neighbours only.
         of_key = groupby(sorted(self._pieces, key=lambda place: place.fqn), key=lambda place: place.fqn)
         chunks = {key: [_chunk(self._pieces[place]) for place in places] for key, places in of_key}
         read = (create_read_items_for_chunk_list(key, stored[key], wanted) for key, wanted in chunks.items())

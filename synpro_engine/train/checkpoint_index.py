@@ -45,6 +45,8 @@ _ALLOWED = {
 
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
+        # By exact name, for a module holds more than its classes: `torch.load` or `os.system`
+        # under an allowed module would do.
         if global_name not in _ALLOWED.get(module_name, ()):
             raise pickle.UnpicklingError(f"it names {module_name}.{global_name}, which an index never does")
         return super().find_class(module_name, global_name)
@@ -60,6 +62,8 @@ def read_index(directory: Path) -> Metadata:
     index = None
     try:
         index = _IndexReader(io.BytesIO(path.read_bytes())).load()
+        # Inside the `try`: an index that lies about its types may raise anywhere in the
+        # comparison, and is damaged all the same.
         fault = _fault(index, directory)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the checkpoint is not complete") from None
@@ -72,10 +76,12 @@ def read_index(directory: Path) -> Metadata:
 
 def _fault(index: Any, directory: Path) -> str | None:
     """What is wrong with what an index says; None when nothing is."""
+    # Exact types throughout: a dict or a list of a class of its own could answer differently when torch asks again.
     if type(index) is not Metadata:
         return f"it is a {type(index).__name__}"
     if type(index.state_dict_metadata) is not dict or type(index.storage_data) is not dict:
         return "it lists no tensors"
+    # One look at each file, of which a rank writes a few, and not one at each of many thousand tensors.
     with os.scandir(directory) as entries:
         status_of = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
     # Bytes of each data file: regular files with the names that torch gives them; links lead elsewhere.
@@ -101,11 +107,14 @@ def _fills(chunks: Sequence[ChunkStorageMetadata], size: Sequence[int]) -> bool:
         and all(0 <= first <= first + length <= end for first, length, end in zip(chunk.offsets, chunk.sizes, size))  # noqa: B905
         for chunk in chunks
     )
+    # The count alone is not enough: parts that overlap and leave a hole of the same size would pass for a whole tensor,
+    # and what was in memory at the hole would stay.
     return inside and sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size) and _disjoint(chunks)
 
 
 def _disjoint(chunks: Sequence[ChunkStorageMetadata]) -> bool:
     """Whether no element lies in two: with as many as the tensor has, another one would then be in none."""
+    # Sorted by their first row so that the inner loop ends early: trying all pairs would be quadratic in the parts.
     boxes = sorted(
         (tuple(chunk.offsets), tuple(map(operator.add, chunk.offsets, chunk.sizes)))
         for chunk in chunks
@@ -124,7 +133,9 @@ def _lies_in(place: Any, lengths: dict[str, int]) -> bool:
     """Whether it is a range of a data file, without any decoding that an index may also ask for."""
     return (
         type(place) is _StorageInfo
+        # By these torch would run decoders over the bytes; its older releases have no such field.
         and not getattr(place, "transform_descriptors", None)
+        # A bool is an int to `isinstance`, and a float would pass the comparison below.
         and type(place.offset) is type(place.length) is int
         and place.relative_path in lengths
         and 0 <= place.offset <= place.offset + place.length <= lengths[place.relative_path]

@@ -64,10 +64,13 @@ def optimizer_pieces(model: Model, optimizer: MegatronOptimizer) -> list[Piece]:
         for part in described[parameter]:
             # The ranges of copies on other pipeline or tensor ranks may be cut elsewhere: one of them writes.
             saves = tuple(part.replica_id[:2]) == (0, 0)
+            # A part is a view of its parameter, so the two offsets say where it begins in it;
+            # SwiGLU's two halves are told apart so.
             first = part.data.storage_offset() - parameter.storage_offset()
             begin, end = max(start, first), min(stop, first + part.data.numel())
             for name, flat in (("param", main), *((moment, state[moment]) for moment in _MOMENTS)):
                 for corner, extent, at in rectangles(part.local_shape, begin - first, end - first):
+                    # A view, also of the moments: loading writes through it into the memory that the optimizer owns.
                     data = flat.detach().view(-1)[first + at - start :][: math.prod(extent)].view(extent)
                     offset = tuple(a + b for a, b in zip(part.global_offset, corner, strict=True))
                     pieces.append(Piece(f"optimizer.{name}.{part.key}", data, part.global_shape, offset, saves))
@@ -82,6 +85,7 @@ def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:
         assert len(counts) <= 1, f"parameters of one optimizer at different steps: {sorted(counts)}"
         made = max(made, *counts, 0)
     count = torch.tensor([made], device=topology.device)  # 0 where this rank owns nothing that trains
+    # With frozen blocks a pipeline stage may train nothing; its own 0 in the checkpoint would restart bias correction.
     dist.all_reduce(count, op=dist.ReduceOp.MAX)
     return int(count.item())
 
@@ -107,6 +111,7 @@ def rectangles(shape: Shape, start: int, stop: int) -> Iterator[tuple[Shape, Sha
         return
     row = math.prod(shape[1:])
     first, last = -(-start // row), stop // row  # the whole rows
+    # The range begins and ends within one row, so there is no whole one between.
     if first > last:
         yield from _within(shape, last, start, stop)
         return
@@ -132,11 +137,14 @@ def _described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     parts_of: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))
+        # Should a release put something into them, this fails rather than dropping a part of
+        # the model from every checkpoint.
         extra_states = [entry.data for entry in nested_values(described) if isinstance(entry, ShardedObject)]
         assert all(data is None or (isinstance(data, Tensor) and data.numel() == 0) for data in extra_states)
         for name, parameter in chunk.named_parameters():
             entry: Any = described[name]
             parts = list(nested_values(entry.build())) if isinstance(entry, ShardedTensorFactory) else [entry]
+            # Ranges are flat: a strided part would be cut at the wrong elements, and saved without an error.
             assert all(part.data.is_contiguous() and not part.prepend_axis_num for part in parts), name
             assert sum(part.data.numel() for part in parts) == parameter.numel(), name
             parts_of[parameter] = parts
@@ -151,6 +159,8 @@ def _owned(optimizer: MegatronOptimizer) -> Iterator[tuple[Parameter, int, int, 
             for parameter, ranges in bucket["param_map"].items():
                 index, order = part.model_param_group_index_map[parameter]
                 group = part.optimizer.param_groups[index]
+                # The shard that AdamW steps on: an fp32 copy of a bf16 parameter's range, a view
+                # into an fp32 parameter itself.
                 main = group["params"][order]
                 state = part.optimizer.state[main]
                 if not state:  # as the optimizer makes it at its first update

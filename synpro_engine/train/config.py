@@ -98,6 +98,7 @@ class DivergenceConfig(Config):
 class TrainConfig(Config):
     """One run of pretraining."""
 
+    # They may change without a stage being made anew: at most sums are rounded in another order.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints log_every tensorboard skip"
         " divergence".split()

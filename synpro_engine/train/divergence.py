@@ -97,6 +97,7 @@ class LossGuard:
 
     def add(self, losses: Mapping[str, float]) -> bool:
         """Take one evaluation's losses by name, nats per token; whether they are out of bounds."""
+        # Not the training loss: one bad batch makes it NaN, and that step was skipped and is counted elsewhere.
         broken = any(not math.isfinite(loss) for name, loss in losses.items() if name != TRAINING)
         # Judged before they are taken in: a loss is measured against those before it.
         out = broken or (bool(losses) and all(self._out_of_bounds(name, loss) for name, loss in losses.items()))
@@ -152,6 +153,8 @@ class PretrainGuard:
         """Take one step's outcome; DivergedError where too many were skipped."""
         self._measured[TRAINING] = loss
         if math.isfinite(loss):
+            # One step's loss is too noisy to compare with a plateau's: its batch may be easy or
+            # hard by more than plateau_rise.
             self._since = (self._since[0] + loss, self._since[1] + 1)
         if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
             self._bounds.see(TRAINING, loss)
@@ -165,6 +168,7 @@ class PretrainGuard:
         for name, loss in self._means.items():
             if math.isfinite(loss):
                 self._lowest[name] = min(loss, self._lowest.get(name, math.inf))
+        # Against all that was measured last, so that training's loss takes part: only both together mean divergence.
         return self._bounds is not None and self._bounds.add(self._measured)
 
     def fault(self, step: int, *, last: bool) -> str | None:
@@ -177,6 +181,7 @@ class PretrainGuard:
 
         A model that only overfits has its lowest training loss now.
         """
+        # Without a step since the last evaluation there is nothing to tell overfitting from divergence by.
         if self._config is None or TRAINING not in self._means:
             return None
         share, lowest = self._config.plateau_rise, self._lowest
@@ -208,6 +213,8 @@ class PretrainGuard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.skips.load_state_dict(state["skips"])
+        # JSON has no NaN: a checkpoint holds null for it. `_means` is not kept, for it is
+        # made anew at the next evaluation.
         self._measured = {name: math.nan if loss is None else loss for name, loss in state["measured"].items()}
         self._since, self._lowest = (float(state["since"][0]), int(state["since"][1])), dict(state["lowest"])
         if self._bounds is not None and state["bounds"] is not None:

@@ -67,18 +67,22 @@ class Engine:
         schedule: ScheduleConfig | None = None,
         overlap_gradients: bool = False,
     ) -> None:
+        # At the door, and not at the step: what is refused here trains without an error, to wrong weights.
         refuse_traps(model)
         self.model = model
         self.optimizer_config = optimizer
         self.schedule = schedule or ScheduleConfig()
         self.step_index = 0  # steps completed
         self.schedule_start = 0  # the step at which the schedule begins
+        # Before the optimizer, which takes its shards from the buffers that the wrapper makes.
         self.wrapped: list[Any] = _wrap(model, overlap_gradients)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
         self._install_hooks(overlap_gradients)
 
     def _install_hooks(self, overlap_gradients: bool) -> None:
         settings: Any = self.model.megatron_config
+        # The schedules read their hooks from the model's settings, which outlive an engine:
+        # the newest engine's hooks count.
         settings.finalize_model_grads_func = _finalize_sums
         settings.grad_scale_func = None  # no loss scaling: fp32 and bf16 need none
         # Megatron takes a list from an interleaved pipeline and the bare function from all others.
@@ -102,17 +106,21 @@ class Engine:
         """
         assert denominator > 0, denominator
         self._check(microbatches)
+        # Megatron's backward adds to these buffers and never clears them.
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._forward_backward(microbatches, loss_fn, denominator)
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, lr)
+        # Before the update: whether the loss is finite must be known, and be the same, on every rank.
         totals = self._over_ranks(sums)
         stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
         updated, grad_norm = update(self.optimizer, self.optimizer_config.clip, sound=math.isfinite(loss))
+        # A skipped step counts as well, for its batch is spent: the data's position, the
+        # schedule and the step stay in line.
         self.step_index += 1
         return StepResult(
             step=self.step_index,
@@ -147,6 +155,7 @@ class Engine:
         rows = microbatches[0].tokens_BS
         get_forward_backward_func()(
             forward_step_func=forward,
+            # One iterator for each chunk of an interleaved pipeline: all of them go through every micro-batch.
             data_iterator=[iter(microbatches) for _ in self.wrapped],
             model=list(self.wrapped),
             num_microbatches=len(microbatches),
@@ -168,12 +177,16 @@ class Engine:
             # Exact, and from the same parts on every rank: ranks decide by these numbers, and must not part over a last
             # bit.
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
+        # Tensor-parallel ranks compute the same loss from all-reduced sums, yet may differ in a
+        # last bit: the first one's counts.
         return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
 
     def _check(self, microbatches: Sequence[MicroBatch]) -> None:
         """Refuse micro-batches that the schedule cannot run, and a model that is another engine's by now."""
         # A second engine on the same model moves its parameters away; updates of the first would go nowhere.
         for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
+            # By storage and not by identity, since a second engine leaves the Parameter
+            # objects and only moves their memory.
             if buffer.params[0].untyped_storage().data_ptr() != buffer.param_data.untyped_storage().data_ptr():
                 raise RuntimeError("another engine was built on this model since; only the newest one can train it")
         topology = self.model.topology

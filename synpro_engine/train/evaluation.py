@@ -20,6 +20,8 @@ def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch
     every rank. Collective over the job. Raises UserError when there is not a single label.
     """
     device = model.topology.device
+    # fp64, for the sum goes on from batch to batch: in fp32 it would take in small terms ever more coarsely. Both
+    # numbers stand in one tensor, so that one all-reduce at the end serves them.
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p, labels
     for batch in batches:
         scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=micro_batch)

@@ -33,6 +33,7 @@ class Footprint:
 
         That is two moments, and fp32 weights beside half ones.
         """
+        # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
         kept = 8 if self.dtype == torch.float32 else 12
         return self._parameters * (self.dtype.itemsize + 4 + kept / self.layout.dp)
 
@@ -45,8 +46,10 @@ class Footprint:
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        per_token = 6 * model.d_model + 3 * query + 6 * key + 3 * model.ffn
-        return rows * length * per_token * model.layers * self.dtype.itemsize / self.layout.tp
+        shared = (3 * query + 6 * key + 3 * model.ffn) / self.layout.tp
+        # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
+        whole = 6 * model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
+        return rows * length * (shared + whole) * model.layers * self.dtype.itemsize
 
     def saved(self, *, optimizer: bool = False) -> float:
         """A checkpoint of the whole model, on disk; AdamW's part there has fp32 weights in any case."""
@@ -56,5 +59,7 @@ class Footprint:
     def _parameters(self) -> float:
         """Of the fullest rank: its blocks, and an embedding or an output layer or both."""
         blocks, whole = self.model.parameter_count(embeddings=False), self.model.parameter_count()
+        # A tied output layer on another stage is a second copy of the embedding, so that each
+        # end holds one table either way.
         tables = (whole - blocks) / (2 if self.layout.pp > 1 and not self.model.tie_embeddings else 1)
         return (blocks / self.layout.pp + tables) / self.layout.tp

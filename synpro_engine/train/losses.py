@@ -68,6 +68,8 @@ class LanguageModelLoss:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
         labels_BS = batch.labels_BS.to(hidden_BSH.device)
         if self.output_layer == "fused":
+            # The operation sums: dividing here would round each micro-batch by its own count,
+            # and the engine knows the job's.
             sums = model.cross_entropy_from_hidden(hidden_BSH, labels_BS, z_loss=self.z_loss)
             objective, loss, z = sums.loss, sums.cross_entropy, sums.z_loss
         else:

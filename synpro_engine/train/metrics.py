@@ -60,10 +60,13 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / METRICS
         if path.exists():
+            # Steps behind the checkpoint were made and recorded before a kill, and are made again now.
             records = [] if resume_step is None else [r for r in read_metrics(path) if r["step"] <= resume_step]
+            # Rewritten whole, not truncated: a kill in between must leave either the old record or the new one.
             atomic_write_text(path, "".join(json_text(record) + "\n" for record in records))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
+            # Only where it is written: the import takes long, and no other rank has a use for it.
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._board = SummaryWriter(
@@ -76,9 +79,12 @@ class MetricsLog:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3)}
         self._file.write(json_text(record | dict(values)) + "\n")
+        # A record must outlive a kill of the process; what the disk may lose with the machine is
+        # not synced, for steps are many.
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
+                # TensorBoard draws numbers only, and Python counts a bool as one.
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -97,6 +103,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     counts, looking up the embedding does not), L layers, A = heads x head width, S positions attended to, without
     credit for the causal half. Recomputation does not count.
     """
+    # The output layer counts once even where it is tied to the embedding: looking a row up is no product.
     products = config.parameter_count(embeddings=False) + config.vocab_size * config.d_model
     return 6.0 * products + 12.0 * config.layers * config.heads * config.head_size * seq_len
 
@@ -123,6 +130,7 @@ class Throughput:
         """Leave the time inside the `with` block (evaluation, saving) out of the measurement."""
         begin = time.perf_counter()
         yield
+        # Moving the start is enough: rates are over one interval, which a pause makes shorter.
         self._start += time.perf_counter() - begin
 
     def measure(self) -> dict[str, float]:

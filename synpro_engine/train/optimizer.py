@@ -46,7 +46,9 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
+    # Megatron's standard is the other way round: vectors (norms, biases) do not decay, and the embedding does.
     overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}
+    # No gloo groups exist beside NCCL's (see `topology`); Megatron would use them to gather a checkpoint on the host.
     optimizer: MegatronOptimizer = get_megatron_optimizer(
         settings, list(wrapped), config_overrides=overrides, use_gloo_process_groups=False
     )
@@ -77,13 +79,17 @@ def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> 
     as they were. Parameters are gathered before this returns, so whatever reads them next sees the new ones.
     """
     optimizer.prepare_grads()
+    # Collective, so it comes before any rank may return. It is also where a NaN on one rank reaches all the others.
     norm = float(optimizer.get_grad_norm())
     if not (sound and math.isfinite(norm)):
         return False, norm
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
+        # By the norm at hand: Megatron's own step would take it a second time, with
+        # another all-reduce and another wait.
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+    # Not `step()`, which would prepare and clip once more.
     return bool(optimizer.step_with_ready_grads()), norm
 
 

@@ -47,9 +47,11 @@ class PlateauDetector:
 
     def update(self, step: int, loss: float, tokens: int = 0) -> PlateauDecision:
         """Take the loss (nats per token, finite or not) measured after `step` steps and `tokens` trained tokens."""
+        # Losses that are not finite are kept too: the numbers of evaluations are the x of the line through them.
         self._losses = [*self._losses, loss][-self._most :]
         judge = _by_slope if self.config.rule == "slope" else _by_windows
         finding = judge(self._losses, self.config)
+        # A spike or a NaN is neither a miss nor progress: it must not end a run, nor start the count anew.
         if finding.improvement is not None:
             # In a row: with every evaluation that asks, chance has another way to look like an end.
             self._misses = 0 if finding.progress else self._misses + 1
@@ -96,6 +98,7 @@ class _Finding:
 
 def _by_slope(losses: Sequence[float], config: PlateauConfig) -> _Finding:
     """No progress where the whole interval of what a window of evaluations brings lies below what is wanted."""
+    # Per evaluation, as the slope is. The setting is asked over a window, so that it reads the same for both rules.
     wanted = config.min_improvement / config.window
     fall = measure_fall(losses, wanted)
     if fall is None:

@@ -106,6 +106,7 @@ class PretrainRun:
         watcher: Watcher | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
+        # Found now and not at the first evaluation, which may be hours away.
         if config.plateau is not None and "reference" not in held_out:
             raise UserError("setting `plateau`: needs a held-out set named `reference`")
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
@@ -118,17 +119,22 @@ class PretrainRun:
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
         self.state = RunProgress()
+        # At the length that is trained on, which may be less than the model's: attention's part grows with it.
         flops = flops_per_token(model.config, loader.seq_len)
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.saved: Path | None = None
 
     def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
+        # The run's own checkpoint goes before `start`: started again on the same arguments it
+        # must go on, and not begin anew.
         newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
         if newest is not None:
             self._resume(newest)
             return True
         if self.start is not None:
+            # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss
+            # right where the arms are compared.
             extra = load_checkpoint(self.start, self.model, self.engine)
             if "data" in extra:
                 self.loader.load_state_dict(extra["data"])
@@ -137,6 +143,7 @@ class PretrainRun:
 
     def _resume(self, newest: Path) -> None:
         extra = load_checkpoint(newest, self.model, self.engine)
+        # Of the settings only; what lies in the loader (seed, length, corpora) is compared by its own state.
         difference = first_difference(extra["config"], self.config.model_dump(mode="json"), _FREE)
         if difference is not None:
             raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
@@ -177,16 +184,22 @@ class PretrainRun:
 
     def step(self) -> StepResult:
         """One optimizer step over the next global batch."""
+        # Kept for the case that the step is skipped: the documents are looked up again from
+        # here, and cost nothing otherwise.
         position = self.loader.state_dict()
         batch = self.loader.next_batch()
         microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
+        # Of the whole job, for masked windows are spread unevenly: dividing by each rank's own count would weigh tokens
+        # differently from layout to layout.
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
+        # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
         denominator = max(1, int(labels))
         watched = nullcontext(self.loss_fn)
         if self.watcher is not None:
             watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
         with watched as loss_fn:
             result = self.engine.step(microbatches, loss_fn, denominator=denominator)
+        # Masked labels included: the budget and the comparison of arms count what the model reads.
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
         self.throughput.add(tokens)
@@ -198,6 +211,7 @@ class PretrainRun:
                 # The documents that it read: one that spoils steps again and again is among them.
                 values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
                 self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
+        # Last, for it may raise: the skipped step and its documents stand in the log by then.
         self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return result
 
@@ -216,6 +230,7 @@ class PretrainRun:
         Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
         with self.throughput.pause():
+            # The same order of sets on every rank: each evaluation is full of collectives.
             losses = {
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
                 for name, batches in self.held_out.items()
@@ -226,16 +241,20 @@ class PretrainRun:
         values = {f"{name}_loss": loss for name, loss in losses.items()}
         if losses:
             self.log.write("eval", step, values | {"tokens": self.state.tokens})
+        # Before the detector, which is shown NaN where this says that the losses are out of bounds.
         out = self.guard.add_evaluation(losses)
         if judge and self.detector is not None:
             # Out of bounds, a loss says nothing of progress. Rank 0 decides for all.
             loss = nan if out else losses["reference"]
+            # Called on every rank, though only rank 0's decision counts: the detector's state stands in a checkpoint.
             decision = self.detector.update(self.steps_here, loss, self.state.tokens)
+            # A rising loss ends by the detector's rule too; whether the run succeeded is told apart here.
             worse = self.guard.worse(step) if decision.kind == "plateau" else None
             decision, worse = broadcast_object((decision, worse), self.topology)
             if worse is not None:
                 raise DivergedError(worse)
             self._take_decision(decision)
+        # After the plateau, so that `finished` is known: at the last evaluation one out of bounds is enough.
         fault = broadcast_object(self.guard.fault(step, last=self.finished), self.topology)
         if fault is not None:
             raise DivergedError(fault)
@@ -286,6 +305,8 @@ class PretrainRun:
             raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
         if self.saved != step_path(self.directory / CHECKPOINTS, step):
             self.save()
+        # Behind the checkpoint: what a watcher keeps is for this step, and without a
+        # checkpoint of it nobody would read it.
         if self.watcher is not None:
             self.watcher.stop()
         raise Stopped(f"{self.directory}: stopped after step {step}, which is saved")
@@ -296,6 +317,7 @@ class PretrainRun:
         if not state.stopped:
             state.reason = f"all {self.config.max_steps} steps done"
         path = step_path(self.directory / CHECKPOINTS, step)
+        # A finished run that is started again has its last checkpoint already, and writes nothing.
         if self.saved != path:
             if state.evaluated_at != step:
                 self.evaluate(judge=False)
@@ -314,6 +336,7 @@ class PretrainRun:
 def split_batch(batch: Batch, micro_batch: int, *, equal: bool) -> list[Batch]:
     """Cut this rank's rows into micro-batches; a pipeline needs them `equal` (else UserError)."""
     rows = batch.tokens_BS.size(0)
+    # The last micro-batch may be smaller, for losses are sums; only a pipeline fixes the shape that its stages receive.
     size = min(micro_batch, rows)
     if equal and rows % size:
         raise UserError(f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline")

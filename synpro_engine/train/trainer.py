@@ -57,6 +57,7 @@ def pretrain(
             # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
             if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
                 run.save()
+            # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.
             if result.stop and not run.finished:
                 run.stop()
         return run.end()

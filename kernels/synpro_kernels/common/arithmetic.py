@@ -10,6 +10,7 @@ HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32, torch.float64)
 
 
+# bf16 keeps 8 bits and fp16 11: a sum over a width of 4096 in either would be noise in its last digits.
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of products, sums and results: fp64 for fp64 inputs, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -34,10 +35,12 @@ def wide_mm() -> bool:
 @functools.cache
 def wide_addmm() -> bool:
     """Whether it also adds such a product to an fp32 tensor; some releases that do the first refuse this."""
+    # torch 2.8 and 2.9 have this overload and raise when it is called, so neither a version nor a name decides.
     return _takes(lambda half, full: torch.addmm(full, half, half, out_dtype=full.dtype, out=full))
 
 
 def _takes(call: Callable[[Tensor, Tensor], object]) -> bool:
+    # bf16 stands for both halves, and the current device for all: the answer is kept for the life of the process.
     half, full = (torch.zeros(16, 16, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float32))
     try:
         call(half, full)
@@ -71,6 +74,7 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         return out.addmm_(a, b)
     if a.is_cuda and wide_addmm():
         return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    # Where only torch.mm takes out_dtype the product exists once more in fp32 beside `out`, but is not rounded.
     return out.add_(mm(a, b) if a.is_cuda and wide_mm() else _without_copies(a, b))
 
 

@@ -38,6 +38,7 @@ class Backends(Generic[Kernels]):
     def choose(self, *tensors: Tensor) -> BackendName:
         """Triton on CUDA and C++ on the CPU, where they are there and take all the dtypes; else PyTorch."""
         device = tensors[0].device.type
+        # `takes` comes first, so that Triton is not imported for dtypes that it would not get.
         if device == "cuda" and self.takes("triton", *tensors) and triton_status()[0]:
             # Older GPUs lack the instructions that the tiles are cut for; on AMD's a capability means something else.
             tiles_run = torch.version.hip is None and capability_of(tensors[0]) >= 80

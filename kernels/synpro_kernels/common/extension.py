@@ -24,10 +24,12 @@ def csrc_status() -> tuple[bool, str]:
     file = Path(__file__).parents[1] / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not file.exists():
         return False, "not built (no C++ compiler when installed, or SYNPRO_BUILD_CSRC=0)"
+    # load_library runs the file's static initialisers, which register the ops; there is no Python module to import.
     try:
         torch.ops.load_library(file)
     except OSError as error:
         return False, f"{file.name} cannot be loaded: {str(error).splitlines()[0]} (built for another torch?)"
+    # A file of older sources loads without a word; the op that it lacks would fail in the midst of a step.
     missing = [name for name in _OPS if not hasattr(torch.ops.synpro_csrc, name)]
     if missing:
         return False, f"{file.name} was built from other sources (no {missing[0]}): run `make setup`"

@@ -25,6 +25,7 @@ class Call(NamedTuple):
 
     def launch(self) -> tuple[Tensor, ...]:
         """Run it on its outputs' device, which need not be the current one, and return the outputs."""
+        # Triton launches on the current device; pointers into another one's memory are an illegal access there.
         with torch.cuda.device_of(self.outputs[0]):
             self.kernel[self.grid](*self.arguments, **self.options)
         return self.outputs
@@ -62,7 +63,9 @@ def aligned(tensor: Tensor, *, rows_too: bool = False) -> Tensor:
     rows = -tensor.shape[-2] % _MULTIPLE if rows_too else 0
     if columns or rows:  # zeros add nothing to a product, so no kernel needs to know of them
         return F.pad(tensor, (0, columns, 0, rows))
+    # All strides but the last, that of K directions included: a descriptor wants each on 16 bytes.
     fits = all(stride % _MULTIPLE == 0 for stride in tensor.stride()[:-1])
     if tensor.stride(-1) == 1 and fits and tensor.data_ptr() % 16 == 0:
         return tensor
+    # A copy starts on the allocator's alignment too (512 bytes on CUDA), which a slice of a tensor may have left.
     return tensor.clone(memory_format=torch.contiguous_format)

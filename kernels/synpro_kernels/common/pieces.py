@@ -10,6 +10,7 @@ _BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 def pieces(total: int, size: int) -> Iterator[slice]:
     """Cut range(total) into slices of `size`, or of 1 where it is less."""
+    # Callers divide a budget by a row's bytes: a row wider than the budget gives 0, and range would raise.
     size = max(1, size)
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))

@@ -13,6 +13,7 @@ def triton_status() -> tuple[bool, str]:
         return False, f"Triton is not importable ({_first_line(error)})"
     version = getattr(triton, "__version__", "of no version")
     try:
+        # torch 2.6 brings a Triton without them; the kernels' modules import them at their top, pointers or not.
         importlib.import_module("triton.tools.tensor_descriptor")
     except Exception as error:
         return False, f"Triton {version} lacks tensor descriptors, which 3.4 and newer have ({_first_line(error)})"

@@ -69,6 +69,7 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int], shares: Sequence[floa
     """
     pieces, before, at = [], 0, 0
     while at < len(ids):
+        # The fewest tokens that spell whole characters; a fixed number would join what can be told apart.
         for stop in range(at + 1, min(at + _LONGEST, len(ids)) + 1):
             text = _added(tokenizer, ids[before:at], ids[at:stop])
             if "\ufffd" not in text:
@@ -77,6 +78,7 @@ def token_pieces(tokenizer: Tokenizer, ids: Sequence[int], shares: Sequence[floa
             stop = at + 1  # broken text: token by token
             text = _added(tokenizer, ids[before:at], ids[at:stop])
         pieces.append((text, sum(shares[at:stop])))
+        # Decoded behind the last piece only: decoding from the start for each token would be quadratic.
         before, at = at, stop
     return pieces
 

@@ -40,6 +40,7 @@ class ModelPair:
         """A run's theta and its newest probe; UserError when there is no probe yet."""
         theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
         stage = cycle.directory / TOKENIZE
+        # Collective, and before rank 0 opens the tokenizer alone: hashing is shared out, and shards are large.
         verify_shared(stage, cycle.topology)
         tokenizer = open_tokenizer(stage, cycle.topology)
         return cls(theta=theta, probe=probe, tokenizer=tokenizer, dtype=platform.resolve_dtype(cycle.recipe.dtype))
@@ -63,6 +64,7 @@ class ModelPair:
             dtype=platform.resolve_dtype(saved),
         )
         hashes = pair.hashes(topology)
+        # By content: two copies of one checkpoint are as wrong as one path given twice.
         if hashes["theta"] == hashes["probe"]:
             raise UserError(f"{probe}: is theta itself, so that every influence would be 0; --probe takes another one")
         return pair
@@ -94,6 +96,7 @@ class ModelPair:
         theta = load_model(self.theta, topology, self.dtype)
         check_rows(self.tokenizer, theta.config.vocab_size, str(self.theta), "; see --tokenizer")
         probe = load_probe(self.probe, theta, self.dtype)
+        # Each document comes once, so remembering scores would only take memory.
         return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0)
 
 
@@ -104,6 +107,7 @@ def recorded_tokenizer(weights: Path) -> Path:
     there, or when that stage was made anew since.
     """
     place = weights.resolve()
+    # A stage, a checkpoint in it, or one of several in its folder of checkpoints.
     for stage in (place, place.parent, place.parent.parent):
         if not (stage / MANIFEST).is_file() or (manifest := read_manifest(stage)).kind == CHECKPOINT:
             continue

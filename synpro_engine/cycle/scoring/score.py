@@ -57,9 +57,11 @@ def score_documents(
     source = on_main(topology, lambda: find_source(documents))
     if source.remark:
         say(topology, source.remark)
+    # Resolved before it is recorded: `auto` in a line would not say what made it.
     config = pair.resolved(config, topology)
     made_by = _made_by(config, pair.hashes(topology))
     with ExitStack() as held:
+        # The lock on the output is held by rank 0, which alone appends.
         known = on_main(topology, lambda: _begin(held, output, documents, made_by, shares))
         total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
         estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
@@ -68,9 +70,11 @@ def score_documents(
         fresh = _fresh(read_documents(source, reading, skipped), known, output, bar.update)
         # Rank 0 reads for all: how many batches there are must not hang on each rank's own look at the files.
         while batch := on_main(topology, lambda: list(itertools.islice(fresh, size))):
+            # Every n-th, so that `zip_longest` over the n ranks puts them back in order.
             mine = batch[topology.dp.rank :: topology.dp.size]
             scores = estimator.score([pair.tokenizer.encode(document.text) for document in mine])
             lines = [_line(document, score, made_by, shares) for document, score in zip(mine, scores, strict=True)]
+            # The last batch may not divide: ranks with one document less leave a None.
             gathered = itertools.zip_longest(*gather_objects(topology.dp, lines))
             ordered = [line for part in gathered for line in part if line is not None]
             on_main(topology, partial(append_lines, output, ordered))
@@ -97,6 +101,7 @@ class _Skipped:
 
 def _made_by(config: EstimatorConfig, hashes: Mapping[str, str]) -> dict[str, object]:
     """What the scores depend on, beside the texts. Rows and packing change their last bits only."""
+    # Those that this estimator reads: a file of `two_forward` scores goes on whatever `clip` says.
     settings = {name: getattr(config, name) for name in _FIRST_ORDER.get(config.estimator, ())}
     return {"estimator": config.estimator, **settings, **hashes}
 
@@ -124,6 +129,7 @@ def _fresh(
     for document in itertools.islice(documents, count):
         _take(ids, document.id)
         advance(1)
+    # A digest of all ids, since holding those of a long file would take gigabytes.
     if ids.digest() != digest:
         raise UserError(f"{output}: holds scores of other documents than the input begins with; give another --output")
     yield from documents
@@ -141,6 +147,7 @@ def _begin(
     The file is this process's alone until `held` is closed.
     """
     source = Path(documents).resolve()
+    # A file of scores inside the input directory would be read as documents at the next start.
     if source in (output.resolve(), *output.resolve().parents):
         where = "is the input" if source == output.resolve() else "lies in the directory that is the input"
         raise UserError(f"{output}: {where}; give another --output")
@@ -152,6 +159,7 @@ def _begin(
     if output.exists() and not output.is_file():  # a pipe or device: nothing to read back, nor to be alone at
         return count, ids.digest()
     is_new = not output.exists()
+    # Before it is read back: another process could still append to it.
     held.enter_context(writing(output))
     if is_new:
         held.callback(_remove_empty, output)
@@ -160,6 +168,7 @@ def _begin(
         count, end = count + 1, line.end
     with output.open("rb+") as file:
         file.seek(end)
+        # Cutting the end off is allowed only where it is ours: a foreign file without a last newline must stay whole.
         if not _is_torn(file.read()):
             raise _foreign(output)
         file.truncate(end)

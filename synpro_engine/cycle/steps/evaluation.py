@@ -84,14 +84,16 @@ def _held_out(
     settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
-    batches = held_out_batches(tokens, "validation", settings.seq_len, rows_at_once, topology)
+    batches = held_out_batches(tokens, {"validation": 1.0}, settings.seq_len, rows_at_once, topology)
     corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():
+        # One model after the other, and no name for it: two at once may not fit.
         loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=rows_at_once)
         rows.append(
             {
                 "name": name,
+                # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
                 "nats": loss * corpus.num_tokens,
                 "tokens": corpus.num_tokens,
                 "utf8_bytes": corpus.text_bytes,
@@ -112,6 +114,7 @@ def _influence(
     )
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
+    # In one pass over the corpus for all operations.
     sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
     measured = {}
     for operation, stage in corpora.items():

@@ -90,6 +90,8 @@ def gather(
                 why = f"the text of {document.id!r} came before"
                 left_out(BadDocument(file=record.file, line=record.line, reason="repeated text", why=why))
                 continue
+            # By the whole text, before it is cut: pieces of one document in two splits would
+            # let training see held-out text.
             split = split_of(key, shares, seed)
             taken[split] += 1
             for piece in _pieces(document, piece_chars):
@@ -140,6 +142,7 @@ class SortedTokens:
                 name = document.id.rpartition(":")[0] + document.file.suffix
                 line = {"reason": reason, "file": name, "line": document.number, "why": why}
                 file.write(json_text(line) + "\n")
+        # The table of texts is needed no more, and is the largest thing held.
         self._texts = None
         return CorpusAccount(
             documents={split: self._places.count(number) for number, split in enumerate(SPLITS)},
@@ -151,4 +154,5 @@ class SortedTokens:
     def of(self, split: Split) -> Iterator[TokenDocument]:
         """Documents of one split, in reading order."""
         wanted = SPLITS.index(split)
+        # The files are read once for each split: cheaper than holding the ids, which may be more than memory.
         return (document for document, at in zip(self._source, self._places, strict=True) if at == wanted)

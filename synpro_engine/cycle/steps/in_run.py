@@ -8,13 +8,13 @@ watched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from synpro_engine.config import remove_directory
 from synpro_engine.cycle.sections import InRunConfig
-from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, weighted_windows
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import (
     Direction,
@@ -42,9 +42,21 @@ class InRunScores:
     what renewing the direction took before it (0 where it was kept).
     """
 
-    def __init__(self, config: InRunConfig, log: Path, reference: TokenCorpus, topology: Topology) -> None:
-        """log: the file of scores; its keys are the ids of the documents that are trained on."""
-        self._config, self._path, self._reference, self._topology = config, log, reference, topology
+    def __init__(
+        self,
+        config: InRunConfig,
+        log: Path,
+        references: Mapping[str, TokenCorpus],
+        topology: Topology,
+        *,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """log: the file of scores; its keys are the ids of the documents that are trained on.
+
+        weights: of the references by name, in the gradient that scores go along; equal where not given.
+        """
+        self._config, self._path, self._topology = config, log, topology
+        self._references, self._weights = references, weights or dict.fromkeys(references, 1.0)
         self._in_run: InRun | None = None
         self._along: Direction | None = None
 
@@ -57,6 +69,7 @@ class InRunScores:
             raise ValueError("in-run scores go by document ids, which are unique within one source only")
         self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
+        # Rank 0's listing for all: loading a direction is collective.
         stored = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_RESUMED}-*"))))
         if resume_step is not None and str(self._resumed_path(resume_step)) in stored:
             self._go_along(load_direction(self._resumed_path(resume_step), engine.model))
@@ -80,10 +93,12 @@ class InRunScores:
         self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
     ) -> Iterator[LossFn[Batch]]:
         """Score the documents of the step in the block, if it is one of those to score."""
+        # The number that the step will have in metrics and log.
         number, renewing = self._engine.step_index + 1, 0.0
         scored = number > self._config.start and number % self._config.every == 0
         begun = time.perf_counter()
         # Anew with the first scored step of each `refresh`, whenever the run began.
+        # By the step's number and not by a counter of this process, or a resumed run would renew at other steps.
         if scored and (self._in_run is None or (number - self._config.every) % self._config.refresh == 0):
             self._renew(number, microbatches)
             renewing = time.perf_counter() - begun
@@ -93,6 +108,7 @@ class InRunScores:
             examples = [self._examples(batch) for batch in microbatches]
             with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
                 yield watched.loss_fn
+            # Behind the block: the scores are whole only when the step's backward passes are over.
             self._log.write(number, watched.scores)
         else:
             yield loss_fn
@@ -110,8 +126,9 @@ class InRunScores:
     def _direction(self, microbatches: Sequence[Batch]) -> Direction:
         rows, seq_len = microbatches[0].tokens_BS.shape
         dp = self._topology.dp
-        batches = eval_windows(
-            self._reference,
+        batches = weighted_windows(
+            self._references,
+            self._weights,
             seq_len,
             batch_size=rows,
             max_tokens=self._config.reference_tokens,

@@ -71,6 +71,7 @@ def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: T
     tokenizer_dir = into / TOKENIZER
     on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
     if generator.model is not None:
+        # Another seed than the pretrained model's, which may have the same shape and would have the same weights.
         model = build_model(generator.model, topology, dtype=dtype, seed=settings.seed + 1)
         tokenizer = open_tokenizer(tokens, topology)
     else:
@@ -79,6 +80,7 @@ def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: T
         )
         model, tokenizer = imported.model, on_main(topology, lambda: load_tokenizer(imported.tokenizer))
     check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
+    # Now, for the first prompt is otherwise rendered after pretraining.
     on_main(topology, lambda: _check_prompts(settings, tokenizer))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
     save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
@@ -99,10 +101,12 @@ def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topolog
     generators = open_tokenizer(inputs.base, topology)
     influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
+    # A model of theta's size, twice, only where its answer has a weight.
     if reward.uses("influence"):
         theta = load_model(inputs.theta, topology, dtype)
         probe = load_probe(inputs.probe, theta, dtype)
         influence = build_estimator(settings.influence, theta, probe, start_id=start_id(pretrained))
+        # With one tokenizer a completion's own ids are scored, which need not be encoded again.
         same = generators.fingerprint == pretrained.fingerprint
         influence_of = TextInfluence(influence, pretrained.encode, same_tokenizer=same)
     if reward.uses("quality"):
@@ -124,8 +128,10 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     """
     operation, config, seed = settings.operation, settings.tune, _round_seed(settings)
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
+    # `load_model` freezes what it loads.
     for parameter in policy.parameters():
         parameter.requires_grad_(True)
+    # Before the first update, since it is a copy of the policy as it is now.
     reference_policy = prepare_policy(policy, config)
     result = tune(
         config,
@@ -158,9 +164,11 @@ def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topol
         settings.generate,
         settings.prompt,
         topology,
+        # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
         generator_hash=weights_hash(model),
         seed=_round_seed(settings),
         scorer=composer.rows,
+        # Ids of all rounds meet in one mixture of sources.
         prefix="" if settings.round == 1 else f"{Round(settings.round).name}/",
     )
     say(topology, f"generated {operation}: {report.summary}")
@@ -177,6 +185,7 @@ def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path]
     def documents() -> Iterator[Document]:
         for operation, path in corpora.items():
             for document in synthetic_documents(path):
+                # Counted as they are written, and encoded twice for it: the writer does not tell operations apart.
                 counts[operation] += len(document_ids(tokenizer, document.text))
                 yield document
 

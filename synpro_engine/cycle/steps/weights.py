@@ -46,6 +46,7 @@ def _checkpoint_of(stage: Path) -> Path:
         raise UserError(f"{stage}: no such directory")
     if (stage / MANIFEST).is_file() and read_manifest(stage).kind == KIND:
         return stage
+    # What the stage ended with goes before what it kept to resume from.
     for name in (POLICY, CHECKPOINT):
         if (stage / name).is_dir():
             return stage / name
@@ -64,6 +65,7 @@ def load_model(stage: Path, topology: Topology, dtype: torch.dtype, *, like: Mod
     shape = like or on_main(topology, lambda: checkpoint_model_config(path))
     model = build_model(shape, topology, dtype=dtype, seed=None)
     load_checkpoint(path, model)
+    # Nothing that is only read should keep activations for a backward pass; whoever trains it says so.
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
@@ -81,9 +83,11 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
         if not path.is_dir():
             raise UserError(f"{path}: no such finished stage")
         check_replaceable(output, EXPORT)  # an earlier export there is replaced
+        # Of the parent: the output itself may be an earlier export, which is an artifact.
         outside_artifacts(output.resolve().parent)
 
     on_main(topology, check)
+    # The checkpoint is verified where it is loaded; the tokenizer lies in another stage.
     verify_shared(source, topology)
     model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
     export_hf(model, output, open_tokenizer(source, topology))

@@ -26,6 +26,7 @@ class _Environment(Record):
 
 def write_environment(directory: Path, recipe: Recipe, topology: Topology) -> None:
     """Record what this run runs on; called by the rank that writes."""
+    # At the width of this model's heads, since a kernel may refuse it.
     choices = (platform.attention(recipe.model.head_size), platform.optimizer())
     facts = {
         "device": platform.device_name(),

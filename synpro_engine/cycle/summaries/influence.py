@@ -65,6 +65,7 @@ def _in_run(run: FinishedRun) -> InRunInfluence | None:
         return None
     steps, least = tuple(bands), run.recipe.model.seq_len
     ranked = sorted((entry for entry in documents.items() if entry[1].tokens >= least), key=lambda e: e[1].value)
+    # So that no document stands among the best and the worst.
     listed = min(_LISTED, len(ranked) // 2)
     agreement, both = agreement_of_halves(documents, by_document(path, DIRECTION, since=steps[(len(steps) - 1) // 2]))
     unscored = [record.seconds for record in times if not record.scored]
@@ -118,6 +119,7 @@ def agreement_of_halves(
     for key, score in late.items():
         tokens = whole[key].tokens - score.tokens
         if tokens:
+            # Means weighted by tokens can be taken apart again, so the log is read twice and not kept.
             early = (whole[key].value * whole[key].tokens - score.value * score.tokens) / tokens
             pairs.append((early, score.value))
     if len(pairs) < _FEWEST:

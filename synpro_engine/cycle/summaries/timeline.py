@@ -19,6 +19,7 @@ def timeline(run: FinishedRun, stages: Sequence[Stage]) -> Timeline:
         if stage.name not in run.done:
             rows.append(StageTiming(name=stage.name, status="not run"))
             continue
+        # A run that was copied without its `stages.jsonl` still has its stages.
         seconds, ended = times.get(stage.name, (None, None))
         rows.append(
             StageTiming(

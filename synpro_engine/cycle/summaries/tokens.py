@@ -33,6 +33,7 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
     for name, stage in ((SYNTHETIC_ARM, Round(run.recipe.rounds).arm), (REPEAT_ARM, REPEAT)):
         if stage in run.done:
             seen = _seen(run, stage)
+            # The loader's position goes on from pretraining's, so its count is of both.
             organic = seen.pop(ORGANIC) - pretrain_seen
             arms.append(ArmTokens(name=name, organic=organic, synthetic=sum(seen.values())))
     return TokenAccount(

@@ -44,6 +44,7 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
         steps = _finite_steps(run, Round(number).tune(operation))
         if not steps:
             continue
+        # A curve needs a value at every step.
         parts = [name for name in steps[0].parts if all(name in step.parts for step in steps)]
         curves.append(
             RewardCurves(

@@ -24,12 +24,14 @@ class MicrobatchHooks:
     def __init__(self, model: Model, begin: Begin | None = None) -> None:
         """`begin(index, tokens_BS)` is called before each forward of a chunk, with the tokens as padded for it."""
         self._model, self._begin = model, begin
+        # A count for each chunk: in an interleaved pipeline one may be at micro-batch 0 while another is at 3.
         self.index = [-1] * len(model.chunks)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[contextlib.ExitStack]:
         """Count from zero within the block; handles put on the stack are removed at its end."""
         self.index = [-1] * len(self._model.chunks)
+        # Handles go even when the pass fails: a forgotten hook would count, and rearrange, in the next training step.
         with contextlib.ExitStack() as stack:
             for number, chunk in enumerate(self._model.chunks):
                 stack.enter_context(chunk.register_forward_pre_hook(self._next(number)))

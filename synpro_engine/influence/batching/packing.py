@@ -32,6 +32,7 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
         yield
         return
     hooks = MicrobatchHooks(model)
+    # As the model pads: under sequence parallelism rows are longer than the batch, and attention sees all of them.
     rearrangements = [_rearrangement(batch, model.pad(batch.tokens_BS)) for batch in batches]
     with hooks.counted() as stack:
         for number, chunk in enumerate(model.chunks):
@@ -78,6 +79,7 @@ def _around_attention(
     def take_apart(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
         from_LW = current().from_LW
+        # A gather is differentiable, so backward passes keep windows apart by themselves.
         return *(x.flatten(0, 1)[from_LW] for x in (query, key, value)), *rest
 
     def put_back(_module: Any, _args: Any, out_LWD: Tensor) -> Tensor:

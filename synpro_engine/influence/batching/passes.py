@@ -49,6 +49,7 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
     """
     topology = model.topology
     assert len({tuple(rows.shape) for rows in tokens}) == 1, "a schedule runs micro-batches of one shape"
+    # Megatron's interleaved schedule refuses other numbers of micro-batches.
     fillers = -len(tokens) % topology.pp.size if topology.vpp > 1 else 0
     filled = [*tokens, *[torch.zeros_like(tokens[0])] * fillers]
 
@@ -57,16 +58,20 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             if index < len(tokens):
+                # Without the columns that sequence parallelism padded on, for which there are no labels.
                 value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)])
             else:  # a filler: its backward pass must run, since other stages wait for what it sends
                 value = 0.0 * hidden_BSH.sum()
+            # The middle one is Megatron's count of tokens: unused, since nothing is divided or finalised here.
             return value, torch.zeros((), dtype=torch.int), {}
 
         return run_chunk(chunk, model.pad(tokens_BS)), loss
 
+    # On a model in training the schedule has its engine's hooks, which would reduce buffers that belong to a step.
     with bare_schedule(model.megatron_config), _undivided(model), _evaluating(model):
         get_forward_backward_func()(
             forward_step_func=step,
+            # One iterator a chunk: an interleaved schedule draws every micro-batch once for each of them.
             data_iterator=[iter(list(enumerate(filled))) for _ in model.chunks],
             model=list(model.chunks),
             num_microbatches=len(filled),
@@ -79,6 +84,7 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
 @contextlib.contextmanager
 def frozen(model: Model) -> Iterator[None]:
     """No parameter asks for a gradient within the block: linear layers then compute none, and keep no input for one."""
+    # Each parameter's own flag: a model that trains its last blocks alone has both kinds.
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     for parameter in before:
         parameter.requires_grad_(False)
@@ -95,6 +101,7 @@ def own_gradients(model: Model) -> Iterator[None]:
 
     Fused accumulation, where it is installed, adds them to a trainer's buffers behind autograd's back.
     """
+    # By module, not in the configuration: Megatron's layers copied the setting when they were built.
     modules: list[Any] = [m for chunk in model.chunks for m in chunk.modules() if hasattr(m, _FUSION)]
     before = [getattr(module, _FUSION) for module in modules]
     for module in modules:
@@ -121,6 +128,7 @@ def _undivided(model: Model) -> Iterator[None]:
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
     modes: list[tuple[nn.Module, bool]] = [(chunk, chunk.training) for chunk in model.chunks]
+    # Megatron recomputes activations in training mode only, where hooks on layers would run twice. There is no dropout.
     model.train(False)
     try:
         yield

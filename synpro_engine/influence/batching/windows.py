@@ -77,6 +77,7 @@ def window_batches(
     One window a row, of similar lengths in a batch; or, `packed`, as many windows a row as fit `seq_len`, which the
     model must then be kept from mixing (`separate_documents`).
     """
+    # In the order of sequences, then sorted stably: every rank cuts alike without a word between them.
     windows = [w for i, ids in enumerate(sequences) for w in _windows(i, ids, start_id, seq_len)]
     windows.sort(key=lambda window: len(window.targets))  # little padding
     rows = _packed(windows, seq_len) if packed else [[window] for window in windows]
@@ -92,12 +93,14 @@ def batches_by_sequence(
     """
     batches = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        # A micro-batch of one text: its weight gradients are then the text's own, whose norm clipping asks for.
         rows = [[window] for window in _windows(index, sequences[index], start_id, seq_len)]
         batches += [_lay(rows[at : at + micro_batch]) for at in range(0, len(rows), micro_batch)]
     return batches
 
 
 def _windows(sequence: int, ids: Sequence[int], start_id: int, length: int) -> Iterator[Window]:
+    # A later window begins with its predecessor's last token: every token has a context, and is a target once.
     inputs = [start_id, *ids[:-1]]
     for at in range(0, len(ids), length):
         stop = at + length
@@ -109,6 +112,7 @@ def _packed(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
     """Best fit, longest first (Johnson 1973); rows in the order of their fill."""
     rows: list[list[Window]] = []
     room: list[tuple[int, int]] = []  # (free columns, row), sorted
+    # Longest first into the tightest row that fits: within about 11/9 of the fewest rows.
     for window in reversed(windows):
         need = len(window.targets)
         at = bisect.bisect_left(room, (need, -1))
@@ -119,11 +123,13 @@ def _packed(windows: Sequence[Window], capacity: int) -> list[list[Window]]:
             free, row = room.pop(at)
         rows[row].append(window)
         bisect.insort(room, (free - need, row))
+    # By fill, because a micro-batch is as wide as its fullest row.
     return [rows[row] for _, row in reversed(room)]
 
 
 def _lay(rows: Sequence[Sequence[Window]]) -> WindowBatch:
     width = max(sum(len(window.targets) for window in row) for row in rows)
+    # Padding is id 0, which every vocabulary has; it stands behind all labels, where causal attention hides it.
     tokens_BS = torch.zeros((len(rows), width), dtype=torch.int64)
     labels_BS = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
     places = []
@@ -142,6 +148,7 @@ def by_sequence(
     lengths: Sequence[int], batches: Iterable[WindowBatch], values: Iterable[Tensor], *, lead: tuple[int, ...] = ()
 ) -> list[Tensor]:
     """Take values [*lead, B, S] of micro-batches apart: [*lead, length] of each sequence, float64 on the CPU."""
+    # fp64: sums over a text's tokens and differences of two models follow.
     parted = [torch.zeros((*lead, length), dtype=torch.float64) for length in lengths]
     for batch, value in zip(batches, values, strict=True):
         value = value.to("cpu", torch.float64)

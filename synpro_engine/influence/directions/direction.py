@@ -92,9 +92,12 @@ def inner(model: Model, a: Direction, b: Direction) -> float:
     tied_again = model.config.tie_embeddings and pp.size > 1 and model.topology.is_last_stage
     counted = model.output_weight() if tied_again else None
     for name, parameter in model.named_parameters():
+        # Megatron's mark of a sharded parameter; the others are whole on each tensor-parallel rank.
         split = getattr(parameter, "tensor_model_parallel", False)
         if name in both and (split or tp.rank == 0) and parameter is not counted:
+            # In fp64: in one fp32 sum over a large parameter small entries are lost, and clip factors depend on it.
             total += (a.tensors[name] * b.tensors[name]).sum(dtype=torch.float64)
+    # Both axes on every rank, whatever it holds: one that skipped a sum would leave the others waiting.
     return float(sum_over(pp, sum_over(tp, total)))
 
 
@@ -111,6 +114,7 @@ def displaced(model: Model, direction: Direction, scale: float) -> Iterator[None
     The sum is computed in fp32 or better and rounded to the model's dtype; it takes one more copy of the parameters.
     """
     check_fits(model, direction)
+    # Other storage, not + v and - v in place, which rounds. Views of theta's own, such as an engine's, keep theta.
     storage = {name: (parameter, parameter.data) for name, parameter in model.named_parameters()}
     try:
         for name, tensor in direction.tensors.items():

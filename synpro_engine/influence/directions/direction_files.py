@@ -37,8 +37,10 @@ def save_direction(
 
     def read(parameter: Parameter) -> Tensor:
         tensor = tensors_of[parameter]
+        # 0 is what a missing name means; written out, so that a file has every tensor of its model.
         return torch.zeros_like(parameter, dtype=torch.float32) if tensor is None else tensor
 
+    # In the manifest: whether its length means anything decides which estimators take the file.
     config = {"model": model.config.model_dump(mode="json"), "tangent": direction.tangent}
     with shared_artifact(model.topology, path, KIND, config, parents, seed) as directory:
         tensors = iter_canonical(model, read=read, dtype=torch.float32)
@@ -63,9 +65,11 @@ def load_direction(path: Path, model: Model) -> Direction:
         check_shapes(canonical.canonical_shapes(model.config), SafetensorsFiles(path).shapes(), str(path))
         return is_tangent(path)
 
+    # Hashes are compared before a tensor is read: a damaged direction would score without a word.
     manifest = verify_shared(path, model.topology)
     if manifest.kind != KIND:
         raise UserError(f"{path}: is a {manifest.kind}, not a direction")
+    # One rank reads the headers, and what it raises is raised on all of them.
     tangent = on_main(model.topology, check)
     tp = model.topology.tp
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -30,11 +30,14 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
     many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
     """
     topology = model.topology
+    # Counted over the job before anything runs: the mean is over labels, of which each rank may hold another number.
     labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum().to(topology.device)
     count = int(sum_over(topology.dp, labels))
+    # Raised on all ranks or on none, since the sum is the same.
     if count == 0:
         raise UserError("reference data: not a single token to predict")
     sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
+    # The fused loss would send the output weight's gradient to `main_grad` past autograd, where no hook sees it.
     loss_fn = LanguageModelLoss(output_layer="recomputed")
     # In fp32 as each passes by: left to autograd they would pile up in the model's dtype.
     handles = [parameter.register_hook(_adder(total)) for parameter, total in sums.items()]
@@ -70,6 +73,7 @@ def advancing(count: int, label: str | None, unit: str, topology: Topology) -> I
 
         def advance(done: int) -> None:
             bar.update(done)
+            # Collective: all ranks hear of it after the same micro-batch, and raise together.
             if asked_to_stop(topology):
                 raise Stopped(f"{label}: stopped on the way; it begins anew")
 
@@ -85,6 +89,7 @@ def _adder(total: Tensor) -> Any:
 
 def _runs(model: Model, batches: Sequence[LabelledBatch]) -> Iterator[list[LabelledBatch]]:
     """What one schedule runs: in a pipeline, which waits to fill, all neighbours of one shape; else one micro-batch."""
+    # One at a time: nothing has to be filled, and the activations of one micro-batch are all that is held.
     if model.topology.pp.size == 1:
         yield from ([batch] for batch in batches)
     else:
@@ -96,7 +101,9 @@ def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
     """Make sums whole: over data-parallel ranks, over parts of the sequence, and over both places of tied weights."""
     topology = model.topology
     for parameter, total in sums.items():
+        # What Megatron does for a trainer's buffers as a step ends; these sums are not in them.
         sum_over(topology.dp, total)
+        # Norm weights: each rank saw its own positions, so that the ranks' gradients are parts of one sum.
         if getattr(parameter, "sequence_parallel", False):
             sum_over(topology.tp, total)
     if not model.config.tie_embeddings or topology.pp.size == 1:

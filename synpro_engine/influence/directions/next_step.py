@@ -53,6 +53,8 @@ def next_step_direction(
     """
     model, adamw = engine.model, NextAdamW(engine)
     update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
+    # Renewing a direction within training peaks at 5.3 copies of the model, because what is used up is freed or
+    # overwritten.
     adamw.forget_momentum()
     with displaced(model, Direction(update), -1.0):
         gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
@@ -60,10 +62,12 @@ def next_step_direction(
     factor = adamw.clip_factor(gradient)
     # Without the learning rate, which a schedule may have brought to 0 and `drop` takes off anyway.
     for name, g in gradient.tensors.items():
+        # Only in the square is g clipped: v is scaled to <g, v> = 1 below, where a factor of the numerator cancels.
         mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
         torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
     v = Direction(square, tangent=True)
     drop = broadcast_object(inner(model, gradient, v), model.topology)  # replicas' sums may differ in the last bit
+    # NaN fails the comparison too.
     if not (drop > 0.0 and math.isfinite(drop)):
         raise NoDirectionError(
             f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"
@@ -82,6 +86,7 @@ def _typical_step(
     update: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     with advancing(len(upcoming), "typical step" if show_progress else None, "step", model.topology) as advance:
+        # Each from theta: their mean stands for one typical step, not for a walk of several.
         for batches in upcoming:
             _add_step(adamw, mean_gradient(model, batches), update, square)
             advance(1)
@@ -113,12 +118,14 @@ class NextAdamW:
     def __init__(self, engine: Engine) -> None:
         """Takes copies of the moments as they are now; before the first step they are zero."""
         self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
+        # AdamW's own count, not the engine's steps: skipped ones leave the moments and their corrections as they were.
         updates = updates_made(engine.optimizer, engine.model.topology)
         if updates:
             self._momentum = optimizer_values(engine, "exp_avg")
             self._square = optimizer_values(engine, "exp_avg_sq")
         else:
             zeros = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in engine.model.named_parameters()}
+            # One set for both: neither is ever written to.
             self._momentum = self._square = zeros
         # What corrects moments for their start (Kingma and Ba, arXiv 1412.6980).
         self._corrections = 1.0 - self._config.beta1 ** (updates + 1), 1.0 - self._config.beta2 ** (updates + 1)
@@ -141,6 +148,7 @@ class NextAdamW:
 
     def update_of(self, name: str, clipped: Tensor) -> Tensor:
         """The same of one parameter, in its shape."""
+        # beta1 m + (1 - beta1) g in a new tensor: the copy of the moment serves every sampled step.
         mixed = torch.lerp(clipped, self._momentum[name], self._config.beta1)
         return mixed.mul_(self._lr / self._corrections[0]).div_(self.denominator(name, clipped.square()))
 
@@ -155,5 +163,7 @@ class NextAdamW:
 
     def denominator(self, name: str, square: Tensor) -> Tensor:
         """sqrt(v') + eps of one parameter, v' being its second moment after a step with this square."""
+        # By the live second moment alone words that training has not seen for long divide by little more than eps and
+        # rule every score: LDS 0.12 to 0.15, against 0.68 to 0.84 by the next one (docs/influence.md).
         after = torch.lerp(square, self._square[name], self._config.beta2)
         return after.div_(self._corrections[1]).sqrt_().add_(self._config.eps)

@@ -26,5 +26,6 @@ def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
                 shard = part._get_model_param_range_map(parameter)["param"]
                 state = part._get_main_param_and_optimizer_states(parameter)[key]
                 whole.view(-1)[shard.start : shard.end] = state.detach()
+        # Each entry is held by one data-parallel rank and 0 on the others, so the sum is exact.
         values[name] = sum_over(engine.model.topology.dp, whole)
     return values

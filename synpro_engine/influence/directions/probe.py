@@ -103,9 +103,12 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
     with progress(config.steps, "probe", "step", topology) as bar:
         for index in range(config.steps):
             batch = loader.next_batch()
+            # A step's mean is over the labels of all ranks, of which each may hold another number.
             labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device))
+            # Of one size in a pipeline, whose stages are told one shape for all.
             microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
             done = engine.step(microbatches, LanguageModelLoss(), denominator=int(labels))
+            # A probe of skipped steps would be theta itself, along which every score is 0.
             guard.add(index + 1, done.loss, done.grad_norm, done.lr, skipped=done.skipped)
             steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
             bar.set_postfix(loss=f"{done.loss:.3f}")
@@ -131,6 +134,7 @@ def probe_direction(
 
 def _displacement_of_walk(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
     engine = start_probe(theta, model, config)
+    # Weights in the model's dtype to put back, masters to subtract: steps of 1e-4 are often lost in bf16 weights.
     weights, before = weights_of(model), optimizer_values(engine, "param")
     walk(engine, loader, config)
     after = optimizer_values(engine, "param")

@@ -67,6 +67,7 @@ class Capture:
     def _begin(self, index: int, tokens_BS: Tensor) -> None:
         """An interleaved rank's other chunks come to the same micro-batch later."""
         if index == len(self.shares):
+            # fp64: shares of hundreds of sites, of both signs, are added up here.
             shape = (self.count, *tokens_BS.t().shape)
             self.shares.append(Shares(tokens_BS, torch.zeros(shape, dtype=torch.float64, device=tokens_BS.device)))
 
@@ -75,6 +76,7 @@ class Capture:
         """Listen within the block. `frozen`: no parameter requires a gradient; they begin at the embedding's output."""
 
         def as_leaf(_module: Any, _args: Any, out: Tensor) -> Tensor:
+            # With all weights frozen no output would ask for a gradient; behind this leaf all activations do.
             return out.detach().requires_grad_(True)
 
         self.shares = []
@@ -116,6 +118,7 @@ class Capture:
         values_KSB = shares.values_KSB
         length = part_KSB.size(1)
         # Under sequence parallelism some sites see this rank's positions only.
+        # The ranks hold equal parts of the positions, in rank order.
         start = self._model.topology.tp.rank * length if length < values_KSB.size(1) else 0
         values_KSB[:, start : start + length] += part_KSB
 
@@ -128,6 +131,7 @@ def stacked(model: Model, directions: Sequence[Direction], *, matrices: torch.dt
     for name, parameter in model.named_parameters():
         tensors = [direction.tensors.get(name) for direction in directions]
         if any(tensor is not None for tensor in tensors):
+            # 0 for a direction that does not name the parameter, so that all K share one product.
             whole = [torch.zeros_like(parameter) if tensor is None else tensor.detach() for tensor in tensors]
             cast = [tensor.to(matrices) if tensor.dim() == 2 else tensor for tensor in whole]
             stacks[parameter] = cast[0][None] if len(cast) == 1 else torch.stack(cast)  # one is not copied

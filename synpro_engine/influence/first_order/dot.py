@@ -97,13 +97,16 @@ class DotInfluence:
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[tuple[SequenceScore, ...]]:
         seq_len = self._model.config.seq_len
+        # Over what the directions name: a direction is made along what is trained, and training clips the norm of that.
         norms = GradientNorms(self._model, list(self._capture.directions)) if self._clip > 0 else None
         batches, values, factors = self._batches(sequences), [], [1.0] * len(sequences)
         v = self._to_midpoint
+        # Around all batches: the midpoint's weights are a copy of the model, made once a call.
         with contextlib.nullcontext() if v is None else displaced(self._model, v, -0.5):
             for run in self._runs(batches):
                 values += self._run(run, norms)
                 if norms is not None:
+                    # A text's norm is known after its last micro-batch, which may be in a later run than its first.
                     ended = [batch.places[-1].window.sequence for batch in run if batch.ends]
                     for index, norm in zip(ended, norms.value().tolist(), strict=True):
                         # The sum of its losses was differentiated; a step is on their mean.
@@ -124,6 +127,7 @@ class DotInfluence:
     def _runs(self, batches: list[WindowBatch]) -> Iterator[list[WindowBatch]]:
         """What one schedule runs: one micro-batch, or enough to fill a pipeline."""
         stages = self._model.topology.pp.size
+        # p stages idle for (p - 1) / (m + p - 1) of the time of m micro-batches: less than a fifth at m = 4 p.
         size = 1 if stages == 1 else _MICROBATCHES_A_STAGE * stages
         for at in range(0, len(batches), size):
             yield batches[at : at + size]
@@ -145,6 +149,8 @@ class DotInfluence:
             return objective
 
         tokens = [batch.tokens_BS for batch in run]
+        # Frozen, a weight is multiplied three times (forward, gradient of the input, direction); with norms, four
+        # times.
         weight_gradients = frozen(model) if norms is None else norms.attached(tokens, [batch.ends for batch in batches])
         with separate_documents(model, run), weight_gradients, capture.attached(frozen=norms is None):
             forward_backward(model, tokens, loss)
@@ -155,6 +161,7 @@ class DotInfluence:
             counts = bool(logprobs) and topology.tp.rank == 0
             logprob_BS = logprobs[index] if counts else torch.zeros_like(shares_KBS[0])
             parts = torch.cat([shares_KBS, logprob_BS.double()[None]])
+            # The ranks' parts meet once, behind all layers: a number for each token and direction, in fp64.
             results.append(sum_over(topology.pp, sum_over(topology.tp, parts)))
         return results
 
@@ -163,6 +170,7 @@ class DotInfluence:
         model, capture, (rows, columns) = self._model, self._capture, labels_BS.shape
         tp = model.topology.tp
         output = output_pass(
+            # Detached: the pass makes hidden's gradient itself, from the one set of logits.
             hidden_BSH.detach().flatten(0, 1),
             model.output_weight(),
             capture.output_direction(),

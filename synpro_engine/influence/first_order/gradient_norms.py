@@ -31,6 +31,7 @@ class GradientNorms:
         self._model, self._parameters = model, list(parameters)
         self._tied: Parameter | None = None
         if model.config.tie_embeddings and model.topology.pp.size > 1:
+            # On one stage a tied weight is one Parameter, whose hook autograd calls once, with the sum of both uses.
             self._tied = model.output_weight() if model.topology.is_last_stage else model.embedding_weight()
         self._unfinished: dict[Parameter, Tensor] = {}
         """Sums of the text whose last micro-batch is still to come; it may come in the next pass."""
@@ -75,6 +76,7 @@ class GradientNorms:
     def _listener(self, parameter: Parameter) -> Callable[[Tensor], None]:
         """A parameter's k-th backward pass is that of the k-th micro-batch, in every schedule."""
         microbatch, text, topology = -1, -1, self._model.topology
+        # The ranks' gradients are parts of a sum, and squares of parts do not add up to its square.
         partial = getattr(parameter, "sequence_parallel", False)
         counts = getattr(parameter, "tensor_model_parallel", False) or topology.tp.rank == 0
 
@@ -102,6 +104,7 @@ class GradientNorms:
 
     def _add(self, parameter: Parameter, gradient: Tensor) -> None:
         if parameter in self._unfinished:
+            # In fp32 at least: in bf16 the later windows of a long text would be rounded away.
             self._unfinished[parameter] += gradient
         else:
             precise = torch.promote_types(gradient.dtype, torch.float32)
@@ -118,13 +121,16 @@ class GradientNorms:
         """After the pass: norms of the gradients of the texts that ended in it, fp64 [texts]. Collective over the
         model."""
         if not self._ids:  # the pass was in the midst of a text
+            # On no rank then, since all run the same batches: nobody waits in the sums below.
             return self._squares
         topology = self._model.topology
         for gradients in self._partial.values():
+            # Weights of norms, [texts, H] for each: one collective a parameter, not one for every text.
             whole = sum_over(topology.tp, torch.stack(gradients))
             if topology.tp.rank == 0:
                 self._squares += whole.flatten(1).square().sum(1)
         squares = sum_over(topology.tp, self._squares + self._tied_product())
+        # The root last: squares add up over ranks, norms do not.
         return sum_over(topology.pp, squares).sqrt()
 
     def _tied_product(self) -> Tensor:
@@ -138,6 +144,7 @@ class GradientNorms:
         width = self._model.config.d_model
         counts = [len(self._rows_read(text)) for text in range(len(self._ids))]
         here = torch.cat(self._tied_rows) if self._tied_rows else self._squares.new_zeros(sum(counts), width)
+        # Stages in between bring zeros: in an all-reduce every rank of the axis takes part.
         other = sum_over(topology.pp, here.clone()) - here
         products = (here * other).sum(1).split(counts)  # each of the two stages adds one <a, b>
         return torch.stack([product.sum() for product in products])

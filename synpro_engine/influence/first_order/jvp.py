@@ -61,21 +61,25 @@ class JvpInfluence:
         values = [self._duals(batch.tokens_BS, batch.labels_BS) for batch in batches]
         parted = by_sequence([len(ids) for ids in sequences], batches, values, lead=(2,))
         seq_len = self._model.config.seq_len
+        # Log-probabilities were differentiated; influence is of losses.
         return [score_of(-tangent_T, logprob_T, seq_len) for logprob_T, tangent_T in parted]
 
     @torch.no_grad()
     def _duals(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
         """Log-probabilities and their derivatives along v, [2, B, S]."""
         device = self._model.topology.device
+        # Tangents ride along with the forward pass, so nothing is kept for a backward one (hence no_grad).
         with forward_ad.dual_level():
             duals: dict[Parameter, Tensor] = {}
             for parameter in self._model.parameters():
                 duals[parameter] = value = parameter.to(self._dtype)
                 if parameter in self._tangents:
                     v = self._tangents[parameter].to(self._dtype)
+                    # The midpoint shifts the primal, not the tangent: the slope there is along the whole of v.
                     duals[parameter] = forward_ad.make_dual(value + self._shift * v, v)
             logprob_BS = plain_logprobs(
                 self._model, tokens_BS.to(device), labels_BS.to(device), lambda parameter: duals[parameter]
             )
             primal, tangent = forward_ad.unpack_dual(logprob_BS)
+            # None where no parameter of the direction is on the way.
             return torch.stack([primal, torch.zeros_like(primal) if tangent is None else tangent])

@@ -36,6 +36,7 @@ def weight_of(module: nn.Module) -> Parameter | None:
     """The weight that is scored where `module` is called, or None. The output layer's is scored with the loss."""
     if isinstance(module, LanguageModelEmbedding):
         return module.word_embeddings.weight
+    # HiddenHead is a column-parallel layer that multiplies nothing: its logits exist in the loss alone.
     classes = (ColumnParallelLinear, RowParallelLinear, RMSNorm, FullWidthRMSNorm)
     return module.weight if isinstance(module, classes) and not isinstance(module, HiddenHead) else None
 
@@ -57,10 +58,13 @@ def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
     The embedding's input are token ids [B, S].
     """
     if isinstance(module, LanguageModelEmbedding):
+        # Under sequence parallelism the embedding's output is cut by position, its ids are not.
         start = module.word_embeddings.vocab_start_index
         return lambda ids, grad: embedding_shares(ids.t(), whole_sequence(grad, topology), direction, start)
+    # Megatron gathers x into a buffer that all layers share, so it is gathered again here, for a moment.
     if isinstance(module, ColumnParallelLinear):
         return lambda x, grad: linear_shares(whole_sequence(x, topology), grad, direction)
+    # Its output is summed over ranks and, under sequence parallelism, cut by position: so is the gradient.
     if isinstance(module, RowParallelLinear):
         return lambda x, grad: linear_shares(x, whole_sequence(grad, topology), direction)
     if isinstance(module, FullWidthRMSNorm):
@@ -68,6 +72,7 @@ def site_of(module: Any, direction: Tensor, topology: Topology) -> Site | None:
     if isinstance(module, HeadRMSNorm):  # each rank has its own heads, all positions and all of the weight
         return lambda x, grad: head_scale_shares(_normed(module, x), grad, direction)
     assert isinstance(module, RMSNorm)
+    # Some ranks may leave this site out, because it has no collective in it.
     if topology.tp.rank > 0 and not topology.sequence_parallel:
         return None  # every rank sees the same positions and holds the same weight
     return lambda x, grad: scale_shares(_normed(module, x), grad, direction)
@@ -107,18 +112,21 @@ def whole_sequence(part: Tensor, topology: Topology) -> Tensor:
     """Under sequence parallelism the positions of all ranks, in order; else the tensor as it is."""
     if not topology.sequence_parallel:
         return part
+    # Within backward passes: ranks run the same graph, so they come to the layers' gathers in the same order.
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(topology.tp.size)]
     dist.all_gather(parts, part.contiguous(), group=topology.tp.group)
     return torch.cat(parts)
 
 
 def _normed(module: RMSNorm, x: Tensor) -> Tensor:
+    # Without the weight: what it multiplied is asked for, and no layer keeps that.
     return F.rms_norm(_precise(x), (x.size(-1),), None, module.eps)
 
 
 def _normed_full_width(module: FullWidthRMSNorm, x: Tensor, topology: Topology) -> Tensor:
     """This rank's part of the normalised queries or keys, [S, B, heads x width]; the mean square is over all ranks'."""
     flat = _precise(x).flatten(-2)
+    # The norm spans all ranks' heads: a rank's own mean square would be another function.
     squares = sum_over(topology.tp, flat.square().sum(-1, keepdim=True))
     return flat * torch.rsqrt(squares / module.width + module.eps)
 

@@ -54,6 +54,7 @@ def output_pass(
     the same hidden and targets. `slope` asks for the gradient of slope * sum_t log p_t with respect to hidden, and
     `weight_gradient` for the one with respect to the weight too, one product more.
     """
+    # A logit of 10 in bf16 is good to 0.03, more than most scores.
     precise = torch.promote_types(hidden_TH.dtype, torch.float32)
     tokens, directions = hidden_TH.size(0), direction_KVH.size(0)
     logprob_T = hidden_TH.new_zeros(tokens, dtype=precise)
@@ -61,6 +62,7 @@ def output_pass(
     grad_TH = None if slope is None else hidden_TH.new_zeros(hidden_TH.shape, dtype=precise)
     grad_VH = weight_VH.new_zeros(weight_VH.shape, dtype=precise) if weight_gradient else None
     rows = weight_VH.size(0)
+    # Blocks of tokens, all of V each: a token's softmax is known after its last logit, and slopes are means under it.
     for block in pieces(tokens, block_bytes(weight_VH) // (rows * max(4, weight_VH.element_size()))):
         target = _Target.in_shard(target_T[block], vocab_start, rows)
         z_CV = mm(hidden_TH[block], weight_VH.t())
@@ -68,12 +70,16 @@ def output_pass(
         logsumexp_C = _logsumexp(z_CV, group)
         if group is None or group.rank() == 0:  # the ranks' targets are summed below; one takes the logsumexp off
             logprob_T[block] -= torch.where(target.labelled_C, logsumexp_C, 0.0)
+        # In place: the target's logit has been read, and p takes the memory of z.
         p_CV = z_CV.sub_(logsumexp_C[:, None]).exp_()
         for k, direction_VH in enumerate(direction_KVH):
+            # 2 T H V operations for each direction, as many as the logits took.
             moved_CV = mm(hidden_TH[block], direction_VH.t())
             target_KT[k, block] = target.of(moved_CV)
             mean_KT[k, block] = torch.where(target.labelled_C, moved_CV.mul_(p_CV).sum(1), 0.0)
         if grad_TH is not None and slope is not None:
+            # In the operands' dtype, since tensor cores multiply equal ones; training's own gradient is rounded there
+            # too.
             grad_logits_CV = target.minus_(p_CV).to(hidden_TH.dtype)  # last: it overwrites p
             grad_TH[block] = mm(grad_logits_CV, weight_VH).mul_(slope)
             if grad_VH is not None:
@@ -112,6 +118,7 @@ class _Target:
 
     def minus_(self, p_CV: Tensor) -> Tensor:
         """1[target] - p, the gradient of its log-probability by the logits; 0 where it is ignored. Writes to p_CV."""
+        # One index a row: additions cannot meet, so the bits repeat although scatters are atomic on CUDA.
         p_CV.neg_().scatter_add_(1, self.column_C1, self.here_C[:, None].to(p_CV.dtype))
         return p_CV.masked_fill_(~self.labelled_C[:, None], 0.0)
 
@@ -122,6 +129,7 @@ def _logsumexp(z_CV: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         return z_CV.logsumexp(1)
     # The largest logit of all ranks first, so that no rank's exponentials overflow or vanish.
     top_C = z_CV.amax(1)
+    # Twice a block: ranks must cut tokens alike, which they do while shards of the vocabulary are of one size.
     dist.all_reduce(top_C, op=dist.ReduceOp.MAX, group=group)
     sum_C = (z_CV - top_C[:, None]).exp_().sum(1)
     dist.all_reduce(sum_C, group=group)

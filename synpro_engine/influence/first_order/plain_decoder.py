@@ -44,6 +44,7 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
     assert embedding is not None and final_norm is not None
     hidden_BSH = F.embedding(tokens_BS, weights(embedding))
     for block in model.blocks():
+        # Every weight passes through `weights`: one that was read directly would have no tangent, in silence.
         stand_ins: dict[str, Any] = {n: weights(p) for n, p in vars(block).items() if isinstance(p, Parameter)}
         hidden_BSH = _block(model, replace(block, **stand_ins), hidden_BSH)
     hidden_BSH = _rms_norm(hidden_BSH, weights(final_norm), model.config.norm_eps)
@@ -80,6 +81,7 @@ def _attention(model: Model, block: BlockWeights, x: Tensor) -> Tensor:
         key = _rms_norm(key.flatten(-width), block.k_norm, config.norm_eps).view_as(key)
     frequency = inverse_frequencies(config, x.device)
     query, key = (_rotated(part, frequency) for part in (query, key))
+    # Written out, because fused attention has no forward mode.
     score = torch.einsum("bsnrh,btnh->bnrst", query, key[..., 0, :]) / config.head_size**0.5
     later = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
     weight = torch.softmax(score.masked_fill(later, float("-inf")), -1)
@@ -89,6 +91,7 @@ def _attention(model: Model, block: BlockWeights, x: Tensor) -> Tensor:
 
 def _rotated(x_BSnrh: Tensor, frequency: Tensor) -> Tensor:
     """Each pair (i, i + h/2) turned by position x its frequency (Su et al., arXiv 2104.09864); angles in fp32."""
+    # fp32 even where all else is fp64: the model's angles are, and exact ones would be another function.
     angle = torch.outer(torch.arange(x_BSnrh.size(1), dtype=torch.float32, device=x_BSnrh.device), frequency)
     cos, sin = (table.to(x_BSnrh.dtype)[:, None, None] for table in (angle.cos(), angle.sin()))
     first, second = x_BSnrh.chunk(2, -1)

@@ -57,11 +57,13 @@ class InRun:
         Raises ValueError for a direction along parameters that the engine does not train.
         """
         named = {"influence": directions} if isinstance(directions, Direction) else dict(directions)
+        # What is frozen has no gradient in the step: its share would be missing without a word.
         untrained = {name for name, parameter in engine.model.named_parameters() if not parameter.requires_grad}
         for name, direction in named.items():
             if untrained & set(direction.tensors):
                 raise ValueError(f"directions: {name} moves what is not trained, such as {min(untrained)}")
         self.names = tuple(named)
+        # A bucket is reduced when all of its weights' hooks have run; a weight that is frozen in its forward runs none.
         if method == "prefix" and any(chunk.ddp_config.overlap_grad_reduce for chunk in engine.wrapped):
             raise ValueError("method: `prefix` does not go with overlapped gradients")
         self._model, self._method, self._directions = engine.model, method, list(named.values())
@@ -90,6 +92,8 @@ class InRun:
             step = WatchedStep(loss_fn=watched)
             yield step
         topology, sums_KN = self._model.topology, reader.sums(examples)
+        # The engine differentiates objective / denominator, scores are of the objective. Collective, whatever a stage
+        # holds.
         sums_KN = sum_over(topology.pp, sum_over(topology.tp, sums_KN)) * denominator
         step.scores = self._scores(microbatches, examples, sums_KN.cpu())
 

@@ -82,9 +82,11 @@ class PrefixReader:
 
         def run(module: Any, args: tuple[Any, ...], output: Any) -> None:
             module.weight.requires_grad_(True)
+            # Held until the backward pass, as Megatron holds it for a weight that is not frozen.
             x, out = args[0].detach(), output[0]
             if not out.requires_grad:  # the first of the trained layers: nothing before it asks for a gradient
                 out.requires_grad_(True)
+            # Looked up in the forward: by the time of its backward pass, a pipeline is at other micro-batches.
             sums_KB = self._row_sums(chunk, x.size(1))
 
             def accumulate(grad: Tensor) -> None:
@@ -109,6 +111,7 @@ class PrefixReader:
             rows = zip(hidden_BSH.split(1), batch.tokens_BS.split(1), batch.labels_BS.split(1), strict=True)
             for row, (hidden, tokens, labels) in enumerate(rows):
                 weight = model.output_weight()
+                # Each view has a gradient of its own; of the Parameter autograd would show the sum over rows only.
                 alias = weight.view_as(weight)
                 alias.register_hook(self._adder(sums_KB[:, row], direction_KVH))
                 self._unread += 1

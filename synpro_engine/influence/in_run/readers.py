@@ -69,6 +69,8 @@ class GradientReader:
         self._sums, self._fused = [], {}
         with contextlib.ExitStack() as stack:
             for parameter, direction in self._directions.items():
+                # A tensor's hook runs ahead of its accumulator's, in which Megatron empties the gradient into its
+                # buffers.
                 stack.enter_context(parameter.register_hook(self._listener(parameter, direction)))
             yield self._reading(loss_fn)
 
@@ -87,6 +89,7 @@ class GradientReader:
                 def add(upstream: Tensor, slope_K: Tensor = slope_K) -> None:
                     self._fused[index] = self._fused.get(index, 0.0) + slope_K * upstream
 
+                # The slope is that of the bare objective; autograd knows by what loss and engine multiply it.
                 loss.register_hook(add)
 
             watched = WatchedModel.of(self._model, direction_KVH=direction_KVH, per_token=False, fused=fused)
@@ -119,6 +122,7 @@ class GradientReader:
     def sums(self, examples: Sequence[Examples]) -> Tensor:
         """[K, examples], after the step."""
         if not self._directions:  # nothing of the directions is on this rank
+            # Still a term of the sum over ranks, which waits for everyone.
             return torch.zeros((self._count, len(examples)), dtype=torch.float64, device=self._model.topology.device)
         assert len(self._sums) == len(examples), (len(self._sums), len(examples))
         return torch.stack(self._sums, 1)
@@ -165,6 +169,7 @@ class CaptureReader:
         assert target_BS.dim() == 2, "the loss must ask for log-probabilities of whole rows"
         self._losses_read += 1
         tp = self._model.topology.tp
+        # One set of logits more, for a loss that makes them twice anyway; a fused loss tells its slopes itself.
         moved = output_pass(
             hidden_BSH.detach().flatten(0, 1),
             self._model.output_weight(),
@@ -177,10 +182,12 @@ class CaptureReader:
             return
         target_KBS, mean_KBS = (part.unflatten(1, target_BS.shape) for part in (moved.target_KT, moved.mean_KT))
         self._on_gradient(results.logprob, target_KBS - mean_KBS)
+        # The z-loss comes in here: it is a function of the log-sum-exp alone.
         self._on_gradient(results.logsumexp, mean_KBS)
 
     def _on_gradient(self, result: Tensor, slope_KBS: Tensor) -> None:
         """Add the chain rule's product, d objective / d result x d result / d step along v, when the first is known."""
+        # Bound in the forward: before this micro-batch's backward pass others may have begun.
         values_KSB = self._capture.shares_at(-1).values_KSB
 
         def add(upstream: Tensor) -> None:

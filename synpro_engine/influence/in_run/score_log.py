@@ -64,6 +64,7 @@ class ScoreLog:
     def write(self, step: int, scores: Sequence[ExampleScore]) -> None:
         """Record this rank's examples of the step that ended as number `step`, in the order of the ranks."""
         lines = [_line(step, score) for score in scores]
+        # In rank order, so that the file does not depend on who was first.
         parts = gather_objects(self._topology.dp, lines)
         on_main(self._topology, lambda: append_lines(self._path, (line for part in parts for line in part)))
 
@@ -77,14 +78,18 @@ def _begin(path: Path, resume_step: int | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     keep_to = 0
     if path.exists():
+        # Looked at before anything is cut off: a file of somebody else's stays as it is.
         with path.open("rb") as file:
             if file.read(len(_BEGINNING)) not in (b"", _BEGINNING):
                 raise UserError(f"{path}: exists and holds no scores; it is not replaced")
         for record, end in _records(path):
+            # Steps behind the checkpoint run again and would stand twice. Steps rise, so the first later one ends the
+            # search.
             if resume_step is None or record.step > resume_step:
                 break
             keep_to = end
     with path.open("ab") as file:
+        # To the end of a whole record: what a kill left of one goes with the rest.
         file.truncate(keep_to)
 
 
@@ -113,6 +118,7 @@ def by_document(path: Path, direction: str, *, since: int = 0) -> dict[str, Docu
     """
     sums: dict[str, list[float]] = {}
     for record in read_scores(path):
+        # An example without a label in a step has a score of 0 there, which says nothing of the document.
         if record.step <= since or not record.tokens:
             continue
         if direction not in record.scores:

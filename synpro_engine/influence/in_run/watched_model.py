@@ -33,6 +33,7 @@ class WatchedModel(Model):
     @classmethod
     def of(cls, model: Model, **further: Any) -> WatchedModel:
         """`model`, watched; the arguments are the further fields."""
+        # By Model's fields, so that one added there is passed on; chunks and weights are shared, not copied.
         return cls(**{f.name: getattr(model, f.name) for f in fields(Model)}, **further)
 
     def cross_entropy_from_hidden(
@@ -66,6 +67,7 @@ class WatchedModel(Model):
             hidden, target, temperature=temperature, entropy=entropy, materialised=materialised
         )
         if self.scored is not None:
+            # `output_pass`, which moves them along v, knows neither temperature nor entropy.
             assert temperature == 1.0 and not entropy, "only plain log-probabilities are scored"
             self.scored(hidden, target, results)
         return results

@@ -139,6 +139,7 @@ def embedding_dot(
 def _embedding_dots(grad_TH: Tensor, token_T: Tensor, tables_KVH: Tensor, vocab_start: int | None) -> Tensor:
     row_T = token_T.long() - (vocab_start or 0)
     in_shard_T = (row_T >= 0) & (row_T < tables_KVH.shape[1])
+    # A whole table must hold every token; a shard's caller counts on the others, and no shard can tell a stray id.
     if vocab_start is None and token_T.device.type == "cpu" and not bool(in_shard_T.all()):
         raise ValueError(f"token_ids: expected 0 to {tables_KVH.shape[1] - 1}, got {int(token_T[~in_shard_T][0])}")
     row_T = torch.where(in_shard_T, row_T, 0)  # a row to read in any case; what comes of it is overwritten

@@ -16,6 +16,7 @@ from synpro_kernels.common.arithmetic import precise
 
 def segment_sum_definition(values: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
     """Sum values [..., T] into [..., segments] by id; tokens with id -1 belong to none, whatever they hold."""
+    # [S, T] of membership, chosen by rather than multiplied with: 0 * NaN is NaN.
     member_ST = segment_ids == torch.arange(segments, device=values.device)[:, None]
     return torch.where(member_ST, precise(values)[..., None, :], 0.0).sum(-1)
 
@@ -23,6 +24,7 @@ def segment_sum_definition(values: Tensor, segment_ids: Tensor, *, segments: int
 def segment_gradients_definition(x: Tensor, grad_out: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
     """Return G [segments, O, I]: the weight gradient that each segment alone would give."""
     return torch.stack(
+        # S O I entries, which is what the op exists to avoid: for tests at small shapes.
         [precise(grad_out[segment_ids == i]).t() @ precise(x[segment_ids == i]) for i in range(segments)]
     )
 
@@ -50,6 +52,7 @@ def grad_dot_prefix_definition(
 ) -> tuple[Tensor, Tensor]:
     """Return (<G_i, V>, accumulator + sum_i G_i) where segment i is the tokens [boundaries[i], boundaries[i+1])."""
     x, grad_out, direction = precise(x), precise(grad_out), precise(direction)
+    # Cloned: the op writes into the accumulator that it is given, and a test compares both.
     total = x.new_zeros(direction.shape[-2:]) if accumulator is None else accumulator.clone()
     scores = []
     for start, end in pairwise(boundaries):

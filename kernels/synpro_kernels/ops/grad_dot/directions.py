@@ -37,19 +37,24 @@ def low_rank(direction: Tensor, rank: int, *, iterations: int = 2) -> LowRankDir
         raise ValueError(f"rank: expected 1 to {most} for direction {tuple(direction.shape)}, got {rank}")
     if iterations < 0:
         raise ValueError(f"iterations: expected >= 0, got {iterations}")
+    # fp32 also for halves: neither QR nor SVD is implemented in half precision.
     exact = precise(direction)
     generator = torch.Generator().manual_seed(_SUBSPACE_SEED)
+    # Drawn on the CPU: CUDA's generator gives other numbers for the same seed, and the device would show in the result.
     probes = torch.randn(exact.shape[-1], min(most, rank + _OVERSAMPLING), generator=generator, device="cpu")
+    # The same probes serve a whole stack of directions: they need only be independent of each V.
     basis = torch.linalg.qr(exact @ probes.to(exact)).Q
     # Orthonormal again after each half step: rounding would else pull all columns towards the leading singular vectors.
     for _ in range(iterations):
         basis = torch.linalg.qr(exact.mT @ basis).Q
         basis = torch.linalg.qr(exact @ basis).Q
+    # Of [rank + 8, I], not of [O, I]: the cost of the exact SVD is what the subspace saves.
     u, s, vh = torch.linalg.svd(basis.mT @ exact, full_matrices=False)
     # sqrt(s) on either side: neither factor leaves the range of half precision before the other.
     root = s[..., :rank].sqrt()
     left = ((basis @ u[..., :rank]) * root[..., None, :]).to(direction.dtype)
     right = (root[..., :, None] * vh[..., :rank, :]).to(direction.dtype)
+    # Of the factors as stored: in bf16 their rounding is a part of what is lost.
     error = _relative_error(exact, left.to(exact) @ right.to(exact))
     return LowRankDirection(left=left, right=right, relative_error=error)
 
@@ -67,9 +72,11 @@ def to_fp8(direction: Tensor) -> Fp8Direction:
 
     """
     _check_dense(direction)
+    # fp32 is enough for what becomes 8 bits, fp64 directions included.
     exact = direction.float()
     _, exponent = torch.frexp(exact.abs().amax(-1) / _FP8_MAX)
     scale = torch.ldexp(torch.ones_like(exact[..., 0]), exponent)  # row maximum / scale is in (224, 448]
+    # Division by a power of two is exact, so each entry is rounded once.
     values = (exact / scale[..., None]).to(_FP8)
     error = _relative_error(exact, values.float() * scale[..., None])
     return Fp8Direction(values=values, scale=scale, relative_error=error)
@@ -85,4 +92,5 @@ def _check_dense(direction: Tensor) -> None:
 def _relative_error(wanted: Tensor, stored: Tensor) -> Tensor:
     size = torch.linalg.matrix_norm(wanted)
     lost = torch.linalg.matrix_norm(wanted - stored)
+    # A direction of zeros loses nothing; 0 / 0 would say NaN.
     return torch.where(size > 0, lost / size, 0.0).float()

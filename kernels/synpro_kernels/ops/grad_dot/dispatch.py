@@ -43,6 +43,7 @@ def _triton() -> _TritonOps:
 
 
 def _csrc_formed(gradient: Tensor, direction: Tensor) -> Tensor:
+    # The gradient is reshaped, which copies at need; of K directions that copy would be K times as large.
     if not direction.is_contiguous():  # C++ reads both as runs of memory
         return torch_backend.formed_dot(gradient, direction)
     return torch.ops.synpro_csrc.formed_dot(gradient.reshape(-1), direction.flatten(1))

@@ -83,6 +83,7 @@ def _token_dots(x_TI: Tensor, grad_TO: Tensor, direction: Direction) -> tuple[Te
     values, scale = (direction.values, direction.scale) if isinstance(direction, Fp8Direction) else (direction, None)
     check_shape("direction", values, outputs, inputs)
     refuse_gradients(x=x_TI, grad_out=grad_TO, direction=values)
+    # A dense direction is an operand of the tensor cores, which multiply equal types only, hence the dtype of x.
     if scale is None:
         check_same("direction", values, x_TI, "x")
         return _grad_dot_tokens(x_TI, grad_TO, values.reshape(-1, outputs, inputs), None), values.dim() == 3
@@ -126,6 +127,7 @@ def contract_over_inputs(outputs: int, inputs: int) -> bool:
 
 @_grad_dot_tokens.register_fake
 def _(x_TI, grad_TO, direction_KOI, scale_KO):
+    # Contiguous whatever the inputs' strides, as every backend returns it: compilers plan memory by this answer.
     return x_TI.new_empty(direction_KOI.shape[0], x_TI.shape[0], dtype=precise_dtype(x_TI.dtype))
 
 

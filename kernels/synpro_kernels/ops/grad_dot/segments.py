@@ -20,6 +20,7 @@ def by_segment(
 ) -> Tensor | GradDots:
     """Turn token dots into what the public functions return; `several`: K directions were given, not just one."""
     ids_T = segment_ids.reshape(-1)
+    # Before rows of no segment are cleared: the sum leaves them out by id, and clearing first costs a copy of [K, T].
     scores_KS = segment_sum(dots_KT, ids_T, segments=segments)
     scores = scores_KS if several else scores_KS[0]
     if not per_token:
@@ -48,6 +49,7 @@ def segment_sum(values: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor
     if values.dim() < 1 or not values.is_floating_point():
         raise ValueError(f"values: expected floating [..., T], got {values.dtype} {tuple(values.shape)}")
     check_ids(segment_ids, segments, values.shape[-1:], values.device)
+    # math.prod, not -1: torch cannot infer a dimension of a tensor that has no token.
     sums_KS = _segment_sum(values.reshape(math.prod(values.shape[:-1]), values.shape[-1]), segment_ids, segments)
     return sums_KS.view(*values.shape[:-1], segments)
 

@@ -26,6 +26,7 @@ def grad_dot_tokens(
     x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, scale_KO: Tensor | None, over_inputs: bool
 ) -> Tensor:
     """Return b_t . (V x_t) for every direction and token: [K, T]."""
+    # Which side is contracted is the caller's choice (`contract_over_inputs`); from here on both read alike.
     rows_TR, other_TN = (x_TI, grad_TO) if over_inputs else (grad_TO, x_TI)
     tokens, width = other_TN.shape
     dots_KT = x_TI.new_zeros(direction_KOI.shape[0], tokens, dtype=precise_dtype(x_TI.dtype))
@@ -37,6 +38,7 @@ def grad_dot_tokens(
             scale_O = None if scale_KO is None else scale_KO[k]
             for span in pieces(width, columns):
                 v_RN = _direction_block(direction_OI, scale_O, span, over_inputs, x_TI.dtype)
+                # Spans of columns are added in fp32 in a fixed order: few terms, none of which another token enters.
                 dots_KT[k, block] += mm(rows_CR, v_RN).mul_(other_CN[:, span]).sum(-1)
     return dots_KT
 
@@ -45,6 +47,7 @@ def low_rank_tokens(x_TI: Tensor, grad_TO: Tensor, left_KOr: Tensor, right_KrI: 
     """Return (left^T b_t) . (right x_t) for every direction and token: [K, T]."""
     tokens, width = x_TI.shape[0], max(x_TI.shape[1], grad_TO.shape[1])
     dots_KT = x_TI.new_zeros(left_KOr.shape[0], tokens, dtype=precise_dtype(x_TI.dtype))
+    # Widened once for all blocks: r (I + O) entries a direction are small beside a block of tokens.
     factors = [(operand(left), operand(right).t()) for left, right in zip(left_KOr, right_KrI, strict=True)]
     for block in pieces(tokens, block_bytes(x_TI) // (width * dots_KT.element_size())):
         x_CI, grad_CO = operand(x_TI[block]), operand(grad_TO[block])
@@ -72,6 +75,7 @@ def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: in
     order_T = order_T[ids_T[order_T] >= 0]
     starts = range(0, order_T.shape[0], _PAIR_TILE)
     blocks = [_PairBlock(x_TI, grad_TO, ids_T, order_T[start : start + _PAIR_TILE]) for start in starts]
+    # [S, S] in fp64 until all tiles are in: a pair of long segments is the sum of many tiles.
     sums_SS = x_TI.new_zeros(segments, segments, dtype=torch.float64)
     for at, one in enumerate(blocks):
         for other in blocks[at:]:
@@ -96,6 +100,7 @@ class _PairBlock:
         """[segments here, segments there], fp64: the tile of token products, summed by segment on either side."""
         tile_CD = mm(self._x_CI, other._x_CI.t()).mul_(mm(self._grad_CO, other._grad_CO.t()))
         # fp64 from here on, as in `segments`: shares that cancel keep their digits.
+        # Both sums run over rows, hence the transpose: the other block's tokens become its rows.
         sums_SD = self._sum_rows(tile_CD.double())
         return other._sum_rows(sums_SD.t().contiguous()).t()
 
@@ -111,6 +116,7 @@ def _add_in_order(rows_CN: Tensor, slot_C: Tensor, count: int) -> Tensor:
 
 def _reduce_runs(rows_CN: Tensor, slot_C: Tensor, count: int) -> Tensor:
     """The same where index_add_ is atomic, in no fixed order."""
+    # Slots rise, so each segment is one run of rows, which is all that segment_reduce can add up.
     lengths = torch.searchsorted(slot_C, torch.arange(count + 1, device=slot_C.device)).diff()
     return torch.segment_reduce(rows_CN, "sum", lengths=lengths, axis=0, initial=0.0)
 
@@ -127,6 +133,7 @@ def grad_dot_prefix(
         # Segments inside: the block of the accumulator stays in a CPU's cache for all of them.
         for i, (start, end) in enumerate(pairwise(boundaries)):
             if start == end:
+                # An empty segment scores 0, and a product over no token would only add zeros to the accumulator.
                 continue
             gradient_NI = mm(operand(grad_TO[start:end, rows]).t(), operand(x_TI[start:end]))
             # Before it is added: read off the running sum, scores would lose the digits that cancel (README.md).
@@ -162,6 +169,7 @@ def _sum_in_order(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
 def _sum_by_membership(values_KT: Tensor, ids_T: Tensor, segments: int) -> Tensor:
     """Blocks of segments against all tokens, masked rather than multiplied: what belongs to none may be NaN."""
     blocks = []
+    # By K T entries of each segment: the masked copy is [K, S', T], not [S', T].
     size = max(1, _MEMBER_ENTRIES // max(1, values_KT.numel()))
     for start in range(0, segments, size):
         wanted_S = torch.arange(start, min(start + size, segments), device=ids_T.device)

@@ -23,8 +23,10 @@ def pair_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sum of (x_t . x_s)(b_t . b_s) over tokens t of segment i and s of segment j, to [i, j] and [j, i]."""
+    # Without it ptxas 12.8 waits for each wgmma before it issues the next (see `triton_products`).
     tl.assume(inputs > 0)
     tl.assume(outputs > 0)
+    # 64 bits: i * segments passes 2^31 from 46,341 segments on.
     i = tl.load(first + tl.program_id(0)).to(tl.int64)
     j = tl.load(second + tl.program_id(0)).to(tl.int64)
     end_i, end_j = tl.load(offsets + i + 1), tl.load(offsets + j + 1)
@@ -32,6 +34,7 @@ def pair_kernel(
     total = tl.zeros((BM,), tl.float64)
     for m0 in range(tl.load(offsets + i), end_i, BM):
         for n0 in range(tl.load(offsets + j), end_j, BN):
+            # Both products of a tile are in registers at once: two accumulators, hence `pair_tile`'s narrower one.
             if DESCRIPTOR:
                 tile = tile_by_descriptor(x, x_right, 0, m0, n0, inputs, True, BM, BN, BK)
                 tile *= tile_by_descriptor(grad, grad_right, 0, m0, n0, outputs, True, BM, BN, BK)
@@ -58,6 +61,7 @@ def pair_kernel(
             members = (m0 + tl.arange(0, BM) < end_i)[:, None] & (n0 + tl.arange(0, BN) < end_j)[None, :]
             # Chosen, not multiplied by 0: the rows of another segment may be NaN.
             total += tl.sum(tl.where(members, tile, 0.0), 1).to(tl.float64)
+    # One value, written twice: symmetric to the bit, as programs for both (i, j) and (j, i) would not be.
     inner_product = tl.sum(total, 0).to(tl.float32)
     tl.store(sums + i * segments + j, inner_product)
     tl.store(sums + j * segments + i, inner_product)
@@ -81,15 +85,20 @@ def pair_call(
     (tokens, inputs), outputs = x_TI.shape, grad_TO.shape[1]
     bounds = torch.arange(segments + 1, device=ids_T.device, dtype=ids_T.dtype)
     offsets = torch.searchsorted(ids_T[order_T], bounds, out_int32=True)
+    # A list of pairs rather than a square grid whose lower half returns at once: S^2 / 2 empty programs less.
     first, second = torch.triu_indices(segments, segments, device=ids_T.device, dtype=torch.int32)
+    # Uninitialised: every pair has a program, and an empty segment's writes its 0.
     sums_SS = x_TI.new_empty(segments, segments, dtype=torch.float32)
+    # By the mean length, which the shapes give: looking at the real ones would make the host wait.
     tile = pair_tile(capability, ceil_div(tokens, segments))
     if descriptor is None:
         descriptor = capability >= 90
+    # The right operand's descriptor has a leading k (see `tile_by_descriptor`); pairs have a single one.
     sources = x_TI, x_TI[None], grad_TO, grad_TO[None]
     if descriptor:
         blocks = [[tile.BM, tile.BK], [1, tile.BN, tile.BK]] * 2
         sources = tuple(map(TensorDescriptor.from_tensor, sources, blocks))
+    # Descriptors pad with zeros in hardware; by pointer a width that BK does not divide needs masks in the loop.
     even = {f"EVEN_{name}": descriptor or width % tile.BK == 0 for name, width in (("I", inputs), ("O", outputs))}
     sizes = tokens, segments, inputs, outputs, x_TI.stride(0), grad_TO.stride(0)
     arguments = *sources, offsets, first, second, sums_SS, *sizes

@@ -28,32 +28,42 @@ def prefix_kernel(
     col_tiles = tl.cdiv(inputs, BN)
     out0, in0 = place // col_tiles * BM, place % col_tiles * BN
     outs, ins, ks = out0 + tl.arange(0, BM), in0 + tl.arange(0, BN), tl.arange(0, BK)
+    # No mask over tokens: every segment is whole blocks by now (`_whole_blocks`).
     in_outs, in_ins = (outs < outputs)[:, None], (ins < inputs)[None, :]
     # The accumulator's tile is read and written once, at the end, however many segments there are; each segment costs a
     # pass over the directions' tiles.
     total = tl.zeros((BM, BN), tl.float32)
     for i in range(segments):
+        # Beside `total`: read off that, a score would be a difference of two large numbers (README.md).
         part = tl.zeros((BM, BN), tl.float32)
         for t in range(tl.load(boundaries + i), tl.load(boundaries + i + 1), BK):
             if DESCRIPTOR:
                 g = grad.load([t, out0]).T
                 h = x.load([t, in0])
             else:
+                # 64 bits: tokens times a wide layer's stride pass 2^31 (65,536 tokens of width 32,768).
                 rows = (t + ks).to(tl.int64)
                 g = tl.load(grad + rows[None, :] * stride_grad + outs[:, None], mask=in_outs, other=0.0)
                 h = tl.load(x + rows[:, None] * stride_x + ins[None, :], mask=in_ins, other=0.0)
             part = tl.dot(g, h, part)
+        # Moved on direction by direction: k x stride_k would pass 2^31 from ten of an 8,192 x 28,672 weight on.
+        here = direction
+        # Directions within: the segment's part is in registers now, so one more direction costs no product.
         for k in range(directions):
             if DESCRIPTOR:
                 v = direction.load([k, out0, in0]).reshape(BM, BN)
             else:
-                v_row = direction + k * stride_k + outs.to(tl.int64)[:, None] * stride_direction
+                v_row = here + outs.to(tl.int64)[:, None] * stride_direction
                 v = tl.load(v_row + ins[None, :], mask=in_outs & in_ins, other=0.0)
+                here += stride_k
+            # A place for each program: nothing is added to memory by two of them, so the bits repeat.
             to_share = (place.to(tl.int64) * directions + k) * segments + i
             # One sum over both dimensions: Triton 3.6 fails to compile two for sm_100.
             tl.store(shares + to_share, tl.sum(part * v.to(tl.float32)))
         total += part
+    # Its rows are `inputs` apart, unlike those of x, which may have been padded: validation wants it contiguous.
     to = accumulator + outs.to(tl.int64)[:, None] * inputs + ins[None, :]
+    # Read, add, write without atomics: no other program has this tile, and an earlier micro-batch's kernel has ended.
     tl.store(to, tl.load(to, mask=in_outs & in_ins, other=0.0) + total, mask=in_outs & in_ins)
 
 
@@ -77,6 +87,7 @@ def prefix_call(
     tile = prefix_tile(capability)
     (outputs, inputs), directions, segments = accumulator_OI.shape, len(direction_KOI), len(boundaries) - 1
     x, grad, bounds = _whole_blocks(x_TI, grad_TO, boundaries, tile.BK)
+    # The direction is copied where its width is odd, as large as the weight: real layers are multiples of 16.
     x, grad, direction = aligned(x), aligned(grad), aligned(direction_KOI)
     programs = ceil_div(outputs, tile.BM) * ceil_div(inputs, tile.BN)
     shares = accumulator_OI.new_empty(programs, directions, segments)
@@ -100,6 +111,7 @@ def _whole_blocks(
     """
     # The kernel steps by whole blocks and masks no tokens: a ragged end would reach into the next segment. Tokens of
     # zeros add nothing to a gradient.
+    # Built on the host, where the offsets are anyway: looking at them on the device would make the host wait.
     bounds = torch.tensor(boundaries, dtype=torch.int32)
     if bool((bounds % block == 0).all()):
         return x_TI, grad_TO, bounds.to(x_TI.device, non_blocking=True)

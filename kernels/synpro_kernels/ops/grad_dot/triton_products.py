@@ -31,11 +31,13 @@ def tile_by_pointer(
     NR: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same with `right` at its k. Rows outside repeat the last one. EVEN: BK divides the reduction."""
+    # Clamped rather than masked: the loop's loads need no mask over rows, and callers drop what comes of these rows.
     rows = tl.minimum(row0 + tl.arange(0, BM), rows_end - 1).to(tl.int64)
     cols = col0 + tl.arange(0, BN)
     rs = tl.arange(0, BK)
     a_ptr = left + rows[:, None] * stride_left + rs[None, :]
     if NR:
+        # Columns are rows of `right` here, so they clamp too; in the other layout they lie along a row and are masked.
         b_ptr = right + tl.minimum(cols, cols_end - 1).to(tl.int64)[None, :] * stride_right + rs[:, None]
     else:
         b_ptr = right + rs[:, None].to(tl.int64) * stride_right + cols[None, :]

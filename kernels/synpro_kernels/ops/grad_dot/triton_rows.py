@@ -25,6 +25,7 @@ def row_dot_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile of left right_k^T (right_k unless NR), times the same tile of `other`, summed along its rows."""
+    # Without it ptxas 12.8 waits for each wgmma before it issues the next (README.md).
     tl.assume(reduction > 0)
     col_tiles = tl.cdiv(width, BN)
     row_tiles = tl.cdiv(tokens, BM)
@@ -42,11 +43,13 @@ def row_dot_kernel(
         acc = tile_by_pointer(
             left, right_k, row0, col0, tokens, width, reduction, stride_left, stride_right, NR, EVEN, BM, BN, BK
         )
+        # A row past the end would read past the tensor; its dot is not stored.
         safe_rows = tl.minimum(rows, tokens - 1).to(tl.int64)
         b = tl.load(other + safe_rows[:, None] * stride_other + cols[None, :], mask=cols[None, :] < width, other=0.0)
     # The tile of the product ends here, in registers: [T, width] of products is never written.
     # Chosen, not multiplied by 0: a column outside may hold what an infinite entry of V made of it.
     dots = tl.sum(tl.where(cols[None, :] < width, acc * b.to(tl.float32), 0.0), 1)
+    # 64 bits once, for the tile's row of the partials; the offsets within stay 32.
     to = (k * col_tiles + col_tile).to(tl.int64) * tokens + rows
     tl.store(partials + to, dots, mask=rows < tokens)
 
@@ -70,10 +73,12 @@ def row_dot_call(
 ) -> Call:  # fmt: skip
     """The launch that fills [K, column tiles, T]; `descriptor` None chooses by capability."""
     left, other = (x_TI, grad_TO) if over_inputs else (grad_TO, x_TI)
+    # `left` may have gained columns, which are contracted: the direction's rows must reach as far, with zeros.
     left, right, other = aligned(left), aligned(direction_KOI, rows_too=True), aligned(other)
     directions, (tokens, reduction), width = right.shape[0], left.shape, other.shape[1]
     tile = row_tile(capability, tokens, width)
     grid = ceil_div(tokens, tile.BM) * ceil_div(width, tile.BN), directions
+    # 4 bytes a row, tile and direction: at BN 256 a 256th of what the products would take in fp32.
     partials = left.new_empty(directions, ceil_div(width, tile.BN), tokens, dtype=torch.float32)
     if descriptor is None:
         descriptor = capability >= 90

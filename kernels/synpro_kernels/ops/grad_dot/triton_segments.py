@@ -26,13 +26,17 @@ def segment_sum_kernel(
     wanted = tl.program_id(0) * BS + tl.arange(0, BS)
     # One sum a segment and lane; lanes are added after the loop.
     total = tl.zeros((BS, BT), tl.float64)
+    # 64 bits, for K T may pass 2^31 where one direction's T does not.
     row = values + k.to(tl.int64) * stride_values
     for start in range(0, SPAN, BT):
+        # Past the end the owner reads as -1, which no wanted segment is: the value needs no second test.
         at = span.to(tl.int64) * SPAN + start + tl.arange(0, BT)
         owner = tl.load(ids + at, mask=at < tokens, other=-1)
+        # fp64 before the first addition: then neither lanes nor spans show in the fp32 result.
         value = tl.load(row + at, mask=at < tokens, other=0.0).to(tl.float64)
         total += tl.where(owner[None, :] == wanted[:, None], value[None, :], 0.0)
     to = (k.to(tl.int64) * tl.num_programs(1) + span) * segments + wanted
+    # An id out of range may have met a lane past the last segment; it is not stored, and the caller turns all to NaN.
     tl.store(partials + to, tl.sum(total, 1), mask=wanted < segments)
 
 
@@ -52,6 +56,7 @@ def segment_sum_call(values_KT: Tensor, ids_T: Tensor, segments: int) -> Call:
     directions, tokens = values_KT.shape
     spans = ceil_div(tokens, _SPAN)
     partials = values_KT.new_empty(directions, spans, segments, dtype=torch.float64)
+    # Spans in the second dimension end at 65,535: 67 million tokens.
     grid = ceil_div(segments, _SEGMENTS), spans, directions
     arguments = values_KT, ids_T.contiguous(), partials, tokens, segments, values_KT.stride(0)
     return Call(segment_sum_kernel, grid, arguments, {"SPAN": _SPAN, "BS": _SEGMENTS, "BT": _TOKENS}, (partials,))

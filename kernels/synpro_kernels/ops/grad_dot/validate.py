@@ -74,6 +74,7 @@ def check_id_range(ids_T: Tensor, segments: int) -> None:
 
 def nan_where_out_of_range(sums: Tensor, ids_T: Tensor, segments: int) -> Tensor:
     """Overwrite all sums with NaN where an id is outside [-1, segments): raising would make the host wait."""
+    # On the device and over all sums: which of them a stray token should have entered is not known.
     return sums.masked_fill_(((ids_T < -1) | (ids_T >= segments)).any(), torch.nan)
 
 

@@ -70,6 +70,7 @@ def _check(x: Tensor, grad_out: Tensor, direction: Tensor, accumulator: Tensor |
     check_direction(direction, outputs, inputs, like=x, like_name="x")
     if accumulator is None:
         return
+    # Contiguous: the kernels step through it by row, and a copy would leave the trainer's buffer as it was.
     if accumulator.shape != (outputs, inputs) or accumulator.dtype != precise or not accumulator.is_contiguous():
         expected = f"contiguous {precise} {(outputs, inputs)}"
         raise ValueError(f"accumulator: expected {expected}, got {accumulator.dtype} {tuple(accumulator.shape)}")
@@ -83,6 +84,7 @@ def _abbreviated(offsets: list[int]) -> str:
     return str(offsets) if len(offsets) <= 8 else f"{str(offsets[:4])[:-1]}, ... {str(offsets[-2:])[1:]}"
 
 
+# The accumulator is named as mutated: a compiler would otherwise move reads of it across the call.
 @torch.library.custom_op("synpro::grad_dot_prefix", mutates_args={"accumulator_OI"})
 def _grad_dot_prefix(
     x_TI: Tensor, grad_TO: Tensor, direction_KOI: Tensor, boundaries: Sequence[int], accumulator_OI: Tensor
@@ -100,8 +102,10 @@ def formed_dot(gradient: Tensor, direction: Tensor) -> Tensor:
 
     Multiplied in the wider of the two dtypes, in fp32 at least; summed in fp32 over short runs, or pairwise within a
     block, and in fp64 over those (a library's dot product runs through all of it in one fp32 sum, with ten times the
-    error). Raises ValueError for shapes that do not match.
+    error). Raises ValueError for shapes or devices that do not match.
     """
     if gradient.dim() == 0 or direction.shape[1:] != gradient.shape:
         raise ValueError(f"direction: expected [K, *{tuple(gradient.shape)}], got {tuple(direction.shape)}")
+    if direction.device != gradient.device:
+        raise ValueError(f"direction: is on {direction.device}, the gradient on {gradient.device}")
     return FORMED.kernels(gradient, direction)(gradient, direction)

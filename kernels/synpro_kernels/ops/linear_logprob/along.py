@@ -42,6 +42,7 @@ class TokenShares:
 
     def add(self, tokens: slice | Tensor, hidden_CH: Tensor, columns: slice, dz_CB: Tensor) -> None:
         """Add to some tokens' shares what a block of the weight's rows has in them; dz: their logits' gradient."""
+        # Cast block by block: a whole bf16 copy of an fp32 direction would be 2 V H bytes for each.
         direction_KBH = self.direction_KVH[:, columns].to(hidden_CH.dtype)
         # The sum over the one segment is not used: the tokens' dots come with it.
         segment_C = torch.zeros(len(hidden_CH), dtype=torch.int32, device=hidden_CH.device)

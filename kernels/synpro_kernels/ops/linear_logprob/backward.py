@@ -36,7 +36,9 @@ def differentiate(
     # An entropy that was not asked for is empty, and so may its gradient be.
     used = [None if grad is None or grad.numel() == 0 else grad for grad in grads_T]
     if rows.count == 0 or all(grad is None for grad in used):
+        # Before any collective, and alike on every rank: labels and used outputs are the same on all of a group.
         return Gradients(
+            # new_zeros, not zeros_like: contiguous whatever the input's strides, as the fake op promises.
             hidden_TH.new_zeros(hidden_TH.shape) if need.hidden else None,
             weight_VH.new_zeros(weight_VH.shape) if need.weight else None,
             weight_VH.new_zeros(weight_VH.shape[0]) if need.bias else None,
@@ -49,6 +51,7 @@ def differentiate(
         if group is not None:  # summed in fp32, then rounded: once, and alike on every rank
             dist.all_reduce(grad_hidden, group=group)
         grad_hidden = rows.put(grad_hidden.to(hidden_TH.dtype))
+    # Weight and bias need no sum over the group: each rank's rows are its own.
     grad_bias = None if labelled.bias is None else labelled.bias.to(hidden_TH.dtype)
     return Gradients(grad_hidden, labelled.weight, grad_bias)
 

@@ -23,6 +23,7 @@ def whole_columns(shard: Shard) -> tuple[int, int]:
 
     What is written of a block is its gradient only, in the operands' dtype; 256 MiB of it keep the products long.
     """
+    # With all tokens in a block a weight row's gradient is one product in cuBLAS's fp32, rounded once; no staging.
     return shard.tokens, _fitting(shard.vocab, 256 << 20, shard.tokens * shard.hidden_TH.element_size(), 256)
 
 
@@ -31,6 +32,7 @@ def cached(shard: Shard, vocab: int) -> tuple[int, int]:
 
     `vocab` is the largest shard's, so that all ranks cut the tokens alike and meet in the same collectives.
     """
+    # 1 GiB is 2,048 tokens at a vocabulary of 131,072: 8,192 tokens are four chunks (docs/kernels.md has their cost).
     budget = (1 << 30) if shard.hidden_TH.is_cuda else (64 << 20)
     tokens = _fitting(shard.tokens, budget, vocab * shard.precise.itemsize, 64)
     # On a CPU in columns of 1024: a block stays in a core's cache, and the products ran at 157 to 192 GFLOP/s against

@@ -23,6 +23,7 @@ def products(shard: Shard, weight_BH: Tensor, bias_B: Tensor | None, out_CB: Ten
     if bias_B is not None:
         out_CB += bias_B
     if shard.settings.softcap is not None:
+        # In place, and left as tanh: the backward's slope 1 - tanh^2 needs just that, and the scale stays a scalar.
         out_CB.div_(shard.settings.softcap).tanh_()
     return out_CB
 
@@ -36,6 +37,7 @@ def stats(shard: Shard, *, entropy: bool) -> Stats:
     buffer = shard.hidden_TH.new_empty(tokens * vocab, dtype=shard.precise)
     # On a CPU halves are widened: all of hidden once, the weight, usually the larger of the two, block by block.
     shard = replace(shard, hidden_TH=shard.operand(shard.hidden_TH))
+    # Vocabulary outside: a block of the weight is widened once and meets all tokens before the next is touched.
     for v in pieces(shard.vocab, vocab):
         weight_BH, bias_B = shard.columns(v)
         for t in pieces(shard.tokens, tokens):
@@ -77,6 +79,7 @@ def gradients(shard: Shard, coefficients_T5: Tensor, need: Needed, skip: TileSki
             columns_n = None if skip is None else skip.choose(dz_CB)
             if grad_hidden is not None:
                 factors = (dz_CB, weight_BH) if columns_n is None else (dz_CB[:, columns_n], weight_BH[columns_n])
+                # Blocks come one after another, so the order of these sums is that of the vocabulary on every run.
                 add_product(*factors, grad_hidden[t])
             if into is not None:
                 _add_weight_gradient(dz_CB, shard.hidden_TH[t], into[: len(weight_BH)], columns_n, first=t.start == 0)
@@ -93,8 +96,10 @@ def _add_weight_gradient(
         (product if first else add_product)(dz_CB.t(), hidden_CH, into_BH)
         return
     if first:
+        # The buffer is uninitialised, or holds the block before; columns that are skipped must read as 0.
         into_BH.zero_()
     rows_nH = product(dz_CB[:, columns_n].t(), hidden_CH, into_BH.new_empty((len(columns_n), into_BH.shape[1])))
+    # The columns are distinct, so that atomics on CUDA have no order of additions that could show in the bits.
     into_BH.index_add_(0, columns_n, rows_nH)
 
 
@@ -105,5 +110,6 @@ def _recompute(
     kernels = part.kernels
     if kernels.fused is not None:
         return kernels.fused.differentiate(part, weight_BH, bias_B, coefficients_C5, start, block_CB)
+    # The same function as in the forward pass: other rounding here would make p of another softmax than m and s are of.
     products(part, weight_BH, bias_B, block_CB)
     return kernels.differentiate(block_CB, coefficients_C5, part.column_T, start, part.settings, part.hidden_TH.dtype)

@@ -39,16 +39,20 @@ class CachedLogits:
         So are the tokens' shares, where they are asked for. Tokens whose gradients are all zero take no part in the
         products. The logits are gone afterwards.
         """
+        # Columns 0 and 1 are the softmax's; the other three are 0 where no gradient flows. NaN != 0, so a NaN stays in.
         live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
         if len(live) == 0:
+            # Alike on all ranks of a group, which hold the same coefficients.
             return
         # A policy gradient loses its clipped tokens and those of zero advantage: two of the three products get shorter.
         every = len(live) == self._shard.tokens
         part = self._shard if every else self._shard.rows(live)
         live_n5 = coefficients_C5 if every else coefficients_C5[live]
+        # Rows of [n, H] on the side: an indexed view cannot be added to in place by a product.
         grad_hidden = into.hidden if every or into.hidden is None else into.hidden.new_zeros(part.hidden_TH.shape)
         for v, block_CB in self._blocks():
             weight_BH, _ = self._shard.columns(v)
+            # A copy of the live rows: the kernels turn one contiguous block into gradients, in place.
             live_nB = block_CB if every else block_CB.index_select(0, live)
             dz_nB = part.kernels.differentiate(
                 live_nB, live_n5, part.column_T, v.start, part.settings, part.hidden_TH.dtype

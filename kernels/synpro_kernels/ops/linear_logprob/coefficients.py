@@ -17,4 +17,5 @@ def coefficients(stats: Stats, entropy_T: Tensor | None, grads_T3: Tensor, setti
     constant = grad_logsumexp - grad_logprob
     if entropy_T is not None:  # d entropy / dz = -p (log p + entropy), with log p = (z - m) - log s
         constant = constant - grad_entropy * (entropy_T - stats.sumexp.log())
+    # 1 / s and the slope in one factor: a division a token, none a logit.
     return torch.stack([stats.maximum, slope / stats.sumexp, constant, grad_entropy, slope * grad_logprob], 1)

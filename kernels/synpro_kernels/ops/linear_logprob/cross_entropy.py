@@ -64,6 +64,7 @@ def linear_cross_entropy(
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
+    # A group of one is none: two all-reduces a chunk would each cost a launch for nothing.
     group = None if group is None or group.size() == 1 else group
     target_T, weights = _weighted_targets(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
     if reduction == "none":
@@ -88,6 +89,7 @@ def linear_cross_entropy(
         if slopes and along_tokens:
             slopes = [slopes[0].unflatten(1, target.shape)]
         return CrossEntropy(loss, cross_entropy, z, *slopes)
+    # Stays on the device: the division needs no host, and a count of 0 is handled by `where` instead of a branch.
     total = weights[0].sum() if weights else (target_T != ignore_index).sum()
     # Without a token the mean is NaN, but its gradient, like that of every ignored token, is 0.
     return CrossEntropy(
@@ -103,6 +105,7 @@ def _weighted_targets(
     target_T = target.reshape(-1)
     if loss_mask is None:
         return target_T, []
+    # Cleared at ignored targets first: an arbitrary weight there must not enter the mean's denominator.
     weight_T = loss_mask.reshape(-1).to(dtype).masked_fill(target_T == ignore_index, 0.0)
     return target_T.masked_fill(weight_T == 0, ignore_index), [weight_T]
 
@@ -128,6 +131,7 @@ def _check(target: Tensor, z_loss: float, loss_mask: Tensor | None, reduction: s
         raise ValueError(f"z_loss: expected a finite number >= 0, got {z_loss}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    # That path goes through autograd, which knows no buffers.
     if into_main_grad and reduction == "none":
         raise ValueError("reduction: expected 'mean' or 'sum' with into_main_grad, got 'none'")
     if loss_mask is not None:

@@ -8,6 +8,7 @@ from synpro_kernels.ops.linear_logprob.types import LogitSettings, Stats
 
 def merge_(block_CB: Tensor, stats: Stats, column_C: Tensor, start: int, settings: LogitSettings) -> None:
     """Fold a block's logits into `stats`, in place; the block stays as it is."""
+    # Called as a plain operator within ours: it has no autograd formula, and the outer op is what compilers see.
     torch.ops.synpro_csrc.merge_logits_(block_CB, *stats, column_C, start, settings.scale)
 
 

@@ -23,6 +23,7 @@ class _SumGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        # A clone: the all-reduce writes in place, and the gradient is autograd's.
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
@@ -37,6 +38,7 @@ class _JoinShards(torch.autograd.Function):
         end = torch.tensor(vocab_start + columns, device=logits.device)
         dist.all_reduce(end, op=dist.ReduceOp.MAX, group=group)
         ctx.columns = slice(vocab_start, vocab_start + columns)
+        # Zeros and a sum, not a gather: shards need not be of one size, and all_gather wants equal ones.
         joined = logits.new_zeros(*logits.shape[:-1], int(end))
         joined[..., ctx.columns] = logits
         dist.all_reduce(joined, group=group)
@@ -44,6 +46,7 @@ class _JoinShards(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        # No sum: every rank differentiates the same loss, so each has the whole gradient of the joined logits already.
         return grad[..., ctx.columns], None, None
 
 
@@ -87,12 +90,14 @@ def _by_definition(
         rows = _SumGradient.apply(rows, group)
     logits = F.linear(rows, weight.to(precise), None if bias is None else bias.to(precise))
     if softcap is not None:
+        # The cap before the temperature: it is a part of the model, the temperature of how it is sampled.
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits / temperature
     if group is not None:
         logits, vocab_start = _JoinShards.apply(logits, vocab_start, group), 0
 
     logprobs = F.log_softmax(logits, dim=-1)
+    # -100 is no index; what is gathered at column 0 instead is overwritten below.
     column = torch.where(labelled, target.long() - vocab_start, 0)
     logprob = logprobs.gather(-1, column[..., None]).squeeze(-1)
     entropy_T = None

@@ -19,4 +19,5 @@ def _triton() -> Kernels:
 _TORCH = Kernels(torch_rows.merge_, torch_rows.differentiate, block_sizes.by_device)
 _CSRC = Kernels(csrc_rows.merge_, csrc_rows.differentiate, block_sizes.in_cache)
 
+# fp32 too, unlike in grad_dot: the kernels multiply it exactly ("ieee"), whatever the user's TF32 choice.
 LINEAR_LOGPROB = Backends(torch=_TORCH, csrc=lambda: _CSRC, triton=_triton, triton_dtypes=UP_TO_FP32)

@@ -63,6 +63,7 @@ def shard_of(
     if kernels.fused is not None:  # they step through rows and biases by one
         hidden_TH, weight_VH = hidden_TH.contiguous(), weight_VH.contiguous()
         bias_V = None if bias_V is None else bias_V.contiguous()
+    # int64 for every backend: PyTorch gathers by it, C++ and Triton read it by pointer as one type.
     column_T = target_T.long().contiguous() - settings.vocab_start
     return Shard(
         hidden_TH=hidden_TH, weight_VH=weight_VH, bias_V=bias_V, column_T=column_T, settings=settings, kernels=kernels
@@ -84,6 +85,7 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     log_sum = stats.sumexp.log()
     # Differences to the maximum first: at large logits the log-sum-exp itself has lost the small digits.
     logprob = (stats.target_logit - stats.maximum) - log_sum
+    # From the shifted sums: lse - sum p z would subtract two numbers as large as the logits.
     entropy = log_sum - stats.weighted / stats.sumexp
     return Evaluated(logprob, stats.maximum + log_sum, entropy, stats.maximum, stats.sumexp)
 
@@ -91,18 +93,23 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
 def _merge_shards(stats: Stats, in_shard_T: Tensor, target_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> Stats:
     """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
 
-    Both carry the shards' spans along; ValueError where these overlap or leave a gap.
+    Both carry the shards' spans along; ValueError where the shards hold more or fewer rows than they span together, and
+    for a target that none of them, or more than one, holds.
     """
     start = shard.settings.vocab_start
     # One maximum gives both ends of the vocabulary: the largest end, and the smallest start as the largest -start.
+    # In the statistics' dtype, to travel with them: fp32 counts exactly up to 2^24, more than any vocabulary.
     span = stats.maximum.new_tensor([start + shard.vocab, -start])
     top = torch.cat([stats.maximum, span])
+    # The maximum has to be known before anything is summed: shards' sums around other maxima do not add up.
     dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
     top, (end, minus_start) = top[:-2], top[-2:]
     sumexp, weighted = stats.relative_to(top)
+    # One all-reduce of [4, T] instead of four of [T].
     parts = torch.stack([sumexp, weighted, stats.target_logit, in_shard_T.to(top.dtype)])
     summed = torch.cat([parts.flatten(), top.new_tensor([shard.vocab])])
     dist.all_reduce(summed, group=group)
+    # Sums are equal on all ranks, so all raise or none does: nobody is left waiting in a later collective.
     if bool(summed[-1] != end + minus_start):
         held = int(summed[-1])
         raise ValueError(f"vocab_start: the group's shards hold {held} rows between {-int(minus_start)} and {int(end)}")

@@ -73,10 +73,13 @@ class _Fused(torch.autograd.Function):
             sums = (*sums, formed_dot(totals.weight, work.along.direction_KVH))
         totals = totals if needed[1] else totals._replace(weight=None)
         if totals.hidden is not None:
+            # A rank without a labelled token has none anywhere in its group, and still comes here: all enter or none.
             if work.group is not None:  # once for all chunks, in fp32: each rank has only its columns' part
                 dist.all_reduce(totals.hidden, group=work.group)
             totals = totals._replace(hidden=rows.put(totals.hidden))
+        # Not save_for_backward: these are no inputs or outputs, and backward overwrites them.
         ctx.gradients, ctx.weight, ctx.dtype = totals, weight if work.into_main_grad else None, hidden.dtype
+        # Only the first sum's gradient was made; the others must not look as if they had one.
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
@@ -100,6 +103,7 @@ def _accumulators(shard: Shard, needed: Sequence[bool]) -> Gradients:
     # Every chunk adds to the whole weight's gradient: in bf16 it would be rounded once a chunk. In fp32 it is rounded
     # at the end, or not at all on its way to `main_grad`.
     def zeros(like: Tensor) -> Tensor:
+        # The weight's is 4 V H bytes until backward: 2.1 GB at V 131072, H 4096.
         return like.new_zeros(like.shape, dtype=shard.precise)
 
     bias = shard.bias_V
@@ -118,12 +122,14 @@ def _walk(
     tokens, width = block_sizes.cached(shard, _widest_shard(shard.vocab, shard.hidden_TH, work.group))
     # As large as the budget allows, because each chunk reads and writes all of the weight's gradient: with four chunks
     # at T 8192, H 4096, V 131072 that is 17.2 GB, 4.1 ms at 4.2 TB/s (docs/kernels.md).
+    # One buffer for all chunks: each is used up before the next is filled.
     buffer = shard.hidden_TH.new_empty(min(tokens, shard.tokens) * shard.vocab, dtype=shard.precise)
     sums: tuple[Tensor, ...] = ()
     # An empty chunk where no token is labelled: the objective still says what it reports.
     for t in pieces(shard.tokens, tokens) if shard.tokens else [slice(0, 0)]:
         part = shard.rows(t)
         cached = CachedLogits(part, width, buffer)
+        # Collective, once a chunk: `block_sizes.cached` cuts all ranks' tokens alike by the widest shard.
         logprobs = finish(cached.stats, part, target_T[t], work.group)
         values, grads_C3 = _differentiate_objective(work.objective, logprobs, [each[t] for each in per_token])
         sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
@@ -140,6 +146,7 @@ def _walk(
 def _widest_shard(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
     if group is None:
         return vocab
+    # On every rank of the group, or this waits for ever: `minimise` is collective from its first line.
     size = torch.tensor(vocab, device=like.device)
     dist.all_reduce(size, op=dist.ReduceOp.MAX, group=group)
     return int(size)
@@ -153,8 +160,10 @@ def _differentiate_objective(
 
     Autograd on vectors of one chunk: next to nothing beside the products, and no formula to derive for an objective.
     """
+    # Detached: autograd sees [C] vectors and the objective alone, never the walk over the vocabulary.
     leaves = [part.detach().requires_grad_() for part in (logprobs.logprob, logprobs.logsumexp, logprobs.entropy)]
     values = objective(LogProbs(*leaves), *per_token)
+    # Zeros for what the objective does not use (entropy, as a rule), so that every backend takes five coefficients.
     grads = torch.autograd.grad(values[0], leaves, allow_unused=True, materialize_grads=True)
     return tuple(value.detach() for value in values), torch.stack(grads, 1)
 
@@ -170,6 +179,8 @@ def _weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | Non
     if holder is None:
         return total_VH.mul_(grad).to(dtype)
     target: Any = holder
+    # One pass, product and sum: scaling first would write 4 V H bytes more.
     target.main_grad.addcmul_(total_VH, grad.to(target.main_grad.dtype))
+    # An empty tensor goes back, not None: Megatron's hook asserts a gradient where reductions overlap.
     target.grad_added_to_main_grad = True
     return torch.zeros_like(holder) if getattr(holder, "zero_out_wgrad", False) else torch.empty_like(holder)

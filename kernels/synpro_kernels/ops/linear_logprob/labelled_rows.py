@@ -25,4 +25,5 @@ class LabelledRows:
         if self._index is None:
             return rows
         full = rows.new_full((self.total, *rows.shape[1:]), fill)
+        # Each row once, so a copy and no sum: deterministic on CUDA.
         return full.index_copy_(0, self._index, rows)

@@ -59,8 +59,10 @@ def linear_logprob(
     check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
     hidden_TH = hidden.reshape(-1, hidden.shape[-1])
     target_T = target.reshape(-1)
+    # With one rank the registered op is as good, and torch.compile can trace it.
     group = None if group is None or group.size() == 1 else group
     if group is None and skip is None:
+        # Settings one by one: the schema of an operator takes no dataclass.
         logprob, logsumexp, entropy_T, _, _ = _linear_logprob(
             hidden_TH, weight, target_T, bias, temperature, softcap, ignore_index, vocab_start, entropy
         )
@@ -92,6 +94,7 @@ def _linear_logprob(
     settings = LogitSettings(
         temperature=temperature, softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start
     )
+    # Maximum and s go out as outputs, since what a custom op does not return its backward cannot be given.
     return evaluate(hidden, weight, target, bias, settings, None, entropy=entropy)
 
 
@@ -104,6 +107,7 @@ def _(hidden, weight, target, bias, temperature, softcap, ignore_index, vocab_st
     return tuple(rows)
 
 
+# An operator of its own: a compiled backward calls it whole, where tracing would stop at its waits for the host.
 @torch.library.custom_op("synpro::linear_logprob_backward", mutates_args=())
 def _linear_logprob_backward(
     hidden: Tensor,
@@ -147,7 +151,9 @@ def _(hidden, weight, target, bias, *rest):
 
 def _save(ctx, inputs, output) -> None:
     hidden, weight, target, bias, *ctx.settings, _ = inputs
+    # Beside what a linear layer keeps, the backward pass costs vectors of [T] only.
     _, _, entropy, maximum, sumexp = output
+    # They carry the backward's numbers only: a loss on them would get a gradient that nobody computes.
     ctx.mark_non_differentiable(maximum, sumexp)
     ctx.set_materialize_grads(False)  # None says that the loss does not use an output, and its terms are left out
     ctx.save_for_backward(hidden, weight, target, bias, maximum, sumexp, entropy)
@@ -174,6 +180,7 @@ class _Eager(torch.autograd.Function):
     def forward(ctx, hidden, weight, target, bias, settings, group, entropy, skip):
         results = evaluate(hidden, weight, target, bias, settings, group, entropy=entropy)
         ctx.settings, ctx.group, ctx.skip = settings, group, skip
+        # As in `_save`: an output that the loss does not use costs nothing.
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, target, bias, results.maximum, results.sumexp, results.entropy)
         return results.logprob, results.logsumexp, results.entropy

@@ -66,6 +66,7 @@ def linear_policy_loss(
             logprobs.logprob, behaviour_N=behaviour_N, advantage_N=advantage_N, weight_N=weight_N,
             reference_N=rest[0] if rest else None, clip_low=clip_low, clip_high=clip_high, kl_beta=kl_beta,
         )  # fmt: skip
+        # The walk keeps u for every token anyway, so the entropy costs a division.
         assert logprobs.entropy is not None
         return terms.objective, *(getattr(terms, name) for name in _REPORTED), logprobs.entropy.sum()
 
@@ -76,6 +77,7 @@ def linear_policy_loss(
     work = Work(
         objective=objective,
         per_token=[values.reshape(-1).to(precise) for values in per_token.values()],
+        # A token of weight 0 is dropped before the first product, and with it from every reported sum.
         target_T=target.masked_fill(token_weight == 0, ignore_index).reshape(-1),
         settings=settings,
         group=None if group is None or group.size() == 1 else group,

@@ -40,8 +40,11 @@ class TileSkip:
     def choose(self, dz_CB: Tensor) -> Tensor:
         """Columns [n] of a block that take part, and keep the account. Costs a device synchronisation."""
         size_CB = dz_CB.abs()
+        # fp64: what is dropped is far below what stays, and both are summed over all blocks of all passes.
         mass_B = size_CB.sum(0, dtype=torch.float64)
+        # By column: only one that is left out whole makes a GEMM shorter.
         matters_B = (size_CB >= self.below).any(0)
+        # Kept on the device and added up when asked: reading each block's share would be one more wait.
         self._dropped.append((mass_B * ~matters_B).sum())
         self._total.append(mass_B.sum())
         columns_n = matters_B.nonzero().squeeze(1)

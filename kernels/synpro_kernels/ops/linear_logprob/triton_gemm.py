@@ -28,15 +28,18 @@ def tile_products(
     cols = col0 + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
     if DESCRIPTOR:
+        # "ieee": Triton's default for fp32 operands is tf32, with 10 bits of mantissa. Halves are not affected.
         for k in range(0, WIDTH, BK):
             acc = tl.dot(hidden.load([row0, k]), weight.load([col0, k]).T, acc, input_precision="ieee")
     else:
         # Rows beyond the end read row 0 instead of being masked: the loop's loads then need no mask over rows, and what
         # comes of them is not stored.
         ks = tl.arange(0, BK)
+        # 64 bits: a vocabulary of 262,144 rows of 8,192 is 2^31 entries.
         h_ptr = hidden + tl.where(rows < tokens, rows, 0).to(tl.int64)[:, None] * stride_h + ks[None, :]
         w_ptr = weight + tl.where(cols < vocab, cols, 0).to(tl.int64)[:, None] * stride_w + ks[None, :]
         for k in range(0, WIDTH, BK):
+            # Decided at compilation, WIDTH being a constant: real widths load without masks, for a compilation each.
             if WIDTH % BK == 0:
                 a = tl.load(h_ptr + k)
                 b = tl.load(w_ptr + k)
@@ -78,6 +81,7 @@ def stats_kernel(
         bias_row = tl.load(bias + cols, mask=cols < vocab, other=0.0).to(tl.float32) if HAS_BIAS else 0.0
         z = capped(z, bias_row, inverse_softcap, HAS_BIAS, HAS_SOFTCAP) * scale
         at_target += tl.sum(tl.where(cols[None, :] == target[:, None], z, 0.0), 1)
+        # Columns past the end hold the product with row 0 (pointers) or 0 (descriptors): neither may count as a logit.
         z = tl.where(cols[None, :] < vocab, z, -float("inf"))
         m, s, u = merge(z, m, s, u, ENTROPY)
     to = split.to(tl.int64) * tokens + rows
@@ -96,11 +100,13 @@ def gradient_kernel(
 ):  # fmt: skip
     """One tile of dL/dproduct of a block of the vocabulary whose first column in the shard is `start`."""
     row_tiles = tl.cdiv(tokens, BM)
+    # Row tiles fastest, as in `stats_kernel`: neighbours multiply with the same rows of the weight.
     row0 = (tl.program_id(0) % row_tiles) * BM
     col0 = (tl.program_id(0) // row_tiles) * BN
     rows = row0 + tl.arange(0, BM)
     in_range = rows < tokens
     values = tile_products(hidden, weight, row0, col0, tokens, vocab, stride_h, stride_w, WIDTH, DESCRIPTOR, BM, BN, BK)
+    # Relative to this block; a target of another block may equal a column past the end, which is not stored.
     place = (tl.load(column + rows, mask=in_range, other=-1) - start).to(tl.int32)
     # In two halves: a whole tile of gradients beside a whole tile of products cost 42 to 57 spill loads on sm_90.
     left, right = values.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
@@ -141,7 +147,9 @@ def stats_call(
     tile = _tile(shard, shard.bias_V, capability)
     row_tiles, column_tiles = ceil_div(shard.tokens, tile.BM), ceil_div(shard.vocab, tile.BN)
     tiles_each = ceil_div(column_tiles, splits_for(row_tiles, column_tiles, processors))
+    # Again, from the rounded size: otherwise the last programs could be left without a tile.
     splits = ceil_div(column_tiles, tiles_each)
+    # 16 T bytes a split, written once each: programs share no word of memory, so there are no atomics to order.
     parts = hidden_TH.new_empty((4, splits, shard.tokens), dtype=torch.float32).unbind(0)
     hidden, weight, options = _operands(hidden_TH, weight_VH, tile, descriptor)
     options |= _logit_options(shard, shard.bias_V) | {"tiles_each": tiles_each, "ENTROPY": entropy}
@@ -154,6 +162,7 @@ def splits_for(row_tiles: int, column_tiles: int, processors: int) -> int:
 
     At T 8192 on 132 processors that is 4 parts, 256 programs; the parts' statistics take 0.5 MB.
     """
+    # Where tokens alone make two programs a processor, the vocabulary stays in one part.
     return max(1, min(column_tiles, 2 * processors // row_tiles))
 
 
@@ -178,11 +187,14 @@ def gradient_call(
         hidden, weight, bias_B, part.column_T, coefficients_C5, out_CB, out_CB.stride(0),
         part.tokens, len(weight_BH), start,
     )  # fmt: skip
+    # A program a tile: gradients are written once and need no running state, unlike the statistics.
+    # In one dimension, since the grid's others end at 65,535 programs and its order decides what is in L2 together.
     programs = ceil_div(part.tokens, tile.BM) * ceil_div(len(weight_BH), tile.BN)
     return Call(gradient_kernel, (programs,), arguments, options, (out_CB,))
 
 
 def _tile(shard: Shard, bias_B: Tensor | None, capability: int) -> Tile:
+    # 64 is the tiles' BK: other widths load under masks, which take registers.
     plain = bias_B is None and shard.settings.softcap is None and shard.hidden_TH.shape[1] % 64 == 0
     return tile_for(capability, shard.hidden_TH.dtype, shard.tokens, plain=plain)
 
@@ -200,6 +212,7 @@ def _operands(hidden_TH: Tensor, weight_BH: Tensor, tile: Tile, descriptor: bool
 def _fits_descriptors(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> bool:
     """Whether descriptors can be used: from sm_90 on, where rows lie on 16 bytes."""
     tensors = hidden_TH, weight_BH
+    # TMA takes no other alignment; a slice of a wider tensor may lie otherwise, and is read through pointers.
     return capability >= 90 and all(
         t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in tensors
     )
@@ -223,5 +236,6 @@ def _processors(tensor: Tensor) -> int:
 def _merge_parts(parts: Stats) -> Stats:
     """Fold [splits, T] statistics into [T]: in the order of the splits, so that results repeat bit for bit."""
     top = parts.maximum.amax(0)
+    # A split may be masked whole (a bias of -inf): `relative_to` makes that an empty sum, not NaN.
     sumexp, weighted = parts.relative_to(top)
     return Stats(top, sumexp.sum(0), weighted.sum(0), parts.target_logit.sum(0))

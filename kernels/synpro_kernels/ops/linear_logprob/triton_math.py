@@ -18,6 +18,7 @@ def tanh(x):
     series = x * (
         1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * (62.0 / 2835.0))))
     )
+    # exp(-2|x|) cannot overflow. Written out: libdevice's tanh does not run in Triton's interpreter, which tests use.
     decay = tl.exp(-2.0 * tl.abs(x))
     far = (1.0 - decay) / (1.0 + decay)
     return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -far, far))
@@ -55,6 +56,7 @@ def merge(z, maximum, sumexp, weighted, ENTROPY: tl.constexpr):
 @triton.jit
 def gradient(values, is_target, coefficients, rows, in_range, scale, HAS_SOFTCAP: tl.constexpr):
     """dL/dproduct of a tile from f(product + bias); `coefficients` points at [T, 5] (see `coefficients`)."""
+    # Read after the product, once for each half: five vectors of BM take no registers during its loop.
     at = coefficients + rows.to(tl.int64) * 5
     maximum = tl.load(at, mask=in_range, other=0.0)
     inverse = tl.load(at + 1, mask=in_range, other=0.0)

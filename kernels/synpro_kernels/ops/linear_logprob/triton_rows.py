@@ -27,6 +27,7 @@ def merge_kernel(
     state = (tl.load(maximum + one), tl.load(sumexp + one), tl.load(weighted + one))
     for at in range(0, count, WIDTH):
         columns = at + tl.arange(0, WIDTH)
+        # Masked entries arrive as -inf, which `merge` counts as nothing; a positive scale keeps them so.
         z = tl.load(values + columns, mask=columns < count, other=-float("inf")) * scale
         state = merge(z[None, :], state[0], state[1], state[2], True)
     tl.store(maximum + one, state[0])
@@ -34,6 +35,7 @@ def merge_kernel(
     tl.store(weighted + one, state[2])
     place = tl.load(column + row) - start
     if (place >= 0) & (place < count):
+        # A plain store: of all blocks and shards' columns one at most is the target, and the start is 0.
         tl.store(target_logit + row, tl.load(values + place) * scale)
 
 
@@ -55,6 +57,7 @@ def differentiate_kernel(
 
 def merge_(block_CB: Tensor, stats: Stats, column_C: Tensor, start: int, settings: LogitSettings) -> None:
     """Fold a block's logits into `stats`, in place."""
+    # A token's statistics belong to one program, so they are updated in place without atomics.
     merge_call(block_CB, stats, column_C, start, settings).launch()
 
 
@@ -77,6 +80,7 @@ def differentiate_call(
 ) -> Call:
     """The launch that `differentiate` makes."""
     tokens, count = block_CB.shape
+    # In place is safe although programs share a row: each reads the WIDTH entries that it writes, and no others.
     out_CB = block_CB if block_CB.dtype == dtype else torch.empty_like(block_CB, dtype=dtype)
     arguments = (
         block_CB, block_CB.stride(0), out_CB, out_CB.stride(0), coefficients_C5, column_C, start, count, settings.scale,

@@ -69,11 +69,13 @@ class Stats(NamedTuple):
     @classmethod
     def empty(cls, tokens: int, like: Tensor, dtype: torch.dtype) -> "Stats":
         """Statistics of no logit at all."""
+        # Three tensors, not one expanded: each is written in place.
         zeros = [like.new_zeros(tokens, dtype=dtype) for _ in range(3)]
         return cls(like.new_full((tokens,), -torch.inf, dtype=dtype), *zeros)
 
     def relative_to(self, top: Tensor) -> tuple[Tensor, Tensor]:
         """(sumexp, weighted) around another maximum `top`, not below this one; what is masked whole adds nothing."""
+        # -inf minus -inf is NaN: such a part is empty, and any finite shift of a sum of 0 is right.
         shift = (self.maximum - top).nan_to_num(nan=0.0, neginf=LOG_FLOOR)
         decay = shift.exp()
         return decay * self.sumexp, decay * (self.weighted + self.sumexp * shift)
@@ -144,6 +146,7 @@ class Shard:
     def columns(self, columns: slice) -> tuple[Tensor, Tensor | None]:
         """Weight [B, H] and bias [B] of some columns, as the products want them."""
         bias = self.bias_V
+        # The slice first: widening all of a bf16 vocabulary matrix on a CPU would cost 4 V H bytes.
         return self.operand(self.weight_VH[columns]), None if bias is None else self.operand(bias[columns])
 
     def operand(self, tensor: Tensor) -> Tensor:

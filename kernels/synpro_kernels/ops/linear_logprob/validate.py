@@ -33,6 +33,7 @@ def check_layer(
     for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
+    # NaN fails both comparisons, so it is refused with the rest.
     if not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
     if softcap is not None and not 0.0 < softcap < float("inf"):
@@ -73,5 +74,6 @@ def check_main_grad(weight: Tensor, into_main_grad: bool) -> None:
 
 def check_first_order() -> None:
     """Raise RuntimeError within a backward that is to be differentiated again: it would pass for a constant."""
+    # Grad mode is on in a backward pass only under create_graph.
     if torch.is_grad_enabled():
         raise RuntimeError("linear_logprob's gradients are not differentiable: create_graph is not supported")
