@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,11 +38,13 @@ class Batch:
     document_BS: torch.Tensor | None = None
     """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
     takes it. None in batches that are not a loader's."""
+    weight: float = 1.0
+    """What each label counts for in a mean over batches (see `weighted_windows`)."""
 
     def rows(self, start: int, stop: int) -> Batch:
         """Its rows from `start` to before `stop`, as views."""
         documents = None if self.document_BS is None else self.document_BS[start:stop]
-        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
+        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.weight)
 
 
 class TokenLoader:
@@ -114,7 +116,7 @@ class TokenLoader:
         labels_BS[~np.stack(targets)] = IGNORE
         if self.mask_repetitions:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE
-        return Batch(*map(torch.from_numpy, (tokens_BS, labels_BS, np.stack(documents))))
+        return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS), torch.from_numpy(np.stack(documents)))
 
     def document_id(self, number: int) -> str:
         """Id of the document that batches call `number`, unique within its source."""
@@ -215,21 +217,41 @@ def weighted_windows(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> Iterator[Batch]:
-    """`eval_windows` of several corpora, their targets in proportion to their weights: so a mean of labels is weighted.
+    """`eval_windows` of several corpora whose labels count such that a mean over all is weighted by corpus.
 
-    Each gives its head; together they are as many as the scarcest allows, and `max_tokens` at the most. Of tasks the
-    proportion holds to within a window.
+    A batch's `weight` is its corpus' share in the weights over its share in the labels: 1 for a corpus alone. At most
+    `max_tokens` targets in all, from the head of each in proportion to its weight, or what it has.
     """
     whole = sum(weights[name] for name in corpora)
     shares = {name: weights[name] / whole for name in corpora}
-    total = min(corpus.num_learnt / shares[name] for name, corpus in corpora.items())
-    total = total if max_tokens is None else min(total, max_tokens)
+    # Rounded up: a share too small for a token still has its say.
+    limits = {name: None if max_tokens is None else math.ceil(max_tokens * shares[name] - 1e-9) for name in corpora}
+    targets = {name: _count_targets(corpus, seq_len, limits[name]) for name, corpus in corpora.items()}
+    total = sum(targets.values())
     for name, corpus in corpora.items():
-        # Rounded up: a share too small for a token still has its say.
-        targets = math.ceil(total * shares[name] - 1e-9)
-        yield from eval_windows(
-            corpus, seq_len, batch_size=batch_size, max_tokens=targets, dp_rank=dp_rank, dp_size=dp_size
+        weight = shares[name] * total / max(1, targets[name])
+        windows = eval_windows(
+            corpus, seq_len, batch_size=batch_size, max_tokens=limits[name], dp_rank=dp_rank, dp_size=dp_size
         )
+        yield from (replace(batch, weight=weight) for batch in windows)
+
+
+def _count_targets(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> int:
+    """Labels in all of `eval_windows`' batches."""
+    if corpus.learnt is None:
+        return min(corpus.num_tokens, corpus.num_tokens if max_tokens is None else max_tokens)
+    tasks = TaskWindows("held out", corpus, seq_len)
+    numbers = (n for window in range(_task_rows(tasks, max_tokens)) for n in tasks.documents(window))
+    return sum(int(np.count_nonzero(corpus.document_learnt(n))) for n in numbers)
+
+
+def _task_rows(tasks: TaskWindows, max_tokens: int | None) -> int:
+    """Windows at the head that hold `max_tokens` targets, or all."""
+    count, learnt = 0, 0
+    while count < tasks.windows_per_epoch and (max_tokens is None or learnt < max_tokens):
+        learnt += sum(int(np.count_nonzero(tasks.corpus.document_learnt(n))) for n in tasks.documents(count))
+        count += 1
+    return count
 
 
 def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tuple[Callable[[int], Row], int]:
@@ -239,10 +261,7 @@ def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tup
         # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
         return partial(_eval_window, corpus, seq_len, targets=targets), -(-targets // seq_len)
     tasks = TaskWindows("held out", corpus, seq_len)
-    count, learnt = 0, 0
-    while count < tasks.windows_per_epoch and (max_tokens is None or learnt < max_tokens):
-        learnt += sum(int(np.count_nonzero(corpus.document_learnt(n))) for n in tasks.documents(count))
-        count += 1
+    count = _task_rows(tasks, max_tokens)
 
     def row(index: int) -> Row:
         empty = np.full(seq_len, corpus.eos_id, np.int64), np.full(seq_len, IGNORE, np.int64)

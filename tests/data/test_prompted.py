@@ -182,14 +182,19 @@ def test_references_count_by_their_weights_whatever_their_sizes() -> None:
 
     corpora = {"small": text(1, 300), "large": text(2, 5000)}
     for weights, limit, wanted in (
-        ({"small": 1.0, "large": 3.0}, None, (300, 900)),
-        ({"small": 3.0, "large": 1.0}, None, (300, 100)),
+        ({"small": 1.0, "large": 3.0}, None, (300, 5000)),
+        ({"small": 3.0, "large": 1.0}, None, (300, 5000)),
         ({"small": 1.0, "large": 1.0}, 200, (100, 100)),
+        ({"small": 1.0, "large": 3.0}, 2000, (300, 1500)),
         ({"small": 1.0, "large": 3.0}, 7, (2, 6)),
     ):
         batches = list(weighted_windows(corpora, weights, 16, batch_size=4, max_tokens=limit))
-        labels = np.concatenate([batch.labels_BS.flatten().numpy() for batch in batches])
-        assert tuple(int((labels == letter).sum()) for letter in (1, 2)) == wanted
+        counts = {letter: sum(int((batch.labels_BS == letter).sum()) for batch in batches) for letter in (1, 2)}
+        assert tuple(counts.values()) == wanted
+        worth = {n: sum(b.weight * int((b.labels_BS == n).sum()) for b in batches) for n in (1, 2)}
+        assert worth[1] / worth[2] == pytest.approx(weights["small"] / weights["large"])
+        assert sum(worth.values()) == pytest.approx(sum(wanted)), "a mean stays a mean"
     alone = list(weighted_windows({"small": corpora["small"]}, {"small": 7.0}, 16, batch_size=4))
     plain = list(eval_windows(corpora["small"], 16, batch_size=4))
     assert all(np.array_equal(a.labels_BS, b.labels_BS) for a, b in zip(alone, plain, strict=True))
+    assert all(batch.weight == 1.0 for batch in alone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import PRETRAIN, TRAINING_RESULT
 from synpro_engine.cycle.steps.pretraining import ALONE, TrainingResult
@@ -38,15 +40,14 @@ def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve
         "reference": [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None],
         "validation": [(r.step, r.validation_loss) for r in evaluated if r.validation_loss is not None],
     }
-    named: list[tuple[str, CurveKind, list[tuple[int, float]]]] = []
-    named += [(name or kind, kind, points) for kind, points in points_by_kind.items()]
+    made = [_curve(name or kind, kind, points) for kind, points in points_by_kind.items()]
     if name is None:
-        named += [(key, "reference", points) for key, points in _alone(run, stage).items()]
-    return tuple(
-        Curve(name=key, kind=kind, steps=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
-        for key, kind, points in named
-        if points
-    )
+        made += [_curve(reference, "reference", points) for reference, points in _alone(run, stage).items()]
+    return tuple(curve for curve in made if curve.steps)
+
+
+def _curve(name: str, kind: CurveKind, points: Sequence[tuple[int, float]]) -> Curve:
+    return Curve(name=name, kind=kind, steps=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
 
 
 def _alone(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]]:
