@@ -90,7 +90,8 @@ def train(args: argparse.Namespace, topology: Topology) -> None:
     )  # fmt: skip
     result = pretrain(
         build_model(MODEL, topology, seed=args.seed), config, loader, args.dir, held_out={"reference": list(windows)},
-        seed=args.seed, watcher=InRunScores(InRunConfig(every=4, refresh=20), scores, corpora["reference"], topology),
+        seed=args.seed,
+        watcher=InRunScores(InRunConfig(every=4, refresh=20), scores, {"text": corpora["reference"]}, topology),
     )  # fmt: skip
     if topology.is_main:
         show_losses(args.dir)

@@ -145,15 +145,21 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    for stage, keys in _OUTSIDE.items():
+    sources = [f"references.{name}.source" for name in recipe.references]
+    for stage, keys in ((TOKENIZE, [*_OUTSIDE[TOKENIZE], *sources]), (IMPORT, _OUTSIDE[IMPORT])):
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
             # Under another path a file that is gone is a slip, and not one that was put away.
-            same = [key for key in keys if stored.at(key) == recipe.at(key)]
+            same = [key for key in keys if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
             recorded = read_manifest(directory / stage).config.get("contents", {})
             recorded = {key: recorded[key] for key in same if key in recorded and _is_put_away(recipe.at(key))}
         contents[stage] = {key: fingerprint(recipe.at(key)) for key in keys} | recorded
     return contents
+
+
+def _is_there(recipe: Recipe, key: str) -> bool:
+    """Whether the recipe has a reference of the name that the key has."""
+    return not key.startswith("references.") or key.split(".")[1] in recipe.references
 
 
 def _is_put_away(source: Any) -> bool:

@@ -5,17 +5,25 @@ Each section is declared beside the code that uses it; this module only puts the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, UserError, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
-from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
+from synpro_engine.cycle.sections import (
+    ContinueConfig,
+    CorpusConfig,
+    GeneratorConfig,
+    PretrainConfig,
+    ReferenceConfig,
+    TokenizerConfig,
+)
 from synpro_engine.dist import Layout, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig, check_layout
@@ -41,6 +49,8 @@ class Recipe(Config):
     """Of the weights: `float32`, `bfloat16`, or `auto` (bfloat16 on a GPU)."""
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    references: dict[str, ReferenceConfig] = Field(default={"split": ReferenceConfig()}, min_length=1)
+    """What help is measured by, by name: the reference split, tasks from files, or several with weights."""
     model: ModelConfig
     pretrain: PretrainConfig
     probe: ProbeConfig = ProbeConfig()
@@ -57,7 +67,7 @@ class Recipe(Config):
 
     def at(self, key: str) -> Any:
         """The setting under a dotted key."""
-        return reduce(getattr, key.split("."), self)
+        return reduce(lambda at, name: at[name] if isinstance(at, Mapping) else getattr(at, name), key.split("."), self)
 
     @model_validator(mode="after")
     def _operations_are_known(self) -> Recipe:
@@ -70,6 +80,16 @@ class Recipe(Config):
                 known = nearest(operation, self.generate.operations)
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
+
+    @field_validator("references")
+    @classmethod
+    def _references_have_names_of_folders(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}", name):
+                raise ValueError(f"`{name}`: names are letters, digits, `_` and `-`")
+        if sum(reference.source is None for reference in value.values()) > 1:
+            raise ValueError("one without `source` is the reference split; there is only one")
+        return value
 
     @model_validator(mode="after")
     def _influence_suits_the_probe(self) -> Recipe:

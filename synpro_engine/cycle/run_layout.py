@@ -104,3 +104,8 @@ def documents_path(stage: Path, split: Split) -> Path:
 def shards_path(stage: Path, name: str) -> Path:
     """The token shards of a split or a synthetic source inside their artifact."""
     return stage / "shards" / name
+
+
+def reference_shards(name: str, source: str | None) -> str:
+    """What the shards of the reference `name` are called: those without a source of their own are the split's."""
+    return "reference" if source is None else f"reference-{name}"

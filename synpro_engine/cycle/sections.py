@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
-from synpro_engine.data import ReadConfig, SplitConfig
+from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import TrainConfig
 
@@ -53,6 +53,18 @@ class TokenizerConfig(Config):
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
+
+
+class ReferenceConfig(PromptedConfig):
+    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # content, and to whom weights matter
+
+    source: str | None = Field(default=None, min_length=1)
+    """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
+    (`prompt_field` and its neighbours). Prompts are read and not learnt. None: the reference split of the corpus."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its part in the mean loss over all references, by which the plateau and influence go."""
 
 
 class InRunConfig(Config):

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from synpro_engine.backend import platform
 from synpro_engine.config import Config
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.sections import ContinueConfig, CorpusConfig, GeneratorConfig, PretrainConfig, TokenizerConfig
+from synpro_engine.cycle.run_layout import reference_shards
+from synpro_engine.cycle.sections import (
+    ContinueConfig,
+    CorpusConfig,
+    GeneratorConfig,
+    PretrainConfig,
+    ReferenceConfig,
+    TokenizerConfig,
+)
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
@@ -33,6 +43,10 @@ class TokenizeSettings(StageSettings):
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
+    references: dict[str, ReferenceConfig] = Field(default={})
+    """Those that are read from files, by the names of their shards."""
+    seq_len: int | None = None
+    """Longest task, where there are any: whole ones have to fit a window."""
     vocab_size: int
     seed: int
 
@@ -55,6 +69,8 @@ class PretrainSettings(StageSettings):
 
     model: ModelConfig
     pretrain: PretrainConfig
+    references: dict[str, float]
+    """Weights, by the names of the references' shards."""
     dtype: Dtype
     seed: int
 
@@ -65,6 +81,7 @@ class ArmSettings(StageSettings):
     model: ModelConfig
     pretrain: PretrainConfig
     """For as many steps as this arm takes, without a plateau; nothing is scored on the way."""
+    references: dict[str, float]
     continued: ContinueConfig | None
     """How synthetic text is mixed in; None where there is none."""
     dtype: Dtype
@@ -75,6 +92,7 @@ class ProbeSettings(StageSettings):
     """What helping the reference means for theta."""
 
     model: ModelConfig
+    references: dict[str, float]
     probe: ProbeConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
@@ -139,9 +157,19 @@ class SettingsOf:
     def tokenize(self) -> TokenizeSettings:
         """Of `tokenize`."""
         recipe = self._recipe
+        files = {reference_shards(name, c.source): c for name, c in recipe.references.items() if c.source is not None}
         return TokenizeSettings(
-            corpus=recipe.corpus, tokenizer=recipe.tokenizer, vocab_size=recipe.model.vocab_size, seed=self._seed
+            corpus=recipe.corpus,
+            tokenizer=recipe.tokenizer,
+            references=files,
+            vocab_size=recipe.model.vocab_size,
+            seq_len=recipe.model.seq_len if files else None,
+            seed=self._seed,
         )
+
+    @property
+    def _references(self) -> dict[str, float]:
+        return {reference_shards(name, c.source): c.weight for name, c in self._recipe.references.items()}
 
     @property
     def generator(self) -> ImportSettings:
@@ -159,7 +187,13 @@ class SettingsOf:
     def pretrain(self) -> PretrainSettings:
         """Of `pretrain`."""
         recipe = self._recipe
-        return PretrainSettings(model=recipe.model, pretrain=recipe.pretrain, dtype=self._dtype, seed=self._seed)
+        return PretrainSettings(
+            model=recipe.model,
+            pretrain=recipe.pretrain,
+            references=self._references,
+            dtype=self._dtype,
+            seed=self._seed,
+        )
 
     def arm(self, steps: int, *, synthetic: bool) -> ArmSettings:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
@@ -168,7 +202,12 @@ class SettingsOf:
         pretrain = recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
         continued = recipe.continued if synthetic else None
         return ArmSettings(
-            model=recipe.model, pretrain=pretrain, continued=continued, dtype=self._dtype, seed=self._seed
+            model=recipe.model,
+            pretrain=pretrain,
+            references=self._references,
+            continued=continued,
+            dtype=self._dtype,
+            seed=self._seed,
         )
 
     @property
@@ -177,6 +216,7 @@ class SettingsOf:
         recipe, training = self._recipe, self._recipe.pretrain
         return ProbeSettings(
             model=recipe.model,
+            references=self._references,
             probe=recipe.probe,
             optimizer=training.optimizer,
             schedule=training.schedule,

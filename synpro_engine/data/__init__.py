@@ -12,11 +12,19 @@ from synpro_engine.data.documents import (
 )
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader, eval_windows
+from synpro_engine.data.loader import Batch, TokenLoader, eval_windows, weighted_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
+from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
-from synpro_engine.data.shards import ShardStats, open_shards, read_shard_stats, write_shards, write_token_shards
+from synpro_engine.data.shards import (
+    ShardStats,
+    open_shards,
+    read_shard_stats,
+    write_shards,
+    write_task_shards,
+    write_token_shards,
+)
 from synpro_engine.data.sources import Source, find_source, walk_files
 from synpro_engine.data.split import Split, SplitConfig, split_of, text_key
 from synpro_engine.data.token_files import TokenDocument, TokenFiles, check_ids, find_files
@@ -33,13 +41,14 @@ from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE
 
 __all__ = [
-    "IGNORE",
     "BadDocument",
     "Batch",
     "Blend",
     "Document",
     "DocumentWriter",
     "HFTokenizer",
+    "IGNORE",
+    "PromptedConfig",
     "PublishedTokenizer",
     "ReadConfig",
     "SeenKeys",
@@ -49,6 +58,7 @@ __all__ = [
     "SourceConfig",
     "Split",
     "SplitConfig",
+    "Task",
     "TokenCorpus",
     "TokenDocument",
     "TokenFiles",
@@ -70,6 +80,7 @@ __all__ = [
     "read_documents",
     "read_placed_documents",
     "read_shard_stats",
+    "read_tasks",
     "repetition_mask",
     "split_of",
     "stable_hash",
@@ -77,8 +88,10 @@ __all__ = [
     "start_id",
     "text_key",
     "train_sentencepiece",
+    "weighted_windows",
     "walk_files",
     "write_documents",
     "write_shards",
+    "write_task_shards",
     "write_token_shards",
 ]

@@ -26,6 +26,8 @@ class TokenCorpus:
     """The tokenizer's."""
     # Read only when a document is named: training needs none, and a hundred million ids take gigabytes.
     load_ids: Callable[[], list[str]]
+    learnt: NDArray[np.bool_] | None = None
+    """Which tokens are targets, [T]; None for all. Prompts of tasks are none (see `prompted`)."""
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> TokenCorpus:
@@ -54,6 +56,16 @@ class TokenCorpus:
     def document_tokens(self, index: int) -> NDArray[np.integer]:
         """Return the ids of one document, its EOS included: a view, [tokens of it]."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def document_learnt(self, index: int) -> NDArray[np.bool_]:
+        """Return which tokens of one document are targets, [tokens of it]."""
+        begin, end = self.offsets[index], self.offsets[index + 1]
+        return np.ones(end - begin, dtype=bool) if self.learnt is None else self.learnt[begin:end]
+
+    @property
+    def num_learnt(self) -> int:
+        """Tokens that are targets."""
+        return self.num_tokens if self.learnt is None else int(np.count_nonzero(self.learnt))
 
     @functools.cached_property
     def _ids(self) -> list[str]:

@@ -5,11 +5,10 @@ What is no document is refused, or left out where the settings say so; the messa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +17,9 @@ from synpro_engine.data.fields import Fault, Reason, decode, id_at, json_parser,
 from synpro_engine.data.records import Record, count_records, read_records
 from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sources import Source, find_source
+
+Item = TypeVar("Item")
+"""What is made of a record."""
 
 
 class ReadConfig(Config):
@@ -101,19 +103,41 @@ def read_placed_documents(
     """
     reading = reading or ReadConfig()
     source = source if isinstance(source, Source) else find_source(source)
+
+    def document(id: str, fields: dict[str, Any]) -> Document:
+        return Document(id, text_at(fields, reading.text_field))
+
+    return read_items(source, reading, (reading.text_field,), document, on_bad)
+
+
+def read_items(
+    source: Source,
+    reading: ReadConfig,
+    fields: Sequence[str],
+    make: Callable[[str, dict[str, Any]], Item],
+    on_bad: Callable[[BadDocument], object] | None,
+) -> Iterator[tuple[Record, Item]]:
+    """Yield what `make` makes of each record's id and fields, which may raise Fault; otherwise as for documents.
+
+    fields: dotted paths that are looked at; of rows nothing else is read.
+    """
     seen = SeenKeys()
     # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
-    fields = (reading.text_field,) if reading.make_ids else (reading.text_field, reading.id_field or "id")
-    judge = partial(_judge, source=source, reading=reading, parse=json_parser(fields))
-    for record in read_records(source, fields):
+    paths = tuple(fields) if reading.make_ids else (*fields, reading.id_field or "id")
+    parse = json_parser(paths)
+    for record in read_records(source, paths):
         try:
-            document = judge(record)
-            if document is None:
+            content = _content(record, parse, fields)
+            if content is None:
                 continue
+            id = None if reading.make_ids else id_at(content, reading.id_field)
+            # The path below the source, so that ids stay when a corpus is moved or other files are added to it.
+            id = id or f"{source.path_of(record.file)}:{record.line}"
+            item = make(id, content)
             # Last of all checks: a record that is refused for another reason must not take its id away from a good one.
-            if not seen.add(document.id.encode()):
+            if not seen.add(id.encode()):
                 unique = "ids are unique in a corpus; `make_ids` makes them of file and line"
-                raise Fault("repeated id", f"id {document.id!r} was used before; {unique}")
+                raise Fault("repeated id", f"id {id!r} was used before; {unique}")
         except Fault as fault:
             bad = BadDocument(file=record.file, line=record.line, reason=fault.reason, why=str(fault))
             if reading.on_bad == "stop":
@@ -121,7 +145,7 @@ def read_placed_documents(
             if on_bad is not None:
                 on_bad(bad)
             continue
-        yield record, document
+        yield record, item
     # Behind the loop, for an empty corpus is a fault in any mode: training on nothing must not look like success.
     if not seen.count:
         empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else "no document is left"
@@ -133,8 +157,8 @@ def count_documents(source: str | Path | Source) -> int:
     return count_records(source if isinstance(source, Source) else find_source(source))
 
 
-def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callable[[str], object]) -> Document | None:
-    """The document of a record; None for a line that turns out to be blank (a byte-order mark, Unicode spaces)."""
+def _content(record: Record, parse: Callable[[str], object], wanted: Sequence[str]) -> dict[str, Any] | None:
+    """The fields of a record; None for a line that turns out to be blank (a byte-order mark, Unicode spaces)."""
     fields: object = record.content
     if isinstance(fields, bytes):
         # A byte-order mark also stands inside a file that was joined of several.
@@ -143,7 +167,6 @@ def _judge(record: Record, *, source: Source, reading: ReadConfig, parse: Callab
             return None
         fields = parse(line)
     if not isinstance(fields, dict):
-        raise Fault("not an object", f"expected an object with `{reading.text_field}`, found {type(fields).__name__}")
-    id = None if reading.make_ids else id_at(fields, reading.id_field)
-    # The path below the source, so that ids stay when a corpus is moved or other files are added to it.
-    return Document(id or f"{source.path_of(record.file)}:{record.line}", text_at(fields, reading.text_field))
+        names = " or ".join(f"`{name}`" for name in wanted)
+        raise Fault("not an object", f"expected an object with {names}, found {type(fields).__name__}")
+    return fields

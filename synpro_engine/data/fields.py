@@ -86,11 +86,22 @@ def _look_up(fields: object, path: str) -> object:
     return _ABSENT
 
 
-def text_at(fields: dict[str, Any], path: str) -> str:
-    """The text under `path`: there, a string, not empty."""
+def has(fields: dict[str, Any], path: str) -> bool:
+    """Whether anything but null stands under `path`."""
+    return value_at(fields, path) is not None
+
+
+def value_at(fields: dict[str, Any], path: str) -> object:
+    """What stands under `path`; None for nothing."""
+    value = _look_up(fields, path)
+    return None if value is _ABSENT else value
+
+
+def text_at(fields: dict[str, Any], path: str, setting: str = "text_field") -> str:
+    """The text under `path`, which `setting` names: there, a string, not empty."""
     value = _look_up(fields, path)
     if value is _ABSENT:
-        raise _missing(fields, "text_field", path)
+        raise _missing(fields, setting, path)
     if not isinstance(value, str):
         raise Fault("wrong type", f"`{path}` must be a string, found {type(value).__name__}")
     return _checked(value, path)

@@ -8,8 +8,10 @@ number of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,12 @@ from numpy.typing import NDArray
 from synpro_engine.config import UserError
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.mixture import Blend
+from synpro_engine.data.task_windows import TaskWindows
 from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_kernels import IGNORE
+
+Row = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Inputs and labels of one window, each [seq_len]."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class Batch:
     document_BS: torch.Tensor | None = None
     """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
     takes it. None in batches that are not a loader's."""
+    weight: float = 1.0
+    """What each label counts for in a mean over batches (see `weighted_windows`)."""
 
     def rows(self, start: int, stop: int) -> Batch:
         """Its rows from `start` to before `stop`, as views."""
         documents = None if self.document_BS is None else self.document_BS[start:stop]
-        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
+        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.weight)
 
 
 class TokenLoader:
@@ -77,7 +85,7 @@ class TokenLoader:
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
         # Each shuffles by its own name, so that a source added later leaves the order of the others as it was.
-        self._sources = {name: WindowSource(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
+        self._sources = {name: _windows(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
         self._dealt = dict.fromkeys(corpora, 0)
@@ -92,21 +100,23 @@ class TokenLoader:
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
-        rows, documents = [], []
+        rows, documents, targets = [], [], []
         # Every rank draws for all rows and gathers its own: so the position is the same everywhere, and in any layout.
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                tokens, numbers = self._sources[name].window(self._dealt[name])
+                tokens, numbers, learnt = self._sources[name].window(self._dealt[name])
                 rows.append(tokens)
+                targets.append(np.ones(self.seq_len, bool) if learnt is None else learnt[1:])
                 documents.append(self._first_document[name] + numbers[1:])
             self._dealt[name] += 1
         windows_BS1 = np.stack(rows)
         # Copies: the two overlap, and labels are written to.
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
+        labels_BS[~np.stack(targets)] = IGNORE
         if self.mask_repetitions:
             labels_BS[repetition_mask(windows_BS1)] = IGNORE
-        return Batch(*map(torch.from_numpy, (tokens_BS, labels_BS, np.stack(documents))))
+        return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS), torch.from_numpy(np.stack(documents)))
 
     def document_id(self, number: int) -> str:
         """Id of the document that batches call `number`, unique within its source."""
@@ -165,6 +175,12 @@ class TokenLoader:
         return old["samples"]
 
 
+def _windows(name: str, corpus: TokenCorpus, seq_len: int, seed: int) -> WindowSource | TaskWindows:
+    if corpus.learnt is None:
+        return WindowSource(name, corpus, seq_len, seed)
+    return TaskWindows(name, corpus, seq_len, seed=seed)
+
+
 def eval_windows(
     corpus: TokenCorpus,
     seq_len: int,
@@ -174,27 +190,90 @@ def eval_windows(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> Iterator[Batch]:
-    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` tokens of `corpus` (all of them).
+    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` targets of `corpus` (all of them).
 
-    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first
-    token is a target too. Each rank gets as many batches of the same shape as any other (they may hold
-    collectives); what fills them up has the label IGNORE, so sums over ranks count each target once.
+    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first token
+    is a target too. Of tasks each window holds whole ones (see `TaskWindows`), and the last may go beyond `max_tokens`.
+    Each rank gets as many batches of the same shape as any other (they may hold collectives); what fills them up has
+    the label IGNORE, so sums over ranks count each target once.
     """
     assert 0 <= dp_rank < dp_size and batch_size > 0
-    targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
-    # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
-    windows = -(-targets // seq_len)
+    row_of, windows = _eval_rows(corpus, seq_len, max_tokens)
     per_round = batch_size * dp_size
     for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
-        rows = [_eval_window(corpus, seq_len, index, targets) for index in range(first, first + batch_size)]
+        rows = [row_of(index) for index in range(first, first + batch_size)]
         tokens_BS = np.stack([tokens for tokens, _ in rows])
         labels_BS = np.stack([labels for _, labels in rows])
         yield Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
 
 
-def _eval_window(
-    corpus: TokenCorpus, seq_len: int, index: int, targets: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def weighted_windows(
+    corpora: Mapping[str, TokenCorpus],
+    weights: Mapping[str, float],
+    seq_len: int,
+    *,
+    batch_size: int,
+    max_tokens: int | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+) -> Iterator[Batch]:
+    """`eval_windows` of several corpora whose labels count such that a mean over all is weighted by corpus.
+
+    A batch's `weight` is its corpus' share in the weights over its share in the labels: 1 for a corpus alone. At most
+    `max_tokens` targets in all, from the head of each in proportion to its weight, or what it has.
+    """
+    whole = sum(weights[name] for name in corpora)
+    shares = {name: weights[name] / whole for name in corpora}
+    # Rounded up: a share too small for a token still has its say.
+    limits = {name: None if max_tokens is None else math.ceil(max_tokens * shares[name] - 1e-9) for name in corpora}
+    targets = {name: _count_targets(corpus, seq_len, limits[name]) for name, corpus in corpora.items()}
+    total = sum(targets.values())
+    for name, corpus in corpora.items():
+        weight = shares[name] * total / max(1, targets[name])
+        windows = eval_windows(
+            corpus, seq_len, batch_size=batch_size, max_tokens=limits[name], dp_rank=dp_rank, dp_size=dp_size
+        )
+        yield from (replace(batch, weight=weight) for batch in windows)
+
+
+def _count_targets(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> int:
+    """Labels in all of `eval_windows`' batches."""
+    if corpus.learnt is None:
+        return min(corpus.num_tokens, corpus.num_tokens if max_tokens is None else max_tokens)
+    tasks = TaskWindows("held out", corpus, seq_len)
+    numbers = (n for window in range(_task_rows(tasks, max_tokens)) for n in tasks.documents(window))
+    return sum(int(np.count_nonzero(corpus.document_learnt(n))) for n in numbers)
+
+
+def _task_rows(tasks: TaskWindows, max_tokens: int | None) -> int:
+    """Windows at the head that hold `max_tokens` targets, or all."""
+    count, learnt = 0, 0
+    while count < tasks.windows_per_epoch and (max_tokens is None or learnt < max_tokens):
+        learnt += sum(int(np.count_nonzero(tasks.corpus.document_learnt(n))) for n in tasks.documents(count))
+        count += 1
+    return count
+
+
+def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tuple[Callable[[int], Row], int]:
+    """What makes the row of an index, beyond the last one an empty one, and how many there are."""
+    if corpus.learnt is None:
+        targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
+        # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
+        return partial(_eval_window, corpus, seq_len, targets=targets), -(-targets // seq_len)
+    tasks = TaskWindows("held out", corpus, seq_len)
+    count = _task_rows(tasks, max_tokens)
+
+    def row(index: int) -> Row:
+        empty = np.full(seq_len, corpus.eos_id, np.int64), np.full(seq_len, IGNORE, np.int64)
+        if index >= count:
+            return empty
+        tokens, _, is_target = tasks.window(index)
+        return tokens[:-1].copy(), np.where(is_target[1:], tokens[1:], IGNORE)
+
+    return row, count
+
+
+def _eval_window(corpus: TokenCorpus, seq_len: int, index: int, targets: int) -> Row:
     """Return (inputs, labels), each [seq_len]; beyond the corpus they are EOS and IGNORE."""
     inputs = np.full(seq_len, corpus.eos_id, dtype=np.int64)
     labels = np.full(seq_len, IGNORE, dtype=np.int64)

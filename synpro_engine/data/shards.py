@@ -1,16 +1,19 @@
 """Token files in Megatron's `.bin`/`.idx` format: documents' ids, EOS after each, with their names beside them.
 
 A shard directory is an artifact (see config): `tokens.bin`, `tokens.idx` (any Megatron tool reads them), `ids.jsonl`,
-`stats.json`, `manifest.json`.
+`stats.json`, `manifest.json`; and where not every token is a target, `learnt.bin` with a byte for each: 1, or 0 in a
+prompt.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -26,12 +29,13 @@ from synpro_engine.config import (
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
 from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.prompted import Task
 from synpro_engine.data.token_files import TokenDocument
 from synpro_engine.data.tokenizer import Tokenizer, document_ids
 from synpro_engine.data.writer import DocumentWriter
 
 KIND = "shards"
-_IDS, _STATS, _TOKENS = "ids.jsonl", "stats.json", "tokens"
+_IDS, _STATS, _TOKENS, _LEARNT = "ids.jsonl", "stats.json", "tokens", "learnt.bin"
 
 
 class ShardStats(Config):
@@ -63,6 +67,19 @@ def write_shards(
     return _write_artifact(encoded, tokenizer, path, parents, seed)
 
 
+def write_task_shards(
+    tasks: Iterable[Task], tokenizer: Tokenizer, path: Path, longest: int, *, seed: int | None = None
+) -> ShardStats:
+    """Tokenise tasks, each in at most `longest` tokens (see `Task.encode`), and note which are targets."""
+
+    def encoded() -> Iterator[_Tokens]:
+        for task in tasks:
+            ids, learnt = task.encode(tokenizer, longest)
+            yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
+
+    return _write_artifact(encoded(), tokenizer, path, None, seed)
+
+
 def write_token_shards(
     documents: Iterable[TokenDocument], tokenizer: Tokenizer, path: Path, texts: Path, *, seed: int | None = None
 ) -> ShardStats:
@@ -89,6 +106,7 @@ class _Tokens(NamedTuple):
     id: str
     ids: list[int]
     text_bytes: int
+    learnt: list[bool] | None = None
 
 
 def _write_artifact(
@@ -114,8 +132,13 @@ def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) 
     prefix = directory / _TOKENS
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(tokenizer.vocab_size))
     count = tokens = text_bytes = 0
-    with (directory / _IDS).open("w", encoding="utf-8") as names:
+    with ExitStack() as held:
+        names = held.enter_context((directory / _IDS).open("w", encoding="utf-8"))
+        targets: BinaryIO | None = None
         for document in documents:
+            if document.learnt is not None:
+                targets = targets or held.enter_context((directory / _LEARNT).open("wb"))
+                targets.write(bytes(document.learnt))
             builder.add_document(torch.tensor(document.ids), [len(document.ids)])
             # As JSON, since an id may hold a newline or a quotation mark.
             names.write(json_text(document.id, ensure_ascii=False) + "\n")
@@ -157,9 +180,12 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
         raise UserError(
             f"{path}: tokenised with another tokenizer ({stats.tokenizer[:12]}, expected {ours}); tokenise again"
         )
-    held = open_megatron(path / _TOKENS)
+    held, learnt = open_megatron(path / _TOKENS), None
+    if (path / _LEARNT).exists():
+        learnt = np.memmap(path / _LEARNT, dtype=np.bool_, mode="r")
+    sizes = {len(held.tokens), stats.tokens, len(held.tokens if learnt is None else learnt)}
     # The hashes prove that files are as written; this, that they were written together.
-    if held.num_documents != stats.documents or len(held.tokens) != stats.tokens:
+    if held.num_documents != stats.documents or len(sizes) > 1:
         raise UserError(f"{path}: the token files do not hold what {_STATS} says")
     return TokenCorpus(
         tokens=held.tokens,
@@ -168,6 +194,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
         text_bytes=stats.text_bytes,
         fingerprint=stats.tokenizer,
         load_ids=lambda: _read_ids(path / _IDS),
+        learnt=learnt,
     )
 
 

@@ -45,15 +45,15 @@ class WindowSource:
         self.windows_per_epoch = (corpus.num_tokens - 1) // seq_len
         self._current: _Epoch | None = None
 
-    def window(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def window(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], None]:
         """Return window `index` (from 0, without end): its tokens and the number of the document each is from.
 
-        Both are [seq_len + 1].
+        Both are [seq_len + 1]; None stands for all of them being targets.
         """
         number, within = divmod(index, self.windows_per_epoch)
         epoch = self._epoch(number)
         start = int(epoch.windows[within]) * self.seq_len
-        return self._gather(epoch, start, start + self.seq_len + 1)
+        return *self._gather(epoch, start, start + self.seq_len + 1), None
 
     def documents(self, index: int) -> list[int]:
         """Numbers of the documents whose tokens are in window `index`, in their order."""

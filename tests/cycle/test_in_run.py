@@ -75,7 +75,7 @@ def train(
 
         loader.next_batch = next_batch
     log = directory / "scores.jsonl"
-    watcher = None if watch is None else InRunScores(watch, log, corpus(2), topology)
+    watcher = None if watch is None else InRunScores(watch, log, {"reference": corpus(2)}, topology)
     result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
     return whole_tensors(result.checkpoint / "state")
 
@@ -233,6 +233,6 @@ def test_a_mixture_is_refused_since_its_sources_may_have_documents_of_one_id(
 ) -> None:
     sources = {"organic": corpus(1), "synthetic": corpus(3)}
     loader = TokenLoader(sources, dict.fromkeys(sources, 1.0), SHAPE.seq_len, TRAIN.global_batch, 5)
-    watcher = InRunScores(WATCH, tmp_path / "scores.jsonl", corpus(2), topology)
+    watcher = InRunScores(WATCH, tmp_path / "scores.jsonl", {"reference": corpus(2)}, topology)
     with pytest.raises(ValueError, match="unique within one source only"):
         pretrain(build_model(SHAPE, topology), TRAIN, loader, tmp_path, watcher=watcher)

@@ -34,7 +34,7 @@ def _pretrain(topology: Topology, directory: Path, stop: int | None) -> None:
         return deal()
 
     loader.next_batch = next_batch
-    watcher = InRunScores(watch, directory / "scores.jsonl", toy["corpus"](2), topology)
+    watcher = InRunScores(watch, directory / "scores.jsonl", {"reference": toy["corpus"](2)}, topology)
     pretrain(build_model(toy["SHAPE"], topology), toy["TRAIN"], loader, directory, watcher=watcher)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,21 @@ def test_the_mean_gradient_is_autograd_s_and_the_sgd_step_with_it_lowers_the_los
     for (name, _), gradient in zip(model.named_parameters(), expected, strict=True):
         assert (found.tensors[name] - gradient).norm() <= 1e-5 * gradient.norm()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_batches_count_by_the_weight_of_their_labels_in_gradients_and_losses(topology: Topology) -> None:
+    model = model_of(CONFIGS["olmo2"], topology)
+    first, second = batches(topology)
+    n, m = (int((batch.labels_BS != -100).sum()) for batch in (first, second))
+    # A quarter and three quarters, whatever they hold.
+    weighted = [replace(first, weight=0.25 * (n + m) / n), replace(second, weight=0.75 * (n + m) / m)]
+    both = mean_gradient(model, weighted).tensors
+    one, other = (mean_gradient(model, [batch]).tensors for batch in (first, second))
+    for name, tensor in both.items():
+        wanted = 0.25 * one[name] + 0.75 * other[name]
+        assert (tensor - wanted).norm() <= 1e-5 * wanted.norm() + 1e-12, name
+    losses = [held_out_loss(model, part) for part in (weighted, [first], [second])]
+    assert losses[0] == pytest.approx(0.25 * losses[1] + 0.75 * losses[2], rel=1e-9)
 
 
 def test_a_reference_without_a_label_is_a_user_error(topology: Topology) -> None:

@@ -84,7 +84,7 @@ def _held_out(
     settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
-    batches = held_out_batches(tokens, "validation", settings.seq_len, rows_at_once, topology)
+    batches = held_out_batches(tokens, {"validation": 1.0}, settings.seq_len, rows_at_once, topology)
     corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():

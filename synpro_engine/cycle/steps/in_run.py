@@ -8,13 +8,13 @@ watched.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from synpro_engine.config import remove_directory
 from synpro_engine.cycle.sections import InRunConfig
-from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, weighted_windows
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import (
     Direction,
@@ -42,9 +42,21 @@ class InRunScores:
     what renewing the direction took before it (0 where it was kept).
     """
 
-    def __init__(self, config: InRunConfig, log: Path, reference: TokenCorpus, topology: Topology) -> None:
-        """log: the file of scores; its keys are the ids of the documents that are trained on."""
-        self._config, self._path, self._reference, self._topology = config, log, reference, topology
+    def __init__(
+        self,
+        config: InRunConfig,
+        log: Path,
+        references: Mapping[str, TokenCorpus],
+        topology: Topology,
+        *,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """log: the file of scores; its keys are the ids of the documents that are trained on.
+
+        weights: of the references by name, in the gradient that scores go along; equal where not given.
+        """
+        self._config, self._path, self._topology = config, log, topology
+        self._references, self._weights = references, weights or dict.fromkeys(references, 1.0)
         self._in_run: InRun | None = None
         self._along: Direction | None = None
 
@@ -114,8 +126,9 @@ class InRunScores:
     def _direction(self, microbatches: Sequence[Batch]) -> Direction:
         rows, seq_len = microbatches[0].tokens_BS.shape
         dp = self._topology.dp
-        batches = eval_windows(
-            self._reference,
+        batches = weighted_windows(
+            self._references,
+            self._weights,
             seq_len,
             batch_size=rows,
             max_tokens=self._config.reference_tokens,

@@ -11,10 +11,18 @@ from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
-from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
 from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.weights import stage_checkpoint
-from synpro_engine.data import Batch, SourceConfig, TokenCorpus, TokenLoader, check_rows, eval_windows, mixture_weights
+from synpro_engine.data import (
+    Batch,
+    SourceConfig,
+    TokenCorpus,
+    TokenLoader,
+    check_rows,
+    mixture_weights,
+    weighted_windows,
+)
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
@@ -22,6 +30,8 @@ from synpro_engine.train.run import Watcher
 from synpro_engine.train.trainer import pretrain
 
 ORGANIC = "organic"
+ALONE = " alone_loss"
+"""Behind a reference's name in the metrics: its own loss, where there are several."""
 
 
 class TrainingResult(Record):
@@ -34,11 +44,15 @@ class TrainingResult(Record):
     """Windows trained on since the first step of pretraining, by source."""
 
 
-def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology: Topology) -> list[Batch]:
-    """This rank's batches, of `rows` windows, of a held-out split, each token a target once."""
-    corpus = open_split(tokens, name, open_tokenizer(tokens, topology))
-    dp = topology.dp
-    return list(eval_windows(corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
+def held_out_batches(
+    tokens: Path, weights: Mapping[str, float], seq_len: int, rows: int, topology: Topology
+) -> list[Batch]:
+    """This rank's batches, of `rows` windows, of held-out sources by the names of their shards.
+
+    Each target of one source is in them once; of several, as many of each as their weights say.
+    """
+    corpora, dp = open_references(tokens, weights, open_tokenizer(tokens, topology)), topology.dp
+    return list(weighted_windows(corpora, weights, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
 
 
 def _train(
@@ -65,6 +79,10 @@ def _train(
         dp_size=dp.size,
         mask_repetitions=config.mask_repetitions,
     )
+    # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
+    held_out = {"reference": settings.references, "validation": {"validation": 1.0}}
+    if len(settings.references) > 1:
+        held_out |= {name + ALONE.removesuffix("_loss"): {name: 1.0} for name in settings.references}
     result = pretrain(
         build_model(
             model,
@@ -77,10 +95,8 @@ def _train(
         loader,
         into,
         held_out={
-            name: held_out_batches(tokens, name, model.seq_len, config.micro_batch, topology)
-            # The plateau is judged on the reference alone: the validation loss is written
-            # down, and watched for divergence.
-            for name in ("reference", "validation")
+            name: held_out_batches(tokens, sources, model.seq_len, config.micro_batch, topology)
+            for name, sources in held_out.items()
         },
         start=start,
         seed=settings.seed,
@@ -97,9 +113,11 @@ def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topolog
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
-    corpus, reference = (open_split(tokens, split, tokenizer) for split in ("train", "reference"))
+    corpus, references = open_split(tokens, "train", tokenizer), open_references(tokens, settings.references, tokenizer)
     in_run = settings.pretrain.in_run
-    watcher = None if in_run is None else InRunScores(in_run, into / SCORES, reference, topology)
+    watcher = None
+    if in_run is not None:
+        watcher = InRunScores(in_run, into / SCORES, references, topology, weights=settings.references)
     _train(into, settings, tokens, {ORGANIC: corpus}, {ORGANIC: 1.0}, topology, label=PRETRAIN, watcher=watcher)
 
 

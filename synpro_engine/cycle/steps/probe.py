@@ -5,6 +5,7 @@ Which data it is made from and where it is kept; the mathematics are in `influen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
-from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
-from synpro_engine.data import TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.data import TokenCorpus, TokenLoader, weighted_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
@@ -44,11 +45,15 @@ def probe_stage(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, 
 
 
 def _loader(
-    settings: ProbeSettings, name: str, corpus: TokenCorpus, global_batch: int, topology: Topology
+    settings: ProbeSettings,
+    corpora: Mapping[str, TokenCorpus],
+    weights: Mapping[str, float],
+    global_batch: int,
+    topology: Topology,
 ) -> TokenLoader:
     return TokenLoader(
-        {name: corpus},
-        {name: 1.0},
+        corpora,
+        weights,
         settings.model.seq_len,
         global_batch,
         settings.seed,
@@ -64,14 +69,15 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
     engine = Engine(model, settings.optimizer, schedule=settings.schedule)
     # With AdamW's moments: the direction is that of its very next step.
     load_checkpoint(theta, model, engine)
-    text = {name: open_split(tokens, name, tokenizer) for name in ("train", "reference")}
-    loader = _loader(settings, ORGANIC, text["train"], settings.global_batch, topology)
+    organic = {ORGANIC: open_split(tokens, "train", tokenizer)}
+    loader = _loader(settings, organic, {ORGANIC: 1.0}, settings.global_batch, topology)
     upcoming = [
         split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
         for _ in range(config.sampled_steps)
     ]
-    reference = eval_windows(
-        text["reference"],
+    reference = weighted_windows(
+        open_references(tokens, settings.references, tokenizer),
+        settings.references,
         settings.model.seq_len,
         batch_size=config.micro_batch,
         max_tokens=config.reference_tokens,
@@ -84,10 +90,12 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
 
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
     config, topology = settings.probe, model.topology
-    reference = _walked(settings, tokens, "reference", topology)
+    reference = _walked(settings, tokens, settings.references, topology)
     # A difference of two walks is no model's weights, so it is kept as a direction; a walk alone is a checkpoint.
     if config.control:
-        v = probe_direction(theta, model, reference, config, control=_walked(settings, tokens, "train", topology))
+        v = probe_direction(
+            theta, model, reference, config, control=_walked(settings, tokens, {"train": 1.0}, topology)
+        )
         save_direction(into / DIRECTION, model, v, seed=settings.seed)
         return
     steps = run_probe(theta, model, reference, config)
@@ -96,9 +104,9 @@ def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model:
     on_main(topology, lambda: atomic_write_text(into / WALK_STEPS, lines))
 
 
-def _walked(settings: ProbeSettings, tokens: Path, split: str, topology: Topology) -> TokenLoader:
-    corpus = open_split(tokens, split, open_tokenizer(tokens, topology))
-    return _loader(settings, split, corpus, settings.probe.global_batch, topology)
+def _walked(settings: ProbeSettings, tokens: Path, weights: Mapping[str, float], topology: Topology) -> TokenLoader:
+    corpora = open_references(tokens, weights, open_tokenizer(tokens, topology))
+    return _loader(settings, corpora, weights, settings.probe.global_batch, topology)
 
 
 def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Direction:

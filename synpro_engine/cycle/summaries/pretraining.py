@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import PRETRAIN, TRAINING_RESULT
-from synpro_engine.cycle.steps.pretraining import TrainingResult
+from synpro_engine.cycle.steps.pretraining import ALONE, TrainingResult
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Curve, CurveKind, Plateau, Pretraining
+from synpro_engine.train.metrics import METRICS, read_metrics
 
 
 class _Trained(Record):
@@ -37,11 +40,24 @@ def curves(run: FinishedRun, stage: str, name: str | None = None) -> tuple[Curve
         "reference": [(r.step, r.reference_loss) for r in evaluated if r.reference_loss is not None],
         "validation": [(r.step, r.validation_loss) for r in evaluated if r.validation_loss is not None],
     }
-    return tuple(
-        Curve(name=name or kind, kind=kind, steps=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
-        for kind, points in points_by_kind.items()
-        if points
-    )
+    made = [_curve(name or kind, kind, points) for kind, points in points_by_kind.items()]
+    if name is None:
+        made += [_curve(reference, "reference", points) for reference, points in _alone(run, stage).items()]
+    return tuple(curve for curve in made if curve.steps)
+
+
+def _curve(name: str, kind: CurveKind, points: Sequence[tuple[int, float]]) -> Curve:
+    return Curve(name=name, kind=kind, steps=tuple(x for x, _ in points), loss=tuple(y for _, y in points))
+
+
+def _alone(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """The loss of each reference where there are several, by its name."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in read_metrics(run.directory / stage / METRICS):
+        for key, loss in record.items():
+            if record["kind"] == "eval" and key.endswith(ALONE) and loss is not None:
+                points.setdefault(key.removesuffix(ALONE), []).append((record["step"], loss))
+    return points
 
 
 def _plateau(run: FinishedRun) -> Plateau | None:

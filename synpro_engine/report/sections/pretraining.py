@@ -86,7 +86,8 @@ class Pretraining:
                     panel.axes.plot(curve.steps, curve.loss, color=svg.GREY, lw=1.0, label=curve.name)
                 else:
                     marks = svg.point_marks(curve.steps)
-                    panel.axes.plot(curve.steps, curve.loss, color=svg.BLUE, label=curve.name, **marks)
+                    style = "-" if curve.name == curve.kind else "--"  # one of several references, by itself
+                    panel.axes.plot(curve.steps, curve.loss, style, color=svg.BLUE, label=curve.name, **marks)
             label_loss_axes(panel.axes)
             if self.plateau is not None:
                 self.plateau.mark(panel.axes)

@@ -1,0 +1,109 @@
+"""Prompts with their responses, of which only the responses are learnt: tasks as a reference, read from records.
+
+A record holds `prompt` and `response`, or a conversation in `messages` (each with `role` and `content`; what the
+assistant says is response, all else is prompt), or plain text, all of which counts. Prompt and response are tokenised
+apart, so that a response has the same tokens whatever stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from synpro_engine.config import UserError
+from synpro_engine.data.documents import BadDocument, ReadConfig, read_items
+from synpro_engine.data.fields import Fault, has, text_at, value_at
+from synpro_engine.data.sources import Source, find_source
+from synpro_engine.data.tokenizer import Tokenizer
+
+
+class PromptedConfig(ReadConfig):
+    """How records of prompt and response are read. Which of the three forms a record has is seen by its fields."""
+
+    prompt_field: str = Field(default="prompt", min_length=1)
+    """Where a record holds what is given: a name or a dotted path, as `inputs` in FLAN's."""
+    response_field: str = Field(default="response", min_length=1)
+    """Where it holds what is to be learnt, as `targets` in FLAN's."""
+    messages_field: str = Field(default="messages", min_length=1)
+    """Where it holds a conversation: a list of objects with `role` and `content`."""
+    joiner: str = "\n"
+    """What stands between prompt and response, and between the turns of a conversation; a part of what is before it."""
+
+
+class Part(NamedTuple):
+    """A stretch of a task's text, and whether it is to be learnt."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A text in parts, with a name that is unique in its source."""
+
+    id: str
+    parts: tuple[Part, ...]
+
+    def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
+        """Token ids with their end, and which are to be learnt: at most `longest`, of a longer one its prompt's tail.
+
+        The end is learnt where it follows a response. UserError where the response alone is longer: its beginning
+        would be learnt without what it answers.
+        """
+        ids, learnt = [], []
+        for part in self.parts:
+            tokens = tokenizer.encode(part.text)
+            ids += tokens
+            learnt += [part.learnt] * len(tokens)
+        ids, learnt = [*ids, tokenizer.eos_id], [*learnt, self.parts[-1].learnt]
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        room = longest - len(begin)
+        if learnt.index(True) < len(ids) - room:
+            raise UserError(
+                f"{self.id}: what is to be learnt takes {len(ids) - learnt.index(True)} tokens, and the model's window"
+                f" {longest}; leave it out or take a longer `model.seq_len`"
+            )
+        return [*begin, *ids[-room:]], [*([False] * len(begin)), *learnt[-room:]]
+
+
+def read_tasks(
+    source: str | Path | Source, reading: PromptedConfig, on_bad: Callable[[BadDocument], object] | None = None
+) -> Iterator[Task]:
+    """Yield the tasks of `source`, one at a time; arguments, errors and memory are `read_placed_documents`'."""
+    source = source if isinstance(source, Source) else find_source(source)
+    fields = (reading.prompt_field, reading.response_field, reading.messages_field, reading.text_field)
+
+    def task(id: str, content: dict[str, Any]) -> Task:
+        return Task(id, tuple(_parts(content, reading)))
+
+    return (task for _, task in read_items(source, reading, fields, task, on_bad))
+
+
+def _parts(fields: dict[str, Any], reading: PromptedConfig) -> list[Part]:
+    if has(fields, reading.messages_field):
+        return _conversation(value_at(fields, reading.messages_field), reading)
+    if has(fields, reading.prompt_field) or has(fields, reading.response_field):
+        prompt = text_at(fields, reading.prompt_field, "prompt_field")
+        response = text_at(fields, reading.response_field, "response_field")
+        return [Part(prompt + reading.joiner, False), Part(response, True)]
+    return [Part(text_at(fields, reading.text_field), True)]
+
+
+def _conversation(messages: object, reading: PromptedConfig) -> list[Part]:
+    name = reading.messages_field
+    if not isinstance(messages, list) or not messages:
+        raise Fault("wrong type", f"`{name}` must be a list of messages with `role` and `content`")
+    parts = []
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise Fault("wrong type", f"`{name}[{place}]` must be an object with `role` and `content`")
+        text = text_at(message, "content", f"{name}[{place}]")
+        last = place == len(messages) - 1
+        parts.append(Part(text if last else text + reading.joiner, message["role"] == "assistant"))
+    if not any(part.learnt for part in parts):
+        raise Fault("missing field", f"`{name}` has no message of role `assistant`: there is nothing to learn")
+    return parts

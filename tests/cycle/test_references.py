@@ -1,0 +1,113 @@
+"""References of a run: the split, tasks from files, or both; what each setting reaches; files that are none."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synpro_engine.cli.main import main
+from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.run_layout import TOKENIZER, shards_path
+from synpro_engine.cycle.settings import SettingsOf
+from synpro_engine.data import load_tokenizer, open_shards
+from synpro_engine.train.metrics import METRICS, read_metrics
+from tests.cli.refusals import refused
+
+SMALL = ["pretrain.max_steps=6", "pretrain.eval_every=3", "pretrain.plateau=null", "pretrain.in_run.every=2",
+         "pretrain.in_run.refresh=4", "probe.reference_tokens=200", "probe.sampled_steps=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tasks") / "sums.jsonl"
+    records = [{"prompt": f"What is {a} plus {b}?", "response": f"It is {a + b}."} for a in range(9) for b in range(9)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def both(tasks: Path, weight: float = 2.0) -> list[str]:
+    return [f"references={{split: {{}}, sums: {{source: {tasks}, weight: {weight}}}}}"]
+
+
+@pytest.fixture(scope="module")
+def run(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to its probe with both kinds of reference."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    assert main(["probe", "smoke", *SMALL, *both(tasks), "--dir", str(directory)]) == 0
+    return directory
+
+
+def test_tasks_stand_in_shards_of_their_own_with_their_prompts_masked(run: Path) -> None:
+    tokenizer = load_tokenizer(run / "tokenize" / TOKENIZER)
+    corpus = open_shards(shards_path(run / "tokenize", "reference-sums"), tokenizer)
+    assert corpus.num_documents == 81 and corpus.learnt is not None
+    learnt = corpus.document_tokens(10)[corpus.document_learnt(10)]
+    assert learnt[-1] == tokenizer.eos_id and tokenizer.decode(learnt.tolist()) == "It is 2."
+    assert open_shards(shards_path(run / "tokenize", "reference"), tokenizer).learnt is None
+
+
+def test_the_metrics_have_the_weighted_loss_and_that_of_each_alone(run: Path) -> None:
+    evaluated = [r for r in read_metrics(run / "pretrain" / METRICS) if r["kind"] == "eval"]
+    for record in evaluated:
+        split, sums = record["reference alone_loss"], record["reference-sums alone_loss"]
+        assert record["reference_loss"] == pytest.approx((split + 2 * sums) / 3, abs=1e-6)
+    assert any(r["scored"] for r in read_metrics(run / "pretrain" / METRICS) if r["kind"] == "in_run")
+
+
+def test_the_direction_goes_by_all_references(run: Path, tmp_path: Path) -> None:
+    assert main(["probe", "smoke", *SMALL, "--dir", str(tmp_path / "split")]) == 0
+    one, other = (
+        next((place / "round-1" / "probe" / "direction").glob("*.safetensors")).read_bytes()
+        for place in (run, tmp_path / "split")
+    )
+    assert one != other
+
+
+def changed(before: list[str], after: list[str]) -> set[str]:
+    """Stages whose recorded settings differ between two recipes."""
+    of = [SettingsOf(load_recipe("smoke", overrides)) for overrides in (before, after)]
+    stages = ("tokenize", "pretrain", "probe", "evaluate")
+    pairs = {name: [getattr(settings, name).recorded() for settings in of] for name in stages}
+    pairs["arm"] = [settings.arm(3, synthetic=True).recorded() for settings in of]
+    return {name for name, (first, second) in pairs.items() if first != second}
+
+
+def test_a_weight_reaches_what_is_measured_by_it_and_a_field_reaches_the_tokens(tasks: Path) -> None:
+    assert changed(both(tasks), both(tasks, 3.0)) == {"pretrain", "probe", "arm"}
+    field = [*both(tasks), "references.sums.prompt_field=question"]
+    assert changed(both(tasks), field) == {"tokenize"}
+    assert "tokenize" not in changed([], ["model.seq_len=32"]), "without tasks no text has to fit a window"
+    assert "tokenize" in changed(both(tasks), [*both(tasks), "model.seq_len=32"])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "2?"}, "`text` is missing"),
+        ({"prompt": "2?"}, "`response` is missing; `response_field`"),
+        ({"prompt": "2?", "response": "word " * 400}, "`references.sums`: .*what is to be learnt takes .* window 64"),
+    ],
+)
+def test_a_file_that_holds_no_tasks_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "sums.jsonl").write_text(json.dumps(record) + "\n")
+    line = refused(capsys, "tokenize", "smoke", *both(tmp_path / "sums.jsonl"), "--dir", str(tmp_path / "run"))
+    assert re.search(message, line) and "sums" in line
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ("{}", "references"),
+        ("{a: {}, b: {}}", "one without `source` is the reference split"),
+        ("{a b: {source: x}}", "names are letters"),
+        ("{a: {weight: 0}}", "weight"),
+    ],
+)
+def test_references_that_make_no_sense_are_refused(references: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("smoke", [f"references={references}"])

@@ -1,0 +1,200 @@
+"""Tasks: only responses are learnt, each behind its whole prompt, and several references count by their weights."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.data import (
+    BadDocument,
+    PromptedConfig,
+    Task,
+    TokenCorpus,
+    TokenLoader,
+    eval_windows,
+    open_shards,
+    read_tasks,
+    weighted_windows,
+    write_task_shards,
+)
+from synpro_engine.data.prompted import Part
+from synpro_kernels import IGNORE
+
+
+class Bytes:
+    """One id a byte; 256 ends a text."""
+
+    vocab_size, eos_id, pad_id, bos_id, end_ids, fingerprint = 257, 256, 256, None, frozenset(), "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode()
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "parts"),
+    [
+        ({"prompt": "2 + 2?", "response": "4"}, {}, [("2 + 2?\n", False), ("4", True)]),
+        (
+            {"inputs": "2 + 2?", "targets": "4", "task": "sums"},
+            {"prompt_field": "inputs", "response_field": "targets", "joiner": " "},
+            [("2 + 2? ", False), ("4", True)],
+        ),
+        (
+            {"doc": {"q": "2?", "a": "4"}},
+            {"prompt_field": "doc.q", "response_field": "doc.a"},
+            [("2?\n", False), ("4", True)],
+        ),
+        (
+            {"messages": [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"},
+                          {"role": "assistant", "content": "4"}, {"role": "user", "content": "3 + 3?"},
+                          {"role": "assistant", "content": "6"}]},
+            {},
+            [("Add.\n", False), ("2 + 2?\n", False), ("4\n", True), ("3 + 3?\n", False), ("6", True)],
+        ),
+        ({"text": "All of it."}, {}, [("All of it.", True)]),
+    ],
+)  # fmt: skip
+def test_records_of_each_form_are_read_as_what_is_given_and_what_is_learnt(
+    tmp_path: Path, record: dict[str, Any], settings: dict[str, str], parts: list[tuple[str, bool]]
+) -> None:
+    [task] = read_tasks(write(tmp_path / "a.jsonl", record), PromptedConfig.model_validate(settings))
+    assert [tuple(part) for part in task.parts] == parts
+    assert task.id == "a.jsonl:1"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "2 + 2?"}, r"`response` is missing; `response_field` names another field \(there is `prompt`\)"),
+        ({"response": "4"}, "`prompt` is missing; `prompt_field`"),
+        ({"prompt": "2 + 2?", "response": " "}, "`response` is empty"),
+        ({"prompt": ["2"], "response": "4"}, "`prompt` must be a string"),
+        ({"messages": []}, "`messages` must be a list of messages"),
+        ({"messages": [{"role": "user", "content": "2?"}]}, "no message of role `assistant`"),
+        ({"messages": [{"content": "2?"}]}, r"`messages\[0\]` must be an object with `role`"),
+        ({"url": "x"}, "`text` is missing"),
+        ([1], "expected an object with `prompt` or `response` or `messages` or `text`"),
+    ],
+)
+def test_a_record_that_is_no_task_is_refused_with_its_place_or_left_out(
+    tmp_path: Path, record: Any, message: str
+) -> None:
+    file = write(tmp_path / "a.jsonl", {"prompt": "a", "response": "b"}, record)
+    with pytest.raises(UserError, match=f"a.jsonl:2: .*{message}"):
+        list(read_tasks(file, PromptedConfig()))
+    bad: list[BadDocument] = []
+    assert len(list(read_tasks(file, PromptedConfig(on_bad="skip"), bad.append))) == 1
+    assert [fault.line for fault in bad] == [2]
+
+
+def test_parquet_holds_tasks_too(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"prompt": ["2?", "3?"], "response": ["4", "6"], "n": [1, 2]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    tasks = list(read_tasks(tmp_path / "a.parquet", PromptedConfig()))
+    assert [task.parts[1] for task in tasks] == [Part("4", True), Part("6", True)]
+
+
+def task(prompt: str, response: str, id: str = "t") -> Task:
+    return Task(id, (Part(prompt, False), Part(response, True)))
+
+
+def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_is_refused() -> None:
+    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=7)
+    assert (bytes(ids[:-1]).decode(), ids[-1], learnt) == ("defxyz", 256, [False] * 3 + [True] * 4)
+    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=4)
+    assert bytes(ids[:-1]).decode() == "xyz" and all(learnt)
+    with pytest.raises(UserError, match="t: what is to be learnt takes 4 tokens, and the model's window 3"):
+        task("abcdef", "xyz").encode(Bytes(), longest=3)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TokenCorpus:
+    """Twelve tasks of unlike lengths, as shards."""
+    tasks = [task("p" * (3 + 5 * n % 11), chr(97 + n) * (1 + n % 4), f"t{n}") for n in range(12)]
+    write_task_shards(tasks, Bytes(), tmp_path / "shards", 20)
+    return open_shards(tmp_path / "shards", Bytes())
+
+
+def targets(batches: list[Any]) -> str:
+    labels = np.concatenate([batch.labels_BS.flatten().numpy() for batch in batches])
+    return bytes(int(label) for label in labels if label not in (IGNORE, 256)).decode()
+
+
+def test_each_response_is_a_target_once_right_behind_its_own_prompt(corpus: TokenCorpus) -> None:
+    batches = list(eval_windows(corpus, 20, batch_size=2))
+    assert targets(batches) == "".join(chr(97 + n) * (1 + n % 4) for n in range(12))
+    ends = sum(int((batch.labels_BS == 256).sum()) for batch in batches)
+    assert ends == 12, "the end of each answer is learnt, what fills a window is not"
+    for batch in batches:
+        for tokens, labels in zip(batch.tokens_BS.tolist(), batch.labels_BS.tolist(), strict=True):
+            for place, label in enumerate(labels):
+                if label != IGNORE:
+                    before = tokens[place]
+                    assert before == ord("p") or (before == label) or label == 256, (tokens, place)
+    assert all(len(row) == 20 for batch in batches for row in batch.tokens_BS)
+
+
+def test_ranks_share_the_windows_of_tasks_and_their_shape(corpus: TokenCorpus) -> None:
+    alone = list(eval_windows(corpus, 20, batch_size=2))
+    shares = [list(eval_windows(corpus, 20, batch_size=2, dp_rank=rank, dp_size=3)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(targets([batch for share in shares for batch in share])) == sorted(targets(alone))
+
+
+def test_a_loader_gives_every_response_once_in_a_pass_and_resumes(corpus: TokenCorpus) -> None:
+    def loader() -> TokenLoader:
+        return TokenLoader({"tasks": corpus}, {"tasks": 1.0}, 20, 1, seed=3)
+
+    windows = loader()._sources["tasks"].windows_per_epoch
+    first, whole = loader(), loader()
+    batches = [whole.next_batch() for _ in range(2 * windows)]
+    for half in (batches[:windows], batches[windows:]):
+        assert sorted(targets(half)) == sorted("".join(chr(97 + n) * (1 + n % 4) for n in range(12)))
+    assert targets(batches[:windows]) != targets(batches[windows:]), "each pass has an order of its own"
+    for _ in range(3):
+        first.next_batch()
+    again = loader()
+    again.load_state_dict(first.state_dict())
+    assert np.array_equal(again.next_batch().labels_BS, batches[3].labels_BS)
+
+
+def test_references_count_by_their_weights_whatever_their_sizes() -> None:
+    def text(letter: int, tokens: int) -> TokenCorpus:
+        return TokenCorpus(
+            tokens=np.full(tokens, letter, np.int32), offsets=np.array([0, tokens]), eos_id=0, text_bytes=1,
+            fingerprint="x", load_ids=lambda: ["a"],
+        )  # fmt: skip
+
+    corpora = {"small": text(1, 300), "large": text(2, 5000)}
+    for weights, limit, wanted in (
+        ({"small": 1.0, "large": 3.0}, None, (300, 5000)),
+        ({"small": 3.0, "large": 1.0}, None, (300, 5000)),
+        ({"small": 1.0, "large": 1.0}, 200, (100, 100)),
+        ({"small": 1.0, "large": 3.0}, 2000, (300, 1500)),
+        ({"small": 1.0, "large": 3.0}, 7, (2, 6)),
+    ):
+        batches = list(weighted_windows(corpora, weights, 16, batch_size=4, max_tokens=limit))
+        counts = {letter: sum(int((batch.labels_BS == letter).sum()) for batch in batches) for letter in (1, 2)}
+        assert tuple(counts.values()) == wanted
+        worth = {n: sum(b.weight * int((b.labels_BS == n).sum()) for b in batches) for n in (1, 2)}
+        assert worth[1] / worth[2] == pytest.approx(weights["small"] / weights["large"])
+        assert sum(worth.values()) == pytest.approx(sum(wanted)), "a mean stays a mean"
+    alone = list(weighted_windows({"small": corpora["small"]}, {"small": 7.0}, 16, batch_size=4))
+    plain = list(eval_windows(corpora["small"], 16, batch_size=4))
+    assert all(np.array_equal(a.labels_BS, b.labels_BS) for a, b in zip(alone, plain, strict=True))
+    assert all(batch.weight == 1.0 for batch in alone)
