@@ -92,6 +92,12 @@ class Recipe(Config):
         return value
 
     @model_validator(mode="after")
+    def _the_split_that_is_used_has_text(self) -> Recipe:
+        if self.corpus.split.reference == 0 and any(r.source is None for r in self.references.values()):
+            raise ValueError("corpus.split.reference: is 0, but a reference without `source` is that split")
+        return self
+
+    @model_validator(mode="after")
     def _influence_suits_the_probe(self) -> Recipe:
         far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
         # These go to theta less the whole displacement; a gradient's length is none, and its scores

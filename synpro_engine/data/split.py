@@ -23,7 +23,7 @@ class SplitConfig(Config):
     train: float = Field(default=0.9, gt=0, le=1)
     """Pretraining and the sources of synthesis."""
     reference: float = Field(default=0.05, ge=0, lt=1)
-    """What the probe trains on and the plateau is seen on."""
+    """What the probe trains on and the plateau is seen on; 0 where other references serve (`references`)."""
     validation: float = Field(default=0.05, ge=0, lt=1)
     """Held out from everything; final losses are taken here."""
 
@@ -33,6 +33,11 @@ class SplitConfig(Config):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + reference + validation must be 1, they sum to {total:g}")
         return self
+
+    @property
+    def used(self) -> tuple[Split, ...]:
+        """The splits that must have documents."""
+        return ("train", "reference", "validation") if self.reference else ("train", "validation")
 
 
 def text_key(text: str) -> bytes:

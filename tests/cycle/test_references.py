@@ -66,6 +66,14 @@ def test_the_direction_goes_by_all_references(run: Path, tmp_path: Path) -> None
     assert one != other
 
 
+def test_a_run_may_go_by_tasks_alone(tasks: Path, tmp_path: Path) -> None:
+    alone = [f"references={{sums: {{source: {tasks}}}}}", "corpus.split={train: 0.9, reference: 0.0, validation: 0.1}"]
+    assert main(["probe", "smoke", *SMALL, *alone, "--dir", str(tmp_path / "run")]) == 0
+    assert main(["report", "smoke", *SMALL, *alone, "--dir", str(tmp_path / "run")]) == 0
+    with pytest.raises(UserError, match="reference: is 0"):
+        load_recipe("smoke", alone[1:])
+
+
 def changed(before: list[str], after: list[str]) -> set[str]:
     """Stages whose recorded settings differ between two recipes."""
     of = [SettingsOf(load_recipe("smoke", overrides)) for overrides in (before, after)]

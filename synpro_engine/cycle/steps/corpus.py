@@ -15,7 +15,7 @@ from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, shards_path
 from synpro_engine.cycle.sections import CorpusConfig, ReferenceConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
-from synpro_engine.cycle.steps.gather import SPLITS, CorpusAccount, SortedTokens, gather
+from synpro_engine.cycle.steps.gather import CorpusAccount, SortedTokens, gather
 from synpro_engine.data import (
     Document,
     PublishedTokenizer,
@@ -64,7 +64,7 @@ def build_corpus(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
     account = (_tokenize if settings.corpus.shards is None else _copy_shards)(into, settings, tell)
     for name, reference in settings.references.items():
         _write_tasks(into, name, reference, settings, tell)
-    held_out = {split: partial(_texts, into, split) for split in SPLITS if split != "train"}
+    held_out = {split: partial(_texts, into, split) for split in settings.corpus.split.used if split != "train"}
     # After cutting and capping, on what training will really see and be judged on.
     overlap = {split: asdict(share) for split, share in measure_overlap(held_out, _texts(into, "train")).items()}
     atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
@@ -86,7 +86,7 @@ def _tokenize(into: Path, settings: TokenizeSettings, tell: Callable[[str], obje
         _cap(into, "train", corpus.max_train_tokens, seed, tokenizer)
         tokenizer = _obtain_tokenizer(into, settings.tokenizer)
     check_rows(tokenizer, settings.vocab_size, "`model.vocab_size`")
-    for split in SPLITS:
+    for split in corpus.split.used:
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
         if budget is not None:
             _cap(into, split, budget, seed, tokenizer)
@@ -105,7 +105,7 @@ def _copy_shards(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
     sorted_tokens = SortedTokens(source, tokenizer, corpus.split, seed, drop_duplicates=exact)
     account = sorted_tokens.account(into)
     _check(account, corpus, tell)
-    for split in SPLITS:
+    for split in corpus.split.used:
         budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
         documents = sorted_tokens.of(split)
         kept = documents if budget is None else cap_documents(documents, budget, seed, lambda d: len(d.ids) + 1)
@@ -137,7 +137,7 @@ def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], o
         reasons = ", ".join(f"{count} {reason}" for reason, count in account.left_out.items())
         tell(f"{name}: records left out: {reasons}; listed in {LEFT_OUT} of the stage")
     for split, documents in account.documents.items():
-        if not documents:
+        if not documents and split in corpus.split.used:
             share = getattr(corpus.split, split)
             raise UserError(
                 f"{name}: no document falls into the {split} split (share {share});"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZE, shards_path
-from synpro_engine.cycle.steps.gather import SPLITS
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats
 from synpro_engine.evaluate import Overlap
@@ -24,7 +23,9 @@ def corpus(run: FinishedRun) -> CorpusInfo | None:
     if TOKENIZE not in run.done:
         return None
     account = run.record(TOKENIZE, ACCOUNT, _Account)
-    sizes = {split: read_shard_stats(shards_path(run.directory / TOKENIZE, split)) for split in SPLITS}
+    sizes = {
+        split: read_shard_stats(shards_path(run.directory / TOKENIZE, split)) for split in run.recipe.corpus.split.used
+    }
     return CorpusInfo(
         source=", ".join(run.recipe.corpus.shard_paths) or run.recipe.corpus.source,
         files=account.files,
