@@ -20,7 +20,7 @@ from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, T
 from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.hf_config import read_hf_config
+from synpro_engine.model.pretrained import read_shape
 from synpro_engine.sampler import SamplerConfig
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.metrics import flops_per_token
@@ -86,11 +86,11 @@ class _Counter:
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
         self.theta = Footprint(recipe.model, layout, dtype)
         self.generator = None if shape is None else Footprint(shape, layout, dtype)
-        self.train_tokens = self._train_tokens()
         if recipe.corpus.max_held_out_tokens is None:
             self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.
         self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
+        self.train_tokens = self._train_tokens()
 
     def stages(self) -> Iterator[Cost]:
         recipe, tokens, generator = self.recipe, self.train_tokens, self.generator
@@ -135,11 +135,13 @@ class _Counter:
 
     def _generator(self) -> ModelConfig | None:
         config = self.recipe.generator
-        if config.model is not None or not Path(config.source).is_dir():
-            if config.model is None:
-                self.remarks.append(f"`generator.source`: {config.source} is no directory here: its shape is left out")
+        if config.model is not None:
             return config.model
-        return read_hf_config(Path(config.source), config.seq_len)
+        try:
+            return read_shape(config.source, config.seq_len)
+        except UserError as error:
+            self.remarks.append(f"`generator.source`: {error}; what it takes is left out")
+            return None
 
     def _train_tokens(self) -> float | None:
         """The cap, or what the files' sizes suggest, whichever is less."""

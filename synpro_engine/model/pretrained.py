@@ -19,6 +19,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.hf import Imported, import_hf
+from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.state import check_shapes, load_canonical
 
 _EMBEDDED = "embedded:"
@@ -42,6 +43,12 @@ def import_model(
     if path is None:
         return import_hf(Path(source), topology, dtype=dtype, seq_len=seq_len)
     return import_gguf(path, topology, tokenizer_dir=tokenizer_dir, dtype=dtype, seq_len=seq_len)
+
+
+def read_shape(source: str, seq_len: int | None = None) -> ModelConfig:
+    """The shape of what `import_model` would read, from its header alone; UserError likewise."""
+    path = _gguf_file(source)
+    return read_hf_config(Path(source), seq_len) if path is None else GGUFFile(path).config(seq_len)
 
 
 def _gguf_file(source: str) -> Path | None:

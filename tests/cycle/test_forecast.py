@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synpro_engine.cli.main import main
@@ -85,6 +86,15 @@ def test_a_corpus_that_is_there_is_measured_by_its_files(tmp_path: Path) -> None
     assert any("guessed" in remark for remark in small.remarks)
     missing = costs("smoke", [f"corpus.source={tmp_path / 'gone.jsonl'}"])
     assert missing.costs[0].tokens == 20_000 and "gone.jsonl" in missing.remarks[0]
+
+
+def test_a_corpus_of_token_ids_is_measured_too_and_an_embedded_generator_by_its_header(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.zeros(3000, np.uint16))
+    plan = costs("quickstart", [f"corpus.shards={tmp_path}", "tokenizer.path=x", "corpus.max_train_tokens=null"])
+    assert plan.costs[0].tokens == pytest.approx(0.8 * 3000, rel=0.1)
+    imported = next(cost for cost in plan.costs if cost.stage == "import")
+    assert imported.disk == pytest.approx(134.5e6 * 4, rel=0.01), "SmolLM2 in fp32"
+    assert not any("generator" in remark for remark in plan.remarks)
 
 
 def test_a_layout_that_cannot_run_it_is_refused_before_anything_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
