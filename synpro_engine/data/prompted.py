@@ -49,25 +49,26 @@ class Task:
     parts: tuple[Part, ...]
 
     def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
-        """Token ids with their end, and which are to be learnt: at most `longest`, of a longer one its prompt's tail.
+        """Token ids with their end, and which are to be learnt: at most `longest`, of a longer task its tail.
 
-        The end is learnt where it follows a response. UserError where the response alone is longer: its beginning
-        would be learnt without what it answers.
+        The end is learnt where it follows a response. A response that loses its beginning is not learnt, for it would
+        be without what it answers; UserError where none is left.
         """
-        ids, learnt = [], []
-        for part in self.parts:
-            tokens = tokenizer.encode(part.text)
-            ids += tokens
-            learnt += [part.learnt] * len(tokens)
-        ids, learnt = [*ids, tokenizer.eos_id], [*learnt, self.parts[-1].learnt]
+        encoded = [tokenizer.encode(part.text) for part in self.parts]
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        room = longest - len(begin)
-        if learnt.index(True) < len(ids) - room:
+        cut = len(begin) + sum(map(len, encoded)) + 1 - longest
+        ids, learnt = [], []
+        for part, tokens in zip(self.parts, encoded, strict=True):
+            learnt += [part.learnt and len(ids) >= cut] * len(tokens)
+            ids += tokens
+        ids, learnt = [*ids, tokenizer.eos_id], [*learnt, bool(learnt) and learnt[-1]]
+        if not any(learnt):
             raise UserError(
-                f"{self.id}: what is to be learnt takes {len(ids) - learnt.index(True)} tokens, and the model's window"
-                f" {longest}; leave it out or take a longer `model.seq_len`"
+                f"{self.id}: no response fits the model's window of {longest} tokens; leave it out or take a longer"
+                " `model.seq_len`"
             )
-        return [*begin, *ids[-room:]], [*([False] * len(begin)), *learnt[-room:]]
+        kept = max(0, cut)
+        return [*begin, *ids[kept:]], [*([False] * len(begin)), *learnt[kept:]]
 
 
 def read_tasks(

@@ -8,7 +8,7 @@ prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -68,13 +68,29 @@ def write_shards(
 
 
 def write_task_shards(
-    tasks: Iterable[Task], tokenizer: Tokenizer, path: Path, longest: int, *, seed: int | None = None
+    tasks: Iterable[Task],
+    tokenizer: Tokenizer,
+    path: Path,
+    longest: int,
+    *,
+    seed: int | None = None,
+    on_long: Callable[[Task], object] | None = None,
 ) -> ShardStats:
-    """Tokenise tasks, each in at most `longest` tokens (see `Task.encode`), and note which are targets."""
+    """Tokenise tasks, each in at most `longest` tokens (see `Task.encode`), and note which are targets.
+
+    on_long: called with each task that no response of fits, which is left out; without it that is the UserError of
+    `Task.encode`. Otherwise as `write_shards`.
+    """
 
     def encoded() -> Iterator[_Tokens]:
         for task in tasks:
-            ids, learnt = task.encode(tokenizer, longest)
+            try:
+                ids, learnt = task.encode(tokenizer, longest)
+            except UserError:
+                if on_long is None:
+                    raise
+                on_long(task)
+                continue
             yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
 
     return _write_artifact(encoded(), tokenizer, path, None, seed)

@@ -34,6 +34,7 @@ class TaskWindows:
         # Once for all epochs, so that each has as many windows.
         ordered = seed is None
         self._tasks = np.arange(len(lengths)) if ordered else stable_permutation(len(lengths), seed, "tasks", name)
+        self._current: tuple[int, NDArray[np.int64]] | None = None
         self._first = _packed(lengths[self._tasks], seq_len)
 
     @property
@@ -45,9 +46,15 @@ class TaskWindows:
         """Numbers of the tasks in window `index` (from 0, without end)."""
         number, within = divmod(index, self.windows_per_epoch)
         if self._seed is not None:
-            key = f"{self._name}\0{number}"
-            within = int(stable_permutation(self.windows_per_epoch, self._seed, "windows", key)[within])
+            within = int(self._order(number, self._seed)[within])
         return self._tasks[self._first[within] : self._first[within + 1]].tolist()
+
+    def _order(self, number: int, seed: int) -> NDArray[np.int64]:
+        """The windows of epoch `number` as they are given out; only the last one asked for is held."""
+        if self._current is None or self._current[0] != number:
+            key = f"{self._name}\0{number}"
+            self._current = number, stable_permutation(self.windows_per_epoch, seed, "windows", key)
+        return self._current[1]
 
     def window(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens of window `index`, the number of the task each is from, and which are learnt: each [seq_len + 1]."""

@@ -96,7 +96,7 @@ def test_a_weight_reaches_what_is_measured_by_it_and_a_field_reaches_the_tokens(
     [
         ({"question": "2?"}, "`text` is missing"),
         ({"prompt": "2?"}, "`response` is missing; `response_field`"),
-        ({"prompt": "2?", "response": "word " * 400}, "`references.sums`: .*what is to be learnt takes .* window 64"),
+        ({"prompt": "2?", "response": "word " * 400}, "`references.sums`: .*no response fits the model's window of 64"),
     ],
 )
 def test_a_file_that_holds_no_tasks_is_refused_in_a_line(

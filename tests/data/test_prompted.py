@@ -113,13 +113,27 @@ def task(prompt: str, response: str, id: str = "t") -> Task:
     return Task(id, (Part(prompt, False), Part(response, True)))
 
 
-def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_is_refused() -> None:
+def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_is_refused(tmp_path: Path) -> None:
     ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=7)
     assert (bytes(ids[:-1]).decode(), ids[-1], learnt) == ("defxyz", 256, [False] * 3 + [True] * 4)
     ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=4)
     assert bytes(ids[:-1]).decode() == "xyz" and all(learnt)
-    with pytest.raises(UserError, match="t: what is to be learnt takes 4 tokens, and the model's window 3"):
+    with pytest.raises(UserError, match="t: no response fits the model's window of 3 tokens"):
         task("abcdef", "xyz").encode(Bytes(), longest=3)
+    long: list[Task] = []
+    stats = write_task_shards(
+        [task("a", "b", "s"), task("a", "b" * 9, "l")], Bytes(), tmp_path / "s", 5, on_long=long.append
+    )
+    assert [task.id for task in long] == ["l"] and stats.documents == 1
+
+
+def test_of_a_long_conversation_the_last_answers_are_learnt_and_none_without_its_beginning() -> None:
+    parts = Part("ask\n", False), Part("first\n", True), Part("more\n", False), Part("last", True)
+    ids, learnt = Task("c", parts).encode(Bytes(), longest=14)
+    assert bytes(ids[:-1]).decode() == "rst\nmore\nlast"
+    assert learnt == [False] * 9 + [True] * 5, "of `first` the head is gone"
+    ids, learnt = Task("c", parts[:3]).encode(Bytes(), longest=30)
+    assert learnt == [False] * 4 + [True] * 6 + [False] * 6, "behind a question nothing is learnt"
 
 
 @pytest.fixture

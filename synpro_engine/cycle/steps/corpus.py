@@ -121,8 +121,11 @@ def _write_tasks(
     counts: Counter[str] = Counter()
     tasks = read_tasks(reference.source, reference, lambda bad: counts.update([bad.reason]))
     tokenizer = load_tokenizer(into / TOKENIZER)
+    on_long = (lambda _: counts.update(["longer than a window"])) if reference.on_bad == "skip" else None
     try:
-        write_task_shards(tasks, tokenizer, shards_path(into, name), settings.seq_len, seed=settings.seed)
+        write_task_shards(
+            tasks, tokenizer, shards_path(into, name), settings.seq_len, seed=settings.seed, on_long=on_long
+        )
     except UserError as error:
         raise UserError(f"`references.{name.removeprefix('reference-')}`: {error}") from None
     if counts:
