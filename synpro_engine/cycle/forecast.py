@@ -86,6 +86,8 @@ class _Counter:
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
         self.theta = Footprint(recipe.model, layout, dtype)
         self.generator = None if shape is None else Footprint(shape, layout, dtype)
+        if any(reference.source is not None for reference in recipe.references.values()):
+            self.remarks.append("a reference from files counts as a held-out split of `corpus.max_held_out_tokens`")
         if recipe.corpus.max_held_out_tokens is None:
             self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.

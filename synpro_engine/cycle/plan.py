@@ -145,7 +145,7 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    sources = [f"references.{name}.source" for name in recipe.references]
+    sources = [f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None]
     for stage, keys in ((TOKENIZE, [*_OUTSIDE[TOKENIZE], *sources]), (IMPORT, _OUTSIDE[IMPORT])):
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():

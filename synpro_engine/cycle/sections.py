@@ -63,6 +63,9 @@ class ReferenceConfig(PromptedConfig):
     source: str | None = Field(default=None, min_length=1)
     """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
     (`prompt_field` and its neighbours). Prompts are read and not learnt. None: the reference split of the corpus."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Cap in tokens of tasks, taken in an order by hash, so from all over the files; `corpus.max_held_out_tokens` where
+    not given. With neither, all of it in the order of the files."""
     weight: float = Field(default=1.0, gt=0)
     """Its part in the mean loss over all references, by which the plateau and influence go."""
 

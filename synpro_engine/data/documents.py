@@ -5,7 +5,7 @@ What is no document is refused, or left out where the settings say so; the messa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -116,16 +116,18 @@ def read_items(
     fields: Sequence[str],
     make: Callable[[str, dict[str, Any]], Item],
     on_bad: Callable[[BadDocument], object] | None,
+    *,
+    may_nest: Container[str] = (),
 ) -> Iterator[tuple[Record, Item]]:
     """Yield what `make` makes of each record's id and fields, which may raise Fault; otherwise as for documents.
 
-    fields: dotted paths that are looked at; of rows nothing else is read.
+    fields: dotted paths that are looked at; of rows nothing else is read, and only `may_nest` may be lists or records.
     """
     seen = SeenKeys()
     # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
     paths = tuple(fields) if reading.make_ids else (*fields, reading.id_field or "id")
     parse = json_parser(paths)
-    for record in read_records(source, paths):
+    for record in read_records(source, paths, may_nest=may_nest):
         try:
             content = _content(record, parse, fields)
             if content is None:

@@ -97,6 +97,12 @@ def value_at(fields: dict[str, Any], path: str) -> object:
     return None if value is _ABSENT else value
 
 
+def missing(fields: dict[str, Any], wanted: str) -> Fault:
+    """The fault of a record that has none of what is wanted, with the names that it has."""
+    there = ", ".join(f"`{name}`" for name in list(fields)[:10]) or "nothing"
+    return Fault("missing field", f"{wanted} (there is {there})")
+
+
 def text_at(fields: dict[str, Any], path: str, setting: str = "text_field") -> str:
     """The text under `path`, which `setting` names: there, a string, not empty."""
     value = _look_up(fields, path)
@@ -104,7 +110,7 @@ def text_at(fields: dict[str, Any], path: str, setting: str = "text_field") -> s
         raise _missing(fields, setting, path)
     if not isinstance(value, str):
         raise Fault("wrong type", f"`{path}` must be a string, found {type(value).__name__}")
-    return _checked(value, path)
+    return checked(value, path)
 
 
 def id_at(fields: dict[str, Any], path: str | None) -> str | None:
@@ -120,16 +126,16 @@ def id_at(fields: dict[str, Any], path: str | None) -> str | None:
     if not isinstance(value, str):
         wanted = "must be a string or an integer"
         raise Fault("wrong type", f"`{path or 'id'}` {wanted}, found {type(value).__name__}")
-    return _checked(value, path or "id")
+    return checked(value, path or "id")
 
 
 def _missing(fields: dict[str, Any], setting: str, path: str) -> Fault:
     # A few, for a record may have hundreds of fields and a message is a line.
-    there = ", ".join(f"`{name}`" for name in list(fields)[:10]) or "nothing"
-    return Fault("missing field", f"`{path}` is missing; `{setting}` names another field (there is {there})")
+    return missing(fields, f"`{path}` is missing; `{setting}` names another field")
 
 
-def _checked(value: str, path: str) -> str:
+def checked(value: str, path: str) -> str:
+    """The text, if it is one: not empty, and of whole characters."""
     if not value.strip():
         raise Fault("empty", f"`{path}` is empty")
     try:

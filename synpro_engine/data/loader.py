@@ -100,7 +100,7 @@ class TokenLoader:
 
     def next_batch(self) -> Batch:
         """Return this rank's rows of the next global batch, B = global_batch / dp_size, and move on."""
-        rows, documents, targets = [], [], []
+        rows, documents, targets, streams = [], [], [], []
         # Every rank draws for all rows and gathers its own: so the position is the same everywhere, and in any layout.
         for row in range(self.global_batch):
             name = self._blend.next()
@@ -108,6 +108,7 @@ class TokenLoader:
                 tokens, numbers, learnt = self._sources[name].window(self._dealt[name])
                 rows.append(tokens)
                 targets.append(np.ones(self.seq_len, bool) if learnt is None else learnt[1:])
+                streams.append(learnt is None)
                 documents.append(self._first_document[name] + numbers[1:])
             self._dealt[name] += 1
         windows_BS1 = np.stack(rows)
@@ -115,7 +116,8 @@ class TokenLoader:
         tokens_BS, labels_BS = windows_BS1[:, :-1].copy(), windows_BS1[:, 1:].copy()
         labels_BS[~np.stack(targets)] = IGNORE
         if self.mask_repetitions:
-            labels_BS[repetition_mask(windows_BS1)] = IGNORE
+            # Not of tasks, whose windows are filled up with one token.
+            labels_BS[repetition_mask(windows_BS1) & np.array(streams)] = IGNORE
         return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS), torch.from_numpy(np.stack(documents)))
 
     def document_id(self, number: int) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from synpro_engine.config import UserError
 from synpro_engine.data.documents import BadDocument, ReadConfig, read_items
-from synpro_engine.data.fields import Fault, has, text_at, value_at
+from synpro_engine.data.fields import Fault, checked, has, missing, text_at, value_at
 from synpro_engine.data.sources import Source, find_source
 from synpro_engine.data.tokenizer import Tokenizer
 
@@ -48,18 +48,23 @@ class Task:
     id: str
     parts: tuple[Part, ...]
 
+    def count(self, tokenizer: Tokenizer) -> int:
+        """Tokens of the whole task, with its end."""
+        return sum(len(tokenizer.encode(part.text)) for part in self.parts) + 1
+
     def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
         """Token ids with their end, and which are to be learnt: at most `longest`, of a longer task its tail.
 
-        The end is learnt where it follows a response. A response that loses its beginning is not learnt, for it would
-        be without what it answers; UserError where none is left.
+        The end is learnt where it follows a response. A response of which nothing is left before it is not learnt, for
+        it would be without what it answers; UserError where none is left.
         """
         encoded = [tokenizer.encode(part.text) for part in self.parts]
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         cut = len(begin) + sum(map(len, encoded)) + 1 - longest
         ids, learnt = [], []
         for part, tokens in zip(self.parts, encoded, strict=True):
-            learnt += [part.learnt and len(ids) >= cut] * len(tokens)
+            # Some of what is before a response has to be left of it.
+            learnt += [part.learnt and (cut <= 0 or len(ids) > cut)] * len(tokens)
             ids += tokens
         ids, learnt = [*ids, tokenizer.eos_id], [*learnt, bool(learnt) and learnt[-1]]
         if not any(learnt):
@@ -81,16 +86,23 @@ def read_tasks(
     def task(id: str, content: dict[str, Any]) -> Task:
         return Task(id, tuple(_parts(content, reading)))
 
-    return (task for _, task in read_items(source, reading, fields, task, on_bad))
+    nested = (reading.messages_field,)
+    return (task for _, task in read_items(source, reading, fields, task, on_bad, may_nest=nested))
 
 
 def _parts(fields: dict[str, Any], reading: PromptedConfig) -> list[Part]:
     if has(fields, reading.messages_field):
         return _conversation(value_at(fields, reading.messages_field), reading)
     if has(fields, reading.prompt_field) or has(fields, reading.response_field):
+        response = Part(text_at(fields, reading.response_field, "response_field"), True)
+        if value_at(fields, reading.prompt_field) == "":  # a response to nothing
+            return [response]
         prompt = text_at(fields, reading.prompt_field, "prompt_field")
-        response = text_at(fields, reading.response_field, "response_field")
-        return [Part(prompt + reading.joiner, False), Part(response, True)]
+        return [Part(prompt + reading.joiner, False), response]
+    if not has(fields, reading.text_field):
+        names = f"`{reading.prompt_field}` and `{reading.response_field}`, `{reading.messages_field}`"
+        wanted = f"neither {names} nor `{reading.text_field}` is there; `prompt_field`, `response_field`,"
+        raise missing(fields, f"{wanted} `messages_field` and `text_field` name others")
     return [Part(text_at(fields, reading.text_field), True)]
 
 
@@ -98,13 +110,26 @@ def _conversation(messages: object, reading: PromptedConfig) -> list[Part]:
     name = reading.messages_field
     if not isinstance(messages, list) or not messages:
         raise Fault("wrong type", f"`{name}` must be a list of messages with `role` and `content`")
-    parts = []
+    turns: list[Part] = []
     for place, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise Fault("wrong type", f"`{name}[{place}]` must be an object with `role` and `content`")
-        text = text_at(message, "content", f"{name}[{place}]")
-        last = place == len(messages) - 1
-        parts.append(Part(text if last else text + reading.joiner, message["role"] == "assistant"))
-    if not any(part.learnt for part in parts):
-        raise Fault("missing field", f"`{name}` has no message of role `assistant`: there is nothing to learn")
-    return parts
+        text = _content(message.get("content"), f"{name}[{place}].content")
+        if text.strip():  # a turn may be empty, as one that calls a tool is
+            turns.append(Part(text, message["role"] == "assistant"))
+    if not any(turn.learnt for turn in turns):
+        raise Fault("missing field", f"`{name}` has no text of role `assistant`: there is nothing to learn")
+    return [*(Part(turn.text + reading.joiner, turn.learnt) for turn in turns[:-1]), turns[-1]]
+
+
+def _content(content: object, path: str) -> str:
+    """The text of a message: a string, nothing, or a list of parts that are all text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content if not content.strip() else checked(content, path)
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return _content("".join(map(str, texts)), path)
+    raise Fault("wrong type", f"`{path}` must be text, or a list of parts that are text")

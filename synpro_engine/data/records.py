@@ -5,7 +5,7 @@ What a record says is not judged here. A parquet file whose parts contradict eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,17 +30,18 @@ class Record(NamedTuple):
     """A line as it is, or the fields of a row."""
 
 
-def read_records(source: Source, fields: Sequence[str]) -> Iterator[Record]:
+def read_records(source: Source, fields: Sequence[str], *, may_nest: Container[str] = ()) -> Iterator[Record]:
     """Yield the records of `source` in reading order; lines of ASCII white space are none.
 
-    Of rows only `fields` (dotted paths) are read. Raises UserError for a file that is damaged as a whole.
+    Of rows only `fields` (dotted paths) are read, and only those in `may_nest` may hold lists or records. Raises
+    UserError for a file that is damaged as a whole.
     """
     for file in source.files:
         if source.name.startswith(EMBEDDED_PREFIX):
             name = f"{source.name.removeprefix(EMBEDDED_PREFIX)}/{file.stem}"
             yield Record(file, 1, {"id": name, "text": _read_text(file)})
         elif _is_parquet(file):
-            yield from (Record(file, row, content) for row, content in enumerate(_read_rows(file, fields), 1))
+            yield from (Record(file, row, content) for row, content in enumerate(_read_rows(file, fields, may_nest), 1))
         else:
             yield from (Record(file, number, raw) for number, raw in line_reader(file) if raw.strip())
 
@@ -70,16 +71,16 @@ def _read_text(file: Path) -> str:
         raise UserError(f"{file}: not UTF-8") from None
 
 
-def _read_rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | bytes]:
+def _read_rows(file: Path, fields: Sequence[str], may_nest: Container[str]) -> Iterator[dict[str, Any] | bytes]:
     """Yield row by row what stands under `fields` of a parquet file; a row of text that is not UTF-8 as its bytes.
 
     A field that the file does not have is absent from the rows, where the names of its columns then stand without
     values. Raises UserError for a damaged file, for two columns of a name that is asked for (nothing says which one is
-    meant), and for a field that is no plain column.
+    meant), and for a field that is no plain column and none of `may_nest`.
     """
     row = 0
     with _opened(file, lambda: row) as opened:
-        columns = _columns(file, opened, fields)
+        columns = _columns(file, opened, fields, may_nest)
         # Names alone, for a message that says what there is instead of a field that is missing.
         others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
         # A batch and not a row group, which may be a gigabyte: what is held does not depend on how a file was written.
@@ -110,15 +111,20 @@ def _opened(file: Path, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]
         raise _damaged(file, rows_read() + 1, str(error)) from None
 
 
-def _columns(file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str]) -> list[str]:
+def _columns(
+    file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str], may_nest: Container[str]
+) -> list[str]:
     """Which of `fields` the file has; of a nested column only what is asked for is read."""
     there = [opened.schema.column(at).path for at in range(len(opened.schema))]
     for field in fields:
         if there.count(field) > 1:
             raise UserError(f"{file}: {there.count(field)} columns are called `{field}`; which one is meant?")
         # A list column appears as `field.list.element`: asked for by its name it would be read, and be no text.
-        if field not in there and any(path.startswith(f"{field}.") for path in there):
+        nested = field not in there and any(path.startswith(f"{field}.") for path in there)
+        if nested and field not in may_nest:
             raise UserError(f"{file}: `{field}` holds lists or records; text and ids are strings or integers")
+        if nested:
+            there.append(field)
     return [field for field in fields if field in there]
 
 

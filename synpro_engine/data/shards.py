@@ -84,6 +84,12 @@ def write_task_shards(
 
     def encoded() -> Iterator[_Tokens]:
         for task in tasks:
+            if len(task.parts) == 1:  # plain text: all of it counts, in pieces that fit
+                ids = document_ids(tokenizer, task.parts[0].text)
+                pieces = [ids[at : at + longest] for at in range(0, len(ids), longest)]
+                for piece in pieces:
+                    yield _Tokens(task.id, piece, len(tokenizer.decode(piece).encode()), [True] * len(piece))
+                continue
             try:
                 ids, learnt = task.encode(tokenizer, longest)
             except UserError:

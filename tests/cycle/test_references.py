@@ -44,8 +44,11 @@ def test_tasks_stand_in_shards_of_their_own_with_their_prompts_masked(run: Path)
     tokenizer = load_tokenizer(run / "tokenize" / TOKENIZER)
     corpus = open_shards(shards_path(run / "tokenize", "reference-sums"), tokenizer)
     assert corpus.num_documents == 81 and corpus.learnt is not None
-    learnt = corpus.document_tokens(10)[corpus.document_learnt(10)]
-    assert learnt[-1] == tokenizer.eos_id and tokenizer.decode(learnt.tolist()) == "It is 2."
+    for number in range(81):
+        line = int(corpus.document_id(number).rpartition(":")[2]) - 1
+        learnt = corpus.document_tokens(number)[corpus.document_learnt(number)]
+        assert learnt[-1] == tokenizer.eos_id
+        assert tokenizer.decode(learnt.tolist()) == f"It is {line // 9 + line % 9}."
     assert open_shards(shards_path(run / "tokenize", "reference"), tokenizer).learnt is None
 
 
@@ -74,6 +77,17 @@ def test_a_run_may_go_by_tasks_alone(tasks: Path, tmp_path: Path) -> None:
         load_recipe("smoke", alone[1:])
 
 
+def test_a_cap_takes_tasks_from_all_over_the_file(tasks: Path, tmp_path: Path) -> None:
+    assert (
+        main(["tokenize", "smoke", *both(tasks), "references.sums.max_tokens=300", "--dir", str(tmp_path / "r")]) == 0
+    )
+    tokenizer = load_tokenizer(tmp_path / "r" / "tokenize" / TOKENIZER)
+    corpus = open_shards(shards_path(tmp_path / "r" / "tokenize", "reference-sums"), tokenizer)
+    assert 250 < corpus.num_tokens <= 300
+    lines = [int(corpus.document_id(n).rpartition(":")[2]) for n in range(corpus.num_documents)]
+    assert max(lines) > 50 and lines != sorted(lines)
+
+
 def changed(before: list[str], after: list[str]) -> set[str]:
     """Stages whose recorded settings differ between two recipes."""
     of = [SettingsOf(load_recipe("smoke", overrides)) for overrides in (before, after)]
@@ -94,7 +108,7 @@ def test_a_weight_reaches_what_is_measured_by_it_and_a_field_reaches_the_tokens(
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "2?"}, "`text` is missing"),
+        ({"question": "2?"}, "neither `prompt` and `response`"),
         ({"prompt": "2?"}, "`response` is missing; `response_field`"),
         ({"prompt": "2?", "response": "word " * 400}, "`references.sums`: .*no response fits the model's window of 64"),
     ],

@@ -64,6 +64,15 @@ def write(path: Path, *records: dict[str, Any]) -> Path:
             [("Add.\n", False), ("2 + 2?\n", False), ("4\n", True), ("3 + 3?\n", False), ("6", True)],
         ),
         ({"text": "All of it."}, {}, [("All of it.", True)]),
+        ({"prompt": "", "response": "4"}, {}, [("4", True)]),
+        (
+            {"messages": [
+                {"role": "system", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "2?"}]},
+                {"role": "assistant", "content": None, "tool_calls": []}, {"role": "assistant", "content": "4"},
+            ]},
+            {},
+            [("2?\n", False), ("4", True)],
+        ),
     ],
 )  # fmt: skip
 def test_records_of_each_form_are_read_as_what_is_given_and_what_is_learnt(
@@ -81,10 +90,17 @@ def test_records_of_each_form_are_read_as_what_is_given_and_what_is_learnt(
         ({"response": "4"}, "`prompt` is missing; `prompt_field`"),
         ({"prompt": "2 + 2?", "response": " "}, "`response` is empty"),
         ({"prompt": ["2"], "response": "4"}, "`prompt` must be a string"),
+        (
+            {"inputs": "2?", "targets": "4"},
+            r"neither `prompt` and `response`, `messages` nor `text` is there; `prompt_field`",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]},
+            r"`messages\[0\].content` must be text",
+        ),
         ({"messages": []}, "`messages` must be a list of messages"),
-        ({"messages": [{"role": "user", "content": "2?"}]}, "no message of role `assistant`"),
+        ({"messages": [{"role": "user", "content": "2?"}]}, "no text of role `assistant`"),
         ({"messages": [{"content": "2?"}]}, r"`messages\[0\]` must be an object with `role`"),
-        ({"url": "x"}, "`text` is missing"),
         ([1], "expected an object with `prompt` or `response` or `messages` or `text`"),
     ],
 )
@@ -107,6 +123,23 @@ def test_parquet_holds_tasks_too(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     tasks = list(read_tasks(tmp_path / "a.parquet", PromptedConfig()))
     assert [task.parts[1] for task in tasks] == [Part("4", True), Part("6", True)]
+    turns = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "4"}]
+    parquet.write_table(pyarrow.table({"messages": [turns]}), tmp_path / "chat.parquet")
+    [chat] = read_tasks(tmp_path / "chat.parquet", PromptedConfig())
+    assert chat.parts == (Part("2?\n", False), Part("4", True))
+
+
+def test_plain_text_is_cut_where_a_window_ends_and_all_of_it_counts(tmp_path: Path) -> None:
+    write_task_shards([Task("a", (Part("abcdefghij", True),))], Bytes(), tmp_path / "s", 4)
+    corpus = open_shards(tmp_path / "s", Bytes())
+    assert targets(list(eval_windows(corpus, 4, batch_size=1))) == "abcdefghij"
+
+
+def test_windows_that_are_filled_up_are_not_taken_for_repetitions(tmp_path: Path) -> None:
+    write_task_shards([task("p" * 3, "xyz", f"t{n}") for n in range(4)], Bytes(), tmp_path / "s", 64)
+    corpus = open_shards(tmp_path / "s", Bytes())
+    loader = TokenLoader({"tasks": corpus}, {"tasks": 1.0}, 64, 1, seed=0, mask_repetitions=True)
+    assert int((loader.next_batch().labels_BS != IGNORE).sum()) == 4 * 4
 
 
 def task(prompt: str, response: str, id: str = "t") -> Task:
@@ -116,10 +149,10 @@ def task(prompt: str, response: str, id: str = "t") -> Task:
 def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_is_refused(tmp_path: Path) -> None:
     ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=7)
     assert (bytes(ids[:-1]).decode(), ids[-1], learnt) == ("defxyz", 256, [False] * 3 + [True] * 4)
-    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=4)
-    assert bytes(ids[:-1]).decode() == "xyz" and all(learnt)
-    with pytest.raises(UserError, match="t: no response fits the model's window of 3 tokens"):
-        task("abcdef", "xyz").encode(Bytes(), longest=3)
+    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=5)
+    assert bytes(ids[:-1]).decode() == "fxyz" and learnt == [False] + [True] * 4
+    with pytest.raises(UserError, match="t: no response fits the model's window of 4 tokens"):
+        task("abcdef", "xyz").encode(Bytes(), longest=4)
     long: list[Task] = []
     stats = write_task_shards(
         [task("a", "b", "s"), task("a", "b" * 9, "l")], Bytes(), tmp_path / "s", 5, on_long=long.append

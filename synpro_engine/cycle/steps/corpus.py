@@ -6,7 +6,7 @@ Everything here runs on rank 0 alone; the other ranks open the finished artifact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from synpro_engine.data import (
     Document,
     PublishedTokenizer,
     Split,
+    Task,
     TokenCorpus,
     TokenFiles,
     Tokenizer,
@@ -61,6 +62,8 @@ def build_corpus(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
 
     `tell` gets lines for the user on what is not read.
     """
+    for reference in settings.references.values():  # before the corpus, which takes long: are there tasks at all?
+        next(read_tasks(str(reference.source), reference))
     account = (_tokenize if settings.corpus.shards is None else _copy_shards)(into, settings, tell)
     for name, reference in settings.references.items():
         _write_tasks(into, name, reference, settings, tell)
@@ -119,10 +122,16 @@ def _write_tasks(
     """Tokenise a reference that comes from files; UserError names its source."""
     assert reference.source is not None and settings.seq_len is not None
     counts: Counter[str] = Counter()
-    tasks = read_tasks(reference.source, reference, lambda bad: counts.update([bad.reason]))
+    source = find_source(reference.source)
+    if source.remark:
+        tell(source.remark)
+    tasks: Iterable[Task] = read_tasks(source, reference, lambda bad: counts.update([bad.reason]))
     tokenizer = load_tokenizer(into / TOKENIZER)
+    budget = reference.max_tokens or settings.corpus.max_held_out_tokens
     on_long = (lambda _: counts.update(["longer than a window"])) if reference.on_bad == "skip" else None
     try:
+        if budget is not None:
+            tasks = cap_documents(tasks, budget, settings.seed, lambda task: task.count(tokenizer))
         write_task_shards(
             tasks, tokenizer, shards_path(into, name), settings.seq_len, seed=settings.seed, on_long=on_long
         )

@@ -104,7 +104,7 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
         for index in range(config.steps):
             batch = loader.next_batch()
             # A step's mean is over the labels of all ranks, of which each may hold another number.
-            labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device))
+            labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device)).clamp_min(1)
             # Of one size in a pipeline, whose stages are told one shape for all.
             microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
             done = engine.step(microbatches, LanguageModelLoss(), denominator=int(labels))
