@@ -24,7 +24,7 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
         yield "  ".join([first, *others]).rstrip()
     for remark in plan.remarks:
         yield f"note: {remark}"
-    yield "note: completions are counted at their longest; activations without recomputation; see docs/plan.md"
+    yield "note: completions are counted at their longest; activations without recomputation"
     if rates.trained is None:
         yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
 

@@ -86,9 +86,11 @@ def write_task_shards(
         for task in tasks:
             if len(task.parts) == 1:  # plain text: all of it counts, in pieces that fit
                 ids = document_ids(tokenizer, task.parts[0].text)
-                pieces = [ids[at : at + longest] for at in range(0, len(ids), longest)]
-                for piece in pieces:
-                    yield _Tokens(task.id, piece, len(tokenizer.decode(piece).encode()), [True] * len(piece))
+                for at in range(0, max(1, len(ids) - 1), max(1, longest - 1)):
+                    piece, fresh = ids[at : at + longest], int(at > 0)
+                    # Pieces share a token, so that each one is a target once, behind the one it follows.
+                    learnt = [at == 0] + [True] * (len(piece) - 1)
+                    yield _Tokens(task.id, piece, len(tokenizer.decode(piece[fresh:]).encode()), learnt)
                 continue
             try:
                 ids, learnt = task.encode(tokenizer, longest)

@@ -1,5 +1,6 @@
 """Tasks: only responses are learnt, each behind its whole prompt, and several references count by their weights."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,7 +133,16 @@ def test_parquet_holds_tasks_too(tmp_path: Path) -> None:
 def test_plain_text_is_cut_where_a_window_ends_and_all_of_it_counts(tmp_path: Path) -> None:
     write_task_shards([Task("a", (Part("abcdefghij", True),))], Bytes(), tmp_path / "s", 4)
     corpus = open_shards(tmp_path / "s", Bytes())
-    assert targets(list(eval_windows(corpus, 4, batch_size=1))) == "abcdefghij"
+    batches = list(eval_windows(corpus, 4, batch_size=1))
+    assert targets(batches) == "abcdefghij"
+    pairs = [
+        (token, label)
+        for batch in batches
+        for token, label in zip(batch.tokens_BS.flatten().tolist(), batch.labels_BS.flatten().tolist(), strict=True)
+        if label != IGNORE
+    ]
+    stream = [256, *b"abcdefghij", 256]
+    assert pairs == list(itertools.pairwise(stream)), "each behind the one it follows, the end too"
 
 
 def test_windows_that_are_filled_up_are_not_taken_for_repetitions(tmp_path: Path) -> None:

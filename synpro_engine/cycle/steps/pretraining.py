@@ -49,7 +49,7 @@ def held_out_batches(
 ) -> list[Batch]:
     """This rank's batches, of `rows` windows, of held-out sources by the names of their shards.
 
-    Each target of one source is in them once; of several, as many of each as their weights say.
+    Each target of each is in them once, and counts by its source's weight.
     """
     corpora, dp = open_references(tokens, weights, open_tokenizer(tokens, topology)), topology.dp
     return list(weighted_windows(corpora, weights, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
