@@ -13,7 +13,7 @@ from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
-from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import held_out_batches
 from synpro_engine.cycle.steps.probe import load_probe
 from synpro_engine.cycle.steps.synthesis import synthetic_documents
@@ -84,22 +84,25 @@ def _held_out(
     settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
-    batches = held_out_batches(tokens, {"validation": 1.0}, settings.seq_len, rows_at_once, topology)
-    corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
+    texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():
-        # One model after the other, and no name for it: two at once may not fit.
-        loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=rows_at_once)
-        rows.append(
-            {
-                "name": name,
-                # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
-                "nats": loss * corpus.num_tokens,
-                "tokens": corpus.num_tokens,
-                "utf8_bytes": corpus.text_bytes,
-                "documents": corpus.num_documents,
-            }
-        )
+        # One model after the other, and no name that outlives its turn: two at once may not fit.
+        model = load_model(stage, topology, dtype)
+        for text, corpus in texts.items():
+            batches = held_out_batches(tokens, {text: 1.0}, settings.seq_len, rows_at_once, topology)
+            rows.append(
+                {
+                    "name": name,
+                    "text": text,
+                    # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
+                    "nats": held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt,
+                    "tokens": corpus.num_learnt,
+                    "utf8_bytes": corpus.text_bytes,
+                    "documents": corpus.num_documents,
+                }
+            )
+        del model
     return rows
 
 

@@ -11,7 +11,7 @@ from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
-from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.weights import stage_checkpoint
 from synpro_engine.data import (
@@ -51,7 +51,7 @@ def held_out_batches(
 
     Each target of each is in them once, and counts by its source's weight.
     """
-    corpora, dp = open_references(tokens, weights, open_tokenizer(tokens, topology)), topology.dp
+    corpora, dp = open_measured(tokens, weights, open_tokenizer(tokens, topology)), topology.dp
     return list(weighted_windows(corpora, weights, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
 
 
@@ -113,7 +113,7 @@ def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topolog
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
-    corpus, references = open_split(tokens, "train", tokenizer), open_references(tokens, settings.references, tokenizer)
+    corpus, references = open_split(tokens, "train", tokenizer), open_measured(tokens, settings.references, tokenizer)
     in_run = settings.pretrain.in_run
     watcher = None
     if in_run is not None:

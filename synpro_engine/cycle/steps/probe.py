@@ -16,7 +16,7 @@ from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
-from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import TokenCorpus, TokenLoader, weighted_windows
@@ -76,7 +76,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
         for _ in range(config.sampled_steps)
     ]
     reference = weighted_windows(
-        open_references(tokens, settings.references, tokenizer),
+        open_measured(tokens, settings.references, tokenizer),
         settings.references,
         settings.model.seq_len,
         batch_size=config.micro_batch,
@@ -105,7 +105,7 @@ def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model:
 
 
 def _walked(settings: ProbeSettings, tokens: Path, weights: Mapping[str, float], topology: Topology) -> TokenLoader:
-    corpora = open_references(tokens, weights, open_tokenizer(tokens, topology))
+    corpora = open_measured(tokens, weights, open_tokenizer(tokens, topology))
     return _loader(settings, corpora, weights, settings.probe.global_batch, topology)
 
 
