@@ -14,17 +14,17 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
+from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, DIRECTIONS, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
-from synpro_engine.data import TokenCorpus, TokenLoader, weighted_windows
+from synpro_engine.data import TokenCorpus, TokenLoader, reference_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
     load_direction,
-    next_step_direction,
+    next_step_directions,
     probe_direction,
     run_probe,
     save_direction,
@@ -75,7 +75,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
         split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
         for _ in range(config.sampled_steps)
     ]
-    reference = weighted_windows(
+    references = reference_windows(
         open_measured(tokens, settings.references, tokenizer),
         settings.references,
         settings.model.seq_len,
@@ -84,8 +84,10 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
     )
-    v = next_step_direction(engine, list(reference), upcoming, show_progress=True)
-    save_direction(into / DIRECTION, model, v, seed=settings.seed)
+    weights = settings.references
+    for name, v in next_step_directions(engine, references, upcoming, weights=weights, show_progress=True):
+        place = into / DIRECTION if name is None else into / DIRECTIONS / name
+        save_direction(place, model, v, seed=settings.seed)
 
 
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
@@ -119,6 +121,12 @@ def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Directio
     if stored is None:
         return load_model(path, theta.topology, dtype, like=theta.config)
     return load_direction(stored, theta)
+
+
+def load_reference_directions(path: Path, theta: Model) -> dict[str, Direction]:
+    """The direction of each reference alone, by its name, where a `probe` stage made them of several. Collective."""
+    names = on_main(theta.topology, lambda: sorted(place.name for place in (path / DIRECTIONS).glob("*")))
+    return {name: load_direction(path / DIRECTIONS / name, theta) for name in names}
 
 
 def is_tangent(path: Path) -> bool:
