@@ -5,7 +5,7 @@ Which data it is made from and where it is kept; the mathematics are in `influen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,19 +64,37 @@ def _loader(
 
 
 def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
+    corpora = open_measured(tokens, settings.references, open_tokenizer(tokens, model.topology))
+    save_directions(into, model, next_steps(settings, tokens, corpora, theta, model), seed=settings.seed)
+
+
+def save_directions(
+    into: Path, model: Model, named: Iterable[tuple[str | None, Direction]], *, seed: int | None = None
+) -> None:
+    """Keep the direction of all references (None) and those of each, where `load_probe` looks for them. Collective."""
+    for name, v in named:
+        save_direction(into / DIRECTION if name is None else into / DIRECTIONS / name, model, v, seed=seed)
+
+
+def next_steps(
+    settings: ProbeSettings, tokens: Path, corpora: Mapping[str, TokenCorpus], theta: Path, model: Model
+) -> Iterator[tuple[str | None, Direction]]:
+    """`next_step_directions` of references by name, at the checkpoint `theta`, which is read into `model`.
+
+    tokens: the `tokenize` stage, with the text that training reads next.
+    """
     config, topology = settings.probe, model.topology
-    tokenizer = open_tokenizer(tokens, topology)
     engine = Engine(model, settings.optimizer, schedule=settings.schedule)
     # With AdamW's moments: the direction is that of its very next step.
     load_checkpoint(theta, model, engine)
-    organic = {ORGANIC: open_split(tokens, "train", tokenizer)}
+    organic = {ORGANIC: open_split(tokens, "train", open_tokenizer(tokens, topology))}
     loader = _loader(settings, organic, {ORGANIC: 1.0}, settings.global_batch, topology)
     upcoming = [
         split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
         for _ in range(config.sampled_steps)
     ]
     references = reference_windows(
-        open_measured(tokens, settings.references, tokenizer),
+        corpora,
         settings.references,
         settings.model.seq_len,
         batch_size=config.micro_batch,
@@ -84,10 +102,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
     )
-    weights = settings.references
-    for name, v in next_step_directions(engine, references, upcoming, weights=weights, show_progress=True):
-        place = into / DIRECTION if name is None else into / DIRECTIONS / name
-        save_direction(place, model, v, seed=settings.seed)
+    yield from next_step_directions(engine, references, upcoming, weights=settings.references, show_progress=True)
 
 
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:

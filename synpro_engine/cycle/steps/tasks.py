@@ -21,6 +21,7 @@ from synpro_engine.cycle.run_layout import (
     shards_path,
     task_key,
 )
+from synpro_engine.cycle.sections import TaskConfig
 from synpro_engine.cycle.settings import TasksSettings
 from synpro_engine.cycle.steps.gather import SPLITS, LeftOut
 from synpro_engine.data import (
@@ -74,7 +75,14 @@ def tasks_stage(
     tokens: the `tokenize` stage. `tell` gets lines for the user. UserError names set and file.
     """
     tokenizer = load_tokenizer(tokens / TOKENIZER)
-    sets = {name: _write(into, name, settings, tokenizer, tell) for name in settings.sets}
+    sets: dict[str, TaskSet] = {}
+    for name, config in settings.sets.items():
+        budget = config.max_tokens or settings.max_tokens
+        limits = {"max_tokens": budget, "seq_len": settings.seq_len, "seed": settings.seed}
+        try:
+            sets[name] = write_tasks(into, name, config, tokenizer, tell, **limits)
+        except UserError as error:
+            raise UserError(f"`{task_key(name)}`: {error}") from None
 
     def texts(name: str) -> Iterator[str]:
         if name in SPLITS:
@@ -94,10 +102,22 @@ def tasks_stage(
     atomic_write_text(into / TASKS, TaskAccount(sets=sets, shared=shared).model_dump_json(indent=2) + "\n")
 
 
-def _write(
-    into: Path, name: str, settings: TasksSettings, tokenizer: Tokenizer, tell: Callable[[str], object]
+def write_tasks(
+    into: Path,
+    name: str,
+    config: TaskConfig,
+    tokenizer: Tokenizer,
+    tell: Callable[[str], object],
+    *,
+    max_tokens: int | None,
+    seq_len: int,
+    seed: int,
 ) -> TaskSet:
-    config, shards, listed = settings.sets[name], shards_path(into, name), into / TASKS_LEFT_OUT / f"{name}.jsonl"
+    """Tokenise one source to `shards_path(into, name)`, each task in at most `seq_len` tokens; list what is left out.
+
+    max_tokens: of them all, taken in an order by hash. Raises UserError as `read_tasks` and `write_task_shards`.
+    """
+    shards, listed = shards_path(into, name), into / TASKS_LEFT_OUT / f"{name}.jsonl"
     assert config.source is not None
     source = find_source(config.source)
     if source.remark:
@@ -106,14 +126,10 @@ def _write(
     with listed.open("w", encoding="ascii") as file:
         left_out = LeftOut(file, source)
         tasks: Iterable[Task] = read_tasks(source, config, left_out)
-        budget = config.max_tokens or settings.max_tokens
+        if max_tokens is not None:
+            tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
         on_long = left_out.task if config.on_bad == "skip" else None
-        try:
-            if budget is not None:
-                tasks = cap_documents(tasks, budget, settings.seed, lambda task: task.count(tokenizer))
-            stats = write_task_shards(tasks, tokenizer, shards, settings.seq_len, seed=settings.seed, on_long=on_long)
-        except UserError as error:
-            raise UserError(f"`{task_key(name)}`: {error}") from None
+        stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
     if left_out.counts:
         tell(f"{config.source}: records left out: {left_out}; listed in {listed.relative_to(into)} of the stage")
     learnt = open_shards(shards, tokenizer).num_learnt
