@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +14,9 @@ from synpro_engine.backend import platform
 from synpro_engine.config import UserError, brief
 from synpro_engine.config.errors import RankFailed, Stopped
 from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
-from synpro_engine.dist.layout import Layout, ParallelConfig
-from synpro_engine.dist.topology import Axis, Topology
+from synpro_engine.dist.groups import Groups
+from synpro_engine.dist.layout import Layout, LayoutConfig, ParallelConfig
+from synpro_engine.dist.topology import Topology
 from synpro_engine.dist.watch import Watch
 
 
@@ -73,17 +73,19 @@ def _init_process_group(
     )
 
 
-def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
+def launch(parallel: ParallelConfig, seed: int = 0, layouts: Mapping[str, LayoutConfig] | None = None) -> Topology:
     """Join the job that torchrun started (or be a job of one) and divide it as `parallel` says.
 
+    layouts: how it will be divided (see `Topology.divided`), by the settings' key.
     Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
     """
     here = read_environment()
     # Before anything is waited for: every rank finds the same fault and ends by itself.
-    Layout.of(parallel, here.world_size)
+    layout = Layout.of(parallel, here.world_size)
+    later = [Layout.of(config, here.world_size, key) for key, config in (layouts or {}).items()]
     import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
 
-    if parallel.tp > 1:
+    if any(each.tp > 1 for each in (layout, *later)):
         # Before CUDA starts, which reads the variable once.
         platform.start_kernels_in_order()
     alone = here.world_size == 1
@@ -104,38 +106,8 @@ def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
         device = platform.device(here.local_rank)
         platform.limit_threads(here.local_world_size)
         _init_process_group(store, here, device, parallel)
-        return _divide(parallel, here, device, watch, seed)
-
-
-def _divide(
-    parallel: ParallelConfig, here: LaunchEnvironment, device: torch.device, watch: Watch, seed: int
-) -> Topology:
-    from megatron.core import parallel_state, tensor_parallel
-
-    parallel_state.initialize_model_parallel(
-        parallel.tp,
-        parallel.pp,
-        parallel.vpp,
-        distributed_timeout_minutes=parallel.timeout_minutes,  # pyright: ignore[reportArgumentType]
-        create_gloo_process_groups=False,  # a second set of groups, over gloo, that nothing here uses
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-    state = parallel_state
-
-    def axis(group: Any) -> Axis:
-        return Axis(dist.get_world_size(group), dist.get_rank(group), group)
-
-    return Topology(
-        rank=here.rank,
-        world_size=here.world_size,
-        device=device,
-        tp=axis(state.get_tensor_model_parallel_group()),
-        pp=axis(state.get_pipeline_model_parallel_group()),
-        dp=axis(state.get_data_parallel_group()),
-        vpp=parallel.vpp or 1,
-        sequence_parallel=parallel.sequence_parallel,
-        watch=watch,
-    )
+        groups = Groups(seed, parallel.timeout_minutes)
+        return Topology.of(layout, here.rank, device, watch, groups)
 
 
 def shutdown(watch: Watch) -> None:
@@ -169,13 +141,15 @@ def _ending_the_job(watch: Watch, alone: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def launched(parallel: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
+def launched(
+    parallel: ParallelConfig, seed: int = 0, layouts: Mapping[str, LayoutConfig] | None = None
+) -> Iterator[Topology]:
     """`launch` for the length of a block, in which SIGTERM, SIGUSR1 and Ctrl-C are wishes to stop (see `signals`).
 
     Whatever one rank of several raises in it ends the whole job within seconds: RankFailed, after the user was told
     which rank it was and why. What every rank raises (SharedError, Stopped) passes through.
     """
-    topology = launch(parallel, seed)
+    topology = launch(parallel, seed, layouts)
     topology.watch.wish.listen()
     broken = False
     try:
