@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from synpro_engine.config import UserError
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN
+from synpro_engine.cycle.sections import GeneratorConfig
 from synpro_engine.dist import Layout
-from synpro_engine.model.config import check_layout
+from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.pretrained import read_shape
 
 
 def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
@@ -61,10 +65,20 @@ def _check_synthesis(recipe: Recipe, ranks: int) -> None:
     if layout.pp > 1:
         hint = "`pretrain.parallel.pp` gives one to the pretrained model alone"
         raise UserError(f"`{layout.key}.pp`: the generator samples without a pipeline, so it takes pp 1; {hint}")
-    # The shape of any other generator is in its files, and is checked when it is imported.
     if recipe.generator.model is not None:
-        check_layout(recipe.generator.model, layout, "generator.model")
+        check_layout(recipe.generator.model, layout, "`generator.model.{}`")
+    elif layout.tp > 1:  # otherwise nothing is cut, and to look into its files may take seconds
+        shape = _shape_of(recipe.generator)
+        if shape is not None:
+            check_layout(shape, layout, "`generator.source`: its {}")
     if recipe.reward.uses("influence"):
         check_layout(recipe.model, layout)  # it judges texts beside the generator, divided as that one is
     for name, tune in recipe.tune.items():
         _rows(layout, f"tune.{name}.prompts_per_step", tune.prompts_per_step)
+
+
+def _shape_of(generator: GeneratorConfig) -> ModelConfig | None:
+    """Of a generator from files; None where they cannot be read, which its import tells, or need not any more."""
+    with suppress(UserError):
+        return read_shape(generator.source, generator.seq_len)
+    return None
