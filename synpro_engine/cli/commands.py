@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +20,7 @@ from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
 from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.rates import Rates, measured_rates
+from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.data import ReadConfig
@@ -30,7 +32,7 @@ from synpro_engine.influence import EstimatorConfig
 @contextmanager
 def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
     recipe_here = load_recipe(recipe, overrides)
-    with launched(recipe_here.parallel, recipe_here.seed) as topology:
+    with launched(recipe_here.parallel, recipe_here.seed, recipe_here.layouts) as topology:
         # Rank 0's, for the file may have been edited while the ranks came up.
         resolved = broadcast_object(recipe_here, topology)
         with verification(resolved.verify):
@@ -57,7 +59,8 @@ def plan(
     resolved = load_recipe(recipe, overrides)
     rates = Rates() if measured is None else measured_rates(measured)
     rates = Rates(trained=trained or rates.trained, sampled=sampled or rates.sampled)
-    ranks = ranks or max(read_environment().world_size, resolved.parallel.tp * resolved.parallel.pp)
+    fewest = lcm(*(layout.tp * layout.pp for layout in resolved.layouts.values()))
+    ranks = ranks or max(read_environment().world_size, fewest)
     for line in plan_table.lines(forecast(resolved, ranks), rates):
         print(line)
 
@@ -142,9 +145,10 @@ def _pair(
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
         with _cycle(weights.arguments[0], weights.arguments[1:], weights.directory) as cycle:
             cycle.open_directory()
-            place = broadcast_object(place, cycle.topology)  # each rank has a temporary folder of its own
-            pair = pair_of_run(cycle, references, place) if references else ModelPair.of_run(cycle)
-            yield pair, cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
+            topology = cycle.place_of(PRETRAIN)
+            place = broadcast_object(place, topology)  # each rank has a temporary folder of its own
+            pair = pair_of_run(cycle, references, place, topology) if references else ModelPair.of_run(cycle)
+            yield pair, cycle.recipe.influence, cycle.recipe.corpus, topology
         return
     if weights.checkpoint is None or (weights.probe is None and not references):
         raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both, or --reference")

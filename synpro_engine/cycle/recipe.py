@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, UserError, load_config, nearest
+from synpro_engine.config import Config, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
+from synpro_engine.cycle.run_layout import model_of
 from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
@@ -25,9 +26,9 @@ from synpro_engine.cycle.sections import (
     TaskConfig,
     TokenizerConfig,
 )
-from synpro_engine.dist import Layout, ParallelConfig
+from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
-from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.synth import OPERATIONS, GenerateConfig, PromptConfig
@@ -71,6 +72,20 @@ class Recipe(Config):
     def at(self, key: str) -> Any:
         """The setting under a dotted key."""
         return reduce(lambda at, name: at[name] if isinstance(at, Mapping) else getattr(at, name), key.split("."), self)
+
+    @property
+    def layouts(self) -> dict[str, LayoutConfig]:
+        """By its key, each division of the ranks that this recipe asks for."""
+        own = {"pretrain.parallel": self.pretrain.parallel, "generator.parallel": self.generator.parallel}
+        return {"parallel": self.parallel} | {key: layout for key, layout in own.items() if layout is not None}
+
+    def layout_of(self, stage: str, ranks: int) -> Layout | None:
+        """How so many ranks divide the models of a stage; None where it asks none. UserError where they cannot."""
+        model = model_of(stage)
+        if model is None:
+            return None
+        key = f"{model}.parallel" if f"{model}.parallel" in self.layouts else "parallel"
+        return Layout.of(self.layouts[key], ranks, key)
 
     @model_validator(mode="after")
     def _operations_are_known(self) -> Recipe:
@@ -131,19 +146,3 @@ class Recipe(Config):
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
     return load_config(Recipe, recipe_path(recipe), overrides)
-
-
-def check_recipe(recipe: Recipe, layout: Layout) -> None:
-    """Refuse a recipe that this layout cannot finish, before its first stage has run; UserError names the key."""
-    check_layout(recipe.model, layout)
-    # The shape of any other generator is in its files, and is checked when it is imported.
-    if recipe.generator.model is not None:
-        check_layout(recipe.generator.model, layout)
-    if layout.pp > 1:
-        raise UserError("`parallel.pp`: the generator samples without a pipeline, so a whole cycle takes pp = 1")
-    batches = {"pretrain.global_batch": recipe.pretrain.global_batch, "probe.global_batch": recipe.probe.global_batch}
-    prompts = {f"tune.{name}.prompts_per_step": tune.prompts_per_step for name, tune in recipe.tune.items()}
-    # Every data-parallel rank takes as many rows as any other: they meet in collectives at each micro-batch.
-    for key, size in (batches | prompts).items():
-        if size % layout.dp:
-            raise UserError(f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from synpro_engine.data import Split
 
@@ -103,6 +104,14 @@ def run_of(stage: Path, name: str) -> Path:
 def tokenizer_stage(stage: str) -> str:
     """The stage that holds the tokenizer of a stage's weights: a generator's came with it."""
     return IMPORT if stage == IMPORT or "/tune-" in stage else TOKENIZE
+
+
+def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
+    """Whose layout a stage runs in, by the section of a recipe that may set it; None where no model is asked."""
+    kind = stage.rpartition("/")[2].partition("-")[0]
+    if kind in (IMPORT, "tune", "generate"):
+        return "generator"
+    return None if stage in (TOKENIZE, REFERENCES, HELD_OUT) or kind == "shards" else "pretrain"
 
 
 def documents_path(stage: Path, split: Split) -> Path:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
+from synpro_engine.dist import LayoutConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import TrainConfig
 
@@ -108,6 +109,11 @@ class InRunConfig(Config):
 class PretrainConfig(TrainConfig):
     """Pretraining, and what is measured on the way."""
 
+    EXECUTION: ClassVar[frozenset[str]] = TrainConfig.EXECUTION | {"parallel"}
+
+    parallel: LayoutConfig | None = None
+    """How the ranks divide the pretrained model where it is trained, probed and evaluated; as the job's `parallel`
+    where not given. Where it judges texts for a generator it is divided like that one."""
     mask_repetitions: bool = False
     """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     in_run: InRunConfig | None = None
@@ -117,8 +123,11 @@ class PretrainConfig(TrainConfig):
 class GeneratorConfig(Config):
     """The model that rephrases and reformats."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "parallel"})  # its content is recorded, not its place
 
+    parallel: LayoutConfig | None = None
+    """How the ranks divide the generator, without a pipeline, and the models that rewards ask beside it; as the job's
+    `parallel` where not given."""
     source: str = Field(default="embedded:smollm2-135m", min_length=1)
     """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
     and Qwen3 are known."""

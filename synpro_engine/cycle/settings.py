@@ -159,7 +159,7 @@ class EvaluateSettings(StageSettings):
 
 
 class SettingsOf:
-    """A recipe, dealt out to its stages."""
+    """A recipe, dealt out to its stages. None learns its layout: it is handed its place in it, and saves none."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._seed = recipe, recipe.seed
@@ -223,7 +223,7 @@ class SettingsOf:
         """Of `import`."""
         recipe = self._recipe
         return ImportSettings(
-            generator=recipe.generator,
+            generator=recipe.generator.model_copy(update={"parallel": None}),
             operations=recipe.generate.operations,
             prompt=recipe.prompt,
             dtype=self._dtype,
@@ -236,7 +236,7 @@ class SettingsOf:
         recipe = self._recipe
         return PretrainSettings(
             model=recipe.model,
-            pretrain=recipe.pretrain,
+            pretrain=recipe.pretrain.model_copy(update={"parallel": None}),
             references=self._references,
             dtype=self._dtype,
             seed=self._seed,
@@ -246,7 +246,8 @@ class SettingsOf:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
         recipe = self._recipe
         # Without a plateau, so that both arms take as many steps and the comparison is of the text alone.
-        pretrain = recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
+        ending = {"max_steps": steps, "plateau": None, "in_run": None, "parallel": None}
+        pretrain = recipe.pretrain.model_copy(update=ending)
         continued = recipe.continued if synthetic else None
         return ArmSettings(
             model=recipe.model,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
@@ -126,6 +127,7 @@ def test_tasks_that_are_held_out_and_a_reference_are_told_of(
     }
     assert account["sets"]["held-out-sums"]["tasks"] == 12
     assert "held-out-sums: 7 of its texts" in capsys.readouterr().err
+    assert faults_in(tmp_path / "run") == []
     listed = json.loads((tmp_path / "run" / "held-out" / "left_out" / "held-out-sums.jsonl").read_text())
     assert listed["line"] == 13 and account["sets"]["held-out-sums"]["left_out"] == {"missing field": 1}
 

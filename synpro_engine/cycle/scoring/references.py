@@ -29,24 +29,24 @@ Named = Iterator[tuple[str | None, Direction]]
 """The direction of all references (None), and where there are several that of each."""
 
 
-def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path) -> ModelPair:
+def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path, topology: Topology) -> ModelPair:
     """A run's newest theta, and along what AdamW's next step would help `references`, as its `probe` settings say.
 
-    The directions are brought to `place`, where they may be already. Collective. Raises UserError for files without
-    tasks, and for a `place` that holds the directions of others.
+    The directions are brought to `place`, where they may be already; models are divided as `topology`. Collective.
+    Raises UserError for files without tasks, and for a `place` that holds the directions of others.
     """
     pair = ModelPair.of_run(cycle, place)
     weights = {name: reference.weight for name, reference in references.items()}
     settings = SettingsOf(cycle.recipe).probe.model_copy(update={"references": weights})
 
     def made(model: Model, corpora: Mapping[str, TokenCorpus]) -> Named:
-        checkpoint = stage_checkpoint(pair.theta, cycle.topology)
+        checkpoint = stage_checkpoint(pair.theta, topology)
         return next_steps(settings, cycle.directory / TOKENIZE, corpora, checkpoint, model)
 
     # Capped as the recipe's own references are: the same file then is the same tasks.
     cap, seed = cycle.recipe.corpus.max_held_out_tokens, settings.seed
     capped = {name: one.model_copy(update={"max_tokens": one.max_tokens or cap}) for name, one in references.items()}
-    _bring(place, capped, pair, made, {"probe": settings.probe.recorded(), "seed": seed}, cycle.topology, seed=seed)
+    _bring(place, capped, pair, made, {"probe": settings.probe.recorded(), "seed": seed}, topology, seed=seed)
     return pair
 
 
