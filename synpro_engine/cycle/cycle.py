@@ -106,6 +106,21 @@ class Cycle:
         """
         return on_main(self.topology, self._probe_pair)
 
+    @property
+    def newest_theta(self) -> str:
+        """Name of the newest finished stage whose weights a round starts from, as rank 0 finds it. Collective.
+
+        Raises UserError when there is none yet.
+        """
+
+        def find() -> str:
+            for number in range(self.recipe.rounds, 0, -1):
+                if (self.directory / Round(number).theta).exists():
+                    return Round(number).theta
+            raise UserError(f"{self.directory}: no weights yet; `synpro pretrain` makes them")
+
+        return on_main(self.topology, find)
+
     def _probe_pair(self) -> tuple[str, str]:
         # The newest first: earlier rounds' probes belong to weights that training has left.
         for number in range(self.recipe.rounds, 0, -1):

@@ -14,15 +14,16 @@ from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import EVALUATE, HELD_OUT, IMPORT, PRETRAIN, REFERENCES, REPEAT, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import stored_recipe
-from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
+from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings, TasksSettings
 from synpro_engine.cycle.stages import Stage, Work
 from synpro_engine.cycle.steps.corpus import build_corpus
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
 from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
 from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
+from synpro_engine.cycle.steps.tasks import tasks_stage
 from synpro_engine.dist import Topology, on_main, say
 
 _OUTSIDE = {
@@ -53,19 +54,35 @@ class Plan:
             lambda into, topology: on_main(topology, lambda: corpus(into), label=TOKENIZE),
             of.tokenize,
         )
+        if of.references is not None:
+            yield self._tasks(REFERENCES, of.references, TOKENIZE)
+        if of.held_out is not None:
+            yield self._tasks(HELD_OUT, of.held_out, *self._measured)
         work = partial(import_stage, settings=of.generator, tokens=tokens)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
         work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens)
         # Not made from the imported generator: another one leaves pretraining as it is.
-        yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, TOKENIZE)
+        yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, *self._measured)
         for number in range(1, self.recipe.rounds + 1):
             yield from self._round(Round(number))
         yield from self._ending()
 
+    def _tasks(self, name: str, settings: TasksSettings, *parents: str) -> Stage:
+        def work(into: Path, *, topology: Topology) -> None:
+            tell = partial(say, topology)
+            on_main(topology, lambda: tasks_stage(into, settings, self._tokens, tell), label=name)
+
+        return self._stage(name, TOKENIZE, work, settings, *parents)
+
+    @property
+    def _measured(self) -> tuple[str, ...]:
+        """The stages with the text that training reads and is measured on."""
+        return (TOKENIZE,) if self._settings.references is None else (TOKENIZE, REFERENCES)
+
     def _round(self, this: Round) -> Iterator[Stage]:
         recipe, of, directory = self.recipe, self._settings, self.directory
         work = partial(probe_stage, settings=of.probe, tokens=self._tokens, theta=directory / this.theta)
-        yield self._stage(this.probe, "probe", work, of.probe, TOKENIZE, this.theta)
+        yield self._stage(this.probe, "probe", work, of.probe, *self._measured, this.theta)
         for operation in recipe.tune:
             # Tuning goes on from the last round's generator, while the reward is measured on the weights of this one.
             before = Round(this.number - 1).tune(operation) if this.number > 1 else IMPORT
@@ -108,7 +125,7 @@ class Plan:
             start=self.directory / start,
             synthetic={source: self.directory / stage for source, stage in synthetic.items()},
         )
-        return self._stage(name, EVALUATE, work, settings, TOKENIZE, start, *synthetic.values())
+        return self._stage(name, EVALUATE, work, settings, *self._measured, start, *synthetic.values())
 
     def _ending(self) -> Iterator[Stage]:
         recipe, directory, last = self.recipe, self.directory, Round(self.recipe.rounds)
@@ -124,7 +141,8 @@ class Plan:
             pair=(directory / last.theta, directory / last.probe),
             corpora={operation: directory / stage for operation, stage in corpora.items()},
         )
-        parents = dict.fromkeys((TOKENIZE, *arms.values(), last.theta, last.probe, *corpora.values()))
+        tasks = () if self._settings.held_out is None else (HELD_OUT,)
+        parents = dict.fromkeys((TOKENIZE, *tasks, *arms.values(), last.theta, last.probe, *corpora.values()))
         yield self._stage(EVALUATE, EVALUATE, work, self._settings.evaluate, *parents)
 
     def _stage(self, name: str, command: str, work: Work, settings: StageSettings, *parents: str) -> Stage:
@@ -143,8 +161,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    sources = [f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None]
-    for stage, keys in ((TOKENIZE, [*_OUTSIDE[TOKENIZE], *sources]), (IMPORT, _OUTSIDE[IMPORT])):
+    references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
+    held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
+    for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out}).items():
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
             # Under another path a file that is gone is a slip, and not one that was put away.
@@ -156,8 +175,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:
-    """Whether the recipe has a reference of the name that the key has."""
-    return not key.startswith("references.") or key.split(".")[1] in recipe.references
+    """Whether the recipe has tasks of the name that the key has."""
+    section, name, *_ = key.split(".")
+    return section not in ("references", "held_out") or name in recipe.at(section)
 
 
 def _is_put_away(source: Any) -> bool:

@@ -23,6 +23,7 @@ from synpro_engine.cycle.sections import (
     GeneratorConfig,
     PretrainConfig,
     ReferenceConfig,
+    TaskConfig,
     TokenizerConfig,
 )
 from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
@@ -52,6 +53,8 @@ class Recipe(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     references: dict[str, ReferenceConfig] = Field(default={"split": ReferenceConfig()}, min_length=1)
     """What help is measured by, by name: the reference split, tasks from files, or several with weights."""
+    held_out: dict[str, TaskConfig] = Field(default={})
+    """Tasks that the arms are measured on at last, beside the validation split, by name; nothing goes by them."""
     model: ModelConfig
     pretrain: PretrainConfig
     probe: ProbeConfig = ProbeConfig()
@@ -96,12 +99,25 @@ class Recipe(Config):
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
 
-    @field_validator("references")
+    @field_validator("references", "held_out")
     @classmethod
-    def _references_have_names_of_folders(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
+    def _tasks_have_names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}", name):
                 raise ValueError(f"`{name}`: names are letters, digits, `_` and `-`")
+        return value
+
+    @field_validator("held_out")
+    @classmethod
+    def _held_out_tasks_come_from_files(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
+        for name, tasks in value.items():
+            if tasks.source is None:
+                raise ValueError(f"{name}: `source` is missing; the validation split is measured in any case")
+        return value
+
+    @field_validator("references")
+    @classmethod
+    def _the_split_is_one_reference(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
         if sum(reference.source is None for reference in value.values()) > 1:
             raise ValueError("one without `source` is the reference split; there is only one")
         return value

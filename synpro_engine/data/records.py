@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synpro_engine.config import UserError
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.data.sources import EMBEDDED_PREFIX, Source
+from synpro_engine.data.embedded import EMBEDDED_PREFIX, read_embedded
+from synpro_engine.data.sources import Source
 
 if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
     import pyarrow
@@ -38,8 +39,7 @@ def read_records(source: Source, fields: Sequence[str], *, may_nest: Container[s
     """
     for file in source.files:
         if source.name.startswith(EMBEDDED_PREFIX):
-            name = f"{source.name.removeprefix(EMBEDDED_PREFIX)}/{file.stem}"
-            yield Record(file, 1, {"id": name, "text": _read_text(file)})
+            yield from (Record(file, line, fields) for line, fields in read_embedded(source.name, file))
         elif _is_parquet(file):
             yield from (Record(file, row, content) for row, content in enumerate(_read_rows(file, fields, may_nest), 1))
         else:
@@ -47,8 +47,10 @@ def read_records(source: Source, fields: Sequence[str], *, may_nest: Container[s
 
 
 def count_records(source: Source) -> int:
-    """How many records `read_records` yields: a quick pass over the files, parsing nothing."""
-    return len(source.files) if source.name.startswith(EMBEDDED_PREFIX) else sum(map(_count, source.files))
+    """How many records `read_records` yields: a quick pass over the files, parsing next to nothing."""
+    if source.name.startswith(EMBEDDED_PREFIX):
+        return sum(1 for _ in read_records(source, ()))
+    return sum(map(_count, source.files))
 
 
 def _count(file: Path) -> int:
@@ -60,15 +62,6 @@ def _count(file: Path) -> int:
 
 def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8") from None
 
 
 def _read_rows(file: Path, fields: Sequence[str], may_nest: Container[str]) -> Iterator[dict[str, Any] | bytes]:

@@ -146,13 +146,16 @@ def test_a_cycle_with_a_pipeline_for_one_model_is_that_of_one_process(alone: Pat
     run, docs = tmp_path / "run", tmp_path / "docs.jsonl"
     docs.write_text("".join(json.dumps({"id": f"d{n}", "text": f"The mill of {n} burned."}) + "\n" for n in range(3)))
     of_run = ["smoke", *SMALL, "--dir", str(run)]
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"prompt": "What burned?", "response": "The mill."}) + "\n")
     score = ["influence", *of_run, "--input", str(docs)]
+    by_tasks = [*score, "--reference", str(tmp_path / "tasks.jsonl")]
     export = ["export", *of_run, "--stage", "round-1/tune-rephrase"]
     pipeline, others = ["pretrain.parallel.pp=2"], ["pretrain.parallel.tp=2", "generator.parallel.tp=2"]
     jobs = [
         ["run", *of_run, *pipeline],
         ["run", *of_run, *others],
         [*score, *pipeline, "--output", str(tmp_path / "two.jsonl")],
+        [*by_tasks, *pipeline, "--output", str(tmp_path / "two-by-tasks.jsonl")],
         [*export, *others, "--output", str(tmp_path / "two")],
     ]
     assert _on_two(jobs) == [0] * len(jobs)
@@ -168,11 +171,16 @@ def test_a_cycle_with_a_pipeline_for_one_model_is_that_of_one_process(alone: Pat
     assert json.loads((run / "environment.json").read_text())["layout"] == "TP2"
 
     assert main([*score, "--output", str(tmp_path / "one.jsonl")]) == 0
+    assert main([*by_tasks, "--output", str(tmp_path / "one-by-tasks.jsonl")]) == 0
     assert main([*export, "--output", str(tmp_path / "one")]) == 0
-    lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two")]
-    one, two = ([json.loads(line)["value"] for line in scored] for scored in lines)
-    assert len(one) == 3 and two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    for along in ("", "-by-tasks"):
+        one, two = (_values(tmp_path / f"{ranks}{along}.jsonl") for ranks in ("one", "two"))
+        assert len(one) == 3 and two == pytest.approx(one, rel=1e-4, abs=1e-6)
     assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
+
+
+def _values(scores: Path) -> list[float]:
+    return [json.loads(line)["value"] for line in scores.read_text().splitlines()]
 
 
 def _weights(export: Path) -> dict[str, str]:

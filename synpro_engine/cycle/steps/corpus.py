@@ -5,22 +5,20 @@ Everything here runs on rank 0 alone; the other ranks open the finished artifact
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, shards_path
-from synpro_engine.cycle.sections import CorpusConfig, ReferenceConfig, TokenizerConfig
+from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, measured_path, shards_path
+from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
 from synpro_engine.cycle.steps.gather import CorpusAccount, SortedTokens, gather
 from synpro_engine.data import (
     Document,
     PublishedTokenizer,
     Split,
-    Task,
     TokenCorpus,
     TokenFiles,
     Tokenizer,
@@ -35,7 +33,6 @@ from synpro_engine.data import (
     train_sentencepiece,
     write_documents,
     write_shards,
-    write_task_shards,
     write_token_shards,
 )
 from synpro_engine.dist import Topology, on_main
@@ -47,9 +44,9 @@ def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
     return open_shards(shards_path(stage, name), tokenizer)
 
 
-def open_references(stage: Path, weights: Mapping[str, float], tokenizer: Tokenizer) -> dict[str, TokenCorpus]:
-    """The references by the names of their shards."""
-    return {name: open_split(stage, name, tokenizer) for name in weights}
+def open_measured(tokens: Path, names: Iterable[str], tokenizer: Tokenizer) -> dict[str, TokenCorpus]:
+    """Splits, references and held-out tasks by the names of their shards; `tokens` is the `tokenize` stage."""
+    return {name: open_shards(measured_path(tokens, name), tokenizer) for name in names}
 
 
 def open_tokenizer(stage: Path, topology: Topology) -> PublishedTokenizer:
@@ -62,11 +59,9 @@ def build_corpus(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
 
     `tell` gets lines for the user on what is not read.
     """
-    for reference in settings.references.values():  # before the corpus, which takes long: are there tasks at all?
-        next(read_tasks(str(reference.source), reference))
+    for tasks in settings.tasks:  # before the corpus, which takes long: are there any at all?
+        next(read_tasks(str(tasks.source), tasks))
     account = (_tokenize if settings.corpus.shards is None else _copy_shards)(into, settings, tell)
-    for name, reference in settings.references.items():
-        _write_tasks(into, name, reference, settings, tell)
     held_out = {split: partial(_texts, into, split) for split in settings.corpus.split.used if split != "train"}
     # After cutting and capping, on what training will really see and be judged on.
     overlap = {split: asdict(share) for split, share in measure_overlap(held_out, _texts(into, "train")).items()}
@@ -114,32 +109,6 @@ def _copy_shards(into: Path, settings: TokenizeSettings, tell: Callable[[str], o
         kept = documents if budget is None else cap_documents(documents, budget, seed, lambda d: len(d.ids) + 1)
         write_token_shards(kept, tokenizer, shards_path(into, split), documents_path(into, split), seed=seed)
     return account
-
-
-def _write_tasks(
-    into: Path, name: str, reference: ReferenceConfig, settings: TokenizeSettings, tell: Callable[[str], object]
-) -> None:
-    """Tokenise a reference that comes from files; UserError names its source."""
-    assert reference.source is not None and settings.seq_len is not None
-    counts: Counter[str] = Counter()
-    source = find_source(reference.source)
-    if source.remark:
-        tell(source.remark)
-    tasks: Iterable[Task] = read_tasks(source, reference, lambda bad: counts.update([bad.reason]))
-    tokenizer = load_tokenizer(into / TOKENIZER)
-    budget = reference.max_tokens or settings.corpus.max_held_out_tokens
-    on_long = (lambda _: counts.update(["longer than a window"])) if reference.on_bad == "skip" else None
-    try:
-        if budget is not None:
-            tasks = cap_documents(tasks, budget, settings.seed, lambda task: task.count(tokenizer))
-        write_task_shards(
-            tasks, tokenizer, shards_path(into, name), settings.seq_len, seed=settings.seed, on_long=on_long
-        )
-    except UserError as error:
-        raise UserError(f"`references.{name.removeprefix('reference-')}`: {error}") from None
-    if counts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-        tell(f"{reference.source}: records left out: {reasons}")
 
 
 def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], object]) -> None:

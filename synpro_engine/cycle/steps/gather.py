@@ -23,6 +23,7 @@ from synpro_engine.data import (
     Source,
     Split,
     SplitConfig,
+    Task,
     TokenDocument,
     TokenFiles,
     Tokenizer,
@@ -50,7 +51,7 @@ class CorpusAccount(Config):
     """Paths below the source that are no corpus files, or hidden."""
 
 
-class _LeftOut:
+class LeftOut:
     """Lists and counts the records that are left out: bounded memory, however many they are."""
 
     def __init__(self, file: TextIO, source: Source) -> None:
@@ -58,10 +59,21 @@ class _LeftOut:
         self.counts: Counter[str] = Counter()
 
     def __call__(self, bad: BadDocument) -> None:
+        """List a record by its place."""
         self.counts[bad.reason] += 1
         line = {"reason": bad.reason, "file": self._source.path_of(bad.file), "line": bad.line, "why": bad.why}
         # Escaped: what is wrong with a record may be its characters.
         self._file.write(json_text(line) + "\n")
+
+    def task(self, task: Task) -> None:
+        """List a task that no window holds: its place in the file is known by its id alone."""
+        self.counts["longer than a window"] += 1
+        line = {"reason": "longer than a window", "id": task.id, "why": "no response of it fits `model.seq_len`"}
+        self._file.write(json_text(line) + "\n")
+
+    def __str__(self) -> str:
+        """The counts in a line."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
 
 
 def gather(
@@ -81,7 +93,7 @@ def gather(
     """
     taken: Counter[Split] = Counter()
     with contextlib.ExitStack() as open_files:
-        left_out = _LeftOut(open_files.enter_context((into / LEFT_OUT).open("w", encoding="ascii")), source)
+        left_out = LeftOut(open_files.enter_context((into / LEFT_OUT).open("w", encoding="ascii")), source)
         writers = {split: open_files.enter_context(DocumentWriter(documents_path(into, split))) for split in SPLITS}
         texts = SeenKeys()
         for record, document in read_placed_documents(source, reading, left_out):
