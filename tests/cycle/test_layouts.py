@@ -179,6 +179,13 @@ def test_a_cycle_with_a_pipeline_for_one_model_is_that_of_one_process(alone: Pat
     assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
 
 
+def test_a_report_is_written_by_one_process_whatever_the_layouts_are(alone: Path) -> None:
+    (alone / "report.html").unlink()
+    layouts = ["parallel.tp=2", "pretrain.parallel={tp: 2, pp: 2}", "generator.parallel.tp=4"]
+    assert main(["report", "smoke", *SMALL, *layouts, "--dir", str(alone)]) == 0
+    assert (alone / "report.html").exists()
+
+
 def _values(scores: Path) -> list[float]:
     return [json.loads(line)["value"] for line in scores.read_text().splitlines()]
 
