@@ -30,8 +30,11 @@ from synpro_engine.influence import EstimatorConfig
 
 
 @contextmanager
-def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
+def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None, *, models: bool = True) -> Iterator[Cycle]:
+    """models: whether any is built, for which the ranks must be divided as the recipe says."""
     recipe_here = load_recipe(recipe, overrides)
+    if not models:
+        recipe_here = recipe_here.undivided()
     with launched(recipe_here.parallel, recipe_here.seed, recipe_here.layouts) as topology:
         # Rank 0's, for the file may have been edited while the ranks came up.
         resolved = broadcast_object(recipe_here, topology)
@@ -67,7 +70,7 @@ def plan(
 
 def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:
     """Write the report of what is there."""
-    with _cycle(recipe, overrides, directory) as cycle:
+    with _cycle(recipe, overrides, directory, models=False) as cycle:
         cycle.open_directory()
         cycle.write_report()
 
@@ -145,10 +148,9 @@ def _pair(
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
         with _cycle(weights.arguments[0], weights.arguments[1:], weights.directory) as cycle:
             cycle.open_directory()
-            topology = cycle.place_of(PRETRAIN)
-            place = broadcast_object(place, topology)  # each rank has a temporary folder of its own
-            pair = pair_of_run(cycle, references, place, topology) if references else ModelPair.of_run(cycle)
-            yield pair, cycle.recipe.influence, cycle.recipe.corpus, topology
+            place = broadcast_object(place, cycle.topology)  # each rank has a temporary folder of its own
+            pair = pair_of_run(cycle, references, place) if references else ModelPair.of_run(cycle)
+            yield pair, cycle.recipe.influence, cycle.recipe.corpus, cycle.place_of(PRETRAIN)
         return
     if weights.checkpoint is None or (weights.probe is None and not references):
         raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both, or --reference")

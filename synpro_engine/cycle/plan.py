@@ -68,9 +68,8 @@ class Plan:
         yield from self._ending()
 
     def _tasks(self, name: str, settings: TasksSettings, *parents: str) -> Stage:
-        tell = partial(say, self.topology)
-
-        def work(into: Path, topology: Topology) -> None:
+        def work(into: Path, *, topology: Topology) -> None:
+            tell = partial(say, topology)
             on_main(topology, lambda: tasks_stage(into, settings, self._tokens, tell), label=name)
 
         return self._stage(name, TOKENIZE, work, settings, *parents)

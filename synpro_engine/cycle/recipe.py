@@ -79,6 +79,13 @@ class Recipe(Config):
         own = {"pretrain.parallel": self.pretrain.parallel, "generator.parallel": self.generator.parallel}
         return {"parallel": self.parallel} | {key: layout for key, layout in own.items() if layout is not None}
 
+    def undivided(self) -> Recipe:
+        """The same run, for what asks no model and so goes on any number of ranks."""
+        pretrain = self.pretrain.model_copy(update={"parallel": None})
+        generator = self.generator.model_copy(update={"parallel": None})
+        parallel = ParallelConfig.model_validate(self.parallel.model_dump(exclude=set(LayoutConfig.model_fields)))
+        return self.model_copy(update={"pretrain": pretrain, "generator": generator, "parallel": parallel})
+
     def layout_of(self, stage: str, ranks: int) -> Layout | None:
         """How so many ranks divide the models of a stage; None where it asks none. UserError where they cannot."""
         model = model_of(stage)

@@ -108,10 +108,10 @@ def tokenizer_stage(stage: str) -> str:
 
 def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
     """Whose layout a stage runs in, by the section of a recipe that may set it; None where no model is asked."""
-    kind = stage.rpartition("/")[2].partition("-")[0]
-    if kind in (IMPORT, "tune", "generate"):
-        return "generator"
-    return None if stage in (TOKENIZE, REFERENCES, HELD_OUT) or kind == "shards" else "pretrain"
+    name = stage.rpartition("/")[2]
+    if name in (TOKENIZE, REFERENCES, HELD_OUT, "shards"):
+        return None
+    return "generator" if name == IMPORT or name.startswith(("tune-", "generate-")) else "pretrain"
 
 
 def documents_path(stage: Path, split: Split) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from synpro_engine.config import UserError, first_difference, read_manifest
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.external import fingerprint
-from synpro_engine.cycle.run_layout import TOKENIZE, shards_path
+from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, shards_path
 from synpro_engine.cycle.scoring.model_pair import ModelPair, reading_of
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.cycle.settings import SettingsOf
@@ -29,13 +29,13 @@ Named = Iterator[tuple[str | None, Direction]]
 """The direction of all references (None), and where there are several that of each."""
 
 
-def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path, topology: Topology) -> ModelPair:
+def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path) -> ModelPair:
     """A run's newest theta, and along what AdamW's next step would help `references`, as its `probe` settings say.
 
-    The directions are brought to `place`, where they may be already; models are divided as `topology`. Collective.
-    Raises UserError for files without tasks, and for a `place` that holds the directions of others.
+    The directions are brought to `place`, where they may be already. Collective. Raises UserError for files without
+    tasks, and for a `place` that holds the directions of others.
     """
-    pair = ModelPair.of_run(cycle, place)
+    pair, topology = ModelPair.of_run(cycle, place), cycle.place_of(PRETRAIN)
     weights = {name: reference.weight for name, reference in references.items()}
     settings = SettingsOf(cycle.recipe).probe.model_copy(update={"references": weights})
 
