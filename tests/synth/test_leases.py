@@ -83,17 +83,18 @@ def test_done_units_of_workers_that_left_are_not_begun_again(tmp_path: Path) -> 
 
 
 def test_owners_of_an_earlier_start_are_forgotten_and_helpers_are_not(tmp_path: Path) -> None:
-    with Leases(tmp_path, 60) as mine, Leases(tmp_path, 60) as owner, Leases(tmp_path, 60, helper=True) as helper:
+    with Leases(tmp_path, 60) as owner, Leases(tmp_path, 60, helper=True) as helper:
         # Of another machine: nothing here says whether they live.
         for worker in (owner, helper):
             about = Worker(host="elsewhere", pid=1, helper=worker is helper)
             (tmp_path / "workers" / worker.worker).write_text(about.model_dump_json())
         assert owner.make(0) and helper.make(1)
-        claims = Claims(tmp_path, 2, mine, start=0)
-        assert claims.claim() == WAIT
+        with Leases(tmp_path, 60) as mine:
+            assert Claims(tmp_path, 2, mine, start=0).claim() == WAIT
         forget_owners(tmp_path)
-        (tmp_path / "workers" / mine.worker).touch()
-        assert claims.claim() == 0 and claims.claim() == WAIT
+        with Leases(tmp_path, 60) as mine:
+            claims = Claims(tmp_path, 2, mine, start=0)
+            assert claims.claim() == 0 and claims.claim() == WAIT
 
 
 def test_a_helper_whose_directory_is_gone_has_nothing_left_to_do(tmp_path: Path) -> None:

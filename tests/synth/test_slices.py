@@ -1,4 +1,6 @@
+import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -18,7 +20,7 @@ def words(text: str) -> int:
 
 @pytest.mark.parametrize("most", [1, 7, 60, 7000])
 @pytest.mark.parametrize("size_of", [len, words])
-def test_spans_tile_the_text_exactly_and_none_is_too_large(most: int, size_of: type[len]) -> None:
+def test_spans_tile_the_text_exactly_and_none_is_too_large(most: int, size_of: Callable[[str], int]) -> None:
     rng = random.Random(most)
     for _ in range(100):
         text = _text(rng)
@@ -35,11 +37,13 @@ def test_spans_by_tokens_are_nearly_full() -> None:
 
 
 @pytest.mark.parametrize("size_of", [None, words])
-def test_overlapping_slices_begin_again_at_a_sentence_and_leave_nothing_out(size_of: type[len] | None) -> None:
+def test_overlapping_slices_begin_again_at_a_sentence_and_leave_nothing_out(
+    size_of: Callable[[str], int] | None,
+) -> None:
     text = " ".join(f"This is sentence number {n}." for n in range(300))
     spans = cut_spans(text, 400 if size_of is None else 120, size_of=size_of, overlap=0.25)
     assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) > 10
-    for (start, end), (following, _) in zip(spans, spans[1:], strict=False):
+    for (start, end), (following, _) in itertools.pairwise(spans):
         assert start < following < end and text[following:].startswith("This is sentence")
         assert 0.05 * (end - start) <= end - following <= 0.25 * (end - start)
 
