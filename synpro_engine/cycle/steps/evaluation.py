@@ -24,7 +24,7 @@ from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import Diversity, measure_diversity
 from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
-from synpro_engine.synth.generate import DOCUMENTS
+from synpro_engine.synth import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
 
