@@ -1,12 +1,12 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
-from synpro_engine.synth.generate import generate_corpus, work_directory
+from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.merge import DOCUMENTS, REJECTS, YIELD, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
-from synpro_engine.synth.records import Generator, RewardFunction
+from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.work import (
     GenerateConfig,
     Slice,
@@ -36,6 +36,7 @@ __all__ = [
     "Operation",
     "OperationYield",
     "Parsed",
+    "Producer",
     "PromptConfig",
     "Prompter",
     "Reject",
@@ -46,6 +47,7 @@ __all__ = [
     "YieldReport",
     "choose_slices",
     "generate_corpus",
+    "join_generation",
     "operation_named",
     "read_yield",
     "render_chat",

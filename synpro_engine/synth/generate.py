@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,20 +24,21 @@ from synpro_engine.config import (
     json_text,
     read_json,
     read_manifest,
+    remove_directory,
 )
-from synpro_engine.data import Document, Tokenizer
-from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
+from synpro_engine.data import Document
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.claims import ALL_DONE, WAIT, Claims
 from synpro_engine.synth.leases import Leases, forget_owners
 from synpro_engine.synth.ledger import PartWriter, counts_of, read_commits
 from synpro_engine.synth.merge import merge, read_yield
-from synpro_engine.synth.prompting import PromptConfig
-from synpro_engine.synth.records import Generator, Producer, RewardFunction
-from synpro_engine.synth.work import GenerateConfig, WorkItem, WorkList, work_items
+from synpro_engine.synth.records import Producer
+from synpro_engine.synth.work import WorkItem, WorkList, work_items
 from synpro_engine.synth.yields import YieldReport
 
 SETTINGS = "settings.json"
 """Of a work directory: what its answers depend on. It is there once the work list is."""
+_SOURCE = "source_sha256"
 _READING = 2  # of answers: goes up where another text may come out of the same answer
 _WAIT_S = 1.0  # for batches that are in other hands
 
@@ -52,45 +52,26 @@ def work_directory(path: Path) -> Path:
 def generate_corpus(
     path: Path,
     documents: Callable[[], Iterable[Document]],
-    generator: Generator,
-    tokenizer: Tokenizer,
-    config: GenerateConfig,
-    prompt: PromptConfig,
+    producer: Producer,
     topology: Topology,
     *,
-    generator_hash: str,
     seed: int,
-    scorer: RewardFunction | None = None,
-    prefix: str = "",
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,
-    helper: bool = False,
-) -> YieldReport | None:
+) -> YieldReport:
     """Write the synthetic corpus `path` from `documents`; collective, and every rank gets the report.
 
     documents: yields them anew at each call, on rank 0 alone. Data-parallel ranks take batches as they come to them;
-    all ranks of a tensor-parallel group work on the same batch (the generator and the scorer may be collective over
-    it) and its first one writes. `generator_hash` names the checkpoint, `inputs` whatever else the outcome depends on
-    (say, the checkpoints behind the rewards), `parents` the artifacts it was made from. `prefix` begins every record's
-    id: corpora of one source that will be read together (rounds, say) need one each, and each a seed of its own. A
-    finished corpus of the same settings is returned as it is.
-
-    helper: of a job that joins another, which has begun and will finish the corpus; it returns None when no batch is
-    left, and reads no documents.
+    all ranks of a tensor-parallel group work on the same batch (the producer's generator and scorer may be collective
+    over it) and its first one writes. `inputs` names whatever the outcome depends on beside the producer (say, the
+    checkpoints behind the rewards), `parents` the artifacts it was made from. Corpora of one source that will be read
+    together (rounds, say) need a seed each. A finished corpus of the same settings is returned as it is.
 
     Raises UserError for a work list without items, `path` holding (or begun with) other settings, damaged parts, and a
     full disk, and Stopped, after the batches in hand, when the job is asked to stop; what was already written stays and
     is used by the next start.
     """
-    producer = Producer(
-        generator=generator, tokenizer=tokenizer, config=config, prompt=prompt, generator_hash=generator_hash,
-        scorer=scorer, prefix=prefix,
-    )  # fmt: skip
     work, own = work_directory(path), _settings(producer, seed, inputs or {})
-    if helper:
-        on_main(topology, lambda: _must_equal(_without_source(read_json(work / SETTINGS)), own, work))
-        _answer(work, producer, topology, helper=True)
-        return None
     label = f"work list of {path.name}"
     if not on_main(topology, lambda: _prepare(path, work, producer, documents, seed, own), label=label):
         _answer(work, producer, topology, helper=False)
@@ -99,17 +80,36 @@ def generate_corpus(
         missing = on_main(topology, lambda: len(WorkList(work).open()) - len(read_commits(work)))
         if missing:  # some rank was asked to stop; this one may not know yet
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
-        settings = on_main(topology, lambda: read_json(work / SETTINGS))
         on_main(
             topology,
-            lambda: merge(path, work, settings, parents or {}, seed, join=config.join),
+            lambda: merge(path, work, read_json(work / SETTINGS), parents or {}, seed, join=producer.config.join),
             label=f"merge {path.name}",
         )
     # Only once the artifact is published: until then these are the only copy. A kill in between leaves them for the
     # next start, which comes here again.
-    if topology.is_main and work.exists():
-        shutil.rmtree(work)
+    if topology.is_main:
+        remove_directory(work)
     return on_main(topology, lambda: read_yield(path))
+
+
+def join_generation(
+    path: Path, producer: Producer, topology: Topology, *, seed: int, inputs: Mapping[str, str] | None = None
+) -> None:
+    """Answer batches of a corpus that another job writes, until none is left that nobody is at. Collective.
+
+    The other job has begun and will finish it. Raises UserError where that is made with other settings, and Stopped
+    when this job is asked to stop.
+    """
+    work, own = work_directory(path), _settings(producer, seed, inputs or {})
+
+    def check() -> None:
+        stored = read_json(work / SETTINGS)
+        _must_equal({name: value for name, value in stored.items() if name != _SOURCE}, own, work)
+
+    on_main(topology, check)
+    _answer(work, producer, topology, helper=True)
+    if asked_to_stop(topology):
+        raise Stopped(f"{work}: stopped; the job that owns it goes on")
 
 
 def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -130,10 +130,6 @@ def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[
         "inputs": dict(inputs),
     }
     return json.loads(json_text(settings))  # tuples become lists, as they will be when read back
-
-
-def _without_source(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "source_sha256"}
 
 
 def _prepare(
@@ -163,7 +159,7 @@ def _prepare(
         WorkList(work).write(passing(), producer.config.batch_prompts)
     if not count:
         raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
-    settings = {**own, "source_sha256": source.hexdigest()}
+    settings = {**own, _SOURCE: source.hexdigest()}
     if finished:
         _must_equal(read_manifest(path).config, settings, path)
     elif begun:

@@ -44,7 +44,11 @@ RewardFunction = Callable[[Sequence[Candidate]], Sequence[Mapping[str, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Producer:
-    """Makes the records of a batch: everything a batch needs besides its items. `prefix` begins every record's id."""
+    """Makes the records of a batch: everything a batch needs besides its items.
+
+    `generator_hash` names the checkpoint. `prefix` begins every record's id: corpora of one source that will be read
+    together need one each.
+    """
 
     generator: Generator
     tokenizer: Tokenizer

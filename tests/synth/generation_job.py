@@ -1,4 +1,4 @@
-"""A whole bulk generation with a small real generator, as a program: `python generation_job.py OUT [seconds a batch]`.
+"""A whole bulk generation with a small real generator, as a program: `generation_job.py OUT SECONDS_A_BATCH [join]`.
 
 The generator is a bigram model of the prompt's own tokens, so what it writes depends on prompt and seed alone and
 some of it is refused. Tests run this file in a process of its own to kill it, and load it to call its functions.
@@ -22,9 +22,11 @@ from synpro_engine.synth import (
     Candidate,
     GenerateConfig,
     Operation,
+    Producer,
     PromptConfig,
     YieldReport,
     generate_corpus,
+    join_generation,
     render_chat,
     stop_ids,
 )
@@ -129,19 +131,29 @@ def letters(candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
     return [{"letters": sum(map(str.isalpha, c.parsed.text)) / len(c.parsed.text)} for c in candidates]
 
 
+def make_producer(
+    seconds: float = 0.0, prefix: str = "", stop: tuple[int, int] | None = None, config: GenerateConfig = CONFIG
+) -> Producer:
+    tokenizer = make_tokenizer()
+    return Producer(
+        generator=BigramGenerator(tokenizer, seconds, stop), tokenizer=tokenizer, config=config, prompt=PROMPT,
+        generator_hash="bigram", scorer=letters, prefix=prefix,
+    )  # fmt: skip
+
+
 def generate(
     out: Path, topology: Topology, seconds: float = 0.0, prefix: str = "", stop: tuple[int, int] | None = None
 ) -> tuple[YieldReport, int]:
     """The generation that all tests compare, and how many batches this rank had generated for it."""
-    tokenizer = make_tokenizer()
-    generator = BigramGenerator(tokenizer, seconds, stop)
-    report = generate_corpus(
-        out, make_documents, generator, tokenizer, CONFIG, PROMPT, topology,
-        generator_hash="bigram", seed=SEED, scorer=letters, prefix=prefix,
-    )  # fmt: skip
-    return report, generator.calls
+    producer = make_producer(seconds, prefix, stop)
+    report = generate_corpus(out, make_documents, producer, topology, seed=SEED)
+    return report, producer.generator.calls  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":
+    out, seconds = Path(sys.argv[1]), float(sys.argv[2])
     with launched(ParallelConfig()) as here:
-        generate(Path(sys.argv[1]), here, float(sys.argv[2]))
+        if sys.argv[3:] == ["join"]:
+            join_generation(out, make_producer(seconds), here, seed=SEED)
+        else:
+            generate(out, here, seconds)

@@ -25,9 +25,11 @@ from synpro_engine.synth import (
     REJECTS,
     YIELD,
     GenerateConfig,
+    Producer,
     PromptConfig,
     SliceConfig,
     generate_corpus,
+    join_generation,
     operation_named,
     render_chat,
     slices_of,
@@ -169,10 +171,8 @@ def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: To
         (narrow, JOB["CONFIG"], JOB["SEED"], "longest_prompt"),
     ):
         with pytest.raises(UserError, match=f"was made with other settings: `{key}` is .* there, .* here"):
-            generate_corpus(
-                corpus, JOB["make_documents"], made_by, tokenizer, config, JOB["PROMPT"], topology,
-                generator_hash="bigram", seed=seed, scorer=JOB["letters"],
-            )  # fmt: skip
+            producer = dataclasses.replace(JOB["make_producer"](config=config), generator=made_by)
+            generate_corpus(corpus, JOB["make_documents"], producer, topology, seed=seed)
 
 
 def test_a_prefix_sets_the_ids_of_two_corpora_of_one_source_apart(
@@ -220,10 +220,11 @@ def test_a_prompt_that_fills_the_models_context_is_refused_and_the_others_are_an
         i.key: len(render_chat(operation.messages(i.slice.text), operation.prefill, tokenizer, "chatml")) for i in items
     }
     seq_len = sorted(length.values())[len(items) // 2] + 1  # the middle one just leaves room for a token
-    report = generate_corpus(
-        tmp_path / "corpus", JOB["make_documents"], _tiny_sampler(topology, seq_len), tokenizer, config,
-        PromptConfig(chat_format="chatml"), topology, generator_hash="tiny", seed=0,
+    producer = Producer(
+        generator=_tiny_sampler(topology, seq_len), tokenizer=tokenizer, config=config,
+        prompt=PromptConfig(chat_format="chatml"), generator_hash="tiny",
     )  # fmt: skip
+    report = generate_corpus(tmp_path / "corpus", JOB["make_documents"], producer, topology, seed=0)
     refused = {r["id"] for r in _rejected(tmp_path / "corpus") if r["reason"] == "prompt_too_long"}
     assert refused == {f"{key}:0" for key, tokens in length.items() if tokens >= seq_len}
     assert 0 < len(refused) < len(items) == report.completions
@@ -236,10 +237,11 @@ def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topolo
         operations=("rephrase",), max_chars=150, max_slices=5, batch_prompts=2,
         sampling=SamplingConfig(max_new_tokens=40, top_p=0.9),
     )  # fmt: skip
-    generate_corpus(
-        tmp_path / "corpus", JOB["make_documents"], sampler, tokenizer, config,
-        PromptConfig(chat_format="chatml", keep_truncated=True), topology, generator_hash="tiny", seed=0,
+    prompt = PromptConfig(chat_format="chatml", keep_truncated=True)
+    producer = Producer(
+        generator=sampler, tokenizer=tokenizer, config=config, prompt=prompt, generator_hash="tiny"
     )  # fmt: skip
+    generate_corpus(tmp_path / "corpus", JOB["make_documents"], producer, topology, seed=0)
     records = _accepted(tmp_path / "corpus")
     assert records
     for record in records:
@@ -252,3 +254,62 @@ def test_a_model_in_training_is_a_generator_whose_texts_can_be_made_again(topolo
             seeds=[origin["seed"]], vocab_limit=tokenizer.vocab_size,
         )  # fmt: skip
         assert operation.parse(operation.prefill + tokenizer.decode(alone.token_ids)).text == record["text"]
+
+
+def _started(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join((str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, str(SCRIPT), str(out), *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_another_job_joins_takes_batches_and_may_be_killed(corpus: Path, tmp_path: Path) -> None:
+    out, work = tmp_path / "corpus", tmp_path / "corpus.work"
+    owner = _started(out, "1.0")
+    try:
+        while not (work / "settings.json").exists():
+            assert owner.poll() is None, owner.communicate()[1]
+            time.sleep(0.05)
+        killed, helper = _started(out, "0.5", "join"), _started(out, "0.5", "join")
+        while len({commit.part for commit in read_commits(work).values()}) < 3:
+            assert owner.poll() is None, owner.communicate()[1]
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert owner.wait(60) == 0 and helper.wait(60) == 0, helper.communicate()[1]
+    finally:
+        owner.kill()
+    assert _content(out) == _content(corpus) and not work.exists()
+
+
+def test_a_job_of_other_settings_may_not_join(topology: Topology, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    owner = _started(out, "5.0")
+    while not (tmp_path / "corpus.work" / "settings.json").exists():
+        assert owner.poll() is None, owner.communicate()[1]
+        time.sleep(0.05)
+    owner.kill()
+    owner.communicate()
+    with pytest.raises(UserError, match="other settings: `prefix`"):
+        join_generation(out, JOB["make_producer"](prefix="x/"), topology, seed=JOB["SEED"])
+
+
+def test_accepted_slices_are_joined_by_document_operation_and_sample(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    config = JOB["CONFIG"].model_copy(update={"join": True})
+    producer = JOB["make_producer"](config=config)
+    report = generate_corpus(tmp_path / "joined", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    apart: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for record in _accepted(corpus):
+        origin = record["provenance"]
+        apart.setdefault((origin["source"], origin["operation"], origin["member"]), []).append(record)
+    joined = _accepted(tmp_path / "joined")
+    assert report.accepted == sum(map(len, apart.values())) > len(joined) == len(apart)
+    for record in joined:
+        origin = record["provenance"]
+        parts = apart[origin["source"], origin["operation"], origin["member"]]
+        assert record["text"] == "\n\n".join(part["text"] for part in parts)
+        assert origin["slices"] == [[part["provenance"]["start"], part["provenance"]["end"]] for part in parts]
+        values = [part["rewards"]["letters"] for part in parts]
+        assert min(values) <= record["rewards"]["letters"] <= max(values)

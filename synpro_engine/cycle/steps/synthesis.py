@@ -45,9 +45,11 @@ from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
     DOCUMENTS,
+    Producer,
     Prompter,
     choose_slices,
     generate_corpus,
+    join_generation,
     operation_named,
     read_yield,
 )
@@ -159,26 +161,31 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
 
 
-def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topology: Topology) -> None:
-    """Generate one operation's synthetic documents over the corpus, with rewards and provenance."""
+def generate_stage(
+    into: Path, settings: GenerateSettings, inputs: Inputs, topology: Topology, *, helper: bool = False
+) -> None:
+    """Generate one operation's synthetic documents over the corpus, with rewards and provenance.
+
+    helper: only take part, in what another job does there.
+    """
     model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     composer, operation = build_rewards(settings, inputs, topology), settings.operation
-    report = generate_corpus(
-        into / CORPUS,
-        partial(read_documents, str(documents_path(inputs.tokens, "train"))),
-        Sampler(model),
-        open_tokenizer(inputs.base, topology),
-        settings.generate,
-        settings.prompt,
-        topology,
+    producer = Producer(
+        generator=Sampler(model),
+        tokenizer=open_tokenizer(inputs.base, topology),
+        config=settings.generate,
+        prompt=settings.prompt,
         # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
         generator_hash=weights_hash(model),
-        seed=_round_seed(settings),
         scorer=composer.rows,
         # Ids of all rounds meet in one mixture of sources.
         prefix="" if settings.round == 1 else f"{Round(settings.round).name}/",
     )
-    assert report is not None, "only a helper has none"
+    if helper:
+        join_generation(into / CORPUS, producer, topology, seed=_round_seed(settings))
+        return
+    documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
+    report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
     say(topology, f"generated {operation}: {report.summary}")
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
