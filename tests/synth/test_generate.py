@@ -265,7 +265,7 @@ def _started(out: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def test_another_job_joins_takes_batches_and_may_be_killed(corpus: Path, tmp_path: Path) -> None:
     out, work = tmp_path / "corpus", tmp_path / "corpus.work"
-    owner = _started(out, "1.0")
+    owner = _started(out, "4.0")
     try:
         while not (work / "settings.json").exists():
             assert owner.poll() is None, owner.communicate()[1]
