@@ -18,12 +18,12 @@ from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, T
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
 from synpro_engine.cycle.stages import Stage
-from synpro_engine.cycle.steps.corpus import build_corpus
+from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
 from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
 from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
-from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.dist import Topology, on_main
 
 _OUTSIDE = {
     TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
@@ -46,10 +46,8 @@ class Plan:
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
         of, topology, tokens = self._settings, self.topology, self._tokens
-        corpus = partial(build_corpus, settings=of.tokenize, tell=partial(say, topology))
-        yield self._stage(
-            TOKENIZE, TOKENIZE, lambda into: on_main(topology, lambda: corpus(into), label=TOKENIZE), of.tokenize
-        )
+        work = partial(tokenize_stage, settings=of.tokenize, topology=topology)
+        yield self._stage(TOKENIZE, TOKENIZE, work, of.tokenize)
         work = partial(import_stage, settings=of.generator, tokens=tokens, topology=topology)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
         work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens, topology=topology)

@@ -31,9 +31,9 @@ class BatchTokenizer(Protocol):
 
 
 class Encoded(NamedTuple):
-    """Documents' ids as `document_ids` gives them, with begin and end: tokens [N] int32, lengths [D] int64."""
+    """Documents' ids with begin and end, end to end: tokens [N] of any integer type, lengths [D] int64."""
 
-    tokens: NDArray[np.int32]
+    tokens: NDArray[np.integer]
     lengths: NDArray[np.int64]
     text_bytes: int
     """Of the texts in UTF-8."""
@@ -43,10 +43,19 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
     """The ids of documents as models are trained on them: `document_ids` of each."""
     batch = isinstance(tokenizer, BatchTokenizer)
     rows = tokenizer.encode_batch(texts) if batch else rows_of([tokenizer.encode(text) for text in texts])
-    begin = tokenizer.bos_id
+    return _framed(rows, tokenizer.bos_id, tokenizer.eos_id, texts)
+
+
+def with_end(tokenizer: Tokenizer, ids: Sequence[NDArray[np.integer]], texts: Sequence[str]) -> Encoded:
+    """Documents that are ids already, each with its end behind it; `texts` is what they spell."""
+    rows = Rows(np.concatenate(ids).astype(np.int32), np.fromiter(map(len, ids), np.int64, len(ids)))
+    return _framed(rows, None, tokenizer.eos_id, texts)
+
+
+def _framed(rows: Rows, begin: int | None, end: int, texts: Sequence[str]) -> Encoded:
     lengths = rows.lengths + (1 if begin is None else 2)
     ends = np.cumsum(lengths)
-    tokens = np.full(int(ends[-1]) if len(ends) else 0, tokenizer.eos_id, np.int32)
+    tokens = np.full(int(lengths.sum()), end, np.int32)
     inner = np.ones(len(tokens), dtype=bool)
     inner[ends - 1] = False
     if begin is not None:

@@ -24,6 +24,7 @@ from synpro_engine.config import (
     new_artifact,
     read_manifest,
     verify_artifact,
+    write_manifest,
 )
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
@@ -31,9 +32,7 @@ from synpro_engine.data.encoding import Encoded, batched, encode_documents, in_o
 from synpro_engine.data.megatron_index import open_megatron, token_dtype, write_index
 from synpro_engine.data.prompted import Task
 from synpro_engine.data.rows import rows_of
-from synpro_engine.data.token_files import TokenDocument
 from synpro_engine.data.tokenizer import Tokenizer, document_ids
-from synpro_engine.data.writer import DocumentWriter
 
 KIND = "shards"
 _IDS, _STATS, _TOKENS, _LEARNT, _LENGTHS = "ids.jsonl", "stats.json", "tokens", "learnt.bin", "lengths"
@@ -65,14 +64,14 @@ class ShardWriter:
     def __init__(
         self, directory: Path, tokenizer: Tokenizer, open_file: Callable[[Path], Writable], lengths: Path
     ) -> None:
-        """open_file: opens files to append to, which its owner closes before `finish`. lengths: an aside for lengths.
+        """open_file: opens files to append to, which its owner closes before they are finished. lengths: an aside.
 
-        The aside is an int32 a document, is no part of the shards, and may be deleted when they are finished.
+        It takes an int32 a document, is no part of the shards, and may be deleted when they are finished.
         """
-        self._directory, self._tokenizer, self._open_file = directory, tokenizer, open_file
+        self._directory, self._open_file = directory, open_file
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._tokens, self._names = open_file(directory / f"{_TOKENS}.bin"), open_file(directory / _IDS)
-        self._lengths_path, self._lengths = lengths, open_file(lengths)
+        self._lengths = open_file(lengths)
         self._learnt: Writable | None = None
         self.text_bytes = 0
         """Of the documents so far, in UTF-8; where files are gone on with, it is to be set."""
@@ -90,19 +89,27 @@ class ShardWriter:
         self._learnt = self._learnt or self._open_file(self._directory / _LEARNT)
         self._learnt.write(bytes(learnt))
 
-    def finish(self) -> ShardStats:
-        """Write the index and the totals beside the files, which are closed."""
-        write_index(self._directory / f"{_TOKENS}.idx", self._lengths_path, self._dtype)
-        stats = ShardStats(
-            documents=self._lengths_path.stat().st_size // np.dtype(np.int32).itemsize,
-            tokens=(self._directory / f"{_TOKENS}.bin").stat().st_size // self._dtype.itemsize,
-            text_bytes=self.text_bytes,
-            eos_id=self._tokenizer.eos_id,
-            vocab_size=self._tokenizer.vocab_size,
-            tokenizer=self._tokenizer.fingerprint,
-        )
-        atomic_write_text(self._directory / _STATS, stats.model_dump_json(indent=2) + "\n")
-        return stats
+
+def _finish(directory: Path, tokenizer: Tokenizer, lengths: Path, text_bytes: int) -> ShardStats:
+    """Write index and totals of a shard directory whose files are complete; arguments as `ShardWriter`'s."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    write_index(directory / f"{_TOKENS}.idx", lengths, dtype)
+    stats = ShardStats(
+        documents=lengths.stat().st_size // np.dtype(np.int32).itemsize,
+        tokens=(directory / f"{_TOKENS}.bin").stat().st_size // dtype.itemsize,
+        text_bytes=text_bytes,
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+    )
+    atomic_write_text(directory / _STATS, stats.model_dump_json(indent=2) + "\n")
+    return stats
+
+
+def publish_shards(path: Path, tokenizer: Tokenizer, lengths: Path, text_bytes: int, seed: int | None) -> None:
+    """Make an artifact of a shard directory whose files are complete and stand under their names already."""
+    _finish(path, tokenizer, lengths, text_bytes)
+    write_manifest(path, KIND, _config(tokenizer), {}, seed)
 
 
 @contextmanager
@@ -113,17 +120,17 @@ def new_shards(
 
     An older one is replaced. Raises UserError where no document came.
     """
-    with new_artifact(path, KIND, shards_config(tokenizer), parents, seed) as directory:
+    with new_artifact(path, KIND, _config(tokenizer), parents, seed) as directory:
         lengths = directory / _LENGTHS
         with ExitStack() as held:
             writer = ShardWriter(directory, tokenizer, lambda file: held.enter_context(file.open("wb")), lengths)
             yield writer
-        if not writer.finish().documents:
+        if not _finish(directory, tokenizer, lengths, writer.text_bytes).documents:
             raise UserError(f"{path}: no documents to tokenise")
         lengths.unlink()
 
 
-def shards_config(tokenizer: Tokenizer) -> dict[str, object]:
+def _config(tokenizer: Tokenizer) -> dict[str, object]:
     """What the manifest of a shard directory says of its settings."""
     return {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id}
 
@@ -190,26 +197,6 @@ def write_task_shards(
             yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
 
     return _write_artifact(encoded(), tokenizer, path, seed)
-
-
-def write_token_shards(
-    documents: Iterable[TokenDocument], tokenizer: Tokenizer, path: Path, texts: Path, *, seed: int | None = None
-) -> ShardStats:
-    """Copy documents that are token ids already into a new shard directory, and their decoded texts to `texts`.
-
-    The ids stay as they are; one EOS follows each document. They are the tokenizer's (see `check_ids`) and spell more
-    than white space. Otherwise as `write_shards`.
-    """
-    with DocumentWriter(texts) as writer:
-
-        def decoded() -> Iterator[_Tokens]:
-            for document in documents:
-                ids = document.ids.tolist()
-                text = tokenizer.decode(ids)
-                writer.write(Document(document.id, text))
-                yield _Tokens(document.id, [*ids, tokenizer.eos_id], len(text.encode()))
-
-        return _write_artifact(decoded(), tokenizer, path, seed)
 
 
 class _Tokens(NamedTuple):

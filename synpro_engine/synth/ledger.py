@@ -21,6 +21,7 @@ from pydantic import Field
 
 from synpro_engine.config import Record, UserError, json_text, parse_record, whole_lines
 from synpro_engine.config.artifact import fsync_path
+from synpro_engine.config.journal import open_at
 from synpro_engine.config.records import WholeLine
 
 
@@ -84,8 +85,8 @@ class PartWriter:
                 # The highest end and not the last: what lies behind it belongs to no line, and
                 # was written when the kill came.
                 part_end, ledger_end = max(part_end, commit.offset + commit.size), line.end
-        self._part = _open_at(self._part_path, part_end)
-        self._ledger = _open_at(self._ledger_path, ledger_end)
+        self._part = open_at(self._part_path, part_end)
+        self._ledger = open_at(self._ledger_path, ledger_end)
         # New files are entries of the directory: synced files could be gone with it after a power cut.
         fsync_path(self._part_path.parent)
         return self
@@ -119,21 +120,6 @@ class PartWriter:
         """Close both files; everything that counts is already on disk."""
         self._part.close()
         self._ledger.close()
-
-
-def _open_at(path: Path, size: int) -> BinaryIO:
-    # Not "ab": appending ignores the place that was sought, behind which a torn frame may lie.
-    # Unbuffered, so that a write is a write.
-    file = path.open("r+b" if path.exists() else "x+b", buffering=0)
-    try:
-        if file.seek(0, os.SEEK_END) < size:
-            raise UserError(f"{path}: shorter than its ledger says; remove {path.parent} to start anew")
-        file.truncate(size)
-        file.seek(size)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _write_through(file: BinaryIO, data: bytes) -> None:
