@@ -114,7 +114,7 @@ def asks(records: Sequence[Record]) -> list[Ask]:
             text = f"throughput of encode_batch_fast on {record['threads']} thread(s)"
             found.append(Ask(text=text, figure=float(str(record["ratio"])), limit=SHARE, at_least=True))
     for form in FORMS:
-        peaks = {r["text_mb"]: float(str(r["peak_bytes"])) for r in records if r.get("form") == form}
+        peaks = {float(str(r["text_mb"])): float(str(r["peak_bytes"])) for r in records if r.get("form") == form}
         if len(peaks) > 1:
             figure = peaks[max(peaks)] / peaks[min(peaks)]
             found.append(Ask(text=f"growth of peak memory, {form}", figure=figure, limit=GROWTH, at_least=False))
