@@ -17,7 +17,8 @@ OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
 ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
-        "run_layout sections recipe rates forecast settings external stages run_lock steps plan summaries cycle scoring"
+        "run_layout sections recipe layouts rates forecast settings external stages run_lock steps plan"
+        " summaries cycle scoring"
     ).split(),
 }
 """Modules and sub-packages of a package, in their order."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from synpro_engine.cli import plan_table
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
+from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
 from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.rates import Rates, measured_rates
+from synpro_engine.cycle.run_layout import PRETRAIN
+from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
+from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
@@ -23,9 +30,12 @@ from synpro_engine.influence import EstimatorConfig
 
 
 @contextmanager
-def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None) -> Iterator[Cycle]:
+def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None, *, models: bool = True) -> Iterator[Cycle]:
+    """models: whether any is built, for which the ranks must be divided as the recipe says."""
     recipe_here = load_recipe(recipe, overrides)
-    with launched(recipe_here.parallel, recipe_here.seed) as topology:
+    if not models:
+        recipe_here = recipe_here.undivided()
+    with launched(recipe_here.parallel, recipe_here.seed, recipe_here.layouts) as topology:
         # Rank 0's, for the file may have been edited while the ranks came up.
         resolved = broadcast_object(recipe_here, topology)
         with verification(resolved.verify):
@@ -52,14 +62,15 @@ def plan(
     resolved = load_recipe(recipe, overrides)
     rates = Rates() if measured is None else measured_rates(measured)
     rates = Rates(trained=trained or rates.trained, sampled=sampled or rates.sampled)
-    ranks = ranks or max(read_environment().world_size, resolved.parallel.tp * resolved.parallel.pp)
+    fewest = lcm(*(layout.tp * layout.pp for layout in resolved.layouts.values()))
+    ranks = ranks or max(read_environment().world_size, fewest)
     for line in plan_table.lines(forecast(resolved, ranks), rates):
         print(line)
 
 
 def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:
     """Write the report of what is there."""
-    with _cycle(recipe, overrides, directory) as cycle:
+    with _cycle(recipe, overrides, directory, models=False) as cycle:
         cycle.open_directory()
         cycle.write_report()
 
@@ -83,6 +94,8 @@ class Weights:
     checkpoint: Path | None
     probe: Path | None
     tokenizer: Path | None
+    references: tuple[str, ...] = ()
+    """Files of reference tasks in place of a probe, or mappings as in a recipe's `references`."""
 
 
 def influence(
@@ -103,7 +116,8 @@ def influence(
         raise UserError("--input: the documents to score are missing")
     if output is None and explain is None:
         raise UserError("--output: give a file for the scores, or --explain ID to look at one document")
-    with _pair(weights) as (pair, base, corpus, topology):
+    with TemporaryDirectory(prefix="synpro-") as folder, _pair(weights, Path(folder), output) as found:
+        pair, base, corpus, topology = found
         config = validate(EstimatorConfig, {**base.model_dump(), **settings}, "options")
         read = validate(ReadConfig, {**corpus.model_dump(include=set(ReadConfig.model_fields)), **reading}, "options")
         if explain is not None:
@@ -115,8 +129,18 @@ def influence(
 
 
 @contextmanager
-def _pair(weights: Weights) -> Iterator[tuple[ModelPair, EstimatorConfig, ReadConfig, Topology]]:
-    """The models to measure with, the estimator's settings and how to read records, from a run or from checkpoints."""
+def _pair(
+    weights: Weights, folder: Path, output: Path | None
+) -> Iterator[tuple[ModelPair, EstimatorConfig, ReadConfig, Topology]]:
+    """The models to measure with, the estimator's settings and how to read records, from a run or from checkpoints.
+
+    folder: where directions of references are kept if there is no `output` to put them beside.
+    """
+    kept = output is not None and (output.is_file() or not output.exists())  # nothing lies beside a pipe
+    place = output.with_name(output.name + ".directions") if output is not None and kept else folder / "directions"
+    references = _named_references(weights.references)
+    if references and weights.probe is not None:
+        raise UserError("--reference: stands in place of --probe; give one or the other")
     if weights.checkpoint is None and weights.probe is None:
         if not weights.arguments or "=" in weights.arguments[0]:
             raise UserError("influence: give a RECIPE, whose run holds the models, or --checkpoint and --probe")
@@ -124,16 +148,41 @@ def _pair(weights: Weights) -> Iterator[tuple[ModelPair, EstimatorConfig, ReadCo
             raise UserError("--tokenizer: goes with --checkpoint; a run has its own")
         with _cycle(weights.arguments[0], weights.arguments[1:], weights.directory) as cycle:
             cycle.open_directory()
-            yield ModelPair.of_run(cycle), cycle.recipe.influence, cycle.recipe.corpus, cycle.topology
+            place = broadcast_object(place, cycle.topology)  # each rank has a temporary folder of its own
+            pair = pair_of_run(cycle, references, place) if references else ModelPair.of_run(cycle)
+            yield pair, cycle.recipe.influence, cycle.recipe.corpus, cycle.place_of(PRETRAIN)
         return
-    if weights.checkpoint is None or weights.probe is None:
-        raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both")
+    if weights.checkpoint is None or (weights.probe is None and not references):
+        raise UserError("--checkpoint and --probe: one says theta, the other theta'; give both, or --reference")
     if weights.directory is not None or (weights.arguments and "=" not in weights.arguments[0]):
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.arguments)
     with verification(config.verify), launched(config.parallel) as topology:
-        pair = ModelPair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
+        place = broadcast_object(place, topology)
+        if weights.probe is None:
+            rows = config.influence.micro_batch
+            pair = pair_of_checkpoint(weights.checkpoint, references, place, weights.tokenizer, topology, rows=rows)
+        else:
+            pair = ModelPair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
         yield pair, config.influence, config.corpus, topology
+
+
+def _named_references(given: Sequence[str]) -> dict[str, ReferenceConfig]:
+    """References by the names of their files without endings, each given as a file or as a mapping of its settings."""
+    found: dict[str, ReferenceConfig] = {}
+    for text in given:
+        try:
+            settings = parse_yaml(text) if text.startswith("{") else {"source": text}
+        except YAMLFault as fault:
+            raise UserError(f"--reference {text}: not valid YAML ({fault})") from None
+        reference = validate(ReferenceConfig, settings, f"--reference {text}")
+        if reference.source is None:
+            raise UserError(f"--reference {text}: key `source` is missing")
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(reference.source).name.partition(".")[0])
+        if name in ("", *found):
+            raise UserError(f"--reference {text}: another one has that name; scores are told apart by file names")
+        found[name] = reference
+    return found
 
 
 def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage: str, output: Path) -> None:

@@ -24,6 +24,9 @@ reference does.
 \b
   synpro influence quickstart --input docs.jsonl --output scores.jsonl
       theta and the newest direction or probe of a run (of --dir, or runs/quickstart)
+  synpro influence quickstart --reference tasks.jsonl --input docs.jsonl --output scores.jsonl
+      the same theta, and what helps it with these tasks: along AdamW's next step on them (with --checkpoint A, which
+      has no text to read next, along their gradient); directions are kept beside the scores
   synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
       any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
       B may also be a stored direction
@@ -36,8 +39,9 @@ reference does.
 Each line of the output is {"id", "value", "tokens", "windows", "loss", "estimator", "theta", "probe"} and the
 estimator's settings, in the order of the input; theta and probe are content hashes, and loss is the mean one, in nats
 per token, where the estimate is taken (--at). A text longer than the model's context is cut into so many windows, each
-without what stands before it; influence and loss are means over all of its tokens. Called again after an interruption
-it goes on behind the last whole line. A document has a text, in the field `text` or that of --text-field, and an id
+without what stands before it; influence and loss are means over all of its tokens. Of several references, `references`
+has the value along each. Called again after an interruption it goes on behind the last whole line.
+A document has a text, in the field `text` or that of --text-field, and an id
 that is unique in the input, in the field `id` or that of --id-field; one without `id` is called by its file and line,
 as `b.jsonl:17`. What is no document ends the command, which names file and line, or is named and left out with
 --skip-bad.
@@ -63,6 +67,15 @@ def influence(
     ] = None,
     probe: Annotated[
         Path | None, typer.Option("--probe", metavar="B", help="theta' likewise, or a direction theta - theta'.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reference",
+            metavar="FILE",
+            help="What helps, in place of a probe: prompts with responses, chats or text; or a mapping as a "
+            "recipe's `references` have, as {source: FILE, prompt_field: inputs}. May be given several times.",
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="Where the run of A does not record one: its file or directory.")
@@ -125,6 +138,7 @@ def influence(
             checkpoint=checkpoint,
             probe=probe,
             tokenizer=tokenizer,
+            references=tuple(reference or ()),
         ),
         {name: value for name, value in settings.items() if value is not None},
         documents,

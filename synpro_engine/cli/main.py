@@ -30,6 +30,7 @@ rephrase and reformat generators against it, generate, and train on: one job, on
 \b
 On several processes, with tensor parallelism for example:
   synpro launch --nproc-per-node 2 run smoke parallel.tp=2 --dir runs/tp2
+  synpro launch --nproc-per-node 2 run smoke pretrain.parallel.pp=2 --dir runs/pp2      (the generator: 2 replicas)
 
 \b
 SIGTERM, SIGUSR1 and the first Ctrl-C finish the step in hand, save, and end with exit code 75: the same command goes
@@ -88,7 +89,9 @@ for _name, _until, _text in (
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Processes of the job; tp x pp if not given.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the job; else as few as its layouts take.")
+    ] = None,
     tokens_per_s: Annotated[
         float | None, typer.Option(min=1e-9, help="Tokens a second that the job trains on, to count time by.")
     ] = None,

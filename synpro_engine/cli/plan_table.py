@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from synpro_engine.cycle.forecast import Cost, Forecast
 from synpro_engine.cycle.rates import Rates
 
-_HEAD = ("stage", "tokens", "sampled", "FLOPs", "GiB a rank", "GB on disk", "time")
+_HEAD = ("stage", "layout", "tokens", "sampled", "FLOPs", "GiB a rank", "GB on disk", "time")
 
 
 def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
     """The table, line by line, and below it what to know of its numbers."""
     recipe, model = plan.recipe, plan.recipe.model
     parameters = f"{model.parameter_count() / 1e6:,.1f}M parameters"
-    yield f"{recipe.name}: {parameters}, {plan.layout}, {plan.dtype}".replace("torch.", "")
+    ranks = f"{plan.ranks} processes" if plan.ranks > 1 else "1 process"
+    yield f"{recipe.name}: {parameters}, {ranks}, {plan.dtype}".replace("torch.", "")
     rows = [_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         first, *others = (
-            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if n < 2 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join([first, *others]).rstrip()
     for remark in plan.remarks:
@@ -32,6 +33,7 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
 def _row(plan: Forecast, cost: Cost, rates: Rates) -> tuple[str, ...]:
     return (
         cost.stage,
+        "-" if cost.layout is None else str(cost.layout),
         "?" if cost.tokens is None else _short(cost.tokens),
         _short(cost.sampled),
         f"{cost.flops:.1e}" if cost.flops else "-",
@@ -47,6 +49,7 @@ def _total(plan: Forecast, rates: Rates) -> tuple[str, ...]:
     known = [second for second in seconds if second is not None]
     return (
         "in all",
+        "",
         _short(sum(cost.tokens or 0.0 for cost in plan.costs)),
         _short(sum(cost.sampled for cost in plan.costs)),
         f"{sum(cost.flops for cost in plan.costs):.1e}",

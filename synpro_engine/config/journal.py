@@ -29,7 +29,7 @@ class _Commit(Record):
     state: dict[str, Any]
 
 
-def open_at(path: Path, size: int) -> BinaryIO:
+def _open_at(path: Path, size: int) -> BinaryIO:
     """Open a file, made where there is none, to append behind its first `size` bytes; what follows these is cut off.
 
     Unbuffered, so that a write is a write. UserError where the file is shorter.
@@ -52,7 +52,7 @@ class GrowingFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
-        self._raw = open_at(path, size)
+        self._raw = _open_at(path, size)
         self._file = io.BufferedWriter(self._raw, _BUFFER)
 
     def write(self, data: bytes) -> None:
@@ -115,7 +115,7 @@ class Journal:
         sizes = {self._name(file.path): (ends or {}).get(file, file.size) for file in self._files}
         line = (json_text({"sizes": sizes, "state": dict(state)}) + "\n").encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open_at(self._path, self._end) as ledger:
+        with _open_at(self._path, self._end) as ledger:
             ledger.write(line)
             os.fsync(ledger.fileno())
         fsync_path(self._path.parent)

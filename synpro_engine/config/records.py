@@ -32,14 +32,16 @@ class WholeLine(NamedTuple):
     end: int
 
 
-def whole_lines(path: Path) -> Iterator[WholeLine]:
+def whole_lines(path: Path, *, start: int = 0) -> Iterator[WholeLine]:
     """The lines of an append-only file that end with a newline, without it; UserError when it cannot be read.
 
+    start: the `end` of a line, behind which reading begins; lines are then counted from there.
     What follows the last newline was being written when the writer was killed, and is passed over: a writer that goes
     on cuts the file at the last line's `end` first.
     """
-    end = 0
+    end = start
     with _opened(path) as file:
+        file.seek(start)
         # In bytes and by newlines only: text mode would also take \r for an end, and offsets would not be the file's.
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):

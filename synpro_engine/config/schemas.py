@@ -15,6 +15,8 @@ SCHEMAS = {
     "manifest.json": 1,
     "documents/*.jsonl.zst": 1,
     "left_out.jsonl": 1,
+    "left_out/*.jsonl": 1,
+    "tasks.json": 1,
     "corpus.json": 1,
     "ids.jsonl": 1,
     "stats.json": 1,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from synpro_engine.config import UserError, partial_path, read_manifest
 from synpro_engine.config.lock import locked, writing
+from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.plan import Plan
-from synpro_engine.cycle.recipe import Recipe, check_recipe
-from synpro_engine.cycle.run_layout import ENVIRONMENT, REPORT, TIMES, Round
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import ENVIRONMENT, IMPORT, PRETRAIN, REPORT, TIMES, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
 from synpro_engine.cycle.stages import run_stages
 from synpro_engine.cycle.steps.weights import export_stage
@@ -67,9 +68,9 @@ class Cycle:
         given, else a UserError.
         """
         # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout that
-        # cannot sample. `pretrain` and `probe` alone take any layout.
-        if until in (None, "tune", "generate", "evaluate"):
-            check_recipe(self.recipe, self.topology.layout)
+        # cannot sample. Up to the probe nothing does.
+        if until not in (TOKENIZE, IMPORT):
+            check_recipe(self.recipe, self.topology.world_size, whole=until not in (PRETRAIN, "probe"))
         with self.claimed(redo=redo):
             run_stages(self.directory, list(self._plan.stages()), self.topology, until)
             if until is None:
@@ -89,7 +90,12 @@ class Cycle:
 
     def export(self, stage: str, output: Path) -> None:
         """Write one stage's weights as a Hugging Face directory. Collective."""
-        export_stage(self.directory, stage, output, self.recipe, self.topology)
+        export_stage(self.directory, stage, output, self.recipe, self.place_of(stage))
+
+    def place_of(self, stage: str) -> Topology:
+        """This rank's place in the layout of a stage, for models that are loaded from it. Collective."""
+        layout = self.recipe.layout_of(stage, self.topology.world_size)
+        return self.topology if layout is None else self.topology.divided(layout)
 
     @property
     def probe_pair(self) -> tuple[str, str]:
@@ -99,6 +105,21 @@ class Cycle:
         together, and their difference would be no influence of anything.
         """
         return on_main(self.topology, self._probe_pair)
+
+    @property
+    def newest_theta(self) -> str:
+        """Name of the newest finished stage whose weights a round starts from, as rank 0 finds it. Collective.
+
+        Raises UserError when there is none yet.
+        """
+
+        def find() -> str:
+            for number in range(self.recipe.rounds, 0, -1):
+                if (self.directory / Round(number).theta).exists():
+                    return Round(number).theta
+            raise UserError(f"{self.directory}: no weights yet; `synpro pretrain` makes them")
+
+        return on_main(self.topology, find)
 
     def _probe_pair(self) -> tuple[str, str]:
         # The newest first: earlier rounds' probes belong to weights that training has left.

@@ -7,15 +7,16 @@ counted at its bound (every completion as long as it may be, every slice full) o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
+from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.rates import Rates
-from synpro_engine.cycle.recipe import Recipe, check_recipe
+from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
 from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
@@ -44,6 +45,8 @@ class Cost:
     """Tokens drawn one after the other; their FLOPs are not what their time hangs on, and are in `flops` too."""
     memory: float = 0.0
     disk: float = 0.0
+    layout: Layout | None = None
+    """Of its models; None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Forecast:
     """Costs by stage in the order of the run."""
 
     recipe: Recipe
-    layout: Layout
+    ranks: int
     dtype: torch.dtype
     costs: tuple[Cost, ...]
     remarks: tuple[str, ...]
@@ -69,23 +72,24 @@ class Forecast:
 
 def forecast(recipe: Recipe, ranks: int) -> Forecast:
     """Count a run of `recipe` on so many ranks; UserError for a layout that cannot run it."""
-    layout = Layout.of(recipe.parallel, ranks)
-    check_recipe(recipe, layout)
-    counter = _Counter(recipe, layout)
-    costs = tuple(counter.stages())
-    return Forecast(
-        recipe=recipe, layout=layout, dtype=counter.theta.dtype, costs=costs, remarks=tuple(counter.remarks)
-    )
+    check_recipe(recipe, ranks)
+    counter = _Counter(recipe, ranks)
+    costs = tuple(replace(cost, layout=recipe.layout_of(cost.stage, ranks)) for cost in counter.stages())
+    remarks = tuple(counter.remarks)
+    return Forecast(recipe=recipe, ranks=ranks, dtype=counter.theta.dtype, costs=costs, remarks=remarks)
 
 
 class _Counter:
     """Sizes that several stages share. A generator whose shape is not known takes nothing."""
 
-    def __init__(self, recipe: Recipe, layout: Layout) -> None:
+    def __init__(self, recipe: Recipe, ranks: int) -> None:
         self.recipe, self.remarks = recipe, list[str]()
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
-        self.theta = Footprint(recipe.model, layout, dtype)
-        self.generator = None if shape is None else Footprint(shape, layout, dtype)
+        own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
+        assert own is not None and generators is not None
+        self.theta = Footprint(recipe.model, own, dtype)
+        self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
+        self.generator = None if shape is None else Footprint(shape, generators, dtype)
         if any(reference.source is not None for reference in recipe.references.values()):
             self.remarks.append("a reference from files counts as a held-out split of `corpus.max_held_out_tokens`")
         if recipe.corpus.max_held_out_tokens is None:
@@ -239,7 +243,7 @@ class _Counter:
     @property
     def _judges(self) -> float:
         """Memory of the models that rewards ask: theta, its probe, and the generator as it came."""
-        return 2 * self.theta.weights + (self.generator.weights if self.generator else 0.0)
+        return 2 * self.judge.weights + (self.generator.weights if self.generator else 0.0)
 
 
 def _characters(file: Path) -> float:

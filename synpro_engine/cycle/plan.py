@@ -5,7 +5,7 @@ Each stage's work is in `steps`, its settings in `settings`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import EVALUATE, HELD_OUT, IMPORT, PRETRAIN, REFERENCES, REPEAT, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import stored_recipe
-from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
-from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings, TasksSettings
+from synpro_engine.cycle.stages import Stage, Work
 from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
 from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
 from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.cycle.steps.tasks import tasks_stage
+from synpro_engine.dist import Topology, on_main, say
 
 _OUTSIDE = {
     TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
@@ -33,7 +34,7 @@ _OUTSIDE = {
 
 
 class Plan:
-    """The stages of one run, as its recipe, its directory and this rank's place make them."""
+    """The stages of one run, as its recipe, its directory and the number of ranks make them."""
 
     def __init__(self, recipe: Recipe, directory: Path, topology: Topology) -> None:
         """What lies outside the directory is taken as rank 0 sees it. Collective."""
@@ -45,24 +46,37 @@ class Plan:
 
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
-        of, topology, tokens = self._settings, self.topology, self._tokens
-        work = partial(tokenize_stage, settings=of.tokenize, topology=topology)
-        yield self._stage(TOKENIZE, TOKENIZE, work, of.tokenize)
-        work = partial(import_stage, settings=of.generator, tokens=tokens, topology=topology)
+        of, tokens = self._settings, self._tokens
+        yield self._stage(TOKENIZE, TOKENIZE, partial(tokenize_stage, settings=of.tokenize), of.tokenize)
+        if of.references is not None:
+            yield self._tasks(REFERENCES, of.references, TOKENIZE)
+        if of.held_out is not None:
+            yield self._tasks(HELD_OUT, of.held_out, *self._measured)
+        work = partial(import_stage, settings=of.generator, tokens=tokens)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
-        work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens, topology=topology)
+        work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens)
         # Not made from the imported generator: another one leaves pretraining as it is.
-        yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, TOKENIZE)
+        yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, *self._measured)
         for number in range(1, self.recipe.rounds + 1):
             yield from self._round(Round(number))
         yield from self._ending()
 
+    def _tasks(self, name: str, settings: TasksSettings, *parents: str) -> Stage:
+        def work(into: Path, *, topology: Topology) -> None:
+            tell = partial(say, topology)
+            on_main(topology, lambda: tasks_stage(into, settings, self._tokens, tell), label=name)
+
+        return self._stage(name, TOKENIZE, work, settings, *parents)
+
+    @property
+    def _measured(self) -> tuple[str, ...]:
+        """The stages with the text that training reads and is measured on."""
+        return (TOKENIZE,) if self._settings.references is None else (TOKENIZE, REFERENCES)
+
     def _round(self, this: Round) -> Iterator[Stage]:
-        recipe, of, topology, directory = self.recipe, self._settings, self.topology, self.directory
-        work = partial(
-            probe_stage, settings=of.probe, tokens=self._tokens, theta=directory / this.theta, topology=topology
-        )
-        yield self._stage(this.probe, "probe", work, of.probe, TOKENIZE, this.theta)
+        recipe, of, directory = self.recipe, self._settings, self.directory
+        work = partial(probe_stage, settings=of.probe, tokens=self._tokens, theta=directory / this.theta)
+        yield self._stage(this.probe, "probe", work, of.probe, *self._measured, this.theta)
         for operation in recipe.tune:
             # Tuning goes on from the last round's generator, while the reward is measured on the weights of this one.
             before = Round(this.number - 1).tune(operation) if this.number > 1 else IMPORT
@@ -74,7 +88,7 @@ class Plan:
             yield self._synthesis(this, "generate", this.generate(operation), work, generator)
         generated = {operation: this.generate(operation) for operation in recipe.generate.operations}
         corpora = {operation: directory / name for operation, name in generated.items()}
-        work = partial(synthetic_shards_stage, tokens=self._tokens, corpora=corpora, topology=topology)
+        work = partial(synthetic_shards_stage, tokens=self._tokens, corpora=corpora)
         yield self._stage(this.shards, "generate", work, ShardsSettings(), TOKENIZE, *generated.values())
         yield self._arm(this.arm, this.theta, this.number, recipe.continued.steps)
 
@@ -88,7 +102,7 @@ class Plan:
             base=directory / IMPORT,
             generator=directory / generator,
         )
-        whole = partial(work, inputs=inputs, topology=self.topology)
+        whole = partial(work, inputs=inputs)
         # A dict for its order without doubles: an untuned generator is the imported one.
         parents = dict.fromkeys((TOKENIZE, this.theta, this.probe, IMPORT, generator))
         return self._stage(name, command, whole, work.keywords["settings"], *parents)
@@ -104,9 +118,8 @@ class Plan:
             tokens=self._tokens,
             start=self.directory / start,
             synthetic={source: self.directory / stage for source, stage in synthetic.items()},
-            topology=self.topology,
         )
-        return self._stage(name, EVALUATE, work, settings, TOKENIZE, start, *synthetic.values())
+        return self._stage(name, EVALUATE, work, settings, *self._measured, start, *synthetic.values())
 
     def _ending(self) -> Iterator[Stage]:
         recipe, directory, last = self.recipe, self.directory, Round(self.recipe.rounds)
@@ -121,19 +134,18 @@ class Plan:
             arms={name: directory / stage for name, stage in arms.items()},
             pair=(directory / last.theta, directory / last.probe),
             corpora={operation: directory / stage for operation, stage in corpora.items()},
-            topology=self.topology,
         )
-        parents = dict.fromkeys((TOKENIZE, *arms.values(), last.theta, last.probe, *corpora.values()))
+        tasks = () if self._settings.held_out is None else (HELD_OUT,)
+        parents = dict.fromkeys((TOKENIZE, *tasks, *arms.values(), last.theta, last.probe, *corpora.values()))
         yield self._stage(EVALUATE, EVALUATE, work, self._settings.evaluate, *parents)
 
-    def _stage(
-        self, name: str, command: str, work: Callable[[Path], Any], settings: StageSettings, *parents: str
-    ) -> Stage:
+    def _stage(self, name: str, command: str, work: Work, settings: StageSettings, *parents: str) -> Stage:
         config = settings.recorded()
         # Digests stand in the settings, so that a changed file makes a stage stale in the way of a changed key.
         if name in self._contents:
             config["contents"] = self._contents[name]
-        return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=self.recipe.seed)
+        layout, seed = self.recipe.layout_of(name, self.topology.world_size), self.recipe.seed
+        return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=seed, layout=layout)
 
 
 def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
@@ -143,8 +155,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    sources = [f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None]
-    for stage, keys in ((TOKENIZE, [*_OUTSIDE[TOKENIZE], *sources]), (IMPORT, _OUTSIDE[IMPORT])):
+    references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
+    held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
+    for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out}).items():
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
             # Under another path a file that is gone is a slip, and not one that was put away.
@@ -156,8 +169,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:
-    """Whether the recipe has a reference of the name that the key has."""
-    return not key.startswith("references.") or key.split(".")[1] in recipe.references
+    """Whether the recipe has tasks of the name that the key has."""
+    section, name, *_ = key.split(".")
+    return section not in ("references", "held_out") or name in recipe.at(section)
 
 
 def _is_put_away(source: Any) -> bool:

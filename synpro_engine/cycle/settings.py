@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from synpro_engine.backend import platform
 from synpro_engine.config import Config
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import reference_shards
+from synpro_engine.cycle.run_layout import held_out_shards, reference_shards
 from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
     GeneratorConfig,
     PretrainConfig,
-    ReferenceConfig,
+    TaskConfig,
     TokenizerConfig,
 )
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
@@ -39,15 +37,28 @@ class StageSettings(Config):
 class TokenizeSettings(StageSettings):
     """Splits, tokenizer and shards of the organic text."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"vocab_size"})  # of the model, to refuse a tokenizer early
+    # The model's, to refuse a tokenizer early, and what later stages read, to refuse files that hold none.
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"vocab_size", "tasks"})
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
-    references: dict[str, ReferenceConfig] = Field(default={})
-    """Those that are read from files, by the names of their shards."""
-    seq_len: int | None = None
-    """Longest task, where there are any: whole ones have to fit a window."""
     vocab_size: int
+    tasks: tuple[TaskConfig, ...] = ()
+    seed: int
+
+
+class TasksSettings(StageSettings):
+    """Tasks from files as tokens."""
+
+    sets: dict[str, TaskConfig]
+    """By the names of their shards."""
+    max_tokens: int | None
+    """Cap of a set that has none of its own."""
+    seq_len: int
+    """Longest task: whole ones have to fit a window."""
+    held_out: tuple[str, ...]
+    """Shards of held-out text that must not stand in the others: is looked for in `searched`."""
+    searched: tuple[str, ...]
     seed: int
 
 
@@ -139,6 +150,8 @@ class EvaluateSettings(StageSettings):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
+    held_out: tuple[str, ...]
+    """Shards of held-out text by which the arms are told apart."""
     influence: EstimatorConfig
     seq_len: int
     micro_batch: int
@@ -146,7 +159,7 @@ class EvaluateSettings(StageSettings):
 
 
 class SettingsOf:
-    """A recipe, dealt out to its stages."""
+    """A recipe, dealt out to its stages. None learns its layout: it is handed its place in it, and saves none."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._seed = recipe, recipe.seed
@@ -157,13 +170,11 @@ class SettingsOf:
     def tokenize(self) -> TokenizeSettings:
         """Of `tokenize`."""
         recipe = self._recipe
-        files = {reference_shards(name, c.source): c for name, c in recipe.references.items() if c.source is not None}
         return TokenizeSettings(
             corpus=recipe.corpus,
             tokenizer=recipe.tokenizer,
-            references=files,
             vocab_size=recipe.model.vocab_size,
-            seq_len=recipe.model.seq_len if files else None,
+            tasks=(*self._reference_files.values(), *recipe.held_out.values()),
             seed=self._seed,
         )
 
@@ -172,11 +183,47 @@ class SettingsOf:
         return {reference_shards(name, c.source): c.weight for name, c in self._recipe.references.items()}
 
     @property
+    def _reference_files(self) -> dict[str, TaskConfig]:
+        named = self._recipe.references.items()
+        # Without the weight, which says nothing of tokens.
+        fields = set(TaskConfig.model_fields)
+        return {
+            reference_shards(name, c.source): TaskConfig.model_validate(c.model_dump(include=fields))
+            for name, c in named
+            if c.source is not None
+        }
+
+    @property
+    def references(self) -> TasksSettings | None:
+        """Of `references`; None where none is read from files."""
+        files = self._reference_files
+        return self._tasks(files, held_out=("validation",), searched=tuple(files)) if files else None
+
+    @property
+    def held_out(self) -> TasksSettings | None:
+        """Of `held-out`; None where there are no such tasks."""
+        sets = {held_out_shards(name): config for name, config in self._recipe.held_out.items()}
+        return self._tasks(sets, held_out=tuple(sets), searched=("train", *self._references)) if sets else None
+
+    def _tasks(
+        self, sets: dict[str, TaskConfig], *, held_out: tuple[str, ...], searched: tuple[str, ...]
+    ) -> TasksSettings:
+        recipe = self._recipe
+        return TasksSettings(
+            sets=sets,
+            max_tokens=recipe.corpus.max_held_out_tokens,
+            seq_len=recipe.model.seq_len,
+            held_out=held_out,
+            searched=searched,
+            seed=self._seed,
+        )
+
+    @property
     def generator(self) -> ImportSettings:
         """Of `import`."""
         recipe = self._recipe
         return ImportSettings(
-            generator=recipe.generator,
+            generator=recipe.generator.model_copy(update={"parallel": None}),
             operations=recipe.generate.operations,
             prompt=recipe.prompt,
             dtype=self._dtype,
@@ -189,7 +236,7 @@ class SettingsOf:
         recipe = self._recipe
         return PretrainSettings(
             model=recipe.model,
-            pretrain=recipe.pretrain,
+            pretrain=recipe.pretrain.model_copy(update={"parallel": None}),
             references=self._references,
             dtype=self._dtype,
             seed=self._seed,
@@ -199,7 +246,8 @@ class SettingsOf:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
         recipe = self._recipe
         # Without a plateau, so that both arms take as many steps and the comparison is of the text alone.
-        pretrain = recipe.pretrain.model_copy(update={"max_steps": steps, "plateau": None, "in_run": None})
+        ending = {"max_steps": steps, "plateau": None, "in_run": None, "parallel": None}
+        pretrain = recipe.pretrain.model_copy(update=ending)
         continued = recipe.continued if synthetic else None
         return ArmSettings(
             model=recipe.model,
@@ -256,6 +304,7 @@ class SettingsOf:
         """Of `evaluate`."""
         recipe = self._recipe
         return EvaluateSettings(
+            held_out=("validation", *map(held_out_shards, recipe.held_out)),
             influence=recipe.influence,
             seq_len=recipe.model.seq_len,
             micro_batch=recipe.pretrain.micro_batch,

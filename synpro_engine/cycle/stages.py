@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from synpro_engine.config import (
     Record,
@@ -28,7 +28,7 @@ from synpro_engine.config import (
 )
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import TIMES
-from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
+from synpro_engine.dist import Layout, Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
 from synpro_engine.dist.hashing import hash_new_files
 
 
@@ -40,11 +40,19 @@ class _Time(Record):
     ended: float
 
 
+class Work(Protocol):
+    """What a stage does: fills the directory `into`, from this rank's place in the stage's layout. Collective."""
+
+    def __call__(self, into: Path, *, topology: Topology) -> object:
+        """Do it, or go on with what an interrupted attempt left in `into`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the cycle.
 
-    `work(partial)` runs on every rank and fills the directory `partial`; what an interrupted attempt with the
+    `work` runs on every rank and fills the directory that will be the artifact; what an interrupted attempt with the
     same inputs left there is still there, so long stages resume. `config` is what the result depends on beside the
     parents, and is stored in the artifact's manifest.
     """
@@ -53,10 +61,12 @@ class Stage:
     """Also the artifact's path below the run's directory, as in `round-1/probe`."""
     command: str
     """The `synpro` command that brings a run up to this stage."""
-    work: Callable[[Path], None]
+    work: Work
     config: Mapping[str, Any]
     parents: tuple[str, ...] = ()
     seed: int = 0
+    layout: Layout | None = None
+    """How the job is divided for it; None where it does not matter."""
 
 
 def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
@@ -169,7 +179,9 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
         return
     say(topology, f"[{stage.name}] begins")
     begun = time.monotonic()
-    stage.work(partial_path(directory / stage.name))
+    # All ranks are here: making groups is collective, and none waits in it for one that is still at the stage before.
+    place = topology if stage.layout is None else topology.divided(stage.layout)
+    stage.work(partial_path(directory / stage.name), topology=place)
     # Ranks may write files of their own: the stage is not over before the last one has closed them.
     barrier(topology)
     seconds = time.monotonic() - begun

@@ -12,7 +12,7 @@ from synpro_engine.data.documents import (
 )
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader, eval_windows, weighted_windows
+from synpro_engine.data.loader import Batch, TokenLoader, eval_windows, reference_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.seen import SeenKeys
@@ -87,7 +87,7 @@ __all__ = [
     "start_id",
     "text_key",
     "train_sentencepiece",
-    "weighted_windows",
+    "reference_windows",
     "walk_files",
     "write_documents",
     "write_shards",

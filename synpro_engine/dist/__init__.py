@@ -12,13 +12,15 @@ from synpro_engine.dist.collectives import (
     sum_over,
 )
 from synpro_engine.dist.hashing import shared_artifact, verify_shared
-from synpro_engine.dist.layout import Layout, ParallelConfig
+from synpro_engine.dist.job import launched
+from synpro_engine.dist.layout import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.dist.progress import progress, say
-from synpro_engine.dist.topology import Axis, Topology, launched
+from synpro_engine.dist.topology import Axis, Topology
 
 __all__ = [
     "Axis",
     "Layout",
+    "LayoutConfig",
     "ParallelConfig",
     "RankFailed",
     "Stopped",

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from synpro_engine.config import UserError, json_text
 from synpro_engine.config.errors import Stopped
+from synpro_engine.dist.job import SharedError
 from synpro_engine.dist.progress import elapsed
-from synpro_engine.dist.topology import Axis, SharedError, Topology
+from synpro_engine.dist.topology import Axis, Topology
 
 T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

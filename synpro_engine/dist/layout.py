@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
 from synpro_engine.config import Config, UserError
 
 
-class ParallelConfig(Config):
-    """How the ranks divide the model (data parallelism takes what is left), and how long they wait for each other."""
+class LayoutConfig(Config):
+    """How the ranks divide a model; data parallelism takes what is left of them."""
 
     tp: int = Field(default=1, ge=1)
     """Tensor-parallel size: ranks that share each matrix."""
@@ -20,6 +20,11 @@ class ParallelConfig(Config):
     """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
+
+
+class ParallelConfig(LayoutConfig):
+    """How the ranks divide every model that has no layout of its own, and how long they wait for each other."""
+
     timeout_minutes: float = Field(default=30, gt=0)
     """Longest wait within one collective, after which the job ends. Long work of one rank is waited for elsewhere, as
     long as that rank is alive."""
@@ -29,7 +34,8 @@ class ParallelConfig(Config):
     """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """Sizes of the parallel axes. `vpp` is 1 without an interleaved schedule."""
 
     dp: int
@@ -37,25 +43,28 @@ class Layout(NamedTuple):
     pp: int
     vpp: int
     sequence_parallel: bool
+    key: str = field(default="parallel", compare=False)
+    """The section of the settings that asks for it, for messages."""
 
     @classmethod
-    def of(cls, parallel: ParallelConfig, world: int) -> Layout:
-        """What `parallel` makes of `world` processes; UserError where it does not go into them."""
+    def of(cls, parallel: LayoutConfig, world: int, key: str = "parallel") -> Layout:
+        """What `parallel` makes of `world` processes; UserError, by `key`, where it does not go into them."""
         if world % (parallel.tp * parallel.pp):
             raise UserError(
-                f"`parallel`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
+                f"`{key}`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
             )
         # Megatron refuses these two as well, in a traceback that names no setting.
         if parallel.vpp and parallel.pp < 2:
-            raise UserError("`parallel.vpp`: an interleaved schedule needs pp >= 2")
+            raise UserError(f"`{key}.vpp`: an interleaved schedule needs pp >= 2")
         if parallel.sequence_parallel and parallel.tp < 2:
-            raise UserError("`parallel.sequence_parallel`: needs tp >= 2")
+            raise UserError(f"`{key}.sequence_parallel`: needs tp >= 2")
         return cls(
             dp=world // (parallel.tp * parallel.pp),
             tp=parallel.tp,
             pp=parallel.pp,
             vpp=parallel.vpp or 1,
             sequence_parallel=parallel.sequence_parallel,
+            key=key,
         )
 
     def __str__(self) -> str:

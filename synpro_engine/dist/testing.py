@@ -21,8 +21,9 @@ from typing import Any
 import torch.multiprocessing as mp
 
 from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped
+from synpro_engine.dist.job import launched
 from synpro_engine.dist.layout import ParallelConfig
-from synpro_engine.dist.topology import Topology, launched
+from synpro_engine.dist.topology import Topology
 
 _SLOW_IMPORTS = (
     "torch",

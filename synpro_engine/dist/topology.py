@@ -1,31 +1,18 @@
 """Where this process stands: explicit groups and ranks instead of globals.
 
-Megatron keeps its own globals (`parallel_state`); they are set here once, from the same sizes, and everything
-else is handed a `Topology`.
+Megatron keeps its own globals, with room for one layout at a time: `Topology.divided` puts another one in their place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
-from synpro_engine.backend import platform
-from synpro_engine.config import UserError, brief
-from synpro_engine.config.errors import RankFailed, Stopped
-from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
-from synpro_engine.dist.layout import Layout, ParallelConfig
+from synpro_engine.dist.groups import Groups
+from synpro_engine.dist.layout import Layout
 from synpro_engine.dist.watch import Watch
-
-
-class SharedError(UserError):
-    """A UserError that every rank raises, so that the job can end in order."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +24,13 @@ class Axis:
     group: dist.ProcessGroup
 
 
+def _axis(group: dist.ProcessGroup) -> Axis:
+    return Axis(dist.get_world_size(group), dist.get_rank(group), group)
+
+
 @dataclass(frozen=True)
 class Topology:
-    """This rank's place. `vpp` is 1 without an interleaved schedule."""
+    """This rank's place in a layout of the job. `vpp` is 1 without an interleaved schedule."""
 
     rank: int
     world_size: int
@@ -50,6 +41,40 @@ class Topology:
     vpp: int
     sequence_parallel: bool
     watch: Watch
+    groups: Groups = field(repr=False)
+    key: str = "parallel"
+    """The section of the settings that asks for this layout."""
+
+    @classmethod
+    def of(cls, layout: Layout, rank: int, device: torch.device, watch: Watch, groups: Groups) -> Topology:
+        """This rank's place in `layout`, which Megatron goes by from now on. Collective where it is a new one."""
+        tp, pp, dp = map(_axis, groups.use(layout))
+        return cls(
+            rank=rank,
+            world_size=layout.dp * layout.tp * layout.pp,
+            device=device,
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            vpp=layout.vpp,
+            sequence_parallel=layout.sequence_parallel,
+            watch=watch,
+            groups=groups,
+            key=layout.key,
+        )
+
+    def divided(self, layout: Layout) -> Topology:
+        """This rank's place in another layout of the same job, for the models that are built from now on.
+
+        Those of the layout before must not run any more, for Megatron's globals are the new one's; what goes through
+        groups handed out before still does. Collective where the job was not divided so before.
+        """
+        return Topology.of(layout, self.rank, self.device, self.watch, self.groups)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether Megatron goes by this layout now."""
+        return self.groups.in_force == self.layout
 
     @property
     def is_main(self) -> bool:
@@ -68,171 +93,5 @@ class Topology:
 
     @property
     def layout(self) -> Layout:
-        """The job's layout, which all ranks share."""
-        return Layout(self.dp.size, self.tp.size, self.pp.size, self.vpp, self.sequence_parallel)
-
-
-def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:
-    """A connection to the job's store; with `serve` rank 0 holds it, unless the launcher does."""
-    point = meeting_point()
-    is_server = serve and here.rank == 0 and not point.served
-    try:
-        # Not waiting for workers here: torch's own wait names nobody. `_meet` waits, and says which ranks are missing.
-        store = dist.TCPStore(point.host, point.port, None, is_server, patience, wait_for_workers=False)
-    except (dist.DistError, RuntimeError) as error:
-        what = "cannot be served" if is_server else "nobody answers"
-        raise UserError(f"environment: MASTER_ADDR {point.host}, MASTER_PORT {point.port}: {what} ({error})") from None
-    # A launcher's store outlives a restart of its ranks: keys of the attempt before must not answer waits of this one.
-    return dist.PrefixStore(f"synpro/{point.attempt}", store)
-
-
-def _meet(store: dist.Store, here: LaunchEnvironment, patience: timedelta) -> None:
-    """Wait for every process: what follows waits no longer than a collective may."""
-    store.set(f"here/{here.rank}", "")
-    try:
-        if here.rank == 0:
-            store.wait([f"here/{rank}" for rank in range(here.world_size)], patience)
-            store.set("all here", "")
-        # Longer than rank 0's own wait, so that its list of those that are missing comes before this gives up.
-        store.wait(["all here"], 2 * patience)
-    except dist.DistStoreError as error:
-        missing = [rank for rank in range(here.world_size) if not store.check([f"here/{rank}"])]
-        waited = f"within {patience.total_seconds() / 60:g} minutes (`parallel.join_minutes`)"
-        raise UserError(
-            f"launch: {len(missing)} of {here.world_size} processes did not come {waited}: rank {brief(missing)[1:-1]}"
-        ) from error
-
-
-def _init_process_group(
-    store: dist.Store, here: LaunchEnvironment, device: torch.device, parallel: ParallelConfig
-) -> None:
-    backend = platform.communication_backend()
-    if backend == "gloo" and (interface := gloo_interface(here)):
-        # The user's own choice counts: only they know of networks that routing does not show.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=here.rank,
-        world_size=here.world_size,
-        timeout=timedelta(minutes=parallel.timeout_minutes),
-        # NCCL then connects at once, so that a broken link is told here and not in the first step.
-        device_id=device if device.type == "cuda" else None,
-    )
-
-
-def launch(parallel: ParallelConfig, seed: int = 0) -> Topology:
-    """Join the job that torchrun started (or be a job of one) and divide it as `parallel` says.
-
-    Raises UserError when the sizes do not fit the number of processes, and RankFailed when joining fails on some rank.
-    """
-    here = read_environment()
-    # Before anything is waited for: every rank finds the same fault and ends by itself.
-    Layout.of(parallel, here.world_size)
-    import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
-
-    if parallel.tp > 1:
-        # Before CUDA starts, which reads the variable once.
-        platform.start_kernels_in_order()
-    alone = here.world_size == 1
-    patience = timedelta(minutes=parallel.join_minutes)
-    store = dist.HashStore() if alone else _connect(here, patience, serve=True)
-    if not alone:
-        _meet(store, here, patience)
-    # A connection of its own: calls of the process groups block in theirs, and would hold up the signs of life.
-    watch = Watch(
-        None if alone else _connect(here, patience, serve=False),
-        here.rank,
-        here.world_size,
-        local_rank=here.local_rank,
-        silence_s=60 * parallel.silence_minutes,
-    )
-    with _ending_the_job(watch, alone):
-        # Inside, for a rank without its GPU fails alone, and the others are about to wait for it.
-        device = platform.device(here.local_rank)
-        platform.limit_threads(here.local_world_size)
-        _init_process_group(store, here, device, parallel)
-        return _divide(parallel, here, device, watch, seed)
-
-
-def _divide(
-    parallel: ParallelConfig, here: LaunchEnvironment, device: torch.device, watch: Watch, seed: int
-) -> Topology:
-    from megatron.core import parallel_state, tensor_parallel
-
-    parallel_state.initialize_model_parallel(
-        parallel.tp,
-        parallel.pp,
-        parallel.vpp,
-        distributed_timeout_minutes=parallel.timeout_minutes,  # pyright: ignore[reportArgumentType]
-        create_gloo_process_groups=False,  # a second set of groups, over gloo, that nothing here uses
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-    state = parallel_state
-
-    def axis(group: Any) -> Axis:
-        return Axis(dist.get_world_size(group), dist.get_rank(group), group)
-
-    return Topology(
-        rank=here.rank,
-        world_size=here.world_size,
-        device=device,
-        tp=axis(state.get_tensor_model_parallel_group()),
-        pp=axis(state.get_pipeline_model_parallel_group()),
-        dp=axis(state.get_data_parallel_group()),
-        vpp=parallel.vpp or 1,
-        sequence_parallel=parallel.sequence_parallel,
-        watch=watch,
-    )
-
-
-def shutdown(watch: Watch) -> None:
-    """Leave the job, which every rank does."""
-    from megatron.core import parallel_state
-
-    # gloo frees a collective's tensors in threads of its own, which need Python's lock for it; destroying the groups
-    # waits for those threads with the lock held. Waiting here, where the lock is free, lets them end first.
-    watch.meet()
-    # Before the default group, from which Megatron's are made.
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
-    watch.leave()
-
-
-@contextlib.contextmanager
-def _ending_the_job(watch: Watch, alone: bool) -> Iterator[None]:
-    """Around what one rank may fail in: then the others are told, and the groups, in which they wait, are left alone.
-
-    Leaving those in order would wait for ranks that never come.
-    """
-    try:
-        yield
-    except (RankFailed, SharedError, Stopped):
-        raise
-    except BaseException as error:
-        if alone:
-            raise
-        # A SystemExit: it must pass through every `except Exception` between here and the command line.
-        raise RankFailed(watch.fail(error)) from error
-
-
-@contextlib.contextmanager
-def launched(parallel: ParallelConfig, seed: int = 0) -> Iterator[Topology]:
-    """`launch` for the length of a block, in which SIGTERM, SIGUSR1 and Ctrl-C are wishes to stop (see `signals`).
-
-    Whatever one rank of several raises in it ends the whole job within seconds: RankFailed, after the user was told
-    which rank it was and why. What every rank raises (SharedError, Stopped) passes through.
-    """
-    topology = launch(parallel, seed)
-    topology.watch.wish.listen()
-    broken = False
-    try:
-        with _ending_the_job(topology.watch, topology.world_size == 1):
-            yield topology
-    except RankFailed:
-        broken = True
-        raise
-    finally:
-        if not broken:
-            with _ending_the_job(topology.watch, topology.world_size == 1):
-                shutdown(topology.watch)
+        """The layout, which all ranks share."""
+        return Layout(self.dp.size, self.tp.size, self.pp.size, self.vpp, self.sequence_parallel, self.key)

@@ -18,6 +18,7 @@ from synpro_engine.evaluate.ngrams import Keys, ngrams_of, words_of
 NGRAM = 13  # words; what decontamination of pretraining corpora usually looks at
 _LIMIT = 1 << 21  # a share of two million is known to a part in a thousand
 _BATCH_CHARS = 1 << 18
+_HOMES = 1 << 16  # looked up together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,14 @@ class _HeldOutNgrams:
                 self._merge(fresh, limit)
         self._merge(fresh, limit)
         self._found = np.zeros(len(self._keys), dtype=bool)
-        # Where the keys of each home stand, by leading bits; there are more homes than keys, so that most keys of the
-        # training text are told from those looked for at their home, without a search.
-        bits = (4 * len(self._keys)).bit_length()
-        self._shift = np.uint64(64 - max(bits, 1))
-        homes = np.arange(1 << max(bits, 1), dtype=np.uint64) << self._shift
-        self._first = np.searchsorted(self._keys, homes).astype(np.int32)
+        # Where the keys of each home stand, by leading bits; there are as many homes as keys at least, so that most
+        # keys of the training text are told from those looked for at their home, without a search.
+        bits = max(1, len(self._keys).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._first = np.empty(1 << bits, dtype=np.int32)
+        for start in range(0, len(self._first), _HOMES):
+            homes = np.arange(start, min(start + _HOMES, len(self._first)), dtype=np.uint64) << self._shift
+            self._first[start : start + len(homes)] = np.searchsorted(self._keys, homes)
 
     def _merge(self, fresh: list[Keys], limit: int) -> None:
         self._keys = np.unique(np.concatenate([self._keys, *fresh]))

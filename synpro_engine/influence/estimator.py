@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -39,6 +39,8 @@ class SequenceScore:
     """Each token's part of `value`; they sum to it."""
     loss: float
     """L(x), mean cross-entropy in nats per token, at theta (at the midpoint where the estimate is taken there)."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """The influence along further directions, by name, where the estimator was given such."""
 
 
 class Estimator(Protocol):

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from synpro_engine.config import UserError
 from synpro_engine.influence.batching import sequence_logprobs
 from synpro_engine.influence.config import EstimatorConfig
 from synpro_engine.influence.directions import Direction, displacement
-from synpro_engine.influence.estimator import Estimator
+from synpro_engine.influence.estimator import Estimator, SequenceScore
 from synpro_engine.influence.first_order import DotInfluence, JvpInfluence
 from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, TwoForwardInfluence
 from synpro_engine.model.model import Model
 
 
 def build_estimator(
-    config: EstimatorConfig, theta: Model, probe: Model | Direction, *, start_id: int, keep: int = 4096
+    config: EstimatorConfig,
+    theta: Model,
+    probe: Model | Direction,
+    *,
+    start_id: int,
+    keep: int = 4096,
+    others: Mapping[str, Direction] | None = None,
 ) -> Estimator:
     """The estimator of `config` for theta and its probe, given as a model or as a direction, as theta - theta' is.
 
-    start_id: the id that separates documents. keep: sequences remembered. Raises UserError where the setting does not
-    fit the layout, the weights' precision or the direction.
+    start_id: the id that separates documents. keep: sequences remembered. others: further directions, by name, whose
+    values each score brings with it (`SequenceScore.others`). Raises UserError where the setting does not fit the
+    layout, the weights' precision or the directions.
     """
     try:
         config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
-        return _built(config, theta, probe, start_id, keep)
+        if others and (config.estimator != "dot" or config.at != "theta"):
+            raise ValueError("several directions at once are for dot at theta")
+        return _built(config, theta, probe, start_id, keep, others or {})
     # Estimators know tensors, not settings: what does not fit is named here by the key that can be changed.
     except ValueError as error:
         raise UserError(f"`estimator` {config.estimator}: {error}") from error
 
 
-def _built(config: EstimatorConfig, theta: Model, probe: Model | Direction, start_id: int, keep: int) -> Estimator:
+def _built(
+    config: EstimatorConfig,
+    theta: Model,
+    probe: Model | Direction,
+    start_id: int,
+    keep: int,
+    others: Mapping[str, Direction],
+) -> Estimator:
     size, packed, at = config.micro_batch, config.packed, config.at
     if config.estimator == "two_forward":
         return TwoForwardInfluence(theta, probe, start_id=start_id, micro_batch=size, packed=packed, keep=keep)
     # These estimators need theta' for this difference alone and hold no reference to it.
     v = displacement(theta, probe) if isinstance(probe, Model) else probe
     if config.estimator == "dot":
+        clip, named = config.clip or 0.0, {"": v, **others}
         return DotInfluence(
-            theta, v, start_id=start_id, at=at, micro_batch=size, clip=config.clip or 0.0, packed=packed, keep=keep
+            theta, named, start_id=start_id, at=at, micro_batch=size, clip=clip, packed=packed, keep=keep
         )
     if config.estimator == "jvp":
         return JvpInfluence(theta, v, start_id=start_id, at=at, micro_batch=size, keep=keep)
@@ -57,11 +74,15 @@ class TextInfluence:
 
     def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
         """I of each text; `ids` are the generator's tokens that spell it, where there are such."""
+        return [score.value for score in self.scores(texts, ids)]
+
+    def scores(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> Sequence[SequenceScore]:
+        """The same with all that the estimator says of each."""
         spellings = ids if self._same and ids else [None] * len(texts)
         pairs = zip(texts, spellings, strict=True)
         # Sampled ids as they are where tokenizers are equal: encoding their text again may give other tokens.
         sequences = [self._encode(text) if token_ids is None else token_ids for text, token_ids in pairs]
-        return [score.value for score in self._estimator.score(sequences)]
+        return self._estimator.score(sequences)
 
 
 def text_likelihood(

@@ -44,6 +44,7 @@ def build_model(
     # Before Megatron, which asserts on the same without a setting's name.
     check_layout(config, topology.layout)
     _check_room(config, topology, dtype)
+    assert topology.in_force, f"Megatron goes by another layout than {topology.layout}; see `Topology.divided`"
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype)
     # One settings object for all chunks: schedules read the hooks of the first, and they must be those of every chunk.

@@ -131,21 +131,21 @@ class ModelConfig(Config):
         return blocks + (tables if embeddings else 0)
 
 
-def check_layout(config: ModelConfig, layout: Layout) -> None:
-    """Refuse a layout that cannot divide this model; UserError names the model's key and the layout's."""
+def check_layout(config: ModelConfig, layout: Layout, setting: str = "`model.{}`") -> None:
+    """Refuse a layout that cannot divide this model; UserError names its key and, by `setting`, the model's."""
     # All that tensor parallelism cuts. Fewer key heads than ranks would need copies of them, which nothing here makes.
-    for key in ("heads", "kv_heads", "ffn", "vocab_size"):
-        value = getattr(config, key)
+    for name in ("heads", "kv_heads", "ffn", "vocab_size"):
+        value = getattr(config, name)
         if value % layout.tp:
-            raise UserError(f"`model.{key}`: {value} cannot be divided by `parallel.tp` = {layout.tp}")
+            raise UserError(f"{setting.format(name)}: {value} cannot be divided by `{layout.key}.tp` = {layout.tp}")
     stages = layout.pp * layout.vpp
     if config.layers % stages:
         raise UserError(
-            f"`model.layers`: {config.layers} cannot be divided by {stages}"
-            f" (`parallel.pp` = {layout.pp} x `parallel.vpp` = {layout.vpp})"
+            f"{setting.format('layers')}: {config.layers} cannot be divided by {stages}"
+            f" (`{layout.key}.pp` = {layout.pp} x `{layout.key}.vpp` = {layout.vpp})"
         )
     if layout.sequence_parallel and config.seq_len % layout.tp:
         raise UserError(
-            f"`model.seq_len`: {config.seq_len} cannot be divided by `parallel.tp` = {layout.tp},"
-            " which `parallel.sequence_parallel` needs"
+            f"{setting.format('seq_len')}: {config.seq_len} cannot be divided by `{layout.key}.tp` = {layout.tp},"
+            f" which `{layout.key}.sequence_parallel` needs"
         )

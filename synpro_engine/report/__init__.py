@@ -6,7 +6,7 @@ Knows typed numbers and texts (`ReportData`); does not know who measured them, o
 from synpro_engine.report.data import ModelInfo, ReportData
 from synpro_engine.report.page import render_report, write_report
 from synpro_engine.report.sections.arms import Arms, HeldOutLoss
-from synpro_engine.report.sections.corpus import CorpusInfo, SplitSize
+from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau, Pretraining
@@ -24,6 +24,7 @@ __all__ = [
     "CurveKind",
     "Environment",
     "HeldOutLoss",
+    "Leak",
     "InRunInfluence",
     "Influence",
     "ModelInfo",
@@ -37,6 +38,7 @@ __all__ = [
     "SplitSize",
     "StageTiming",
     "Timeline",
+    "TaskInfo",
     "TokenAccount",
     "closing_summary",
     "render_report",

@@ -92,6 +92,7 @@ def _held_out(data: ReportData) -> list[Fact]:
             note=f"{fixed(row.per_token)} nats per token",
         )
         for row in data.arms.held_out
+        if row.text == "validation"
     ]
 
 

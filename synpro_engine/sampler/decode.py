@@ -58,7 +58,9 @@ class Decoder:
 
     def __init__(self, model: Model) -> None:
         if model.topology.pp.size > 1:
-            raise UserError("`parallel.pp`: sampling needs all layers on each rank; set pp to 1 for the generator")
+            raise UserError(
+                f"`{model.topology.key}.pp`: sampling needs all layers on each rank; set `generator.parallel.pp` to 1"
+            )
         self.config = model.config
         self.tp = model.topology.tp
         self.device = model.topology.device

@@ -1,7 +1,8 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
-from synpro_engine.synth.generate import DOCUMENTS, REJECTS, YIELD, generate_corpus, read_yield
+from synpro_engine.synth.generate import generate_corpus, work_directory
+from synpro_engine.synth.merge import DOCUMENTS, REJECTS, YIELD, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
@@ -12,8 +13,8 @@ from synpro_engine.synth.work import (
     SliceConfig,
     WorkItem,
     choose_slices,
-    slice_document,
-    work_list,
+    slices_of,
+    work_items,
 )
 from synpro_engine.synth.yields import OperationYield, YieldReport
 
@@ -48,7 +49,8 @@ __all__ = [
     "operation_named",
     "read_yield",
     "render_chat",
-    "slice_document",
+    "slices_of",
     "stop_ids",
-    "work_list",
+    "work_directory",
+    "work_items",
 ]

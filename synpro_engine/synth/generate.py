@@ -1,14 +1,9 @@
 """Bulk generation over a corpus: every prompt of the work list answered exactly once, whatever happens on the way.
 
-The outcome is an artifact that `read_documents` reads like any other corpus:
-
-    docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
-    _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
-    _about/yield.json     the YieldReport
-
-While it runs, finished batches lie in `<name>.work` beside it (see `ledger`). Started again, it goes on after them,
-also with another number of ranks; batches and seeds are fixed by the work list, so the result is the same. All ranks
-must see the same directory.
+The outcome is an artifact that `read_documents` reads like any other corpus (see `merge`). While it runs, finished
+batches lie in `<name>.work` beside it, with the work list and the leases of who is at which batch. Started again, it
+goes on after them, also with another number of ranks; other jobs may join it. Batches and seeds are fixed by the work
+list, so the result is the same. All ranks and jobs must see the same directory.
 """
 
 from __future__ import annotations
@@ -16,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +23,35 @@ from synpro_engine.config import (
     atomic_write_text,
     first_difference,
     json_text,
-    new_artifact,
     read_json,
     read_manifest,
-    validate,
 )
-from synpro_engine.data import Document, DocumentWriter, Tokenizer
+from synpro_engine.data import Document, Tokenizer
 from synpro_engine.dist import Stopped, Topology, barrier, broadcast_in, on_main, progress
-from synpro_engine.synth.ledger import PartWriter, read_commits, read_frame
+from synpro_engine.synth.claims import ALL_DONE, WAIT, Claims
+from synpro_engine.synth.leases import Leases, forget_owners
+from synpro_engine.synth.ledger import PartWriter, counts_of, read_commits
+from synpro_engine.synth.merge import merge, read_yield
 from synpro_engine.synth.prompting import PromptConfig
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
-from synpro_engine.synth.work import GenerateConfig, WorkItem, batches, work_list
-from synpro_engine.synth.yields import YieldCounter, YieldReport
+from synpro_engine.synth.work import GenerateConfig, WorkItem, WorkList, work_items
+from synpro_engine.synth.yields import YieldReport
 
-DOCUMENTS = "docs.jsonl.zst"
-"""Of a synthetic corpus: the accepted texts."""
-REJECTS = "_about/rejects.jsonl"
-"""Of a synthetic corpus: the refused completions."""
-YIELD = "_about/yield.json"
-"""Of a synthetic corpus: what was accepted and refused, counted."""
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
+"""Of a work directory: what its answers depend on. It is there once the work list is."""
 _READING = 2  # of answers: goes up where another text may come out of the same answer
+_WAIT_S = 1.0  # for batches that are in other hands
+
+
+def work_directory(path: Path) -> Path:
+    """Where the finished batches of the corpus `path` lie until all are."""
+    # Beside the artifact and not in its partial directory, which is emptied before a merge.
+    return path.with_name(path.name + ".work")
 
 
 def generate_corpus(
     path: Path,
-    documents: Iterable[Document],
+    documents: Callable[[], Iterable[Document]],
     generator: Generator,
     tokenizer: Tokenizer,
     config: GenerateConfig,
@@ -64,15 +64,19 @@ def generate_corpus(
     prefix: str = "",
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,
-) -> YieldReport:
+    helper: bool = False,
+) -> YieldReport | None:
     """Write the synthetic corpus `path` from `documents`; collective, and every rank gets the report.
 
-    Data-parallel ranks share the batches; all ranks of a tensor-parallel group work on the same batch (the
-    generator and the scorer may be collective over it) and its first one writes. `generator_hash` names the
-    checkpoint, `inputs` whatever else the outcome depends on (say, the checkpoints behind the rewards), `parents`
-    the artifacts it was made from. `prefix` begins every record's id: corpora of one source that will be read
-    together (rounds, say) need one each, and each a seed of its own. A finished corpus of the same settings is
-    returned as it is.
+    documents: yields them anew at each call, on rank 0 alone. Data-parallel ranks take batches as they come to them;
+    all ranks of a tensor-parallel group work on the same batch (the generator and the scorer may be collective over
+    it) and its first one writes. `generator_hash` names the checkpoint, `inputs` whatever else the outcome depends on
+    (say, the checkpoints behind the rewards), `parents` the artifacts it was made from. `prefix` begins every record's
+    id: corpora of one source that will be read together (rounds, say) need one each, and each a seed of its own. A
+    finished corpus of the same settings is returned as it is.
+
+    helper: of a job that joins another, which has begun and will finish the corpus; it returns None when no batch is
+    left, and reads no documents.
 
     Raises UserError for a work list without items, `path` holding (or begun with) other settings, damaged parts, and a
     full disk, and Stopped, after the batches in hand, when the job is asked to stop; what was already written stays and
@@ -82,22 +86,23 @@ def generate_corpus(
         generator=generator, tokenizer=tokenizer, config=config, prompt=prompt, generator_hash=generator_hash,
         scorer=scorer, prefix=prefix,
     )  # fmt: skip
-    items = work_list(documents, config, seed)
-    if not items:
-        raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
-    settings = _settings(producer, items, seed, inputs or {})
-    # Beside the artifact and not in its partial directory, which `new_artifact` empties when it merges.
-    work = path.with_name(path.name + ".work")
-    if not on_main(topology, lambda: _prepare(path, work, settings)):
-        _run(work, producer, items, topology)
-        barrier(topology)  # shares were dealt beforehand: the last rank may be long after the first
+    work, own = work_directory(path), _settings(producer, seed, inputs or {})
+    if helper:
+        on_main(topology, lambda: _must_equal(_without_source(read_json(work / SETTINGS)), own, work))
+        _answer(work, producer, topology, helper=True)
+        return None
+    label = f"work list of {path.name}"
+    if not on_main(topology, lambda: _prepare(path, work, producer, documents, seed, own), label=label):
+        _answer(work, producer, topology, helper=False)
+        barrier(topology)
         # By what is on disk and as rank 0 reads it: ranks may have seen the wish to stop at different batches.
-        missing = on_main(topology, lambda: len(batches(items, config.batch_prompts)) - len(read_commits(work)))
+        missing = on_main(topology, lambda: len(WorkList(work).open()) - len(read_commits(work)))
         if missing:  # some rank was asked to stop; this one may not know yet
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
+        settings = on_main(topology, lambda: read_json(work / SETTINGS))
         on_main(
             topology,
-            lambda: _merge(path, work, producer, items, settings, parents or {}, seed),
+            lambda: merge(path, work, settings, parents or {}, seed, join=config.join),
             label=f"merge {path.name}",
         )
     # Only once the artifact is published: until then these are the only copy. A kill in between leaves them for the
@@ -107,21 +112,11 @@ def generate_corpus(
     return on_main(topology, lambda: read_yield(path))
 
 
-def read_yield(path: Path) -> YieldReport:
-    """The report of a finished corpus; UserError when it is not there, or damaged."""
-    read_manifest(path)
-    return validate(YieldReport, read_json(path / YIELD), str(path / YIELD))
-
-
-def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the outcome depends on, as plain JSON."""
-    source = hashlib.sha256()
-    for item in items:
-        # The texts themselves, for a corpus may change under the same ids.
-        source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode())
+def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the outcome depends on beside the texts, as plain JSON."""
     settings = {
-        "generate": producer.config.model_dump(),
-        "prompt": producer.prompt.model_dump(),
+        "generate": producer.config.recorded(),
+        "prompt": producer.prompt.recorded(),
         "seed": seed,
         "prefix": producer.prefix,
         "generator": producer.generator_hash,
@@ -131,25 +126,52 @@ def _settings(producer: Producer, items: Sequence[WorkItem], seed: int, inputs: 
         # A parser that reads otherwise would mix two readings in one corpus.
         "reading": _READING,
         "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
-        "source_sha256": source.hexdigest(),
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),
     }
     return json.loads(json_text(settings))  # tuples become lists, as they will be when read back
 
 
-def _prepare(path: Path, work: Path, settings: dict[str, Any]) -> bool:
-    """Whether the corpus is finished already; else make sure that `work` belongs to these settings."""
-    if path.exists():
-        _must_equal(read_manifest(path).config, settings, path)
-        return True
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / _SETTINGS
-    if file.exists():
-        _must_equal(read_json(file), settings, work)
+def _without_source(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "source_sha256"}
+
+
+def _prepare(
+    path: Path,
+    work: Path,
+    producer: Producer,
+    documents: Callable[[], Iterable[Document]],
+    seed: int,
+    own: Mapping[str, Any],
+) -> bool:
+    """Whether the corpus is finished already; else see to it that `work` is of these settings and has a work list."""
+    source, count = hashlib.sha256(), 0
+
+    def passing() -> Iterator[WorkItem]:
+        nonlocal count
+        for item in work_items(documents, producer.config, seed, lambda text: len(producer.tokenizer.encode(text))):
+            # The texts themselves, for a corpus may change under the same ids.
+            source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode(errors="surrogatepass"))
+            count += 1
+            yield item
+
+    begun, finished = (work / SETTINGS).exists(), path.exists()
+    if begun or finished:
+        deque(passing(), maxlen=0)
     else:
-        atomic_write_text(file, json_text(settings, indent=2))
-    return False
+        work.mkdir(parents=True, exist_ok=True)
+        WorkList(work).write(passing(), producer.config.batch_prompts)
+    if not count:
+        raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
+    settings = {**own, "source_sha256": source.hexdigest()}
+    if finished:
+        _must_equal(read_manifest(path).config, settings, path)
+    elif begun:
+        _must_equal(read_json(work / SETTINGS), settings, work)
+    else:
+        atomic_write_text(work / SETTINGS, json_text(settings, indent=2))
+    forget_owners(work)
+    return finished
 
 
 def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
@@ -158,61 +180,36 @@ def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: P
         raise UserError(f"{where}: was made with other settings: {difference}; remove it or give another directory")
 
 
-def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topology) -> None:
-    """Answer this rank's share of what is not on disk yet."""
-    units = batches(items, producer.config.batch_prompts)
-    done = on_main(topology, lambda: sorted(read_commits(work)))
-    # Dealt anew from what is left, so that another number of ranks may go on. Results do
-    # not depend on who makes a batch.
-    mine = sorted(set(range(len(units))) - set(done))[topology.dp.rank :: topology.dp.size]
-    before = len(done) * producer.config.batch_prompts // topology.dp.size
-    total = before + sum(len(units[unit]) for unit in mine)
-    bar = progress(total, "generate", "prompts", topology, initial=before)
-    # All ranks of a tensor-parallel group answer the same batch, which may be collective over it; one writes.
-    writes = topology.tp.rank == 0 and topology.pp.rank == 0
-    with bar, PartWriter(work, topology.dp.rank) if writes else nullcontext() as part:
-        for unit in mine:
-            # One answer for a tensor-parallel group, whose next batch is collective. Data-parallel ranks
-            # may stop at different batches.
+def _answer(work: Path, producer: Producer, topology: Topology, *, helper: bool) -> None:
+    """Answer batches, as this rank comes to them, until none is left or the job is asked to stop."""
+    items = WorkList(work).open()
+    patience_s = 60 * producer.config.lease_minutes
+    with ExitStack() as held:
+        claims = leases = part = None
+        # All ranks of a tensor-parallel group answer the same batch, which may be collective over it; one claims and
+        # writes.
+        if topology.tp.rank == 0 and topology.pp.rank == 0:
+            leases = held.enter_context(Leases(work, patience_s, helper=helper))
+            start = len(items) * topology.dp.rank // topology.dp.size
+            claims = Claims(work, len(items), leases, start=start)
+            part = held.enter_context(PartWriter(work, leases.worker))
+        before = 0 if claims is None else claims.prompts
+        bar = held.enter_context(progress(items.prompts, "generate", "prompts", topology, initial=before))
+        while True:
+            # One answer for a tensor-parallel group, whose next batch is collective. Data-parallel ranks may stop at
+            # different batches.
             if broadcast_in(topology.tp, topology.watch.wish.signal is not None):
-                break
-            records = producer.batch(units[unit])
-            if part is not None:
-                part.append(unit, records)
-            bar.update(len(units[unit]))
-
-
-def _records(work: Path, units: int) -> Iterator[dict[str, Any]]:
-    """All records in work-list order."""
-    commits = read_commits(work)
-    assert sorted(commits) == list(range(units)), "a batch is missing after all ranks have finished"
-    # By number and not in the order of writing, which hangs on ranks and interruptions.
-    for unit in range(units):
-        yield from read_frame(work, commits[unit])
-
-
-def _merge(
-    path: Path,
-    work: Path,
-    producer: Producer,
-    items: list[WorkItem],
-    settings: Mapping[str, Any],
-    parents: Mapping[str, Path],
-    seed: int,
-) -> None:
-    """Turn the parts into the artifact; repeatable until the artifact is there."""
-    units = len(batches(items, producer.config.batch_prompts))
-    counter = YieldCounter()
-    with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
-        (folder / REJECTS).parent.mkdir()
-        with DocumentWriter(folder / DOCUMENTS) as accepted, (folder / REJECTS).open("w", encoding="utf-8") as rejects:
-            for record in _records(work, units):
-                counter.add(record)
-                origin = {"provenance": record["provenance"]}
-                if record["reason"] is None:
-                    about = {**origin, "rewards": record["rewards"], "cut": record["cut"]}
-                    accepted.write(Document(record["id"], record["text"]), about)
-                else:
-                    refused = {"id": record["id"], "reason": record["reason"], "raw": record["raw"], **origin}
-                    rejects.write(json_text(refused, ensure_ascii=False) + "\n")
-        atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")
+                return
+            unit = broadcast_in(topology.tp, ALL_DONE if claims is None else claims.claim())
+            if unit == ALL_DONE:
+                return
+            if unit == WAIT:
+                time.sleep(_WAIT_S)
+                continue
+            begun, batch = time.monotonic(), items.unit(unit)
+            records = producer.batch(batch)
+            if claims is not None and leases is not None and part is not None:
+                part.append(unit, records, counts_of(records, len(batch), time.monotonic() - begun))
+                leases.done(unit)
+                claims.done(unit, len(batch))
+                bar.update(claims.prompts - bar.n)

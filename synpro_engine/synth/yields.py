@@ -95,7 +95,7 @@ class YieldCounter:
         self._reasons: dict[str, Counter[str]] = {}
         self._cut_chars: dict[str, Counter[str]] = {}
         self._cut_answers: dict[str, Counter[str]] = {}
-        self._rewards: dict[str, dict[str, list[float]]] = {}
+        self._rewards: dict[str, dict[str, list[float]]] = {}  # sum and number
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count one record of `Producer.batch`."""
@@ -114,9 +114,9 @@ class YieldCounter:
         self._cut_chars.setdefault(name, Counter()).update(record["cut"])
         self._cut_answers.setdefault(name, Counter()).update(record["cut"].keys())
         for reward, value in record["rewards"].items():
-            # Kept one by one and summed at the end, in the order of the work list: the report
-            # is then equal to the last digit.
-            self._rewards.setdefault(name, {}).setdefault(reward, []).append(value)
+            # In the order of the work list: the report is then equal to the last digit.
+            total = self._rewards.setdefault(name, {}).setdefault(reward, [0.0, 0])
+            total[0], total[1] = total[0] + value, total[1] + 1
 
     def report(self) -> YieldReport:
         """What was counted so far."""
@@ -135,5 +135,5 @@ class YieldCounter:
             text_chars=sums["text_chars"],
             cut_chars=dict(self._cut_chars.get(name, Counter()).most_common()),
             cut_answers=dict(self._cut_answers.get(name, Counter()).most_common()),
-            mean_rewards={reward: sum(values) / len(values) for reward, values in rewards.items()},
+            mean_rewards={reward: total / number for reward, (total, number) in rewards.items()},
         )

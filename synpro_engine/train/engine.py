@@ -197,8 +197,8 @@ class Engine:
         assert len(shapes) == 1, f"a pipeline needs micro-batches of one shape, got {sorted(shapes)}"
         if topology.vpp > 1 and len(microbatches) % topology.pp.size:
             raise UserError(
-                f"`parallel.vpp`: {len(microbatches)} micro-batches per rank cannot be divided by "
-                f"`parallel.pp` = {topology.pp.size}, which an interleaved schedule needs"
+                f"`{topology.key}.vpp`: {len(microbatches)} micro-batches per rank cannot be divided by "
+                f"`{topology.key}.pp` = {topology.pp.size}, which an interleaved schedule needs"
             )
 
 

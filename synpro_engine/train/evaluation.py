@@ -10,15 +10,14 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
-from synpro_engine.train.losses import LabelledBatch, count_labels, label_weight
+from synpro_engine.train.losses import LabelledBatch, count_labels
 
 
 def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch: int = 8) -> float:
     """Mean of -log p(label) in nats over all labels that are not ignored, on all data-parallel ranks.
 
-    batches: this rank's share. Every token weighs the same, whatever the batch or rank it is in, unless its batch says
-    otherwise (`label_weight`); the result is equal on every rank. Collective over the job. Raises UserError when there
-    is not a single label.
+    batches: this rank's share. Every token weighs the same, whatever the batch or rank it is in; the result is equal on
+    every rank. Collective over the job. Raises UserError when there is not a single label.
     """
     device = model.topology.device
     # fp64, for the sum goes on from batch to batch: in fp32 it would take in small terms ever more coarsely. Both
@@ -26,9 +25,8 @@ def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p, labels
     for batch in batches:
         scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=micro_batch)
-        weight = label_weight(batch)
-        totals[0] -= weight * scored.logprob.double().sum()
-        totals[1] += weight * count_labels(batch.labels_BS).to(device)
+        totals[0] -= scored.logprob.double().sum()
+        totals[1] += count_labels(batch.labels_BS).to(device)
     loss, count = sum_over(model.topology.dp, totals).tolist()
     if count == 0:
         raise UserError("held-out data: not a single token to predict")

@@ -81,11 +81,6 @@ class LanguageModelLoss:
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
 
 
-def label_weight(batch: LabelledBatch) -> float:
-    """What each label of the batch counts for in a mean over batches: 1 where it does not say (`data.Batch.weight`)."""
-    return getattr(batch, "weight", 1.0)
-
-
 def count_labels(labels_BS: Tensor) -> Tensor:
     """Number of labels that are not ignored, int64 scalar on the device."""
     return torch.count_nonzero(labels_BS != IGNORE)

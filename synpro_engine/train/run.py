@@ -101,15 +101,17 @@ class PretrainRun:
         loader: TokenLoader,
         directory: Path,
         held_out: Mapping[str, Sequence[Batch]],
+        mixed: Mapping[str, Mapping[str, float]],
         seed: int | None,
         start: Path | None,
         watcher: Watcher | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
-        if config.plateau is not None and "reference" not in held_out:
+        if config.plateau is not None and "reference" not in {*held_out, *mixed}:
             raise UserError("setting `plateau`: needs a held-out set named `reference`")
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
+        self.mixed = mixed
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
         self.engine = Engine(
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
@@ -235,6 +237,8 @@ class PretrainRun:
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
                 for name, batches in self.held_out.items()
             }
+        for name, weights in self.mixed.items():
+            losses[name] = sum(w * losses[part] for part, w in weights.items()) / sum(weights.values())
         losses = broadcast_object(losses, self.topology)  # a last bit at a limit would part the ranks
         step = self.engine.step_index
         self.state.losses, self.state.evaluated_at = losses, step

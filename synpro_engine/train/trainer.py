@@ -28,20 +28,22 @@ def pretrain(
     directory: Path,
     *,
     held_out: Mapping[str, Sequence[Batch]] | None = None,
+    mixed: Mapping[str, Mapping[str, float]] | None = None,
     start: Path | None = None,
     seed: int | None = None,
     label: str = "pretraining",
     watcher: Watcher | None = None,
 ) -> PretrainResult:
-    """Train `model` for `config.max_steps` steps, or until the loss on `held_out["reference"]` is on a plateau.
+    """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
-    held_out: this rank's batches of each held-out set, by name. start: a checkpoint to begin from, with its weights,
+    held_out: this rank's batches of each held-out set, by name. mixed: further sets by name, whose losses are means of
+    those of the sets that they name, by weight. start: a checkpoint to begin from, with its weights,
     optimizer state and position in the data; steps go on counting from it.
     watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
     checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before; and
     Stopped, after a checkpoint, when the job is asked to stop before its end.
     """
-    run = PretrainRun(model, config, loader, directory, held_out or {}, seed, start, watcher)
+    run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
     resumed = run.begin()
     run.open_log(resumed)
     with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:

@@ -172,14 +172,14 @@ def test_a_step_that_shows_no_direction_is_told_of_and_not_scored_and_training_g
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = in_run.next_step_direction, iter(range(100))
+    real, calls = in_run.next_step_directions, iter(range(100))
 
-    def first_fails(*arguments: Any) -> Any:
+    def first_fails(*arguments: Any, **settings: Any) -> Any:
         if next(calls) == 0:
             raise NoDirectionError("the gradients show no direction")
-        return real(*arguments)
+        return real(*arguments, **settings)
 
-    monkeypatch.setattr(in_run, "next_step_direction", first_fails)
+    monkeypatch.setattr(in_run, "next_step_directions", first_fails)
     assert alike(train(topology, tmp_path, InRunConfig(every=2, refresh=4, reference_tokens=50)), plain[1])
     assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {4, 6, 8}
     scored = [r["step"] for r in read_metrics(tmp_path / METRICS) if r["kind"] == "in_run" and r["scored"]]

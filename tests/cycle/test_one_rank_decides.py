@@ -24,8 +24,8 @@ from synpro_engine.cycle.steps.probe import load_probe
 from synpro_engine.cycle.steps.weights import export_stage, load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main
+from synpro_engine.dist.job import SharedError
 from synpro_engine.dist.testing import run_ranks
-from synpro_engine.dist.topology import SharedError
 from synpro_engine.influence import Direction, EstimatorConfig, save_direction
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig

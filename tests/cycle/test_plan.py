@@ -12,7 +12,7 @@ from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CONFIG
 from synpro_engine.cycle.run_lock import check_claimed, claim
 from synpro_engine.cycle.stages import Stage, run_stages
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import ParallelConfig, Topology, launched
 
 _ALL = (
     "tokenize import pretrain round-1/probe round-1/tune-rephrase round-1/tune-reformat round-1/generate-rephrase"
@@ -103,7 +103,7 @@ def _made(directory: Path, *overrides: str, until: str | None = None, text: str 
         fake = [
             Stage(
                 name=s.name, command=s.command, config=s.config, parents=s.parents, seed=s.seed,
-                work=lambda into, name=s.name: (into / "what").write_text(name + text) and None,
+                work=lambda into, topology, name=s.name: (into / "what").write_text(name + text) and None,
             )
             for s in stages
         ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_half_done_work_that_could_be_resumed_is_not_thrown_away_without_a_word(
     run.mkdir()
     claim(run, recipe, stages, redo=False)
 
-    def interrupted(into: Path) -> None:
+    def interrupted(into: Path, *, topology: Topology) -> None:
         (into / "checkpoints" / "step-1").mkdir(parents=True)
         (into / "checkpoints" / "step-1" / "manifest.json").write_text("{}")
         raise KeyboardInterrupt

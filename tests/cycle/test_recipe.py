@@ -9,11 +9,10 @@ from synpro_engine.config.describe import describe
 from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.external import fingerprint
-from synpro_engine.cycle.recipe import check_recipe
+from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.steps.pretraining import _refuse_unread, mixture
 from synpro_engine.data import Document, TokenCorpus
-from synpro_engine.dist import Layout, ParallelConfig
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -38,11 +37,10 @@ def test_the_papers_models_have_the_papers_sizes(name: str, millions: float) -> 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_shared_out_over_two_ranks(name: str) -> None:
-    two = Layout.of(ParallelConfig(), 2)
-    check_recipe(load_recipe(name), two)
+    check_recipe(load_recipe(name), 2)
     if load_recipe(name).tune:
         with pytest.raises(UserError, match=r"`tune.rephrase.prompts_per_step`: 3 cannot be divided by 2"):
-            check_recipe(load_recipe(name, ["tune.rephrase.prompts_per_step=3"]), two)
+            check_recipe(load_recipe(name, ["tune.rephrase.prompts_per_step=3"]), 2)
 
 
 class _Letters:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
-from synpro_engine.cycle.run_layout import TOKENIZER, shards_path
+from synpro_engine.cycle.run_layout import TASKS, TOKENIZER, measured_path
 from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.data import load_tokenizer, open_shards
 from synpro_engine.train.metrics import METRICS, read_metrics
@@ -42,14 +43,14 @@ def run(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tasks_stand_in_shards_of_their_own_with_their_prompts_masked(run: Path) -> None:
     tokenizer = load_tokenizer(run / "tokenize" / TOKENIZER)
-    corpus = open_shards(shards_path(run / "tokenize", "reference-sums"), tokenizer)
+    corpus = open_shards(measured_path(run / "tokenize", "reference-sums"), tokenizer)
     assert corpus.num_documents == 81 and corpus.learnt is not None
     for number in range(81):
         line = int(corpus.document_id(number).rpartition(":")[2]) - 1
         learnt = corpus.document_tokens(number)[corpus.document_learnt(number)]
         assert learnt[-1] == tokenizer.eos_id
         assert tokenizer.decode(learnt.tolist()) == f"It is {line // 9 + line % 9}."
-    assert open_shards(shards_path(run / "tokenize", "reference"), tokenizer).learnt is None
+    assert open_shards(measured_path(run / "tokenize", "reference"), tokenizer).learnt is None
 
 
 def test_the_metrics_have_the_weighted_loss_and_that_of_each_alone(run: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_cap_takes_tasks_from_all_over_the_file(tasks: Path, tmp_path: Path) -
         main(["tokenize", "smoke", *both(tasks), "references.sums.max_tokens=300", "--dir", str(tmp_path / "r")]) == 0
     )
     tokenizer = load_tokenizer(tmp_path / "r" / "tokenize" / TOKENIZER)
-    corpus = open_shards(shards_path(tmp_path / "r" / "tokenize", "reference-sums"), tokenizer)
+    corpus = open_shards(measured_path(tmp_path / "r" / "tokenize", "reference-sums"), tokenizer)
     assert 250 < corpus.num_tokens <= 300
     lines = [int(corpus.document_id(n).rpartition(":")[2]) for n in range(corpus.num_documents)]
     assert max(lines) > 50 and lines != sorted(lines)
@@ -91,8 +92,9 @@ def test_a_cap_takes_tasks_from_all_over_the_file(tasks: Path, tmp_path: Path) -
 def changed(before: list[str], after: list[str]) -> set[str]:
     """Stages whose recorded settings differ between two recipes."""
     of = [SettingsOf(load_recipe("smoke", overrides)) for overrides in (before, after)]
-    stages = ("tokenize", "pretrain", "probe", "evaluate")
-    pairs = {name: [getattr(settings, name).recorded() for settings in of] for name in stages}
+    stages = ("tokenize", "references", "held_out", "pretrain", "probe", "evaluate")
+    made = {name: [getattr(settings, name) for settings in of] for name in stages}
+    pairs = {name: [one and one.recorded() for one in both] for name, both in made.items()}
     pairs["arm"] = [settings.arm(3, synthetic=True).recorded() for settings in of]
     return {name for name, (first, second) in pairs.items() if first != second}
 
@@ -100,9 +102,34 @@ def changed(before: list[str], after: list[str]) -> set[str]:
 def test_a_weight_reaches_what_is_measured_by_it_and_a_field_reaches_the_tokens(tasks: Path) -> None:
     assert changed(both(tasks), both(tasks, 3.0)) == {"pretrain", "probe", "arm"}
     field = [*both(tasks), "references.sums.prompt_field=question"]
-    assert changed(both(tasks), field) == {"tokenize"}
-    assert "tokenize" not in changed([], ["model.seq_len=32"]), "without tasks no text has to fit a window"
-    assert "tokenize" in changed(both(tasks), [*both(tasks), "model.seq_len=32"])
+    assert changed(both(tasks), field) == {"references"}
+    assert "references" in changed(both(tasks), [*both(tasks), "model.seq_len=32"]), "tasks have to fit a window"
+
+
+def test_held_out_tasks_redo_no_training(tasks: Path) -> None:
+    assert changed(both(tasks), [*both(tasks), f"held_out={{more: {{source: {tasks}}}}}"]) == {"held_out", "evaluate"}
+
+
+def test_tasks_that_are_held_out_and_a_reference_are_told_of(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tasks.read_text().splitlines()
+    fresh = [json.dumps({"prompt": f"What is {n} minus 1?", "response": f"{n - 1}"}) for n in range(5)]
+    (tmp_path / "leak.jsonl").write_text("\n".join([*lines[:7], *fresh, "{}"]) + "\n")
+    held_out = f"held_out={{sums: {{source: {tmp_path / 'leak.jsonl'}, on_bad: skip}}}}"
+    assert main(["tokenize", "smoke", *both(tasks), held_out, "--dir", str(tmp_path / "run")]) == 0
+    account = json.loads((tmp_path / "run" / "held-out" / TASKS).read_text())
+    shared = account["shared"]["held-out-sums"]
+    assert {place: one["documents"] for place, one in shared.items()} == {
+        "train": 0,
+        "reference": 0,
+        "reference-sums": 7,
+    }
+    assert account["sets"]["held-out-sums"]["tasks"] == 12
+    assert "held-out-sums: 7 of its texts" in capsys.readouterr().err
+    assert faults_in(tmp_path / "run") == []
+    listed = json.loads((tmp_path / "run" / "held-out" / "left_out" / "held-out-sums.jsonl").read_text())
+    assert listed["line"] == 13 and account["sets"]["held-out-sums"]["left_out"] == {"missing field": 1}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from synpro_engine.train.metrics import read_metrics
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 _RUN = [sys.executable, "-m", "synpro_engine", "run", "smoke"]
-_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 def _finish(command: list[str], directory: Path) -> str:
@@ -86,7 +86,8 @@ def test_the_cycle_ends_with_every_stage_and_a_report(alone: Path) -> None:
 def test_what_the_files_of_a_run_hold_is_documented(alone: Path) -> None:
     assert faults_in(alone) == []
     named = {name for path in alone.rglob("manifest.json") for name in json.loads(path.read_text())["schemas"]}
-    assert named == SCHEMAS.keys() - {"steps.jsonl"}  # of a walk, which this recipe has none of
+    # Of a walk, and of tasks from files: this recipe has neither.
+    assert named == SCHEMAS.keys() - {"steps.jsonl", "tasks.json", "left_out/*.jsonl"}
 
 
 def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path) -> None:
@@ -140,10 +141,20 @@ def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [["parallel.tp=1"], ["parallel.tp=2"]], ids=["DP2", "TP2"])
-def test_two_processes_pretrain_as_one(alone: Path, tmp_path: Path, layout: list[str]) -> None:
-    run = tmp_path / "two"
-    _finish([*_TWO, *_RUN[1:], *layout], run)
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, []),
+        (2, ["parallel.tp=2"]),
+        (2, ["pretrain.parallel.pp=2"]),
+        (2, ["pretrain.parallel.tp=2"]),
+        (4, ["pretrain.parallel={tp: 2, pp: 2}", "generator.parallel.tp=2"]),
+    ],
+    ids=["DP2", "TP2", "PP2 and DP2", "TP2 and DP2", "TP2 PP2 and DP2 TP2"],
+)
+def test_several_processes_pretrain_as_one(alone: Path, tmp_path: Path, ranks: int, layout: list[str]) -> None:
+    run = tmp_path / "run"
+    _finish([*_TORCHRUN, str(ranks), *_RUN[1:], *layout], run)
     for stage in ("pretrain", "repeat"):
         ours, theirs = _losses(run, stage), _losses(alone, stage)
         assert [step for step, _ in ours] == [step for step, _ in theirs]

@@ -32,8 +32,10 @@ class _Log:
                 raise KeyboardInterrupt
 
         return [
-            Stage("first", "one", lambda into: write(into, "first", first), {"text": first}),
-            Stage("deep/second", "two", lambda into: write(into, "second", second), {"text": second}, ("first",)),
+            Stage("first", "one", lambda into, topology: write(into, "first", first), {"text": first}),
+            Stage(
+                "deep/second", "two", lambda into, topology: write(into, "second", second), {"text": second}, ("first",)
+            ),
         ]
 
 
@@ -99,7 +101,7 @@ def test_a_command_runs_its_own_stages_and_what_they_are_made_from(topology: Top
     log = _Log()
     run_stages(tmp_path, log.stages(), topology, until="one")
     assert log.worked == ["first"]
-    aside = Stage("aside", "three", lambda into: None, {})
+    aside = Stage("aside", "three", lambda into, topology: None, {})
     run_stages(tmp_path, [aside, *log.stages()], topology, until="two")
     assert log.worked == ["first", "second"] and not (tmp_path / "aside").exists()
     with pytest.raises(UserError, match="no stage for `four`"):

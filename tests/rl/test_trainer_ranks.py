@@ -1,4 +1,4 @@
-"""GRPO over data-parallel ranks: the same tuning as in one process."""
+"""GRPO over several ranks: the same tuning as in one process, and on from a kill in another layout."""
 
 import runpy
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.state import canonical_state
 from synpro_engine.rl.config import GRPOConfig
@@ -47,3 +47,24 @@ def test_two_data_parallel_ranks_tune_as_one_process_does(tmp_path: Path) -> Non
         assert rank["refusal"].startswith("`tune.toy.prompts_per_step`: 3 cannot be divided by 2")
         for name, value in alone["weights"].items():
             torch.testing.assert_close(torch.tensor(rank["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)
+
+
+def _tune_on(directory: Path, *, killed: bool) -> None:
+    """Three steps; on two ranks the first by data parallelism, and what is left after a kill by tensor parallelism."""
+    toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
+    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | {"steps": 3, "checkpoint_every": 1})
+    with launched(ParallelConfig()) as place:
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                toy["run"](place, directory, config, kill_after=1)
+            place = place.divided(Layout.of(ParallelConfig(tp=2), place.world_size))
+        toy["run"](place, directory, config)
+
+
+def test_tuning_that_was_killed_goes_on_in_another_layout(tmp_path: Path) -> None:
+    _tune_on(tmp_path / "alone", killed=False)
+    run_ranks(_tune_on, 2, directory=tmp_path / "both", killed=True)
+    expected = numbers(tmp_path / "alone")
+    assert [record["step"] for record in expected] == [1, 2, 3]
+    for ours, theirs in zip(numbers(tmp_path / "both"), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)

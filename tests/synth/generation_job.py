@@ -136,7 +136,7 @@ def generate(
     tokenizer = make_tokenizer()
     generator = BigramGenerator(tokenizer, seconds, stop)
     report = generate_corpus(
-        out, make_documents(), generator, tokenizer, CONFIG, PROMPT, topology,
+        out, make_documents, generator, tokenizer, CONFIG, PROMPT, topology,
         generator_hash="bigram", seed=SEED, scorer=letters, prefix=prefix,
     )  # fmt: skip
     return report, generator.calls

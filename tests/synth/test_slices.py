@@ -1,9 +1,11 @@
+import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 
-from synpro_engine.data import Document
-from synpro_engine.synth import slice_document
+from synpro_engine.data import Document, cut_spans
+from synpro_engine.synth import GenerateConfig, SliceConfig, slices_of
 
 
 def _text(rng: random.Random) -> str:
@@ -11,19 +13,56 @@ def _text(rng: random.Random) -> str:
     return "".join(rng.choices(pieces, k=rng.randint(1, 120)))
 
 
-@pytest.mark.parametrize("max_chars", [1, 7, 60, 7000])
-def test_slices_tile_the_document_exactly(max_chars: int) -> None:
-    rng = random.Random(max_chars)
+def words(text: str) -> int:
+    """A tokenizer's count: white space alone is nothing, and long words are several tokens."""
+    return sum(-(-len(word) // 4) for word in text.split())
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 7000])
+@pytest.mark.parametrize("size_of", [len, words])
+def test_spans_tile_the_text_exactly_and_none_is_too_large(most: int, size_of: Callable[[str], int]) -> None:
+    rng = random.Random(most)
+    for _ in range(100):
+        text = _text(rng)
+        spans = cut_spans(text, most, size_of=None if size_of is len else size_of)
+        assert "".join(text[start:end] for start, end in spans) == text
+        assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+        assert all(start < end and size_of(text[start:end]) <= most for start, end in spans)
+
+
+def test_spans_by_tokens_are_nearly_full() -> None:
+    text = " ".join(f"word{n:05d}" for n in range(4000))
+    sizes = [words(text[start:end]) for start, end in cut_spans(text, 500, size_of=words)]
+    assert max(sizes) <= 500 and min(sizes[:-1]) >= 430
+
+
+@pytest.mark.parametrize("size_of", [None, words])
+def test_overlapping_slices_begin_again_at_a_sentence_and_leave_nothing_out(
+    size_of: Callable[[str], int] | None,
+) -> None:
+    text = " ".join(f"This is sentence number {n}." for n in range(300))
+    spans = cut_spans(text, 400 if size_of is None else 120, size_of=size_of, overlap=0.25)
+    assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) > 10
+    for (start, end), (following, _) in itertools.pairwise(spans):
+        assert start < following < end and text[following:].startswith("This is sentence")
+        assert 0.05 * (end - start) <= end - following <= 0.25 * (end - start)
+
+
+def test_slices_know_their_place_and_those_of_blank_lines_are_left_out() -> None:
+    rng = random.Random(3)
     for _ in range(100):
         document = Document("d", _text(rng))
-        slices = slice_document(document, max_chars)
-        assert "".join(piece.text for piece in slices) == document.text
-        assert [piece.start for piece in slices] == [0, *(piece.end for piece in slices[:-1])]
-        assert all(0 < len(piece.text) <= max_chars for piece in slices)
+        slices = list(slices_of(document, SliceConfig(max_chars=60, min_source_chars=5)))
         assert all(document.text[piece.start : piece.end] == piece.text for piece in slices)
+        assert all(len(piece.text.strip()) >= 5 for piece in slices)
 
 
 def test_a_slice_ends_with_a_paragraph_where_one_does() -> None:
     paragraph = "One sentence. Another sentence.\n\n"
-    slices = slice_document(Document("d", paragraph * 9), 100)
+    slices = slices_of(Document("d", paragraph * 9), SliceConfig(max_chars=100, min_source_chars=1))
     assert all(piece.text.endswith("\n\n") for piece in slices)
+
+
+def test_slices_that_overlap_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="overlap would say things twice"):
+        GenerateConfig(overlap=0.1, join=True)

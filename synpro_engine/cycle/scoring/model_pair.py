@@ -17,7 +17,7 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.run_layout import TOKENIZE, TOKENIZER, run_of, tokenizer_stage
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.probe import is_tangent, load_probe
+from synpro_engine.cycle.steps.probe import is_tangent, load_probe, load_reference_directions
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main, verify_shared
@@ -36,9 +36,15 @@ class ModelPair:
     """Of the weights when they are loaded."""
 
     @classmethod
-    def of_run(cls, cycle: Cycle) -> ModelPair:
-        """A run's theta and its newest probe; UserError when there is no probe yet."""
-        theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
+    def of_run(cls, cycle: Cycle, probe: Path | None = None) -> ModelPair:
+        """A run's theta and its newest probe; UserError when there is no probe yet.
+
+        probe: stands in its place, and goes with the newest weights that a round starts from.
+        """
+        if probe is None:
+            theta, probe = (cycle.directory / stage for stage in cycle.probe_pair)
+        else:
+            theta = cycle.directory / cycle.newest_theta
         stage = cycle.directory / TOKENIZE
         # Collective, and before rank 0 opens the tokenizer alone: hashing is shared out, and shards are large.
         verify_shared(stage, cycle.topology)
@@ -52,17 +58,8 @@ class ModelPair:
         tokenizer: None takes the one that theta's run recorded. Raises UserError where that is none, where theta and
         the probe are the same weights, and for a directory that holds neither weights nor a direction.
         """
-        checkpoint = stage_checkpoint(theta, topology)
-        saved = on_main(topology, lambda: read_manifest(checkpoint).config["dtype"])
-        if tokenizer is None:
-            tokenizer = on_main(topology, lambda: recorded_tokenizer(theta))
-            verify_shared(tokenizer.parent, topology)
-        pair = cls(
-            theta=theta,
-            probe=probe,
-            tokenizer=on_main(topology, partial(load_tokenizer, tokenizer)),
-            dtype=platform.resolve_dtype(saved),
-        )
+        read, dtype = reading_of(theta, tokenizer, topology)
+        pair = cls(theta=theta, probe=probe, tokenizer=read, dtype=dtype)
         hashes = pair.hashes(topology)
         # By content: two copies of one checkpoint are as wrong as one path given twice.
         if hashes["theta"] == hashes["probe"]:
@@ -96,8 +93,23 @@ class ModelPair:
         theta = load_model(self.theta, topology, self.dtype)
         check_rows(self.tokenizer, theta.config.vocab_size, str(self.theta), "; see --tokenizer")
         probe = load_probe(self.probe, theta, self.dtype)
+        # A stage of several references has the direction of each too.
+        others = load_reference_directions(self.probe, theta)
         # Each document comes once, so remembering scores would only take memory.
-        return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0)
+        return build_estimator(config, theta, probe, start_id=start_id(self.tokenizer), keep=0, others=others)
+
+
+def reading_of(theta: Path, tokenizer: Path | None, topology: Topology) -> tuple[Tokenizer, torch.dtype]:
+    """The tokenizer that theta reads text with, and the precision that it was saved in. Collective.
+
+    tokenizer: None takes the one that theta's run recorded; UserError where that is none.
+    """
+    checkpoint = stage_checkpoint(theta, topology)
+    saved = on_main(topology, lambda: read_manifest(checkpoint).config["dtype"])
+    if tokenizer is None:
+        tokenizer = on_main(topology, lambda: recorded_tokenizer(theta))
+        verify_shared(tokenizer.parent, topology)
+    return on_main(topology, partial(load_tokenizer, tokenizer)), platform.resolve_dtype(saved)
 
 
 def recorded_tokenizer(weights: Path) -> Path:

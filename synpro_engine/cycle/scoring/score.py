@@ -49,7 +49,8 @@ def score_documents(
 
     A line holds `id`, `value` and `loss` (nats per token; null where not finite), `tokens` and the `windows` of the
     model's length that they were cut into, the `estimator` with its settings, and the content hashes `theta` and
-    `probe`; with `shares` each token's part of `value`. What `output` holds of the same documents already is kept, so
+    `probe`; the value along each of the `references` where the probe was made of several; with `shares` each token's
+    part of `value`. What `output` holds of the same documents already is kept, so
     an interrupted call goes on, with nothing lost or twice. Collective. Raises UserError for a bad document (naming
     file and line; what was scored before it is kept), unless `reading` leaves those out, and for an `output` that
     holds something else; Stopped when the job is asked to stop.
@@ -115,6 +116,8 @@ def _line(document: Document, score: SequenceScore, made_by: Mapping[str, object
         "loss": score.loss,
         **made_by,
     }
+    if score.others:
+        record["references"] = dict(score.others)
     if shares:
         record["shares"] = list(score.shares)
     return json_text(record, ensure_ascii=False) + "\n"

@@ -5,7 +5,6 @@ Everything here runs on rank 0 alone; the other ranks open the finished artifact
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -21,9 +20,10 @@ from synpro_engine.cycle.run_layout import (
     TOKENIZER,
     UNFINISHED,
     documents_path,
+    measured_path,
     shards_path,
 )
-from synpro_engine.cycle.sections import CorpusConfig, ReferenceConfig
+from synpro_engine.cycle.sections import CorpusConfig
 from synpro_engine.cycle.settings import TokenizeSettings
 from synpro_engine.cycle.steps.gather import text_batches, token_batches
 from synpro_engine.cycle.steps.intake import CorpusAccount, Intake
@@ -32,17 +32,14 @@ from synpro_engine.cycle.steps.tokens import Tokens
 from synpro_engine.data import (
     PublishedTokenizer,
     Split,
-    Task,
     TokenCorpus,
     TokenFiles,
     Tokenizer,
-    cap_documents,
     check_rows,
     find_source,
     load_tokenizer,
     open_shards,
     read_tasks,
-    write_task_shards,
 )
 from synpro_engine.data.writer import written_documents
 from synpro_engine.dist import Topology, on_main, progress, say
@@ -57,9 +54,9 @@ def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
     return open_shards(shards_path(stage, name), tokenizer)
 
 
-def open_references(stage: Path, weights: Mapping[str, float], tokenizer: Tokenizer) -> dict[str, TokenCorpus]:
-    """The references by the names of their shards."""
-    return {name: open_split(stage, name, tokenizer) for name in weights}
+def open_measured(tokens: Path, names: Iterable[str], tokenizer: Tokenizer) -> dict[str, TokenCorpus]:
+    """Splits, references and held-out tasks by the names of their shards; `tokens` is the `tokenize` stage."""
+    return {name: open_shards(measured_path(tokens, name), tokenizer) for name in names}
 
 
 def open_tokenizer(stage: Path, topology: Topology) -> PublishedTokenizer:
@@ -93,12 +90,10 @@ def build_corpus(
     work = into / UNFINISHED
     # The account is written last of all: where it is, nothing is left to be done.
     if not (into / ACCOUNT).exists():
-        for reference in settings.references.values():  # before the corpus, which takes long: are there tasks at all?
-            next(read_tasks(str(reference.source), reference))
+        for tasks in settings.tasks:  # before the corpus, which takes long: are there any at all?
+            next(read_tasks(str(tasks.source), tasks))
         tokens = Tokens(into, work, settings, bar)
         account = (_tokenize if settings.corpus.shards is None else _copy_shards)(tokens, tell)
-        for name, reference in settings.references.items():
-            _write_tasks(into, name, reference, settings, tell)
         overlap = {split: asdict(share) for split, share in _overlap(into, settings.corpus, bar).items()}
         atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
     remove_directory(work)
@@ -164,32 +159,6 @@ def _overlap(into: Path, corpus: CorpusConfig, bar: ShowBar) -> dict[str, Overla
     held_out = {split: partial(texts, split) for split in corpus.split.used if split != "train"}
     with bar(documents_path(into, "train").stat().st_size, "overlap") as shown:
         return measure_overlap(held_out, texts("train", shown.update))
-
-
-def _write_tasks(
-    into: Path, name: str, reference: ReferenceConfig, settings: TokenizeSettings, tell: Callable[[str], object]
-) -> None:
-    """Tokenise a reference that comes from files; UserError names its source."""
-    assert reference.source is not None and settings.seq_len is not None
-    counts: Counter[str] = Counter()
-    source = find_source(reference.source)
-    if source.remark:
-        tell(source.remark)
-    tasks: Iterable[Task] = read_tasks(source, reference, lambda bad: counts.update([bad.reason]))
-    tokenizer = load_tokenizer(into / TOKENIZER)
-    budget = reference.max_tokens or settings.corpus.max_held_out_tokens
-    on_long = (lambda _: counts.update(["longer than a window"])) if reference.on_bad == "skip" else None
-    try:
-        if budget is not None:
-            tasks = cap_documents(tasks, budget, settings.seed, lambda task: task.count(tokenizer))
-        write_task_shards(
-            tasks, tokenizer, shards_path(into, name), settings.seq_len, seed=settings.seed, on_long=on_long
-        )
-    except UserError as error:
-        raise UserError(f"`references.{name.removeprefix('reference-')}`: {error}") from None
-    if counts:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-        tell(f"{reference.source}: records left out: {reasons}")
 
 
 def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], object]) -> None:

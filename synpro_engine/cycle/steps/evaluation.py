@@ -13,9 +13,9 @@ from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
-from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import held_out_batches
-from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.probe import load_probe, load_reference_directions
 from synpro_engine.cycle.steps.synthesis import synthetic_documents
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import read_documents, start_id
@@ -24,7 +24,7 @@ from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import Diversity, measure_diversity
 from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
-from synpro_engine.synth.generate import DOCUMENTS
+from synpro_engine.synth import DOCUMENTS
 from synpro_engine.train.evaluation import held_out_loss
 
 
@@ -33,6 +33,8 @@ class TextInfluences(Record):
 
     generated: tuple[float | None, ...]
     sources: tuple[float | None, ...]
+    references: dict[str, TextInfluences] = Field(default={})
+    """The same along each reference alone, where there are several."""
 
 
 class Results(Record):
@@ -84,33 +86,40 @@ def _held_out(
     settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
-    batches = held_out_batches(tokens, {"validation": 1.0}, settings.seq_len, rows_at_once, topology)
-    corpus = open_split(tokens, "validation", open_tokenizer(tokens, topology))
+    texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
     rows = []
     for name, stage in arms.items():
-        # One model after the other, and no name for it: two at once may not fit.
-        loss = held_out_loss(load_model(stage, topology, dtype), batches, micro_batch=rows_at_once)
-        rows.append(
-            {
-                "name": name,
-                # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
-                "nats": loss * corpus.num_tokens,
-                "tokens": corpus.num_tokens,
-                "utf8_bytes": corpus.text_bytes,
-                "documents": corpus.num_documents,
-            }
-        )
+        # One model after the other, and no name that outlives its turn: two at once may not fit.
+        model = load_model(stage, topology, dtype)
+        for text, corpus in texts.items():
+            batches = held_out_batches(tokens, text, settings.seq_len, rows_at_once, topology)
+            rows.append(
+                {
+                    "name": name,
+                    "text": text,
+                    # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
+                    "nats": held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt,
+                    "tokens": corpus.num_learnt,
+                    "utf8_bytes": corpus.text_bytes,
+                    "documents": corpus.num_documents,
+                }
+            )
+        del model
     return rows
 
 
 def _influence(
     settings: EvaluateSettings, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, dict[str, Any]]:
     """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
     dtype, tokenizer = platform.resolve_dtype(settings.dtype), open_tokenizer(tokens, topology)
     theta = load_model(pair[0], topology, dtype)
     influence = build_estimator(
-        settings.influence, theta, load_probe(pair[1], theta, dtype), start_id=start_id(tokenizer)
+        settings.influence,
+        theta,
+        load_probe(pair[1], theta, dtype),
+        start_id=start_id(tokenizer),
+        others=load_reference_directions(pair[1], theta),
     )
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
@@ -120,7 +129,14 @@ def _influence(
     for operation, stage in corpora.items():
         records = accepted[operation]
         slices = [slice_of(record.provenance, sources, stage) for record in records]
-        measured[operation] = {"generated": measure([r.text for r in records]), "sources": measure(slices)}
+        scores = {"generated": measure.scores([r.text for r in records]), "sources": measure.scores(slices)}
+        measured[operation] = {
+            **{kind: [score.value for score in of] for kind, of in scores.items()},
+            "references": {
+                name: {kind: [score.others[name] for score in of] for kind, of in scores.items()}
+                for name in dict.fromkeys(name for of in scores.values() for score in of for name in score.others)
+            },
+        }
     return measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from synpro_engine.cycle.sections import CorpusConfig
 from synpro_engine.cycle.steps.intake import Intake
@@ -36,10 +37,7 @@ def text_batches(
 
     on_bytes: told how many bytes of the files are read.
     """
-
-    def leave_out(bad: BadDocument) -> None:
-        intake.leave_out(bad.reason, source.path_of(bad.file), bad.line, bad.why)
-
+    leave_out = partial(intake.left_out.bad, source)
     batcher = Batcher(sinks, intake.mark)
     for record, document in read_placed_documents(
         source, corpus, leave_out, seen=intake.ids.seen, place=intake.place, on_bytes=on_bytes
@@ -81,7 +79,7 @@ def token_batches(
 
     def leave_out(document: TokenDocument, reason: str, why: str) -> None:
         name = document.id.rpartition(":")[0] + document.file.suffix
-        intake.leave_out(reason, name, document.number, why)
+        intake.left_out.add(reason, file=name, line=document.number, why=why)
 
     batcher = Batcher(sinks, intake.mark)
     documents = source.read(Place(intake.place.file, intake.place.line))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from synpro_engine.config import remove_directory
 from synpro_engine.cycle.sections import InRunConfig
-from synpro_engine.data import Batch, TokenCorpus, TokenLoader, weighted_windows
+from synpro_engine.data import Batch, TokenCorpus, TokenLoader, reference_windows
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import (
     Direction,
@@ -22,16 +22,18 @@ from synpro_engine.influence import (
     InRun,
     ScoreLog,
     load_direction,
+    mean_direction,
     mean_gradient,
-    next_step_direction,
+    next_step_directions,
     save_direction,
 )
 from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
 
-DIRECTION = "reference"
-"""The name of the direction in the score log."""
+DIRECTION, ALONE = "reference", " alone"
+"""In the score log: the name of the direction that all references have together, and what stands behind the name of
+each where there are several."""
 _RESUMED = "in-run-direction"  # and the step after which a run was asked to stop
 
 
@@ -58,7 +60,7 @@ class InRunScores:
         self._config, self._path, self._topology = config, log, topology
         self._references, self._weights = references, weights or dict.fromkeys(references, 1.0)
         self._in_run: InRun | None = None
-        self._along: Direction | None = None
+        self._along: dict[str, Direction] | None = None
 
     def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
         """Open the score log; what a resumed run scored after its step is dropped, as from its metrics.
@@ -72,21 +74,28 @@ class InRunScores:
         # Rank 0's listing for all: loading a direction is collective.
         stored = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_RESUMED}-*"))))
         if resume_step is not None and str(self._resumed_path(resume_step)) in stored:
-            self._go_along(load_direction(self._resumed_path(resume_step), engine.model))
+            place = self._resumed_path(resume_step)
+            self._go_along({name: load_direction(place / name, engine.model) for name in self._names})
         for path in map(Path, stored):
             on_main(self._topology, lambda path=path: remove_directory(path))
 
     def stop(self) -> None:
         """Keep the direction: the weights that it was made from are gone when the run goes on."""
-        if self._along is not None:
-            save_direction(self._resumed_path(self._engine.step_index), self._engine.model, self._along)
+        for name, direction in (self._along or {}).items():
+            save_direction(self._resumed_path(self._engine.step_index) / name, self._engine.model, direction)
 
     def _resumed_path(self, step: int) -> Path:
         return self._path.with_name(f"{_RESUMED}-{step}")
 
-    def _go_along(self, direction: Direction | None) -> None:
-        self._along = direction
-        self._in_run = None if direction is None else InRun(self._engine, {DIRECTION: direction})
+    @property
+    def _names(self) -> list[str]:
+        """Of the directions, in the score log."""
+        alone = [name + ALONE for name in self._references] if len(self._references) > 1 else []
+        return [DIRECTION, *alone]
+
+    def _go_along(self, directions: dict[str, Direction] | None) -> None:
+        self._along = directions
+        self._in_run = None if directions is None else InRun(self._engine, directions)
 
     @contextmanager
     def watching(
@@ -118,15 +127,16 @@ class InRunScores:
     def _renew(self, number: int, microbatches: Sequence[Batch]) -> None:
         """Make the direction anew. A step that training will skip shows none; it ends no run, and is not scored."""
         try:
-            self._go_along(self._direction(microbatches))
+            self._go_along(dict(zip(self._names, self._directions(microbatches), strict=True)))
         except NoDirectionError as error:
             self._go_along(None)
             say(self._topology, f"step {number} is not scored: {error}")
 
-    def _direction(self, microbatches: Sequence[Batch]) -> Direction:
+    def _directions(self, microbatches: Sequence[Batch]) -> list[Direction]:
+        """That of all references, and where there are several that of each."""
         rows, seq_len = microbatches[0].tokens_BS.shape
         dp = self._topology.dp
-        batches = weighted_windows(
+        references = reference_windows(
             self._references,
             self._weights,
             seq_len,
@@ -139,8 +149,10 @@ class InRunScores:
             for chunk in self._engine.wrapped:  # else overlapped reductions would begin with these gradients
                 stack.enter_context(chunk.no_sync())
             if self._config.direction == "gradient":
-                return mean_gradient(self._engine.model, list(batches))
-            return next_step_direction(self._engine, list(batches), [microbatches])
+                alone = {name: mean_gradient(self._engine.model, batches) for name, batches in references.items()}
+                return [mean_direction(alone, self._weights), *(alone.values() if len(alone) > 1 else ())]
+            made = next_step_directions(self._engine, references, [microbatches], weights=self._weights)
+            return [direction for _, direction in made]
 
     def _examples(self, batch: Batch) -> Examples:
         """The documents of a micro-batch; a position is of the document whose token it predicts."""

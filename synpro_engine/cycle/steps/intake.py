@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from synpro_engine.config import Config, json_text
+from synpro_engine.config import Config
 from synpro_engine.config.journal import GrowingFile, Journal
 from synpro_engine.cycle.run_layout import LEFT_OUT
 from synpro_engine.cycle.sections import CorpusConfig
+from synpro_engine.cycle.steps.left_out import LeftOut
 from synpro_engine.cycle.steps.stream import Mark
 from synpro_engine.data import SeenKeys, Split, split_of, text_key
 from synpro_engine.data.records import Place
@@ -71,8 +72,9 @@ class Intake:
         self._shares, self._seed = corpus.split, seed
         so_far = journal.state.get("account", {"documents": {}, "left_out": {}})
         self._taken: Counter[Split] = Counter(so_far["documents"])
-        self._left_out: Counter[str] = Counter(so_far["left_out"])
         self._listed = journal.open(into / LEFT_OUT)
+        self.left_out = LeftOut(lambda line: self._listed.write(line.encode("ascii")), so_far["left_out"])
+        """Takes the records that are left out."""
         self._texts = KnownKeys(journal.open(work / "texts.keys")) if corpus.deduplicate == "exact" else None
         self.ids = KnownKeys(journal.open(work / "ids.keys"))
         """For readers that look for an id that comes again."""
@@ -94,19 +96,14 @@ class Intake:
         self._taken[split] += 1
         return split
 
-    def leave_out(self, reason: str, file: str, line: int, why: str) -> None:
-        """List and count a record; nothing is held, however many they are."""
-        self._left_out[reason] += 1
-        # Escaped: what is wrong with a record may be its characters.
-        text = json_text({"reason": reason, "file": file, "line": line, "why": why}) + "\n"
-        self._listed.write(text.encode("ascii"))
-
     def mark(self, done: bool) -> Mark:
         """What a pass needs to go on from here."""
         keys = [self.ids, *([] if self._texts is None else [self._texts])]
         for each in keys:
             each.flush()
-        documents, left_out = {split: self._taken[split] for split in SPLITS}, dict(sorted(self._left_out.items()))
-        account = {"documents": documents, "left_out": left_out}
+        account = {
+            "documents": {split: self._taken[split] for split in SPLITS},
+            "left_out": dict(sorted(self.left_out.counts.items())),
+        }
         state = {"place": [self.place.file, self.place.line], "account": account, "done": done}
         return Mark(state, {file: file.size for file in (self._listed, *(each.file for each in keys))})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT
+from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT, measured_path
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
-from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.weights import stage_checkpoint
 from synpro_engine.data import (
@@ -20,8 +20,9 @@ from synpro_engine.data import (
     TokenCorpus,
     TokenLoader,
     check_rows,
+    eval_windows,
     mixture_weights,
-    weighted_windows,
+    open_shards,
 )
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
@@ -44,15 +45,10 @@ class TrainingResult(Record):
     """Windows trained on since the first step of pretraining, by source."""
 
 
-def held_out_batches(
-    tokens: Path, weights: Mapping[str, float], seq_len: int, rows: int, topology: Topology
-) -> list[Batch]:
-    """This rank's batches, of `rows` windows, of held-out sources by the names of their shards.
-
-    Each target of each is in them once, and counts by its source's weight.
-    """
-    corpora, dp = open_references(tokens, weights, open_tokenizer(tokens, topology)), topology.dp
-    return list(weighted_windows(corpora, weights, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
+def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology: Topology) -> list[Batch]:
+    """This rank's batches, of `rows` windows, of held-out text by the name of its shards; each target is there once."""
+    corpus, dp = open_shards(measured_path(tokens, name), open_tokenizer(tokens, topology)), topology.dp
+    return list(eval_windows(corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
 
 
 def _train(
@@ -80,9 +76,12 @@ def _train(
         mask_repetitions=config.mask_repetitions,
     )
     # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
-    held_out = {"reference": settings.references, "validation": {"validation": 1.0}}
+    held_out = {"reference": next(iter(settings.references)), "validation": "validation"}
+    mixed: dict[str, dict[str, float]] = {}
     if len(settings.references) > 1:
-        held_out |= {name + ALONE.removesuffix("_loss"): {name: 1.0} for name in settings.references}
+        parts = {name + ALONE.removesuffix("_loss"): name for name in settings.references}
+        held_out = {"validation": "validation", **parts}
+        mixed["reference"] = {part: settings.references[name] for part, name in parts.items()}
     result = pretrain(
         build_model(
             model,
@@ -95,9 +94,10 @@ def _train(
         loader,
         into,
         held_out={
-            name: held_out_batches(tokens, sources, model.seq_len, config.micro_batch, topology)
-            for name, sources in held_out.items()
+            name: held_out_batches(tokens, source, model.seq_len, config.micro_batch, topology)
+            for name, source in held_out.items()
         },
+        mixed=mixed,
         start=start,
         seed=settings.seed,
         label=label,
@@ -113,7 +113,7 @@ def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topolog
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
-    corpus, references = open_split(tokens, "train", tokenizer), open_references(tokens, settings.references, tokenizer)
+    corpus, references = open_split(tokens, "train", tokenizer), open_measured(tokens, settings.references, tokenizer)
     in_run = settings.pretrain.in_run
     watcher = None
     if in_run is not None:

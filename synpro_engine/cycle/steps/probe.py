@@ -5,7 +5,7 @@ Which data it is made from and where it is kept; the mathematics are in `influen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,17 +14,17 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, WALK_STEPS
+from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, DIRECTIONS, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
-from synpro_engine.cycle.steps.corpus import open_references, open_split, open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
-from synpro_engine.data import TokenCorpus, TokenLoader, weighted_windows
+from synpro_engine.data import TokenCorpus, TokenLoader, reference_windows
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import (
     Direction,
     load_direction,
-    next_step_direction,
+    next_step_directions,
     probe_direction,
     run_probe,
     save_direction,
@@ -64,19 +64,37 @@ def _loader(
 
 
 def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
+    corpora = open_measured(tokens, settings.references, open_tokenizer(tokens, model.topology))
+    save_directions(into, model, next_steps(settings, tokens, corpora, theta, model), seed=settings.seed)
+
+
+def save_directions(
+    into: Path, model: Model, named: Iterable[tuple[str | None, Direction]], *, seed: int | None = None
+) -> None:
+    """Keep the direction of all references (None) and those of each, where `load_probe` looks for them. Collective."""
+    for name, v in named:
+        save_direction(into / DIRECTION if name is None else into / DIRECTIONS / name, model, v, seed=seed)
+
+
+def next_steps(
+    settings: ProbeSettings, tokens: Path, corpora: Mapping[str, TokenCorpus], theta: Path, model: Model
+) -> Iterator[tuple[str | None, Direction]]:
+    """`next_step_directions` of references by name, at the checkpoint `theta`, which is read into `model`.
+
+    tokens: the `tokenize` stage, with the text that training reads next.
+    """
     config, topology = settings.probe, model.topology
-    tokenizer = open_tokenizer(tokens, topology)
     engine = Engine(model, settings.optimizer, schedule=settings.schedule)
     # With AdamW's moments: the direction is that of its very next step.
     load_checkpoint(theta, model, engine)
-    organic = {ORGANIC: open_split(tokens, "train", tokenizer)}
+    organic = {ORGANIC: open_split(tokens, "train", open_tokenizer(tokens, topology))}
     loader = _loader(settings, organic, {ORGANIC: 1.0}, settings.global_batch, topology)
     upcoming = [
         split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
         for _ in range(config.sampled_steps)
     ]
-    reference = weighted_windows(
-        open_references(tokens, settings.references, tokenizer),
+    references = reference_windows(
+        corpora,
         settings.references,
         settings.model.seq_len,
         batch_size=config.micro_batch,
@@ -84,8 +102,7 @@ def _next_step(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, m
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
     )
-    v = next_step_direction(engine, list(reference), upcoming, show_progress=True)
-    save_direction(into / DIRECTION, model, v, seed=settings.seed)
+    yield from next_step_directions(engine, references, upcoming, weights=settings.references, show_progress=True)
 
 
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
@@ -105,7 +122,7 @@ def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model:
 
 
 def _walked(settings: ProbeSettings, tokens: Path, weights: Mapping[str, float], topology: Topology) -> TokenLoader:
-    corpora = open_references(tokens, weights, open_tokenizer(tokens, topology))
+    corpora = open_measured(tokens, weights, open_tokenizer(tokens, topology))
     return _loader(settings, corpora, weights, settings.probe.global_batch, topology)
 
 
@@ -119,6 +136,12 @@ def load_probe(path: Path, theta: Model, dtype: torch.dtype) -> Model | Directio
     if stored is None:
         return load_model(path, theta.topology, dtype, like=theta.config)
     return load_direction(stored, theta)
+
+
+def load_reference_directions(path: Path, theta: Model) -> dict[str, Direction]:
+    """The direction of each reference alone, by its name, where a `probe` stage made them of several. Collective."""
+    names = on_main(theta.topology, lambda: sorted(place.name for place in (path / DIRECTIONS).glob("*")))
+    return {name: load_direction(path / DIRECTIONS / name, theta) for name in names}
 
 
 def is_tangent(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from synpro_engine.backend import platform
@@ -42,13 +44,13 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
+    DOCUMENTS,
     Prompter,
     choose_slices,
     generate_corpus,
     operation_named,
     read_yield,
 )
-from synpro_engine.synth.generate import DOCUMENTS
 from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
 
 
@@ -127,6 +129,11 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     It practises on the slices that generation will see.
     """
     operation, config, seed = settings.operation, settings.tune, _round_seed(settings)
+    # Twice what it can ask for, of which some may be too long: a corpus has more slices than memory holds prompts.
+    most = min(settings.slices.max_slices or sys.maxsize, 2 * config.steps * config.prompts_per_step)
+    wanted = settings.slices.model_copy(update={"max_slices": most})
+    tokenizer = open_tokenizer(inputs.base, topology)
+    documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     # `load_model` freezes what it loads.
     for parameter in policy.parameters():
@@ -137,8 +144,8 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         config,
         policy=policy,
         reference_policy=reference_policy,
-        prompter=Prompter(operation_named(operation), open_tokenizer(inputs.base, topology), settings.prompt),
-        slices=choose_slices(read_documents(str(documents_path(inputs.tokens, "train"))), settings.slices, seed),
+        prompter=Prompter(operation_named(operation), tokenizer, settings.prompt),
+        slices=list(choose_slices(documents, wanted, seed, lambda text: len(tokenizer.encode(text)))),
         scorer=build_rewards(settings, inputs, topology),
         reward_weights=settings.reward.weights(operation),
         directory=into,
@@ -158,7 +165,7 @@ def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topol
     composer, operation = build_rewards(settings, inputs, topology), settings.operation
     report = generate_corpus(
         into / CORPUS,
-        read_documents(str(documents_path(inputs.tokens, "train"))),
+        partial(read_documents, str(documents_path(inputs.tokens, "train"))),
         Sampler(model),
         open_tokenizer(inputs.base, topology),
         settings.generate,
@@ -171,6 +178,7 @@ def generate_stage(into: Path, settings: GenerateSettings, inputs: Inputs, topol
         # Ids of all rounds meet in one mixture of sources.
         prefix="" if settings.round == 1 else f"{Round(settings.round).name}/",
     )
+    assert report is not None, "only a helper has none"
     say(topology, f"generated {operation}: {report.summary}")
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")

@@ -8,7 +8,7 @@ from pathlib import Path
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, atomic_write_text, json_text, read_record, versions
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import ENVIRONMENT
+from synpro_engine.cycle.run_layout import ENVIRONMENT, IMPORT, PRETRAIN
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.dist import Topology
 from synpro_engine.report import Environment
@@ -30,12 +30,17 @@ def write_environment(directory: Path, recipe: Recipe, topology: Topology) -> No
     choices = (platform.attention(recipe.model.head_size), platform.optimizer())
     facts = {
         "device": platform.device_name(),
-        "layout": str(topology.layout),
+        "layout": _layout(recipe, topology.world_size),
         "versions": versions(),
         "implementations": {choice.part: f"{choice.uses}: {choice.why}" for choice in choices},
         "git_commit": git_commit(),
     }
     atomic_write_text(directory / ENVIRONMENT, json_text(facts, indent=2) + "\n")
+
+
+def _layout(recipe: Recipe, ranks: int) -> str:
+    pretrained, generator = (str(recipe.layout_of(stage, ranks)) for stage in (PRETRAIN, IMPORT))
+    return pretrained if pretrained == generator else f"pretrained model {pretrained}, generator {generator}"
 
 
 def git_commit() -> str | None:

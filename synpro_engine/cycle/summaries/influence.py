@@ -39,7 +39,14 @@ def _operations(run: FinishedRun) -> tuple[OperationInfluence, ...]:
     per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
         OperationInfluence(
-            operation=name, per_nat=per_nat, sources=_numbers(texts.sources), generated=_numbers(texts.generated)
+            operation=name,
+            per_nat=per_nat,
+            sources=_numbers(texts.sources),
+            generated=_numbers(texts.generated),
+            references={
+                reference: (_median(along.sources), _median(along.generated))
+                for reference, along in texts.references.items()
+            },
         )
         for name, texts in run.results().influence.items()
         if _numbers(texts.generated)
@@ -49,6 +56,10 @@ def _operations(run: FinishedRun) -> tuple[OperationInfluence, ...]:
 def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
     """Those that were finite; JSON has null for the others."""
     return tuple(value for value in values if value is not None)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    return median(_numbers(values)) if _numbers(values) else None
 
 
 def _in_run(run: FinishedRun) -> InRunInfluence | None:

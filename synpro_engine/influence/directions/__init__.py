@@ -13,12 +13,13 @@ from synpro_engine.influence.directions.direction import (
     weights_of,
 )
 from synpro_engine.influence.directions.direction_files import load_direction, save_direction
-from synpro_engine.influence.directions.gradient import mean_gradient
+from synpro_engine.influence.directions.gradient import mean_direction, mean_gradient
 from synpro_engine.influence.directions.next_step import (
     NextAdamW,
     NoDirectionError,
     clip_factor,
     next_step_direction,
+    next_step_directions,
 )
 from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.influence.directions.probe import (
@@ -43,8 +44,10 @@ __all__ = [
     "displacement",
     "inner",
     "load_direction",
+    "mean_direction",
     "mean_gradient",
     "next_step_direction",
+    "next_step_directions",
     "optimizer_values",
     "probe_direction",
     "run_probe",

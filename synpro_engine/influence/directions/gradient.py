@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,20 +20,19 @@ from synpro_engine.dist import Stopped, Topology, asked_to_stop, progress, sum_o
 from synpro_engine.influence.batching import forward_backward, own_gradients
 from synpro_engine.influence.directions.direction import Direction
 from synpro_engine.model.model import Model
-from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels, label_weight
+from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
 def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str | None = None) -> Direction:
     """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
 
-    batches: this rank's micro-batches, whose labels count as they say (`label_weight`). label: shows progress under
-    this name. As a direction it stands for a step of descent of rate 1. Only parameters that require gradients are in
-    it. Collective over the job; every rank gives as many batches, of the same shapes, in a pipeline. Raises UserError
-    when there is not a single label.
+    batches: this rank's micro-batches. label: shows progress under this name. As a direction it stands for a step of
+    descent of rate 1. Only parameters that require gradients are in it. Collective over the job; every rank gives as
+    many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
     """
     topology = model.topology
     # Counted over the job before anything runs: the mean is over labels, of which each rank may hold another number.
-    labels = torch.stack([label_weight(batch) * count_labels(batch.labels_BS).double() for batch in batches]).sum()
+    labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum()
     count = float(sum_over(topology.dp, labels.to(topology.device)))
     # Raised on all ranks or on none, since the sum is the same.
     if count == 0:
@@ -48,9 +48,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
                 forward_backward(
                     model,
                     [batch.tokens_BS for batch in run],
-                    lambda index, hidden_BSH, run=run: (
-                        loss_fn(model, hidden_BSH, run[index]).objective * label_weight(run[index]) / count
-                    ),
+                    lambda index, hidden_BSH, run=run: loss_fn(model, hidden_BSH, run[index]).objective / count,
                 )
                 for parameter in sums:
                     parameter.grad = None  # it was read on its way there
@@ -60,6 +58,14 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
             handle.remove()
     _sum_over_ranks(model, sums)
     return Direction({name: sums[p] for name, p in model.named_parameters() if p in sums}, tangent=True)
+
+
+def mean_direction(directions: Mapping[str, Direction], weights: Mapping[str, float]) -> Direction:
+    """The mean of directions over the same parameters, weighted by name; one alone is returned as it is."""
+    if len(directions) == 1:
+        return next(iter(directions.values()))
+    whole = sum(weights[name] for name in directions)
+    return reduce(Direction.plus, (one.scaled(weights[name] / whole) for name, one in directions.items()))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ whatever the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_object
 from synpro_engine.influence.directions.direction import Direction, displaced, inner
-from synpro_engine.influence.directions.gradient import advancing, mean_gradient
+from synpro_engine.influence.directions.gradient import advancing, mean_direction, mean_gradient
 from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_pieces import updates_made
@@ -51,28 +51,60 @@ def next_step_direction(
     bf16 the typical step is rounded to their precision. Raises UserError when `reference` has not a single label,
     NoDirectionError when a gradient is not finite or the reference's is 0, ValueError when `upcoming` is empty.
     """
+    named = next_step_directions(engine, {"": reference}, upcoming, weights={"": 1.0}, show_progress=show_progress)
+    return next(v for _, v in named)
+
+
+def next_step_directions(
+    engine: Engine,
+    references: Mapping[str, Sequence[LabelledBatch]],
+    upcoming: Sequence[Sequence[LabelledBatch]],
+    *,
+    weights: Mapping[str, float],
+    show_progress: bool = False,
+) -> Iterator[tuple[str | None, Direction]]:
+    """The same of several references, by name: first None with the direction of their weighted mean loss.
+
+    Where there are several, each one's own follows: through the second moment that a step along the mean would leave,
+    so that the first is a sum of the others, and scores along all of them can be compared. A gradient is held for each.
+    Arguments and errors are otherwise those of `next_step_direction`; collective with each item.
+    """
     model, adamw = engine.model, NextAdamW(engine)
     update, square = _typical_step(model, adamw, upcoming, show_progress=show_progress)
     # Renewing a direction within training peaks at 5.3 copies of the model, because what is used up is freed or
     # overwritten.
     adamw.forget_momentum()
     with displaced(model, Direction(update), -1.0):
-        gradient = mean_gradient(model, reference, label="reference gradient" if show_progress else None)
+        gradients = {
+            name: mean_gradient(model, batches, label=f"{name} gradient".strip() if show_progress else None)
+            for name, batches in references.items()
+        }
     del update
+    gradient = mean_direction(gradients, weights)
     factor = adamw.clip_factor(gradient)
-    # Without the learning rate, which a schedule may have brought to 0 and `drop` takes off anyway.
     for name, g in gradient.tensors.items():
         # Only in the square is g clipped: v is scaled to <g, v> = 1 below, where a factor of the numerator cancels.
         mean = square[name].addcmul_(g, g, value=factor**2).div_(len(upcoming) + 1)
-        torch.div(g, adamw.denominator(name, mean), out=mean)  # v takes the place of the squares
-    v = Direction(square, tangent=True)
+        square[name] = adamw.denominator(name, mean)
+    del adamw
+    # Without the learning rate, which a schedule may have brought to 0 and the scale takes off anyway.
+    yield None, _unit(model, gradient, square)
+    if len(gradients) > 1:
+        del gradient
+        for name in references:
+            yield name, _unit(model, gradients.pop(name), square)
+
+
+def _unit(model: Model, gradient: Direction, denominators: Mapping[str, Tensor]) -> Direction:
+    """v = c g / denominators with <g, v> = 1."""
+    v = Direction({name: g / denominators[name] for name, g in gradient.tensors.items()}, tangent=True)
     drop = broadcast_object(inner(model, gradient, v), model.topology)  # replicas' sums may differ in the last bit
     # NaN fails the comparison too.
     if not (drop > 0.0 and math.isfinite(drop)):
         raise NoDirectionError(
             f"the gradients show no direction: the reference's times AdamW's step along it is {drop}"
         )
-    for tensor in square.values():
+    for tensor in v.tensors.values():
         tensor.div_(drop)
     return v
 

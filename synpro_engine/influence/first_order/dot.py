@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,10 +86,11 @@ class DotInfluence:
         self._remembered = Remembered([model], self._measure, keep)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
-        """Scores along the only direction; see `Estimator.score`."""
-        if len(self.names) > 1:
-            raise ValueError("this scores several directions: ask `score_each`")
-        return [scores[0] for scores in self._remembered(sequences)]
+        """Scores along the first direction, with the values along the `others`; see `Estimator.score`."""
+        return [
+            replace(first, others={name: score.value for name, score in zip(self.names[1:], rest, strict=True)})
+            for first, *rest in self._remembered(sequences)
+        ]
 
     def score_each(self, sequences: Sequence[Sequence[int]]) -> dict[str, list[SequenceScore]]:
         """Scores by direction."""

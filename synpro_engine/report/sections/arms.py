@@ -22,6 +22,8 @@ class HeldOutLoss:
     tokens: int
     utf8_bytes: int
     documents: int | None = None
+    text: str = "validation"
+    """The validation split, or held-out tasks, of whose prompts no token counts."""
 
     @property
     def per_token(self) -> float | None:

@@ -1,4 +1,4 @@
-"""The organic text: its splits, what was left out of it, and what its splits have in common."""
+"""The organic text and the tasks from files: what was read and left out, and what held-out text others hold too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,31 @@ class SplitSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """Tasks of one source. Of their `tokens` the `learnt` ones are targets; the others are prompts."""
+
+    name: str
+    source: str
+    tasks: int
+    tokens: int
+    learnt: int
+    left_out: Mapping[str, int]  # records by reason
+    listed_in: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """What of held-out text stands in another text too: whole documents, and n-grams."""
+
+    held_out: str
+    place: str
+    documents: int
+    overlap: Overlap
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """The organic text as it was read. `overlap` is by held-out split."""
+    """The organic text as it was read. `overlap` is by held-out split; `tasks` and `leaks` are of tasks from files."""
 
     source: str
     files: int
@@ -28,6 +51,8 @@ class CorpusInfo:
     listed_in: str = ""  # the file that lists them, as the reader of the report should see it
     files_not_read: tuple[str, ...] = ()
     overlap: Mapping[str, Overlap] = field(default_factory=dict)
+    tasks: tuple[TaskInfo, ...] = ()
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def documents(self) -> int:

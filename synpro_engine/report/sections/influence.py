@@ -1,7 +1,7 @@
 """Influence of training documents, measured while they were read, and of what the generator read and wrote."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from synpro_engine.report import svg
 from synpro_engine.report.numbers import fixed
@@ -117,6 +117,8 @@ class OperationInfluence:
     per_nat: bool
     sources: tuple[float, ...]
     generated: tuple[float, ...]
+    references: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """Medians of the sources and of the texts along each reference alone, where there are several."""
 
     def panel(self, colour: str) -> Panel:
         """Distribution over source slices and over generated texts."""

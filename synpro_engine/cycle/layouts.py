@@ -1,0 +1,84 @@
+"""Whether the layouts that a recipe asks for can run it: asked before its first stage, for the last is days away."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN
+from synpro_engine.cycle.sections import GeneratorConfig
+from synpro_engine.dist import Layout
+from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.pretrained import read_shape
+
+
+def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
+    """Refuse a recipe that so many ranks cannot finish, before its first stage has run; UserError names the key.
+
+    whole: else only what pretraining and the probe take.
+    """
+    _check_pretraining(recipe, ranks)
+    if whole:
+        _check_synthesis(recipe, ranks)
+
+
+def _check_pretraining(recipe: Recipe, ranks: int) -> None:
+    layout = recipe.layout_of(PRETRAIN, ranks)
+    assert layout is not None
+    check_layout(recipe.model, layout)
+    pretrain, probe, walks = recipe.pretrain, recipe.probe, recipe.probe.kind == "walk"
+    _check_batch(layout, "pretrain.global_batch", pretrain.global_batch, "pretrain.micro_batch", pretrain.micro_batch)
+    # A direction is made of the steps to come, batches of pretraining, and trains on none.
+    batch = ("probe.global_batch", probe.global_batch) if walks else ("pretrain.global_batch", pretrain.global_batch)
+    _check_batch(layout, *batch, "probe.micro_batch", probe.micro_batch, trains=walks)
+
+
+def _check_batch(layout: Layout, key: str, size: int, micro_key: str, micro: int, *, trains: bool = True) -> None:
+    """A batch goes into data-parallel ranks, and in a pipeline each rank's part into equal micro-batches."""
+    rows = _rows(layout, key, size)
+    step = min(micro, rows)
+    if layout.pp > 1 and rows % step:
+        raise UserError(
+            f"`{micro_key}`: {micro} does not divide the {rows} sequences of a rank (`{key}` over {layout.dp}"
+            f" data-parallel ranks), as a pipeline (`{layout.key}.pp`) needs"
+        )
+    if layout.vpp > 1 and trains and rows // step % layout.pp:
+        raise UserError(
+            f"`{micro_key}`: {micro} makes {rows // step} micro-batches of the {rows} sequences of a rank; an"
+            f" interleaved schedule (`{layout.key}.vpp`) needs a multiple of `{layout.key}.pp` = {layout.pp}"
+        )
+
+
+def _rows(layout: Layout, key: str, size: int) -> int:
+    """Each data-parallel rank's share: as large as any other's, since they meet in collectives at each micro-batch."""
+    if size % layout.dp:
+        raise UserError(
+            f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks, which `{layout.key}` leaves"
+        )
+    return size // layout.dp
+
+
+def _check_synthesis(recipe: Recipe, ranks: int) -> None:
+    layout = recipe.layout_of(IMPORT, ranks)
+    assert layout is not None
+    if layout.pp > 1:
+        hint = "`pretrain.parallel.pp` gives one to the pretrained model alone"
+        raise UserError(f"`{layout.key}.pp`: the generator samples without a pipeline, so it takes pp 1; {hint}")
+    if recipe.generator.model is not None:
+        check_layout(recipe.generator.model, layout, "`generator.model.{}`")
+    elif layout.tp > 1:  # otherwise nothing is cut, and to look into its files may take seconds
+        shape = _shape_of(recipe.generator)
+        if shape is not None:
+            check_layout(shape, layout, "`generator.source`: its {}")
+    if recipe.reward.uses("influence"):
+        check_layout(recipe.model, layout)  # it judges texts beside the generator, divided as that one is
+    for name, tune in recipe.tune.items():
+        _rows(layout, f"tune.{name}.prompts_per_step", tune.prompts_per_step)
+
+
+def _shape_of(generator: GeneratorConfig) -> ModelConfig | None:
+    """Of a generator from files; None where they cannot be read, which its import tells, or need not any more."""
+    with suppress(UserError):
+        return read_shape(generator.source, generator.seq_len)
+    return None

@@ -1,0 +1,157 @@
+"""The stages that bring tasks from files into tokens: references that say what helps, and held-out ones.
+
+Rank 0 does it alone. What held-out text has in common with other text is measured here, where a leak can still be
+mended: before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from synpro_engine.config import Record, UserError, atomic_write_text
+from synpro_engine.cycle.run_layout import (
+    TASKS,
+    TASKS_LEFT_OUT,
+    TOKENIZER,
+    documents_path,
+    measured_path,
+    shards_path,
+    task_key,
+)
+from synpro_engine.cycle.sections import TaskConfig
+from synpro_engine.cycle.settings import TasksSettings
+from synpro_engine.cycle.steps.intake import SPLITS
+from synpro_engine.cycle.steps.left_out import LeftOut
+from synpro_engine.data import (
+    Task,
+    Tokenizer,
+    cap_documents,
+    find_source,
+    load_tokenizer,
+    open_shards,
+    read_documents,
+    read_tasks,
+    text_key,
+    write_task_shards,
+)
+from synpro_engine.evaluate import Overlap, measure_overlap
+
+_TOLD = 0.01  # share of a held-out text's n-grams that are found, above which the user is told
+
+
+class TaskSet(Record):
+    """What was read of one source, as `TASKS` says it. `tokens` are all of them, `learnt` those that are targets."""
+
+    tasks: int
+    tokens: int
+    learnt: int
+    left_out: dict[str, int]
+    """Records left out, by reason; each is a line of `left_out.jsonl` below the name of the set."""
+
+
+class Shared(Record):
+    """What of a held-out text stands in another text."""
+
+    ngrams: Overlap
+    documents: int
+    """Held-out texts or tasks that stand there whole, word for word."""
+
+
+class TaskAccount(Record):
+    """What a stage of tasks made, by the names of its shards."""
+
+    sets: dict[str, TaskSet]
+    shared: dict[str, dict[str, Shared]]
+    """By held-out text, and by the text in which it was looked for."""
+
+
+def tasks_stage(
+    into: Path, settings: TasksSettings, tokens: Path, tell: Callable[[str], object] = lambda line: None
+) -> None:
+    """Tokenise the sets of tasks that `settings` name, and look for held-out text where it must not be.
+
+    tokens: the `tokenize` stage. `tell` gets lines for the user. UserError names set and file.
+    """
+    tokenizer = load_tokenizer(tokens / TOKENIZER)
+    sets: dict[str, TaskSet] = {}
+    for name, config in settings.sets.items():
+        budget = config.max_tokens or settings.max_tokens
+        limits = {"max_tokens": budget, "seq_len": settings.seq_len, "seed": settings.seed}
+        try:
+            sets[name] = write_tasks(into, name, config, tokenizer, tell, **limits)
+        except UserError as error:
+            raise UserError(f"`{task_key(name)}`: {error}") from None
+
+    def texts(name: str) -> Iterator[str]:
+        if name in SPLITS:
+            return (document.text for document in read_documents(documents_path(tokens, name)))
+        place = shards_path(into, name) if name in sets else measured_path(tokens, name)
+        corpus = open_shards(place, tokenizer)
+        return (tokenizer.decode(corpus.document_tokens(at).tolist()) for at in range(corpus.num_documents))
+
+    shared: dict[str, dict[str, Shared]] = {name: {} for name in settings.held_out}
+    for place in settings.searched:
+        found = _shared({name: partial(texts, name) for name in settings.held_out}, texts(place))
+        for name, one in found.items():
+            shared[name][place] = one
+            if one.documents or (one.ngrams.share or 0.0) > _TOLD:
+                tell(f"{name}: {one.documents} of its texts and {one.ngrams.share or 0.0:.1%} of its"
+                     f" {one.ngrams.n}-grams also stand in {place}")  # fmt: skip
+    atomic_write_text(into / TASKS, TaskAccount(sets=sets, shared=shared).model_dump_json(indent=2) + "\n")
+
+
+def write_tasks(
+    into: Path,
+    name: str,
+    config: TaskConfig,
+    tokenizer: Tokenizer,
+    tell: Callable[[str], object],
+    *,
+    max_tokens: int | None,
+    seq_len: int,
+    seed: int,
+) -> TaskSet:
+    """Tokenise one source to `shards_path(into, name)`, each task in at most `seq_len` tokens; list what is left out.
+
+    max_tokens: of them all, taken in an order by hash. Raises UserError as `read_tasks` and `write_task_shards`.
+    """
+    shards, listed = shards_path(into, name), into / TASKS_LEFT_OUT / f"{name}.jsonl"
+    assert config.source is not None
+    source = find_source(config.source)
+    if source.remark:
+        tell(source.remark)
+    listed.parent.mkdir(exist_ok=True)
+    with listed.open("w", encoding="ascii") as file:
+        left_out = LeftOut(file.write)
+        tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
+        if max_tokens is not None:
+            tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
+        on_long = left_out.task if config.on_bad == "skip" else None
+        stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
+    if left_out.counts:
+        tell(f"{config.source}: records left out: {left_out}; listed in {listed.relative_to(into)} of the stage")
+    learnt = open_shards(shards, tokenizer).num_learnt
+    return TaskSet(tasks=stats.documents, tokens=stats.tokens, learnt=learnt, left_out=dict(left_out.counts))
+
+
+def _shared(held_out: Mapping[str, Callable[[], Iterator[str]]], place: Iterator[str]) -> dict[str, Shared]:
+    """What of each held-out text stands in `place`, which is read once."""
+    # Whole texts too, for short questions have no 13 words in a row.
+    keys = {name: Counter(map(text_key, texts())) for name, texts in held_out.items()}
+    found: dict[str, set[bytes]] = {name: set() for name in held_out}
+
+    def passing() -> Iterator[str]:
+        for text in place:
+            key = text_key(text)
+            for name, known in keys.items():
+                if key in known:
+                    found[name].add(key)
+            yield text
+
+    return {
+        name: Shared(ngrams=ngrams, documents=sum(keys[name][key] for key in found[name]))
+        for name, ngrams in measure_overlap(held_out, passing()).items()
+    }

