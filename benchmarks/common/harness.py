@@ -162,9 +162,9 @@ def peak_extra_bytes(step: Step, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated() - held
     _return_free_memory()
     Path("/proc/self/clear_refs").write_text("5")
-    held = _status_bytes("VmRSS")
+    held = status_bytes("VmRSS")
     result = step(1)
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     del result
     return max(0, peak - held)
 
@@ -176,7 +176,8 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size that the kernel tells of this process: `VmRSS`, or the most that it ever was, `VmHWM`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10

@@ -18,7 +18,7 @@ from synpro_engine.cycle.run_layout import EVALUATE, HELD_OUT, IMPORT, PRETRAIN,
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings, TasksSettings
 from synpro_engine.cycle.stages import Stage, Work
-from synpro_engine.cycle.steps.corpus import build_corpus
+from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
 from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
@@ -46,14 +46,8 @@ class Plan:
 
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
-        of, topology, tokens = self._settings, self.topology, self._tokens
-        corpus = partial(build_corpus, settings=of.tokenize, tell=partial(say, topology))
-        yield self._stage(
-            TOKENIZE,
-            TOKENIZE,
-            lambda into, topology: on_main(topology, lambda: corpus(into), label=TOKENIZE),
-            of.tokenize,
-        )
+        of, tokens = self._settings, self._tokens
+        yield self._stage(TOKENIZE, TOKENIZE, partial(tokenize_stage, settings=of.tokenize), of.tokenize)
         if of.references is not None:
             yield self._tasks(REFERENCES, of.references, TOKENIZE)
         if of.held_out is not None:

@@ -28,6 +28,8 @@ TOKENIZER = "tokenizer"
 """Of `tokenize` and `import`: the tokenizer's files."""
 ACCOUNT, LEFT_OUT = "corpus.json", "left_out.jsonl"
 """Of `tokenize`: what became of the corpus, and the records that were left out."""
+UNFINISHED = "work"
+"""Of `tokenize` while it is made: what it needs to go on after a kill."""
 TASKS, TASKS_LEFT_OUT = "tasks.json", "left_out"
 """Of `references` and `held-out`: what became of the tasks, and a folder with a list of the records that were left out
 for each source."""

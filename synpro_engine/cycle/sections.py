@@ -48,12 +48,14 @@ class CorpusConfig(ReadConfig):
 class TokenizerConfig(Config):
     """The pretrained model's tokenizer."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"path"})  # as `CorpusConfig`'s
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"path", "threads"})  # as `CorpusConfig`'s; ids are the same
 
     path: str | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads that encode the corpus, beside the one that reads it; None: the CPUs that the process may use."""
 
 
 class TaskConfig(PromptedConfig):

@@ -23,7 +23,6 @@ from synpro_engine.data.shards import (
     read_shard_stats,
     write_shards,
     write_task_shards,
-    write_token_shards,
 )
 from synpro_engine.data.sources import Source, find_source, walk_files
 from synpro_engine.data.split import Split, SplitConfig, split_of, text_key
@@ -93,5 +92,4 @@ __all__ = [
     "write_documents",
     "write_shards",
     "write_task_shards",
-    "write_token_shards",
 ]

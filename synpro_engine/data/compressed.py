@@ -35,20 +35,22 @@ _COMPRESSED_CHUNK = 1 << 13  # small, for a few bytes may stand for megabytes
 _DAMAGE = (zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
 
 
-def line_reader(path: Path) -> Iterator[tuple[int, bytes]]:
+def line_reader(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, line without its newline) of a file compressed according to its suffix.
 
     Several frames, members or streams one after another are one file. Raises UserError naming file and line when the
     file cannot be opened, is damaged, or ends too early.
+
+    on_bytes: told of each stretch of the file that was read, how many bytes it is.
     """
     number = 0
     try:
         with path.open("rb") as file:
             suffix = path.suffix.lower()
-            plain = iter(lambda: file.read(_CHUNK), b"")
+            plain = _read(file, _CHUNK, on_bytes)
             # By suffix and never by content: a file that is not what it is called is
             # damaged, which the user should know.
-            chunks = _streams(file, *_FORMATS[suffix]) if suffix in COMPRESSED else plain
+            chunks = _streams(file, on_bytes, *_FORMATS[suffix]) if suffix in COMPRESSED else plain
             for number, line in enumerate(_lines(chunks), 1):
                 yield number, line
     except _DAMAGE as error:
@@ -58,7 +60,15 @@ def line_reader(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"{path}:{number + 1}: {what} ({error.strerror or error})") from None
 
 
-def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+def _read(file: BinaryIO, size: int, on_bytes: Callable[[int], object]) -> Iterator[bytes]:
+    while chunk := file.read(size):
+        on_bytes(len(chunk))
+        yield chunk
+
+
+def _streams(
+    file: BinaryIO, on_bytes: Callable[[int], object], decompressor: Callable[[], Any], padding: bytes
+) -> Iterator[bytes]:
     """Decompress stream by stream; each must be whole, and nothing but `padding` and further ones may follow.
 
     The libraries' own readers are not so strict: zstd's takes a file cut in mid-frame for a whole one, those of bz2 and
@@ -67,7 +77,7 @@ def _streams(file: BinaryIO, decompressor: Callable[[], Any], padding: bytes) ->
     stream, ended = None, False
     if not file.peek(1):  # type: ignore[attr-defined]  # opened with a buffer
         raise EOFError("a compressed file has at least a header; this one has no byte")
-    while chunk := file.read(_COMPRESSED_CHUNK):
+    for chunk in _read(file, _COMPRESSED_CHUNK, on_bytes):
         while chunk:
             if stream is None:
                 # Behind a stream gzip and xz allow zeros (tapes and block devices fill up with them);

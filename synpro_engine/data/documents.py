@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config, UserError
 from synpro_engine.data.fields import Fault, Reason, decode, id_at, json_parser, text_at
-from synpro_engine.data.records import Record, count_records, read_records
+from synpro_engine.data.records import Place, Record, count_records, read_records
 from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sources import Source, find_source
 
@@ -83,6 +83,10 @@ def read_placed_documents(
     source: str | Path | Source,
     reading: ReadConfig | None = None,
     on_bad: Callable[[BadDocument], object] | None = None,
+    *,
+    seen: SeenKeys | None = None,
+    place: Place | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[Record, Document]]:
     """Yield each document with the record that it was, whose place is of use to whoever refuses it for other reasons.
 
@@ -94,6 +98,9 @@ def read_placed_documents(
             through all its folders by name.
         reading: which fields hold text and id, and whether bad records stop (the default of all: see ReadConfig).
         on_bad: called with each bad document that is left out.
+        seen: the ids that were met before; its `last` is always that of the document yielded.
+        place: where reading goes on (see `read_records`).
+        on_bytes: told of what was read (see `read_records`).
 
     Raises:
         UserError: naming the file and line (the row in parquet), for malformed or undecodable input, a missing, empty
@@ -107,7 +114,8 @@ def read_placed_documents(
     def document(id: str, fields: dict[str, Any]) -> Document:
         return Document(id, text_at(fields, reading.text_field))
 
-    return read_items(source, reading, (reading.text_field,), document, on_bad)
+    fields = (reading.text_field,)
+    return read_items(source, reading, fields, document, on_bad, seen=seen, place=place, on_bytes=on_bytes)
 
 
 def read_items(
@@ -118,16 +126,19 @@ def read_items(
     on_bad: Callable[[BadDocument], object] | None,
     *,
     may_nest: Container[str] = (),
+    seen: SeenKeys | None = None,
+    place: Place | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[Record, Item]]:
     """Yield what `make` makes of each record's id and fields, which may raise Fault; otherwise as for documents.
 
     fields: dotted paths that are looked at; of rows nothing else is read, and only `may_nest` may be lists or records.
     """
-    seen = SeenKeys()
+    seen = SeenKeys() if seen is None else seen
     # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
     paths = tuple(fields) if reading.make_ids else (*fields, reading.id_field or "id")
     parse = json_parser(paths)
-    for record in read_records(source, paths, may_nest=may_nest):
+    for record in read_records(source, paths, may_nest=may_nest, place=place, on_bytes=on_bytes):
         try:
             content = _content(record, parse, fields)
             if content is None:

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import tokenizers
 
 from synpro_engine.config import UserError, atomic_write_text, first_line, json_text
+from synpro_engine.data.rows import Rows, rows_of
 from synpro_engine.data.tokenizer_files import TokenizerFiles, read_text
 
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
@@ -60,6 +62,7 @@ class HFTokenizer:
         self.end_ids = self.files.end_ids
         # The largest id and not the number of tokens: vocabularies have gaps, and a model needs a row for the last one.
         self.vocab_size = max(vocabulary.values()) + 1
+        self._is_forbidden = np.isin(np.arange(self.vocab_size), list(self._forbidden))
         # What goes beyond the file's own special tokens decides ids too.
         more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
         self.fingerprint = hashlib.sha256("|".join((source, eos, pad, *more)).encode()).hexdigest()
@@ -92,8 +95,23 @@ class HFTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` (see the protocol)."""
         ids = self._plain(text)
-        if self._forbidden.isdisjoint(ids):
-            return ids
+        return ids if self._forbidden.isdisjoint(ids) else self._cut(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> Rows:
+        """Return the ids of each text, those of `encode`, encoded outside Python's lock."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        lists = [encoding.ids for encoding in encodings]
+        rows = rows_of(lists)
+        if not self._is_forbidden[rows.tokens].any():
+            return rows
+        return rows_of(
+            [
+                ids if self._forbidden.isdisjoint(ids) else self._cut(text)
+                for ids, text in zip(lists, texts, strict=True)
+            ]
+        )
+
+    def _cut(self, text: str) -> list[int]:
         # Some vocabularies hold a special token as a word as well (Unigram, or BPE that looks whole words up):
         # cut such words after their first character, so that no piece spells one.
         # Slower and with other ids than the text as a whole has, so only where it is needed.

@@ -1,7 +1,7 @@
-"""Megatron's `.bin`/`.idx` pair: token ids end to end, and an index of sequences and documents. Read here without
-Megatron, which takes seconds to import and asserts on a damaged file.
+"""Megatron's `.bin`/`.idx` pair: token ids end to end, and an index of sequences and documents.
 
-Both files are mapped into memory, not read into it.
+Read and written without Megatron, which takes seconds to import, asserts on a damaged file, and holds the sizes of all
+sequences while it writes. Files are mapped into memory, not read into it; an index is written a block at a time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,39 @@ _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _FLOATS = {6: "float64", 7: "float32"}
 _BLOCK = 2**20
+_SMALL = 65_500
+"""Megatron's own border between 16 and 32 bits an id."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.integer]:
+    """The type that Megatron stores ids of a vocabulary in."""
+    return np.dtype(np.uint16 if vocab_size < _SMALL else np.int32)
+
+
+def write_index(index: Path, lengths: Path, dtype: np.dtype[np.integer]) -> None:
+    """Write the `.idx` of a `.bin` that holds one sequence for each document, with the bytes of Megatron's own writer.
+
+    lengths: a file of int32, the ids of each document. dtype: of the ids in the `.bin`.
+    """
+    code = next(code for code, known in _DTYPES.items() if known == dtype)
+    documents = lengths.stat().st_size // 4
+    with index.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION, code, documents, documents + 1))
+        for block in _blocks(lengths):
+            file.write(block.tobytes())
+        begin = 0
+        for block in _blocks(lengths):
+            ends = begin + np.cumsum(block, dtype=np.int64) * dtype.itemsize
+            file.write((ends - block * np.int64(dtype.itemsize)).tobytes())
+            begin = int(ends[-1])
+        for first in range(0, documents + 1, _BLOCK):
+            file.write(np.arange(first, min(first + _BLOCK, documents + 1), dtype=np.int64).tobytes())
+
+
+def _blocks(lengths: Path) -> Iterator[NDArray[np.int32]]:
+    with lengths.open("rb") as file:
+        while data := file.read(4 * _BLOCK):
+            yield np.frombuffer(data, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

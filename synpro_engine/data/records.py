@@ -5,8 +5,9 @@ What a record says is not judged here. A parquet file whose parts contradict eac
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,19 +32,57 @@ class Record(NamedTuple):
     """A line as it is, or the fields of a row."""
 
 
-def read_records(source: Source, fields: Sequence[str], *, may_nest: Container[str] = ()) -> Iterator[Record]:
+@dataclass(slots=True)
+class Place:
+    """How far a source was read: the last record, by its file's number from 0 and its line or row from 1."""
+
+    file: int = 0
+    line: int = 0
+
+
+def read_records(
+    source: Source,
+    fields: Sequence[str],
+    *,
+    may_nest: Container[str] = (),
+    place: Place | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> Iterator[Record]:
     """Yield the records of `source` in reading order; lines of ASCII white space are none.
 
     Of rows only `fields` (dotted paths) are read, and only those in `may_nest` may hold lists or records. Raises
     UserError for a file that is damaged as a whole.
+
+    place: where to go on, behind that record; it is kept up to date. on_bytes: told how many bytes of the files were
+    read since it was told last; in all, of what is passed over too, it is their size.
     """
-    for file in source.files:
-        if source.name.startswith(EMBEDDED_PREFIX):
-            yield from (Record(file, line, fields) for line, fields in read_embedded(source.name, file))
-        elif _is_parquet(file):
-            yield from (Record(file, row, content) for row, content in enumerate(_read_rows(file, fields, may_nest), 1))
-        else:
-            yield from (Record(file, number, raw) for number, raw in line_reader(file) if raw.strip())
+    place = place or Place()
+    behind = Place(place.file, place.line)
+    for number, file in enumerate(source.files):
+        if number < behind.file:
+            on_bytes(file.stat().st_size)
+            continue
+        for record in _read_file(source, file, fields, may_nest, on_bytes):
+            if (number, record.line) > (behind.file, behind.line):
+                place.file, place.line = number, record.line
+                yield record
+
+
+def _read_file(
+    source: Source,
+    file: Path,
+    fields: Sequence[str],
+    may_nest: Container[str],
+    on_bytes: Callable[[int], object],
+) -> Iterator[Record]:
+    if source.name.startswith(EMBEDDED_PREFIX):
+        yield from (Record(file, line, fields) for line, fields in read_embedded(source.name, file))
+        on_bytes(file.stat().st_size)
+    elif _is_parquet(file):
+        rows = enumerate(_read_rows(file, fields, may_nest, on_bytes), 1)
+        yield from (Record(file, row, content) for row, content in rows)
+    else:
+        yield from (Record(file, number, raw) for number, raw in line_reader(file, on_bytes) if raw.strip())
 
 
 def count_records(source: Source) -> int:
@@ -64,15 +103,18 @@ def _is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
 
 
-def _read_rows(file: Path, fields: Sequence[str], may_nest: Container[str]) -> Iterator[dict[str, Any] | bytes]:
+def _read_rows(
+    file: Path, fields: Sequence[str], may_nest: Container[str], on_bytes: Callable[[int], object]
+) -> Iterator[dict[str, Any] | bytes]:
     """Yield row by row what stands under `fields` of a parquet file; a row of text that is not UTF-8 as its bytes.
 
     A field that the file does not have is absent from the rows, where the names of its columns then stand without
     values. Raises UserError for a damaged file, for two columns of a name that is asked for (nothing says which one is
     meant), and for a field that is no plain column and none of `may_nest`.
     """
-    row = 0
+    row = told = 0
     with _opened(file, lambda: row) as opened:
+        size = file.stat().st_size
         columns = _columns(file, opened, fields, may_nest)
         # Names alone, for a message that says what there is instead of a field that is missing.
         others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
@@ -81,8 +123,13 @@ def _read_rows(file: Path, fields: Sequence[str], may_nest: Container[str]) -> I
             for content in _contents(file, batch):
                 row += 1
                 yield content if isinstance(content, bytes) else {**others, **content}
+            # By rows: where in the file their columns lie says little.
+            share = size * row // max(opened.metadata.num_rows, row)
+            on_bytes(share - told)
+            told = share
         if row != opened.metadata.num_rows:
             raise _damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}")
+        on_bytes(size - told)
 
 
 @contextmanager

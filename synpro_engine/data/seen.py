@@ -21,13 +21,17 @@ class SeenKeys:
     homes, and a larger table is filled without a loop over them.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._place(np.empty(0, dtype=np.uint64), bits=10)
+    def __init__(self, hashes: NDArray[np.uint64] | None = None) -> None:
+        """hashes: of the keys that are there already, as `last` gave them, in any order."""
+        known = np.empty(0, dtype=np.uint64) if hashes is None else np.sort(hashes)
+        self.count, self.last = len(known), 0
+        """Different keys, and the hash of the last one added."""
+        self._place(known, bits=max(10, (len(known) * 3 // 2).bit_length()))
 
     def add(self, key: bytes) -> bool:
         """Add `key`; False when it was there."""
         hash = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") or 1  # 0 is an empty place
+        self.last = hash
         table, at = self._table, hash >> self._shift
         while there := table[at]:
             if there == hash:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import sentencepiece
 
 from synpro_engine.config import UserError, partial_path
+from synpro_engine.data.rows import Rows, rows_of
 from synpro_engine.data.tokenizer_files import TokenizerFiles
 
 # SentencePiece writes spaces as this character, so the character itself would come back as a space.
@@ -77,6 +78,13 @@ class SentencePieceTokenizer:
         for part in rest:
             ids += self._mark_ids + self._encode_within(part)
         return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> Rows:
+        """Return the ids of each text, those of `encode`, encoded outside Python's lock."""
+        rows = self._processor.encode(list(texts), num_threads=1)
+        if self._mark_ids is not None:
+            rows = [self.encode(t) if _SPACE_MARK in t else row for t, row in zip(texts, rows, strict=True)]
+        return rows_of(rows)
 
     def _encode_within(self, text: str) -> list[int]:
         """The ids of a text that does not begin a document: without the space that some models put first."""

@@ -8,13 +8,12 @@ prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from synpro_engine.config import (
@@ -25,17 +24,18 @@ from synpro_engine.config import (
     new_artifact,
     read_manifest,
     verify_artifact,
+    write_manifest,
 )
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.documents import Document
-from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.encoding import Encoded, batched, encode_documents, in_order, usable_cpus
+from synpro_engine.data.megatron_index import open_megatron, token_dtype, write_index
 from synpro_engine.data.prompted import Task
-from synpro_engine.data.token_files import TokenDocument
+from synpro_engine.data.rows import rows_of
 from synpro_engine.data.tokenizer import Tokenizer, document_ids
-from synpro_engine.data.writer import DocumentWriter
 
 KIND = "shards"
-_IDS, _STATS, _TOKENS, _LEARNT = "ids.jsonl", "stats.json", "tokens", "learnt.bin"
+_IDS, _STATS, _TOKENS, _LEARNT, _LENGTHS = "ids.jsonl", "stats.json", "tokens", "learnt.bin", "lengths"
 
 
 class ShardStats(Config):
@@ -50,6 +50,91 @@ class ShardStats(Config):
     """Fingerprint of the tokenizer that made the ids."""
 
 
+class Writable(Protocol):
+    """A file that bytes are appended to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append all of `data`."""
+        ...
+
+
+class ShardWriter:
+    """The files of a shard directory while they grow; nothing of the documents is held."""
+
+    def __init__(
+        self, directory: Path, tokenizer: Tokenizer, open_file: Callable[[Path], Writable], lengths: Path
+    ) -> None:
+        """open_file: opens files to append to, which its owner closes before they are finished. lengths: an aside.
+
+        It takes an int32 a document, is no part of the shards, and may be deleted when they are finished.
+        """
+        self._directory, self._open_file = directory, open_file
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._tokens, self._names = open_file(directory / f"{_TOKENS}.bin"), open_file(directory / _IDS)
+        self._lengths = open_file(lengths)
+        self._learnt: Writable | None = None
+        self.text_bytes = 0
+        """Of the documents so far, in UTF-8; where files are gone on with, it is to be set."""
+
+    def add(self, names: Iterable[str], encoded: Encoded) -> None:
+        """Append documents by their ids."""
+        self._tokens.write(encoded.tokens.astype(self._dtype).tobytes())
+        self._lengths.write(encoded.lengths.astype(np.int32).tobytes())
+        # As JSON, since an id may hold a newline or a quotation mark.
+        self._names.write("".join(json_text(name, ensure_ascii=False) + "\n" for name in names).encode())
+        self.text_bytes += encoded.text_bytes
+
+    def add_learnt(self, learnt: Sequence[bool]) -> None:
+        """Append which tokens are targets; to be told of every document or of none."""
+        self._learnt = self._learnt or self._open_file(self._directory / _LEARNT)
+        self._learnt.write(bytes(learnt))
+
+
+def _finish(directory: Path, tokenizer: Tokenizer, lengths: Path, text_bytes: int) -> ShardStats:
+    """Write index and totals of a shard directory whose files are complete; arguments as `ShardWriter`'s."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    write_index(directory / f"{_TOKENS}.idx", lengths, dtype)
+    stats = ShardStats(
+        documents=lengths.stat().st_size // np.dtype(np.int32).itemsize,
+        tokens=(directory / f"{_TOKENS}.bin").stat().st_size // dtype.itemsize,
+        text_bytes=text_bytes,
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+    )
+    atomic_write_text(directory / _STATS, stats.model_dump_json(indent=2) + "\n")
+    return stats
+
+
+def publish_shards(path: Path, tokenizer: Tokenizer, lengths: Path, text_bytes: int, seed: int | None) -> None:
+    """Make an artifact of a shard directory whose files are complete and stand under their names already."""
+    _finish(path, tokenizer, lengths, text_bytes)
+    write_manifest(path, KIND, _config(tokenizer), {}, seed)
+
+
+@contextmanager
+def new_shards(
+    path: Path, tokenizer: Tokenizer, parents: Mapping[str, Path] | None = None, seed: int | None = None
+) -> Iterator[ShardWriter]:
+    """Write a shard directory `path` within the block; it appears whole behind it, or not at all.
+
+    An older one is replaced. Raises UserError where no document came.
+    """
+    with new_artifact(path, KIND, _config(tokenizer), parents, seed) as directory:
+        lengths = directory / _LENGTHS
+        with ExitStack() as held:
+            writer = ShardWriter(directory, tokenizer, lambda file: held.enter_context(file.open("wb")), lengths)
+            yield writer
+        if not _finish(directory, tokenizer, lengths, writer.text_bytes).documents:
+            raise UserError(f"{path}: no documents to tokenise")
+        lengths.unlink()
+
+
+def _config(tokenizer: Tokenizer) -> dict[str, object]:
+    """What the manifest of a shard directory says of its settings."""
+    return {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id}
+
+
 def write_shards(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
@@ -57,14 +142,24 @@ def write_shards(
     *,
     parents: Mapping[str, Path] | None = None,
     seed: int | None = None,
+    threads: int | None = None,
 ) -> ShardStats:
-    """Tokenise `documents` into a new shard directory `path`, one at a time, and return its totals.
+    """Tokenise `documents` into a new shard directory `path`, as they come, and return its totals.
 
     Ids are stored as uint16 where the vocabulary is below 65,500, else int32. The directory appears whole or
     not at all; an older one is replaced. Raises UserError when there is no document.
+
+    threads: that encode; as many as the CPUs that this process may use where not given.
     """
-    encoded = (_Tokens(d.id, document_ids(tokenizer, d.text), len(d.text.encode())) for d in documents)
-    return _write_artifact(encoded, tokenizer, path, parents, seed)
+
+    def encode(batch: Sequence[Document]) -> Encoded:
+        return encode_documents(tokenizer, [document.text for document in batch])
+
+    batches = batched(documents, lambda document: len(document.text))
+    with new_shards(path, tokenizer, parents, seed) as shards:
+        for batch, encoded in in_order(batches, encode, threads or usable_cpus()):
+            shards.add((document.id for document in batch), encoded)
+    return read_shard_stats(path)
 
 
 def write_task_shards(
@@ -101,27 +196,7 @@ def write_task_shards(
                 continue
             yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
 
-    return _write_artifact(encoded(), tokenizer, path, None, seed)
-
-
-def write_token_shards(
-    documents: Iterable[TokenDocument], tokenizer: Tokenizer, path: Path, texts: Path, *, seed: int | None = None
-) -> ShardStats:
-    """Copy documents that are token ids already into a new shard directory, and their decoded texts to `texts`.
-
-    The ids stay as they are; one EOS follows each document. They are the tokenizer's (see `check_ids`) and spell more
-    than white space. Otherwise as `write_shards`.
-    """
-    with DocumentWriter(texts) as writer:
-
-        def decoded() -> Iterator[_Tokens]:
-            for document in documents:
-                ids = document.ids.tolist()
-                text = tokenizer.decode(ids)
-                writer.write(Document(document.id, text))
-                yield _Tokens(document.id, [*ids, tokenizer.eos_id], len(text.encode()))
-
-        return _write_artifact(decoded(), tokenizer, path, None, seed)
+    return _write_artifact(encoded(), tokenizer, path, seed)
 
 
 class _Tokens(NamedTuple):
@@ -133,51 +208,13 @@ class _Tokens(NamedTuple):
     learnt: list[bool] | None = None
 
 
-def _write_artifact(
-    documents: Iterable[_Tokens],
-    tokenizer: Tokenizer,
-    path: Path,
-    parents: Mapping[str, Path] | None,
-    seed: int | None,
-) -> ShardStats:
-    config = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id}
-    with new_artifact(path, KIND, config, parents, seed) as directory:
-        stats = _write(documents, tokenizer, directory)
-        if not stats.documents:
-            raise UserError(f"{path}: no documents to tokenise")
-        atomic_write_text(directory / _STATS, stats.model_dump_json(indent=2) + "\n")
-    return stats
-
-
-def _write(documents: Iterable[_Tokens], tokenizer: Tokenizer, directory: Path) -> ShardStats:
-    # Here, for reading shards needs no Megatron, whose import takes seconds.
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
-    prefix = directory / _TOKENS
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(tokenizer.vocab_size))
-    count = tokens = text_bytes = 0
-    with ExitStack() as held:
-        names = held.enter_context((directory / _IDS).open("w", encoding="utf-8"))
-        targets: BinaryIO | None = None
+def _write_artifact(documents: Iterable[_Tokens], tokenizer: Tokenizer, path: Path, seed: int | None) -> ShardStats:
+    with new_shards(path, tokenizer, None, seed) as shards:
         for document in documents:
+            shards.add([document.id], Encoded(*rows_of([document.ids]), document.text_bytes))
             if document.learnt is not None:
-                targets = targets or held.enter_context((directory / _LEARNT).open("wb"))
-                targets.write(bytes(document.learnt))
-            builder.add_document(torch.tensor(document.ids), [len(document.ids)])
-            # As JSON, since an id may hold a newline or a quotation mark.
-            names.write(json_text(document.id, ensure_ascii=False) + "\n")
-            count += 1
-            tokens += len(document.ids)
-            text_bytes += document.text_bytes
-    builder.finalize(f"{prefix}.idx")
-    return ShardStats(
-        documents=count,
-        tokens=tokens,
-        text_bytes=text_bytes,
-        eos_id=tokenizer.eos_id,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer=tokenizer.fingerprint,
-    )
+                shards.add_learnt(document.learnt)
+    return read_shard_stats(path)
 
 
 def read_shard_stats(path: Path) -> ShardStats:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from synpro_engine.config import UserError, first_line
 from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.records import Place
 from synpro_engine.data.tokenizer import Tokenizer
 
 _NUMPY = b"\x93NUMPY"
@@ -34,6 +35,8 @@ class TokenDocument:
     ids: NDArray[np.integer]
     file: Path
     number: int
+    place: Place
+    """As `read` takes it."""
 
 
 class TokenFiles:
@@ -50,10 +53,21 @@ class TokenFiles:
         """How many there are."""
         return len(self._files)
 
+    @property
+    def bytes(self) -> int:
+        """Size of all tokens on the disk."""
+        return sum(
+            (file.with_suffix(".bin") if file.suffix == ".idx" else file).stat().st_size for _, file in self._files
+        )
+
     def __iter__(self) -> Iterator[TokenDocument]:
         """Every document that has a token, in order of the files' names."""
+        return self.read(Place())
+
+    def read(self, behind: Place) -> Iterator[TokenDocument]:
+        """The documents behind the one at a place."""
         eos = self._tokenizer.eos_id
-        for name, file in self._files:
+        for at, (name, file) in list(enumerate(self._files))[behind.file :]:
             tokens, spans = _open(file, self._tokenizer)
             for number, (begin, end) in enumerate(spans):
                 ids = tokens[begin:end]
@@ -61,8 +75,8 @@ class TokenFiles:
                 # document gets one when it is copied.
                 if len(ids) and ids[-1] == eos:
                     ids = ids[:-1]
-                if len(ids):
-                    yield TokenDocument(f"{name}:{number}", ids, file, number)
+                if len(ids) and (at, number + 1) > (behind.file, behind.line):
+                    yield TokenDocument(f"{name}:{number}", ids, file, number, Place(at, number + 1))
 
 
 def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -17,7 +18,50 @@ import zstandard
 
 from synpro_engine.config import UserError, json_text, partial_path
 from synpro_engine.config.artifact import fsync_path
+from synpro_engine.config.journal import GrowingFile
+from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.documents import Document
+
+
+def document_line(document: Document, extra: Mapping[str, Any] | None = None) -> bytes:
+    """The line of a document, with its newline."""
+    record = {"id": document.id, "text": document.text, **(extra or {})}
+    assert record["id"] == document.id and record["text"] == document.text, "extra fields shadow the document"
+    return (json_text(record, ensure_ascii=False) + "\n").encode()
+
+
+def written_documents(
+    path: Path, behind: int = 0, on_bytes: Callable[[int], object] = lambda count: None
+) -> Iterator[tuple[int, Document]]:
+    """Yield the documents of a file that the engine wrote, each with its line from 1, behind that of number `behind`.
+
+    Nothing is checked again, and nothing held. on_bytes: see `line_reader`. UserError for a damaged file.
+    """
+    for number, line in line_reader(path, on_bytes):
+        if number > behind:
+            fields = json.loads(line)
+            yield number, Document(fields["id"], fields["text"])
+
+
+class DocumentFrames:
+    """Documents appended to a `.jsonl.zst` that grows, in frames that end where its owner wants to be able to go on."""
+
+    def __init__(self, file: GrowingFile) -> None:
+        self._file, self._frame = file, None
+
+    def write(self, documents: Iterable[Document]) -> None:
+        """Append documents to the frame in hand."""
+        if self._frame is None:
+            self._frame = zstandard.ZstdCompressor().compressobj()
+        self._file.write(self._frame.compress(b"".join(map(document_line, documents))))
+
+    def end_frame(self) -> None:
+        """End the frame in hand; a file without documents gets an empty one."""
+        if self._frame is None and not self._file.size:
+            self.write(())
+        if self._frame is not None:
+            self._file.write(self._frame.flush())
+            self._frame = None
 
 
 class DocumentWriter:
@@ -54,9 +98,11 @@ class DocumentWriter:
 
     def write(self, document: Document, extra: Mapping[str, Any] | None = None) -> None:
         """Append one document, with `extra` JSON fields (their names must not be `id` or `text`)."""
-        record = {"id": document.id, "text": document.text, **(extra or {})}
-        assert record["id"] == document.id and record["text"] == document.text, "extra fields shadow the document"
-        self._stream.write((json_text(record, ensure_ascii=False) + "\n").encode())
+        self.write_line(document_line(document, extra))
+
+    def write_line(self, line: bytes) -> None:
+        """Append one document as `document_line` spells it."""
+        self._stream.write(line)
         self.count += 1
 
     def __exit__(

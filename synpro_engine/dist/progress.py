@@ -25,7 +25,8 @@ def progress(total: int, description: str, unit: str, topology: Topology, initia
         total=total,
         initial=initial,
         desc=description,
-        unit=" " + unit,
+        unit=unit if unit == "B" else " " + unit,
+        unit_scale=unit == "B",  # MB/s, not ten digits
         disable=not topology.is_main,
         # A log keeps every redraw as a line.
         mininterval=0.2 if terminal else 15.0,

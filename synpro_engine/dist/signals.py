@@ -27,7 +27,7 @@ class StopWish:
         self.signal: str | None = None
         self.void = False
         """Set when the job ends otherwise: its launcher then sends signals to every rank."""
-        self._tell, self._since, self._breaking = tell, 0.0, False
+        self._tell, self._since, self._breaking, self._next = tell, 0.0, False, ""
         self._before: dict[int, object] = {}
 
     def listen(self) -> None:
@@ -56,7 +56,7 @@ class StopWish:
             os.kill(os.getpid(), number)
         if self._breaking:
             self._breaking = False
-            raise Stopped(f"{self.signal}: left at once, this work begins anew")
+            raise Stopped(f"{self.signal}: left at once, {self._next}")
 
     def wish(self, name: str) -> None:
         """Note that signal `name` reached some rank of the job."""
@@ -74,12 +74,15 @@ class StopWish:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     @contextlib.contextmanager
-    def breakable(self) -> Iterator[None]:
-        """Within: long work that saves nothing on the way; a wish breaks it off with `Stopped`."""
+    def breakable(self, next_time: str = "this work begins anew") -> Iterator[None]:
+        """Within: long work that may be left at any point; a wish breaks it off with `Stopped`.
+
+        next_time: what becomes of it, for the user.
+        """
         if self.signal is not None:
             raise Stopped(f"{self.signal}: left before long work")
         # Where no handler of ours is installed, a nudge by SIGUSR1 would end the process.
-        self._breaking = bool(self._before)
+        self._breaking, self._next = bool(self._before), next_time
         try:
             yield
         finally:

@@ -4,9 +4,10 @@ A word is a run of letters, digits and apostrophes, without case; in scripts tha
 Japanese, Thai, Lao, Khmer, Burmese) each character is one.
 """
 
-import hashlib
+import functools
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,11 @@ Keys = npt.NDArray[np.uint64]
 _UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|')+")
+_NONE, _LETTER, _WHOLE = 0, 1, 2  # between words, in a word, a word by itself
 _ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MIXER = np.uint64(0xBF58476D1CE4E5B9)
+_BLOCK_CHARS = 1 << 18
+"""Characters looked at together: what numpy makes of them is some twenty times as large, and should fit a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +35,74 @@ class Words:
 
 def words_of(texts: Iterable[str]) -> Words:
     """The words of `texts`, in order."""
-    keys: list[int] = []
-    lengths: list[int] = []
-    key_of: dict[str, int] = {}
+    keys, counts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+    for block in _blocks(texts):
+        block_keys, block_counts = _words_in(block)
+        keys.append(block_keys)
+        counts.append(block_counts)
+    counts_T = np.concatenate(counts)
+    return Words(keys_N=np.concatenate(keys), text_N=np.repeat(np.arange(len(counts_T), dtype=np.int64), counts_T))
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    chars = 0
     for text in texts:
-        words = _WORD.findall(text.casefold())
-        for word in words:
-            if word not in key_of:
-                # Not hash(): that one changes from process to process, and ranks must agree.
-                digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                key_of[word] = int.from_bytes(digest, "little")
-        keys.extend(key_of[word] for word in words)
-        lengths.append(len(words))
-    text_N = np.repeat(np.arange(len(lengths), dtype=np.int64), np.asarray(lengths, dtype=np.int64))
-    return Words(keys_N=np.asarray(keys, dtype=np.uint64), text_N=text_N)
+        block.append(text.casefold())
+        chars += len(text)
+        if chars >= _BLOCK_CHARS:
+            yield block
+            block, chars = [], 0
+    if block:
+        yield block
+
+
+def _words_in(texts: list[str]) -> tuple[Keys, npt.NDArray[np.int64]]:
+    """Keys of the words of all texts, and how many words each has."""
+    # Behind each text a character that is in no word.
+    codes_C = np.frombuffer("".join(f"{text}\n" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    kind_C = _kinds()[codes_C]
+    letter_C, whole_C = kind_C == _LETTER, kind_C == _WHOLE
+    begins_C, ends_C = letter_C.copy(), letter_C.copy()
+    begins_C[1:] &= ~letter_C[:-1]
+    ends_C[:-1] &= ~letter_C[1:]
+    begin_N, end_N = np.flatnonzero(begins_C | whole_C), np.flatnonzero(ends_C | whole_C) + 1
+    power_C, inverse_C = _powers(len(codes_C))
+    # A polynomial of a word's characters, modulo 2**64, as the difference of two sums from the start of the block:
+    # that difference is moved to where the polynomial begins by a division, which an odd base allows.
+    sums_C = np.zeros(len(codes_C) + 1, dtype=np.uint64)
+    np.cumsum((codes_C + np.uint64(1)) * power_C, out=sums_C[1:])
+    keys_N = (sums_C[end_N] - sums_C[begin_N]) * inverse_C[begin_N]
+    # A polynomial's low bits depend on its characters' low bits alone; samples go by the low bits of keys.
+    keys_N ^= keys_N >> np.uint64(30)
+    keys_N *= _MIXER
+    keys_N ^= keys_N >> np.uint64(27)
+    borders_T = np.cumsum([len(text) + 1 for text in texts])
+    return keys_N, np.diff(np.searchsorted(begin_N, borders_T), prepend=0)
+
+
+@functools.cache
+def _kinds() -> npt.NDArray[np.uint8]:
+    """What each character of Unicode is to words, by its number."""
+    characters = "".join(map(chr, range(sys.maxunicode + 1)))
+    kinds = np.full(len(characters), _NONE, dtype=np.uint8)
+    for pattern, kind in ((r"[\w']", _LETTER), (f"[{_UNSPACED}]", _WHOLE)):
+        kinds[[match.start() for match in re.finditer(pattern, characters)]] = kind
+    return kinds
+
+
+@functools.lru_cache(maxsize=2)  # blocks end with whole texts and differ a little in size: powers for a round size
+def _rounded_powers(size: int) -> tuple[Keys, Keys]:
+    inverse = np.uint64(pow(int(_ODD_MULTIPLIER), -1, 1 << 64))
+    powers, inverses = (np.full(size, base, dtype=np.uint64) for base in (_ODD_MULTIPLIER, inverse))
+    powers[0] = inverses[0] = 1
+    return np.cumprod(powers), np.cumprod(inverses)
+
+
+def _powers(size: int) -> tuple[Keys, Keys]:
+    """The powers from 0 of the odd base and of its inverse modulo 2**64, as many as `size`."""
+    power, inverse = _rounded_powers(1 << max(size - 1, 1).bit_length())
+    return power[:size], inverse[:size]
 
 
 def ngrams_of(words: Words, n: int) -> tuple[Keys, npt.NDArray[np.int64]]:
@@ -54,6 +112,7 @@ def ngrams_of(words: Words, n: int) -> tuple[Keys, npt.NDArray[np.int64]]:
         return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
     keys = np.zeros(total, dtype=np.uint64)
     for offset in range(n):
-        keys = keys * _ODD_MULTIPLIER + words.keys_N[offset : offset + total]
+        keys *= _ODD_MULTIPLIER
+        keys += words.keys_N[offset : offset + total]
     within_one_text = words.text_N[:total] == words.text_N[n - 1 :]
     return keys[within_one_text], words.text_N[:total][within_one_text]

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from synpro_engine.evaluate.ngrams import Keys, ngrams_of, words_of
 
 NGRAM = 13  # words; what decontamination of pretraining corpora usually looks at
-_LIMIT = 1 << 24
-_BATCH_CHARS = 1 << 20
+_LIMIT = 1 << 21  # a share of two million is known to a part in a thousand
+_BATCH_CHARS = 1 << 18
+_HOMES = 1 << 16  # looked up together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,14 @@ class _HeldOutNgrams:
                 self._merge(fresh, limit)
         self._merge(fresh, limit)
         self._found = np.zeros(len(self._keys), dtype=bool)
+        # Where the keys of each home stand, by leading bits; there are as many homes as keys at least, so that most
+        # keys of the training text are told from those looked for at their home, without a search.
+        bits = max(1, len(self._keys).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._first = np.empty(1 << bits, dtype=np.int32)
+        for start in range(0, len(self._first), _HOMES):
+            homes = np.arange(start, min(start + _HOMES, len(self._first)), dtype=np.uint64) << self._shift
+            self._first[start : start + len(homes)] = np.searchsorted(self._keys, homes)
 
     def _merge(self, fresh: list[Keys], limit: int) -> None:
         self._keys = np.unique(np.concatenate([self._keys, *fresh]))
@@ -78,7 +87,7 @@ class _HeldOutNgrams:
 
     def mark(self, keys: Keys) -> None:
         """Note which of the n-grams are among `keys`."""
-        place, there = self._look_up(np.unique(self._sampled(keys)))
+        place, there = self._look_up(self._sampled(keys))
         self._found[place[there]] = True
 
     def result(self, texts: Iterable[str]) -> Overlap:
@@ -104,10 +113,18 @@ class _HeldOutNgrams:
         return keys[self._in_sample(keys)]
 
     def _look_up(self, keys: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """Where each key stands or would stand, and whether it is there."""
-        place = np.searchsorted(self._keys, keys)
-        inside = np.minimum(place, max(len(self._keys) - 1, 0))
-        return inside, self._keys[inside] == keys if len(self._keys) else np.zeros(len(keys), dtype=bool)
+        """Where each key stands, and whether it is there at all."""
+        place = self._first[keys >> self._shift].astype(np.intp)
+        there = np.zeros(len(keys), dtype=bool)
+        todo = np.flatnonzero(place < len(self._keys))
+        while len(todo):
+            found = self._keys[place[todo]]
+            there[todo] = found == keys[todo]
+            # Keys stand in order: behind a larger one there is nothing to find.
+            todo = todo[found < keys[todo]]
+            place[todo] += 1
+            todo = todo[place[todo] < len(self._keys)]
+        return place, there
 
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[Keys, npt.NDArray[np.int64], int]]:

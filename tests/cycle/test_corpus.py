@@ -13,10 +13,12 @@ from synpro_engine.config import UserError
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
 from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
+from synpro_engine.cycle.steps import stream
 from synpro_engine.cycle.steps.corpus import build_corpus, open_split
 from synpro_engine.cycle.steps.evaluation import source_texts
-from synpro_engine.cycle.steps.gather import SPLITS, gather
-from synpro_engine.data import ReadConfig, SplitConfig, find_source, load_tokenizer, read_documents, text_key
+from synpro_engine.cycle.steps.intake import SPLITS
+from synpro_engine.data import SplitConfig, load_tokenizer, read_documents, text_key, train_sentencepiece
+from synpro_engine.evaluate import ngrams, overlap
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
 
@@ -36,6 +38,7 @@ def _write(path: Path, records: list[dict[str, object]]) -> Path:
 
 def _build(into: Path, source: Path, **settings: object) -> tuple[dict[str, Any], list[str]]:
     told: list[str] = []
+    into.mkdir(exist_ok=True)
     config = CorpusConfig(source=str(source), split=SHARES, **settings)
     tokenizer = TokenizerConfig(vocab_size=300)
     build_corpus(into, TokenizeSettings(corpus=config, tokenizer=tokenizer, vocab_size=300, seed=0), told.append)
@@ -98,7 +101,7 @@ def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path) -> N
     (folder / "b.jsonl").write_bytes(b'{"text": "\xff"}\n')
     (folder / "notes.txt").touch()
     with pytest.raises(UserError, match=r"sub/a\.jsonl:4: `text` is empty"):
-        _build(tmp_path, tmp_path / "corpus")
+        _build(tmp_path / "stops", tmp_path / "corpus")
     account, told = _build(tmp_path, tmp_path / "corpus", on_bad="skip")
     assert account["left_out"] == {
         reason: 1 + (reason == "empty") for reason in sorted([*map(str.strip, BAD), "not UTF-8"])
@@ -113,11 +116,11 @@ def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path) -> N
 
 def test_the_overlap_of_held_out_with_training_text_stands_in_the_account(tmp_path: Path) -> None:
     texts = _texts(60)
-    account, _ = _build(tmp_path, _write(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
+    account, _ = _build(tmp_path / "a", _write(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
     assert [account["overlap"][split]["found"] for split in ("reference", "validation")] == [0, 0]
     # A boilerplate that half of each document is: no document is another's copy, and yet half of it is.
     mixed = [{"text": f"{text} {texts[0]}"} for text in texts[1:]]
-    account, _ = _build(tmp_path, _write(tmp_path / "b.jsonl", mixed))
+    account, _ = _build(tmp_path / "b", _write(tmp_path / "b.jsonl", mixed))
     overlap = account["overlap"]["validation"]
     assert overlap["n"] == 13 and overlap["ngrams"] == overlap["documents"] * (120 - 12)
     assert overlap["found"] == overlap["documents"] * (60 - 12)
@@ -134,16 +137,26 @@ def test_the_stage_is_the_same_wherever_the_corpus_lies(tmp_path: Path) -> None:
         assert (tmp_path / "here" / "out" / name).read_bytes() == (tmp_path / "there" / "out" / name).read_bytes()
 
 
-def test_gathering_holds_no_documents(tmp_path: Path) -> None:
-    def peak(count: int) -> int:
-        source = _write(tmp_path / f"{count}.jsonl", [{"text": f"{n} " + "word " * 800} for n in range(count)])
+def test_no_documents_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, size in ((stream, "BATCH_CHARS"), (overlap, "_BATCH_CHARS"), (ngrams, "_BLOCK_CHARS")):
+        monkeypatch.setattr(module, size, 8000)
+    ngrams.words_of(["the table of characters is made once"])
+    train_sentencepiece(_texts(40), 300, tmp_path / "t.model")
+    tokenizer = TokenizerConfig(path=str(tmp_path / "t.model"), threads=1)
+
+    def peak(count: int, **settings: object) -> int:
+        into = tmp_path / f"{count}-{len(settings)}"
+        into.mkdir()
+        source = _write(into / "docs.jsonl", [{"text": f"{n} " + "word " * 800} for n in range(count)])
+        config = CorpusConfig(source=str(source), split=SHARES, piece_chars=1000, **settings)
         tracemalloc.start()
-        gather(tmp_path, find_source(source), ReadConfig(), SHARES, 0, drop_duplicates=True, piece_chars=1000)
+        build_corpus(into, TokenizeSettings(corpus=config, tokenizer=tokenizer, vocab_size=300, seed=0))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
 
     assert peak(400) < 1.3 * peak(80)
+    assert peak(400, max_train_tokens=9000) < 1.3 * peak(80, max_train_tokens=9000)
 
 
 def test_a_capped_split_is_within_its_budget_and_others_are_whole(tmp_path: Path) -> None:

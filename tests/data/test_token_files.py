@@ -13,17 +13,24 @@ import torch
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
-from synpro_engine.cycle.steps.gather import SPLITS, SortedTokens
+from synpro_engine.config.journal import Journal
+from synpro_engine.cycle.run_layout import documents_path
+from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
+from synpro_engine.cycle.settings import TokenizeSettings
+from synpro_engine.cycle.steps.gather import token_batches
+from synpro_engine.cycle.steps.intake import SPLITS, Intake
+from synpro_engine.cycle.steps.stream import no_bar
+from synpro_engine.cycle.steps.tokens import Tokens
 from synpro_engine.data import (
     Document,
     SplitConfig,
     TokenFiles,
+    check_ids,
     open_shards,
     read_documents,
     split_of,
     text_key,
     write_shards,
-    write_token_shards,
 )
 from synpro_engine.data.token_files import find_files
 from tests.cli.refusals import refused
@@ -155,11 +162,9 @@ def test_a_flat_file_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("id", [100, -1])
 def test_an_id_that_is_not_the_tokenizers_names_file_and_document(tmp_path: Path, id: int) -> None:
     _build(tmp_path / "s" / "a", np.int32, [[[5, 6]], [[7, id, 8]]])
-    sorted_tokens = SortedTokens(
-        TokenFiles([str(tmp_path)], Letters()), Letters(), SplitConfig(), 0, drop_duplicates=True
-    )
     with pytest.raises(UserError, match=rf"s/a\.idx: document 1: id {id} is none of the 100"):
-        sorted_tokens.account(tmp_path)
+        for document in TokenFiles([str(tmp_path)], Letters()):
+            check_ids(document, Letters())
 
 
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
@@ -195,36 +200,53 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
             find_files([str(path)])
 
 
+def _copied(into: Path, shards: Path, shares: SplitConfig, *, drop: bool) -> dict[str, list[Document]]:
+    """What one pass over token files writes, by split."""
+    source = TokenFiles([str(shards)], Letters())
+    corpus = CorpusConfig(shards=str(shards), split=shares, deduplicate="exact" if drop else "none")
+    settings = TokenizeSettings(corpus=corpus, tokenizer=TokenizerConfig(threads=2), vocab_size=100, seed=3)
+    tokens = Tokens(into, into / "work", settings, no_bar)
+
+    def batches(sinks: Any, journal: Journal, on_bytes: Any) -> Any:
+        intake = Intake(journal, into, into / "work", corpus, 3)
+        return token_batches(source, Letters(), 2, intake, sinks, on_bytes)
+
+    read = tokens.read(Letters(), source.bytes, batches)
+    tokens.finish(Letters(), read["text_bytes"])
+    found = {split: list(read_documents(documents_path(into, split))) for split in SPLITS}
+    assert {split: len(its) for split, its in found.items()} == read["account"]["documents"]
+    return found
+
+
 def test_copied_shards_hold_the_ids_and_the_texts(tmp_path: Path) -> None:
-    ids = [Letters().encode(text) for text in TEXTS]
-    _build(tmp_path / "a", np.int64, [[[*document, 0]] for document in ids])
-    files = TokenFiles([str(tmp_path)], Letters())
-    stats = write_token_shards(files, Letters(), tmp_path / "made", tmp_path / "texts.jsonl")
-    texts = list(read_documents(tmp_path / "texts.jsonl"))
-    assert texts == [Document(f"a:{number}", text) for number, text in enumerate(TEXTS)]
-    assert stats == write_shards(texts, Letters(), tmp_path / "from text")
-    ours, theirs = open_shards(tmp_path / "made"), open_shards(tmp_path / "from text")
-    assert np.array_equal(ours.tokens, theirs.tokens) and np.array_equal(ours.offsets, theirs.offsets)
-    assert _found(tmp_path / "made") == {f"tokens:{number}": ids[number] for number in range(4)}
+    texts = [f"text {n}" for n in range(40)]
+    ids = {f"a:{number}": Letters().encode(text) for number, text in enumerate(texts)}
+    _build(tmp_path / "in" / "a", np.int64, [[[*document, 0]] for document in ids.values()])
+    found = _copied(tmp_path, tmp_path / "in", SplitConfig(train=0.4, reference=0.3, validation=0.3), drop=True)
+    spelt = {document.id: document.text for document in itertools.chain(*found.values())}
+    assert spelt == dict(zip(ids, texts, strict=True))
+    for split, documents in found.items():
+        copied = open_shards(tmp_path / "shards" / split)
+        assert write_shards(documents, Letters(), tmp_path / "text" / split).tokens == copied.num_tokens
+        made = open_shards(tmp_path / "text" / split)
+        assert np.array_equal(made.tokens, copied.tokens) and np.array_equal(made.offsets, copied.offsets)
+        assert [copied.document_id(n) for n in range(copied.num_documents)] == [d.id for d in documents]
 
 
 @pytest.mark.parametrize("drop", [True, False])
 def test_texts_of_shards_are_placed_counted_and_listed_as_those_of_documents_are(tmp_path: Path, drop: bool) -> None:
     texts = [f"text {n} of some" for n in range(40)]
     spelt = [*texts, "   ", *(f"{text}  " for text in texts[:9])]  # the same but for white space
-    _build(tmp_path / "sub" / "a", np.uint16, [[[*Letters().encode(text), 0]] for text in spelt])
+    _build(tmp_path / "in" / "sub" / "a", np.uint16, [[[*Letters().encode(text), 0]] for text in spelt])
     shares = SplitConfig(train=0.4, reference=0.3, validation=0.3)
-    source = TokenFiles([str(tmp_path)], Letters())
-    sorted_tokens = SortedTokens(source, Letters(), shares, 3, drop_duplicates=drop)
-    account = sorted_tokens.account(tmp_path)
-    found = {split: [Letters().decode(d.ids.tolist()) for d in sorted_tokens.of(split)] for split in SPLITS}
+    found = _copied(tmp_path, tmp_path / "in", shares, drop=drop)
     for split, its in found.items():
-        assert all(split_of(text_key(text), shares, 3) == split for text in its)
-        assert account.documents[split] == len(its)
-    assert sorted(itertools.chain(*found.values())) == sorted(texts if drop else [*texts, *spelt[41:]])
-    assert account.left_out == ({"empty": 1, "repeated text": 9} if drop else {"empty": 1})
+        assert all(split_of(text_key(document.text), shares, 3) == split for document in its)
+    copied = sorted(document.text for document in itertools.chain(*found.values()))
+    assert copied == sorted(texts if drop else [*texts, *spelt[41:]])
     listed = [json.loads(line) for line in (tmp_path / "left_out.jsonl").read_text().splitlines()]
     assert [(bad["file"], bad["line"]) for bad in listed] == [("sub/a.idx", n) for n in range(40, 50 if drop else 41)]
+    assert [bad["reason"] for bad in listed] == ["empty", *(["repeated text"] * 9 if drop else [])]
 
 
 def test_a_run_takes_shards_in_place_of_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

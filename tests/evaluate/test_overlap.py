@@ -1,12 +1,13 @@
 """Overlap of held-out with training text: exact shares on texts whose overlap is known, bounded memory, one reading."""
 
 import random
+import re
 import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
-from synpro_engine.evaluate import measure_overlap, overlap
+from synpro_engine.evaluate import measure_overlap, ngrams, overlap
 from synpro_engine.evaluate.ngrams import words_of
 
 
@@ -54,6 +55,21 @@ def test_scripts_without_spaces_have_words_too() -> None:
     found = measure_overlap({"v": lambda: [text[3:25]]}, ["前言。" + text])["v"]
     assert found.share == 1.0 and found.ngrams == 22 - 12
     assert len(words_of(["abc漢字 it's ไทย"]).keys_N) == 1 + 2 + 1 + 3
+
+
+def test_words_are_those_of_the_definition_in_any_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "_BLOCK_CHARS", 300)
+    word = re.compile(rf"[{ngrams._UNSPACED}]|(?:[^\W{ngrams._UNSPACED}]|')+")
+    rng = random.Random(4)
+    alphabet = "abAB'_ ,.-\n\tßİéÉ漢字ไทかنक\u0301\u2019\u00b2\U00020001\U0001f600\ud800"
+    texts = ["", *("".join(rng.choices(alphabet, k=rng.randrange(80))) for _ in range(200))]
+    found = words_of(texts)
+    wanted = [(number, spelt) for number, text in enumerate(texts) for spelt in word.findall(text.casefold())]
+    assert found.text_N.tolist() == [number for number, _ in wanted]
+    key_of: dict[str, int] = {}
+    for (_, spelt), key in zip(wanted, found.keys_N.tolist(), strict=True):
+        assert key_of.setdefault(spelt, key) == key
+    assert len(set(key_of.values())) == len(key_of) > 300
 
 
 def test_a_sample_of_the_ngrams_gives_the_same_share_up_to_chance() -> None:

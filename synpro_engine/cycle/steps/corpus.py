@@ -5,38 +5,48 @@ Everything here runs on rank 0 alone; the other ranks open the finished artifact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from synpro_engine.config import UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, TOKENIZER, documents_path, measured_path, shards_path
-from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
+from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
+from synpro_engine.config.journal import Journal
+from synpro_engine.cycle.run_layout import (
+    ACCOUNT,
+    LEFT_OUT,
+    TOKENIZE,
+    TOKENIZER,
+    UNFINISHED,
+    documents_path,
+    measured_path,
+    shards_path,
+)
+from synpro_engine.cycle.sections import CorpusConfig
 from synpro_engine.cycle.settings import TokenizeSettings
-from synpro_engine.cycle.steps.gather import CorpusAccount, SortedTokens, gather
+from synpro_engine.cycle.steps.gather import text_batches, token_batches
+from synpro_engine.cycle.steps.intake import CorpusAccount, Intake
+from synpro_engine.cycle.steps.stream import Bar, Batch, ShowBar, Sink, no_bar
+from synpro_engine.cycle.steps.tokens import Tokens
 from synpro_engine.data import (
-    Document,
     PublishedTokenizer,
     Split,
     TokenCorpus,
     TokenFiles,
     Tokenizer,
-    cap_documents,
     check_rows,
-    document_ids,
     find_source,
     load_tokenizer,
     open_shards,
-    read_documents,
     read_tasks,
-    train_sentencepiece,
-    write_documents,
-    write_shards,
-    write_token_shards,
 )
-from synpro_engine.dist import Topology, on_main
-from synpro_engine.evaluate import measure_overlap
+from synpro_engine.data.writer import written_documents
+from synpro_engine.dist import Topology, on_main, progress, say
+from synpro_engine.evaluate import Overlap, measure_overlap
+
+_SHOWN_BYTES = 1 << 24
+"""Files of less are read before anybody looks at a bar."""
 
 
 def open_split(stage: Path, name: str, tokenizer: Tokenizer) -> TokenCorpus:
@@ -54,61 +64,101 @@ def open_tokenizer(stage: Path, topology: Topology) -> PublishedTokenizer:
     return on_main(topology, lambda: load_tokenizer(stage / TOKENIZER))
 
 
-def build_corpus(into: Path, settings: TokenizeSettings, tell: Callable[[str], object] = lambda line: None) -> None:
+def tokenize_stage(into: Path, settings: TokenizeSettings, topology: Topology) -> None:
+    """Fill the `tokenize` artifact on rank 0, which goes on where an earlier start was broken off. Collective."""
+
+    def show(total: int, name: str) -> AbstractContextManager[Bar]:
+        return progress(total, f"{TOKENIZE}: {name}", "B", topology) if total > _SHOWN_BYTES else no_bar(total, name)
+
+    def work() -> None:
+        with topology.watch.wish.breakable("the next start goes on where this one was"):
+            build_corpus(into, settings, partial(say, topology), show)
+
+    on_main(topology, work)
+
+
+def build_corpus(
+    into: Path,
+    settings: TokenizeSettings,
+    tell: Callable[[str], object] = lambda line: None,
+    bar: ShowBar = no_bar,
+) -> None:
     """Fill the `tokenize` artifact: documents of each split, the tokenizer, the shards of each split, the account.
 
-    `tell` gets lines for the user on what is not read.
+    `into` is empty, or as a start with the same settings left it. `tell` gets lines for the user on what is not read.
     """
-    for tasks in settings.tasks:  # before the corpus, which takes long: are there any at all?
-        next(read_tasks(str(tasks.source), tasks))
-    account = (_tokenize if settings.corpus.shards is None else _copy_shards)(into, settings, tell)
-    held_out = {split: partial(_texts, into, split) for split in settings.corpus.split.used if split != "train"}
-    # After cutting and capping, on what training will really see and be judged on.
-    overlap = {split: asdict(share) for split, share in measure_overlap(held_out, _texts(into, "train")).items()}
-    atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
+    work = into / UNFINISHED
+    # The account is written last of all: where it is, nothing is left to be done.
+    if not (into / ACCOUNT).exists():
+        for tasks in settings.tasks:  # before the corpus, which takes long: are there any at all?
+            next(read_tasks(str(tasks.source), tasks))
+        tokens = Tokens(into, work, settings, bar)
+        account = (_tokenize if settings.corpus.shards is None else _copy_shards)(tokens, tell)
+        overlap = {split: asdict(share) for split, share in _overlap(into, settings.corpus, bar).items()}
+        atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
+    remove_directory(work)
 
 
-def _tokenize(into: Path, settings: TokenizeSettings, tell: Callable[[str], object]) -> CorpusAccount:
-    corpus, seed = settings.corpus, settings.seed
+def _tokenize(tokens: Tokens, tell: Callable[[str], object]) -> CorpusAccount:
+    settings, corpus = tokens.settings, tokens.settings.corpus
     source = find_source(corpus.source)
     if source.remark:
         tell(source.remark)
-    exact, pieces = corpus.deduplicate == "exact", corpus.piece_chars
-    account = gather(into, source, corpus, corpus.split, seed, drop_duplicates=exact, piece_chars=pieces)
+    given = settings.tokenizer.path
+    tokenizer = None if given is None else _fitting(tokens.given_tokenizer(given), settings)
+
+    def batches(sinks: Mapping[Split, Sink], journal: Journal, on_bytes: Callable[[int], object]) -> Iterator[Batch]:
+        intake = Intake(journal, tokens.into, tokens.work, corpus, settings.seed)
+        if intake.place.line:
+            tell(
+                f"{source.name}: going on behind {source.path_of(source.files[intake.place.file])}:{intake.place.line}"
+            )
+        return text_batches(source, corpus, intake, sinks, on_bytes)
+
+    read = tokens.read(tokenizer, sum(file.stat().st_size for file in source.files), batches)
+    account = CorpusAccount(**read["account"], files=len(source.files), files_not_read=source.left_out)
     _check(account, corpus, tell)
-    tokenizer = _obtain_tokenizer(into, settings.tokenizer)
-    if corpus.max_train_tokens is not None and settings.tokenizer.path is None:
-        # Trained anew on what the cap lets through: the vocabulary must not know text that the run may not see.
-        # Tokens of the first tokenizer decide what the cap lets through; the second cap, in its
-        # own tokens, can only cut more.
-        _cap(into, "train", corpus.max_train_tokens, seed, tokenizer)
-        tokenizer = _obtain_tokenizer(into, settings.tokenizer)
-    check_rows(tokenizer, settings.vocab_size, "`model.vocab_size`")
-    for split in corpus.split.used:
-        budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
-        if budget is not None:
-            _cap(into, split, budget, seed, tokenizer)
-        write_shards(_documents(into, split), tokenizer, shards_path(into, split), seed=seed)
+    if tokenizer is not None:
+        tokens.finish(tokenizer, read["text_bytes"])
+    else:
+        tokenizer = _fitting(tokens.trained_tokenizer(), settings)
+        tokens.finish(tokenizer, {s: tokens.read_again(s, tokenizer)["text_bytes"][s] for s in corpus.split.used})
     return account
 
 
-def _copy_shards(into: Path, settings: TokenizeSettings, tell: Callable[[str], object]) -> CorpusAccount:
-    """The same from token ids that are there already: they are copied split by split, their texts decoded."""
-    corpus, seed = settings.corpus, settings.seed
+def _fitting(tokenizer: PublishedTokenizer, settings: TokenizeSettings) -> PublishedTokenizer:
+    check_rows(tokenizer, settings.vocab_size, "`model.vocab_size`")
+    return tokenizer
+
+
+def _copy_shards(tokens: Tokens, tell: Callable[[str], object]) -> CorpusAccount:
+    """The same from token ids that are there already: they are copied, their texts decoded."""
+    settings, corpus = tokens.settings, tokens.settings.corpus
     if settings.tokenizer.path is None:
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
-    tokenizer = _obtain_tokenizer(into, settings.tokenizer)
-    check_rows(tokenizer, settings.vocab_size, "`model.vocab_size`")
-    source, exact = TokenFiles(corpus.shard_paths, tokenizer), corpus.deduplicate == "exact"
-    sorted_tokens = SortedTokens(source, tokenizer, corpus.split, seed, drop_duplicates=exact)
-    account = sorted_tokens.account(into)
+    tokenizer = _fitting(tokens.given_tokenizer(settings.tokenizer.path), settings)
+    source = TokenFiles(corpus.shard_paths, tokenizer)
+
+    def batches(sinks: Mapping[Split, Sink], journal: Journal, on_bytes: Callable[[int], object]) -> Iterator[Batch]:
+        intake = Intake(journal, tokens.into, tokens.work, corpus, settings.seed)
+        return token_batches(source, tokenizer, tokens.threads, intake, sinks, on_bytes)
+
+    read = tokens.read(tokenizer, source.bytes, batches)
+    account = CorpusAccount(**read["account"], files=source.files, files_not_read=())
     _check(account, corpus, tell)
-    for split in corpus.split.used:
-        budget = corpus.max_train_tokens if split == "train" else corpus.max_held_out_tokens
-        documents = sorted_tokens.of(split)
-        kept = documents if budget is None else cap_documents(documents, budget, seed, lambda d: len(d.ids) + 1)
-        write_token_shards(kept, tokenizer, shards_path(into, split), documents_path(into, split), seed=seed)
+    tokens.finish(tokenizer, read["text_bytes"])
     return account
+
+
+def _overlap(into: Path, corpus: CorpusConfig, bar: ShowBar) -> dict[str, Overlap]:
+    """Of the held-out splits with the train split, after cutting and capping: what training sees and is judged on."""
+
+    def texts(split: Split, on_bytes: Callable[[int], object] = lambda count: None) -> Iterator[str]:
+        return (document.text for _, document in written_documents(documents_path(into, split), on_bytes=on_bytes))
+
+    held_out = {split: partial(texts, split) for split in corpus.split.used if split != "train"}
+    with bar(documents_path(into, "train").stat().st_size, "overlap") as shown:
+        return measure_overlap(held_out, texts("train", shown.update))
 
 
 def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], object]) -> None:
@@ -124,31 +174,3 @@ def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], o
                 f"{name}: no document falls into the {split} split (share {share});"
                 f" raise `corpus.split.{split}` or add documents"
             )
-
-
-def _documents(into: Path, split: Split) -> Iterator[Document]:
-    return read_documents(documents_path(into, split))
-
-
-def _texts(into: Path, split: Split) -> Iterator[str]:
-    return (document.text for document in _documents(into, split))
-
-
-def _obtain_tokenizer(into: Path, config: TokenizerConfig) -> Tokenizer:
-    directory = into / TOKENIZER
-    directory.mkdir(exist_ok=True)
-    if config.path is None:
-        try:
-            train_sentencepiece(_texts(into, "train"), config.vocab_size, directory / "tokenizer.model")
-        except UserError as error:
-            raise UserError(f"`tokenizer.vocab_size`: {error}") from None
-    else:
-        # Copied into the stage: every later one reads it from here, whatever becomes of the path.
-        load_tokenizer(config.path).save(directory)
-    return load_tokenizer(directory)
-
-
-def _cap(into: Path, split: Split, budget: int, seed: int, tokenizer: Tokenizer) -> None:
-    """Cut the documents of a split down to a budget of tokens; what is kept is held in memory."""
-    kept = cap_documents(_documents(into, split), budget, seed, lambda d: len(document_ids(tokenizer, d.text)))
-    write_documents(documents_path(into, split), kept)

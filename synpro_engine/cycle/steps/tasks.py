@@ -23,7 +23,8 @@ from synpro_engine.cycle.run_layout import (
 )
 from synpro_engine.cycle.sections import TaskConfig
 from synpro_engine.cycle.settings import TasksSettings
-from synpro_engine.cycle.steps.gather import SPLITS, LeftOut
+from synpro_engine.cycle.steps.intake import SPLITS
+from synpro_engine.cycle.steps.left_out import LeftOut
 from synpro_engine.data import (
     Task,
     Tokenizer,
@@ -124,8 +125,8 @@ def write_tasks(
         tell(source.remark)
     listed.parent.mkdir(exist_ok=True)
     with listed.open("w", encoding="ascii") as file:
-        left_out = LeftOut(file, source)
-        tasks: Iterable[Task] = read_tasks(source, config, left_out)
+        left_out = LeftOut(file.write)
+        tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
         if max_tokens is not None:
             tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
         on_long = left_out.task if config.on_bad == "skip" else None

@@ -1,0 +1,1 @@
+"""The stage `tokenize` held to the tokenizers library alone, and its memory as a corpus grows."""

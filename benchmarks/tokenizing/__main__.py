@@ -1,0 +1,159 @@
+"""The stage `tokenize` beside `encode_batch_fast` of the tokenizers library on the same threads, and its peak memory.
+
+`python -m benchmarks.tokenizing` makes corpora in a temporary folder (`--folder`), runs the whole stage (reading,
+splits, duplicates, tokens, files, hashes, overlap) and the bare encoding of the same texts in turns, then the stage in
+processes of their own on corpora of two sizes in two forms. Exit status 1 where what was asked is not reached.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.command import command_line
+from benchmarks.common.environment import QUIET, ForeignLoad, environment
+from benchmarks.common.harness import cpu_clock, interleave, summarise
+from benchmarks.common.processes import run_fresh
+from benchmarks.common.records import Ask, asked_and_reached, write_lines
+from benchmarks.common.tables import aligned
+from benchmarks.tokenizing.corpus import FORMS, documents, tokenizer_in, write_corpus
+from benchmarks.tokenizing.stage import tokenize
+from synpro_engine.data.encoding import usable_cpus
+
+SHARE = 0.9
+"""Of the library's own throughput, to be reached by the stage."""
+GROWTH = 1.1
+"""Of peak memory, at most, where the corpus is four times as large."""
+_BATCH = 1000  # texts that the library gets at once
+Record = Mapping[str, object]
+
+
+def speed(folder: Path, threads: int, text_bytes: int, rounds: int) -> Record:
+    """The stage and the bare encoding in turns: seconds, MB/s of text, and the ratio of each turn."""
+    tokenizer = tokenizer_in(folder / "tokenizer")
+    source = write_corpus(folder, "jsonl.zst", text_bytes)
+    texts = [document.text for document in documents(text_bytes)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    # The library's own object, for it is what the stage is held to.
+    library = tokenizer._tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+
+    def bare(turn: int) -> None:
+        # As many threads as RAYON_NUM_THREADS says, which the library reads at its first use.
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        for start in range(0, len(texts), _BATCH):
+            library.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+
+    steps = {
+        "encode_batch_fast": bare,
+        "stage": lambda turn: tokenize(source, folder / "tokenizer", folder / "made", threads),
+    }
+    load = ForeignLoad()
+    samples = interleave(steps, cpu_clock, rounds=rounds, warmups=1, progress=_say)
+    pairs = list(zip(samples["encode_batch_fast"], samples["stage"], strict=True))
+    timings = {name: summarise(its) for name, its in samples.items()}
+    return {
+        "bench": "tokenizing",
+        "part": "speed",
+        "threads": threads,
+        "text_mb": megabytes,
+        "timings": {name: vars(timing) for name, timing in timings.items()},
+        "mb_per_s": {name: megabytes / timing.median for name, timing in timings.items()},
+        "ratio": statistics.median(bare.seconds / stage.seconds for bare, stage in pairs),
+        "cpu_ratio": statistics.median(bare.cpu_seconds / stage.cpu_seconds for bare, stage in pairs),
+        "foreign_cpu_share": load.share(),
+    }
+
+
+def memory(folder: Path, form: str, text_bytes: int, threads: int) -> Record:
+    """Peak resident memory of a process that does nothing but the stage."""
+    if not (folder / "tokenizer").exists():
+        tokenizer_in(folder / "tokenizer")
+    _say(f"memory: {text_bytes / 1e9:g} GB of {form}")
+    source = write_corpus(folder, form, text_bytes)
+    arguments = (str(source), str(folder / "tokenizer"), str(folder / "made"), str(threads))
+    figures = run_fresh("benchmarks.tokenizing.stage", arguments)
+    for path in source.iterdir():
+        path.unlink()
+    source.rmdir()
+    part = {"bench": "tokenizing", "part": "memory", "threads": threads, "form": form, "text_mb": text_bytes / 1e6}
+    return {**part, **figures}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(records: Sequence[Record]) -> str:
+    """What was measured, for people."""
+    lines = [("what", "text MB", "threads", "MB/s", "of encode_batch_fast", "of its CPU time", "peak MB")]
+    for record in records:
+        size, threads = f"{record['text_mb']:.0f}", str(record["threads"])
+        if record["part"] == "speed":
+            rates: Mapping[str, float] = record["mb_per_s"]  # pyright: ignore[reportAssignmentType]
+            lines.append(("encode_batch_fast", size, threads, f"{rates['encode_batch_fast']:.2f}", "", "", ""))
+            ratios = (f"{record['ratio']:.2f}", f"{record['cpu_ratio']:.2f}")
+            lines.append(("stage", size, threads, f"{rates['stage']:.2f}", *ratios, ""))
+        else:
+            rate = float(str(record["text_mb"])) / float(str(record["seconds"]))
+            peak = float(str(record["peak_bytes"])) / 1e6
+            lines.append((f"stage, {record['form']}", size, threads, f"{rate:.2f}", "", "", f"{peak:.0f}"))
+    return "\n".join(aligned(lines, right=range(1, len(lines[0]))))
+
+
+def asks(records: Sequence[Record]) -> list[Ask]:
+    """What is asked of the stage. The speed where a CPU is left for the thread that reads."""
+    found = []
+    for record in records:
+        if record["part"] == "speed" and int(str(record["threads"])) < usable_cpus():
+            text = f"throughput of encode_batch_fast on {record['threads']} thread(s)"
+            found.append(Ask(text=text, figure=float(str(record["ratio"])), limit=SHARE, at_least=True))
+    for form in FORMS:
+        peaks = {float(str(r["text_mb"])): float(str(r["peak_bytes"])) for r in records if r.get("form") == form}
+        if len(peaks) > 1:
+            figure = peaks[max(peaks)] / peaks[min(peaks)]
+            found.append(Ask(text=f"growth of peak memory, {form}", figure=figure, limit=GROWTH, at_least=False))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = command_line("tokenizing", __doc__, "--output")
+    parser.add_argument("--folder", type=Path, help="where corpora are made, and deleted again")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="that encode")
+    parser.add_argument("--parts", default="speed,memory")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=48, help="of text, for the speed")
+    parser.add_argument("--sizes", default="300,1200", help="megabytes of text, for the memory")
+    given = parser.parse_args(arguments)
+    os.environ["RAYON_NUM_THREADS"] = str(given.threads)
+    records: list[Record] = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        (folder / "tokenizer").mkdir()
+        tokenizer_in(folder / "tokenizer")
+        if "speed" in given.parts:
+            records.append(speed(folder, given.threads, int(given.megabytes * 1e6), given.rounds))
+        if "memory" in given.parts:
+            sizes = [int(float(size) * 1e6) for size in given.sizes.split(",")]
+            records += [memory(folder, form, size, given.threads) for form in FORMS for size in sizes]
+    where = environment(torch.device("cpu"))
+    records = [{**record, "environment": where} for record in records]
+    if given.output:
+        write_lines(given.output, records)
+    print(table(records))
+    for record in records:
+        if float(str(record.get("foreign_cpu_share", 0))) > QUIET:
+            print(f"Other processes used {record['foreign_cpu_share']:.0%} of the machine: times are not to be quoted.")
+    asked = asks(records)
+    print(asked_and_reached(asked))
+    return int(not all(ask.reached for ask in asked))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
