@@ -14,7 +14,7 @@ from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, JUDGES, PRETRAIN, REPEAT, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings
 from synpro_engine.cycle.stages import Stage
@@ -89,6 +89,7 @@ class Plan:
             probe=directory / this.probe,
             base=directory / IMPORT,
             generator=directory / generator,
+            judges=directory / JUDGES,
         )
         whole = partial(work, inputs=inputs, topology=self.topology)
         # A dict for its order without doubles: an untuned generator is the imported one.

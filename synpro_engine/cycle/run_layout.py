@@ -1,6 +1,6 @@
 """Where everything of a run stands: the names of its stages and of the files in them. Nothing else spells one.
 
-    config.yaml  environment.json  stages.jsonl  report.html     of the run itself
+    config.yaml  environment.json  stages.jsonl  report.html  judges/     of the run itself
     tokenize     import            pretrain                      text and models, once
     round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
     repeat       evaluate                                        the other arm, and what came of it all
@@ -17,6 +17,8 @@ from pathlib import Path
 from synpro_engine.data import Split
 
 CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
+JUDGES = "judges"
+"""Beside the stages: answers of remote judges, which every stage may use again."""
 
 TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
 

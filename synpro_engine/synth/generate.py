@@ -176,7 +176,10 @@ def _run(work: Path, producer: Producer, items: list[WorkItem], topology: Topolo
             # may stop at different batches.
             if broadcast_in(topology.tp, topology.watch.wish.signal is not None):
                 break
-            records = producer.batch(units[unit])
+            try:
+                records = producer.batch(units[unit])
+            except Stopped:  # while its scorer waited for another machine; all of the group are told alike
+                break
             if part is not None:
                 part.append(unit, records)
             bar.update(len(units[unit]))

@@ -1,0 +1,218 @@
+"""Many questions to one judge at a time: shared out over threads, asked again with patience, kept, counted.
+
+What is not answered is NaN, and never a number. Endpoints wait for the network nearly all of the time, and the job
+around them is synchronous, so plain threads do: see `benchmarks/judges` for what they reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from synpro_engine.config import json_text
+from synpro_engine.config.errors import Stopped
+from synpro_engine.reward.judges.cache import AnswerCache
+from synpro_engine.reward.judges.config import JudgeConfig
+from synpro_engine.reward.judges.endpoint import CallFault, Endpoint
+from synpro_engine.reward.judges.patience import CircuitBreaker, backoff_s
+from synpro_engine.reward.judges.questions import Question
+from synpro_engine.reward.judges.wire import PATHS, request_body, value_of
+
+COUNTED = ("calls", "kept", "faults", "refused", "unreadable", "missing")
+"""calls made; values that were there already; calls without an answer, and of these the ones that would be refused
+again; answers that could not be read; values that were given up."""
+_LOOK_S = 0.5
+_TOLD_EVERY_S = 60.0
+
+
+class Client:
+    """One judge, as one rank asks it. Values are kept in memory and, with a directory, on disk."""
+
+    def __init__(
+        self,
+        name: str,
+        config: JudgeConfig,
+        question: Question,
+        *,
+        ranks: int = 1,
+        cache: Path | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        tell_every_s: float = _TOLD_EVERY_S,
+    ) -> None:
+        """name: the reward's. ranks: how many share `config.concurrency`. UserError for an API key that is not there.
+
+        asked_to_stop: looked at while an outage is waited for.
+        """
+        self._key, self._config, self._question = f"reward.judges.{name}", config, question
+        self._endpoint, self._breaker = Endpoint(config, self._key), CircuitBreaker()
+        self._threads = max(1, config.concurrency // ranks)
+        self._cache = AnswerCache(cache if config.cache else None)
+        self._asked_to_stop, self._tell_every_s = asked_to_stop, tell_every_s
+        # Of its own, for the seeds of a run must not hang on what a network does.
+        self._jitter, self._lock = random.Random(), threading.Lock()
+        self.told_refusal = False
+        self.counts: Counter[str] = Counter()
+        """By the names of `COUNTED`."""
+
+    def values(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """The question's value for each (text, source), NaN where it was given up.
+
+        Raises Stopped when the job is asked to stop in an outage that is waited for.
+        """
+        keys = [self._hash(text, source) for text, source in pairs]
+        self._cache.refresh()
+        wanted = {key: pair for key, pair in zip(keys, pairs, strict=True) if self._cache.get(key) is None}
+        self.counts["kept"] += len(pairs) - len(wanted)
+        if wanted:
+            _Batch(self, wanted).run()
+        values = [self._cache.get(key) for key in keys]
+        self.counts["missing"] += sum(value is None for value in values)
+        return [math.nan if value is None else value for value in values]
+
+    def take_counts(self) -> dict[str, int]:
+        """The counts since the last call."""
+        with self._lock:
+            counts, self.counts = self.counts, Counter()
+        return {name: counts[name] for name in COUNTED}
+
+    def _hash(self, text: str, source: str) -> bytes:
+        """Of all that an answer hangs on. Not of the address: the same model may be served elsewhere tomorrow."""
+        shown = [self._question.version, request_body(self._config, self._question, text, source)]
+        return hashlib.sha256(json_text(shown, sort_keys=True).encode()).digest()[:16]
+
+    def probe(self) -> dict[str, Any]:
+        """The answer to one question, once, with nothing kept; CallFault where there is none."""
+        body = request_body(self._config, self._question, "The sun rose at six.", "At six the sun rose.")
+        return self._endpoint.post(PATHS[self._config.api], body, self._config.timeout_s)
+
+    def models(self) -> dict[str, Any]:
+        """The endpoint's own list of its models; CallFault where it gives none."""
+        return self._endpoint.get("models", self._config.timeout_s)
+
+
+class _Batch:
+    """The questions of one step on their way: each worker takes the next one until none is left."""
+
+    def __init__(self, client: Client, wanted: dict[bytes, tuple[str, str]]) -> None:
+        self._client, self._config, self._breaker = client, client._config, client._breaker
+        self._left: Iterator[tuple[bytes, tuple[str, str]]] = iter(wanted.items())
+        self._workers = min(client._threads, len(wanted))
+        self._end = time.monotonic() + self._config.deadline_s
+        self._waits = self._config.outage == "wait"
+        self._over, self._faults = threading.Event(), list[BaseException]()
+        self._told_at = time.monotonic()
+
+    def run(self) -> None:
+        # Daemons, and not a pool's: at a second Ctrl-C nobody waits for the calls under way.
+        threads = [threading.Thread(target=self._work, name="judge", daemon=True) for _ in range(self._workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(_LOOK_S)
+                    self._look()
+        finally:
+            self._over.set()
+        for fault in self._faults:
+            raise fault
+
+    def _look(self) -> None:
+        """In an outage: tell the user now and then, and heed a wish to stop."""
+        breaker, config, key = self._breaker, self._config, self._client._key
+        failing_s, now = breaker.failing_s, time.monotonic()
+        if not failing_s:
+            return
+        every = self._client._tell_every_s
+        if failing_s >= every and now - self._told_at >= every:
+            self._told_at = now
+            doing = "waiting for it" if self._waits else "its values will be missing"
+            told = f"`{key}.endpoint`: no answer for {failing_s / 60:.0f} min ({breaker.reason}); {doing}"
+            tqdm.write(told, file=sys.stderr)
+        if self._waits and self._client._asked_to_stop():
+            raise Stopped(f"`{key}.endpoint`: {config.endpoint} did not answer ({breaker.reason}) when it was to stop")
+
+    def _work(self) -> None:
+        try:
+            while not self._over.is_set():
+                with self._client._lock:
+                    item = next(self._left, None)
+                if item is None:
+                    return
+                key, (text, source) = item
+                value = self._ask(text, source)
+                if value is not None:
+                    self._client._cache.put(key, value)
+        # A full disk under the cache, or a bug: the main thread raises it.
+        except BaseException as error:
+            self._faults.append(error)
+            self._over.set()
+
+    def _ask(self, text: str, source: str) -> float | None:
+        """The value of one question, None where it is given up."""
+        client, config, breaker = self._client, self._config, self._breaker
+        faults = unreadable = 0
+        while not self._over.is_set():
+            if (pause := breaker.pause_s()) > 0.0:
+                if not self._pause(pause):
+                    return None
+                continue
+            left = config.timeout_s if self._waits else min(config.timeout_s, self._end - time.monotonic())
+            if left <= 0.0:
+                return None
+            try:
+                self._count("calls")
+                body = request_body(config, client._question, text, source, again=unreadable > 0)
+                reply = client._endpoint.post(PATHS[config.api], body, left)
+            except CallFault as fault:
+                self._count("faults")
+                if fault.final:
+                    breaker.succeeded()  # the service is well, and the question is not
+                    self._tell_once(fault)
+                    return None
+                faults += 1
+                breaker.failed(fault.reason, fault.retry_after_s)
+                if not self._waits and faults >= config.tries:
+                    return None
+                if not self._pause(max(fault.retry_after_s, backoff_s(faults, client._jitter))):
+                    return None
+                continue
+            breaker.succeeded()
+            value = value_of(client._question, config.api, reply)
+            if value is not None:
+                return value
+            self._count("unreadable")
+            unreadable += 1
+            if unreadable >= config.unreadable_tries:
+                return None
+        return None
+
+    def _pause(self, seconds: float) -> bool:
+        """Sleep, unless the value is given up by then: False."""
+        # Down for longer than a step may take: another whole wait at each step would only cost time.
+        hopeless = self._breaker.failing_s > self._config.deadline_s
+        if not self._waits and (hopeless or time.monotonic() + seconds > self._end):
+            return False
+        self._over.wait(seconds)
+        return True
+
+    def _tell_once(self, fault: CallFault) -> None:
+        self._count("refused")
+        with self._client._lock:
+            first, self._client.told_refusal = not self._client.told_refusal, True
+        if first:
+            tqdm.write(f"`{self._client._key}`: a question was refused: {fault.reason}", file=sys.stderr)
+
+    def _count(self, what: str) -> None:
+        with self._client._lock:
+            self._client.counts[what] += 1
