@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,9 @@ class Client:
 
         Raises Stopped when the job is asked to stop in an outage that is waited for.
         """
-        keys = [self._hash(text, source) for text, source in pairs]
         self._cache.refresh()
-        wanted = {key: pair for key, pair in zip(keys, pairs, strict=True) if self._cache.get(key) is None}
-        self.counts["kept"] += len(pairs) - len(wanted)
-        if wanted:
-            _Batch(self, wanted).run()
-        values = [self._cache.get(key) for key in keys]
-        self.counts["missing"] += sum(value is None for value in values)
-        return [math.nan if value is None else value for value in values]
+        values = _Batch(self, dict.fromkeys(pairs)).run()
+        return [math.nan if values[pair] is None else values[pair] for pair in pairs]  # pyright: ignore[reportReturnType]
 
     def take_counts(self) -> dict[str, int]:
         """The counts since the last call."""
@@ -85,15 +79,17 @@ class Client:
             counts, self.counts = self.counts, Counter()
         return {name: counts[name] for name in COUNTED}
 
-    def _hash(self, text: str, source: str) -> bytes:
+    def _request(self, text: str, source: str, *, again: bool = False) -> bytes:
+        return json_text(request_body(self._config, self._question, text, source, again=again)).encode()
+
+    def _hash(self, request: bytes) -> bytes:
         """Of all that an answer hangs on. Not of the address: the same model may be served elsewhere tomorrow."""
-        shown = [self._question.version, request_body(self._config, self._question, text, source)]
-        return hashlib.sha256(json_text(shown, sort_keys=True).encode()).digest()[:16]
+        return hashlib.sha256(self._question.version.encode() + request).digest()[:16]
 
     def probe(self) -> dict[str, Any]:
         """The answer to one question, once, with nothing kept; CallFault where there is none."""
-        body = request_body(self._config, self._question, "The sun rose at six.", "At six the sun rose.")
-        return self._endpoint.post(PATHS[self._config.api], body, self._config.timeout_s)
+        request = self._request("The sun rose at six.", "At six the sun rose.")
+        return self._endpoint.post(PATHS[self._config.api], request, self._config.timeout_s)
 
     def models(self) -> dict[str, Any]:
         """The endpoint's own list of its models; CallFault where it gives none."""
@@ -103,18 +99,20 @@ class Client:
 class _Batch:
     """The questions of one step on their way: each worker takes the next one until none is left."""
 
-    def __init__(self, client: Client, wanted: dict[bytes, tuple[str, str]]) -> None:
+    def __init__(self, client: Client, wanted: Iterable[tuple[str, str]]) -> None:
         self._client, self._config, self._breaker = client, client._config, client._breaker
-        self._left: Iterator[tuple[bytes, tuple[str, str]]] = iter(wanted.items())
-        self._workers = min(client._threads, len(wanted))
+        self._values: dict[tuple[str, str], float | None] = dict.fromkeys(wanted)
+        self._left = iter(list(self._values))
         self._end = time.monotonic() + self._config.deadline_s
         self._waits = self._config.outage == "wait"
         self._over, self._faults = threading.Event(), list[BaseException]()
         self._told_at = time.monotonic()
 
-    def run(self) -> None:
+    def run(self) -> dict[tuple[str, str], float | None]:
+        """Each pair's value, None where it was given up."""
+        count = min(self._client._threads, len(self._values))
         # Daemons, and not a pool's: at a second Ctrl-C nobody waits for the calls under way.
-        threads = [threading.Thread(target=self._work, name="judge", daemon=True) for _ in range(self._workers)]
+        threads = [threading.Thread(target=self._work, name="judge", daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
         try:
@@ -126,6 +124,8 @@ class _Batch:
             self._over.set()
         for fault in self._faults:
             raise fault
+        self._client.counts["missing"] += sum(value is None for value in self._values.values())
+        return self._values
 
     def _look(self) -> None:
         """In an outage: tell the user now and then, and heed a wish to stop."""
@@ -146,20 +146,31 @@ class _Batch:
         try:
             while not self._over.is_set():
                 with self._client._lock:
-                    item = next(self._left, None)
-                if item is None:
+                    pair = next(self._left, None)
+                if pair is None:
                     return
-                key, (text, source) = item
-                value = self._ask(text, source)
-                if value is not None:
-                    self._client._cache.put(key, value)
+                self._values[pair] = self._value(*pair)
         # A full disk under the cache, or a bug: the main thread raises it.
         except BaseException as error:
             self._faults.append(error)
             self._over.set()
 
-    def _ask(self, text: str, source: str) -> float | None:
-        """The value of one question, None where it is given up."""
+    def _value(self, text: str, source: str) -> float | None:
+        """Of one pair: one that is known already, or what is answered now."""
+        client = self._client
+        # Here, since hashing a batch would hold up its first call.
+        request = client._request(text, source)
+        key = client._hash(request)
+        if (known := client._cache.get(key)) is not None:
+            self._count("kept")
+            return known
+        value = self._ask(request, lambda: client._request(text, source, again=True))
+        if value is not None:
+            client._cache.put(key, value)
+        return value
+
+    def _ask(self, request: bytes, again: Callable[[], bytes]) -> float | None:
+        """The value of one question, None where it is given up; again: the request after an unreadable answer."""
         client, config, breaker = self._client, self._config, self._breaker
         faults = unreadable = 0
         while not self._over.is_set():
@@ -172,8 +183,7 @@ class _Batch:
                 return None
             try:
                 self._count("calls")
-                body = request_body(config, client._question, text, source, again=unreadable > 0)
-                reply = client._endpoint.post(PATHS[config.api], body, left)
+                reply = client._endpoint.post(PATHS[config.api], request, left)
             except CallFault as fault:
                 self._count("faults")
                 if fault.final:
@@ -192,7 +202,7 @@ class _Batch:
             if value is not None:
                 return value
             self._count("unreadable")
-            unreadable += 1
+            unreadable, request = unreadable + 1, again()
             if unreadable >= config.unreadable_tries:
                 return None
         return None

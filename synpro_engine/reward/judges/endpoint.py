@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from synpro_engine.config import UserError, brief, json_text
+from synpro_engine.config import UserError, brief
 from synpro_engine.reward.judges.config import JudgeConfig
 
 _MAX_BYTES = 4 * 2**20
@@ -61,9 +61,9 @@ class Endpoint:
         proxy = _proxy(config.endpoint)
         self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
 
-    def post(self, path: str, body: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The JSON object that answers `body` within `seconds`; CallFault where there is none."""
-        return self._call("POST", path, json_text(body).encode(), seconds)
+    def post(self, path: str, body: bytes, seconds: float) -> dict[str, Any]:
+        """The JSON object that answers `body`, which is JSON, within `seconds`; CallFault where there is none."""
+        return self._call("POST", path, body, seconds)
 
     def get(self, path: str, seconds: float) -> dict[str, Any]:
         """The JSON object at `path`, likewise."""

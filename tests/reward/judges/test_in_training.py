@@ -58,7 +58,7 @@ def test_an_outage_for_one_source_drops_its_group_and_is_counted(server: Any, tm
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
     assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
     assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "reward/quality"))
-    assert all(record["judge/quality/missing"] >= 6 for record in records)
+    assert all(record["judge/quality/missing"] >= 1 for record in records)
     assert records[0]["judge/quality/faults"] == 2 and records[0]["judge/quality/calls"] > 4
     samples = read_metrics(tmp_path / "samples" / "metrics.jsonl")
     assert {sample["source"] for sample in samples if sample["dropped"]} == {"two"}
