@@ -26,6 +26,7 @@ _LATER = {408, 409, 425, 429}
 """Codes below 500 that say: again, later."""
 _DENIED = {401, 403}
 _LONGEST_PAUSE_S = 900.0
+_SHOWN = 200  # characters of what a server says
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Endpoint:
             except BaseException:
                 response.close()  # what is left of it would be the next call's answer
                 raise
-            response.release_conn()
+            # Servers that have failed often drop the connection without a word, and the next call on it would fail too.
+            response.close() if response.status >= 500 else response.release_conn()
         except urllib3.exceptions.HTTPError as error:
             raise CallFault(_transport_fault(error, seconds)) from None
         if response.status != 200:
@@ -108,7 +110,9 @@ class Endpoint:
             pass  # no JSON of a known shape: the text as it is
         if self._secret:
             text = text.replace(self._secret, "***")
-        return f": {brief(text)}" if text else ""
+        # Printed to a terminal, which untrusted text must not command.
+        text = "".join(c if c.isprintable() else " " for c in text)
+        return f": {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}" if text else ""
 
 
 def _secret(config: JudgeConfig, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from synpro_engine.reward.judges.endpoint import CallFault
 from synpro_engine.reward.judges.rewards import JUDGES, Judge, Share, question_for
 
 _SHOWN = 5
+_TRIES = 3
 
 
 def open_judge(
@@ -52,10 +54,14 @@ def check_judge(name: str, config: JudgeConfig) -> None:
             f"`{key}.model`: {config.endpoint} has no model `{config.model}`{nearest(config.model, listed)}; it serves "
             + others
         )
-    try:
-        client.probe()
-    except CallFault as fault:
-        raise UserError(_told(key, config, fault)) from None
+    for attempt in range(_TRIES):
+        try:
+            client.probe()
+            return
+        except CallFault as fault:
+            if fault.final or fault.status in (401, 403, 404) or attempt == _TRIES - 1:
+                raise UserError(_told(key, config, fault)) from None
+            time.sleep(max(fault.retry_after_s, 0.5))
 
 
 def _told(key: str, config: JudgeConfig, fault: CallFault) -> str:
@@ -65,7 +71,7 @@ def _told(key: str, config: JudgeConfig, fault: CallFault) -> str:
     if fault.status == 404:
         return f"`{key}.endpoint`: {config.endpoint} has no such address, or no model `{config.model}` ({fault})"
     if fault.final:
-        return f"`{key}`: {config.endpoint} refuses what it is asked for ({fault}); `request` changes it"
+        return f"`{key}`: {config.endpoint} refuses a call to model `{config.model}` ({fault}); `request` changes calls"
     return f"`{key}.endpoint`: {config.endpoint} does not answer ({fault}); is the server up?"
 
 

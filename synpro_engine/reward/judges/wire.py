@@ -33,7 +33,10 @@ def request_body(
             body |= {"messages": [{"role": "user", "content": asked}]}
             body |= {"logprobs": True, "top_logprobs": config.top_logprobs} if config.top_logprobs else {}
         else:
-            body |= {"prompt": asked} | ({"logprobs": config.top_logprobs} if config.top_logprobs else {})
+            # Models of plain text go on behind their answer.
+            body |= {"prompt": asked, "stop": ["\n"]} | (
+                {"logprobs": config.top_logprobs} if config.top_logprobs else {}
+            )
     body = {"model": config.model} | body | config.request
     return {name: value for name, value in body.items() if value is not None}
 

@@ -1,13 +1,12 @@
 """A running server for each test, and patience that does not take minutes."""
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from synpro_engine.reward.judges import client as client_module
 from synpro_engine.reward.judges import patience
-from tests.reward.judges.server import Server
+from tests.reward.judges.server import Server, serving
 
 
 @pytest.fixture
@@ -16,9 +15,5 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(client_module, "_LOOK_S", 0.02)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
-        thread.join()
