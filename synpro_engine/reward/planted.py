@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Fault = Callable[[str, str, random.Random], str | None]
 
@@ -42,6 +42,12 @@ def sentences(text: str) -> list[str]:
     return [part for part in _SENTENCE.split(text.strip()) if part]
 
 
+def _joined(parts: Sequence[str], text: str) -> str:
+    """As many sentences as `text` has, with its own breaks between them: its layout stays."""
+    breaks = [*_SENTENCE.findall(text.strip()), ""]
+    return "".join(part + gap for part, gap in zip(parts, breaks, strict=True))
+
+
 def reworded(text: str) -> str:
     """The same said with some other words: what is true must not be told from what is false by being a copy."""
     return _WORD.sub(lambda found: _WORDS[found[0]], text)
@@ -53,7 +59,7 @@ def _shuffled(text: str, other: str, chance: random.Random) -> str | None:
     for _ in range(10):
         chance.shuffle(order)
         if order != parts:
-            return " ".join(order)
+            return _joined(order, text)
     return None
 
 
@@ -88,16 +94,18 @@ def _invented(text: str, other: str, chance: random.Random) -> str | None:
         year=chance.randint(1801, 1999), n=chance.randint(12, 980), name=chance.choice(_NAMES)
     )
     parts = sentences(text)
-    at = chance.randint(1, len(parts))
-    return " ".join([*parts[:at], invention, *parts[at:]])
+    at = chance.randrange(len(parts))
+    parts[at] += f" {invention}"
+    return _joined(parts, text)
 
 
 def _omitted(text: str, other: str, chance: random.Random) -> str | None:
     parts = sentences(text)
     if len(parts) < 2:
         return None
-    kept = sorted(chance.sample(range(len(parts)), len(parts) // 2))
-    return " ".join(parts[i] for i in kept)
+    for i in chance.sample(range(len(parts)), (len(parts) + 1) // 2):
+        parts[i] = ""
+    return re.sub(r" {2,}", " ", _joined(parts, text)).strip()
 
 
 def _off_topic(text: str, other: str, chance: random.Random) -> str | None:
@@ -106,13 +114,16 @@ def _off_topic(text: str, other: str, chance: random.Random) -> str | None:
 
 def _loop(text: str, other: str, chance: random.Random) -> str | None:
     parts = sentences(text)
-    return " ".join([chance.choice(parts)] * max(2, len(parts)))
+    if len(parts) < 2:
+        return None
+    return _joined([chance.choice(parts)] * len(parts), text)
 
 
 def _words_shuffled(text: str, other: str, chance: random.Random) -> str | None:
     words = text.split()
     chance.shuffle(words)
-    return " ".join(words)
+    left = iter(words)
+    return re.sub(r"\S+", lambda found: next(left), text)
 
 
 def _relaid(text: str, other: str, chance: random.Random) -> str | None:

@@ -11,7 +11,7 @@ from synpro_engine.reward.planted import FAULTS, reworded, sentences
 
 TEXT = (
     "The treaty with Spain was signed upon the 12th of May. It shall give our citizens 340 miles of the coast, which "
-    "were held by Florida. The Secretary has not asked for 1,200 dollars more. Nothing else was spent by Jackson."
+    "were held by Florida.\n\nThe Secretary has not asked for 1,200 dollars more. Nothing else was spent by Jackson."
 )
 OTHER = (
     "Our harvests were good in this year. The farmers of Virginia have sent wheat to Portugal and sold it well there."
@@ -37,6 +37,8 @@ def test_each_fault_changes_what_it_names_and_nothing_else(seed: int) -> None:
     contradiction = _plant("contradiction", seed)
     assert contradiction.replace(" not", "", 1).split() == words or contradiction.count(" not") == 2
     assert [part for part in sentences(_plant("invention", seed)) if part in parts] == parts
+    for name in FAULTS.keys() - {"off topic", "list for prose", "omission"}:
+        assert _plant(name, seed).count("\n\n") == 1, f"{name} leaves the layout"
     assert set(sentences(_plant("omission", seed))) < set(parts)
     assert len(set(sentences(_plant("loop", seed)))) == 1
     assert _plant("list for prose", seed).replace("- ", "").split("\n") == parts
