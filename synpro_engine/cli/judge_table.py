@@ -9,6 +9,7 @@ from pathlib import Path
 from synpro_engine.config import atomic_write_text, json_text
 from synpro_engine.cycle import Recipe
 from synpro_engine.reward.agreement import Standing
+from synpro_engine.reward.judges import EncoderConfig
 
 
 def lines(found: Sequence[Standing], recipe: Recipe) -> Iterator[str]:
@@ -23,8 +24,10 @@ def lines(found: Sequence[Standing], recipe: Recipe) -> Iterator[str]:
 
 
 def _title(judge: str, recipe: Recipe) -> str:
-    remote = recipe.reward.judges.remote.get(judge)
-    return judge if remote is None else f"{judge} ({Path(remote.model).name})"
+    config = getattr(recipe.reward.judges, judge, None)
+    if config is None:
+        return judge
+    return f"{judge} ({Path(config.encoder if isinstance(config, EncoderConfig) else config.model).name})"
 
 
 def _cell(standing: Standing) -> str:
@@ -36,7 +39,7 @@ def _cell(standing: Standing) -> str:
 
 def write(path: Path, found: Sequence[Standing], recipe: Recipe, texts: int) -> None:
     """One JSON object: the judges' settings without secrets, and all standings."""
-    judges = {name: judge.recorded() for name, judge in recipe.reward.judges.remote.items()}
+    judges = recipe.reward.judges.recorded()
     about = {"recipe": recipe.name, "corpus": recipe.corpus.source, "seed": recipe.seed, "texts": texts}
     data = {**about, "generator": recipe.generator.source, "judges": judges, "standings": list(map(asdict, found))}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -124,9 +125,16 @@ def build_composer(
         )
     if likelihood_of is not None:
         makers["quality"] = lambda: QualityReward(likelihood_of, low=config.quality_low, high=config.quality_high)
-    if any(config.uses(name) and name not in remote for name in ("similarity", "faithfulness")):
+    encoder, threshold = config.judges.similarity, config.similarity_threshold
+    embedded = ("faithfulness",) if encoder else ("similarity", "faithfulness")
+    if any(config.uses(name) and name not in remote for name in embedded):
         embedder = Embedder(device)
-        makers["similarity"] = lambda: SimilarityReward(embedder, threshold=config.similarity_threshold)
+        makers["similarity"] = lambda: SimilarityReward(embedder, threshold=threshold)
         makers["faithfulness"] = lambda: FaithfulnessReward(embedder, threshold=config.faithfulness_threshold)
+    if encoder is not None:
+        # BERTScore alone, as the paper has it.
+        makers["similarity"] = lambda: SimilarityReward(
+            Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
+        )
     rewards = [remote.get(name) or makers[name]() for name in REWARD_NAMES if config.uses(name)]
     return Composer(rewards, {"rephrase": config.rephrase, "reformat": config.reformat})

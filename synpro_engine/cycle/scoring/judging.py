@@ -9,14 +9,13 @@ from pathlib import Path
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.steps.judging import open_judges
+from synpro_engine.cycle.steps.judging import check_all, open_judges
 from synpro_engine.data import load_tokenizer, read_documents, start_id
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence import text_likelihood
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import build_composer
 from synpro_engine.reward.agreement import JUDGED, Standing, planted_pairs, standings
-from synpro_engine.reward.judges import check_judge
 from synpro_engine.synth import SliceConfig, choose_slices
 
 CHECKED = ("quality", "faithfulness", "similarity", "structure", "anti_copy")
@@ -32,8 +31,7 @@ def check_judges_of(recipe: Recipe, texts: int, topology: Topology) -> list[Stan
     """
     # All of them, whatever the recipe weighs: what a judge sees is asked before it is used.
     reward = recipe.reward.model_copy(update={JUDGED: dict.fromkeys(CHECKED, 1.0), "reformat": {}})
-    for name, config in reward.remote.items():
-        on_main(topology, lambda name=name, config=config: check_judge(name, config))
+    on_main(topology, lambda: check_all(reward))
     slices = on_main(topology, lambda: _slices(recipe, texts))
     with tempfile.TemporaryDirectory() as folder:
         likelihood_of = None

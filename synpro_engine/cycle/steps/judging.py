@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
 from synpro_engine.reward import RewardConfig
+from synpro_engine.reward.embedder import open_encoder
 from synpro_engine.reward.judges import Judge, check_judge, open_judge
 
 _ASKING = ("tune", "generate")
@@ -42,10 +44,21 @@ def check_judges(reward: RewardConfig, directory: Path, stages: Iterable[Stage],
     def check() -> None:
         # A finished run must be readable when its judges are long gone.
         if any(stage.command in _ASKING and not (directory / stage.name / MANIFEST).exists() for stage in stages):
-            for name, config in reward.remote.items():
-                check_judge(name, config)
+            check_all(reward)
 
     on_main(topology, check)
+
+
+def check_all(reward: RewardConfig) -> None:
+    """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise."""
+    for name, config in reward.remote.items():
+        check_judge(name, config)
+    encoder = reward.judges.similarity
+    if encoder is not None and reward.uses("similarity"):
+        try:
+            open_encoder(Path(encoder.encoder), encoder.layer)
+        except UserError as error:
+            raise UserError(f"`reward.judges.similarity.encoder`: {error}") from None
 
 
 def tell_judged(what: str, asked: Mapping[str, int], topology: Topology) -> None:

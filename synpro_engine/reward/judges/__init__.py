@@ -5,7 +5,7 @@ refused question are all NaN, and what follows is the caller's.
 """
 
 from synpro_engine.reward.judges.client import Client
-from synpro_engine.reward.judges.config import JudgeConfig, JudgesConfig
+from synpro_engine.reward.judges.config import EncoderConfig, JudgeConfig, JudgesConfig
 from synpro_engine.reward.judges.endpoint import CallFault
 from synpro_engine.reward.judges.opening import check_judge, open_judge
 from synpro_engine.reward.judges.rewards import FaithfulnessJudge, Judge, QualityJudge, Share, StructureJudge
@@ -13,6 +13,7 @@ from synpro_engine.reward.judges.rewards import FaithfulnessJudge, Judge, Qualit
 __all__ = [
     "CallFault",
     "Client",
+    "EncoderConfig",
     "FaithfulnessJudge",
     "Judge",
     "JudgeConfig",

@@ -82,8 +82,17 @@ class JudgeConfig(Config):
         return self
 
 
+class EncoderConfig(Config):
+    """An encoder on this machine whose token embeddings are matched (BERTScore, Zhang et al. 2020)."""
+
+    encoder: str = Field(min_length=1)
+    """A Hugging Face directory with safetensors: DeBERTa, RoBERTa, BERT or another encoder."""
+    layer: int | None = Field(default=None, gt=0)
+    """The layer whose output is matched, from 1; the last when not given. BERTScore names one for each model."""
+
+
 class JudgesConfig(Config):
-    """Rewards that are measured by a model behind an endpoint instead of the embedded way, each if it is given."""
+    """Rewards that are measured by another model than the embedded one, each if it is given."""
 
     quality: JudgeConfig | None = None
     """Scores text from 1 to 5, as DataMan does; the reward is the text's score less its source's."""
@@ -91,6 +100,9 @@ class JudgesConfig(Config):
     """Labels each entry as faithful to its slice or not; the reward is the share that is faithful."""
     structure: JudgeConfig | None = None
     """Says whether a paraphrase keeps its source's layout."""
+    similarity: EncoderConfig | None = None
+    """BERTScore's F1 by another encoder than MiniLM; `reward.similarity_threshold` holds as it does there. Numbers and
+    names are then not looked at apart."""
 
     @model_validator(mode="after")
     def _compare_with_the_source(self) -> Self:
@@ -101,5 +113,6 @@ class JudgesConfig(Config):
 
     @property
     def remote(self) -> dict[str, JudgeConfig]:
-        """Those that are given, by the reward's name."""
-        return {name: judge for name in type(self).model_fields if (judge := getattr(self, name)) is not None}
+        """Those behind endpoints that are given, by the reward's name."""
+        judges = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: judge for name, judge in judges.items() if isinstance(judge, JudgeConfig)}
