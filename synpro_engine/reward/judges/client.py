@@ -60,7 +60,7 @@ class Client:
         self._asked_to_stop, self._tell_every_s = asked_to_stop, tell_every_s
         # Of its own, for the seeds of a run must not hang on what a network does.
         self._jitter, self._lock = random.Random(), threading.Lock()
-        self.told_refusal = False
+        self.told_refusal, self.told_missing_at = False, -math.inf
         self.counts: Counter[str] = Counter()
         """By the names of `COUNTED`."""
 
@@ -124,8 +124,19 @@ class _Batch:
             self._over.set()
         for fault in self._faults:
             raise fault
-        self._client.counts["missing"] += sum(value is None for value in self._values.values())
+        if missing := sum(value is None for value in self._values.values()):
+            self._client.counts["missing"] += missing
+            self._tell_missing(missing)
         return self._values
+
+    def _tell_missing(self, missing: int) -> None:
+        client, now = self._client, time.monotonic()
+        if now - client.told_missing_at < client._tell_every_s:
+            return  # the log counts them all
+        client.told_missing_at = now
+        why = f"latest fault: {self._breaker.reason}" if self._breaker.reason else "answers could not be read"
+        told = f"`{client._key}`: {missing} of {len(self._values)} values are missing ({why})"
+        tqdm.write(told, file=sys.stderr)
 
     def _look(self) -> None:
         """In an outage: tell the user now and then, and heed a wish to stop."""

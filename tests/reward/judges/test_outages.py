@@ -118,7 +118,7 @@ def test_a_refused_question_is_not_asked_again_and_told_once(server: Any, capfd:
     assert capfd.readouterr().err.count("longer than the context") == 1
 
 
-def test_one_missing_answer_spoils_no_other(server: Any) -> None:
+def test_one_missing_answer_is_told_and_spoils_no_other(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
     def answer(handler: Any, body: Any) -> None:
         handler.send(500, b"") if "Bad" in body["messages"][0]["content"] else handler.write("5")
 
@@ -126,6 +126,7 @@ def test_one_missing_answer_spoils_no_other(server: Any) -> None:
     texts = ["One.", "Bad.", "Two.", "Three."]
     values = Client("quality", server.judge(), QUALITY).values([(text, "") for text in texts])
     assert [values[0], *values[2:]] == [5.0] * 3 and math.isnan(values[1])
+    assert "`reward.judges.quality`: 1 of 4 values are missing (latest fault: HTTP 500)" in capfd.readouterr().err
     judge = open_judge("quality", server.judge())
     asked = [
         Candidate(operation="rephrase", source=source, raw="", parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}"))
