@@ -11,13 +11,20 @@ from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from synpro_engine.cli import plan_table
+from synpro_engine.cli import judge_table, plan_table
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
-from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
+from synpro_engine.cycle import (
+    Cycle,
+    ModelPair,
+    check_judges_of,
+    explain_document,
+    load_recipe,
+    score_documents,
+)
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.run_layout import PRETRAIN
@@ -190,6 +197,18 @@ def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage:
     with _cycle(recipe, overrides, directory) as cycle:
         cycle.open_directory()
         cycle.export(stage, output)
+
+
+def judge_check(recipe: str, overrides: Sequence[str], *, texts: int, output: Path | None) -> None:
+    """Print what the recipe's judges see of planted faults; output: a JSON file for the same."""
+    resolved = load_recipe(recipe, overrides)
+    with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
+        found = check_judges_of(resolved, texts, topology)
+        if topology.is_main:
+            for line in judge_table.lines(found, resolved):
+                print(line)
+            if output is not None:
+                judge_table.write(output, found, resolved, texts)
 
 
 def keys(recipe: str, overrides: Sequence[str]) -> None:

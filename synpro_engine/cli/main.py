@@ -138,6 +138,23 @@ def export(
     commands.export(recipe, overrides or [], directory, stage, output)
 
 
+@app.command("judge-check", epilog=_EPILOG)
+def judge_check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    texts: Annotated[int, typer.Option("--texts", min=2, help="Slices of the corpus to plant faults in.")] = 60,
+    output: Annotated[Path | None, typer.Option("--output", help="A JSON file for the same figures and more.")] = None,
+) -> None:
+    """Plant faults in text of the recipe's corpus, and print which of them each judge sees.
+
+    AUC is the chance that a sound text is rated above a faulty one, agreement the same of two texts of one source; 0.5
+    is a judge that sees nothing. Judges are the embedded ones, or those of `reward.judges` (docs/judges.md).
+    """
+    from synpro_engine.cli import commands
+
+    commands.judge_check(recipe, overrides or [], texts=texts, output=output)
+
+
 @app.command(epilog=_EPILOG)
 def keys(recipe: Recipe, overrides: Overrides = None) -> None:
     """List every key of a recipe with its value and what it means."""

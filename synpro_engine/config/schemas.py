@@ -32,8 +32,8 @@ SCHEMAS = {
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""
-OUTSIDE = {"stages.jsonl": 1, "environment.json": 1, "scores.jsonl": 1}
-"""Of files that lie in no artifact: two of a run's own, and what `synpro influence` writes, whatever it is called."""
+OUTSIDE = {"stages.jsonl": 1, "environment.json": 1, "judges/*/*.jsonl": 1, "scores.jsonl": 1}
+"""Of files that lie in no artifact: three of a run's own, and what `synpro influence` writes, whatever it is called."""
 
 
 def schema_of(path: str) -> str | None:

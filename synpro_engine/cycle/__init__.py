@@ -3,6 +3,7 @@
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.recipe import Recipe, load_recipe
 from synpro_engine.cycle.scoring.explain import explain_document
+from synpro_engine.cycle.scoring.judging import check_judges_of
 from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.cycle.scoring.score import score_documents
 from synpro_engine.cycle.sections import InRunConfig
@@ -14,6 +15,7 @@ __all__ = [
     "InRunScores",
     "ModelPair",
     "Recipe",
+    "check_judges_of",
     "explain_document",
     "load_recipe",
     "score_documents",

@@ -236,7 +236,7 @@ class _Counter:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
         weights, tokens = self.recipe.reward.weights(operation), 2 * texts * length
         flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
-        if weights.get("quality") and self.generator is not None:
+        if weights.get("quality") and self.recipe.reward.measures("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
         return flops
 

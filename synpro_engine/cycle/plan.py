@@ -14,7 +14,17 @@ from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, HELD_OUT, IMPORT, PRETRAIN, REFERENCES, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import (
+    EVALUATE,
+    HELD_OUT,
+    IMPORT,
+    JUDGES,
+    PRETRAIN,
+    REFERENCES,
+    REPEAT,
+    TOKENIZE,
+    Round,
+)
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, ShardsSettings, StageSettings, TasksSettings
 from synpro_engine.cycle.stages import Stage, Work
@@ -101,6 +111,7 @@ class Plan:
             probe=directory / this.probe,
             base=directory / IMPORT,
             generator=directory / generator,
+            judges=directory / JUDGES,
         )
         whole = partial(work, inputs=inputs)
         # A dict for its order without doubles: an untuned generator is the imported one.

@@ -106,6 +106,17 @@ class Recipe(Config):
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
 
+    @model_validator(mode="after")
+    def _no_judge_ends_a_tuning(self) -> Recipe:
+        for operation, config in self.tune.items():
+            asked = [name for name in self.reward.remote if self.reward.weights(operation).get(name)]
+            # Found out after hours otherwise: one reply that cannot be read would end it.
+            if asked and config.bad_reward == "stop":
+                raise ValueError(
+                    f"tune.{operation}.bad_reward: must be drop_group, for reward.judges.{asked[0]} may fail to answer"
+                )
+        return self
+
     @field_validator("references", "held_out")
     @classmethod
     def _tasks_have_names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:

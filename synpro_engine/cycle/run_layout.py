@@ -1,6 +1,6 @@
 """Where everything of a run stands: the names of its stages and of the files in them. Nothing else spells one.
 
-    config.yaml  environment.json  stages.jsonl  report.html     of the run itself
+    config.yaml  environment.json  stages.jsonl  report.html  judges/     of the run itself
     tokenize     references        held-out                      text as tokens, once
     import       pretrain                                        models, once
     round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
@@ -19,6 +19,8 @@ from typing import Literal
 from synpro_engine.data import Split
 
 CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
+JUDGES = "judges"
+"""Beside the stages: answers of remote judges, which every stage may use again."""
 
 TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
 REFERENCES, HELD_OUT = "references", "held-out"

@@ -8,6 +8,7 @@ from synpro_engine.dist.collectives import (
     broadcast_object,
     gather_objects,
     on_every_rank,
+    on_first,
     on_main,
     sum_over,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "gather_objects",
     "launched",
     "on_every_rank",
+    "on_first",
     "on_main",
     "progress",
     "say",

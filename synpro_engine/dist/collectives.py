@@ -112,6 +112,27 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
     return broadcast_object(result, topology) if valued else result  # pyright: ignore[reportReturnType]
 
 
+def on_first(axis: Axis, topology: Topology, work: Callable[[], T]) -> T:
+    """Do `work` on the axis' first rank alone and give its plain JSON result to the axis; NaN becomes None.
+
+    The others wait outside collectives, however long it takes. Faults are raised on all of the axis as by `on_main`.
+    """
+    if axis.size == 1:
+        return work()
+    root, watch = dist.get_global_rank(axis.group, 0), topology.watch
+    # Counted by the axis and not by the job: other groups may do this more often, or never.
+    key = watch.next_key_of(f"first/{root}")
+    if axis.rank:
+        result, told = json.loads(watch.wait(key, root))
+        watch.forget(key, axis.size - 1)
+        _raise_shared([told], None)
+        return result
+    result, fault = _attempt(work)
+    watch.put(key, json_text([result, _told(fault)]))
+    _raise_shared([_told(fault)], fault)
+    return result  # pyright: ignore[reportReturnType]
+
+
 def on_every_rank(topology: Topology, work: Callable[[], T]) -> list[T]:
     """Do `work` on every rank, one share each; the results in rank order, on every one of them.
 

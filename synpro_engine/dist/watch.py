@@ -58,6 +58,7 @@ class Watch:
         self._speaks = local_rank == 0  # to its machine's terminal or log
         self._lock = threading.Lock()  # one user of the connection at a time
         self._beats, self._beaten, self._waits = 0, float("-inf"), 0
+        self._waits_of: dict[str, int] = {}
         self._fault: _Fault | None = None
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -181,12 +182,12 @@ class Watch:
         with self._held(self._silence_s) as store:
             store.delete_key(key)
 
-    def forget(self, key: str) -> None:
-        """Delete a key that every rank but its owner waits for, once the last of them is here."""
+    def forget(self, key: str, readers: int | None = None) -> None:
+        """Delete a key that `readers` ranks wait for (None: all but its owner), once the last of them is here."""
         with self._held(self._silence_s) as store:
             # Counted in the store, where it is atomic: a key that went before the last reader
             # came would leave that one waiting.
-            if store.add(f"{key}/read", 1) == self._world_size - 1:
+            if store.add(f"{key}/read", 1) == (self._world_size - 1 if readers is None else readers):
                 store.delete_key(key)
                 store.delete_key(f"{key}/read")
 
@@ -196,6 +197,11 @@ class Watch:
         # decide differently would hang all.
         self._waits += 1
         return f"{name}/{self._waits}"
+
+    def next_key_of(self, group: str) -> str:
+        """The same for the ranks of one group alone, named alike on all of them."""
+        number = self._waits_of[group] = self._waits_of.get(group, 0) + 1
+        return f"{group}/{number}"
 
     def leave(self) -> None:
         """End watching, in order; rank 0, whose process may hold the store, waits for the others."""

@@ -1,6 +1,7 @@
 """Rewards for generated texts, and how they are weighted and added up."""
 
-from synpro_engine.reward.compose import REWARD_NAMES, Composer, RewardConfig, build_composer
+from synpro_engine.reward.compose import Composer, build_composer
+from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder, Match, greedy_match
 from synpro_engine.reward.influence import InfluenceReward
 from synpro_engine.reward.quality import QualityReward, band_pass

@@ -7,76 +7,24 @@ everywhere: not even a right length saves it, and it costs no judge.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Self
+from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
 
-from synpro_engine.config import Config, UserError, nearest
+from synpro_engine.config import UserError, nearest
+from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder
 from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
+from synpro_engine.reward.judges import Judge
 from synpro_engine.reward.quality import QualityReward
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
 from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
 
-REWARD_NAMES = (
-    "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
-)  # fmt: skip
 _ROUNDING = 1e-6
-_EMBEDDED = ("similarity", "faithfulness")  # the rewards that need MiniLM
-_REPHRASE_WEIGHTS = {
-    "influence": 3.0, "quality": 1.0, "similarity": 1.0, "structure": 1.0, "length": 1.0, "format": 1.0,
-    "anti_copy": 1.0,
-}  # fmt: skip
-_REFORMAT_WEIGHTS = {"influence": 3.0, "quality": 1.0, "faithfulness": 1.0, "format": 1.0, "anti_copy": 1.0}
-
-
-Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-
-
-class RewardConfig(Config):
-    """Weights by reward name for each operation, and what the rewards can be told. Names left out weigh 0."""
-
-    rephrase: dict[str, Weight] = Field(default=_REPHRASE_WEIGHTS)
-    """The paper's weights, and an anti-copy term that small generators need."""
-    reformat: dict[str, Weight] = Field(default=_REFORMAT_WEIGHTS)
-    """The same for entries."""
-    influence_min_chars: int = Field(default=500, ge=0)
-    """Texts with fewer characters have the influence of their source."""
-    influence_clip: float | None = Field(default=None, gt=0)
-    """Bound on the absolute influence difference, in nats per token; none for no bound."""
-    quality_low: float = Field(default=1.5, ge=0)
-    """Nats per token below which a text counts as too predictable."""
-    quality_high: float = Field(default=3.7, gt=0)
-    """Nats per token above which a text counts as garbled."""
-    similarity_threshold: float | None = Field(default=0.65, ge=0, le=1)
-    """The similarity reward is 1 above it; none gives the graded score instead."""
-    faithfulness_threshold: float = Field(default=0.6, ge=0, le=1)
-    """An entry matched less than this does not count as supported."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for operation in ("rephrase", "reformat"):
-            for name in self.weights(operation):
-                if name not in REWARD_NAMES:
-                    raise ValueError(f"{operation}: no reward `{name}`{nearest(name, REWARD_NAMES)}")
-        if self.quality_low >= self.quality_high:
-            raise ValueError("quality_low must be below quality_high")
-        return self
-
-    def weights(self, operation: str) -> dict[str, float]:
-        """The weights of one operation."""
-        by_operation = {"rephrase": self.rephrase, "reformat": self.reformat}
-        if operation not in by_operation:
-            raise UserError(f"`reward`: no weights for operation `{operation}`{nearest(operation, by_operation)}")
-        return by_operation[operation]
-
-    def uses(self, name: str) -> bool:
-        """Whether any operation gives `name` a weight."""
-        return any(weights.get(name, 0.0) != 0.0 for weights in (self.rephrase, self.reformat))
 
 
 class Composer:
@@ -86,6 +34,8 @@ class Composer:
         """`weights` [operation][reward name]; UserError for a weight other than 0 whose reward is not given."""
         self.faults = 0
         """Values left out of `rows` so far."""
+        self.asked: Counter[str] = Counter()
+        """What remote judges were asked for `rows` so far."""
         self._rewards = {reward.name: reward for reward in rewards}
         self._weights = {
             operation: {name: weight for name, weight in named.items() if weight != 0.0}
@@ -120,7 +70,9 @@ class Composer:
                     value = math.nan
                 parts[name][i] = value
                 total[i] += self._weight(candidates[i], name) * value
-        return RewardTable(total=total, parts=parts, faults=tuple(faults))
+        judges = {name: reward for name, reward in self._rewards.items() if isinstance(reward, Judge)}
+        asked = {f"{name}/{what}": n for name, judge in judges.items() for what, n in judge.take_counts().items()}
+        return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=asked)
 
     def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
         """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.
@@ -129,6 +81,7 @@ class Composer:
         """
         table = self.score(candidates, exact=False)
         self.faults += len(table.faults)
+        self.asked.update(table.asked)
         rows = [
             {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
             | {"total": table.total[i]}
@@ -147,15 +100,18 @@ def build_composer(
     *,
     influence_of: InfluenceOf | None,
     likelihood_of: Callable[[Sequence[str]], Sequence[float]] | None,
+    judges: Sequence[Reward] = (),
     device: torch.device | str = "cpu",
 ) -> Composer:
     """The rewards that `config` gives a weight, put together.
 
     `influence_of` gives I for each text and `likelihood_of` its mean nats per token under an instruct model; None
-    where not at hand, which is a UserError if the weight is not 0. So is MiniLM's wheel missing when needed.
+    where not at hand, which is a UserError if the weight is not 0. So is MiniLM's wheel missing when needed. `judges`
+    take the places of the embedded rewards of their names.
     """
+    remote = {judge.name: judge for judge in judges}
     for name, source in (("influence", influence_of), ("quality", likelihood_of)):
-        if config.uses(name) and source is None:
+        if config.uses(name) and source is None and name not in remote:
             raise UserError(f"`reward`: `{name}` has a weight, but nothing here can measure it; set it to 0")
     makers: dict[str, Callable[[], Reward]] = {
         "format": FormatReward,
@@ -169,9 +125,16 @@ def build_composer(
         )
     if likelihood_of is not None:
         makers["quality"] = lambda: QualityReward(likelihood_of, low=config.quality_low, high=config.quality_high)
-    if any(config.uses(name) for name in _EMBEDDED):
+    encoder, threshold = config.judges.similarity, config.similarity_threshold
+    embedded = ("faithfulness",) if encoder else ("similarity", "faithfulness")
+    if any(config.uses(name) and name not in remote for name in embedded):
         embedder = Embedder(device)
-        makers["similarity"] = lambda: SimilarityReward(embedder, threshold=config.similarity_threshold)
+        makers["similarity"] = lambda: SimilarityReward(embedder, threshold=threshold)
         makers["faithfulness"] = lambda: FaithfulnessReward(embedder, threshold=config.faithfulness_threshold)
-    rewards = [makers[name]() for name in REWARD_NAMES if config.uses(name)]
+    if encoder is not None:
+        # BERTScore alone, as the paper has it.
+        makers["similarity"] = lambda: SimilarityReward(
+            Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
+        )
+    rewards = [remote.get(name) or makers[name]() for name in REWARD_NAMES if config.uses(name)]
     return Composer(rewards, {"rephrase": config.rephrase, "reformat": config.reformat})

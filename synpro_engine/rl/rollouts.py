@@ -6,14 +6,15 @@ is a function of (seed, step, slice), never of the layout.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.data import stable_hash, stable_permutation
-from synpro_engine.dist import Topology, broadcast_in, gather_objects
+from synpro_engine.dist import Topology, broadcast_in, gather_objects, on_every_rank
 from synpro_engine.reward import RewardFault, RewardTable
 from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
 from synpro_engine.rl.config import GRPOConfig
@@ -62,6 +63,13 @@ class PromptSource:
         return prompts
 
 
+class Scored(NamedTuple):
+    """This rank's rollouts, in order of prompts and members, and what the job's remote judges were asked for a step."""
+
+    rollouts: list[Rollout]
+    asked: dict[str, int]
+
+
 class RolloutWorker:
     """Samples and scores this rank's share of a step's prompts."""
 
@@ -107,14 +115,17 @@ class RolloutWorker:
             for completion in group
         ]
 
-    def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Rollout]:
-        """Read, reward and compare; this rank's rollouts, in order of prompts and members. Collective.
+    def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> Scored:
+        """Read, reward and compare. Collective.
 
         UserError, on every rank, for a reward that is no number or out of its range, unless its group is to be dropped.
         """
         candidates = self.read(prompts, sampled)
+        tables: list[RewardTable] = []
+        # Outside collectives, for a judge elsewhere may take as long as it likes; and what stops one rank stops all.
+        on_every_rank(self._topology, lambda: tables.append(self._scorer.score(candidates)))
         # The first rank's for its tensor-parallel group: all of it must learn from the very same numbers.
-        table = broadcast_in(self._topology.tp, self._scorer.score(candidates))
+        table = broadcast_in(self._topology.tp, tables[0])
         # By the rank whose completion it is: the others do not have its text.
         told = [self._tell(prompts, candidates, fault) for fault in table.faults]
         gathered = gather_objects(self._topology.dp, (table, told))
@@ -128,7 +139,10 @@ class RolloutWorker:
         dropped = {fault.index // size for fault in table.faults}
         flat = [(i, member) for i in self.share(prompts) for member in range(size)]
         completions = [completion for group in sampled for completion in group]
-        return [
+        asked: Counter[str] = Counter()
+        for part, _ in gathered:
+            asked.update(part.asked)
+        rollouts = [
             Rollout(
                 prompt=prompts[i],
                 member=member,
@@ -141,6 +155,7 @@ class RolloutWorker:
             )
             for at, (i, member) in enumerate(flat)
         ]
+        return Scored(rollouts, dict(asked))
 
     def _tell(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], fault: RewardFault) -> str:
         """One line: which reward, of which completion, of which source, and what can be set."""

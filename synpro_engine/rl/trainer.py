@@ -170,7 +170,7 @@ class _Run:
         chosen = prompts.at(step)
         sampled = self._sample(chosen, step)
         clock.append(time.perf_counter())
-        rollouts = self._worker.score(chosen, sampled)
+        rollouts, asked = self._worker.score(chosen, sampled)
         clock.append(time.perf_counter())
         results, tokens, denominator = self._update(rollouts)
         self.asked_to_stop = results[-1].stop
@@ -179,6 +179,7 @@ class _Run:
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
         self.rewarded |= math.isfinite(float(values["reward"]))  # pyright: ignore[reportArgumentType]
         values |= update_values(results, tokens, denominator)
+        values |= {f"judge/{name}": count for name, count in asked.items()}
         for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
         self._logs[0].write("grpo", step + 1, values)

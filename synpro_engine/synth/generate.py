@@ -203,7 +203,10 @@ def _answer(work: Path, producer: Producer, topology: Topology, *, helper: bool)
                 time.sleep(_WAIT_S)
                 continue
             begun, batch = time.monotonic(), items.unit(unit)
-            records = producer.batch(batch)
+            try:
+                records = producer.batch(batch)
+            except Stopped:  # while its scorer waited for another machine; all of the group are told alike
+                return
             if claims is not None and leases is not None and part is not None:
                 part.append(unit, records, counts_of(records, len(batch), time.monotonic() - begun))
                 leases.done(unit)

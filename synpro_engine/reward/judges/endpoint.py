@@ -1,0 +1,167 @@
+"""One call to an OpenAI-compatible endpoint: what came of it is an answer, or a fault that says what may be done.
+
+It keeps connections, bounds time and size, and never shows the API key: not in an error, not in a log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.request
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+
+from synpro_engine.config import UserError, brief
+from synpro_engine.reward.judges.config import JudgeConfig
+
+_MAX_BYTES = 4 * 2**20
+"""Of an answer; those that are wanted have a few thousand."""
+_CONNECT_S = 10.0
+_LATER = {408, 409, 425, 429}
+"""Codes below 500 that say: again, later."""
+_DENIED = {401, 403}
+_LONGEST_PAUSE_S = 900.0
+_SHOWN = 200  # characters of what a server says
+
+
+@dataclass
+class CallFault(Exception):
+    """No answer to one call. `status` is HTTP's, None where there was no whole answer of HTTP at all."""
+
+    reason: str
+    status: int | None = None
+    retry_after_s: float = 0.0
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @property
+    def final(self) -> bool:
+        """Whether the very same call would be refused again: the question is at fault, and not the service."""
+        # A key or an address that stops working in the middle of a run is an outage: gateways answer so while they
+        # restart, and it was checked at the beginning.
+        return self.status is not None and 400 <= self.status < 500 and self.status not in {*_LATER, *_DENIED, 404}
+
+
+class Endpoint:
+    """Calls to one judge's endpoint, from any number of threads."""
+
+    def __init__(self, config: JudgeConfig, key: str) -> None:
+        """key: the setting that holds `config`, for messages. UserError where the API key is not in the environment."""
+        self._config, self._secret = config, _secret(config, f"{key}.api_key_env")
+        self._headers = {"content-type": "application/json", "accept": "application/json"}
+        if self._secret:
+            self._headers["authorization"] = f"Bearer {self._secret}"
+        # Retries are `client`'s, which shares them out over all calls; a redirect might carry the key elsewhere.
+        options: dict[str, Any] = {"maxsize": config.concurrency, "retries": False}
+        proxy = _proxy(config.endpoint)
+        self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+
+    def post(self, path: str, body: bytes, seconds: float) -> dict[str, Any]:
+        """The JSON object that answers `body`, which is JSON, within `seconds`; CallFault where there is none."""
+        return self._call("POST", path, body, seconds)
+
+    def get(self, path: str, seconds: float) -> dict[str, Any]:
+        """The JSON object at `path`, likewise."""
+        return self._call("GET", path, None, seconds)
+
+    def _call(self, method: str, path: str, body: bytes | None, seconds: float) -> dict[str, Any]:
+        end = time.monotonic() + seconds
+        timeout = urllib3.Timeout(connect=min(_CONNECT_S, seconds), read=seconds)
+        url = f"{self._config.endpoint}/{path}"
+        try:
+            response = self._pool.request(
+                method, url, body=body, headers=self._headers, timeout=timeout, preload_content=False, redirect=False
+            )
+            try:
+                content = _read(response, end, seconds)
+            except BaseException:
+                response.close()  # what is left of it would be the next call's answer
+                raise
+            # Servers that have failed often drop the connection without a word, and the next call on it would fail too.
+            response.close() if response.status >= 500 else response.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            raise CallFault(_transport_fault(error, seconds)) from None
+        if response.status != 200:
+            told = "" if response.status in _DENIED else self._told(content)
+            after = _retry_after_s(response.headers.get("retry-after"))
+            raise CallFault(f"HTTP {response.status}{told}", response.status, after)
+        try:
+            data = json.loads(content)
+        except (ValueError, RecursionError):
+            raise CallFault("its answer is no JSON") from None
+        if not isinstance(data, dict):
+            raise CallFault("its answer is no JSON object")
+        return data
+
+    def _told(self, content: bytes) -> str:
+        """What the server says of a fault, in short and without the key, which some servers repeat."""
+        text = content[:2000].decode(errors="replace").strip()
+        try:
+            told = json.loads(content)
+            told = told.get("error", told.get("detail", told.get("message", told)))
+            text = str(told.get("message", told) if isinstance(told, dict) else told)
+        except (ValueError, RecursionError, AttributeError):
+            pass  # no JSON of a known shape: the text as it is
+        if self._secret:
+            text = text.replace(self._secret, "***")
+        # Printed to a terminal, which untrusted text must not command.
+        text = "".join(c if c.isprintable() else " " for c in text)
+        return f": {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}" if text else ""
+
+
+def _secret(config: JudgeConfig, key: str) -> str:
+    if config.api_key_env is None:
+        return ""
+    value = os.environ.get(config.api_key_env, "").strip()
+    if not value:
+        raise UserError(f"`{key}`: the environment variable {config.api_key_env} is not set")
+    if not (value.isascii() and value.isprintable()):
+        raise UserError(f"`{key}`: what {config.api_key_env} holds is no API key (it has unprintable characters)")
+    return value
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for an address (`https_proxy`, `no_proxy`), or None."""
+    parts = urlsplit(url)
+    return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+
+
+def _read(response: urllib3.BaseHTTPResponse, end: float, seconds: float) -> bytes:
+    """The body, in as many pieces as it comes in: a server that sends a byte a minute never meets a socket's limit."""
+    content = bytearray()
+    while piece := response.read1(2**16):
+        content += piece
+        if len(content) > _MAX_BYTES:
+            raise CallFault(f"its answer is longer than {_MAX_BYTES} bytes")
+        if time.monotonic() > end:
+            raise CallFault(f"no whole answer within {seconds:g} s")
+    return bytes(content)
+
+
+def _transport_fault(error: urllib3.exceptions.HTTPError, seconds: float) -> str:
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection"
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return f"no answer within {seconds:g} s"
+    # Their texts name pools and objects; the cause alone is of use.
+    cause = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {brief(str(cause))}"
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds of a Retry-After header, which are a number or a date (RFC 9110); 0 for none, and for nonsense."""
+    try:
+        seconds = float(value or 0)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(str(value)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    # A slip of the server must not hold a job for a year; NaN fails the comparison.
+    return min(seconds, _LONGEST_PAUSE_S) if seconds > 0 else 0.0

@@ -1,0 +1,89 @@
+"""A real HTTP server on the loopback that answers as a test wants it to, and judges that ask it."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from synpro_engine.config import load_config
+from synpro_engine.reward.judges import JudgeConfig
+
+Answer = Callable[["Handler", dict[str, Any]], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Hands each request to `server.answer`, and lets it do what it likes with the connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        self.server.gets.append(self.path)
+        self.send(self.server.listing[0], self.server.listing[1])
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.calls.append((self.path, body, dict(self.headers), time.monotonic()))
+        self.server.answer(self, body)
+
+    def send(self, status: int, content: bytes | dict[str, Any], **headers: str) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def write(self, text: str, logprobs: dict[str, float] | None = None) -> None:
+        """A chat completion; logprobs: of the tokens that might have stood in the place of the first."""
+        choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+        if logprobs is not None:
+            top = [{"token": token, "logprob": value} for token, value in logprobs.items()]
+            choice["logprobs"] = {"content": [{"token": text, "logprob": -0.1, "top_logprobs": top}]}
+        self.send(200, {"object": "chat.completion", "choices": [choice]})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """The server with what it was asked."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Answer = lambda handler, body: handler.write("4")
+        self.calls: list[tuple[str, dict[str, Any], dict[str, str], float]] = []
+        self.gets: list[str] = []
+        self.listing: tuple[int, dict[str, Any]] = (200, {"data": [{"id": "judge-1"}]})
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def judge(self, **settings: Any) -> JudgeConfig:
+        """Settings of a judge that this server is; impatient ones, unless told otherwise."""
+        given = {"endpoint": self.endpoint, "model": "judge-1", "timeout_s": 2.0, "outage": "give_up", "tries": 3}
+        return load_config(JudgeConfig, given | settings)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # connections that the client gave up
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server that runs within the block."""
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()

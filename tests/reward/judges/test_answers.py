@@ -1,0 +1,206 @@
+"""What is read from a judge's answer, and what three judges make of it."""
+
+import math
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from synpro_engine.config import UserError, load_config
+from synpro_engine.reward import RewardConfig
+from synpro_engine.reward.judges import Client, JudgeConfig, check_judge, open_judge
+from synpro_engine.reward.judges.rewards import QUESTIONS
+from synpro_engine.reward.judges.wire import value_of
+from synpro_engine.synth import REFORMAT, REPHRASE, Candidate
+
+SOURCE = "The river rose in spring and the workers of the town left their homes."
+
+
+def _rephrased(text: str, source: str = SOURCE) -> Candidate:
+    return Candidate(
+        operation="rephrase", source=source, raw=text, parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}")
+    )
+
+
+def _entries(*contents: str) -> Candidate:
+    raw = REFORMAT.heading + "".join(f"\n- Topic: The {n}th flood. Content: {c}" for n, c in enumerate(contents))
+    return Candidate(operation="reformat", source=SOURCE, raw=raw, parsed=REFORMAT.parse(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "value"),
+    [
+        ("quality", "4", 4), ("quality", " 5\n", 5), ("quality", "Score: 3", 3), ("quality", "**2**", 2),
+        ("quality", "4/5", 4), ("quality", "Overall score: 4 / 5.", 4), ("quality", "The final score is 1.", 1),
+        ("quality", "<think>Perhaps 2, or\n3?</think>\n5", 5), ("quality", "It reads well.\n\nScore: 4", 4),
+        ("quality", "6", None), ("quality", "0", None), ("quality", "4.5", None), ("quality", "-4", None),
+        ("quality", "44", None), ("quality", "4 5", None), ("quality", "4/10", None), ("quality", "four", None),
+        ("quality", "<think>It is a 4", None), ("quality", "5 is too much, so 4", None), ("quality", " " * 10**6, None),
+        ("quality", "Ignore the scale. Score: 5. Just kidding", None), ("quality", "score " * 10**5 + "4", None),
+        ("faithfulness", "A", 1), ("faithfulness", "(a)", 1), ("faithfulness", "B: Unfaithful_Topic", 0),
+        ("faithfulness", "Faithful", 1), ("faithfulness", "C. Unfaithful_Content.", 0),
+        ("faithfulness", "Answer: C", 0),
+        ("faithfulness", "A: Unfaithful_Topic", None), ("faithfulness", "A or B", None), ("faithfulness", "D", None),
+        ("faithfulness", "Unfaithful", None), ("faithfulness", "A faithful entry", None),
+        ("structure", "Yes.", 1), ("structure", "no", 0), ("structure", "yes and no", None), ("structure", "not", None),
+    ],
+)  # fmt: skip
+def test_an_answer_is_read_only_where_it_is_one(name: str, reply: str, value: float | None) -> None:
+    assert QUESTIONS[name].read(reply) == value
+
+
+def _chat(text: str, *places: dict[str, float]) -> dict[str, Any]:
+    content = [
+        {"token": next(iter(top)), "top_logprobs": [{"token": t, "logprob": math.log(p)} for t, p in top.items()]}
+        for top in places
+    ]
+    return {"choices": [{"message": {"content": text}, "logprobs": {"content": content}}]}
+
+
+def test_a_value_is_the_mean_over_the_allowed_answers_where_there_are_probabilities() -> None:
+    quality, faithful, structure = (QUESTIONS[name] for name in ("quality", "faithfulness", "structure"))
+    assert value_of(quality, "chat", _chat("4", {"4": 0.5, "5": 0.25, " 3": 0.05, "a": 0.2})) == pytest.approx(
+        3.4 / 0.8
+    )
+    # The place of the digit counts, and not the words before it.
+    prefixed = _chat("Score: 2", {"Score": 0.9, "2": 0.1}, {":": 1.0}, {" 2": 0.75, " 4": 0.25})
+    assert value_of(quality, "chat", prefixed) == pytest.approx(2.5)
+    assert value_of(faithful, "chat", _chat("A", {"A": 0.6, "B": 0.1, "C": 0.3})) == pytest.approx(0.6)
+    begun = _chat("Unfaithful_Topic", {"Un": 0.7, "F": 0.3}, {"faithful": 1.0})
+    assert value_of(faithful, "chat", begun) == pytest.approx(0.3)
+    assert value_of(structure, "chat", _chat("Yes", {"Yes": 0.5, "yes": 0.25, "No": 0.25})) == pytest.approx(0.75)
+    # With little of them on allowed answers they say nothing about the one that was written.
+    assert value_of(quality, "chat", _chat("4", {"4": 0.3, "The": 0.7})) == 4.0
+    assert value_of(quality, "chat", _chat("I say 4 or 5", {"4": 1.0})) is None
+    written = {
+        "text": " 4",
+        "logprobs": {"tokens": [" 4"], "top_logprobs": [{" 4": math.log(0.5), " 2": math.log(0.5)}]},
+    }
+    assert value_of(quality, "completions", {"choices": [written]}) == pytest.approx(3.0)
+    assert value_of(quality, "completions", {"choices": [{"text": "4", "logprobs": None}]}) == 4.0
+    typed = {"answers": {"answer": {"type": "choice", "choice": "yes", "probabilities": {"yes": 0.8, "no": 0.2}}}}
+    assert value_of(structure, "systemone", typed) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("logprob", ["x", None, float("nan"), float("-inf")])
+def test_probabilities_that_are_none_never_become_a_value_of_their_own(logprob: Any) -> None:
+    content = [{"token": "4", "top_logprobs": [{"token": "5", "logprob": logprob}]}]
+    reply = {"choices": [{"message": {"content": "4"}, "logprobs": {"content": content}}]}
+    assert value_of(QUESTIONS["quality"], "chat", reply) in (4.0, None)
+
+
+def test_a_text_cannot_put_another_text_into_the_question() -> None:
+    asked = QUESTIONS["structure"].ask("mine {source}", "theirs {text}")
+    assert "mine {source}" in asked and "theirs {text}" in asked and asked.count("theirs") == 1
+
+
+def test_quality_is_the_difference_to_the_source_which_is_asked_about_once(server: Any) -> None:
+    server.answer = lambda handler, body: handler.write("2" if SOURCE in body["messages"][0]["content"] else "5")
+    judge = open_judge("quality", server.judge())
+    texts = [f"A text of some words, said {n} times." for n in range(3)]
+    assert judge([_rephrased(text) for text in texts]) == [3.0] * 3 and len(server.calls) == 4
+    assert judge([_rephrased(SOURCE)]) == [0.0] and len(server.calls) == 4
+
+
+def test_faithfulness_is_the_share_of_entries_each_held_against_the_whole_slice(server: Any) -> None:
+    def answer(handler: Any, body: Any) -> None:
+        asked = body["messages"][0]["content"]
+        assert SOURCE in asked
+        handler.write("C" if "mayor" in asked else "A")
+
+    server.answer = answer
+    told, invented = "People left before the river came.", "The mayor drowned in it."
+    judge = open_judge("faithfulness", server.judge(top_logprobs=0))
+    asked = [_entries(told), _entries(told, invented), _entries(invented), _rephrased("Words without any entry.")]
+    assert judge(asked) == [1.0, 0.5, 0.0, 0.0]
+    assert all("logprobs" not in body for _, body, _, _ in server.calls)
+
+
+def test_structure_is_a_yes_or_no_by_its_probability(server: Any) -> None:
+    server.answer = lambda handler, body: handler.write("Yes", {"Yes": math.log(0.9), "No": math.log(0.1)})
+    assert open_judge("structure", server.judge())([_rephrased(SOURCE)]) == [pytest.approx(0.9)]
+    [(path, body, _, _)] = server.calls
+    assert path == "/v1/chat/completions" and body["logprobs"] is True and body["top_logprobs"] == 20
+    assert body["temperature"] == 0.0 and body["max_tokens"] == 8
+
+
+def test_the_request_can_be_changed(server: Any) -> None:
+    server.answer = lambda handler, body: handler.send(200, {"choices": [{"text": "4"}]})
+    changes = {"max_tokens": None, "max_completion_tokens": 900, "temperature": 1.0}
+    config = server.judge(api="completions", top_logprobs=5, request=changes, prompt="{text}")
+    client = Client("quality", config, QUESTIONS["quality"])
+    assert client.values([("A text.", "")]) == [4.0]
+    [(path, body, _, _)] = server.calls
+    assert path == "/v1/completions" and body["logprobs"] == 5 and "max_tokens" not in body
+    assert body["max_completion_tokens"] == 900 and body["temperature"] == 1.0
+
+
+def test_concurrency_is_shared_out_over_ranks_and_is_never_exceeded(server: Any) -> None:
+    under_way, most, lock = [0], [0], threading.Lock()
+
+    def answer(handler: Any, body: Any) -> None:
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        time.sleep(0.05)
+        with lock:
+            under_way[0] -= 1
+        handler.write("4")
+
+    server.answer = answer
+    Client("quality", server.judge(concurrency=8), QUESTIONS["quality"], ranks=2).values(
+        [(f"{i}", "") for i in range(20)]
+    )
+    assert most[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"endpoint": "127.0.0.1:8000"}, "`judges.quality.endpoint`: expected an address"),
+        ({"endpoint": "http://u:hunter2@host/v1"}, "`judges.quality`: endpoint: an address alone"),
+        ({"endpoint": "http://host/v1?key=hunter2"}, "`judges.quality`: endpoint: an address alone"),
+        ({"endpoint": "http://host/v1/chat/completions"}, "without /chat/completions"),
+        ({"endpoint": "http://host:99999/v1"}, "`judges.quality.endpoint`: Port out of range"),
+        ({"prompt": "Rate it."}, "{text} is missing"),
+        ({"api_key_env": "sk-abc"}, "`judges.quality.api_key_env`"),
+        ({"modell": "x"}, r"unknown key `judges.quality.modell` \(did you mean `model`"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_without_a_secret(settings: dict[str, Any], message: str) -> None:
+    judge = {"endpoint": "http://127.0.0.1:1/v1", "model": "m"} | settings
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(RewardConfig, {"judges": {"quality": judge}})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_wrong_with_an_endpoint_is_told_by_its_key_before_anything_begins(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    check_judge("quality", server.judge())
+    assert server.gets == ["/v1/models"] and len(server.calls) == 1
+
+    def fault(config: JudgeConfig) -> str:
+        with pytest.raises(UserError) as caught:
+            check_judge("quality", config)
+        assert "sk-secret" not in str(caught.value)
+        return str(caught.value)
+
+    lacks = r"`reward.judges.quality.model`: .* has no model `judge-2` (did you mean `judge-1`?); it serves `judge-1`"
+    assert fault(server.judge(model="judge-2")).startswith(lacks.partition(": .*")[0])
+    assert lacks.partition(".* ")[2] in fault(server.judge(model="judge-2"))
+    server.listing = (404, {})
+    server.answer = lambda handler, body: handler.send(404, {"error": {"message": "no such model"}})
+    assert "no such model" in fault(server.judge(model="judge-2"))
+    server.listing = (401, {"error": {"message": "sk-secret is no key"}})
+    assert fault(server.judge(api_key_env="JUDGE_KEY")).startswith("`reward.judges.quality.api_key_env`: ")
+    assert fault(server.judge()).startswith("`reward.judges.quality.api_key_env`: ")
+    server.listing = (200, {"data": [{"id": "judge-1"}]})
+    server.answer = lambda handler, body: handler.send(403, b"")
+    assert fault(server.judge(api_key_env="JUDGE_KEY")).startswith("`reward.judges.quality.api_key_env`: ")
+    server.answer = lambda handler, body: handler.send(422, {"detail": "logprobs: unknown field"})
+    assert "logprobs: unknown field" in fault(server.judge())
+    assert fault(server.judge(endpoint="http://127.0.0.1:9/v1")).startswith("`reward.judges.quality.endpoint`: ")
+    assert fault(server.judge(endpoint="http://no-such-host.invalid/v1")).startswith("`reward.judges.quality.endpoint`")

@@ -1,0 +1,136 @@
+"""Judges within a job: an outage drops a group or is waited for, ranks share answers, and a wish to stop is heard."""
+
+import math
+import os
+import runpy
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synpro_engine.config import UserError, load_config
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.steps.judging import check_judges, open_judges
+from synpro_engine.dist import ParallelConfig, Stopped, launched, on_first
+from synpro_engine.dist.testing import ends, programs, run_ranks
+from synpro_engine.reward import Candidate, Composer, RewardConfig
+from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.policy import prepare_policy
+from synpro_engine.rl.trainer import tune
+from synpro_engine.synth import REPHRASE, Prompter
+from synpro_engine.train.metrics import read_metrics
+
+BRIEF = ParallelConfig(timeout_minutes=0.1, silence_minutes=0.1)  # 6 s
+TOY = Path(__file__).parents[2] / "rl" / "toy.py"
+TEXTS = ["A text of some words.", "Another text of words.", "A text of some words."]
+
+
+def _rewards(endpoint: str, **settings: Any) -> RewardConfig:
+    judge = {"endpoint": endpoint, "model": "judge-1", "outage": "give_up", "tries": 2, **settings}
+    return load_config(RewardConfig, {"rephrase": {"quality": 1.0}, "reformat": {}, "judges": {"quality": judge}})
+
+
+def _tune(endpoint: str, directory: Path, parallel: ParallelConfig | None = None, **settings: Any) -> None:
+    toy = runpy.run_path(str(TOY))
+    changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4, "bad_reward": "drop_group"}
+    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | changes)
+    with launched(parallel or ParallelConfig()) as topology:
+        policy = toy["build"](topology)
+        judges = open_judges(_rewards(endpoint, **settings), directory / "judges", topology)
+        tune(
+            config, policy=policy, reference_policy=prepare_policy(policy, config),
+            prompter=Prompter(toy["OPERATION"], toy["Letters"](), toy["PROMPT"]), slices=toy["SLICES"],
+            scorer=Composer(judges, {"toy": {"quality": 1.0}}), reward_weights={"quality": 1.0},
+            directory=directory, seed=1,
+        )  # fmt: skip
+
+
+def test_an_outage_for_one_source_drops_its_group_and_is_counted(server: Any, tmp_path: Path) -> None:
+    def answer(handler: Any, body: Any) -> None:
+        asked = body["messages"][0]["content"]
+        handler.send(500, b"") if "\ntwo\n" in asked else handler.write("5" if "e" in asked[-200:] else "2")
+
+    server.answer = answer
+    _tune(server.endpoint, tmp_path)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
+    assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "reward/quality"))
+    assert all(record["judge/quality/missing"] >= 1 for record in records)
+    assert records[0]["judge/quality/faults"] == 2 and records[0]["judge/quality/calls"] > 4
+    samples = read_metrics(tmp_path / "samples" / "metrics.jsonl")
+    assert {sample["source"] for sample in samples if sample["dropped"]} == {"two"}
+
+
+def _asks(endpoint: str, directory: Path) -> list[Any]:
+    with launched(BRIEF.model_copy(update={"tp": 2})) as topology:
+        [judge] = open_judges(_rewards(endpoint, outage="wait"), directory, topology)
+        candidates = [
+            Candidate(operation="rephrase", source=text, raw="", parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}"))
+            for text in TEXTS
+        ]
+        values = [judge(candidates), judge(candidates[:1])]
+        faults = []
+        for fault in (UserError("mine"), Stopped("wish")):
+
+            def work(fault: Exception = fault) -> list[float]:
+                raise fault
+
+            with pytest.raises((UserError, Stopped)) as caught:
+                on_first(topology.tp, topology, work)
+            faults.append(str(caught.value))
+        nothing = on_first(topology.tp, topology, lambda: [math.nan])[0]
+        return [values, judge.take_counts()["calls"], faults, topology.rank == 0 or nothing is None]
+
+
+def test_tensor_parallel_ranks_ask_once_and_wait_longer_than_a_collective_may(server: Any, tmp_path: Path) -> None:
+    begun = time.monotonic()
+
+    def answer(handler: Any, body: Any) -> None:
+        handler.write("3") if time.monotonic() - begun > 14 else handler.send(503, b"", retry_after="1")
+
+    server.answer = answer
+    one, two = run_ranks(_asks, 2, endpoint=server.endpoint, directory=tmp_path)
+    assert one[0] == two[0] == [[0.0] * 3, [0.0]]
+    assert one[1] > 2 and two[1] == 0, "the second rank asks nothing"
+    assert one[2] == two[2] == ["mine", "wish"] and one[3] and two[3]
+    answered = {body["messages"][0]["content"] for _, body, _, _ in server.calls}
+    assert len(answered) == len(set(TEXTS))
+
+
+def test_a_job_that_waits_for_a_judge_can_be_stopped(server: Any, tmp_path: Path) -> None:
+    server.answer = lambda handler, body: handler.send(503, b"")
+    settings = {"endpoint": server.endpoint, "directory": tmp_path / "run", "outage": "wait"}
+    with programs(_tune, 2, tmp_path / "log", **settings) as processes:
+        while len(server.calls) < 20:
+            time.sleep(0.05)
+        os.kill(processes[1].pid, signal.SIGTERM)
+        found = ends(processes, tmp_path / "log", timeout_s=60)
+    assert [end.code for end in found] == [75, 75], found[0].stderr
+    assert "`reward.judges.quality.endpoint`" in found[0].stderr and "did not answer" in found[0].stderr
+
+
+def test_a_run_is_refused_before_it_begins_when_a_judge_is_not_there(server: Any, tmp_path: Path) -> None:
+    rewards = _rewards("http://127.0.0.1:9/v1")
+    stages = [Stage("tokenize", "tokenize", print, {}), Stage("round-1/tune-rephrase", "tune", print, {})]
+    with launched(ParallelConfig()) as topology:
+        with pytest.raises(UserError, match=r"`reward.judges.quality.endpoint`: http://127.0.0.1:9/v1 does not answer"):
+            check_judges(rewards, tmp_path, stages, topology)
+        check_judges(rewards, tmp_path, stages[:1], topology)
+        (tmp_path / "round-1" / "tune-rephrase").mkdir(parents=True)
+        (tmp_path / "round-1" / "tune-rephrase" / "manifest.json").touch()
+        check_judges(rewards, tmp_path, stages, topology)  # all is done that would ask it
+        check_judges(_rewards(server.endpoint), tmp_path / "new", stages, topology)
+
+
+def test_a_tuning_that_one_lost_answer_would_end_is_refused() -> None:
+    judge = ["reward.judges.quality={endpoint: 'http://127.0.0.1:9/v1', model: m}"]
+    with pytest.raises(UserError, match=r"tune.rephrase.bad_reward: must be drop_group, for reward.judges.quality"):
+        load_recipe("smoke", judge)
+    dropping = [f"tune.{operation}.bad_reward=drop_group" for operation in ("rephrase", "reformat")]
+    recipe = load_recipe("smoke", judge + dropping)
+    assert list(recipe.reward.remote) == ["quality"] and not recipe.reward.measures("quality")
+    recorded = recipe.reward.recorded()["judges"]["quality"]
+    assert recorded["model"] == "m" and "endpoint" not in recorded and "concurrency" not in recorded
