@@ -12,7 +12,7 @@ from synpro_engine.data.documents import (
 )
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader, eval_windows, reference_windows
+from synpro_engine.data.loader import Batch, TokenLoader, TokenOrigin, eval_windows, reference_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.seen import SeenKeys
