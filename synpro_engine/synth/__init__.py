@@ -7,6 +7,7 @@ from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Opera
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
+from synpro_engine.synth.status import GenerationStatus, corpus_status, work_status
 from synpro_engine.synth.work import (
     GenerateConfig,
     Slice,
@@ -32,6 +33,7 @@ __all__ = [
     "Cut",
     "Entry",
     "GenerateConfig",
+    "GenerationStatus",
     "Generator",
     "Operation",
     "OperationYield",
@@ -46,6 +48,7 @@ __all__ = [
     "WorkItem",
     "YieldReport",
     "choose_slices",
+    "corpus_status",
     "generate_corpus",
     "join_generation",
     "operation_named",
@@ -55,4 +58,5 @@ __all__ = [
     "stop_ids",
     "work_directory",
     "work_items",
+    "work_status",
 ]
