@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synpro_engine.evaluate.ngrams import Words, ngrams_of, words_of
+from synpro_engine.data.ngrams import Words, ngrams_of, words_of
 
 BLOCK_WORDS = 2_000
 

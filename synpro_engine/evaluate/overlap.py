@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from synpro_engine.evaluate.ngrams import Keys, ngrams_of, words_of
+from synpro_engine.data.ngrams import Keys, ngrams_of, words_of
 
 NGRAM = 13  # words; what decontamination of pretraining corpora usually looks at
 _LIMIT = 1 << 21  # a share of two million is known to a part in a thousand

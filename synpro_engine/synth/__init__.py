@@ -1,6 +1,7 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
+from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.merge import DOCUMENTS, REJECTS, YIELD, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
@@ -32,10 +33,15 @@ __all__ = [
     "ChatMessage",
     "Cut",
     "Entry",
+    "FilterConfig",
+    "FilterReport",
+    "Filters",
     "GenerateConfig",
     "GenerationStatus",
     "Generator",
+    "Made",
     "Operation",
+    "OperationFiltering",
     "OperationYield",
     "Parsed",
     "Producer",
