@@ -110,8 +110,8 @@ def test_a_text_in_another_language_than_its_slice_is_removed() -> None:
     german = "Die Mühle am Fluss brannte im Frühling des Jahres 1911 ab, und die Stadt baute dafür eine neue. "
     texts = [
         made("kept", english * 2, english),
-        made("kept too", german, german),
-        made("translated", german, english),
+        made("kept too", german * 2, german * 2),
+        made("translated", german * 2, english),
         made("too short", "Die Mühle.", english),
     ]
     assert filtered(FilterConfig(same_language=True), texts)[0] == {"translated"}
