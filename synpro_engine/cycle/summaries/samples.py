@@ -33,9 +33,9 @@ def samples(run: FinishedRun) -> tuple[Sample, ...]:
 
 
 def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
-    # Lazily, for there may be many and long ones.
     first = itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES)
     accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in first]
+    # Lazily, for the refused may be many and long.
     rejects = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
     shown = [*accepted, *((record.raw, record.provenance, record.reason, {}) for record in rejects)]
     sources = source_texts(run.directory / TOKENIZE, {where.source for _, where, _, _ in shown})
