@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=usable_cpus(), help="that encode")
     parser.add_argument("--parts", default="speed,memory")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=float, default=48, help="of text, for the speed")
+    parser.add_argument("--megabytes", type=float, default=96, help="of text, for the speed")
     parser.add_argument("--sizes", default="300,1200", help="megabytes of text, for the memory")
     given = parser.parse_args(arguments)
     os.environ["RAYON_NUM_THREADS"] = str(given.threads)

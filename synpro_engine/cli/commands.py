@@ -11,7 +11,11 @@ from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+<<<<<<< HEAD
 from synpro_engine.cli import judge_table, plan_table, trace_text
+=======
+from synpro_engine.cli import judge_table, plan_table, status_table
+>>>>>>> main
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, json_text, load_config, verification
 from synpro_engine.config.base import validate
@@ -26,6 +30,7 @@ from synpro_engine.cycle import (
     score_documents,
 )
 from synpro_engine.cycle.forecast import forecast
+from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
@@ -74,6 +79,19 @@ def plan(
     ranks = ranks or max(read_environment().world_size, fewest)
     for line in plan_table.lines(forecast(resolved, ranks), rates):
         print(line)
+
+
+def generation_status_of(recipe: str, overrides: Sequence[str], directory: Path | None, price: float | None) -> None:
+    """Print how far the generation of a run is."""
+    resolved = load_recipe(recipe, overrides)
+    for line in status_table.lines(generation_status(resolved, directory or Path("runs") / resolved.name), price):
+        print(line)
+
+
+def join_generation(recipe: str, overrides: Sequence[str], directory: Path | None, patience: float) -> None:
+    """Take part in what another job generates. patience: minutes to wait while nothing is generated."""
+    with _cycle(recipe, overrides, directory) as cycle:
+        join_generation_of(cycle, patience_s=60 * patience)
 
 
 def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:

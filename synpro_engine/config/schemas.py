@@ -29,6 +29,7 @@ SCHEMAS = {
     "_about/rejects.jsonl": 1,
     "_about/yield.json": 1,
     "tokens.json": 1,
+    "filters.json": 1,
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""

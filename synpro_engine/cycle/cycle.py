@@ -16,7 +16,7 @@ from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import ENVIRONMENT, IMPORT, JUDGES, PRETRAIN, REPORT, TIMES, TOKENIZE, Round
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
-from synpro_engine.cycle.stages import run_stages
+from synpro_engine.cycle.stages import Stage, run_stages
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
 from synpro_engine.cycle.steps.weights import export_stage
@@ -42,7 +42,7 @@ class Cycle:
 
             def take() -> None:
                 # On rank 0 alone: listing stages computes nothing and is no collective.
-                plan = list(self._plan.stages())
+                plan = self.stages()
                 stages = {stage.name.split("/")[0] for stage in plan}
                 partial = {partial_path(Path(name)).name for name in stages}
                 # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
@@ -61,7 +61,11 @@ class Cycle:
 
     def open_directory(self) -> None:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
-        on_main(self.topology, lambda: check_claimed(self.directory, self.recipe, list(self._plan.stages())))
+        on_main(self.topology, lambda: check_claimed(self.directory, self.recipe, self.stages()))
+
+    def stages(self) -> list[Stage]:
+        """All stages of the run, in order."""
+        return list(self._plan.stages())
 
     def run(self, until: str | None = None, *, redo: bool = False) -> None:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective.
@@ -74,7 +78,7 @@ class Cycle:
         if until not in (TOKENIZE, IMPORT):
             check_recipe(self.recipe, self.topology.world_size, whole=until not in (PRETRAIN, "probe"))
         with self.claimed(redo=redo):
-            stages = list(self._plan.stages())
+            stages = self.stages()
             if until in (None, "tune", "generate", "evaluate"):
                 check_judges(self.recipe.reward, self.directory, stages, self.topology)
             run_stages(self.directory, stages, self.topology, until)
@@ -86,7 +90,7 @@ class Cycle:
 
         def write() -> None:
             # Read outside of the lock: finished stages do not change, and those in work are left out.
-            data = report_data(self.directory, self.recipe, list(self._plan.stages()))
+            data = report_data(self.directory, self.recipe, self.stages())
             with writing(self.directory, wait=True):  # `report` may be called while a run ends
                 write_report(data, self.directory / REPORT)
             say(self.topology, closing_summary(data, self.directory / REPORT))

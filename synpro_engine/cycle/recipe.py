@@ -31,7 +31,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import OPERATIONS, GenerateConfig, PromptConfig
+from synpro_engine.synth import OPERATIONS, FilterConfig, GenerateConfig, PromptConfig
 
 
 class Recipe(Config):
@@ -67,6 +67,8 @@ class Recipe(Config):
     tune: dict[str, GRPOConfig] = Field(default={})
     """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
     generate: GenerateConfig = GenerateConfig()
+    filter: FilterConfig = FilterConfig()
+    """Which of the texts that generation accepted are trained on; all of them, where nothing is set."""
     continued: ContinueConfig
 
     def at(self, key: str) -> Any:
@@ -115,6 +117,14 @@ class Recipe(Config):
                 raise ValueError(
                     f"tune.{operation}.bad_reward: must be drop_group, for reward.judges.{asked[0]} may fail to answer"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_that_are_filtered_by_are_there(self) -> Recipe:
+        for name in self.filter.quantiles:
+            for operation in self.generate.operations:
+                if not self.reward.weights(operation).get(name):
+                    raise ValueError(f"filter.{name}_quantile: reward.{operation} gives `{name}` no weight")
         return self
 
     @field_validator("references", "held_out")

@@ -46,6 +46,8 @@ CORPUS = "corpus"
 """Of `generate-OPERATION`: the synthetic corpus."""
 SYNTHETIC, SYNTHETIC_TOKENS = "synthetic", "tokens.json"
 """Of a round's `shards`: the name of its token shards, and how many tokens each operation gave."""
+FILTERED = "filters.json"
+"""Of a round's `shards`: what the filters kept and removed."""
 EVALUATION = "results.json"
 """Of `evaluate`: what was measured."""
 

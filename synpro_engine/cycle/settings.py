@@ -24,7 +24,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import GenerateConfig, PromptConfig, SliceConfig
+from synpro_engine.synth import FilterConfig, GenerateConfig, PromptConfig, SliceConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -65,12 +65,13 @@ class TasksSettings(StageSettings):
 class ImportSettings(StageSettings):
     """The generator as it came."""
 
-    # To refuse prompts that cannot be rendered early.
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"operations", "prompt"})
+    # To refuse early what later stages could not do: render prompts, and filter without a library.
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"operations", "prompt", "filter"})
 
     generator: GeneratorConfig
     operations: tuple[str, ...]
     prompt: PromptConfig
+    filter: FilterConfig
     dtype: Dtype
     seed: int
 
@@ -142,7 +143,15 @@ class GenerateSettings(SynthesisSettings):
 
 
 class ShardsSettings(StageSettings):
-    """A round's synthetic documents as tokens: nothing can be set."""
+    """A round's synthetic documents as tokens."""
+
+    filter: FilterConfig
+    held_out: tuple[str, ...]
+    """Shards of held-out text that must not stand in the documents; none where that is not looked for."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Nothing where nothing is filtered: so it was before there were filters, and such stages stay as they are."""
+        return super().recorded() if self.filter.any else {}
 
 
 class EvaluateSettings(StageSettings):
@@ -226,6 +235,7 @@ class SettingsOf:
             generator=recipe.generator.model_copy(update={"parallel": None}),
             operations=recipe.generate.operations,
             prompt=recipe.prompt,
+            filter=recipe.filter,
             dtype=self._dtype,
             seed=self._seed,
         )
@@ -298,6 +308,15 @@ class SettingsOf:
             "seed": self._seed,
             "round": number,
         }
+
+    @property
+    def shards(self) -> ShardsSettings:
+        """Of a round's synthetic shards."""
+        recipe = self._recipe
+        held_out = (
+            ("validation", *map(held_out_shards, recipe.held_out)) if recipe.filter.max_leaked is not None else ()
+        )
+        return ShardsSettings(filter=recipe.filter, held_out=held_out)
 
     @property
     def evaluate(self) -> EvaluateSettings:

@@ -64,14 +64,16 @@ def _framed(rows: Rows, begin: int | None, end: int, texts: Sequence[str]) -> En
     return Encoded(tokens, lengths, sum(len(text.encode()) for text in texts))
 
 
-def batched(items: Iterable[_Item], chars_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-    """Yield items by as many as have `BATCH_CHARS` together."""
+def batched(
+    items: Iterable[_Item], chars_of: Callable[[_Item], int], limit: int = BATCH_CHARS
+) -> Iterator[list[_Item]]:
+    """Yield items by as many as have `limit` characters together."""
     batch: list[_Item] = []
     chars = 0
     for item in items:
         batch.append(item)
         chars += chars_of(item)
-        if chars >= BATCH_CHARS:
+        if chars >= limit:
             yield batch
             batch, chars = [], 0
     if batch:

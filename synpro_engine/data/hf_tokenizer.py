@@ -184,6 +184,7 @@ class HFTokenizer:
         return file
 
 
+@functools.lru_cache(maxsize=1)  # asked for twice by each that is loaded, and takes half a second
 def _vocabulary(source: str) -> dict[str, int]:
     return tokenizers.Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
 

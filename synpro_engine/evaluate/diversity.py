@@ -13,12 +13,14 @@ Words and n-grams are those of `ngrams`; an n-gram never crosses from one text i
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from synpro_engine.evaluate.ngrams import Words, ngrams_of, words_of
+from synpro_engine.data.ngrams import Words, ngrams_of, words_of
 
 BLOCK_WORDS = 2_000
+_TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def measure_diversity(
 
     Args:
         texts: the texts to measure, each on its own (an n-gram does not cross a boundary).
-        organic: the texts that `texts` may have been copied from.
+        organic: the texts that `texts` may have been copied from; they pass by and are never held.
         block_words: distinct-n is the mean over blocks of this many words; a remainder shorter than a block is left
             out unless it is all there is. Compare only values taken with the same block.
     """
@@ -54,7 +56,7 @@ def measure_diversity(
     words = words_of(texts)
     count = max(len(texts), 1)
     joined = "\n".join(texts).encode("utf-8", "surrogatepass")
-    overlaps = _overlaps(words, words_of(organic), (4, 8)) if organic is not None else (None, None)
+    overlaps = _overlaps(words, organic, (4, 8)) if organic is not None else (None, None)
     return Diversity(
         texts=len(texts),
         words=len(words.keys_N),
@@ -82,10 +84,13 @@ def _distinct(words: Words, n: int, block_words: int) -> float | None:
     return float(np.mean(ratios)) if ratios else None
 
 
-def _overlaps(words: Words, organic: Words, orders: Sequence[int]) -> tuple[float | None, ...]:
-    shares: list[float | None] = []
-    for n in orders:
-        grams, _ = ngrams_of(words, n)
-        known = np.isin(grams, np.unique(ngrams_of(organic, n)[0]))
-        shares.append(float(known.mean()) if len(grams) else None)
-    return tuple(shares)
+def _overlaps(words: Words, organic: Iterable[str], orders: Sequence[int]) -> tuple[float | None, ...]:
+    grams = [np.unique(ngrams_of(words, n)[0], return_counts=True) for n in orders]
+    found = [np.zeros(len(keys), dtype=bool) for keys, _ in grams]
+    passing = iter(organic)
+    while batch := list(islice(passing, _TEXTS_AT_ONCE)):
+        source = words_of(batch)
+        for n, (keys, _), marks in zip(orders, grams, found, strict=True):
+            marks |= np.isin(keys, ngrams_of(source, n)[0])
+    shares = zip(grams, found, strict=True)
+    return tuple(float(counts[marks].sum() / counts.sum()) if len(keys) else None for (keys, counts), marks in shares)

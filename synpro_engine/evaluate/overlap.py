@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from synpro_engine.evaluate.ngrams import Keys, ngrams_of, words_of
+from synpro_engine.data.encoding import batched, in_order
+from synpro_engine.data.ngrams import Keys, ngrams_of, words_of
 
 NGRAM = 13  # words; what decontamination of pretraining corpora usually looks at
 _LIMIT = 1 << 21  # a share of two million is known to a part in a thousand
@@ -42,17 +43,26 @@ class Overlap:
 
 
 def measure_overlap(
-    held_out: Mapping[str, Callable[[], Iterable[str]]], training: Iterable[str], *, limit: int = _LIMIT
+    held_out: Mapping[str, Callable[[], Iterable[str]]],
+    training: Iterable[str],
+    *,
+    limit: int = _LIMIT,
+    threads: int = 1,
 ) -> dict[str, Overlap]:
     """Look for the n-grams of each held-out text in `training`, which is read once.
 
     held_out: by name, what yields its documents anew at each call (they are read twice). limit: most n-grams kept of
-    each: 8 bytes a piece, three times that while they are gathered.
+    each: 8 bytes a piece, three times that while they are gathered. threads: that look, beside the one that reads.
     """
     tables = {name: _HeldOutNgrams(texts(), limit) for name, texts in held_out.items()}
-    for keys, _, _ in _batches(training):
+
+    def look(batch: list[str]) -> None:
+        keys, _ = ngrams_of(words_of(batch), NGRAM)
         for table in tables.values():
             table.mark(keys)
+
+    for _ in in_order(_batched(training), look, threads):
+        pass
     return {name: tables[name].result(texts()) for name, texts in held_out.items()}
 
 
@@ -129,13 +139,9 @@ class _HeldOutNgrams:
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[Keys, npt.NDArray[np.int64], int]]:
     """Keys of the n-grams of some texts at a time, the index of each one's text, and how many texts they are."""
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if chars >= _BATCH_CHARS:
-            yield *ngrams_of(words_of(batch), NGRAM), len(batch)
-            batch, chars = [], 0
-    if batch:
+    for batch in _batched(texts):
         yield *ngrams_of(words_of(batch), NGRAM), len(batch)
+
+
+def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
+    return batched(texts, len, _BATCH_CHARS)

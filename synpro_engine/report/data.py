@@ -19,7 +19,7 @@ from synpro_engine.report.sections.samples import Sample
 from synpro_engine.report.sections.timeline import Timeline
 from synpro_engine.report.sections.tokens import TokenAccount
 from synpro_engine.report.sections.tuning import RewardCurves
-from synpro_engine.synth import OperationYield
+from synpro_engine.synth import OperationFiltering, OperationYield
 
 _TITLE = "title"
 
@@ -54,6 +54,8 @@ class ReportData:
     tuning: tuple[RewardCurves, ...] = field(default_factory=tuple, metadata={_TITLE: "Tuning the generator"})
     # By operation and round.
     yields: Mapping[str, OperationYield] = field(default_factory=dict, metadata={_TITLE: "Yield of generation"})
+    # The same, of the texts that filters removed afterwards; only where any did.
+    filtered: Mapping[str, OperationFiltering] = field(default_factory=dict)
     samples: tuple[Sample, ...] = field(default_factory=tuple, metadata={_TITLE: "Samples"})
     # By set of texts: the organic one, and that of each operation.
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})

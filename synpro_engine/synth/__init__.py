@@ -1,12 +1,14 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
+from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.merge import DOCUMENTS, REJECTS, YIELD, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
+from synpro_engine.synth.status import GenerationStatus, corpus_status, work_status
 from synpro_engine.synth.work import (
     GenerateConfig,
     Slice,
@@ -31,9 +33,15 @@ __all__ = [
     "ChatMessage",
     "Cut",
     "Entry",
+    "FilterConfig",
+    "FilterReport",
+    "Filters",
     "GenerateConfig",
+    "GenerationStatus",
     "Generator",
+    "Made",
     "Operation",
+    "OperationFiltering",
     "OperationYield",
     "Parsed",
     "Producer",
@@ -46,6 +54,7 @@ __all__ = [
     "WorkItem",
     "YieldReport",
     "choose_slices",
+    "corpus_status",
     "generate_corpus",
     "join_generation",
     "operation_named",
@@ -55,4 +64,5 @@ __all__ = [
     "stop_ids",
     "work_directory",
     "work_items",
+    "work_status",
 ]

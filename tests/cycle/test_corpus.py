@@ -17,8 +17,8 @@ from synpro_engine.cycle.steps import stream
 from synpro_engine.cycle.steps.corpus import build_corpus, open_split
 from synpro_engine.cycle.steps.evaluation import source_texts
 from synpro_engine.cycle.steps.intake import SPLITS
-from synpro_engine.data import SplitConfig, load_tokenizer, read_documents, text_key, train_sentencepiece
-from synpro_engine.evaluate import ngrams, overlap
+from synpro_engine.data import SplitConfig, load_tokenizer, ngrams, read_documents, text_key, train_sentencepiece
+from synpro_engine.evaluate import overlap
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
 

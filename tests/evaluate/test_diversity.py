@@ -1,7 +1,9 @@
 import math
 import random
 import zlib
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from synpro_engine.evaluate import bits_per_byte, measure_diversity
@@ -92,3 +94,20 @@ def test_nothing_to_measure_gives_no_ratio() -> None:
 
 def test_a_lone_surrogate_is_measured_like_any_character() -> None:
     assert measure_diversity(["broken \ud800 text"]).words == 2
+
+
+def test_organic_text_passes_by_and_the_overlap_does_not_depend_on_how_it_is_dealt() -> None:
+    rng = np.random.default_rng(2)
+    texts, organic = ([" ".join(map(str, rng.integers(0, 9, 30))) for _ in range(n)] for n in (20, 700))
+    whole = measure_diversity(texts, organic=organic)
+    passed: list[int] = []
+
+    def passing() -> Iterator[str]:
+        for number, text in enumerate(organic):
+            passed.append(number)
+            yield text
+
+    assert measure_diversity(texts, organic=passing()) == whole and passed == list(range(700))
+    grams = [tuple(text.split()[i : i + 4]) for text in texts for i in range(27)]
+    known = {tuple(text.split()[i : i + 4]) for text in organic for i in range(27)}
+    assert whole.overlap_4 == pytest.approx(sum(gram in known for gram in grams) / len(grams))

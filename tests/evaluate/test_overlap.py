@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from synpro_engine.evaluate import measure_overlap, ngrams, overlap
-from synpro_engine.evaluate.ngrams import words_of
+from synpro_engine.data import ngrams
+from synpro_engine.data.ngrams import words_of
+from synpro_engine.evaluate import measure_overlap, overlap
 
 
 def _words(rng: random.Random, count: int) -> list[str]:

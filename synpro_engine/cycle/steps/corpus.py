@@ -94,7 +94,7 @@ def build_corpus(
             next(read_tasks(str(tasks.source), tasks))
         tokens = Tokens(into, work, settings, bar)
         account = (_tokenize if settings.corpus.shards is None else _copy_shards)(tokens, tell)
-        overlap = {split: asdict(share) for split, share in _overlap(into, settings.corpus, bar).items()}
+        overlap = {split: asdict(share) for split, share in _overlap(tokens).items()}
         atomic_write_text(into / ACCOUNT, json_text({**account.model_dump(), "overlap": overlap}, indent=2) + "\n")
     remove_directory(work)
 
@@ -150,15 +150,17 @@ def _copy_shards(tokens: Tokens, tell: Callable[[str], object]) -> CorpusAccount
     return account
 
 
-def _overlap(into: Path, corpus: CorpusConfig, bar: ShowBar) -> dict[str, Overlap]:
+def _overlap(tokens: Tokens) -> dict[str, Overlap]:
     """Of the held-out splits with the train split, after cutting and capping: what training sees and is judged on."""
 
     def texts(split: Split, on_bytes: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-        return (document.text for _, document in written_documents(documents_path(into, split), on_bytes=on_bytes))
+        return (
+            document.text for _, document in written_documents(documents_path(tokens.into, split), on_bytes=on_bytes)
+        )
 
-    held_out = {split: partial(texts, split) for split in corpus.split.used if split != "train"}
-    with bar(documents_path(into, "train").stat().st_size, "overlap") as shown:
-        return measure_overlap(held_out, texts("train", shown.update))
+    held_out = {split: partial(texts, split) for split in tokens.settings.corpus.split.used if split != "train"}
+    with tokens.bar(documents_path(tokens.into, "train").stat().st_size, "overlap") as shown:
+        return measure_overlap(held_out, texts("train", shown.update), threads=tokens.threads)
 
 
 def _check(account: CorpusAccount, corpus: CorpusConfig, tell: Callable[[str], object]) -> None:

@@ -10,22 +10,24 @@ from typing import Any
 from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text, json_text, parse_record
+from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
+from synpro_engine.cycle.steps.accepted import Accepted, Provenance, accepted_records
 from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
 from synpro_engine.cycle.steps.pretraining import held_out_batches
 from synpro_engine.cycle.steps.probe import load_probe, load_reference_directions
-from synpro_engine.cycle.steps.synthesis import synthetic_documents
 from synpro_engine.cycle.steps.weights import load_model
-from synpro_engine.data import read_documents, start_id
-from synpro_engine.data.compressed import line_reader
+from synpro_engine.data import cap_documents, read_documents, start_id
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.evaluate import Diversity, measure_diversity
 from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
-from synpro_engine.synth import DOCUMENTS
+from synpro_engine.synth import read_yield
 from synpro_engine.train.evaluation import held_out_loss
+
+SAMPLE = 2000
+"""Most texts of an operation, and of the organic ones, that are measured: medians and ratios need no more."""
 
 
 class TextInfluences(Record):
@@ -43,22 +45,6 @@ class Results(Record):
     held_out: tuple[HeldOutLoss, ...] = ()
     influence: dict[str, TextInfluences] = Field(default={})
     diversity: dict[str, Diversity] = Field(default={})
-
-
-class Provenance(Record):
-    """Where a synthetic text comes from: characters start to end of a document."""
-
-    source: str
-    start: int
-    end: int
-
-
-class Accepted(Record):
-    """A line of a synthetic corpus."""
-
-    text: str
-    provenance: Provenance
-    rewards: dict[str, float] | None = None
 
 
 def evaluate_stage(
@@ -111,7 +97,7 @@ def _held_out(
 def _influence(
     settings: EvaluateSettings, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
 ) -> dict[str, dict[str, Any]]:
-    """I of every accepted text and of the slice it was made from, under the last round's theta and probe."""
+    """I of accepted texts and of the slices they were made from, under the last round's theta and probe."""
     dtype, tokenizer = platform.resolve_dtype(settings.dtype), open_tokenizer(tokens, topology)
     theta = load_model(pair[0], topology, dtype)
     influence = build_estimator(
@@ -122,7 +108,8 @@ def _influence(
         others=load_reference_directions(pair[1], theta),
     )
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
-    accepted = {operation: accepted_records(stage) for operation, stage in corpora.items()}
+    # Rank 0's for all: which these are must not hang on each rank's look at the files.
+    accepted = on_main(topology, lambda: {operation: _sample(stage) for operation, stage in corpora.items()})
     # In one pass over the corpus for all operations.
     sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
     measured = {}
@@ -153,17 +140,22 @@ def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:
     return sources[where.source][where.start : where.end]
 
 
-def accepted_records(stage: Path) -> list[Accepted]:
-    """The accepted records of a `generate` stage, with their provenance; UserError names a damaged line."""
-    path = stage / CORPUS / DOCUMENTS
-    return [parse_record(line, Accepted, f"{path}:{number}") for number, line in line_reader(path)]
+def _sample(stage: Path) -> list[Accepted]:
+    """Accepted records spread over all there are: `SAMPLE`, or all of fewer, in their order."""
+    if not read_yield(stage / CORPUS).accepted:
+        return []
+    chosen = {record.id for record in cap_documents(accepted_records(stage), SAMPLE, 0, lambda _: 1)}
+    return [record for record in accepted_records(stage) if record.id in chosen]
 
 
 def _diversity(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    organic = [document.text for document in read_documents(str(documents_path(tokens, "train")))]
-    rows = {"organic": asdict(measure_diversity(organic))}
+    train = str(documents_path(tokens, "train"))
+    organic = cap_documents(read_documents(train), SAMPLE, 0, lambda _: 1)
+    rows = {"organic": asdict(measure_diversity(document.text for document in organic))}
+    del organic
     for operation, stage in corpora.items():
-        texts = [document.text for document in synthetic_documents(stage)]
+        texts = [record.text for record in _sample(stage)]
         if texts:
-            rows[operation] = asdict(measure_diversity(texts, organic=organic))
+            passing = (document.text for document in read_documents(train))
+            rows[operation] = asdict(measure_diversity(texts, organic=passing))
     return rows

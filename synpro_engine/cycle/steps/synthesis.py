@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from synpro_engine.backend import platform
@@ -13,6 +15,7 @@ from synpro_engine.config import UserError, atomic_write_text, json_text, remove
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
+    FILTERED,
     SYNTHETIC,
     SYNTHETIC_TOKENS,
     TOKENIZER,
@@ -20,10 +23,18 @@ from synpro_engine.cycle.run_layout import (
     documents_path,
     shards_path,
 )
-from synpro_engine.cycle.settings import GenerateSettings, ImportSettings, SynthesisSettings, TuneSettings
+from synpro_engine.cycle.settings import (
+    GenerateSettings,
+    ImportSettings,
+    ShardsSettings,
+    SynthesisSettings,
+    TuneSettings,
+)
+from synpro_engine.cycle.steps.accepted import texts_made
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.judging import open_judges, tell_judged
 from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.tasks import measured_texts
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
     Document,
@@ -45,7 +56,7 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
-    DOCUMENTS,
+    Filters,
     Producer,
     Prompter,
     choose_slices,
@@ -74,6 +85,8 @@ class Inputs:
 
 def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: Topology) -> None:
     """Bring the generator into a checkpoint of ours, with its tokenizer beside it."""
+    # Now, for the filters' turn comes after everything that takes long.
+    on_main(topology, settings.filter.check_libraries)
     generator, dtype = settings.generator, platform.resolve_dtype(settings.dtype)
     tokenizer_dir = into / TOKENIZER
     on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
@@ -198,29 +211,37 @@ def generate_stage(
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
 
 
-def synthetic_shards_stage(into: Path, tokens: Path, corpora: Mapping[str, Path], topology: Topology) -> None:
-    """Tokenise a round's synthetic documents for the pretrained model; `corpora` are generate stages by operation."""
-    tokenizer = open_tokenizer(tokens, topology)
-
+def synthetic_shards_stage(
+    into: Path, settings: ShardsSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
+) -> None:
+    """Tokenise what the filters let through of a round's texts; `corpora` are generate stages by operation."""
+    tokenizer, config = open_tokenizer(tokens, topology), settings.filter
     counts = dict.fromkeys(corpora, 0)
 
-    def documents() -> Iterator[Document]:
+    def documents(filters: Filters) -> Iterator[Document]:
         for operation, path in corpora.items():
-            for document in synthetic_documents(path):
+            texts = texts_made(path, tokens, with_sources=config.reads_sources)
+            for made in filters.pass_through(operation, texts):
                 # Counted as they are written, and encoded twice for it: the writer does not tell operations apart.
-                counts[operation] += len(document_ids(tokenizer, document.text))
-                yield document
+                counts[operation] += len(document_ids(tokenizer, made.text))
+                yield Document(made.id, made.text)
 
     def write() -> None:
         if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
-        write_shards(documents(), tokenizer, shards_path(into, SYNTHETIC))
+        held_out = (text for name in settings.held_out for text in measured_texts(tokens, name, tokenizer))
+        filters = Filters(config, held_out)
+        if filters.surveys:
+            for operation, path in corpora.items():
+                filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
+        passing = documents(filters)
+        first = next(passing, None)
+        if first is None:
+            removed = sum((Counter(one.removed) for one in filters.report.by_operation.values()), Counter())
+            told = ", ".join(f"{name} {count}" for name, count in removed.most_common())
+            raise UserError(f"`filter`: no accepted text is left to train on (removed: {told}); loosen a filter")
+        write_shards(chain([first], passing), tokenizer, shards_path(into, SYNTHETIC))
         atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
+        atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
     on_main(topology, write, label="tokenize the synthetic texts")
-
-
-def synthetic_documents(stage: Path) -> Iterator[Document]:
-    """What a `generate` stage accepted; nothing where it accepted nothing."""
-    if read_yield(stage / CORPUS).accepted:
-        yield from read_documents(str(stage / CORPUS / DOCUMENTS))

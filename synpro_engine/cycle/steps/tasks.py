@@ -86,11 +86,7 @@ def tasks_stage(
             raise UserError(f"`{task_key(name)}`: {error}") from None
 
     def texts(name: str) -> Iterator[str]:
-        if name in SPLITS:
-            return (document.text for document in read_documents(documents_path(tokens, name)))
-        place = shards_path(into, name) if name in sets else measured_path(tokens, name)
-        corpus = open_shards(place, tokenizer)
-        return (tokenizer.decode(corpus.document_tokens(at).tolist()) for at in range(corpus.num_documents))
+        return measured_texts(tokens, name, tokenizer, shards_path(into, name) if name in sets else None)
 
     shared: dict[str, dict[str, Shared]] = {name: {} for name in settings.held_out}
     for place in settings.searched:
@@ -101,6 +97,17 @@ def tasks_stage(
                 tell(f"{name}: {one.documents} of its texts and {one.ngrams.share or 0.0:.1%} of its"
                      f" {one.ngrams.n}-grams also stand in {place}")  # fmt: skip
     atomic_write_text(into / TASKS, TaskAccount(sets=sets, shared=shared).model_dump_json(indent=2) + "\n")
+
+
+def measured_texts(tokens: Path, name: str, tokenizer: Tokenizer, shards: Path | None = None) -> Iterator[str]:
+    """The texts of a split, a reference or held-out tasks by the name of their shards, which lie at `shards` if given.
+
+    tokens: the `tokenize` stage, whose tokenizer this is.
+    """
+    if name in SPLITS:
+        return (document.text for document in read_documents(documents_path(tokens, name)))
+    corpus = open_shards(shards or measured_path(tokens, name), tokenizer)
+    return (tokenizer.decode(corpus.document_tokens(at).tolist()) for at in range(corpus.num_documents))
 
 
 def write_tasks(

@@ -19,7 +19,7 @@ from synpro_engine.cycle.summaries.samples import samples
 from synpro_engine.cycle.summaries.timeline import timeline
 from synpro_engine.cycle.summaries.tokens import tokens
 from synpro_engine.cycle.summaries.tuning import tuning
-from synpro_engine.cycle.summaries.yields import yields
+from synpro_engine.cycle.summaries.yields import filtered, yields
 from synpro_engine.report import ModelInfo, ReportData
 from synpro_engine.train.checkpoint import checkpoint_model_config
 
@@ -39,6 +39,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         influence=influence(run),
         tuning=tuning(run),
         yields=yields(run),
+        filtered=filtered(run),
         samples=samples(run),
         diversity=run.results().diversity,
         tokens=tokens(run),

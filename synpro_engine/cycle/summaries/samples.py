@@ -7,7 +7,8 @@ from pathlib import Path
 
 from synpro_engine.config import Record, read_records
 from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
-from synpro_engine.cycle.steps.evaluation import Provenance, accepted_records, slice_of, source_texts
+from synpro_engine.cycle.steps.accepted import Provenance, accepted_records
+from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Sample
 from synpro_engine.synth import REJECTS
@@ -32,7 +33,8 @@ def samples(run: FinishedRun) -> tuple[Sample, ...]:
 
 
 def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
-    accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in accepted_records(stage)[:_ACCEPTED_SAMPLES]]
+    first = itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES)
+    accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in first]
     # Lazily, for the refused may be many and long.
     rejects = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
     shown = [*accepted, *((record.raw, record.provenance, record.reason, {}) for record in rejects)]

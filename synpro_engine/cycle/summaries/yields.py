@@ -1,11 +1,11 @@
-"""How many completions of every generation became documents."""
+"""How many completions of every generation became documents, and how many of these filters removed."""
 
 from __future__ import annotations
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.run_layout import CORPUS, Round
+from synpro_engine.cycle.run_layout import CORPUS, FILTERED, Round
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
-from synpro_engine.synth import YIELD, OperationYield, read_yield
+from synpro_engine.synth import YIELD, FilterReport, OperationFiltering, OperationYield, read_yield
 
 
 def yields(run: FinishedRun) -> dict[str, OperationYield]:
@@ -21,4 +21,15 @@ def yields(run: FinishedRun) -> dict[str, OperationYield]:
             if counted is None:
                 raise UserError(f"{corpus / YIELD}: damaged (it does not tell of {operation})")
             by_label[run.label(operation, number)] = counted
+    return by_label
+
+
+def filtered(run: FinishedRun) -> dict[str, OperationFiltering]:
+    """What the filters kept and removed, by operation and round; nothing where no filter is on."""
+    by_label: dict[str, OperationFiltering] = {}
+    for number in run.rounds if run.recipe.filter.any else ():
+        stage = Round(number).shards
+        if stage in run.done:
+            report = run.record(stage, FILTERED, FilterReport)
+            by_label |= {run.label(name, number): one for name, one in report.by_operation.items()}
     return by_label

@@ -7,11 +7,13 @@ Japanese, Thai, Lao, Khmer, Burmese) each character is one.
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from synpro_engine.data.encoding import batched
 
 Keys = npt.NDArray[np.uint64]
 
@@ -36,29 +38,16 @@ class Words:
 def words_of(texts: Iterable[str]) -> Words:
     """The words of `texts`, in order."""
     keys, counts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-    for block in _blocks(texts):
-        block_keys, block_counts = _words_in(block)
+    for block in batched(texts, len, _BLOCK_CHARS):
+        block_keys, block_counts = _words_in([text.casefold() for text in block])
         keys.append(block_keys)
         counts.append(block_counts)
     counts_T = np.concatenate(counts)
     return Words(keys_N=np.concatenate(keys), text_N=np.repeat(np.arange(len(counts_T), dtype=np.int64), counts_T))
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    chars = 0
-    for text in texts:
-        block.append(text.casefold())
-        chars += len(text)
-        if chars >= _BLOCK_CHARS:
-            yield block
-            block, chars = [], 0
-    if block:
-        yield block
-
-
 def _words_in(texts: list[str]) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """Keys of the words of all texts, and how many words each has."""
+    """Keys of the words of all texts, which are without case, and how many words each has."""
     # Behind each text a character that is in no word.
     codes_C = np.frombuffer("".join(f"{text}\n" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     kind_C = _kinds()[codes_C]

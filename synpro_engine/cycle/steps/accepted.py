@@ -1,0 +1,71 @@
+"""The accepted texts of a `generate` stage, alone and beside the slices that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from synpro_engine.config import Record, UserError, parse_record
+from synpro_engine.cycle.run_layout import CORPUS, documents_path
+from synpro_engine.data import Document
+from synpro_engine.data.compressed import line_reader
+from synpro_engine.data.writer import written_documents
+from synpro_engine.synth import DOCUMENTS, Made
+
+
+class Provenance(Record):
+    """Where a synthetic text comes from: characters start to end of a document."""
+
+    source: str
+    start: int
+    end: int
+    slices: tuple[tuple[int, int], ...] = ()
+    """Of a text that was joined: where each of its slices begins and ends."""
+
+
+class Accepted(Record):
+    """A line of a synthetic corpus."""
+
+    id: str
+    text: str
+    provenance: Provenance
+    rewards: dict[str, float] | None = None
+
+
+def accepted_records(stage: Path) -> Iterator[Accepted]:
+    """The accepted records of a `generate` stage, with their provenance; UserError names a damaged line."""
+    path = stage / CORPUS / DOCUMENTS
+    return (parse_record(line, Accepted, f"{path}:{number}") for number, line in line_reader(path))
+
+
+def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Made]:
+    """The accepted texts of a `generate` stage, in order, with their slices where these are asked for.
+
+    tokens: the `tokenize` stage. UserError for a text whose document the corpus does not hold.
+    """
+    records = accepted_records(stage)
+    if with_sources:
+        documents = (document for _, document in written_documents(documents_path(tokens, "train")))
+        sourced = _beside_sources(records, documents, stage)
+    else:
+        sourced = ((record, "") for record in records)
+    for record, source in sourced:
+        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {})
+
+
+def _beside_sources(
+    records: Iterable[Accepted], documents: Iterator[Document], stage: Path
+) -> Iterator[tuple[Accepted, str]]:
+    # Generation goes through the corpus in its order, so one pass over both finds each text's document.
+    document: Document | None = None
+    for record in records:
+        where = record.provenance
+        while document is None or document.id != where.source:
+            document = next(documents, None)
+            if document is None:
+                raise UserError(
+                    f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold, or in"
+                    " another order"
+                )
+        spans = where.slices or ((where.start, where.end),)
+        yield record, "\n\n".join(document.text[start:end] for start, end in spans)
