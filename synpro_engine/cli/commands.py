@@ -11,11 +11,7 @@ from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-<<<<<<< HEAD
-from synpro_engine.cli import judge_table, plan_table, trace_text
-=======
-from synpro_engine.cli import judge_table, plan_table, status_table
->>>>>>> main
+from synpro_engine.cli import judge_table, plan_table, status_table, trace_text
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, json_text, load_config, verification
 from synpro_engine.config.base import validate

@@ -98,16 +98,10 @@ class Plan:
             yield self._synthesis(this, "generate", this.generate(operation), work, generator)
         generated = {operation: this.generate(operation) for operation in recipe.generate.operations}
         corpora = {operation: directory / name for operation, name in generated.items()}
-<<<<<<< HEAD
-        work = partial(synthetic_shards_stage, tokens=self._tokens, corpora=corpora)
-        yield self._stage(this.shards, "generate", work, ShardsSettings(), TOKENIZE, *generated.values())
-        yield self._arm(this.arm)
-=======
         work = partial(synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora)
         tasks = (HELD_OUT,) if len(of.shards.held_out) > 1 else ()
         yield self._stage(this.shards, "generate", work, of.shards, TOKENIZE, *tasks, *generated.values())
-        yield self._arm(this.arm, this.theta, this.number, recipe.continued.steps)
->>>>>>> main
+        yield self._arm(this.arm)
 
     def _synthesis(self, this: Round, command: str, name: str, work: partial[None], generator: str) -> Stage:
         """Tuning or generation: `work` but for the stages it reads."""

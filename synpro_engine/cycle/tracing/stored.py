@@ -78,8 +78,9 @@ def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
     for split in SPLITS:
         path = documents_path(directory / TOKENIZE, split)
         if path.exists():
-            ids = (json.loads(line)["id"] for _, line in line_reader(path) if line.startswith(head))
-            yield from ((split, piece) for piece in ids if piece.rpartition("#")[0] == id)
+            for _, line in line_reader(path):
+                if line.startswith(head) and (piece := json.loads(line)["id"]).rpartition("#")[0] == id:
+                    yield split, piece
 
 
 def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
