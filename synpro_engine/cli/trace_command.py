@@ -5,7 +5,6 @@ What it does is in `commands.py`, imported when it runs.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,7 +61,7 @@ def trace(
     if len(ids) > 1 or (ids and (arm is not None or len(missing) < len(at))) or not (ids or len(missing) < len(at)):
         raise UserError("trace: give one DOC_ID, or --step, --row and --token")
     if not ids and missing:
-        raise UserError(f"trace: {' and '.join(missing)} is missing; a token is named by --step, --row and --token")
+        raise UserError(f"trace: give {' and '.join(missing)} too; a token is named by --step, --row and --token")
     wanted = ids[0] if ids else (arm or "pretrain", step or 0, row or 0, token or 0)
     overrides = [argument for argument in given if "=" in argument]
     commands.trace(recipe, overrides, directory, wanted, as_json=as_json)

@@ -43,6 +43,8 @@ def _document(found: DocumentTrace) -> Iterator[str]:
     yield from (f"piece      {piece}, split {split}" for split, piece in found.pieces)
     yield from (f"left out   {line['reason']}: {line['why']}" for line in found.left_out)
     yield from (f"made       {id} by {stage}" for stage, id in found.made)
+    if found.filtered:
+        yield "filtered   accepted, and then removed by a filter of its round: see filters.json"
     for read in found.read:
         shown = ", ".join(f"step {step} row {row}" for step, row in read.places[:_PLACES]) or "never"
         more = len(read.places) - _PLACES
@@ -51,10 +53,13 @@ def _document(found: DocumentTrace) -> Iterator[str]:
 
 def _synthetic(text: SyntheticText) -> Iterator[str]:
     origin = text.record["provenance"]
-    yield f"made by    {text.stage}, sample {origin['member']}, seed {origin['seed']}"
+    yield f"made by    {text.stage} (round {origin['round']}), sample {origin['member']}, seed {origin['seed']}"
     yield f"prompt     {origin['operation']}, version {origin['prompt_version']}"
     yield f"generator  {origin['generator']}, {json_text(origin['sampling'])}"
     yield f"rewards    {', '.join(f'{name} {value:.4g}' for name, value in text.record['rewards'].items()) or 'none'}"
+    for judge in dict.fromkeys(origin["judges"].values()):
+        yield f"judged by  {judge}: {', '.join(name for name, its in origin['judges'].items() if its == judge)}"
+    yield f"influence  {origin['influence'] or 'not asked for'} (the probe's hash)"
     for passage in text.passages:
         yield f"from       {passage.document}, characters {passage.start}-{passage.end}: {_shortened(passage.text)}"
 

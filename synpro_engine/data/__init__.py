@@ -35,7 +35,7 @@ from synpro_engine.data.tokenizer import (
     load_tokenizer,
     start_id,
 )
-from synpro_engine.data.windows import repetition_mask
+from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE
 
@@ -62,7 +62,9 @@ __all__ = [
     "TokenDocument",
     "TokenFiles",
     "TokenLoader",
+    "TokenOrigin",
     "Tokenizer",
+    "WindowSource",
     "cap_documents",
     "check_ids",
     "check_rows",

@@ -49,6 +49,8 @@ class DocumentTrace:
     made: tuple[tuple[str, str], ...] = ()
     """The synthetic texts that were made from it: stage and id."""
     read: tuple[Read, ...] = ()
+    filtered: bool = False
+    """Of a synthetic text: accepted, and then removed by a filter of its round (`filters.json` counts them)."""
 
 
 def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
@@ -62,14 +64,19 @@ def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
     organic = find_organic(directory, id)
     if organic is not None:
         split, text = organic
-        tokens, read = _read(cycle, ORGANIC, id) if split == "train" else (None, ())
+        tokens, read, _ = _read(cycle, ORGANIC, id) if split == "train" else (None, (), False)
         return DocumentTrace(document=id, split=split, text=text, tokens=tokens, made=_made(cycle, id), read=read)
     for number in cycle.rounds:
         synthetic = find_synthetic(directory, recipe, id, number)
         if synthetic is not None:
-            tokens, read = _read(cycle, number.name, id)
+            tokens, read, filtered = _read(cycle, number.name, id)
             return DocumentTrace(
-                document=id, synthetic=synthetic, text=synthetic.record["text"], tokens=tokens, read=read
+                document=id,
+                synthetic=synthetic,
+                text=synthetic.record["text"],
+                tokens=tokens,
+                read=read,
+                filtered=filtered,
             )
     pieces, left_out = tuple(find_pieces(directory, id)), _left_out(cycle, id)
     if pieces or left_out:
@@ -96,16 +103,19 @@ def _made(cycle: Cycle, source: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _read(cycle: Cycle, source: str, id: str) -> tuple[int | None, tuple[Read, ...]]:
-    """Tokens of a document, and the steps of all finished stages that read it."""
+def _read(cycle: Cycle, source: str, id: str) -> tuple[int | None, tuple[Read, ...], bool]:
+    """Tokens of a document, the steps of all finished stages that read it, and whether its source lacks it."""
     tokens, read = None, []
     for stage, steps in finished_steps(cycle).items():
         reading = open_reading(cycle, stage, steps)
         if source not in reading.corpora:
             continue
         corpus = reading.corpora[source]
-        number = corpus.load_ids().index(id)
+        ids = corpus.load_ids()
+        if id not in ids:
+            return None, (), True
+        number = ids.index(id)
         tokens = len(corpus.document_tokens(number))
         places = reading.loader.readings(source, number, len(steps))
         read.append(Read(stage=stage, places=tuple((steps[0] + batch, row) for batch, row in places)))
-    return tokens, tuple(read)
+    return tokens, tuple(read), False
