@@ -1,5 +1,8 @@
 """Sampling from a generator's shape with random weights: tokens a second, and the time of one step of decoding.
 
+The output layer is scaled so that logits spread as those of a half-trained model do: from a flat distribution the
+nucleus would be most of the vocabulary, and handing it over most of the time.
+
 A step feeds each live sequence one token. Its limit is the memory that it must read: every weight once, and the
 keys and values of every sequence.
 """
@@ -21,6 +24,8 @@ OLMO2_1B = ModelConfig(
     family="olmo2", layers=16, d_model=2048, heads=16, kv_heads=16, ffn=8192, vocab_size=100352, seq_len=4096
 )
 """The shape of OLMo-2-0425-1B-Instruct, the generator of the large recipes."""
+_LOGIT_STD = 3.0
+"""As in `linear_logprob`: about log V - 4.5 nats of entropy."""
 
 
 def measure(
@@ -35,7 +40,12 @@ def measure(
 ) -> Mapping[str, object]:
     """One record: `rows` completions, in groups of 8, of prompts of `prompt` tokens, none of which ends by itself."""
     dtype = platform.resolve_dtype("auto")
-    sampler = Sampler(build_model(shape, topology, dtype=dtype), SamplerConfig(max_batch=rows, cache_mib=1 << 16))
+    model = build_model(shape, topology, dtype=dtype)
+    head = model.output_weight()
+    head.data *= _LOGIT_STD / (
+        head.detach().float().std() * shape.d_model**0.5
+    )  # what it is given has a mean square of 1
+    sampler = Sampler(model, SamplerConfig(max_batch=rows, cache_mib=1 << 16))
     prompts = torch.randint(0, shape.vocab_size, (max(1, rows // 8), prompt)).tolist()
 
     def sample(tokens: int) -> None:

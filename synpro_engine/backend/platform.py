@@ -56,6 +56,18 @@ def start_kernels_in_order() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
+def compile_in_process() -> None:
+    """Have torch's compiler start no helpers, where the user has not said how many by TORCHINDUCTOR_COMPILE_THREADS.
+
+    A signal to the job's process group (Ctrl-C, a scheduler's SIGTERM) ends the helpers, and torch then waits for them
+    for ever, while the job means to finish its step and save. Megatron compiles a few small functions, which need none.
+    """
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        import torch._inductor.config as inductor
+
+        inductor.compile_threads = 1
+
+
 def communication_backend() -> str:
     """NCCL under CUDA, gloo without."""
     return "nccl" if torch.cuda.is_available() else "gloo"

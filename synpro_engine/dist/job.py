@@ -85,6 +85,7 @@ def launch(parallel: ParallelConfig, seed: int = 0, layouts: Mapping[str, Layout
     later = [Layout.of(config, here.world_size, key) for key, config in (layouts or {}).items()]
     import megatron.core.parallel_state  # noqa: F401 - takes seconds, so before the ranks meet
 
+    platform.compile_in_process()
     if any(each.tp > 1 for each in (layout, *later)):
         # Before CUDA starts, which reads the variable once.
         platform.start_kernels_in_order()
