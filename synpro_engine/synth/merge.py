@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,8 @@ def _write_accepted(folder: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def accepted_files(path: Path) -> list[Path]:
-    """The files of a corpus that hold its accepted texts, in their order, as its manifest names them."""
-    # Not those that are there: one that is gone must be missed.
-    return [path / name for name in sorted(read_manifest(path).files) if fnmatch(name, "docs-*.jsonl.zst")]
+    """The files of a corpus that hold its accepted texts, in their order."""
+    return sorted(path.glob(_DOCUMENTS.replace("{:05}", "*")))
 
 
 def accepted_lines(path: Path) -> Iterator[tuple[str, bytes]]:
