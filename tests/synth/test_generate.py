@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.data import read_documents
@@ -28,8 +27,10 @@ from synpro_engine.synth import (
     Producer,
     PromptConfig,
     SliceConfig,
+    files_of,
     generate_corpus,
     join_generation,
+    lines_of,
     operation_named,
     render_chat,
     slices_of,
@@ -59,17 +60,16 @@ def corpus(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _accepted(corpus: Path) -> list[dict[str, Any]]:
-    with (corpus / DOCUMENTS).open("rb") as file:
-        text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read().decode()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for _, line in lines_of(corpus, DOCUMENTS)]
 
 
 def _rejected(corpus: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (corpus / REJECTS).read_text().splitlines()]
+    return [json.loads(line) for _, line in lines_of(corpus, REJECTS)]
 
 
 def _content(corpus: Path) -> dict[str, bytes]:
-    return {name: (corpus / name).read_bytes() for name in (DOCUMENTS, REJECTS, YIELD)}
+    files = [*files_of(corpus, DOCUMENTS), *files_of(corpus, REJECTS), corpus / YIELD]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def test_every_synthetic_text_traces_to_its_source_and_can_be_made_again(corpus: Path) -> None:
@@ -117,6 +117,21 @@ def test_the_report_counts_what_was_written(corpus: Path, topology: Topology) ->
         cuts = [r["cut"] for r in _accepted(corpus) if r["provenance"]["operation"] == name]
         assert one.cut_chars == {cause: sum(cut.get(cause, 0) for cut in cuts) for cause in set().union(*cuts)}
         assert one.mean_rewards["letters"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_a_corpus_comes_in_files_of_a_bounded_size_that_hold_the_same_lines(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    small = JOB["CONFIG"].model_copy(update={"file_mib": 4 / 1024})
+    producer = JOB["make_producer"](config=small)
+    generate_corpus(tmp_path / "small", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    for stem, read in ((DOCUMENTS, _accepted), (REJECTS, _rejected)):
+        assert len(files_of(tmp_path / "small", stem)) > 2 > len(files_of(corpus, stem)) == 1
+        assert read(tmp_path / "small") == read(corpus)
+    documents = [(record["id"], record["text"]) for record in _accepted(corpus)]
+    assert [(d.id, d.text) for d in read_documents(str(tmp_path / "small"))] == documents
+    # A size is no other corpus: what is finished stays as it is.
+    assert JOB["generate"](tmp_path / "small", topology)[1] == 0
 
 
 def test_a_killed_generation_goes_on_to_the_same_corpus(corpus: Path, topology: Topology, tmp_path: Path) -> None:
