@@ -1,7 +1,7 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
-from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, YIELD, files_of, lines_of, read_yield
+from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_of, lines_of, read_yield
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
@@ -27,6 +27,7 @@ __all__ = [
     "REFORMAT",
     "REJECTS",
     "REPHRASE",
+    "TOKENS",
     "YIELD",
     "Candidate",
     "ChatFormat",

@@ -5,6 +5,8 @@ The corpus is an artifact that `read_documents` reads like any other, in files o
     docs-000000.jsonl.zst ...            accepted texts: id, text, provenance, rewards, and what was cut of the answer
     _about/rejects-000000.jsonl.zst ...  refused completions: id, reason, what was written, provenance
     _about/yield.json                    the YieldReport
+    _tokens/                             shards of the accepted texts, where the generator's tokenizer is the trained
+                                         model's too and texts are not joined
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ DOCUMENTS, REJECTS = "docs", "_about/rejects"
 """What the files of accepted texts and of refused completions begin with, below the corpus."""
 YIELD = "_about/yield.json"
 """What was accepted and refused, counted."""
+TOKENS = "_tokens"
+"""A shard directory with the accepted texts in order; hidden, for its lists of names are no documents."""
 
 
 def files_of(corpus: Path, stem: str) -> list[Path]:

@@ -83,7 +83,7 @@ def generate_corpus(
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
         on_main(
             topology,
-            lambda: merge(path, work, read_json(work / SETTINGS), parents or {}, seed, producer.config),
+            lambda: merge(path, work, read_json(work / SETTINGS), parents or {}, seed, producer),
             label=f"merge {path.name}",
         )
     # Only once the artifact is published: until then these are the only copy. A kill in between leaves them for the
@@ -129,6 +129,8 @@ def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[
         "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),
+        # Batches that lack the ids of their texts could not be gone on with.
+        "token_files": None if producer.token_files is None else producer.token_files.fingerprint,
     }
     return json.loads(json_text(settings))  # tuples become lists, as they will be when read back
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import atomic_write_text, json_text, new_artifact
-from synpro_engine.data import Document
+from synpro_engine.data import Document, Tokenizer
+from synpro_engine.data.encoding import framed
+from synpro_engine.data.rows import rows_of
+from synpro_engine.data.shards import ShardWriter, new_shards
 from synpro_engine.data.writer import NumberedWriter, document_line
-from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, YIELD
+from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD
 from synpro_engine.synth.ledger import read_commits, read_frame
-from synpro_engine.synth.work import GenerateConfig, WorkList
+from synpro_engine.synth.records import Producer
+from synpro_engine.synth.work import WorkList
 from synpro_engine.synth.yields import YieldCounter
 
 
@@ -22,13 +27,16 @@ def merge(
     settings: Mapping[str, Any],
     parents: Mapping[str, Path],
     seed: int,
-    config: GenerateConfig,
+    producer: Producer,
 ) -> None:
     """Turn the batches in `work` into the artifact `path`; repeatable until the artifact is there."""
-    counter, limit = YieldCounter(), int(config.file_mib * 2**20)
+    counter, limit = YieldCounter(), int(producer.config.file_mib * 2**20)
     with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
-        accepted, refused = NumberedWriter(folder / DOCUMENTS, limit), NumberedWriter(folder / REJECTS, limit)
-        with accepted, refused:
+        with (
+            NumberedWriter(folder / DOCUMENTS, limit) as accepted,
+            NumberedWriter(folder / REJECTS, limit) as refused,
+            _TokenFiles(folder / TOKENS, producer.token_files) as tokens,
+        ):
 
             def passing() -> Iterator[dict[str, Any]]:
                 for record in _records(work):
@@ -39,10 +47,28 @@ def merge(
                         about = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
                         refused.write_line((json_text(about, ensure_ascii=False) + "\n").encode())
 
-            for record in _joined(passing()) if config.join else passing():
+            for record in _joined(passing()) if producer.config.join else passing():
                 about = {name: record[name] for name in ("provenance", "rewards", "cut")}
                 accepted.write_line(document_line(Document(record["id"], record["text"]), about))
+                tokens.add(record)
         atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")
+
+
+class _TokenFiles(ExitStack):
+    """Context manager: the token files of accepted records, from the first one on; none without a tokenizer."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer | None) -> None:
+        super().__init__()
+        self._path, self._tokenizer = path, tokenizer
+        self._shards: ShardWriter | None = None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append the ids of a record's text."""
+        if self._tokenizer is None:
+            return
+        if self._shards is None:  # not before: shards of no document are refused
+            self._shards = self.enter_context(new_shards(self._path, self._tokenizer))
+        self._shards.add([record["id"]], framed(self._tokenizer, rows_of([record["ids"]]), [record["text"]]))
 
 
 def _records(work: Path) -> Iterator[dict[str, Any]]:

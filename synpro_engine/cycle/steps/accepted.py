@@ -47,8 +47,8 @@ def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Mad
         sourced = _beside_sources(records, documents, stage)
     else:
         sourced = ((record, "") for record in records)
-    for record, source in sourced:
-        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {})
+    for number, (record, source) in enumerate(sourced):
+        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {}, number=number)
 
 
 def _beside_sources(
