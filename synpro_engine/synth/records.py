@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -60,6 +60,8 @@ class Producer:
     trained: Tokenizer | None = None
     """Of the model that is trained on the texts, where it encodes as `tokenizer` does: what each text was encoded to is
     then kept for token files of this one."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """What the provenance of every record says beside what is its own."""
 
     @cached_property
     def prompters(self) -> dict[str, Prompter]:
@@ -169,4 +171,5 @@ class Producer:
             "seed": item.seed,
             "member": member,
             "finished": finished,
+            **self.common,
         }

@@ -64,6 +64,11 @@ class Client:
         self.counts: Counter[str] = Counter()
         """By the names of `COUNTED`."""
 
+    @property
+    def version(self) -> str:
+        """The model's name and the version of the question."""
+        return f"{self._config.model}, question {self._question.version}"
+
     def values(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The question's value for each (text, source), NaN where it was given up.
 
