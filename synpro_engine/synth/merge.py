@@ -1,44 +1,42 @@
-"""From the finished batches of a generation to the corpus, in the order of the work list.
-
-The corpus is an artifact that `read_documents` reads like any other:
-
-    docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
-    _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
-    _about/yield.json     the YieldReport
-"""
+"""From the finished batches of a generation to the corpus (see `corpus`), in the order of the work list."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import atomic_write_text, json_text, new_artifact, read_json, read_manifest, validate
-from synpro_engine.data import Document, DocumentWriter
+from synpro_engine.config import atomic_write_text, json_text, new_artifact
+from synpro_engine.data import Document, Tokenizer
+from synpro_engine.data.encoding import framed
+from synpro_engine.data.rows import rows_of
+from synpro_engine.data.shards import ShardWriter, new_shards
+from synpro_engine.data.writer import NumberedWriter, document_line
+from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD
 from synpro_engine.synth.ledger import read_commits, read_frame
+from synpro_engine.synth.records import Producer
 from synpro_engine.synth.work import WorkList
-from synpro_engine.synth.yields import YieldCounter, YieldReport
-
-DOCUMENTS = "docs.jsonl.zst"
-"""Of a synthetic corpus: the accepted texts."""
-REJECTS = "_about/rejects.jsonl"
-"""Of a synthetic corpus: the refused completions."""
-YIELD = "_about/yield.json"
-"""Of a synthetic corpus: what was accepted and refused, counted."""
+from synpro_engine.synth.yields import YieldCounter
 
 
 def merge(
-    path: Path, work: Path, settings: Mapping[str, Any], parents: Mapping[str, Path], seed: int, *, join: bool
+    path: Path,
+    work: Path,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Path],
+    seed: int,
+    producer: Producer,
 ) -> None:
-    """Turn the batches in `work` into the artifact `path`; repeatable until the artifact is there.
-
-    join: put the accepted texts of each document together, by operation and sample.
-    """
-    counter = YieldCounter()
+    """Turn the batches in `work` into the artifact `path`; repeatable until the artifact is there."""
+    counter, limit = YieldCounter(), int(producer.config.file_mib * 2**20)
     with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
-        (folder / REJECTS).parent.mkdir()
-        with DocumentWriter(folder / DOCUMENTS) as accepted, (folder / REJECTS).open("w", encoding="utf-8") as rejects:
+        with (
+            NumberedWriter(folder / DOCUMENTS, limit) as accepted,
+            NumberedWriter(folder / REJECTS, limit) as refused,
+            _TokenFiles(folder / TOKENS, producer.token_files) as tokens,
+        ):
 
             def passing() -> Iterator[dict[str, Any]]:
                 for record in _records(work):
@@ -46,19 +44,31 @@ def merge(
                     if record["reason"] is None:
                         yield record
                     else:
-                        refused = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
-                        rejects.write(json_text(refused, ensure_ascii=False) + "\n")
+                        about = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
+                        refused.write_line((json_text(about, ensure_ascii=False) + "\n").encode())
 
-            for record in _joined(passing()) if join else passing():
+            for record in _joined(passing()) if producer.config.join else passing():
                 about = {name: record[name] for name in ("provenance", "rewards", "cut")}
-                accepted.write(Document(record["id"], record["text"]), about)
+                accepted.write_line(document_line(Document(record["id"], record["text"]), about))
+                tokens.add(record)
         atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")
 
 
-def read_yield(path: Path) -> YieldReport:
-    """The report of a finished corpus; UserError when it is not there, or damaged."""
-    read_manifest(path)
-    return validate(YieldReport, read_json(path / YIELD), str(path / YIELD))
+class _TokenFiles(ExitStack):
+    """Context manager: the token files of accepted records, from the first one on; none without a tokenizer."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer | None) -> None:
+        super().__init__()
+        self._path, self._tokenizer = path, tokenizer
+        self._shards: ShardWriter | None = None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append the ids of a record's text."""
+        if self._tokenizer is None:
+            return
+        if self._shards is None:  # not before: shards of no document are refused
+            self._shards = self.enter_context(new_shards(self._path, self._tokenizer))
+        self._shards.add([record["id"]], framed(self._tokenizer, rows_of([record["ids"]]), [record["text"]]))
 
 
 def _records(work: Path) -> Iterator[dict[str, Any]]:
