@@ -4,7 +4,7 @@ Knows HTTP, keys, faults and outages. Refuses to know what is asked and what an 
 """
 
 from synpro_engine.remote.config import EndpointConfig
-from synpro_engine.remote.endpoint import DENIED, CallFault, listed_models
+from synpro_engine.remote.endpoint import DENIED, NO_SUCH_HOST, CallFault, listed_models
 from synpro_engine.remote.service import COUNTED, Calls, Service
 
-__all__ = ["COUNTED", "DENIED", "CallFault", "Calls", "EndpointConfig", "Service", "listed_models"]
+__all__ = ["COUNTED", "DENIED", "NO_SUCH_HOST", "CallFault", "Calls", "EndpointConfig", "Service", "listed_models"]

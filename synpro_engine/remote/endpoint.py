@@ -27,6 +27,8 @@ _LATER = {408, 409, 425, 429}
 """Codes below 500 that say: again, later."""
 DENIED = {401, 403}
 """Codes that say: not without a valid key."""
+NO_SUCH_HOST = "no such host"
+"""Reason of a fault: the address names a machine that nobody knows."""
 _LONGEST_PAUSE_S = 900.0
 _SHOWN = 200  # characters of what a server says
 
@@ -154,6 +156,8 @@ def _read(response: urllib3.BaseHTTPResponse, end: float, seconds: float) -> byt
 
 
 def _transport_fault(error: urllib3.exceptions.HTTPError, seconds: float) -> str:
+    if isinstance(error, urllib3.exceptions.NameResolutionError):  # to urllib3 one of the time-outs below
+        return NO_SUCH_HOST
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "no connection"
     if isinstance(error, urllib3.exceptions.TimeoutError):

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -20,52 +19,11 @@ from synpro_engine.remote import endpoint as endpoint_module
 from synpro_engine.reward.judges import Client, open_judge
 from synpro_engine.reward.judges.rewards import QUESTIONS, question_for
 from synpro_engine.synth import REPHRASE, Candidate
+from tests.reward.judges.server import FAULTS, SECRET, slow
 
-SECRET = "sk-very-secret-1234567890"
 QUALITY = QUESTIONS["quality"]
 
 
-def cut(handler: Any, body: Any) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def cut_in_the_middle(handler: Any, body: Any) -> None:
-    handler.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{"choices": [')
-    cut(handler, body)
-
-
-def slow(handler: Any, body: Any) -> None:
-    time.sleep(0.6)
-
-
-def byte_by_byte(handler: Any, body: Any) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n")
-    for _ in range(30):
-        handler.wfile.write(b" ")
-        time.sleep(0.1)
-
-
-def huge(handler: Any, body: Any) -> None:
-    handler.send(200, b'{"choices": "' + b"4" * 300_000 + b'"}')
-
-
-FAULTS: dict[str, Callable[[Any, Any], None]] = {
-    "500": lambda handler, body: handler.send(500, {"error": {"message": f"oh no, {SECRET}"}}),
-    "502 of a gateway": lambda handler, body: handler.send(502, b"<html>Bad Gateway</html>"),
-    "429": lambda handler, body: handler.send(429, b"", retry_after="0"),
-    "a redirect": lambda handler, body: handler.send(302, b"", location="http://127.0.0.1:9/"),
-    "key refused": lambda handler, body: handler.send(401, {"error": {"message": f"bad key {SECRET}"}}),
-    "cut connection": cut,
-    "cut in the middle": cut_in_the_middle,
-    "slow": slow,
-    "byte by byte": byte_by_byte,
-    "huge": huge,
-    "no HTTP": lambda handler, body: handler.wfile.write(b"4\r\n\r\n") and cut(handler, body),
-    "no JSON": lambda handler, body: handler.send(200, b"4"),
-    "half a JSON": lambda handler, body: handler.send(200, b'{"choices": [{"message": {"content": "4'),
-    "empty": lambda handler, body: handler.send(200, b""),
-    "nested": lambda handler, body: handler.send(200, b"[" * 100_000),
-}
 UNREADABLE: dict[str, Callable[[Any, Any], None]] = {
     "wrong schema": lambda handler, body: handler.send(200, {"result": 4}),
     "no choice": lambda handler, body: handler.send(200, {"choices": []}),
