@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,6 +343,35 @@ def test_a_server_of_other_weights_is_refused(server: Server, topology: Topology
         server.answer = _greedy(_tiny(topology, 1, shift=0.01), logprobs=True)
         with pytest.raises(UserError, match="other weights"):
             check()
+
+
+def test_weights_are_looked_at_again_when_calls_have_failed(server: Server, topology: Topology, tmp_path: Path) -> None:
+    producer, loaded, cut = _producer(server), [_tiny(topology, 1)], threading.Event()
+    generator, prompter = _generator(producer), Prompter(operation_named("rephrase"), TOKENIZER, JOB["PROMPT"])
+    expected = expected_answers(loaded[0], prompter, TOKENIZER.vocab_size)
+    generator.guard = lambda: check_weights(generator, expected, prompter.stop_ids, TOKENIZER.vocab_size)
+
+    def say(handler: Handler, body: dict[str, Any]) -> None:
+        if body["temperature"] == 0.0:
+            _greedy(loaded[0], logprobs=True)(handler, body)
+        elif cut.is_set():
+            cut.clear()
+            FAULTS["cut connection"](handler, body)
+        else:
+            answer(handler, body)
+
+    def looks() -> int:
+        return sum(body["temperature"] == 0.0 for _, body, _, _ in server.calls)
+
+    server.answer = say
+    assert producer.batch(ITEMS[:2]) and looks() == 0
+    cut.set()
+    assert producer.batch(ITEMS[:2]) and looks() == len(expected)  # it came back as it was
+    loaded[0] = _tiny(topology, 2)
+    cut.set()
+    with pytest.raises(UserError, match="other weights"):
+        _made(tmp_path / "corpus", producer, topology)
+    assert not read_commits(tmp_path / "corpus.work")
 
 
 @pytest.mark.slow

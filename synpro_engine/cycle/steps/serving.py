@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from synpro_engine.config import UserError
@@ -74,6 +75,9 @@ def serve(
     sampling = settings.generate.sampling
     context = min(model.config.seq_len, settings.prompt.max_tokens + sampling.max_new_tokens)
 
+    check = partial(check_weights, generator, expected, prompter.stop_ids, tokenizer.vocab_size)
+    generator.guard = check
+
     def ready() -> str:
         def tell(what: str) -> None:
             say(topology, f"`{KEY}`: {what}")
@@ -81,7 +85,7 @@ def serve(
         wait_for_server(service, config, name, least_context=context, tell=tell)
         if not expected:
             raise UserError("`generator.seq_len`: is too short for any prompt")
-        return str(check_weights(generator, expected, prompter.stop_ids, tokenizer.vocab_size))
+        return str(check())
 
     say(topology, f"{config.endpoint} serves `{name}` with this stage's weights: {on_main(topology, ready)}")
     return generator

@@ -24,6 +24,10 @@ class ServerConfig(EndpointConfig):
     model: str | None = Field(default=None, min_length=1)
     """The model's name there. Not given, it is the name of the exported folder, which has a part of the weights' hash
     in it: a server that still has older weights is then told by its name alone."""
+    api: Literal["tokens", "text"] = "tokens"
+    """How it is asked: with prompts as token ids and every setting of sampling by name, as vLLM and SGLang take them;
+    or as `text` with OpenAI's own fields alone, for other servers. Where a document spells a special token, a server
+    that is given text takes it for one, and what it draws hangs on the generation settings published with the model."""
     concurrency: int = Field(default=256, gt=0)
     """Completions under way at a time, over all ranks; a rank asks for those of one batch (`batch_prompts`)."""
     timeout_s: float = Field(default=1200.0, gt=0)

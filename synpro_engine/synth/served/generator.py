@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, NoReturn
 
 from synpro_engine.config import UserError, json_text
-from synpro_engine.data import Tokenizer, stable_hash
+from synpro_engine.data import PublishedTokenizer, stable_hash
 from synpro_engine.remote import Calls, Service
 from synpro_engine.sampler import Completion, SamplingConfig
 from synpro_engine.synth.served.config import KEY, ServerConfig
@@ -17,6 +17,16 @@ PATH = "completions"
 Share = Callable[[Callable[[], Any]], Any]
 """Runs a piece of work once for all ranks that would do the very same, and gives its plain JSON result to each."""
 _ENDS = ("stop", "length")
+_BY_NAME = {
+    "return_token_ids": True,
+    # A server takes what is left out from the generation settings that were published with the model.
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+_MOST_STOPS = 4  # OpenAI's protocol takes no more
 _SEED_BITS = 31  # what all servers take: some keep seeds in 32 bits with a sign
 
 
@@ -31,25 +41,21 @@ class Request:
     stop_ids: frozenset[int]
     vocab_limit: int | None
 
-    def body(self, model: str, further: Mapping[str, Any]) -> dict[str, Any]:
-        """As a server takes it; further: fields that replace these, or remove one with None."""
+    def body(self, model: str, config: ServerConfig, tokenizer: PublishedTokenizer) -> dict[str, Any]:
+        """As the server takes it."""
         fields = {
             "model": model,
-            "prompt": list(self.prompt),
             "max_tokens": self.max_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "seed": self.seed,
-            "stop_token_ids": sorted(self.stop_ids),
-            "return_token_ids": True,
-            # A server takes what is left out from the generation settings that were published with the model.
-            "top_k": -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
         }
-        return {name: value for name, value in {**fields, **further}.items() if value is not None}
+        if config.api == "tokens":
+            fields |= {"prompt": list(self.prompt), "stop_token_ids": sorted(self.stop_ids)} | _BY_NAME
+        else:
+            ends = [tokenizer.spell([id]) for id in sorted(self.stop_ids)]
+            fields |= {"prompt": tokenizer.spell(self.prompt), "stop": ends[:_MOST_STOPS]}
+        return {name: value for name, value in {**fields, **config.request}.items() if value is not None}
 
 
 class ServedGenerator:
@@ -59,12 +65,22 @@ class ServedGenerator:
     """
 
     def __init__(
-        self, config: ServerConfig, model: str, tokenizer: Tokenizer, service: Service, *, seq_len: int, share: Share
+        self,
+        config: ServerConfig,
+        model: str,
+        tokenizer: PublishedTokenizer,
+        service: Service,
+        *,
+        seq_len: int,
+        share: Share,
     ) -> None:
         """model: its name there. seq_len: the context in which it was tuned, which bounds prompt and completion."""
         self.config, self.model, self.service = config, model, service
         self._tokenizer, self._seq_len, self._share = tokenizer, seq_len, share
         self._unread = ""
+        self.guard: Callable[[], object] = lambda: None
+        """Called after a batch in which calls failed: a server that was started anew may have other weights."""
+        self._faults = 0
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -107,7 +123,7 @@ class ServedGenerator:
             request, attempts = requests[number], count(1)
 
             def body(seed: int) -> bytes:
-                return json_text(replace(request, seed=seed).body(self.model, self.config.request)).encode()
+                return self.encoded(replace(request, seed=seed))
 
             return calls.ask(
                 PATH, body(request.seed), lambda reply: self.read(request, reply),
@@ -116,7 +132,14 @@ class ServedGenerator:
             )  # fmt: skip
 
         answers = self.service.each(range(len(requests)), answer)
+        if self.service.counts["faults"] != self._faults:
+            self.guard()
+            self._faults = self.service.counts["faults"]
         return [self.fail() if ids is None else ids for ids in answers.values()]
+
+    def encoded(self, request: Request, **further: Any) -> bytes:
+        """The body of a call."""
+        return json_text(request.body(self.model, self.config, self._tokenizer) | further).encode()
 
     def read(self, request: Request, reply: Mapping[str, Any]) -> list[int] | None:
         """The tokens of an answer, with the stop id where it has one; None for what is no answer to the request."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from synpro_engine.config import UserError, json_text
+from synpro_engine.config import UserError
 from synpro_engine.remote import Calls
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth.prompting import Prompter
@@ -84,13 +84,12 @@ def check_weights(
 
     def answer(calls: Calls[int, tuple[list[int], list[float]]], number: int) -> tuple[list[int], list[float]] | None:
         request = requests[number]
-        body = json_text(request.body(server.model, {**server.config.request, "logprobs": 1}))
 
         def read(reply: Mapping[str, Any]) -> tuple[list[int], list[float]] | None:
             ids = server.read(request, reply)
             return None if ids is None else (ids, _logprobs(reply))
 
-        return calls.ask(PATH, body.encode(), read)
+        return calls.ask(PATH, server.encoded(request, logprobs=1), read)
 
     answers = server.service.each(range(len(requests)), answer)
     found = [server.fail() if one is None else one for one in answers.values()]
