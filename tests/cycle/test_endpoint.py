@@ -117,8 +117,8 @@ def test_a_real_server_that_takes_text_alone_generates_with_the_weights_that_wer
             }
             config = load_config(ServerConfig, given)
             service = Service("generate.server", config)
-            wait_for_server(service, config, str(folder), least_context=1024, tell=print)
             server = ServedGenerator(config, str(folder), tokenizer, service, seq_len=1024, share=lambda work: work())
+            wait_for_server(server, least_context=1024, tell=print)
             agreement = check_weights(server, expected, prompter.stop_ids, tokenizer.vocab_size)
             assert agreement.equal > 0.9 and agreement.difference is None
             prompts = [prompter.ask(text) for text in ("The tide is high at noon.", "Bees like apple trees.")]

@@ -23,8 +23,8 @@ from synpro_engine.config.errors import Stopped
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.remote import Service, patience
 from synpro_engine.remote import endpoint as endpoint_module
+from synpro_engine.remote import patience
 from synpro_engine.remote import service as service_module
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
@@ -274,11 +274,12 @@ def test_the_server_is_waited_for_until_it_has_the_model(server: Server, monkeyp
     from synpro_engine.synth.served import opening
 
     monkeypatch.setattr(opening, "_LOOK_S", 0.01)
-    config, told = _config(server.endpoint, patience_s=0.05), list[str]()
-    service = Service("generate.server", config)
+    told, asked_to_stop = list[str](), threading.Event()
 
     def wait(model: str, context: int = 4096) -> None:
-        wait_for_server(service, config, model, least_context=context, tell=told.append)
+        generator = _generator(_producer(server, patience_s=0.05))
+        generator.model, generator.service.asked_to_stop = model, asked_to_stop.is_set
+        wait_for_server(generator, least_context=context, tell=told.append)
 
     wait("bigram")
     assert not told
@@ -287,7 +288,10 @@ def test_the_server_is_waited_for_until_it_has_the_model(server: Server, monkeyp
     assert told == [f"waiting for {server.endpoint} to serve `rephrase-1-abc` (it serves `bigram`)"]
     with pytest.raises(UserError, match=r"context of 4096 tokens.*need 4097"):
         wait("bigram", 4097)
-    service.asked_to_stop = lambda: True
+    server.listing = (500, {"error": "no list"})
+    wait("another")  # it answers, and that will do
+    server.answer = FAULTS["500"]
+    asked_to_stop.set()
     with pytest.raises(Stopped):
         wait("another")
 

@@ -82,7 +82,7 @@ def serve(
         def tell(what: str) -> None:
             say(topology, f"`{KEY}`: {what}")
 
-        wait_for_server(service, config, name, least_context=context, tell=tell)
+        wait_for_server(generator, least_context=context, tell=tell)
         if not expected:
             raise UserError("`generator.seq_len`: is too short for any prompt")
         return str(check())

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from synpro_engine.config import UserError, json_text
 from synpro_engine.data import PublishedTokenizer, stable_hash
-from synpro_engine.remote import Calls, Service
+from synpro_engine.remote import CallFault, Calls, Service
 from synpro_engine.sampler import Completion, SamplingConfig
 from synpro_engine.synth.served.config import KEY, ServerConfig
 
@@ -136,6 +136,19 @@ class ServedGenerator:
             self.guard()
             self._faults = self.service.counts["faults"]
         return [self.fail() if ids is None else ids for ids in answers.values()]
+
+    def answers(self) -> bool:
+        """Whether the server answers a call of one token, now."""
+        any_id = frozenset({0})
+        request = Request(
+            prompt=[0], seed=0, max_tokens=1, sampling=SamplingConfig(temperature=0.0), stop_ids=any_id,
+            vocab_limit=None,
+        )  # fmt: skip
+        try:
+            self.service.endpoint.post(PATH, self.encoded(request), self.config.timeout_s)
+        except CallFault:
+            return False
+        return True
 
     def encoded(self, request: Request, **further: Any) -> bytes:
         """The body of a call."""

@@ -9,6 +9,7 @@ from synpro_engine.config import UserError
 from synpro_engine.config.errors import Stopped
 from synpro_engine.remote import DENIED, NO_SUCH_HOST, CallFault, Service, listed_models
 from synpro_engine.synth.served.config import KEY, ServerConfig
+from synpro_engine.synth.served.generator import ServedGenerator
 
 _LOOK_S, _TOLD_EVERY_S = 1.0, 60.0
 _CALL_S = 10.0
@@ -39,14 +40,13 @@ def _refuse(config: ServerConfig, fault: CallFault) -> None:
         raise UserError(f"`{KEY}.endpoint`: {config.endpoint}: {fault}") from None
 
 
-def wait_for_server(
-    service: Service, config: ServerConfig, model: str, *, least_context: int, tell: Callable[[str], None]
-) -> None:
-    """Return once the server lists `model`; `tell` is told once a minute what is waited for.
+def wait_for_server(server: ServedGenerator, *, least_context: int, tell: Callable[[str], None]) -> None:
+    """Return once the server has the model; `tell` is told once a minute what is waited for.
 
     least_context: tokens that prompt and completion may take together. UserError after `patience_s`, for a key that is
     not taken, and for a context that the server says is shorter; Stopped when the job is asked to stop.
     """
+    service, config, model = server.service, server.config, server.model
     begun, told_at = time.monotonic(), -1e9
     while True:
         try:
@@ -57,7 +57,10 @@ def wait_for_server(
             amiss = f"it serves {names}"
         except CallFault as fault:
             _refuse(config, fault)
-            amiss = str(fault)
+            amiss, listed = str(fault), {}
+            # Not every server has a list; what it lacks shows in a call.
+            if fault.status is not None and server.answers():
+                break
         now = time.monotonic()
         if service.asked_to_stop():
             raise Stopped(f"`{KEY}.endpoint`: {config.endpoint} did not serve `{model}` yet when it was to stop")
@@ -70,7 +73,7 @@ def wait_for_server(
             told_at = now
             tell(f"waiting for {config.endpoint} to serve `{model}` ({amiss})")
         time.sleep(_LOOK_S)
-    context = listed[model].get("max_model_len")
+    context = listed.get(model, {}).get("max_model_len")
     if isinstance(context, int) and context < least_context:
         raise UserError(
             f"`{KEY}.endpoint`: {config.endpoint} serves `{model}` with a context of {context} tokens; prompts and"
