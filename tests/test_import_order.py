@@ -18,7 +18,7 @@ ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
         "run_layout sections recipe layouts rates forecast settings external stages run_lock steps plan"
-        " summaries cycle generation scoring"
+        " summaries cycle generation scoring tracing"
     ).split(),
 }
 """Modules and sub-packages of a package, in their order."""

@@ -6,14 +6,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from synpro_engine.cli import judge_table, plan_table, status_table
+from synpro_engine.cli import judge_table, plan_table, status_table, trace_text
 from synpro_engine.cli.shares import show
-from synpro_engine.config import Config, UserError, load_config, verification
+from synpro_engine.config import Config, UserError, json_text, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
@@ -31,6 +31,7 @@ from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
+from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
@@ -223,6 +224,24 @@ def judge_check(recipe: str, overrides: Sequence[str], *, texts: int, output: Pa
                 print(line)
             if output is not None:
                 judge_table.write(output, found, resolved, texts)
+
+
+def trace(
+    recipe: str,
+    overrides: Sequence[str],
+    directory: Path | None,
+    wanted: str | tuple[str, int, int, int],
+    *,
+    as_json: bool,
+) -> None:
+    """Print where a document, by its id, or a token (stage, step, row, place in the row) is from."""
+    with _cycle(recipe, overrides, directory, models=False) as cycle:
+        cycle.open_directory()
+        found = trace_document(cycle, wanted) if isinstance(wanted, str) else trace_token(cycle, *wanted)
+        if cycle.topology.is_main:
+            lines = [json_text(asdict(found), indent=2)] if as_json else trace_text.lines(found)
+            for line in lines:
+                print(line)
 
 
 def keys(recipe: str, overrides: Sequence[str]) -> None:

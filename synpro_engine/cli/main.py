@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from synpro_engine import __version__
-from synpro_engine.cli import influence_command, launch_command
+from synpro_engine.cli import influence_command, launch_command, trace_command
 from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import Directory, DryRun, Overrides, Recipe, Redo
 from synpro_engine.config.recipes import recipe_names
@@ -38,7 +38,8 @@ on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that 
 """
 
 _EPILOG = f"""\b
-A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
+A recipe is a name ({", ".join(recipe_names())}) or a YAML file, which may begin from another
+(`base: synpro-400m`) and hold what differs; overrides set single keys by their path, as in
   synpro run smoke pretrain.max_steps=40 model.d_model=64
 Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
 that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.
@@ -149,6 +150,7 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 
 app.command(help=influence_command.HELP)(influence_command.influence)
+app.command(help=trace_command.HELP)(trace_command.trace)
 app.command(
     help=launch_command.HELP,
     add_help_option=True,

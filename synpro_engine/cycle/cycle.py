@@ -28,6 +28,7 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
 from synpro_engine.cycle.stages import Stage, run_stages
 from synpro_engine.cycle.steps.judging import check_judges
+from synpro_engine.cycle.steps.pretraining import Training
 from synpro_engine.cycle.steps.serving import check_server_of
 from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
@@ -112,6 +113,20 @@ class Cycle:
     def export(self, stage: str, output: Path) -> None:
         """Write one stage's weights as a Hugging Face directory. Collective."""
         export_stage(self.directory, stage, output, self.recipe, self.place_of(stage))
+
+    @property
+    def rounds(self) -> list[Round]:
+        """All rounds of the recipe."""
+        return [Round(number) for number in range(1, self.recipe.rounds + 1)]
+
+    @property
+    def training_stages(self) -> tuple[str, ...]:
+        """Names of the stages that train the pretrained model, in their order."""
+        return (PRETRAIN, *self._plan.arms)
+
+    def training(self, stage: str) -> Training:
+        """What one of them is made from."""
+        return self._plan.training(stage)
 
     def place_of(self, stage: str) -> Topology:
         """This rank's place in the layout of a stage, for models that are loaded from it. Collective."""

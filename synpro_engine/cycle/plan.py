@@ -31,7 +31,7 @@ from synpro_engine.cycle.settings import SettingsOf, StageSettings, TasksSetting
 from synpro_engine.cycle.stages import Stage, Work
 from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
-from synpro_engine.cycle.steps.pretraining import arm_stage, pretrain_stage
+from synpro_engine.cycle.steps.pretraining import Training, arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
 from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
 from synpro_engine.cycle.steps.tasks import tasks_stage
@@ -65,7 +65,7 @@ class Plan:
             yield self._tasks(HELD_OUT, of.held_out, *self._measured)
         work = partial(import_stage, settings=of.generator, tokens=tokens)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
-        work = partial(pretrain_stage, settings=of.pretrain, tokens=tokens)
+        work = partial(pretrain_stage, training=self.training(PRETRAIN))
         # Not made from the imported generator: another one leaves pretraining as it is.
         yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, *self._measured)
         for number in range(1, self.recipe.rounds + 1):
@@ -102,7 +102,7 @@ class Plan:
         work = partial(synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora)
         tasks = (HELD_OUT,) if len(of.shards.held_out) > 1 else ()
         yield self._stage(this.shards, "generate", work, of.shards, TOKENIZE, *tasks, *generated.values())
-        yield self._arm(this.arm, this.theta, this.number, recipe.continued.steps)
+        yield self._arm(this.arm)
 
     def _synthesis(self, this: Round, command: str, name: str, work: partial[None], generator: str) -> Stage:
         """Tuning or generation: `work` but for the stages it reads."""
@@ -121,24 +121,36 @@ class Plan:
         parents = dict.fromkeys((TOKENIZE, this.theta, this.probe, IMPORT, generator))
         return self._stage(name, command, whole, work.keywords["settings"], *parents)
 
-    def _arm(self, name: str, start: str, rounds: int, steps: int) -> Stage:
-        """An arm that trains on from `start` with the synthetic text of the first `rounds` rounds."""
+    @property
+    def arms(self) -> dict[str, tuple[str, int, int]]:
+        """By the arm's stage: the stage it trains on from, the rounds whose synthetic text it reads, its steps."""
+        steps, last = self.recipe.continued.steps, self.recipe.rounds
         # All rounds so far: a round's text stays in the mixture when its successor's comes.
-        synthetic = {Round(number).name: Round(number).shards for number in range(1, rounds + 1)}
-        settings = self._settings.arm(steps, synthetic=bool(synthetic))
-        work = partial(
-            arm_stage,
-            settings=settings,
+        rounds = {Round(n).arm: (Round(n).theta, n, steps) for n in range(1, last + 1)}
+        # From the first plateau and for the steps of all rounds together, so that both arms end after as many tokens.
+        return rounds | {REPEAT: (PRETRAIN, 0, steps * last)}
+
+    def training(self, name: str) -> Training:
+        """What pretraining or an arm is made from."""
+        if name == PRETRAIN:
+            return Training(settings=self._settings.pretrain, tokens=self._tokens)
+        start, rounds, steps = self.arms[name]
+        return Training(
+            settings=self._settings.arm(steps, synthetic=rounds > 0),
             tokens=self._tokens,
             start=self.directory / start,
-            synthetic={source: self.directory / stage for source, stage in synthetic.items()},
+            synthetic={Round(n).name: self.directory / Round(n).shards for n in range(1, rounds + 1)},
         )
-        return self._stage(name, EVALUATE, work, settings, *self._measured, start, *synthetic.values())
+
+    def _arm(self, name: str) -> Stage:
+        (start, rounds, _), training = self.arms[name], self.training(name)
+        shards = [Round(number).shards for number in range(1, rounds + 1)]
+        work = partial(arm_stage, training=training)
+        return self._stage(name, EVALUATE, work, training.settings, *self._measured, start, *shards)
 
     def _ending(self) -> Iterator[Stage]:
         recipe, directory, last = self.recipe, self.directory, Round(self.recipe.rounds)
-        # From the first plateau and for the steps of all rounds together, so that both arms end after as many tokens.
-        yield self._arm(REPEAT, PRETRAIN, 0, recipe.continued.steps * last.number)
+        yield self._arm(REPEAT)
         arms = {"at the plateau": PRETRAIN, "organic + synthetic": last.arm, "repeat organic": REPEAT}
         corpora = {operation: last.generate(operation) for operation in recipe.generate.operations}
         work = partial(

@@ -12,7 +12,7 @@ from synpro_engine.data.documents import (
 )
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader, eval_windows, reference_windows
+from synpro_engine.data.loader import Batch, TokenLoader, TokenOrigin, eval_windows, reference_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.seen import SeenKeys
@@ -35,7 +35,7 @@ from synpro_engine.data.tokenizer import (
     load_tokenizer,
     start_id,
 )
-from synpro_engine.data.windows import repetition_mask
+from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE
 
@@ -62,7 +62,9 @@ __all__ = [
     "TokenDocument",
     "TokenFiles",
     "TokenLoader",
+    "TokenOrigin",
     "Tokenizer",
+    "WindowSource",
     "cap_documents",
     "check_ids",
     "check_rows",

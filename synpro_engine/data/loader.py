@@ -45,6 +45,19 @@ class Batch:
         return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenOrigin:
+    """Where one token of a batch is from."""
+
+    source: str
+    window: int
+    """Of the source, from 0 without end."""
+    document: int
+    """Its number in the source."""
+    offset: int
+    """Among the document's tokens, from 0."""
+
+
 class TokenLoader:
     """Deals global batches of windows from weighted sources; each data-parallel rank gets its rows of them.
 
@@ -117,6 +130,37 @@ class TokenLoader:
             # Not of tasks, whose windows are filled up with one token.
             labels_BS[repetition_mask(windows_BS1) & np.array(streams)] = IGNORE
         return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS), torch.from_numpy(np.stack(documents)))
+
+    def skip(self, batches: int) -> None:
+        """Move on by so many batches, and make none of them."""
+        before = dict(self._blend.drawn)
+        self._blend.skip(batches * self.global_batch)
+        self._dealt = {name: dealt + self._blend.drawn[name] - before[name] for name, dealt in self._dealt.items()}
+
+    def origin(self, row: int, token: int) -> TokenOrigin:
+        """Where input `token` in row `row` of the next global batch is from; the position stays."""
+        blend = Blend(self._weights, self._blend.drawn)
+        blend.skip(row)
+        name = blend.next()
+        window = self._dealt[name] + blend.drawn[name] - self._blend.drawn[name] - 1
+        document, offset = self._stream(name).place(window, token)
+        return TokenOrigin(source=name, window=window, document=document, offset=offset)
+
+    def readings(self, name: str, document: int, batches: int) -> list[tuple[int, int]]:
+        """Where the next `batches` read a document of a source: batch, from 0 for the next one, and row."""
+        source, begin, blend = self._stream(name), self._dealt[name], Blend(self._weights, self._blend.drawn)
+        samples = range(batches * self.global_batch)
+        # Which of them are the source's; alone it has all, of which pretraining may deal billions.
+        own = samples if len(self._sources) == 1 else [sample for sample in samples if blend.next() == name]
+        end, each = begin + len(own), source.windows_per_epoch
+        epochs = range(begin // each, -(-end // each))
+        windows = (window for epoch in epochs for window in source.reading(document, epoch))
+        return [divmod(own[window - begin], self.global_batch) for window in windows if begin <= window < end]
+
+    def _stream(self, name: str) -> WindowSource:
+        source = self._sources[name]
+        assert isinstance(source, WindowSource), "tasks are measured on, and not trained on"
+        return source
 
     def document_id(self, number: int) -> str:
         """Id of the document that batches call `number`, unique within its source."""

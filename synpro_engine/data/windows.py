@@ -64,6 +64,39 @@ class WindowSource:
         first, last = np.searchsorted(epoch.starts, [start, start + self.seq_len], side="right") - 1
         return epoch.documents[first : last + 1].tolist()
 
+    def place(self, index: int, token: int) -> tuple[int, int]:
+        """Of token `token` of window `index`: the number of its document, and its place among that one's tokens."""
+        number, within = divmod(index, self.windows_per_epoch)
+        epoch = self._epoch(number)
+        at = int(epoch.windows[within]) * self.seq_len + token
+        place = int(np.searchsorted(epoch.starts, at, side="right")) - 1
+        return int(epoch.documents[place]), at - int(epoch.starts[place])
+
+    def reading(self, document: int, epoch: int) -> list[int]:
+        """The windows of an epoch whose first `seq_len` tokens have one of the document's, in their order."""
+        order = self._epoch(epoch)
+        place = int(np.flatnonzero(order.documents == document)[0])
+        first, last = (order.starts[place : place + 2] - (0, 1)) // self.seq_len
+        found = np.flatnonzero((order.windows >= first) & (order.windows <= last))
+        return (epoch * self.windows_per_epoch + found).tolist()
+
+    def tokens_given(self, windows: int, kinds_D: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
+        """Input tokens in the first `windows` windows by the kind (from 0) of their document, int64 [kinds]."""
+        given = np.zeros(kinds, np.int64)
+        for number in range(-(-windows // self.windows_per_epoch)):
+            epoch = self._epoch(number)
+            begins = epoch.windows[: windows - number * self.windows_per_epoch] * self.seq_len
+            ends = begins + self.seq_len
+            at_begins, at_ends = (np.searchsorted(epoch.starts, places, side="right") - 1 for places in (begins, ends))
+            for kind in range(len(given)):
+                own_D = kinds_D[epoch.documents] == kind
+                # Tokens of the kind before each document; within one of the kind every further token is one more.
+                before_D = np.concatenate([[0], np.cumsum(np.diff(epoch.starts) * own_D)])
+                for sign, places, at in ((-1, begins, at_begins), (1, ends, at_ends)):
+                    within = (places - epoch.starts[at]) * own_D[at]
+                    given[kind] += sign * int((before_D[at] + within).sum())
+        return given
+
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:
             # Name and epoch only: neither batch size nor ranks enter, so the order is the same in every layout.

@@ -12,7 +12,7 @@ from synpro_engine.report.sections.influence import Influence, InRunInfluence, O
 from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau, Pretraining
 from synpro_engine.report.sections.samples import Sample
 from synpro_engine.report.sections.timeline import StageTiming, Timeline
-from synpro_engine.report.sections.tokens import ArmTokens, TokenAccount
+from synpro_engine.report.sections.tokens import ArmTokens, MadeTokens, TokenAccount
 from synpro_engine.report.sections.tuning import RewardCurves
 from synpro_engine.report.terminal import closing_summary
 
@@ -24,9 +24,10 @@ __all__ = [
     "CurveKind",
     "Environment",
     "HeldOutLoss",
-    "Leak",
     "InRunInfluence",
     "Influence",
+    "Leak",
+    "MadeTokens",
     "ModelInfo",
     "OperationInfluence",
     "Plateau",
@@ -37,8 +38,8 @@ __all__ = [
     "ScoredDocument",
     "SplitSize",
     "StageTiming",
-    "Timeline",
     "TaskInfo",
+    "Timeline",
     "TokenAccount",
     "closing_summary",
     "render_report",

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from synpro_engine.config import UserError, nearest
+from synpro_engine.config.artifact import versions
 from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder
 from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
@@ -45,6 +46,12 @@ class Composer:
             for name in named:
                 if name not in self._rewards:
                     raise UserError(f"`reward.{operation}`: no reward `{name}`{nearest(name, self._rewards)}")
+
+    @property
+    def judges(self) -> dict[str, str]:
+        """What gives each reward that has a weight: a remote judge by its version, what is embedded by the engine's."""
+        embedded = f"synpro_engine {versions()['synpro_engine']}"
+        return {name: r.version if isinstance(r, Judge) else embedded for name, r in self._rewards.items()}
 
     def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
         """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.

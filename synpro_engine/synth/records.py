@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ class Producer:
     generator_hash: str
     scorer: RewardFunction | None = None
     prefix: str = ""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """What the provenance of every record says beside what is its own."""
 
     @cached_property
     def prompters(self) -> dict[str, Prompter]:
@@ -161,4 +163,5 @@ class Producer:
             "seed": item.seed,
             "member": member,
             "finished": finished,
+            **self.common,
         }

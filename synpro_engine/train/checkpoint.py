@@ -122,6 +122,12 @@ def save_checkpoint(
     on_main(topology, finish)
 
 
+def checkpoint_extra(path: Path) -> dict[str, Json]:
+    """The `extra` of a checkpoint, whose tensors are left alone; UserError for one that is missing or damaged."""
+    _checkpoint_manifest(path)
+    return read_record(path / _EXTRA, _Extra).extra
+
+
 def load_checkpoint(
     path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True
 ) -> dict[str, Json]:

@@ -1,5 +1,6 @@
 """The whole cycle for real, on the `smoke` recipe: alone, killed and resumed, and on two processes."""
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
 from synpro_engine.influence.first_order import plain_logits
 from synpro_engine.train.metrics import read_metrics
+from tests.cli.refusals import refused
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 _RUN = [sys.executable, "-m", "synpro_engine", "run", "smoke"]
@@ -216,3 +218,67 @@ def test_the_report_of_a_run_can_be_made_while_it_goes_on(alone: Path, tmp_path:
             assert (run / "report.html").stat().st_size > 10_000
     assert running.wait(300) == 0, running.communicate()[1]
     assert _results(run) == _results(alone)
+
+
+def _traced(run: Path, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "synpro_engine", "trace", "smoke", "--dir", str(run), "--json", *arguments],
+        env=_ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_token_of_a_step_traces_to_a_document_that_the_step_was_scored_on(alone: Path) -> None:
+    scored = {r.key for r in read_scores(alone / "pretrain" / "in-run-scores.jsonl") if r.step == 10}
+    with zstandard.open(alone / "tokenize" / "documents" / "train.jsonl.zst", "rt", encoding="utf-8") as file:
+        texts = {record["id"]: record["text"] for record in map(json.loads, file)}
+    found = _traced(alone, "--step", "10", "--row", "5", "--token", "33")
+    start, end = found["characters"]
+    assert found["document"] in scored and found["text"] in texts[found["document"]][start:end]
+    assert (found["before"] + found["text"]).strip() in texts[found["document"]][:end]
+    read = {stage["stage"]: stage["places"] for stage in _traced(alone, found["document"])["read"]}
+    assert [10, 5] in read["pretrain"]
+
+
+def test_a_synthetic_token_traces_to_its_record_and_the_characters_of_its_source(alone: Path) -> None:
+    record = next(r for r in map(json.loads, _documents(alone, "rephrase").splitlines()) if len(r["text"]) > 60)
+    text = _traced(alone, record["id"])
+    origin, [passage] = text["synthetic"]["record"]["provenance"], text["synthetic"]["passages"]
+    assert text["synthetic"]["record"] == record and (origin["round"], origin["operation"]) == (1, "rephrase")
+    assert hashlib.sha256(passage["text"].encode()).hexdigest() == origin["source_sha256"]
+    assert record["id"] in [id for _, id in _traced(alone, origin["source"])["made"]]
+    probe = json.loads((alone / "round-1" / "probe" / "direction" / "manifest.json").read_text())
+    assert origin["influence"] == probe["content_hash"] and "influence" in origin["judges"]
+    # Some of the texts are in a row of the arm: its tokens are of texts of the round.
+    ids = [json.loads(line)["id"] for line in _documents(alone, "rephrase").splitlines()]
+    places = [place for id in ids[:8] for stage in _traced(alone, id)["read"] for place in stage["places"]]
+    step, row = places[0]
+    where = ("--arm", "round-1/continue", "--step", str(step), "--row", str(row))
+    for token in ("0", "63"):
+        found = _traced(alone, *where, "--token", token)
+        assert found["source"] == "round-1" and found["synthetic"]["record"]["id"] == found["document"] in ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--step", "1000", "--row", "0", "--token", "0"), "--step 1000: pretrain made the steps 1 to "),
+        (("--step", "1", "--row", "8", "--token", "0"), "--row 8: the rows of a batch are 0 to 7"),
+        (("--step", "1", "--row", "0", "--token", "64"), "--token 64: the tokens of a row are 0 to 63"),
+        (("--step", "1"), "trace: give --row and --token too"),
+        (("--arm", "nothing", "--step", "1", "--row", "0", "--token", "0"), "--arm nothing: no training stage"),
+        (("no-such-id",), "no document 'no-such-id'"),
+        ((), "trace: give one DOC_ID, or --step, --row and --token"),
+    ],
+)
+def test_what_is_not_there_cannot_be_traced(
+    alone: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refused(capsys, "trace", "smoke", "--dir", str(alone), *arguments)
+
+
+def test_the_report_counts_the_tokens_of_each_round_and_operation(alone: Path) -> None:
+    made = json.loads((alone / "round-1" / "shards" / "tokens.json").read_text())
+    page = (alone / "report.html").read_text()
+    assert "Tokens made" in page and all(f"<td>{operation}</td>" in page for operation in made)

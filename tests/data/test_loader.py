@@ -17,6 +17,7 @@ from synpro_engine.data import (
     SourceConfig,
     TokenCorpus,
     TokenLoader,
+    WindowSource,
     eval_windows,
     mixture_weights,
     repetition_mask,
@@ -348,3 +349,45 @@ def test_each_held_out_token_is_a_target_exactly_once(ranks: int, batch_size: in
     stream = corpus.tokens.tolist()[:max_tokens]
     assert [label for _, label in pairs] == stream
     assert [token for token, _ in pairs] == [corpus.eos_id, *stream[:-1]]
+
+
+def test_a_token_s_origin_is_the_place_in_its_document_that_holds_it() -> None:
+    loader, dealt = _loader(), _loader()
+    dealt.skip(9)
+    for _ in range(9):
+        loader.next_batch()
+    for _ in range(4):  # some of them past the end of an epoch
+        origins = [[loader.origin(row, token) for token in range(SEQ)] for row in range(12)]
+        batch, same = loader.next_batch(), dealt.next_batch()
+        assert torch.equal(batch.tokens_BS, same.tokens_BS), "skipping is dealing unseen"
+        for row, tokens in enumerate(origins):
+            for origin, id in zip(tokens, batch.tokens_BS[row].tolist(), strict=True):
+                assert CORPORA[origin.source].document_tokens(origin.document)[origin.offset] == id
+
+
+def test_the_readings_of_a_document_are_the_rows_that_hold_its_tokens() -> None:
+    loader = _loader()
+    for _ in range(3):
+        loader.next_batch()
+    found = {name: loader.readings(name, 5, 60) for name in CORPORA}
+    rows: dict[str, list[tuple[int, int]]] = {name: [] for name in CORPORA}
+    for batch in range(60):
+        for row in range(12):
+            origins = {(o.source, o.document) for o in (loader.origin(row, token) for token in range(SEQ))}
+            for name in CORPORA:
+                if (name, 5) in origins:
+                    rows[name].append((batch, row))
+        loader.next_batch()
+    assert found == rows and all(rows.values())
+
+
+@pytest.mark.parametrize("windows", [0, 1, 7, 40, 200])
+def test_tokens_by_kind_are_those_of_the_windows_that_were_given(windows: int) -> None:
+    corpus = CORPORA["web"]
+    kinds_D = np.arange(corpus.num_documents) % 3
+    source = WindowSource("web", corpus, SEQ, 7)
+    counted = np.zeros(4, np.int64)
+    for index in range(windows):
+        documents = source.window(index)[1][:-1]
+        counted += np.bincount(kinds_D[documents], minlength=4)
+    assert source.tokens_given(windows, kinds_D, 4).tolist() == counted.tolist()

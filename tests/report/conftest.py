@@ -15,6 +15,7 @@ from synpro_engine.report import (
     HeldOutLoss,
     Influence,
     InRunInfluence,
+    MadeTokens,
     ModelInfo,
     OperationInfluence,
     Plateau,
@@ -227,6 +228,10 @@ def full_report() -> ReportData:
             organic_unique=150_016,
             pretrain_seen=1_228_800,
             synthetic={"rephrase": 31_204, "reformat": 12_877},
+            made=(
+                MadeTokens(round=1, operation="rephrase", tokens=31_204, trained=249_332),
+                MadeTokens(round=1, operation="reformat", tokens=12_877, trained=102_924),
+            ),
             arms=(
                 ArmTokens(name=arms[0], organic=876_544, synthetic=352_256),
                 ArmTokens(name=arms[1], organic=1_228_800, synthetic=0),

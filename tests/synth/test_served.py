@@ -20,7 +20,8 @@ import zstandard
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.config.errors import Stopped
-from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist import ParallelConfig, Topology, launched, on_first
+from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.remote import endpoint as endpoint_module
@@ -30,6 +31,7 @@ from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
     DOCUMENTS,
     REJECTS,
+    GenerateConfig,
     Producer,
     Prompter,
     ServedGenerator,
@@ -253,6 +255,13 @@ def _config(endpoint: str, **settings: Any) -> ServerConfig:
     return load_config(ServerConfig, {"endpoint": endpoint, **settings})
 
 
+def test_a_corpus_hangs_on_what_is_asked_and_not_on_where_or_how_patiently() -> None:
+    assert "server" not in GenerateConfig().recorded(), "work that was begun before there were servers stays as it is"
+    server = _config("http://gpu-7:8000/v1", model="m", api_key_env="KEY", patience_s=1.0, request={"min_p": 0.1})
+    recorded = GenerateConfig(server=server).recorded()["server"]
+    assert recorded == {"request": {"min_p": 0.1}, "api": "tokens"}
+
+
 def test_what_can_be_known_of_a_server_is_told_before_it_is_needed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +385,21 @@ def test_weights_are_looked_at_again_when_calls_have_failed(server: Server, topo
     with pytest.raises(UserError, match="other weights"):
         _made(tmp_path / "corpus", producer, topology)
     assert not read_commits(tmp_path / "corpus.work")
+
+
+def _asks(endpoint: str) -> list[list[Any]]:
+    """What a rank of a tensor-parallel group of two gets, and how many calls it made."""
+    with launched(ParallelConfig(tp=2)) as topology:
+        producer = JOB["served_producer"](endpoint=endpoint)
+        generator = _generator(producer)
+        generator._share = lambda work: on_first(topology.tp, topology, work)
+        return [producer.batch(ITEMS[:3]), [generator.service.counts["calls"]]]
+
+
+def test_tensor_parallel_ranks_ask_once_and_have_the_same(server: Server) -> None:
+    one, two = run_ranks(_asks, 2, endpoint=server.endpoint)
+    assert one[0] == two[0] == _producer(server).batch(ITEMS[:3])
+    assert one[1] == [6] and two[1] == [0], "the second rank asks nothing"
 
 
 @pytest.mark.slow

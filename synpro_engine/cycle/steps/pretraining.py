@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from synpro_engine.backend import platform
@@ -18,6 +18,7 @@ from synpro_engine.data import (
     Batch,
     SourceConfig,
     TokenCorpus,
+    Tokenizer,
     TokenLoader,
     check_rows,
     eval_windows,
@@ -45,6 +46,42 @@ class TrainingResult(Record):
     """Windows trained on since the first step of pretraining, by source."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training stage is made from, beside what it is measured on."""
+
+    settings: PretrainSettings | ArmSettings
+    tokens: Path
+    start: Path | None = None
+    """The stage that it trains on from: weights, optimizer, position in the organic text."""
+    synthetic: Mapping[str, Path] = field(default_factory=dict)
+    """Shard artifacts by source name."""
+
+    def sources(self, tokenizer: Tokenizer) -> tuple[dict[str, TokenCorpus], dict[str, float]]:
+        """The text that it reads and the weights of it, by source."""
+        corpora = {ORGANIC: open_split(self.tokens, "train", tokenizer)}
+        corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in self.synthetic.items()}
+        continued = self.settings.continued if isinstance(self.settings, ArmSettings) else None
+        # The name is that of pretraining: an arm's loader takes up the position under it, and new sources begin at 0.
+        return corpora, {ORGANIC: 1.0} if continued is None else mixture(corpora, continued)
+
+    def loader(
+        self, corpora: Mapping[str, TokenCorpus], weights: Mapping[str, float], rank: int = 0, ranks: int = 1
+    ) -> TokenLoader:
+        """Deals the sources, from their first window; rank, ranks: of data parallelism."""
+        settings = self.settings
+        return TokenLoader(
+            corpora,
+            weights,
+            settings.model.seq_len,
+            settings.pretrain.global_batch,
+            settings.seed,
+            dp_rank=rank,
+            dp_size=ranks,
+            mask_repetitions=settings.pretrain.mask_repetitions,
+        )
+
+
 def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology: Topology) -> list[Batch]:
     """This rank's batches, of `rows` windows, of held-out text by the name of its shards; each target is there once."""
     corpus, dp = open_shards(measured_path(tokens, name), open_tokenizer(tokens, topology)), topology.dp
@@ -53,8 +90,7 @@ def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology:
 
 def _train(
     into: Path,
-    settings: PretrainSettings | ArmSettings,
-    tokens: Path,
+    training: Training,
     corpora: Mapping[str, TokenCorpus],
     weights: Mapping[str, float],
     topology: Topology,
@@ -63,18 +99,10 @@ def _train(
     start: Path | None = None,
     watcher: Watcher | None = None,
 ) -> None:
-    """Train on the weighted sources, from `start` or from initial weights, and write the result down."""
-    model, config, dp = settings.model, settings.pretrain, topology.dp
-    loader = TokenLoader(
-        corpora,
-        weights,
-        model.seq_len,
-        config.global_batch,
-        settings.seed,
-        dp_rank=dp.rank,
-        dp_size=dp.size,
-        mask_repetitions=config.mask_repetitions,
-    )
+    """Train on the weighted sources, from the checkpoint `start` or initial weights, and write the result down."""
+    settings, tokens, dp = training.settings, training.tokens, topology.dp
+    model, config = settings.model, settings.pretrain
+    loader = training.loader(corpora, weights, dp.rank, dp.size)
     # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
     held_out = {"reference": next(iter(settings.references)), "validation": "validation"}
     mixed: dict[str, dict[str, float]] = {}
@@ -108,34 +136,28 @@ def _train(
     on_main(topology, lambda: atomic_write_text(into / TRAINING_RESULT, json_text(facts, indent=2) + "\n"))
 
 
-def pretrain_stage(into: Path, settings: PretrainSettings, tokens: Path, topology: Topology) -> None:
+def pretrain_stage(into: Path, training: Training, topology: Topology) -> None:
     """Pretrain from initial weights on organic text until the plateau or the budget."""
+    settings, tokens = training.settings, training.tokens
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
-    corpus, references = open_split(tokens, "train", tokenizer), open_measured(tokens, settings.references, tokenizer)
-    in_run = settings.pretrain.in_run
+    corpora, weights = training.sources(tokenizer)
+    references, in_run = open_measured(tokens, settings.references, tokenizer), settings.pretrain.in_run
     watcher = None
     if in_run is not None:
         watcher = InRunScores(in_run, into / SCORES, references, topology, weights=settings.references)
-    _train(into, settings, tokens, {ORGANIC: corpus}, {ORGANIC: 1.0}, topology, label=PRETRAIN, watcher=watcher)
+    _train(into, training, corpora, weights, topology, label=PRETRAIN, watcher=watcher)
 
 
-def arm_stage(
-    into: Path, settings: ArmSettings, tokens: Path, start: Path, synthetic: Mapping[str, Path], topology: Topology
-) -> None:
-    """Train on from `start` (weights, optimizer, position in the organic text).
-
-    synthetic: shard artifacts by source name, mixed in as `continued` says; none repeats organic text.
-    """
-    tokenizer = open_tokenizer(tokens, topology)
-    corpora = {ORGANIC: open_split(tokens, "train", tokenizer)}
-    corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in synthetic.items()}
-    # The name is that of pretraining: the arm's loader takes up the position under it, and new sources begin at 0.
-    weights = {ORGANIC: 1.0} if settings.continued is None else mixture(corpora, settings.continued)
-    _refuse_unread(weights, settings.pretrain.max_steps * settings.pretrain.global_batch)
-    before = stage_checkpoint(start, topology)
-    _train(into, settings, tokens, corpora, weights, topology, label=into.name.removesuffix(".partial"), start=before)
+def arm_stage(into: Path, training: Training, topology: Topology) -> None:
+    """Train on from `training.start`; the synthetic text is mixed in as `continued` says, and none repeats organic."""
+    assert training.start is not None
+    corpora, weights = training.sources(open_tokenizer(training.tokens, topology))
+    config = training.settings.pretrain
+    _refuse_unread(weights, config.max_steps * config.global_batch)
+    before = stage_checkpoint(training.start, topology)
+    _train(into, training, corpora, weights, topology, label=into.name.removesuffix(".partial"), start=before)
 
 
 def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:

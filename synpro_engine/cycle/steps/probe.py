@@ -144,6 +144,12 @@ def load_reference_directions(path: Path, theta: Model) -> dict[str, Direction]:
     return {name: load_direction(path / DIRECTIONS / name, theta) for name in names}
 
 
+def probe_hash(path: Path, topology: Topology) -> str:
+    """Content hash of the weights that `load_probe` reads in a finished stage. Collective."""
+    # Of these alone: the files beside them hold times, which no two runs have in common.
+    return on_main(topology, lambda: read_manifest(_direction_in(path) or path / CHECKPOINT).content_hash)
+
+
 def is_tangent(path: Path) -> bool:
     """Whether a `probe` stage, a checkpoint or a stored direction is a gradient's direction, which has no length.
 

@@ -65,6 +65,12 @@ def serve(
     )  # fmt: skip
     if not checks:
         return generator
+    at_once = settings.generate.batch_prompts * settings.generate.samples
+    if at_once < service.threads:
+        told = (
+            f"a rank asks for {at_once} completions at a time, of the {service.threads} that `{KEY}.concurrency` allows"
+        )
+        say(topology, f"`generate.batch_prompts`: {told}")
     prompter = Prompter(operation_named(settings.operation), tokenizer, settings.prompt)
     expected = expected_answers(Sampler(model), prompter, tokenizer.vocab_size)
     if exports:

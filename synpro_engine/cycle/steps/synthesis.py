@@ -33,7 +33,7 @@ from synpro_engine.cycle.settings import (
 from synpro_engine.cycle.steps.accepted import texts_made
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.judging import open_judges, tell_judged
-from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.probe import load_probe, probe_hash
 from synpro_engine.cycle.steps.serving import serve
 from synpro_engine.cycle.steps.tasks import measured_texts
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
@@ -211,6 +211,11 @@ def generate_stage(
         scorer=composer.rows,
         # Ids of all rounds meet in one mixture of sources.
         prefix="" if settings.round == 1 else f"{this.name}/",
+        common={
+            "round": settings.round,
+            "influence": probe_hash(inputs.probe, topology) if settings.reward.uses("influence") else None,
+            "judges": composer.judges,
+        },
     )
     if helper:
         join_generation(into / CORPUS, producer, topology, seed=_round_seed(settings))

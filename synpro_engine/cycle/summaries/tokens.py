@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.run_layout import (
     PRETRAIN,
     REPEAT,
+    SYNTHETIC,
     SYNTHETIC_TOKENS,
     TOKENIZE,
     TRAINING_RESULT,
@@ -17,8 +21,8 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.steps.pretraining import ORGANIC, TrainingResult
 from synpro_engine.cycle.summaries.arms import REPEAT_ARM, SYNTHETIC_ARM
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
-from synpro_engine.data import read_shard_stats
-from synpro_engine.report import ArmTokens, TokenAccount
+from synpro_engine.data import WindowSource, open_shards, read_shard_stats
+from synpro_engine.report import ArmTokens, MadeTokens, TokenAccount
 
 
 def tokens(run: FinishedRun) -> TokenAccount | None:
@@ -37,11 +41,31 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
             organic = seen.pop(ORGANIC) - pretrain_seen
             arms.append(ArmTokens(name=name, organic=organic, synthetic=sum(seen.values())))
     return TokenAccount(
+        made=tuple(_made(run)),
         organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,
         pretrain_seen=pretrain_seen,
         synthetic=synthetic,
         arms=tuple(arms),
     )
+
+
+def _made(run: FinishedRun) -> Iterator[MadeTokens]:
+    """Tokens of each round and operation; how many of them the last arm and those before it were given."""
+    finished = [number for number in run.rounds if Round(number).arm in run.done]
+    windows = run.record(Round(finished[-1]).arm, TRAINING_RESULT, TrainingResult).samples if finished else {}
+    for number in run.rounds:
+        this = Round(number)
+        counts = run.counts(this.shards, SYNTHETIC_TOKENS)
+        trained: list[int] = []
+        if this.name in windows:
+            corpus = open_shards(shards_path(run.directory / this.shards, SYNTHETIC))
+            # Operation after operation, as the shards were written: by its first token each text is one of them.
+            ends = np.cumsum(list(counts.values()))
+            kinds_D = np.searchsorted(ends, corpus.offsets[:-1], side="right")
+            source = WindowSource(this.name, corpus, run.recipe.model.seq_len, run.recipe.seed)
+            trained = source.tokens_given(windows[this.name], kinds_D, len(counts)).tolist()
+        for at, (operation, tokens) in enumerate(counts.items()):
+            yield MadeTokens(round=number, operation=operation, tokens=tokens, trained=trained[at] if trained else None)
 
 
 def _seen(run: FinishedRun, stage: str) -> dict[str, int]:

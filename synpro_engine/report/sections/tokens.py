@@ -14,6 +14,16 @@ class ArmTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeTokens:
+    """What one operation of one round made, and how much of it was trained on."""
+
+    round: int
+    operation: str
+    tokens: int
+    trained: int | None  # repetitions counted, over all rounds; None before an arm is finished
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenAccount:
     """Where the training tokens came from."""
 
@@ -21,6 +31,7 @@ class TokenAccount:
     pretrain_seen: int  # organic tokens trained on before the plateau, repetitions counted
     synthetic: Mapping[str, int] = field(default_factory=dict)  # tokens of the pool by operation
     arms: tuple[ArmTokens, ...] = ()
+    made: tuple[MadeTokens, ...] = ()  # `synthetic` by round
 
     @property
     def epochs_before_plateau(self) -> float | None:

@@ -44,6 +44,11 @@ class Client:
         self._cache = AnswerCache(cache if config.cache else None)
         self._told_missing_at = -math.inf
 
+    @property
+    def version(self) -> str:
+        """The model's name and the version of the question."""
+        return f"{self._config.model}, question {self._question.version}"
+
     def values(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The question's value for each (text, source), NaN where it was given up.
 

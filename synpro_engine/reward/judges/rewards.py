@@ -80,6 +80,11 @@ class Judge(ABC):
         """share: for ranks that would all ask the same."""
         self._client, self._share = client, share
 
+    @property
+    def version(self) -> str:
+        """What its values hang on: the model's name and the version of the question."""
+        return self._client.version
+
     @abstractmethod
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C], NaN where what was asked for is missing."""

@@ -1,0 +1,68 @@
+"""What a trace found, in lines for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from synpro_engine.config import json_text
+from synpro_engine.cycle.tracing import DocumentTrace, SyntheticText, TokenTrace
+from synpro_engine.report.terminal import printable
+
+_SHOWN = 300  # characters of a text
+_PLACES = 8
+
+
+def lines(found: TokenTrace | DocumentTrace) -> Iterator[str]:
+    """The lines, without newlines and without what could drive a terminal."""
+    parts = _token(found) if isinstance(found, TokenTrace) else _document(found)
+    return (printable(line) for line in parts)
+
+
+def _token(found: TokenTrace) -> Iterator[str]:
+    target = "without loss" if found.next_id is None else f"predicts {found.next_id}"
+    yield f"{found.stage}, step {found.step}, row {found.row}, token {found.token}: id {found.id}, {target}"
+    yield f"source     {found.source}, window {found.window}"
+    yield f"document   {found.document}, token {found.offset} of {found.document_tokens}{_span(found.characters)}"
+    yield f"text       ...{found.before}>>>{found.text}<<<{found.after}..."
+    if found.synthetic is not None:
+        yield from _synthetic(found.synthetic)
+
+
+def _span(characters: tuple[int, int] | None) -> str:
+    return "" if characters is None else f", characters {characters[0]}-{characters[1]}"
+
+
+def _document(found: DocumentTrace) -> Iterator[str]:
+    kind = "cut into pieces" if found.pieces else "left out" if found.left_out else f"organic, split {found.split}"
+    tokens = "" if found.tokens is None else f", {found.tokens} tokens"
+    yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}{tokens}"
+    if found.text is not None:
+        yield f"text       {len(found.text)} characters: {_shortened(found.text)}"
+    if found.synthetic is not None:
+        yield from _synthetic(found.synthetic)
+    yield from (f"piece      {piece}, split {split}" for split, piece in found.pieces)
+    yield from (f"left out   {line['reason']}: {line['why']}" for line in found.left_out)
+    yield from (f"made       {id} by {stage}" for stage, id in found.made)
+    if found.filtered:
+        yield "filtered   accepted, and then removed by a filter of its round: see filters.json"
+    for read in found.read:
+        shown = ", ".join(f"step {step} row {row}" for step, row in read.places[:_PLACES]) or "never"
+        more = len(read.places) - _PLACES
+        yield f"read       {read.stage}: {shown}" + f" and {more} more (--json has all)" * (more > 0)
+
+
+def _synthetic(text: SyntheticText) -> Iterator[str]:
+    origin = text.record["provenance"]
+    yield f"made by    {text.stage} (round {origin['round']}), sample {origin['member']}, seed {origin['seed']}"
+    yield f"prompt     {origin['operation']}, version {origin['prompt_version']}"
+    yield f"generator  {origin['generator']}, {json_text(origin['sampling'])}"
+    yield f"rewards    {', '.join(f'{name} {value:.4g}' for name, value in text.record['rewards'].items()) or 'none'}"
+    for judge in dict.fromkeys(origin["judges"].values()):
+        yield f"judged by  {judge}: {', '.join(name for name, its in origin['judges'].items() if its == judge)}"
+    yield f"influence  {origin['influence'] or 'not asked for'} (the probe's hash)"
+    for passage in text.passages:
+        yield f"from       {passage.document}, characters {passage.start}-{passage.end}: {_shortened(passage.text)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"

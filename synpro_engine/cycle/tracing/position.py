@@ -1,0 +1,67 @@
+"""A training stage's loader as it was at each step: order is a function of seed and position, so nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from synpro_engine.config import UserError, read_record, verify_artifact
+from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.run_layout import TRAINING_RESULT
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.pretraining import TrainingResult
+from synpro_engine.cycle.steps.weights import stage_checkpoint
+from synpro_engine.data import PublishedTokenizer, TokenCorpus, TokenLoader
+from synpro_engine.train.checkpoint import checkpoint_extra
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a finished training stage read."""
+
+    stage: str
+    loader: TokenLoader
+    """At the stage's first batch; all rows of it."""
+    corpora: dict[str, TokenCorpus]
+    tokenizer: PublishedTokenizer
+    steps: range
+    """The stage's steps, as its metrics count them."""
+
+
+def finished_steps(cycle: Cycle) -> dict[str, range]:
+    """The steps of each training stage that is finished, in the order of the run."""
+    found: dict[str, range] = {}
+    for stage in cycle.training_stages:
+        if (cycle.directory / stage).exists():
+            verify_artifact(cycle.directory / stage)
+            start = cycle.training(stage).start
+            # An arm counts on from the stage that it goes on from.
+            before = 0 if start is None else read_record(start / TRAINING_RESULT, TrainingResult).step
+            last = read_record(cycle.directory / stage / TRAINING_RESULT, TrainingResult).step
+            found[stage] = range(before + 1, last + 1)
+    return found
+
+
+def open_reading(cycle: Cycle, stage: str, steps: range) -> Reading:
+    """The loader of a finished training stage as it was before its first step. Collective."""
+    training = cycle.training(stage)
+    tokenizer = open_tokenizer(training.tokens, cycle.topology)
+    corpora, weights = training.sources(tokenizer)
+    loader = training.loader(corpora, weights)
+    if training.start is not None:
+        extra = checkpoint_extra(stage_checkpoint(training.start, cycle.topology))
+        loader.load_state_dict(cast("dict[str, Any]", extra["data"]))
+    return Reading(stage=stage, loader=loader, corpora=corpora, tokenizer=tokenizer, steps=steps)
+
+
+def check_step(steps: dict[str, range], stage: str, known: tuple[str, ...], step: int) -> range:
+    """The steps of `stage`; UserError where it is none, is not finished, or has no such step."""
+    if stage not in known:
+        raise UserError(f"--arm {stage}: no training stage of that name; there are {', '.join(known)}")
+    if stage not in steps:
+        raise UserError(f"--arm {stage}: is not finished, so nothing of it can be traced yet")
+    if step not in steps[stage]:
+        others = [f"--arm {name}" for name, of in steps.items() if step in of]
+        hint = f"; {' and '.join(others)} made that step" if others else ""
+        raise UserError(f"--step {step}: {stage} made the steps {steps[stage][0]} to {steps[stage][-1]}{hint}")
+    return steps[stage]

@@ -1,0 +1,118 @@
+"""Documents as a run stores them, found by their ids: organic ones by split, synthetic ones with their records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import Record, UserError, as_record, json_text, verify_artifact
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round, documents_path
+from synpro_engine.cycle.steps.intake import SPLITS
+from synpro_engine.data import Split
+from synpro_engine.data.compressed import line_reader
+from synpro_engine.synth import DOCUMENTS
+
+
+class _Origin(Record):
+    source: str
+    start: int
+    end: int
+    source_sha256: str
+    slices: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Characters `start` to `end` (exclusive) of a document of the train split."""
+
+    document: str
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticText:
+    """A text that a `generate` stage accepted, and what it was made from."""
+
+    stage: str
+    record: dict[str, Any]
+    """As it stands in the stage's corpus: text, provenance, rewards, what was cut of the answer."""
+    passages: tuple[Passage, ...]
+    """One; of texts that were joined, that of each, in their order."""
+
+
+def find_line(path: Path, id: str) -> dict[str, Any] | None:
+    """The record of a document in a file that the engine wrote; None where it is not in there.
+
+    A file is read until then: of a corpus of terabytes that takes as long as decompressing it.
+    """
+    head = _head(id) + b","
+    return next((json.loads(line) for _, line in line_reader(path) if line.startswith(head)), None)
+
+
+def _head(id: str) -> bytes:
+    """How the line of a document begins, so that no other line need be parsed."""
+    return json_text({"id": id}, ensure_ascii=False).removesuffix("}").encode(errors="replace")
+
+
+def find_organic(directory: Path, id: str) -> tuple[Split, str] | None:
+    """The split and the text of an organic document; None where no split has it."""
+    verify_artifact(directory / TOKENIZE)
+    for split in SPLITS:
+        path = documents_path(directory / TOKENIZE, split)
+        found = find_line(path, id) if path.exists() else None
+        if found is not None:
+            return split, found["text"]
+    return None
+
+
+def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
+    """Split and id of each piece of a record that was cut into pieces (`corpus.piece_chars`)."""
+    head = _head(id).removesuffix(b'"') + b"#"
+    for split in SPLITS:
+        path = documents_path(directory / TOKENIZE, split)
+        if path.exists():
+            for _, line in line_reader(path):
+                if line.startswith(head) and (piece := json.loads(line)["id"]).rpartition("#")[0] == id:
+                    yield split, piece
+
+
+def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
+    """A synthetic text of a round with the source's characters; None where no finished stage has it."""
+    for stage in generate_stages(directory, recipe, number):
+        path = directory / stage / CORPUS / DOCUMENTS
+        record = find_line(path, id)
+        if record is not None:
+            return SyntheticText(stage=stage, record=record, passages=_passages(directory, record, f"{path}: {id!r}"))
+    return None
+
+
+def generate_stages(directory: Path, recipe: Recipe, number: Round) -> list[str]:
+    """Names of a round's finished `generate` stages, whose files are as they were written."""
+    names = [number.generate(operation) for operation in recipe.generate.operations]
+    done = [name for name in names if (directory / name).exists()]
+    for name in done:
+        verify_artifact(directory / name)
+    return done
+
+
+def _passages(directory: Path, record: dict[str, Any], where: str) -> tuple[Passage, ...]:
+    origin = as_record(record["provenance"], _Origin, where)
+    path = documents_path(directory / TOKENIZE, "train")
+    verify_artifact(directory / TOKENIZE)
+    found = find_line(path, origin.source)
+    if found is None:
+        raise UserError(f"{where}: its source {origin.source!r} is not in {path}")
+    text: str = found["text"]
+    spans = origin.slices or ((origin.start, origin.end),)
+    first = text[slice(*spans[0])]
+    # What the generator was shown, and not what stands there by chance.
+    if hashlib.sha256(first.encode(errors="surrogatepass")).hexdigest() != origin.source_sha256:
+        raise UserError(f"{where}: characters {origin.start} to {origin.end} of {origin.source!r} are other ones now")
+    return tuple(Passage(document=origin.source, start=a, end=b, text=text[a:b]) for a, b in spans)

@@ -1,0 +1,114 @@
+"""From step, row and token of a training stage to the document and, of a synthetic one, to the source's characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.tracing.position import check_step, finished_steps, open_reading
+from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic
+from synpro_engine.data import IGNORE, Tokenizer
+
+_AROUND = 24  # tokens that are shown on each side
+_LONGEST = 8  # tokens of one character, as byte pairs and UTF-8 spell it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTrace:
+    """One token that a model was given, and where it is from."""
+
+    stage: str
+    step: int
+    row: int
+    token: int
+    id: int
+    next_id: int | None
+    """What was to be predicted behind it; None where that had no loss (a window of one phrase again and again)."""
+    source: str
+    window: int
+    """Of the source, counted from 0 over all epochs."""
+    document: str
+    offset: int
+    """Among the tokens of the document, from 0."""
+    document_tokens: int
+    """Of the document, with its end."""
+    before: str
+    text: str
+    """What the token spells; nothing where it is a document's begin or end."""
+    after: str
+    characters: tuple[int, int] | None
+    """Of the document's text: those that the token has a part in. None where the tokenizer does not keep the text."""
+    synthetic: SyntheticText | None
+
+
+def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> TokenTrace:
+    """Trace input `token` of `row` (both from 0) in the global batch of a stage's step (from 1, as in the metrics).
+
+    Collective. UserError, which names the option, for a stage, step, row or token that is not there.
+    """
+    steps = check_step(finished_steps(cycle), stage, cycle.training_stages, step)
+    reading = open_reading(cycle, stage, steps)
+    loader, tokenizer = reading.loader, reading.tokenizer
+    for name, value, size in (("row", row, loader.global_batch), ("token", token, loader.seq_len)):
+        if not 0 <= value < size:
+            raise UserError(f"--{name} {value}: the {name}s of a {_WHOLE[name]} are 0 to {size - 1}")
+    loader.skip(step - steps[0])
+    origin = loader.origin(row, token)
+    batch, corpus = loader.next_batch(), reading.corpora[origin.source]
+    ids, document = corpus.document_tokens(origin.document).tolist(), corpus.document_id(origin.document)
+    label = int(batch.labels_BS[row, token])
+    text, made = _text(cycle, origin.source, document)
+    before, spelt, after = _around(tokenizer, ids, origin.offset)
+    return TokenTrace(
+        stage=stage,
+        step=step,
+        row=row,
+        token=token,
+        id=int(batch.tokens_BS[row, token]),
+        next_id=None if label == IGNORE else label,
+        source=origin.source,
+        window=origin.window,
+        document=document,
+        offset=origin.offset,
+        document_tokens=len(ids),
+        before=before,
+        text=spelt,
+        after=after,
+        characters=_characters(tokenizer, ids, origin.offset, text),
+        synthetic=made,
+    )
+
+
+_WHOLE = {"row": "batch", "token": "row"}
+
+
+def _text(cycle: Cycle, source: str, document: str) -> tuple[str, SyntheticText | None]:
+    if source == ORGANIC:
+        found = find_organic(cycle.directory, document)
+        if found is not None:
+            return found[1], None
+    else:
+        number = next(number for number in cycle.rounds if number.name == source)
+        made = find_synthetic(cycle.directory, cycle.recipe, document, number)
+        if made is not None:
+            return made.record["text"], made
+    raise UserError(f"{cycle.directory}: {source} has tokens of {document!r}, but its text is not there")
+
+
+def _around(tokenizer: Tokenizer, ids: Sequence[int], at: int) -> tuple[str, str, str]:
+    """What the tokens before one spell, it and those behind it."""
+    first = max(0, at - _AROUND)
+    before, upto, whole = (tokenizer.decode(ids[first:end]) for end in (at, at + 1, at + 1 + _AROUND))
+    return before, upto[len(before) :], whole[len(upto) :]
+
+
+def _characters(tokenizer: Tokenizer, ids: Sequence[int], at: int, text: str) -> tuple[int, int] | None:
+    """The least stretch of `text` between two ends of tokens that the one at `at` lies in."""
+    # Where a character takes several tokens its middle ones spell none, and the ends lie further off.
+    ends = {end: tokenizer.decode(ids[:end]) for end in range(max(0, at - _LONGEST), min(len(ids), at + _LONGEST) + 1)}
+    whole = {end: len(spelt) for end, spelt in ends.items() if text.startswith(spelt)}
+    starts, stops = [end for end in whole if end <= at], [end for end in whole if end > at]
+    return (whole[max(starts)], whole[min(stops)]) if starts and stops else None
