@@ -294,7 +294,7 @@ def test_the_server_is_waited_for_until_it_has_the_model(server: Server, monkeyp
     assert not told
     with pytest.raises(UserError, match=r"`generate\.server\.endpoint`: .* does not serve `rephrase-1-abc` after"):
         wait("rephrase-1-abc")
-    assert told == [f"waiting for {server.endpoint} to serve `rephrase-1-abc` (it serves `bigram`)"]
+    assert told == [f"waiting for {server.endpoint} to serve `rephrase-1-abc` (it serves 'bigram')"]
     with pytest.raises(UserError, match=r"context of 4096 tokens.*need 4097"):
         wait("bigram", 4097)
     server.listing = (500, {"error": "no list"})

@@ -137,15 +137,12 @@ class ServedGenerator:
             self._faults = self.service.counts["faults"]
         return [self.fail() if ids is None else ids for ids in answers.values()]
 
-    def answers(self) -> bool:
-        """Whether the server answers a call of one token, now."""
-        any_id = frozenset({0})
-        request = Request(
-            prompt=[0], seed=0, max_tokens=1, sampling=SamplingConfig(temperature=0.0), stop_ids=any_id,
-            vocab_limit=None,
-        )  # fmt: skip
+    def answers(self, seconds: float) -> bool:
+        """Whether the server answers a call of one token, now and within so many seconds."""
+        greedy, any_id = SamplingConfig(temperature=0.0), frozenset({0})
+        request = Request(prompt=[0], seed=0, max_tokens=1, sampling=greedy, stop_ids=any_id, vocab_limit=None)
         try:
-            self.service.endpoint.post(PATH, self.encoded(request), self.config.timeout_s)
+            self.service.endpoint.post(PATH, self.encoded(request), seconds)
         except CallFault:
             return False
         return True

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, brief
 from synpro_engine.config.errors import Stopped
 from synpro_engine.remote import DENIED, NO_SUCH_HOST, CallFault, Service, listed_models
 from synpro_engine.synth.served.config import KEY, ServerConfig
 from synpro_engine.synth.served.generator import ServedGenerator
 
 _LOOK_S, _TOLD_EVERY_S = 1.0, 60.0
-_CALL_S = 10.0
+_CALL_S, _PROBE_S = 10.0, 60.0
 _SHOWN = 5
 
 
@@ -53,13 +53,14 @@ def wait_for_server(server: ServedGenerator, *, least_context: int, tell: Callab
             listed = listed_models(service.endpoint.get("models", _CALL_S))
             if model in listed:
                 break
-            names = ", ".join(f"`{name}`" for name in list(listed)[:_SHOWN]) or "no model"
+            # As Python spells them: a terminal must not obey what a server calls its models.
+            names = ", ".join(map(brief, list(listed)[:_SHOWN])) or "no model"
             amiss = f"it serves {names}"
         except CallFault as fault:
             _refuse(config, fault)
             amiss, listed = str(fault), {}
             # Not every server has a list; what it lacks shows in a call.
-            if fault.status is not None and server.answers():
+            if fault.status is not None and server.answers(_PROBE_S):
                 break
         now = time.monotonic()
         if service.asked_to_stop():
