@@ -20,7 +20,7 @@ from synpro_engine.cycle.tracing.stored import (
 )
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import DOCUMENTS
+from synpro_engine.synth import accepted_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def _made(cycle: Cycle, source: str) -> tuple[tuple[str, str], ...]:
     found = []
     for number in cycle.rounds:
         for stage in generate_stages(cycle.directory, cycle.recipe, number):
-            for _, line in line_reader(cycle.directory / stage / CORPUS / DOCUMENTS):
+            for _, line in accepted_lines(cycle.directory / stage / CORPUS):
                 record = json.loads(line)
                 if record["provenance"]["source"] == source:
                     found.append((stage, record["id"]))

@@ -15,7 +15,7 @@ from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round, documents_pa
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import DOCUMENTS
+from synpro_engine.synth import accepted_files
 
 
 class _Origin(Record):
@@ -86,10 +86,11 @@ def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
 def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
     """A synthetic text of a round with the source's characters; None where no finished stage has it."""
     for stage in generate_stages(directory, recipe, number):
-        path = directory / stage / CORPUS / DOCUMENTS
-        record = find_line(path, id)
-        if record is not None:
-            return SyntheticText(stage=stage, record=record, passages=_passages(directory, record, f"{path}: {id!r}"))
+        for path in accepted_files(directory / stage / CORPUS):
+            record = find_line(path, id)
+            if record is not None:
+                passages = _passages(directory, record, f"{path}: {id!r}")
+                return SyntheticText(stage=stage, record=record, passages=passages)
     return None
 
 
