@@ -67,7 +67,7 @@ def test_a_cycle_generates_by_servers_that_have_its_weights_and_by_no_others(tmp
         # All is there: nobody asks for the server any more.
         assert _start(file, *command).wait(120) == 0, log.read_text()[-3000:]
     for corpus in (run / f"round-1/generate-{operation}/corpus" for operation in ("rephrase", "reformat")):
-        with zstandard.open(corpus / "docs.jsonl.zst", "rt") as file:
+        with zstandard.open(corpus / "docs-00000.jsonl.zst", "rt") as file:
             lines = [*file, *(corpus / "_about/rejects.jsonl").read_text().splitlines()]
         assert {json.loads(line)["provenance"]["engine"] for line in lines} == {"server"}
     assert not list((run / "served").iterdir()) and faults_in(run) == []

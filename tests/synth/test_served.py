@@ -29,7 +29,6 @@ from synpro_engine.remote import patience
 from synpro_engine.remote import service as service_module
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
-    DOCUMENTS,
     REJECTS,
     GenerateConfig,
     Producer,
@@ -90,7 +89,7 @@ def _made(out: Path, producer: Producer, topology: Topology) -> list[dict[str, A
 
 
 def _records(out: Path) -> list[dict[str, Any]]:
-    with zstandard.open(out / DOCUMENTS, "rt", encoding="utf-8") as file:
+    with zstandard.open(out / "docs-00000.jsonl.zst", "rt", encoding="utf-8") as file:
         accepted = file.read().splitlines()
     return [json.loads(line) for line in (*accepted, *(out / REJECTS).read_text().splitlines())]
 
