@@ -14,11 +14,22 @@ from synpro_engine.config.lock import locked, writing
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import ENVIRONMENT, IMPORT, JUDGES, PRETRAIN, REPORT, TIMES, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import (
+    ENVIRONMENT,
+    IMPORT,
+    JUDGES,
+    PRETRAIN,
+    REPORT,
+    SERVED,
+    TIMES,
+    TOKENIZE,
+    Round,
+)
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
 from synpro_engine.cycle.stages import Stage, run_stages
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
+from synpro_engine.cycle.steps.serving import check_server_of
 from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
@@ -46,7 +57,7 @@ class Cycle:
                 stages = {stage.name.split("/")[0] for stage in plan}
                 partial = {partial_path(Path(name)).name for name in stages}
                 # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
-                check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT, JUDGES}))
+                check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT, JUDGES, SERVED}))
                 # Before anything is compared or removed: two commands that both find stale
                 # stages must not both take them away.
                 held.enter_context(locked(self.directory))
@@ -81,6 +92,8 @@ class Cycle:
             stages = self.stages()
             if until in (None, "tune", "generate", "evaluate"):
                 check_judges(self.recipe.reward, self.directory, stages, self.topology)
+            if until in (None, "generate", "evaluate"):
+                check_server_of(self.recipe.generate, self.directory, stages, self.topology)
             run_stages(self.directory, stages, self.topology, until)
             if until is None:
                 self.write_report()

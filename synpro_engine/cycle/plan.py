@@ -22,6 +22,7 @@ from synpro_engine.cycle.run_layout import (
     PRETRAIN,
     REFERENCES,
     REPEAT,
+    SERVED,
     TOKENIZE,
     Round,
 )
@@ -114,6 +115,7 @@ class Plan:
             base=directory / IMPORT,
             generator=directory / generator,
             judges=directory / JUDGES,
+            served=directory / SERVED,
         )
         whole = partial(work, inputs=inputs)
         # A dict for its order without doubles: an untuned generator is the imported one.

@@ -1,6 +1,6 @@
 """Where everything of a run stands: the names of its stages and of the files in them. Nothing else spells one.
 
-    config.yaml  environment.json  stages.jsonl  report.html  judges/     of the run itself
+    config.yaml  environment.json  stages.jsonl  report.html  judges/  served/     of the run itself
     tokenize     references        held-out                      text as tokens, once
     import       pretrain                                        models, once
     round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
@@ -21,6 +21,8 @@ from synpro_engine.data import Split
 CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
 JUDGES = "judges"
 """Beside the stages: answers of remote judges, which every stage may use again."""
+SERVED = "served"
+"""Beside the stages: weights that a server is to generate with, each folder as long as its stage needs it."""
 
 TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
 REFERENCES, HELD_OUT = "references", "held-out"
@@ -79,6 +81,10 @@ class Round:
     def generate(self, operation: str) -> str:
         """The synthetic documents of one operation."""
         return f"{self.name}/generate-{operation}"
+
+    def served(self, operation: str, weights: str) -> str:
+        """The folder of a generator that is served, and what its server calls it; weights: their hash."""
+        return f"{operation}-{self.number}-{weights[:12]}"
 
     @property
     def shards(self) -> str:

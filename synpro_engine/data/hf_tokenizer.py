@@ -183,6 +183,10 @@ class HFTokenizer:
         """Return the text of `ids` (see the protocol)."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens with it (see the protocol)."""
+        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=False)
+
     def special_id(self, literal: str) -> int | None:
         """Return the id of a special token (see the protocol)."""
         return self._special.get(literal)

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,6 +97,14 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` (see the protocol)."""
         return self._processor.decode([int(id) for id in ids if id not in self._special])
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens with it (see the protocol)."""
+        runs = groupby(map(int, ids), key=lambda id: id in self._special)
+        return "".join(
+            "".join(map(self._processor.id_to_piece, run)) if special else self.decode(list(run))
+            for special, run in runs
+        )
 
     def special_id(self, literal: str) -> int | None:
         """Return the id of a control token (see the protocol)."""

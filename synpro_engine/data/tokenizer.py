@@ -99,6 +99,13 @@ class PublishedTokenizer(Tokenizer, Protocol):
         """
         ...
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` with special tokens as they are spelt: `encode_prompt` of it alone is `ids` again.
+
+        Not where plain text among them spells a token.
+        """
+        ...
+
 
 def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a document as models are trained on it: with its end, and its begin where the tokenizer has one."""

@@ -8,6 +8,7 @@ from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Opera
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
+from synpro_engine.synth.served import ServedGenerator, ServerConfig
 from synpro_engine.synth.status import GenerationStatus, corpus_status, work_status
 from synpro_engine.synth.work import (
     GenerateConfig,
@@ -50,6 +51,8 @@ __all__ = [
     "Prompter",
     "Reject",
     "RewardFunction",
+    "ServedGenerator",
+    "ServerConfig",
     "Slice",
     "SliceConfig",
     "WorkItem",

@@ -17,7 +17,7 @@ from synpro_engine.synth.work import GenerateConfig, WorkItem
 
 
 class Generator(Protocol):
-    """What bulk generation asks of a sampler (`synpro_engine.sampler.Sampler` is one)."""
+    """What bulk generation asks of a sampler (`synpro_engine.sampler.Sampler` and `ServedGenerator` are such)."""
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -167,6 +167,7 @@ class Producer:
             "operation": item.operation,
             "prompt_version": self.prompters[item.operation].operation.prompt_version,
             "generator": self.generator_hash,
+            "engine": "sampler" if self.config.server is None else "server",
             "sampling": self.config.sampling.model_dump(),
             "seed": item.seed,
             "member": member,

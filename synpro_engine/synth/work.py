@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import zstandard
@@ -23,6 +23,7 @@ from synpro_engine.config import Config, json_text, nearest
 from synpro_engine.data import Document, cut_spans, stable_hash
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth.operations import OPERATIONS
+from synpro_engine.synth.served.config import ServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,12 @@ class GenerateConfig(SliceConfig):
     """Prompts generated together and put on disk together; a kill loses at most these."""
     lease_minutes: float = Field(default=2, gt=0)
     """A worker that has shown no sign of life for so long is taken for dead, and others do its batch."""
+    server: ServerConfig | None = None
+    """A server that writes the completions from the exported weights; none for the sampler in this process."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Without `server` where there is none: so it was before there could be one, and such work stays as it is."""
+        return {name: value for name, value in super().recorded().items() if name != "server" or value is not None}
 
     file_mib: float = Field(default=512, gt=0)
     """Most MiB of lines, before compression, in one file of the corpus; a longer line has a file of its own."""

@@ -1,5 +1,6 @@
 """The cycle with judges behind a real server of OpenAI's protocol, which serves the embedded SmolLM2 on a CPU."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -15,6 +16,15 @@ import pytest
 import zstandard
 
 from docs.site.schemas import faults_in
+from synpro_engine.config import UserError, load_config
+from synpro_engine.data import load_tokenizer
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.model.hf import export_hf
+from synpro_engine.model.pretrained import import_model
+from synpro_engine.remote import Service
+from synpro_engine.sampler import Sampler, SamplingConfig
+from synpro_engine.synth import REPHRASE, PromptConfig, Prompter, ServedGenerator, ServerConfig
+from synpro_engine.synth.served import check_weights, expected_answers, wait_for_server
 from synpro_engine.train.metrics import read_metrics
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -84,3 +94,39 @@ def test_a_cycle_runs_with_judges_of_a_real_server_and_reads_on_without_it(tmp_p
     assert {path.name for path in (run / "judges").iterdir()} == set(names)
     assert faults_in(run) == []
     _synpro("run", "endpoint-smoke", *judged("http://127.0.0.1:9/v1", model), "--dir", run)  # all is there
+
+
+@pytest.mark.slow
+def test_a_real_server_that_takes_text_alone_generates_with_the_weights_that_were_exported(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="transformers serve needs its extra `serving`, which the extra `test` brings")
+    folder, settings = tmp_path / "smollm2", SamplingConfig(max_new_tokens=24)
+    with launched(ParallelConfig()) as topology:
+        model, files = import_model("embedded:smollm2-135m", topology, tokenizer_dir=tmp_path / "files", seq_len=1024)
+        tokenizer = load_tokenizer(files)
+        export_hf(model, folder, tokenizer)
+        prompter = Prompter(REPHRASE, tokenizer, PromptConfig())
+        expected = expected_answers(Sampler(model), prompter, tokenizer.vocab_size)
+        with _serving(folder, tmp_path / "server.log") as endpoint:
+            # It stops by itself at the model's own ends.
+            given = {
+                "endpoint": endpoint,
+                "api": "text",
+                "concurrency": 2,
+                "request": {"stop": None},
+                "outage": "give_up",
+            }
+            config = load_config(ServerConfig, given)
+            service = Service("generate.server", config)
+            server = ServedGenerator(config, str(folder), tokenizer, service, seq_len=1024, share=lambda work: work())
+            wait_for_server(server, least_context=1024, tell=print)
+            agreement = check_weights(server, expected, prompter.stop_ids, tokenizer.vocab_size)
+            assert agreement.equal > 0.9 and agreement.difference is None
+            prompts = [prompter.ask(text) for text in ("The tide is high at noon.", "Bees like apple trees.")]
+            made = server.generate(
+                prompts, group_size=2, sampling=settings, stop_ids=prompter.stop_ids, seeds=[1, 2],
+                vocab_limit=tokenizer.vocab_size,
+            )  # fmt: skip
+            assert all(0 < len(one.token_ids) <= 25 for group in made for one in group)
+            other = [dataclasses.replace(one, prompt=one.prompt[:20]) for one in expected]
+            with pytest.raises(UserError, match="other weights"):
+                check_weights(server, other, prompter.stop_ids, tokenizer.vocab_size)

@@ -1,11 +1,13 @@
-"""A whole bulk generation with a small real generator, as a program: `generation_job.py OUT SECONDS_A_BATCH [join]`.
+"""A whole bulk generation with a small real generator: `generation_job.py OUT SECONDS_A_BATCH [join|ENDPOINT]`.
 
 The generator is a bigram model of the prompt's own tokens, so what it writes depends on prompt and seed alone and
-some of it is refused. Tests run this file in a process of its own to kill it, and load it to call its functions.
+some of it is refused; with the address of an endpoint a server is asked in its place. Tests run this file in a process
+of its own to kill it, and load it to call its functions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -13,10 +15,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import synpro_engine  # noqa: F401 - installs the import hook
+from synpro_engine.config import load_config
 from synpro_engine.data import Document, HFTokenizer, Tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.remote import Service
 from synpro_engine.sampler import Completion, SamplingConfig
 from synpro_engine.synth import (
     Candidate,
@@ -24,6 +29,8 @@ from synpro_engine.synth import (
     Operation,
     Producer,
     PromptConfig,
+    ServedGenerator,
+    ServerConfig,
     YieldReport,
     generate_corpus,
     join_generation,
@@ -145,6 +152,17 @@ def make_producer(
     )  # fmt: skip
 
 
+def served_producer(**server: Any) -> Producer:
+    """The same by a server; server: its settings."""
+    config = CONFIG.model_copy(update={"server": load_config(ServerConfig, server)})
+    tokenizer, service = make_tokenizer(), Service("generate.server", config.server)
+    generator = ServedGenerator(
+        config.server, "bigram", tokenizer, service, seq_len=BigramGenerator.max_prompt_tokens + 1,
+        share=lambda work: work(),
+    )  # fmt: skip
+    return dataclasses.replace(make_producer(config=config), generator=generator)
+
+
 def generate(
     out: Path, topology: Topology, seconds: float = 0.0, prefix: str = "", stop: tuple[int, int] | None = None
 ) -> tuple[YieldReport, int]:
@@ -159,5 +177,7 @@ if __name__ == "__main__":
     with launched(ParallelConfig()) as here:
         if sys.argv[3:] == ["join"]:
             join_generation(out, make_producer(seconds), here, seed=SEED)
+        elif sys.argv[3:]:
+            generate_corpus(out, make_documents, served_producer(endpoint=sys.argv[3], concurrency=4), here, seed=SEED)
         else:
             generate(out, here, seconds)

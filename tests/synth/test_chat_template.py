@@ -88,6 +88,13 @@ def test_prompts_have_the_ids_that_transformers_gives_them(family: tuple[str, Pa
             assert ours[0] == tokenizer.special_id(bos) and ours.count(ours[0]) == 1, title
 
 
+@pytest.mark.parametrize("title", ["one turn", "no system", "odd text", "rephrase", "reformat"])
+def test_a_prompt_that_is_spelt_out_reads_as_the_same_prompt(family: tuple[str, Path], title: str) -> None:
+    tokenizer = load_tokenizer(family[1])
+    ids = render_chat(CONVERSATIONS[title], "Here it is:\n", tokenizer)
+    assert tokenizer.encode_prompt([tokenizer.spell(ids)]) == ids
+
+
 def test_turns_end_with_the_tokens_that_template_and_generation_settings_end_them_with(
     family: tuple[str, Path],
 ) -> None:

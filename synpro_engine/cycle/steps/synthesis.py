@@ -26,6 +26,7 @@ from synpro_engine.cycle.settings import (
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.judging import open_judges, tell_judged
 from synpro_engine.cycle.steps.probe import load_probe, probe_hash
+from synpro_engine.cycle.steps.serving import serve
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
     Tokenizer,
@@ -67,6 +68,8 @@ class Inputs:
     """The generator to start from (tune) or to sample from (generate)."""
     judges: Path
     """Where answers of remote judges are kept: of the run, for all of its stages."""
+    served: Path
+    """Where weights lie that a server generates with, likewise."""
 
 
 def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: Topology) -> None:
@@ -174,19 +177,28 @@ def generate_stage(
     helper: only take part, in what another job does there.
     """
     model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
-    composer, operation = build_rewards(settings, inputs, topology), settings.operation
-    tokenizer, trained = open_tokenizer(inputs.base, topology), open_tokenizer(inputs.tokens, topology)
+    tokenizer, operation = open_tokenizer(inputs.base, topology), settings.operation
+    trained = open_tokenizer(inputs.tokens, topology)
+    # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
+    generator_hash, this = weights_hash(model), Round(settings.round)
+    generator, folder = Sampler(model), inputs.served / this.served(operation, generator_hash)
+    if settings.generate.server is not None:
+        done = on_main(topology, lambda: (into / CORPUS).exists())
+        generator = serve(
+            settings, settings.generate.server, model, tokenizer, folder, topology, exports=not helper, checks=not done
+        )
+    del model  # where a server has it, its memory is free for the rewards'
+    composer = build_rewards(settings, inputs, topology)
     producer = Producer(
-        generator=Sampler(model),
+        generator=generator,
         tokenizer=tokenizer,
         trained=trained if tokenizer.encoding == trained.encoding else None,
         config=settings.generate,
         prompt=settings.prompt,
-        # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
-        generator_hash=weights_hash(model),
+        generator_hash=generator_hash,
         scorer=composer.rows,
         # Ids of all rounds meet in one mixture of sources.
-        prefix="" if settings.round == 1 else f"{Round(settings.round).name}/",
+        prefix="" if settings.round == 1 else f"{this.name}/",
         common={
             "round": settings.round,
             "influence": probe_hash(inputs.probe, topology) if settings.reward.uses("influence") else None,
@@ -198,6 +210,7 @@ def generate_stage(
         return
     documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
     report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
+    on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
     tell_judged(f"generated {operation}", composer.asked, topology)
     if composer.faults:

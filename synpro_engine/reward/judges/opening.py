@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from synpro_engine.config import UserError, nearest
+from synpro_engine.remote import DENIED, CallFault, listed_models
 from synpro_engine.reward.judges.client import Client
 from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.endpoint import CallFault
 from synpro_engine.reward.judges.rewards import JUDGES, Judge, Share, question_for
 
 _SHOWN = 5
@@ -43,9 +42,9 @@ def check_judge(name: str, config: JudgeConfig) -> None:
     key = f"reward.judges.{name}"
     client = Client(name, config, question_for(name, config))
     try:
-        listed = _names(client.models())
+        listed = list(listed_models(client.models()))
     except CallFault as fault:
-        if fault.status is None or fault.status in (401, 403):
+        if fault.status is None or fault.status in DENIED:
             raise UserError(_told(key, config, fault)) from None
         listed = []  # not every server has a list: what it lacks shows in the call below
     if listed and config.model not in listed:
@@ -59,13 +58,13 @@ def check_judge(name: str, config: JudgeConfig) -> None:
             client.probe()
             return
         except CallFault as fault:
-            if fault.final or fault.status in (401, 403, 404) or attempt == _TRIES - 1:
+            if fault.final or fault.status in {*DENIED, 404} or attempt == _TRIES - 1:
                 raise UserError(_told(key, config, fault)) from None
             time.sleep(max(fault.retry_after_s, 0.5))
 
 
 def _told(key: str, config: JudgeConfig, fault: CallFault) -> str:
-    if fault.status in (401, 403):
+    if fault.status in DENIED:
         needed = f"set {config.api_key_env} to one" if config.api_key_env else "name the variable that holds one"
         return f"`{key}.api_key_env`: {config.endpoint} takes no call without a valid API key ({fault}); {needed}"
     if fault.status == 404:
@@ -73,10 +72,3 @@ def _told(key: str, config: JudgeConfig, fault: CallFault) -> str:
     if fault.final:
         return f"`{key}`: {config.endpoint} refuses a call to model `{config.model}` ({fault}); `request` changes calls"
     return f"`{key}.endpoint`: {config.endpoint} does not answer ({fault}); is the server up?"
-
-
-def _names(listing: dict[str, Any]) -> list[str]:
-    data = listing.get("data")
-    if not isinstance(data, list):
-        return []
-    return [str(entry["id"]) for entry in data if isinstance(entry, dict) and "id" in entry]

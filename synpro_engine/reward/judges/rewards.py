@@ -96,8 +96,8 @@ class Judge(ABC):
         return [math.nan if value is None else value for value in values]
 
     def take_counts(self) -> dict[str, int]:
-        """What this rank asked since the last call: see `Client.counts`."""
-        return self._client.take_counts()
+        """What this rank asked since the last call: see `Service.counts`."""
+        return self._client.service.take_counts()
 
 
 class QualityJudge(Judge):

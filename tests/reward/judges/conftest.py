@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from synpro_engine.reward.judges import client as client_module
-from synpro_engine.reward.judges import patience
+from synpro_engine.remote import patience
+from synpro_engine.remote import service as service_module
 from tests.reward.judges.server import Server, serving
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(patience, "_FIRST_S", 0.01)
-    monkeypatch.setattr(client_module, "_LOOK_S", 0.02)
+    monkeypatch.setattr(service_module, "_LOOK_S", 0.02)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with serving() as running:

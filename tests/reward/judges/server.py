@@ -1,6 +1,7 @@
 """A real HTTP server on the loopback that answers as a test wants it to, and judges that ask it."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from synpro_engine.config import load_config
 from synpro_engine.reward.judges import JudgeConfig
 
+SECRET = "sk-very-secret-1234567890"
 Answer = Callable[["Handler", dict[str, Any]], None]
 
 
@@ -76,6 +78,49 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # connections that the client gave up
+
+
+def cut(handler: Any, body: Any) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def cut_in_the_middle(handler: Any, body: Any) -> None:
+    handler.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{"choices": [')
+    cut(handler, body)
+
+
+def slow(handler: Any, body: Any) -> None:
+    time.sleep(0.6)
+
+
+def byte_by_byte(handler: Any, body: Any) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n")
+    for _ in range(30):
+        handler.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def huge(handler: Any, body: Any) -> None:
+    handler.send(200, b'{"choices": "' + b"4" * 300_000 + b'"}')
+
+
+FAULTS: dict[str, Callable[[Any, Any], None]] = {
+    "500": lambda handler, body: handler.send(500, {"error": {"message": f"oh no, {SECRET}"}}),
+    "502 of a gateway": lambda handler, body: handler.send(502, b"<html>Bad Gateway</html>"),
+    "429": lambda handler, body: handler.send(429, b"", retry_after="0"),
+    "a redirect": lambda handler, body: handler.send(302, b"", location="http://127.0.0.1:9/"),
+    "key refused": lambda handler, body: handler.send(401, {"error": {"message": f"bad key {SECRET}"}}),
+    "cut connection": cut,
+    "cut in the middle": cut_in_the_middle,
+    "slow": slow,
+    "byte by byte": byte_by_byte,
+    "huge": huge,
+    "no HTTP": lambda handler, body: handler.wfile.write(b"4\r\n\r\n") and cut(handler, body),
+    "no JSON": lambda handler, body: handler.send(200, b"4"),
+    "half a JSON": lambda handler, body: handler.send(200, b'{"choices": [{"message": {"content": "4'),
+    "empty": lambda handler, body: handler.send(200, b""),
+    "nested": lambda handler, body: handler.send(200, b"[" * 100_000),
+}
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,56 +15,15 @@ from typing import Any
 import pytest
 
 from synpro_engine.config.errors import Stopped, UserError
+from synpro_engine.remote import endpoint as endpoint_module
 from synpro_engine.reward.judges import Client, open_judge
-from synpro_engine.reward.judges import endpoint as endpoint_module
 from synpro_engine.reward.judges.rewards import QUESTIONS, question_for
 from synpro_engine.synth import REPHRASE, Candidate
+from tests.reward.judges.server import FAULTS, SECRET, slow
 
-SECRET = "sk-very-secret-1234567890"
 QUALITY = QUESTIONS["quality"]
 
 
-def cut(handler: Any, body: Any) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def cut_in_the_middle(handler: Any, body: Any) -> None:
-    handler.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{"choices": [')
-    cut(handler, body)
-
-
-def slow(handler: Any, body: Any) -> None:
-    time.sleep(0.6)
-
-
-def byte_by_byte(handler: Any, body: Any) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n")
-    for _ in range(30):
-        handler.wfile.write(b" ")
-        time.sleep(0.1)
-
-
-def huge(handler: Any, body: Any) -> None:
-    handler.send(200, b'{"choices": "' + b"4" * 300_000 + b'"}')
-
-
-FAULTS: dict[str, Callable[[Any, Any], None]] = {
-    "500": lambda handler, body: handler.send(500, {"error": {"message": f"oh no, {SECRET}"}}),
-    "502 of a gateway": lambda handler, body: handler.send(502, b"<html>Bad Gateway</html>"),
-    "429": lambda handler, body: handler.send(429, b"", retry_after="0"),
-    "a redirect": lambda handler, body: handler.send(302, b"", location="http://127.0.0.1:9/"),
-    "key refused": lambda handler, body: handler.send(401, {"error": {"message": f"bad key {SECRET}"}}),
-    "cut connection": cut,
-    "cut in the middle": cut_in_the_middle,
-    "slow": slow,
-    "byte by byte": byte_by_byte,
-    "huge": huge,
-    "no HTTP": lambda handler, body: handler.wfile.write(b"4\r\n\r\n") and cut(handler, body),
-    "no JSON": lambda handler, body: handler.send(200, b"4"),
-    "half a JSON": lambda handler, body: handler.send(200, b'{"choices": [{"message": {"content": "4'),
-    "empty": lambda handler, body: handler.send(200, b""),
-    "nested": lambda handler, body: handler.send(200, b"[" * 100_000),
-}
 UNREADABLE: dict[str, Callable[[Any, Any], None]] = {
     "wrong schema": lambda handler, body: handler.send(200, {"result": 4}),
     "no choice": lambda handler, body: handler.send(200, {"choices": []}),
@@ -89,13 +47,15 @@ def test_a_fault_is_asked_again_and_then_missing_and_never_shows_the_key(
     client = Client("quality", config, QUALITY, cache=tmp_path / "cache")
     [value] = client.values([("A text.", "")])
     assert math.isnan(value)
-    assert client.counts["calls"] == client.counts["faults"] == 3 and client.counts["missing"] == 1
+    assert (
+        client.service.counts["calls"] == client.service.counts["faults"] == 3 and client.service.counts["missing"] == 1
+    )
     assert 1 <= len(server.calls) <= 3  # on a busy machine a call may be given up before the server has looked at it
     assert server.calls[0][2]["authorization"] == f"Bearer {SECRET}"
     said = capfd.readouterr()
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
-    assert SECRET not in said.out + said.err + kept + client._breaker.reason + repr(config)
-    assert client._breaker.reason
+    assert SECRET not in said.out + said.err + kept + client.service.breaker.reason + repr(config)
+    assert client.service.breaker.reason
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -103,7 +63,7 @@ def test_what_cannot_be_read_is_asked_again_and_then_missing(server: Any, name: 
     server.answer = UNREADABLE[name]
     client = Client("quality", server.judge(unreadable_tries=2), QUALITY, cache=tmp_path)
     assert math.isnan(client.values([("A text.", "")])[0])
-    assert len(server.calls) == 2 == client.counts["unreadable"] and client.counts["faults"] == 0
+    assert len(server.calls) == 2 == client.service.counts["unreadable"] and client.service.counts["faults"] == 0
     first, second = (body["messages"][0]["content"] for _, body, _, _ in server.calls)
     assert second.startswith(first) and second != first
     server.answer = lambda handler, body: handler.write("2")
@@ -114,7 +74,7 @@ def test_a_refused_question_is_not_asked_again_and_told_once(server: Any, capfd:
     server.answer = lambda handler, body: handler.send(400, {"error": {"message": "longer than the context"}})
     client = Client("quality", server.judge(outage="wait"), QUALITY)
     assert all(math.isnan(value) for value in client.values([("A text.", ""), ("Another.", "")]))
-    assert len(server.calls) == 2 and client.counts["refused"] == 2
+    assert len(server.calls) == 2 and client.service.counts["refused"] == 2
     assert capfd.readouterr().err.count("longer than the context") == 1
 
 
@@ -188,7 +148,7 @@ def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(server: Any, cap
     threading.Timer(1.0, lambda: setattr(server, "answer", lambda handler, body: handler.write("4"))).start()
     client = Client("quality", server.judge(outage="wait", tries=1, deadline_s=0.1), QUALITY, tell_every_s=0.3)
     assert client.values([("A text.", ""), ("Another.", "")]) == [4.0, 4.0]
-    assert client.counts["missing"] == 0 and client.counts["faults"] > 0
+    assert client.service.counts["missing"] == 0 and client.service.counts["faults"] > 0
     told = [line for line in capfd.readouterr().err.splitlines() if "`reward.judges.quality.endpoint`" in line]
     assert 1 <= len(told) <= 8 and "HTTP 500" in told[0] and "waiting" in told[0]
 

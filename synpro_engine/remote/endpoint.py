@@ -9,6 +9,7 @@ import json
 import os
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -17,14 +18,17 @@ from urllib.parse import urlsplit
 import urllib3
 
 from synpro_engine.config import UserError, brief
-from synpro_engine.reward.judges.config import JudgeConfig
+from synpro_engine.remote.config import EndpointConfig
 
 _MAX_BYTES = 4 * 2**20
 """Of an answer; those that are wanted have a few thousand."""
 _CONNECT_S = 10.0
 _LATER = {408, 409, 425, 429}
 """Codes below 500 that say: again, later."""
-_DENIED = {401, 403}
+DENIED = {401, 403}
+"""Codes that say: not without a valid key."""
+NO_SUCH_HOST = "no such host"
+"""Reason of a fault: the address names a machine that nobody knows."""
 _LONGEST_PAUSE_S = 900.0
 _SHOWN = 200  # characters of what a server says
 
@@ -45,19 +49,19 @@ class CallFault(Exception):
         """Whether the very same call would be refused again: the question is at fault, and not the service."""
         # A key or an address that stops working in the middle of a run is an outage: gateways answer so while they
         # restart, and it was checked at the beginning.
-        return self.status is not None and 400 <= self.status < 500 and self.status not in {*_LATER, *_DENIED, 404}
+        return self.status is not None and 400 <= self.status < 500 and self.status not in {*_LATER, *DENIED, 404}
 
 
 class Endpoint:
-    """Calls to one judge's endpoint, from any number of threads."""
+    """Calls to one endpoint, from any number of threads."""
 
-    def __init__(self, config: JudgeConfig, key: str) -> None:
+    def __init__(self, config: EndpointConfig, key: str) -> None:
         """key: the setting that holds `config`, for messages. UserError where the API key is not in the environment."""
         self._config, self._secret = config, _secret(config, f"{key}.api_key_env")
         self._headers = {"content-type": "application/json", "accept": "application/json"}
         if self._secret:
             self._headers["authorization"] = f"Bearer {self._secret}"
-        # Retries are `client`'s, which shares them out over all calls; a redirect might carry the key elsewhere.
+        # Retries are `service`'s, which shares them out over all calls; a redirect might carry the key elsewhere.
         options: dict[str, Any] = {"maxsize": config.concurrency, "retries": False}
         proxy = _proxy(config.endpoint)
         self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
@@ -88,7 +92,7 @@ class Endpoint:
         except urllib3.exceptions.HTTPError as error:
             raise CallFault(_transport_fault(error, seconds)) from None
         if response.status != 200:
-            told = "" if response.status in _DENIED else self._told(content)
+            told = "" if response.status in DENIED else self._told(content)
             after = _retry_after_s(response.headers.get("retry-after"))
             raise CallFault(f"HTTP {response.status}{told}", response.status, after)
         try:
@@ -115,7 +119,14 @@ class Endpoint:
         return f": {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}" if text else ""
 
 
-def _secret(config: JudgeConfig, key: str) -> str:
+def listed_models(listing: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What an endpoint's list says of each of its models, by name; empty where it is of another form."""
+    data = listing.get("data")
+    entries = data if isinstance(data, list) else []
+    return {str(entry["id"]): entry for entry in entries if isinstance(entry, dict) and "id" in entry}
+
+
+def _secret(config: EndpointConfig, key: str) -> str:
     if config.api_key_env is None:
         return ""
     value = os.environ.get(config.api_key_env, "").strip()
@@ -145,6 +156,8 @@ def _read(response: urllib3.BaseHTTPResponse, end: float, seconds: float) -> byt
 
 
 def _transport_fault(error: urllib3.exceptions.HTTPError, seconds: float) -> str:
+    if isinstance(error, urllib3.exceptions.NameResolutionError):  # to urllib3 one of the time-outs below
+        return NO_SUCH_HOST
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return "no connection"
     if isinstance(error, urllib3.exceptions.TimeoutError):
