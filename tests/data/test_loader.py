@@ -40,7 +40,7 @@ def _corpus(documents: int, start: int, seed: int = 0) -> TokenCorpus:
         eos_id=0,
         text_bytes=1,
         fingerprint="f",
-        load_ids=lambda: [f"d{n}" for n in range(documents)],
+        read_ids=lambda: [f"d{n}" for n in range(documents)],
     )
 
 
@@ -319,7 +319,7 @@ def test_windows_too_short_to_repeat_are_kept() -> None:
 def test_repetitive_windows_lose_their_labels_and_nothing_else_changes() -> None:
     tokens = np.concatenate([np.arange(1, 2001), np.full(200, 5), [0]])
     corpus = TokenCorpus(
-        tokens=tokens, offsets=np.array([0, len(tokens)]), eos_id=0, text_bytes=1, fingerprint="f", load_ids=list
+        tokens=tokens, offsets=np.array([0, len(tokens)]), eos_id=0, text_bytes=1, fingerprint="f", read_ids=list
     )
     plain, masked = (TokenLoader({"a": corpus}, {"a": 1.0}, 50, 44, seed=0, mask_repetitions=m) for m in (False, True))
     a, b = plain.next_batch(), masked.next_batch()

@@ -111,10 +111,9 @@ def _read(cycle: Cycle, source: str, id: str) -> tuple[int | None, tuple[Read, .
         if source not in reading.corpora:
             continue
         corpus = reading.corpora[source]
-        ids = corpus.load_ids()
-        if id not in ids:
+        number = corpus.numbers_of({id}).get(id)
+        if number is None:
             return None, (), True
-        number = ids.index(id)
         tokens = len(corpus.document_tokens(number))
         places = reading.loader.readings(source, number, len(steps))
         read.append(Read(stage=stage, places=tuple((steps[0] + batch, row) for batch, row in places)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.cycle import Cycle
@@ -58,7 +59,10 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     loader.skip(step - steps[0])
     origin = loader.origin(row, token)
     batch, corpus = loader.next_batch(), reading.corpora[origin.source]
-    ids, document = corpus.document_tokens(origin.document).tolist(), corpus.document_id(origin.document)
+    ids, document = (
+        corpus.document_tokens(origin.document).tolist(),
+        next(islice(corpus.read_ids(), origin.document, None)),
+    )
     label = int(batch.labels_BS[row, token])
     text, made = _text(cycle, origin.source, document)
     before, spelt, after = _around(tokenizer, ids, origin.offset)
