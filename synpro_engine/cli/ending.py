@@ -54,7 +54,7 @@ def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
         _complain(f"{stop}; the same command goes on from there", "stopped")
         return EXIT_STOPPED
     except UserError as error:
-        _complain(str(error))
+        _complain(str(error), of=error)
     except OSError as error:
         if error.errno in _NO_NAMES:
             _complain(f"{error.filename}: {os.strerror(error.errno)}")
@@ -65,16 +65,23 @@ def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
     return 2
 
 
-def _complain(message: str, what: str = "error") -> None:
+def _complain(message: str, what: str = "error", *, of: Exception | None = None) -> None:
     """One line from the first process; from another one only where that has none, and therefore has not ended."""
     from synpro_engine.dist.environment import is_first_process, read_environment
 
     if is_first_process():
         print(f"{what}: {message}", file=sys.stderr, flush=True)
     elif what == "error":
-        time.sleep(_FIRST_SPEAKS_S)  # the launcher ends this process when the first one has ended
-        who = f"rank {read_environment().rank} on {socket.gethostname()}"
-        print(f"{what}: {who} failed: {message}", file=sys.stderr, flush=True)
+        from synpro_engine.dist.job import SharedError
+
+        here = read_environment()
+        # The launcher ends this process when the first one of its machine has ended. That of another machine
+        # waits for nobody: no launcher sees the first process from there.
+        if here.local_rank > 0 or here.rank == here.local_rank:
+            time.sleep(_FIRST_SPEAKS_S)
+        elif isinstance(of, SharedError):
+            return  # the first process says the very same
+        print(f"{what}: rank {here.rank} on {socket.gethostname()} failed: {message}", file=sys.stderr, flush=True)
 
 
 def _leave_early(number: int, frame: object) -> None:

@@ -38,7 +38,8 @@ on from there. A second Ctrl-C ends at once. Exit codes: 0 done, 2 a fault that 
 """
 
 _EPILOG = f"""\b
-A recipe is a name ({", ".join(recipe_names())}) or a YAML file; overrides set single keys by their path, as in
+A recipe is a name ({", ".join(recipe_names())}) or a YAML file, which may begin from another
+(`base: synpro-400m`) and hold what differs; overrides set single keys by their path, as in
   synpro run smoke pretrain.max_steps=40 model.d_model=64
 Stages that are done in --dir are not repeated; a killed command goes on where it was when called again. A setting
 that changes finished stages is refused there unless --redo is given, which makes those anew and keeps the others.

@@ -91,7 +91,7 @@ class _Counter:
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         if any(reference.source is not None for reference in recipe.references.values()):
-            self.remarks.append("a reference from files counts as a held-out split of `corpus.max_held_out_tokens`")
+            self.remarks.append("references from files are counted as full as their caps allow")
         if recipe.corpus.max_held_out_tokens is None:
             self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.
@@ -118,7 +118,7 @@ class _Counter:
             yield self._training(this.arm, recipe.continued.steps)
         yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
         # Three arms on the validation split; the last round's texts and their sources.
-        held_out, texts = 1.5 * self._held_out, 2 * sum(cost.sampled for cost in made)
+        held_out, texts = 3.0 * (recipe.corpus.max_held_out_tokens or 0), 2 * sum(cost.sampled for cost in made)
         flops = (held_out / 3 + texts * self._passes) * self._per_token
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts
@@ -136,8 +136,9 @@ class _Counter:
 
     @property
     def _held_out(self) -> float:
-        """Tokens of one evaluation, on two splits."""
-        return 2.0 * (self.recipe.corpus.max_held_out_tokens or 0)
+        """Tokens of one evaluation, on the validation split and all references."""
+        cap = self.recipe.corpus.max_held_out_tokens or 0
+        return float(cap + sum(one.max_tokens or cap for one in self.recipe.references.values()))
 
     def _generator(self) -> ModelConfig | None:
         config = self.recipe.generator

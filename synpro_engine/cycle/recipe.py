@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, load_config, nearest
+from synpro_engine.config import Config, apply_overrides, nearest, validate
 from synpro_engine.config.integrity import Verification
-from synpro_engine.config.recipes import recipe_path
+from synpro_engine.config.recipes import read_recipe, recipe_path
 from synpro_engine.cycle.run_layout import model_of
 from synpro_engine.cycle.sections import (
     ContinueConfig,
@@ -173,4 +173,5 @@ class Recipe(Config):
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
-    return load_config(Recipe, recipe_path(recipe), overrides)
+    path = recipe_path(recipe)
+    return validate(Recipe, apply_overrides(read_recipe(path), overrides), str(path))

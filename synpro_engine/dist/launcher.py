@@ -14,17 +14,21 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 import psutil
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
 from synpro_engine.config.errors import EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _passed: set[int] = set()  # signals that this launcher was sent
 _TOLD = (2, EXIT_STOPPED)  # codes of ranks that have said all there is to say
+_LINGER_S = 5.0
+"""How long a launcher stays after its ranks failed: the others meet through the first, and their ranks end just now."""
 
 
 def launch_ranks(arguments: Sequence[str]) -> int:
@@ -64,7 +68,12 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     if not outcome:
         return 0
     if isinstance(outcome[0], ChildFailedError):
-        return _tell(*_root(outcome[0].failures))
+        code = _tell(*_root(outcome[0].failures))
+        if args.nnodes not in ("1", "1:1"):
+            time.sleep(_LINGER_S)
+        return code
+    if isinstance(outcome[0], RendezvousConnectionError):
+        return _tell_alone(args.rdzv_endpoint)
     raise outcome[0]
 
 
@@ -111,3 +120,12 @@ def _tell(rank: int, failure: ProcessFailure) -> int:
     if code not in _TOLD:
         print(f"error: {who} ended with exit code {code}; why is said above", file=sys.stderr)
     return code
+
+
+def _tell_alone(endpoint: str) -> int:
+    """The launcher that all meet through has gone, or was never found; why is said there."""
+    if _passed:
+        print("stopped: so was the job's first launcher", file=sys.stderr)
+        return EXIT_STOPPED
+    print(f"error: no launcher answers at {endpoint}; what ended it, if it ran, is said there", file=sys.stderr)
+    return 1

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,21 @@ def test_a_users_fault_ends_with_one_line_and_its_code(tmp_path: Path) -> None:
     who = r"(rank 1 on \S+ failed: )?"  # rank 1 speaks where rank 0 is late
     wanted = f"error: {who}`parallel`: tp 3 x pp 1 does not divide the 2 process.*"
     assert re.fullmatch(wanted, _last_line(error)) and error.count("error: ") == 1 and "Traceback" not in error, error
+
+
+def test_launchers_of_two_nodes_end_with_the_fault_and_nothing_else(tmp_path: Path) -> None:
+    """The first one is where they meet: what it takes with it when it ends must not be the other's fault."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint {place} --rdzv-id one".split()
+    command = ("run", "smoke", "corpus.source=/nowhere", "--dir", str(tmp_path / "run"))
+    with _launched(*meeting, *command) as one, _launched(*meeting, *command) as other:
+        said = [process.communicate(timeout=300)[1] for process in (one, other)]
+        assert [one.returncode, other.returncode] == [2, 2], said
+    together = "".join(said)
+    assert together.count("error: ") == together.count("error: /nowhere: no such file") == 1
+    assert "Traceback" not in together and "c10d" not in together
 
 
 def test_a_signal_to_the_launcher_saves_and_ends_with_75(tmp_path: Path) -> None:

@@ -49,8 +49,10 @@ def test_tokens_and_flops_of_pretraining_are_steps_times_batch_and_the_papers_ar
     assert pretrain.tokens == 7280 * 1_048_576
     per_token = flops_per_token(recipe.model, 2048)
     assert per_token == pytest.approx(6 * (474.0e6 - 100_352 * 1024) + 12 * 16 * 1024 * 2048, rel=1e-3)
-    # A third as much for each held-out token, and no more than a few percent of all.
-    assert pretrain.tokens * per_token < pretrain.flops < 1.02 * pretrain.tokens * per_token
+    # A third as much for each held-out token, of the validation split and the reference: some percent of all.
+    evaluations = 7280 // 100 + 1
+    assert pretrain.flops / per_token - pretrain.tokens == pytest.approx(evaluations * 15.2e6 / 3, rel=0.05)
+    assert pretrain.tokens * per_token < pretrain.flops < 1.06 * pretrain.tokens * per_token
 
 
 def test_time_is_flops_at_the_rate_of_pretraining_and_draws_at_the_samplers() -> None:
@@ -58,7 +60,7 @@ def test_time_is_flops_at_the_rate_of_pretraining_and_draws_at_the_samplers() ->
     by_stage = {cost.stage: cost for cost in plan.costs}
     pretrain, tune = by_stage["pretrain"], by_stage["round-1/tune-rephrase"]
     assert plan.seconds(pretrain, Rates()) is None
-    assert plan.seconds(pretrain, Rates(trained=1e6)) == pytest.approx(7280 * 1.048576, rel=0.02)
+    assert plan.seconds(pretrain, Rates(trained=1e6)) == pytest.approx(7280 * 1.048576, rel=0.06)
     assert plan.seconds(tune, Rates(trained=1e6)) is None, "how fast the sampler is has not been said"
     slow, fast = (plan.seconds(tune, Rates(trained=1e6, sampled=rate)) for rate in (1e4, 1e5))
     assert slow is not None and fast is not None

@@ -35,6 +35,42 @@ def test_the_papers_models_have_the_papers_sizes(name: str, millions: float) -> 
     assert round(tokens / 1e9, 1) == {"synpro-400m": 22.9, "synpro-1.1b": 45.8}[name]
 
 
+@pytest.mark.parametrize("name", ["synpro-400m", "synpro-1.1b"])
+def test_a_walk_of_the_papers_probe_reads_no_task_twice(name: str) -> None:
+    recipe = load_recipe(name)
+    read = recipe.probe.steps * recipe.probe.global_batch * recipe.model.seq_len
+    assert recipe.references["flan"].max_tokens == read
+
+
+def test_a_recipe_is_put_together_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    ours, theirs = tmp_path / "ours.yaml", tmp_path / "site" / "paths.yaml"
+    theirs.write_text("base: synpro-400m\nname: site\ncorpus: {source: /data/text}\nreferences: {flan: {weight: 2.0}}")
+    ours.write_text("base: site/paths.yaml\nname: ours\npretrain: {max_steps: 9, plateau: null}\n")
+    recipe, paper = load_recipe(str(ours), ["seed=5"]), load_recipe("synpro-400m")
+    assert (recipe.name, recipe.seed, recipe.corpus.source) == ("ours", 5, "/data/text")
+    assert recipe.pretrain.max_steps == 9 and recipe.pretrain.plateau is None
+    assert recipe.references["flan"].weight == 2.0 and recipe.references["flan"].prompt_field == "inputs"
+    assert (recipe.model, recipe.tune, recipe.corpus.split) == (paper.model, paper.tune, paper.corpus.split)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("synpro-400", r"a.yaml: `base`: no recipe `synpro-400` \(did you mean `synpro-400m`\?\)"),
+        ("gone.yaml", r"gone.yaml: no such file"),
+        ("a.yaml", "a.yaml: `base`: leads in a circle"),
+        ("b.yaml", "a.yaml: `base`: leads in a circle"),
+        ("[smoke]", "a.yaml: `base`: expected a recipe's name or file"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_shared_out_over_two_ranks(name: str) -> None:
     check_recipe(load_recipe(name), 2)

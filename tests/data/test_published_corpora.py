@@ -23,7 +23,7 @@ def _zstd(data: bytes) -> bytes:
     return zstandard.compress(data)
 
 
-def _dclm(n: int) -> dict[str, Any]:
+def dclm_record(n: int) -> dict[str, Any]:
     return {
         "bff_contained_ngram_count_before_dedupe": 0,
         "language_id_whole_page_fasttext": {"en": 0.93},
@@ -82,9 +82,9 @@ def _redpajama_2(n: int) -> dict[str, Any]:
 
 
 LINES: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[int], dict[str, Any]], ReadConfig, str]] = {
-    "dclm": ("global-shard_01_of_10/local-shard_0_of_10/shard_00000000_processed.jsonl.zst", _zstd, _dclm,
+    "dclm": ("global-shard_01_of_10/local-shard_0_of_10/shard_00000000_processed.jsonl.zst", _zstd, dclm_record,
              ReadConfig(id_field="metadata.WARC-Record-ID"), WARC),
-    "dclm, ids made": ("shard_00000000_processed.jsonl.zstd", _zstd, _dclm, ReadConfig(), ""),
+    "dclm, ids made": ("shard_00000000_processed.jsonl.zstd", _zstd, dclm_record, ReadConfig(), ""),
     "c4": ("en/c4-train.00000-of-01024.json.gz", gzip.compress, _c4, ReadConfig(), ""),
     "c4, unpacked": ("en/c4-train.00000-of-01024.json", bytes, _c4, ReadConfig(), ""),
     "dolma": ("books/books-0000.json.gz", gzip.compress, _dolma, ReadConfig(), "gutenberg-{}"),
@@ -124,7 +124,7 @@ def test_fineweb_rows_are_read_and_ids_may_be_nested_or_made(tmp_path: Path) -> 
     path.parent.mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     assert list(read_documents(tmp_path)) == [Document(WARC.format(n), f"page {n} of FineWeb") for n in range(3)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_dclm(n) for n in range(3)]), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dclm_record(n) for n in range(3)]), path)
     documents = list(read_documents(tmp_path, ReadConfig(id_field="metadata.WARC-Record-ID")))
     assert documents == [Document(WARC.format(n), f"page {n}\nof DCLM") for n in range(3)]
     assert [d.id for d in read_documents(path)] == ["000_00000.parquet:1", "000_00000.parquet:2", "000_00000.parquet:3"]

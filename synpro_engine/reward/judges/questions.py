@@ -56,10 +56,13 @@ class Question:
             re.IGNORECASE,
         )
 
-    def read(self, reply: str) -> float | None:
-        """What a written reply is worth: the whole of it, or its last line, must be an answer; else None."""
+    def read(self, reply: str, *, cut: bool = False) -> float | None:
+        """What a written reply is worth: the whole of it, or its last line, must be an answer; else None.
+
+        cut: it was ended by its longest length, so its last line is not the last that the judge wanted to write.
+        """
         text = _THOUGHT.sub("", reply).strip()
-        for part in (text, text.rpartition("\n")[2]):
+        for part in (text,) if cut else (text, text.rpartition("\n")[2]):
             if len(part) <= _LONGEST and (found := self._written.fullmatch(part)) is not None:
                 values = {self._by_name[name.casefold()] for name in found.groups() if name is not None}
                 return values.pop() if len(values) == 1 else None

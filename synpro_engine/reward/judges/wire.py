@@ -49,18 +49,30 @@ def value_of(question: Question, api: str, reply: Mapping[str, Any]) -> float | 
             return question.weigh({str(name): float(p) for name, p in answer["probabilities"].items()})
         choice = reply["choices"][0]
         text = choice["message"]["content"] if api == "chat" else choice["text"]
-        written = question.read(text) if isinstance(text, str) else None
+        cut = choice.get("finish_reason") == "length"
+        written = question.read(text, cut=cut) if isinstance(text, str) else None
         if written is None:
             return None
         tokens = _chat_tokens(choice) if api == "chat" else _completion_tokens(choice)
-        for token, probabilities in tokens:
-            # The first token that is part of an answer; what stands before it are words such as "Score:".
-            if question.weigh({token: 1.0}) is not None:
+        for token, probabilities in _last_line(tokens):
+            # The first token of the answer that was read; what stands before it are words such as "Score:".
+            if question.weigh({token: 1.0}) == written:
                 weighed = question.weigh(probabilities)
                 return written if weighed is None else weighed
         return written
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def _last_line(places: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Those of the last line that is not empty: an answer stands there, and thoughts and other scores before it."""
+    places = list(places)
+    text = "".join(token for token, _ in places)
+    begin, end = text.rstrip().rfind("\n") + 1, 0
+    for token, probabilities in places:
+        end += len(token)
+        if end > begin:
+            yield token, probabilities
 
 
 def _chat_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -83,6 +83,32 @@ def test_a_value_is_the_mean_over_the_allowed_answers_where_there_are_probabilit
     assert value_of(structure, "systemone", typed) == pytest.approx(0.8)
 
 
+DATAMAN = ["Education", *"43543432435"]
+"""As DataMan answers: the domain, thirteen scores by criterion, and the overall one, each on a line (here: some)."""
+
+
+def test_of_several_scores_the_last_one_counts_and_its_own_probabilities() -> None:
+    places = [place for line in DATAMAN for place in ({line: 1.0}, {"\n": 1.0})]
+    reply = _chat("\n".join([*DATAMAN, "2"]), *places, {"2": 0.75, "4": 0.25})
+    assert value_of(QUESTIONS["quality"], "chat", reply) == pytest.approx(2.5)
+    thoughts = _chat("<think>\n4?\n</think>\n\n5/5", {"<think>\n": 1.0}, {"4": 1.0}, {"?\n": 1.0},
+                     {"</think>\n\n": 1.0}, {"5": 0.5, "3": 0.5}, {"/": 1.0}, {"5": 1.0})  # fmt: skip
+    assert value_of(QUESTIONS["quality"], "chat", thoughts) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("text", ["\n".join(DATAMAN), "<think>\nCriteria:\n1. It is clear.\n2"])
+def test_a_reply_that_was_cut_off_has_no_last_line(text: str) -> None:
+    """What stands last is then the score of a criterion, or the number of a thought."""
+    whole = _chat(text)
+    [choice] = whole["choices"]
+    assert value_of(QUESTIONS["quality"], "chat", whole) is not None
+    for api, one in (("chat", choice), ("completions", {"text": text})):
+        cut = {"choices": [one | {"finish_reason": "length"}]}
+        assert value_of(QUESTIONS["quality"], api, cut) is None
+    short = {"choices": [_chat("4")["choices"][0] | {"finish_reason": "length"}]}
+    assert value_of(QUESTIONS["quality"], "chat", short) == 4.0, "a longest length of one token is as good as any"
+
+
 @pytest.mark.parametrize("logprob", ["x", None, float("nan"), float("-inf")])
 def test_probabilities_that_are_none_never_become_a_value_of_their_own(logprob: Any) -> None:
     content = [{"token": "4", "top_logprobs": [{"token": "5", "logprob": logprob}]}]
