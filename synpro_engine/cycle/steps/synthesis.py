@@ -16,6 +16,7 @@ from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
     FILTERED,
+    REMOVED,
     SYNTHETIC,
     SYNTHETIC_TOKENS,
     TOKENIZER,
@@ -57,6 +58,7 @@ from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
     Filters,
+    Made,
     Producer,
     Prompter,
     choose_slices,
@@ -235,17 +237,22 @@ def synthetic_shards_stage(
         if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         held_out = (text for name in settings.held_out for text in measured_texts(tokens, name, tokenizer))
-        filters = Filters(config, held_out)
-        if filters.surveys:
-            for operation, path in corpora.items():
-                filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
-        passing = documents(filters)
-        first = next(passing, None)
-        if first is None:
-            removed = sum((Counter(one.removed) for one in filters.report.by_operation.values()), Counter())
-            told = ", ".join(f"{name} {count}" for name, count in removed.most_common())
-            raise UserError(f"`filter`: no accepted text is left to train on (removed: {told}); loosen a filter")
-        write_shards(chain([first], passing), tokenizer, shards_path(into, SYNTHETIC))
+        with (into / REMOVED).open("w", encoding="utf-8") as removed:
+
+            def on_removed(made: Made, filter: str, why: str) -> None:
+                removed.write(json_text({"id": made.id, "filter": filter, "why": why}, ensure_ascii=False) + "\n")
+
+            filters = Filters(config, held_out, on_removed)
+            if filters.surveys:
+                for operation, path in corpora.items():
+                    filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
+            passing = documents(filters)
+            first = next(passing, None)
+            if first is None:
+                counts_of = sum((Counter(one.removed) for one in filters.report.by_operation.values()), Counter())
+                told = ", ".join(f"{name} {count}" for name, count in counts_of.most_common())
+                raise UserError(f"`filter`: no accepted text is left to train on (removed: {told}); loosen a filter")
+            write_shards(chain([first], passing), tokenizer, shards_path(into, SYNTHETIC))
         atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
         atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
