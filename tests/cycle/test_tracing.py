@@ -16,6 +16,7 @@ from synpro_engine.cli.main import main
 from synpro_engine.cli.trace_text import lines
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.cycle import Cycle, load_recipe
+from synpro_engine.cycle.summaries import report_data
 from synpro_engine.cycle.tracing import DocumentTrace, trace_document, trace_token
 from synpro_engine.cycle.tracing.tokens import _characters
 from synpro_engine.data import IGNORE, Batch, Tokenizer, load_tokenizer
@@ -121,8 +122,32 @@ def test_what_was_made_of_a_document_is_refused_removed_or_kept(run: Watched) ->
         assert one.member in (0, 1)
 
 
+def test_the_report_counts_for_each_operation_what_its_texts_were_read(run: Watched) -> None:
+    cycle = run.cycle
+    account = report_data(cycle.directory, cycle.recipe, cycle.stages()).tokens
+    assert account is not None
+    lives = {(made.id, made.operation): made.life for source in _sources(run) for made in _document(run, source).made}
+    for made in account.made:
+        prefix = "" if made.round == 1 else f"round-{made.round}/"
+        own = [life for (id, name), life in lives.items() if name == made.operation and _prefix(id) == prefix]
+        assert made.tokens == sum(life.tokens or 0 for life in own)
+        assert made.trained == sum(read.tokens for life in own for read in life.read)
+    given = json.loads((cycle.directory / "round-2" / "continue" / "result.json").read_text())["samples"]
+    for number in (1, 2):
+        trained = sum(made.trained or 0 for made in account.made if made.round == number)
+        assert trained == given[f"round-{number}"] * 64 > 0
+
+
+def _prefix(id: str) -> str:
+    return id[: len("round-2/")] if id.startswith("round-2/") else ""
+
+
 def _sources(run: Watched) -> list[str]:
-    return sorted({id.rsplit(":", 3)[0] for id in _ids(run, "docs.jsonl.zst")})
+    """Ids of the documents that a text of either round was made from."""
+    records = (
+        json.loads(line) for path in run.cycle.directory.rglob("docs.jsonl.zst") for _, line in line_reader(path)
+    )
+    return sorted({record["provenance"]["source"] for record in records})
 
 
 def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> None:
