@@ -241,7 +241,9 @@ def test_the_walk_ends_with_a_report(files: Path, environment: dict[str, str], j
     assert "not run yet" not in page and "organic + synthetic" in page
     for number in (1, 2):
         for operation in ("rephrase", "reformat"):
-            with zstandard.open(run / f"round-{number}/generate-{operation}/corpus/docs.jsonl.zst", "rt") as lines:
+            with zstandard.open(
+                run / f"round-{number}/generate-{operation}/corpus/docs-00000.jsonl.zst", "rt"
+            ) as lines:
                 records = [json.loads(line) for line in lines]
             assert records and all(record["provenance"]["source"].startswith("<urn:uuid:") for record in records)
             assert all(1 - 5 <= record["rewards"]["quality"] <= 4 for record in records)

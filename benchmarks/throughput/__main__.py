@@ -1,6 +1,6 @@
 """How fast a recipe's models train and sample here, and what they take of the device's memory.
 
-`python -m benchmarks.throughput` takes a GPU some minutes. What it prints is what `synpro plan --tokens-per-second` and
+`python -m benchmarks.throughput` takes a GPU some minutes. What it prints is what `synpro plan --tokens-per-s` and
 `--sampled-per-second` want of one device.
 """
 

@@ -25,7 +25,7 @@ SCHEMAS = {
     "in-run-scores.jsonl": 1,
     "result.json": 1,
     "steps.jsonl": 1,
-    "docs.jsonl.zst": 1,
+    "docs-*.jsonl.zst": 1,
     "_about/rejects.jsonl": 1,
     "_about/yield.json": 1,
     "tokens.json": 1,

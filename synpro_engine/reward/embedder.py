@@ -70,6 +70,12 @@ def open_encoder(path: Path, layer: int | None = None) -> tuple[Any, Any]:
 
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: is no Hugging Face directory (it has no config.json)")
+    # Here already, for the weights themselves are first opened after pretraining.
+    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise UserError(
+            f"{path}: has no model.safetensors; weights in a pickle are not read, and `save_pretrained` of transformers"
+            " writes them anew (docs/paper-run.md)"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(path, **_FILES_ONLY)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, **_FILES_ONLY)

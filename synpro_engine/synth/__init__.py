@@ -3,7 +3,7 @@
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
-from synpro_engine.synth.merge import DOCUMENTS, REJECTS, YIELD, read_yield
+from synpro_engine.synth.merge import REJECTS, YIELD, accepted_files, accepted_lines, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
@@ -21,7 +21,6 @@ from synpro_engine.synth.work import (
 from synpro_engine.synth.yields import OperationYield, YieldReport
 
 __all__ = [
-    "DOCUMENTS",
     "HEADINGS",
     "OPERATIONS",
     "REFORMAT",
@@ -53,6 +52,8 @@ __all__ = [
     "SliceConfig",
     "WorkItem",
     "YieldReport",
+    "accepted_files",
+    "accepted_lines",
     "choose_slices",
     "corpus_status",
     "generate_corpus",

@@ -22,7 +22,7 @@ class Pool:
     """
 
     def __init__(self, threshold: float) -> None:
-        from rensa import RMinHashDeduplicator
+        from rensa import RMinHashDeduplicator  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
         # With a seed: the same texts are found whatever the process.
         self._known = RMinHashDeduplicator(threshold=threshold, num_perm=_PERMUTATIONS, use_lsh=True, seed=1)
@@ -42,7 +42,7 @@ class Pool:
 
 
 def _sketch(text: str) -> Any:
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
     words = words_of([text])
     keys, _ = ngrams_of(words, min(_SHINGLE, len(words.keys_N)))

@@ -2,26 +2,31 @@
 
 The corpus is an artifact that `read_documents` reads like any other:
 
-    docs.jsonl.zst        accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`)
+    docs-00000.jsonl.zst  accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`);
+                          further files in their order, where they are many
     _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
     _about/yield.json     the YieldReport
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import atomic_write_text, json_text, new_artifact, read_json, read_manifest, validate
 from synpro_engine.data import Document, DocumentWriter
+from synpro_engine.data.compressed import line_reader
+from synpro_engine.data.writer import document_line
 from synpro_engine.synth.ledger import read_commits, read_frame
 from synpro_engine.synth.work import WorkList
 from synpro_engine.synth.yields import YieldCounter, YieldReport
 
-DOCUMENTS = "docs.jsonl.zst"
-"""Of a synthetic corpus: the accepted texts."""
+_DOCUMENTS = "docs-{:05}.jsonl.zst"
+_FILE_BYTES = 1 << 30
+"""Of lines, before compression, in one file: whoever reads the corpus elsewhere can share its files out."""
 REJECTS = "_about/rejects.jsonl"
 """Of a synthetic corpus: the refused completions."""
 YIELD = "_about/yield.json"
@@ -38,7 +43,7 @@ def merge(
     counter = YieldCounter()
     with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
         (folder / REJECTS).parent.mkdir()
-        with DocumentWriter(folder / DOCUMENTS) as accepted, (folder / REJECTS).open("w", encoding="utf-8") as rejects:
+        with (folder / REJECTS).open("w", encoding="utf-8") as rejects:
 
             def passing() -> Iterator[dict[str, Any]]:
                 for record in _records(work):
@@ -49,10 +54,34 @@ def merge(
                         refused = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
                         rejects.write(json_text(refused, ensure_ascii=False) + "\n")
 
-            for record in _joined(passing()) if join else passing():
-                about = {name: record[name] for name in ("provenance", "rewards", "cut")}
-                accepted.write(Document(record["id"], record["text"]), about)
+            _write_accepted(folder, _joined(passing()) if join else passing())
         atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")
+
+
+def _write_accepted(folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One file at least, if an empty one."""
+    names = ("provenance", "rewards", "cut")
+    lines = (document_line(Document(r["id"], r["text"]), {name: r[name] for name in names}) for r in records)
+    line = next(lines, None)
+    for number in itertools.count():
+        with DocumentWriter(folder / _DOCUMENTS.format(number)) as accepted:
+            written = 0
+            while line is not None and written < _FILE_BYTES:
+                accepted.write_line(line)
+                written, line = written + len(line), next(lines, None)
+        if line is None:
+            return
+
+
+def accepted_files(path: Path) -> list[Path]:
+    """The files of a corpus that hold its accepted texts, in their order, as its manifest names them."""
+    # Not those that are there: one that is gone must be missed.
+    return [path / name for name in sorted(read_manifest(path).files) if fnmatch(name, "docs-*.jsonl.zst")]
+
+
+def accepted_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Place (file and line) and line of each accepted text of a corpus; UserError for a damaged file."""
+    return ((f"{file}:{number}", line) for file in accepted_files(path) for number, line in line_reader(file))
 
 
 def read_yield(path: Path) -> YieldReport:
@@ -72,7 +101,7 @@ def _records(work: Path) -> Iterator[dict[str, Any]]:
 
 def _joined(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One record for each document, operation and sample; records come document by document."""
-    for _, of_document in groupby(records, key=lambda record: record["provenance"]["source"]):
+    for _, of_document in itertools.groupby(records, key=lambda record: record["provenance"]["source"]):
         texts: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for record in of_document:
             origin = record["provenance"]

@@ -113,7 +113,7 @@ def test_what_was_made_of_a_document_is_refused_removed_or_kept(run: Watched) ->
     fates = Counter(one.life.fate for one in made)
     assert fates["kept"] and fates["removed"] and fates["refused"] and not fates["accepted"]
     first = [one for one in made if one.stage.startswith("round-1")]
-    assert {one.id for one in first if one.life.fate != "refused"} == set(_ids(run, "docs.jsonl.zst"))
+    assert {one.id for one in first if one.life.fate != "refused"} == set(_ids(run, "docs-00000.jsonl.zst"))
     assert {one.id for one in first if one.life.fate == "refused"} <= set(_ids(run, "_about/rejects.jsonl"))
     for one in made:
         assert (one.life.why is None) == (one.life.fate == "kept")
@@ -145,13 +145,13 @@ def _prefix(id: str) -> str:
 def _sources(run: Watched) -> list[str]:
     """Ids of the documents that a text of either round was made from."""
     records = (
-        json.loads(line) for path in run.cycle.directory.rglob("docs.jsonl.zst") for _, line in line_reader(path)
+        json.loads(line) for path in run.cycle.directory.rglob("docs-00000.jsonl.zst") for _, line in line_reader(path)
     )
     return sorted({record["provenance"]["source"] for record in records})
 
 
 def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> None:
-    for name in ("docs.jsonl.zst", "_about/rejects.jsonl"):
+    for name in ("docs-00000.jsonl.zst", "_about/rejects.jsonl"):
         id = _ids(run, name)[0]
         found = _document(run, id)
         assert found.synthetic is not None and found.synthetic.filters == {"min_chars": 70}
@@ -169,7 +169,7 @@ def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> N
 
 
 def test_a_record_of_an_older_version_is_told_without_what_it_lacks(run: Watched) -> None:
-    found = _document(run, _ids(run, "docs.jsonl.zst")[0])
+    found = _document(run, _ids(run, "docs-00000.jsonl.zst")[0])
     assert found.synthetic is not None
     record = found.synthetic.record
     old = {name: value for name, value in record["provenance"].items() if name not in ("round", "influence", "judges")}

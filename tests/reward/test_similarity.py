@@ -160,5 +160,8 @@ def test_a_directory_that_holds_no_such_encoder_is_told_by_its_key(
     with pytest.raises(UserError, match="`reward.judges.similarity.encoder`: .*" + message) as caught:
         check_all(load_config(RewardConfig, {"judges": judges}))
     assert "\n" not in str(caught.value)
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"`reward.judges.similarity.encoder`: .* has no model.safetensors; weights in"):
+        check_all(load_config(RewardConfig, {"judges": judges}))
     with pytest.raises(UserError, match="it has no config"):
         check_all(load_config(RewardConfig, {"judges": {"similarity": {"encoder": str(tmp_path)}}}))

@@ -19,7 +19,8 @@ what it takes away. Every answer below is a test; this page is made from
 
 - **Nothing is cut in silence.** `cut` counts characters, white space aside, by cause: with those of the text and of the
   form that was asked for they are all of the answer. They stand beside every text of a corpus (`cut` in
-  `docs.jsonl.zst`), are summed in `_about/yield.json`, and stand in the report. `synth/parsed.py` explains the causes.
+  `docs-*.jsonl.zst`), are summed in `_about/yield.json`, and stand in the report. `synth/parsed.py` explains the
+  causes.
 - **Text is left as it is written.** Brackets, tags, formulas, HTML entities and markdown within a text are text. A slot
   is what the prompt's own pattern leaves: an entry or a line that *is* `[topic]` or `...`. One bad entry never costs
   the others.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.data import read_documents
@@ -21,13 +20,14 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
-    DOCUMENTS,
     REJECTS,
     YIELD,
     GenerateConfig,
     Producer,
     PromptConfig,
     SliceConfig,
+    accepted_files,
+    accepted_lines,
     generate_corpus,
     join_generation,
     operation_named,
@@ -59,9 +59,7 @@ def corpus(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _accepted(corpus: Path) -> list[dict[str, Any]]:
-    with (corpus / DOCUMENTS).open("rb") as file:
-        text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read().decode()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for _, line in accepted_lines(corpus)]
 
 
 def _rejected(corpus: Path) -> list[dict[str, Any]]:
@@ -69,7 +67,7 @@ def _rejected(corpus: Path) -> list[dict[str, Any]]:
 
 
 def _content(corpus: Path) -> dict[str, bytes]:
-    return {name: (corpus / name).read_bytes() for name in (DOCUMENTS, REJECTS, YIELD)}
+    return {name: (corpus / name).read_bytes() for name in ("docs-00000.jsonl.zst", REJECTS, YIELD)}
 
 
 def test_every_synthetic_text_traces_to_its_source_and_can_be_made_again(corpus: Path) -> None:
@@ -313,3 +311,12 @@ def test_accepted_slices_are_joined_by_document_operation_and_sample(
         assert origin["slices"] == [[part["provenance"]["start"], part["provenance"]["end"]] for part in parts]
         values = [part["rewards"]["letters"] for part in parts]
         assert min(values) <= record["rewards"]["letters"] <= max(values)
+
+
+def test_a_large_corpus_is_several_files_that_are_read_as_one(
+    corpus: Path, topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synpro_engine.synth.merge._FILE_BYTES", 1000)
+    JOB["generate"](tmp_path / "corpus", topology)
+    assert len(accepted_files(tmp_path / "corpus")) > 2 and len(accepted_files(corpus)) == 1
+    assert _accepted(tmp_path / "corpus") == _accepted(corpus)

@@ -8,9 +8,8 @@ from pathlib import Path
 from synpro_engine.config import Record, UserError, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, documents_path
 from synpro_engine.data import Document
-from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.writer import written_documents
-from synpro_engine.synth import DOCUMENTS, Made
+from synpro_engine.synth import Made, accepted_lines
 
 
 class Provenance(Record):
@@ -34,8 +33,7 @@ class Accepted(Record):
 
 def accepted_records(stage: Path) -> Iterator[Accepted]:
     """The accepted records of a `generate` stage, with their provenance; UserError names a damaged line."""
-    path = stage / CORPUS / DOCUMENTS
-    return (parse_record(line, Accepted, f"{path}:{number}") for number, line in line_reader(path))
+    return (parse_record(line, Accepted, where) for where, line in accepted_lines(stage / CORPUS))
 
 
 def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Made]:

@@ -10,6 +10,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
 from synpro_engine.cycle.run_layout import (
@@ -41,8 +43,8 @@ from synpro_engine.data import (
     Document,
     Tokenizer,
     check_rows,
-    document_ids,
     load_tokenizer,
+    open_shards,
     read_documents,
     stable_hash,
     start_id,
@@ -223,14 +225,13 @@ def synthetic_shards_stage(
 ) -> None:
     """Tokenise what the filters let through of a round's texts; `corpora` are generate stages by operation."""
     tokenizer, config = open_tokenizer(tokens, topology), settings.filter
-    counts = dict.fromkeys(corpora, 0)
+    texts_of = dict.fromkeys(corpora, 0)
 
     def documents(filters: Filters) -> Iterator[Document]:
         for operation, path in corpora.items():
             texts = texts_made(path, tokens, with_sources=config.reads_sources)
             for made in filters.pass_through(operation, texts):
-                # Counted as they are written, and encoded twice for it: the writer does not tell operations apart.
-                counts[operation] += len(document_ids(tokenizer, made.text))
+                texts_of[operation] += 1
                 yield Document(made.id, made.text)
 
     def write() -> None:
@@ -253,6 +254,11 @@ def synthetic_shards_stage(
                 told = ", ".join(f"{name} {count}" for name, count in counts_of.most_common())
                 raise UserError(f"`filter`: no accepted text is left to train on (removed: {told}); loosen a filter")
             write_shards(chain([first], passing), tokenizer, shards_path(into, SYNTHETIC))
+        # Text is encoded anew, by the generator's tokenizer too: a sampler may spell it in other ids than its own text
+        # has, and organic text is encoded from text.
+        offsets = open_shards(shards_path(into, SYNTHETIC)).offsets
+        ends = offsets[np.cumsum([0, *texts_of.values()])]
+        counts = dict(zip(texts_of, np.diff(ends).tolist(), strict=True))
         atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
         atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
 

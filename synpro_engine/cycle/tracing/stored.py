@@ -15,7 +15,7 @@ from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, Round, doc
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import DOCUMENTS, REJECTS
+from synpro_engine.synth import REJECTS, accepted_files
 
 
 class _Origin(Record):
@@ -95,7 +95,7 @@ def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
 def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
     """What a round wrote under an id, with the source's characters; None where no finished stage has it."""
     for stage in generate_stages(directory, recipe, number):
-        for path in (directory / stage / CORPUS / name for name in (DOCUMENTS, REJECTS)):
+        for path in _written_files(directory / stage / CORPUS):
             record = find_line(path, id)
             if record is not None:
                 passages = _passages(directory, record, f"{path}: {id!r}")
@@ -108,11 +108,16 @@ def records_from(directory: Path, recipe: Recipe, source: str, number: Round) ->
     """The stage and the record of all that a round wrote from a document: by stage what was accepted, then the rest."""
     mark = json_text(source, ensure_ascii=False).encode(errors="replace")
     for stage in generate_stages(directory, recipe, number):
-        for name in (DOCUMENTS, REJECTS):
-            for _, line in line_reader(directory / stage / CORPUS / name):
+        for path in _written_files(directory / stage / CORPUS):
+            for _, line in line_reader(path):
                 # Looked for before it is parsed, which takes far longer.
                 if mark in line and (record := json.loads(line))["provenance"]["source"] == source:
                     yield stage, record
+
+
+def _written_files(corpus: Path) -> list[Path]:
+    """Of a synthetic corpus: the files of what was accepted, and then of what was refused."""
+    return [*accepted_files(corpus), corpus / REJECTS]
 
 
 def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[str, str]:
