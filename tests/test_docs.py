@@ -175,7 +175,7 @@ def test_every_kind_of_file_is_described_and_has_a_version():
 def test_a_file_has_the_schema_that_its_path_ends_in():
     assert schema_of("samples/metrics.jsonl") == "samples/metrics.jsonl"
     assert schema_of("metrics.jsonl") == "metrics.jsonl" and schema_of("documents/train.jsonl.zst") is not None
-    assert schema_of("corpus/docs-00012.jsonl.zst") == "docs-*.jsonl.zst" and schema_of("tokens.bin") is None
+    assert schema_of("corpus/docs-000001.jsonl.zst") == "docs-*.jsonl.zst" and schema_of("tokens.bin") is None
     assert schemas_of(["shards/train/ids.jsonl", "x.bin"]) == {"manifest.json": 1, "ids.jsonl": 1}
 
 

@@ -24,6 +24,7 @@ import zstandard
 from synpro_engine.cli.main import main
 from synpro_engine.config.yaml_core import dump_yaml, parse_yaml
 from synpro_engine.cycle import load_recipe
+from synpro_engine.synth import DOCUMENTS, lines_of
 from synpro_engine.train.metrics import METRICS, read_metrics
 from tests import published_run
 from tests.reward.judges.server import Handler, Server, serving
@@ -241,10 +242,8 @@ def test_the_walk_ends_with_a_report(files: Path, environment: dict[str, str], j
     assert "not run yet" not in page and "organic + synthetic" in page
     for number in (1, 2):
         for operation in ("rephrase", "reformat"):
-            with zstandard.open(
-                run / f"round-{number}/generate-{operation}/corpus/docs-00000.jsonl.zst", "rt"
-            ) as lines:
-                records = [json.loads(line) for line in lines]
+            corpus = run / f"round-{number}/generate-{operation}/corpus"
+            records = [json.loads(line) for _, line in lines_of(corpus, DOCUMENTS)]
             assert records and all(record["provenance"]["source"].startswith("<urn:uuid:") for record in records)
             assert all(1 - 5 <= record["rewards"]["quality"] <= 4 for record in records)
     assert any("Unfaithful_Topic" in body["messages"][0]["content"] for _, body, _, _ in judges.calls)

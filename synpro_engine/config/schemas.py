@@ -26,7 +26,7 @@ SCHEMAS = {
     "result.json": 1,
     "steps.jsonl": 1,
     "docs-*.jsonl.zst": 1,
-    "_about/rejects.jsonl": 1,
+    "_about/rejects-*.jsonl.zst": 1,
     "_about/yield.json": 1,
     "tokens.json": 1,
     "filters.json": 1,

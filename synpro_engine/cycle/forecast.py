@@ -229,7 +229,8 @@ class _Counter:
         if self.generator is not None:
             flops += texts * (read + new) * flops_per_token(self.generator.model, int(read + new)) / 3
             memory += self.generator.weights
-        written = texts * new * _CHARS_PER_TOKEN / _COMPRESSION
+        # With token files, which only texts of the pretrained model's own tokenizer have: rather too much.
+        written = texts * new * (_CHARS_PER_TOKEN / _COMPRESSION + (0 if config.join else self.stored))
         tokens = texts * (read + new)
         return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=written)
 

@@ -32,7 +32,8 @@ from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import evaluate_stage
 from synpro_engine.cycle.steps.pretraining import Training, arm_stage, pretrain_stage
 from synpro_engine.cycle.steps.probe import probe_stage
-from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, synthetic_shards_stage, tune_stage
+from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_stage, tune_stage
+from synpro_engine.cycle.steps.synthetic import synthetic_shards_stage
 from synpro_engine.cycle.steps.tasks import tasks_stage
 from synpro_engine.dist import Topology, on_main, say
 

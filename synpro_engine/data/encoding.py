@@ -43,6 +43,11 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
     """The ids of documents as models are trained on them: `document_ids` of each."""
     batch = isinstance(tokenizer, BatchTokenizer)
     rows = tokenizer.encode_batch(texts) if batch else rows_of([tokenizer.encode(text) for text in texts])
+    return framed(tokenizer, rows, texts)
+
+
+def framed(tokenizer: Tokenizer, rows: Rows, texts: Sequence[str]) -> Encoded:
+    """The same of texts whose ids (`Tokenizer.encode`) are known."""
     return _framed(rows, tokenizer.bos_id, tokenizer.eos_id, texts)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import tokenizers
 
-from synpro_engine.config import UserError, atomic_write_text, first_line, json_text
+from synpro_engine.config import UserError, atomic_write_text, first_line, hash_json, json_text
 from synpro_engine.data.rows import Rows, rows_of
 from synpro_engine.data.tokenizer_files import TokenizerFiles, read_text
 
@@ -84,6 +84,18 @@ class HFTokenizer:
             if token not in vocabulary:
                 raise UserError(f"{path}: token {token!r} is not in the vocabulary")
         return cls(source, eos, pad or usual or eos, files.naming({"eos_token": eos, "pad_token": usual}, chosen))
+
+    @property
+    def encoding(self) -> str:
+        """Hash of what decides `encode` (see the protocol)."""
+        # As the library writes it: files of its versions spell one vocabulary in several ways.
+        data = json.loads(self._tokenizer.to_str())
+        words = self._tokenizer.get_vocab(with_added_tokens=False)
+        # Special tokens decide nothing, for text never becomes one; but those that are words as well are cut (`_cut`).
+        data["added_tokens"] = [t for t in data["added_tokens"] if not t["special"] or t["content"] in words]
+        for name in ("version", "truncation", "padding", "post_processor", "decoder"):
+            data.pop(name, None)
+        return hash_json(data)
 
     @property
     def model_ids(self) -> dict[str, Any]:

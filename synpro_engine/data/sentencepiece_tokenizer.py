@@ -103,6 +103,11 @@ class SentencePieceTokenizer:
         return id if self._processor.is_control(id) else None
 
     @property
+    def encoding(self) -> str:
+        """Hash of what decides `encode` (see the protocol)."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    @property
     def model_ids(self) -> dict[str, Any]:
         """Ids for a model's config.json (see the protocol); one that the model does not have is None."""
         of_model = {"bos_token_id": self._processor.bos_id(), "pad_token_id": self._processor.pad_id()}

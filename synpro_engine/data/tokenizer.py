@@ -70,6 +70,14 @@ class PublishedTokenizer(Tokenizer, Protocol):
     """A tokenizer that came from files: it may have a chat template, and knows the tokens that one is made of."""
 
     @property
+    def encoding(self) -> str:
+        """Hex SHA-256 of what decides `encode` alone: equal ones give every text the same ids.
+
+        Ends of documents, padding and chats have no part in it, nor has the way in which a file spells its contents.
+        """
+        ...
+
+    @property
     def files(self) -> TokenizerFiles:
         """What was published beside it."""
         ...

@@ -1,6 +1,6 @@
-"""Documents to a JSON-lines file that appears whole or not at all.
+"""Documents to JSON-lines files that appear whole or not at all.
 
-`read_documents` reads it back; extra fields (provenance) pass through untouched.
+`read_documents` reads them back; extra fields (provenance) pass through untouched.
 """
 
 from __future__ import annotations
@@ -120,6 +120,42 @@ class DocumentWriter:
                 fsync_path(self.path.parent)
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+class NumberedWriter:
+    """Context manager that writes JSON lines to `STEM-000000.jsonl.zst` and its successors, each of a bounded size.
+
+    Files follow each other by name as lines do. Each appears whole, as `DocumentWriter`'s; the same lines give the same
+    files. Without a line there is an empty one.
+    """
+
+    def __init__(self, stem: Path, limit: int) -> None:
+        """limit: bytes of a file before compression; a longer line has a file of its own."""
+        self._stem, self._limit, self._files = stem, limit, 0
+
+    def __enter__(self) -> Self:
+        """Open the first file aside."""
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        # Six digits: readers go by name, and 99,999 files may be too few.
+        path = self._stem.with_name(f"{self._stem.name}-{self._files:06d}.jsonl.zst")
+        self._file, self._bytes, self._files = DocumentWriter(path).__enter__(), 0, self._files + 1
+
+    def write_line(self, line: bytes) -> None:
+        """Append a line, its newline with it."""
+        if self._bytes and self._bytes + len(line) > self._limit:
+            self._file.__exit__(None, None, None)
+            self._open()
+        self._file.write_line(line)
+        self._bytes += len(line)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Make the last file visible, or remove it when the block failed."""
+        self._file.__exit__(kind, error, trace)
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:

@@ -65,22 +65,21 @@ def _built(
 class TextInfluence:
     """Influence of texts under the pretrained model's own tokenizer.
 
-    The generator may have another tokenizer: then the text stands between the two. Where both share one
-    (`same_tokenizer`), the generator's token ids go to the model as they are.
+    The generator may have another tokenizer: then the text stands between the two. Where both encode alike
+    (`same_tokenizer`), what the generator's made of a text need not be made again.
     """
 
     def __init__(self, estimator: Estimator, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
         self._estimator, self._encode, self._same = estimator, encode, same_tokenizer
 
     def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
-        """I of each text; `ids` are the generator's tokens that spell it, where there are such."""
+        """I of each text; `ids` are what the generator's tokenizer makes of it, where that is known."""
         return [score.value for score in self.scores(texts, ids)]
 
     def scores(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> Sequence[SequenceScore]:
         """The same with all that the estimator says of each."""
         spellings = ids if self._same and ids else [None] * len(texts)
         pairs = zip(texts, spellings, strict=True)
-        # Sampled ids as they are where tokenizers are equal: encoding their text again may give other tokens.
         sequences = [self._encode(text) if token_ids is None else token_ids for text, token_ids in pairs]
         return self._estimator.score(sequences)
 

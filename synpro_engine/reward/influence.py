@@ -12,8 +12,8 @@ from synpro_engine.reward.sources import SourceValues
 from synpro_engine.reward.types import Candidate
 
 InfluenceOf = Callable[[Sequence[str], Sequence[Sequence[int] | None]], Sequence[float]]
-"""I of each text. Beside each text stand the generator's tokens that spell it, or None: a pretrained model with the
-generator's own tokenizer takes these as they are."""
+"""I of each text. Beside each text stands what the generator's tokenizer makes of it, or None: a pretrained model whose
+tokenizer encodes alike takes that."""
 
 
 class InfluenceReward:

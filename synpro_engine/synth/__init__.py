@@ -1,9 +1,9 @@
 """The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
 
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
+from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_of, lines_of, read_yield
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
-from synpro_engine.synth.merge import REJECTS, YIELD, accepted_files, accepted_lines, read_yield
 from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
@@ -21,11 +21,13 @@ from synpro_engine.synth.work import (
 from synpro_engine.synth.yields import OperationYield, YieldReport
 
 __all__ = [
+    "DOCUMENTS",
     "HEADINGS",
     "OPERATIONS",
     "REFORMAT",
     "REJECTS",
     "REPHRASE",
+    "TOKENS",
     "YIELD",
     "Candidate",
     "ChatFormat",
@@ -52,12 +54,12 @@ __all__ = [
     "SliceConfig",
     "WorkItem",
     "YieldReport",
-    "accepted_files",
-    "accepted_lines",
     "choose_slices",
     "corpus_status",
+    "files_of",
     "generate_corpus",
     "join_generation",
+    "lines_of",
     "operation_named",
     "read_yield",
     "render_chat",

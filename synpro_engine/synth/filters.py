@@ -116,6 +116,8 @@ class Made:
     text: str
     source: str
     rewards: Mapping[str, float]
+    number: int = 0
+    """Among the accepted texts of its operation and round, from 0."""
 
     @cached_property
     def words(self) -> Words:

@@ -1,6 +1,6 @@
 """Bulk generation over a corpus: every prompt of the work list answered exactly once, whatever happens on the way.
 
-The outcome is an artifact that `read_documents` reads like any other corpus (see `merge`). While it runs, finished
+The outcome is an artifact that `read_documents` reads like any other corpus (see `corpus`). While it runs, finished
 batches lie in `<name>.work` beside it, with the work list and the leases of who is at which batch. Started again, it
 goes on after them, also with another number of ranks; other jobs may join it. Batches and seeds are fixed by the work
 list, so the result is the same. All ranks and jobs must see the same directory.
@@ -29,9 +29,10 @@ from synpro_engine.config import (
 from synpro_engine.data import Document
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.claims import ALL_DONE, WAIT, Claims
+from synpro_engine.synth.corpus import read_yield
 from synpro_engine.synth.leases import Leases, forget_owners
 from synpro_engine.synth.ledger import PartWriter, counts_of, read_commits
-from synpro_engine.synth.merge import merge, read_yield
+from synpro_engine.synth.merge import merge
 from synpro_engine.synth.records import Producer
 from synpro_engine.synth.work import WorkItem, WorkList, work_items
 from synpro_engine.synth.yields import YieldReport
@@ -82,7 +83,7 @@ def generate_corpus(
             raise Stopped(f"{path}: stopped with {missing} batches to go; those that are done are kept")
         on_main(
             topology,
-            lambda: merge(path, work, read_json(work / SETTINGS), parents or {}, seed, join=producer.config.join),
+            lambda: merge(path, work, read_json(work / SETTINGS), parents or {}, seed, producer),
             label=f"merge {path.name}",
         )
     # Only once the artifact is published: until then these are the only copy. A kill in between leaves them for the
@@ -128,6 +129,8 @@ def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[
         "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),
+        # Batches that lack the ids of their texts could not be gone on with.
+        "token_files": None if producer.token_files is None else producer.token_files.fingerprint,
     }
     return json.loads(json_text(settings))  # tuples become lists, as they will be when read back
 

@@ -1,49 +1,42 @@
-"""From the finished batches of a generation to the corpus, in the order of the work list.
-
-The corpus is an artifact that `read_documents` reads like any other:
-
-    docs-00000.jsonl.zst  accepted texts: id, text, provenance, rewards, and what was cut of the answer (`Cut`);
-                          further files in their order, where they are many
-    _about/rejects.jsonl  refused completions: id, reason, what was written, provenance
-    _about/yield.json     the YieldReport
-"""
+"""From the finished batches of a generation to the corpus (see `corpus`), in the order of the work list."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
+from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import atomic_write_text, json_text, new_artifact, read_json, read_manifest, validate
-from synpro_engine.data import Document, DocumentWriter
-from synpro_engine.data.compressed import line_reader
-from synpro_engine.data.writer import document_line
+from synpro_engine.config import atomic_write_text, json_text, new_artifact
+from synpro_engine.data import Document, Tokenizer
+from synpro_engine.data.encoding import framed
+from synpro_engine.data.rows import rows_of
+from synpro_engine.data.shards import ShardWriter, new_shards
+from synpro_engine.data.writer import NumberedWriter, document_line
+from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD
 from synpro_engine.synth.ledger import read_commits, read_frame
+from synpro_engine.synth.records import Producer
 from synpro_engine.synth.work import WorkList
-from synpro_engine.synth.yields import YieldCounter, YieldReport
-
-_DOCUMENTS = "docs-{:05}.jsonl.zst"
-_FILE_BYTES = 1 << 30
-"""Of lines, before compression, in one file: whoever reads the corpus elsewhere can share its files out."""
-REJECTS = "_about/rejects.jsonl"
-"""Of a synthetic corpus: the refused completions."""
-YIELD = "_about/yield.json"
-"""Of a synthetic corpus: what was accepted and refused, counted."""
+from synpro_engine.synth.yields import YieldCounter
 
 
 def merge(
-    path: Path, work: Path, settings: Mapping[str, Any], parents: Mapping[str, Path], seed: int, *, join: bool
+    path: Path,
+    work: Path,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Path],
+    seed: int,
+    producer: Producer,
 ) -> None:
-    """Turn the batches in `work` into the artifact `path`; repeatable until the artifact is there.
-
-    join: put the accepted texts of each document together, by operation and sample.
-    """
-    counter = YieldCounter()
+    """Turn the batches in `work` into the artifact `path`; repeatable until the artifact is there."""
+    counter, limit = YieldCounter(), int(producer.config.file_mib * 2**20)
     with new_artifact(path, "synthetic-corpus", settings, parents, seed) as folder:
-        (folder / REJECTS).parent.mkdir()
-        with (folder / REJECTS).open("w", encoding="utf-8") as rejects:
+        with (
+            NumberedWriter(folder / DOCUMENTS, limit) as accepted,
+            NumberedWriter(folder / REJECTS, limit) as refused,
+            _TokenFiles(folder / TOKENS, producer.token_files) as tokens,
+        ):
 
             def passing() -> Iterator[dict[str, Any]]:
                 for record in _records(work):
@@ -51,43 +44,31 @@ def merge(
                     if record["reason"] is None:
                         yield record
                     else:
-                        refused = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
-                        rejects.write(json_text(refused, ensure_ascii=False) + "\n")
+                        about = {name: record[name] for name in ("id", "reason", "raw", "provenance")}
+                        refused.write_line((json_text(about, ensure_ascii=False) + "\n").encode())
 
-            _write_accepted(folder, _joined(passing()) if join else passing())
+            for record in _joined(passing()) if producer.config.join else passing():
+                about = {name: record[name] for name in ("provenance", "rewards", "cut")}
+                accepted.write_line(document_line(Document(record["id"], record["text"]), about))
+                tokens.add(record)
         atomic_write_text(folder / YIELD, counter.report().model_dump_json(indent=2) + "\n")
 
 
-def _write_accepted(folder: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One file at least, if an empty one."""
-    names = ("provenance", "rewards", "cut")
-    lines = (document_line(Document(r["id"], r["text"]), {name: r[name] for name in names}) for r in records)
-    line = next(lines, None)
-    for number in itertools.count():
-        with DocumentWriter(folder / _DOCUMENTS.format(number)) as accepted:
-            written = 0
-            while line is not None and written < _FILE_BYTES:
-                accepted.write_line(line)
-                written, line = written + len(line), next(lines, None)
-        if line is None:
+class _TokenFiles(ExitStack):
+    """Context manager: the token files of accepted records, from the first one on; none without a tokenizer."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer | None) -> None:
+        super().__init__()
+        self._path, self._tokenizer = path, tokenizer
+        self._shards: ShardWriter | None = None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append the ids of a record's text."""
+        if self._tokenizer is None:
             return
-
-
-def accepted_files(path: Path) -> list[Path]:
-    """The files of a corpus that hold its accepted texts, in their order, as its manifest names them."""
-    # Not those that are there: one that is gone must be missed.
-    return [path / name for name in sorted(read_manifest(path).files) if fnmatch(name, "docs-*.jsonl.zst")]
-
-
-def accepted_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Place (file and line) and line of each accepted text of a corpus; UserError for a damaged file."""
-    return ((f"{file}:{number}", line) for file in accepted_files(path) for number, line in line_reader(file))
-
-
-def read_yield(path: Path) -> YieldReport:
-    """The report of a finished corpus; UserError when it is not there, or damaged."""
-    read_manifest(path)
-    return validate(YieldReport, read_json(path / YIELD), str(path / YIELD))
+        if self._shards is None:  # not before: shards of no document are refused
+            self._shards = self.enter_context(new_shards(self._path, self._tokenizer))
+        self._shards.add([record["id"]], framed(self._tokenizer, rows_of([record["ids"]]), [record["text"]]))
 
 
 def _records(work: Path) -> Iterator[dict[str, Any]]:
@@ -101,7 +82,7 @@ def _records(work: Path) -> Iterator[dict[str, Any]]:
 
 def _joined(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One record for each document, operation and sample; records come document by document."""
-    for _, of_document in itertools.groupby(records, key=lambda record: record["provenance"]["source"]):
+    for _, of_document in groupby(records, key=lambda record: record["provenance"]["source"]):
         texts: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for record in of_document:
             origin = record["provenance"]

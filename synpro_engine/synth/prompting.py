@@ -38,9 +38,9 @@ class Candidate:
     raw: str
     parsed: Parsed
     token_ids: tuple[int, ...] | None = None
-    """The generator's tokens (without the stop id) where they are what its tokenizer makes of `parsed.text`. None
-    where the parser cut some, where an id within has no text (special ids, broken bytes), and where the generator
-    spelt the text in another way than the tokenizer does."""
+    """What the generator's tokenizer makes of `parsed.text`; None where the answer is refused. Not the sampled ids: the
+    parser cuts some, ids may have no text (special ones, broken bytes), and a generator may spell a word in other
+    pieces than its tokenizer does, as a model would never meet it in training on text."""
 
 
 class Prompter:
@@ -72,9 +72,7 @@ class Prompter:
         # Decoded behind the prefill: many decoders drop the space that a text begins with.
         raw = self.tokenizer.decode([*self.tokenizer.encode(self.operation.prefill), *ids])
         parsed = self.operation.parse(raw, finished=completion.finished or self.config.keep_truncated)
-        # Equal text is not enough: decoding drops special ids and repairs broken bytes.
-        spelt = parsed.ok and self.tokenizer.encode(parsed.text) == list(ids)
         return Candidate(
             operation=self.operation.name, source=source, raw=raw, parsed=parsed,
-            token_ids=tuple(ids) if spelt else None,
+            token_ids=tuple(self.tokenizer.encode(parsed.text)) if parsed.ok else None,
         )  # fmt: skip

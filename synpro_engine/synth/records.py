@@ -57,6 +57,9 @@ class Producer:
     generator_hash: str
     scorer: RewardFunction | None = None
     prefix: str = ""
+    trained: Tokenizer | None = None
+    """Of the model that is trained on the texts, where it encodes as `tokenizer` does: what each text was encoded to is
+    then kept for token files of this one."""
     common: Mapping[str, Any] = field(default_factory=dict)
     """What the provenance of every record says beside what is its own."""
 
@@ -65,6 +68,12 @@ class Producer:
         """By operation."""
         names = self.config.operations
         return {name: Prompter(operation_named(name), self.tokenizer, self.prompt) for name in names}
+
+    @property
+    def token_files(self) -> Tokenizer | None:
+        """The tokenizer of the token files that lie beside the texts; None where there are none."""
+        # Texts that are joined are other texts, whose ids are not those of their parts.
+        return None if self.config.join else self.trained
 
     @property
     def longest_prompt(self) -> int:
@@ -118,8 +127,8 @@ class Producer:
     def _record(
         self, item: WorkItem, member: int, prompt_tokens: int, completion: Completion, candidate: Candidate
     ) -> dict[str, Any]:
-        parsed = candidate.parsed
-        return {
+        parsed, ids = candidate.parsed, candidate.token_ids or ()
+        record = {
             "id": self._id(item, member),
             "text": parsed.text,
             "reason": parsed.reason,
@@ -129,9 +138,9 @@ class Producer:
             "provenance": self.provenance(item, member, completion.finished),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": len(completion.token_ids),
-            # Counted anew: what was cut of an answer is not in its text, and tokens have no part in the reading.
-            "text_tokens": len(self.tokenizer.encode(parsed.text)),
+            "text_tokens": len(ids),
         }
+        return record if self.token_files is None else record | {"ids": ids}
 
     def _too_long(self, item: WorkItem, prompt_tokens: int) -> dict[str, Any]:
         return {

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synpro_engine.synth.corpus import read_yield
 from synpro_engine.synth.ledger import read_commits
-from synpro_engine.synth.merge import read_yield
 from synpro_engine.synth.work import WorkList
 
 _LATELY_S = 600.0  # what the rate is taken over

@@ -59,7 +59,7 @@ class SliceConfig(Config):
 class GenerateConfig(SliceConfig):
     """What is generated from a corpus, and how."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"lease_minutes"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"lease_minutes", "file_mib"})
 
     operations: tuple[str, ...] = Field(default=("rephrase", "reformat"), min_length=1)
     """Names of the operations; each slice is given to each of them."""
@@ -74,6 +74,9 @@ class GenerateConfig(SliceConfig):
     """Prompts generated together and put on disk together; a kill loses at most these."""
     lease_minutes: float = Field(default=2, gt=0)
     """A worker that has shown no sign of life for so long is taken for dead, and others do its batch."""
+
+    file_mib: float = Field(default=512, gt=0)
+    """Most MiB of lines, before compression, in one file of the corpus; a longer line has a file of its own."""
 
     @model_validator(mode="after")
     def _joined_slices_tile(self) -> GenerateConfig:

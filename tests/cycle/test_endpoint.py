@@ -76,7 +76,7 @@ def test_a_cycle_runs_with_judges_of_a_real_server_and_reads_on_without_it(tmp_p
         assert sum(record["judge/quality/calls"] for record in steps) > 0
         assert all(record["judge/quality/faults"] == 0 for record in steps)
         assert f"generated {operation}: judge of quality: " in told
-        with zstandard.open(run / f"round-1/generate-{operation}/corpus/docs-00000.jsonl.zst", "rt") as file:
+        with zstandard.open(run / f"round-1/generate-{operation}/corpus/docs-000000.jsonl.zst", "rt") as file:
             rewards = [json.loads(line)["rewards"] for line in file]
         by_probability = "structure" if operation == "rephrase" else "faithfulness"
         assert rewards and all(0.0 < one[by_probability] < 1.0 for one in rewards)

@@ -103,8 +103,11 @@ def test_what_the_report_reads_is_named_also_when_nothing_is_verified(
     stages = list(Plan(recipe, finished, topology).stages())
     read = ["pretrain/result.json", "pretrain/in-run-scores.jsonl", "evaluate/results.json"]
     read += ["round-1/shards/tokens.json"]
-    read += [f"round-1/generate-rephrase/corpus/{name}" for name in ("_about/yield.json", "docs-00000.jsonl.zst")]
-    read += ["round-1/generate-reformat/corpus/_about/rejects.jsonl", "environment.json", "stages.jsonl"]
+    read += [
+        "round-1/generate-rephrase/corpus/_about/yield.json",
+        "round-1/generate-rephrase/corpus/docs-000000.jsonl.zst",
+    ]
+    read += ["round-1/generate-reformat/corpus/_about/rejects-000000.jsonl.zst", "environment.json", "stages.jsonl"]
     read += ["pretrain/metrics.jsonl", "tokenize/documents/train.jsonl.zst", "tokenize/shards/train/stats.json"]
     optional = {"environment.json", "stages.jsonl", "pretrain/metrics.jsonl"}
     named = 0

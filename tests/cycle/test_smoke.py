@@ -58,7 +58,7 @@ def _losses(directory: Path, stage: str) -> list[tuple[int, float]]:
 
 
 def _documents(directory: Path, operation: str, number: int = 1) -> str:
-    path = directory / f"round-{number}" / f"generate-{operation}" / "corpus" / "docs-00000.jsonl.zst"
+    path = directory / f"round-{number}" / f"generate-{operation}" / "corpus" / "docs-000000.jsonl.zst"
     with zstandard.open(path, "rt", encoding="utf-8") as file:
         return file.read()
 

@@ -78,7 +78,7 @@ def _made(directory: Path) -> dict[str, Any]:
                 {key: value for key, value in record.items() if not key.startswith(_CLOCKS)}
                 for record in read_metrics(path)
             ]
-        elif path.name in ("scores.jsonl", "docs-00000.jsonl.zst", "rejects.jsonl", "yield.json"):
+        elif path.name in ("scores.jsonl", "yield.json") or path.name.endswith(".jsonl.zst"):
             found[name] = path.read_bytes()
         elif path.is_dir():
             found[name] = "directory"

@@ -23,6 +23,7 @@ from synpro_engine.data import IGNORE, Batch, Tokenizer, load_tokenizer
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.tokenizer import document_ids
 from synpro_engine.dist import launched
+from synpro_engine.synth import DOCUMENTS, REJECTS, lines_of
 from synpro_engine.train.engine import StepResult
 
 SETTINGS = [
@@ -80,7 +81,7 @@ def _document(run: Watched, id: str) -> DocumentTrace:
 def _ids(run: Watched, name: str) -> list[str]:
     """Ids of the first round's texts in a file of its generation."""
     paths = [run.cycle.directory / "round-1" / f"generate-{name}" / "corpus" for name in ("rephrase", "reformat")]
-    return [json.loads(line)["id"] for path in paths for _, line in line_reader(path / name)]
+    return [json.loads(line)["id"] for path in paths for _, line in lines_of(path, name)]
 
 
 def test_a_traced_token_is_the_one_that_the_step_was_given(run: Watched) -> None:
@@ -113,8 +114,8 @@ def test_what_was_made_of_a_document_is_refused_removed_or_kept(run: Watched) ->
     fates = Counter(one.life.fate for one in made)
     assert fates["kept"] and fates["removed"] and fates["refused"] and not fates["accepted"]
     first = [one for one in made if one.stage.startswith("round-1")]
-    assert {one.id for one in first if one.life.fate != "refused"} == set(_ids(run, "docs-00000.jsonl.zst"))
-    assert {one.id for one in first if one.life.fate == "refused"} <= set(_ids(run, "_about/rejects.jsonl"))
+    assert {one.id for one in first if one.life.fate != "refused"} == set(_ids(run, DOCUMENTS))
+    assert {one.id for one in first if one.life.fate == "refused"} <= set(_ids(run, REJECTS))
     for one in made:
         assert (one.life.why is None) == (one.life.fate == "kept")
         assert one.life.fate != "removed" or str(one.life.why).startswith("length: ")
@@ -145,13 +146,13 @@ def _prefix(id: str) -> str:
 def _sources(run: Watched) -> list[str]:
     """Ids of the documents that a text of either round was made from."""
     records = (
-        json.loads(line) for path in run.cycle.directory.rglob("docs-00000.jsonl.zst") for _, line in line_reader(path)
+        json.loads(line) for path in run.cycle.directory.rglob("docs-*.jsonl.zst") for _, line in line_reader(path)
     )
     return sorted({record["provenance"]["source"] for record in records})
 
 
 def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> None:
-    for name in ("docs-00000.jsonl.zst", "_about/rejects.jsonl"):
+    for name in (DOCUMENTS, REJECTS):
         id = _ids(run, name)[0]
         found = _document(run, id)
         assert found.synthetic is not None and found.synthetic.filters == {"min_chars": 70}
@@ -169,7 +170,7 @@ def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> N
 
 
 def test_a_record_of_an_older_version_is_told_without_what_it_lacks(run: Watched) -> None:
-    found = _document(run, _ids(run, "docs-00000.jsonl.zst")[0])
+    found = _document(run, _ids(run, DOCUMENTS)[0])
     assert found.synthetic is not None
     record = found.synthetic.record
     old = {name: value for name, value in record["provenance"].items() if name not in ("round", "influence", "judges")}

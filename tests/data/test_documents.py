@@ -24,6 +24,8 @@ from synpro_engine.data import (
     read_documents,
     write_documents,
 )
+from synpro_engine.data.compressed import line_reader
+from synpro_engine.data.writer import NumberedWriter, document_line
 
 SKIP = ReadConfig(on_bad="skip")
 PACKED = {".zst": zstandard.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -74,6 +76,31 @@ def test_an_interrupted_writer_leaves_the_older_file_as_it_was(tmp_path: Path) -
         raise KeyboardInterrupt
     assert list(read_documents(path)) == DOCUMENTS[:1]
     assert [file.name for file in tmp_path.iterdir()] == ["docs.jsonl.zst"]
+
+
+@pytest.mark.parametrize("texts", [[], ["one"], ["one", "two", "x" * 500, "three", "four"]])
+def test_numbered_files_are_bounded_and_read_as_one_corpus(tmp_path: Path, texts: list[str]) -> None:
+    lines = [document_line(Document(str(number), text)) for number, text in enumerate(texts)]
+    limit = 2 * len(document_line(Document("0", "three")))
+    with NumberedWriter(tmp_path / "docs", limit) as writer:
+        for line in lines:
+            writer.write_line(line)
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files] == [f"docs-{number:06d}.jsonl.zst" for number in range(len(files))]
+    written = [[line + b"\n" for _, line in line_reader(path)] for path in files]
+    assert [line for file in written for line in file] == lines
+    assert all(len(file) == 1 or sum(map(len, file)) <= limit for file in written if file)
+    assert len(files) == (3 if len(texts) > 1 else 1)
+    if texts:
+        assert [document.text for document in read_documents(tmp_path)] == texts
+
+
+def test_a_numbered_file_that_failed_does_not_appear(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), NumberedWriter(tmp_path / "docs", 10) as writer:
+        for _ in range(2):
+            writer.write_line(document_line(Document("a", "text")))
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["docs-000000.jsonl.zst"]
 
 
 def test_a_directory_is_read_by_name_and_skips_manifests(tmp_path: Path) -> None:

@@ -135,6 +135,33 @@ def test_a_saved_tokenizer_is_equal(tokenizer: Tokenizer, tmp_path: Path) -> Non
         assert again.encode("The same, 1790!") == tokenizer.encode("The same, 1790!")
 
 
+def test_tokenizers_that_give_every_text_the_same_ids_have_one_encoding(hf_dir: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(hf_dir)
+    data = json.loads((hf_dir / "tokenizer.json").read_text())
+    spelt = [" ".join(pair) for pair in data["model"]["merges"]]  # as older versions of the library write pairs
+    assert spelt != data["model"]["merges"]
+    first = {"id": tokenizer.eos_id, "type_id": 0}
+    single = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [first["id"]], "tokens": ["<|endoftext|>"]}}
+    begin = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    chat = {**data["added_tokens"][0], "id": tokenizer.vocab_size, "content": "<|tool|>"}
+    alike = {
+        "ends": load_tokenizer(hf_dir, eos="<|im_end|>", pad="<|endoftext|>"),
+        "spelling": load_tokenizer(_edited(hf_dir, tmp_path, {"model": data["model"] | {"merges": spelt}})),
+        "begin": load_tokenizer(_edited(hf_dir, tmp_path, {"post_processor": begin})),
+        "chat": load_tokenizer(_edited(hf_dir, tmp_path, {"added_tokens": [*data["added_tokens"], chat]})),
+    }
+    texts = [*AWKWARD, *SPELT, "<|tool|> the state of the union"]
+    for name, other in alike.items():
+        assert other.fingerprint != tokenizer.fingerprint, name
+        assert other.encoding == tokenizer.encoding, name
+        assert [other.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    plain = chat | {"special": False, "content": "union"}
+    fewer = data["model"] | {"merges": data["model"]["merges"][:-1]}
+    for edit in ({"added_tokens": [*data["added_tokens"], plain]}, {"model": fewer}):
+        assert load_tokenizer(_edited(hf_dir, tmp_path, edit)).encoding != tokenizer.encoding
+
+
 def test_a_chat_template_survives_saving(hf_dir: Path, tmp_path: Path) -> None:
     load_tokenizer(_edited(hf_dir, tmp_path, tokenizer_config={"chat_template": "{{ x }}"})).save(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())["chat_template"] == "{{ x }}"

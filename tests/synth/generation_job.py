@@ -132,12 +132,16 @@ def letters(candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
 
 
 def make_producer(
-    seconds: float = 0.0, prefix: str = "", stop: tuple[int, int] | None = None, config: GenerateConfig = CONFIG
+    seconds: float = 0.0,
+    prefix: str = "",
+    stop: tuple[int, int] | None = None,
+    config: GenerateConfig = CONFIG,
+    trained: Tokenizer | None = None,
 ) -> Producer:
     tokenizer = make_tokenizer()
     return Producer(
         generator=BigramGenerator(tokenizer, seconds, stop), tokenizer=tokenizer, config=config, prompt=PROMPT,
-        generator_hash="bigram", scorer=letters, prefix=prefix,
+        generator_hash="bigram", scorer=letters, prefix=prefix, trained=trained,
     )  # fmt: skip
 
 

@@ -13,23 +13,26 @@ from typing import Any
 import pytest
 
 from synpro_engine.config import UserError, read_manifest
-from synpro_engine.data import read_documents
+from synpro_engine.data import HFTokenizer, open_shards, read_documents, write_shards
+from synpro_engine.data.tokenizer_files import TokenizerFiles
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import (
+    DOCUMENTS,
     REJECTS,
+    TOKENS,
     YIELD,
     GenerateConfig,
     Producer,
     PromptConfig,
     SliceConfig,
-    accepted_files,
-    accepted_lines,
+    files_of,
     generate_corpus,
     join_generation,
+    lines_of,
     operation_named,
     render_chat,
     slices_of,
@@ -59,15 +62,16 @@ def corpus(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _accepted(corpus: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for _, line in accepted_lines(corpus)]
+    return [json.loads(line) for _, line in lines_of(corpus, DOCUMENTS)]
 
 
 def _rejected(corpus: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (corpus / REJECTS).read_text().splitlines()]
+    return [json.loads(line) for _, line in lines_of(corpus, REJECTS)]
 
 
 def _content(corpus: Path) -> dict[str, bytes]:
-    return {name: (corpus / name).read_bytes() for name in ("docs-00000.jsonl.zst", REJECTS, YIELD)}
+    files = [*files_of(corpus, DOCUMENTS), *files_of(corpus, REJECTS), corpus / YIELD]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def test_every_synthetic_text_traces_to_its_source_and_can_be_made_again(corpus: Path) -> None:
@@ -115,6 +119,49 @@ def test_the_report_counts_what_was_written(corpus: Path, topology: Topology) ->
         cuts = [r["cut"] for r in _accepted(corpus) if r["provenance"]["operation"] == name]
         assert one.cut_chars == {cause: sum(cut.get(cause, 0) for cut in cuts) for cause in set().union(*cuts)}
         assert one.mean_rewards["letters"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_a_corpus_comes_in_files_of_a_bounded_size_that_hold_the_same_lines(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    small = JOB["CONFIG"].model_copy(update={"file_mib": 4 / 1024})
+    producer = JOB["make_producer"](config=small)
+    generate_corpus(tmp_path / "small", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    for stem, read in ((DOCUMENTS, _accepted), (REJECTS, _rejected)):
+        assert len(files_of(tmp_path / "small", stem)) > 2 > len(files_of(corpus, stem)) == 1
+        assert read(tmp_path / "small") == read(corpus)
+    documents = [(record["id"], record["text"]) for record in _accepted(corpus)]
+    assert [(d.id, d.text) for d in read_documents(str(tmp_path / "small"))] == documents
+    # A size is no other corpus: what is finished stays as it is.
+    assert JOB["generate"](tmp_path / "small", topology)[1] == 0
+
+
+def test_token_files_beside_the_texts_are_those_that_the_texts_are_tokenised_to(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    # Another end than the generator's, and a begin: what stands around a text is the trained model's.
+    made = JOB["make_tokenizer"]()
+    begins = TokenizerFiles(place=tmp_path, settings={"bos_token": "<|im_start|>", "add_bos_token": True})
+    trained = HFTokenizer(made._source, eos="<|im_end|>", pad="<|endoftext|>", files=begins)
+    assert trained.encoding == made.encoding and trained.bos_id is not None and trained.eos_id != made.eos_id
+    producer = JOB["make_producer"](trained=trained)
+    generate_corpus(tmp_path / "ids", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    assert _content(tmp_path / "ids") == _content(corpus) and not (corpus / TOKENS).exists()
+    write_shards(read_documents(str(tmp_path / "ids")), trained, tmp_path / "again")
+    for name in ("tokens.bin", "tokens.idx", "ids.jsonl", "stats.json"):
+        assert (tmp_path / "ids" / TOKENS / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    open_shards(tmp_path / "ids" / TOKENS, trained)
+    with pytest.raises(UserError, match="other settings: `token_files`"):
+        JOB["generate"](tmp_path / "ids", topology)
+
+
+def test_joined_texts_have_no_token_files_for_their_ids_are_not_those_of_their_parts(
+    topology: Topology, tmp_path: Path
+) -> None:
+    config = JOB["CONFIG"].model_copy(update={"join": True})
+    producer = JOB["make_producer"](config=config, trained=JOB["make_tokenizer"]())
+    generate_corpus(tmp_path / "joined", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    assert not (tmp_path / "joined" / TOKENS).exists()
 
 
 def test_a_killed_generation_goes_on_to_the_same_corpus(corpus: Path, topology: Topology, tmp_path: Path) -> None:
@@ -311,12 +358,3 @@ def test_accepted_slices_are_joined_by_document_operation_and_sample(
         assert origin["slices"] == [[part["provenance"]["start"], part["provenance"]["end"]] for part in parts]
         values = [part["rewards"]["letters"] for part in parts]
         assert min(values) <= record["rewards"]["letters"] <= max(values)
-
-
-def test_a_large_corpus_is_several_files_that_are_read_as_one(
-    corpus: Path, topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synpro_engine.synth.merge._FILE_BYTES", 1000)
-    JOB["generate"](tmp_path / "corpus", topology)
-    assert len(accepted_files(tmp_path / "corpus")) > 2 and len(accepted_files(corpus)) == 1
-    assert _accepted(tmp_path / "corpus") == _accepted(corpus)

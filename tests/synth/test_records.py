@@ -1,4 +1,4 @@
-"""Reading a completion: when the generator's own tokens may stand for the text."""
+"""Reading a completion: the text and the ids that stand for it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,23 +32,22 @@ def _read(completion: Completion, prompt: PromptConfig = PromptConfig()) -> Cand
     return Prompter(operation_named("rephrase"), _Letters(), prompt).read("source", completion)
 
 
-def test_token_ids_stand_for_the_text_only_where_they_spell_it_to_the_letter() -> None:
+def test_the_ids_of_an_answer_are_those_of_its_text_and_not_those_that_were_sampled() -> None:
     letters, prompt = _Letters(), PromptConfig(keep_truncated=True)
-    for text, finished, whole in ((SENTENCE, True, True), (SENTENCE, False, True), (f"\n{SENTENCE}\n", True, False)):
-        completion = _completion(text, finished=finished)
-        candidate = _read(completion, prompt)
+    for text, finished in ((SENTENCE, True), (SENTENCE, False), (f"\n{SENTENCE}\n", True)):
+        candidate = _read(_completion(text, finished=finished), prompt)
         assert candidate.parsed.ok
-        assert candidate.token_ids == (tuple(letters.encode(SENTENCE)) if whole else None)
+        assert candidate.token_ids == tuple(letters.encode(SENTENCE))
 
 
-def test_an_id_that_decodes_to_nothing_does_not_stand_for_the_text() -> None:
+def test_an_id_that_decodes_to_nothing_is_not_among_the_ids_of_the_text() -> None:
     whole = _completion(SENTENCE, finished=True)
     ids = [*whole.token_ids[:5], UNKNOWN, *whole.token_ids[5:]]
     zeros = [0.0] * len(ids)
     odd = dataclasses.replace(whole, token_ids=ids, logprobs=zeros, full_logprobs=zeros)
     candidate = _read(odd)
     assert candidate.parsed.ok and candidate.parsed.text == SENTENCE
-    assert candidate.token_ids is None
+    assert candidate.token_ids == tuple(_Letters().encode(SENTENCE))
 
 
 def test_a_refused_completion_has_no_ids() -> None:

@@ -9,7 +9,7 @@ from synpro_engine.config import Record, UserError, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, documents_path
 from synpro_engine.data import Document
 from synpro_engine.data.writer import written_documents
-from synpro_engine.synth import Made, accepted_lines
+from synpro_engine.synth import DOCUMENTS, Made, lines_of
 
 
 class Provenance(Record):
@@ -33,7 +33,7 @@ class Accepted(Record):
 
 def accepted_records(stage: Path) -> Iterator[Accepted]:
     """The accepted records of a `generate` stage, with their provenance; UserError names a damaged line."""
-    return (parse_record(line, Accepted, where) for where, line in accepted_lines(stage / CORPUS))
+    return (parse_record(line, Accepted, where) for where, line in lines_of(stage / CORPUS, DOCUMENTS))
 
 
 def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Made]:
@@ -47,8 +47,8 @@ def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Mad
         sourced = _beside_sources(records, documents, stage)
     else:
         sourced = ((record, "") for record in records)
-    for record, source in sourced:
-        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {})
+    for number, (record, source) in enumerate(sourced):
+        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {}, number=number)
 
 
 def _beside_sources(

@@ -1,54 +1,39 @@
-"""The stages around the generator: import, tune, generate, and the shards of what it wrote."""
+"""The stages around the generator: import, tune and generate."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
+from synpro_engine.config import remove_directory
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
-    FILTERED,
-    REMOVED,
-    SYNTHETIC,
-    SYNTHETIC_TOKENS,
     TOKENIZER,
     Round,
     documents_path,
-    shards_path,
 )
 from synpro_engine.cycle.settings import (
     GenerateSettings,
     ImportSettings,
-    ShardsSettings,
     SynthesisSettings,
     TuneSettings,
 )
-from synpro_engine.cycle.steps.accepted import texts_made
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.judging import judge_versions, open_judges, tell_judged
 from synpro_engine.cycle.steps.probe import load_probe, probe_hash
-from synpro_engine.cycle.steps.tasks import measured_texts
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
-    Document,
     Tokenizer,
     check_rows,
     load_tokenizer,
-    open_shards,
     read_documents,
     stable_hash,
     start_id,
-    write_shards,
 )
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import TextInfluence, build_estimator, text_likelihood
@@ -59,15 +44,12 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
-    Filters,
-    Made,
     Producer,
     Prompter,
     choose_slices,
     generate_corpus,
     join_generation,
     operation_named,
-    read_yield,
 )
 from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
 
@@ -130,8 +112,8 @@ def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topolog
         theta = load_model(inputs.theta, topology, dtype)
         probe = load_probe(inputs.probe, theta, dtype)
         influence = build_estimator(settings.influence, theta, probe, start_id=start_id(pretrained))
-        # With one tokenizer a completion's own ids are scored, which need not be encoded again.
-        same = generators.fingerprint == pretrained.fingerprint
+        # With one tokenizer a text was encoded when it was read, and need not be again.
+        same = generators.encoding == pretrained.encoding
         influence_of = TextInfluence(influence, pretrained.encode, same_tokenizer=same)
     if reward.measures("quality"):
         judge = load_model(inputs.base, topology, dtype)
@@ -193,9 +175,11 @@ def generate_stage(
     """
     model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     composer, operation = build_rewards(settings, inputs, topology), settings.operation
+    tokenizer, trained = open_tokenizer(inputs.base, topology), open_tokenizer(inputs.tokens, topology)
     producer = Producer(
         generator=Sampler(model),
-        tokenizer=open_tokenizer(inputs.base, topology),
+        tokenizer=tokenizer,
+        trained=trained if tokenizer.encoding == trained.encoding else None,
         config=settings.generate,
         prompt=settings.prompt,
         # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
@@ -218,48 +202,3 @@ def generate_stage(
     tell_judged(f"generated {operation}", composer.asked, topology)
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
-
-
-def synthetic_shards_stage(
-    into: Path, settings: ShardsSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
-) -> None:
-    """Tokenise what the filters let through of a round's texts; `corpora` are generate stages by operation."""
-    tokenizer, config = open_tokenizer(tokens, topology), settings.filter
-    texts_of = dict.fromkeys(corpora, 0)
-
-    def documents(filters: Filters) -> Iterator[Document]:
-        for operation, path in corpora.items():
-            texts = texts_made(path, tokens, with_sources=config.reads_sources)
-            for made in filters.pass_through(operation, texts):
-                texts_of[operation] += 1
-                yield Document(made.id, made.text)
-
-    def write() -> None:
-        if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
-            raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
-        held_out = (text for name in settings.held_out for text in measured_texts(tokens, name, tokenizer))
-        with (into / REMOVED).open("w", encoding="utf-8") as removed:
-
-            def on_removed(made: Made, filter: str, why: str) -> None:
-                removed.write(json_text({"id": made.id, "filter": filter, "why": why}, ensure_ascii=False) + "\n")
-
-            filters = Filters(config, held_out, on_removed)
-            if filters.surveys:
-                for operation, path in corpora.items():
-                    filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
-            passing = documents(filters)
-            first = next(passing, None)
-            if first is None:
-                counts_of = sum((Counter(one.removed) for one in filters.report.by_operation.values()), Counter())
-                told = ", ".join(f"{name} {count}" for name, count in counts_of.most_common())
-                raise UserError(f"`filter`: no accepted text is left to train on (removed: {told}); loosen a filter")
-            write_shards(chain([first], passing), tokenizer, shards_path(into, SYNTHETIC))
-        # Text is encoded anew, by the generator's tokenizer too: a sampler may spell it in other ids than its own text
-        # has, and organic text is encoded from text.
-        offsets = open_shards(shards_path(into, SYNTHETIC)).offsets
-        ends = offsets[np.cumsum([0, *texts_of.values()])]
-        counts = dict(zip(texts_of, np.diff(ends).tolist(), strict=True))
-        atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
-        atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
-
-    on_main(topology, write, label="tokenize the synthetic texts")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from synpro_engine.config import Record, read_records
+from synpro_engine.config import Record, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
 from synpro_engine.cycle.steps.accepted import Provenance, accepted_records
 from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Sample
-from synpro_engine.synth import REJECTS
+from synpro_engine.synth import REJECTS, lines_of
 
 _ACCEPTED_SAMPLES, _REFUSED_SAMPLES = 5, 2
 
@@ -36,7 +36,8 @@ def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sampl
     first = itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES)
     accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in first]
     # Lazily, for the refused may be many and long.
-    rejects = itertools.islice(read_records(stage / CORPUS / REJECTS, _Rejected), _REFUSED_SAMPLES)
+    refused = itertools.islice(lines_of(stage / CORPUS, REJECTS), _REFUSED_SAMPLES)
+    rejects = [parse_record(line, _Rejected, where) for where, line in refused]
     shown = [*accepted, *((record.raw, record.provenance, record.reason, {}) for record in rejects)]
     sources = source_texts(run.directory / TOKENIZE, {where.source for _, where, _, _ in shown})
     return [

@@ -15,7 +15,7 @@ from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, Round, doc
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import REJECTS, accepted_files
+from synpro_engine.synth import DOCUMENTS, REJECTS, files_of
 
 
 class _Origin(Record):
@@ -117,7 +117,7 @@ def records_from(directory: Path, recipe: Recipe, source: str, number: Round) ->
 
 def _written_files(corpus: Path) -> list[Path]:
     """Of a synthetic corpus: the files of what was accepted, and then of what was refused."""
-    return [*accepted_files(corpus), corpus / REJECTS]
+    return [*files_of(corpus, DOCUMENTS), *files_of(corpus, REJECTS)]
 
 
 def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[str, str]:
