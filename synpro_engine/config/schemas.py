@@ -30,6 +30,7 @@ SCHEMAS = {
     "_about/yield.json": 1,
     "tokens.json": 1,
     "filters.json": 1,
+    "removed.jsonl": 1,
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,8 @@ class TokenCorpus:
     """UTF-8 bytes of all texts, for bits per byte."""
     fingerprint: str
     """The tokenizer's."""
-    # Read only when a document is named: training needs none, and a hundred million ids take gigabytes.
-    load_ids: Callable[[], list[str]]
+    read_ids: Callable[[], Iterable[str]]
+    """The documents' ids in their order, read as they are asked for: a hundred million of them take gigabytes."""
     learnt: NDArray[np.bool_] | None = None
     """Which tokens are targets, [T]; None for all. Prompts of tasks are none (see `prompted`)."""
 
@@ -40,7 +40,7 @@ class TokenCorpus:
             eos_id=tokenizer.eos_id,
             text_bytes=sum(len(document.text.encode()) for document in listed),
             fingerprint=tokenizer.fingerprint,
-            load_ids=lambda: [document.id for document in listed],
+            read_ids=lambda: [document.id for document in listed],
         )
 
     @property
@@ -69,8 +69,12 @@ class TokenCorpus:
 
     @functools.cached_property
     def _ids(self) -> list[str]:
-        return self.load_ids()
+        return list(self.read_ids())
 
     def document_id(self, index: int) -> str:
         """Return the id of one document; the list of ids is read when the first is asked for."""
         return self._ids[index]
+
+    def numbers_of(self, ids: Collection[str]) -> dict[str, int]:
+        """Return the numbers of documents by their ids, of those that are there; no list of all ids is held for it."""
+        return {id: number for number, id in enumerate(self.read_ids()) if id in ids}

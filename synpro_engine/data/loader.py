@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -146,16 +147,19 @@ class TokenLoader:
         document, offset = self._stream(name).place(window, token)
         return TokenOrigin(source=name, window=window, document=document, offset=offset)
 
-    def readings(self, name: str, document: int, batches: int) -> list[tuple[int, int]]:
-        """Where the next `batches` read a document of a source: batch, from 0 for the next one, and row."""
+    def readings(self, name: str, documents: Collection[int], batches: int) -> dict[int, list[tuple[int, int, int]]]:
+        """What the next `batches` read of documents of a source: batch (from 0 for the next one), row, input tokens."""
         source, begin, blend = self._stream(name), self._dealt[name], Blend(self._weights, self._blend.drawn)
         samples = range(batches * self.global_batch)
         # Which of them are the source's; alone it has all, of which pretraining may deal billions.
-        own = samples if len(self._sources) == 1 else [sample for sample in samples if blend.next() == name]
+        own = samples if len(self._sources) == 1 else array("q", (n for n in samples if blend.next() == name))
         end, each = begin + len(own), source.windows_per_epoch
-        epochs = range(begin // each, -(-end // each))
-        windows = (window for epoch in epochs for window in source.reading(document, epoch))
-        return [divmod(own[window - begin], self.global_batch) for window in windows if begin <= window < end]
+        found: dict[int, list[tuple[int, int, int]]] = {document: [] for document in documents}
+        for epoch in range(begin // each, -(-end // each)):
+            for document, window, tokens in source.reading(documents, epoch):
+                if begin <= window < end:
+                    found[document].append((*divmod(own[window - begin], self.global_batch), tokens))
+        return {document: sorted(places) for document, places in found.items()}
 
     def _stream(self, name: str) -> WindowSource:
         source = self._sources[name]

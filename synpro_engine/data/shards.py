@@ -254,14 +254,15 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
         eos_id=stats.eos_id,
         text_bytes=stats.text_bytes,
         fingerprint=stats.tokenizer,
-        load_ids=lambda: _read_ids(path / _IDS),
+        read_ids=lambda: _read_ids(path / _IDS),
         learnt=learnt,
     )
 
 
-def _read_ids(file: Path) -> list[str]:
+def _read_ids(file: Path) -> Iterator[str]:
     try:
-        # Not splitlines(): an id may hold a line separator that is not a newline.
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        # Cut at newlines alone: an id may hold a line separator of another kind.
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
     except (OSError, ValueError, RecursionError):
         raise UserError(f"{file}: missing or damaged list of document ids") from None

@@ -5,6 +5,7 @@ Window number k of a source is a pure function of (seed, name, k).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +73,15 @@ class WindowSource:
         place = int(np.searchsorted(epoch.starts, at, side="right")) - 1
         return int(epoch.documents[place]), at - int(epoch.starts[place])
 
-    def reading(self, document: int, epoch: int) -> list[int]:
-        """The windows of an epoch whose first `seq_len` tokens have one of the document's, in their order."""
+    def reading(self, documents: Collection[int], epoch: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (document, window, tokens) of an epoch: how many of a document's tokens are inputs of a window."""
         order = self._epoch(epoch)
-        place = int(np.flatnonzero(order.documents == document)[0])
-        first, last = (order.starts[place : place + 2] - (0, 1)) // self.seq_len
-        found = np.flatnonzero((order.windows >= first) & (order.windows <= last))
-        return (epoch * self.windows_per_epoch + found).tolist()
+        given = np.argsort(order.windows)
+        for place in np.flatnonzero(np.isin(order.documents, list(documents))):
+            start, end = order.starts[place : place + 2].tolist()
+            for at in range(start // self.seq_len, min(-(-end // self.seq_len), self.windows_per_epoch)):
+                tokens = min(end, (at + 1) * self.seq_len) - max(start, at * self.seq_len)
+                yield int(order.documents[place]), epoch * self.windows_per_epoch + int(given[at]), tokens
 
     def tokens_given(self, windows: int, kinds_D: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
         """Input tokens in the first `windows` windows by the kind (from 0) of their document, int64 [kinds]."""

@@ -128,11 +128,17 @@ class Made:
 class Filters:
     """The filters of one round: `survey` the texts of all operations first, then let each operation's `pass_through`.
 
-    held_out: texts of which no text may hold too much, read once where that is asked for.
+    held_out: texts of which no text may hold too much, read once where that is asked for. on_removed: told of each text
+    that is removed, the filter and what it found.
     """
 
-    def __init__(self, config: FilterConfig, held_out: Iterable[str] = ()) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: FilterConfig,
+        held_out: Iterable[str] = (),
+        on_removed: Callable[[Made, str, str], object] = lambda made, filter, why: None,
+    ) -> None:
+        self.config, self._on_removed = config, on_removed
         self._pool = None if config.near_duplicate is None else Pool(config.near_duplicate)
         self._held_out = np.empty(0, np.uint64)
         if config.max_leaked is not None:
@@ -179,6 +185,7 @@ class Filters:
                 continue
             name, why = fault
             removed[name] += 1
+            self._on_removed(made, name, why)
             if removed[name] <= _SAMPLES:
                 shown = RemovedText(id=made.id, why=why, text=made.text[:_SAMPLE_CHARS])
                 samples.setdefault(name, []).append(shown)

@@ -46,7 +46,7 @@ def corpus(seed: int, documents: int = 25) -> TokenCorpus:
     tokens = [[*[number + 1] * (length - 1), 0] for number, length in enumerate(lengths)]
     return TokenCorpus(
         tokens=np.concatenate(tokens).astype(np.int32), offsets=np.cumsum([0, *lengths]), eos_id=0, text_bytes=1,
-        fingerprint="test", load_ids=lambda: [f"doc-{number + 1}" for number in range(documents)],
+        fingerprint="test", read_ids=lambda: [f"doc-{number + 1}" for number in range(documents)],
     )  # fmt: skip
 
 

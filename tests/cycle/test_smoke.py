@@ -237,8 +237,8 @@ def test_a_token_of_a_step_traces_to_a_document_that_the_step_was_scored_on(alon
     start, end = found["characters"]
     assert found["document"] in scored and found["text"] in texts[found["document"]][start:end]
     assert (found["before"] + found["text"]).strip() in texts[found["document"]][:end]
-    read = {stage["stage"]: stage["places"] for stage in _traced(alone, found["document"])["read"]}
-    assert [10, 5] in read["pretrain"]
+    read = {stage["stage"]: stage["places"] for stage in _traced(alone, found["document"])["life"]["read"]}
+    assert [10, 5] in [place[:2] for place in read["pretrain"]]
 
 
 def test_a_synthetic_token_traces_to_its_record_and_the_characters_of_its_source(alone: Path) -> None:
@@ -247,13 +247,13 @@ def test_a_synthetic_token_traces_to_its_record_and_the_characters_of_its_source
     origin, [passage] = text["synthetic"]["record"]["provenance"], text["synthetic"]["passages"]
     assert text["synthetic"]["record"] == record and (origin["round"], origin["operation"]) == (1, "rephrase")
     assert hashlib.sha256(passage["text"].encode()).hexdigest() == origin["source_sha256"]
-    assert record["id"] in [id for _, id in _traced(alone, origin["source"])["made"]]
+    assert record["id"] in [made["id"] for made in _traced(alone, origin["source"])["made"]]
     probe = json.loads((alone / "round-1" / "probe" / "direction" / "manifest.json").read_text())
     assert origin["influence"] == probe["content_hash"] and "influence" in origin["judges"]
     # Some of the texts are in a row of the arm: its tokens are of texts of the round.
     ids = [json.loads(line)["id"] for line in _documents(alone, "rephrase").splitlines()]
-    places = [place for id in ids[:8] for stage in _traced(alone, id)["read"] for place in stage["places"]]
-    step, row = places[0]
+    places = [place for id in ids[:8] for stage in _traced(alone, id)["life"]["read"] for place in stage["places"]]
+    step, row, _ = places[0]
     where = ("--arm", "round-1/continue", "--step", str(step), "--row", str(row))
     for token in ("0", "63"):
         found = _traced(alone, *where, "--token", token)

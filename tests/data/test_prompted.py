@@ -234,7 +234,7 @@ def test_a_budget_of_targets_is_shared_by_weight() -> None:
     def text(letter: int, tokens: int) -> TokenCorpus:
         return TokenCorpus(
             tokens=np.full(tokens, letter, np.int32), offsets=np.array([0, tokens]), eos_id=0, text_bytes=1,
-            fingerprint="x", load_ids=lambda: ["a"],
+            fingerprint="x", read_ids=lambda: ["a"],
         )  # fmt: skip
 
     corpora = {"small": text(1, 300), "large": text(2, 5000)}

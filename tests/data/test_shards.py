@@ -95,6 +95,8 @@ def test_a_corpus_made_in_memory_is_the_same(shards: Path, tokenizer: Tokenizer)
     made, opened = TokenCorpus.from_documents(DOCUMENTS, tokenizer), open_shards(shards)
     assert np.array_equal(made.tokens, opened.tokens) and np.array_equal(made.offsets, opened.offsets)
     assert [made.document_id(i) for i in range(3)] == [opened.document_id(i) for i in range(3)]
+    wanted = {made.document_id(2), made.document_id(0), "nobody"}
+    assert made.numbers_of(wanted) == opened.numbers_of(wanted) == {made.document_id(i): i for i in (0, 2)}
     assert (made.text_bytes, made.eos_id, made.fingerprint) == (opened.text_bytes, opened.eos_id, opened.fingerprint)
 
 

@@ -39,7 +39,7 @@ def _loader(seed: int, topology: Topology) -> TokenLoader:
         eos_id=START,
         text_bytes=1,
         fingerprint="walks",
-        load_ids=lambda: [str(i) for i in range(40)],
+        read_ids=lambda: [str(i) for i in range(40)],
     )
     dp = topology.dp
     return TokenLoader({"text": corpus}, {"text": 1.0}, CONFIG.seq_len, 4, seed, dp_rank=dp.rank, dp_size=dp.size)

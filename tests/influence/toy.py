@@ -92,7 +92,7 @@ def walks(seed: int, topology: Topology, batch: int = 4) -> TokenLoader:
         eos_id=START,
         text_bytes=1,
         fingerprint="walks",
-        load_ids=lambda: [str(i) for i in range(40)],
+        read_ids=lambda: [str(i) for i in range(40)],
     )
     dp = topology.dp
     return TokenLoader({"text": corpus}, {"text": 1.0}, SHAPE["seq_len"], batch, seed, dp_rank=dp.rank, dp_size=dp.size)

@@ -1,6 +1,7 @@
 """Each filter removes the texts that were planted for it, and no others; counts add up."""
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -25,7 +26,8 @@ def filtered(
     config: FilterConfig, texts: list[Made], held_out: list[str] | None = None
 ) -> tuple[set[str], FilterReport]:
     """The ids of what is removed, and the report."""
-    filters = Filters(config, held_out)
+    told: dict[str, str] = {}
+    filters = Filters(config, held_out or (), lambda one, name, why: told.update({one.id: name}))
     if filters.surveys:
         filters.survey("rephrase", texts)
     kept = [one.id for one in filters.pass_through("rephrase", texts)]
@@ -33,6 +35,7 @@ def filtered(
     report = filters.report
     [one] = report.by_operation.values()
     assert one.kept == len(kept) and one.kept + sum(one.removed.values()) == len(texts)
+    assert told.keys() == {one.id for one in texts} - set(kept) and Counter(told.values()) == one.removed
     return {one.id for one in texts} - set(kept), report
 
 

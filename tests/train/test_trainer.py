@@ -42,7 +42,7 @@ def corpus(seed: int, documents: int = 30) -> TokenCorpus:
     tokens[:, -1] = 0
     return TokenCorpus(
         tokens=tokens.reshape(-1).astype(np.int32), offsets=np.arange(0, documents * 20 + 1, 20), eos_id=0,
-        text_bytes=1, fingerprint="test", load_ids=lambda: [str(n) for n in range(documents)],
+        text_bytes=1, fingerprint="test", read_ids=lambda: [str(n) for n in range(documents)],
     )  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
-from synpro_engine.reward import RewardConfig
+from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.embedder import open_encoder
 from synpro_engine.reward.judges import Judge, check_judge, open_judge
 
@@ -33,6 +34,15 @@ def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[J
         )
         for name, config in reward.remote.items()
     ]  # fmt: skip
+
+
+def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
+    """What gives each reward that has a weight, for the records of generation."""
+    encoder = reward.judges.similarity
+    if encoder is None or not reward.uses("similarity"):
+        return composer.judges
+    layer = "the last layer" if encoder.layer is None else f"layer {encoder.layer}"
+    return composer.judges | {"similarity": f"encoder {fingerprint(encoder.encoder)[:16]}, {layer}"}
 
 
 def check_judges(reward: RewardConfig, directory: Path, stages: Iterable[Stage], topology: Topology) -> None:

@@ -24,7 +24,7 @@ from synpro_engine.cycle.settings import (
     TuneSettings,
 )
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.judging import open_judges, tell_judged
+from synpro_engine.cycle.steps.judging import judge_versions, open_judges, tell_judged
 from synpro_engine.cycle.steps.probe import load_probe, probe_hash
 from synpro_engine.cycle.steps.serving import serve
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
@@ -202,7 +202,7 @@ def generate_stage(
         common={
             "round": settings.round,
             "influence": probe_hash(inputs.probe, topology) if settings.reward.uses("influence") else None,
-            "judges": composer.judges,
+            "judges": judge_versions(settings.reward, composer),
         },
     )
     if helper:

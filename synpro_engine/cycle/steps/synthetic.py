@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import CORPUS, FILTERED, SYNTHETIC, SYNTHETIC_TOKENS, shards_path
+from synpro_engine.cycle.run_layout import CORPUS, FILTERED, REMOVED, SYNTHETIC, SYNTHETIC_TOKENS, shards_path
 from synpro_engine.cycle.settings import ShardsSettings
 from synpro_engine.cycle.steps.accepted import texts_made
 from synpro_engine.cycle.steps.corpus import open_tokenizer
@@ -31,12 +31,20 @@ def synthetic_shards_stage(
         if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         held_out = (text for name in settings.held_out for text in measured_texts(tokens, name, tokenizer))
-        filters = Filters(config, held_out)
-        if filters.surveys:
-            for operation, path in corpora.items():
-                filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
         counts = dict.fromkeys(corpora, 0)
-        with new_shards(shards_path(into, SYNTHETIC), tokenizer) as shards:
+        with (
+            new_shards(shards_path(into, SYNTHETIC), tokenizer) as shards,
+            (into / REMOVED).open("w", encoding="utf-8") as removed,
+        ):
+
+            def on_removed(made: Made, filter: str, why: str) -> None:
+                line = {"id": made.id, "filter": filter, "why": why}
+                removed.write(json_text(line, ensure_ascii=False) + "\n")
+
+            filters = Filters(config, held_out, on_removed)
+            if filters.surveys:
+                for operation, path in corpora.items():
+                    filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
             for operation, path in corpora.items():
                 texts = texts_made(path, tokens, with_sources=config.reads_sources)
                 batches = batched(filters.pass_through(operation, texts), lambda made: len(made.text))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.run_layout import CORPUS, LEFT_OUT, TOKENIZE
+from synpro_engine.cycle.run_layout import LEFT_OUT, SYNTHETIC, TOKENIZE, shards_path
+from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import (
@@ -16,19 +20,53 @@ from synpro_engine.cycle.tracing.stored import (
     find_organic,
     find_pieces,
     find_synthetic,
-    generate_stages,
+    records_from,
+    removed_texts,
 )
-from synpro_engine.data import Split
+from synpro_engine.data import Split, open_shards
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import DOCUMENTS, lines_of
+
+Fate = Literal["refused", "accepted", "removed", "kept"]
+"""Refused when the generator's answer was read; accepted, where filters have not run yet; removed by one of them; kept,
+and so in a text that is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """Steps of a training stage that read a part of a document, each with the row of its batch."""
+    """What a training stage read of a document."""
 
     stage: str
-    places: tuple[tuple[int, int], ...]
+    tokens: int
+    """Repetitions counted."""
+    places: tuple[tuple[int, int, int], ...]
+    """Step, row of its batch, tokens there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """What became of a document, or of something that a generator wrote, on the way to the model."""
+
+    fate: Fate
+    why: str | None = None
+    """The reason of a refusal, or the filter and what it found."""
+    tokens: int | None = None
+    """Of the pretrained model, with its end; None where it is in no text that is trained on."""
+    read: tuple[Read, ...] = ()
+    """Of all finished training stages that have it in their text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Something that was made from a document."""
+
+    stage: str
+    id: str
+    operation: str
+    member: int
+    """Number of the sample."""
+    slices: tuple[tuple[int, int], ...]
+    """Characters of the document."""
+    life: Life
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +78,15 @@ class DocumentTrace:
     """Of an organic document."""
     synthetic: SyntheticText | None = None
     text: str | None = None
-    tokens: int | None = None
-    """Of the pretrained model, with its end; None where no training stage that is finished has it in its text."""
+    """What was accepted, or the whole answer that was refused."""
+    life: Life | None = None
+    """Of what is trained on or might have been: the train split, and all that was made from it."""
     pieces: tuple[tuple[Split, str], ...] = ()
     """Where it was cut: the split and the id of each piece."""
     left_out: tuple[dict[str, Any], ...] = ()
     """Lines about it in the list of what was left out."""
-    made: tuple[tuple[str, str], ...] = ()
-    """The synthetic texts that were made from it: stage and id."""
-    read: tuple[Read, ...] = ()
-    filtered: bool = False
-    """Of a synthetic text: accepted, and then removed by a filter of its round (`filters.json` counts them)."""
+    made: tuple[Made, ...] = ()
+    """Round by round."""
 
 
 def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
@@ -64,26 +100,20 @@ def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
     organic = find_organic(directory, id)
     if organic is not None:
         split, text = organic
-        tokens, read, _ = _read(cycle, ORGANIC, id) if split == "train" else (None, (), False)
-        return DocumentTrace(document=id, split=split, text=text, tokens=tokens, made=_made(cycle, id), read=read)
+        if split != "train":
+            return DocumentTrace(document=id, split=split, text=text)
+        life = _lives(cycle, ORGANIC, {id: None})[id]
+        return DocumentTrace(document=id, split=split, text=text, life=life, made=tuple(_made(cycle, id)))
     for number in cycle.rounds:
         synthetic = find_synthetic(directory, recipe, id, number)
         if synthetic is not None:
-            tokens, read, filtered = _read(cycle, number.name, id)
-            return DocumentTrace(
-                document=id,
-                synthetic=synthetic,
-                text=synthetic.record["text"],
-                tokens=tokens,
-                read=read,
-                filtered=filtered,
-            )
+            life = _lives(cycle, number.name, {id: synthetic.record.get("reason")})[id]
+            text = synthetic.record.get("text", synthetic.record.get("raw"))
+            return DocumentTrace(document=id, synthetic=synthetic, text=text, life=life)
     pieces, left_out = tuple(find_pieces(directory, id)), _left_out(cycle, id)
     if pieces or left_out:
         return DocumentTrace(document=id, pieces=pieces, left_out=left_out)
-    capped = recipe.corpus.max_train_tokens is not None or recipe.corpus.max_held_out_tokens is not None
-    hint = "; documents beyond `corpus.max_train_tokens` and `corpus.max_held_out_tokens` are not kept" * capped
-    raise UserError(f"{directory}: no document {id!r}, neither organic nor synthetic nor left out{hint}")
+    raise UserError(f"{directory}: no document {id!r}, neither organic nor synthetic nor left out{_hint(cycle, id)}")
 
 
 def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
@@ -92,30 +122,77 @@ def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
     return tuple(line for line in lines if f"{line.get('file')}:{line.get('line')}" == id or repr(id) in line["why"])
 
 
-def _made(cycle: Cycle, source: str) -> tuple[tuple[str, str], ...]:
-    found = []
+def _made(cycle: Cycle, source: str) -> Iterator[Made]:
     for number in cycle.rounds:
-        for stage in generate_stages(cycle.directory, cycle.recipe, number):
-            for _, line in lines_of(cycle.directory / stage / CORPUS, DOCUMENTS):
-                record = json.loads(line)
-                if record["provenance"]["source"] == source:
-                    found.append((stage, record["id"]))
-    return tuple(found)
+        records = {
+            record["id"]: (stage, record)
+            for stage, record in records_from(cycle.directory, cycle.recipe, source, number)
+        }
+        lives = _lives(cycle, number.name, {id: record.get("reason") for id, (_, record) in records.items()})
+        for id, (stage, record) in records.items():
+            origin = record["provenance"]
+            yield Made(
+                stage=stage,
+                id=id,
+                operation=origin["operation"],
+                member=origin["member"],
+                slices=tuple((start, end) for start, end in origin.get("slices", [(origin["start"], origin["end"])])),
+                life=lives[id],
+            )
 
 
-def _read(cycle: Cycle, source: str, id: str) -> tuple[int | None, tuple[Read, ...], bool]:
-    """Tokens of a document, the steps of all finished stages that read it, and whether its source lacks it."""
-    tokens, read = None, []
+def _lives(cycle: Cycle, source: str, refusals: Mapping[str, str | None]) -> dict[str, Life]:
+    """What became of documents of a source of training text, by id; refusals: the reason, None of accepted ones."""
+    number = next((number for number in cycle.rounds if number.name == source), None)
+    shards = cycle.directory / (TOKENIZE if number is None else number.shards)
+    lives = {id: Life(fate="accepted" if why is None else "refused", why=why) for id, why in refusals.items()}
+    if not shards.exists() or not refusals:
+        return lives
+    corpus = open_shards(shards_path(shards, "train" if number is None else SYNTHETIC))
+    numbers = corpus.numbers_of(refusals)
+    removed = {} if number is None else removed_texts(cycle.directory, number, refusals)
+    read = _read(cycle, source, numbers)
+    for id, why in refusals.items():
+        if id in numbers:
+            tokens = len(corpus.document_tokens(numbers[id]))
+            lives[id] = Life(fate="kept", tokens=tokens, read=tuple(read[id]))
+        elif why is None:
+            lives[id] = Life(fate="removed", why=removed.get(id))
+    return lives
+
+
+def _read(cycle: Cycle, source: str, numbers: Mapping[str, int]) -> dict[str, list[Read]]:
+    """By id what the finished training stages read of documents, whose numbers in the source these are."""
+    read: dict[str, list[Read]] = {id: [] for id in numbers}
     for stage, steps in finished_steps(cycle).items():
         reading = open_reading(cycle, stage, steps)
-        if source not in reading.corpora:
-            continue
-        corpus = reading.corpora[source]
-        ids = corpus.load_ids()
-        if id not in ids:
-            return None, (), True
-        number = ids.index(id)
-        tokens = len(corpus.document_tokens(number))
-        places = reading.loader.readings(source, number, len(steps))
-        read.append(Read(stage=stage, places=tuple((steps[0] + batch, row) for batch, row in places)))
-    return tokens, tuple(read), False
+        if source in reading.corpora:
+            found = reading.loader.readings(source, numbers.values(), len(steps))
+            for id, number in numbers.items():
+                places = tuple((steps[0] + batch, row, tokens) for batch, row, tokens in found[number])
+                read[id].append(Read(stage=stage, tokens=sum(tokens for *_, tokens in places), places=places))
+    return read
+
+
+_MADE = re.compile(r"(?:round-\d+/)?(.+?):\d+-\d+:[^:]+:\d+")
+
+
+def _hint(cycle: Cycle, id: str) -> str:
+    """What an unknown id may have been meant for, among the organic documents."""
+    made = _MADE.fullmatch(id)
+    wanted = id if made is None else made[1]
+    best, most = None, len(wanted) // 2
+    paths = [shards_path(cycle.directory / TOKENIZE, split) for split in SPLITS]
+    # One pass over the ids, of which there may be too many to compare each as `nearest` does.
+    for other in chain.from_iterable(open_shards(path).read_ids() for path in paths if path.exists()):
+        if other == wanted:
+            return f"; there is {wanted!r}, and under that id what was made of it"
+        while most < len(wanted) and other.startswith(wanted[: most + 1]):
+            best, most = other, most + 1
+        if most < len(wanted) and wanted in other:
+            best, most = other, len(wanted)
+    if best is not None:
+        return f" (did you mean `{best}`?)"
+    corpus = cycle.recipe.corpus
+    capped = corpus.max_train_tokens is not None or corpus.max_held_out_tokens is not None
+    return "; documents beyond `corpus.max_train_tokens` and `corpus.max_held_out_tokens` are not kept" * capped

@@ -59,7 +59,7 @@ def check_step(steps: dict[str, range], stage: str, known: tuple[str, ...], step
     if stage not in known:
         raise UserError(f"--arm {stage}: no training stage of that name; there are {', '.join(known)}")
     if stage not in steps:
-        raise UserError(f"--arm {stage}: is not finished, so nothing of it can be traced yet")
+        raise UserError(f"{stage}: is not finished, so nothing of it can be traced yet; `synpro run` goes on with it")
     if step not in steps[stage]:
         others = [f"--arm {name}" for name, of in steps.items() if step in of]
         hint = f"; {' and '.join(others)} made that step" if others else ""

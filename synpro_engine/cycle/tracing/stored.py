@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import Record, UserError, as_record, json_text, verify_artifact
+from synpro_engine.config import Record, UserError, as_record, json_text, parse_record, verify_artifact
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round, documents_path
+from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, Round, documents_path
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
-from synpro_engine.synth import DOCUMENTS, files_of
+from synpro_engine.synth import DOCUMENTS, REJECTS, files_of
 
 
 class _Origin(Record):
@@ -24,6 +24,12 @@ class _Origin(Record):
     end: int
     source_sha256: str
     slices: tuple[tuple[int, int], ...] | None = None
+
+
+class _Removed(Record):
+    id: str
+    filter: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +44,16 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticText:
-    """A text that a `generate` stage accepted, and what it was made from."""
+    """What a `generate` stage wrote, and what it was made from."""
 
     stage: str
     record: dict[str, Any]
-    """As it stands in the stage's corpus: text, provenance, rewards, what was cut of the answer."""
+    """As it stands in the stage's corpus. Accepted: text, provenance, rewards, what was cut of the answer; refused: the
+    reason, the whole answer, provenance."""
     passages: tuple[Passage, ...]
     """One; of texts that were joined, that of each, in their order."""
+    filters: dict[str, Any]
+    """Settings of those that a text has to pass to be trained on (`filter` of the recipe)."""
 
 
 def find_line(path: Path, id: str) -> dict[str, Any] | None:
@@ -84,14 +93,40 @@ def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
 
 
 def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
-    """A synthetic text of a round with the source's characters; None where no finished stage has it."""
+    """What a round wrote under an id, with the source's characters; None where no finished stage has it."""
     for stage in generate_stages(directory, recipe, number):
-        for path in files_of(directory / stage / CORPUS, DOCUMENTS):
+        for path in _written_files(directory / stage / CORPUS):
             record = find_line(path, id)
             if record is not None:
                 passages = _passages(directory, record, f"{path}: {id!r}")
-                return SyntheticText(stage=stage, record=record, passages=passages)
+                filters = recipe.filter.model_dump(exclude_defaults=True)
+                return SyntheticText(stage=stage, record=record, passages=passages, filters=filters)
     return None
+
+
+def records_from(directory: Path, recipe: Recipe, source: str, number: Round) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stage and the record of all that a round wrote from a document: by stage what was accepted, then the rest."""
+    mark = json_text(source, ensure_ascii=False).encode(errors="replace")
+    for stage in generate_stages(directory, recipe, number):
+        for path in _written_files(directory / stage / CORPUS):
+            for _, line in line_reader(path):
+                # Looked for before it is parsed, which takes far longer.
+                if mark in line and (record := json.loads(line))["provenance"]["source"] == source:
+                    yield stage, record
+
+
+def _written_files(corpus: Path) -> list[Path]:
+    """Of a synthetic corpus: the files of what was accepted, and then of what was refused."""
+    return [*files_of(corpus, DOCUMENTS), *files_of(corpus, REJECTS)]
+
+
+def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[str, str]:
+    """By id what a filter of the round's finished `shards` stage removed: the filter, and what it found."""
+    path = directory / number.shards / REMOVED
+    # Runs of before there was this list have none.
+    lines = line_reader(path) if path.exists() else ()
+    removed = (parse_record(line, _Removed, f"{path}:{at}") for at, line in lines)
+    return {one.id: f"{one.filter}: {one.why}" for one in removed if one.id in ids}
 
 
 def generate_stages(directory: Path, recipe: Recipe, number: Round) -> list[str]:

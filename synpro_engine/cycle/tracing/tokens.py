@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.cycle import Cycle
@@ -12,7 +13,7 @@ from synpro_engine.cycle.tracing.position import check_step, finished_steps, ope
 from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic
 from synpro_engine.data import IGNORE, Tokenizer
 
-_AROUND = 24  # tokens that are shown on each side
+_AROUND = 100  # characters that are shown on each side
 _LONGEST = 8  # tokens of one character, as byte pairs and UTF-8 spell it
 
 
@@ -37,7 +38,7 @@ class TokenTrace:
     """Of the document, with its end."""
     before: str
     text: str
-    """What the token spells; nothing where it is a document's begin or end."""
+    """What the token spells, or the characters that it has a part in; nothing where it is a document's begin or end."""
     after: str
     characters: tuple[int, int] | None
     """Of the document's text: those that the token has a part in. None where the tokenizer does not keep the text."""
@@ -58,10 +59,12 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     loader.skip(step - steps[0])
     origin = loader.origin(row, token)
     batch, corpus = loader.next_batch(), reading.corpora[origin.source]
-    ids, document = corpus.document_tokens(origin.document).tolist(), corpus.document_id(origin.document)
+    ids = corpus.document_tokens(origin.document).tolist()
+    document = next(islice(corpus.read_ids(), origin.document, None))
     label = int(batch.labels_BS[row, token])
     text, made = _text(cycle, origin.source, document)
-    before, spelt, after = _around(tokenizer, ids, origin.offset)
+    characters = _characters(tokenizer, ids, origin.offset, text)
+    before, spelt, after = _around(tokenizer, ids, origin.offset, text, characters)
     return TokenTrace(
         stage=stage,
         step=step,
@@ -77,7 +80,7 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
         before=before,
         text=spelt,
         after=after,
-        characters=_characters(tokenizer, ids, origin.offset, text),
+        characters=characters,
         synthetic=made,
     )
 
@@ -98,17 +101,29 @@ def _text(cycle: Cycle, source: str, document: str) -> tuple[str, SyntheticText 
     raise UserError(f"{cycle.directory}: {source} has tokens of {document!r}, but its text is not there")
 
 
-def _around(tokenizer: Tokenizer, ids: Sequence[int], at: int) -> tuple[str, str, str]:
-    """What the tokens before one spell, it and those behind it."""
-    first = max(0, at - _AROUND)
-    before, upto, whole = (tokenizer.decode(ids[first:end]) for end in (at, at + 1, at + 1 + _AROUND))
+def _around(
+    tokenizer: Tokenizer, ids: Sequence[int], at: int, text: str, characters: tuple[int, int] | None
+) -> tuple[str, str, str]:
+    """What stands before a token, its own characters, and what stands behind."""
+    if characters is not None:
+        start, end = characters
+        return text[max(0, start - _AROUND) : start], text[start:end], text[end : end + _AROUND]
+    # As tokens spell them, for they keep the text in another form.
+    first = max(0, at - _AROUND // 4)
+    before, upto, whole = (tokenizer.decode(ids[first:end]) for end in (at, at + 1, at + 1 + _AROUND // 4))
     return before, upto[len(before) :], whole[len(upto) :]
 
 
 def _characters(tokenizer: Tokenizer, ids: Sequence[int], at: int, text: str) -> tuple[int, int] | None:
     """The least stretch of `text` between two ends of tokens that the one at `at` lies in."""
     # Where a character takes several tokens its middle ones spell none, and the ends lie further off.
-    ends = {end: tokenizer.decode(ids[:end]) for end in range(max(0, at - _LONGEST), min(len(ids), at + _LONGEST) + 1)}
-    whole = {end: len(spelt) for end, spelt in ends.items() if text.startswith(spelt)}
+    ends = range(max(0, at - _LONGEST), min(len(ids), at + _LONGEST) + 1)
+    whole: dict[int, int] = {}
+    for end in reversed(ends):
+        spelt = tokenizer.decode(ids[:end])
+        # A part of a character is spelt as U+FFFD, which the text may hold itself: then the length grows too early.
+        early = spelt.endswith("\ufffd") and len(spelt) >= min(whole.values(), default=len(text) + 1)
+        if text.startswith(spelt) and not early:
+            whole[end] = len(spelt)
     starts, stops = [end for end in whole if end <= at], [end for end in whole if end > at]
     return (whole[max(starts)], whole[min(stops)]) if starts and stops else None

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import runpy
 import signal
 import time
@@ -13,10 +14,10 @@ import pytest
 from synpro_engine.config import UserError, load_config
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.stages import Stage
-from synpro_engine.cycle.steps.judging import check_judges, open_judges
+from synpro_engine.cycle.steps.judging import check_judges, judge_versions, open_judges
 from synpro_engine.dist import ParallelConfig, Stopped, launched, on_first
 from synpro_engine.dist.testing import ends, programs, run_ranks
-from synpro_engine.reward import Candidate, Composer, RewardConfig
+from synpro_engine.reward import Candidate, Composer, LengthReward, RewardConfig
 from synpro_engine.rl.config import GRPOConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
@@ -134,3 +135,26 @@ def test_a_tuning_that_one_lost_answer_would_end_is_refused() -> None:
     assert list(recipe.reward.remote) == ["quality"] and not recipe.reward.measures("quality")
     recorded = recipe.reward.recorded()["judges"]["quality"]
     assert recorded["model"] == "m" and "endpoint" not in recorded and "concurrency" not in recorded
+
+
+def test_records_name_the_model_and_the_question_or_the_encoder_that_gave_a_reward(tmp_path: Path) -> None:
+    def versions_of(model: str, prompt: str | None, encoder: str) -> dict[str, str]:
+        (tmp_path / "encoder").mkdir(exist_ok=True)
+        (tmp_path / "encoder" / "config.json").write_text(encoder)
+        asked = _rewards("http://127.0.0.1:9/v1", model=model, prompt=prompt)
+        changes = {"similarity": {"encoder": str(tmp_path / "encoder"), "layer": 2}}
+        reward = load_config(RewardConfig, {
+            "rephrase": {"quality": 1.0, "length": 1.0, "similarity": 1.0}, "reformat": {},
+            "judges": asked.judges.model_dump() | changes,
+        })  # fmt: skip
+        judges = open_judges(reward, tmp_path / "judges", topology)
+        return judge_versions(reward, Composer([*judges, LengthReward()], {}))
+
+    with launched(ParallelConfig()) as topology:
+        first = versions_of("judge-1", None, "{}")
+        assert re.fullmatch(r"judge-1, question [0-9a-f]{16}", first["quality"])
+        assert re.fullmatch(r"encoder [0-9a-f]{16}, layer 2", first["similarity"])
+        assert first["length"].startswith("synpro_engine ")
+        assert versions_of("judge-2", None, "{}")["quality"] == first["quality"].replace("judge-1", "judge-2")
+        assert versions_of("judge-1", "Is this good? {text}", "{}")["quality"] != first["quality"]
+        assert versions_of("judge-1", None, "[]")["similarity"] != first["similarity"]
