@@ -68,7 +68,14 @@ setup(
     package_dir={"synpro_engine": "synpro_engine", "synpro_kernels": "kernels/synpro_kernels"},
     # tests/test_installed.py holds this against what is tracked: a file that is not named here is not installed.
     package_data={
-        "synpro_engine": ["py.typed", "recipes/**/*.yaml", "report/**/*.j2", "report/*.css"],
+        "synpro_engine": [
+            "py.typed",
+            "recipes/**/*.yaml",
+            "report/**/*.j2",
+            "report/*.css",
+            "reward/*.txt",
+            "reward/heads/*.json",
+        ],
         "synpro_kernels": ["py.typed"],
     },
     include_package_data=False,

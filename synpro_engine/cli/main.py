@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from synpro_engine import __version__
-from synpro_engine.cli import influence_command, launch_command, trace_command
+from synpro_engine.cli import influence_command, launch_command, trace_command, train_judge_command
 from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import Directory, DryRun, Overrides, Recipe, Redo
 from synpro_engine.config.recipes import recipe_names
@@ -151,6 +151,7 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 app.command(help=influence_command.HELP)(influence_command.influence)
 app.command(help=trace_command.HELP)(trace_command.trace)
+app.command("train-judge", help=train_judge_command.HELP)(train_judge_command.train_judge)
 app.command(
     help=launch_command.HELP,
     add_help_option=True,

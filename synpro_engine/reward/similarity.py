@@ -1,7 +1,7 @@
 """Rewards for saying what the source says, by matching token embeddings and checking numbers and names.
 
 The embeddings come in from an `Embedder`. Matching alone takes a contradiction with one changed number for a
-near-perfect paraphrase, hence the second check.
+near-perfect paraphrase, hence the second check, and for entries a head that was trained to weigh both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Protocol
 from torch import Tensor
 
 from synpro_engine.reward.embedder import Match, greedy_match
+from synpro_engine.reward.head import Head, embedded_head
+from synpro_engine.reward.support import TokenPlaces, evidence_of
 from synpro_engine.reward.types import Candidate
 from synpro_engine.reward.words import unsupported_share
 
@@ -70,21 +72,25 @@ class SimilarityReward:
 
 
 class FaithfulnessReward:
-    """The share of a reformatted text's entries that the source supports, from 0 to 1; 0 without entries.
+    """The mean probability that the source supports an entry, over a reformatted text's entries; 0 without entries.
 
-    An entry is supported when the matching's precision (all of the entry has a counterpart in the source), reduced
-    for invented numbers and names, reaches a threshold. Topic and content are judged together. The entry sees the
-    very slice that the generator saw.
+    The probability is a trained head's (`synpro train-judge`), on evidence of token embeddings and words; see
+    `evidence`. Topic and content are judged together, against the very slice that the generator saw.
     """
 
     name = "faithfulness"
     range = (0.0, 1.0)
 
-    def __init__(self, embedder: TokenEmbedder, *, threshold: float = 0.6, invention_weight: float = 0.7) -> None:
-        """`invention_weight`: the share lost when all of an entry's numbers and names are invented."""
+    def __init__(self, embedder: TokenPlaces, head: Head | None = None, *, threshold: float | None = None) -> None:
+        """Without a head, the package's own; with a threshold an entry counts 1 from there on, else 0."""
         self._embedder = embedder
+        self._head = head or embedded_head()
         self._threshold = threshold
-        self._weight = invention_weight
+
+    @property
+    def version(self) -> str:
+        """What it judges by."""
+        return f"MiniLM, head {self._head.version[:16]}"
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]; NaN where an entry's support is unknown."""
@@ -93,12 +99,10 @@ class FaithfulnessReward:
         return [sum(next(supported) for _ in c.parsed.entries) / max(1, len(c.parsed.entries)) for c in candidates]
 
     def supported(self, texts: Sequence[str], sources: Sequence[str]) -> list[float]:
-        """Whether each text is supported by its source: 1 or 0, NaN where the embeddings are no numbers."""
-        matches = _matches(self._embedder, texts, sources)
-        scores = (
-            match.precision * honesty(text, source, self._weight)
-            for match, text, source in zip(matches, texts, sources, strict=True)
-        )
+        """How likely each text is supported by its source, in [0, 1]; NaN where the embeddings are no numbers."""
+        scores = self._head.probabilities(evidence_of(self._embedder, texts, sources)).tolist()
+        if self._threshold is None:
+            return scores
         return [score if math.isnan(score) else float(score >= self._threshold) for score in scores]
 
 

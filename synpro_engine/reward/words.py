@@ -35,6 +35,11 @@ def _number(text: str) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
+def is_number(fact: str) -> bool:
+    """Whether one of `stated_facts` is a number."""
+    return fact[:1].isdigit()
+
+
 def stated_facts(text: str) -> set[str]:
     """Numbers and capitalised words that do not begin a sentence, in a form that can be compared."""
     facts = {_number(match.group()) for match in _NUMBER.finditer(text)}
@@ -46,19 +51,24 @@ def stated_facts(text: str) -> set[str]:
     return facts
 
 
-def unsupported_share(text: str, source: str) -> float:
-    """The share of `text`'s numbers and names that `source` lacks, in [0, 1]; 0 when it states none.
+def unsupported(text: str, source: str) -> set[str]:
+    """`text`'s numbers and names that `source` lacks, as `stated_facts` gives them.
 
     Small numbers may be spelt out on either side. A name counts as supported when the source has the word in
     any case, so that a change of capitals alone is no invention.
     """
     facts = stated_facts(text)
     if not facts:
-        return 0.0
+        return facts
     known = set(words(source)) | {_number(match.group()) for match in _NUMBER.finditer(source)}
     known |= {_SPELT[word] for word in known if word in _SPELT}
     known |= {word for word, digits in _SPELT.items() if digits in known}
-    return len(facts - known) / len(facts)
+    return facts - known
+
+
+def unsupported_share(text: str, source: str) -> float:
+    """The share of `text`'s numbers and names that are `unsupported`, in [0, 1]; 0 when it states none."""
+    return len(unsupported(text, source)) / max(1, len(stated_facts(text)))
 
 
 def distinct_ngrams(text: str, n: int = 3) -> float:

@@ -81,7 +81,7 @@ def test_embeddings_do_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(together[0].norm(dim=-1), torch.ones(len(together[0])))
 
 
-def test_faithfulness_is_the_share_of_entries_the_source_supports(embedder: Embedder) -> None:
+def test_faithfulness_is_the_mean_over_entries_and_true_ones_earn_more(embedder: Embedder) -> None:
     good = [
         "- Topic: The lighthouse at Skarn. Content: The Skarn lighthouse was completed on 3 May 1871.",
         "- Topic: The lamp. Content: It burned whale oil rather than gas, and served ships until 1926.",
@@ -92,7 +92,8 @@ def test_faithfulness_is_the_share_of_entries_the_source_supports(embedder: Embe
     ]
     raws = [f"{REFORMAT.heading}\n" + "\n".join(lines) for lines in (good, [*good, *bad], bad)]
     candidates = [Candidate(operation="reformat", source=SOURCE, raw=raw, parsed=REFORMAT.parse(raw)) for raw in raws]
-    assert FaithfulnessReward(embedder)(candidates) == [1.0, 0.5, 0.0]
+    true, mixed, false = FaithfulnessReward(embedder)(candidates)
+    assert true > 4 * false and mixed == pytest.approx((true + false) / 2)
 
 
 def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

