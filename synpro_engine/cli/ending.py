@@ -86,10 +86,7 @@ def _complain(message: str, what: str = "error", *, of: Exception | None = None)
 
 def _leave_early(number: int, frame: object) -> None:
     """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
-    # Another rank's may come of its launcher, after the first one has said what was wrong. By the environment, since a
-    # handler should import nothing.
-    if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
     os._exit(EXIT_STOPPED)
 
 

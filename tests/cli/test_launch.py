@@ -59,6 +59,8 @@ def test_a_users_fault_ends_with_one_line_and_its_code(tmp_path: Path) -> None:
     assert process.returncode == 2
     who = r"(rank 1 on \S+ failed: )?"  # rank 1 speaks where rank 0 is late
     wanted = f"error: {who}`parallel`: tp 3 x pp 1 does not divide the 2 process.*"
+    # On a busy machine the launcher may end a rank that has not come to the fault yet, which says so.
+    error = error.replace("stopped: SIGTERM: nothing was in hand\n", "")
     assert re.fullmatch(wanted, _last_line(error)) and error.count("error: ") == 1 and "Traceback" not in error, error
 
 
