@@ -86,7 +86,11 @@ def _complain(message: str, what: str = "error", *, of: Exception | None = None)
 
 def _leave_early(number: int, frame: object) -> None:
     """Stop while nothing is in hand: before the job is joined, which then takes the signals over, and after it."""
-    os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
+    # Another rank's signal may come of its launcher, after the first one has said what was wrong. A handler should
+    # import nothing: a process that has not come to that module yet does not know its rank, and speaks.
+    environment = sys.modules.get("synpro_engine.dist.environment")
+    if getattr(environment, "is_first_process", lambda: True)():
+        os.write(2, f"stopped: {signal.Signals(number).name}: nothing was in hand\n".encode())
     os._exit(EXIT_STOPPED)
 
 

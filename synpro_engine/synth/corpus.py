@@ -12,6 +12,7 @@ The corpus is an artifact that `read_documents` reads like any other, in files o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from synpro_engine.config import UserError, read_json, read_manifest, validate
@@ -27,9 +28,13 @@ TOKENS = "_tokens"
 
 
 def files_of(corpus: Path, stem: str) -> list[Path]:
-    """The files that begin with `DOCUMENTS` or `REJECTS`, in order; UserError where there is none."""
-    # One without a number, in a corpus of before there were several, is read too.
-    found = sorted((corpus / stem).parent.glob(f"{Path(stem).name}*.jsonl*"))
+    """The files that begin with `DOCUMENTS` or `REJECTS`, in order; UserError where one is missing."""
+    # As the manifest names them, and not those that are there: of several files one that is gone must be missed, or
+    # the texts behind it would be taken for others.
+    found = [corpus / name for name in sorted(read_manifest(corpus).files) if fnmatch(name, f"{stem}*.jsonl*")]
+    lost = next((path for path in found if not path.exists()), None)
+    if lost is not None:
+        raise UserError(f"{lost}: missing; the corpus is damaged")
     if not found:
         raise UserError(f"{corpus / stem}-*.jsonl.zst: missing; the corpus is damaged")
     return found

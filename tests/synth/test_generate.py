@@ -358,3 +358,13 @@ def test_accepted_slices_are_joined_by_document_operation_and_sample(
         assert origin["slices"] == [[part["provenance"]["start"], part["provenance"]["end"]] for part in parts]
         values = [part["rewards"]["letters"] for part in parts]
         assert min(values) <= record["rewards"]["letters"] <= max(values)
+
+
+def test_a_file_of_several_that_is_gone_is_missed_by_name(topology: Topology, tmp_path: Path) -> None:
+    producer = JOB["make_producer"](config=JOB["CONFIG"].model_copy(update={"file_mib": 0.001}))
+    generate_corpus(tmp_path / "corpus", JOB["make_documents"], producer, topology, seed=JOB["SEED"])
+    files = files_of(tmp_path / "corpus", DOCUMENTS)
+    assert len(files) > 2
+    files[1].unlink()
+    with pytest.raises(UserError, match=f"{files[1].name}: missing"):
+        files_of(tmp_path / "corpus", DOCUMENTS)

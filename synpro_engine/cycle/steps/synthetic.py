@@ -69,7 +69,10 @@ def _encoder(corpus: Path, tokenizer: Tokenizer) -> Callable[[Sequence[Made]], E
     """What gives the tokens of a corpus's texts: those that lie beside them, else encoded now."""
     if not (corpus / TOKENS).exists():
         return lambda batch: encode_documents(tokenizer, [made.text for made in batch])
-    stored = open_shards(corpus / TOKENS, tokenizer)
+    stored, accepted = open_shards(corpus / TOKENS, tokenizer), read_yield(corpus).accepted
+    # They are looked up by number: of another number of texts, each would have another one's tokens.
+    if stored.num_documents != accepted:
+        raise UserError(f"{corpus / TOKENS}: tokens of {stored.num_documents} texts, where {accepted} were accepted")
 
     def look_up(batch: Sequence[Made]) -> Encoded:
         ids = [stored.document_tokens(made.number) for made in batch]
