@@ -233,3 +233,19 @@ def test_another_content_under_the_same_path_is_named(tmp_path: Path) -> None:
     recipe, stages = _plan(run, f"corpus.source={source}")
     with pytest.raises(UserError, match=r"what `corpus.source` names holds something else now.*--redo"):
         claim(run, recipe, stages, redo=False)
+
+
+def test_a_changed_file_of_a_judge_makes_the_stages_that_ask_it_others(tmp_path: Path) -> None:
+    judge = tmp_path / "judge.json"
+
+    def configs() -> dict[str, str]:
+        recipe = load_recipe("smoke", [f"reward.faithfulness_judge={judge}"])
+        with launched(ParallelConfig()) as topology:
+            return {stage.name: str(stage.config) for stage in Plan(recipe, tmp_path / "run", topology).stages()}
+
+    judge.write_text("one")
+    before = configs()
+    judge.write_text("two")
+    changed = {name for name, config in configs().items() if config != before[name]}
+    stages = ("tune-rephrase", "tune-reformat", "generate-rephrase", "generate-reformat")
+    assert changed == {f"round-1/{stage}" for stage in stages}
