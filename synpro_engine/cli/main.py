@@ -20,7 +20,7 @@ from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
 Pretrain on organic text, notice the plateau, measure influence on the very model being trained, tune the
-rephrase and reformat generators against it, generate, and train on: one job, one command.
+generators against it, generate, and train on: one job, one command.
 
 \b
   synpro run smoke         the whole cycle in about a minute (random small generator)

@@ -111,7 +111,7 @@ class _Counter:
             yield self._probe(this.probe)
             for operation in recipe.tune:
                 yield self._tune(this.tune(operation), operation)
-            made = [self._generate(this.generate(operation), operation) for operation in recipe.generate.operations]
+            made = [self._generate(this.generate(operation), operation) for operation in recipe.generate.names]
             yield from made
             drawn = None if any(cost.tokens is None for cost in made) else sum(cost.sampled for cost in made)
             yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)

@@ -29,7 +29,7 @@ def generation_status(recipe: Recipe, directory: Path) -> dict[str, GenerationSt
         raise UserError(f"{directory}: no such run; --dir names another one")
     found: dict[str, GenerationStatus | None] = {}
     for number in range(1, recipe.rounds + 1):
-        for operation in recipe.generate.operations:
+        for operation in recipe.generate.names:
             name = Round(number).generate(operation)
             corpus, work = directory / name / CORPUS, _work(directory, name)
             if (directory / name / MANIFEST).exists():

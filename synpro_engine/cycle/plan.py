@@ -94,11 +94,11 @@ class Plan:
             before = Round(this.number - 1).tune(operation) if this.number > 1 else IMPORT
             work = partial(tune_stage, settings=of.tune(operation, this.number))
             yield self._synthesis(this, "tune", this.tune(operation), work, before)
-        for operation in recipe.generate.operations:
+        for operation in recipe.generate.names:
             generator = this.tune(operation) if operation in recipe.tune else IMPORT
             work = partial(generate_stage, settings=of.generate(operation, this.number))
             yield self._synthesis(this, "generate", this.generate(operation), work, generator)
-        generated = {operation: this.generate(operation) for operation in recipe.generate.operations}
+        generated = {operation: this.generate(operation) for operation in recipe.generate.names}
         corpora = {operation: directory / name for operation, name in generated.items()}
         work = partial(synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora)
         tasks = (HELD_OUT,) if len(of.shards.held_out) > 1 else ()
@@ -153,7 +153,7 @@ class Plan:
         recipe, directory, last = self.recipe, self.directory, Round(self.recipe.rounds)
         yield self._arm(REPEAT)
         arms = {"at the plateau": PRETRAIN, "organic + synthetic": last.arm, "repeat organic": REPEAT}
-        corpora = {operation: last.generate(operation) for operation in recipe.generate.operations}
+        corpora = {operation: last.generate(operation) for operation in recipe.generate.names}
         work = partial(
             evaluate_stage,
             settings=self._settings.evaluate,
@@ -186,7 +186,7 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
     rounds = [Round(number) for number in range(1, recipe.rounds + 1)]
     asking = [this.tune(operation) for this in rounds for operation in recipe.tune]
-    asking += [this.generate(operation) for this in rounds for operation in recipe.generate.operations]
+    asking += [this.generate(operation) for this in rounds for operation in recipe.generate.names]
     judges = dict.fromkeys(asking, _judge_files(recipe)) if _judge_files(recipe) else {}
     for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges).items():
         recorded = {}
@@ -196,6 +196,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
             recorded = read_manifest(directory / stage).config.get("contents", {})
             recorded = {key: recorded[key] for key in same if key in recorded and _is_put_away(recipe.at(key))}
         contents[stage] = {key: fingerprint(recipe.at(key)) for key in keys} | recorded
+    for operation, file in recipe.generate.files.items():
+        for stage in (stage for this in rounds for stage in (this.tune(operation), this.generate(operation))):
+            contents.setdefault(stage, {})["generate.operations"] = fingerprint(str(file))
     return contents
 
 

@@ -31,7 +31,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import OPERATIONS, FilterConfig, GenerateConfig, PromptConfig
+from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptConfig, load_operations
 
 
 class Recipe(Config):
@@ -97,16 +97,25 @@ class Recipe(Config):
         return Layout.of(self.layouts[key], ranks, key)
 
     @model_validator(mode="after")
-    def _operations_are_known(self) -> Recipe:
-        for operation in self.generate.operations:
-            if operation not in OPERATIONS:
-                raise ValueError(f"generate.operations: no operation `{operation}`{nearest(operation, OPERATIONS)}")
+    def _operations_are_generated_with(self) -> Recipe:
         for operation in self.tune:
             # Tuned and never used, it would cost hours: a slip in one of two lists.
-            if operation not in self.generate.operations:
-                known = nearest(operation, self.generate.operations)
+            if operation not in self.generate.names:
+                known = nearest(operation, self.generate.names)
                 raise ValueError(f"tune.{operation}: is not among generate.operations{known}")
         return self
+
+    @model_validator(mode="after")
+    def _operations_have_their_weights(self) -> Recipe:
+        # All of them, those of an operation's own too, so that a stored recipe says them without its file.
+        names = self.generate.names
+        for operation in self.reward.by_operation:
+            if operation not in (*BUILT_IN, *names):
+                raise ValueError(f"reward.{operation}: no such operation{nearest(operation, (*BUILT_IN, *names))}")
+        weights = self.reward.by_operation | {name: self.reward.weights(name) for name in names}
+        return self.model_copy(
+            update={"reward": RewardConfig.model_validate(self.reward.weighing(weights).model_dump())}
+        )
 
     @model_validator(mode="after")
     def _no_judge_ends_a_tuning(self) -> Recipe:
@@ -122,7 +131,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _rewards_that_are_filtered_by_are_there(self) -> Recipe:
         for name in self.filter.quantiles:
-            for operation in self.generate.operations:
+            for operation in self.generate.names:
                 if not self.reward.weights(operation).get(name):
                     raise ValueError(f"filter.{name}_quantile: reward.{operation} gives `{name}` no weight")
         return self
@@ -174,4 +183,13 @@ class Recipe(Config):
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
     path = recipe_path(recipe)
-    return validate(Recipe, apply_overrides(read_recipe(path), overrides), str(path))
+    data = apply_overrides(read_recipe(path), overrides)
+    named = data.get("generate", {}).get("operations") if isinstance(data.get("generate"), Mapping) else None
+    if isinstance(named, list) and all(isinstance(name, str) for name in named):
+        # Here and nowhere else: a recipe that the user gives may name his own code, and one that is found may not.
+        load_operations(
+            validate(
+                GenerateConfig, {"operations": named}, str(path), names={"operations": "generate.operations"}
+            ).operations
+        )
+    return validate(Recipe, data, str(path))

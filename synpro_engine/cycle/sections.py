@@ -123,7 +123,7 @@ class PretrainConfig(TrainConfig):
 
 
 class GeneratorConfig(Config):
-    """The model that rephrases and reformats."""
+    """The model that operations are asked of."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "parallel"})  # its content is recorded, not its place
 

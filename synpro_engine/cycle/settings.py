@@ -24,7 +24,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import FilterConfig, GenerateConfig, PromptConfig, SliceConfig
+from synpro_engine.synth import PAPER, FilterConfig, GenerateConfig, PromptConfig, SliceConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -117,6 +117,7 @@ class ProbeSettings(StageSettings):
 class SynthesisSettings(StageSettings):
     """What is asked of generators in one round, and what their answers earn."""
 
+    operation: str
     prompt: PromptConfig
 
     reward: RewardConfig
@@ -125,11 +126,15 @@ class SynthesisSettings(StageSettings):
     seed: int
     round: int
 
+    @property
+    def own_reward(self) -> RewardConfig:
+        """With the weights of this operation alone: what others are rewarded by need not be there."""
+        return self.reward.weighing({self.operation: self.reward.weights(self.operation)})
+
 
 class TuneSettings(SynthesisSettings):
     """Tuning of one operation's generator in one round."""
 
-    operation: str
     tune: GRPOConfig
     slices: SliceConfig
 
@@ -137,7 +142,6 @@ class TuneSettings(SynthesisSettings):
 class GenerateSettings(SynthesisSettings):
     """Synthetic documents of one operation in one round."""
 
-    operation: str
     generate: GenerateConfig
     """With this operation alone."""
 
@@ -233,7 +237,7 @@ class SettingsOf:
         recipe = self._recipe
         return ImportSettings(
             generator=recipe.generator.model_copy(update={"parallel": None}),
-            operations=recipe.generate.operations,
+            operations=recipe.generate.names,
             prompt=recipe.prompt,
             filter=recipe.filter,
             dtype=self._dtype,
@@ -289,20 +293,23 @@ class SettingsOf:
         recipe = self._recipe
         # What chooses slices and nothing else of `generate`: changing how texts are sampled must not undo the tuning.
         slices = SliceConfig.model_validate(recipe.generate.model_dump(include=set(SliceConfig.model_fields)))
-        return TuneSettings(operation=operation, tune=recipe.tune[operation], slices=slices, **self._synthesis(number))
+        return TuneSettings(tune=recipe.tune[operation], slices=slices, **self._synthesis(operation, number))
 
     def generate(self, operation: str, number: int) -> GenerateSettings:
         """Of generation by `operation` in round `number`."""
         # One operation at a time: adding another to the recipe leaves the finished stages
         # of the first ones as they are.
-        generate = self._recipe.generate.model_copy(update={"operations": (operation,)})
-        return GenerateSettings(operation=operation, generate=generate, **self._synthesis(number))
+        generate = self._recipe.generate.only(operation)
+        return GenerateSettings(generate=generate, **self._synthesis(operation, number))
 
-    def _synthesis(self, number: int) -> dict[str, Any]:
+    def _synthesis(self, operation: str, number: int) -> dict[str, Any]:
         recipe = self._recipe
         return {
+            "operation": operation,
             "prompt": recipe.prompt,
-            "reward": recipe.reward,
+            # Those of the paper's operations are recorded in every run that there is. Of the others this one's alone:
+            # an operation that is added or weighted otherwise leaves the stages of the rest as they are.
+            "reward": recipe.reward.weighing({name: recipe.reward.weights(name) for name in (*PAPER, operation)}),
             "influence": recipe.influence,
             "dtype": self._dtype,
             "seed": self._seed,

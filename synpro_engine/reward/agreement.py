@@ -13,7 +13,7 @@ from synpro_engine.synth import Candidate
 from synpro_engine.synth.parsed import Entry, Parsed
 
 COPY = "copy"
-JUDGED = "rephrase"
+JUDGED = "judged"
 """The operation that the texts pass for: a composer's weights go by it."""
 
 

@@ -147,4 +147,4 @@ def build_composer(
             Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
         )
     rewards = [remote.get(name) or makers[name]() for name in REWARD_NAMES if config.uses(name)]
-    return Composer(rewards, {"rephrase": config.rephrase, "reformat": config.reformat})
+    return Composer(rewards, config.by_operation)

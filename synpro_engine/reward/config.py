@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from synpro_engine.config import Config, UserError, nearest
+from synpro_engine.config import Config, nearest
 from synpro_engine.reward.judges import JudgeConfig, JudgesConfig
+from synpro_engine.synth.operations import PAPER, operation_named
 
 REWARD_NAMES = (
     "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
 )  # fmt: skip
-_REPHRASE_WEIGHTS = {
-    "influence": 3.0, "quality": 1.0, "similarity": 1.0, "structure": 1.0, "length": 1.0, "format": 1.0,
-    "anti_copy": 1.0,
-}  # fmt: skip
-_REFORMAT_WEIGHTS = {"influence": 3.0, "quality": 1.0, "faithfulness": 1.0, "format": 1.0, "anti_copy": 1.0}
-
-
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class RewardConfig(Config):
-    """Weights by reward name for each operation, and what the rewards can be told. Names left out weigh 0."""
+    """Weights of rewards, and what the rewards can be told.
 
-    rephrase: dict[str, Weight] = Field(default=_REPHRASE_WEIGHTS)
-    """The paper's weights, and an anti-copy term that small generators need."""
-    reformat: dict[str, Weight] = Field(default=_REFORMAT_WEIGHTS)
-    """The same for entries."""
+    Weights are given by operation, as `reward.OPERATION.REWARD`; rewards left out there weigh 0, and an operation that
+    is left out has weights of its own (`Operation.rewards`).
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Weight]]  # pyright: ignore[reportIncompatibleVariableOverride]
+
     influence_min_chars: int = Field(default=500, ge=0)
     """Texts with fewer characters have the influence of their source."""
     influence_clip: float | None = Field(default=None, gt=0)
@@ -45,26 +43,48 @@ class RewardConfig(Config):
     """An entry counts 1 whose probability of being supported reaches it, else 0; none gives the mean probability."""
     judges: JudgesConfig = JudgesConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _give_the_papers_operations_their_weights(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for key, value in data.items():
+            if key not in cls.model_fields and not isinstance(value, Mapping):
+                raise ValueError(f"unknown key `{key}`{nearest(str(key), (*cls.model_fields, *PAPER))}")
+        return {name: dict(operation_named(name).rewards) for name in PAPER} | data
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for operation in ("rephrase", "reformat"):
-            for name in self.weights(operation):
+        for operation, weights in self.by_operation.items():
+            for name in weights:
                 if name not in REWARD_NAMES:
                     raise ValueError(f"{operation}: no reward `{name}`{nearest(name, REWARD_NAMES)}")
         if self.quality_low >= self.quality_high:
             raise ValueError("quality_low must be below quality_high")
         return self
 
+    @property
+    def by_operation(self) -> dict[str, dict[str, float]]:
+        """The weights that are given, and those of the paper's operations in any case."""
+        return self.__pydantic_extra__
+
     def weights(self, operation: str) -> dict[str, float]:
-        """The weights of one operation."""
-        by_operation = {"rephrase": self.rephrase, "reformat": self.reformat}
-        if operation not in by_operation:
-            raise UserError(f"`reward`: no weights for operation `{operation}`{nearest(operation, by_operation)}")
-        return by_operation[operation]
+        """The weights of one operation; UserError where it has none and is not known."""
+        given = self.by_operation.get(operation)
+        return dict(operation_named(operation).rewards) if given is None else given
+
+    def weighing(self, weights: Mapping[str, Mapping[str, float]]) -> Self:
+        """The same with weights for these operations and no others."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return self.model_construct(None, **fields | {name: dict(of) for name, of in weights.items()})
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings, and the weights by operation among them."""
+        return super().recorded() | self.by_operation
 
     def uses(self, name: str) -> bool:
         """Whether any operation gives `name` a weight."""
-        return any(weights.get(name, 0.0) != 0.0 for weights in (self.rephrase, self.reformat))
+        return any(weights.get(name, 0.0) != 0.0 for weights in self.by_operation.values())
 
     @property
     def remote(self) -> dict[str, JudgeConfig]:

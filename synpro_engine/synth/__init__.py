@@ -1,10 +1,12 @@
-"""The operations (rephrase, reformat): cut, prompt, parse, and bulk generation with provenance."""
+"""The operations (rephrase, reformat, ...): cut, prompt, parse, and bulk generation with provenance."""
 
+from synpro_engine.synth.builtin import REFORMAT, REPHRASE
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
 from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_of, lines_of, read_yield
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
-from synpro_engine.synth.operations import OPERATIONS, REFORMAT, REPHRASE, Operation, operation_named
+from synpro_engine.synth.operation import Operation
+from synpro_engine.synth.operations import BUILT_IN, OPERATIONS, PAPER, load_operations, operation_named
 from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
@@ -24,7 +26,9 @@ from synpro_engine.synth.yields import OperationYield, YieldReport
 __all__ = [
     "DOCUMENTS",
     "HEADINGS",
+    "BUILT_IN",
     "OPERATIONS",
+    "PAPER",
     "REFORMAT",
     "REJECTS",
     "REPHRASE",
@@ -63,6 +67,7 @@ __all__ = [
     "generate_corpus",
     "join_generation",
     "lines_of",
+    "load_operations",
     "operation_named",
     "read_yield",
     "render_chat",

@@ -1,106 +1,31 @@
-"""What a generator is asked to do with a slice of text: rephrase it, or reformat it into entries.
+"""The one table of operations: those that are built in, and those of the user's own that a recipe names.
 
-An operation has the words of its prompt and the parser that reads the answer. The prompts follow the requirements of
-SynPro (arXiv 2605.17849) in our own words, short enough for a model of 135M parameters.
+An operation of one's own is named as `path/to/file.py:NAME`: an `Operation` of that name in that file. Loading it runs
+the file, as the user's own code that it is. So it is loaded for the recipe that a user gives, and never for what is
+only read: a run's stored recipe, a manifest, a record.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
-from synpro_engine.config import UserError, json_text, nearest
-from synpro_engine.synth.chat import ChatMessage
-from synpro_engine.synth.parse import parse_reformat, parse_rephrase
-from synpro_engine.synth.parsed import REFORMAT_HEADING, REPHRASE_HEADING, Parsed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One way to present a text anew.
-
-    `prefill` is put at the start of the assistant's turn, so the model goes on from the heading: small models
-    hardly ever write an exact heading by themselves. What a model wrote is read together with its prefill.
-    """
-
-    name: str
-    heading: str
-    instructions: str
-    prefill: str
-    example: tuple[str, str] | None
-    """A text and a good answer to it, shown as an earlier exchange."""
-    min_chars: int
-    """Answers with fewer characters (of all entries' contents, for reformat) are refused."""
-    parser: Callable[..., Parsed]
-
-    @property
-    def prompt_version(self) -> str:
-        """16 hex digits of SHA-256 over everything the model is shown besides the text."""
-        # All that a model is shown, so that no edit of a prompt can forget to raise a number.
-        shown = [self.name, self.heading, self.instructions, self.prefill, self.example]
-        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
-
-    def messages(self, text: str) -> list[ChatMessage]:
-        """The conversation that asks for `text` to be worked on."""
-        turns = [ChatMessage(role="system", content=self.instructions)]
-        if self.example is not None:
-            turns.append(ChatMessage(role="user", content=self.example[0]))
-            turns.append(ChatMessage(role="assistant", content=self.example[1]))
-        return [*turns, ChatMessage(role="user", content=text)]
-
-    def parse(self, raw: str, *, finished: bool = True) -> Parsed:
-        """Read a whole answer (prefill included); `finished` is False when its tokens were used up. Never raises."""
-        return self.parser(raw, min_chars=self.min_chars, finished=finished)
-
-    def without_prefill(self) -> Operation:
-        """The same operation where the model has to write the heading itself, and is told to."""
-        told = "" if self.heading in self.instructions else f' Begin with the line "{self.heading}".'
-        return dataclasses.replace(self, prefill="", instructions=self.instructions + told)
-
-
-REPHRASE = Operation(
-    name="rephrase",
-    heading=REPHRASE_HEADING,
-    instructions=(
-        "You are a text rewriter. Rewrite the input text in other words. Keep every fact, name, number, pronoun, "
-        "technical term and example, and keep the layout. Leave out navigation, advertisements and footers. "
-        f'Add nothing. Begin with the line "{REPHRASE_HEADING}".'
-    ),
-    prefill=REPHRASE_HEADING + "\n",
-    example=None,
-    min_chars=20,
-    parser=parse_rephrase,
-)
-
-_EXAMPLE = (
-    "The mill at Harwick burned down on 3 May 1871. Its owner, Anna Pell, rebuilt it within two years and hired "
-    "40 new workers, because the town had no other employer. She borrowed the money from a bank in Leeds.",
-    f"{REFORMAT_HEADING}\n"
-    "- Topic: The fire at Harwick. Content: The mill burned down on 3 May 1871, and two years later it had been "
-    "rebuilt.\n"
-    "- Topic: Why the mill mattered. Content: Nobody else in the town gave people work, so Anna Pell rebuilt it "
-    "and hired 40 more workers.\n"
-    "- Topic: Paying for it. Content: A bank in Leeds lent her the money.",
-)
-
-REFORMAT = Operation(
-    name="reformat",
-    heading=REFORMAT_HEADING,
-    instructions=(
-        "You turn the input text into a few study entries: facts, analysis, concepts, comparisons, problems and "
-        "solutions, 8 at most. Use only what the text says. Write one entry a line, in plain text: "
-        "- Topic: ... Content: ..."
-    ),
-    prefill=REFORMAT_HEADING + "\n- Topic:",
-    example=_EXAMPLE,
-    min_chars=20,
-    parser=functools.partial(parse_reformat, example=" ".join(_EXAMPLE)),
-)
+from synpro_engine.config import UserError, nearest
+from synpro_engine.synth.builtin import REFORMAT, REPHRASE
+from synpro_engine.synth.operation import Operation
 
 OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT)}
+"""By name; `load_operations` adds the user's own."""
+BUILT_IN = tuple(OPERATIONS)
+PAPER = (REPHRASE.name, REFORMAT.name)
+"""Those of the method, which a recipe has where it names none."""
+_REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]{0,60})", re.DOTALL)
 
 
 def operation_named(name: str) -> Operation:
@@ -108,3 +33,69 @@ def operation_named(name: str) -> Operation:
     if name not in OPERATIONS:
         raise UserError(f"`operations`: no operation `{name}`{nearest(name, OPERATIONS)}")
     return OPERATIONS[name]
+
+
+def split_reference(reference: str) -> tuple[str, Path | None]:
+    """What an operation goes by, and the file that it is in (None: built in); ValueError for what names none."""
+    if reference in BUILT_IN:
+        return reference, None
+    match = _REFERENCE.fullmatch(reference)
+    if match is None and ".py" in reference:
+        raise ValueError(f"`{reference}`: an operation of your own is named as path/to/file.py:NAME")
+    if match is None:
+        raise ValueError(f"no operation `{reference}`{nearest(reference, BUILT_IN)}")
+    if match["name"] in BUILT_IN:
+        raise ValueError(f"`{reference}`: `{match['name']}` is built in; give yours another name")
+    return match["name"], Path(match["file"])
+
+
+def load_operations(references: Sequence[str]) -> None:
+    """Run the files that references name and put their operations into the table; UserError says what is wrong."""
+    for reference in references:
+        name, file = split_reference(reference)
+        if file is not None:
+            OPERATIONS[name] = _load(file, name)
+
+
+def _load(file: Path, name: str) -> Operation:
+    where = f"`generate.operations`: {file}"
+    try:
+        code = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+    digest = hashlib.sha256(code).hexdigest()
+    module = ModuleType(f"synpro_operation_{digest[:16]}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where dataclasses and type hints look their own module up
+    try:
+        # Not by an import: its cache of byte code goes by time and size, and lies in the user's folder.
+        exec(compile(code, str(file), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        at = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}{f':{at}' if at else ''}: raised {told}") from None
+    found = module.__dict__.get(name)
+    if found is None:
+        named = [key for key, value in module.__dict__.items() if isinstance(value, Operation)]
+        raise UserError(f"{where}: has no `{name}`{nearest(name, named)}")
+    if not isinstance(found, Operation):
+        raise UserError(f"{where}: `{name}` is no synpro_engine.synth.Operation but {type(found).__name__}")
+    operation = dataclasses.replace(found, name=name, source_sha256=digest)
+    _try_parser(operation, where)
+    return operation
+
+
+def _try_parser(operation: Operation, where: str) -> None:
+    """Read an answer or two: what a parser cannot do must not come out after pretraining."""
+    example = None if operation.example is None else operation.example[1]
+    for answer in ("", operation.prefill, f"{operation.heading}\nA text of one line.\n- And another.", example):
+        try:
+            parsed = [operation.parse(answer or "", finished=finished) for finished in (False, True)][-1]
+        except UserError as error:
+            raise UserError(f"{where}: {str(error).removeprefix('`generate.operations`: ')}") from None
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{where}: the parser of `{operation.name}` raised {told}") from None
+        if answer is not None and answer == example and not parsed.ok:
+            raise UserError(f"{where}: the parser of `{operation.name}` refuses its own example ({parsed.reason})")

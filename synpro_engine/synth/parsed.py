@@ -93,7 +93,8 @@ class Parsed:
 
     ok: bool
     text: str
-    reason: Reject | None = None
+    reason: str | None = None
+    """A `Reject`, or in an operation of the user's own what its parser says."""
     entries: tuple[Entry, ...] = ()
     exact: bool = True
     """Whether it begins with the operation's heading to the letter (in any case) and has no other: the form that tuning

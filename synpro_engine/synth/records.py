@@ -66,8 +66,7 @@ class Producer:
     @cached_property
     def prompters(self) -> dict[str, Prompter]:
         """By operation."""
-        names = self.config.operations
-        return {name: Prompter(operation_named(name), self.tokenizer, self.prompt) for name in names}
+        return {name: Prompter(operation_named(name), self.tokenizer, self.prompt) for name in self.config.names}
 
     @property
     def token_files(self) -> Tokenizer | None:

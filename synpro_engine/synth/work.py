@@ -19,10 +19,10 @@ import numpy as np
 import zstandard
 from pydantic import Field, field_validator, model_validator
 
-from synpro_engine.config import Config, json_text, nearest
+from synpro_engine.config import Config, json_text
 from synpro_engine.data import Document, cut_spans, stable_hash
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.synth.operations import OPERATIONS
+from synpro_engine.synth.operations import PAPER, split_reference
 from synpro_engine.synth.served.config import ServerConfig
 
 
@@ -62,8 +62,9 @@ class GenerateConfig(SliceConfig):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"lease_minutes", "file_mib"})
 
-    operations: tuple[str, ...] = Field(default=("rephrase", "reformat"), min_length=1)
-    """Names of the operations; each slice is given to each of them."""
+    operations: tuple[str, ...] = Field(default=PAPER, min_length=1)
+    """The operations: names of those that are built in, and `path/to/file.py:NAME` for an `Operation` of that name in a
+    file of your own, which is run. Each slice is given to each of them."""
     samples: int = Field(default=1, gt=0)
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
@@ -79,8 +80,26 @@ class GenerateConfig(SliceConfig):
     """A server that writes the completions from the exported weights; none for the sampler in this process."""
 
     def recorded(self) -> dict[str, Any]:
-        """Without `server` where there is none: so it was before there could be one, and such work stays as it is."""
-        return {name: value for name, value in super().recorded().items() if name != "server" or value is not None}
+        """Without `server` where there is none: so it was before there could be one, and such work stays as it is.
+
+        Operations by their names: where a file lies changes nothing, and what it holds is recorded apart.
+        """
+        kept = {name: value for name, value in super().recorded().items() if name != "server" or value is not None}
+        return kept | {"operations": list(self.names)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the operations; that of one in a file is what it is called there."""
+        return tuple(name for name, _ in map(split_reference, self.operations))
+
+    def only(self, name: str) -> GenerateConfig:
+        """The same with one of its operations."""
+        return self.model_copy(update={"operations": (self.operations[self.names.index(name)],)})
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """By name: the files of the operations that are the user's own."""
+        return {name: file for name, file in map(split_reference, self.operations) if file is not None}
 
     file_mib: float = Field(default=512, gt=0)
     """Most MiB of lines, before compression, in one file of the corpus; a longer line has a file of its own."""
@@ -94,11 +113,10 @@ class GenerateConfig(SliceConfig):
     @field_validator("operations")
     @classmethod
     def _check_operations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in OPERATIONS:
-                raise ValueError(f"no operation `{name}`{nearest(name, OPERATIONS)}")
-        if len(set(names)) < len(names):
-            raise ValueError("an operation is named twice")
+        known = [name for name, _ in map(split_reference, names)]
+        twice = next((name for name in known if known.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"`{twice}` is named twice")
         return names
 
 
@@ -156,7 +174,7 @@ def work_items(
 ) -> Iterator[WorkItem]:
     """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
     for piece in choose_slices(documents, config, seed, count):
-        for operation in config.operations:
+        for operation in config.names:
             # By place and operation: a slice must not get the same random numbers for both,
             # nor others when slices are added.
             key = f"{piece.key}:{operation}"

@@ -31,7 +31,7 @@ def check_judges_of(recipe: Recipe, texts: int, topology: Topology) -> list[Stan
     UserError for a corpus without so much prose, and for judges that cannot be had.
     """
     # All of them, whatever the recipe weighs: what a judge sees is asked before it is used.
-    reward = recipe.reward.model_copy(update={JUDGED: dict.fromkeys(CHECKED, 1.0), "reformat": {}})
+    reward = recipe.reward.weighing({JUDGED: dict.fromkeys(CHECKED, 1.0)})
     on_main(topology, lambda: check_all(reward))
     slices = on_main(topology, lambda: _slices(recipe, texts))
     with tempfile.TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def _check_prompts(settings: ImportSettings, tokenizer: Tokenizer) -> None:
 
 def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topology) -> Composer:
     """The rewards over the models of this round; those without weight load nothing."""
-    dtype, reward = platform.resolve_dtype(settings.dtype), settings.reward
+    dtype, reward = platform.resolve_dtype(settings.dtype), settings.own_reward
     pretrained = open_tokenizer(inputs.tokens, topology)
     generators = open_tokenizer(inputs.base, topology)
     influence_of: TextInfluence | None = None
@@ -201,8 +201,8 @@ def generate_stage(
         prefix="" if settings.round == 1 else f"{this.name}/",
         common={
             "round": settings.round,
-            "influence": probe_hash(inputs.probe, topology) if settings.reward.uses("influence") else None,
-            "judges": judge_versions(settings.reward, composer),
+            "influence": probe_hash(inputs.probe, topology) if settings.own_reward.uses("influence") else None,
+            "judges": judge_versions(settings.own_reward, composer),
         },
     )
     if helper:

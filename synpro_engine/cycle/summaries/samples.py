@@ -25,7 +25,7 @@ class _Rejected(Record):
 def samples(run: FinishedRun) -> tuple[Sample, ...]:
     """Of each operation's corpus of the newest finished round: the first accepted texts, and the first refused ones."""
     shown: list[Sample] = []
-    for operation in run.recipe.generate.operations:
+    for operation in run.recipe.generate.names:
         finished = [stage for number in run.rounds if (stage := Round(number).generate(operation)) in run.done]
         if finished:
             shown += _corpus_samples(run, operation, run.directory / finished[-1])

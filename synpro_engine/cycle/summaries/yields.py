@@ -12,7 +12,7 @@ def yields(run: FinishedRun) -> dict[str, OperationYield]:
     """What generation accepted and refused, by operation and round."""
     by_label: dict[str, OperationYield] = {}
     for number in run.rounds:
-        for operation in run.recipe.generate.operations:
+        for operation in run.recipe.generate.names:
             stage = Round(number).generate(operation)
             if stage not in run.done:
                 continue

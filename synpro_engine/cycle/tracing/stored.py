@@ -131,7 +131,7 @@ def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[
 
 def generate_stages(directory: Path, recipe: Recipe, number: Round) -> list[str]:
     """Names of a round's finished `generate` stages, whose files are as they were written."""
-    names = [number.generate(operation) for operation in recipe.generate.operations]
+    names = [number.generate(operation) for operation in recipe.generate.names]
     done = [name for name in names if (directory / name).exists()]
     for name in done:
         verify_artifact(directory / name)
