@@ -25,7 +25,7 @@ class RewardConfig(Config):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, dict[str, Weight]]  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, dict[str, Weight]] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     influence_min_chars: int = Field(default=500, ge=0)
     """Texts with fewer characters have the influence of their source."""

@@ -7,7 +7,7 @@ from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Mad
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.operation import Operation
 from synpro_engine.synth.operations import BUILT_IN, OPERATIONS, PAPER, load_operations, operation_named
-from synpro_engine.synth.parsed import HEADINGS, Cut, Entry, Parsed, Reject
+from synpro_engine.synth.parsed import Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.served import ServedGenerator, ServerConfig
@@ -25,7 +25,6 @@ from synpro_engine.synth.yields import OperationYield, YieldReport
 
 __all__ = [
     "DOCUMENTS",
-    "HEADINGS",
     "BUILT_IN",
     "OPERATIONS",
     "PAPER",

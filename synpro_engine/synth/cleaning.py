@@ -9,14 +9,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from synpro_engine.synth.parsed import HEADINGS, Cut, size
+from synpro_engine.synth.headings import BUILT_IN
+from synpro_engine.synth.parsed import Cut, size
 
 _THINK = r"(?:think|thinking|thought|reasoning)"
 # At the start of a line or behind the prefill's key only: a text about HTML may name such tags.
-_OPENED = re.compile(rf"(?:^|(?<=Topic:))[ \t]*<{_THINK}>", re.IGNORECASE | re.MULTILINE)
+_OPENED = re.compile(
+    rf"(?:^|(?<=Topic:)|(?<=Question:)|(?<=Problem:)|(?<=Step 1:))[ \t]*<{_THINK}>", re.IGNORECASE | re.MULTILINE
+)
 _CLOSED = re.compile(rf"</{_THINK}>", re.IGNORECASE)
 _CLOSED_ALONE = re.compile(rf"</{_THINK}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
-_HEADING_FIRST = re.compile(r"\s*(?:" + "|".join(map(re.escape, HEADINGS)) + r")(?:\s*- Topic:)?", re.IGNORECASE)
+_HEADING_FIRST = re.compile(
+    r"\s*(?:" + "|".join(re.escape(heading.text) for heading in BUILT_IN) + r")"
+    r"(?:\s*(?:- Topic:|Question:|Problem:|Step 1:|\|))?",
+    re.IGNORECASE,
+)
 # Decoding drops special ids: what stands here are letters that a model wrote, or tokens that its
 # vocabulary does not mark special.
 _TURN_ENDS = re.compile(

@@ -1,4 +1,4 @@
-"""Reading entries of the form `Topic: ... Content: ...`, however a model laid them out.
+"""Reading entries of two parts such as `Topic: ... Content: ...`, however a model laid them out.
 
 Bullets, numbers, markdown and line breaks may stand around the two keys. Everything between a content's key and the
 next key, blank line or heading is the content. What becomes no entry is counted; an entry that says nothing is left out
@@ -15,46 +15,15 @@ from dataclasses import dataclass, field, replace
 
 from synpro_engine.synth.cleaning import FENCE
 from synpro_engine.synth.commentary import is_talk
+from synpro_engine.synth.keys import DOTS, LONGEST_SLOT, NOTHING_SAID, Keys
 from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
 
-_COLON = r"[:\uff1a\ufe55\u2236]"
-# Dashes, dots, arrows, boxes, stars, ticks and pictures; marks of direction and width, which are not seen.
-_SYMBOLS = (
-    r"-*+>|\u00b7\u00bb\u200b\u200e\u200f\u2010-\u2015\u2022-\u2027\u203a\u203b\u2043\u2060\u2190-\u21ff\u2219\u22c5"
-    r"\u25a0-\u27bf\u2b00-\u2bff\u30fb\ufeff\U0001f300-\U0001faff"
-)
-_BULLET = (
-    rf"(?:[{_SYMBOLS}]\ufe0f?|#{{1,6}}(?:\d{{1,3}}\b)?|[(\[]?\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}[.):\]]|\d\ufe0f?\u20e3"
-    r"|\[[ xX]?\]|(?:Entry|Item)\s*\d+\s*[:.)-])"
-)
-# At the start of a line a bare number or a letter is one too, and a number's mark may stand outside of its stars.
-_LABEL = (
-    rf"(?:{_BULLET}|\d{{1,3}}(?:\.\d{{1,3}}){{0,3}}(?=[ \t])|\(?[A-Za-z][.)]|[ivxIVX]{{1,4}}[.)]"
-    r"|\*\*\d{1,3}[.):]?\*\*[.):]?)"
-)
-_MARK = r"[*_`\"]{0,3}"
-_GAP = r"[ \t]{0,4}"  # bounded: spaces without end would be gone through again and again
-_BEFORE = rf"[ \t]*(?:{_LABEL}{_GAP}){{0,4}}{_MARK}"
-_NUMBER = rf"(?:{_GAP}#?\d{{1,3}})?"
-_TOPIC_NAME, _CONTENT_NAME = (
-    rf"(?:\[{key}s?{_NUMBER}\]|[\u201c\u2018']{key}[\u201d\u2019']|{key}s?{_NUMBER}){_GAP}{_MARK}{_GAP}"
-    for key in ("Topic", "Content")
-)
-_DASH = r"[ \t][\u2013\u2014-][ \t]"
-_TOPIC = re.compile(rf"{_BEFORE}{_TOPIC_NAME}(?:{_COLON}|{_DASH}){_MARK}", re.IGNORECASE)
-_CONTENT = re.compile(rf"{_BEFORE}{_CONTENT_NAME}(?:{_COLON}|{_DASH}|$){_MARK}", re.IGNORECASE)
-# Within a line a key needs more: the capital letter and a colon, and for a topic a bullet or a full stop before it.
-_CONTENT_WITHIN = re.compile(
-    rf"{_GAP}(?:[-=]>|<br[ \t]?/?>|[|;,(/\u2192\u21d2\u2013\u2014-]){{0,3}}{_GAP}"
-    rf"{_MARK}(?<![^\W_]){_CONTENT_NAME}{_COLON}{_MARK}"
-)
-_CONTENT_WITHIN_LOWER = re.compile(_CONTENT_WITHIN.pattern, re.IGNORECASE)
-# No quotation mark: a text may cite such a line.
-_TOPIC_WITHIN = re.compile(rf"(?:(?<=[.!?\u3002|]){_GAP}|(?<=[ \t]){_BULLET}{_GAP})[*_`]{{0,3}}{_TOPIC_NAME}{_COLON}")
-_NOTHING_SAID = re.compile(r"(?:[\W\d_]|Entry|Item)*", re.IGNORECASE)
 _INDENTED = re.compile(r"[ \t]+\S")
 _BREAK = re.compile(
     r"\W{3,}$|[ \t]*(?:#{1,6}[ \t]|(\*\*|__)[^*_]+\1:?[ \t]*$|(?:Entry|Item)[ \t]*\d+\W*$)", re.IGNORECASE
+)
+_ENTRY_BREAK = re.compile(
+    r"[ \t]*(?:[-=*_#]{3,}|(?:\#{1,6}[ \t]+)?(?:\*\*|__)?(?:Entry|Item|Problem|Question)[ \t]*\d+\W*)$", re.IGNORECASE
 )
 _MARKS = ("***", "**", "__", "`", "*", "_")
 _OWN_BULLET = re.compile(r"[-*+\u2022\u2013][ \t]+(?=\S)")
@@ -63,19 +32,6 @@ _BLOCK_SIGNS = {"|", ">", "|-", ">-"}  # YAML's, for a text on the lines below
 _SPACES = str.maketrans(
     {**dict.fromkeys("\u00a0\u2007\u202f\u3000", " "), **dict.fromkeys("\u2028\u2029\x0b\x0c\x85", "\n")}
 )
-_DOTS = re.compile(r"\W*(?:\.\.\.|\u2026)\W*")
-_SLOT_WORDS = (
-    r"(?:(?:insert|your|the|a|an|of|this|that|for|from|entry|entries|text|here|topic|content|title|fact|details?"
-    r"|placeholder|summary|short|brief|name|goes|input|rewritten|paraphrased)\b[\W\d]*)+"
-)
-_SLOT = re.compile(rf"\[\s*(?:{_SLOT_WORDS}|\.\.\.|\u2026)\s*\]\W*", re.IGNORECASE)
-_TAG_SLOT = re.compile(rf"(?:<\s*{_SLOT_WORDS}>|\{{\s*{_SLOT_WORDS}\}})\W*", re.IGNORECASE)
-_LONGEST_SLOT = 80  # characters
-
-
-def is_slot(text: str) -> bool:
-    """Whether a text is nothing but a slot in square brackets that asks to be filled in, such as `[topic]`."""
-    return len(text) <= _LONGEST_SLOT and _SLOT.fullmatch(text) is not None
 
 
 @dataclass
@@ -88,11 +44,13 @@ class _Draft:
     raw: list[str] = field(default_factory=list)
 
 
-def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) -> list[Entry]:
+def read_entries(
+    body: str, cut: Counter[Cut], keys: Keys, *, finished: bool, example: str, most: int = MAX_ENTRIES
+) -> list[Entry]:
     """The first entries that say something, each once; the last one of an unfinished answer is not whole."""
-    example_words = set(_words(example))
+    example_words = words_of(example)
     # One kind of space and of line end first: every pattern below may then ask for the plain ones.
-    drafts = list(_drafts(body.translate(_SPACES), cut))
+    drafts = list(_drafts(body.translate(_SPACES), cut, keys))
     # An entry that something follows is whole even in an answer that was cut off.
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
@@ -106,11 +64,12 @@ def read_entries(body: str, cut: Counter[Cut], *, finished: bool, example: str) 
             if draft.topic and not draft.topic[0].strip()
             else _value(draft.topic)
         )
-        entry = Entry(topic=topic.rstrip("|;, "), content=_value(draft.content))
-        fault = _fault(entry, example_words)
+        content = _lines_of(draft.content) if keys.lines else _value(draft.content)
+        entry = Entry(topic=topic.rstrip("|;, "), content=content)
+        fault = fault_of(entry, example_words, keys)
         if fault is None and entry in entries:
             fault = Cut.DUPLICATE
-        if fault is None and len(entries) == MAX_ENTRIES:
+        if fault is None and len(entries) == most:
             fault = Cut.TOO_MANY
         if fault is None:
             entries[entry] = None
@@ -133,12 +92,12 @@ def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:
     return [replace(one, topic=two.topic, raw=[*(one.content or ()), *(two.topic or ())]) for one, two in pairs]
 
 
-def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
+def _drafts(body: str, cut: Counter[Cut], keys: Keys) -> Iterator[_Draft]:
     """Entries as they are laid out; lines that belong to none are counted. A closed one has something behind it."""
     draft, blank = None, False
-    for line in _lines(body):
+    for line in _lines(body, keys):
         line = line.rstrip()
-        topic, content = _TOPIC.match(line), _CONTENT.match(line)
+        topic, content = keys.head.match(line), keys.body.match(line)
         if topic or (content and (draft is None or draft.content is not None)):
             if draft is not None:
                 draft.closed = True
@@ -147,62 +106,64 @@ def _drafts(body: str, cut: Counter[Cut]) -> Iterator[_Draft]:
         if not line.strip():
             blank = True
         elif draft is None:
-            cut[_kind(line)] += size(line)
+            cut[kind_of(line)] += size(line)
         elif topic:
-            _begin(draft, line, topic.end())
+            _begin(draft, line, topic.end(), keys)
         elif content:
             draft.content = [line[content.end() :]]
             draft.raw.append(line)
-        elif _ends(draft, line, blank):
-            cut[_kind(line)] += size(line)
+        elif _ends(draft, line, blank, keys):
+            cut[kind_of(line)] += size(line)
             draft.closed = True
             yield draft
             draft = None
         else:
-            _go_on(draft, line)
+            _go_on(draft, line, keys)
         blank = not line.strip()
     if draft is not None:
         yield draft
 
 
-def _ends(draft: _Draft, line: str, blank: bool) -> bool:
+def _ends(draft: _Draft, line: str, blank: bool, keys: Keys) -> bool:
     """Whether a line, which may stand behind a blank one, belongs to the draft no more."""
-    if _kind(line) != Cut.OUTSIDE:
+    if kind_of(line) != Cut.OUTSIDE:
         return True
     if draft.content is not None and not any(map(str.strip, draft.content)):
         return False  # the content is still to come, however it looks
+    if keys.lines and draft.content is not None:
+        return _ENTRY_BREAK.match(line) is not None
     return _BREAK.match(line) is not None or (blank and not _INDENTED.match(line))
 
 
-def _kind(line: str) -> Cut:
+def kind_of(line: str) -> Cut:
     """What a line is that belongs to no entry."""
     if FENCE.match(line):
         return Cut.FENCE
     return Cut.COMMENTARY if is_talk(line) else Cut.OUTSIDE
 
 
-def _lines(body: str) -> Iterator[str]:
+def _lines(body: str, keys: Keys) -> Iterator[str]:
     """Lines, each of one entry at most."""
     for line in body.split("\n"):
         at = 0
-        leading = _TOPIC.match(line)
+        leading = keys.head.match(line)
         # Behind the key at the head, which would otherwise be found again as one within the line.
-        for match in _TOPIC_WITHIN.finditer(line, leading.end() if leading else 0):
-            if not _NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
+        for match in keys.head_within.finditer(line, leading.end() if leading else 0):
+            if not NOTHING_SAID.fullmatch(line, at, match.start()):  # else it is the key's own bullet or number
                 yield line[at : match.start()]
                 at = match.start()
         yield line[at:]
 
 
-def _begin(draft: _Draft, line: str, at: int) -> None:
+def _begin(draft: _Draft, line: str, at: int, keys: Keys) -> None:
     draft.topic = []
-    while twice := _TOPIC.match(line, at):  # a key behind the prompt's own
+    while twice := keys.head.match(line, at):  # a key behind the prompt's own
         at = twice.end()
-    _go_on(draft, line[at:])
+    _go_on(draft, line[at:], keys)
     draft.raw = [line]
 
 
-def _go_on(draft: _Draft, line: str) -> None:
+def _go_on(draft: _Draft, line: str, keys: Keys) -> None:
     """Add a line, whose content may begin within it."""
     draft.raw.append(line)
     if draft.content is not None:
@@ -210,13 +171,19 @@ def _go_on(draft: _Draft, line: str) -> None:
         return
     assert draft.topic is not None, "a draft begins with a key"
     # The strict form first: a lower-case "content:" may be a word of the topic when a proper key follows.
-    key = _CONTENT_WITHIN.search(line) or _CONTENT_WITHIN_LOWER.search(line)
+    strict, loose = keys.body_within
+    key = strict.search(line) or loose.search(line)
     if key is None:
         draft.topic.append(line)
     else:
         draft.topic.append(line[: key.start()])
         content = line[key.end() :]
         draft.content = [content.rstrip().removesuffix(")") if "(" in key.group() else content]
+
+
+def _lines_of(lines: list[str] | None) -> str:
+    """Lines as they were, without blank ones around them and marks that belong to their key."""
+    return "\n".join(line.rstrip() for line in lines or []).strip("\n*_ ")
 
 
 def _value(lines: list[str] | None) -> str:
@@ -234,14 +201,14 @@ def _value(lines: list[str] | None) -> str:
     return text
 
 
-def _fault(entry: Entry, example_words: Set[str]) -> Cut | None:
+def fault_of(entry: Entry, example_words: Set[str], keys: Keys) -> Cut | None:
     """Why an entry says nothing of its own."""
     # By words, for models repeat with other case and punctuation.
     topic, content = _words(entry.topic), _words(entry.content)
     # What the prompt's pattern has in a value's place. A topic like <title> may be meant.
-    short = len(entry.content) <= _LONGEST_SLOT
-    left_open = short and any(pattern.fullmatch(entry.content) for pattern in (_SLOT, _DOTS, _TAG_SLOT))
-    if left_open or is_slot(entry.topic) or _DOTS.fullmatch(entry.topic):
+    short = len(entry.content) <= LONGEST_SLOT
+    left_open = short and any(pattern.fullmatch(entry.content) for pattern in (keys.slot, DOTS, keys.tag_slot))
+    if left_open or keys.is_slot(entry.topic) or DOTS.fullmatch(entry.topic):
         return Cut.PLACEHOLDER
     if not content:
         return Cut.NO_CONTENT
@@ -256,3 +223,8 @@ def _fault(entry: Entry, example_words: Set[str]) -> Cut | None:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text, in one case."""
+    return frozenset(_words(text))

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import ModuleType
 
 from synpro_engine.config import UserError, nearest
-from synpro_engine.synth.builtin import REFORMAT, REPHRASE
+from synpro_engine.synth.builtin import FAQ, PROBLEMS, REFORMAT, REPHRASE, TABLE, TUTORIAL
 from synpro_engine.synth.operation import Operation
 
-OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT)}
+OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT, FAQ, TABLE, TUTORIAL, PROBLEMS)}
 """By name; `load_operations` adds the user's own."""
 BUILT_IN = tuple(OPERATIONS)
 PAPER = (REPHRASE.name, REFORMAT.name)

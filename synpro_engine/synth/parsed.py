@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-REPHRASE_HEADING = "Here is a paraphrased version:"
-REFORMAT_HEADING = "Here are the structured entries based on the provided text:"
-HEADINGS = (REPHRASE_HEADING, REFORMAT_HEADING)
 MAX_ENTRIES = 8
 
 
@@ -18,7 +15,7 @@ class Reject(StrEnum):
     NO_HEADING = "no_heading"
     """None of the known headings is in the answer (nor an entry, where entries were asked for)."""
     WRONG_HEADING = "wrong_heading"
-    """The only heading is the other operation's."""
+    """The only heading is another operation's."""
     TRUNCATED = "truncated"
     """The answer had not ended when its tokens were used up (for a list: not even one entry had)."""
     EMPTY = "empty"
@@ -30,7 +27,7 @@ class Reject(StrEnum):
     COMMENTARY = "commentary"
     """The answer talks about its own wording, and of nothing else."""
     NO_ENTRIES = "no_entries"
-    """No `Topic: ... Content: ...` that says something of its own."""
+    """No entry, row or step that says something of its own."""
     PROMPT_TOO_LONG = "prompt_too_long"
     """The prompt has more tokens than the settings allow; nothing was generated."""
 
@@ -69,7 +66,9 @@ class Cut(StrEnum):
     DUPLICATE = "duplicate"
     """Entries that were there before."""
     TOO_MANY = "too_many"
-    """Entries behind the eighth."""
+    """Entries behind the eighth, rows of a table behind the thirtieth."""
+    CELLS = "cells"
+    """Rows of a table with more or fewer cells than it has columns."""
     UNFINISHED = "unfinished"
     """The last entry of an answer whose tokens were used up."""
     MARKUP = "markup"
@@ -78,7 +77,10 @@ class Cut(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One entry of a reformatted text."""
+    """One part of a text that stands for itself: a topic and what is said of it.
+
+    Of a question it is the answer, of a problem the solution, of a row's first cell the others, of a step what to do.
+    """
 
     topic: str
     content: str
@@ -89,7 +91,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What was read: the text without its heading when `ok`, else why not. Only a reformatted text has entries."""
+    """What was read: the text without its heading when `ok`, else why not. A paraphrase has no entries."""
 
     ok: bool
     text: str

@@ -13,8 +13,8 @@ COMMAND = "python tests/synth/answers_page.py > docs/answers.md"
 HEAD = f"""\
 # What is read from an answer
 
-Generators are small and their answers are awkward. `synpro_engine/synth/parse.py` reads what can be told, and counts
-what it takes away. Every answer below is a test; this page is made from
+Generators are small and their answers are awkward. `synpro_engine/synth/parse.py` (`tables.py` and `steps.py` for their
+forms) reads what can be told, and counts what it takes away. Every answer below is a test; this page is made from
 [the table](../tests/synth/awkward_answers.yaml) by `{COMMAND}`.
 
 - **Nothing is cut in silence.** `cut` counts characters, white space aside, by cause: with those of the text and of the
@@ -30,7 +30,7 @@ what it takes away. Every answer below is a test; this page is made from
 - **Reading is tolerant, the reward is not.** `exact` says whether an answer begins with the operation's heading (in any
   case) and has no other one, nor this one twice. Tuning gives all other answers 0, though generation reads them: a
   generator learns the form, and no text is thrown away for a "Sure!".
-- **Known limits.** Keys are `Topic` and `Content` and stand before each value: translated keys, JSON, HTML lists and
+- **Known limits.** Keys, such as `Topic` and `Content`, stand before each value: translated keys, JSON, HTML lists and
   tables that have them in their head alone are refused. A paragraph behind an entry, after a blank line and not
   indented, counts as `outside`, as do code blocks, tables and headings within one. A paraphrase without any
   heading is refused, since nothing tells it from talk.
@@ -63,6 +63,8 @@ def page() -> str:
 def _given(row: dict[str, Any]) -> str:
     if "refused" in row:
         return f"refused: {row['refused']}"
+    if "entries" in row and len(row["entries"]) > 8:
+        return f"{len(row['entries'])} entries"
     if "entries" in row:
         return "<br>".join(f"{_code(topic)}: {_code(content)}" for topic, content in row["entries"])
     return "the same" if row["text"] == row.get("answer") else _code(row["text"])

@@ -4,7 +4,8 @@ import re
 import pytest
 
 from synpro_engine.config import UserError, load_config
-from synpro_engine.synth import HEADINGS, OPERATIONS, GenerateConfig, Operation, operation_named
+from synpro_engine.synth import OPERATIONS, GenerateConfig, Operation, operation_named
+from synpro_engine.synth.headings import BUILT_IN
 
 EVERY = [*OPERATIONS.values(), *(operation.without_prefill() for operation in OPERATIONS.values())]
 
@@ -26,7 +27,7 @@ def test_a_prompt_ends_with_the_text_as_it_is(operation: Operation) -> None:
 def test_the_headings_are_those_of_the_method() -> None:
     assert OPERATIONS["rephrase"].heading == "Here is a paraphrased version:"
     assert OPERATIONS["reformat"].heading == "Here are the structured entries based on the provided text:"
-    assert set(HEADINGS) == {operation.heading for operation in OPERATIONS.values()}
+    assert {heading.text for heading in BUILT_IN} == {operation.heading for operation in OPERATIONS.values()}
 
 
 def test_a_model_learns_the_heading_from_the_prefill_or_from_the_instructions() -> None:
