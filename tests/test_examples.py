@@ -56,8 +56,8 @@ def lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def test_there_are_four_examples() -> None:
-    assert len(EXAMPLES) == 4
+def test_there_are_five_examples() -> None:
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -67,6 +67,12 @@ def test_an_example_is_short_and_says_what_it_shows_and_prints(path: Path) -> No
     told = ast.get_docstring(ast.parse(text)) or ""
     assert f"python examples/{path.name}" in told and f"examples/{path.name}" in told.split("torchrun", 1)[1]
     assert re.search(r"\bprints\b", told, re.IGNORECASE)
+
+
+def test_an_operation_of_ones_own_reads_an_awkward_answer() -> None:
+    told = run("own_operation").stdout
+    assert "system: You write a glossary" in told and "read: [('ebb', 'The falling tide.')], exact: False" in told
+    assert "cut:  duplicate 20, placeholder 16, preamble 5, unfinished 16" in told and "no_heading" in told
 
 
 def test_a_reward_of_ones_own_rises(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ SCHEMAS = {
     "docs-*.jsonl.zst": 1,
     "_about/rejects-*.jsonl.zst": 1,
     "_about/yield.json": 1,
+    "mixture.json": 1,
     "tokens.json": 1,
     "filters.json": 1,
     "removed.jsonl": 1,

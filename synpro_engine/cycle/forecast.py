@@ -222,7 +222,9 @@ class _Counter:
         slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
         if slices is None:
             return Cost(stage=stage, memory=memory)
-        texts = min(slices, config.max_slices or slices) * config.samples
+        # By influence it may be less from the second round on.
+        share = config.most_share if config.mixture == "influence" else config.shares.get(operation, 1.0)
+        texts = max(1.0, share * min(slices, config.max_slices or slices)) * config.samples
         # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
         flops = self._judged(texts, new, operation)

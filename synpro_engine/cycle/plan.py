@@ -96,8 +96,13 @@ class Plan:
             yield self._synthesis(this, "tune", this.tune(operation), work, before)
         for operation in recipe.generate.names:
             generator = this.tune(operation) if operation in recipe.tune else IMPORT
-            work = partial(generate_stage, settings=of.generate(operation, this.number))
-            yield self._synthesis(this, "generate", this.generate(operation), work, generator)
+            earlier = self._earlier(this)
+            work = partial(
+                generate_stage,
+                settings=of.generate(operation, this.number),
+                earlier={name: directory / stage for name, stage in earlier.items()},
+            )
+            yield self._synthesis(this, "generate", this.generate(operation), work, generator, *earlier.values())
         generated = {operation: this.generate(operation) for operation in recipe.generate.names}
         corpora = {operation: directory / name for operation, name in generated.items()}
         work = partial(synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora)
@@ -105,7 +110,16 @@ class Plan:
         yield self._stage(this.shards, "generate", work, of.shards, TOKENIZE, *tasks, *generated.values())
         yield self._arm(this.arm)
 
-    def _synthesis(self, this: Round, command: str, name: str, work: partial[None], generator: str) -> Stage:
+    def _earlier(self, this: Round) -> dict[str, str]:
+        """By operation: the stages of the round before whose texts decide the shares of the slices in this one."""
+        generate = self.recipe.generate
+        if this.number == 1 or generate.mixture == "shares":
+            return {}
+        return {name: Round(this.number - 1).generate(name) for name in generate.names}
+
+    def _synthesis(
+        self, this: Round, command: str, name: str, work: partial[None], generator: str, *earlier: str
+    ) -> Stage:
         """Tuning or generation: `work` but for the stages it reads."""
         directory = self.directory
         inputs = Inputs(
@@ -119,7 +133,7 @@ class Plan:
         )
         whole = partial(work, inputs=inputs)
         # A dict for its order without doubles: an untuned generator is the imported one.
-        parents = dict.fromkeys((TOKENIZE, this.theta, this.probe, IMPORT, generator))
+        parents = dict.fromkeys((TOKENIZE, this.theta, this.probe, IMPORT, generator, *earlier))
         return self._stage(name, command, whole, work.keywords["settings"], *parents)
 
     @property

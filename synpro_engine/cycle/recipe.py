@@ -136,6 +136,13 @@ class Recipe(Config):
                     raise ValueError(f"filter.{name}_quantile: reward.{operation} gives `{name}` no weight")
         return self
 
+    @model_validator(mode="after")
+    def _shares_by_influence_have_it(self) -> Recipe:
+        for operation in self.generate.names if self.generate.mixture == "influence" else ():
+            if not self.reward.weights(operation).get("influence"):
+                raise ValueError(f"generate.mixture: reward.{operation} gives `influence` no weight to go by")
+        return self
+
     @field_validator("references", "held_out")
     @classmethod
     def _tasks_have_names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:

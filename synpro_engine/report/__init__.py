@@ -3,7 +3,7 @@
 Knows typed numbers and texts (`ReportData`); does not know who measured them, or where they are stored.
 """
 
-from synpro_engine.report.data import ModelInfo, ReportData
+from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
 from synpro_engine.report.page import render_report, write_report
 from synpro_engine.report.sections.arms import Arms, HeldOutLoss
 from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
@@ -30,6 +30,7 @@ __all__ = [
     "MadeTokens",
     "ModelInfo",
     "OperationInfluence",
+    "OperationShare",
     "Plateau",
     "Pretraining",
     "ReportData",

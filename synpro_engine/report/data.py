@@ -34,6 +34,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperationShare:
+    """The share of the slices that an operation worked on, and the mean influence it earned in the round before."""
+
+    earned: float | None
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that the page shows.
 
@@ -56,6 +64,8 @@ class ReportData:
     yields: Mapping[str, OperationYield] = field(default_factory=dict, metadata={_TITLE: "Yield of generation"})
     # The same, of the texts that filters removed afterwards; only where any did.
     filtered: Mapping[str, OperationFiltering] = field(default_factory=dict)
+    # The shares of the slices, where operations have them by influence.
+    mixtures: Mapping[str, OperationShare] = field(default_factory=dict)
     samples: tuple[Sample, ...] = field(default_factory=tuple, metadata={_TITLE: "Samples"})
     # By set of texts: the organic one, and that of each operation.
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})

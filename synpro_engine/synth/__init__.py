@@ -11,14 +11,11 @@ from synpro_engine.synth.parsed import Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction
 from synpro_engine.synth.served import ServedGenerator, ServerConfig
+from synpro_engine.synth.slices import Slice, SliceConfig, choose_slices, slices_of
 from synpro_engine.synth.status import GenerationStatus, corpus_status, work_status
 from synpro_engine.synth.work import (
     GenerateConfig,
-    Slice,
-    SliceConfig,
     WorkItem,
-    choose_slices,
-    slices_of,
     work_items,
 )
 from synpro_engine.synth.yields import OperationYield, YieldReport

@@ -1,4 +1,4 @@
-"""Slices of documents, and the work list of a bulk generation: which slices and operations, in order, with seeds.
+"""The work list of a bulk generation: which slices and operations, in order, with seeds.
 
 A pure function of the documents, the settings and the seed: never of ranks, time or what is already done. Documents
 pass by one at a time; the list itself lies on disk.
@@ -6,55 +6,26 @@ pass by one at a time; the list itself lies on disk.
 
 from __future__ import annotations
 
-import heapq
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import zstandard
 from pydantic import Field, field_validator, model_validator
 
-from synpro_engine.config import Config, json_text
-from synpro_engine.data import Document, cut_spans, stable_hash
+from synpro_engine.config import json_text, nearest
+from synpro_engine.data import Document, stable_hash
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.synth.operations import PAPER, split_reference
+from synpro_engine.synth.operations import PAPER, operation_named, split_reference
 from synpro_engine.synth.served.config import ServerConfig
+from synpro_engine.synth.slices import Slice, SliceConfig, choose_slices
 
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """Characters `start` to `end` (exclusive) of a document's text."""
-
-    doc_id: str
-    start: int
-    end: int
-    text: str
-
-    @property
-    def key(self) -> str:
-        """Names the slice: document and characters."""
-        return f"{self.doc_id}:{self.start}-{self.end}"
-
-
-class SliceConfig(Config):
-    """Which slices of a corpus are worked on."""
-
-    max_chars: int = Field(default=7000, gt=0)
-    """Most characters of a slice; 7,000 is the paper's size (arXiv 2605.17849). Cuts fall between paragraphs where
-    possible, else between lines, sentences, words, else anywhere."""
-    max_tokens: int | None = Field(default=None, gt=0)
-    """Most tokens of a slice, by the generator's tokenizer, in place of `max_chars`."""
-    overlap: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of a slice that the next one begins with again, from a sentence's beginning; 0: slices tile a document."""
-    min_source_chars: int = Field(default=64, ge=1)
-    """Slices with fewer characters (besides white space at their ends) are left out."""
-    max_slices: int | None = Field(default=None, gt=0)
-    """Most slices worked on, spread over the corpus by hash; none for all."""
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class GenerateConfig(SliceConfig):
@@ -65,6 +36,17 @@ class GenerateConfig(SliceConfig):
     operations: tuple[str, ...] = Field(default=PAPER, min_length=1)
     """The operations: names of those that are built in, and `path/to/file.py:NAME` for an `Operation` of that name in a
     file of your own, which is run. Each slice is given to each of them."""
+    mixture: Literal["shares", "influence"] = "shares"
+    """How the operations share the slices. `shares`: as `shares` says. `influence`: from the second round on by the
+    reward `influence` that each earned in the round before, on average over its accepted texts: the best one works on
+    `most_share` of the slices, the others on less in proportion, and none on less than `least_share`."""
+    shares: dict[str, Share] = Field(default={})
+    """By operation: the share of the slices (of `max_slices`, where that is given) that it works on, spread by hash; 1
+    where not given."""
+    least_share: Share = 0.25
+    """For `mixture: influence`."""
+    most_share: Share = 1.0
+    """Likewise."""
     samples: int = Field(default=1, gt=0)
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
@@ -85,6 +67,9 @@ class GenerateConfig(SliceConfig):
         Operations by their names: where a file lies changes nothing, and what it holds is recorded apart.
         """
         kept = {name: value for name, value in super().recorded().items() if name != "server" or value is not None}
+        for name in ("mixture", "shares", "least_share", "most_share"):  # likewise
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del kept[name]
         return kept | {"operations": list(self.names)}
 
     @property
@@ -94,7 +79,8 @@ class GenerateConfig(SliceConfig):
 
     def only(self, name: str) -> GenerateConfig:
         """The same with one of its operations."""
-        return self.model_copy(update={"operations": (self.operations[self.names.index(name)],)})
+        own = {operation: share for operation, share in self.shares.items() if operation == name}
+        return self.model_copy(update={"operations": (self.operations[self.names.index(name)],), "shares": own})
 
     @property
     def files(self) -> dict[str, Path]:
@@ -108,6 +94,15 @@ class GenerateConfig(SliceConfig):
     def _joined_slices_tile(self) -> GenerateConfig:
         if self.join and self.overlap:
             raise ValueError("join: slices that overlap would say things twice; set `overlap` to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> GenerateConfig:
+        for name in self.shares:
+            if name not in self.names:
+                raise ValueError(f"shares.{name}: is not among operations{nearest(name, self.names)}")
+        if self.least_share > self.most_share:
+            raise ValueError(f"least_share: {self.least_share} is more than most_share ({self.most_share})")
         return self
 
     @field_validator("operations")
@@ -130,42 +125,6 @@ class WorkItem:
     seed: int
 
 
-def slices_of(document: Document, config: SliceConfig, count: Callable[[str], int] | None = None) -> Iterator[Slice]:
-    """The slices of a document that are long enough, in order. count: tokens of a text, where they are what counts."""
-    text, by_tokens = document.text, config.max_tokens is not None
-    assert count is not None or not by_tokens, "slices by tokens need a tokenizer"
-    most = config.max_tokens or config.max_chars
-    for start, end in cut_spans(text, most, size_of=count if by_tokens else None, overlap=config.overlap):
-        # Without white space at the ends: a slice of blank lines asks a generator to make something up.
-        if len(text[start:end].strip()) >= config.min_source_chars:
-            yield Slice(doc_id=document.id, start=start, end=end, text=text[start:end])
-
-
-def choose_slices(
-    documents: Callable[[], Iterable[Document]],
-    config: SliceConfig,
-    seed: int,
-    count: Callable[[str], int] | None = None,
-) -> Iterator[Slice]:
-    """The slices to work on, in the order of the corpus; of more than `max_slices` those of smallest hash.
-
-    documents: yields them anew at each call; they are read twice where slices are chosen, and never held.
-    """
-
-    def slices() -> Iterator[Slice]:
-        return (piece for document in documents() for piece in slices_of(document, config, count))
-
-    if config.max_slices is None:
-        return slices()
-
-    def hash_of(piece: Slice) -> int:
-        # By hash, so that the choice is spread over the corpus, and a larger one contains a smaller.
-        return stable_hash(seed, "synth.select", piece.key)
-
-    smallest = heapq.nsmallest(config.max_slices, map(hash_of, slices()))
-    return (piece for piece in slices() if smallest and hash_of(piece) <= smallest[-1])
-
-
 def work_items(
     documents: Callable[[], Iterable[Document]],
     config: GenerateConfig,
@@ -173,13 +132,35 @@ def work_items(
     count: Callable[[str], int] | None = None,
 ) -> Iterator[WorkItem]:
     """All prompts in order: by document, slice, operation. Seeds depend on an item's own key and `seed` only."""
-    for piece in choose_slices(documents, config, seed, count):
-        for operation in config.names:
-            # By place and operation: a slice must not get the same random numbers for both,
-            # nor others when slices are added.
-            key = f"{piece.key}:{operation}"
-            own_seed = stable_hash(seed, "synth.sample", key) >> 1  # below 2**63: it fits every reader's integer
-            yield WorkItem(slice=piece, operation=operation, key=key, seed=own_seed)
+    by_operation = {
+        name: choose_slices(
+            documents, config, seed, count, cut=operation_named(name).cut, share=config.shares.get(name, 1.0)
+        )
+        for name in config.names
+    }
+    for piece, operation in _side_by_side(by_operation, documents):
+        # By place and operation: a slice must not get the same random numbers for both,
+        # nor others when slices are added.
+        key = f"{piece.key}:{operation}"
+        own_seed = stable_hash(seed, "synth.sample", key) >> 1  # below 2**63: it fits every reader's integer
+        yield WorkItem(slice=piece, operation=operation, key=key, seed=own_seed)
+
+
+def _side_by_side(
+    by_operation: Mapping[str, Iterator[Slice]], documents: Callable[[], Iterable[Document]]
+) -> Iterator[tuple[Slice, str]]:
+    """Slices of several operations in one order: by document, place, operation."""
+    if len(by_operation) == 1:
+        yield from ((piece, name) for name, slices in by_operation.items() for piece in slices)
+        return
+    ahead = {name: next(slices, None) for name, slices in by_operation.items()}
+    for document in documents():
+        found: list[tuple[int, int, Slice, str]] = []
+        for order, (name, slices) in enumerate(by_operation.items()):
+            while (piece := ahead[name]) is not None and piece.doc_id == document.id:
+                found.append((piece.start, order, piece, name))
+                ahead[name] = next(slices, None)
+        yield from ((piece, name) for _, _, piece, name in sorted(found, key=lambda one: one[:2]))
 
 
 class WorkList:

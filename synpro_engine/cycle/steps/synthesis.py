@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from synpro_engine.backend import platform
-from synpro_engine.config import remove_directory
+from synpro_engine.config import atomic_write_text, json_text, remove_directory
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
+    MIXTURE,
     TOKENIZER,
     Round,
     documents_path,
@@ -25,6 +26,7 @@ from synpro_engine.cycle.settings import (
 )
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.judging import judge_versions, open_judges, tell_judged
+from synpro_engine.cycle.steps.mixing import earned_mixture
 from synpro_engine.cycle.steps.probe import load_probe, probe_hash
 from synpro_engine.cycle.steps.serving import serve
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
@@ -155,7 +157,11 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         policy=policy,
         reference_policy=reference_policy,
         prompter=Prompter(operation_named(operation), tokenizer, settings.prompt),
-        slices=list(choose_slices(documents, wanted, seed, lambda text: len(tokenizer.encode(text)))),
+        slices=list(
+            choose_slices(
+                documents, wanted, seed, lambda text: len(tokenizer.encode(text)), cut=operation_named(operation).cut
+            )
+        ),
         scorer=build_rewards(settings, inputs, topology),
         reward_weights=settings.reward.weights(operation),
         directory=into,
@@ -170,12 +176,27 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
 
 
 def generate_stage(
-    into: Path, settings: GenerateSettings, inputs: Inputs, topology: Topology, *, helper: bool = False
+    into: Path,
+    settings: GenerateSettings,
+    inputs: Inputs,
+    topology: Topology,
+    *,
+    earlier: Mapping[str, Path] | None = None,
+    helper: bool = False,
 ) -> None:
     """Generate one operation's synthetic documents over the corpus, with rewards and provenance.
 
-    helper: only take part, in what another job does there.
+    earlier: the stages of the round before by operation, where these decide its share of the slices. helper: only take
+    part, in what another job does there.
     """
+    generate = settings.generate
+    if earlier:
+        mixture = on_main(topology, lambda: earned_mixture(settings.generate, settings.operation, earlier))
+        generate = generate.model_copy(update={"shares": {settings.operation: mixture.share}})
+        if not helper:
+            say(topology, f"{settings.operation} {mixture}")
+            told = json_text(mixture.model_dump(), indent=2) + "\n"
+            on_main(topology, lambda: atomic_write_text(into / MIXTURE, told))
     model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     tokenizer, operation = open_tokenizer(inputs.base, topology), settings.operation
     trained = open_tokenizer(inputs.tokens, topology)
@@ -193,7 +214,7 @@ def generate_stage(
         generator=generator,
         tokenizer=tokenizer,
         trained=trained if tokenizer.encoding == trained.encoding else None,
-        config=settings.generate,
+        config=generate,
         prompt=settings.prompt,
         generator_hash=generator_hash,
         scorer=composer.rows,

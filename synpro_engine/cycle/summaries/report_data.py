@@ -19,7 +19,7 @@ from synpro_engine.cycle.summaries.samples import samples
 from synpro_engine.cycle.summaries.timeline import timeline
 from synpro_engine.cycle.summaries.tokens import tokens
 from synpro_engine.cycle.summaries.tuning import tuning
-from synpro_engine.cycle.summaries.yields import filtered, yields
+from synpro_engine.cycle.summaries.yields import filtered, mixtures, yields
 from synpro_engine.report import ModelInfo, ReportData
 from synpro_engine.train.checkpoint import checkpoint_model_config
 
@@ -40,6 +40,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         tuning=tuning(run),
         yields=yields(run),
         filtered=filtered(run),
+        mixtures=mixtures(run),
         samples=samples(run),
         diversity=run.results().diversity,
         tokens=tokens(run),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.run_layout import CORPUS, FILTERED, Round
+from synpro_engine.cycle.run_layout import CORPUS, FILTERED, MIXTURE, Round
+from synpro_engine.cycle.steps.mixing import Mixture
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.report import OperationShare
 from synpro_engine.synth import YIELD, FilterReport, OperationFiltering, OperationYield, read_yield
 
 
@@ -21,6 +23,19 @@ def yields(run: FinishedRun) -> dict[str, OperationYield]:
             if counted is None:
                 raise UserError(f"{corpus / YIELD}: damaged (it does not tell of {operation})")
             by_label[run.label(operation, number)] = counted
+    return by_label
+
+
+def mixtures(run: FinishedRun) -> dict[str, OperationShare]:
+    """How operations shared the slices by influence, by operation and round; nothing where they did not."""
+    by_label: dict[str, OperationShare] = {}
+    for number in run.rounds[1:] if run.recipe.generate.mixture == "influence" else ():
+        for operation in run.recipe.generate.names:
+            stage = Round(number).generate(operation)
+            if stage in run.done:
+                mixture = run.record(stage, MIXTURE, Mixture)
+                share = OperationShare(earned=mixture.earned[operation], share=mixture.share)
+                by_label[run.label(operation, number)] = share
     return by_label
 
 
