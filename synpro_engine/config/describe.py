@@ -14,6 +14,8 @@ def describe(config: Config, prefix: str = "") -> Iterator[str]:
     """Yield `key = value   description` for each key, sections in the order of their declaration."""
     for name, field in type(config).model_fields.items():
         yield from _describe(getattr(config, name), prefix + name, " ".join((field.description or "").split()))
+    for name, value in (config.model_extra or {}).items():  # keys of the user's choice, as names of operations
+        yield from _describe(value, prefix + name, "")
 
 
 def _describe(value: Any, key: str, description: str) -> Iterator[str]:

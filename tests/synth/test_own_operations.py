@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
+from synpro_engine.config.describe import describe
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.data import Document
 from synpro_engine.synth import GenerateConfig, SliceConfig, load_operations, operation_named, slices_of, work_items
@@ -40,6 +41,7 @@ def test_an_operation_goes_by_the_name_in_its_file_and_brings_its_rewards(tmp_pa
     assert resolved.reward.weights("faq") == operation_named("faq").rewards
     assert recipe(f"{file}:own", more=("reward.own={quality: 1}",)).reward.weights("own") == {"quality": 1.0}
     assert operation_named("own").name == "own"
+    assert 'reward.own={"influence": 2.0, "format": 1.0}' in list(describe(resolved))
 
 
 def test_every_edit_of_the_file_is_another_prompt_version(tmp_path: Path) -> None:
