@@ -88,8 +88,8 @@ def test_the_cycle_ends_with_every_stage_and_a_report(alone: Path) -> None:
 def test_what_the_files_of_a_run_hold_is_documented(alone: Path) -> None:
     assert faults_in(alone) == []
     named = {name for path in alone.rglob("manifest.json") for name in json.loads(path.read_text())["schemas"]}
-    # Of a walk, and of tasks from files: this recipe has neither.
-    assert named == SCHEMAS.keys() - {"steps.jsonl", "tasks.json", "left_out/*.jsonl"}
+    # Of a walk, of tasks from files, and of shares by influence: this recipe has none of them.
+    assert named == SCHEMAS.keys() - {"steps.jsonl", "tasks.json", "left_out/*.jsonl", "mixture.json"}
 
 
 def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path) -> None:

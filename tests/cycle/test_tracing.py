@@ -165,7 +165,8 @@ def test_a_synthetic_text_tells_what_it_was_made_from_and_how(run: Watched) -> N
         assert source is not None and source[passage.start : passage.end] == passage.text
         probe = run.cycle.directory / "round-1" / "probe" / "direction"
         assert origin["influence"] == read_manifest(probe).content_hash
-        assert {"influence", "quality", "structure"} <= origin["judges"].keys()
+        assert {"influence", "quality", "format"} <= origin["judges"].keys()
+        assert ("structure" in origin["judges"]) == (origin["operation"] == "rephrase"), "of its own rewards alone"
         assert f"probe {origin['influence']}" in "\n".join(lines(found))
 
 
