@@ -92,6 +92,8 @@ class _Counter:
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         if any(reference.source is not None for reference in recipe.references.values()):
             self.remarks.append("references from files are counted as full as their caps allow")
+        if recipe.generate.server is not None:
+            self.remarks.append("`generate.server` samples: --sampled-per-s is its rate, and its memory is not counted")
         if recipe.corpus.max_held_out_tokens is None:
             self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.
@@ -218,7 +220,9 @@ class _Counter:
 
     def _generate(self, stage: str, operation: str) -> Cost:
         config, tokens = self.recipe.generate, self.train_tokens
-        new, memory = config.sampling.max_new_tokens, SamplerConfig().cache_mib * 2.0**20 + self._judges
+        new, memory = config.sampling.max_new_tokens, self._judges
+        if config.server is None:
+            memory += SamplerConfig().cache_mib * 2.0**20
         slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
         if slices is None:
             return Cost(stage=stage, memory=memory)
@@ -228,11 +232,14 @@ class _Counter:
         # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
         flops = self._judged(texts, new, operation)
-        if self.generator is not None:
-            flops += texts * (read + new) * flops_per_token(self.generator.model, int(read + new)) / 3
-            memory += self.generator.weights
         # With token files, which only texts of the pretrained model's own tokenizer have: rather too much.
         written = texts * new * (_CHARS_PER_TOKEN / _COMPRESSION + (0 if config.join else self.stored))
+        if self.generator is not None:
+            memory += self.generator.weights  # a server's answers are checked by them
+            if config.server is None:
+                flops += texts * (read + new) * flops_per_token(self.generator.model, int(read + new)) / 3
+            else:
+                written += self.generator.saved()  # what the server loads
         tokens = texts * (read + new)
         return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=written)
 

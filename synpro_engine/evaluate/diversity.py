@@ -17,7 +17,7 @@ from itertools import islice
 
 import numpy as np
 
-from synpro_engine.data.ngrams import Words, ngrams_of, words_of
+from synpro_engine.data.ngrams import Words, distinct, ngrams_of, words_of
 
 BLOCK_WORDS = 2_000
 _TEXTS_AT_ONCE = 256
@@ -80,7 +80,7 @@ def _distinct(words: Words, n: int, block_words: int) -> float | None:
         block = slice(start, min(start + block_words, whole))
         grams, _ = ngrams_of(Words(keys_N=words.keys_N[block], text_N=words.text_N[block]), n)
         if len(grams):
-            ratios.append(len(np.unique(grams)) / len(grams))
+            ratios.append(len(distinct(grams)) / len(grams))
     return float(np.mean(ratios)) if ratios else None
 
 

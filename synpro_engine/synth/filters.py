@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config, Record, UserError
-from synpro_engine.data.ngrams import Keys, Words, ngrams_of, words_of
+from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
 from synpro_engine.synth.likeness import Pool, language_of
 
 _REPEATED, _COPIED, _LEAKED = 3, 8, 13  # words
@@ -142,7 +142,7 @@ class Filters:
         self._pool = None if config.near_duplicate is None else Pool(config.near_duplicate)
         self._held_out = np.empty(0, np.uint64)
         if config.max_leaked is not None:
-            self._held_out = np.unique(ngrams_of(words_of(held_out), _LEAKED)[0])
+            self._held_out = distinct(ngrams_of(words_of(held_out), _LEAKED)[0])
         self._floors: dict[str, dict[str, float]] = {}
         self._by_operation: dict[str, OperationFiltering] = {}
 
@@ -216,14 +216,14 @@ class Filters:
         if self.config.max_repetition is None:
             return None
         keys, _ = ngrams_of(made.words, _REPEATED)
-        share = 1 - len(np.unique(keys)) / len(keys) if len(keys) else 0.0
+        share = 1 - len(distinct(keys)) / len(keys) if len(keys) else 0.0
         return f"{share:.3f} of its {_REPEATED}-grams repeat" if share > self.config.max_repetition else None
 
     def _copy(self, made: Made) -> str | None:
         if self.config.max_copied is None:
             return None
         source, _ = ngrams_of(words_of([made.source]), _COPIED)
-        return _too_many(made, _COPIED, np.unique(source), self.config.max_copied, "in its source")
+        return _too_many(made, _COPIED, distinct(source), self.config.max_copied, "in its source")
 
     def _language(self, made: Made) -> str | None:
         if not self.config.same_language:

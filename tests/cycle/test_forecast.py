@@ -67,6 +67,17 @@ def test_time_is_flops_at_the_rate_of_pretraining_and_draws_at_the_samplers() ->
     assert slow - fast == pytest.approx(tune.sampled * (1e-4 - 1e-5))
 
 
+def test_what_a_server_samples_costs_the_job_no_cache_and_no_flops_and_its_weights_a_place_on_the_disk() -> None:
+    alone, served = costs("smoke"), costs("smoke", ["generate.server.endpoint=http://127.0.0.1:8000/v1"])
+    for own, other in zip(alone.costs, served.costs, strict=True):
+        if "/generate-" in own.stage:
+            assert (other.flops < own.flops, other.memory < own.memory, other.disk > own.disk) == (True, True, True)
+            assert other.sampled == own.sampled
+        else:
+            assert other == own
+    assert any("generate.server" in remark for remark in served.remarks)
+
+
 def test_an_earlier_run_gives_the_rates(tmp_path: Path) -> None:
     def write(place: str, records: list[dict[str, Any]]) -> None:
         (tmp_path / place).mkdir(parents=True)
