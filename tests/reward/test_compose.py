@@ -113,5 +113,5 @@ def test_an_unknown_reward_names_the_nearest() -> None:
 
 def test_the_default_weights_are_the_papers_and_an_anti_copy_term() -> None:
     shared = {"influence": 3.0, "quality": 1.0, "format": 1.0, "anti_copy": 1.0}
-    assert RewardConfig().rephrase == {**shared, "similarity": 1.0, "structure": 1.0, "length": 1.0}
-    assert RewardConfig().reformat == {**shared, "faithfulness": 1.0}
+    assert RewardConfig().weights("rephrase") == {**shared, "similarity": 1.0, "structure": 1.0, "length": 1.0}
+    assert RewardConfig().weights("reformat") == {**shared, "faithfulness": 1.0}
