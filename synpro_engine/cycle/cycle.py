@@ -91,7 +91,7 @@ class Cycle:
         with self.claimed(redo=redo):
             stages = self.stages()
             if until in (None, "tune", "generate", "evaluate"):
-                check_judges(self.recipe.reward, self.directory, stages, self.topology)
+                check_judges(self.recipe, self.directory, self.topology)
             if until in (None, "generate", "evaluate"):
                 check_server_of(self.recipe.generate, self.directory, stages, self.topology)
             run_stages(self.directory, stages, self.topology, until)

@@ -6,7 +6,7 @@ counted at its bound (every completion as long as it may be, every slice full) o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -207,7 +207,8 @@ class _Counter:
         config, prompt = self.recipe.tune[operation], self.recipe.prompt.max_tokens
         new, reference = config.sampling.max_new_tokens, bool(config.kl_beta)
         texts = float(config.steps) * config.prompts_per_step * config.group_size
-        flops, memory = self._judged(texts, new, operation), config.sampler.cache_mib * 2.0**20 + self._judges
+        flops = self._judged(texts, new, self.recipe.reward.weights(operation))
+        memory = config.sampler.cache_mib * 2.0**20 + self._judges
         if self.generator is not None:
             # Read and drawn, read again by the reference, and updated on.
             passes = (1 + reference) / 3 + config.updates_per_rollout
@@ -231,7 +232,7 @@ class _Counter:
         texts = max(1.0, share * min(slices, config.max_slices or slices)) * config.samples
         # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
-        flops = self._judged(texts, new, operation)
+        flops = self._judged(texts, new, self.recipe.measured(operation))
         # With token files, which only texts of the pretrained model's own tokenizer have: rather too much.
         written = texts * new * (_CHARS_PER_TOKEN / _COMPRESSION + (0 if config.join else self.stored))
         if self.generator is not None:
@@ -243,9 +244,9 @@ class _Counter:
         tokens = texts * (read + new)
         return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=written)
 
-    def _judged(self, texts: float, length: float, operation: str) -> float:
+    def _judged(self, texts: float, length: float, weights: Mapping[str, float]) -> float:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
-        weights, tokens = self.recipe.reward.weights(operation), 2 * texts * length
+        tokens = 2 * texts * length
         flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
         if weights.get("quality") and self.recipe.reward.measures("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3

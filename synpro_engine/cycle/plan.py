@@ -199,9 +199,11 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
     held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
     rounds = [Round(number) for number in range(1, recipe.rounds + 1)]
-    asking = [this.tune(operation) for this in rounds for operation in recipe.tune]
-    asking += [this.generate(operation) for this in rounds for operation in recipe.generate.names]
-    judges = dict.fromkeys(asking, _judge_files(recipe)) if _judge_files(recipe) else {}
+    files = _judge_files(recipe)
+    measured = tuple(key for reward, key in files.items() if recipe.generate.measures(reward))
+    judges = {this.tune(operation): tuple(files.values()) for this in rounds for operation in recipe.tune}
+    judges |= {this.generate(operation): measured for this in rounds for operation in recipe.generate.names}
+    judges = {stage: keys for stage, keys in judges.items() if keys}
     for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges).items():
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
@@ -216,21 +218,21 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     return contents
 
 
-def _judge_files(recipe: Recipe) -> tuple[str, ...]:
-    """Keys of the judges that are files."""
-    reward, keys = recipe.reward, list[str]()
+def _judge_files(recipe: Recipe) -> dict[str, str]:
+    """Keys of the judges that are files, by the reward that they measure."""
+    reward, keys = recipe.reward, dict[str, str]()
     if reward.faithfulness_judge is not None:
-        keys.append("reward.faithfulness_judge")
+        keys["faithfulness"] = "reward.faithfulness_judge"
     if reward.judges.similarity is not None:
-        keys.append("reward.judges.similarity.encoder")
-    return tuple(keys)
+        keys["similarity"] = "reward.judges.similarity.encoder"
+    return keys
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:
     """Whether the recipe has what the key names: tasks of a name, and judges from files, it may be without."""
     section, name, *_ = key.split(".")
     if section == "reward":
-        return key in _judge_files(recipe)
+        return key in _judge_files(recipe).values()
     return section not in ("references", "held_out") or name in recipe.at(section)
 
 

@@ -81,6 +81,11 @@ class Recipe(Config):
         own = {"pretrain.parallel": self.pretrain.parallel, "generator.parallel": self.generator.parallel}
         return {"parallel": self.parallel} | {key: layout for key, layout in own.items() if layout is not None}
 
+    def measured(self, operation: str) -> dict[str, float]:
+        """The weights of the rewards that generation measures of an operation's texts."""
+        weights = self.reward.weights(operation)
+        return {name: weight for name, weight in weights.items() if weight and self.generate.measures(name)}
+
     def undivided(self) -> Recipe:
         """The same run, for what asks no model and so goes on any number of ranks."""
         pretrain = self.pretrain.model_copy(update={"parallel": None})
@@ -129,18 +134,25 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _rewards_that_are_filtered_by_are_there(self) -> Recipe:
-        for name in self.filter.quantiles:
-            for operation in self.generate.names:
-                if not self.reward.weights(operation).get(name):
-                    raise ValueError(f"filter.{name}_quantile: reward.{operation} gives `{name}` no weight")
+    def _rewards_that_are_measured_have_a_weight(self) -> Recipe:
+        names = self.generate.names
+        weighed = {reward for name in names for reward, weight in self.reward.weights(name).items() if weight}
+        for reward in () if self.generate.rewards == "all" else self.generate.rewards:
+            if reward not in weighed:
+                raise ValueError(f"generate.rewards: no operation gives `{reward}` a weight{nearest(reward, weighed)}")
         return self
 
     @model_validator(mode="after")
-    def _shares_by_influence_have_it(self) -> Recipe:
-        for operation in self.generate.names if self.generate.mixture == "influence" else ():
-            if not self.reward.weights(operation).get("influence"):
-                raise ValueError(f"generate.mixture: reward.{operation} gives `influence` no weight to go by")
+    def _rewards_that_something_goes_by_are_there(self) -> Recipe:
+        needed = {f"filter.{name}_quantile": name for name in self.filter.quantiles}
+        if self.generate.mixture == "influence":
+            needed["generate.mixture"] = "influence"
+        for key, reward in needed.items():
+            for operation in self.generate.names:
+                if not self.reward.weights(operation).get(reward):
+                    raise ValueError(f"{key}: reward.{operation} gives `{reward}` no weight to go by")
+            if not self.generate.measures(reward):
+                raise ValueError(f"{key}: generate.rewards leaves `{reward}` out, which it goes by")
         return self
 
     @field_validator("references", "held_out")

@@ -145,6 +145,18 @@ class GenerateSettings(SynthesisSettings):
     generate: GenerateConfig
     """With this operation alone."""
 
+    @property
+    def own_reward(self) -> RewardConfig:
+        """With the weights of what is measured."""
+        weights = self.reward.weights(self.operation)
+        measured = {name: weight for name, weight in weights.items() if self.generate.measures(name)}
+        return self.reward.weighing({self.operation: measured})
+
+    @property
+    def measures_all(self) -> bool:
+        """Whether all is measured that has a weight, so that there is a total."""
+        return all(self.generate.measures(name) for name, w in self.reward.weights(self.operation).items() if w)
+
 
 class ShardsSettings(StageSettings):
     """A round's synthetic documents as tokens."""

@@ -83,17 +83,18 @@ class Composer:
         asked = {f"{name}/{what}": n for name, judge in judges.items() for what, n in judge.take_counts().items()}
         return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=asked)
 
-    def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+    def rows(self, candidates: Sequence[Candidate], *, total: bool = True) -> list[dict[str, float]]:
         """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.
 
-        Values that are faults are left out, with the total that they spoil, and counted in `faults`.
+        total: False where these are not all of the rewards that have a weight. Values that are faults are left out, with
+        the total that they spoil, and counted in `faults`.
         """
         table = self.score(candidates, exact=False)
         self.faults += len(table.faults)
         self.asked.update(table.asked)
         rows = [
             {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
-            | {"total": table.total[i]}
+            | ({"total": table.total[i]} if total else {})
             for i, candidate in enumerate(candidates)
         ]
         return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]

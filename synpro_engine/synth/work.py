@@ -58,6 +58,10 @@ class GenerateConfig(SliceConfig):
     """Prompts generated together and put on disk together; a kill loses at most these."""
     lease_minutes: float = Field(default=2, gt=0)
     """A worker that has shown no sign of life for so long is taken for dead, and others do its batch."""
+    rewards: Literal["all"] | tuple[str, ...] = "all"
+    """Which rewards are measured of each accepted text: `all` that its operation weighs, or those of them that are
+    named here, `[]` for none. Each asks its judge or model about every text that is made. Filters by quantile and
+    `mixture: influence` need theirs. Where some are left out no `total` is recorded."""
     server: ServerConfig | None = None
     """A server that writes the completions from the exported weights; none for the sampler in this process."""
 
@@ -67,7 +71,7 @@ class GenerateConfig(SliceConfig):
         Operations by their names: where a file lies changes nothing, and what it holds is recorded apart.
         """
         kept = {name: value for name, value in super().recorded().items() if name != "server" or value is not None}
-        for name in ("mixture", "shares", "least_share", "most_share"):  # likewise
+        for name in ("mixture", "shares", "least_share", "most_share", "rewards"):  # likewise
             if getattr(self, name) == type(self).model_fields[name].default:
                 del kept[name]
         return kept | {"operations": list(self.names)}
@@ -76,6 +80,10 @@ class GenerateConfig(SliceConfig):
     def names(self) -> tuple[str, ...]:
         """Of the operations; that of one in a file is what it is called there."""
         return tuple(name for name, _ in map(split_reference, self.operations))
+
+    def measures(self, reward: str) -> bool:
+        """Whether `reward` is measured of the texts of operations that weigh it."""
+        return self.rewards == "all" or reward in self.rewards
 
     def only(self, name: str) -> GenerateConfig:
         """The same with one of its operations."""

@@ -78,6 +78,12 @@ def test_what_a_server_samples_costs_the_job_no_cache_and_no_flops_and_its_weigh
     assert any("generate.server" in remark for remark in served.remarks)
 
 
+def test_rewards_that_generation_does_not_measure_cost_it_nothing() -> None:
+    whole, some, none = (costs("smoke", [f"generate.rewards={told}"]) for told in ("all", "[influence]", "[]"))
+    for a, b, c in zip(whole.costs, some.costs, none.costs, strict=True):
+        assert a.flops > b.flops > c.flops if "/generate-" in a.stage else a == b == c
+
+
 def test_an_earlier_run_gives_the_rates(tmp_path: Path) -> None:
     def write(place: str, records: list[dict[str, Any]]) -> None:
         (tmp_path / place).mkdir(parents=True)

@@ -29,7 +29,7 @@ def settings(file: Path) -> list[str]:
     return [
         f"generate.operations=[rephrase, '{file}:glossary']", "tune={}", "rounds=2", "pretrain.max_steps=20",
         "continued={steps: 4, synthetic_share: 0.5}", "generate.max_slices=8", "generate.mixture=influence",
-        "generate.least_share=0.25", "reward.glossary={influence: 1, format: 1}",
+        "generate.least_share=0.25", "generate.rewards=[influence]", "reward.glossary={influence: 1, format: 1}",
     ]  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def test_texts_of_an_own_operation_name_it_and_the_version_of_its_file(run: tupl
             origin = record["provenance"]
             assert (origin["operation"], origin["round"]) == ("glossary", number)
             assert origin["prompt_version"] == operation_named("glossary").prompt_version
-            assert set(record["rewards"]) == {"influence", "format", "total"}
+            # What `generate.rewards` leaves out is not measured, and a sum without it would be no total.
+            assert set(record["rewards"]) == set(origin["judges"]) == {"influence"}
     with launched(ParallelConfig()) as topology:
         traced = trace_document(Cycle(recipe, directory, topology), records(directory / stage)[0]["id"])
         assert traced.synthetic is not None and traced.synthetic.stage == "round-2/generate-glossary"
@@ -113,6 +114,16 @@ def test_an_edited_file_makes_the_stages_that_used_it_stale_and_no_others(run: t
     assert "round-1/generate-rephrase" not in added and "round-1/generate-glossary" not in added
 
 
+def test_rewards_that_generation_cannot_measure_or_a_filter_lacks_are_refused() -> None:
+    with pytest.raises(UserError, match=r"generate.rewards: no operation gives `qualty` a weight .*`quality`"):
+        load_recipe("smoke", ["generate.rewards=[qualty]"])
+    with pytest.raises(UserError, match=r"filter.quality_quantile: generate.rewards leaves `quality` out"):
+        load_recipe("smoke", ["filter.quality_quantile=0.1", "generate.rewards=[]"])
+    assert load_recipe("smoke", ["filter.quality_quantile=0.1", "generate.rewards=[quality]"]).measured("reformat") == {
+        "quality": 1.0
+    }
+
+
 def corpus(stage: Path, influence: float | None) -> Path:
     one = OperationYield(
         accepted=1, rejected={}, source_chars=1, prompt_tokens=1, completion_tokens=1, text_tokens=1, text_chars=1,
@@ -149,5 +160,7 @@ def test_shares_are_bounded_and_hold_where_nothing_was_earned(
 def test_shares_by_influence_want_that_reward_and_an_order() -> None:
     with pytest.raises(UserError, match=r"generate.mixture: reward.rephrase gives `influence` no weight"):
         load_recipe("smoke", ["generate.mixture=influence", "reward.rephrase={format: 1}"])
+    with pytest.raises(UserError, match=r"generate.mixture: generate.rewards leaves `influence` out"):
+        load_recipe("smoke", ["generate.mixture=influence", "generate.rewards=[quality]"])
     with pytest.raises(UserError, match=r"least_share: 0.9 is more than most_share \(0.5\)"):
         load_recipe("smoke", ["generate.least_share=0.9", "generate.most_share=0.5"])

@@ -83,6 +83,7 @@ def test_rows_name_what_was_weighted() -> None:
     assert set(rows[0]) == {*NO_WHEEL["rephrase"], "total"}
     assert set(rows[3]) == {"influence", "format", "total"}
     assert rows[0]["total"] == _composer(CONFIG).score(GOOD).total[0]
+    assert set(_composer(CONFIG).rows(GOOD, total=False)[3]) == {"influence", "format"}
 
 
 def test_a_reward_without_weight_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

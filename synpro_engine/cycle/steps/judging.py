@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint
-from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import Round
 from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
 from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.embedder import open_encoder
 from synpro_engine.reward.head import load_head
 from synpro_engine.reward.judges import Judge, check_judge, open_judge
-
-_ASKING = ("tune", "generate")
-"""Commands whose stages ask judges."""
 
 
 def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[Judge]:
@@ -46,16 +44,24 @@ def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
     return composer.judges | {"similarity": f"encoder {fingerprint(encoder.encoder)[:16]}, {layer}"}
 
 
-def check_judges(reward: RewardConfig, directory: Path, stages: Iterable[Stage], topology: Topology) -> None:
-    """Ask every judge once, before the first of `stages`, if one that will ask it is not done yet. Collective.
+def check_judges(recipe: Recipe, directory: Path, topology: Topology) -> None:
+    """Ask every judge once, before the first stage, if one that will ask it is not done yet. Collective.
 
     UserError, naming the key, for one that does not answer as it should.
     """
 
-    def check() -> None:
+    def is_open(stage: str) -> bool:
         # A finished run must be readable when its judges are long gone.
-        if any(stage.command in _ASKING and not (directory / stage.name / MANIFEST).exists() for stage in stages):
-            check_all(reward)
+        return not (directory / stage / MANIFEST).exists()
+
+    def check() -> None:
+        weights: dict[str, dict[str, float]] = {}
+        for this in map(Round, range(1, recipe.rounds + 1)):
+            weights |= {name: recipe.measured(name) for name in recipe.generate.names if is_open(this.generate(name))}
+        # Last, for they measure whatever generation does.
+        for this in map(Round, range(1, recipe.rounds + 1)):
+            weights |= {name: recipe.reward.weights(name) for name in recipe.tune if is_open(this.tune(name))}
+        check_all(recipe.reward.weighing(weights))
 
     on_main(topology, check)
 

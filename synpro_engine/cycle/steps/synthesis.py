@@ -217,7 +217,7 @@ def generate_stage(
         config=generate,
         prompt=settings.prompt,
         generator_hash=generator_hash,
-        scorer=composer.rows,
+        scorer=partial(composer.rows, total=settings.measures_all),
         # Ids of all rounds meet in one mixture of sources.
         prefix="" if settings.round == 1 else f"{this.name}/",
         common={

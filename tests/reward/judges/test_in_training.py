@@ -13,7 +13,7 @@ import pytest
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.cycle import load_recipe
-from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.steps.judging import check_judges, judge_versions, open_judges
 from synpro_engine.dist import ParallelConfig, Stopped, launched, on_first
 from synpro_engine.dist.testing import ends, programs, run_ranks
@@ -114,16 +114,29 @@ def test_a_job_that_waits_for_a_judge_can_be_stopped(server: Any, tmp_path: Path
 
 
 def test_a_run_is_refused_before_it_begins_when_a_judge_is_not_there(server: Any, tmp_path: Path) -> None:
-    rewards = _rewards("http://127.0.0.1:9/v1")
-    stages = [Stage("tokenize", "tokenize", print, {}), Stage("round-1/tune-rephrase", "tune", print, {})]
+    def recipe(endpoint: str, *more: str) -> Recipe:
+        judge = f"reward.judges.quality={{endpoint: '{endpoint}', model: judge-1}}"
+        return load_recipe("smoke", [judge, "tune={rephrase: {bad_reward: drop_group}}", *more])
+
+    def finish(stage: str) -> None:
+        (tmp_path / stage).mkdir(parents=True)
+        (tmp_path / stage / "manifest.json").touch()
+
+    gone = "http://127.0.0.1:9/v1"
+    told = rf"`reward.judges.quality.endpoint`: {gone} does not answer"
+    unmeasured = recipe(gone, "generate.rewards=[influence]")
     with launched(ParallelConfig()) as topology:
-        with pytest.raises(UserError, match=r"`reward.judges.quality.endpoint`: http://127.0.0.1:9/v1 does not answer"):
-            check_judges(rewards, tmp_path, stages, topology)
-        check_judges(rewards, tmp_path, stages[:1], topology)
-        (tmp_path / "round-1" / "tune-rephrase").mkdir(parents=True)
-        (tmp_path / "round-1" / "tune-rephrase" / "manifest.json").touch()
-        check_judges(rewards, tmp_path, stages, topology)  # all is done that would ask it
-        check_judges(_rewards(server.endpoint), tmp_path / "new", stages, topology)
+        for asking in (recipe(gone), unmeasured):
+            with pytest.raises(UserError, match=told):
+                check_judges(asking, tmp_path, topology)
+        finish("round-1/tune-rephrase")
+        with pytest.raises(UserError, match=told):
+            check_judges(recipe(gone), tmp_path, topology)
+        check_judges(unmeasured, tmp_path, topology)  # generation would not ask it
+        finish("round-1/generate-rephrase")
+        finish("round-1/generate-reformat")
+        check_judges(recipe(gone), tmp_path, topology)  # all is done that would
+        check_judges(recipe(server.endpoint), tmp_path / "new", topology)
 
 
 def test_a_tuning_that_one_lost_answer_would_end_is_refused() -> None:
