@@ -86,8 +86,8 @@ class Composer:
     def rows(self, candidates: Sequence[Candidate], *, total: bool = True) -> list[dict[str, float]]:
         """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.
 
-        total: False where these are not all of the rewards that have a weight. Values that are faults are left out, with
-        the total that they spoil, and counted in `faults`.
+        total: False where these are not all of the rewards that have a weight. Values that are faults are left out,
+        with the total that they spoil, and counted in `faults`.
         """
         table = self.score(candidates, exact=False)
         self.faults += len(table.faults)
