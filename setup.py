@@ -75,6 +75,7 @@ setup(
             "report/*.css",
             "reward/*.txt",
             "reward/heads/*.json",
+            "reward/judges/*.yaml",
         ],
         "synpro_kernels": ["py.typed"],
     },

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from synpro_engine.reward.judges import Client, JudgeConfig
-from synpro_engine.reward.judges.questions import Question
+from synpro_engine.reward.judges.written import Question
 
 Ask = Callable[[Sequence[str]], list[str]]
 """The written answer to each question."""

@@ -16,8 +16,8 @@ from synpro_engine.config import json_text
 from synpro_engine.remote import Calls, Service
 from synpro_engine.reward.judges.cache import AnswerCache
 from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.questions import Question
 from synpro_engine.reward.judges.wire import PATHS, request_body, value_of
+from synpro_engine.reward.judges.written import Question
 
 _TOLD_EVERY_S = 60.0
 

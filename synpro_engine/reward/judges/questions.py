@@ -1,84 +1,127 @@
-"""A question with a few allowed answers, each worth a number. What is none of them is unreadable, and never a value.
+"""Questions about a text, declared as data: a few allowed answers, and what each of them is worth.
 
-A reply is untrusted text, and so are the texts that are asked about.
+A judge gives each answer a probability, and the value is the mean of what they are worth; or the worth of the most
+probable one (`hard`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Self
 
-from synpro_engine.config import json_text
+from pydantic import Field, model_validator
 
-_LEAST_MASS = 0.5
-"""Of the probabilities, on allowed answers: with less, the judge was about to say something else."""
-_LONGEST = 200
-"""Characters of a line that may be an answer with a few words around it."""
-_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-_LABEL = r"(?:(?:the\s+)?(?:final\s+|overall\s+)*(?:answer|score|rating|label|verdict)\s*(?:is\b)?\s*[:=]?\s*)?"
-_MARKS = r"[\s*_`\"'()\[\]{}.]*"
+from synpro_engine.config import Config, json_text, read_yaml, validate
+
+_MOST_ANSWERS = 26  # servers label them by letters
+_FILE = Path(__file__).with_name("questions.yaml")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question with its allowed answers.
+class LevelConfig(Config):
+    """One allowed answer."""
 
-    values: what an answer is worth, by the ways in which it may be written (in any case). meanings: the answers as they
-    are described to an endpoint that chooses among them. suffix: what may stand behind an answer.
-    """
+    name: str = Field(min_length=1, max_length=60)
+    """As the judge gives it."""
+    means: str = Field(default="", max_length=1000)
+    """When it is the right one, in the judge's words."""
 
-    words: str
-    values: Mapping[str, float]
-    meanings: Mapping[str, str]
-    suffix: str = ""
+
+class OptionConfig(LevelConfig):
+    """One allowed answer of a choice."""
+
+    worth: float = 0.0
+    """What the value is when this is the answer."""
+
+
+class QuestionConfig(Config):
+    """A question about a text, as a judge is asked it."""
+
+    type: Literal["truth", "choice", "score"]
+    """`truth`: yes or no, worth 1 and 0; `choice`: one of `options`; `score`: one of `levels`, lowest first."""
+    ask: str = Field(min_length=1, max_length=4000)
+    """What is asked, in a sentence or a few. It stands behind the texts, which are `the source` and `the text`, or
+    `the entry`."""
+    each: Literal["text", "entry"] = "text"
+    """`text` asks about the whole text; `entry` about each of its entries, whose mean counts (0 without entries)."""
+    source: Literal["shown", "hidden", "compared"] = "shown"
+    """`shown`: the slice that the text was made from stands beside it; `hidden`: the text stands alone; `compared`:
+    text and slice are each asked about alone, and the value is the text's less the slice's."""
+    options: tuple[OptionConfig, ...] = ()
+    """Of a choice: from 2 to 26."""
+    levels: tuple[LevelConfig, ...] = ()
+    """Of a score, lowest first: from 2 to 26."""
+    lowest: float = 0.0
+    """What the lowest level is worth; each further one is worth 1 more."""
+
+    @model_validator(mode="after")
+    def _has_answers_of_its_type(self) -> Self:
+        wanted = {"choice": "options", "score": "levels"}.get(self.type)
+        for field in ("options", "levels"):
+            given: Sequence[LevelConfig] = getattr(self, field)
+            if field != wanted and given:
+                raise ValueError(f"{field}: are not of a question of type {self.type}")
+            if field == wanted and not 2 <= len(given) <= _MOST_ANSWERS:
+                raise ValueError(f"{field}: a {self.type} needs from 2 to {_MOST_ANSWERS} of them, got {len(given)}")
+        if self.lowest and self.type != "score":
+            raise ValueError(f"lowest: is not of a question of type {self.type}")
+        names = [name.casefold().strip() for name in self.names]
+        for name in self.names:
+            if not name.strip():
+                raise ValueError(f"{wanted}: a name is blank")
+            if names.count(name.casefold().strip()) > 1:
+                raise ValueError(f"{wanted}: two are called `{name}`")
+        if len(set(self.worths)) == 1:
+            raise ValueError("options: all are worth the same; give the good ones a `worth`")
+        if self.each == "entry" and self.source == "compared":
+            raise ValueError("source: entries cannot be compared with a slice, which has none")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the answers, in the order in which they are declared."""
+        if self.type == "truth":
+            return ("no", "yes")
+        return tuple(answer.name for answer in (self.options or self.levels))
+
+    @property
+    def worths(self) -> tuple[float, ...]:
+        """Of the answers, likewise."""
+        if self.type == "choice":
+            return tuple(option.worth for option in self.options)
+        return tuple(self.lowest + n for n in range(len(self.names)))  # a truth's are 0 and 1
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and greatest value, of a text and not of a difference."""
+        return min(self.worths), max(self.worths)
+
+    def value(self, probabilities: Sequence[float], *, hard: bool = False) -> float:
+        """What answers of these probabilities, which sum to 1, are worth; hard: what the most probable one is."""
+        if hard:
+            return self.worths[max(range(len(probabilities)), key=probabilities.__getitem__)]
+        return math.fsum(p * worth for p, worth in zip(probabilities, self.worths, strict=True))
 
     @property
     def version(self) -> str:
-        """16 hex digits of SHA-256 over all that a judge is shown beside the texts, and what its answers are worth."""
-        shown = [self.words, dict(self.values), dict(self.meanings), self.suffix]
-        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
+        """16 hex digits of SHA-256 over the question and what its answers are worth."""
+        return hashlib.sha256(json_text(self.model_dump(mode="json")).encode()).hexdigest()[:16]
 
-    def ask(self, text: str, source: str) -> str:
-        """The question about one text. What the texts say is not looked at: a placeholder in them stays as it is."""
-        pieces = re.split(r"(\{text\}|\{source\})", self.words)
-        return "".join({"{text}": text, "{source}": source}.get(piece, piece) for piece in pieces)
 
-    @cached_property
-    def _written(self) -> re.Pattern[str]:
-        names = "|".join(re.escape(name) for name in sorted(self.values, key=len, reverse=True))
-        # A letter with its meaning behind it ("B: Unfaithful_Topic") is one answer, as long as both say the same.
-        return re.compile(
-            rf"{_MARKS}{_LABEL}{_MARKS}(?P<first>{names})(?:{_MARKS}[:.)-]+{_MARKS}(?P<second>{names}))?"
-            rf"{self.suffix}{_MARKS}",
-            re.IGNORECASE,
-        )
+def has_probabilities(values: Sequence[float]) -> bool:
+    """Whether these are the probabilities of answers of which one is given: finite, none below 0, their sum 1.
 
-    def read(self, reply: str, *, cut: bool = False) -> float | None:
-        """What a written reply is worth: the whole of it, or its last line, must be an answer; else None.
+    A hundredth is left to servers that round or compute in half precision.
+    """
+    return all(math.isfinite(p) and -1e-6 <= p <= 1.0 + 1e-6 for p in values) and abs(math.fsum(values) - 1.0) <= 0.01
 
-        cut: it was ended by its longest length, so its last line is not the last that the judge wanted to write.
-        """
-        text = _THOUGHT.sub("", reply).strip()
-        for part in (text,) if cut else (text, text.rpartition("\n")[2]):
-            if len(part) <= _LONGEST and (found := self._written.fullmatch(part)) is not None:
-                values = {self._by_name[name.casefold()] for name in found.groups() if name is not None}
-                return values.pop() if len(values) == 1 else None
-        return None
 
-    @cached_property
-    def _by_name(self) -> dict[str, float]:
-        return {name.casefold(): value for name, value in self.values.items()}
-
-    def weigh(self, probabilities: Mapping[str, float]) -> float | None:
-        """The mean over allowed answers, by the probabilities of the tokens that begin them; None for too little."""
-        mass = total = 0.0
-        for token, probability in probabilities.items():
-            begun = token.strip().casefold()
-            # One token may begin several answers: it counts where these are worth the same.
-            values = {value for name, value in self._by_name.items() if begun and name.startswith(begun)}
-            if len(values) == 1 and 0.0 <= probability <= 1.0 + 1e-6:
-                mass, total = mass + probability, total + probability * values.pop()
-        return total / mass if mass >= _LEAST_MASS else None
+@cache
+def built_in() -> Mapping[str, QuestionConfig]:
+    """The questions that come with the engine, by the reward that they measure."""
+    declared = read_yaml(_FILE)
+    return MappingProxyType({name: validate(QuestionConfig, one, f"{_FILE}: {name}") for name, one in declared.items()})

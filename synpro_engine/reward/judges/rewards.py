@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from synpro_engine.reward.judges.client import Client
 from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.questions import Question
+from synpro_engine.reward.judges.written import Question
 from synpro_engine.reward.types import Candidate
 
 Share = Callable[[Callable[[], list[float]]], Sequence[float | None]]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.questions import Question
+from synpro_engine.reward.judges.written import Question
 
 PATHS = {"chat": "chat/completions", "completions": "completions", "systemone": "systemone"}
 _REMINDER = "\n\nGive the answer alone, and nothing else."
