@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from synpro_engine.backend.shim import install_hook
+from synpro_engine.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from synpro_engine.cli.ending import run_script
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from synpro_engine.train.engine import Engine
     from synpro_engine.train.metrics import read_metrics
     from synpro_engine.train.trainer import pretrain
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Cycle",

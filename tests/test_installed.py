@@ -116,7 +116,7 @@ def test_the_command_the_metadata_and_the_attribute_tell_one_version(installed: 
         return run([*command], installed.parent, PYTHONPATH=str(installed)).strip()
 
     # The attribute is the checkout's own: a wheel that was given another version would differ from it.
-    expected = re.findall(r'^__version__ = "(.+)"$', (ROOT / "synpro_engine" / "__init__.py").read_text(), re.M)
+    expected = re.findall(r'^VERSION = "(.+)"$', (ROOT / "synpro_engine" / "version.py").read_text(), re.M)
     show = "import synpro_engine, importlib.metadata as m; print(synpro_engine.__version__, m.version('synpro_engine'))"
     assert told(sys.executable, "-c", show).split() == expected * 2
     assert told(installed / "bin" / "synpro", "--version") == f"synpro_engine {expected[0]}"

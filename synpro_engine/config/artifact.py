@@ -23,6 +23,7 @@ from synpro_engine.config.integrity import confirm, hash_files, hash_json, sha25
 from synpro_engine.config.json_text import json_text
 from synpro_engine.config.lock import writing
 from synpro_engine.config.schemas import schemas_of
+from synpro_engine.version import VERSION
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -54,8 +55,9 @@ class Manifest(Config):
 
 def versions() -> dict[str, str]:
     """Versions of what can change a result."""
-    names = ("synpro_engine", "torch", "megatron-core", "triton", "numpy", "sentencepiece", "tokenizers")
-    installed = {"python": platform.python_version()}
+    names = ("torch", "megatron-core", "triton", "numpy", "sentencepiece", "tokenizers")
+    # Our own from the source: a checkout on PYTHONPATH runs where nothing, or an older one, is installed.
+    installed = {"python": platform.python_version(), "synpro_engine": VERSION}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import synpro_engine
 from synpro_engine.config import (
     UserError,
     atomic_write_text,
@@ -19,6 +21,7 @@ from synpro_engine.config import (
     remove_directory,
     verification,
     verify_artifact,
+    versions,
     write_manifest,
 )
 from synpro_engine.config import artifact as artifact_module
@@ -249,3 +252,11 @@ def test_a_manifest_of_an_older_version_is_refused_by_a_line(tmp_path: Path) -> 
     )
     with pytest.raises(UserError, match=r"manifest\.json: damaged manifest, or one of another version"):
         read_manifest(tmp_path)
+
+
+def test_a_checkout_that_is_not_installed_knows_its_own_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    assert versions()["synpro_engine"] == synpro_engine.__version__
