@@ -30,6 +30,7 @@ from synpro_kernels.ops.linear_logprob import (
     linear_logprob_definition,
     linear_policy_loss,
 )
+from synpro_kernels.ops.newton_schulz import orthogonalize, orthogonalize_definition
 from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss, k3
 
 __all__ = [
@@ -58,4 +59,6 @@ __all__ = [
     "Fp8Direction",
     "low_rank",
     "to_fp8",
+    "orthogonalize",
+    "orthogonalize_definition",
 ]

@@ -8,6 +8,7 @@ from synpro_kernels.common import dispatch
 from synpro_kernels.common.dispatch import Backends
 from synpro_kernels.ops.grad_dot.dispatch import FORMED, GRAD_DOT, PAIRS, PREFIX, SEGMENT_SUM
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+from synpro_kernels.ops.newton_schulz.dispatch import SYMMETRIC
 from synpro_kernels.testing import using
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -18,6 +19,7 @@ ON_CPU = {
     PAIRS: {},
     SEGMENT_SUM: {},
     FORMED: {"csrc": "fp32"},
+    SYMMETRIC: {},
 }
 ON_AMPERE = {
     LINEAR_LOGPROB: {"triton": "bf16 fp16 fp32"},
@@ -26,6 +28,7 @@ ON_AMPERE = {
     PAIRS: {"triton": "bf16 fp16"},
     SEGMENT_SUM: {"triton": "fp32"},
     FORMED: {},
+    SYMMETRIC: {"triton": "bf16 fp16"},
 }
 ON_TURING = {backends: {"triton": "fp32"} if backends is SEGMENT_SUM else {} for backends in ON_CPU}
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from synpro_kernels.common.launch import Call, aligned, capability_of, ceil_div
+from synpro_kernels.common.triton_products import tile_by_descriptor, tile_by_pointer
 from synpro_kernels.ops.grad_dot.tiles import pair_tile
-from synpro_kernels.ops.grad_dot.triton_products import tile_by_descriptor, tile_by_pointer
 from synpro_kernels.ops.grad_dot.validate import nan_where_out_of_range
 
 
