@@ -214,16 +214,27 @@ def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage:
         cycle.export(stage, output)
 
 
-def judge_check(recipe: str, overrides: Sequence[str], *, texts: int, output: Path | None) -> None:
-    """Print what the recipe's judges see of planted faults; output: a JSON file for the same."""
+def judge_check(
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    judges: Sequence[str],
+    texts: int,
+    pairs: int,
+    figures: Path | None,
+    output: Path | None,
+) -> None:
+    """Print what the recipe's judges see; judges: no others; figures, output: JSON files, see `judge_table`."""
     resolved = load_recipe(recipe, overrides)
     with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
-        found = check_judges_of(resolved, texts, topology)
+        found = check_judges_of(resolved, judges, texts, pairs, topology)
         if topology.is_main:
             for line in judge_table.lines(found, resolved):
                 print(line)
+            if figures is not None:
+                judge_table.write_figures(figures, found)
             if output is not None:
-                judge_table.write(output, found, resolved, texts)
+                judge_table.write(output, found, resolved, texts, pairs)
 
 
 def trace(

@@ -175,19 +175,32 @@ def export(
 
 @app.command("judge-check", epilog=_EPILOG)
 def judge_check(
-    recipe: Recipe,
+    recipe: Recipe = "quickstart",
     overrides: Overrides = None,
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="NAME", help="A judge to check; without it, all of them.")
+    ] = None,
     texts: Annotated[int, typer.Option("--texts", min=2, help="Slices of the corpus to plant faults in.")] = 60,
-    output: Annotated[Path | None, typer.Option("--output", help="A JSON file for the same figures and more.")] = None,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=2, help="Pairs of each labelled set, for judges of entries.")
+    ] = 1000,
+    figures: Annotated[
+        Path | None, typer.Option("--json", help='A JSON file of {judge: {kind: {"auc": x, "n": k, ...}}} to write.')
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="A JSON file of all that was found to write.")] = None,
 ) -> None:
-    """Plant faults in text of the recipe's corpus, and print which of them each judge sees.
+    """Print which planted faults each judge sees, and which labelled pairs it tells apart.
 
     AUC is the chance that a sound text is rated above a faulty one, agreement the same of two texts of one source; 0.5
     is a judge that sees nothing. Judges are the embedded ones, or those of `reward.judges` (docs/judges.md).
+    Faithfulness judges entries: true ones in other words and shortened against those with a fault, and the pairs of
+    SciQ, BoolQ and RTE.
     """
     from synpro_engine.cli import commands
 
-    commands.judge_check(recipe, overrides or [], texts=texts, output=output)
+    commands.judge_check(
+        recipe, overrides or [], judges=judge or [], texts=texts, pairs=pairs, figures=figures, output=output
+    )
 
 
 @app.command(epilog=_EPILOG)

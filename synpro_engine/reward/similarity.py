@@ -94,7 +94,7 @@ class FaithfulnessReward:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]; NaN where an entry's support is unknown."""
-        pairs = [(f"{e.topic} {e.content}", c.source) for c in candidates for e in c.parsed.entries]
+        pairs = [(f"{e.topic} {e.content}".strip(), c.source) for c in candidates for e in c.parsed.entries]
         supported = iter(self.supported([text for text, _ in pairs], [source for _, source in pairs]))
         return [sum(next(supported) for _ in c.parsed.entries) / max(1, len(c.parsed.entries)) for c in candidates]
 

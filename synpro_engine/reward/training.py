@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ import numpy as np
 from synpro_engine.config import UserError
 from synpro_engine.data import read_documents
 from synpro_engine.reward.embedder import Embedder
-from synpro_engine.reward.examples import SENTENCES, TRUE, Example, planted_examples, with_faults
-from synpro_engine.reward.fitting import auc, calibrated, calibration_error, fit_head, share_kept
+from synpro_engine.reward.examples import SENTENCES, TRUE, Example, part_of, planted_examples, with_faults
+from synpro_engine.reward.fitting import calibrated, fit_head
 from synpro_engine.reward.head import Array, Head
 from synpro_engine.reward.labelled import read_labelled
+from synpro_engine.reward.measures import auc, calibration_error, share_kept
 from synpro_engine.reward.planted import sentences
 from synpro_engine.reward.support import evidence_of
 
-_PARTS = 6  # of the documents: one to measure on, one to calibrate on, the rest to fit
 _FEWEST = 20
 _LOOKED_AT = 20  # documents for each slice that is wanted: a corpus may be too large to be read for this
 
@@ -76,7 +75,7 @@ def train_head(
     """
     parts: list[list[int]] = [[], [], []]
     for place, example in enumerate(examples):
-        parts[min(2, _part(example.source))].append(place)
+        parts[min(2, part_of(example.source))].append(place)
     for places in parts:
         if min(Counter(examples[i].label for i in places).get(label, 0) for label in (True, False)) < _FEWEST:
             raise UserError(
@@ -95,11 +94,6 @@ def train_head(
         p = head.probabilities(evidence_of(embedder, [e.text for e in of_name], [e.source for e in of_name]))
         measured[name] = figures(of_name, p)
     return replace(head, recipe={**recipe, "seed": seed, "examples": len(fit)}, measured=measured)
-
-
-def _part(source: str) -> int:
-    """By the text, so that all of a source is on one side, in every run."""
-    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:4]) % _PARTS
 
 
 def _weights(examples: Sequence[Example]) -> Array:

@@ -60,3 +60,5 @@ class RewardTable:
     """The candidates' rewards that say nothing; they and the totals that they enter are NaN."""
     asked: Mapping[str, int] = field(default_factory=dict)
     """What remote judges were asked for this table, counted, as in `quality/calls`."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each reward took, by name."""

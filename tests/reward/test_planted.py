@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from synpro_engine.reward import Candidate, Composer
-from synpro_engine.reward.agreement import COPY, JUDGED, planted_pairs, standings
+from synpro_engine.reward.agreement import COPY, planted_pairs, standings
+from synpro_engine.reward.entries import JUDGED
 from synpro_engine.reward.planted import FAULTS, reworded, sentences
 
 TEXT = (
@@ -76,7 +77,8 @@ def test_standings_are_of_sound_above_faulty_with_ties_as_halves() -> None:
         "loop": [("s", "aaaa", "dddd"), ("t", "bbb", "lost")],
     }
     judge = Counts("lost")
-    loop, omission = sorted(standings(Composer([judge], {JUDGED: {"quality": 1.0}}), pairs), key=lambda s: s.fault)
+    found, cost = standings(Composer([judge], {JUDGED: {"quality": 1.0}}), pairs)
+    loop, omission = sorted(found, key=lambda s: s.fault)
     assert (omission.auc, omission.agreement, omission.missing) == (0.625, 0.5, 0)
     assert (loop.auc, loop.agreement, loop.missing, loop.pairs) == (0.5, 0.5, 1, 2)
-    assert judge.asked == 6, "a sound text is judged once"
+    assert judge.asked == cost["quality"].judged == 6, "a sound text is judged once"
