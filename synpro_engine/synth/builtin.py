@@ -76,7 +76,9 @@ FAQ = _listing(
     "faq",
     EntryForm(
         heading=headings.FAQ,
-        keys=Keys(first="(?:Questions?|Q)", second="(?:Answers?|A)", slots="question|questions|answer|answers"),
+        keys=Keys(
+            first="(?:Questions?|Q)", second="(?:Answers?|A)", slots="question|questions|answer|answers", asks=True
+        ),
         entry="Question: {topic}\nAnswer: {content}",
         between="\n\n",
     ),

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from synpro_engine.synth.cleaning import FENCE
 from synpro_engine.synth.commentary import is_talk
 from synpro_engine.synth.keys import DOTS, LONGEST_SLOT, NOTHING_SAID, Keys
 from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
+from synpro_engine.synth.questions import Question, question_reader
 
 _INDENTED = re.compile(r"[ \t]+\S")
 _BREAK = re.compile(
@@ -41,16 +42,23 @@ class _Draft:
     topic: list[str] | None = None
     content: list[str] | None = None
     closed: bool = False
+    asked: bool = False
+    """Whether the topic is whole, as a question without its key is: the next line is the content."""
     raw: list[str] = field(default_factory=list)
 
 
 def read_entries(
-    body: str, cut: Counter[Cut], keys: Keys, *, finished: bool, example: str, most: int = MAX_ENTRIES
+    body: str, cut: Counter[Cut], keys: Keys, *, finished: bool, headed: bool, example: str, most: int = MAX_ENTRIES
 ) -> list[Entry]:
-    """The first entries that say something, each once; the last one of an unfinished answer is not whole."""
+    """The first entries that say something, each once; the last one of an unfinished answer is not whole.
+
+    headed: whether a heading says what the answer is, without which a question is known by its key alone.
+    """
     example_words = words_of(example)
     # One kind of space and of line end first: every pattern below may then ask for the plain ones.
-    drafts = list(_drafts(body.translate(_SPACES), cut, keys))
+    lines = [line.rstrip() for line in _lines(body.translate(_SPACES), keys)]
+    bare = keys.asks and headed and not any(map(keys.head.match, lines))
+    drafts = list(_drafts(lines, cut, keys, question_reader(lines) if bare else lambda line: None))
     # An entry that something follows is whole even in an answer that was cut off.
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
@@ -92,13 +100,14 @@ def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:
     return [replace(one, topic=two.topic, raw=[*(one.content or ()), *(two.topic or ())]) for one, two in pairs]
 
 
-def _drafts(body: str, cut: Counter[Cut], keys: Keys) -> Iterator[_Draft]:
+def _drafts(
+    lines: Sequence[str], cut: Counter[Cut], keys: Keys, question_in: Callable[[str], Question | None]
+) -> Iterator[_Draft]:
     """Entries as they are laid out; lines that belong to none are counted. A closed one has something behind it."""
     draft, blank = None, False
-    for line in _lines(body, keys):
-        line = line.rstrip()
-        topic, content = keys.head.match(line), keys.body.match(line)
-        if topic or (content and (draft is None or draft.content is not None)):
+    for line in lines:
+        topic, content, question = keys.head.match(line), keys.body.match(line), question_in(line)
+        if topic or question or (content and (draft is None or draft.content is not None)):
             if draft is not None:
                 draft.closed = True
                 yield draft
@@ -109,6 +118,9 @@ def _drafts(body: str, cut: Counter[Cut], keys: Keys) -> Iterator[_Draft]:
             cut[kind_of(line)] += size(line)
         elif topic:
             _begin(draft, line, topic.end(), keys)
+        elif question:
+            draft.topic, draft.asked, draft.raw = [question.text], True, [line]
+            draft.content = [question.rest] if question.rest else None
         elif content:
             draft.content = [line[content.end() :]]
             draft.raw.append(line)
@@ -128,7 +140,7 @@ def _ends(draft: _Draft, line: str, blank: bool, keys: Keys) -> bool:
     """Whether a line, which may stand behind a blank one, belongs to the draft no more."""
     if kind_of(line) != Cut.OUTSIDE:
         return True
-    if draft.content is not None and not any(map(str.strip, draft.content)):
+    if draft.asked if draft.content is None else not any(map(str.strip, draft.content)):
         return False  # the content is still to come, however it looks
     if keys.lines and draft.content is not None:
         return _ENTRY_BREAK.match(line) is not None
@@ -168,6 +180,9 @@ def _go_on(draft: _Draft, line: str, keys: Keys) -> None:
     draft.raw.append(line)
     if draft.content is not None:
         draft.content.append(line)
+        return
+    if draft.asked:
+        draft.content = [_OWN_BULLET.sub("", line.lstrip(), count=1)]
         return
     assert draft.topic is not None, "a draft begins with a key"
     # The strict form first: a lower-case "content:" may be a word of the topic when a proper key follows.

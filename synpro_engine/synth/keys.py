@@ -24,6 +24,8 @@ _LABEL = (
 _MARK = r"[*_`\"]{0,3}"
 _GAP = r"[ \t]{0,4}"  # bounded: spaces without end would be gone through again and again
 _BEFORE = rf"[ \t]*(?:{_LABEL}{_GAP}){{0,4}}{_MARK}"
+BEFORE_BARE = rf"[ \t]*(?:{_LABEL}{_GAP}){{0,4}}[*_]{{0,3}}(?:\d{{1,3}}[.):]{_GAP})?[*_]{{0,3}}"
+"""What may stand before a first part without its key."""
 _NUMBER = rf"(?:{_GAP}#?\d{{1,3}})?"
 _DASH = r"[ \t][\u2013\u2014-][ \t]"
 NOTHING_SAID = re.compile(r"(?:[\W\d_]|Entry|Item)*", re.IGNORECASE)
@@ -43,6 +45,8 @@ class Keys:
     second: str
     slots: str = ""
     """Words, beside those that all forms have, that a slot of the prompt's pattern may be made of."""
+    asks: bool = False
+    """Whether the first part is a question, which is known for one without its key, where no first part has one."""
     lines: bool = False
     """Whether the second part keeps its lines and goes on behind a blank one, up to the next entry."""
 

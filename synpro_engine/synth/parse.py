@@ -84,7 +84,7 @@ def parse_entries(raw: str, *, form: EntryForm, min_chars: int, finished: bool =
     body, headed = without_headings(text, form.headings, cut)
     if headed and not body.strip():
         return refused(Reject.EMPTY if finished else Reject.TRUNCATED)
-    entries = read_entries(body, cut, form.keys, finished=finished or ended, example=example)
+    entries = read_entries(body, cut, form.keys, finished=finished or ended, headed=bool(headed), example=example)
     if not entries:
         return refused(why_no_entries(headed, cut, finished=finished or ended))
     if sum(len(entry.content) for entry in entries) < min_chars:
