@@ -28,6 +28,7 @@ from synpro_engine.cycle import (
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
+from synpro_engine.cycle.recipe import recipe_of_records
 from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
@@ -39,9 +40,14 @@ from synpro_engine.influence import EstimatorConfig
 
 
 @contextmanager
-def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None, *, models: bool = True) -> Iterator[Cycle]:
-    """models: whether any is built, for which the ranks must be divided as the recipe says."""
-    recipe_here = load_recipe(recipe, overrides)
+def _cycle(
+    recipe: str, overrides: Sequence[str], directory: Path | None, *, models: bool = True, generates: bool = False
+) -> Iterator[Cycle]:
+    """models: whether any is built, for which the ranks must be divided as the recipe says.
+
+    generates: whether operations are worked with, whose files are run then; a run is read without them.
+    """
+    recipe_here = load_recipe(recipe, overrides) if generates else recipe_of_records(recipe, overrides, directory)
     if not models:
         recipe_here = recipe_here.undivided()
     with launched(recipe_here.parallel, recipe_here.seed, recipe_here.layouts) as topology:
@@ -53,7 +59,7 @@ def _cycle(recipe: str, overrides: Sequence[str], directory: Path | None, *, mod
 
 def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None, *, redo: bool) -> None:
     """Bring the run up to the last stage of a command; None: all of it, and the report. redo: see `Cycle.run`."""
-    with _cycle(recipe, overrides, directory) as cycle:
+    with _cycle(recipe, overrides, directory, generates=True) as cycle:
         cycle.run(until, redo=redo)
         say(cycle.topology, f"results are in {cycle.directory}")
 
@@ -79,14 +85,14 @@ def plan(
 
 def generation_status_of(recipe: str, overrides: Sequence[str], directory: Path | None, price: float | None) -> None:
     """Print how far the generation of a run is."""
-    resolved = load_recipe(recipe, overrides)
+    resolved = recipe_of_records(recipe, overrides, directory)
     for line in status_table.lines(generation_status(resolved, directory or Path("runs") / resolved.name), price):
         print(line)
 
 
 def join_generation(recipe: str, overrides: Sequence[str], directory: Path | None, patience: float) -> None:
     """Take part in what another job generates. patience: minutes to wait while nothing is generated."""
-    with _cycle(recipe, overrides, directory) as cycle:
+    with _cycle(recipe, overrides, directory, generates=True) as cycle:
         join_generation_of(cycle, patience_s=60 * patience)
 
 

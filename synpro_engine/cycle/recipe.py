@@ -5,18 +5,20 @@ Each section is declared beside the code that uses it; this module only puts the
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, apply_overrides, nearest, validate
+from synpro_engine.config import Config, UserError, apply_overrides, nearest, read_yaml, validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
-from synpro_engine.cycle.run_layout import model_of
+from synpro_engine.cycle.run_layout import CONFIG, model_of
 from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
@@ -31,7 +33,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptConfig, load_operations
+from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptConfig, load_operations, split_reference
 
 
 class Recipe(Config):
@@ -200,15 +202,41 @@ class Recipe(Config):
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or YAML file and set the overrides; UserError names file and key."""
-    path = recipe_path(recipe)
-    data = apply_overrides(read_recipe(path), overrides)
-    named = data.get("generate", {}).get("operations") if isinstance(data.get("generate"), Mapping) else None
-    if isinstance(named, list) and all(isinstance(name, str) for name in named):
-        # Here and nowhere else: a recipe that the user gives may name his own code, and one that is found may not.
-        load_operations(
-            validate(
-                GenerateConfig, {"operations": named}, str(path), names={"operations": "generate.operations"}
-            ).operations
-        )
+    """Read a recipe by name or YAML file and set the overrides; UserError names file and key.
+
+    The files of operations that it names are run.
+    """
+    path, data = _read(recipe, overrides)
+    # Here and nowhere else: a recipe that the user gives may name his own code, and one that is found may not.
+    load_operations(_operations(data, path))
     return validate(Recipe, data, str(path))
+
+
+def recipe_of_records(recipe: str, overrides: Sequence[str] = (), directory: Path | None = None) -> Recipe:
+    """The same for what reads the run in `directory` and generates nothing: no operation's file is run, nor need be there.
+
+    Weights that only the file would say are those that the run has stored.
+    """
+    path, data = _read(recipe, overrides)
+    own = [name for name, file in map(split_reference, _operations(data, path)) if file is not None]
+    given = data.get("reward", {})
+    if own and isinstance(given, Mapping):
+        stored: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # whoever opens the run says that there is none
+            stored = read_yaml((directory or Path("runs") / str(data.get("name"))) / CONFIG)["reward"]
+        data["reward"] = {name: stored.get(name, {}) for name in own} | dict(given)
+    return validate(Recipe, data, str(path))
+
+
+def _read(recipe: str, overrides: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    path = recipe_path(recipe)
+    return path, apply_overrides(read_recipe(path), overrides)
+
+
+def _operations(data: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The operations that a recipe names, if it does so in the right form; else validation says what is wrong."""
+    named = data.get("generate", {}).get("operations") if isinstance(data.get("generate"), Mapping) else None
+    if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        return ()
+    names = {"operations": "generate.operations"}
+    return validate(GenerateConfig, {"operations": named}, str(path), names=names).operations

@@ -78,8 +78,7 @@ class ReportData:
         """By operation: the same colour in every figure, so that a reader can follow one through the page."""
         names = [influence.operation for influence in self.influence.operations]
         names += [curves.operation for curves in self.tuning]
-        colours = (svg.ORANGE, svg.GREEN, svg.PURPLE, svg.BLUE)
-        return {name: colours[number % len(colours)] for number, name in enumerate(dict.fromkeys(names))}
+        return {name: svg.SERIES[number % len(svg.SERIES)] for number, name in enumerate(dict.fromkeys(names))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # matplotlib is slow to import: only a process that draws pays for it
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; each is a CSS variable of page.css, and the hex value is
+# Okabe and Ito's colours, told apart with any colour vision, and four that are as far from these; each is a CSS variable of page.css, and the hex value is
 # only its name inside matplotlib. No two may be equal.
 INK, MUTED, GRID, PAPER = "#1b1f23", "#5c646c", "#dfe2e5", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a939b"
+INDIGO, BROWN, ROSE, OLIVE = "#2a2ab8", "#732917", "#e62e53", "#7d8a00"
+SERIES = (ORANGE, GREEN, PURPLE, BLUE, OLIVE, INDIGO, ROSE, BROWN)
+"""For things that are compared, in the order in which they are taken."""
 CSS_VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -33,6 +36,10 @@ CSS_VARIABLES = {
     GREEN: "--green",
     PURPLE: "--purple",
     GREY: "--grey",
+    INDIGO: "--indigo",
+    BROWN: "--brown",
+    ROSE: "--rose",
+    OLIVE: "--olive",
 }
 _POINTS_PER_PIXEL = 0.75  # matplotlib writes SVG at 72 points to the inch; CSS has 96 pixels
 _RC: dict[Any, Any] = {  # matplotlib types its keys by a literal of its own

@@ -114,6 +114,30 @@ def test_an_edited_file_makes_the_stages_that_used_it_stale_and_no_others(run: t
     assert "round-1/generate-rephrase" not in added and "round-1/generate-glossary" not in added
 
 
+def test_a_run_is_read_from_its_records_when_the_file_is_gone(run: tuple[Path, Path, str]) -> None:
+    directory, file, _ = run
+    unsaid = [setting for setting in settings(file) if not setting.startswith("reward.")]
+    id = records(directory / "round-1" / "generate-glossary")[0]["id"]
+
+    def synpro(*arguments: str) -> str:
+        command = [sys.executable, "-m", "synpro_engine", *arguments, "--dir", str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == (2 if arguments[0] == "run" else 0), done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    (directory / "report.html").unlink()
+    away = file.rename(file.with_suffix(".away"))
+    try:
+        # The weights are the run's own, for here neither the recipe nor the file says them.
+        synpro("report", "smoke", *unsaid)
+        assert "glossary" in (directory / "report.html").read_text()
+        assert "glossary" in synpro("trace", "smoke", *unsaid, id)
+        assert "round-1/generate-glossary" in synpro("generate", "smoke", *unsaid, "--status")
+        assert f"{file}: cannot be read" in synpro("run", "smoke", *settings(file))
+    finally:
+        away.rename(file)
+
+
 def test_rewards_that_generation_cannot_measure_or_a_filter_lacks_are_refused() -> None:
     with pytest.raises(UserError, match=r"generate.rewards: no operation gives `qualty` a weight .*`quality`"):
         load_recipe("smoke", ["generate.rewards=[qualty]"])

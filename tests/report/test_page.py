@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from synpro_engine.report import Pretraining, ReportData, render_report, sections, write_report
+from synpro_engine.report import Pretraining, ReportData, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -124,6 +124,22 @@ def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
         assert shown in text, shown
     assert "cannot show an effective-token gain" in text
     assert "every part of the cycle is real and wired" in text
+
+
+def test_operations_have_colours_of_their_own_in_every_theme(full_report: ReportData) -> None:
+    curves = full_report.tuning[0]
+    names = ("rephrase", "reformat", "faq", "table", "tutorial", "problems", "glossary", "summary")
+    tuning = tuple(dataclasses.replace(curves, operation=name) for name in names)
+    data = dataclasses.replace(ReportData(title="Eight"), tuning=tuning)
+    assert len(set(data.colours.values())) == len(names)
+    page = render_report(data)
+    themes = [dict(re.findall(r"(--[a-z]+): ?(#[0-9a-f]{3,6});", block)) for block in page.split(":root {")[1:]]
+    assert len(themes) == 3
+    for theme in themes:
+        used = [theme[svg.CSS_VARIABLES[colour]] for colour in data.colours.values()]
+        assert len(set(used)) == len(names)
+    for colour in data.colours.values():
+        assert f"var({svg.CSS_VARIABLES[colour]})" in page
 
 
 def test_same_data_gives_the_same_bytes(full_report: ReportData) -> None:
