@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # matplotlib is slow to import: only a process that draws pays for it
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision, and four that are as far from these; each is a CSS variable of page.css, and the hex value is
-# only its name inside matplotlib. No two may be equal.
+# Okabe and Ito's colours, told apart with any colour vision, and four that are as far from these. Each is a CSS
+# variable of page.css, and the hex value is only its name inside matplotlib. No two may be equal.
 INK, MUTED, GRID, PAPER = "#1b1f23", "#5c646c", "#dfe2e5", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a939b"
 INDIGO, BROWN, ROSE, OLIVE = "#2a2ab8", "#732917", "#e62e53", "#7d8a00"

@@ -6,7 +6,14 @@ from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.operation import Operation
-from synpro_engine.synth.operations import BUILT_IN, OPERATIONS, PAPER, load_operations, operation_named, split_reference
+from synpro_engine.synth.operations import (
+    BUILT_IN,
+    OPERATIONS,
+    PAPER,
+    load_operations,
+    operation_named,
+    split_reference,
+)
 from synpro_engine.synth.parsed import Cut, Entry, Parsed, Reject
 from synpro_engine.synth.prompting import Candidate, PromptConfig, Prompter
 from synpro_engine.synth.records import Generator, Producer, RewardFunction

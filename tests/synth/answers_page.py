@@ -30,10 +30,11 @@ forms) reads what can be told, and counts what it takes away. Every answer below
 - **Reading is tolerant, the reward is not.** `exact` says whether an answer begins with the operation's heading (in any
   case) and has no other one, nor this one twice. Tuning gives all other answers 0, though generation reads them: a
   generator learns the form, and no text is thrown away for a "Sure!".
-- **Known limits.** Keys, such as `Topic` and `Content`, stand before each value, but for questions behind a heading, which
-  their mark shows: translated keys, JSON, HTML lists and tables that have them in their head alone are refused. A paragraph behind an entry, after a blank line and not
-  indented, counts as `outside`, as do code blocks, tables and headings within one. A paraphrase without any
-  heading is refused, since nothing tells it from talk.
+- **Known limits.** Keys, such as `Topic` and `Content`, stand before each value: translated keys, JSON, HTML lists and
+  tables that have them in their head alone are refused. Questions behind the heading of a list of them need none, where
+  none of them has one. A paragraph behind an entry, after a blank line and not indented, counts as `outside`, as do
+  code blocks, tables and headings within one. A paraphrase without any heading is refused, since nothing tells it from
+  talk.
 """
 
 
