@@ -215,7 +215,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def recipe_of_records(recipe: str, overrides: Sequence[str] = (), directory: Path | None = None) -> Recipe:
     """The same for what reads the run in `directory` and generates nothing.
 
-    No operation's file is run, and none need be there. Weights that only the file would say are those that the run has stored.
+    No operation's file is run, and none need be there. Weights that only the file would say are those that the run has
+    stored.
     """
     path, data = _read(recipe, overrides)
     own = [name for name, file in map(split_reference, _operations(data, path)) if file is not None]
