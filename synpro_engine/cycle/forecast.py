@@ -87,7 +87,7 @@ class _Counter:
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
         own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
         assert own is not None and generators is not None
-        self.theta = Footprint(recipe.model, own, dtype)
+        self.theta = Footprint(recipe.model, own, dtype, recipe.pretrain.optimizer.name)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         if any(reference.source is not None for reference in recipe.references.values()):

@@ -200,6 +200,20 @@ class Recipe(Config):
             raise ValueError(f"influence.{error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _influence_knows_the_optimizer(self) -> Recipe:
+        if self.pretrain.optimizer.name == "adamw":
+            return self
+        because = f"with pretrain.optimizer.name {self.pretrain.optimizer.name}, whose next step has no direction yet"
+        if self.probe.kind == "next_step":
+            raise ValueError(f"probe.kind: must be walk {because}")
+        # The walk is AdamW's, which the moments of another optimizer are not for.
+        if self.probe.keep_momentum:
+            raise ValueError(f"probe.keep_momentum: must be false {because}")
+        if self.pretrain.in_run is not None:
+            raise ValueError(f"pretrain.in_run: cannot be asked for {because}")
+        return self
+
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key.

@@ -107,7 +107,7 @@ def save_checkpoint(
         "format": _FORMAT,
         "model": model.config.model_dump(mode="json"),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "optimizer": engine is not None,
+        "optimizer": False if engine is None else engine.optimizer_config.name,
         "layout": str(topology.layout),
     }
 
@@ -136,7 +136,7 @@ def load_checkpoint(
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
     afresh from the loaded weights. The files are held against the manifest first (see `integrity`). Collective.
     Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
-    optimizer state that was asked for.
+    optimizer state that was asked for, or with another optimizer's.
     """
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
@@ -149,6 +149,8 @@ def load_checkpoint(
         raise UserError(f"{path}: checkpoint of another model: {difference}")
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
+    if engine is not None and with_optimizer:
+        _check_optimizer(path, manifest, engine)
     # From here on the memory of model and optimizer is filled in place: what can be refused has been refused by now.
     pieces = model_pieces(model)
     if engine is not None and with_optimizer:
@@ -162,6 +164,15 @@ def load_checkpoint(
     elif engine is not None:
         engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
     return stored.extra
+
+
+def _check_optimizer(path: Path, manifest: Manifest, engine: Engine) -> None:
+    """Another optimizer's moments are of other parameters; UserError names both."""
+    stored = manifest.config["optimizer"]
+    saved = "adamw" if stored is True else stored  # True: of before there were two
+    wanted = engine.optimizer_config.name
+    if saved != wanted:
+        raise UserError(f"{path}: holds the state of {saved}, but `optimizer.name` is {wanted}")
 
 
 def checkpoint_model_config(path: Path) -> ModelConfig:

@@ -12,20 +12,48 @@ from pydantic import Field, model_validator
 from synpro_engine.config import Config
 
 OutputLayer = Literal["fused", "recomputed", "materialised"]
+OptimizerName = Literal["adamw", "muon"]
+MuonScale = Literal["spectral", "adamw_rms"]
+
+
+class MuonConfig(Config):
+    """Muon (Jordan et al., 2024) for the matrices of blocks, which move by their orthogonalised momentum."""
+
+    lr: float = Field(default=0.02, gt=0)
+    """Peak learning rate of the matrices, on the same schedule as AdamW's. With `scale: adamw_rms` it is AdamW's size
+    that suits, such as 1e-3."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    """Orthogonalise the momentum of one step later instead of this one's."""
+    steps: int = Field(default=5, ge=1, le=20)
+    """Newton-Schulz iterations."""
+    coefficients: Literal["quintic", "polar_express"] = "quintic"
+    """Of the iterations: `quintic` as in the first Muon, which leaves singular values between about 0.7 and 1.2, or
+    `polar_express` (arXiv 2505.16932), whose steps are each the best for what is left and tend to 1."""
+    scale: MuonScale = "spectral"
+    """`spectral`: times sqrt(max(1, rows / columns)). `adamw_rms`: times 0.2 sqrt(max(rows, columns)), so that an
+    update's entries are about as large as AdamW's (arXiv 2502.16982)."""
+    normalise_rows: bool = False
+    """Divide each row of the momentum by its norm first (MuonEq-R, arXiv 2603.28254)."""
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm, or Muon beside it."""
 
+    name: OptimizerName = "adamw"
+    """`muon`: Muon for the matrices of the blocks, with q, k, v and a gated layer's two taken apart, and AdamW for
+    embedding, output layer, norms and biases."""
     lr: float = Field(default=6e-4, gt=0)
-    """Peak learning rate; the schedule multiplies it by a factor in [0, 1]."""
+    """AdamW's peak learning rate; the schedule multiplies it by a factor in [0, 1]."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled decay of every parameter but the token embedding (norm weights included)."""
+    """Decay of every parameter but the token embedding (norm weights included), times the parameter's rate."""
     clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 switches clipping off (the norm is still reported)."""
+    muon: MuonConfig = MuonConfig()
+    """Counts where `name` is `muon`."""
 
 
 class ScheduleConfig(Config):

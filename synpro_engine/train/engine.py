@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from synpro_engine.model.build import refuse_traps
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.losses import LossTerms, MicroBatch
+from synpro_engine.train.muon import Muon
 from synpro_engine.train.optimizer import build_optimizer, lr_factor, set_hyperparameters, update
 
 _STOP = "stop"
@@ -77,6 +79,7 @@ class Engine:
         # Before the optimizer, which takes its shards from the buffers that the wrapper makes.
         self.wrapped: list[Any] = _wrap(model, overlap_gradients)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
+        self._muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
         self._install_hooks(overlap_gradients)
 
     def _install_hooks(self, overlap_gradients: bool) -> None:
@@ -91,8 +94,12 @@ class Engine:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step."""
-        return self.optimizer_config.lr * lr_factor(self.schedule, self.step_index - self.schedule_start)
+        """Learning rate of the next step; AdamW's, where matrices have Muon's."""
+        return self.optimizer_config.lr * self._lr_factor
+
+    @property
+    def _lr_factor(self) -> float:
+        return lr_factor(self.schedule, self.step_index - self.schedule_start)
 
     def restart_schedule(self) -> None:
         """Begin the schedule anew at the present step (steps keep their numbers)."""
@@ -112,13 +119,15 @@ class Engine:
         self.optimizer.zero_grad()
         sums = self._forward_backward(microbatches, loss_fn, denominator)
         lr = self.lr
-        set_hyperparameters(self.optimizer, self.optimizer_config, lr)
+        set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
         totals = self._over_ranks(sums)
         stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
-        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip, sound=math.isfinite(loss))
+        sound, config, muon = math.isfinite(loss), self.optimizer_config, self._muon
+        first = None if muon is None else partial(muon.step, config.muon)
+        updated, grad_norm = update(self.optimizer, config.clip, sound=sound, first=first)
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1

@@ -8,6 +8,7 @@ import torch
 
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.config import OptimizerName
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Footprint:
     model: ModelConfig
     layout: Layout
     dtype: torch.dtype
+    optimizer: OptimizerName = "adamw"
 
     @property
     def weights(self) -> float:
@@ -29,13 +31,14 @@ class Footprint:
 
     @property
     def training(self) -> float:
-        """Weights, fp32 gradients, and this rank's part of what AdamW keeps, which data-parallel ranks share out.
+        """Weights, fp32 gradients, and this rank's part of what the optimizer keeps, which data-parallel ranks share.
 
-        That is two moments, and fp32 weights beside half ones.
+        That is fp32 weights beside half ones, and two moments; for Muon's matrices one.
         """
         # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
-        kept = 8 if self.dtype == torch.float32 else 12
-        return self._parameters * (self.dtype.itemsize + 4 + kept / self.layout.dp)
+        masters = 0 if self.dtype == torch.float32 else 4 * self._parameters
+        kept = (masters + 8 * self._parameters - 4 * self._of_muon) / self.layout.dp
+        return self._parameters * (self.dtype.itemsize + 4) + kept
 
     def activations(self, rows: int, length: int) -> float:
         """What the forward passes of `rows` sequences keep for the backward pass.
@@ -52,8 +55,10 @@ class Footprint:
         return rows * length * (shared + whole) * model.layers * self.dtype.itemsize
 
     def saved(self, *, optimizer: bool = False) -> float:
-        """A checkpoint of the whole model, on disk; AdamW's part there has fp32 weights in any case."""
-        return self.model.parameter_count() * (self.dtype.itemsize + (12 if optimizer else 0))
+        """A checkpoint of the whole model, on disk; the optimizer's part there has fp32 weights in any case."""
+        whole = self.model.parameter_count()
+        one_moment = self.model.parameter_count(embeddings=False) if self.optimizer == "muon" else 0
+        return whole * self.dtype.itemsize + (12 * whole - 4 * one_moment if optimizer else 0)
 
     @property
     def _parameters(self) -> float:
@@ -63,3 +68,9 @@ class Footprint:
         # end holds one table either way.
         tables = (whole - blocks) / (2 if self.layout.pp > 1 and not self.model.tie_embeddings else 1)
         return (blocks / self.layout.pp + tables) / self.layout.tp
+
+    @property
+    def _of_muon(self) -> float:
+        """Of the same rank: all but embedding and output layer, of which norms and biases are too few to count."""
+        blocks = self.model.parameter_count(embeddings=False) / (self.layout.pp * self.layout.tp)
+        return blocks if self.optimizer == "muon" else 0.0

@@ -1,13 +1,13 @@
 """AdamW over Megatron's distributed optimizer: building it, its parameter groups, a guarded update, the learning rate.
 
 Each data-parallel rank keeps the fp32 master weights and moments of its own share of the parameters only (ZeRO-1, arXiv
-1910.02054).
+1910.02054). Where the optimizer is Muon, `muon` updates the matrices of the blocks, and AdamW all else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,24 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
 
+from synpro_engine.model.canonical import Kind
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.owned import MegatronOptimizer, Shard
 
-MegatronOptimizer = Any  # its classes are not typed
+MATRICES: dict[str, Kind] = {
+    "linear_qkv.weight": "qkv",
+    "linear_proj.weight": "whole",
+    "linear_fc1.weight": "gate_up",
+    "linear_fc2.weight": "whole",
+}
+"""The matrices of blocks by the end of their names, and what each fuses."""
+MOMENTUM = "momentum"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The embedding keeps its scale by itself; every other parameter decays, norm weights, biases and an untied
 # output layer included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
 _NO_DECAY = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
+_MUON = ParamKey(name=tuple(f"*.layers.*.{name}" for name in MATRICES))  # pyright: ignore[reportArgumentType]
 
 
 def build_optimizer(
@@ -48,6 +59,8 @@ def build_optimizer(
     )
     # Megatron's standard is the other way round: vectors (norms, biases) do not decay, and the embedding does.
     overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}
+    if config.name == "muon":
+        overrides[_MUON] = {"muon": True}
     # No gloo groups exist beside NCCL's (see `topology`); Megatron would use them to gather a checkpoint on the host.
     optimizer: MegatronOptimizer = get_megatron_optimizer(
         settings, list(wrapped), config_overrides=overrides, use_gloo_process_groups=False
@@ -60,23 +73,41 @@ def build_optimizer(
     return optimizer
 
 
-def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, lr: float) -> None:
-    """Write this step's settings into every parameter group.
+def moments(group: dict[str, Any]) -> tuple[str, ...]:
+    """Names of what is kept of each parameter of a group, in fp32 and as long as its shard."""
+    return (MOMENTUM,) if group.get("muon") else _MOMENTS
+
+
+def begin_state(shard: Shard) -> None:
+    """Give a shard the state of before its first update, as the optimizer makes it then; nothing where it has one."""
+    if shard.state:
+        return
+    if not shard.group.get("muon"):
+        # A fused step wants its count beside the parameter.
+        shard.state["step"] = torch.zeros((), device=shard.main.device if shard.group["fused"] else "cpu")
+    shard.state.update({moment: torch.zeros_like(shard.main) for moment in moments(shard.group)})
+
+
+def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, factor: float) -> None:
+    """Write this step's settings into every parameter group; factor: the schedule's, on the peak rates.
 
     All of them each time: loading a checkpoint brings back the groups of the run that saved it.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = (config.muon.lr if group.get("muon") else config.lr) * factor
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
         group["betas"] = (config.beta1, config.beta2)
         group["eps"] = config.eps
 
 
-def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> tuple[bool, float]:
+def update(
+    optimizer: MegatronOptimizer, clip: float, *, sound: bool = True, first: Callable[[], object] | None = None
+) -> tuple[bool, float]:
     """Clip and apply the reduced gradients; (updated, gradient norm before clipping), equal on every rank.
 
     Gradients that are not finite, or that the caller knows not to be `sound`, are dropped: parameters and moments stay
-    as they were. Parameters are gathered before this returns, so whatever reads them next sees the new ones.
+    as they were. first: updates shards of its own and takes their gradients away, so that AdamW leaves them alone.
+    Parameters are gathered before this returns, so whatever reads them next sees the new ones.
     """
     optimizer.prepare_grads()
     # Collective, so it comes before any rank may return. It is also where a NaN on one rank reaches all the others.
@@ -89,6 +120,8 @@ def update(optimizer: MegatronOptimizer, clip: float, *, sound: bool = True) -> 
         # another all-reduce and another wait.
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+    if first is not None:
+        first()
     # Not `step()`, which would prepare and clip once more.
     return bool(optimizer.step_with_ready_grads()), norm
 

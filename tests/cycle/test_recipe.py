@@ -97,6 +97,13 @@ def _corpus(tokens: int) -> TokenCorpus:
         (["influence.at=midpoint"], "wants probe.kind walk"),
         (["influence.packed=true"], "influence.packed: wants clip 0 here"),
         (["probe.kind=walk", "influence.clip=1"], "influence.clip: is for dot, not for two_forward"),
+        (["pretrain.optimizer.name=muon"], "probe.kind: must be walk with pretrain.optimizer.name muon"),
+        (["pretrain.optimizer.name=muon", "probe.kind=walk"], "probe.keep_momentum: must be false with pretrain"),
+        (
+            ["pretrain.optimizer.name=muon", "probe.kind=walk", "probe.keep_momentum=false"],
+            "pretrain.in_run: cannot be asked for with pretrain.optimizer.name muon",
+        ),
+        (["pretrain.optimizer.name=mouon"], "pretrain.optimizer.name"),
         (["probe.control=true"], "control: is for kind walk"),
     ],
 )
@@ -105,6 +112,11 @@ def test_an_estimator_that_does_not_suit_the_probe_is_refused_before_anything_ru
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("smoke", overrides)
+
+
+def test_muon_goes_with_a_probe_that_walks_without_its_momentum() -> None:
+    asked = ["pretrain.optimizer.name=muon", "probe.kind=walk", "probe.keep_momentum=false", "pretrain.in_run=null"]
+    assert load_recipe("smoke", asked).pretrain.optimizer.name == "muon"
 
 
 @pytest.mark.parametrize(

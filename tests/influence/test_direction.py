@@ -226,6 +226,12 @@ def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, 
         assert (expected.tensors[name] - taken).norm() <= 2e-4 * taken.norm(), name
 
 
+def test_another_optimizer_s_next_step_is_refused(topology: Topology) -> None:
+    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(name="muon"))
+    with pytest.raises(UserError, match=r"`optimizer\.name` is muon"):
+        NextAdamW(engine)
+
+
 def test_a_step_along_the_next_step_s_direction_lowers_the_reference_loss_by_its_length(topology: Topology) -> None:
     engine, reference = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(lr=1e-8)), batches(topology, 8)
     v = next_step_direction(engine, reference, [batches(topology)[:1]])

@@ -28,6 +28,7 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
 
 OPTIMIZER = OptimizerConfig(lr=1e-2)
+MUON = OPTIMIZER.model_copy(update={"name": "muon"})
 
 
 def steps(engine: Engine, first: int, last: int) -> list[object]:
@@ -49,19 +50,25 @@ def same_bits(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("trainable", [None, 1])
+@pytest.mark.parametrize("optimizer", [OPTIMIZER, MUON], ids=["adamw", "muon"])
 def test_a_loaded_engine_goes_on_bit_for_bit(
-    topology: Topology, shape: ModelConfig, tmp_path: Path, dtype: torch.dtype, trainable: int | None
+    topology: Topology,
+    shape: ModelConfig,
+    tmp_path: Path,
+    dtype: torch.dtype,
+    trainable: int | None,
+    optimizer: OptimizerConfig,
 ) -> None:
     schedule = ScheduleConfig(warmup_steps=5)
     model, other = (build_model(shape, topology, dtype=dtype, seed=seed) for seed in (0, 9))
     if trainable is not None:
         freeze_but_last(model, trainable)
         freeze_but_last(other, trainable)
-    first = Engine(model, OPTIMIZER, schedule=schedule)
+    first = Engine(model, optimizer, schedule=schedule)
     steps(first, 0, 2)
     save_checkpoint(tmp_path / "c", first, {"note": [1, "two"]})
     whole = steps(first, 2, 4)
-    second = Engine(other, OPTIMIZER, schedule=schedule)
+    second = Engine(other, optimizer, schedule=schedule)
     assert load_checkpoint(tmp_path / "c", other, second) == {"note": [1, "two"]}
     assert steps(second, 2, 4) == whole
     assert same_bits(state_of(first), state_of(second))
@@ -127,6 +134,38 @@ def test_this_runs_settings_win_over_those_of_the_run_that_saved(
     for group in engine.optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (5e-3, (0.8, 0.9), 1e-6)
         assert group["weight_decay"] == 0.3 * group["wd_mult"]
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(OPTIMIZER, MUON), (MUON, OPTIMIZER)], ids=["adamw", "muon"])
+def test_another_optimizer_s_state_is_refused_by_name_and_its_weights_are_not(
+    topology: Topology, shape: ModelConfig, tmp_path: Path, saved: OptimizerConfig, wanted: OptimizerConfig
+) -> None:
+    trained = Engine(build_model(shape, topology), saved)
+    steps(trained, 0, 1)
+    save_checkpoint(tmp_path / "c", trained)
+    model = build_model(shape, topology, seed=5)
+    engine = Engine(model, wanted)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(UserError, match=f"holds the state of {saved.name}, but `optimizer.name` is {wanted.name}"):
+        load_checkpoint(tmp_path / "c", model, engine)
+    assert same_bits(before, list(model.parameters()))
+    load_checkpoint(tmp_path / "c", model, engine, optimizer_state=False)
+    assert same_bits(list(model.parameters()), list(trained.model.parameters()))
+
+
+def test_a_checkpoint_of_before_there_were_two_optimizers_is_adamw_s(
+    topology: Topology, shape: ModelConfig, tmp_path: Path
+) -> None:
+    engine = Engine(build_model(shape, topology), OPTIMIZER)
+    steps(engine, 0, 1)
+    save_checkpoint(tmp_path / "c", engine)
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    description = manifest["config"] | {"optimizer": True}
+    (tmp_path / "c" / "manifest.json").unlink()
+    write_manifest(tmp_path / "c", "checkpoint", description, {}, None)
+    load_checkpoint(tmp_path / "c", engine.model, engine)
+    with pytest.raises(UserError, match="holds the state of adamw"):
+        load_checkpoint(tmp_path / "c", engine.model, Engine(engine.model, MUON))
 
 
 def test_a_checkpoint_of_another_shape_names_both(topology: Topology, shape: ModelConfig, tmp_path: Path) -> None:

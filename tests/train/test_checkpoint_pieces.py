@@ -16,10 +16,11 @@ from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.checkpoint_pieces import model_pieces, optimizer_pieces, rectangles
+from synpro_engine.train.checkpoint_pieces import model_pieces, optimizer_pieces
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.owned import rectangles
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
 

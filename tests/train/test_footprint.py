@@ -12,13 +12,14 @@ from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.config import OptimizerConfig, OptimizerName
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
 
 SHAPE = ModelConfig(layers=3, d_model=64, heads=4, kv_heads=2, ffn=160, vocab_size=256, seq_len=32)
 DTYPES = (torch.float32, torch.bfloat16)
+OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw", "muon")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-def trained(topology: Topology, dtype: torch.dtype) -> Engine:
-    engine = Engine(build_model(SHAPE, topology, dtype=dtype), OptimizerConfig())
+def trained(topology: Topology, dtype: torch.dtype, name: OptimizerName = "adamw") -> Engine:
+    engine = Engine(build_model(SHAPE, topology, dtype=dtype), OptimizerConfig(name=name))
     tokens = torch.randint(0, SHAPE.vocab_size, (2, SHAPE.seq_len))
     batch = Batch(tokens, tokens.roll(-1, 1))
     engine.step([batch], LanguageModelLoss(), denominator=float(tokens.numel()))
@@ -53,21 +54,25 @@ def held(engine: Engine) -> int:
     return total
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype) -> None:
-    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype).training
-    assert held(trained(topology, dtype)) == pytest.approx(said, rel=0.01)
+def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype, name: OptimizerName) -> None:
+    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype, name).training
+    assert held(trained(topology, dtype, name)) == pytest.approx(said, rel=0.01)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_checkpoint_weighs_what_the_footprint_says(topology: Topology, dtype: torch.dtype, tmp_path: Path) -> None:
-    print_of = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype)
-    engine = trained(topology, dtype)
+def test_a_checkpoint_weighs_what_the_footprint_says(
+    topology: Topology, dtype: torch.dtype, name: OptimizerName, tmp_path: Path
+) -> None:
+    print_of = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype, name)
+    engine = trained(topology, dtype, name)
     save_checkpoint(tmp_path / "weights", engine.model)
     save_checkpoint(tmp_path / "all", engine)
-    for name, said in (("weights", print_of.saved()), ("all", print_of.saved(optimizer=True))):
-        size = sum(file.stat().st_size for file in (tmp_path / name).rglob("*") if file.is_file())
-        assert said <= size < 1.25 * said + 100_000, name  # the index, and names
+    for part, said in (("weights", print_of.saved()), ("all", print_of.saved(optimizer=True))):
+        size = sum(file.stat().st_size for file in (tmp_path / part).rglob("*") if file.is_file())
+        assert said <= size < 1.25 * said + 100_000, part  # the index, and names
 
 
 def test_what_backward_keeps_is_near_what_the_footprint_says(topology: Topology) -> None:

@@ -14,7 +14,7 @@ from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.config import MuonConfig, OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
@@ -22,6 +22,8 @@ from synpro_engine.train.losses import LanguageModelLoss
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 # Model and how many of its last blocks train (None: all of it).
 VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
+    "muon": (ModelConfig(family="olmo2", **SHAPE), None),
+    "muon last block": (ModelConfig(family="qwen3", **SHAPE | {"head_dim": 12}), 1),
     "olmo2": (ModelConfig(family="olmo2", **SHAPE), None),
     "tied llama": (ModelConfig(family="llama", tie_embeddings=True, **SHAPE), None),
     "qwen2": (ModelConfig(family="qwen2", **SHAPE), None),
@@ -30,6 +32,16 @@ VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
 }
 # A large epsilon keeps Adam from blowing up rounding noise of gradients near zero; the small clip is always active.
 OPTIMIZER = OptimizerConfig(lr=3e-3, eps=1e-3, clip=0.3)
+# Polar express and normalised rows for one, the plain form for the other.
+MUON = {
+    "muon": OPTIMIZER.model_copy(update={"name": "muon", "muon": MuonConfig(lr=2e-3)}),
+    "muon last block": OPTIMIZER.model_copy(
+        update={
+            "name": "muon",
+            "muon": MuonConfig(lr=2e-3, coefficients="polar_express", scale="adamw_rms", normalise_rows=True),
+        }
+    ),
+}
 SCHEDULE = ScheduleConfig(warmup_steps=2)
 STEPS = 3
 LAYOUTS = {
@@ -70,12 +82,21 @@ TWO_RANKS = [
     Case("olmo2", "DP2 overlap", "DP2 overlap"),
     Case("last block", "PP2"),  # nothing trains on the first stage
     Case("last block", "DP2", "PP2"),
+    Case("muon", "TP2 SP"),  # matrices are cut over both ranks, their homes are either
+    Case("muon", "PP2", "TP2 SP"),
+    Case("muon", "DP2", "PP2"),
+    Case("muon", "DP2 overlap", "DP2 overlap"),
+    Case("muon last block", "TP2"),
+    Case("muon last block", "PP2", "TP2"),  # the first stage owns nothing, and works for the other
+    Case("muon last block", "DP2", "PP2"),
 ]
 FOUR_RANKS = [
     Case("olmo2", "TP2 PP2 VP2 SP"),
     Case("olmo2", "DP2 PP2 VP2", "TP2 PP2 VP2 SP"),
     Case("tied llama", "DP2 PP2"),  # the tied weight's two copies are sharded over data-parallel ranks
     Case("tied llama", "DP2 TP2", "DP2 PP2"),
+    Case("muon", "TP2 PP2 VP2 SP"),
+    Case("muon", "DP2 TP2", "TP2 PP2 VP2 SP"),
 ]
 Numbers = dict[str, list[tuple[float, ...]]]
 
@@ -107,7 +128,7 @@ def engine_of(variant: str, topology: Topology, *, seed: int = 0, overlap: bool 
     model = build_model(config, topology, seed=seed)
     if trainable is not None:
         freeze_but_last(model, trainable)
-    return Engine(model, OPTIMIZER, schedule=SCHEDULE, overlap_gradients=overlap)
+    return Engine(model, MUON.get(variant, OPTIMIZER), schedule=SCHEDULE, overlap_gradients=overlap)
 
 
 def run_cases(cases: list[Case], directory: Path, ports: list[int]) -> Numbers:

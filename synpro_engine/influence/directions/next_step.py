@@ -148,7 +148,13 @@ class NextAdamW:
     """The next step of an engine's AdamW as a function of its gradient. Collective over the job."""
 
     def __init__(self, engine: Engine) -> None:
-        """Takes copies of the moments as they are now; before the first step they are zero."""
+        """Takes copies of the moments as they are now; before the first step they are zero.
+
+        Raises UserError for an engine of another optimizer.
+        """
+        name = engine.optimizer_config.name
+        if name != "adamw":
+            raise UserError(f"`optimizer.name` is {name}, and only adamw's next step has a direction: take a walk's")
         self._model, self._config, self._lr = engine.model, engine.optimizer_config, engine.lr
         # AdamW's own count, not the engine's steps: skipped ones leave the moments and their corrections as they were.
         updates = updates_made(engine.optimizer, engine.model.topology)
