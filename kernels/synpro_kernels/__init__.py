@@ -4,6 +4,13 @@ Everything that an engine calls is importable from here. `ops` has a folder for 
 and counts; `common` is what ops share; `testing` is how they are tested, with a GPU or without one.
 """
 
+from synpro_kernels.ops.decode_attention import (
+    DecodeRows,
+    HeadNorm,
+    decode_attention,
+    decode_attention_definition,
+    store_heads,
+)
 from synpro_kernels.ops.grad_dot import (
     Direction,
     Fp8Direction,
@@ -34,6 +41,11 @@ from synpro_kernels.ops.newton_schulz import orthogonalize, orthogonalize_defini
 from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss, k3
 
 __all__ = [
+    "decode_attention",
+    "decode_attention_definition",
+    "DecodeRows",
+    "store_heads",
+    "HeadNorm",
     "linear_logprob",
     "linear_logprob_definition",
     "linear_cross_entropy",

@@ -6,15 +6,16 @@ Time follows live sequences: a finished one leaves at once and its row is filled
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places, padding_bias, places
+from synpro_engine.sampler.cache import CacheShape, GrowingRows, decode_rows
 from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
 from synpro_engine.sampler.sampling import Draw
+from synpro_kernels import DecodeRows
 
 
 @dataclass(kw_only=True)
@@ -61,8 +62,8 @@ class LiveBatch:
         self.sequences: list[LiveSequence] = []
         self.prompts, self.new = GrowingRows(shape), GrowingRows(shape)
         self._groups: list[_Group] = []
-        self._places: tuple[Places, torch.Tensor | None] | None = None
-        """Of the live rows, with the mask of their prompts' padding; None where rows have come or gone since."""
+        self._rows: DecodeRows | None = None
+        """Where the live rows and their prompts lie; None where some have come or gone since."""
 
     @property
     def groups(self) -> int:
@@ -79,28 +80,30 @@ class LiveBatch:
         # Once for all that join: growing copies whatever is stored.
         self.prompts.reserve(len(self._groups), max(prompt_lengths))
         self.new.reserve(len(self.sequences), 1)
-        self._places = None
+        self._rows = None
 
     def next_step(self) -> Step:
         """Inputs for feeding each row's latest token; makes room for it in the cache."""
         lengths = [len(sequence.token_ids) for sequence in self.sequences]
         prompt_lengths = [group.prompt_length for group in self._groups]
         self.new.reserve(len(lengths), max(lengths))
-        if self._places is None:
-            rows = places([sequence.group for sequence in self.sequences], len(self._groups), self._device)
-            self._places = rows, padding_bias(prompt_lengths, self._device)
+        if self._rows is None:
+            groups = [sequence.group for sequence in self.sequences]
+            self._rows = decode_rows(groups, prompt_lengths, self._device)
+        tokens = [sequence.token_ids[-1] for sequence in self.sequences]
         # Positions go on from a prompt's real length; the padding between the two buffers has none.
-        before = [prompt_lengths[sequence.group] for sequence in self.sequences]
-        time_B = torch.tensor(lengths, device=self._device) - 1
+        positions = [
+            prompt_lengths[sequence.group] + length - 1
+            for sequence, length in zip(self.sequences, lengths, strict=True)
+        ]
+        # One copy to the device: the host waits for each.
+        token_B, position_B, length_B = torch.tensor([tokens, positions, lengths], device=self._device)
         return Step(
-            token_B=torch.tensor([sequence.token_ids[-1] for sequence in self.sequences], device=self._device),
-            position_B=torch.tensor(before, device=self._device) + time_B,
-            time_B=time_B,
-            prompt_length=max(prompt_lengths),
-            new_length=max(lengths),
-            prompt_bias=self._places[1],
-            new_bias=padding_bias(lengths, self._device),
-            places=self._places[0],
+            token_B=token_B,
+            position_B=position_B,
+            rows=replace(
+                self._rows, new_length_B=length_B, new_longest=max(lengths), ragged_new=min(lengths) < max(lengths)
+            ),
         )
 
     def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
@@ -122,7 +125,7 @@ class LiveBatch:
         group.live -= 1
         if group.live == 0:
             self._remove_group(removed.group)
-        self._places = None
+        self._rows = None
         return removed
 
     def _remove_group(self, index: int) -> None:

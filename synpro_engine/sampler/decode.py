@@ -23,7 +23,9 @@ from torch.nn import Parameter
 from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
-from synpro_engine.sampler.cache import CacheShape, GrowingRows, Places, attend_in_two
+from synpro_engine.sampler.cache import CacheShape, GrowingRows
+from synpro_kernels import DecodeRows, HeadNorm, decode_attention, store_heads
+from synpro_kernels.common.arithmetic import mm, wide_mm
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
     from synpro_engine.model.model import Model
@@ -39,18 +41,13 @@ _HEAD_ROWS = 16384
 class Step:
     """What one decoding step needs beside the weights; the same for every layer.
 
-    position_B: each row's place in its sequence, for RoPE; time_B: its place in the buffer of new positions.
-    prompt_length and new_length: how far the two buffers are read (time_B is already counted in).
+    position_B: each row's place in its sequence, for RoPE. `rows` counts the fed token in: its place in the buffer of
+    new positions is the last that is filled.
     """
 
     token_B: Tensor
     position_B: Tensor
-    time_B: Tensor
-    prompt_length: int
-    new_length: int
-    prompt_bias: Tensor | None
-    new_bias: Tensor | None
-    places: Places
+    rows: DecodeRows
 
 
 class Decoder:
@@ -109,16 +106,15 @@ class Decoder:
 
     def step(self, step: Step, prompts: GrowingRows, new: GrowingRows) -> Tensor:
         """Feed one token per live row; stores its keys and values and returns the next token's logits [B, V]."""
-        cos, sin = self._rotation(step.position_B)
+        cos_Bh, sin_Bh = cos_sin(step.position_B, self._frequency)
+        time_B = step.rows.new_length_B - 1
 
-        def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
-            query_Bnrh, key_Bnh, value_Bnh = self._heads(block, mixed, cos, sin)
-            new.write_positions(block.layer, step.time_B, key_Bnh, value_Bnh)
-            prompt = prompts.view(block.layer, step.places.groups, step.prompt_length)
-            recent = new.view(block.layer, len(step.token_B), step.new_length)
+        def attend(block: BlockWeights, mixed_BF: Tensor) -> Tensor:
+            recent = new.of_layer(block.layer)
+            norm = self._head_norm(block, mixed_BF)
+            query_Bnrh = store_heads(mixed_BF, cos_Bh, sin_Bh, *recent, time_B, norm)
             # Behind the write, for the fed token attends to itself.
-            out = attend_in_two(query_Bnrh, prompt, recent, step.places, step.prompt_bias, step.new_bias)
-            return out.to(mixed.dtype).flatten(1)
+            return decode_attention(query_Bnrh, *prompts.of_layer(block.layer), *recent, step.rows).flatten(1)
 
         hidden_BH = self._embed(step.token_B)
         for block in self._blocks:
@@ -173,17 +169,33 @@ class Decoder:
     def _full_width_norm(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         """RMSNorm of all ranks' queries together, and of all keys together; [..., n, r + 1, h]."""
         counts, r = self.counts, self.counts.queries_per_group
-        x = query_key.float()
-        squares = x.square().sum((-3, -1))  # [..., r + 1]
-        # Queries and keys in one reduction, not two: a step of decoding waits for each.
-        sums = torch.stack((squares[..., :r].sum(-1), squares[..., r]), -1)
-        self._reduce(sums)
-        heads = torch.tensor((self.config.heads, self.config.kv_heads), device=self.device)
-        scale = torch.rsqrt(sums / (heads * counts.head_dim) + self.config.norm_eps)
+        scale = torch.rsqrt(self._mean_squares(query_key) + self.config.norm_eps)
         scale = torch.cat((scale[..., :1].expand(*scale.shape[:-1], r), scale[..., 1:]), -1)
         q_weight, k_weight = (w.view(counts.kv_heads, -1, counts.head_dim) for w in (q_norm, k_norm))
         weight = torch.cat((q_weight, k_weight), 1)
-        return (x * scale[..., None, :, None] * weight).to(query_key.dtype)
+        return (query_key.float() * scale[..., None, :, None] * weight).to(query_key.dtype)
+
+    def _mean_squares(self, query_key: Tensor) -> Tensor:
+        """Of all ranks' queries and of all their keys, fp32 [..., 2]; from [..., n, r + 1, h]."""
+        r = self.counts.queries_per_group
+        squares = query_key.float().square().sum((-3, -1))  # [..., r + 1]
+        # Queries and keys in one reduction, not two: a step of decoding waits for each.
+        sums = torch.stack((squares[..., :r].sum(-1), squares[..., r]), -1)
+        self._reduce(sums)
+        sums[..., 0] /= self.config.heads * self.counts.head_dim
+        sums[..., 1] /= self.config.kv_heads * self.counts.head_dim
+        return sums
+
+    def _head_norm(self, block: BlockWeights, mixed_BF: Tensor) -> HeadNorm | None:
+        if block.q_norm is None or block.k_norm is None:
+            return None
+        means_B2 = None
+        if self.tp.size > 1 and not block.norm_by_head:
+            means_B2 = self._mean_squares(grouped_qkv(mixed_BF, self.counts)[0])
+        return HeadNorm(
+            query_weight=block.q_norm, key_weight=block.k_norm, eps=self.config.norm_eps, by_head=block.norm_by_head,
+            means_B2=means_B2,
+        )  # fmt: skip
 
     def _embed(self, tokens: Tensor) -> Tensor:
         if self.tp.size == 1:
@@ -199,6 +211,8 @@ class Decoder:
         hidden_BH = self._norm(hidden_BH, self._final_norm)
         if self.dtype == torch.float32:
             logits_BV = F.linear(hidden_BH, self._output)
+        elif hidden_BH.is_cuda and wide_mm():
+            logits_BV = mm(hidden_BH, self._output.T)
         else:
             hidden_BH = hidden_BH.float()
             logits_BV = torch.cat([F.linear(hidden_BH, rows.float()) for rows in self._output.split(_HEAD_ROWS)], -1)

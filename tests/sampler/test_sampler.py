@@ -140,7 +140,7 @@ def test_an_optimizer_step_shows_in_the_next_token(model: Model) -> None:
 
     before, saved = greedy(), [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
-        parameter.grad = torch.arange(parameter.numel()).view_as(parameter) % 3 - 1.0
+        parameter.grad = torch.arange(parameter.numel(), device=parameter.device).view_as(parameter) % 3 - 1.0
     torch.optim.SGD(model.parameters(), lr=0.05).step()
     after = greedy()
     assert after.token_ids != before.token_ids
@@ -164,13 +164,13 @@ def test_a_model_in_bf16_samples_within_its_precision(topology: Topology) -> Non
     (prompt,) = prompts_of(12)
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=40)
     ((completion,),) = Sampler(low).generate([prompt], group_size=1, sampling=sampling, stop_ids=NEVER, seeds=[4])
-    ids = torch.tensor([prompt + completion.token_ids])
+    ids = torch.tensor([prompt + completion.token_ids], device=topology.device)
     with torch.no_grad():
         scores = [
             m.logprobs_from_hidden(m.hidden(ids[:, :-1]), ids[:, 1:]).logprob[0, len(prompt) - 1 :] for m in (low, high)
         ]
     allowed = (scores[0] - scores[1]).abs().max()
-    assert (torch.tensor(completion.logprobs) - scores[1]).abs().max() <= 2 * allowed
+    assert (torch.tensor(completion.logprobs, device=topology.device) - scores[1]).abs().max() <= 2 * allowed
 
 
 def test_prompts_that_leave_no_room_are_a_user_error(model: Model) -> None:

@@ -71,11 +71,12 @@ def _shake_vectors(model: Any) -> None:
 
 
 def _trainer_side(model: Any, prompt: list[int], answer: list[int], nuclei: Nuclei | None) -> dict[str, Any]:
-    tokens = torch.tensor([prompt + answer[:-1]])
-    labels = torch.tensor([[-100] * (len(prompt) - 1) + answer])
+    device = model.topology.device
+    tokens = torch.tensor([prompt + answer[:-1]], device=device)
+    labels = torch.tensor([[-100] * (len(prompt) - 1) + answer], device=device)
     hidden = model.hidden(tokens).detach().requires_grad_()
     scored = sampled_logprobs(model, hidden, labels, nuclei, temperature=0.9, vocab_limit=90, entropy=True)
-    scored.logprob.mul(torch.linspace(1, 2, len(answer))).sum().backward()
+    scored.logprob.mul(torch.linspace(1, 2, len(answer), device=device)).sum().backward()
     assert scored.entropy is not None and hidden.grad is not None
     weight = model.output_weight()
     full = [torch.zeros_like(weight) for _ in range(model.topology.tp.size)]

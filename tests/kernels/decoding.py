@@ -1,0 +1,152 @@
+"""Inputs of the attention of decoding: ragged groups in buffers that hold more than is filled."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from synpro_kernels import DecodeRows, HeadNorm
+
+
+class Inputs(NamedTuple):
+    """In the order of the op's arguments."""
+
+    query_Bnrh: Tensor
+    prompt_key_GnTh: Tensor
+    prompt_value_GnTh: Tensor
+    new_key_BnTh: Tensor
+    new_value_BnTh: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        return Inputs(*(tensor.to(dtype) for tensor in self))
+
+
+class Problem(NamedTuple):
+    """A batch: members of each group, key heads, query heads per key head and their width, lengths."""
+
+    members: tuple[int, ...]
+    heads: tuple[int, int, int]
+    prompts: tuple[int, ...]
+    new: tuple[int, ...]
+
+    def make(self, dtype: torch.dtype) -> tuple[Inputs, DecodeRows]:
+        """Rows are dealt to groups in turn, as they come to lie when sequences end; what is not filled is NaN."""
+        torch.manual_seed(0)
+        n, r, h = self.heads
+        left, group_of_row = list(self.members), []
+        while any(left):
+            for group, count in enumerate(left):
+                if count:
+                    group_of_row.append(group)
+                    left[group] -= 1
+        most, seen = max(self.members), [0] * len(self.members)
+        row_of_place, place_of_row = [0] * (len(seen) * most), []
+        for row, group in enumerate(group_of_row):
+            place_of_row.append(group * most + seen[group])
+            row_of_place[place_of_row[-1]] = row
+            seen[group] += 1
+        new = torch.tensor([self.new[row % len(self.new)] for row in range(len(group_of_row))])
+        prompt = torch.tensor(self.prompts)
+        rows = DecodeRows(
+            row_of_place=torch.tensor(row_of_place), place_of_row_B=torch.tensor(place_of_row),
+            prompt_length_G=prompt, new_length_B=new,
+            prompt_longest=int(prompt.max()), new_longest=int(new.max()),
+            ragged_prompts=len(set(self.prompts)) > 1, ragged_new=len(set(new.tolist())) > 1,
+        )  # fmt: skip
+        query = torch.randn(len(new), n, r, h)
+        return Inputs(query, *(_filled(rows.prompt_length_G, n, h)), *(_filled(new, n, h))).to(dtype), rows
+
+
+def _filled(length: Tensor, n: int, h: int) -> tuple[Tensor, Tensor]:
+    """Keys and values as the cache holds them: one buffer with room to spare, zeros behind what is filled."""
+    buffer = torch.randn(2, len(length) + 1, n, int(length.max()) + 5, h)
+    for row, count in enumerate(length.tolist()):
+        buffer[:, row, :, count:] = 0.0
+    return buffer[0], buffer[1]
+
+
+PROBLEMS = {
+    "one row": Problem((1,), (1, 1, 16), (1,), (1,)),
+    "ragged": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 17, 4)),
+    "equal lengths": Problem((2, 2), (2, 1, 64), (40, 40), (9,)),
+    "odd width": Problem((2, 5), (3, 2, 80), (129, 300), (65, 2)),
+    "a long prompt and many members": Problem((24,), (1, 4, 16), (515,), (3, 70, 1)),
+}
+
+
+class Heads(NamedTuple):
+    """In the order of `store_heads`' arguments."""
+
+    mixed_BF: Tensor
+    cos_Bh: Tensor
+    sin_Bh: Tensor
+    key_BnTh: Tensor
+    value_BnTh: Tensor
+    time_B: Tensor
+    norm: HeadNorm | None
+
+    def to(self, dtype: torch.dtype) -> "Heads":
+        """The same in another dtype, with buffers of its own; angles stay fp32 but for fp64."""
+        angles = torch.promote_types(dtype, torch.float32)
+        norm = self.norm
+        if norm is not None:
+            weights = norm.query_weight.to(dtype), norm.key_weight.to(dtype)
+            norm = HeadNorm(query_weight=weights[0], key_weight=weights[1], eps=norm.eps, by_head=norm.by_head)
+        return Heads(
+            self.mixed_BF.to(dtype), self.cos_Bh.to(angles), self.sin_Bh.to(angles),
+            self.key_BnTh.to(dtype, copy=True), self.value_BnTh.to(dtype, copy=True), self.time_B, norm,
+        )  # fmt: skip
+
+
+def heads(batch: int, n: int, r: int, h: int, norm: str | None) -> Heads:
+    """A product's output and a cache of two rows more, which must stay what they are; norm: by head, full or None."""
+    torch.manual_seed(1)
+    angle = (torch.rand(batch, h // 2) * 4000).repeat(1, 2)
+    weights = None
+    if norm is not None:
+        query, key = (h, h) if norm == "by head" else (n * r * h, n * h)
+        weights = HeadNorm(
+            query_weight=torch.rand(query) + 0.5, key_weight=torch.rand(key) + 0.5, eps=1e-6, by_head=norm == "by head"
+        )
+    cache = torch.randn(2, batch + 2, n, 12, h)
+    mixed = 3.0 * torch.randn(batch, n * (r + 2) * h)
+    return Heads(mixed, angle.cos(), angle.sin(), cache[0], cache[1], torch.randint(0, 12, (batch,)), weights)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (i, i + h/2) by its angle."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos[..., :half], sin[..., :half]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def store_heads_definition(given: Heads) -> Tensor:
+    """Head by head; writes to the buffers of `given`."""
+    mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm = given
+    n, h = key_BnTh.shape[1], key_BnTh.shape[3]
+    batch, r = len(mixed_BF), mixed_BF.shape[1] // (n * h) - 2
+    part = mixed_BF.view(batch, n, r + 2, h)
+    query, key, value = part[:, :, :r], part[:, :, r], part[:, :, r + 1]
+    if norm is not None and norm.by_head:
+        query, key = (
+            torch.nn.functional.rms_norm(x, (h,), weight, norm.eps)
+            for x, weight in ((query, norm.query_weight), (key, norm.key_weight))
+        )
+    elif norm is not None:
+        query, key = (
+            torch.nn.functional.rms_norm(x.flatten(1), (x[0].numel(),), weight, norm.eps).view(x.shape)
+            for x, weight in ((query, norm.query_weight), (key, norm.key_weight))
+        )
+    for row, time in enumerate(time_B.tolist()):
+        key_BnTh[row, :, time] = rotate_pairs(key[row], cos_Bh[row], sin_Bh[row])
+        value_BnTh[row, :, time] = value[row]
+    return rotate_pairs(query, cos_Bh[:, None, None], sin_Bh[:, None, None])
+
+
+HEADS = {
+    "plain": (3, 2, 1, 16, None),
+    "grouped, full width": (5, 3, 2, 32, "full"),
+    "by head": (2, 1, 5, 64, "by head"),
+    "odd width": (4, 2, 2, 80, "full"),
+}

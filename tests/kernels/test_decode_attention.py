@@ -1,0 +1,86 @@
+"""`decode_attention` against one softmax in fp64, on every path, and what it refuses."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from synpro_kernels import decode_attention, decode_attention_definition, store_heads
+from synpro_kernels.testing import assert_as_accurate
+from tests.kernels.decoding import HEADS, PROBLEMS, heads, rotate_pairs, store_heads_definition
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_are_as_accurate_as_one_softmax_in_plain_pytorch(device, problem, dtype):
+    inputs, rows = PROBLEMS[problem].make(dtype)
+    found = decode_attention(*inputs, rows)
+    assert found.dtype == dtype
+    truth = decode_attention_definition(*inputs.to(torch.float64), rows)
+    assert_as_accurate(found, decode_attention_definition(*inputs, rows), truth, problem)
+
+
+def test_fp64_is_kept(device):
+    inputs, rows = PROBLEMS["ragged"].make(torch.float64)
+    torch.testing.assert_close(decode_attention(*inputs, rows), decode_attention_definition(*inputs, rows))
+
+
+def test_scores_that_fp32_cannot_exponentiate_are_merged_without_overflow(device):
+    inputs, rows = PROBLEMS["ragged"].make(torch.float32)
+    far = inputs._replace(query_Bnrh=inputs.query_Bnrh * 300.0)
+    truth = decode_attention_definition(*far.to(torch.float64), rows)
+    torch.testing.assert_close(decode_attention(*far, rows).double(), truth, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"new_key_BnTh": torch.zeros(1, 2, 30, 32)}, r"new_key_BnTh: expected at least \[6, 2, 17, 32\]"),
+        ({"prompt_value_GnTh": torch.zeros(3, 2, 69, 32)}, r"prompt_value_GnTh: expected at least \[3, 2, 70, 32\]"),
+        ({"new_value_BnTh": torch.zeros(6, 2, 17, 32).bfloat16()}, "new_value_BnTh: expected the query's"),
+        ({"prompt_key_GnTh": torch.zeros(3, 2, 32, 70).mT}, "prompt_key_GnTh: the last dimension's stride is 70"),
+        ({"prompt_key_GnTh": torch.zeros(3, 2, 71, 32)}, "expected the strides of their keys"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, named):
+    inputs, rows = PROBLEMS["ragged"].make(torch.float32)
+    with pytest.raises(ValueError, match=named):
+        decode_attention(*inputs._replace(**change), rows)
+
+
+def test_rows_of_another_batch_are_refused():
+    inputs, rows = PROBLEMS["ragged"].make(torch.float32)
+    with pytest.raises(ValueError, match="for 6 rows of the query"):
+        decode_attention(*inputs, dataclasses.replace(rows, new_length_B=rows.new_length_B[:3]))
+
+
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_are_normed_rotated_and_stored_in_their_places_alone(device, case, dtype):
+    given = heads(*HEADS[case])
+    plain, exact, ours = given.to(dtype), given.to(dtype).to(torch.float64), given.to(dtype)
+    found, rounded, truth = store_heads(*ours), store_heads_definition(plain), store_heads_definition(exact)
+    assert found.dtype == dtype and found.is_contiguous()
+    for what, ours_, plain_, exact_ in (
+        ("query", found, rounded, truth),
+        ("key", ours.key_BnTh, plain.key_BnTh, exact.key_BnTh),
+        ("value", ours.value_BnTh, plain.value_BnTh, exact.value_BnTh),
+    ):
+        assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
+
+
+def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(device):
+    given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
+    norm = given.norm
+    assert norm is not None
+    doubled = dataclasses.replace(norm, means_B2=torch.full((len(given.mixed_BF), 2), 4.0), eps=0.0)
+    found = store_heads(*given._replace(norm=doubled))
+    halved = given._replace(mixed_BF=given.mixed_BF.double() / 2, norm=None).to(torch.float64)
+    expected = store_heads_definition(halved)
+    weight = norm.query_weight.double().view(1, *expected.shape[1:])
+    angles = given.cos_Bh.double()[:, None, None], given.sin_Bh.double()[:, None, None]
+    # The weight stands before the rotation: undone, applied and done again.
+    back = rotate_pairs(expected, angles[0], -angles[1]) * weight
+    torch.testing.assert_close(found.double(), rotate_pairs(back, *angles), rtol=2e-2, atol=2e-2)
