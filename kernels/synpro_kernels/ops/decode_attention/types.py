@@ -1,4 +1,4 @@
-"""What the ops of a decoding step are told: which rows are live and how far they are filled, and how heads are normed."""
+"""What the ops of a decoding step are told: which rows live, how far they are filled, and how heads are normed."""
 
 from __future__ import annotations
 
