@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from synpro_engine.reward.judges import Client, JudgeConfig
-from synpro_engine.reward.judges.written import Question
+from synpro_engine.reward.judges import Client, JudgeConfig, Judgement
 
 Ask = Callable[[Sequence[str]], list[str]]
 """The written answer to each question."""
-_QUESTION = Question(words="{text}", values={str(n): float(n) for n in range(1, 6)}, meanings={})
 _JSON = {"content-type": "application/json"}
 
 
@@ -31,9 +29,16 @@ def _text(reply: Any) -> str:
 
 def ours(endpoint: str, concurrency: int) -> Ask:
     """The judge's client whole: requests, retries, breaker, counts, reading, answers kept in memory."""
-    config = JudgeConfig(endpoint=endpoint, model="judge", concurrency=concurrency, top_logprobs=0)
-    client = Client("quality", config, _QUESTION)
-    return lambda questions: [f"{value:g}" for value in client.values([(question, "") for question in questions])]
+    config = JudgeConfig(
+        endpoint=endpoint, model="judge", concurrency=concurrency, top_logprobs=0, api="chat", prompt="{text}"
+    )
+    client = Client({"quality": config}, "chat")
+
+    def ask(questions: Sequence[str]) -> list[str]:
+        values = client.values([Judgement("quality", "", question) for question in questions])
+        return [f"{value:g}" for value in values]
+
+    return ask
 
 
 def _threads(one: Callable[[str], str], concurrency: int) -> Ask:

@@ -12,7 +12,6 @@ from synpro_engine.cycle import Recipe
 from synpro_engine.cycle.scoring.judging import Checked
 from synpro_engine.reward.agreement import Standing
 from synpro_engine.reward.entries import Cost, EntryStanding, KindStanding, SetStanding
-from synpro_engine.reward.judges import EncoderConfig
 from synpro_engine.reward.measures import Bin
 
 _BLIND = 0.65
@@ -47,10 +46,10 @@ def _text_table(found: Sequence[Standing], recipe: Recipe) -> Iterator[str]:
 
 
 def _title(judge: str, recipe: Recipe) -> str:
-    config = getattr(recipe.reward.judges, judge, None)
-    if config is None:
-        return judge
-    return f"{judge} ({Path(config.encoder if isinstance(config, EncoderConfig) else config.model).name})"
+    judges = recipe.reward.judges
+    if judge == "similarity" and judges.encoder is not None:
+        return f"{judge} ({Path(judges.encoder.encoder).name})"
+    return f"{judge} ({Path(judges.remote[judge].model).name})" if judge in judges.remote else judge
 
 
 def _cell(standing: Standing) -> str:

@@ -114,16 +114,40 @@ def validate(cls: type[C], data: Mapping[str, Any], where: str, *, names: Mappin
     except ValidationError as error:
         # One fault at a time, for the message is a line and the others often follow from the first.
         first = error.errors()[0]
-        top, *below = first["loc"] or ("",)
+        place = _place(data, first["loc"], missing=first["type"] == "missing")
+        top, *below = place or ("",)
         path = ".".join(str(part) for part in ((names or {}).get(str(top), top), *below))
         if first["type"] == "extra_forbidden":
-            known = _keys_beside(cls, first["loc"])
-            raise UserError(f"{where}: unknown key `{path}`{nearest(str(first['loc'][-1]), known)}") from None
+            known = _keys_beside(cls, place)
+            raise UserError(f"{where}: unknown key `{path}`{nearest(str(place[-1]), known)}") from None
         if first["type"] == "missing":
             raise UserError(f"{where}: key `{path}` is missing") from None
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f", got {brief(first['input'])}"
         raise UserError(f"{where}: `{path}`: {message}{given}" if path else f"{where}: {message}") from None
+
+
+def _place(data: Any, loc: Sequence[int | str], *, missing: bool) -> tuple[int | str, ...]:
+    """Where a fault is, in keys of the data: pydantic puts the kind that it took for a value among them.
+
+    missing: the last one is the key that is not there.
+    """
+    place = list[int | str]()
+    for number, key in enumerate(loc):
+        below: Mapping[Any, Any] = dict(enumerate(data)) if isinstance(data, list | tuple) else data
+        if isinstance(below, Mapping) and key in below:
+            data = below[key]
+        elif not (missing and number == len(loc) - 1):
+            continue
+        place.append(key)
+    return tuple(place)
+
+
+def _of_other_keys(cls: type[Config]) -> Any:
+    """The annotation of what stands under keys of the user's choice; None where there are none."""
+    if cls.model_config.get("extra") != "allow":
+        return None
+    return typing.get_args(typing.get_type_hints(cls)["__pydantic_extra__"])[1]
 
 
 def _sections(annotation: Any) -> list[type[Config]]:
@@ -139,7 +163,11 @@ def _keys_beside(cls: type[Config], path: Sequence[int | str]) -> list[str]:
         current = [
             section
             for owner in current
-            for section in (_sections(owner.model_fields[key].annotation) if key in owner.model_fields else [owner])
+            for section in (
+                _sections(owner.model_fields[key].annotation)
+                if key in owner.model_fields
+                else _sections(_of_other_keys(owner)) or [owner]
+            )
         ]
     return [name for owner in current for name in owner.model_fields]
 
@@ -148,8 +176,8 @@ def _tuples(annotation: Any, value: Any) -> Any:
     """Turn YAML lists into tuples where the annotation asks for one (strict mode would refuse them)."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Config) and isinstance(value, Mapping):
-        fields = annotation.model_fields
-        return {k: _tuples(fields[k].annotation, v) if k in fields else v for k, v in value.items()}
+        fields, other = annotation.model_fields, _of_other_keys(annotation)
+        return {k: _tuples(fields[k].annotation if k in fields else other, v) for k, v in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(_tuples(arguments[0], item) for item in value)
     if origin is dict and isinstance(value, Mapping):

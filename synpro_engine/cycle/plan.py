@@ -223,7 +223,7 @@ def _judge_files(recipe: Recipe) -> dict[str, str]:
     reward, keys = recipe.reward, dict[str, str]()
     if reward.faithfulness_judge is not None:
         keys["faithfulness"] = "reward.faithfulness_judge"
-    if reward.judges.similarity is not None:
+    if reward.judges.encoder is not None:
         keys["similarity"] = "reward.judges.similarity.encoder"
     return keys
 

@@ -45,7 +45,7 @@ class EndpointConfig(Config):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected an address such as http://127.0.0.1:8000/v1")
         _ = parts.port  # ValueError for what is no port
-        for end in ("/chat/completions", "/completions", "/systemone", "/models"):
+        for end in ("/chat/completions", "/completions", "/systemone", "/decisions", "/models"):
             if parts.path.rstrip("/").endswith(end):
                 raise ValueError(f"without {end}, which calls add")
         return value.rstrip("/")

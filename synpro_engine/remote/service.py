@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -42,11 +42,14 @@ class Service:
         ranks: int = 1,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell_every_s: float = _TOLD_EVERY_S,
+        counted: Sequence[str] = COUNTED,
     ) -> None:
         """key: the setting that holds `config`, for messages. ranks: how many share `config.concurrency`.
 
-        asked_to_stop: looked at while an outage is waited for. UserError for an API key that is not there.
+        asked_to_stop: looked at while an outage is waited for. counted: what `take_counts` tells. UserError for an API
+        key that is not there.
         """
+        self._counted = counted
         self.key, self.config = key, config
         self.endpoint, self.breaker = Endpoint(config, key), CircuitBreaker()
         self.threads = max(1, config.concurrency // ranks)
@@ -56,7 +59,7 @@ class Service:
         self.refusal = ""
         """What it said of the first question that it refused."""
         self.counts: Counter[str] = Counter()
-        """By the names of `COUNTED`."""
+        """By the names of `COUNTED`, or others."""
 
     @property
     def waits(self) -> bool:
@@ -74,12 +77,12 @@ class Service:
         """The counts since the last call."""
         with self.lock:
             counts, self.counts = self.counts, Counter()
-        return {name: counts[name] for name in COUNTED}
+        return {name: counts[name] for name in self._counted}
 
-    def count(self, what: str) -> None:
-        """Add one."""
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to a count."""
         with self.lock:
-            self.counts[what] += 1
+            self.counts[what] += number
 
 
 class Calls(Generic[K, V]):
@@ -146,10 +149,12 @@ class Calls(Generic[K, V]):
         request: bytes,
         read: Callable[[Mapping[str, Any]], V | None],
         again: Callable[[], bytes] | None = None,
+        refused: Callable[[], bool] = lambda: False,
     ) -> V | None:
         """What `read` makes of the answer to a request; None where that is given up. For the thread of one value.
 
         read: None for an answer that it cannot read, and after which `again`, where it is given, makes the request.
+        refused: told that the very same request would be refused again; True where the caller knows a way on.
         """
         service, config, breaker, waits = self._service, self._config, self._breaker, self._service.waits
         faults = unreadable = 0
@@ -168,7 +173,8 @@ class Calls(Generic[K, V]):
                 service.count("faults")
                 if fault.final:
                     breaker.succeeded()  # the service is well, and the question is not
-                    self._tell_once(fault)
+                    if not refused():
+                        self._tell_once(fault)
                     return None
                 faults += 1
                 breaker.failed(fault.reason, fault.retry_after_s)

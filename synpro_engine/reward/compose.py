@@ -16,11 +16,11 @@ import torch
 
 from synpro_engine.config import UserError, nearest
 from synpro_engine.config.artifact import versions
-from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
+from synpro_engine.reward.config import RewardConfig
 from synpro_engine.reward.embedder import Embedder
 from synpro_engine.reward.head import load_head
 from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
-from synpro_engine.reward.judges import Judge
+from synpro_engine.reward.judges import Judge, ask_together
 from synpro_engine.reward.quality import QualityReward
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward
@@ -65,27 +65,55 @@ class Composer:
         parts = {name: [0.0] * len(candidates) for name in self._rewards}
         total = [0.0] * len(candidates)
         faults: list[RewardFault] = []
-        seconds: dict[str, float] = {}
-        for name, reward in self._rewards.items():
-            wanted = [
+        wanted = {
+            name: [
                 i
                 for i, c in enumerate(candidates)
                 if c.parsed.ok and (c.parsed.exact or not exact) and self._weight(c, name)
             ]
-            began = time.monotonic()
-            values = reward([candidates[i] for i in wanted]) if wanted else []
-            seconds[name] = time.monotonic() - began
-            assert len(values) == len(wanted), f"reward {name} gave {len(values)} values for {len(wanted)} candidates"
-            low, high = reward.range
-            for i, value in zip(wanted, values, strict=True):
+            for name in self._rewards
+        }
+        chosen = {name: [candidates[i] for i in places] for name, places in wanted.items()}
+        found, seconds = self._values(chosen)
+        for name, values in found.items():
+            low, high = self._rewards[name].range
+            for i, value in zip(wanted[name], values, strict=True):
                 if not (math.isfinite(value) and low - _ROUNDING <= value <= high + _ROUNDING):
-                    faults.append(RewardFault(index=i, reward=name, value=value, range=reward.range))
+                    faults.append(RewardFault(index=i, reward=name, value=value, range=(low, high)))
                     value = math.nan
                 parts[name][i] = value
                 total[i] += self._weight(candidates[i], name) * value
-        judges = {name: reward for name, reward in self._rewards.items() if isinstance(reward, Judge)}
-        asked = {f"{name}/{what}": n for name, judge in judges.items() for what, n in judge.take_counts().items()}
-        return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=asked, seconds=seconds)
+        return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=self._take_counts(), seconds=seconds)
+
+    def _values(self, chosen: Mapping[str, Sequence[Candidate]]) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """Each reward's values of its candidates, and the seconds that they took, in the order of the rewards."""
+        values, seconds = dict[str, list[float]](), dict[str, float]()
+        for names in self._together:
+            began = time.monotonic()
+            rewards = [self._rewards[name] for name in names]
+            judges = [reward for reward in rewards if isinstance(reward, Judge)]
+            if judges:
+                found = ask_together([(judge, chosen[judge.name]) for judge in judges])
+            else:
+                found = [reward(chosen[reward.name]) if chosen[reward.name] else [] for reward in rewards]
+            for name, of_reward in zip(names, found, strict=True):
+                given, asked = len(of_reward), len(chosen[name])
+                assert given == asked, f"reward {name} gave {given} values for {asked} candidates"
+                values[name], seconds[name] = of_reward, time.monotonic() - began
+        return {name: values[name] for name in self._rewards}, seconds
+
+    @property
+    def _together(self) -> list[list[str]]:
+        """Names of rewards that are asked for in one go: judges of one endpoint, since they share requests."""
+        groups: dict[object, list[str]] = {}
+        for name, reward in self._rewards.items():
+            groups.setdefault(reward.client if isinstance(reward, Judge) else name, []).append(name)
+        return list(groups.values())
+
+    def _take_counts(self) -> dict[str, int]:
+        clients = dict.fromkeys(reward.client for reward in self._rewards.values() if isinstance(reward, Judge))
+        counts = {client.name: client.service.take_counts() for client in clients}
+        return {f"{name}/{what}": number for name, of in counts.items() for what, number in of.items()}
 
     def rows(self, candidates: Sequence[Candidate], *, total: bool = True) -> list[dict[str, float]]:
         """One mapping per candidate with the `total` among its parts, for records of generation: all that was read.
@@ -139,7 +167,7 @@ def build_composer(
         )
     if likelihood_of is not None:
         makers["quality"] = lambda: QualityReward(likelihood_of, low=config.quality_low, high=config.quality_high)
-    encoder, threshold = config.judges.similarity, config.similarity_threshold
+    encoder, threshold = config.judges.encoder, config.similarity_threshold
     embedded = ("faithfulness",) if encoder else ("similarity", "faithfulness")
     if any(config.uses(name) and name not in remote for name in embedded):
         embedder = Embedder(device)
@@ -151,5 +179,5 @@ def build_composer(
         makers["similarity"] = lambda: SimilarityReward(
             Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
         )
-    rewards = [remote.get(name) or makers[name]() for name in REWARD_NAMES if config.uses(name)]
+    rewards = [remote.get(name) or makers[name]() for name in config.names if config.uses(name)]
     return Composer(rewards, config.by_operation)

@@ -14,6 +14,8 @@ from synpro_engine.synth.operations import PAPER, operation_named
 REWARD_NAMES = (
     "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
 )  # fmt: skip
+TOTAL = "total"
+"""What the weighted sum is called beside them."""
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -55,13 +57,21 @@ class RewardConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in self.judges.own:
+            if name in (*REWARD_NAMES, TOTAL):
+                raise ValueError(f"judges.{name}: is measured without a judge; give your question another name")
         for operation, weights in self.by_operation.items():
             for name in weights:
-                if name not in REWARD_NAMES:
-                    raise ValueError(f"{operation}: no reward `{name}`{nearest(name, REWARD_NAMES)}")
+                if name not in self.names:
+                    raise ValueError(f"{operation}: no reward `{name}`{nearest(name, self.names)}")
         if self.quality_low >= self.quality_high:
             raise ValueError("quality_low must be below quality_high")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all rewards that there are, the user's own questions among them."""
+        return (*REWARD_NAMES, *self.judges.own)
 
     @property
     def by_operation(self) -> dict[str, dict[str, float]]:

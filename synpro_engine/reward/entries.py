@@ -78,8 +78,9 @@ def costs(table: RewardTable, judged: int) -> dict[str, Cost]:
     """By judge, what the table's values took."""
     counts = {name: Counter[str]() for name in table.seconds}
     for key, value in table.asked.items():
-        name, _, what = key.partition("/")
-        counts[name][what] += value
+        names, _, what = key.partition("/")
+        for name in counts.keys() & names.split("+"):  # judges of one endpoint share its calls
+            counts[name][what] += value
     return {
         name: Cost(judged=judged, seconds=seconds, asked=dict(counts[name])) for name, seconds in table.seconds.items()
     }

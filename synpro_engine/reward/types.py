@@ -59,6 +59,7 @@ class RewardTable:
     faults: tuple[RewardFault, ...] = ()
     """The candidates' rewards that say nothing; they and the totals that they enter are NaN."""
     asked: Mapping[str, int] = field(default_factory=dict)
-    """What remote judges were asked for this table, counted, as in `quality/calls`."""
+    """What remote judges were asked for this table, counted, as in `quality/calls`; those of one endpoint together, as
+    in `quality+structure/calls`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What each reward took, by name."""

@@ -15,7 +15,7 @@ def test_the_tables_have_a_row_a_kind_for_each_judge(tmp_path: Path, capsys: pyt
     with serving() as server:
         # A judge that likes lists.
         server.answer = lambda handler, body: handler.write("5" if "\n- " in body["messages"][0]["content"] else "2")
-        judge = f"reward.judges.quality={{endpoint: '{server.endpoint}', model: judge-1}}"
+        judge = f"reward.judges.quality={{endpoint: '{server.endpoint}', model: judge-1, api: chat}}"
         drop = [f"tune.{operation}.bad_reward=drop_group" for operation in ("rephrase", "reformat")]
         files = ["--output", str(tmp_path / "check.json"), "--json", str(tmp_path / "figures.json")]
         assert main(["judge-check", "smoke", judge, *drop, "--texts", "4", "--pairs", "8", *files]) == 0

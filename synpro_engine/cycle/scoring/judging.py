@@ -13,7 +13,7 @@ from synpro_engine.config import UserError, nearest
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.steps.judging import check_all, open_judges
 from synpro_engine.data import Document, load_tokenizer, read_documents, start_id
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence import text_likelihood
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
@@ -51,17 +51,21 @@ def check_judges_of(recipe: Recipe, judges: Sequence[str], texts: int, pairs: in
     """Standings of `judges`, embedded or behind endpoints, on `texts` slices of the recipe's corpus. Collective.
 
     pairs: at most so many of each labelled set, for judges of entries. UserError for a corpus without so much prose,
-    for judges that cannot be had, and for a name that is none of `CHECKED`.
+    for judges that cannot be had, and for a name that is none.
     """
+    own = recipe.reward.judges.own
+    known = (*CHECKED, *own)
     for judge in judges:
-        if judge not in CHECKED:
-            raise UserError(f"--judge: no judge `{judge}`{nearest(judge, CHECKED)}; there are {', '.join(CHECKED)}")
-    wanted = [judge for judge in CHECKED if judge in (judges or CHECKED)]
+        if judge not in known:
+            raise UserError(f"--judge: no judge `{judge}`{nearest(judge, known)}; there are {', '.join(known)}")
+    wanted = [judge for judge in known if judge in (judges or known)]
     # All of them, whatever the recipe weighs: what a judge sees is asked before it is used.
     reward = recipe.reward.weighing({JUDGED: dict.fromkeys(wanted, 1.0)})
-    on_main(topology, lambda: check_all(reward))
-    of_texts = [judge for judge in wanted if judge not in OF_ENTRIES]
-    of_entries = [judge for judge in wanted if judge in OF_ENTRIES]
+    for line in on_main(topology, lambda: check_all(reward)):
+        say(topology, line)
+    by_entry = (*OF_ENTRIES, *(name for name in own if recipe.reward.judges.question_of(name).each == "entry"))
+    of_texts = [judge for judge in wanted if judge not in by_entry]
+    of_entries = [judge for judge in wanted if judge in by_entry]
     # What may not be there is read before anything is judged.
     slices = on_main(topology, lambda: _slices(recipe, texts, lambda document: True)) if of_texts else []
     sets = on_main(topology, lambda: _entry_sets(recipe, texts, pairs)) if of_entries else {}

@@ -15,29 +15,32 @@ from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
 from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.embedder import open_encoder
 from synpro_engine.reward.head import load_head
-from synpro_engine.reward.judges import Judge, check_judge, open_judge
+from synpro_engine.reward.judges import Judge, apis_of
+from synpro_engine.reward.judges import check_judges as check_endpoints
+from synpro_engine.reward.judges import open_judges as judges_of
 
 
 def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[Judge]:
-    """The judges that have a weight; answers are kept below `cache`."""
+    """The judges that have a weight; answers are kept below `cache`. Collective.
+
+    UserError, naming the key, for a server that has to be asked for its interfaces and does not answer.
+    """
 
     def share(work: Callable[[], list[float]]) -> Sequence[float | None]:
         # The ranks of a tensor-parallel group hold the same candidates: one of them asks.
         return on_first(topology.tp, topology, work)
 
-    wish = topology.watch.wish
-    return [
-        open_judge(
-            name, config, share=share, ranks=topology.dp.size, cache=cache / name,
-            asked_to_stop=lambda: wish.signal is not None,
-        )
-        for name, config in reward.remote.items()
-    ]  # fmt: skip
+    wish, judges = topology.watch.wish, reward.remote
+    # All by the same one, and asked for once.
+    apis = on_main(topology, lambda: apis_of(judges)) if judges else {}
+    return judges_of(
+        judges, apis, share=share, ranks=topology.dp.size, cache=cache, asked_to_stop=lambda: wish.signal is not None
+    )
 
 
 def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
     """What gives each reward that has a weight, for the records of generation."""
-    encoder = reward.judges.similarity
+    encoder = reward.judges.encoder
     if encoder is None or not reward.uses("similarity"):
         return composer.judges
     layer = "the last layer" if encoder.layer is None else f"layer {encoder.layer}"
@@ -54,33 +57,37 @@ def check_judges(recipe: Recipe, directory: Path, topology: Topology) -> None:
         # A finished run must be readable when its judges are long gone.
         return not (directory / stage / MANIFEST).exists()
 
-    def check() -> None:
+    def check() -> list[str]:
         weights: dict[str, dict[str, float]] = {}
         for this in map(Round, range(1, recipe.rounds + 1)):
             weights |= {name: recipe.measured(name) for name in recipe.generate.names if is_open(this.generate(name))}
         # Last, for they measure whatever generation does.
         for this in map(Round, range(1, recipe.rounds + 1)):
             weights |= {name: recipe.reward.weights(name) for name in recipe.tune if is_open(this.tune(name))}
-        check_all(recipe.reward.weighing(weights))
+        return check_all(recipe.reward.weighing(weights))
 
-    on_main(topology, check)
+    for line in on_main(topology, check):
+        say(topology, line)
 
 
-def check_all(reward: RewardConfig) -> None:
-    """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise."""
-    for name, config in reward.remote.items():
-        check_judge(name, config)
+def check_all(reward: RewardConfig) -> list[str]:
+    """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise.
+
+    What was found out of endpoints, in a line each.
+    """
+    found = check_endpoints(reward.remote)
     if reward.faithfulness_judge is not None and reward.measures("faithfulness"):
         try:
             load_head(Path(reward.faithfulness_judge))
         except UserError as error:
             raise UserError(f"`reward.faithfulness_judge`: {error}") from None
-    encoder = reward.judges.similarity
+    encoder = reward.judges.encoder
     if encoder is not None and reward.uses("similarity"):
         try:
             open_encoder(Path(encoder.encoder), encoder.layer)
         except UserError as error:
             raise UserError(f"`reward.judges.similarity.encoder`: {error}") from None
+    return found
 
 
 def tell_judged(what: str, asked: Mapping[str, int], topology: Topology) -> None:

@@ -1,24 +1,27 @@
-"""Rewards measured by models behind OpenAI-compatible endpoints.
+"""Rewards measured by models behind endpoints, which are asked declared questions.
 
-Knows a few questions and what an answer is worth. Refuses to know what a reward is for: an outage, an unreadable reply
-and a refused question are all NaN, and what follows is the caller's.
+Knows how a question is put and what an answer is worth. Refuses to know what a reward is for: an outage, an unreadable
+reply and a refused question are all NaN, and what follows is the caller's.
 """
 
-from synpro_engine.reward.judges.client import Client
+from synpro_engine.reward.judges.client import Client, Judgement
 from synpro_engine.reward.judges.config import EncoderConfig, JudgeConfig, JudgesConfig
-from synpro_engine.reward.judges.opening import check_judge, open_judge
-from synpro_engine.reward.judges.rewards import FaithfulnessJudge, Judge, QualityJudge, Share, StructureJudge
+from synpro_engine.reward.judges.judge import Judge, Share, ask_together
+from synpro_engine.reward.judges.opening import apis_of, check_judges, open_judges
+from synpro_engine.reward.judges.questions import QuestionConfig, built_in
 
 __all__ = [
     "Client",
     "EncoderConfig",
-    "FaithfulnessJudge",
     "Judge",
     "JudgeConfig",
+    "Judgement",
     "JudgesConfig",
-    "QualityJudge",
+    "QuestionConfig",
     "Share",
-    "StructureJudge",
-    "check_judge",
-    "open_judge",
+    "apis_of",
+    "ask_together",
+    "built_in",
+    "check_judges",
+    "open_judges",
 ]

@@ -1,4 +1,7 @@
-"""Many questions to one judge at a time: what was answered before is kept, and what is not answered is NaN."""
+"""Questions about many texts to one endpoint: what was answered before is kept, and what is not answered is NaN.
+
+Several judges may share a client: all that they ask about one text goes in one request, where the interface allows it.
+"""
 
 from __future__ import annotations
 
@@ -6,84 +9,232 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from synpro_engine.config import json_text
-from synpro_engine.remote import Calls, Service
+from synpro_engine.remote import COUNTED, Calls, Service
+from synpro_engine.reward.judges import typed, written
 from synpro_engine.reward.judges.cache import AnswerCache
-from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.wire import PATHS, request_body, value_of
-from synpro_engine.reward.judges.written import Question
+from synpro_engine.reward.judges.config import JudgeConfig, question_of
+from synpro_engine.reward.judges.questions import QuestionConfig
 
 _TOLD_EVERY_S = 60.0
+INPUT_TOKENS = "input_tokens"
+"""Counted beside `COUNTED`: tokens of requests, as the server counts them."""
+PATHS = typed.PATHS | written.PATHS
+
+
+class Judgement(NamedTuple):
+    """One thing to be judged.
+
+    source: the slice, empty where the judge is not to see it. text: what is judged, or the text that `entry`, which is
+    then what is judged, stands in.
+    """
+
+    judge: str
+    source: str
+    text: str
+    entry: str = ""
+
+    @property
+    def state(self) -> str:
+        """What a question is asked about; of an entry, which stands in the question itself, the source alone."""
+        return typed.state_of(self.source, "" if self.entry else self.text)
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What one judge is asked."""
+
+    name: str
+    """The reward's."""
+    config: JudgeConfig
+
+    @cached_property
+    def question(self) -> QuestionConfig:
+        """As it is declared."""
+        return question_of(self.name, self.config)
+
+    @cached_property
+    def written(self) -> written.WrittenForm:
+        """As it is put in writing."""
+        return written.written_form(self.question)
+
+    @cached_property
+    def version(self) -> str:
+        """16 hex digits of SHA-256 over all that a judge is shown beside the texts, and what its answers are worth."""
+        shown = [self.question.version, self.config.hard, self.config.prompt]
+        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
 
 
 class Client:
-    """One judge, as one rank asks it. Values are kept in memory and, with a directory, on disk."""
+    """One endpoint, as one rank asks it. Values are kept in memory and, with a directory, on disk."""
 
     def __init__(
         self,
-        name: str,
-        config: JudgeConfig,
-        question: Question,
+        judges: Mapping[str, JudgeConfig],
+        api: str,
         *,
         ranks: int = 1,
         cache: Path | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell_every_s: float = _TOLD_EVERY_S,
     ) -> None:
-        """name: the reward's. Others as `Service` takes them. UserError for an API key that is not there."""
-        self._config, self._question = config, question
+        """judges: by the reward's name, all of one `connection`. api: the interface that is taken.
+
+        cache: answers of each judge are kept in a directory of its name there. Others as `Service` takes them.
+        UserError for an API key that is not there.
+        """
+        self.name, self.api = "+".join(judges), api
+        first, self._config = next(iter(judges.items()))
+        self.inquiries = {name: Inquiry(name, config) for name, config in judges.items()}
         self.service = Service(
-            f"reward.judges.{name}", config, ranks=ranks, asked_to_stop=asked_to_stop, tell_every_s=tell_every_s
-        )
-        self._cache = AnswerCache(cache if config.cache else None)
+            f"reward.judges.{first}", self._config, ranks=ranks, asked_to_stop=asked_to_stop, tell_every_s=tell_every_s,
+            counted=(*COUNTED, INPUT_TOKENS),
+        )  # fmt: skip
+        self._caches = {
+            name: AnswerCache(cache / name if cache is not None and config.cache else None)
+            for name, config in judges.items()
+        }
         self._told_missing_at = -math.inf
 
-    @property
-    def version(self) -> str:
-        """The model's name and the version of the question."""
-        return f"{self._config.model}, question {self._question.version}"
+    def version(self, judge: str) -> str:
+        """What the values of a judge hang on: the model's name, the interface and the version of the question."""
+        return f"{self._config.model} by {self.api}, question {self.inquiries[judge].version}"
 
-    def values(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """The question's value for each (text, source), NaN where it was given up.
+    def values(self, judgements: Sequence[Judgement]) -> list[float]:
+        """The value of each, NaN where it was given up.
 
         Raises Stopped when the job is asked to stop in an outage that is waited for.
         """
-        self._cache.refresh()
-        values = self.service.each(pairs, self._value)
-        if missing := sum(value is None for value in values.values()):
-            self._tell_missing(missing, len(values))
-        return [math.nan if (value := values[pair]) is None else value for pair in pairs]
+        for cache in self._caches.values():
+            cache.refresh()
+        values: dict[Judgement, float] = {}
+        for answered in self.service.each(self._requests(judgements), self._answered).values():
+            values |= answered or {}
+        if missing := sum(one not in values for one in dict.fromkeys(judgements)):
+            self.service.count("missing", missing)
+            self._tell_missing(missing, len(set(judgements)))
+        return [values.get(one, math.nan) for one in judgements]
 
-    def _request(self, text: str, source: str, *, again: bool = False) -> bytes:
-        return json_text(request_body(self._config, self._question, text, source, again=again)).encode()
+    def _requests(self, judgements: Sequence[Judgement]) -> list[tuple[Judgement, ...]]:
+        """What is asked together: all that is asked about one text in one state, as far as the interface allows."""
+        most = self._most
+        groups: dict[tuple[str, str, bool], list[Judgement]] = {}
+        for one in dict.fromkeys(judgements):
+            groups.setdefault((one.source, one.text, bool(one.entry)), []).append(one)
+        return [tuple(group[at : at + most]) for group in groups.values() for at in range(0, len(group), most)]
 
-    def _hash(self, request: bytes) -> bytes:
-        """Of all that an answer hangs on. Not of the address: the same model may be served elsewhere tomorrow."""
-        return hashlib.sha256(self._question.version.encode() + request).digest()[:16]
+    def samples(self) -> list[tuple[Judgement, ...]]:
+        """Small requests that ask every judge once, to see whether they are understood."""
+        source, text, entry = (
+            "At six the sun rose.",
+            "The sun rose at six.",
+            "- Topic: Sunrise. Content: It was at six.",
+        )
+        questions = {name: inquiry.question for name, inquiry in self.inquiries.items()}
+        return self._requests([
+            Judgement(name, source if one.source == "shown" else "", text, entry if one.each == "entry" else "")
+            for name, one in questions.items()
+        ])  # fmt: skip
 
-    def _value(self, calls: Calls[tuple[str, str], float], pair: tuple[str, str]) -> float | None:
-        """Of one pair: one that is known already, or what is answered now."""
+    @property
+    def _most(self) -> int:
+        allowed = typed.MOST_QUESTIONS.get(self.api, 1)
+        return min(allowed, self._config.max_questions or allowed)
+
+    def _answered(
+        self, calls: Calls[tuple[Judgement, ...], dict[Judgement, float]], wanted: tuple[Judgement, ...]
+    ) -> dict[Judgement, float]:
+        """The values of one request: those that are known already, and what is answered now."""
         # Here, since hashing a batch would hold up its first call.
-        request = self._request(*pair)
-        key = self._hash(request)
-        if (known := self._cache.get(key)) is not None:
-            self.service.count("kept")
-            return known
+        keys = {one: self._key(one) for one in wanted}
+        known = {one: value for one, key in keys.items() if (value := self._caches[one.judge].get(key)) is not None}
+        self.service.count("kept", len(known))
+        left = [one for one in wanted if one not in known]
+        found = self._ask(calls, left) if left else {}
+        for one, value in found.items():
+            self._caches[one.judge].put(keys[one], value)
+        return known | found
 
-        def read(reply: Any) -> float | None:
-            return value_of(self._question, self._config.api, reply)
+    def _key(self, one: Judgement) -> bytes:
+        """Of all that an answer hangs on. Not of the address: the same model may be served elsewhere tomorrow.
 
-        path = PATHS[self._config.api]
-        value = calls.ask(path, request, read, again=lambda: self._request(*pair, again=True))
-        if value is not None:
-            self._cache.put(key, value)
-        return value
+        Nor of what else is asked in the same request, which each question is answered without.
+        """
+        request = self.inquiries[one.judge].version + json_text(self.body([one]))
+        return hashlib.sha256(f"{self.api} {request}".encode()).digest()[:16]
+
+    def body(self, wanted: Sequence[Judgement], *, again: bool = False) -> dict[str, Any]:
+        """The request that asks for `wanted`, which is one judgement of a written answer; again: it was unreadable."""
+        if self.api in typed.PATHS:
+            fields = typed.questions_of(self.api, wanted[0].state, self._asked(wanted))
+        else:
+            [one] = wanted
+            fields = written.written_request(self._config, self.api, self._words(one) + written.REMINDER * again)
+        body = {"model": self._config.model} | fields | self._config.request
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _asked(self, wanted: Sequence[Judgement]) -> list[typed.Asked]:
+        return [typed.Asked(self.inquiries[one.judge].question, one.entry) for one in wanted]
+
+    def _words(self, one: Judgement) -> str:
+        inquiry = self.inquiries[one.judge]
+        if inquiry.config.prompt is not None:
+            return written.fill(inquiry.config.prompt, one.entry or one.text, one.source)
+        shown = f"{one.state}\n\n{typed.entry_of(one.entry)}" if one.entry else one.state
+        return f"{shown}\n\n{inquiry.written.words}"
+
+    def read(self, reply: Mapping[str, Any], wanted: Sequence[Judgement]) -> dict[Judgement, float]:
+        """What a reply says to a request for `wanted`; what it does not answer is left out."""
+        if self.api in typed.PATHS:
+            answers = zip(wanted, typed.probabilities_of(self.api, reply, self._asked(wanted)), strict=True)
+            return {one: self._value(one, probabilities) for one, probabilities in answers if probabilities is not None}
+        [one] = wanted
+        inquiry = self.inquiries[one.judge]
+        value = inquiry.written.value_of(self.api, reply, hard=inquiry.config.hard)
+        return {} if value is None else {one: value}
+
+    def _value(self, one: Judgement, probabilities: Sequence[float]) -> float:
+        inquiry = self.inquiries[one.judge]
+        return inquiry.question.value(probabilities, hard=inquiry.config.hard)
+
+    def _ask(
+        self, calls: Calls[tuple[Judgement, ...], dict[Judgement, float]], wanted: Sequence[Judgement]
+    ) -> dict[Judgement, float]:
+        """What is answered of `wanted`: what a reply lacks is asked for again, and a refused request in halves."""
+        found: dict[Judgement, float] = {}
+        halved = False
+
+        def left() -> list[Judgement]:
+            return [one for one in wanted if one not in found]
+
+        def read(reply: Mapping[str, Any]) -> dict[Judgement, float] | None:
+            self.service.count(INPUT_TOKENS, typed.input_tokens(reply))
+            found.update(self.read(reply, left()))
+            return None if left() else found
+
+        def again() -> bytes:
+            return json_text(self.body(left(), again=True)).encode()
+
+        def refused() -> bool:
+            # One question may be at fault, or be one too many for this server.
+            nonlocal halved
+            halved = len(left()) > 1
+            return halved
+
+        calls.ask(PATHS[self.api], json_text(self.body(wanted)).encode(), read, again, refused)
+        if halved:
+            rest = left()
+            for half in (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
+                found |= self._ask(calls, half)
+        return found
 
     def _tell_missing(self, missing: int, of: int) -> None:
         service, now = self.service, time.monotonic()
@@ -92,12 +243,3 @@ class Client:
         self._told_missing_at = now
         why = f"latest fault: {service.breaker.reason}" if service.breaker.reason else "answers could not be read"
         tqdm.write(f"`{service.key}`: {missing} of {of} values are missing ({why})", file=sys.stderr)
-
-    def probe(self) -> dict[str, Any]:
-        """The answer to one question, once, with nothing kept; CallFault where there is none."""
-        request = self._request("The sun rose at six.", "At six the sun rose.")
-        return self.service.endpoint.post(PATHS[self._config.api], request, self._config.timeout_s)
-
-    def models(self) -> dict[str, Any]:
-        """The endpoint's own list of its models; CallFault where it gives none."""
-        return self.service.endpoint.get("models", self._config.timeout_s)

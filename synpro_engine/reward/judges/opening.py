@@ -3,46 +3,85 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from synpro_engine.config import UserError, nearest
+from synpro_engine.config import UserError, json_text, nearest
 from synpro_engine.remote import DENIED, CallFault, listed_models
-from synpro_engine.reward.judges.client import Client
+from synpro_engine.reward.judges import typed
+from synpro_engine.reward.judges.client import PATHS, Client, Judgement
 from synpro_engine.reward.judges.config import JudgeConfig
-from synpro_engine.reward.judges.rewards import JUDGES, Judge, Share, question_for
+from synpro_engine.reward.judges.judge import Judge, Share
 
 _SHOWN = 5
 _TRIES = 3
+_NO_ROUTE = {404, 405, 501}
+_TAKEN: dict[str, str] = {}
+"""By connection: what `auto` found in this process, which a server that is away for a while does not change."""
 
 
-def open_judge(
-    name: str,
-    config: JudgeConfig,
+def connections(judges: Mapping[str, JudgeConfig]) -> list[dict[str, JudgeConfig]]:
+    """The judges, together those whose questions may share a request."""
+    together: dict[str, dict[str, JudgeConfig]] = {}
+    for name, config in judges.items():
+        # A prompt of one's own leaves fewer interfaces to choose from.
+        together.setdefault(config.connection + json_text(config.apis), {})[name] = config
+    return list(together.values())
+
+
+def apis_of(judges: Mapping[str, JudgeConfig]) -> dict[str, str]:
+    """The interface by which each judge is asked; where `auto` has to find it, its server is asked once a process.
+
+    UserError, naming the key, for a server that does not answer, or not in any way that is known.
+    """
+    return {name: _api_of(together) for together in connections(judges) for name in together}
+
+
+def open_judges(
+    judges: Mapping[str, JudgeConfig],
+    apis: Mapping[str, str],
     *,
     share: Share = lambda work: work(),
     ranks: int = 1,
     cache: Path | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
-) -> Judge:
-    """The reward `name` as its judge measures it; arguments as `Client` takes them.
+) -> list[Judge]:
+    """The rewards by these names as their judges measure them; arguments as `Client` takes them.
 
-    share: for ranks that would all ask the same. UserError for an API key that is not in the environment.
+    apis: of `apis_of`. share: for ranks that would all ask the same. UserError for an API key that is not in the
+    environment.
     """
-    question = question_for(name, config)
-    client = Client(name, config, question, ranks=ranks, cache=cache, asked_to_stop=asked_to_stop)
-    return JUDGES[name](client, share)
+    opened: dict[str, Judge] = {}
+    for together in connections(judges):
+        api = apis[next(iter(together))]
+        client = Client(together, api, ranks=ranks, cache=cache, asked_to_stop=asked_to_stop)
+        opened |= {name: Judge(name, client, share) for name in together}
+    return [opened[name] for name in judges]
 
 
-def check_judge(name: str, config: JudgeConfig) -> None:
-    """Ask a judge's endpoint once; UserError, naming the key, where it cannot be reached or refuses.
+def check_judges(judges: Mapping[str, JudgeConfig]) -> list[str]:
+    """Ask each endpoint once; in a line each, how those that `auto` left open will be asked.
 
-    A key that it does not take, a model that it lacks, and a request that it does not understand are told apart.
+    UserError, naming the key, where one cannot be reached or refuses: a key that it does not take, a model that it
+    lacks, an interface that it has not, and a request that it does not understand are told apart.
     """
-    key = f"reward.judges.{name}"
-    client = Client(name, config, question_for(name, config))
+    told = []
+    for together in connections(judges):
+        name, config = next(iter(together.items()))
+        _check_model(f"reward.judges.{name}", Client(together, config.apis[0]), config)
+        api = _api_of(together)
+        if config.api == "auto":
+            names = ", ".join(f"`reward.judges.{name}`" for name in together)
+            told.append(f"{names}: {config.endpoint} is asked by {api}")
+        else:
+            _probe(together, api)
+    return told
+
+
+def _check_model(key: str, client: Client, config: JudgeConfig) -> None:
     try:
-        listed = list(listed_models(client.models()))
+        listed = list(listed_models(client.service.endpoint.get("models", config.timeout_s)))
     except CallFault as fault:
         if fault.status is None or fault.status in DENIED:
             raise UserError(_told(key, config, fault)) from None
@@ -53,22 +92,74 @@ def check_judge(name: str, config: JudgeConfig) -> None:
             f"`{key}.model`: {config.endpoint} has no model `{config.model}`{nearest(config.model, listed)}; it serves "
             + others
         )
+
+
+def _api_of(together: Mapping[str, JudgeConfig]) -> str:
+    """The first interface that the server has, of those that the settings allow."""
+    name, config = next(iter(together.items()))
+    if len(config.apis) == 1:
+        return config.apis[0]
+    known = config.connection + json_text(config.apis)
+    if known not in _TAKEN:
+        for api in config.apis:
+            if _probe(together, api, or_next=True):
+                _TAKEN[known] = api
+                break
+        else:
+            tried = ", ".join(PATHS[api] for api in config.apis)
+            raise UserError(f"`reward.judges.{name}.endpoint`: {config.endpoint} answers at none of {tried}")
+    return _TAKEN[known]
+
+
+def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = False) -> bool:
+    """Ask one small question of each judge, as far as one request holds them; UserError where it is not answered.
+
+    or_next: False in place of it, where another interface may be there.
+    """
+    name, config = next(iter(together.items()))
+    key, client = f"reward.judges.{name}", Client(together, api)
+    for asked in client.samples():
+        try:
+            reply = _patiently(client, client.body(asked), or_next=or_next)
+        except CallFault as fault:
+            other = fault.final or fault.status in _NO_ROUTE
+            if or_next and other:
+                return False
+            raise UserError(_told(key, config, fault, api)) from None
+        if not _has_form(api, reply, client, asked):
+            if or_next:
+                return False
+            raise UserError(f"`{key}.api`: {config.endpoint}/{PATHS[api]} answers, but not in the form of `{api}`")
+    return True
+
+
+def _has_form(api: str, reply: Mapping[str, Any], client: Client, asked: Sequence[Judgement]) -> bool:
+    if api in typed.PATHS:
+        return bool(client.read(reply, asked))
+    # Whatever it writes: small talk of a model shows in what is unreadable.
+    return isinstance(reply.get("choices"), list)
+
+
+def _patiently(client: Client, body: Mapping[str, Any], *, or_next: bool) -> dict[str, Any]:
+    request, service = json_text(body).encode(), client.service
     for attempt in range(_TRIES):
         try:
-            client.probe()
-            return
+            return service.endpoint.post(PATHS[client.api], request, service.config.timeout_s)
         except CallFault as fault:
-            if fault.final or fault.status in {*DENIED, 404} or attempt == _TRIES - 1:
-                raise UserError(_told(key, config, fault)) from None
+            lost = fault.final or fault.status in {*DENIED, 404} or (or_next and fault.status in _NO_ROUTE)
+            if lost or attempt == _TRIES - 1:
+                raise
             time.sleep(max(fault.retry_after_s, 0.5))
+    raise AssertionError("the last try raises")
 
 
-def _told(key: str, config: JudgeConfig, fault: CallFault) -> str:
+def _told(key: str, config: JudgeConfig, fault: CallFault, api: str = "") -> str:
     if fault.status in DENIED:
         needed = f"set {config.api_key_env} to one" if config.api_key_env else "name the variable that holds one"
         return f"`{key}.api_key_env`: {config.endpoint} takes no call without a valid API key ({fault}); {needed}"
-    if fault.status == 404:
-        return f"`{key}.endpoint`: {config.endpoint} has no such address, or no model `{config.model}` ({fault})"
+    if fault.status in _NO_ROUTE:
+        where = f"{config.endpoint} has no `{PATHS.get(api, 'models')}`, or no model `{config.model}` ({fault})"
+        return f"`{key}.api`: {where}; `auto` takes what there is"
     if fault.final:
         return f"`{key}`: {config.endpoint} refuses a call to model `{config.model}` ({fault}); `request` changes calls"
     return f"`{key}.endpoint`: {config.endpoint} does not answer ({fault}); is the server up?"

@@ -11,6 +11,7 @@ or has too much of, makes it no answer, and never a value:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Asked(NamedTuple):
     @property
     def instructions(self) -> str:
         """The question in words; an entry stands behind it."""
-        return f"{self.question.ask}\n\n<entry>\n{self.entry}\n</entry>" if self.entry else self.question.ask
+        return f"{self.question.ask}\n\n{entry_of(self.entry)}" if self.entry else self.question.ask
 
 
 def state_of(source: str, text: str) -> str:
@@ -42,6 +43,11 @@ def state_of(source: str, text: str) -> str:
     """
     parts = [f"<{name}>\n{shown}\n</{name}>" for name, shown in (("source", source), ("text", text)) if shown]
     return "\n\n".join([_FOREWORD, *parts])
+
+
+def entry_of(entry: str) -> str:
+    """An entry as every judge is shown it."""
+    return f"<entry>\n{entry}\n</entry>"
 
 
 def questions_of(api: str, state: str, asked: Sequence[Asked]) -> dict[str, Any]:
@@ -89,8 +95,15 @@ def probabilities_of(api: str, reply: Mapping[str, Any], asked: Sequence[Asked])
             probabilities = None if answer is None else read(one.question, answer)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             probabilities = None
-        found.append(probabilities if probabilities and has_probabilities(probabilities) else None)
+        found.append(_normalised(probabilities) if probabilities and has_probabilities(probabilities) else None)
     return found
+
+
+def _normalised(probabilities: Sequence[float]) -> tuple[float, ...]:
+    """With a sum of 1 to the last digit, so that no mean lies outside of what the answers are worth."""
+    positive = [max(0.0, p) for p in probabilities]
+    total = math.fsum(positive)
+    return tuple(p / total for p in positive)
 
 
 def _answers(api: str, reply: Mapping[str, Any], count: int) -> list[Mapping[str, Any] | None]:

@@ -1,18 +1,27 @@
-"""A question with a few allowed answers, each worth a number. What is none of them is unreadable, and never a value.
+"""Questions that are answered in writing, over `chat/completions` and `completions`, and what a reply is worth.
 
-A reply is untrusted text, and so are the texts that are asked about.
+Where the server gives probabilities that is their mean over the allowed answers (G-Eval, Liu et al. 2023), else what
+the written answer is worth. What is none of the answers is unreadable, and never a value: a reply is untrusted text,
+and so are the texts that are asked about.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from synpro_engine.config import json_text
+from synpro_engine.reward.judges.config import JudgeConfig
+from synpro_engine.reward.judges.questions import QuestionConfig
 
+PATHS = {"chat": "chat/completions", "completions": "completions"}
+"""Below the endpoint's address."""
+REMINDER = "\n\nGive the answer alone, and nothing else."
+"""Behind a question whose last answer could not be read."""
 _LEAST_MASS = 0.5
 """Of the probabilities, on allowed answers: with less, the judge was about to say something else."""
 _LONGEST = 200
@@ -23,28 +32,16 @@ _MARKS = r"[\s*_`\"'()\[\]{}.]*"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question with its allowed answers.
+class WrittenForm:
+    """How a question is put in writing, and what the ways are in which it may be answered.
 
-    values: what an answer is worth, by the ways in which it may be written (in any case). meanings: the answers as they
-    are described to an endpoint that chooses among them. suffix: what may stand behind an answer.
+    words: stand behind the texts. values: what an answer is worth, by the ways in which it may be written (in any
+    case). suffix: what may stand behind an answer, as a pattern.
     """
 
     words: str
     values: Mapping[str, float]
-    meanings: Mapping[str, str]
     suffix: str = ""
-
-    @property
-    def version(self) -> str:
-        """16 hex digits of SHA-256 over all that a judge is shown beside the texts, and what its answers are worth."""
-        shown = [self.words, dict(self.values), dict(self.meanings), self.suffix]
-        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
-
-    def ask(self, text: str, source: str) -> str:
-        """The question about one text. What the texts say is not looked at: a placeholder in them stays as it is."""
-        pieces = re.split(r"(\{text\}|\{source\})", self.words)
-        return "".join({"{text}": text, "{source}": source}.get(piece, piece) for piece in pieces)
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
@@ -82,3 +79,93 @@ class Question:
             if len(values) == 1 and 0.0 <= probability <= 1.0 + 1e-6:
                 mass, total = mass + probability, total + probability * values.pop()
         return total / mass if mass >= _LEAST_MASS else None
+
+    def value_of(self, api: str, reply: Mapping[str, Any], *, hard: bool = False) -> float | None:
+        """What an endpoint's reply is worth; None where it is of another form, or unreadable. Never raises.
+
+        hard: by the written answer alone.
+        """
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"]["content"] if api == "chat" else choice["text"]
+            cut = choice.get("finish_reason") == "length"
+            written = self.read(text, cut=cut) if isinstance(text, str) else None
+            if written is None or hard:
+                return written
+            tokens = _chat_tokens(choice) if api == "chat" else _completion_tokens(choice)
+            for token, probabilities in _last_line(tokens):
+                # The first token of the answer that was read; what stands before it are words such as "Score:".
+                if self.weigh({token: 1.0}) == written:
+                    weighed = self.weigh(probabilities)
+                    return written if weighed is None else weighed
+            return written
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+            return None
+
+
+def written_form(question: QuestionConfig) -> WrittenForm:
+    """A declared question in writing: its answers are yes or no, letters, or the numbers of its levels."""
+    names, worths = question.names, question.worths
+    if question.type == "truth":
+        words = f"{question.ask}\nAnswer with yes or no alone.\n\nAnswer:"
+        return WrittenForm(words=words, values=dict(zip(names, worths, strict=True)))
+    if question.type == "choice":
+        labels, kind, answer = list(string.ascii_uppercase[: len(names)]), "letter", "Answer"
+    else:
+        first = int(question.lowest) if question.lowest >= 0 and question.lowest.is_integer() else 1
+        labels, kind, answer = [str(first + n) for n in range(len(names))], "number", "Score"
+    meanings = [answer.means for answer in (question.options or question.levels)]
+    told = [
+        f"{label}: {name}{f' ({means})' if means else ''}"
+        for label, name, means in zip(labels, names, meanings, strict=True)
+    ]
+    words = "\n".join([question.ask, *told, f"Answer with the {kind} alone.\n\n{answer}:"])
+    # A label that is another answer's name, as the level "2" that comes first, would be read as either.
+    by_name = {} if {n.casefold() for n in names} & {x.casefold() for x in labels} else zip(names, worths, strict=True)
+    suffix = rf"(?:\s*(?:/|out\s+of)\s*{labels[-1]})?" if question.type == "score" else ""
+    return WrittenForm(words=words, values=dict(zip(labels, worths, strict=True)) | dict(by_name), suffix=suffix)
+
+
+def fill(prompt: str, text: str, source: str) -> str:
+    """A prompt of the user's own about a text. What the texts say is not looked at: a placeholder in them stays."""
+    pieces = re.split(r"(\{text\}|\{source\})", prompt)
+    return "".join({"{text}": text, "{source}": source}.get(piece, piece) for piece in pieces)
+
+
+def written_request(config: JudgeConfig, api: str, asked: str) -> dict[str, Any]:
+    """The fields of a request that is answered in writing."""
+    body: dict[str, Any] = {"max_tokens": config.max_tokens, "temperature": 0.0}
+    top = config.top_logprobs
+    if api == "chat":
+        # One turn: some chat templates refuse a system's.
+        body |= {"messages": [{"role": "user", "content": asked}]}
+        return body | ({"logprobs": True, "top_logprobs": top} if top else {})
+    # Models of plain text go on behind their answer.
+    return body | {"prompt": asked, "stop": ["\n"]} | ({"logprobs": top} if top else {})
+
+
+def _last_line(places: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Those of the last line that is not empty: an answer stands there, and thoughts and other scores before it."""
+    places = list(places)
+    text = "".join(token for token, _ in places)
+    begin, end = text.rstrip().rfind("\n") + 1, 0
+    for token, probabilities in places:
+        end += len(token)
+        if end > begin:
+            yield token, probabilities
+
+
+def _chat_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each token that was written, and the probabilities of those that might have been."""
+    for place in (choice.get("logprobs") or {}).get("content") or ():
+        yield str(place["token"]), _probabilities((str(top["token"]), top["logprob"]) for top in place["top_logprobs"])
+
+
+def _completion_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    logprobs = choice.get("logprobs") or {}
+    for token, top in zip(logprobs.get("tokens") or (), logprobs.get("top_logprobs") or (), strict=False):
+        yield str(token), _probabilities((top or {}).items())
+
+
+def _probabilities(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
+    return {token: math.exp(float(logprob)) for token, logprob in pairs}

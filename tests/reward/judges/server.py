@@ -4,16 +4,18 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from synpro_engine.config import load_config
-from synpro_engine.reward.judges import JudgeConfig
+from synpro_engine.reward.judges import Client, Judge, JudgeConfig, Judgement, open_judges
 
 SECRET = "sk-very-secret-1234567890"
 Answer = Callable[["Handler", dict[str, Any]], None]
+Choose = Callable[[str, list[str]], Sequence[float] | None]
+"""From a question's instructions and the names of its answers ("no" and "yes" of a truth) to their probabilities."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -49,6 +51,20 @@ class Handler(BaseHTTPRequestHandler):
             choice["logprobs"] = {"content": [{"token": text, "logprob": -0.1, "top_logprobs": top}]}
         self.send(200, {"object": "chat.completion", "choices": [choice]})
 
+    def decide(self, body: dict[str, Any], choose: Choose, **usage: int) -> None:
+        """Typed answers in the form that was asked for; a question for which `choose` gives None has none."""
+        if self.path.endswith("/systemone"):
+            answers = {
+                name: _of_systemone(one, p)
+                for name, one in body["questions"].items()
+                if (p := choose(one["instructions"], _names(one))) is not None
+            }
+            self.send(200, {"model": body["model"], "answers": answers, "usage": usage})
+        else:
+            given = [(one, choose(one["instructions"], _names(one))) for one in body["questions"]]
+            answers = [_of_decisions(one, p) for one, p in given if p is not None]
+            self.send(200, {"model": body["model"], "answers": answers, "usage": usage})
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -72,12 +88,56 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def judge(self, **settings: Any) -> JudgeConfig:
-        """Settings of a judge that this server is; impatient ones, unless told otherwise."""
+        """Settings of a judge that this server is; impatient ones that write, unless told otherwise."""
         given = {"endpoint": self.endpoint, "model": "judge-1", "timeout_s": 2.0, "outage": "give_up", "tries": 3}
-        return load_config(JudgeConfig, given | settings)
+        return load_config(JudgeConfig, given | {"api": "chat"} | settings)
+
+    def reward(self, name: str, **settings: Any) -> Judge:
+        """The reward `name` as this server judges it."""
+        [judge] = self.rewards(name, **settings)
+        return judge
+
+    def rewards(self, *names: str, **settings: Any) -> list[Judge]:
+        """Rewards of one connection."""
+        config = self.judge(**settings)
+        return open_judges(dict.fromkeys(names, config), dict.fromkeys(names, config.api))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # connections that the client gave up
+
+
+def client(config: JudgeConfig, **options: Any) -> Client:
+    """Of a judge of quality."""
+    return Client({"quality": config}, config.api, **options)
+
+
+def texts(*texts: str) -> list[Judgement]:
+    """As their quality is asked about."""
+    return [Judgement("quality", "", text) for text in texts]
+
+
+def _names(question: dict[str, Any]) -> list[str]:
+    answers = question.get("choices") or question.get("levels") or question.get("criteria") or ["no", "yes"]
+    if isinstance(answers, dict):
+        return list(answers)
+    return [one if isinstance(one, str) else one.get("value", one.get("label")) for one in answers]
+
+
+def _of_systemone(question: dict[str, Any], p: Sequence[float]) -> dict[str, Any]:
+    kind = question["type"]
+    if kind == "noul":
+        return {"type": kind, "noul": p[1]}
+    names = _names(question) if kind == "choice" else map(str, range(len(p)))
+    return {"type": kind, "confidence": 0.5, "probabilities": dict(zip(names, p, strict=True))}
+
+
+def _of_decisions(question: dict[str, Any], p: Sequence[float]) -> dict[str, Any]:
+    kind, about = question["type"], {"type": question["type"], "name": question["name"]}
+    if kind == "predicate":
+        return about | {"probability": p[1]}
+    key = "value" if kind == "choice" else "label"
+    given = [{key: name, "probability": one} for name, one in zip(_names(question), p, strict=True)]
+    return about | {"probabilities": given, "confidence": 0.5}
 
 
 def cut(handler: Any, body: Any) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.reward import RewardConfig
-from synpro_engine.reward.judges import Client, JudgeConfig, check_judge, open_judge
-from synpro_engine.reward.judges.rewards import QUESTIONS
-from synpro_engine.reward.judges.wire import value_of
+from synpro_engine.reward.judges import JudgeConfig, built_in, check_judges
+from synpro_engine.reward.judges.written import fill, written_form
 from synpro_engine.synth import REFORMAT, REPHRASE, Candidate
+from tests.reward.judges.server import client, texts
+
+FORMS = {name: written_form(question) for name, question in built_in().items()}
 
 SOURCE = "The river rose in spring and the workers of the town left their homes."
 
@@ -47,7 +49,7 @@ def _entries(*contents: str) -> Candidate:
     ],
 )  # fmt: skip
 def test_an_answer_is_read_only_where_it_is_one(name: str, reply: str, value: float | None) -> None:
-    assert QUESTIONS[name].read(reply) == value
+    assert FORMS[name].read(reply) == value
 
 
 def _chat(text: str, *places: dict[str, float]) -> dict[str, Any]:
@@ -59,28 +61,25 @@ def _chat(text: str, *places: dict[str, float]) -> dict[str, Any]:
 
 
 def test_a_value_is_the_mean_over_the_allowed_answers_where_there_are_probabilities() -> None:
-    quality, faithful, structure = (QUESTIONS[name] for name in ("quality", "faithfulness", "structure"))
-    assert value_of(quality, "chat", _chat("4", {"4": 0.5, "5": 0.25, " 3": 0.05, "a": 0.2})) == pytest.approx(
-        3.4 / 0.8
-    )
+    quality, faithful, structure = (FORMS[name] for name in ("quality", "faithfulness", "structure"))
+    assert quality.value_of("chat", _chat("4", {"4": 0.5, "5": 0.25, " 3": 0.05, "a": 0.2})) == pytest.approx(3.4 / 0.8)
     # The place of the digit counts, and not the words before it.
     prefixed = _chat("Score: 2", {"Score": 0.9, "2": 0.1}, {":": 1.0}, {" 2": 0.75, " 4": 0.25})
-    assert value_of(quality, "chat", prefixed) == pytest.approx(2.5)
-    assert value_of(faithful, "chat", _chat("A", {"A": 0.6, "B": 0.1, "C": 0.3})) == pytest.approx(0.6)
+    assert quality.value_of("chat", prefixed) == pytest.approx(2.5)
+    assert faithful.value_of("chat", _chat("A", {"A": 0.6, "B": 0.1, "C": 0.3})) == pytest.approx(0.6)
     begun = _chat("Unfaithful_Topic", {"Un": 0.7, "F": 0.3}, {"faithful": 1.0})
-    assert value_of(faithful, "chat", begun) == pytest.approx(0.3)
-    assert value_of(structure, "chat", _chat("Yes", {"Yes": 0.5, "yes": 0.25, "No": 0.25})) == pytest.approx(0.75)
+    assert faithful.value_of("chat", begun) == pytest.approx(0.3)
+    assert structure.value_of("chat", _chat("Yes", {"Yes": 0.5, "yes": 0.25, "No": 0.25})) == pytest.approx(0.75)
     # With little of them on allowed answers they say nothing about the one that was written.
-    assert value_of(quality, "chat", _chat("4", {"4": 0.3, "The": 0.7})) == 4.0
-    assert value_of(quality, "chat", _chat("I say 4 or 5", {"4": 1.0})) is None
+    assert quality.value_of("chat", _chat("4", {"4": 0.3, "The": 0.7})) == 4.0
+    assert quality.value_of("chat", _chat("I say 4 or 5", {"4": 1.0})) is None
     written = {
         "text": " 4",
         "logprobs": {"tokens": [" 4"], "top_logprobs": [{" 4": math.log(0.5), " 2": math.log(0.5)}]},
     }
-    assert value_of(quality, "completions", {"choices": [written]}) == pytest.approx(3.0)
-    assert value_of(quality, "completions", {"choices": [{"text": "4", "logprobs": None}]}) == 4.0
-    typed = {"answers": {"answer": {"type": "choice", "choice": "yes", "probabilities": {"yes": 0.8, "no": 0.2}}}}
-    assert value_of(structure, "systemone", typed) == pytest.approx(0.8)
+    assert quality.value_of("completions", {"choices": [written]}) == pytest.approx(3.0)
+    assert quality.value_of("completions", {"choices": [{"text": "4", "logprobs": None}]}) == 4.0
+    assert quality.value_of("chat", _chat("4", {"4": 0.5, "5": 0.5}), hard=True) == 4.0
 
 
 DATAMAN = ["Education", *"43543432435"]
@@ -90,10 +89,10 @@ DATAMAN = ["Education", *"43543432435"]
 def test_of_several_scores_the_last_one_counts_and_its_own_probabilities() -> None:
     places = [place for line in DATAMAN for place in ({line: 1.0}, {"\n": 1.0})]
     reply = _chat("\n".join([*DATAMAN, "2"]), *places, {"2": 0.75, "4": 0.25})
-    assert value_of(QUESTIONS["quality"], "chat", reply) == pytest.approx(2.5)
+    assert FORMS["quality"].value_of("chat", reply) == pytest.approx(2.5)
     thoughts = _chat("<think>\n4?\n</think>\n\n5/5", {"<think>\n": 1.0}, {"4": 1.0}, {"?\n": 1.0},
                      {"</think>\n\n": 1.0}, {"5": 0.5, "3": 0.5}, {"/": 1.0}, {"5": 1.0})  # fmt: skip
-    assert value_of(QUESTIONS["quality"], "chat", thoughts) == pytest.approx(4.0)
+    assert FORMS["quality"].value_of("chat", thoughts) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("text", ["\n".join(DATAMAN), "<think>\nCriteria:\n1. It is clear.\n2"])
@@ -101,31 +100,31 @@ def test_a_reply_that_was_cut_off_has_no_last_line(text: str) -> None:
     """What stands last is then the score of a criterion, or the number of a thought."""
     whole = _chat(text)
     [choice] = whole["choices"]
-    assert value_of(QUESTIONS["quality"], "chat", whole) is not None
+    assert FORMS["quality"].value_of("chat", whole) is not None
     for api, one in (("chat", choice), ("completions", {"text": text})):
         cut = {"choices": [one | {"finish_reason": "length"}]}
-        assert value_of(QUESTIONS["quality"], api, cut) is None
+        assert FORMS["quality"].value_of(api, cut) is None
     short = {"choices": [_chat("4")["choices"][0] | {"finish_reason": "length"}]}
-    assert value_of(QUESTIONS["quality"], "chat", short) == 4.0, "a longest length of one token is as good as any"
+    assert FORMS["quality"].value_of("chat", short) == 4.0, "a longest length of one token is as good as any"
 
 
 @pytest.mark.parametrize("logprob", ["x", None, float("nan"), float("-inf")])
 def test_probabilities_that_are_none_never_become_a_value_of_their_own(logprob: Any) -> None:
     content = [{"token": "4", "top_logprobs": [{"token": "5", "logprob": logprob}]}]
     reply = {"choices": [{"message": {"content": "4"}, "logprobs": {"content": content}}]}
-    assert value_of(QUESTIONS["quality"], "chat", reply) in (4.0, None)
+    assert FORMS["quality"].value_of("chat", reply) in (4.0, None)
 
 
 def test_a_text_cannot_put_another_text_into_the_question() -> None:
-    asked = QUESTIONS["structure"].ask("mine {source}", "theirs {text}")
-    assert "mine {source}" in asked and "theirs {text}" in asked and asked.count("theirs") == 1
+    asked = fill("Is {text} like {source}?", "mine {source}", "theirs {text}")
+    assert asked == "Is mine {source} like theirs {text}?"
 
 
 def test_quality_is_the_difference_to_the_source_which_is_asked_about_once(server: Any) -> None:
     server.answer = lambda handler, body: handler.write("2" if SOURCE in body["messages"][0]["content"] else "5")
-    judge = open_judge("quality", server.judge())
-    texts = [f"A text of some words, said {n} times." for n in range(3)]
-    assert judge([_rephrased(text) for text in texts]) == [3.0] * 3 and len(server.calls) == 4
+    judge = server.reward("quality")
+    said = [f"A text of some words, said {n} times." for n in range(3)]
+    assert judge([_rephrased(text) for text in said]) == [3.0] * 3 and len(server.calls) == 4
     assert judge([_rephrased(SOURCE)]) == [0.0] and len(server.calls) == 4
 
 
@@ -137,7 +136,7 @@ def test_faithfulness_is_the_share_of_entries_each_held_against_the_whole_slice(
 
     server.answer = answer
     told, invented = "People left before the river came.", "The mayor drowned in it."
-    judge = open_judge("faithfulness", server.judge(top_logprobs=0))
+    judge = server.reward("faithfulness", top_logprobs=0)
     asked = [_entries(told), _entries(told, invented), _entries(invented), _rephrased("Words without any entry.")]
     assert judge(asked) == [1.0, 0.5, 0.0, 0.0]
     assert all("logprobs" not in body for _, body, _, _ in server.calls)
@@ -145,7 +144,7 @@ def test_faithfulness_is_the_share_of_entries_each_held_against_the_whole_slice(
 
 def test_structure_is_a_yes_or_no_by_its_probability(server: Any) -> None:
     server.answer = lambda handler, body: handler.write("Yes", {"Yes": math.log(0.9), "No": math.log(0.1)})
-    assert open_judge("structure", server.judge())([_rephrased(SOURCE)]) == [pytest.approx(0.9)]
+    assert server.reward("structure")([_rephrased(SOURCE)]) == [pytest.approx(0.9)]
     [(path, body, _, _)] = server.calls
     assert path == "/v1/chat/completions" and body["logprobs"] is True and body["top_logprobs"] == 20
     assert body["temperature"] == 0.0 and body["max_tokens"] == 8
@@ -155,8 +154,7 @@ def test_the_request_can_be_changed(server: Any) -> None:
     server.answer = lambda handler, body: handler.send(200, {"choices": [{"text": "4"}]})
     changes = {"max_tokens": None, "max_completion_tokens": 900, "temperature": 1.0}
     config = server.judge(api="completions", top_logprobs=5, request=changes, prompt="{text}")
-    client = Client("quality", config, QUESTIONS["quality"])
-    assert client.values([("A text.", "")]) == [4.0]
+    assert client(config).values(texts("A text.")) == [4.0]
     [(path, body, _, _)] = server.calls
     assert path == "/v1/completions" and body["logprobs"] == 5 and "max_tokens" not in body
     assert body["max_completion_tokens"] == 900 and body["temperature"] == 1.0
@@ -175,9 +173,7 @@ def test_concurrency_is_shared_out_over_ranks_and_is_never_exceeded(server: Any)
         handler.write("4")
 
     server.answer = answer
-    Client("quality", server.judge(concurrency=8), QUESTIONS["quality"], ranks=2).values(
-        [(f"{i}", "") for i in range(20)]
-    )
+    client(server.judge(concurrency=8), ranks=2).values(texts(*map(str, range(20))))
     assert most[0] == 4
 
 
@@ -205,12 +201,12 @@ def test_what_is_wrong_with_an_endpoint_is_told_by_its_key_before_anything_begin
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
-    check_judge("quality", server.judge())
+    check_judges({"quality": server.judge()})
     assert server.gets == ["/v1/models"] and len(server.calls) == 1
 
     def fault(config: JudgeConfig) -> str:
         with pytest.raises(UserError) as caught:
-            check_judge("quality", config)
+            check_judges({"quality": config})
         assert "sk-secret" not in str(caught.value)
         return str(caught.value)
 

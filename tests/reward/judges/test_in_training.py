@@ -30,7 +30,7 @@ TEXTS = ["A text of some words.", "Another text of words.", "A text of some word
 
 
 def _rewards(endpoint: str, **settings: Any) -> RewardConfig:
-    judge = {"endpoint": endpoint, "model": "judge-1", "outage": "give_up", "tries": 2, **settings}
+    judge = {"endpoint": endpoint, "model": "judge-1", "api": "chat", "outage": "give_up", "tries": 2, **settings}
     return load_config(RewardConfig, {"rephrase": {"quality": 1.0}, "reformat": {}, "judges": {"quality": judge}})
 
 
@@ -83,7 +83,7 @@ def _asks(endpoint: str, directory: Path) -> list[Any]:
                 on_first(topology.tp, topology, work)
             faults.append(str(caught.value))
         nothing = on_first(topology.tp, topology, lambda: [math.nan])[0]
-        return [values, judge.take_counts()["calls"], faults, topology.rank == 0 or nothing is None]
+        return [values, judge.client.service.take_counts()["calls"], faults, topology.rank == 0 or nothing is None]
 
 
 def test_tensor_parallel_ranks_ask_once_and_wait_longer_than_a_collective_may(server: Any, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_records_name_the_model_and_the_question_or_the_encoder_that_gave_a_rewa
 
     with launched(ParallelConfig()) as topology:
         first = versions_of("judge-1", None, "{}")
-        assert re.fullmatch(r"judge-1, question [0-9a-f]{16}", first["quality"])
+        assert re.fullmatch(r"judge-1 by chat, question [0-9a-f]{16}", first["quality"])
         assert re.fullmatch(r"encoder [0-9a-f]{16}, layer 2", first["similarity"])
         assert first["length"].startswith("synpro_engine ")
         assert versions_of("judge-2", None, "{}")["quality"] == first["quality"].replace("judge-1", "judge-2")

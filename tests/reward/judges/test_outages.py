@@ -16,13 +16,8 @@ import pytest
 
 from synpro_engine.config.errors import Stopped, UserError
 from synpro_engine.remote import endpoint as endpoint_module
-from synpro_engine.reward.judges import Client, open_judge
-from synpro_engine.reward.judges.rewards import QUESTIONS, question_for
 from synpro_engine.synth import REPHRASE, Candidate
-from tests.reward.judges.server import FAULTS, SECRET, slow
-
-QUALITY = QUESTIONS["quality"]
-
+from tests.reward.judges.server import FAULTS, SECRET, client, slow, texts
 
 UNREADABLE: dict[str, Callable[[Any, Any], None]] = {
     "wrong schema": lambda handler, body: handler.send(200, {"result": 4}),
@@ -44,37 +39,37 @@ def test_a_fault_is_asked_again_and_then_missing_and_never_shows_the_key(
     monkeypatch.setattr(endpoint_module, "_MAX_BYTES", 200_000)
     server.answer = FAULTS[name]
     config = server.judge(api_key_env="JUDGE_KEY", timeout_s=0.3, tries=3)
-    client = Client("quality", config, QUALITY, cache=tmp_path / "cache")
-    [value] = client.values([("A text.", "")])
+    asking = client(config, cache=tmp_path / "cache")
+    [value] = asking.values(texts("A text."))
     assert math.isnan(value)
     assert (
-        client.service.counts["calls"] == client.service.counts["faults"] == 3 and client.service.counts["missing"] == 1
+        asking.service.counts["calls"] == asking.service.counts["faults"] == 3 and asking.service.counts["missing"] == 1
     )
     assert 1 <= len(server.calls) <= 3  # on a busy machine a call may be given up before the server has looked at it
     assert server.calls[0][2]["authorization"] == f"Bearer {SECRET}"
     said = capfd.readouterr()
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.jsonl"))
-    assert SECRET not in said.out + said.err + kept + client.service.breaker.reason + repr(config)
-    assert client.service.breaker.reason
+    assert SECRET not in said.out + said.err + kept + asking.service.breaker.reason + repr(config)
+    assert asking.service.breaker.reason
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_cannot_be_read_is_asked_again_and_then_missing(server: Any, name: str, tmp_path: Path) -> None:
     server.answer = UNREADABLE[name]
-    client = Client("quality", server.judge(unreadable_tries=2), QUALITY, cache=tmp_path)
-    assert math.isnan(client.values([("A text.", "")])[0])
-    assert len(server.calls) == 2 == client.service.counts["unreadable"] and client.service.counts["faults"] == 0
+    asking = client(server.judge(unreadable_tries=2), cache=tmp_path)
+    assert math.isnan(asking.values(texts("A text."))[0])
+    assert len(server.calls) == 2 == asking.service.counts["unreadable"] and asking.service.counts["faults"] == 0
     first, second = (body["messages"][0]["content"] for _, body, _, _ in server.calls)
     assert second.startswith(first) and second != first
     server.answer = lambda handler, body: handler.write("2")
-    assert client.values([("A text.", "")]) == [2.0], "what was missing is asked for again"
+    assert asking.values(texts("A text.")) == [2.0], "what was missing is asked for again"
 
 
 def test_a_refused_question_is_not_asked_again_and_told_once(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
     server.answer = lambda handler, body: handler.send(400, {"error": {"message": "longer than the context"}})
-    client = Client("quality", server.judge(outage="wait"), QUALITY)
-    assert all(math.isnan(value) for value in client.values([("A text.", ""), ("Another.", "")]))
-    assert len(server.calls) == 2 and client.service.counts["refused"] == 2
+    asking = client(server.judge(outage="wait"))
+    assert all(math.isnan(value) for value in asking.values(texts("A text.", "Another.")))
+    assert len(server.calls) == 2 and asking.service.counts["refused"] == 2
     assert capfd.readouterr().err.count("longer than the context") == 1
 
 
@@ -83,11 +78,10 @@ def test_one_missing_answer_is_told_and_spoils_no_other(server: Any, capfd: pyte
         handler.send(500, b"") if "Bad" in body["messages"][0]["content"] else handler.write("5")
 
     server.answer = answer
-    texts = ["One.", "Bad.", "Two.", "Three."]
-    values = Client("quality", server.judge(), QUALITY).values([(text, "") for text in texts])
+    values = client(server.judge()).values(texts("One.", "Bad.", "Two.", "Three."))
     assert [values[0], *values[2:]] == [5.0] * 3 and math.isnan(values[1])
     assert "`reward.judges.quality`: 1 of 4 values are missing (latest fault: HTTP 500)" in capfd.readouterr().err
-    judge = open_judge("quality", server.judge())
+    judge = server.reward("quality")
     asked = [
         Candidate(operation="rephrase", source=source, raw="", parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}"))
         for text, source in (("A text of some words, said well.", "Bad."), ("A text of some words, said well.", "One."))
@@ -104,8 +98,8 @@ def test_retry_after_is_honoured_by_all_calls(server: Any) -> None:
         handler.send(429, b"", retry_after="1") if len(begun) == 1 else handler.write("3")
 
     server.answer = answer
-    client = Client("quality", server.judge(concurrency=1), QUALITY)
-    assert client.values([("One.", ""), ("Two.", "")]) == [3.0, 3.0]
+    asking = client(server.judge(concurrency=1))
+    assert asking.values(texts("One.", "Two.")) == [3.0, 3.0]
     assert len(begun) == 3 and begun[1] - begun[0] >= 0.95
 
 
@@ -122,22 +116,22 @@ def test_every_form_of_retry_after_gives_a_pause_that_ends(header: str | None, l
 
 def test_a_step_ends_at_its_deadline_though_calls_are_under_way(server: Any) -> None:
     server.answer = slow
-    client = Client("quality", server.judge(timeout_s=30.0, tries=100, deadline_s=0.5), QUALITY)
+    asking = client(server.judge(timeout_s=30.0, tries=100, deadline_s=0.5))
     begun = time.monotonic()
-    values = client.values([(f"Text {i}.", "") for i in range(8)])
+    values = asking.values(texts(*(f"Text {i}." for i in range(8))))
     assert all(map(math.isnan, values)) and time.monotonic() - begun < 2.0
 
 
 def test_a_service_that_is_down_is_left_alone(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answer = FAULTS["500"]
     config = server.judge(concurrency=4, tries=1000, deadline_s=1.0)
-    client = Client("quality", config, QUALITY)
+    asking = client(config)
     begun = time.monotonic()
-    assert all(map(math.isnan, client.values([(f"Text {i}.", "") for i in range(200)])))
+    assert all(map(math.isnan, asking.values(texts(*(f"Text {i}." for i in range(200))))))
     # Eight to find out, those that were under way, and one now and then.
     assert len(server.calls) < 30
     calls = len(server.calls)
-    assert all(map(math.isnan, client.values([("One more.", "")])))
+    assert all(map(math.isnan, asking.values(texts("One more."))))
     assert time.monotonic() - begun < 4.0 and len(server.calls) - calls <= 1, (
         "the next step does not wait as long again"
     )
@@ -146,57 +140,56 @@ def test_a_service_that_is_down_is_left_alone(server: Any, monkeypatch: pytest.M
 def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
     server.answer = FAULTS["500"]
     threading.Timer(1.0, lambda: setattr(server, "answer", lambda handler, body: handler.write("4"))).start()
-    client = Client("quality", server.judge(outage="wait", tries=1, deadline_s=0.1), QUALITY, tell_every_s=0.3)
-    assert client.values([("A text.", ""), ("Another.", "")]) == [4.0, 4.0]
-    assert client.service.counts["missing"] == 0 and client.service.counts["faults"] > 0
+    asking = client(server.judge(outage="wait", tries=1, deadline_s=0.1), tell_every_s=0.3)
+    assert asking.values(texts("A text.", "Another.")) == [4.0, 4.0]
+    assert asking.service.counts["missing"] == 0 and asking.service.counts["faults"] > 0
     told = [line for line in capfd.readouterr().err.splitlines() if "`reward.judges.quality.endpoint`" in line]
     assert 1 <= len(told) <= 8 and "HTTP 500" in told[0] and "waiting" in told[0]
 
 
 def test_a_wish_to_stop_ends_waiting_but_no_step_that_goes_well(server: Any) -> None:
-    client = Client("quality", server.judge(outage="wait"), QUALITY, asked_to_stop=lambda: True)
-    assert client.values([("A text.", "")]) == [4.0]
+    asking = client(server.judge(outage="wait"), asked_to_stop=lambda: True)
+    assert asking.values(texts("A text.")) == [4.0]
     server.answer = FAULTS["500"]
     with pytest.raises(Stopped, match=r"`reward.judges.quality.endpoint`: http://127.0.0.1:\d+/v1 did not answer"):
-        client.values([("Another.", "")])
+        asking.values(texts("Another."))
 
 
 def test_a_key_that_is_not_there_is_named(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match=r"`reward.judges.quality.api_key_env`: .* JUDGE_KEY is not set"):
-        Client("quality", server.judge(api_key_env="JUDGE_KEY"), QUALITY)
+        client(server.judge(api_key_env="JUDGE_KEY"))
     monkeypatch.setenv("JUDGE_KEY", f"{SECRET}\nHost: other")
     with pytest.raises(UserError) as caught:
-        Client("quality", server.judge(api_key_env="JUDGE_KEY"), QUALITY)
+        client(server.judge(api_key_env="JUDGE_KEY"))
     assert SECRET not in str(caught.value)
 
 
 def test_no_question_is_asked_twice_in_or_after_the_process_that_asked_it(server: Any, tmp_path: Path) -> None:
-    pairs = [("A text.", ""), ("Another.", ""), ("A text.", "")]
-    first = Client("quality", server.judge(), QUALITY, cache=tmp_path)
-    beside = Client("quality", server.judge(), QUALITY, cache=tmp_path)
+    pairs = texts("A text.", "Another.", "A text.")
+    first = client(server.judge(), cache=tmp_path)
+    beside = client(server.judge(), cache=tmp_path)
     assert first.values(pairs) == [4.0] * 3 and len(server.calls) == 2
     assert beside.values(pairs) == [4.0] * 3 and len(server.calls) == 2, "another process reads on"
-    [file] = tmp_path.glob("*.jsonl")
+    [file] = (tmp_path / "quality").glob("*.jsonl")
     with file.open("ab") as torn:
         torn.write(b'{"key": "00", "val')
-    assert Client("quality", server.judge(), QUALITY, cache=tmp_path).values(pairs) == [4.0] * 3
+    assert client(server.judge(), cache=tmp_path).values(pairs) == [4.0] * 3
     assert len(server.calls) == 2
     others = [{"model": "judge-2"}, {"prompt": "Rate {text}"}, {"request": {"temperature": 0.5}}, {"cache": False}]
     for number, other in enumerate(others, 3):
         config = server.judge(**other)
-        Client("quality", config, question_for("quality", config), cache=tmp_path).values([("A text.", "")])
+        client(config, cache=tmp_path).values(texts("A text."))
         assert len(server.calls) == number, other
 
 
 def test_answers_outlive_a_process_that_is_killed(server: Any, tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
-        from synpro_engine.reward.judges import Client, JudgeConfig
-        from synpro_engine.reward.judges.rewards import QUESTIONS
-        config = JudgeConfig(endpoint={server.endpoint!r}, model="judge-1", concurrency=4)
-        client = Client("quality", config, QUESTIONS["quality"], cache=Path({str(tmp_path)!r}))
-        client.values([(f"Text {{i}}.", "") for i in range(10_000)])
+        from synpro_engine.reward.judges import Client, JudgeConfig, Judgement
+        config = JudgeConfig(endpoint={server.endpoint!r}, model="judge-1", concurrency=4, api="chat")
+        client = Client({{"quality": config}}, "chat", cache=Path({str(tmp_path)!r}))
+        client.values([Judgement("quality", "", f"Text {{i}}.") for i in range(10_000)])
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=os.environ)
     while len(server.calls) < 200:
@@ -205,6 +198,6 @@ def test_answers_outlive_a_process_that_is_killed(server: Any, tmp_path: Path) -
     process.send_signal(signal.SIGKILL)
     process.wait()
     asked = len(server.calls)
-    kept = Client("quality", server.judge(), QUALITY, cache=tmp_path)
-    assert kept.values([(f"Text {i}.", "") for i in range(100)]) == [4.0] * 100
+    kept = client(server.judge(), cache=tmp_path)
+    assert kept.values(texts(*(f"Text {i}." for i in range(100)))) == [4.0] * 100
     assert len(server.calls) - asked <= 4, "only what was under way is asked again"

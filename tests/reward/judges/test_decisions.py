@@ -1,0 +1,364 @@
+"""Judges that answer in probabilities, over HTTP: one request a text, what is missing asked again, and `auto`."""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from synpro_engine.config import UserError, load_config
+from synpro_engine.reward import Composer, RewardConfig
+from synpro_engine.reward.judges import apis_of, ask_together, check_judges, opening
+from synpro_engine.reward.judges import client as client_module
+from synpro_engine.synth import REFORMAT, REPHRASE, Candidate
+from tests.reward.judges.server import FAULTS, client, texts
+
+SOURCE = "The river rose in spring and the workers of the town left their homes."
+TYPED = ("decisions", "systemone")
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_TAKEN", {})
+
+
+def rephrased(text: str, source: str = SOURCE) -> Candidate:
+    return Candidate(
+        operation="rephrase", source=source, raw=text, parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}")
+    )
+
+
+def entries(count: int, number: int = 0, source: str = SOURCE) -> Candidate:
+    raw = REFORMAT.heading + "".join(
+        f"\n- Topic: The flood number {n} of {number}. Content: In the year {1800 + n} it rose {number} times."
+        for n in range(count)
+    )
+    return Candidate(operation="reformat", source=source, raw=raw, parsed=REFORMAT.parse(raw))
+
+
+def share_of(body: Any) -> Any:
+    """Probabilities that depend on what stands in a request beside the question, and on the question, alone."""
+
+    def choose(instructions: str, names: Sequence[str]) -> list[float]:
+        draw = random.Random((body.get("input") or body["state"]) + instructions)
+        weights = [draw.random() + 0.01 for _ in names]
+        return [weight / sum(weights) for weight in weights]
+
+    return choose
+
+
+def decide(handler: Any, body: Any) -> None:
+    handler.decide(body, share_of(body), input_tokens=100)
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_all_questions_about_a_text_go_in_one_request_with_the_source_first(server: Any, api: str) -> None:
+    server.answer = decide
+    candidate = entries(8)
+    value = server.reward("faithfulness", api=api)([candidate])
+    [(path, body, _, _)] = server.calls
+    state = body["input"] if api == "decisions" else body["state"]
+    assert path == f"/v1/{api}" and len(body["questions"]) == 8 and SOURCE in state
+    asked = body["questions"] if api == "decisions" else list(body["questions"].values())
+    expected = [share_of(body)(one["instructions"], ["Faithful", "b", "c"])[0] for one in asked]
+    assert value == [pytest.approx(sum(expected) / 8)]
+    for entry, one in zip(candidate.parsed.entries, asked, strict=True):
+        assert str(entry) in one["instructions"] and str(entry) not in state
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_several_rewards_of_one_endpoint_share_a_request(server: Any, api: str) -> None:
+    server.answer = decide
+    structure, similarity, quality = server.rewards("structure", "similarity", "quality", api=api)
+    candidate = rephrased("In spring the river came up, and those who worked in the town went away.")
+    together = ask_together([(structure, [candidate]), (similarity, [candidate]), (quality, [candidate])])
+    # Of structure and similarity one; of quality that of the text and that of the source, each alone in sight.
+    assert sorted(len(body["questions"]) for _, body, _, _ in server.calls) == [1, 1, 2]
+    apart = [server.reward(name, api=api)([candidate]) for name in ("structure", "similarity", "quality")]
+    assert together == apart, "what else is asked changes no answer's value"
+    assert structure.range == (0.0, 1.0) and quality.range == (-4.0, 4.0)
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_quality_is_a_difference_of_expectations_or_of_whole_numbers(server: Any, api: str) -> None:
+    def answer(handler: Any, body: Any) -> None:
+        state = body.get("input") or body["state"]
+        of_source = [0.0, 0.4, 0.3, 0.2, 0.1]
+        handler.decide(body, lambda asked, names: of_source if SOURCE in state else [0.0, 0.0, 0.0, 0.4, 0.6])
+
+    server.answer = answer
+    said = [rephrased(f"A text of some words, said {n} times.") for n in range(3)]
+    assert server.reward("quality", api=api)(said) == [pytest.approx(4.6 - 3.0)] * 3
+    assert len(server.calls) == 4, "the source is asked about once"
+    assert server.reward("quality", api=api, hard=True)(said[:1]) == [5.0 - 2.0]
+
+
+def test_more_questions_than_a_request_may_hold_are_split(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answer = decide
+    candidate = entries(8)
+    whole = server.reward("faithfulness", api="systemone")([candidate])
+    server.calls.clear()
+    assert server.reward("faithfulness", api="systemone", max_questions=3)([candidate]) == whole
+    assert [len(body["questions"]) for _, body, _, _ in server.calls] in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    monkeypatch.setitem(client_module.typed.MOST_QUESTIONS, "decisions", 5)
+    server.calls.clear()
+    server.reward("faithfulness", api="decisions", max_questions=100)([candidate])
+    assert [len(body["questions"]) for _, body, _, _ in server.calls] in ([5, 3], [3, 5])
+
+
+def test_a_request_that_is_refused_is_asked_in_parts_until_the_question_at_fault_is_alone(server: Any) -> None:
+    def answer(handler: Any, body: Any) -> None:
+        if len(body["questions"]) > 3:
+            handler.send(422, {"detail": "at most 3 questions"})
+        elif any("in the year 1805" in one["instructions"].lower() for one in body["questions"].values()):
+            handler.send(400, {"error": {"message": "content policy"}})
+        else:
+            decide(handler, body)
+
+    server.answer = answer
+    judge = server.reward("faithfulness", api="systemone")
+    values = judge.client.values(judge.judgements(entries(8)))
+    assert [math.isnan(value) for value in values] == [n == 5 for n in range(8)]
+    assert judge.client.service.counts["refused"] == judge.client.service.counts["missing"] == 1
+    assert math.isnan(judge([entries(8)])[0]) and judge([entries(4)])[0] > 0, "missing is never 0"
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_what_a_reply_lacks_is_asked_for_again_alone(server: Any, api: str) -> None:
+    turns = []
+
+    def answer(handler: Any, body: Any) -> None:
+        turns.append(len(body["questions"]))
+        lacking = len(turns) == 1
+        handler.decide(body, lambda asked, names: None if lacking and "1803" in asked else share_of(body)(asked, names))
+
+    server.answer = answer
+    candidate = entries(6)
+    value = server.reward("faithfulness", api=api)([candidate])
+    assert turns == [6, 1]
+    server.answer = decide
+    assert value == server.reward("faithfulness", api=api)([candidate])
+
+
+@pytest.mark.parametrize("api", TYPED)
+@pytest.mark.parametrize("spoil", ["refusal", "nan", "sum", "unknown"])
+def test_an_answer_that_stays_bad_is_missing_and_tried_as_often_as_is_set(server: Any, api: str, spoil: str) -> None:
+    changed = {"nan": [math.nan] * 3, "sum": [0.9, 0.9, 0.0], "refusal": None, "unknown": [1.0, 0.0, 0.0]}[spoil]
+
+    def answer(handler: Any, body: Any) -> None:
+        if spoil == "unknown":
+            for one in body["questions"].values() if api == "systemone" else body["questions"]:
+                for option in (one.get("choices") or [None])[:1]:
+                    option["value"] = "Other"
+                if "criteria" in one:
+                    one["criteria"] = {"Other": None, **dict(list(one["criteria"].items())[1:])}
+        handler.decide(body, lambda asked, names: changed)
+
+    if spoil == "nan":
+        changed = [math.nan, 0.5, 0.5]
+    server.answer = answer
+    judge = server.reward("faithfulness", api=api, unreadable_tries=3)
+    assert math.isnan(judge([entries(2)])[0])
+    assert len(server.calls) == 3 and judge.client.service.counts["missing"] == 2
+    server.answer = decide
+    assert judge([entries(2)])[0] > 0, "nothing bad was kept"
+
+
+def test_tokens_are_counted_as_the_server_counts_them(server: Any) -> None:
+    server.answer = decide
+    judge = server.reward("faithfulness", api="decisions")
+    judge([entries(3), entries(4, 1)])
+    judge([entries(3)])
+    counts = judge.client.service.take_counts()
+    assert counts["input_tokens"] == 200 and counts["calls"] == 2 and counts["kept"] == 3 and counts["missing"] == 0
+
+
+def test_auto_takes_the_first_interface_that_answers_and_asks_the_server_once(server: Any) -> None:
+    def having(*routes: str) -> Any:
+        def answer(handler: Any, body: Any) -> None:
+            route = handler.path.removeprefix("/v1/")
+            if route not in routes:
+                handler.send(404, {"detail": "Not Found"})
+            elif route in TYPED:
+                decide(handler, body)
+            elif route == "completions":
+                handler.send(200, {"choices": [{"text": "4"}]})
+            else:
+                handler.write("4")
+
+        return answer
+
+    every = [*TYPED, "chat/completions", "completions"]
+    for number, route in enumerate(every):
+        opening._TAKEN.clear()
+        server.answer, judges = having(*every[number:]), {"quality": server.judge(api="auto")}
+        [told] = check_judges(judges)
+        api = route.removesuffix("/completions")
+        assert told == f"`reward.judges.quality`: {server.endpoint} is asked by {api}"
+        asked = len(server.calls)
+        assert apis_of(judges) == {"quality": api} and len(server.calls) == asked, "known by then"
+    opening._TAKEN.clear()
+    server.answer = having()
+    with pytest.raises(
+        UserError, match=r"`reward.judges.quality.endpoint`: .* answers at none of decisions, systemone, "
+    ):
+        check_judges({"quality": server.judge(api="auto")})
+
+
+def test_auto_passes_over_an_interface_that_answers_in_another_form(server: Any) -> None:
+    server.answer = lambda handler, body: handler.write("4")
+    assert apis_of({"quality": server.judge(api="auto")}) == {"quality": "chat"}
+    assert apis_of({"quality": server.judge(api="auto", prompt="Rate: {text}")}) == {"quality": "chat"}
+    server.answer = FAULTS["500"]
+    with pytest.raises(UserError, match="does not answer"):
+        apis_of({"quality": server.judge(api="auto", max_tokens=9)})
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_an_interface_that_a_server_lacks_is_told_by_its_key(server: Any, api: str) -> None:
+    server.answer = lambda handler, body: handler.send(404, {"detail": "Not Found"})
+    with pytest.raises(UserError, match=rf"`reward.judges.quality.api`: .* has no `{api}`, or no model") as caught:
+        check_judges({"quality": server.judge(api=api)})
+    assert "\n" not in str(caught.value)
+    server.answer = lambda handler, body: handler.write("4")
+    with pytest.raises(UserError, match=f"`reward.judges.quality.api`: .*/{api} answers, but not in the form of"):
+        check_judges({"quality": server.judge(api=api)})
+    server.answer = decide
+    assert check_judges({"quality": server.judge(api=api)}) == []
+
+
+SHARE = 0.3
+
+
+def misbehaving(right: Any, seed: int) -> Any:
+    """`right` in all but 30 % of the answers, which are each of another fault."""
+    draw, lock = random.Random(seed), threading.Lock()
+
+    def later(handler: Any, body: Any) -> None:
+        handler.send(429, b"", retry_after=formatdate(time.time() + 0.2, usegmt=True))
+
+    def reordered(handler: Any, body: Any) -> None:
+        asked = body["questions"]
+        turned = dict(reversed(asked.items())) if isinstance(asked, dict) else asked[::-1]
+        handler.decide(body | {"questions": turned}, share_of(body))
+
+    def half_missing(handler: Any, body: Any) -> None:
+        right_one = share_of(body)
+        handler.decide(body, lambda asked, names: right_one(asked, names) if len(asked) % 2 else None)
+
+    def typed(choose: Any) -> Any:
+        return lambda handler, body: handler.decide(body, choose)
+
+    kinds = {name: FAULTS[name] for name in ("500", "429", "cut connection", "cut in the middle", "no JSON",
+                                             "half a JSON", "empty", "no HTTP", "a redirect", "huge")}  # fmt: skip
+    kinds |= {
+        "slow": lambda handler, body: (time.sleep(0.7), right(handler, body)),
+        "429 with a date": later,
+        "reordered": reordered,
+        "NaN": typed(lambda asked, names: [math.nan] * len(names)),
+        "missing": typed(lambda asked, names: None),
+        "half missing": half_missing,
+        "no sum": typed(lambda asked, names: [1.4] * len(names)),
+        "another form": lambda handler, body: handler.write("4"),
+        "no answers": lambda handler, body: handler.send(200, {"answers": None}),
+    }
+    told: dict[str, int] = {}
+
+    def answer(handler: Any, body: Any) -> None:
+        with lock:
+            kind = draw.choice(list(kinds)) if draw.random() < SHARE else "right"
+            told[kind] = told.get(kind, 0) + 1
+        right(handler, body) if kind == "right" else kinds[kind](handler, body)
+
+    return answer, kinds, told
+
+
+@pytest.mark.parametrize("api", TYPED)
+def test_a_server_that_misbehaves_in_three_of_ten_answers_changes_no_reward_and_loses_none(
+    server: Any, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synpro_engine.remote.endpoint._MAX_BYTES", 200_000)
+    monkeypatch.setattr("synpro_engine.remote.service._TOLD_EVERY_S", 1e9)
+    settings = {"api": api, "outage": "wait", "timeout_s": 0.6, "concurrency": 8}
+    weights = {
+        "rephrase": dict.fromkeys(("quality", "structure", "similarity"), 1.0),
+        "reformat": {"faithfulness": 1.0},
+    }
+    candidates = [rephrased(f"The river rose {n} times, and the town was left by its workers.", f"{SOURCE} {n // 4}")
+                  for n in range(40)] + [entries(1 + n % 8, n, f"{SOURCE} {n // 4}") for n in range(40)]  # fmt: skip
+
+    def scored() -> Any:
+        judges = server.rewards("quality", "structure", "similarity", "faithfulness", **settings)
+        return Composer(judges, weights).score(candidates)
+
+    server.answer = decide
+    expected = scored()
+    asked = len(server.calls)
+    server.answer, kinds, told = misbehaving(decide, seed=1)
+    found = scored()
+    assert found.total == expected.total and found.parts == expected.parts and not found.faults
+    [missing] = [count for name, count in found.asked.items() if name.endswith("/missing")]
+    bad = sum(count for kind, count in told.items() if kind != "right")
+    assert missing == 0 and bad / sum(told.values()) > 0.2 and len(told) > len(kinds) - 4
+    assert len(server.calls) - asked < 2 * asked
+
+
+def test_a_question_of_ones_own_needs_no_code(server: Any) -> None:
+    judge = {
+        "endpoint": server.endpoint, "model": "judge-1", "api": "systemone",
+        "question": {"type": "score", "ask": "How useful is the text to a beginner?", "source": "hidden",
+                     "levels": [{"name": "not"}, {"name": "somewhat"}, {"name": "very", "means": "it explains"}]},
+    }  # fmt: skip
+    given = {"judges": {"beginners": judge}, "rephrase": {"beginners": 0.5, "length": 1.0}, "reformat": {}}
+    config = load_config(RewardConfig, given)
+    assert config.remote.keys() == {"beginners"} and config.weights("rephrase")["beginners"] == 0.5
+    assert config.recorded()["judges"]["beginners"]["question"]["levels"][2]["means"] == "it explains"
+    assert load_config(RewardConfig, config.model_dump(mode="json")) == config
+    server.answer = lambda handler, body: handler.decide(body, lambda asked, names: [0.0, 0.5, 0.5])
+    from synpro_engine.reward.judges import open_judges
+
+    [own] = open_judges(config.remote, {"beginners": "systemone"})
+    assert own.range == (0.0, 2.0) and own([rephrased("The river came up in spring.")]) == [1.5]
+    assert SOURCE not in server.calls[0][1]["state"]
+
+
+@pytest.mark.parametrize(
+    ("judges", "message"),
+    [
+        ({"mine": {"model": "m", "endpoint": "http://h/v1"}}, "mine: a judge of your own needs a `question`"),
+        ({"qualty": {"model": "m"}}, r"qualty: a judge of your own needs a `question` \(did you mean `quality`"),
+        ({"mine": 3}, "mine: a judge of your own needs a `question`"),
+        ({"influence": {"question": {"type": "truth", "ask": "?"}, "model": "m", "endpoint": "http://h/v1"}},
+         "judges.influence: is measured without a judge"),
+        ({"mine": {"question": {"type": "score", "ask": "?"}, "model": "m", "endpoint": "http://h/v1"}},
+         "`judges.mine.question`: levels: a score needs from 2 to 26 of them, got 0"),
+        ({"mine": {"question": {"type": "truth", "ask": "?", "each_": "text"}, "model": "m", "endpoint": "http://h/v1"}},
+         r"unknown key `judges.mine.question.each_` \(did you mean `each`"),
+        ({"a b": {"question": {"type": "truth", "ask": "?"}, "model": "m", "endpoint": "http://h/v1"}},
+         "names are letters, digits and `_`"),
+        ({"similarity": {"endpoint": "http://h/v1"}}, "key `judges.similarity.model` is missing"),
+        ({"similarity": {"encoder": "x", "layr": 2}}, r"unknown key `judges.similarity.layr` \(did you mean `layer`"),
+        ({"quality": {"model": "m", "endpoint": "http://h/v1", "api": "systemone", "prompt": "{text}"}},
+         "`judges.quality`: prompt: is for api chat or completions"),
+        ({"faithfulness": {"model": "m", "endpoint": "http://h/v1", "prompt": "{text}"}},
+         "faithfulness.prompt: {source} is missing"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_asked_is_refused_by_its_key(judges: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(RewardConfig, {"judges": judges})
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_of_calls_are_those_of_a_client_however_many_judges_it_serves(server: Any) -> None:
+    server.answer = decide
+    judges = server.rewards("structure", "similarity", api="decisions")
+    table = Composer(judges, {"rephrase": {"structure": 1.0, "similarity": 1.0}}).score(
+        [rephrased("In spring the river came up.")]
+    )
+    assert table.asked["structure+similarity/calls"] == 1 and table.asked["structure+similarity/input_tokens"] == 100
+    assert client(server.judge()).values(texts()) == []
