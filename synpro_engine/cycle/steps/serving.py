@@ -17,7 +17,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.remote import Service
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import GenerateConfig, Prompter, ServedGenerator, ServerConfig, operation_named
-from synpro_engine.synth.served import check_server, check_weights, expected_answers, wait_for_server
+from synpro_engine.synth.served import check_server, check_weights, expected_answers, wait_for_weights
 from synpro_engine.synth.served.config import KEY
 
 
@@ -88,10 +88,9 @@ def serve(
         def tell(what: str) -> None:
             say(topology, f"`{KEY}`: {what}")
 
-        wait_for_server(generator, least_context=context, tell=tell)
         if not expected:
             raise UserError("`generator.seq_len`: is too short for any prompt")
-        return str(check())
+        return str(wait_for_weights(generator, check, least_context=context, tell=tell))
 
     say(topology, f"{config.endpoint} serves `{name}` with this stage's weights: {on_main(topology, ready)}")
     return generator

@@ -23,7 +23,7 @@ class ServerConfig(EndpointConfig):
 
     model: str | None = Field(default=None, min_length=1)
     """The model's name there. Not given, it is the name of the exported folder, which has a part of the weights' hash
-    in it: a server that still has older weights is then told by its name alone."""
+    in it: a server that still has older weights is then told by its name alone. Given, it is by its answers."""
     api: Literal["tokens", "text"] = "tokens"
     """How it is asked: with prompts as token ids and every setting of sampling by name, as vLLM and SGLang take them;
     or as `text` with OpenAI's own fields alone, for other servers. Where a document spells a special token, a server
@@ -42,7 +42,7 @@ class ServerConfig(EndpointConfig):
     """What follows when the server does not answer: `wait` goes on asking, and says so once a minute; `give_up` ends
     the job after `tries` calls or `deadline_s`. What is done stays, and a new start goes on from there."""
     patience_s: float = Field(default=3600.0, ge=0)
-    """Longest wait for the server to come up with the model, in seconds."""
+    """Longest wait for the server to come up with the model and its weights, in seconds."""
     tolerance: float = Field(default=0.05, gt=0)
     """How far the server's log-probabilities of its own greedy answers may be from those that the model has in this
     process, in nats, in the mean. Rounding to bfloat16 is well below the default; quantised weights may not be."""

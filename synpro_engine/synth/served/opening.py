@@ -10,8 +10,10 @@ from synpro_engine.config.errors import Stopped
 from synpro_engine.remote import DENIED, NO_SUCH_HOST, CallFault, Service, listed_models
 from synpro_engine.synth.served.config import KEY, ServerConfig
 from synpro_engine.synth.served.generator import ServedGenerator
+from synpro_engine.synth.served.weights import Agreement, OtherWeights
 
 _LOOK_S, _TOLD_EVERY_S = 1.0, 60.0
+_ASK_AGAIN_S = 10.0  # for weights: six answers each time
 _CALL_S, _PROBE_S = 10.0, 60.0
 _SHOWN = 5
 
@@ -80,3 +82,30 @@ def wait_for_server(server: ServedGenerator, *, least_context: int, tell: Callab
             f"`{KEY}.endpoint`: {config.endpoint} serves `{model}` with a context of {context} tokens; prompts and"
             f" completions need {least_context} (vLLM: --max-model-len, SGLang: --context-length)"
         )
+
+
+def wait_for_weights(
+    server: ServedGenerator, check: Callable[[], Agreement], *, least_context: int, tell: Callable[[str], None]
+) -> Agreement:
+    """Return what `check` says of the weights once the server has the model, and with it these weights.
+
+    Under a name of the user's own the model may be that of an earlier stage, until he starts the server anew: that is
+    waited for as the model itself is. A name with the weights' hash in it is nobody else's, and other weights under it
+    are a fault. Raises what `wait_for_server` does, and OtherWeights at once or after `patience_s`.
+    """
+    service, config = server.service, server.config
+    begun, told_at = time.monotonic(), -1e9
+    while True:
+        wait_for_server(server, least_context=least_context, tell=tell)
+        try:
+            return check()
+        except OtherWeights as other:
+            now = time.monotonic()
+            if config.model is None or now - begun >= config.patience_s:
+                raise
+            if now - told_at >= _TOLD_EVERY_S:
+                told_at = now
+                tell(f"waiting for this stage's weights: {str(other).removeprefix(f'`{KEY}`: ')}")
+        if service.asked_to_stop():
+            raise Stopped(f"`{KEY}.endpoint`: {config.endpoint} had other weights yet when it was to stop")
+        time.sleep(_ASK_AGAIN_S)

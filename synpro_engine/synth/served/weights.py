@@ -30,6 +30,10 @@ _LEAST_EQUAL = 0.5
 """Share of greedy tokens that must be equal up to where two answers part: near ties may fall to either side."""
 
 
+class OtherWeights(UserError):
+    """The server answers as another model does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expected:
     """What the model answers greedily to one prompt; log-probabilities in nats."""
@@ -73,7 +77,7 @@ def _greedy() -> SamplingConfig:
 def check_weights(
     server: ServedGenerator, expected: Sequence[Expected], stop_ids: frozenset[int], vocab_limit: int
 ) -> Agreement:
-    """How near the server's answers are to the expected ones; UserError where they are another model's."""
+    """How near the server's answers are to the expected ones; OtherWeights where they are another model's."""
     requests = [
         Request(
             prompt=one.prompt, seed=0, max_tokens=len(one.token_ids), sampling=_greedy(), stop_ids=stop_ids,
@@ -96,7 +100,7 @@ def check_weights(
     agreement = _agreement(expected, found)
     far = agreement.difference is not None and agreement.difference > server.config.tolerance
     if far or agreement.equal < _LEAST_EQUAL:
-        raise UserError(
+        raise OtherWeights(
             f"`{KEY}`: {server.config.endpoint} serves `{server.model}` with other weights than this stage's:"
             f" {agreement} (`tolerance` {server.config.tolerance:g}); start it anew from the exported folder"
         )

@@ -1,0 +1,65 @@
+"""What a server is asked for, and how its answers are read."""
+
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.dist import Topology
+from synpro_engine.sampler import SamplingConfig
+from synpro_engine.synth import GenerateConfig, ServedGenerator
+from tests.reward.judges.server import Handler, Server
+from tests.synth.served.job import ITEMS, TOKENIZER, all_made, generator_of, producer_for, server_config, written
+
+
+def test_a_server_is_asked_for_what_the_sampler_would_be(server: Server, topology: Topology, tmp_path: Path) -> None:
+    producer = producer_for(server, request={"min_p": None, "priority": 1})
+    records = all_made(tmp_path / "corpus", producer, topology)
+    bodies = [body for _, body, _, _ in server.calls]
+    assert {path for path, *_ in server.calls} == {"/v1/completions"}
+    prompts = [producer.prompters[item.operation].ask(item.slice.text) for item in ITEMS]
+    fitting = [prompt for prompt in prompts if len(prompt) <= producer.longest_prompt]
+    assert 0 < len(fitting) < len(prompts) and len(bodies) == len(fitting) * producer.config.samples
+    assert {tuple(body["prompt"]) for body in bodies} == set(map(tuple, fitting))
+    assert len({body["seed"] for body in bodies}) == len(bodies) and all(0 <= b["seed"] < 2**31 for b in bodies)
+    stops = sorted(producer.prompters["rephrase"].stop_ids)
+    fixed = {
+        "model": "bigram", "temperature": 1.0, "top_p": 1.0, "max_tokens": 60, "stop_token_ids": stops,
+        "return_token_ids": True, "top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+        "frequency_penalty": 0.0, "priority": 1,
+    }  # fmt: skip
+    assert all({k: v for k, v in body.items() if k not in ("prompt", "seed")} == fixed for body in bodies)
+    assert {record["provenance"]["engine"] for record in records} == {"server"}
+    cut_short = {record["id"] for record in records if record.get("reason") == "truncated"}
+    unfinished = {record["id"] for record in records if not record["provenance"]["finished"]}
+    assert cut_short and cut_short <= unfinished < {record["id"] for record in records}
+
+
+def test_a_prompt_takes_no_more_room_than_the_context_leaves(server: Server) -> None:
+    producer = producer_for(server)
+    generator = ServedGenerator(
+        producer.config.server, "bigram", TOKENIZER, generator_of(producer).service,
+        seq_len=20, share=lambda work: work(),
+    )  # fmt: skip
+    [[made]] = generator.generate(
+        [list(range(65, 80))], group_size=1, sampling=SamplingConfig(max_new_tokens=9), stop_ids=frozenset({256}),
+        seeds=[1],
+    )  # fmt: skip
+    assert server.calls[0][1]["max_tokens"] == 5 and 0 < len(made.token_ids) <= 6
+
+
+def test_a_server_without_token_ids_is_read_by_its_text(server: Server) -> None:
+    def plain(handler: Handler, body: dict[str, Any]) -> None:
+        reply = written(body)
+        del reply["choices"][0]["token_ids"]
+        handler.send(200, reply)
+
+    producer = producer_for(server)
+    by_ids = producer.batch(ITEMS[:3])
+    server.answer = plain
+    assert producer.batch(ITEMS[:3]) == by_ids
+
+
+def test_a_corpus_hangs_on_what_is_asked_and_not_on_where_or_how_patiently() -> None:
+    assert "server" not in GenerateConfig().recorded(), "work that was begun before there were servers stays as it is"
+    server = server_config("http://gpu-7:8000/v1", model="m", api_key_env="KEY", patience_s=1.0, request={"min_p": 0.1})
+    recorded = GenerateConfig(server=server).recorded()["server"]
+    assert recorded == {"request": {"min_p": 0.1}, "api": "tokens"}
