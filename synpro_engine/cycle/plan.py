@@ -105,10 +105,25 @@ class Plan:
             yield self._synthesis(this, "generate", this.generate(operation), work, generator, *earlier.values())
         generated = {operation: this.generate(operation) for operation in recipe.generate.names}
         corpora = {operation: directory / name for operation, name in generated.items()}
-        work = partial(synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora)
+        before = self._known(this)
+        earlier = {directory / shards: [directory / stage for stage in of_it] for shards, of_it in before.items()}
+        work = partial(
+            synthetic_shards_stage, settings=of.shards, tokens=self._tokens, corpora=corpora, earlier=earlier
+        )
         tasks = (HELD_OUT,) if len(of.shards.held_out) > 1 else ()
-        yield self._stage(this.shards, "generate", work, of.shards, TOKENIZE, *tasks, *generated.values())
+        known = [stage for shards, of_it in before.items() for stage in (shards, *of_it)]
+        yield self._stage(this.shards, "generate", work, of.shards, TOKENIZE, *tasks, *generated.values(), *known)
         yield self._arm(this.arm)
+
+    def _known(self, this: Round) -> dict[str, list[str]]:
+        """The shards of earlier rounds, whose texts a filter of this one looks at, with what they were made from."""
+        if self.recipe.filter.near_duplicate is None:
+            return {}
+        names = self.recipe.generate.names
+        return {
+            before.shards: [before.generate(operation) for operation in names]
+            for before in map(Round, range(1, this.number))
+        }
 
     def _earlier(self, this: Round) -> dict[str, str]:
         """By operation: the stages of the round before whose texts decide the shares of the slices in this one."""

@@ -41,8 +41,8 @@ class FilterConfig(Config):
     told, and the text stays. Needs `pip install 'synpro_engine[filters]'`."""
     near_duplicate: float | None = Field(default=None, gt=0, le=1)
     """Similarity (Jaccard, of sets of 5-grams of words, estimated by MinHash) from which on a text counts as one of the
-    texts kept before it in its round, or as one of the slices that the round's texts were made from. Memory: about
-    2.5 kB a text and a slice. Needs `pip install 'synpro_engine[filters]'`."""
+    texts kept before it, in its round or an earlier one, or as one of the slices that the round's texts were made from.
+    Memory: about 2.5 kB a text, of earlier rounds too, and a slice. Needs `pip install 'synpro_engine[filters]'`."""
     max_leaked: float | None = Field(default=None, ge=0, lt=1)
     """Largest share of a text's 13-grams of words that stand in the validation split or in held-out tasks; 0 allows
     none. Memory: 8 bytes for each of their 13-grams, some five times that while they are gathered."""
@@ -155,6 +155,12 @@ class Filters:
     def report(self) -> FilterReport:
         """Of the operations that have passed."""
         return FilterReport(by_operation=self._by_operation)
+
+    def remember(self, texts: Iterable[str]) -> None:
+        """Take texts of earlier rounds for known, which new ones must not be like."""
+        if self._pool is not None:
+            for text in texts:
+                self._pool.add(text)
 
     def survey(self, operation: str, texts: Iterable[Made]) -> None:
         """Note what can only be known of all texts: where the lowest rewards end, and which slices were worked on."""

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,40 @@ def test_shards_hold_what_is_left_of_each_operation_as_it_is_encoded(
     counted = json.loads((into / "tokens.json").read_text())
     assert counted == {o: sum(len(tokenizer.encode(d.text)) + 1 for d in ds) for o, ds in kept.items()}
     assert sum(counted.values()) == open_shards(shards_path(into, "synthetic"), tokenizer).num_tokens
+
+
+def test_texts_like_those_that_an_earlier_round_kept_are_removed(
+    topology: Topology, tokens: Path, corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("rensa")
+    first, second = tmp_path / "first", tmp_path / "second"
+    for into in (first, second):
+        into.mkdir()
+    # The first round keeps some of the texts, and the second has the same again.
+    some, alike = FilterConfig(max_chars=66), FilterConfig(near_duplicate=0.99)
+    synthetic_shards_stage(first, ShardsSettings(filter=some, held_out=()), tokens, corpora, topology)
+    earlier = {first: list(corpora.values())}
+    settings = ShardsSettings(filter=alike, held_out=())
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    synthetic_shards_stage(alone, settings, tokens, corpora, topology)
+    synthetic_shards_stage(second, settings, tokens, corpora, topology, earlier=earlier)
+    ids = {into: set(open_shards(shards_path(into, "synthetic")).read_ids()) for into in (first, second, alone)}
+    assert ids[first] & ids[alone] and ids[second] and not ids[second] & ids[first]
+    assert ids[second] <= ids[alone], "what the first round did not keep is judged as it is without it"
+
+
+def test_token_files_of_another_number_of_texts_are_refused(
+    topology: Topology, tokens: Path, corpora: dict[str, Path], tmp_path: Path
+) -> None:
+    stage = Path(shutil.copytree(corpora["rephrase"], tmp_path / "rephrase"))
+    accepted = list(read_documents(str(stage / CORPUS)))
+    write_shards(accepted[1:], JOB["make_tokenizer"](), stage / CORPUS / TOKENS)
+    settings = ShardsSettings(filter=FilterConfig(), held_out=())
+    told = f"{TOKENS}: tokens of {len(accepted) - 1} texts, where {len(accepted)} were accepted"
+    with pytest.raises(UserError, match=told):
+        synthetic_shards_stage(tmp_path, settings, tokens, {"rephrase": stage}, topology)
+    assert not shards_path(tmp_path, "synthetic").exists()
 
 
 def test_where_filters_leave_nothing_they_are_named(

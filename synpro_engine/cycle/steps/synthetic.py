@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from synpro_engine.config import UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import CORPUS, FILTERED, REMOVED, SYNTHETIC, SYNTHETIC_TOKENS, shards_path
 from synpro_engine.cycle.settings import ShardsSettings
-from synpro_engine.cycle.steps.accepted import texts_made
+from synpro_engine.cycle.steps.accepted import accepted_records, texts_made
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.tasks import measured_texts
 from synpro_engine.data import Tokenizer, open_shards
@@ -22,9 +23,19 @@ from synpro_engine.synth import TOKENS, FilterReport, Filters, Made, read_yield
 
 
 def synthetic_shards_stage(
-    into: Path, settings: ShardsSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
+    into: Path,
+    settings: ShardsSettings,
+    tokens: Path,
+    corpora: Mapping[str, Path],
+    topology: Topology,
+    *,
+    earlier: Mapping[Path, Sequence[Path]] | None = None,
 ) -> None:
-    """Tokenise what the filters let through of a round's texts; `corpora` are generate stages by operation."""
+    """Tokenise what the filters let through of a round's texts; `corpora` are generate stages by operation.
+
+    earlier: this stage of each round before, and the generate stages that it was made from; none where no filter looks
+    at them.
+    """
     tokenizer, config = open_tokenizer(tokens, topology), settings.filter
 
     def write() -> None:
@@ -42,6 +53,8 @@ def synthetic_shards_stage(
                 removed.write(json_text(line, ensure_ascii=False) + "\n")
 
             filters = Filters(config, held_out, on_removed)
+            for stage, made_from in (earlier or {}).items():
+                filters.remember(_kept_texts(stage, made_from))
             if filters.surveys:
                 for operation, path in corpora.items():
                     filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
@@ -56,6 +69,16 @@ def synthetic_shards_stage(
         atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
     on_main(topology, write, label="tokenize the synthetic texts")
+
+
+def _kept_texts(shards: Path, corpora: Iterable[Path]) -> Iterator[str]:
+    """The texts that an earlier round's filters kept, whose ids stand in the order of the texts."""
+    kept = iter(open_shards(shards_path(shards, SYNTHETIC)).read_ids())
+    wanted = next(kept, None)
+    for record in chain.from_iterable(map(accepted_records, corpora)):
+        if record.id == wanted:
+            yield record.text
+            wanted = next(kept, None)
 
 
 def _some_are_left(report: FilterReport) -> None:
