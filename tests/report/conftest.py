@@ -122,12 +122,12 @@ STAGES = (
 )
 
 
-@pytest.fixture(scope="session")
-def full_report() -> ReportData:
-    """Every part filled in; one sample holds markup, a control character and a lone surrogate."""
+ARMS = ("organic + synthetic", "repeat organic only")
+
+
+def _timeline() -> Timeline:
     rng = random.Random(0)
-    steps, after = range(0, 300, 2), range(300, 600, 2)
-    stages = tuple(
+    stages = (
         StageTiming(
             name=name,
             status="done",
@@ -138,133 +138,168 @@ def full_report() -> ReportData:
         )
         for index, (name, seconds, speed) in enumerate(STAGES)
     )
-    evaluations = range(0, 301, 20)
-    reference = _curve("reference loss", "reference", evaluations, 8.3, 4.9, 45, 0.01)
-    arms = ("organic + synthetic", "repeat organic only")
+    return Timeline(stages=tuple(stages))
+
+
+def _corpus() -> CorpusInfo:
+    return CorpusInfo(
+        source="/data/<messages>",
+        files=3,
+        splits=(
+            SplitSize(name="train", documents=201, pieces=240, tokens=150_016, utf8_bytes=610_200),
+            SplitSize(name="validation", documents=23, pieces=31, tokens=49_152, utf8_bytes=188_200),
+        ),
+        left_out={"repeated text": 17, "half a surrogate pair": 2},
+        listed_in="tokenize/left_out.jsonl",
+        files_not_read=(".git/", "notes<1>.csv"),
+        overlap={
+            "validation": Overlap(documents=31, copied_documents=4, ngrams=30_000, found=2_220, sampled=8),
+        },
+    )
+
+
+def _pretraining() -> Pretraining:
+    return Pretraining(
+        curves=(
+            _curve("training loss", "train", range(0, 300, 2), 8.3, 4.4, 55, 0.06),
+            _curve("reference loss", "reference", range(0, 301, 20), 8.3, 4.9, 45, 0.01),
+        ),
+        plateau=Plateau(
+            step=300,
+            stopped=True,
+            reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
+            window_steps=(220, 240, 260, 280, 300),
+            window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
+        ),
+    )
+
+
+def _influence() -> Influence:
+    rng = random.Random(0)
+    return Influence(
+        in_run=InRunInfluence(
+            per_nat=True,
+            steps=tuple(range(8, 301, 8)),
+            trained_steps=300,
+            low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
+            median=tuple(0.02 * math.exp(-step / 90) + rng.gauss(0, 0.002) for step in range(8, 301, 8)),
+            high=tuple(0.02 + 0.04 * math.exp(-step / 90) for step in range(8, 301, 8)),
+            documents=tuple(rng.gauss(0.01, 0.02) for _ in range(140)),
+            least_tokens=256,
+            best=tuple(_scored(index, 0.07 - 0.01 * index) for index in range(5)),
+            worst=tuple(_scored(index + 5, -0.05 + 0.01 * index) for index in range(5)),
+            agreement=0.31,
+            agreeing_documents=97,
+            unscored_seconds=0.48,
+            scored_seconds=0.66,
+            renewals=5,
+            renewal_seconds=2.4,
+        ),
+        operations=tuple(
+            OperationInfluence(
+                per_nat=True,
+                operation=name,
+                sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
+                generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
+                references={"reference": (0.01, 0.02), "reference-<i>sums</i>": (None, -0.3)},
+            )
+            for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
+        ),
+    )
+
+
+def _tokens() -> TokenAccount:
+    return TokenAccount(
+        organic_unique=150_016,
+        pretrain_seen=1_228_800,
+        synthetic={"rephrase": 31_204, "reformat": 12_877},
+        made=(
+            MadeTokens(round=1, operation="rephrase", tokens=31_204, trained=249_332),
+            MadeTokens(round=1, operation="reformat", tokens=12_877, trained=102_924),
+        ),
+        arms=(
+            ArmTokens(name=ARMS[0], organic=876_544, synthetic=352_256),
+            ArmTokens(name=ARMS[1], organic=1_228_800, synthetic=0),
+        ),
+    )
+
+
+def _arms() -> Arms:
+    return Arms(
+        curves=(
+            *(_curve(name, "train", range(300, 600, 2), 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(ARMS)),
+            *(
+                _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
+                for i, name in enumerate(ARMS)
+            ),
+        ),
+        held_out=(
+            HeldOutLoss(name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+            HeldOutLoss(name=ARMS[0], nats=239_310.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+            HeldOutLoss(name=ARMS[1], nats=240_120.0, tokens=49_152, utf8_bytes=188_200, documents=12),
+        ),
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        device="CPU, 2 threads",
+        layout="1 process (TP 1 × PP 1 × DP 1)",
+        versions={"python": "3.11.15", "torch": "2.13.0", "megatron-core": "0.16.1", "synpro_engine": "0.1.0"},
+        implementations={
+            "attention": "torch SDPA: flash-attn is not installed",
+            "log-probabilities": "C++ op: built at install",
+            "collectives": "gloo: no CUDA device",
+        },
+        seeds={"run": 7, "split": 11},
+        git_commit="0f3c9d1",
+    )
+
+
+def _samples() -> tuple[Sample, ...]:
+    return (
+        _sample("rephrase", 1, True, REPHRASED),
+        _sample("reformat", 2, True, "- Topic: Treasury receipts. Content: They came to nearly $31,000,000.\n" * 3),
+        _sample("rephrase", 3, False, HOSTILE),
+        _sample("reformat", 4, True, "- Topic: Spain. Content: A convention appointed commissioners."),
+    )
+
+
+def _models() -> tuple[ModelInfo, ...]:
+    return (
+        ModelInfo(
+            role="pretrained", description="OLMo-2 shape, 4 layers, width 128, from scratch", parameters=1_312_896
+        ),
+        ModelInfo(role="generator", description="SmolLM2-135M-Instruct, last 8 blocks tuned", parameters=134_515_008),
+    )
+
+
+@pytest.fixture(scope="session")
+def full_report() -> ReportData:
+    """Every part filled in; one sample holds markup, a control character and a lone surrogate."""
     return ReportData(
         title="One cycle of model-aware synthesis",
         recipe="quickstart",
         created="21 November 2026, 14:05 UTC",
         config={"train": {"lr": 3e-3, "max_steps": 600}, "seed": 7, "note": "<b>not markup</b>"},
-        models=(
-            ModelInfo(
-                role="pretrained", description="OLMo-2 shape, 4 layers, width 128, from scratch", parameters=1_312_896
-            ),
-            ModelInfo(
-                role="generator", description="SmolLM2-135M-Instruct, last 8 blocks tuned", parameters=134_515_008
-            ),
-        ),
-        timeline=Timeline(stages=stages),
-        corpus=CorpusInfo(
-            source="/data/<messages>",
-            files=3,
-            splits=(
-                SplitSize(name="train", documents=201, pieces=240, tokens=150_016, utf8_bytes=610_200),
-                SplitSize(name="validation", documents=23, pieces=31, tokens=49_152, utf8_bytes=188_200),
-            ),
-            left_out={"repeated text": 17, "half a surrogate pair": 2},
-            listed_in="tokenize/left_out.jsonl",
-            files_not_read=(".git/", "notes<1>.csv"),
-            overlap={
-                "validation": Overlap(documents=31, copied_documents=4, ngrams=30_000, found=2_220, sampled=8),
-            },
-        ),
-        pretraining=Pretraining(
-            curves=(_curve("training loss", "train", steps, 8.3, 4.4, 55, 0.06), reference),
-            plateau=Plateau(
-                step=300,
-                stopped=True,
-                reason="best reference loss 4.9012 improved by 0.08 % over 4 evaluations; at least 0.50 % was required",
-                window_steps=(220, 240, 260, 280, 300),
-                window_losses=(4.9231, 4.9104, 4.9047, 4.9012, 4.9026),
-            ),
-        ),
-        influence=Influence(
-            in_run=InRunInfluence(
-                per_nat=True,
-                steps=tuple(range(8, 301, 8)),
-                trained_steps=300,
-                low=tuple(-0.01 - 0.03 * math.exp(-step / 90) for step in range(8, 301, 8)),
-                median=tuple(0.02 * math.exp(-step / 90) + rng.gauss(0, 0.002) for step in range(8, 301, 8)),
-                high=tuple(0.02 + 0.04 * math.exp(-step / 90) for step in range(8, 301, 8)),
-                documents=tuple(rng.gauss(0.01, 0.02) for _ in range(140)),
-                least_tokens=256,
-                best=tuple(_scored(index, 0.07 - 0.01 * index) for index in range(5)),
-                worst=tuple(_scored(index + 5, -0.05 + 0.01 * index) for index in range(5)),
-                agreement=0.31,
-                agreeing_documents=97,
-                unscored_seconds=0.48,
-                scored_seconds=0.66,
-                renewals=5,
-                renewal_seconds=2.4,
-            ),
-            operations=tuple(
-                OperationInfluence(
-                    per_nat=True,
-                    operation=name,
-                    sources=tuple(rng.gauss(0.02, 0.03) for _ in range(96)),
-                    generated=(*(rng.gauss(mean, 0.04) for _ in range(90)), math.nan),
-                    references={"reference": (0.01, 0.02), "reference-<i>sums</i>": (None, -0.3)},
-                )
-                for name, mean in (("rephrase", 0.05), ("reformat", 0.035))
-            ),
-        ),
+        models=_models(),
+        timeline=_timeline(),
+        corpus=_corpus(),
+        pretraining=_pretraining(),
+        influence=_influence(),
         tuning=(_rewards("rephrase", 8), _rewards("reformat", 8)),
         yields={
             "rephrase": operation_yield(88, {"heading missing": 5, "too long": 3}, {"<b>": 1200}),
             "reformat": operation_yield(52, {"no entry": 31, "brackets left in": 8, "cut off": 5}),
         },
-        samples=(
-            _sample("rephrase", 1, True, REPHRASED),
-            _sample("reformat", 2, True, "- Topic: Treasury receipts. Content: They came to nearly $31,000,000.\n" * 3),
-            _sample("rephrase", 3, False, HOSTILE),
-            _sample("reformat", 4, True, "- Topic: Spain. Content: A convention appointed commissioners."),
-        ),
+        samples=_samples(),
         diversity={
             "organic": measure_diversity([SOURCE] * 3),
             "rephrase": measure_diversity([REPHRASED] * 2, organic=[SOURCE]),
         },
-        tokens=TokenAccount(
-            organic_unique=150_016,
-            pretrain_seen=1_228_800,
-            synthetic={"rephrase": 31_204, "reformat": 12_877},
-            made=(
-                MadeTokens(round=1, operation="rephrase", tokens=31_204, trained=249_332),
-                MadeTokens(round=1, operation="reformat", tokens=12_877, trained=102_924),
-            ),
-            arms=(
-                ArmTokens(name=arms[0], organic=876_544, synthetic=352_256),
-                ArmTokens(name=arms[1], organic=1_228_800, synthetic=0),
-            ),
-        ),
-        arms=Arms(
-            curves=(
-                *(_curve(name, "train", after, 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(arms)),
-                *(
-                    _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
-                    for i, name in enumerate(arms)
-                ),
-            ),
-            held_out=(
-                HeldOutLoss(
-                    name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12
-                ),
-                HeldOutLoss(name=arms[0], nats=239_310.0, tokens=49_152, utf8_bytes=188_200, documents=12),
-                HeldOutLoss(name=arms[1], nats=240_120.0, tokens=49_152, utf8_bytes=188_200, documents=12),
-            ),
-        ),
-        environment=Environment(
-            device="CPU, 2 threads",
-            layout="1 process (TP 1 × PP 1 × DP 1)",
-            versions={"python": "3.11.15", "torch": "2.13.0", "megatron-core": "0.16.1", "synpro_engine": "0.1.0"},
-            implementations={
-                "attention": "torch SDPA: flash-attn is not installed",
-                "log-probabilities": "C++ op: built at install",
-                "collectives": "gloo: no CUDA device",
-            },
-            seeds={"run": 7, "split": 11},
-            git_commit="0f3c9d1",
-        ),
+        tokens=_tokens(),
+        arms=_arms(),
+        environment=_environment(),
     )
 
 
