@@ -18,6 +18,7 @@ import zstandard
 
 from docs.site.schemas import faults_in
 from synpro_engine.config.schemas import SCHEMAS
+from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
@@ -282,3 +283,10 @@ def test_the_report_counts_the_tokens_of_each_round_and_operation(alone: Path) -
     made = json.loads((alone / "round-1" / "shards" / "tokens.json").read_text())
     page = (alone / "report.html").read_text()
     assert "Tokens made" in page and all(f"<td>{operation}</td>" in page for operation in made)
+    result = json.loads((alone / "round-1" / "continue" / "result.json").read_text())
+    trained = result["operations"]["round-1"]
+    assert list(trained) == list(made) and all(f"{tokens:,}" in page for tokens in trained.values())
+    # Every window is all tokens of some text, the last of each going on where the next pass begins.
+    windows, seq_len = result["samples"]["round-1"], load_recipe("smoke").model.seq_len
+    assert sum(trained.values()) == windows * seq_len
+    assert json.loads((alone / "repeat" / "result.json").read_text())["operations"] == {}

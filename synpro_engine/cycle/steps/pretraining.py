@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from pydantic import Field
+
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, TRAINING_RESULT, measured_path
+from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_json
+from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, SYNTHETIC_TOKENS, TRAINING_RESULT, measured_path
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
@@ -20,6 +23,7 @@ from synpro_engine.data import (
     TokenCorpus,
     Tokenizer,
     TokenLoader,
+    WindowSource,
     check_rows,
     eval_windows,
     mixture_weights,
@@ -44,6 +48,8 @@ class TrainingResult(Record):
     reason: str
     samples: dict[str, int]
     """Windows trained on since the first step of pretraining, by source."""
+    operations: dict[str, dict[str, int]] = Field(default={})
+    """Of synthetic sources (rounds): tokens trained on of each operation's texts, repetitions counted each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,27 @@ def _train(
     )
     # Without the checkpoint's path, which would make equal stages differ by where they lie.
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
-    on_main(topology, lambda: atomic_write_text(into / TRAINING_RESULT, json_text(facts, indent=2) + "\n"))
+
+    def write() -> None:
+        told = facts | {"operations": _operations_read(training, corpora, loader.samples_by_source)}
+        atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
+
+    on_main(topology, write)
+
+
+def _operations_read(
+    training: Training, corpora: Mapping[str, TokenCorpus], windows: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """Tokens that so many windows of the synthetic sources gave, by source and operation."""
+    read = {}
+    for name, shards in training.synthetic.items():
+        counts, corpus = read_json(shards / SYNTHETIC_TOKENS), corpora[name]
+        # Operation after operation, as the shards were written: by its first token each text is one of them.
+        kinds_D = np.searchsorted(np.cumsum(list(counts.values())), corpus.offsets[:-1], side="right")
+        source = WindowSource(name, corpus, training.settings.model.seq_len, training.settings.seed)
+        given = source.tokens_given(windows[name], kinds_D, len(counts)).tolist()
+        read[name] = dict(zip(counts, given, strict=True))
+    return read
 
 
 def pretrain_stage(into: Path, training: Training, topology: Topology) -> None:

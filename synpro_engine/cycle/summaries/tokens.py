@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
-
 from synpro_engine.config import UserError
 from synpro_engine.cycle.run_layout import (
     PRETRAIN,
     REPEAT,
-    SYNTHETIC,
     SYNTHETIC_TOKENS,
     TOKENIZE,
     TRAINING_RESULT,
@@ -21,7 +18,7 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.steps.pretraining import ORGANIC, TrainingResult
 from synpro_engine.cycle.summaries.arms import REPEAT_ARM, SYNTHETIC_ARM
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
-from synpro_engine.data import WindowSource, open_shards, read_shard_stats
+from synpro_engine.data import read_shard_stats
 from synpro_engine.report import ArmTokens, MadeTokens, TokenAccount
 
 
@@ -52,20 +49,12 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
 def _made(run: FinishedRun) -> Iterator[MadeTokens]:
     """Tokens of each round and operation; how many of them the last arm and those before it were given."""
     finished = [number for number in run.rounds if Round(number).arm in run.done]
-    windows = run.record(Round(finished[-1]).arm, TRAINING_RESULT, TrainingResult).samples if finished else {}
+    read = run.record(Round(finished[-1]).arm, TRAINING_RESULT, TrainingResult).operations if finished else {}
     for number in run.rounds:
         this = Round(number)
-        counts = run.counts(this.shards, SYNTHETIC_TOKENS)
-        trained: list[int] = []
-        if this.name in windows:
-            corpus = open_shards(shards_path(run.directory / this.shards, SYNTHETIC))
-            # Operation after operation, as the shards were written: by its first token each text is one of them.
-            ends = np.cumsum(list(counts.values()))
-            kinds_D = np.searchsorted(ends, corpus.offsets[:-1], side="right")
-            source = WindowSource(this.name, corpus, run.recipe.model.seq_len, run.recipe.seed)
-            trained = source.tokens_given(windows[this.name], kinds_D, len(counts)).tolist()
-        for at, (operation, tokens) in enumerate(counts.items()):
-            yield MadeTokens(round=number, operation=operation, tokens=tokens, trained=trained[at] if trained else None)
+        for operation, tokens in run.counts(this.shards, SYNTHETIC_TOKENS).items():
+            trained = read.get(this.name, {}).get(operation)
+            yield MadeTokens(round=number, operation=operation, tokens=tokens, trained=trained)
 
 
 def _seen(run: FinishedRun, stage: str) -> dict[str, int]:
