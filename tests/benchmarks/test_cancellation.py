@@ -27,4 +27,5 @@ def test_differences_of_a_running_total_lose_digits_as_it_grows():
     """The experiment can tell: the error follows the accumulator's norm over the scores' (README.md)."""
     for tokens, examples, depth in ((64, 8, 0), (64, 16, 4), (64, 16, 64), (1, 256, 64)):
         lost = errors(tokens=tokens, examples=examples, depth=depth)
-        assert 1.5e-8 * lost.growth < lost.running < 15e-8 * lost.growth
+        # In between lie what AMD's and Intel's products give, which sum in different orders.
+        assert 1e-8 * lost.growth < lost.running < 15e-8 * lost.growth
