@@ -114,7 +114,7 @@ def validate(cls: type[C], data: Mapping[str, Any], where: str, *, names: Mappin
     except ValidationError as error:
         # One fault at a time, for the message is a line and the others often follow from the first.
         first = error.errors()[0]
-        place = _place(data, first["loc"], missing=first["type"] == "missing")
+        place = _place(cls, data, first["loc"], missing=first["type"] == "missing")
         top, *below = place or ("",)
         path = ".".join(str(part) for part in ((names or {}).get(str(top), top), *below))
         if first["type"] == "extra_forbidden":
@@ -127,17 +127,17 @@ def validate(cls: type[C], data: Mapping[str, Any], where: str, *, names: Mappin
         raise UserError(f"{where}: `{path}`: {message}{given}" if path else f"{where}: {message}") from None
 
 
-def _place(data: Any, loc: Sequence[int | str], *, missing: bool) -> tuple[int | str, ...]:
+def _place(cls: type[Config], data: Any, loc: Sequence[int | str], *, missing: bool) -> tuple[int | str, ...]:
     """Where a fault is, in keys of the data: pydantic puts the kind that it took for a value among them.
 
-    missing: the last one is the key that is not there.
+    missing: the last one is the key that is not there. A default that does not fit the other keys has a place too.
     """
     place = list[int | str]()
     for number, key in enumerate(loc):
         below: Mapping[Any, Any] = dict(enumerate(data)) if isinstance(data, list | tuple) else data
         if isinstance(below, Mapping) and key in below:
             data = below[key]
-        elif not (missing and number == len(loc) - 1):
+        elif number < len(loc) - 1 or not (missing or key in _keys_beside(cls, (*place, key))):
             continue
         place.append(key)
     return tuple(place)
