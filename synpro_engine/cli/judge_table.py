@@ -31,7 +31,8 @@ def lines(found: Checked, recipe: Recipe) -> Iterator[str]:
         if blind:
             yield f"{_title(judge, recipe)} hardly sees (AUC under {_BLIND}): {', '.join(blind)}"
     for judge, cost in [*found.costs.items(), *((each.judge, each.cost) for each in found.entries)]:
-        yield f"{_title(judge, recipe)}: {_cost(cost)}"
+        paid = recipe.reward.cost(judge, cost.asked)
+        yield f"{_title(judge, recipe)}: {_cost(cost)}{'' if paid is None else f'; cost {paid:.4f} in all'}"
 
 
 def _text_table(found: Sequence[Standing], recipe: Recipe) -> Iterator[str]:

@@ -88,6 +88,11 @@ class Recipe(Config):
         weights = self.reward.weights(operation)
         return {name: weight for name, weight in weights.items() if weight and self.generate.measures(name)}
 
+    @property
+    def asked_of_texts(self) -> tuple[str, ...]:
+        """Questions of the user's own that weigh nothing, which generation asks of its texts for filters."""
+        return tuple(name for name in self.reward.unweighed if self.generate.measures(name))
+
     def undivided(self) -> Recipe:
         """The same run, for what asks no model and so goes on any number of ranks."""
         pretrain = self.pretrain.model_copy(update={"parallel": None})
@@ -139,6 +144,7 @@ class Recipe(Config):
     def _rewards_that_are_measured_have_a_weight(self) -> Recipe:
         names = self.generate.names
         weighed = {reward for name in names for reward, weight in self.reward.weights(name).items() if weight}
+        weighed |= set(self.reward.unweighed)
         for reward in () if self.generate.rewards == "all" else self.generate.rewards:
             if reward not in weighed:
                 raise ValueError(f"generate.rewards: no operation gives `{reward}` a weight{nearest(reward, weighed)}")
@@ -147,11 +153,15 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _rewards_that_something_goes_by_are_there(self) -> Recipe:
         needed = {f"filter.{name}_quantile": name for name in self.filter.quantiles}
+        needed |= {f"filter.least.{name}": name for name in self.filter.least}
+        for name in self.filter.least:
+            if name not in self.reward.names:
+                raise ValueError(f"filter.least: no reward `{name}`{nearest(name, self.reward.names)}")
         if self.generate.mixture == "influence":
             needed["generate.mixture"] = "influence"
         for key, reward in needed.items():
             for operation in self.generate.names:
-                if not self.reward.weights(operation).get(reward):
+                if reward not in self.reward.unweighed and not self.reward.weights(operation).get(reward):
                     raise ValueError(f"{key}: reward.{operation} gives `{reward}` no weight to go by")
             if not self.generate.measures(reward):
                 raise ValueError(f"{key}: generate.rewards leaves `{reward}` out, which it goes by")

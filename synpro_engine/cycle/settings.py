@@ -6,6 +6,7 @@ corpus, a tokenizer, a generator) is recorded by its content, not by its path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from synpro_engine.backend import platform
@@ -150,7 +151,7 @@ class GenerateSettings(SynthesisSettings):
         """With the weights of what is measured."""
         weights = self.reward.weights(self.operation)
         measured = {name: weight for name, weight in weights.items() if self.generate.measures(name)}
-        return self.reward.weighing({self.operation: measured})
+        return self.reward.weighing({self.operation: measured}, self.reward.also)
 
     @property
     def measures_all(self) -> bool:
@@ -312,16 +313,18 @@ class SettingsOf:
         # One operation at a time: adding another to the recipe leaves the finished stages
         # of the first ones as they are.
         generate = self._recipe.generate.only(operation)
-        return GenerateSettings(generate=generate, **self._synthesis(operation, number))
+        return GenerateSettings(generate=generate, **self._synthesis(operation, number, self._recipe.asked_of_texts))
 
-    def _synthesis(self, operation: str, number: int) -> dict[str, Any]:
+    def _synthesis(self, operation: str, number: int, also: Sequence[str] = ()) -> dict[str, Any]:
         recipe = self._recipe
+        reward = recipe.reward.weighing({name: recipe.reward.weights(name) for name in (*PAPER, operation)}, also)
         return {
             "operation": operation,
             "prompt": recipe.prompt,
             # Those of the paper's operations are recorded in every run that there is. Of the others this one's alone:
             # an operation that is added or weighted otherwise leaves the stages of the rest as they are.
-            "reward": recipe.reward.weighing({name: recipe.reward.weights(name) for name in (*PAPER, operation)}),
+            # So is it with questions of the user's own.
+            "reward": reward.asking((*also, *recipe.reward.weights(operation))),
             "influence": recipe.influence,
             "dtype": self._dtype,
             "seed": self._seed,

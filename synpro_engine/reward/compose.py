@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,8 +33,13 @@ _ROUNDING = 1e-6
 class Composer:
     """Scores candidates with several rewards at once."""
 
-    def __init__(self, rewards: Sequence[Reward], weights: Mapping[str, Mapping[str, float]]) -> None:
-        """`weights` [operation][reward name]; UserError for a weight other than 0 whose reward is not given."""
+    def __init__(
+        self, rewards: Sequence[Reward], weights: Mapping[str, Mapping[str, float]], also: Collection[str] = ()
+    ) -> None:
+        """`weights` [operation][reward name]; also: rewards that are measured of every operation, with weight or
+        without. UserError for a weight other than 0 whose reward is not given.
+        """
+        self._also = frozenset(also)
         self.faults = 0
         """Values left out of `rows` so far."""
         self.asked: Counter[str] = Counter()
@@ -69,7 +74,7 @@ class Composer:
             name: [
                 i
                 for i, c in enumerate(candidates)
-                if c.parsed.ok and (c.parsed.exact or not exact) and self._weight(c, name)
+                if c.parsed.ok and (c.parsed.exact or not exact) and self._is_measured(c, name)
             ]
             for name in self._rewards
         }
@@ -82,7 +87,8 @@ class Composer:
                     faults.append(RewardFault(index=i, reward=name, value=value, range=(low, high)))
                     value = math.nan
                 parts[name][i] = value
-                total[i] += self._weight(candidates[i], name) * value
+                if weight := self._weight(candidates[i], name):  # what weighs nothing spoils no total
+                    total[i] += weight * value
         return RewardTable(total=total, parts=parts, faults=tuple(faults), asked=self._take_counts(), seconds=seconds)
 
     def _values(self, chosen: Mapping[str, Sequence[Candidate]]) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -125,11 +131,14 @@ class Composer:
         self.faults += len(table.faults)
         self.asked.update(table.asked)
         rows = [
-            {name: values[i] for name, values in table.parts.items() if self._weight(candidate, name)}
+            {name: values[i] for name, values in table.parts.items() if self._is_measured(candidate, name)}
             | ({"total": table.total[i]} if total else {})
             for i, candidate in enumerate(candidates)
         ]
         return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
+
+    def _is_measured(self, candidate: Candidate, name: str) -> bool:
+        return self._weight(candidate, name) != 0.0 or name in self._also
 
     def _weight(self, candidate: Candidate, name: str) -> float:
         if candidate.operation not in self._weights:
@@ -180,4 +189,4 @@ def build_composer(
             Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
         )
     rewards = [remote.get(name) or makers[name]() for name in config.names if config.uses(name)]
-    return Composer(rewards, config.by_operation)
+    return Composer(rewards, config.by_operation, config.also)

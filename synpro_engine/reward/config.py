@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from synpro_engine.config import Config, nearest
-from synpro_engine.reward.judges import JudgeConfig, JudgesConfig
+from synpro_engine.reward.judges import INPUT_TOKENS, JudgeConfig, JudgesConfig
 from synpro_engine.synth.operations import PAPER, operation_named
 
 REWARD_NAMES = (
@@ -28,6 +28,8 @@ class RewardConfig(Config):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Weight]] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    _also: frozenset[str] = PrivateAttr(default=frozenset())
 
     influence_min_chars: int = Field(default=500, ge=0)
     """Texts with fewer characters have the influence of their source."""
@@ -83,23 +85,56 @@ class RewardConfig(Config):
         given = self.by_operation.get(operation)
         return dict(operation_named(operation).rewards) if given is None else given
 
-    def weighing(self, weights: Mapping[str, Mapping[str, float]]) -> Self:
-        """The same with weights for these operations and no others."""
+    def weighing(self, weights: Mapping[str, Mapping[str, float]], also: Collection[str] = ()) -> Self:
+        """The same with weights for these operations and no others; also: measured though nothing weighs it."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        return self.model_construct(None, **fields | {name: dict(of) for name, of in weights.items()})
+        same = self.model_construct(None, **fields | {name: dict(of) for name, of in weights.items()})
+        same._also = frozenset(also)
+        return same
+
+    def asking(self, own: Collection[str]) -> Self:
+        """The same with these questions of the user's own and no others, nor weights of others."""
+        dropped = self.judges.own.keys() - set(own)
+        weights = {
+            operation: {name: weight for name, weight in named.items() if name not in dropped}
+            for operation, named in self.by_operation.items()
+        }
+        return self.model_copy(update={"judges": self.judges.only(own)}).weighing(weights, self.also)
+
+    @property
+    def also(self) -> frozenset[str]:
+        """What is measured though nothing weighs it."""
+        return self._also
+
+    @property
+    def unweighed(self) -> tuple[str, ...]:
+        """Questions of the user's own that no operation weighs, which are no rewards."""
+        return tuple(name for name in self.judges.own if not self._is_weighed(name))
 
     def recorded(self) -> dict[str, Any]:
         """The settings, and the weights by operation among them."""
         return super().recorded() | self.by_operation
 
     def uses(self, name: str) -> bool:
-        """Whether any operation gives `name` a weight."""
+        """Whether any operation gives `name` a weight, or it is measured without one."""
+        return name in self.also or self._is_weighed(name)
+
+    def _is_weighed(self, name: str) -> bool:
         return any(weights.get(name, 0.0) != 0.0 for weights in self.by_operation.values())
 
     @property
     def remote(self) -> dict[str, JudgeConfig]:
         """The judges behind endpoints whose rewards have a weight, by the reward's name."""
         return {name: judge for name, judge in self.judges.remote.items() if self.uses(name)}
+
+    def cost(self, judges: str, asked: Mapping[str, int]) -> float | None:
+        """What judges of one endpoint, as they are counted together (`RewardTable.asked`), took; None without a price.
+
+        asked: what they were asked, by the names of counts.
+        """
+        judge = self.judges.remote.get(judges.partition("+")[0])
+        tokens = asked.get(INPUT_TOKENS, 0)
+        return None if judge is None or judge.price is None or not tokens else tokens * judge.price / 1e6
 
     def measures(self, name: str) -> bool:
         """Whether `name` has a weight and is measured here, in the embedded way."""

@@ -11,7 +11,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -51,12 +52,19 @@ class FilterConfig(Config):
     text without that reward stays. Likewise `influence_quantile`. Memory: 8 bytes a text."""
     influence_quantile: float | None = Field(default=None, gt=0, lt=1)
     """Remove texts whose reward `influence` is below this quantile."""
+    least: dict[str, float] = Field(default={})
+    """Remove texts whose value is below this one, by reward or question of your own (`reward.judges`); a text without
+    that value stays."""
 
     @model_validator(mode="after")
     def _some_length_is_left(self) -> FilterConfig:
         if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
             raise ValueError(f"min_chars: {self.min_chars} is more than max_chars ({self.max_chars})")
         return self
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings; `least` where it is used, so that what was filtered before it was there stays as it is."""
+        return {name: value for name, value in super().recorded().items() if name != "least" or value}
 
     @property
     def any(self) -> bool:
@@ -210,7 +218,7 @@ class Filters:
             "leak": lambda: self._leak(made),
             "quality": lambda: self._reward("quality", operation, made),
             "influence": lambda: self._reward("influence", operation, made),
-        }
+        } | {f"least {name}": partial(_too_low, made, name, least) for name, least in self.config.least.items()}
         return next(((name, why) for name, check in checks.items() if (why := check()) is not None), None)
 
     def _length(self, made: Made) -> str | None:
@@ -250,6 +258,11 @@ class Filters:
         if floor is None or name not in made.rewards or made.rewards[name] >= floor:
             return None
         return f"{made.rewards[name]:.4g}, below {floor:.4g}"
+
+
+def _too_low(made: Made, name: str, least: float) -> str | None:
+    value = made.rewards.get(name)
+    return None if value is None or value >= least else f"{value:.4g}, below {least:.4g}"
 
 
 def _too_many(made: Made, n: int, known: Keys, limit: float, where: str) -> str | None:

@@ -59,9 +59,9 @@ class GenerateConfig(SliceConfig):
     lease_minutes: float = Field(default=2, gt=0)
     """A worker that has shown no sign of life for so long is taken for dead, and others do its batch."""
     rewards: Literal["all"] | tuple[str, ...] = "all"
-    """Which rewards are measured of each accepted text: `all` that its operation weighs, or those of them that are
-    named here, `[]` for none. Each asks its judge or model about every text that is made. Filters by quantile and
-    `mixture: influence` need theirs. Where some are left out no `total` is recorded."""
+    """Which rewards are measured of each accepted text: `all` that its operation weighs, and questions of your own that
+    none weighs; or those of them that are named here, `[]` for none. Each asks its judge or model about every text that
+    is made. Filters by reward and `mixture: influence` need theirs. Where some are left out no `total` is recorded."""
     server: ServerConfig | None = None
     """A server that writes the completions from the exported weights; none for the sampler in this process."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.judges import __main__ as program
+from benchmarks.judges import tokens
 from benchmarks.judges.clients import CLIENTS
 
 
@@ -22,3 +23,15 @@ def test_a_small_run_measures_ours_and_writes_a_line_for_each_client(
     assert {row["contender"]: row["status"] for row in rows} == dict.fromkeys(CLIENTS, "ok") | {"openai": "not run"}
     assert rows[0]["timing"]["median"] >= 0.08, "nobody is faster than the endpoint"
     assert rows[0]["settings"]["calls"] == 16 and "ours: " in capsys.readouterr().out
+
+
+def test_one_request_a_text_has_at_most_a_quarter_of_the_tokens_of_one_an_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the size of slices that the recipes of the paper's size have, and at half of it."""
+    monkeypatch.setattr(tokens, "MAX_CHARS", (7000, 3500))
+    rows = tokens.table(texts=12)
+    assert [row["api"] for row in rows] == ["systemone", "decisions"] * 2
+    for row in rows:
+        assert row["requests"] == row["texts"] >= 10 and row["one an entry"] >= 7 * row["texts"]
+        assert 0 < row["tokens"] <= row["tokens, one an entry"] / 4

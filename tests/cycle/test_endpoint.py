@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_a_cycle_runs_with_judges_of_a_real_server_and_reads_on_without_it(tmp_p
     run, model = tmp_path / "run", tmp_path / "smollm2"
     _synpro("import", "endpoint-smoke", "--dir", run)
     _synpro("export", "endpoint-smoke", "--dir", run, "--stage", "import", "--output", model)
-    names = ("quality", "structure", "faithfulness")
+    names = ("quality", "structure", "faithfulness", "clear")
 
     def judged(endpoint: str, model: Path) -> list[str]:
         keys = {"endpoint": endpoint, "model": model}
@@ -80,16 +81,20 @@ def test_a_cycle_runs_with_judges_of_a_real_server_and_reads_on_without_it(tmp_p
     with _serving(model, tmp_path / "server.log") as endpoint:
         told = _synpro("run", "endpoint-smoke", *judged(endpoint, Path("another")), "--dir", run, code=2)
         assert "another" in told and "reward.judges.quality" in told
-        told = _synpro("run", "endpoint-smoke", *judged(endpoint, model), "--dir", run)
-    for operation in ("rephrase", "reformat"):
+        priced = [f"reward.judges.{name}.price=2.0" for name in names]
+        told = _synpro("run", "endpoint-smoke", *judged(endpoint, model), *priced, "--dir", run)
+    assert f"{endpoint} is asked by systemone" in told
+    by_probability = {"rephrase": "structure", "reformat": "faithfulness"}
+    for operation in by_probability:
         steps = [r for r in read_metrics(run / f"round-1/tune-{operation}/metrics.jsonl") if r["kind"] == "grpo"]
         assert sum(record["judge/quality/calls"] for record in steps) > 0
         assert all(record["judge/quality/faults"] == 0 for record in steps)
-        assert f"generated {operation}: judge of quality: " in told
+        assert re.search(rf"generated {operation}: judge of quality: \d+ calls.*, cost \d", told), told
+        assert all(steps[0][f"judge/{judge}/input_tokens"] > 0 for judge in ("quality", by_probability[operation]))
         with zstandard.open(run / f"round-1/generate-{operation}/corpus/docs-000000.jsonl.zst", "rt") as file:
             rewards = [json.loads(line)["rewards"] for line in file]
-        by_probability = "structure" if operation == "rephrase" else "faithfulness"
-        assert rewards and all(0.0 < one[by_probability] < 1.0 for one in rewards)
+        assert rewards and all(0.0 < one[by_probability[operation]] < 1.0 for one in rewards)
+        assert all(0.0 < one["clear"] < 1.0 for one in rewards), "asked though nothing weighs it"
         assert all(-4.0 <= one["quality"] <= 4.0 for one in rewards if "quality" in one)
     assert {path.name for path in (run / "judges").iterdir()} == set(names)
     assert faults_in(run) == []

@@ -61,10 +61,11 @@ def check_judges(recipe: Recipe, directory: Path, topology: Topology) -> None:
         weights: dict[str, dict[str, float]] = {}
         for this in map(Round, range(1, recipe.rounds + 1)):
             weights |= {name: recipe.measured(name) for name in recipe.generate.names if is_open(this.generate(name))}
+        also = recipe.asked_of_texts if weights else ()
         # Last, for they measure whatever generation does.
         for this in map(Round, range(1, recipe.rounds + 1)):
             weights |= {name: recipe.reward.weights(name) for name in recipe.tune if is_open(this.tune(name))}
-        return check_all(recipe.reward.weighing(weights))
+        return check_all(recipe.reward.weighing(weights, also))
 
     for line in on_main(topology, check):
         say(topology, line)
@@ -90,11 +91,18 @@ def check_all(reward: RewardConfig) -> list[str]:
     return found
 
 
-def tell_judged(what: str, asked: Mapping[str, int], topology: Topology) -> None:
-    """Say what judges were asked, over all ranks. Collective."""
+def asked_of_all(asked: Mapping[str, int], topology: Topology) -> Counter[str]:
+    """What judges were asked, over all ranks. Collective."""
     total: Counter[str] = Counter()
     for part in gather_objects(topology.dp, dict(asked)):
         total.update(part)
-    for name in dict.fromkeys(key.partition("/")[0] for key in total):
-        counts = ", ".join(f"{total[key]} {key.partition('/')[2]}" for key in total if key.startswith(f"{name}/"))
-        say(topology, f"{what}: judge of {name}: {counts}")
+    return total
+
+
+def tell_judged(what: str, reward: RewardConfig, asked: Mapping[str, int], topology: Topology) -> None:
+    """Say what the job's judges were asked, and what that cost where a price is set."""
+    for judges in dict.fromkeys(key.partition("/")[0] for key in asked):
+        counts = {key.partition("/")[2]: asked[key] for key in asked if key.startswith(f"{judges}/")}
+        told = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
+        cost = reward.cost(judges, counts)
+        say(topology, f"{what}: judge of {judges}: {told}{'' if cost is None else f', cost {cost:.2f}'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from synpro_engine.cycle.settings import (
     TuneSettings,
 )
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.judging import judge_versions, open_judges, tell_judged
+from synpro_engine.cycle.steps.judging import asked_of_all, judge_versions, open_judges, tell_judged
 from synpro_engine.cycle.steps.mixing import earned_mixture
 from synpro_engine.cycle.steps.probe import load_probe, probe_hash
 from synpro_engine.cycle.steps.serving import serve
@@ -55,6 +56,10 @@ from synpro_engine.synth import (
     operation_named,
 )
 from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
+from synpro_engine.train.metrics import METRICS, read_metrics
+
+_JUDGE = "judge/"
+"""Begins the names of counts of judges in a tuning's metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +176,18 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     if result.first_reward is not None and result.last_reward is not None:  # a step was left to do
         rewards = f"mean reward {result.first_reward:.3f} at first, {result.last_reward:.3f} at last"
         say(topology, f"tuned {operation}: {rewards}")
+    asked = on_main(topology, lambda: _asked_while_tuning(into))
+    tell_judged(f"tuned {operation}", settings.own_reward, asked, topology)
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
+
+
+def _asked_while_tuning(directory: Path) -> dict[str, int]:
+    """What judges were asked in all steps, those before a resumption too."""
+    asked: Counter[str] = Counter()
+    for record in read_metrics(directory / METRICS):
+        asked.update({key.removeprefix(_JUDGE): n for key, n in record.items() if key.startswith(_JUDGE)})
+    return dict(asked)
 
 
 def generate_stage(
@@ -233,6 +248,7 @@ def generate_stage(
     report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
     on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
-    tell_judged(f"generated {operation}", composer.asked, topology)
+    asked = asked_of_all(composer.asked, topology)
+    tell_judged(f"generated {operation}", settings.own_reward, asked, topology)
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")

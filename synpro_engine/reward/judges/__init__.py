@@ -4,13 +4,14 @@ Knows how a question is put and what an answer is worth. Refuses to know what a 
 reply and a refused question are all NaN, and what follows is the caller's.
 """
 
-from synpro_engine.reward.judges.client import Client, Judgement
+from synpro_engine.reward.judges.client import INPUT_TOKENS, Client, Judgement
 from synpro_engine.reward.judges.config import EncoderConfig, JudgeConfig, JudgesConfig
 from synpro_engine.reward.judges.judge import Judge, Share, ask_together
 from synpro_engine.reward.judges.opening import apis_of, check_judges, open_judges
 from synpro_engine.reward.judges.questions import QuestionConfig, built_in
 
 __all__ = [
+    "INPUT_TOKENS",
     "Client",
     "EncoderConfig",
     "Judge",

@@ -116,14 +116,14 @@ class Client:
         for cache in self._caches.values():
             cache.refresh()
         values: dict[Judgement, float] = {}
-        for answered in self.service.each(self._requests(judgements), self._answered).values():
+        for answered in self.service.each(self.requests(judgements), self._answered).values():
             values |= answered or {}
         if missing := sum(one not in values for one in dict.fromkeys(judgements)):
             self.service.count("missing", missing)
             self._tell_missing(missing, len(set(judgements)))
         return [values.get(one, math.nan) for one in judgements]
 
-    def _requests(self, judgements: Sequence[Judgement]) -> list[tuple[Judgement, ...]]:
+    def requests(self, judgements: Sequence[Judgement]) -> list[tuple[Judgement, ...]]:
         """What is asked together: all that is asked about one text in one state, as far as the interface allows."""
         most = self._most
         groups: dict[tuple[str, str, bool], list[Judgement]] = {}
@@ -139,7 +139,7 @@ class Client:
             "- Topic: Sunrise. Content: It was at six.",
         )
         questions = {name: inquiry.question for name, inquiry in self.inquiries.items()}
-        return self._requests([
+        return self.requests([
             Judgement(name, source if one.source == "shown" else "", text, entry if one.each == "entry" else "")
             for name, one in questions.items()
         ])  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -16,7 +16,7 @@ from synpro_engine.reward.judges.questions import QuestionConfig, built_in
 class JudgeConfig(EndpointConfig):
     """A model behind an endpoint, which one question is put to."""
 
-    EXECUTION: ClassVar[frozenset[str]] = EndpointConfig.EXECUTION | {"cache"}
+    EXECUTION: ClassVar[frozenset[str]] = EndpointConfig.EXECUTION | {"cache", "price"}
 
     model: str = Field(min_length=1)
     """The model's name there."""
@@ -48,6 +48,10 @@ class JudgeConfig(EndpointConfig):
     its group. It is never a reward of 0."""
     cache: bool = True
     """Keep answers in the run's directory, so that no question is paid for twice."""
+
+    price: float | None = Field(default=None, ge=0)
+    """Of a million input tokens, in whatever money: what judging has cost is then told beside the tokens, which are
+    counted as the server counts them."""
 
     @field_validator("prompt")
     @classmethod
@@ -150,6 +154,11 @@ class JudgesConfig(Config):
     def own(self) -> dict[str, JudgeConfig]:
         """Those that answer a question of the user's own, by the name of the reward."""
         return self.__pydantic_extra__
+
+    def only(self, own: Collection[str]) -> Self:
+        """The same with these questions of the user's own and no others."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return self.model_construct(None, **fields | {name: judge for name, judge in self.own.items() if name in own})
 
     @property
     def remote(self) -> dict[str, JudgeConfig]:

@@ -1,0 +1,84 @@
+"""A question of the user's own in a recipe: a reward where it has a weight, else asked of generated texts."""
+
+from typing import Any
+
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.settings import SettingsOf
+from synpro_engine.reward import build_composer
+from synpro_engine.reward.judges import open_judges
+from synpro_engine.synth import REPHRASE, Candidate, FilterConfig
+from synpro_engine.synth.filters import Filters, Made
+
+ASKED = "{type: truth, ask: 'Would a beginner understand the text?', source: hidden}"
+DROP = [f"tune.{operation}.bad_reward=drop_group" for operation in ("rephrase", "reformat")]
+
+
+def recipe_with(*overrides: str, endpoint: str = "http://127.0.0.1:9/v1") -> Recipe:
+    judge = f"reward.judges.clear={{endpoint: '{endpoint}', model: judge-1, api: systemone, question: {ASKED}}}"
+    return load_recipe("smoke", [judge, *DROP, *overrides])
+
+
+def test_a_question_without_a_weight_is_asked_of_generated_texts_and_by_no_tuning() -> None:
+    recipe = recipe_with("filter.least={clear: 0.4}")
+    of = SettingsOf(recipe)
+    assert "clear" in of.generate("rephrase", 1).own_reward.remote
+    assert "clear" not in of.tune("rephrase", 1).own_reward.remote
+    assert of.tune("rephrase", 1).recorded() == SettingsOf(load_recipe("smoke", DROP)).tune("rephrase", 1).recorded()
+    assert of.generate("rephrase", 1).recorded() != SettingsOf(load_recipe("smoke", DROP)).generate("rephrase", 1)
+    assert of.shards.recorded()["filter"]["least"] == {"clear": 0.4}
+    without = recipe_with("generate.rewards=[influence]")
+    assert "clear" not in SettingsOf(without).generate("rephrase", 1).own_reward.remote
+
+
+def test_a_question_with_a_weight_is_a_reward_of_the_operations_that_weigh_it() -> None:
+    of = SettingsOf(recipe_with("reward.rephrase.clear=2.0"))
+    assert "clear" in of.tune("rephrase", 1).own_reward.remote
+    assert "clear" not in of.tune("reformat", 1).own_reward.remote
+    assert "clear" not in of.generate("reformat", 1).own_reward.remote
+    assert "clear" not in of.tune("reformat", 1).recorded()["reward"]["judges"]
+
+
+def test_what_weighs_nothing_stands_in_the_record_and_spoils_no_total(server: Any) -> None:
+    reward = SettingsOf(recipe_with(endpoint=server.endpoint)).generate("rephrase", 1).own_reward
+    reward = reward.weighing({"rephrase": {"length": 1.0}}, reward.also)
+    [judge] = open_judges(reward.remote, {"clear": "systemone"})
+    composer = build_composer(reward, influence_of=None, likelihood_of=None, judges=[judge])
+    parsed = REPHRASE.parse(f"{REPHRASE.heading}\nA text of some words, which is no long one.")
+    candidate = Candidate(operation="rephrase", source="A source of as many words and more.", raw="", parsed=parsed)
+    server.answer = lambda handler, body: handler.decide(body, lambda asked, names: [0.7, 0.3])
+    assert composer.rows([candidate]) == [{"length": 1.0, "clear": pytest.approx(0.3), "total": 1.0}]
+    assert composer.judges["clear"].startswith("judge-1 by systemone, question ")
+    server.answer = lambda handler, body: handler.decide(body, lambda asked, names: None)
+    other = Candidate(operation="rephrase", source=candidate.source, raw="", parsed=REPHRASE.parse(
+        f"{REPHRASE.heading}\nAnother text of some words, not long."))  # fmt: skip
+    assert composer.rows([other]) == [{"length": 1.0, "total": 1.0}] and composer.faults == 1
+
+
+def test_texts_under_the_least_value_are_removed_and_those_without_a_value_stay() -> None:
+    filters, values = Filters(FilterConfig(least={"clear": 0.4})), {"a": 0.39, "b": 0.4, "c": None}
+    texts = [
+        Made(id=name, text=f"Text {name}.", source="", rewards={} if value is None else {"clear": value})
+        for name, value in values.items()
+    ]
+    assert [made.id for made in filters.pass_through("rephrase", texts)] == ["b", "c"]
+    found = filters.report.by_operation["rephrase"]
+    assert found.removed == {"least clear": 1} and found.samples["least clear"][0].why == "0.39, below 0.4"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["filter.least={cler: 0.4}"], r"filter.least: no reward `cler` \(did you mean `clear`"),
+        (["filter.least={clear: 0.4}", "generate.rewards=[]"], "least.clear: generate.rewards leaves `clear` out"),
+        (["filter.least={clear: 0.4}", "reward.rephrase.clear=1.0"], "least.clear: reward.reformat gives `clear`"),
+        (["reward.rephrase.cleer=1.0"], r"no reward `cleer` \(did you mean `clear`"),
+        (["reward.rephrase.clear=1.0", "tune.rephrase.bad_reward=stop"], "must be drop_group, for reward.judges.clear"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_question_is_refused_by_its_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe_with(*overrides)
