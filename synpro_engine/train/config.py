@@ -33,6 +33,9 @@ class MuonConfig(Config):
     scale: MuonScale = "spectral"
     """`spectral`: times sqrt(max(1, rows / columns)). `adamw_rms`: times 0.2 sqrt(max(rows, columns)), so that an
     update's entries are about as large as AdamW's (arXiv 2502.16982)."""
+    products: Literal["weights", "bfloat16"] = "weights"
+    """What the iterations multiply, and ranks send each other: the weights' dtype, or bfloat16 for fp32 weights too, as
+    torch's Muon does. Much quicker on GPUs and on CPUs with AMX; layouts then agree to bf16's precision only."""
     normalise_rows: bool = False
     """Divide each row of the momentum by its norm first (MuonEq-R, arXiv 2603.28254)."""
 

@@ -33,7 +33,6 @@ class Muon:
 
     def __init__(self, model: Model, optimizer: MegatronOptimizer) -> None:
         self._topology, self._config = model.topology, model.config
-        # What products multiply, and what ranks send each other: halves for weights of halves.
         self._dtype = model.dtype
         mine = [r for r in owned_rectangles(model, optimizer) if r.shard.group.get("muon")]
         self._rectangles: dict[str, list[Rectangle]] = {}
@@ -47,12 +46,13 @@ class Muon:
 
         The rate and the weight decay are those of the shards' groups.
         """
+        dtype = torch.bfloat16 if config.products == "bfloat16" else self._dtype
         for keys in self._homes.rounds:
             here = {key: self._rectangles[key] for key in keys if key in self._rectangles}
             ahead = {id(own): _looked_ahead(own, config) for own in _shards(here.values())}
             pieces = {key: [r.of(ahead[id(r.shard)]) for r in owned] for key, owned in here.items()}
             made = self._homes.exchange(
-                keys, pieces, lambda whole: self._orthogonalised(whole, config), self._dtype, self._topology
+                keys, pieces, lambda whole: self._orthogonalised(whole, config), dtype, self._topology
             )
             for key, updates in made.items():
                 for rectangle, update in zip(here[key], updates, strict=True):
@@ -71,8 +71,9 @@ class Muon:
             if config.normalise_rows:
                 stack = stack.float()
                 stack /= stack.norm(dim=-1, keepdim=True).clamp(min=_EPS)
+            dtype = whole[places[0][0]].dtype
             found = orthogonalize(
-                stack, steps=config.steps, coefficients=config.coefficients, dtype=self._dtype, eps=_EPS
+                stack, steps=config.steps, coefficients=config.coefficients, dtype=dtype, eps=_EPS
             ).mul_(update_scale(config.scale, *shape))
             for (key, index), matrix in zip(places, found, strict=True):
                 parts[key][index] = matrix

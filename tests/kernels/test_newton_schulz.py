@@ -16,6 +16,7 @@ from synpro_kernels.ops.newton_schulz import (
     Coefficients,
     orthogonalize_definition,
     polar_factor_definition,
+    torch_backend,
 )
 from synpro_kernels.ops.newton_schulz.coefficients import Step, polynomials
 from synpro_kernels.ops.newton_schulz.op import _symmetric_product
@@ -193,6 +194,20 @@ def test_the_gram_product_is_symmetric_to_the_bit_in_strips():
         for other in strips:
             if one != other:
                 assert torch.equal(found[:, one, other], found[:, other, one].mT)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_a_cpu_multiplies_bf16_as_it_is_where_it_has_tiles_for_it(monkeypatch, tiles):
+    torch.manual_seed(5)
+    left = torch.randn(2, 300, 64).bfloat16()
+    monkeypatch.setattr(torch_backend, "_bf16_tiles", lambda: tiles)
+    found = torch_backend.symmetric_product(left, left @ left.mT, 0.5, -1.25, False)
+    exact = left.double() @ left.double().mT
+    truth = 0.5 * exact - 1.25 * (left @ left.mT).double()
+    assert found.dtype == torch.bfloat16
+    assert_as_accurate(found, truth.bfloat16(), truth, "bf16")
+    assert torch_backend._factor(left).dtype == (torch.bfloat16 if tiles else torch.float32)
+    assert torch_backend._factor(left.half()).dtype == torch.float32
 
 
 def test_opcheck_finds_no_fault():

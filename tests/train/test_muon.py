@@ -94,6 +94,18 @@ def test_in_bf16_it_goes_where_torch_s_muon_goes(topology: Topology, shape: Mode
         assert torch.cosine_similarity(moved.flatten(), expected.flatten(), 0) > 0.995, name
 
 
+def test_products_of_halves_round_no_more_than_torch_s_muon_does(topology: Topology, shape: ModelConfig) -> None:
+    """On fp32 weights: both iterate in bf16, and are held to the iteration in fp64."""
+    model = build_model(shape, topology)
+    before = taken_apart(model, Tensor.detach)
+    muon = MuonConfig(lr=0.02, products="bfloat16")
+    ours, theirs = beside_torch(model, MUON.model_copy(update={"muon": muon, "weight_decay": 0.0}), 1)
+    for name, gradient in taken_apart(model, gradient_of).items():
+        truth = 0.02 * update_scale("spectral", *gradient.shape) * orthogonalize_definition(gradient.double())
+        errors = [float((before[name] - after[name] - truth).norm() / truth.norm()) for after in (ours, theirs)]
+        assert 1e-3 < errors[0] < 2 * errors[1], (name, errors)
+
+
 def test_a_matrix_moves_by_the_rate_times_its_orthogonalised_gradient(topology: Topology, shape: ModelConfig) -> None:
     muon = MuonConfig(lr=0.02, coefficients="polar_express", steps=8, normalise_rows=True)
     model = build_model(shape, topology)

@@ -4,6 +4,8 @@ So half of the products of a library's GEMM are left out. Half-precision operand
 runs give the same bits. Shapes: B matrices, L is [B, M, K], C and the result [B, M, M].
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -70,8 +72,7 @@ def symmetric_call(
     out_BMM = left.new_empty(batch, rows, rows, dtype=torch.float32 if wide else left.dtype)
     tile = symmetric_tile(capability, rows)
     side = ceil_div(rows, tile.BM)
-    # A list of tiles rather than a square grid whose upper half returns at once.
-    first, second = torch.tril_indices(side, side, device=left.device, dtype=torch.int32)
+    first, second = _lower_tiles(side, left.device)
     if descriptor is None:
         descriptor = capability >= 90
     flat = left.view(batch * rows, width)
@@ -89,3 +90,13 @@ def symmetric_call(
         **tile._asdict(),
     }
     return Call(symmetric_kernel, (batch * tiles,), arguments, options, (out_BMM,))
+
+
+@functools.lru_cache(maxsize=64)
+def _lower_tiles(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the tiles on or below the diagonal: a list, and no grid whose upper half returns at once.
+
+    Kept, for small products are over before the host has made it anew; nobody writes to it.
+    """
+    first, second = torch.tril_indices(side, side, device=device, dtype=torch.int32)
+    return first, second

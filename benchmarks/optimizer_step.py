@@ -1,0 +1,181 @@
+"""What an optimizer's update costs: AdamW and Muon of the engine beside torch's own, on the same gradients.
+
+`python -m benchmarks.optimizer_step --recipe quickstart` times clipping and update, without forward and backward pass:
+each contender has the recipe's pretrained model for itself and fp32 gradients of random numbers. torch's Muon gets the
+matrices of the blocks taken apart as ours are, and its fused AdamW the rest; both work on fp32 weights, and that Muon
+iterates in bf16 whatever the weights are. The iteration alone stands below: ours (in bf16 and without
+Triton too) and torch's, on one stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import _muon as torch_muon
+
+import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
+from benchmarks.common.command import command_line
+from benchmarks.common.environment import environment
+from benchmarks.common.harness import Step, clock_for, interleave, summarise
+from benchmarks.common.records import write_lines
+from benchmarks.common.tables import aligned
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.cycle import Recipe, load_recipe
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.model.canonical import canonical_shapes
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.optimizer import set_hyperparameters, update
+from synpro_kernels import orthogonalize
+from synpro_kernels.testing import using
+
+BENCH = "optimizer_step"
+_TORCH_MUON = "torch.optim.Muon and AdamW"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Returns 2 after a user's fault."""
+    parser = command_line(BENCH, __doc__, "--output")
+    add = parser.add_argument
+    add("--recipe", default="quickstart", help="whose pretrained model is updated (default: %(default)s)")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the recipe's")
+    add("--rounds", type=int, default=7, help="timed updates of each (default: %(default)s)")
+    add("--stack", default="4x1024x4096", help="matrices of the iteration alone (default: %(default)s)")
+    given = parser.parse_args(argv)
+    try:
+        recipe = load_recipe(given.recipe, given.overrides)
+        with launched(ParallelConfig()) as topology:
+            dtype = platform.resolve_dtype(recipe.dtype)
+            found = {
+                "update": measured(updates(recipe, topology, dtype), topology, given.rounds),
+                "iteration": measured(iterations(given.stack, topology, dtype), topology, given.rounds),
+            }
+            record = {
+                "bench": BENCH, "model": recipe.name, "dtype": str(dtype).removeprefix("torch."), "stack": given.stack,
+                "shape": recipe.model.model_dump(mode="json"),
+                "muon": recipe.pretrain.optimizer.muon.model_dump(mode="json"),
+                "flops": {"update": muon_flops(recipe), "iteration": stack_flops(given.stack)},
+                "timings": found, "environment": environment(topology.device),
+            }  # fmt: skip
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.output:
+        write_lines(given.output, [record])
+    print(table(found))
+    print(f"Muon's products of a step: {muon_flops(recipe) / 1e9:.1f} GFLOP, symmetric ones counted by half")
+    return 0
+
+
+def matrices_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """The matrices of the blocks by name, taken apart."""
+    shapes = canonical_shapes(recipe.model).items()
+    return {name: shape for name, shape in shapes if len(shape) == 2 and ".layers." in name}
+
+
+def muon_flops(recipe: Recipe) -> float:
+    """Operations of the iterations in one step: B M^2 (3 N + M) each for M <= N."""
+    sides = [sorted(shape) for shape in matrices_of(recipe).values()]
+    return float(recipe.pretrain.optimizer.muon.steps * sum(m * m * (3 * n + m) for m, n in sides))
+
+
+def stack_flops(stack: str) -> float:
+    """The same of five iterations on one stack."""
+    batch, *sides = map(int, stack.split("x"))
+    m, n = sorted(sides)
+    return 5.0 * batch * m * m * (3 * n + m)
+
+
+def updates(recipe: Recipe, topology: Topology, dtype: torch.dtype) -> dict[str, Step]:
+    """A clipped update by each contender, on gradients that are the same in every turn."""
+    steps: dict[str, Step] = {}
+    for name in ("adamw", "muon"):
+        config = recipe.pretrain.optimizer.model_copy(update={"name": name})
+        engine = Engine(build_model(recipe.model, topology, dtype=dtype), config)
+        for buffer in (buffer for chunk in engine.wrapped for buffer in chunk.buffers):
+            buffer.grad_data.normal_()
+        steps[f"engine, {name}"] = partial(_engine_step, engine)
+    shapes = canonical_shapes(recipe.model)
+    for name in ("torch.optim.AdamW", _TORCH_MUON):
+        parameters = {key: _with_gradient(shape, topology.device) for key, shape in shapes.items()}
+        of_muon = matrices_of(recipe) if name == _TORCH_MUON else {}
+        rest = [p for key, p in parameters.items() if key not in of_muon]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, fused=True)]
+        if of_muon:
+            optimizers.append(torch.optim.Muon([parameters[key] for key in of_muon]))
+        steps[name] = partial(_torch_step, optimizers, list(parameters.values()))
+    return steps
+
+
+def _with_gradient(shape: tuple[int, ...], device: torch.device) -> Parameter:
+    parameter = Parameter(torch.randn(shape, device=device) * 0.02)
+    parameter.grad = torch.randn(shape, device=device)
+    return parameter
+
+
+def _engine_step(engine: Engine, turn: int) -> None:
+    config, muon = engine.optimizer_config, engine._muon
+    set_hyperparameters(engine.optimizer, config, 1.0)
+    first = None if muon is None else partial(muon.step, config.muon)
+    update(engine.optimizer, config.clip, first=first)
+
+
+def _torch_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameter], turn: int) -> None:
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def iterations(stack: str, topology: Topology, dtype: torch.dtype) -> dict[str, Step]:
+    """Five quintic iterations on one stack of matrices, in halves where the model is."""
+    matrices = torch.randn(*map(int, stack.split("x")), device=topology.device).to(dtype)
+    abc = torch_muon.DEFAULT_A, torch_muon.DEFAULT_B, torch_muon.DEFAULT_C
+
+    def by_torch(turn: int) -> list[Tensor]:
+        return [torch_muon._zeropower_via_newtonschulz(matrix, abc, 5, 1e-7) for matrix in matrices]
+
+    def plain(turn: int) -> Tensor:
+        x = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+        x = x / x.norm(dim=(-2, -1), keepdim=True)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=abc[1], alpha=abc[2]), x, beta=abc[0])
+        return x
+
+    def by_pytorch(turn: int) -> Tensor:
+        with using("torch"):
+            return orthogonalize(matrices)
+
+    return {
+        "orthogonalize": lambda turn: orthogonalize(matrices),
+        "orthogonalize, bf16": lambda turn: orthogonalize(matrices, dtype=torch.bfloat16),
+        "orthogonalize, PyTorch": by_pytorch,
+        "whole products, batched": plain,
+        "torch's, one by one (bf16)": by_torch,
+    }
+
+
+def measured(steps: Mapping[str, Step], topology: Topology, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds by contender, who take turns."""
+    samples = interleave(steps, clock_for(topology.device), rounds=rounds, warmups=2)
+    return {name: vars(summarise(found)) for name, found in samples.items()}
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """What was measured, for people."""
+    lines: list[tuple[str, ...]] = [("what", "by", "ms", "quartiles", "cpu ms")]
+    for what, timings in found.items():
+        for name, timing in timings.items():
+            median, low, high, cpu = (1e3 * timing[key] for key in ("median", "low", "high", "cpu_median"))
+            lines.append((what, name, f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{cpu:.2f}"))
+    return "\n".join(aligned(lines, right=range(2, 5)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
