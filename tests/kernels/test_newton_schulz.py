@@ -200,7 +200,7 @@ def test_the_gram_product_is_symmetric_to_the_bit_in_strips():
 def test_a_cpu_multiplies_bf16_as_it_is_where_it_has_tiles_for_it(monkeypatch, tiles):
     torch.manual_seed(5)
     left = torch.randn(2, 300, 64).bfloat16()
-    monkeypatch.setattr(torch_backend, "_bf16_tiles", lambda: tiles)
+    monkeypatch.setattr(torch_backend, "_BF16_TILES", tiles)
     found = torch_backend.symmetric_product(left, left @ left.mT, 0.5, -1.25, False)
     exact = left.double() @ left.double().mT
     truth = 0.5 * exact - 1.25 * (left @ left.mT).double()

@@ -5,8 +5,6 @@ Other halves are multiplied as fp32 on the CPU. Either way sums are fp32 and rou
 Shapes: B matrices of M x K with M <= K, as a rule.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,9 @@ from synpro_kernels.common.pieces import pieces
 # Rows of a strip on the CPU. Below one strip nothing is saved; the shorter they are the less is done above the diagonal
 # and the slower the products become: at 2048 x 2048 0.60 of the whole product's time with 256 rows, 0.73 with 192.
 _STRIP = 256
+# Whether this CPU has AMX: bf16 then multiplies at some six times the speed of fp32, else at less than it. Asked once,
+# here, because a compiled graph takes a constant. Underscored in torch and may go: fp32 is right then, and slower.
+_BF16_TILES = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def symmetric_product(left_BMK: Tensor, addend_BMM: Tensor | None, alpha: float, beta: float, wide: bool) -> Tensor:
@@ -59,13 +60,5 @@ def scaled_sum(x_BMK: Tensor, factor_BMM: Tensor, a: float) -> Tensor:
 
 def _factor(tensor: Tensor) -> Tensor:
     """What products multiply: fp32 copies of halves on CPUs that have no tiles for them, else the tensor."""
-    on_tiles = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and _bf16_tiles()
+    on_tiles = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and _BF16_TILES
     return tensor if on_tiles else operand(tensor)
-
-
-@torch.compiler.assume_constant_result
-@functools.cache
-def _bf16_tiles() -> bool:
-    """Whether this CPU has AMX: bf16 then multiplies at some six times the speed of fp32, else at less than it."""
-    # Underscored in torch and may go: without an answer fp32 is right, and slower.
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
