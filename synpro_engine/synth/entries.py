@@ -17,7 +17,7 @@ from synpro_engine.synth.cleaning import FENCE
 from synpro_engine.synth.commentary import is_talk
 from synpro_engine.synth.keys import DOTS, LONGEST_SLOT, NOTHING_SAID, Keys
 from synpro_engine.synth.parsed import MAX_ENTRIES, Cut, Entry, size
-from synpro_engine.synth.questions import Question, question_reader
+from synpro_engine.synth.questions import Question, question_in, question_reader
 
 _INDENTED = re.compile(r"[ \t]+\S")
 _BREAK = re.compile(
@@ -57,8 +57,7 @@ def read_entries(
     example_words = words_of(example)
     # One kind of space and of line end first: every pattern below may then ask for the plain ones.
     lines = [line.rstrip() for line in _lines(body.translate(_SPACES), keys)]
-    bare = keys.asks and headed and not any(map(keys.head.match, lines))
-    drafts = list(_drafts(lines, cut, keys, question_reader(lines) if bare else lambda line: None))
+    drafts = list(_drafts(lines, cut, keys, _questions_without_answer_key(lines, keys, headed)))
     # An entry that something follows is whole even in an answer that was cut off.
     if not finished and drafts and not drafts[-1].closed:
         cut[Cut.UNFINISHED] += sum(map(size, drafts.pop().raw))
@@ -86,6 +85,25 @@ def read_entries(
     return list(entries)
 
 
+def _questions_without_answer_key(
+    lines: Sequence[str], keys: Keys, headed: bool
+) -> Callable[[str], Question | None]:
+    """What tells the questions whose answers stand plainly behind them, on their line or the next."""
+    if not keys.asks:
+        return lambda line: None
+    if not any(map(keys.head.match, lines)):
+        return question_reader(lines) if headed else lambda line: None
+    strict, loose = keys.body_within
+    if any(keys.body.match(line) or strict.search(line) or loose.search(line) for line in lines):
+        return lambda line: None
+
+    def keyed(line: str) -> Question | None:
+        key = keys.head.match(line)
+        return question_in(line[key.end() :], marked=True) if key else None
+
+    return keyed
+
+
 def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:
     """Drafts whose first one lacks its topic, with that which belongs to each content.
 
@@ -101,12 +119,12 @@ def _of_contents_first(drafts: list[_Draft], finished: bool) -> list[_Draft]:
 
 
 def _drafts(
-    lines: Sequence[str], cut: Counter[Cut], keys: Keys, question_in: Callable[[str], Question | None]
+    lines: Sequence[str], cut: Counter[Cut], keys: Keys, asked_in: Callable[[str], Question | None]
 ) -> Iterator[_Draft]:
     """Entries as they are laid out; lines that belong to none are counted. A closed one has something behind it."""
     draft, blank = None, False
     for line in lines:
-        topic, content, question = keys.head.match(line), keys.body.match(line), question_in(line)
+        topic, content, question = keys.head.match(line), keys.body.match(line), asked_in(line)
         if topic or question or (content and (draft is None or draft.content is not None)):
             if draft is not None:
                 draft.closed = True
@@ -116,11 +134,11 @@ def _drafts(
             blank = True
         elif draft is None:
             cut[kind_of(line)] += size(line)
-        elif topic:
-            _begin(draft, line, topic.end(), keys)
         elif question:
             draft.topic, draft.asked, draft.raw = [question.text], True, [line]
             draft.content = [question.rest] if question.rest else None
+        elif topic:
+            _begin(draft, line, topic.end(), keys)
         elif content:
             draft.content = [line[content.end() :]]
             draft.raw.append(line)

@@ -26,7 +26,8 @@ class Question:
     """Whether a number, a bullet, a heading's sign or stars show that it begins something."""
 
 
-def _question_in(line: str) -> Question | None:
+def question_in(line: str, *, marked: bool = False) -> Question | None:
+    """The question that a line is or begins with. marked: that it begins something is known without a mark."""
     opening = _OPENING.match(line)
     assert opening is not None, "it matches the empty text"
     behind = line[opening.end() :]
@@ -35,7 +36,7 @@ def _question_in(line: str) -> Question | None:
     if match is None or is_talk(line):
         return None
     rest = match.groupdict().get("rest") or ""
-    marked = bool(opening.group().strip())
+    marked = marked or bool(opening.group().strip())
     if not marked and (rest or _SENTENCE_END.search(match["question"])):
         return None  # prose in which something is asked
     return Question(text=match["question"], rest=rest.strip(), marked=marked)
@@ -43,10 +44,10 @@ def _question_in(line: str) -> Question | None:
 
 def question_reader(lines: Sequence[str]) -> Callable[[str], Question | None]:
     """What tells the questions among these lines: where one is marked, the others have to be."""
-    marked = any(found.marked for found in map(_question_in, lines) if found is not None)
+    marked = any(found.marked for found in map(question_in, lines) if found is not None)
 
     def read(line: str) -> Question | None:
-        found = _question_in(line)
+        found = question_in(line)
         return found if found is not None and found.marked == marked else None
 
     return read

@@ -84,6 +84,21 @@ def test_how_work_is_done_changes_no_stage(override: str) -> None:
     assert _own(override) == set()
 
 
+@pytest.mark.parametrize(
+    ("override", "looks_back"), [("filter.near_duplicate=0.8", True), ("filter.min_chars=9", False)]
+)
+def test_a_round_is_made_from_the_texts_of_those_before_it_where_a_filter_looks_at_them(
+    override: str, looks_back: bool
+) -> None:
+    shards = {s.name: s for s in _plan(Path("x"), "rounds=3", override)[1] if s.name.endswith("/shards")}
+    first, third = shards["round-1/shards"], shards["round-3/shards"]
+    before = {f"round-{n}/{name}" for n in (1, 2) for name in ("shards", "generate-rephrase", "generate-reformat")}
+    assert before & set(third.parents) == (before if looks_back else set())
+    assert not before & set(first.parents) - {"round-1/generate-rephrase", "round-1/generate-reformat"}
+    given = third.work.keywords["earlier"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert {str(path) for path in given} == ({"x/round-1/shards", "x/round-2/shards"} if looks_back else set())
+
+
 def test_what_is_read_is_told_apart_by_its_content_and_may_be_moved(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("b", "one"), ("c", "other")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n')
