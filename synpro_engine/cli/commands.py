@@ -229,11 +229,15 @@ def judge_check(
     pairs: int,
     figures: Path | None,
     output: Path | None,
+    calibrate: Path | None,
 ) -> None:
-    """Print what the recipe's judges see; judges: no others; figures, output: JSON files, see `judge_table`."""
+    """Print what the recipe's judges see; judges: no others; figures, output: JSON files, see `judge_table`.
+
+    calibrate: a file to write for the one judge that is named.
+    """
     resolved = load_recipe(recipe, overrides)
     with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
-        found = check_judges_of(resolved, judges, texts, pairs, topology)
+        found = check_judges_of(resolved, judges, texts, pairs, topology, calibrate=calibrate is not None)
         if topology.is_main:
             for line in judge_table.lines(found, resolved):
                 print(line)
@@ -241,6 +245,9 @@ def judge_check(
                 judge_table.write_figures(figures, found)
             if output is not None:
                 judge_table.write(output, found, resolved, texts, pairs)
+            if calibrate is not None and found.calibration is not None:
+                found.calibration.write(calibrate)
+                print(f"written: {calibrate}, for `reward.judges.{found.calibration.judge}.calibration`")
 
 
 def trace(

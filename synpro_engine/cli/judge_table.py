@@ -12,6 +12,7 @@ from synpro_engine.cycle import Recipe
 from synpro_engine.cycle.scoring.judging import Checked
 from synpro_engine.reward.agreement import Standing
 from synpro_engine.reward.entries import Cost, EntryStanding, KindStanding, SetStanding
+from synpro_engine.reward.judges import Calibration
 from synpro_engine.reward.measures import Bin
 
 _BLIND = 0.65
@@ -26,6 +27,9 @@ def lines(found: Checked, recipe: Recipe) -> Iterator[str]:
         yield ""
     for standing in found.entries:
         yield from _entry_table(standing, recipe)
+        yield ""
+    if found.calibration is not None:
+        yield from _calibration_lines(found.calibration)
         yield ""
     for judge, blind in _blind(found).items():
         if blind:
@@ -81,6 +85,16 @@ def _set_lines(standing: SetStanding) -> Iterator[str]:
     yield f"  expected calibration error {standing.ece:.3f}; said (|) and found (o), from 0 to 1:"
     for each in standing.bins:
         yield f"  {_plotted(each)} {each.said:.2f} {each.found:.2f} ({each.pairs})"
+
+
+def _calibration_lines(calibration: Calibration) -> Iterator[str]:
+    map_ = f"log-odds over {calibration.temperature:.3g}, plus {calibration.offset:.3g}"
+    yield (
+        f"calibration {calibration.version}: {map_}; expected calibration error before, and after by"
+        " maps that were fitted to other sources:"
+    )
+    for name, of_set in calibration.measured.items():
+        yield f"  {name}: {of_set['before']:.3f}, {of_set['after']:.3f} ({calibration.pairs[name]} pairs)"
 
 
 def _plotted(each: Bin) -> str:

@@ -188,18 +188,28 @@ def judge_check(
         Path | None, typer.Option("--json", help='A JSON file of {judge: {kind: {"auc": x, "n": k, ...}}} to write.')
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="A JSON file of all that was found to write.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="A file for `reward.judges.NAME.calibration` to write.")
+    ] = None,
 ) -> None:
     """Print which planted faults each judge sees, and which labelled pairs it tells apart.
 
     AUC is the chance that a sound text is rated above a faulty one, agreement the same of two texts of one source; 0.5
     is a judge that sees nothing. Judges are the embedded ones, or those of `reward.judges` (docs/judges.md).
     Faithfulness judges entries: true ones in other words and shortened against those with a fault, and the pairs of
-    SciQ, BoolQ and RTE.
+    SciQ, BoolQ and RTE. With --calibrate a map is fitted to the answers of the one judge of entries that --judge names.
     """
     from synpro_engine.cli import commands
 
     commands.judge_check(
-        recipe, overrides or [], judges=judge or [], texts=texts, pairs=pairs, figures=figures, output=output
+        recipe,
+        overrides or [],
+        judges=judge or [],
+        texts=texts,
+        pairs=pairs,
+        figures=figures,
+        output=output,
+        calibrate=calibrate,
     )
 
 

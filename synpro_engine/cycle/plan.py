@@ -5,7 +5,7 @@ Each stage's work is in `steps`, its settings in `settings`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,18 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
     held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
     rounds = [Round(number) for number in range(1, recipe.rounds + 1)]
-    files = _judge_files(recipe)
-    measured = tuple(key for reward, key in files.items() if recipe.generate.measures(reward))
-    judges = {this.tune(operation): tuple(files.values()) for this in rounds for operation in recipe.tune}
-    judges |= {this.generate(operation): measured for this in rounds for operation in recipe.generate.names}
+    files, remote = _judge_files(recipe), recipe.reward.judges.remote
+
+    def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
+        # Of judges behind endpoints those alone that are asked: another's calibration leaves a stage as it is.
+        weighed = {*also, *recipe.reward.weights(operation)}
+        return {reward: key for reward, key in files.items() if reward not in remote or reward in weighed}
+
+    judges = {this.tune(name): tuple(asked(name).values()) for this in rounds for name in recipe.tune}
+    for this in rounds:
+        for name in recipe.generate.names:
+            of_texts = asked(name, recipe.asked_of_texts).items()
+            judges[this.generate(name)] = tuple(key for reward, key in of_texts if recipe.generate.measures(reward))
     judges = {stage: keys for stage, keys in judges.items() if keys}
     for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges).items():
         recorded = {}
@@ -234,13 +242,14 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
 
 
 def _judge_files(recipe: Recipe) -> dict[str, str]:
-    """Keys of the judges that are files, by the reward that they measure."""
+    """Keys of the judges, or their calibrations, that are files, by the reward that they measure."""
     reward, keys = recipe.reward, dict[str, str]()
     if reward.faithfulness_judge is not None:
         keys["faithfulness"] = "reward.faithfulness_judge"
     if reward.judges.encoder is not None:
         keys["similarity"] = "reward.judges.similarity.encoder"
-    return keys
+    calibrated = [name for name, judge in reward.judges.remote.items() if judge.calibration is not None]
+    return keys | {name: f"reward.judges.{name}.calibration" for name in calibrated}
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:

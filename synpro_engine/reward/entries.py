@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synpro_engine.reward.calibrating import Labelled
 from synpro_engine.reward.compose import Composer
 from synpro_engine.reward.examples import ANSWER, Example
 from synpro_engine.reward.measures import Bin, auc, auc_interval, calibration_bins, calibration_error, share_kept
@@ -96,17 +97,55 @@ class EntryStanding:
     cost: Cost
 
 
-def entry_standing(composer: Composer, judge: str, sets: Mapping[str, Sequence[Example]]) -> EntryStanding:
+@dataclass(frozen=True, kw_only=True)
+class JudgedEntries:
+    """What one judge said of the examples of each set.
+
+    values: as `sets` has the examples, NaN where there was no answer. scale: least and greatest value of its question.
+    """
+
+    judge: str
+    sets: Mapping[str, Sequence[Example]]
+    values: Mapping[str, Sequence[float]]
+    scale: tuple[float, float]
+    cost: Cost
+
+    @property
+    def standing(self) -> EntryStanding:
+        """How good it is."""
+        found = [_of_set(name, of_set, self.values[name], self.scale) for name, of_set in self.sets.items()]
+        return EntryStanding(
+            judge=self.judge,
+            kinds=[kind for _, kinds in found for kind in kinds],
+            sets=[standing for standing, _ in found],
+            cost=self.cost,
+        )
+
+    @property
+    def labelled(self) -> dict[str, Labelled]:
+        """The answers with the truth beside them, by set."""
+        return {name: _labelled(of_set, self.values[name], self.scale) for name, of_set in self.sets.items()}
+
+
+def judged_entries(
+    composer: Composer, judge: str, sets: Mapping[str, Sequence[Example]], scale: tuple[float, float] = (0.0, 1.0)
+) -> JudgedEntries:
     """What the composer's reward `judge` makes of the examples of each set; all are judged in one call."""
     examples = [example for of_set in sets.values() for example in of_set]
     table = composer.score([_candidate(example) for example in examples], exact=False)
-    values = iter(table.parts[judge])
-    found = [_of_set(name, of_set, [next(values) for _ in of_set]) for name, of_set in sets.items()]
-    return EntryStanding(
-        judge=judge,
-        kinds=[kind for _, kinds in found for kind in kinds],
-        sets=[standing for standing, _ in found],
-        cost=costs(table, len(examples))[judge],
+    left = iter(table.parts[judge])
+    values = {name: [next(left) for _ in of_set] for name, of_set in sets.items()}
+    return JudgedEntries(judge=judge, sets=sets, values=values, scale=scale, cost=costs(table, len(examples))[judge])
+
+
+def _labelled(examples: Sequence[Example], values: Sequence[float], scale: tuple[float, float]) -> Labelled:
+    low, high = scale
+    known = [(example, value) for example, value in zip(examples, values, strict=True) if math.isfinite(value)]
+    return Labelled(
+        # What differs by rounding alone is a tie, and no place is outside of the scale by it.
+        np.clip(np.round([(value - low) / (high - low) for _, value in known], 9), 0.0, 1.0),
+        np.array([float(example.label) for example, _ in known]),
+        [example.source for example, _ in known],
     )
 
 
@@ -120,18 +159,22 @@ def _candidate(example: Example) -> Candidate:
     )
 
 
-def _of_set(name: str, examples: Sequence[Example], values: Sequence[float]) -> tuple[SetStanding, list[KindStanding]]:
+def _of_set(
+    name: str, examples: Sequence[Example], values: Sequence[float], scale: tuple[float, float]
+) -> tuple[SetStanding, list[KindStanding]]:
     known = [(example, value) for example, value in zip(examples, values, strict=True) if math.isfinite(value)]
     true, false = ([pair for pair in known if pair[0].label is label] for label in (True, False))
     p_N = np.round([value for _, value in known], 9)  # what differs by rounding alone is a tie
-    labels_N, weights_N = np.array([float(example.label) for example, _ in known]), np.ones(len(known))
+    places_N, labels_N, _ = _labelled(examples, values, scale)
+    weights_N = np.ones(len(known))
     threshold, kept, error, bins = None, {}, None, []
     if true and false:
         threshold = share_kept(p_N[labels_N == 1], p_N[labels_N == 0])[0]
         for kind in dict.fromkeys(example.kind for example, _ in true):
             of_kind = [value >= threshold for example, value in true if example.kind == kind]
             kept[kind] = sum(of_kind) / len(of_kind)
-        error, bins = calibration_error(p_N, labels_N, weights_N), calibration_bins(p_N, labels_N, weights_N)
+        error = calibration_error(places_N, labels_N, weights_N)
+        bins = calibration_bins(places_N, labels_N, weights_N)
     standing = SetStanding(
         set=name, true=len(true), false=len(false), missing=len(examples) - len(known),
         auc=auc(p_N[labels_N == 1], p_N[labels_N == 0]) if true and false else None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from synpro_engine.reward.calibrating import least_cross_entropy
 from synpro_engine.reward.head import Array, Head, scaled
 from synpro_engine.reward.measures import balanced
 
@@ -59,12 +59,5 @@ def _fit(features_NF: Tensor, labels_N: Tensor, weights_N: Tensor, seed: int) ->
 
 def calibrated(head: Head, evidence_NF: Array, labels_N: Array, weights_N: Array) -> Head:
     """The head with the slope and offset of least cross-entropy on pairs that it was not fitted to (Platt 1999)."""
-    weights_N, logits_N = balanced(labels_N, weights_N), head.logits(evidence_NF)
-    slope, offset = 1.0, 0.0
-    for _ in range(50):  # Newton's steps
-        p = 0.5 + 0.5 * np.tanh((slope * logits_N + offset) / 2)
-        rows = np.stack([logits_N, np.ones_like(logits_N)])
-        curve = (rows * (weights_N * p * (1 - p) + 1e-9)) @ rows.T + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curve, rows @ (weights_N * (p - labels_N)))
-        slope, offset = slope - step[0], offset - step[1]
-    return replace(head, slope=float(slope), offset=float(offset)).rounded()
+    slope, offset = least_cross_entropy(head.logits(evidence_NF), labels_N, balanced(labels_N, weights_N))
+    return replace(head, slope=slope, offset=offset).rounded()

@@ -18,9 +18,11 @@ from synpro_engine.influence import text_likelihood
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
 from synpro_engine.reward.agreement import Standing, planted_pairs, standings
-from synpro_engine.reward.entries import JUDGED, PLANTED, Cost, EntryStanding, entry_standing
+from synpro_engine.reward.calibrating import fit_calibration
+from synpro_engine.reward.entries import JUDGED, PLANTED, Cost, EntryStanding, JudgedEntries, judged_entries
 from synpro_engine.reward.examples import ENTRY_FAULTS, MEASURED, Example, part_of, planted_examples
 from synpro_engine.reward.head import embedded_head, load_head
+from synpro_engine.reward.judges import Calibration, Judge
 from synpro_engine.reward.labelled import read_labelled
 from synpro_engine.synth import SliceConfig, choose_slices
 
@@ -30,6 +32,8 @@ OF_ENTRIES = ("faithfulness",)
 """Those of them that judge each entry of a text by itself."""
 LABELLED = ("embedded:sciq/pairs", "embedded:boolq/pairs", "embedded:rte/pairs")
 """Pairs that people labelled; no judge of ours is trained on them."""
+_CALIBRATE = "--calibrate"
+_SHARE = (0.0, 1.0)
 _ENTRIES = 4  # of a slice
 _DOCUMENTS = 20  # looked at for each slice that is wanted
 _SLICE = SliceConfig(max_chars=800, min_source_chars=400)
@@ -45,13 +49,18 @@ class Checked:
     """Of those, by judge."""
     entries: list[EntryStanding]
     """Of judges of entries."""
+    calibration: Calibration | None
+    """Of the one judge of entries that was to be calibrated."""
 
 
-def check_judges_of(recipe: Recipe, judges: Sequence[str], texts: int, pairs: int, topology: Topology) -> Checked:
+def check_judges_of(
+    recipe: Recipe, judges: Sequence[str], texts: int, pairs: int, topology: Topology, *, calibrate: bool = False
+) -> Checked:
     """Standings of `judges`, embedded or behind endpoints, on `texts` slices of the recipe's corpus. Collective.
 
-    pairs: at most so many of each labelled set, for judges of entries. UserError for a corpus without so much prose,
-    for judges that cannot be had, and for a name that is none.
+    pairs: at most so many of each labelled set, for judges of entries. calibrate: fit a map to the answers of the one
+    judge that is named, and leave aside those that the recipe names. UserError for a corpus without so much prose, for
+    judges that cannot be had or calibrated, and for a name that is none.
     """
     own = recipe.reward.judges.own
     known = (*CHECKED, *own)
@@ -59,11 +68,13 @@ def check_judges_of(recipe: Recipe, judges: Sequence[str], texts: int, pairs: in
         if judge not in known:
             raise UserError(f"--judge: no judge `{judge}`{nearest(judge, known)}; there are {', '.join(known)}")
     wanted = [judge for judge in known if judge in (judges or known)]
+    by_entry = (*OF_ENTRIES, *(name for name in own if recipe.reward.judges.question_of(name).each == "entry"))
+    if calibrate:
+        recipe = _to_calibrate(recipe, judges, by_entry)
     # All of them, whatever the recipe weighs: what a judge sees is asked before it is used.
     reward = recipe.reward.weighing({JUDGED: dict.fromkeys(wanted, 1.0)})
     for line in on_main(topology, lambda: check_all(reward)):
         say(topology, line)
-    by_entry = (*OF_ENTRIES, *(name for name in own if recipe.reward.judges.question_of(name).each == "entry"))
     of_texts = [judge for judge in wanted if judge not in by_entry]
     of_entries = [judge for judge in wanted if judge in by_entry]
     # What may not be there is read before anything is judged.
@@ -81,8 +92,31 @@ def check_judges_of(recipe: Recipe, judges: Sequence[str], texts: int, pairs: in
             )
 
         found, costs = standings(composer(*of_texts), planted_pairs(slices, recipe.seed)) if of_texts else ([], {})
-        entries = [entry_standing(composer(judge), judge, sets) for judge in of_entries]
-    return Checked(texts=found, costs=costs, entries=entries)
+        remote = recipe.reward.judges.remote
+        scales = {name: recipe.reward.judges.question_of(name).range if name in remote else _SHARE for name in by_entry}
+        judged = [judged_entries(composer(judge), judge, sets, scales[judge]) for judge in of_entries]
+        calibration = _calibration(judged[0], opened[0]) if calibrate else None
+    entries = [each.standing for each in judged]
+    return Checked(texts=found, costs=costs, entries=entries, calibration=calibration)
+
+
+def _to_calibrate(recipe: Recipe, judges: Sequence[str], by_entry: Sequence[str]) -> Recipe:
+    """The recipe with the answers as they come; UserError unless one judge is named that can be calibrated."""
+    fit = [name for name in by_entry if name in recipe.reward.judges.remote]
+    if len(set(judges)) != 1 or judges[0] not in fit:
+        one = f"; here --judge {' or '.join(fit)}" if fit else ", and this recipe has none"
+        raise UserError(f"{_CALIBRATE}: one judge of entries behind an endpoint is calibrated at a time{one}")
+    uncalibrated = recipe.reward.model_copy(update={"judges": recipe.reward.judges.uncalibrated()})
+    return recipe.model_copy(update={"reward": uncalibrated})
+
+
+def _calibration(judged: JudgedEntries, judge: Judge) -> Calibration:
+    client = judge.client
+    inquiry = client.inquiries[judge.name]
+    return fit_calibration(
+        judged.labelled, judge=judge.name, model=inquiry.config.model, api=client.api, question=inquiry.version,
+        option=_CALIBRATE,
+    )  # fmt: skip
 
 
 def _likelihood(recipe: Recipe, folder: Path, topology: Topology) -> Callable[[Sequence[str]], Sequence[float]] | None:

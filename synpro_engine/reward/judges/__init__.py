@@ -4,6 +4,7 @@ Knows how a question is put and what an answer is worth. Refuses to know what a 
 reply and a refused question are all NaN, and what follows is the caller's.
 """
 
+from synpro_engine.reward.judges.calibration import Calibration, load_calibration, log_odds
 from synpro_engine.reward.judges.client import INPUT_TOKENS, Client, Judgement
 from synpro_engine.reward.judges.config import EncoderConfig, JudgeConfig, JudgesConfig
 from synpro_engine.reward.judges.judge import Judge, Share, ask_together
@@ -12,6 +13,7 @@ from synpro_engine.reward.judges.questions import QuestionConfig, built_in
 
 __all__ = [
     "INPUT_TOKENS",
+    "Calibration",
     "Client",
     "EncoderConfig",
     "Judge",
@@ -24,5 +26,7 @@ __all__ = [
     "ask_together",
     "built_in",
     "check_judges",
+    "load_calibration",
+    "log_odds",
     "open_judges",
 ]

@@ -2,7 +2,7 @@
 
 Each process appends to a file of its own and reads those of the others: no locks, which network file systems have in
 name only, and a kill leaves at most half a line, which is passed over. Keys are hashes and values are numbers: neither
-texts nor replies are kept.
+texts nor replies are kept. A first line says what was asked; what is kept is what was answered, before any calibration.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from synpro_engine.config import json_text
 class AnswerCache:
     """Values by key, in memory and, where there is a directory, in `*.jsonl` there. For many threads."""
 
-    def __init__(self, directory: Path | None) -> None:
-        """directory: made when the first answer is written."""
+    def __init__(self, directory: Path | None, *, about: str) -> None:
+        """directory: made when the first answer is written. about: whose answers they are, the first line of a file."""
+        self._about = about
         self._directory, self._values, self._lock = directory, dict[bytes, float](), threading.Lock()
         self._read_to: dict[str, int] = {}  # bytes of each file that are known
         self._own = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
@@ -62,6 +63,7 @@ class AnswerCache:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 # Unbuffered: a whole line goes to the system at once, and outlives this process.
                 self._file = (self._directory / self._own).open("ab", buffering=0)
+                self._file.write(json_text({"about": self._about}).encode() + b"\n")
             self._file.write(json_text({"key": key.hex(), "value": value}).encode() + b"\n")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from synpro_engine.config import json_text
 from synpro_engine.remote import COUNTED, Calls, Service
 from synpro_engine.reward.judges import typed, written
 from synpro_engine.reward.judges.cache import AnswerCache
+from synpro_engine.reward.judges.calibration import Calibration
 from synpro_engine.reward.judges.config import JudgeConfig, question_of
 from synpro_engine.reward.judges.questions import QuestionConfig
 
@@ -83,13 +85,15 @@ class Client:
         *,
         ranks: int = 1,
         cache: Path | None = None,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
         asked_to_stop: Callable[[], bool] = lambda: False,
         tell_every_s: float = _TOLD_EVERY_S,
     ) -> None:
         """judges: by the reward's name, all of one `connection`. api: the interface that is taken.
 
-        cache: answers of each judge are kept in a directory of its name there. Others as `Service` takes them.
-        UserError for an API key that is not there.
+        cache: answers of each judge are kept in a directory of its name there. calibrations: by judge, maps that values
+        go through once they are known; what is kept is what was answered. Others as `Service` takes them. UserError for
+        an API key that is not there.
         """
         self.name, self.api = "+".join(judges), api
         first, self._config = next(iter(judges.items()))
@@ -98,15 +102,18 @@ class Client:
             f"reward.judges.{first}", self._config, ranks=ranks, asked_to_stop=asked_to_stop, tell_every_s=tell_every_s,
             counted=(*COUNTED, INPUT_TOKENS),
         )  # fmt: skip
+        self._calibrations = calibrations
         self._caches = {
-            name: AnswerCache(cache / name if cache is not None and config.cache else None)
+            name: AnswerCache(cache / name if cache is not None and config.cache else None, about=self.version(name))
             for name, config in judges.items()
         }
         self._told_missing_at = -math.inf
 
     def version(self, judge: str) -> str:
-        """What the values of a judge hang on: the model's name, the interface and the version of the question."""
-        return f"{self._config.model} by {self.api}, question {self.inquiries[judge].version}"
+        """What the values of a judge hang on: model, interface, version of the question, and of the calibration."""
+        asked = f"{self._config.model} by {self.api}, question {self.inquiries[judge].version}"
+        calibration = self._calibrations.get(judge)
+        return asked if calibration is None else f"{asked}, calibration {calibration.version}"
 
     def values(self, judgements: Sequence[Judgement]) -> list[float]:
         """The value of each, NaN where it was given up.
@@ -121,7 +128,11 @@ class Client:
         if missing := sum(one not in values for one in dict.fromkeys(judgements)):
             self.service.count("missing", missing)
             self._tell_missing(missing, len(set(judgements)))
-        return [values.get(one, math.nan) for one in judgements]
+        return [self._calibrated(one, values.get(one, math.nan)) for one in judgements]
+
+    def _calibrated(self, one: Judgement, value: float) -> float:
+        calibration = self._calibrations.get(one.judge)
+        return value if calibration is None else calibration(value, self.inquiries[one.judge].question.range)
 
     def requests(self, judgements: Sequence[Judgement]) -> list[tuple[Judgement, ...]]:
         """What is asked together: all that is asked about one text in one state, as far as the interface allows."""

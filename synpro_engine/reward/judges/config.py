@@ -16,7 +16,7 @@ from synpro_engine.reward.judges.questions import QuestionConfig, built_in
 class JudgeConfig(EndpointConfig):
     """A model behind an endpoint, which one question is put to."""
 
-    EXECUTION: ClassVar[frozenset[str]] = EndpointConfig.EXECUTION | {"cache", "price"}
+    EXECUTION: ClassVar[frozenset[str]] = EndpointConfig.EXECUTION | {"cache", "price", "calibration"}
 
     model: str = Field(min_length=1)
     """The model's name there."""
@@ -48,6 +48,9 @@ class JudgeConfig(EndpointConfig):
     its group. It is never a reward of 0."""
     cache: bool = True
     """Keep answers in the run's directory, so that no question is paid for twice."""
+    calibration: str | None = Field(default=None, min_length=1)
+    """A file of `synpro judge-check --calibrate` for this very judge: a monotone map that its values go through. It is
+    recorded by its content."""
 
     price: float | None = Field(default=None, ge=0)
     """Of a million input tokens, in whatever money: what judging has cost is then told beside the tokens, which are
@@ -77,7 +80,7 @@ class JudgeConfig(EndpointConfig):
     @property
     def connection(self) -> str:
         """Equal for judges whose questions may share a request: all but what is asked."""
-        return json_text(self.model_dump(mode="json", exclude={"question", "hard", "prompt", "cache"}))
+        return json_text(self.model_dump(mode="json", exclude={"question", "hard", "prompt", "cache", "calibration"}))
 
 
 class EncoderConfig(Config):
@@ -159,6 +162,12 @@ class JudgesConfig(Config):
         """The same with these questions of the user's own and no others."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         return self.model_construct(None, **fields | {name: judge for name, judge in self.own.items() if name in own})
+
+    def uncalibrated(self) -> Self:
+        """The same with values as they are answered."""
+        given = {name: judge.model_copy(update={"calibration": None}) for name, judge in self.remote.items()}
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return self.model_construct(None, **fields | self.own | given)
 
     @property
     def remote(self) -> dict[str, JudgeConfig]:

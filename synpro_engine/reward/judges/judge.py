@@ -33,7 +33,7 @@ class Judge:
 
     @property
     def version(self) -> str:
-        """What its values hang on: the model's name, the interface and the version of the question."""
+        """What its values hang on: model, interface, version of the question, and of the calibration."""
         return self.client.version(self.name)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:

@@ -10,7 +10,8 @@ from typing import Any
 from synpro_engine.config import UserError, json_text, nearest
 from synpro_engine.remote import DENIED, CallFault, listed_models
 from synpro_engine.reward.judges import typed
-from synpro_engine.reward.judges.client import PATHS, Client, Judgement
+from synpro_engine.reward.judges.calibration import Calibration, load_calibration
+from synpro_engine.reward.judges.client import PATHS, Client, Inquiry, Judgement
 from synpro_engine.reward.judges.config import JudgeConfig
 from synpro_engine.reward.judges.judge import Judge, Share
 
@@ -50,12 +51,13 @@ def open_judges(
     """The rewards by these names as their judges measure them; arguments as `Client` takes them.
 
     apis: of `apis_of`. share: for ranks that would all ask the same. UserError for an API key that is not in the
-    environment.
+    environment, and for a calibration that is none of the judge's.
     """
+    calibrations = _calibrations(judges, apis)
     opened: dict[str, Judge] = {}
     for together in connections(judges):
         api = apis[next(iter(together))]
-        client = Client(together, api, ranks=ranks, cache=cache, asked_to_stop=asked_to_stop)
+        client = Client(together, api, ranks=ranks, cache=cache, calibrations=calibrations, asked_to_stop=asked_to_stop)
         opened |= {name: Judge(name, client, share) for name in together}
     return [opened[name] for name in judges]
 
@@ -64,8 +66,10 @@ def check_judges(judges: Mapping[str, JudgeConfig]) -> list[str]:
     """Ask each endpoint once; in a line each, how those that `auto` left open will be asked.
 
     UserError, naming the key, where one cannot be reached or refuses: a key that it does not take, a model that it
-    lacks, an interface that it has not, and a request that it does not understand are told apart.
+    lacks, an interface that it has not, and a request that it does not understand are told apart. So is a calibration
+    that is none of the judge's.
     """
+    _calibrations(judges, {})  # before anything is asked
     told = []
     for together in connections(judges):
         name, config = next(iter(together.items()))
@@ -76,7 +80,25 @@ def check_judges(judges: Mapping[str, JudgeConfig]) -> list[str]:
             told.append(f"{names}: {config.endpoint} is asked by {api}")
         else:
             _probe(together, api)
+        _calibrations(together, dict.fromkeys(together, api))
     return told
+
+
+def _calibrations(judges: Mapping[str, JudgeConfig], apis: Mapping[str, str]) -> dict[str, Calibration]:
+    """The maps that the settings name, by judge; UserError for one that was fitted to another judge.
+
+    apis: where these are known, they are looked at, too.
+    """
+    found: dict[str, Calibration] = {}
+    for name, config in judges.items():
+        if config.calibration is None:
+            continue
+        key = f"reward.judges.{name}.calibration"
+        found[name] = calibration = load_calibration(Path(config.calibration), key)
+        here = {"judge": name, "model": config.model, "question": Inquiry(name, config).version}
+        if difference := calibration.difference(**here, **({"api": apis[name]} if name in apis else {})):
+            raise UserError(f"`{key}`: {config.calibration}: {difference}; fit one: synpro judge-check --calibrate")
+    return found
 
 
 def _check_model(key: str, client: Client, config: JudgeConfig) -> None:
