@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from synpro_engine import (
-    GRPOConfig,
+    TuneConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -103,7 +103,7 @@ def load(args: argparse.Namespace, topology: Topology) -> tuple[Model, Published
 def run(args: argparse.Namespace, topology: Topology) -> None:
     """Tune the generator, and say what became of its reward."""
     policy, tokenizer = load(args, topology)
-    config = GRPOConfig(
+    config = TuneConfig(
         steps=args.steps, prompts_per_step=4, group_size=8, optimizer=OptimizerConfig(lr=args.lr, weight_decay=0.0),
         sampling=SamplingConfig(temperature=1.0, max_new_tokens=args.tokens),
     )  # fmt: skip

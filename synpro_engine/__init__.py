@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from synpro_engine.model.config import ModelConfig
     from synpro_engine.model.hf import export_hf
     from synpro_engine.model.pretrained import import_model
-    from synpro_engine.rl.config import GRPOConfig
+    from synpro_engine.rl.config import TuneConfig
     from synpro_engine.rl.policy import prepare_policy
     from synpro_engine.rl.trainer import tune
     from synpro_engine.sampler import Sampler, SamplingConfig
@@ -47,7 +47,7 @@ __all__ = [
     "Cycle",
     "Engine",
     "EstimatorConfig",
-    "GRPOConfig",
+    "TuneConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ModelPair",
@@ -88,7 +88,7 @@ _HOMES = {
     "model.config": "ModelConfig",
     "model.hf": "export_hf",
     "model.pretrained": "import_model",
-    "rl.config": "GRPOConfig",
+    "rl.config": "TuneConfig",
     "rl.policy": "prepare_policy",
     "rl.trainer": "tune",
     "sampler": "Sampler SamplingConfig",

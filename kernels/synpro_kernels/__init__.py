@@ -38,7 +38,15 @@ from synpro_kernels.ops.linear_logprob import (
     linear_policy_loss,
 )
 from synpro_kernels.ops.newton_schulz import orthogonalize, orthogonalize_definition
-from synpro_kernels.ops.policy_loss import SurrogateTerms, grpo_loss, k3
+from synpro_kernels.ops.policy_loss import (
+    DIVERGENCES,
+    SURROGATES,
+    Gain,
+    PolicyObjective,
+    PolicyTokens,
+    SurrogateTerms,
+    policy_loss,
+)
 
 __all__ = [
     "decode_attention",
@@ -54,9 +62,13 @@ __all__ = [
     "CrossEntropy",
     "TileSkip",
     "IGNORE",
-    "grpo_loss",
-    "k3",
+    "policy_loss",
+    "PolicyObjective",
+    "PolicyTokens",
     "SurrogateTerms",
+    "SURROGATES",
+    "DIVERGENCES",
+    "Gain",
     "grad_dot",
     "pairwise_grad_dot",
     "grad_dot_prefix",

@@ -29,7 +29,7 @@ def measured_rates(run: Path) -> Rates:
     if not trained:
         raise UserError(f"{pretraining}: no steps with tokens_per_s; --measured takes the directory of a run")
     tuning = sorted(path / METRICS for part in run.iterdir() if is_round(part) for path in part.glob("tune-*"))
-    drawn = [r["tokens"] / r["seconds/rollout"] for r in _records(tuning, "grpo")]
+    drawn = [r["tokens"] / r["seconds/rollout"] for r in _records(tuning, "tune")]
     # The median, since first steps (compilation, caches) and those beside other work are far off.
     return Rates(trained=median(trained), sampled=median(drawn) if drawn else None)
 

@@ -32,7 +32,7 @@ from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptConfig, load_operations, split_reference
 
 
@@ -66,7 +66,7 @@ class Recipe(Config):
     """How often: probe, tune, generate, train on."""
     reward: RewardConfig = RewardConfig()
     prompt: PromptConfig = PromptConfig()
-    tune: dict[str, GRPOConfig] = Field(default={})
+    tune: dict[str, TuneConfig] = Field(default={})
     """GRPO settings by operation; an operation of `generate` that is left out here is only prompted."""
     generate: GenerateConfig = GenerateConfig()
     filter: FilterConfig = FilterConfig()

@@ -24,7 +24,7 @@ from synpro_engine.cycle.sections import (
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import PAPER, FilterConfig, GenerateConfig, PromptConfig, SliceConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 
@@ -136,7 +136,7 @@ class SynthesisSettings(StageSettings):
 class TuneSettings(SynthesisSettings):
     """Tuning of one operation's generator in one round."""
 
-    tune: GRPOConfig
+    tune: TuneConfig
     slices: SliceConfig
 
 

@@ -1,13 +1,15 @@
 """Settings of tuning a generator.
 
-Defaults are SynPro's where the paper gives them (arXiv 2605.17849).
+Defaults are SynPro's where the paper gives them (arXiv 2605.17849). `algorithm` names a published method, whose
+settings (`PRESETS`) then take the place of the defaults; each can still be given by itself.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.sampler import SamplerConfig, SamplingConfig
@@ -16,9 +18,67 @@ from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConf
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
 _SAMPLING = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
 
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"scale": "none", "aggregation": "constant", "kl_beta": 0.0},
+    "dapo": {"clip_high": 0.28, "kl_beta": 0.0, "refills": 3, "overlong": {}},
+    "gspo": {
+        "surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "sequence", "kl_beta": 0.0,
+    },
+    "cispo": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0, "kl_beta": 0.0},
+    "rloo": {"baseline": "leave_one_out", "scale": "none", "aggregation": "constant", "kl": "k1", "kl_in": "reward"},
+    "reinforce_pp": {"baseline": "batch", "scale": "batch", "kl": "k1", "kl_in": "reward"},
+    "ppo": {"baseline": "critic", "scale": "batch", "kl": "k1", "kl_in": "reward", "critic": {}, "minibatches": 4},
+}  # fmt: skip
+"""What each published method changes: Shao et al. 2024 (arXiv 2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476),
+GSPO (2507.18071), CISPO (2506.13585), RLOO (2402.14740), REINFORCE++ (2501.03262), PPO (1707.06347)."""
 
-class GRPOConfig(Config):
-    """One round of GRPO (Shao et al. 2024, arXiv 2402.03300) on one operation's generator."""
+
+class OverlongConfig(Config):
+    """DAPO's soft punishment of long completions (arXiv 2503.14476, eq. 13), added to the reward.
+
+    0 up to `max_new_tokens` less `buffer`, from there linear down to -penalty at `max_new_tokens`.
+    """
+
+    buffer: float = Field(default=0.2, gt=0.0, le=1.0)
+    """The last tokens, as a share of `sampling.max_new_tokens`, over which the punishment grows."""
+    penalty: float = Field(default=1.0, gt=0.0)
+    """In units of the summed reward."""
+
+
+class ImportanceConfig(Config):
+    """Correction where the sampler's probabilities are not the trainer's (stale or quantised weights).
+
+    The trainer forwards each rollout once before it learns; ratios are to its own probabilities then, and a token's
+    gain is multiplied by trainer's over sampler's probability, held at `cap` or, beyond it, rejected.
+    """
+
+    cap: float = Field(default=2.0, gt=1.0)
+    level: Literal["token", "sequence"] = "token"
+    """`sequence`: the ratio of the whole completion, for all of its tokens."""
+    beyond: Literal["truncate", "reject"] = "truncate"
+    """`reject`: tokens whose ratio is above `cap` or below 1 / cap teach nothing (of a sequence, all of them)."""
+
+
+class CriticConfig(Config):
+    """A model that foretells the reward at each token: the generator's shape and weights, with a head for values."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
+    train_last_blocks: int | None = Field(default=None, gt=0)
+    """Train only so many blocks from the top and the value head; all of it when not given."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps at the start in which the critic alone learns."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Discount of a token's future."""
+    gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
+    """Generalised advantage estimation (arXiv 1506.02438): 1 is the return less the value, 0 one step ahead."""
+    clip: float | None = Field(default=0.2, gt=0.0)
+    """Values are held so near to those of the rollout (PPO's value clipping); None does without."""
+
+
+class TuneConfig(Config):
+    """One round of tuning one operation's generator: GRPO and its kin, or PPO."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         # How work is cut, what is kept of it, when to give up: none of it reaches the numbers, so no stage is redone
@@ -26,14 +86,18 @@ class GRPOConfig(Config):
         "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples".split()
     )
 
+    algorithm: Algorithm = "grpo"
+    """Whose settings take the place of the defaults below; what is given beside it counts."""
     steps: int = Field(default=120, gt=0)
     """Rollout batches of the round."""
     prompts_per_step: int = Field(default=16, gt=0)
     """Source slices in one step, over all data-parallel ranks."""
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = Field(default=8, ge=1)
     """Completions of each prompt; their rewards are compared with each other."""
     updates_per_rollout: int = Field(default=1, gt=0)
-    """Optimizer steps on each rollout batch; beyond the first the ratio to the sampled policy is clipped."""
+    """Times each rollout batch is gone through; behind the first update the ratio to the sampled policy is clipped."""
+    minibatches: int = Field(default=1, gt=0)
+    """Optimizer steps of each time: the completions of a rank are dealt out to so many."""
     micro_batch: int = Field(default=8, gt=0)
     """Completions that one rank forwards at once."""
     train_last_blocks: int | None = Field(default=None, gt=0)
@@ -51,19 +115,46 @@ class GRPOConfig(Config):
     completion; `drop_group` leaves the completions of that prompt out of the step, and counts them in the log."""
     skip: SkipConfig = SkipConfig()
 
-    kl_beta: float = Field(default=0.005, ge=0.0)
-    """Weight of the KL divergence (k3 estimate) from the reference policy; 0 does without one."""
-    clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
+    surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    """What is maximised: `clip` (PPO, GRPO), `gspo` (ratios of whole completions), `cispo` (the ratio is held, and no
+    token loses its gradient), or `reinforce` (no ratio)."""
+    clip_low: float = Field(default=0.2, ge=0.0, le=1.0)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, ge=0.0)
     """The ratio is clipped above at 1 + clip_high."""
-    aggregation: Literal["token", "sequence"] = "token"
-    """`token`: mean over all tokens of the step; `sequence`: mean over completions of their token means."""
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    """Where the advantage is negative, the gain is not let below so many times it (arXiv 1912.09729)."""
+    kl_beta: float = Field(default=0.005, ge=0.0)
+    """Weight of the KL divergence from the reference policy; 0 does without one."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Its estimate at a token, of d = log p - log p_ref: d, d^2 / 2, or exp(-d) - 1 + d."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """`reward`: taken off the rewards before they are compared (a completion's sum; a token's own with `batch` and
+    `critic`)."""
+    entropy_bonus: float = Field(default=0.0, ge=0.0)
+    """Weight of the policy's entropy, in nats a token, that is added to the gain."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """`token`: mean over all tokens of the update; `sequence`: mean over completions of their token means; `constant`:
+    sum over tokens, over the completions' number times `max_new_tokens` (Dr. GRPO), so that length has no weight."""
+    baseline: Literal["group", "leave_one_out", "batch", "critic"] = "group"
+    """What a reward is compared with: its group's mean; that of the others in it (RLOO); that of the step's tokens
+    (REINFORCE++); what a critic foretold at each token (PPO)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """Standard deviation that advantages are divided by: of the group's rewards, of the step's advantages, or none."""
+    std_divisor: Literal["n", "n-1"] = "n"
+    """Of that deviation. `n` is GRPO's formula; TRL and verl divide by n - 1, which makes advantages of a group of 8
+    smaller by a fifteenth."""
     normalisation: Literal["group", "per_reward"] = "group"
-    """`group`: sum the weighted rewards, then compare within the group; `per_reward`: compare each reward within
-    the group first, then sum (GDPO, arXiv 2601.05242), so that no reward rules by its scale."""
-    std_normalisation: bool = True
-    """Divide by the standard deviation within the group; without it, advantages keep the rewards' scale."""
+    """`group`: sum the weighted rewards, then compare; `per_reward`: compare each reward within the group first, then
+    sum (GDPO, arXiv 2601.05242), so that no reward rules by its scale."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that `max_new_tokens` cut off; they are compared with all the same."""
+    overlong: OverlongConfig | None = None
+    refills: int = Field(default=0, ge=0)
+    """How often groups without a signal (all rewards alike) are replaced by those of other slices in a step (DAPO's
+    dynamic sampling, bounded)."""
+    importance: ImportanceConfig | None = None
+    critic: CriticConfig | None = None
 
     sampling: SamplingConfig = _SAMPLING
     """How completions are drawn; the trainer's log-probabilities are under this very distribution."""
@@ -76,6 +167,14 @@ class GRPOConfig(Config):
     log_samples: int = Field(default=2, ge=0)
     """Completions written down with source and rewards at each step."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        # An unknown name is left to the field, whose message lists the known ones.
+        return {**PRESETS.get(str(given.get("algorithm", "grpo")), {}), **given}
+
     @field_validator("sampling")
     @classmethod
     def _is_a_distribution(cls, value: SamplingConfig) -> SamplingConfig:
@@ -83,10 +182,48 @@ class GRPOConfig(Config):
             raise ValueError("temperature must be above 0: greedy completions of a group are all the same")
         return value
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TuneConfig:
+        within_group = self.baseline in ("group", "leave_one_out")
+        updates = self.updates_per_rollout * self.minibatches
+        for wrong, message in (
+            (within_group and self.group_size < 2, f"group_size: baseline {self.baseline} compares at least 2"),
+            (not within_group and self.scale == "group", f"scale: baseline {self.baseline} has no groups to scale by"),
+            (
+                self.kl == "k1" and self.kl_in == "loss" and self.kl_beta > 0.0,
+                "kl: the gradient of k1 in the loss is 0 on average; take k2 or k3, or kl_in: reward",
+            ),
+            (
+                self.surrogate == "reinforce" and updates > 1,
+                "surrogate: reinforce has no ratio, so only the first update on a rollout would be right",
+            ),
+            (
+                self.dual_clip is not None and self.surrogate in ("cispo", "reinforce"),
+                f"dual_clip: {self.surrogate} has no clip to add it to",
+            ),
+            (
+                self.normalisation == "per_reward" and self.baseline != "group",
+                "normalisation: per_reward compares within groups, so it wants baseline: group",
+            ),
+            (
+                self.normalisation == "per_reward" and self.kl_in == "reward" and self.kl_beta > 0.0,
+                "normalisation: per_reward compares each reward alone, and the KL in the reward is none of them",
+            ),
+            ((self.baseline == "critic") != (self.critic is not None), "critic: is there with baseline: critic alone"),
+            (self.refills > 0 and not within_group, "refills: only groups that are compared can be without a signal"),
+        ):
+            if wrong:
+                raise ValueError(message)
+        return self
+
     @property
     def schedule(self) -> ScheduleConfig:
         """Cosine over all optimizer steps, after the warm-up."""
-        total = self.steps * self.updates_per_rollout
+        return self.schedule_of(self.steps)
+
+    def schedule_of(self, steps: int) -> ScheduleConfig:
+        """The same over the optimizer steps of `steps` rollout batches."""
+        total = steps * self.updates_per_rollout * self.minibatches
         # A cosine wants steps behind its warm-up, however short the run.
         warmup = min(round(self.warmup_fraction * total), total - 1)
         return ScheduleConfig(kind="cosine", warmup_steps=warmup, total_steps=total, floor=self.lr_floor)

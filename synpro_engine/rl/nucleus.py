@@ -39,7 +39,7 @@ def nucleus_logprob(
 
     hidden_NH and weight [V, H]: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's nucleus
     (else ValueError). Under `group` results and gradients equal the unsharded ones, and the gradient of hidden is
-    complete on each rank. Only `logprob` is differentiable.
+    complete on each rank. `logprob` and `entropy` are differentiable.
     """
     device = hidden_NH.device
     # Stored as int32: half the memory while rollouts wait for their update.
@@ -65,7 +65,10 @@ def _local_pieces(row_n: Tensor, local_n: Tensor, rows: int, width: int) -> Iter
 
 
 class _NucleusLogProb(torch.autograd.Function):
-    """d logprob_i / d z_ij = 1[j is the target] - p_ij, so the backward pass needs the n logits again, not V."""
+    """d logprob_i / d z_ij = 1[j is the target] - p_ij, and d entropy_i / d z_ij = -p_ij (log p_ij + entropy_i).
+
+    So the backward pass needs the n probabilities, not V.
+    """
 
     @staticmethod
     def forward(
@@ -91,15 +94,17 @@ class _NucleusLogProb(torch.autograd.Function):
         total_N = top_N + torch.log(sum_N)
         prob_n = torch.exp(logit_n - total_N[row_n])
         entropy_N = total_N - torch.zeros_like(top_N).index_add_(0, row_n, prob_n * logit_n)
-        ctx.save_for_backward(hidden_NH, weight_VH, row_n, local_n, at_N, prob_n)
+        ctx.save_for_backward(hidden_NH, weight_VH, row_n, local_n, at_N, prob_n, entropy_N)
         ctx.temperature, ctx.group = temperature, group
-        ctx.mark_non_differentiable(total_N, entropy_N)
+        ctx.mark_non_differentiable(total_N)
         return logit_n[at_N] - total_N, total_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, row_n, local_n, at_N, prob_n = ctx.saved_tensors
-        grad_n = -prob_n * grad_N[row_n]
+    def backward(ctx: Any, grad_N: Tensor, _total: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, row_n, local_n, at_N, prob_n, entropy_N = ctx.saved_tensors
+        # entr(p) = -p log p, which is 0 where a probability has gone under.
+        grad_n = (torch.special.entr(prob_n) - prob_n * entropy_N[row_n]) * grad_entropy_N[row_n]
+        grad_n -= prob_n * grad_N[row_n]
         # No index is twice in at_N, as checked when it was made: an indexed `+=` would keep one of them.
         grad_n[at_N] += grad_N
         grad_n /= ctx.temperature

@@ -6,6 +6,7 @@ with top-p would bias every ratio. The reference policy is the policy as it was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,15 +17,23 @@ from torch import Tensor
 from synpro_engine.data import IGNORE
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.model import Model
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import ImportanceConfig, TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei
 from synpro_engine.train.losses import LossTerms
-from synpro_kernels import LogProbs, SurrogateTerms, grpo_loss, linear_logprob, linear_policy_loss
+from synpro_kernels import (
+    LogProbs,
+    PolicyObjective,
+    PolicyTokens,
+    SurrogateTerms,
+    linear_logprob,
+    linear_policy_loss,
+    policy_loss,
+)
 
 
-def prepare_policy(policy: Model, config: GRPOConfig) -> Model | None:
+def prepare_policy(policy: Model, config: TuneConfig) -> Model | None:
     """Freeze what `config` does not train and return the reference policy, or None where KL has no weight."""
     if config.train_last_blocks is not None:
         freeze_but_last(policy, config.train_last_blocks)
@@ -94,69 +103,106 @@ def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
 
 
 class PolicyLoss:
-    """GRPO's loss of one micro-batch for `train.engine.Engine.step`.
+    """The policy's loss of one micro-batch for `train.engine.Engine.step`.
 
-    Reports as `loss` the objective, and as extras the sums over tokens of `SurrogateTerms` and the entropy.
+    Reports as `loss` the objective, and as extras the sums of `SurrogateTerms`.
     """
 
-    def __init__(self, config: GRPOConfig, vocab_limit: int | None) -> None:
-        self._config = config
-        self._vocab_limit = vocab_limit
+    def __init__(self, config: TuneConfig, vocab_limit: int | None) -> None:
+        self._config, self._vocab_limit = config, vocab_limit
+        self._objective = PolicyObjective(
+            surrogate=config.surrogate, clip_low=config.clip_low, clip_high=config.clip_high,
+            dual_clip=config.dual_clip, kl=config.kl, kl_beta=config.kl_beta if config.kl_in == "loss" else 0.0,
+            entropy_bonus=config.entropy_bonus,
+        )  # fmt: skip
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Sums over the tokens of `batch`."""
+        assert batch.advantage_N is not None, "advantages come before the loss"
+        tokens = PolicyTokens(
+            behaviour=batch.behaviour_N, advantage=batch.advantage_N, weight=batch.weight_N,
+            reference=batch.reference_N, correction=batch.correction_N,
+            sequence_gap=self._sequence_gap(model, hidden_BSH, batch) if self._config.surrogate == "gspo" else None,
+        )  # fmt: skip
         # Within a nucleus some tens of logits decide, and the fused op would make all of them.
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei
-        terms, entropy = evaluate(model, hidden_BSH, batch)
-        extras = {name: getattr(terms, name) for name in ("surrogate", "kl", "clipped", "ratio", "gap")}
-        return LossTerms(objective=terms.objective, loss=terms.objective, extras=extras | {"entropy": entropy.detach()})
+        terms = evaluate(model, hidden_BSH, batch, tokens)
+        extras = {name: values for name, values in vars(terms).items() if name != "objective"}
+        return LossTerms(objective=terms.objective, loss=terms.objective, extras=extras)
 
-    def _fused(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
-        config, labelled_BS = self._config, batch.labels_BS != IGNORE
+    def _fused(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch, tokens: PolicyTokens) -> SurrogateTerms:
+        labelled_BS = batch.labels_BS != IGNORE
         return linear_policy_loss(
-            hidden_BSH[labelled_BS], target=batch.labels_BS[labelled_BS], behaviour=batch.behaviour_N,
-            advantage=batch.advantage_N, token_weight=batch.weight_N, reference=batch.reference_N,
-            clip_low=config.clip_low, clip_high=config.clip_high, kl_beta=config.kl_beta,
-            bias=_limit_bias(model, self._vocab_limit), temperature=config.sampling.temperature,
+            hidden_BSH[labelled_BS], target=batch.labels_BS[labelled_BS], tokens=tokens, objective=self._objective,
+            bias=_limit_bias(model, self._vocab_limit), temperature=self._config.sampling.temperature,
             into_main_grad=model.output_trains_in_buffers(), **model.output_layer(),
         )  # fmt: skip
 
-    def _within_nuclei(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> tuple[SurrogateTerms, Tensor]:
-        config = self._config
-        scored = sampled_logprobs(
-            model, hidden_BSH, batch.labels_BS, batch.nuclei, temperature=config.sampling.temperature
-        )
-        terms = grpo_loss(
-            scored.logprob, behaviour_N=batch.behaviour_N, advantage_N=batch.advantage_N, weight_N=batch.weight_N,
-            reference_N=batch.reference_N, clip_low=config.clip_low, clip_high=config.clip_high,
-            kl_beta=config.kl_beta,
-        )  # fmt: skip
+    def _within_nuclei(
+        self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch, tokens: PolicyTokens
+    ) -> SurrogateTerms:
+        scored = self._scored(model, hidden_BSH, batch)
         assert scored.entropy is not None
-        return terms, scored.entropy.sum()
+        return policy_loss(scored.logprob, scored.entropy, tokens, self._objective)
+
+    @torch.no_grad()
+    def _sequence_gap(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> Tensor:
+        """Of each token: the mean log ratio of its completion. A pass over the output layer of its own."""
+        gap_N = self._scored(model, hidden_BSH, batch).logprob - batch.behaviour_N
+        return torch.cat([row.mean().expand_as(row) for row in batch.by_row(gap_N)])
+
+    def _scored(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LogProbs:
+        return sampled_logprobs(
+            model, hidden_BSH, batch.labels_BS, batch.nuclei, temperature=self._config.sampling.temperature,
+            vocab_limit=self._vocab_limit,
+        )  # fmt: skip
 
 
 @torch.no_grad()
-def with_reference(
-    batch: RolloutBatch, reference_policy: Model, config: GRPOConfig, vocab_limit: int | None
-) -> RolloutBatch:
-    """The batch with the reference policy's log-probabilities of its tokens, within the same nuclei."""
-    scored = sampled_logprobs(
+def rollout_logprobs(batch: RolloutBatch, model: Model, config: TuneConfig, vocab_limit: int | None) -> Tensor:
+    """Log-probabilities of the batch's tokens under `model` as it is now, within the same nuclei, fp32 [N]."""
+    return sampled_logprobs(
         # In the policy's own micro-batches: padded alike, equal weights compute alike, and KL begins at 0.
-        reference_policy, reference_policy.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
+        model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
-    )  # fmt: skip
-    return replace(batch, reference_N=scored.logprob)
+    ).logprob  # fmt: skip
 
 
-def micro_batches(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device) -> list[RolloutBatch]:
-    """Cut rollouts into batches of at most `micro_batch`, of similar lengths so that little is padding."""
+def corrected(batch: RolloutBatch, own_N: Tensor, config: ImportanceConfig) -> RolloutBatch:
+    """The batch with ratios to the trainer's own log-probabilities `own_N`, and the sampler's error in its weights.
+
+    Each token's gain is multiplied by the trainer's over the sampler's probability, at most `cap` (truncated importance
+    sampling, as in IMPALA, arXiv 1802.01561), or has no weight beyond it.
+    """
+    gap_N = own_N - batch.behaviour_N
+    if config.level == "sequence":
+        gap_N = torch.cat([row.sum().expand_as(row) for row in batch.by_row(gap_N)])
+    # The logarithm is held, too: what is rejected must not be an infinite factor of 0.
+    bound = math.log(config.cap)
+    correction_N = gap_N.clamp(max=bound).exp()
+    weight_N = batch.weight_N
+    if config.beyond == "reject":
+        weight_N = weight_N * (gap_N.abs() <= bound)
+    return replace(batch, behaviour_N=own_N, correction_N=correction_N, weight_N=weight_N)
+
+
+def micro_batches(
+    rollouts: Sequence[Rollout], config: TuneConfig, device: torch.device, places: Sequence[int] | None = None
+) -> list[RolloutBatch]:
+    """Cut rollouts (those at `places`, else all) into batches of at most `micro_batch`, of similar lengths."""
     # A stable sort: a resumed run cuts the same micro-batches, and sums their gradients in the same order.
-    ordered = sorted(rollouts, key=lambda r: len(r.prompt.token_ids) + len(r.completion.token_ids))
+    ordered = sorted(
+        range(len(rollouts)) if places is None else places,
+        key=lambda at: len(rollouts[at].prompt.token_ids) + len(rollouts[at].completion.token_ids),
+    )
     size = config.micro_batch
-    return [_batch(ordered[at : at + size], config, device) for at in range(0, len(ordered), size)]
+    return [_batch(rollouts, ordered[at : at + size], config, device) for at in range(0, len(ordered), size)]
 
 
-def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device) -> RolloutBatch:
+def _batch(
+    everything: Sequence[Rollout], places: Sequence[int], config: TuneConfig, device: torch.device
+) -> RolloutBatch:
+    rollouts = [everything[at] for at in places]
     longest = max(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in rollouts) - 1
     tokens, labels = [], []
     for rollout in rollouts:
@@ -168,23 +214,19 @@ def _batch(rollouts: Sequence[Rollout], config: GRPOConfig, device: torch.device
         labels.append(F.pad(label, (0, longest - len(label)), value=IGNORE))
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     shares = [
-        # What is dropped stays, with weight 0: a rank whose groups are all dropped still steps with the others.
-        0.0 if rollout.dropped else 1.0 if config.aggregation == "token" else 1.0 / length
+        # What teaches nothing stays, with weight 0: a rank that has nothing else still steps with the others.
+        0.0 if not rollout.teaches else 1.0 / length if config.aggregation == "sequence" else 1.0
         for rollout, length in zip(rollouts, lengths, strict=True)
     ]
-
-    def per_token(values: Sequence[float]) -> Tensor:
-        return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(lengths)).to(device)
-
     # As the sampler drew them, not computed again: the ratio is to the probability that was really used.
     behaviour = [logprob for rollout in rollouts for logprob in rollout.completion.logprobs]
+    weight_N = torch.repeat_interleave(torch.tensor(shares, dtype=torch.float32), torch.tensor(lengths))
     return RolloutBatch(
+        places=tuple(places),
         tokens_BS=torch.stack(tokens).to(device),
         labels_BS=torch.stack(labels).to(device),
         behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
-        advantage_N=per_token([rollout.advantage for rollout in rollouts]),
-        weight_N=per_token(shares),
-        reference_N=None,
+        weight_N=weight_N.to(device),
         nuclei=_join_nuclei([rollout.completion.nuclei for rollout in rollouts]),
     )
 

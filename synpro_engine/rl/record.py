@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from synpro_engine.dist import Axis, gather_objects
 from synpro_engine.rl.types import Rollout
@@ -59,23 +60,34 @@ def _row(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def update_values(results: Sequence[StepResult], tokens: float, denominator: float) -> dict[str, Value]:
-    """Means over tokens of the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step on a part of a rollout batch, and what its sums are divided by."""
 
-    sampler_gap: mean |log-probability of the trainer - of the sampler|; before any update it is rounding only.
+    result: StepResult
+    denominator: float
+
+
+def update_values(updates: Sequence[Update]) -> dict[str, Value]:
+    """Means over the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
+
+    Over tokens that count in the loss: entropy (nats), clip_fraction, ratio, ess (effective sample size of the ratios,
+    as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of the trainer - of the sampler|; before
+    any update it is rounding only). Weighted like the loss: loss, kl.
     """
-    last = results[-1]
+    first, last = updates[0].result, updates[-1].result
+    sums, tokens = last.extras, max(1.0, last.extras["tokens"])
     return {
         "loss": last.loss,
-        # Weighted like the loss, so over the loss's denominator; the others count tokens.
-        "kl": last.extras["kl"] / denominator,
-        "entropy": last.extras["entropy"] / tokens,
-        "clip_fraction": last.extras["clipped"] / tokens,
-        "ratio": last.extras["ratio"] / tokens,
-        "sampler_gap": results[0].extras["gap"] / tokens,
+        "kl": sums["kl"] / updates[-1].denominator,
+        "entropy": sums["entropy"] / tokens,
+        "clip_fraction": sums["clipped"] / tokens,
+        "ratio": sums["ratio"] / tokens,
+        "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_square"]) if sums["ratio_square"] else 0.0,
+        "sampler_gap": first.extras["gap"] / max(1.0, first.extras["tokens"]),
         "grad_norm": last.grad_norm,
         "lr": last.lr,
-        "skipped": any(result.skipped for result in results),
+        "skipped": any(update.result.skipped for update in updates),
     }
 
 

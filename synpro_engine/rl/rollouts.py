@@ -1,4 +1,4 @@
-"""From source slices to scored completions: prompt, sample, read, reward, compare.
+"""From source slices to scored completions: prompt, sample, read, reward.
 
 Data-parallel ranks share out the prompts, tensor-parallel ranks do the same work and agree on its rewards. Every choice
 is a function of (seed, step, slice), never of the layout.
@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
-
 from synpro_engine.config import UserError
 from synpro_engine.data import stable_hash, stable_permutation
 from synpro_engine.dist import Topology, broadcast_in, gather_objects, on_every_rank
 from synpro_engine.reward import RewardFault, RewardTable
-from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.advantages import overlong_penalty
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Candidate, Prompter, Slice
 
+OVERLONG = "overlong"
+"""Name of the part of a reward that punishes length (`OverlongConfig`)."""
 _SHOWN = 200
 """Characters of a completion that a message shows."""
 
@@ -62,6 +62,12 @@ class PromptSource:
             prompts.append(self.prompts[int(order[index])])
         return prompts
 
+    def instead(self, step: int, attempt: int, place: int) -> Prompt:
+        """One in place of the step's prompt at `place`, whose group had no signal in the attempt before."""
+        # Drawn, not taken from the order above: whichever groups are replaced, later steps keep their prompts.
+        draw = stable_hash(self._seed, "rl.refill", f"{step}:{attempt}:{place}")
+        return self.prompts[draw % len(self.prompts)]
+
 
 class Scored(NamedTuple):
     """This rank's rollouts, in order of prompts and members, and what the job's remote judges were asked for a step."""
@@ -75,13 +81,19 @@ class RolloutWorker:
 
     def __init__(
         self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], prompter: Prompter,
-        config: GRPOConfig, topology: Topology, seed: int,
+        config: TuneConfig, topology: Topology, seed: int,
     ) -> None:  # fmt: skip
-        """UserError when the data-parallel ranks cannot share out the prompts of a step evenly."""
+        """UserError when the data-parallel ranks cannot share out the prompts of a step, or a rank its completions."""
         if config.prompts_per_step % topology.dp.size:
             raise UserError(
                 f"`tune.{prompter.operation.name}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
                 f" {topology.dp.size} data-parallel ranks"
+            )
+        completions = config.prompts_per_step // topology.dp.size * config.group_size
+        if completions < config.minibatches:
+            raise UserError(
+                f"`tune.{prompter.operation.name}.minibatches`: {config.minibatches} are more than the {completions}"
+                " completions of a rank"
             )
         self.sampler = sampler
         self._scorer, self._weights = scorer, weights
@@ -94,102 +106,99 @@ class RolloutWorker:
         per_rank = len(prompts) // dp.size
         return range(dp.rank * per_rank, (dp.rank + 1) * per_rank)
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
-        """Completions [prompt][member] of this rank's share of the step's prompts."""
-        mine = self.share(prompts)
+    def sample(
+        self, prompts: Sequence[Prompt], step: int, places: Sequence[int], attempt: int = 0
+    ) -> list[list[Completion]]:
+        """Completions [prompt][member] of the prompts at `places`, which are this rank's."""
+        again = f":{attempt}" if attempt else ""
         return self.sampler.generate(
-            [prompts[i].token_ids for i in mine],
+            [prompts[i].token_ids for i in places],
             group_size=self._config.group_size,
             sampling=self._config.sampling,
             stop_ids=self._prompter.stop_ids,
             # By place in the step, for a slice may come twice in one step of a small corpus.
-            seeds=[stable_hash(self._seed, "rl.sample", f"{step}:{i}:{prompts[i].key}") for i in mine],
+            seeds=[stable_hash(self._seed, "rl.sample", f"{step}:{i}:{prompts[i].key}{again}") for i in places],
             vocab_limit=self._prompter.tokenizer.vocab_size,
         )
 
-    def read(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> list[Candidate]:
+    def read(
+        self, prompts: Sequence[Prompt], places: Sequence[int], sampled: Sequence[Sequence[Completion]]
+    ) -> list[Candidate]:
         """What each completion says, in order of prompts and members."""
         return [
             self._prompter.read(prompts[i].source.text, completion)
-            for i, group in zip(self.share(prompts), sampled, strict=True)
+            for i, group in zip(places, sampled, strict=True)
             for completion in group
         ]
 
-    def score(self, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Completion]]) -> Scored:
-        """Read, reward and compare. Collective.
+    def score(
+        self, prompts: Sequence[Prompt], places: Sequence[int], sampled: Sequence[Sequence[Completion]]
+    ) -> Scored:
+        """Read and reward the completions of the prompts at `places`. Collective.
 
         UserError, on every rank, for a reward that is no number or out of its range, unless its group is to be dropped.
         """
-        candidates = self.read(prompts, sampled)
+        candidates = self.read(prompts, places, sampled)
         tables: list[RewardTable] = []
         # Outside collectives, for a judge elsewhere may take as long as it likes; and what stops one rank stops all.
         on_every_rank(self._topology, lambda: tables.append(self._scorer.score(candidates)))
         # The first rank's for its tensor-parallel group: all of it must learn from the very same numbers.
         table = broadcast_in(self._topology.tp, tables[0])
         # By the rank whose completion it is: the others do not have its text.
-        told = [self._tell(prompts, candidates, fault) for fault in table.faults]
-        gathered = gather_objects(self._topology.dp, (table, told))
+        told = [self._tell(prompts, places, candidates, fault) for fault in table.faults]
+        gathered = gather_objects(self._topology.dp, (table.asked, told))
         first = next((line for _, lines in gathered for line in lines), None)
         if first is not None and self._config.bad_reward == "stop":
             # On all ranks, which have the same lines by now: one alone would leave the others in the next collective.
             raise UserError(first)
-        advantages = self._advantages([part for part, _ in gathered])
-        size = self._config.group_size
+        asked: Counter[str] = Counter()
+        for counts, _ in gathered:
+            asked.update(counts)
+        return Scored(self._rollouts(prompts, places, sampled, candidates, table), dict(asked))
+
+    def _rollouts(
+        self,
+        prompts: Sequence[Prompt],
+        places: Sequence[int],
+        sampled: Sequence[Sequence[Completion]],
+        candidates: Sequence[Candidate],
+        table: RewardTable,
+    ) -> list[Rollout]:
+        size, config = self._config.group_size, self._config
         # The whole group, because its mates would be compared with the faulty reward.
         dropped = {fault.index // size for fault in table.faults}
-        flat = [(i, member) for i in self.share(prompts) for member in range(size)]
-        completions = [completion for group in sampled for completion in group]
-        asked: Counter[str] = Counter()
-        for part, _ in gathered:
-            asked.update(part.asked)
-        rollouts = [
-            Rollout(
-                prompt=prompts[i],
-                member=member,
-                completion=completions[at],
-                candidate=candidates[at],
-                reward=table.total[at],
-                parts={name: values[at] for name, values in table.parts.items() if name in self._weights},
-                advantage=advantages[at],
-                dropped=at // size in dropped,
+        rollouts = []
+        for at, completion in enumerate(completion for group in sampled for completion in group):
+            parts = {name: values[at] for name, values in table.parts.items() if name in self._weights}
+            if config.overlong is not None:
+                longest, length = config.sampling.max_new_tokens, len(completion.token_ids)
+                parts[OVERLONG] = overlong_penalty(length, longest, config.overlong.buffer, config.overlong.penalty)
+            rollouts.append(
+                Rollout(
+                    prompt=prompts[places[at // size]],
+                    member=at % size,
+                    completion=completion,
+                    candidate=candidates[at],
+                    reward=table.total[at] + parts.get(OVERLONG, 0.0),
+                    parts=parts,
+                    dropped=at // size in dropped,
+                    masked=config.mask_truncated and not completion.finished,
+                )
             )
-            for at, (i, member) in enumerate(flat)
-        ]
-        return Scored(rollouts, dict(asked))
+        return rollouts
 
-    def _tell(self, prompts: Sequence[Prompt], candidates: Sequence[Candidate], fault: RewardFault) -> str:
+    def silent(self, rollouts: Sequence[Rollout]) -> list[int]:
+        """Which of this rank's groups, by number, have nothing to compare: every reward is alike, or one is none."""
+        size = self._config.group_size
+        groups = [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
+        return [n for n, group in enumerate(groups) if group[0].dropped or len({r.reward for r in group}) == 1]
+
+    def _tell(
+        self, prompts: Sequence[Prompt], places: Sequence[int], candidates: Sequence[Candidate], fault: RewardFault
+    ) -> str:
         """One line: which reward, of which completion, of which source, and what can be set."""
-        key = prompts[self.share(prompts)[fault.index // self._config.group_size]].key
+        key = prompts[places[fault.index // self._config.group_size]].key
         text = candidates[fault.index].raw
         shown = repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
         setting = f"`tune.{self._prompter.operation.name}.bad_reward: drop_group` leaves such groups out"
         return f"{fault} for the completion {shown} of source {key}; {setting}"
-
-    def _advantages(self, tables: Sequence[RewardTable]) -> list[float]:
-        """Of this rank's completions, from the rewards of all ranks' (one of the two ways scales by the batch).
-
-        Groups with a fault take no part, and have 0.
-        """
-        config, axis = self._config, self._topology.dp
-        total_PG = self._grouped([value for table in tables for value in table.total])
-        # From the gathered rewards, hence alike on all ranks without a word between them.
-        sound_P = total_PG.isfinite().all(-1)
-        advantage_PG = torch.zeros_like(total_PG)
-        if not bool(sound_P.any()):
-            pass
-        elif config.normalisation == "group":
-            advantage_PG[sound_P] = group_advantages(total_PG[sound_P], std_normalisation=config.std_normalisation)
-        else:
-            parts = {
-                name: self._grouped([value for table in tables for value in table.parts[name]])[sound_P]
-                for name in tables[0].parts
-                if self._weights.get(name, 0.0) != 0.0
-            }
-            advantage_PG[sound_P] = per_reward_advantages(
-                parts, self._weights, std_normalisation=config.std_normalisation
-            )
-        # Shares are consecutive and equal, so rank r's is the r-th part.
-        return advantage_PG.chunk(axis.size)[axis.rank].flatten().tolist()
-
-    def _grouped(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64).view(-1, self._config.group_size)

@@ -1,7 +1,7 @@
-"""GRPO from the first prompt to the last checkpoint, readable in one place and resumable at any step.
+"""Tuning from the first prompt to the last checkpoint, readable in one place and resumable at any step.
 
 A step samples, scores, updates and logs; how a token is drawn is the sampler's, what a reward measures the scorer's. A
-run lives in a directory: `metrics.jsonl` (kind `grpo`, one record a step), `samples/metrics.jsonl` (kind `sample`),
+run lives in a directory: `metrics.jsonl` (kind `tune`, one record a step), `samples/metrics.jsonl` (kind `sample`),
 `tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on the same directory with the same arguments it
 goes on from the newest checkpoint and, on the CPU, ends with the same weights.
 """
@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from synpro_engine.config import UserError, first_difference
-from synpro_engine.dist import Stopped, progress, say, sum_over
+from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
 from synpro_engine.model.model import Model
-from synpro_engine.rl.config import GRPOConfig
-from synpro_engine.rl.policy import PolicyLoss, micro_batches, with_reference
-from synpro_engine.rl.record import rollout_values, sample_values, update_values
-from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
-from synpro_engine.rl.types import Prompt, Rollout
+from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.credit import with_advantages
+from synpro_engine.rl.policy import PolicyLoss, corrected, micro_batches, rollout_logprobs
+from synpro_engine.rl.record import Update, rollout_values, sample_values, update_values
+from synpro_engine.rl.rollouts import OVERLONG, PromptSource, RewardScorer, RolloutWorker
+from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import (
@@ -37,12 +39,12 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.divergence import DivergedError, SkipGuard
-from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import MetricsLog, Value
 
 POLICY, SAMPLES = "policy", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
-_FREE = {"bad_reward", *GRPOConfig.EXECUTION}
+_FREE = {"bad_reward", *TuneConfig.EXECUTION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class TuneResult:
 
 
 def tune(
-    config: GRPOConfig,
+    config: TuneConfig,
     *,
     policy: Model,
     reference_policy: Model | None,
@@ -68,7 +70,7 @@ def tune(
     seed: int,
     label: str = "tuning",
 ) -> TuneResult:
-    """Train `policy` in place for `config.steps` steps of GRPO; writes the tuned weights to `directory/policy`.
+    """Train `policy` in place for `config.steps` steps; writes the tuned weights to `directory/policy`.
 
     policy and reference_policy: as `prepare_policy` makes them, both at the round's start. prompter: the operation,
     asked in the generator's tokens; slices whose prompts are too long are left out. scorer: rewards of candidates;
@@ -92,7 +94,10 @@ def tune(
     # What decides a run's numbers: a checkpoint that was made with others is refused, not gone on from.
     identity = {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed}
     identity["prompt_version"] = operation.prompt_version
-    run = _Run(config, engine, reference_policy, worker, guard, prompter.tokenizer.vocab_size, directory, identity)
+    compared = {**reward_weights, OVERLONG: 1.0}
+    run = _Run(
+        config, engine, reference_policy, worker, guard, prompter.tokenizer.vocab_size, directory, identity, compared
+    )
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -125,12 +130,12 @@ class _Run:
     """One run's engine, reference policy, worker and files."""
 
     def __init__(
-        self, config: GRPOConfig, engine: Engine, reference_policy: Model | None, worker: RolloutWorker,
-        guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
+        self, config: TuneConfig, engine: Engine, reference_policy: Model | None, worker: RolloutWorker,
+        guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any], weights: Mapping[str, float],
     ) -> None:  # fmt: skip
         self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
         self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
-        self._topology = engine.model.topology
+        self._topology, self._weights = engine.model.topology, weights
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
@@ -165,61 +170,114 @@ class _Run:
         return done
 
     def step(self, prompts: PromptSource, step: int) -> dict[str, float]:
-        """One step of GRPO: sample with the present weights, score, update, log. Returns the step's numbers."""
+        """One step: sample with the present weights, score, compare, update, log. Returns the step's numbers."""
         clock = [time.perf_counter()]
         chosen = prompts.at(step)
-        sampled = self._sample(chosen, step)
+        places = self._worker.share(chosen)
+        sampled = self._sample(chosen, step, places)
         clock.append(time.perf_counter())
-        rollouts, asked = self._worker.score(chosen, sampled)
+        rollouts, asked = self._worker.score(chosen, places, sampled)
+        refilled, asked = self._refill(prompts, chosen, rollouts, step, asked)
         clock.append(time.perf_counter())
-        results, tokens, denominator = self._update(rollouts)
-        self.asked_to_stop = results[-1].stop
+        rollouts, results = self._update(rollouts)
+        self.asked_to_stop = results[-1].result.stop
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
         self.rewarded |= math.isfinite(float(values["reward"]))  # pyright: ignore[reportArgumentType]
-        values |= update_values(results, tokens, denominator)
+        values |= update_values(results)
+        if self._config.refills:
+            values["refilled_groups"] = refilled
         values |= {f"judge/{name}": count for name, count in asked.items()}
         for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
-        self._logs[0].write("grpo", step + 1, values)
+        self._logs[0].write("tune", step + 1, values)
         wanted = min(self._config.log_samples, len(rollouts))
         for at in range(wanted):  # spread over the prompts
             self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
-        if any(result.skipped for result in results):
+        if any(result.result.skipped for result in results):
             self._logs[0].write("skipped", step + 1, {"documents": {"sources": [prompt.key for prompt in chosen]}})
         # Behind the logs, so that the step at which the guard gives up is on record.
-        for result in results:
+        for result in (each.result for each in results):
             self._guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
-    def _sample(self, prompts: Sequence[Prompt], step: int) -> list[list[Completion]]:
+    def _sample(
+        self, prompts: Sequence[Prompt], step: int, places: Sequence[int], attempt: int = 0
+    ) -> list[list[Completion]]:
         try:
-            return self._worker.sample(prompts, step)
+            return self._worker.sample(prompts, step, places, attempt)
         except FloatingPointError as error:
             lr = self._engine.lr
             raise DivergedError(
                 f"{self._guard.what} diverged before step {step + 1}: {error}; lower `{self._guard.lr_key}` ({lr:.3g})"
             ) from error
 
-    def _update(self, rollouts: Sequence[Rollout]) -> tuple[list[StepResult], float, float]:
-        """All optimizer steps on one rollout batch; with them the job's number of tokens and the loss's denominator."""
-        config, device = self._config, self._topology.device
-        batches = micro_batches(rollouts, config, device)
-        # Once a rollout: neither its tokens nor the reference policy change from update to update.
-        if self._reference_policy is not None:
-            batches = [with_reference(batch, self._reference_policy, config, self._vocab_limit) for batch in batches]
-        count_here = torch.tensor(sum(len(batch.behaviour_N) for batch in batches), dtype=torch.float64, device=device)
-        tokens = float(sum_over(self._topology.dp, count_here))
-        learnt = [rollout for rollout in rollouts if not rollout.dropped]
-        weights = [len(rollout.completion.token_ids) if config.aggregation == "token" else 1 for rollout in learnt]
-        count_here = torch.tensor(sum(weights), dtype=torch.float64, device=device)
-        # Of the whole job, not a mean of the ranks' means: ranks hold different numbers of tokens.
-        denominator = max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: every group was dropped
-        results = [
-            self._engine.step(batches, self._loss, denominator=denominator) for _ in range(config.updates_per_rollout)
+    def _refill(
+        self, prompts: PromptSource, chosen: list[Prompt], rollouts: list[Rollout], step: int, asked: dict[str, int]
+    ) -> tuple[int, dict[str, int]]:
+        """Replace groups without a signal, in place; the job's number of them, and what judges were asked in all."""
+        replaced, size, counts = 0, self._config.group_size, Counter(asked)
+        for attempt in range(1, self._config.refills + 1):
+            silent = self._worker.silent(rollouts)
+            wanted = sum(gather_objects(self._topology.dp, len(silent)))
+            if not wanted:
+                break
+            replaced += wanted
+            first = self._worker.share(chosen).start
+            places = [first + group for group in silent]
+            for place in places:
+                chosen[place] = prompts.instead(step, attempt, place)
+            # A rank without any comes along: rewards are scored together.
+            sampled = self._sample(chosen, step, places, attempt)
+            fresh, more = self._worker.score(chosen, places, sampled)
+            counts.update(more)
+            for at, group in enumerate(silent):
+                rollouts[group * size : (group + 1) * size] = fresh[at * size : (at + 1) * size]
+        return replaced, dict(counts)
+
+    def _update(self, rollouts: list[Rollout]) -> tuple[list[Rollout], list[Update]]:
+        """All optimizer steps on one rollout batch, and the rollouts with their advantages."""
+        config, count = self._config, self._config.minibatches
+        # Members of a group are dealt out to different minibatches, which so have about the same prompts; by their
+        # places among all the job's, so that a minibatch does not depend on the layout.
+        begin = self._topology.dp.rank * len(rollouts)
+        dealt = [range((part - begin) % count, len(rollouts), count) for part in range(count)]
+        parts = [micro_batches(rollouts, config, self._topology.device, places) for places in dealt]
+        flat = [self._informed(batch) for part in parts for batch in part]
+        rollouts, flat = with_advantages(rollouts, flat, config, self._weights, self._topology)
+        behind = iter(flat)
+        parts = [[next(behind) for _ in part] for part in parts]
+        denominators = [self._denominator([rollouts[at] for at in places]) for places in dealt]
+        updates = [
+            Update(self._engine.step(part, self._loss, denominator=denominator), denominator)
+            for _ in range(config.updates_per_rollout)
+            for part, denominator in zip(parts, denominators, strict=True)
         ]
-        return results, tokens, denominator
+        return rollouts, updates
+
+    def _informed(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with what the reference policy and, where it is asked for, the policy itself say of its tokens."""
+        # Once a rollout: neither its tokens nor these policies change from update to update.
+        config, limit = self._config, self._vocab_limit
+        if self._reference_policy is not None:
+            reference_N = rollout_logprobs(batch, self._reference_policy, config, limit)
+            batch = replace(batch, reference_N=reference_N)
+        if config.importance is not None:
+            own_N = rollout_logprobs(batch, self._engine.model, config, limit)
+            batch = corrected(batch, own_N, config.importance)
+        return batch
+
+    def _denominator(self, rollouts: Sequence[Rollout]) -> float:
+        """What sums over an update's tokens are divided by: of the whole job, for ranks hold different numbers."""
+        aggregation, longest = self._config.aggregation, self._config.sampling.max_new_tokens
+        each = [
+            len(r.completion.token_ids) if aggregation == "token" else longest if aggregation == "constant" else 1
+            for r in rollouts
+            if r.teaches
+        ]
+        count_here = torch.tensor(sum(each), dtype=torch.float64, device=self._topology.device)
+        return max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: nothing teaches
 
     def save_if_due(self, done: int, *, stop: bool) -> None:
         """Write a checkpoint after the last step, every `checkpoint_every` steps, and for a stop. Collective."""

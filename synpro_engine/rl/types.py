@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from synpro_engine.data import IGNORE
 from synpro_engine.sampler import Completion, Nuclei
 from synpro_engine.synth import Candidate, Slice
 
@@ -30,8 +31,9 @@ class Prompt:
 class Rollout:
     """One completion of a prompt: what was sampled, what was read from it, what it earned.
 
-    `parts` are unweighted rewards by name, `reward` their weighted sum; `advantage` is relative to its group.
-    `dropped`: a reward of its group is no number, so nothing is learnt from the group.
+    `parts` are unweighted rewards by name, `reward` their weighted sum; `advantage` is the mean of its tokens', 0
+    before they are known. `dropped`: a reward of its group is no number, so nothing is learnt from the group. `masked`:
+    it was cut off, and nothing is learnt from it.
     """
 
     prompt: Prompt
@@ -40,25 +42,40 @@ class Rollout:
     candidate: Candidate
     reward: float
     parts: dict[str, float]
-    advantage: float
+    advantage: float = 0.0
     dropped: bool = False
+    masked: bool = False
+
+    @property
+    def teaches(self) -> bool:
+        """Whether its tokens count in the loss."""
+        return not (self.dropped or self.masked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
     """Completions as the policy's loss reads them.
 
-    tokens_BS: int64, prompt and completion without its last token, padded on the right with 0.
-    labels_BS: int64, the completion's token at the position that predicts it, else -100.
-    behaviour_N, advantage_N, weight_N fp32: per token, as `synpro_kernels.grpo_loss` takes them.
-    reference_N: fp32, or None without a reference policy.
-    nuclei: the sampler's nuclei of the N tokens, None when nothing was cut.
+    places: where in the rank's rollouts each row's stands. tokens_BS: int64, prompt and completion without its last
+    token, padded on the right with 0. labels_BS: int64, the completion's token at the position that predicts it, else
+    -100. Real and per token: behaviour_N, log-probability under the policy that ratios are taken to; weight_N, share in
+    the loss, 0 for what teaches nothing; reference_N, log-probability under the reference policy; correction_N, by what
+    the gain is multiplied; advantage_N; value_N and return_N, what the critic foretold and learns. None: not known yet,
+    or not wanted. nuclei: the sampler's nuclei of the N tokens, None when nothing was cut.
     """
 
+    places: tuple[int, ...]
     tokens_BS: Tensor
     labels_BS: Tensor
     behaviour_N: Tensor
-    advantage_N: Tensor
     weight_N: Tensor
-    reference_N: Tensor | None
     nuclei: Nuclei | None
+    reference_N: Tensor | None = None
+    correction_N: Tensor | None = None
+    advantage_N: Tensor | None = None
+    value_N: Tensor | None = None
+    return_N: Tensor | None = None
+
+    def by_row(self, values_N: Tensor) -> list[Tensor]:
+        """Values per token as one tensor for each row."""
+        return list(values_N.split((self.labels_BS != IGNORE).sum(1).tolist()))

@@ -85,9 +85,7 @@ def read_entries(
     return list(entries)
 
 
-def _questions_without_answer_key(
-    lines: Sequence[str], keys: Keys, headed: bool
-) -> Callable[[str], Question | None]:
+def _questions_without_answer_key(lines: Sequence[str], keys: Keys, headed: bool) -> Callable[[str], Question | None]:
     """What tells the questions whose answers stand plainly behind them, on their line or the next."""
     if not keys.asks:
         return lambda line: None

@@ -86,7 +86,7 @@ def test_a_cycle_runs_with_judges_of_a_real_server_and_reads_on_without_it(tmp_p
     assert f"{endpoint} is asked by systemone" in told
     by_probability = {"rephrase": "structure", "reformat": "faithfulness"}
     for operation in by_probability:
-        steps = [r for r in read_metrics(run / f"round-1/tune-{operation}/metrics.jsonl") if r["kind"] == "grpo"]
+        steps = [r for r in read_metrics(run / f"round-1/tune-{operation}/metrics.jsonl") if r["kind"] == "tune"]
         assert sum(record["judge/quality/calls"] for record in steps) > 0
         assert all(record["judge/quality/faults"] == 0 for record in steps)
         assert re.search(rf"generated {operation}: judge of quality: \d+ calls.*, cost \d", told), told

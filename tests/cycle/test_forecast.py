@@ -93,7 +93,7 @@ def test_an_earlier_run_gives_the_rates(tmp_path: Path) -> None:
         measured_rates(tmp_path)
     write("pretrain", [{"kind": "train", "step": n, "tokens_per_s": rate} for n, rate in enumerate((1.0, 90.0, 100.0))])
     assert measured_rates(tmp_path) == Rates(trained=90.0, sampled=None)
-    write("round-1/tune-rephrase", [{"kind": "grpo", "step": 1, "tokens": 300.0, "seconds/rollout": 2.0}])
+    write("round-1/tune-rephrase", [{"kind": "tune", "step": 1, "tokens": 300.0, "seconds/rollout": 2.0}])
     assert measured_rates(tmp_path) == Rates(trained=90.0, sampled=150.0)
 
 

@@ -132,7 +132,7 @@ def test_records_of_another_shape_are_named(finished: Path, topology: Topology) 
         "pretrain/result.json": "{}",
         "evaluate/results.json": '{"held_out": [{"name": 1}]}',
         "pretrain/metrics.jsonl": '{"kind": "train", "step": 1}\n',
-        "round-1/tune-rephrase/metrics.jsonl": '{"kind": "grpo", "step": 1}\n',
+        "round-1/tune-rephrase/metrics.jsonl": '{"kind": "tune", "step": 1}\n',
         "round-1/shards/tokens.json": '{"rephrase": "many"}',
         "round-1/generate-rephrase/corpus/_about/yield.json": '{"by_operation": {}}',
         "pretrain/in-run-scores.jsonl": '{"step": 5, "key": "nobody", "tokens": 99, "scores": {"else": 1.0}}\n',

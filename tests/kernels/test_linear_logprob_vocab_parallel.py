@@ -7,7 +7,14 @@ import torch
 import torch.distributed as dist
 
 from synpro_engine.dist.testing import run_ranks
-from synpro_kernels import linear_cross_entropy, linear_logprob, linear_logprob_definition, linear_policy_loss
+from synpro_kernels import (
+    PolicyObjective,
+    PolicyTokens,
+    linear_cross_entropy,
+    linear_logprob,
+    linear_logprob_definition,
+    linear_policy_loss,
+)
 
 TOKENS, VOCAB, WIDTH = 37, 601, 24
 CUTS = {2: (0, 310, 601), 4: (0, 100, 310, 311, 601)}  # uneven shards, one of a single row
@@ -41,10 +48,11 @@ def fused_losses(layer: dict[str, torch.Tensor], rows: slice, **options: Any) ->
         leaves = [layer["hidden"].clone(), layer["weight"][rows].clone(), layer["bias"][rows].clone()]
         hidden, weight, bias = (leaf.requires_grad_() for leaf in leaves)
         if entry == "policy":
-            given = {name: torch.linspace(low, 1, TOKENS) for name, low in (("advantage", -1), ("token_weight", 0.1))}
-            behaviour = torch.full((TOKENS,), -5.0)
-            terms, _ = linear_policy_loss(
-                hidden, weight, layer["target"], bias=bias, behaviour=behaviour, **given, **options
+            given = {name: torch.linspace(low, 1, TOKENS) for name, low in (("advantage", -1), ("weight", 0.1))}
+            tokens = PolicyTokens(behaviour=torch.full((TOKENS,), -5.0), **given)
+            objective = PolicyObjective(entropy_bonus=0.1)
+            terms = linear_policy_loss(
+                hidden, weight, layer["target"], bias=bias, tokens=tokens, objective=objective, **options
             )
             loss = terms.objective
         else:

@@ -1,10 +1,12 @@
 """linear_policy_loss equals the policy loss on log-probs of the definition, and costs what has a gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import grpo_loss, linear_logprob_definition, linear_policy_loss
+from synpro_kernels import PolicyObjective, PolicyTokens, linear_logprob_definition, linear_policy_loss, policy_loss
 from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, make_case, plain
@@ -16,6 +18,10 @@ def a_case() -> Case:
     return make_case(TOKENS, VOCAB, torch.float32, "some ignored")
 
 
+def objective_of(kl_beta: float = 0.0, **changed: Any) -> PolicyObjective:
+    return PolicyObjective(**({"clip_high": 0.28, "kl_beta": kl_beta} | changed))
+
+
 def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
     torch.manual_seed(1)
     logprob = linear_logprob_definition(
@@ -25,42 +31,58 @@ def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
         "behaviour": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
         "reference": (logprob + 0.4 * torch.randn(TOKENS)).to(dtype),
         "advantage": torch.randn(TOKENS).to(dtype),
-        "token_weight": torch.rand(TOKENS).to(dtype),
+        "sequence_gap": 0.3 * torch.randn(TOKENS).to(dtype),
+        "correction": torch.rand(TOKENS).to(dtype),
+        "weight": torch.rand(TOKENS).to(dtype),
     }
 
 
-def expected(score, leaves: list[Tensor], dtype: torch.dtype, kl_beta: float) -> list[Tensor]:
-    given, keep = rollout(dtype), a_case().target_T != -100
+REPORTED = ("surrogate", "kl", "entropy", "clipped", "ratio", "ratio_square", "gap", "tokens")
+
+
+def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):
+    return linear_logprob_definition(hidden, weight, target, entropy=True)
+
+
+def usual(hidden: Tensor, weight: Tensor, target: Tensor, bias: None):
+    """What plain PyTorch says, in the inputs' precision, with its entropy."""
+    scored, logprobs = plain(hidden, weight, target, bias), torch.log_softmax(hidden @ weight.t(), -1)
+    return scored._replace(entropy=-(logprobs.exp() * logprobs).sum(-1))
+
+
+def expected(score, leaves: list[Tensor], dtype: torch.dtype, objective: PolicyObjective) -> list[Tensor]:
+    keep = a_case().target_T != -100
     scored = score(leaves[0], leaves[1], a_case().target_T, None)
-    terms = grpo_loss(
-        scored.logprob[keep], behaviour_N=given["behaviour"][keep], advantage_N=given["advantage"][keep],
-        weight_N=given["token_weight"][keep], reference_N=given["reference"][keep] if kl_beta else None,
-        clip_low=0.2, clip_high=0.28, kl_beta=kl_beta,
-    )  # fmt: skip
-    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), terms.clipped, terms.ratio, terms.kl]
+    tokens = PolicyTokens(**{name: values[keep] for name, values in rollout(dtype).items()})
+    terms = policy_loss(scored.logprob[keep], scored.entropy[keep], tokens, objective)
+    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), *(getattr(terms, n) for n in REPORTED)]
 
 
-def found(leaves: list[Tensor], kl_beta: float) -> list[Tensor]:
-    given = rollout(torch.float32)
-    reference = given.pop("reference") if kl_beta else (given.pop("reference"), None)[1]
-    terms, entropy = linear_policy_loss(
-        leaves[0], leaves[1], a_case().target_T, **given, reference=reference, clip_high=0.28, kl_beta=kl_beta
-    )
-    assert entropy > 0 and not entropy.requires_grad
-    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), terms.clipped, terms.ratio, terms.kl]
+def found(leaves: list[Tensor], objective: PolicyObjective) -> list[Tensor]:
+    tokens = PolicyTokens(**rollout(torch.float32))
+    terms = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, tokens=tokens, objective=objective)
+    assert terms.entropy > 0 and not terms.entropy.requires_grad
+    return [terms.objective, *torch.autograd.grad(terms.objective, leaves), *(getattr(terms, n) for n in REPORTED)]
 
 
-@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(backend, kl_beta):
-    def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):
-        return linear_logprob_definition(hidden, weight, target)
-
-    truth = expected(by_definition, a_case().leaves(torch.float64), torch.float64, kl_beta)
-    usual = expected(plain, a_case().leaves(torch.float32), torch.float32, kl_beta)
-    mine = found(a_case().leaves(torch.float32), kl_beta)
-    for name, a, p, t in zip(
-        ("objective", "hidden", "weight", "clipped", "ratio", "kl"), mine, usual, truth, strict=True
-    ):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kl_beta": 0.1},
+        {"kl_beta": 0.1, "kl": "k2", "dual_clip": 1.5},
+        {"surrogate": "cispo", "entropy_bonus": 0.03},
+        {"surrogate": "gspo"},
+        {"surrogate": "reinforce", "kl_beta": 0.05, "entropy_bonus": 0.01},
+    ],
+    ids=str,
+)
+def test_loss_and_gradients_are_as_accurate_as_plain_pytorch(backend, settings):
+    objective = objective_of(**settings)
+    truth = expected(by_definition, a_case().leaves(torch.float64), torch.float64, objective)
+    others = expected(usual, a_case().leaves(torch.float32), torch.float32, objective)
+    mine = found(a_case().leaves(torch.float32), objective)
+    for name, a, p, t in zip(("objective", "hidden", "weight", *REPORTED), mine, others, truth, strict=True):
         assert_as_accurate(a, p, t, name)
 
 
@@ -82,7 +104,9 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeyp
 
     monkeypatch.setattr(CachedLogits, "add_gradients", add_gradients)
     leaves = a_case().leaves(torch.float32)
-    terms, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, **given)
+    terms = linear_policy_loss(
+        leaves[0], leaves[1], a_case().target_T, tokens=PolicyTokens(**given), objective=PolicyObjective()
+    )
     assert sum(live) == wanted and 0 < wanted < int(labelled.sum())
     grad = torch.autograd.grad(terms.objective, leaves[0])[0]
     assert (grad[~labelled | held | (given["advantage"] == 0)] == 0).all()
@@ -90,8 +114,9 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeyp
 
 def gradients(**changed: Tensor) -> list[Tensor]:
     leaves = a_case().leaves(torch.float32)
-    terms, _ = linear_policy_loss(
-        leaves[0], leaves[1], a_case().target_T, **(rollout(torch.float32) | changed), kl_beta=0.1
+    tokens = PolicyTokens(**(rollout(torch.float32) | changed))
+    terms = linear_policy_loss(
+        leaves[0], leaves[1], a_case().target_T, tokens=tokens, objective=objective_of(kl_beta=0.1)
     )
     return [terms.objective, *torch.autograd.grad(terms.objective, leaves)]
 
@@ -108,15 +133,18 @@ def test_a_ratio_beyond_all_floats_spoils_nothing():
 def test_a_token_of_weight_zero_counts_nowhere():
     given = rollout(torch.float32)
     dropped = torch.arange(TOKENS) % 2 == 0
-    given["token_weight"][dropped] = 0.0
+    given["weight"][dropped] = 0.0
     spoilt = dict(given, advantage=given["advantage"].masked_fill(dropped, float("nan")))
     spoilt["behaviour"] = given["behaviour"].masked_fill(dropped, -1e4)
     for a, b in zip(gradients(**spoilt), gradients(**given), strict=True):
         assert torch.equal(a, b)
     leaves = a_case().leaves(torch.float32)
-    ignored, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T.masked_fill(dropped, -100), **given)
-    weightless, _ = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, **given)
+    ignored, weightless = (
+        linear_policy_loss(leaves[0], leaves[1], target, tokens=PolicyTokens(**given), objective=objective_of())
+        for target in (a_case().target_T.masked_fill(dropped, -100), a_case().target_T)
+    )
     assert ignored.ratio == weightless.ratio and ignored.clipped == weightless.clipped
+    assert ignored.tokens == weightless.tokens == int(((a_case().target_T != -100) & ~dropped).sum())
 
 
 @pytest.mark.parametrize(
@@ -125,12 +153,24 @@ def test_a_token_of_weight_zero_counts_nowhere():
         ({"behaviour": torch.zeros(3)}, r"behaviour: expected shape \(90,\)"),
         ({"reference": torch.zeros(3)}, r"reference: expected shape \(90,\)"),
         ({"advantage": torch.zeros(90, requires_grad=True)}, "advantage: expected a tensor without requires_grad"),
-        ({"clip_low": -0.1}, "clip_low: expected a finite number >= 0"),
-        ({"kl_beta": float("inf")}, "kl_beta: expected a finite number >= 0"),
     ],
 )
 def test_wrong_arguments_are_named(changed, message):
+    tokens = PolicyTokens(**(rollout(torch.float32) | changed))
     with pytest.raises(ValueError, match=message):
         linear_policy_loss(
-            a_case().hidden_TH, a_case().weight_VH, a_case().target_T, **(rollout(torch.float32) | changed)
+            a_case().hidden_TH, a_case().weight_VH, a_case().target_T, tokens=tokens, objective=objective_of()
         )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"clip_low": -0.1}, "clip_low: expected a finite number >= 0"),
+        ({"kl_beta": float("inf")}, "kl_beta: expected a finite number >= 0"),
+        ({"dual_clip": 1.0}, "dual_clip: expected a finite number > 1"),
+    ],
+)
+def test_wrong_settings_are_named(changed, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyObjective(**changed)

@@ -1,9 +1,14 @@
-"""Advantages within groups, and losses over tokens."""
+"""How much better than usual a completion or a token of it was, against the papers' formulas."""
 
 import torch
 
-from synpro_engine.rl.advantages import group_advantages, per_reward_advantages
-from synpro_kernels import grpo_loss, k3
+from synpro_engine.rl.advantages import (
+    gae,
+    group_advantages,
+    overlong_penalty,
+    per_reward_advantages,
+    returns_to_go,
+)
 
 
 def test_a_group_of_equal_rewards_has_exactly_zero_advantage() -> None:
@@ -12,9 +17,9 @@ def test_a_group_of_equal_rewards_has_exactly_zero_advantage() -> None:
     assert float((equal - equal.mean()).abs().max()) > 0.0
     mixed = torch.cat([equal, torch.arange(3.0, dtype=torch.float64)[None]])
     for std in (True, False):
-        assert group_advantages(mixed, std_normalisation=std)[0].tolist() == [0.0] * 3
+        assert group_advantages(mixed, scaled=std)[0].tolist() == [0.0] * 3
         parts = {"x": mixed, "y": mixed}
-        assert per_reward_advantages(parts, {"x": 1.0, "y": 2.0}, std_normalisation=std)[0].tolist() == [0.0] * 3
+        assert per_reward_advantages(parts, {"x": 1.0, "y": 2.0}, scaled=std)[0].tolist() == [0.0] * 3
 
 
 def test_group_advantages_have_mean_zero_and_unit_spread_whatever_the_scale_of_the_reward() -> None:
@@ -22,7 +27,7 @@ def test_group_advantages_have_mean_zero_and_unit_spread_whatever_the_scale_of_t
     scaled = group_advantages(torch.stack([100.0 * rewards[0] + 7, rewards[1], rewards[2]]))
     assert scaled.mean(-1).abs().max() < 1e-12
     assert (scaled.std(-1, correction=0) - 1).abs().max() < 1e-3
-    plain = group_advantages(rewards, std_normalisation=False)
+    plain = group_advantages(rewards, scaled=False)
     assert torch.allclose(plain, rewards - rewards.mean(-1, keepdim=True))
 
 
@@ -36,49 +41,44 @@ def test_normalising_per_reward_keeps_a_large_scale_from_ruling() -> None:
     assert abs(float(separate.square().mean()) - 1.0) < 1e-3
 
 
-def loss_of(logprob: torch.Tensor, behaviour: torch.Tensor, advantage: torch.Tensor, **settings: float) -> torch.Tensor:
-    options = {"clip_low": 0.2, "clip_high": 0.2, "kl_beta": 0.0} | settings
-    return grpo_loss(
-        logprob, behaviour_N=behaviour, advantage_N=advantage, weight_N=torch.ones_like(logprob), reference_N=None,
-        **options,
-    ).objective  # fmt: skip
+def test_each_of_a_group_is_compared_with_the_others_where_it_is_left_out() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.3, 0.3, 0.3]], dtype=torch.float64)
+    found = group_advantages(rewards, baseline="leave_one_out", scaled=False)
+    assert torch.allclose(found[0], torch.tensor([1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5], dtype=torch.float64))
+    assert found[1].tolist() == [0.0] * 3
 
 
-def test_at_the_sampled_policy_the_gradient_is_the_plain_policy_gradient() -> None:
-    logprob = torch.tensor([-0.3, -2.0, -5.0], requires_grad=True)
-    advantage = torch.tensor([1.5, -0.7, 0.0])
-    (gradient,) = torch.autograd.grad(loss_of(logprob, logprob.detach(), advantage), logprob)
-    assert torch.equal(gradient, -advantage)
+def test_the_divisor_of_the_deviation_is_a_choice() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    for correction in (0, 1):
+        deviation = rewards[0].std(correction=correction)
+        found = group_advantages(rewards, correction=correction)
+        assert torch.allclose(found[0], (rewards[0] - 0.25) / (deviation + 1e-4), rtol=1e-12)
 
 
-def test_the_clip_stops_only_what_has_gone_far_enough() -> None:
-    """Up with a good token or down with a bad one beyond the clip: no gradient. Back towards it: full gradient."""
-    log_ratio = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.1, -0.1])
-    advantage = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
-    logprob = log_ratio.clone().requires_grad_()
-    terms = grpo_loss(
-        logprob, behaviour_N=torch.zeros(6), advantage_N=advantage, weight_N=torch.ones(6), reference_N=None,
-        clip_low=0.2, clip_high=0.3, kl_beta=0.0,
-    )  # fmt: skip
-    (gradient,) = torch.autograd.grad(terms.objective, logprob)
-    expected = -advantage * log_ratio.exp()
-    expected[:2] = 0.0
-    assert torch.allclose(gradient, expected)
-    assert terms.clipped.item() == 2
+def test_advantages_by_gae_are_the_sum_of_the_papers_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = (torch.randn(2, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    rewards[1, 3:] = values[1, 3:] = 0.0  # a row of three tokens
+    gamma, decay = 0.9, 0.7
+    found = gae(rewards, values, gamma=gamma, gae_lambda=decay)
+    for row, length in ((0, 5), (1, 3)):
+        after = [*values[row, 1:length].tolist(), 0.0]
+        delta = [float(rewards[row, t]) + gamma * after[t] - float(values[row, t]) for t in range(length)]
+        for t in range(length):
+            expected = sum((gamma * decay) ** (k - t) * delta[k] for k in range(t, length))
+            assert abs(float(found[row, t]) - expected) < 1e-12
+    assert found[1, 3:].tolist() == [0.0, 0.0]
 
 
-def test_kl_of_a_policy_with_itself_is_zero_with_zero_gradient_and_else_positive() -> None:
-    logprob = torch.tensor([-0.1, -3.0, -9.0], requires_grad=True)
-    same = k3(logprob, logprob.detach())
-    (gradient,) = torch.autograd.grad(same.sum(), logprob)
-    assert same.tolist() == [0.0] * 3 and gradient.tolist() == [0.0] * 3
-    assert (k3(logprob, logprob.detach() + torch.tensor([0.2, -0.2, 1e-2])) > 0).all()
+def test_gae_ends_at_the_return_less_the_value_and_at_one_step_ahead() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rewards, values = (torch.randn(3, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    assert torch.allclose(gae(rewards, values, gamma=1.0, gae_lambda=1.0), returns_to_go(rewards) - values)
+    ahead = rewards + torch.nn.functional.pad(values[:, 1:], (0, 1)) - values
+    assert torch.allclose(gae(rewards, values, gamma=1.0, gae_lambda=0.0), ahead)
 
 
-def test_k3_averages_to_the_kl_divergence() -> None:
-    policy, reference = (
-        torch.log_softmax(torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(s)), -1)
-        for s in (1, 2)
-    )
-    exact = (policy.exp() * (policy - reference)).sum()
-    assert torch.allclose((policy.exp() * k3(policy, reference)).sum(), exact)
+def test_length_is_punished_over_its_last_part_alone() -> None:
+    found = [overlong_penalty(length, 100, 0.2, 0.5) for length in (1, 80, 90, 100)]
+    assert found[:2] == [0.0, 0.0] and abs(found[2] + 0.25) < 1e-12 and found[3] == -0.5

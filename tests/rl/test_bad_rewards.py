@@ -14,7 +14,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.rl.advantages import group_advantages
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.synth import Prompter
@@ -41,7 +41,7 @@ class Judge:
 def run(topology: Topology, directory: Path, judge: Judge, **settings: Any) -> tuple[TuneResult, Any, Any]:
     """Tune the toy; its result, and the policy's parameters before and after."""
     changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4} | settings
-    config = GRPOConfig.model_validate(TOY["CONFIG"].model_dump() | changes)
+    config = TuneConfig.model_validate(TOY["CONFIG"].model_dump() | changes)
     policy, weights = TOY["build"](topology), {"judge": 1.0}
     reference_policy = prepare_policy(policy, config)
     before = [p.detach().clone() for p in policy.parameters()]
@@ -71,7 +71,7 @@ def test_a_dropped_group_is_counted_and_the_others_learn(
 ) -> None:
     ways = {"normalisation": normalisation, "aggregation": aggregation, "bad_reward": "drop_group"}
     result, before, after = run(topology, tmp_path, Judge(math.nan, "two"), **ways)
-    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "tune"]
     assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
     assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "kl", "reward/judge"))
     assert not any(record["skipped"] for record in records)
@@ -87,7 +87,7 @@ def test_tuning_without_a_group_left_ends_as_a_fault(topology: Topology, tmp_pat
     for _ in range(2):  # a command that only finds what was done says so too
         with pytest.raises(UserError, match="every group of all 2 steps was dropped"):
             run(topology, tmp_path, everything, bad_reward="drop_group")
-    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "tune"]
     assert [(r["dropped_groups"], r["reward"], r["loss"]) for r in records] == [(4.0, None, 0.0)] * 2
     assert not (tmp_path / "policy").exists()
 

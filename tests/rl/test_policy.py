@@ -1,5 +1,6 @@
 """The trainer's side of a rollout: its log-probabilities, its gradient, its reference."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,15 +10,15 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.policy import (
     PolicyLoss,
     make_reference_policy,
     micro_batches,
     prepare_policy,
+    rollout_logprobs,
     sampled_logprobs,
-    with_reference,
 )
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
@@ -38,13 +39,13 @@ def model_of(topology: Topology, family: str = "olmo2", seed: int = 1) -> Model:
     return build_model(config, topology, seed=seed)
 
 
-def config_of(top_p: float = 0.8, temperature: float = 1.3, **settings: object) -> GRPOConfig:
+def config_of(top_p: float = 0.8, temperature: float = 1.3, **settings: object) -> TuneConfig:
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_new_tokens=12)
     values = {"steps": 1, "prompts_per_step": 3, "group_size": 2, "micro_batch": 4, "sampling": sampling}
-    return GRPOConfig.model_validate(values | settings)
+    return TuneConfig.model_validate(values | settings)
 
 
-def rollouts_of(model: Model, config: GRPOConfig) -> list[Rollout]:
+def rollouts_of(model: Model, config: TuneConfig) -> list[Rollout]:
     """Ragged prompts, completions of different lengths, an advantage of its own for each."""
     prompts = [[3, 9, 27], [5], [1, 2, 4, 8, 16, 32, 64]]
     sampled = Sampler(model).generate(
@@ -62,8 +63,22 @@ def rollouts_of(model: Model, config: GRPOConfig) -> list[Rollout]:
     ]  # fmt: skip
 
 
-def batches_of(model: Model, config: GRPOConfig) -> list[RolloutBatch]:
-    return micro_batches(rollouts_of(model, config), config, torch.device("cpu"))
+def batches_of(model: Model, config: TuneConfig) -> list[RolloutBatch]:
+    rollouts = rollouts_of(model, config)
+    return taught(rollouts, micro_batches(rollouts, config, torch.device("cpu")))
+
+
+def taught(rollouts: list[Rollout], batches: list[RolloutBatch]) -> list[RolloutBatch]:
+    """With each rollout's own advantage at all of its tokens."""
+    return [
+        replace(
+            batch,
+            advantage_N=torch.cat(
+                [torch.full((len(rollouts[at].completion.token_ids),), rollouts[at].advantage) for at in batch.places]
+            ),
+        )
+        for batch in batches
+    ]
 
 
 @pytest.mark.parametrize("family", ["olmo2", "llama"])
@@ -107,13 +122,18 @@ def test_log_probabilities_within_a_nucleus_and_gradients_equal_masked_softmax()
     hidden, weight = (torch.randn(n, 24, generator=generator, requires_grad=True) for n in (4, 30))
     scored = nucleus_logprob(hidden, weight, target, nuclei_of(rows), temperature=1.7)
     outer = torch.tensor([1.0, -2.0, 0.5, 3.0])
-    actual = torch.autograd.grad((outer * scored.logprob).sum(), (hidden, weight))
+    others = torch.tensor([0.7, 1.0, -1.0, 0.2])
+    assert scored.entropy is not None
+    actual = torch.autograd.grad((outer * scored.logprob).sum() + (others * scored.entropy).sum(), (hidden, weight))
     mask = torch.full((4, 30), float("-inf"))
     for row, ids in enumerate(rows):
         mask[row, ids] = 0.0
-    plain = torch.log_softmax(hidden.double() @ weight.double().T / 1.7 + mask, -1)[torch.arange(4), target]
-    expected = torch.autograd.grad((outer * plain).sum(), (hidden, weight))
+    logprobs = torch.log_softmax(hidden.double() @ weight.double().T / 1.7 + mask, -1)
+    plain = logprobs[torch.arange(4), target]
+    entropy = -(logprobs.exp() * logprobs.masked_fill(mask.isinf(), 0.0)).sum(-1)
+    expected = torch.autograd.grad((outer * plain).sum() + (others * entropy).sum(), (hidden, weight))
     torch.testing.assert_close(scored.logprob, plain.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(scored.entropy, entropy.float(), rtol=0, atol=2e-6)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -150,7 +170,7 @@ def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggre
     norm = torch.stack([gradient.square().sum() for gradient in expected]).sum().sqrt()
 
     engine = Engine(model, OptimizerConfig(lr=1e-30, weight_decay=0.0, clip=0.0))
-    batches = micro_batches(rollouts, config, topology.device)
+    batches = taught(rollouts, micro_batches(rollouts, config, topology.device))
     result = engine.step(batches, PolicyLoss(config, LIMIT), denominator=denominator)
     assert abs(result.grad_norm / float(norm) - 1.0) < 1e-4
     accumulated: Any
@@ -164,8 +184,8 @@ def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradien
     reference_policy = prepare_policy(model, config)
     assert reference_policy is not None
     for batch in batches_of(model, config):
-        batch = with_reference(batch, reference_policy, config, LIMIT)
-        still = RolloutBatch(**{**vars(batch), "advantage_N": torch.zeros_like(batch.advantage_N)})
+        reference_N = rollout_logprobs(batch, reference_policy, config, LIMIT)
+        still = replace(batch, reference_N=reference_N, advantage_N=torch.zeros_like(reference_N))
         terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS), still)
         assert float(terms.extras["kl"]) == 0.0
         gradients = torch.autograd.grad(terms.objective, list(model.parameters()), allow_unused=True)
@@ -179,7 +199,7 @@ def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology)
     assert reference_policy is not None
     engine = Engine(model, OptimizerConfig(lr=0.1))
     batches = batches_of(model, config)
-    before = [with_reference(batch, reference_policy, config, LIMIT).reference_N for batch in batches]
+    before = [rollout_logprobs(batch, reference_policy, config, LIMIT) for batch in batches]
     engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0)
 
     shared = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -189,8 +209,7 @@ def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology)
         assert (parameter.data_ptr() == own[name].data_ptr()) == (name in shared)
         assert torch.equal(parameter, own[name]) == (name in shared), "the trained block must have moved, nothing else"
     for batch, old in zip(batches, before, strict=True):
-        now = with_reference(batch, reference_policy, config, LIMIT).reference_N
-        assert now is not None and old is not None and torch.equal(now, old)
+        assert torch.equal(rollout_logprobs(batch, reference_policy, config, LIMIT), old)
 
 
 def test_a_reference_of_a_wholly_trainable_model_shares_nothing(topology: Topology) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.rollouts import PromptSource
 from synpro_engine.synth import Prompter
 from synpro_engine.train.metrics import read_metrics
@@ -47,7 +47,7 @@ def test_tuning_raises_the_reward_and_reports_what_it_did(topology: Topology, tm
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers_and_weights(topology: Topology, tmp_path: Path) -> None:
     settings = {"steps": 7, "checkpoint_every": 3, "updates_per_rollout": 2, "log_samples": 2}
-    config = GRPOConfig.model_validate(toy()["CONFIG"].model_dump() | settings)
+    config = TuneConfig.model_validate(toy()["CONFIG"].model_dump() | settings)
     _, whole = toy()["run"](topology, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         toy()["run"](topology, tmp_path / "killed", config, kill_after=5)
@@ -98,4 +98,4 @@ def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_
 
 def test_greedy_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
-        GRPOConfig.model_validate({"sampling": {"temperature": 0.0}})
+        TuneConfig.model_validate({"sampling": {"temperature": 0.0}})

@@ -11,7 +11,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.state import canonical_state
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.train.metrics import read_metrics
 
 
@@ -25,7 +25,7 @@ def _tune(directory: Path, parallel: ParallelConfig) -> dict[str, Any]:
     """Three steps with everything on that looks across ranks: batch-wide scaling, two updates, ragged batches."""
     toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
     settings = {"steps": 3, "normalisation": "per_reward", "updates_per_rollout": 2, "micro_batch": 5}
-    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | settings)
+    config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | settings)
     with launched(parallel) as topology:
         _, policy = toy["run"](topology, directory, config)
         weights = {name: tensor.tolist() for name, tensor in canonical_state(policy).items()}
@@ -49,10 +49,31 @@ def test_two_data_parallel_ranks_tune_as_one_process_does(tmp_path: Path) -> Non
             torch.testing.assert_close(torch.tensor(rank["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)
 
 
+def _tune_by(directory: Path, ways: list[str], tp: int = 1) -> None:
+    """Two steps by each way."""
+    helpers = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))
+    with launched(ParallelConfig(tp=tp)) as topology:
+        for way in ways:
+            helpers["toy"]()["run"](topology, directory / way, helpers["config_of"](way, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("tp", "ranks"), [(1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.slow)], ids=["dp2", "tp2", "tp2dp2"]
+)
+def test_every_method_tunes_in_a_layout_as_in_one_process(tmp_path: Path, tp: int, ranks: int) -> None:
+    ways = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))["WAYS"]
+    _tune_by(tmp_path / "alone", ways)
+    run_ranks(_tune_by, ranks, directory=tmp_path / "together", ways=ways, tp=tp)
+    for way in ways:
+        alone, together = numbers(tmp_path / "alone" / way), numbers(tmp_path / "together" / way)
+        for ours, theirs in zip(together, alone, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), way
+
+
 def _tune_on(directory: Path, *, killed: bool) -> None:
     """Three steps; on two ranks the first by data parallelism, and what is left after a kill by tensor parallelism."""
     toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
-    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | {"steps": 3, "checkpoint_every": 1})
+    config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | {"steps": 3, "checkpoint_every": 1})
     with launched(ParallelConfig()) as place:
         if killed:
             with pytest.raises(KeyboardInterrupt):

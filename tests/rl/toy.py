@@ -9,7 +9,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
@@ -67,7 +67,7 @@ OPERATION = Operation(
 )
 WEIGHTS = {"share_a": 1.0, "share_e": 0.25}
 PROMPT = PromptConfig(keep_truncated=True, chat_format="plain")
-CONFIG = GRPOConfig(
+CONFIG = TuneConfig(
     steps=12, prompts_per_step=4, group_size=6, micro_batch=9, train_last_blocks=2, kl_beta=0.01, warmup_fraction=0.0,
     optimizer=OptimizerConfig(lr=3e-2, beta2=0.99, weight_decay=0.0), checkpoint_every=4, log_samples=1,
     sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=10),
@@ -85,7 +85,7 @@ def build(topology: Topology) -> Model:
 def run(
     topology: Topology,
     directory: Path,
-    config: GRPOConfig = CONFIG,
+    config: TuneConfig = CONFIG,
     *,
     kill_after: int | None = None,
     signal: int | None = None,

@@ -14,7 +14,7 @@ from synpro_engine.report import RewardCurves
 
 
 class _Step(Record):
-    """A record of the kind `grpo`; the reward's parts stand in it under `reward/`. What was not finite is None."""
+    """A record of the kind `tune`; the reward's parts stand in it under `reward/`. What was not finite is None."""
 
     step: int
     reward: float | None
@@ -63,7 +63,7 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
 def _finite_steps(run: FinishedRun, stage: str) -> list[_FiniteStep]:
     """Without those whose groups were all dropped or whose loss was not finite."""
     steps = []
-    for r in run.metrics(stage, "grpo", _Step):
+    for r in run.metrics(stage, "tune", _Step):
         if r.reward is not None and r.kl is not None and r.length is not None:
             parts = {name: value for name, value in r.parts.items() if value is not None}
             steps.append(_FiniteStep(r.step, r.reward, r.kl, r.length, parts))

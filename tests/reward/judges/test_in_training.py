@@ -18,7 +18,7 @@ from synpro_engine.cycle.steps.judging import check_judges, judge_versions, open
 from synpro_engine.dist import ParallelConfig, Stopped, launched, on_first
 from synpro_engine.dist.testing import ends, programs, run_ranks
 from synpro_engine.reward import Candidate, Composer, LengthReward, RewardConfig
-from synpro_engine.rl.config import GRPOConfig
+from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.synth import REPHRASE, Prompter
@@ -37,7 +37,7 @@ def _rewards(endpoint: str, **settings: Any) -> RewardConfig:
 def _tune(endpoint: str, directory: Path, parallel: ParallelConfig | None = None, **settings: Any) -> None:
     toy = runpy.run_path(str(TOY))
     changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4, "bad_reward": "drop_group"}
-    config = GRPOConfig.model_validate(toy["CONFIG"].model_dump() | changes)
+    config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | changes)
     with launched(parallel or ParallelConfig()) as topology:
         policy = toy["build"](topology)
         judges = open_judges(_rewards(endpoint, **settings), directory / "judges", topology)
@@ -56,7 +56,7 @@ def test_an_outage_for_one_source_drops_its_group_and_is_counted(server: Any, tm
 
     server.answer = answer
     _tune(server.endpoint, tmp_path)
-    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "grpo"]
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "tune"]
     assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
     assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "reward/quality"))
     assert all(record["judge/quality/missing"] >= 1 for record in records)

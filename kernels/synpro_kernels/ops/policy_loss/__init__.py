@@ -1,5 +1,20 @@
-"""What policy optimisation minimises: the clipped surrogate and the KL divergence from a reference policy."""
+"""What policy optimisation minimises: a surrogate of the gain, a divergence from a reference, an entropy bonus."""
 
-from synpro_kernels.ops.policy_loss.surrogate import SurrogateTerms, grpo_loss, k3
+from synpro_kernels.ops.policy_loss.divergence import DIVERGENCES, k1, k2, k3
+from synpro_kernels.ops.policy_loss.loss import policy_loss
+from synpro_kernels.ops.policy_loss.surrogates import SURROGATES, Gain, Surrogate
+from synpro_kernels.ops.policy_loss.types import PolicyObjective, PolicyTokens, SurrogateTerms
 
-__all__ = ["SurrogateTerms", "grpo_loss", "k3"]
+__all__ = [
+    "DIVERGENCES",
+    "SURROGATES",
+    "Gain",
+    "PolicyObjective",
+    "PolicyTokens",
+    "Surrogate",
+    "SurrogateTerms",
+    "k1",
+    "k2",
+    "k3",
+    "policy_loss",
+]

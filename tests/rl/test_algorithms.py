@@ -1,0 +1,121 @@
+"""Each published method as a whole: it learns, resumes exactly, and its settings fit together or are refused."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError, load_config
+from synpro_engine.dist import Topology
+from synpro_engine.rl.config import PRESETS, ImportanceConfig, TuneConfig
+from synpro_engine.rl.policy import corrected
+from synpro_engine.rl.types import RolloutBatch
+from synpro_engine.train.metrics import read_metrics
+
+_HELPERS = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))
+WAYS, config_of, toy = _HELPERS["WAYS"], _HELPERS["config_of"], _HELPERS["toy"]
+
+
+def steps_of(directory: Path) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(directory / "metrics.jsonl") if record["kind"] == "tune"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_method_raises_the_reward(topology: Topology, tmp_path: Path, way: str) -> None:
+    toy()["run"](topology, tmp_path, config_of(way, steps=16))
+    steps = steps_of(tmp_path)
+    rewards = [step["reward"] for step in steps]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.1, rewards
+    assert steps[0]["sampler_gap"] < 1e-5 and steps[0]["ess"] <= 1.0 + 1e-6
+    assert not any(step["skipped"] for step in steps)
+
+
+@pytest.mark.parametrize("way", ["dapo", "reinforce_pp", "minibatches"])
+def test_a_killed_run_ends_as_one_that_was_not(topology: Topology, tmp_path: Path, way: str) -> None:
+    config = config_of(way, steps=5, checkpoint_every=2)
+    _, whole = toy()["run"](topology, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        toy()["run"](topology, tmp_path / "killed", config, kill_after=4)
+    _, resumed = toy()["run"](topology, tmp_path / "killed", config)
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_groups_without_a_signal_are_replaced_by_those_of_other_slices(topology: Topology, tmp_path: Path) -> None:
+    # Two letters a completion: in most groups none has the letters that are rewarded.
+    short = {"sampling": {"max_new_tokens": 2, "top_p": 1.0}, "steps": 1, "group_size": 3}
+    for refills in (0, 6):
+        toy()["run"](topology, tmp_path / str(refills), config_of("grpo", refills=refills, **short))
+    without, with_them = (steps_of(tmp_path / name) for name in ("0", "6"))
+    assert "refilled_groups" not in without[0] and without[0]["silent_groups"] > 0.0
+    assert with_them[0]["refilled_groups"] > 0 and with_them[0]["silent_groups"] < without[0]["silent_groups"]
+
+
+def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(topology: Topology, tmp_path: Path) -> None:
+    # Of three letters nearly every completion is cut off.
+    cut = {"sampling": {"max_new_tokens": 3, "top_p": 1.0}, "steps": 1}
+    _, policy = toy()["run"](topology, tmp_path, config_of("grpo", mask_truncated=True, **cut))
+    (step,) = steps_of(tmp_path)
+    assert step["finished"] == 0.0 and step["loss"] == 0.0 and step["grad_norm"] == 0.0
+    fresh = toy()["build"](topology)
+    for (name, a), (_, b) in zip(policy.named_parameters(), fresh.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def batch_of(behaviour: list[float], lengths: list[int]) -> RolloutBatch:
+    labels = torch.full((len(lengths), max(lengths)), -100)
+    for row, length in enumerate(lengths):
+        labels[row, :length] = 1
+    values = torch.tensor(behaviour)
+    return RolloutBatch(
+        places=tuple(range(len(lengths))), tokens_BS=torch.zeros_like(labels), labels_BS=labels, behaviour_N=values,
+        weight_N=torch.ones_like(values), nuclei=None,
+    )  # fmt: skip
+
+
+def test_a_stale_sampler_is_corrected_for_by_the_ratio_of_probabilities() -> None:
+    batch, own = batch_of([-1.0, -1.0, -1.0], [2, 1]), torch.tensor([-0.9, -3.0, 0.0])
+    token = corrected(batch, own, ImportanceConfig(cap=2.0))
+    assert torch.equal(token.behaviour_N, own) and torch.equal(token.weight_N, batch.weight_N)
+    assert token.correction_N is not None
+    torch.testing.assert_close(token.correction_N, torch.tensor([0.1, -2.0, 1.0]).exp().clamp(max=2.0))
+    whole = corrected(batch, own, ImportanceConfig(cap=8.0, level="sequence", beyond="reject"))
+    assert whole.correction_N is not None
+    torch.testing.assert_close(whole.correction_N, torch.tensor([-1.9, -1.9, 1.0]).exp())
+    assert whole.weight_N.tolist() == [1.0, 1.0, 1.0]
+    strict = corrected(batch, own, ImportanceConfig(cap=4.0, level="sequence", beyond="reject"))
+    assert strict.weight_N.tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("algorithm", sorted(PRESETS))
+def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algorithm: str) -> None:
+    config = TuneConfig.model_validate({"algorithm": algorithm})
+    for name, value in PRESETS[algorithm].items():
+        found = getattr(config, name)
+        assert found == value or (value == {} and found is not None), name
+    assert TuneConfig.model_validate({"algorithm": algorithm, "clip_high": 0.7}).clip_high == 0.7
+    assert TuneConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"algorithm": "grppo"}, "algorithm"),
+        ({"group_size": 1}, "group_size: baseline group compares at least 2"),
+        ({"baseline": "batch"}, "scale: baseline batch has no groups to scale by"),
+        ({"kl": "k1"}, "kl: the gradient of k1 in the loss is 0 on average"),
+        ({"surrogate": "reinforce", "minibatches": 2}, "surrogate: reinforce has no ratio"),
+        ({"surrogate": "cispo", "dual_clip": 3.0}, "dual_clip: cispo has no clip"),
+        ({"normalisation": "per_reward", "baseline": "leave_one_out"}, "normalisation: per_reward compares within"),
+        ({"normalisation": "per_reward", "kl_in": "reward"}, "normalisation: per_reward compares each reward alone"),
+        ({"baseline": "critic", "scale": "batch"}, "critic: is there with baseline: critic alone"),
+        ({"critic": {}}, "critic: is there with baseline: critic alone"),
+        ({"baseline": "batch", "scale": "batch", "refills": 1}, "refills: only groups"),
+        ({"surrogate": "clop"}, "surrogate"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(TuneConfig, given)
