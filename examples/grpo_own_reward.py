@@ -22,11 +22,11 @@ import tokenizers
 from tokenizers import decoders, models
 
 from synpro_engine import (
-    TuneConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     SamplingConfig,
+    TuneConfig,
     build_model,
     import_model,
     launched,
