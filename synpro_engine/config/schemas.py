@@ -21,7 +21,7 @@ SCHEMAS = {
     "ids.jsonl": 1,
     "stats.json": 1,
     "samples/metrics.jsonl": 1,
-    "metrics.jsonl": 1,
+    "metrics.jsonl": 2,
     "in-run-scores.jsonl": 1,
     "result.json": 1,
     "steps.jsonl": 1,

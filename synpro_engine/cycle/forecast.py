@@ -210,10 +210,13 @@ class _Counter:
         flops = self._judged(texts, new, self.recipe.reward.weights(operation))
         memory = config.sampler.cache_mib * 2.0**20 + self._judges
         if self.generator is not None:
-            # Read and drawn, read again by the reference, and updated on.
-            passes = (1 + reference) / 3 + config.updates_per_rollout
+            # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
+            again = reference + (config.importance is not None) + (config.critic is not None)
+            passes = (1 + again) / 3 + config.updates_per_rollout * (1 + (config.critic is not None))
             flops += texts * (prompt + new) * passes * flops_per_token(self.generator.model, prompt + new)
-            memory += self.generator.training + reference * self.generator.weights
+            # A critic is as large as the policy, and trained like it.
+            memory += self.generator.training * (1 + (config.critic is not None))
+            memory += reference * self.generator.weights
             memory += self.generator.activations(config.micro_batch, prompt + new)
         disk = self.generator.saved() if self.generator else 0.0
         tokens = texts * (prompt + new)

@@ -209,6 +209,10 @@ class TuneConfig(Config):
                 self.normalisation == "per_reward" and self.kl_in == "reward" and self.kl_beta > 0.0,
                 "normalisation: per_reward compares each reward alone, and the KL in the reward is none of them",
             ),
+            (
+                self.critic is not None and self.critic.warmup_steps >= self.steps,
+                f"critic.warmup_steps: leaves the policy none of {self.steps} steps",
+            ),
             ((self.baseline == "critic") != (self.critic is not None), "critic: is there with baseline: critic alone"),
             (self.refills > 0 and not within_group, "refills: only groups that are compared can be without a signal"),
         ):
@@ -218,8 +222,8 @@ class TuneConfig(Config):
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """Cosine over all optimizer steps, after the warm-up."""
-        return self.schedule_of(self.steps)
+        """Cosine over all optimizer steps of the policy, after the warm-up."""
+        return self.schedule_of(self.steps - (0 if self.critic is None else self.critic.warmup_steps))
 
     def schedule_of(self, steps: int) -> ScheduleConfig:
         """The same over the optimizer steps of `steps` rollout batches."""

@@ -68,13 +68,18 @@ class Update:
     denominator: float
 
 
-def update_values(updates: Sequence[Update]) -> dict[str, Value]:
+def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
     """Means over the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
+
+    NaN where there was none, for the critic alone learns; `lr` then is that of the next.
 
     Over tokens that count in the loss: entropy (nats), clip_fraction, ratio, ess (effective sample size of the ratios,
     as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of the trainer - of the sampler|; before
     any update it is rounding only). Weighted like the loss: loss, kl.
     """
+    if not updates:
+        names = "loss kl entropy clip_fraction ratio ess sampler_gap grad_norm".split()
+        return {**dict.fromkeys(names, math.nan), "lr": lr, "skipped": False}
     first, last = updates[0].result, updates[-1].result
     sums, tokens = last.extras, max(1.0, last.extras["tokens"])
     return {

@@ -24,6 +24,7 @@ from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
+from synpro_engine.rl.critic import Critic, critic_values
 from synpro_engine.rl.policy import PolicyLoss, corrected, micro_batches, rollout_logprobs
 from synpro_engine.rl.record import Update, rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import OVERLONG, PromptSource, RewardScorer, RolloutWorker
@@ -39,7 +40,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.divergence import DivergedError, SkipGuard
-from synpro_engine.train.engine import Engine
+from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.metrics import MetricsLog, Value
 
 POLICY, SAMPLES = "policy", "samples"
@@ -89,6 +90,7 @@ def tune(
     longest = min(prompter.config.max_tokens, sampler.max_prompt_tokens)
     prompts = PromptSource(slices, prompter, config.prompts_per_step, seed, longest=longest)
     worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed)
+    critic = Critic(policy, config, operation.name) if config.critic is not None else None
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     # What decides a run's numbers: a checkpoint that was made with others is refused, not gone on from.
@@ -96,8 +98,9 @@ def tune(
     identity["prompt_version"] = operation.prompt_version
     compared = {**reward_weights, OVERLONG: 1.0}
     run = _Run(
-        config, engine, reference_policy, worker, guard, prompter.tokenizer.vocab_size, directory, identity, compared
-    )
+        config, engine, reference_policy, critic, worker, guard, prompter.tokenizer.vocab_size, directory, identity,
+        compared,
+    )  # fmt: skip
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -116,6 +119,8 @@ def tune(
     if not run.rewarded:
         raise UserError(f"{label}: every group of all {config.steps} steps was dropped; nothing was learnt")
     guard.end()
+    if critic is not None:
+        critic.guard.end()
     # Weights alone: generation needs no moments, which are twice their size in fp32.
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(
@@ -130,12 +135,13 @@ class _Run:
     """One run's engine, reference policy, worker and files."""
 
     def __init__(
-        self, config: TuneConfig, engine: Engine, reference_policy: Model | None, worker: RolloutWorker,
-        guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any], weights: Mapping[str, float],
+        self, config: TuneConfig, engine: Engine, reference_policy: Model | None, critic: Critic | None,
+        worker: RolloutWorker, guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
+        weights: Mapping[str, float],
     ) -> None:  # fmt: skip
         self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
         self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
-        self._topology, self._weights = engine.model.topology, weights
+        self._topology, self._weights, self._critic = engine.model.topology, weights, critic
         self._loss = PolicyLoss(config, vocab_limit)
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
@@ -160,6 +166,8 @@ class _Run:
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")
             self._guard.load_state_dict(extra["guard"])
+            if self._critic is not None:
+                self._critic.resume(self._directory, done)
             # Older checkpoints do not say; True ends no run that would have ended well.
             self.rewarded = bool(extra.get("rewarded", True))
         main = self._topology.is_main
@@ -179,13 +187,15 @@ class _Run:
         rollouts, asked = self._worker.score(chosen, places, sampled)
         refilled, asked = self._refill(prompts, chosen, rollouts, step, asked)
         clock.append(time.perf_counter())
-        rollouts, results = self._update(rollouts)
-        self.asked_to_stop = results[-1].result.stop
+        rollouts, updates, taught = self._update(rollouts, step)
+        self.asked_to_stop = [*taught, *(update.result for update in updates)][-1].stop
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
         self.rewarded |= math.isfinite(float(values["reward"]))  # pyright: ignore[reportArgumentType]
-        values |= update_values(results)
+        values |= update_values(updates, self._engine.lr)
+        if taught:
+            values |= critic_values(taught)
         if self._config.refills:
             values["refilled_groups"] = refilled
         values |= {f"judge/{name}": count for name, count in asked.items()}
@@ -195,11 +205,13 @@ class _Run:
         wanted = min(self._config.log_samples, len(rollouts))
         for at in range(wanted):  # spread over the prompts
             self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
-        if any(result.result.skipped for result in results):
+        if values["skipped"]:
             self._logs[0].write("skipped", step + 1, {"documents": {"sources": [prompt.key for prompt in chosen]}})
         # Behind the logs, so that the step at which the guard gives up is on record.
-        for result in (each.result for each in results):
-            self._guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
+        critic_guard = self._guard if self._critic is None else self._critic.guard
+        for guard, results in ((critic_guard, taught), (self._guard, [update.result for update in updates])):
+            for result in results:
+                guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
     def _sample(
@@ -236,8 +248,8 @@ class _Run:
                 rollouts[group * size : (group + 1) * size] = fresh[at * size : (at + 1) * size]
         return replaced, dict(counts)
 
-    def _update(self, rollouts: list[Rollout]) -> tuple[list[Rollout], list[Update]]:
-        """All optimizer steps on one rollout batch, and the rollouts with their advantages."""
+    def _update(self, rollouts: list[Rollout], step: int) -> tuple[list[Rollout], list[Update], list[StepResult]]:
+        """The rollouts with their advantages, and all optimizer steps on them: the policy's and the critic's."""
         config, count = self._config, self._config.minibatches
         # Members of a group are dealt out to different minibatches, which so have about the same prompts; by their
         # places among all the job's, so that a minibatch does not depend on the layout.
@@ -249,12 +261,14 @@ class _Run:
         behind = iter(flat)
         parts = [[next(behind) for _ in part] for part in parts]
         denominators = [self._denominator([rollouts[at] for at in places]) for places in dealt]
-        updates = [
-            Update(self._engine.step(part, self._loss, denominator=denominator), denominator)
-            for _ in range(config.updates_per_rollout)
-            for part, denominator in zip(parts, denominators, strict=True)
-        ]
-        return rollouts, updates
+        updates: list[Update] = []
+        taught: list[StepResult] = []
+        for part, denominator in list(zip(parts, denominators, strict=True)) * config.updates_per_rollout:
+            if self._critic is not None:
+                taught.append(self._critic.engine.step(part, self._critic.loss, denominator=denominator))
+            if config.critic is None or step >= config.critic.warmup_steps:
+                updates.append(Update(self._engine.step(part, self._loss, denominator=denominator), denominator))
+        return rollouts, updates, taught
 
     def _informed(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the reference policy and, where it is asked for, the policy itself say of its tokens."""
@@ -266,7 +280,7 @@ class _Run:
         if config.importance is not None:
             own_N = rollout_logprobs(batch, self._engine.model, config, limit)
             batch = corrected(batch, own_N, config.importance)
-        return batch
+        return batch if self._critic is None else self._critic.informed(batch)
 
     def _denominator(self, rollouts: Sequence[Rollout]) -> float:
         """What sums over an update's tokens are divided by: of the whole job, for ranks hold different numbers."""
@@ -285,6 +299,8 @@ class _Run:
         if not (last or stop) and (every == 0 or done % every):
             return
         extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict(), "rewarded": self.rewarded}
+        if self._critic is not None:
+            self._critic.save(self._directory, done, self._config.keep_checkpoints)
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)
         # Behind the save: a kill between the two leaves a checkpoint too many, never one too few.
         prune_checkpoints(self._directory / CHECKPOINTS, self._config.keep_checkpoints, self._topology)

@@ -1,6 +1,7 @@
 """Each published method as a whole: it learns, resumes exactly, and its settings fit together or are refused."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Topology
 from synpro_engine.rl.config import PRESETS, ImportanceConfig, TuneConfig
+from synpro_engine.rl.critic import Critic
 from synpro_engine.rl.policy import corrected
 from synpro_engine.rl.types import RolloutBatch
 from synpro_engine.train.metrics import read_metrics
@@ -28,11 +30,12 @@ def test_every_method_raises_the_reward(topology: Topology, tmp_path: Path, way:
     steps = steps_of(tmp_path)
     rewards = [step["reward"] for step in steps]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.1, rewards
-    assert steps[0]["sampler_gap"] < 1e-5 and steps[0]["ess"] <= 1.0 + 1e-6
+    first = next(step for step in steps if step["loss"] is not None)  # while a critic warms up the policy waits
+    assert first["sampler_gap"] < 1e-5 and first["ess"] <= 1.0 + 1e-6
     assert not any(step["skipped"] for step in steps)
 
 
-@pytest.mark.parametrize("way", ["dapo", "reinforce_pp", "minibatches"])
+@pytest.mark.parametrize("way", ["dapo", "reinforce_pp", "minibatches", "ppo"])
 def test_a_killed_run_ends_as_one_that_was_not(topology: Topology, tmp_path: Path, way: str) -> None:
     config = config_of(way, steps=5, checkpoint_every=2)
     _, whole = toy()["run"](topology, tmp_path / "whole", config)
@@ -62,6 +65,32 @@ def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(topol
     fresh = toy()["build"](topology)
     for (name, a), (_, b) in zip(policy.named_parameters(), fresh.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_critic_learns_to_foretell_the_reward(topology: Topology, tmp_path: Path) -> None:
+    critic = {"optimizer": {"lr": 1e-2, "weight_decay": 0.0}, "warmup_steps": 15, "train_last_blocks": 2}
+    _, policy = toy()["run"](topology, tmp_path, config_of("ppo", steps=16, critic=critic, updates_per_rollout=6))
+    steps = steps_of(tmp_path)
+    assert abs(steps[0]["critic/explained_variance"]) < 1e-6 and steps[0]["critic/value"] == 0.0
+    assert steps[-1]["critic/explained_variance"] > 0.2
+    assert [step["loss"] is None for step in steps] == [True] * 15 + [False]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "critic").iterdir())[-1] == "step-00000016"
+    assert not any("value_head" in name for name, _ in policy.named_parameters())
+
+
+def test_values_are_learnt_by_the_formula_of_clipped_values(topology: Topology) -> None:
+    config = config_of("ppo", critic={"clip": 0.1})
+    critic = Critic(toy()["build"](topology), config, "toy")
+    batch = batch_of([-1.0] * 4, [3, 1])
+    value, future = torch.tensor([0.5, -0.05, 0.2, 0.0]), torch.tensor([1.0, 0.3, -1.0, 0.0])
+    batch = replace(batch, value_N=value, return_N=future, weight_N=torch.tensor([1.0, 2.0, 0.5, 0.0]))
+    model = critic.engine.model
+    terms = critic.loss(model, model.hidden(batch.tokens_BS), batch)
+    # The head is of zeros, so every value is 0 and moves from the rollout's by no more than the clip.
+    held = value + (-value).clamp(-0.1, 0.1)
+    expected = 0.5 * (batch.weight_N * torch.maximum(future.square(), (held - future).square())).sum()
+    torch.testing.assert_close(terms.objective.detach(), expected)
+    assert float(terms.extras["tokens"]) == 3.0 and float(terms.extras["clipped"]) == 1.0
 
 
 def batch_of(behaviour: list[float], lengths: list[int]) -> RolloutBatch:

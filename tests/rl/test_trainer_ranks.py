@@ -18,7 +18,12 @@ from synpro_engine.train.metrics import read_metrics
 def numbers(directory: Path) -> list[dict[str, Any]]:
     """The records of a run without its clocks."""
     records = read_metrics(directory / "metrics.jsonl")
-    return [{k: v for k, v in r.items() if k not in ("time", "kind") and not k.startswith("seconds/")} for r in records]
+    left_out = ("time", "kind")
+    return [
+        # null: a policy's numbers while its critic warms up
+        {k: v for k, v in r.items() if k not in left_out and not k.startswith("seconds/") and v is not None}
+        for r in records
+    ]
 
 
 def _tune(directory: Path, parallel: ParallelConfig) -> dict[str, Any]:
