@@ -70,7 +70,9 @@ test: setup-test ## lint, types and the test suite; then its core under the othe
 	wait $$second || { cat $(STAMP)/second.log; exit 1; }
 	$(SUBMAKE) test-second
 
-test-all: test ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
+test-all: test $(STAMP)/oracles ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
+	@echo "==> pytest, against outside oracles"
+	$(PY) -m pytest tests/rl/test_against_trl.py
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
 	$(call interpreted,$(PY),slow)
@@ -189,6 +191,11 @@ $(STAMP)/test-tools: $(STAMP)/package
 	@echo "==> installing test tools"
 	extras="$$($(PY) -c '$(CUDA)' && echo test,dev || echo test,dev,triton-cpu)"
 	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[$$extras]"  # what is compiled stays
+	touch $@
+
+$(STAMP)/oracles: $(STAMP)/test-tools
+	@echo "==> installing oracles"
+	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[oracles]"
 	touch $@
 
 $(STAMP)/docs-tools: $(STAMP)/package
