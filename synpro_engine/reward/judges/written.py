@@ -71,14 +71,17 @@ class WrittenForm:
 
     def weigh(self, probabilities: Mapping[str, float]) -> float | None:
         """The mean over allowed answers, by the probabilities of the tokens that begin them; None for too little."""
-        mass = total = 0.0
+        worth, found = list[float](), list[float]()
         for token, probability in probabilities.items():
             begun = token.strip().casefold()
             # One token may begin several answers: it counts where these are worth the same.
             values = {value for name, value in self._by_name.items() if begun and name.startswith(begun)}
             if len(values) == 1 and 0.0 <= probability <= 1.0 + 1e-6:
-                mass, total = mass + probability, total + probability * values.pop()
-        return total / mass if mass >= _LEAST_MASS else None
+                worth.append(probability * values.pop())
+                found.append(probability)
+        # Exact sums: the same probabilities in another order are the same value to the last digit.
+        mass = math.fsum(found)
+        return math.fsum(worth) / mass if mass >= _LEAST_MASS else None
 
     def value_of(self, api: str, reply: Mapping[str, Any], *, hard: bool = False) -> float | None:
         """What an endpoint's reply is worth; None where it is of another form, or unreadable. Never raises.
@@ -168,4 +171,8 @@ def _completion_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
 
 
 def _probabilities(pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
-    return {token: math.exp(float(logprob)) for token, logprob in pairs}
+    """ValueError where one is no probability: the reply is broken, and what it writes is not trusted either."""
+    found = {token: math.exp(float(logprob)) for token, logprob in pairs}
+    if not all(p <= 1.0 + 1e-6 for p in found.values()):  # nor is NaN
+        raise ValueError("no probability")
+    return found

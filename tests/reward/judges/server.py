@@ -75,8 +75,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        """port: a free one where it is not given."""
+        super().__init__(("127.0.0.1", port), Handler)
         self.answer: Answer = lambda handler, body: handler.write("4")
         self.calls: list[tuple[str, dict[str, Any], dict[str, str], float]] = []
         self.gets: list[str] = []

@@ -1,11 +1,6 @@
 """Judges that answer in probabilities, over HTTP: one request a text, what is missing asked again, and `auto`."""
 
 import math
-import random
-import threading
-import time
-from collections.abc import Sequence
-from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -14,45 +9,15 @@ from synpro_engine.config import UserError, load_config
 from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.judges import apis_of, ask_together, check_judges, opening
 from synpro_engine.reward.judges import client as client_module
-from synpro_engine.synth import REFORMAT, REPHRASE, Candidate
+from tests.reward.judges.misbehaving import SOURCE, decide, entries, rephrased, share_of
 from tests.reward.judges.server import FAULTS, client, texts
 
-SOURCE = "The river rose in spring and the workers of the town left their homes."
 TYPED = ("decisions", "systemone")
 
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_TAKEN", {})
-
-
-def rephrased(text: str, source: str = SOURCE) -> Candidate:
-    return Candidate(
-        operation="rephrase", source=source, raw=text, parsed=REPHRASE.parse(f"{REPHRASE.heading}\n{text}")
-    )
-
-
-def entries(count: int, number: int = 0, source: str = SOURCE) -> Candidate:
-    raw = REFORMAT.heading + "".join(
-        f"\n- Topic: The flood number {n} of {number}. Content: In the year {1800 + n} it rose {number} times."
-        for n in range(count)
-    )
-    return Candidate(operation="reformat", source=source, raw=raw, parsed=REFORMAT.parse(raw))
-
-
-def share_of(body: Any) -> Any:
-    """Probabilities that depend on what stands in a request beside the question, and on the question, alone."""
-
-    def choose(instructions: str, names: Sequence[str]) -> list[float]:
-        draw = random.Random((body.get("input") or body["state"]) + instructions)
-        weights = [draw.random() + 0.01 for _ in names]
-        return [weight / sum(weights) for weight in weights]
-
-    return choose
-
-
-def decide(handler: Any, body: Any) -> None:
-    handler.decide(body, share_of(body), input_tokens=100)
 
 
 @pytest.mark.parametrize("api", TYPED)
@@ -229,82 +194,6 @@ def test_an_interface_that_a_server_lacks_is_told_by_its_key(server: Any, api: s
         check_judges({"quality": server.judge(api=api)})
     server.answer = decide
     assert check_judges({"quality": server.judge(api=api)}) == []
-
-
-SHARE = 0.3
-
-
-def misbehaving(right: Any, seed: int) -> Any:
-    """`right` in all but 30 % of the answers, which are each of another fault."""
-    draw, lock = random.Random(seed), threading.Lock()
-
-    def later(handler: Any, body: Any) -> None:
-        handler.send(429, b"", retry_after=formatdate(time.time() + 0.2, usegmt=True))
-
-    def reordered(handler: Any, body: Any) -> None:
-        asked = body["questions"]
-        turned = dict(reversed(asked.items())) if isinstance(asked, dict) else asked[::-1]
-        handler.decide(body | {"questions": turned}, share_of(body))
-
-    def half_missing(handler: Any, body: Any) -> None:
-        right_one = share_of(body)
-        handler.decide(body, lambda asked, names: right_one(asked, names) if len(asked) % 2 else None)
-
-    def typed(choose: Any) -> Any:
-        return lambda handler, body: handler.decide(body, choose)
-
-    kinds = {name: FAULTS[name] for name in ("500", "429", "cut connection", "cut in the middle", "no JSON",
-                                             "half a JSON", "empty", "no HTTP", "a redirect", "huge")}  # fmt: skip
-    kinds |= {
-        "slow": lambda handler, body: (time.sleep(0.7), right(handler, body)),
-        "429 with a date": later,
-        "reordered": reordered,
-        "NaN": typed(lambda asked, names: [math.nan] * len(names)),
-        "missing": typed(lambda asked, names: None),
-        "half missing": half_missing,
-        "no sum": typed(lambda asked, names: [1.4] * len(names)),
-        "another form": lambda handler, body: handler.write("4"),
-        "no answers": lambda handler, body: handler.send(200, {"answers": None}),
-    }
-    told: dict[str, int] = {}
-
-    def answer(handler: Any, body: Any) -> None:
-        with lock:
-            kind = draw.choice(list(kinds)) if draw.random() < SHARE else "right"
-            told[kind] = told.get(kind, 0) + 1
-        right(handler, body) if kind == "right" else kinds[kind](handler, body)
-
-    return answer, kinds, told
-
-
-@pytest.mark.parametrize("api", TYPED)
-def test_a_server_that_misbehaves_in_three_of_ten_answers_changes_no_reward_and_loses_none(
-    server: Any, api: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synpro_engine.remote.endpoint._MAX_BYTES", 200_000)
-    monkeypatch.setattr("synpro_engine.remote.service._TOLD_EVERY_S", 1e9)
-    settings = {"api": api, "outage": "wait", "timeout_s": 0.6, "concurrency": 8}
-    weights = {
-        "rephrase": dict.fromkeys(("quality", "structure", "similarity"), 1.0),
-        "reformat": {"faithfulness": 1.0},
-    }
-    candidates = [rephrased(f"The river rose {n} times, and the town was left by its workers.", f"{SOURCE} {n // 4}")
-                  for n in range(40)] + [entries(1 + n % 8, n, f"{SOURCE} {n // 4}") for n in range(40)]  # fmt: skip
-
-    def scored() -> Any:
-        judges = server.rewards("quality", "structure", "similarity", "faithfulness", **settings)
-        return Composer(judges, weights).score(candidates)
-
-    server.answer = decide
-    expected = scored()
-    asked = len(server.calls)
-    server.answer, kinds, told = misbehaving(decide, seed=1)
-    found = scored()
-    assert found.total == expected.total and found.parts == expected.parts and not found.faults
-    [missing] = [count for name, count in found.asked.items() if name.endswith("/missing")]
-    bad = sum(count for kind, count in told.items() if kind != "right")
-    assert missing == 0 and bad / sum(told.values()) > 0.2 and len(told) > len(kinds) - 4
-    assert len(server.calls) - asked < 2 * asked
 
 
 def test_a_question_of_ones_own_needs_no_code(server: Any) -> None:

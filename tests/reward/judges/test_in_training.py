@@ -34,7 +34,7 @@ def _rewards(endpoint: str, **settings: Any) -> RewardConfig:
     return load_config(RewardConfig, {"rephrase": {"quality": 1.0}, "reformat": {}, "judges": {"quality": judge}})
 
 
-def _tune(endpoint: str, directory: Path, parallel: ParallelConfig | None = None, **settings: Any) -> None:
+def tune_toy(endpoint: str, directory: Path, parallel: ParallelConfig | None = None, **settings: Any) -> None:
     toy = runpy.run_path(str(TOY))
     changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4, "bad_reward": "drop_group"}
     config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | changes)
@@ -55,7 +55,7 @@ def test_an_outage_for_one_source_drops_its_group_and_is_counted(server: Any, tm
         handler.send(500, b"") if "\ntwo\n" in asked else handler.write("5" if "e" in asked[-200:] else "2")
 
     server.answer = answer
-    _tune(server.endpoint, tmp_path)
+    tune_toy(server.endpoint, tmp_path)
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "tune"]
     assert [record["dropped_groups"] for record in records] == [1.0, 1.0]
     assert all(math.isfinite(record[name]) for record in records for name in ("reward", "loss", "reward/quality"))
@@ -104,7 +104,7 @@ def test_tensor_parallel_ranks_ask_once_and_wait_longer_than_a_collective_may(se
 def test_a_job_that_waits_for_a_judge_can_be_stopped(server: Any, tmp_path: Path) -> None:
     server.answer = lambda handler, body: handler.send(503, b"")
     settings = {"endpoint": server.endpoint, "directory": tmp_path / "run", "outage": "wait"}
-    with programs(_tune, 2, tmp_path / "log", **settings) as processes:
+    with programs(tune_toy, 2, tmp_path / "log", **settings) as processes:
         while len(server.calls) < 20:
             time.sleep(0.05)
         os.kill(processes[1].pid, signal.SIGTERM)
