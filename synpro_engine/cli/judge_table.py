@@ -54,7 +54,7 @@ def _title(judge: str, recipe: Recipe) -> str:
     judges = recipe.reward.judges
     if judge == "similarity" and judges.encoder is not None:
         return f"{judge} ({Path(judges.encoder.encoder).name})"
-    return f"{judge} ({Path(judges.remote[judge].model).name})" if judge in judges.remote else judge
+    return f"{judge} ({Path(judges.asked[judge].model).name})" if judge in judges.asked else judge
 
 
 def _cell(standing: Standing) -> str:

@@ -214,12 +214,12 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
     held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
     rounds = [Round(number) for number in range(1, recipe.rounds + 1)]
-    files, remote = _judge_files(recipe), recipe.reward.judges.remote
+    files, named = _judge_files(recipe), recipe.reward.judges
 
     def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
-        # Of judges behind endpoints those alone that are asked: another's calibration leaves a stage as it is.
+        # Of judges that a question is put to those alone that are asked: another's files leave a stage as it is.
         weighed = {*also, *recipe.reward.weights(operation)}
-        return {reward: key for reward, key in files.items() if reward not in remote or reward in weighed}
+        return {reward: key for reward, key in files.items() if reward not in named.asked or reward in weighed}
 
     judges = {this.tune(name): tuple(asked(name).values()) for this in rounds for name in recipe.tune}
     for this in rounds:
@@ -249,7 +249,8 @@ def _judge_files(recipe: Recipe) -> dict[str, str]:
     if reward.judges.encoder is not None:
         keys["similarity"] = "reward.judges.similarity.encoder"
     calibrated = [name for name, judge in reward.judges.remote.items() if judge.calibration is not None]
-    return keys | {name: f"reward.judges.{name}.calibration" for name in calibrated}
+    keys |= {name: f"reward.judges.{name}.calibration" for name in calibrated}
+    return keys | {name: f"reward.judges.{name}.model" for name in reward.judges.in_job}
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:

@@ -132,7 +132,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _no_judge_ends_a_tuning(self) -> Recipe:
         for operation, config in self.tune.items():
-            asked = [name for name in self.reward.remote if self.reward.weights(operation).get(name)]
+            asked = [name for name in self.reward.asked if self.reward.weights(operation).get(name)]
             # Found out after hours otherwise: one reply that cannot be read would end it.
             if asked and config.bad_reward == "stop":
                 raise ValueError(

@@ -79,6 +79,11 @@ def import_hf(
     return Imported(model, directory)
 
 
+def stored_shape(directory: Path, seq_len: int | None = None) -> ModelConfig:
+    """The shape that `import_hf` would build, from config.json and the files' headers; UserError likewise."""
+    return _as_stored(directory, read_hf_config(directory, seq_len), SafetensorsFiles(directory))
+
+
 def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) -> ModelConfig:
     """The shape that the files hold: `config`, untied where there is a head of its own. UserError where none fits."""
     shapes = tensors.shapes()

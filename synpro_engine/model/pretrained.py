@@ -18,7 +18,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
-from synpro_engine.model.hf import Imported, import_hf
+from synpro_engine.model.hf import Imported, import_hf, stored_shape
 from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.state import check_shapes, load_canonical
 
@@ -49,6 +49,17 @@ def read_shape(source: str, seq_len: int | None = None) -> ModelConfig:
     """The shape of what `import_model` would read, from its header alone; UserError likewise."""
     path = _gguf_file(source)
     return read_hf_config(Path(source), seq_len) if path is None else GGUFFile(path).config(seq_len)
+
+
+def inspect_model(source: str, *, tokenizer_dir: Path, seq_len: int | None = None) -> tuple[ModelConfig, Path]:
+    """What `import_model` would build and where its tokenizer is, every tensor's shape looked at and none read.
+
+    Arguments and UserError as there; for one rank.
+    """
+    path = _gguf_file(source)
+    if path is None:
+        return stored_shape(Path(source), seq_len), Path(source)
+    return _inspect_gguf(path, tokenizer_dir, seq_len), tokenizer_dir
 
 
 def _gguf_file(source: str) -> Path | None:
@@ -87,15 +98,16 @@ def import_gguf(
     Raises UserError that names the file and the key or tensor at fault.
     """
 
-    def begin() -> ModelConfig:
-        file = GGUFFile(path)
-        config = file.config(seq_len)
-        check_shapes(canonical.canonical_shapes(config), file.shapes, str(path))
-        write_tokenizer(path, file.find, tokenizer_dir)  # before the weights, which take long
-        return config
-
-    config = on_main(topology, begin)
+    config = on_main(topology, lambda: _inspect_gguf(path, tokenizer_dir, seq_len))
     model = build_model(config, topology, dtype=dtype, seed=None)
     # Every rank maps the file itself and dequantises what it holds a part of: nothing is sent.
     load_canonical(model, GGUFFile(path), str(path))
     return Imported(model, tokenizer_dir)
+
+
+def _inspect_gguf(path: Path, tokenizer_dir: Path, seq_len: int | None) -> ModelConfig:
+    file = GGUFFile(path)
+    config = file.config(seq_len)
+    check_shapes(canonical.canonical_shapes(config), file.shapes, str(path))
+    write_tokenizer(path, file.find, tokenizer_dir)  # before the weights, which take long
+    return config

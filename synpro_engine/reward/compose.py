@@ -43,7 +43,7 @@ class Composer:
         self.faults = 0
         """Values left out of `rows` so far."""
         self.asked: Counter[str] = Counter()
-        """What remote judges were asked for `rows` so far."""
+        """What judges were asked for `rows` so far."""
         self._rewards = {reward.name: reward for reward in rewards}
         self._weights = {
             operation: {name: weight for name, weight in named.items() if weight != 0.0}
@@ -110,7 +110,7 @@ class Composer:
 
     @property
     def _together(self) -> list[list[str]]:
-        """Names of rewards that are asked for in one go: judges of one endpoint, since they share requests."""
+        """Names of rewards that are asked for in one go: judges of one model, since they share what is read."""
         groups: dict[object, list[str]] = {}
         for name, reward in self._rewards.items():
             groups.setdefault(reward.client if isinstance(reward, Judge) else name, []).append(name)
@@ -118,7 +118,7 @@ class Composer:
 
     def _take_counts(self) -> dict[str, int]:
         clients = dict.fromkeys(reward.client for reward in self._rewards.values() if isinstance(reward, Judge))
-        counts = {client.name: client.service.take_counts() for client in clients}
+        counts = {client.name: client.take_counts() for client in clients}
         return {f"{name}/{what}": number for name, of in counts.items() for what, number in of.items()}
 
     def rows(self, candidates: Sequence[Candidate], *, total: bool = True) -> list[dict[str, float]]:

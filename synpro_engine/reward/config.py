@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from synpro_engine.config import Config, nearest
-from synpro_engine.reward.judges import INPUT_TOKENS, JudgeConfig, JudgesConfig
+from synpro_engine.reward.judges import INPUT_TOKENS, AskedConfig, JudgeConfig, JudgesConfig, ModelJudgeConfig
 from synpro_engine.synth.operations import PAPER, operation_named
 
 REWARD_NAMES = (
@@ -127,6 +127,16 @@ class RewardConfig(Config):
         """The judges behind endpoints whose rewards have a weight, by the reward's name."""
         return {name: judge for name, judge in self.judges.remote.items() if self.uses(name)}
 
+    @property
+    def in_job(self) -> dict[str, ModelJudgeConfig]:
+        """The judges that are models in the job, likewise."""
+        return {name: judge for name, judge in self.judges.in_job.items() if self.uses(name)}
+
+    @property
+    def asked(self) -> dict[str, AskedConfig]:
+        """Both of them."""
+        return {name: judge for name, judge in self.judges.asked.items() if self.uses(name)}
+
     def cost(self, judges: str, asked: Mapping[str, int]) -> float | None:
         """What judges of one endpoint, as they are counted together (`RewardTable.asked`), took; None without a price.
 
@@ -137,5 +147,5 @@ class RewardConfig(Config):
         return None if judge is None or judge.price is None or not tokens else tokens * judge.price / 1e6
 
     def measures(self, name: str) -> bool:
-        """Whether `name` has a weight and is measured here, in the embedded way."""
-        return self.uses(name) and name not in self.remote
+        """Whether `name` has a weight and is measured in the embedded way."""
+        return self.uses(name) and name not in self.asked

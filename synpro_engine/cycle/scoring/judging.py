@@ -22,7 +22,7 @@ from synpro_engine.reward.calibrating import fit_calibration
 from synpro_engine.reward.entries import JUDGED, PLANTED, Cost, EntryStanding, JudgedEntries, judged_entries
 from synpro_engine.reward.examples import ENTRY_FAULTS, MEASURED, Example, part_of, planted_examples
 from synpro_engine.reward.head import embedded_head, load_head
-from synpro_engine.reward.judges import Calibration, Judge
+from synpro_engine.reward.judges import Calibration, Client, Judge
 from synpro_engine.reward.labelled import read_labelled
 from synpro_engine.synth import SliceConfig, choose_slices
 
@@ -56,7 +56,7 @@ class Checked:
 def check_judges_of(
     recipe: Recipe, judges: Sequence[str], texts: int, pairs: int, topology: Topology, *, calibrate: bool = False
 ) -> Checked:
-    """Standings of `judges`, embedded or behind endpoints, on `texts` slices of the recipe's corpus. Collective.
+    """Standings of `judges`, embedded or not, on `texts` slices of the recipe's corpus. Collective.
 
     pairs: at most so many of each labelled set, for judges of entries. calibrate: fit a map to the answers of the one
     judge that is named, and leave aside those that the recipe names. UserError for a corpus without so much prose, for
@@ -73,7 +73,7 @@ def check_judges_of(
         recipe = _to_calibrate(recipe, judges, by_entry)
     # All of them, whatever the recipe weighs: what a judge sees is asked before it is used.
     reward = recipe.reward.weighing({JUDGED: dict.fromkeys(wanted, 1.0)})
-    for line in on_main(topology, lambda: check_all(reward)):
+    for line in on_main(topology, lambda: check_all(reward, topology.layout)):
         say(topology, line)
     of_texts = [judge for judge in wanted if judge not in by_entry]
     of_entries = [judge for judge in wanted if judge in by_entry]
@@ -81,7 +81,7 @@ def check_judges_of(
     slices = on_main(topology, lambda: _slices(recipe, texts, lambda document: True)) if of_texts else []
     sets = on_main(topology, lambda: _entry_sets(recipe, texts, pairs)) if of_entries else {}
     with tempfile.TemporaryDirectory() as folder:
-        opened = open_judges(reward, Path(folder), topology)
+        opened = open_judges(reward, Path(folder), topology, platform.resolve_dtype(recipe.dtype))
 
         def composer(*names: str) -> Composer:
             likelihood = _likelihood(recipe, Path(folder), topology) if "quality" in names else None
@@ -92,8 +92,8 @@ def check_judges_of(
             )
 
         found, costs = standings(composer(*of_texts), planted_pairs(slices, recipe.seed)) if of_texts else ([], {})
-        remote = recipe.reward.judges.remote
-        scales = {name: recipe.reward.judges.question_of(name).range if name in remote else _SHARE for name in by_entry}
+        asked = recipe.reward.judges.asked
+        scales = {name: recipe.reward.judges.question_of(name).range if name in asked else _SHARE for name in by_entry}
         judged = [judged_entries(composer(judge), judge, sets, scales[judge]) for judge in of_entries]
         calibration = _calibration(judged[0], opened[0]) if calibrate else None
     entries = [each.standing for each in judged]
@@ -112,6 +112,7 @@ def _to_calibrate(recipe: Recipe, judges: Sequence[str], by_entry: Sequence[str]
 
 def _calibration(judged: JudgedEntries, judge: Judge) -> Calibration:
     client = judge.client
+    assert isinstance(client, Client), "a judge that was let pass is behind an endpoint"
     inquiry = client.inquiries[judge.name]
     return fit_calibration(
         judged.labelled, judge=judge.name, model=inquiry.config.model, api=client.api, question=inquiry.version,
@@ -120,8 +121,8 @@ def _calibration(judged: JudgedEntries, judge: Judge) -> Calibration:
 
 
 def _likelihood(recipe: Recipe, folder: Path, topology: Topology) -> Callable[[Sequence[str]], Sequence[float]] | None:
-    """Under the recipe's generator; None where a judge behind an endpoint gives quality."""
-    if "quality" in recipe.reward.judges.remote:
+    """Under the recipe's generator; None where a judge is asked for quality."""
+    if "quality" in recipe.reward.judges.asked:
         return None
     imported = import_model(
         recipe.generator.source, topology, tokenizer_dir=folder,

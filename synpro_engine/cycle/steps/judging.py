@@ -1,4 +1,4 @@
-"""Judges behind endpoints, as a run asks them: each tensor-parallel group once, all ranks within one concurrency."""
+"""Judges as a run asks them: endpoints once for a tensor-parallel group, models in the job on all of its ranks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import Round
-from synpro_engine.dist import Topology, gather_objects, on_first, on_main, say
+from synpro_engine.cycle.run_layout import IMPORT, Round
+from synpro_engine.dist import Layout, Topology, gather_objects, on_first, on_main, say
 from synpro_engine.reward import Composer, RewardConfig
 from synpro_engine.reward.embedder import open_encoder
 from synpro_engine.reward.head import load_head
 from synpro_engine.reward.judges import Judge, apis_of
 from synpro_engine.reward.judges import check_judges as check_endpoints
 from synpro_engine.reward.judges import open_judges as judges_of
+from synpro_engine.reward.judges.models import check_models, load_judges
 
 
-def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[Judge]:
-    """The judges that have a weight; answers are kept below `cache`. Collective.
+def open_judges(
+    reward: RewardConfig, cache: Path, topology: Topology, dtype: torch.dtype = torch.float32
+) -> list[Judge]:
+    """The judges that have a weight; answers are kept below `cache`, models in the job are of `dtype`. Collective.
 
     UserError, naming the key, for a server that has to be asked for its interfaces and does not answer.
     """
@@ -33,9 +38,10 @@ def open_judges(reward: RewardConfig, cache: Path, topology: Topology) -> list[J
     wish, judges = topology.watch.wish, reward.remote
     # All by the same one, and asked for once.
     apis = on_main(topology, lambda: apis_of(judges)) if judges else {}
-    return judges_of(
+    remote = judges_of(
         judges, apis, share=share, ranks=topology.dp.size, cache=cache, asked_to_stop=lambda: wish.signal is not None
     )
+    return remote + load_judges(reward.in_job, topology, dtype=dtype, hash_of=fingerprint, cache=cache)
 
 
 def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
@@ -65,17 +71,22 @@ def check_judges(recipe: Recipe, directory: Path, topology: Topology) -> None:
         # Last, for they measure whatever generation does.
         for this in map(Round, range(1, recipe.rounds + 1)):
             weights |= {name: recipe.reward.weights(name) for name in recipe.tune if is_open(this.tune(name))}
-        return check_all(recipe.reward.weighing(weights, also))
+        new = [recipe.generate.sampling.max_new_tokens, *(one.sampling.max_new_tokens for one in recipe.tune.values())]
+        layout = recipe.layout_of(IMPORT, topology.world_size)
+        assert layout is not None
+        return check_all(recipe.reward.weighing(weights, also), layout, recipe.generate.max_chars, max(new))
 
     for line in on_main(topology, check):
         say(topology, line)
 
 
-def check_all(reward: RewardConfig) -> list[str]:
-    """Ask each endpoint and open the encoder's settings, for those judges that have a weight; UserError likewise.
+def check_all(reward: RewardConfig, layout: Layout, max_chars: int = 0, max_new_tokens: int = 0) -> list[str]:
+    """Ask each endpoint and look at the files of models and encoders, for those judges that have a weight.
 
-    What was found out of endpoints, in a line each.
+    layout: of the generator. max_chars, max_new_tokens: of the longest slices and texts. What was found out of
+    endpoints, in a line each; UserError as `check_judges`.
     """
+    check_models(reward.in_job, layout, max_chars=max_chars, max_new_tokens=max_new_tokens)
     found = check_endpoints(reward.remote)
     if reward.faithfulness_judge is not None and reward.measures("faithfulness"):
         try:

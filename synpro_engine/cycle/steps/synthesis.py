@@ -128,7 +128,7 @@ def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topolog
     if reward.measures("quality"):
         judge = load_model(inputs.base, topology, dtype)
         likelihood_of = text_likelihood(judge, generators.encode, start_id=start_id(generators))
-    judges = open_judges(reward, inputs.judges, topology)
+    judges = open_judges(reward, inputs.judges, topology, dtype)
     return build_composer(
         reward, influence_of=influence_of, likelihood_of=likelihood_of, judges=judges, device=topology.device
     )

@@ -109,6 +109,14 @@ class Client:
         }
         self._told_missing_at = -math.inf
 
+    def question(self, judge: str) -> QuestionConfig:
+        """What a judge is asked."""
+        return self.inquiries[judge].question
+
+    def take_counts(self) -> dict[str, int]:
+        """What was asked since the last call, counted."""
+        return self.service.take_counts()
+
     def version(self, judge: str) -> str:
         """What the values of a judge hang on: model, interface, version of the question, and of the calibration."""
         asked = f"{self._config.model} by {self.api}, question {self.inquiries[judge].version}"

@@ -1,4 +1,4 @@
-"""Settings of judges that are asked over HTTP."""
+"""Settings of judges: models behind endpoints, models in the job, and an encoder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from synpro_engine.config import Config, json_text, nearest
 from synpro_engine.remote import EndpointConfig
 from synpro_engine.reward.judges.questions import QuestionConfig, built_in
+from synpro_engine.synth.chat import ChatFormat
 
 
 class JudgeConfig(EndpointConfig):
@@ -83,6 +84,34 @@ class JudgeConfig(EndpointConfig):
         return json_text(self.model_dump(mode="json", exclude={"question", "hard", "prompt", "cache", "calibration"}))
 
 
+class ModelJudgeConfig(Config):
+    """A causal language model on the job's own ranks, which one question is put to. No server is needed."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"model", "cache", "prefill_tokens"})  # its content is recorded
+
+    model: str = Field(min_length=1)
+    """`embedded:smollm2-135m`, a .gguf file or a Hugging Face directory, as `generator.source` takes them; divided as
+    the generator is."""
+    question: QuestionConfig | None = None
+    """What is asked. Rewards that the engine knows have a question; any other name is a reward of your own, and needs
+    one."""
+    hard: bool = False
+    """Take the most probable answer's worth, as the paper has it, and not the mean over the answers."""
+    chat_format: ChatFormat = "auto"
+    """Layout of the prompt; `auto` is the tokenizer's own chat template, or `plain` where it has none."""
+    seq_len: int | None = Field(default=None, gt=0)
+    """Longest prompt; the model's own limit where not given."""
+    prefill_tokens: int = Field(default=4096, gt=0)
+    """Most tokens read in one forward pass; a single prompt may be longer."""
+    cache: bool = True
+    """Keep answers in the run's directory, so that no question is asked twice."""
+
+    @property
+    def connection(self) -> str:
+        """Equal for judges that are one model: all but what is asked."""
+        return json_text(self.model_dump(mode="json", exclude={"question", "hard", "cache"}))
+
+
 class EncoderConfig(Config):
     """An encoder on this machine whose token embeddings are matched (BERTScore, Zhang et al. 2020)."""
 
@@ -92,49 +121,68 @@ class EncoderConfig(Config):
     """The layer whose output is matched, from 1; the last when not given. BERTScore names one for each model."""
 
 
-_ENCODER, _ENDPOINT = "by an encoder", "by an endpoint"  # no keys, which a message would take them for
+# No keys, which a message would take them for.
+_ENCODER, _ENDPOINT, _MODEL = "by an encoder", "by an endpoint", "by a model"
 
 
 def _kind(value: Any) -> str:
-    """Which of the two a judge of similarity is."""
-    encoder = "encoder" in value if isinstance(value, Mapping) else isinstance(value, EncoderConfig)
-    return _ENCODER if encoder else _ENDPOINT
+    """What a judge is, by the keys that it is given or the settings that it has."""
+    if isinstance(value, EncoderConfig | ModelJudgeConfig):
+        return _ENCODER if isinstance(value, EncoderConfig) else _MODEL
+    if not isinstance(value, Mapping):
+        return _ENDPOINT
+    if "encoder" in value:
+        return _ENCODER
+    # A key that only calls over HTTP have, without an `endpoint`, is a forgotten endpoint.
+    remote = any(key in JudgeConfig.model_fields and key not in ModelJudgeConfig.model_fields for key in value)
+    return _MODEL if "model" in value and not remote else _ENDPOINT
+
+
+AskedConfig = JudgeConfig | ModelJudgeConfig
+"""A judge that a question is put to."""
+_Asked = Annotated[
+    Annotated[JudgeConfig, Tag(_ENDPOINT)] | Annotated[ModelJudgeConfig, Tag(_MODEL)], Discriminator(_kind)
+]
 
 
 class JudgesConfig(Config):
     """Rewards that are measured by another model than the embedded one, each if it is given.
 
-    Any other name is a question of your own, whose value is a reward of that name.
+    A judge with an `endpoint` is asked there, one with a `model` alone is loaded into the job. Any other name is a
+    question of your own, whose value is a reward of that name.
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JudgeConfig] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, _Asked] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    quality: JudgeConfig | None = None
+    quality: _Asked | None = None
     """Scores text from 1 to 5, as DataMan does; the reward is the text's score less its source's."""
-    faithfulness: JudgeConfig | None = None
+    faithfulness: _Asked | None = None
     """Labels each entry as faithful to its slice or not; the reward is the share that is faithful."""
-    structure: JudgeConfig | None = None
+    structure: _Asked | None = None
     """Says whether a paraphrase keeps its source's layout."""
     similarity: (
         Annotated[
-            Annotated[EncoderConfig, Tag(_ENCODER)] | Annotated[JudgeConfig, Tag(_ENDPOINT)], Discriminator(_kind)
+            Annotated[EncoderConfig, Tag(_ENCODER)]
+            | Annotated[JudgeConfig, Tag(_ENDPOINT)]
+            | Annotated[ModelJudgeConfig, Tag(_MODEL)],
+            Discriminator(_kind),
         ]
         | None
     ) = None
-    """Behind an `endpoint`: says whether a paraphrase says what its source says. An `encoder` on this machine:
+    """A `model`: says whether a paraphrase says what its source says. An `encoder` on this machine:
     BERTScore's F1 by another one than MiniLM; `reward.similarity_threshold` holds as it does there. Numbers and names
     are then not looked at apart."""
 
     @model_validator(mode="before")
     @classmethod
-    def _own_questions_are_asked_of_endpoints(cls, data: Any) -> Any:
+    def _own_questions_are_asked(cls, data: Any) -> Any:
         for name, judge in data.items() if isinstance(data, Mapping) else ():
             if name in cls.model_fields:
                 continue
             # A slip in one of the known names is far likelier than a judge without a question.
             lacks = (isinstance(judge, Mapping) and not judge.get("question")) or judge is None
-            if not isinstance(judge, Mapping | JudgeConfig) or lacks:
+            if not isinstance(judge, Mapping | AskedConfig) or lacks:
                 hint = nearest(str(name), cls.model_fields)
                 raise ValueError(f"{name}: a judge of your own needs a `question`{hint}")
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", str(name)):
@@ -154,7 +202,7 @@ class JudgesConfig(Config):
         return super().recorded() | {name: judge.recorded() for name, judge in self.own.items()}
 
     @property
-    def own(self) -> dict[str, JudgeConfig]:
+    def own(self) -> dict[str, AskedConfig]:
         """Those that answer a question of the user's own, by the name of the reward."""
         return self.__pydantic_extra__
 
@@ -172,8 +220,18 @@ class JudgesConfig(Config):
     @property
     def remote(self) -> dict[str, JudgeConfig]:
         """Those behind endpoints that are given, by the reward's name."""
+        return {name: judge for name, judge in self.asked.items() if isinstance(judge, JudgeConfig)}
+
+    @property
+    def in_job(self) -> dict[str, ModelJudgeConfig]:
+        """Those that are models on the job's ranks, likewise."""
+        return {name: judge for name, judge in self.asked.items() if isinstance(judge, ModelJudgeConfig)}
+
+    @property
+    def asked(self) -> dict[str, AskedConfig]:
+        """Those that a question is put to, wherever they are, likewise."""
         judges = {name: getattr(self, name) for name in type(self).model_fields} | self.own
-        return {name: judge for name, judge in judges.items() if isinstance(judge, JudgeConfig)}
+        return {name: judge for name, judge in judges.items() if isinstance(judge, AskedConfig)}
 
     @property
     def encoder(self) -> EncoderConfig | None:
@@ -182,9 +240,9 @@ class JudgesConfig(Config):
 
     def question_of(self, name: str) -> QuestionConfig:
         """What the judge of a reward is asked."""
-        return question_of(name, self.remote[name])
+        return question_of(name, self.asked[name])
 
 
-def question_of(name: str, config: JudgeConfig) -> QuestionConfig:
+def question_of(name: str, config: AskedConfig) -> QuestionConfig:
     """What a judge is asked: its own question, or that of the engine's for the reward."""
     return built_in()[name] if config.question is None else config.question

@@ -1,15 +1,42 @@
-"""A reward that is a declared question to a model elsewhere."""
+"""A reward that is a declared question to another model, behind an endpoint or in the job."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from synpro_engine.reward.judges.client import Client, Judgement
+from synpro_engine.reward.judges.client import Judgement
+from synpro_engine.reward.judges.questions import QuestionConfig
 from synpro_engine.reward.types import Candidate
 
 Share = Callable[[Callable[[], list[float]]], Sequence[float | None]]
 """Runs a piece of work once for all ranks that would do the very same, and gives its result to each; None for NaN."""
+
+
+class Asked(Protocol):
+    """One model that questions are put to, for one reward or several."""
+
+    @property
+    def name(self) -> str:
+        """Those of its judges."""
+        ...
+
+    def question(self, judge: str) -> QuestionConfig:
+        """What a judge is asked."""
+        ...
+
+    def version(self, judge: str) -> str:
+        """What the values of a judge hang on."""
+        ...
+
+    def values(self, judgements: Sequence[Judgement]) -> list[float]:
+        """The value of each, NaN where there is no answer."""
+        ...
+
+    def take_counts(self) -> dict[str, int]:
+        """What it was asked since the last call."""
+        ...
 
 
 class Judge:
@@ -18,10 +45,10 @@ class Judge:
     NaN where an answer that it takes is missing.
     """
 
-    def __init__(self, name: str, client: Client, share: Share = lambda work: work()) -> None:
+    def __init__(self, name: str, client: Asked, share: Share = lambda work: work()) -> None:
         """name: one of the client's judges. share: for ranks that would all ask the same."""
         self.name, self.client, self.share = name, client, share
-        self._question = client.inquiries[name].question
+        self._question = client.question(name)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -33,7 +60,7 @@ class Judge:
 
     @property
     def version(self) -> str:
-        """What its values hang on: model, interface, version of the question, and of the calibration."""
+        """What its values hang on: model, how it is asked, version of the question, and of the calibration."""
         return self.client.version(self.name)
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -60,8 +87,8 @@ class Judge:
 
 
 def ask_together(wanted: Sequence[tuple[Judge, Sequence[Candidate]]]) -> list[list[float]]:
-    """The values of each judge's candidates; what several ask of one endpoint about a text goes in one request."""
-    by_client: dict[Client, list[int]] = {}
+    """The values of each judge's candidates; what several ask of one model about a text goes to it together."""
+    by_client: dict[Asked, list[int]] = {}
     for place, (judge, _) in enumerate(wanted):
         by_client.setdefault(judge.client, []).append(place)
     values: list[list[float]] = [[] for _ in wanted]

@@ -95,6 +95,11 @@ class QuestionConfig(Config):
             return tuple(option.worth for option in self.options)
         return tuple(self.lowest + n for n in range(len(self.names)))  # a truth's are 0 and 1
 
+    def told(self, labels: Sequence[str]) -> list[str]:
+        """A line for each answer, as judges are shown it: its label, its name, and what it means."""
+        answers = zip(labels, self.names, self.options or self.levels, strict=True)
+        return [f"{label}: {name}{f' ({one.means})' if one.means else ''}" for label, name, one in answers]
+
     @property
     def range(self) -> tuple[float, float]:
         """Least and greatest value, of a text and not of a difference."""

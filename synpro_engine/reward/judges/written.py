@@ -117,12 +117,7 @@ def written_form(question: QuestionConfig) -> WrittenForm:
     else:
         first = int(question.lowest) if question.lowest >= 0 and question.lowest.is_integer() else 1
         labels, kind, answer = [str(first + n) for n in range(len(names))], "number", "Score"
-    meanings = [answer.means for answer in (question.options or question.levels)]
-    told = [
-        f"{label}: {name}{f' ({means})' if means else ''}"
-        for label, name, means in zip(labels, names, meanings, strict=True)
-    ]
-    words = "\n".join([question.ask, *told, f"Answer with the {kind} alone.\n\n{answer}:"])
+    words = "\n".join([question.ask, *question.told(labels), f"Answer with the {kind} alone.\n\n{answer}:"])
     # A label that is another answer's name, as the level "2" that comes first, would be read as either.
     by_name = {} if {n.casefold() for n in names} & {x.casefold() for x in labels} else zip(names, worths, strict=True)
     suffix = rf"(?:\s*(?:/|out\s+of)\s*{labels[-1]})?" if question.type == "score" else ""

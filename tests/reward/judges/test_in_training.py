@@ -83,7 +83,7 @@ def _asks(endpoint: str, directory: Path) -> list[Any]:
                 on_first(topology.tp, topology, work)
             faults.append(str(caught.value))
         nothing = on_first(topology.tp, topology, lambda: [math.nan])[0]
-        return [values, judge.client.service.take_counts()["calls"], faults, topology.rank == 0 or nothing is None]
+        return [values, judge.client.take_counts()["calls"], faults, topology.rank == 0 or nothing is None]
 
 
 def test_tensor_parallel_ranks_ask_once_and_wait_longer_than_a_collective_may(server: Any, tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""Judges that are models in the job: transformers' probabilities of labels, whatever is read together and however."""
+
+import json
+import math
+import runpy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synpro_engine.config import UserError, load_config
+from synpro_engine.data import load_tokenizer
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.hf import export_hf
+from synpro_engine.reward import Candidate, RewardConfig
+from synpro_engine.reward.judges import Judge, JudgesConfig, ask_together
+from synpro_engine.reward.judges.client import Judgement
+from synpro_engine.reward.judges.in_job import ModelClient
+from synpro_engine.reward.judges.labels import Labelled, labels_of
+from synpro_engine.reward.judges.models import check_models, load_judges
+from synpro_engine.synth.parsed import Entry, Parsed
+
+PUBLISHED: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "synth" / "published.py"))
+SOURCE = "The mill burned down in 1871, and the town had no other employer. Its workers left for the coast that winter."
+OWN = {"type": "score", "ask": "How clear is it?", "levels": [{"name": str(n)} for n in range(12)], "source": "hidden"}
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with launched(ParallelConfig()) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def judge_dir(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model, whose answers hang on the texts, with chats of Llama 3's form."""
+    directory = tmp_path_factory.mktemp("judge")
+    tokenizer = load_tokenizer(PUBLISHED["write"](directory / "tokenizer", "llama3"))
+    shape = ModelConfig(
+        family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, seq_len=1024,
+        vocab_size=-(-tokenizer.vocab_size // 2) * 2, init_std=0.2, rope_theta=1e4,
+    )  # fmt: skip
+    export_hf(build_model(shape, topology, seed=3), directory / "model", tokenizer)
+    return directory / "model"
+
+
+def _config(directory: Path | str, *names: str, **settings: Any) -> JudgesConfig:
+    judge = {"model": str(directory), **settings}
+    return load_config(JudgesConfig, dict.fromkeys(names, judge))
+
+
+def _loaded(config: JudgesConfig, topology: Topology, cache: Path | None = None) -> list[Judge]:
+    return load_judges(config.in_job, topology, dtype=torch.float32, hash_of=lambda source: "0" * 64, cache=cache)
+
+
+def _candidates(count: int = 3, entries: int = 4) -> list[Candidate]:
+    def candidate(number: int) -> Candidate:
+        said = tuple(
+            Entry(topic=f"Mill {n}", content=f"It burned in 187{n} with {number} men.") for n in range(entries)
+        )
+        text = f"In 1871 the mill of {number} men burned down."
+        return Candidate(operation="reformat", source=SOURCE, raw="", parsed=Parsed(ok=True, text=text, entries=said))
+
+    return [candidate(number) for number in range(count)]
+
+
+@torch.no_grad()
+def _by_transformers(directory: Path, client: ModelClient, one: Judgement) -> list[float]:
+    """The labels' probabilities by transformers' own model: each whole prompt with each label behind it, alone."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    asked: Labelled = client._asked[one.judge]
+    prompt, scores = asked.prompt(one.state, one.entry), []
+    for tail in asked.tails:
+        logprobs = model(torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
+        scores.append(sum(logprobs[len(prompt) + at - 1, id].item() for at, id in enumerate(tail)))
+    return torch.tensor(scores).softmax(0).tolist()
+
+
+def test_values_are_those_of_transformers_logits_on_each_whole_prompt(topology: Topology, judge_dir: Path) -> None:
+    config = _config(judge_dir, "quality", "faithfulness", "structure", "similarity", prefill_tokens=400)
+    judges, candidates = _loaded(config, topology), _candidates()
+    found = ask_together([(judge, candidates) for judge in judges])
+    for judge, values in zip(judges, found, strict=True):
+        assert isinstance(judge.client, ModelClient)
+        question = judge.client.question(judge.name)
+        for candidate, value in zip(candidates, values, strict=True):
+            of_each = [
+                question.value(_by_transformers(judge_dir, judge.client, one)) for one in judge.judgements(candidate)
+            ]
+            assert value == pytest.approx(judge.value(of_each), abs=1e-4)
+    assert len({round(value, 4) for value in found[1]}) == 3, "the answers hang on the texts"
+
+
+def test_a_prompt_ends_where_the_labels_part_and_each_label_stands_behind_it(judge_dir: Path) -> None:
+    tokenizer = load_tokenizer(judge_dir)
+    for name, labels in (("faithfulness", ("A", "B", "C")), ("structure", ("no", "yes")), ("quality", tuple("12345"))):
+        asked = Labelled(_config(judge_dir, name).question_of(name), tokenizer, "auto")
+        assert labels_of(asked.question) == labels
+        prompt = asked.prompt("<source>\nA mill.\n</source>", "It burned.")
+        spelt = tokenizer.spell(prompt)
+        assert spelt.startswith("<|begin_of_text|><|start_header_id|>user") and "It burned." in spelt
+        for label, tail in zip(labels, asked.tails, strict=True):
+            assert tokenizer.spell(prompt + tail).endswith(f"\n\nAnswer: {label}")
+        assert len({tail[0] for tail in asked.tails}) > 1, "they part at once"
+
+
+def test_levels_of_two_digits_are_lettered_for_one_would_begin_another(judge_dir: Path) -> None:
+    config = load_config(JudgesConfig, {"clear": {"model": str(judge_dir), "question": OWN}})
+    assert labels_of(config.question_of("clear")) == tuple("ABCDEFGHIJKL")
+
+
+def test_a_hard_judge_gives_the_most_probable_answers_worth(topology: Topology, judge_dir: Path) -> None:
+    for hard in (False, True):
+        [judge] = _loaded(_config(judge_dir, "structure", hard=hard), topology)
+        values = judge(_candidates())
+        assert all((value in (0.0, 1.0)) == hard for value in values)
+
+
+def test_eight_completions_of_four_entries_take_less_than_a_third_of_the_tokens(
+    topology: Topology, judge_dir: Path
+) -> None:
+    [judge] = _loaded(_config(judge_dir, "faithfulness"), topology)
+    candidates = _candidates(8)
+    judge(candidates)
+    counts = judge.client.take_counts()
+    assert counts["judged"] == 32 and counts["input_tokens"] <= 0.3 * counts["plain_tokens"]
+
+
+def _values(directory: Path, parallel: ParallelConfig) -> list[list[float]]:
+    with launched(parallel) as topology:
+        config = _config(directory, "quality", "faithfulness", "structure")
+        return ask_together([(judge, _candidates()) for judge in _loaded(config, topology)])
+
+
+def test_tensor_parallel_ranks_give_the_values_of_one_process(judge_dir: Path) -> None:
+    [alone] = run_ranks(_values, 1, directory=judge_dir, parallel=ParallelConfig())
+    one, two = run_ranks(_values, 2, directory=judge_dir, parallel=ParallelConfig(tp=2))
+    assert one == two
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(alone), rtol=0, atol=1e-5)
+
+
+def test_answers_are_kept_by_model_question_and_prompt(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
+    candidates = _candidates()
+    [judge] = _loaded(_config(judge_dir, "structure"), topology, tmp_path)
+    first = judge(candidates)
+    [again] = _loaded(_config(judge_dir, "structure"), topology, tmp_path)
+    assert again(candidates) == first and again.client.take_counts()["kept"] == 3
+    [hard] = _loaded(_config(judge_dir, "structure", hard=True), topology, tmp_path)
+    assert hard(candidates) != first and hard.client.take_counts()["kept"] == 0
+    assert again.version != hard.version and again.version.startswith(f"model {'0' * 16} in the job, question ")
+
+
+def test_a_prompt_beyond_the_window_is_missing_and_told(
+    topology: Topology, judge_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [judge] = _loaded(_config(judge_dir, "structure", seq_len=400), topology)
+    long = Candidate(operation="rephrase", source=SOURCE * 5, raw="", parsed=Parsed(ok=True, text="A mill."))
+    values = judge([long, _candidates()[0]])
+    assert math.isnan(values[0]) and 0.0 <= values[1] <= 1.0
+    assert judge.client.take_counts()["missing"] == 1
+    assert "`reward.judges.structure`: prompts of up to" in capsys.readouterr().err
+
+
+def _refused(config: JudgesConfig, topology: Topology, **texts: int) -> str:
+    with pytest.raises(UserError) as caught:
+        check_models(config.in_job, topology.layout, **texts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_judge_is_refused_by_its_key(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
+    key = "`reward.judges.quality.model`: "
+    check_models(_config(judge_dir, "quality").in_job, topology.layout)
+    assert _refused(_config(tmp_path / "none", "quality"), topology).startswith(f"{key}model `{tmp_path / 'none'}`: ")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "`model_type` 'bert' is not one of" in _refused(_config(tmp_path / "bert", "quality"), topology)
+    for missing, told in (("model.safetensors", "safetensors"), ("tokenizer.json", "tokenizer.json")):
+        shutil.copytree(judge_dir, tmp_path / missing)
+        (tmp_path / missing / missing).unlink()
+        message = _refused(_config(tmp_path / missing, "quality"), topology)
+        assert message.startswith(key) and told in message
+    for asked, told in (
+        (_config(judge_dir, "quality", seq_len=64), "a question of"),
+        (_config(judge_dir, "quality"), ""),
+    ):
+        message = _refused(asked, topology, max_chars=7000, max_new_tokens=500)
+        assert message.startswith(f"{key}a question of") and told in message and "`generate.max_chars`" in message
+
+
+def test_labels_that_are_one_token_are_refused(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
+    """A vocabulary without capitals of their own reads every letter as the unknown one."""
+    shutil.copytree(judge_dir, tmp_path / "model")
+    data = json.loads((judge_dir / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[A-C]$"}, "content": "A"}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(data))
+    message = _refused(_config(tmp_path / "model", "faithfulness"), topology)
+    assert message.startswith("`reward.judges.faithfulness.model`: its tokenizer makes of label `A` the same tokens of")
+
+
+def test_a_judge_without_an_endpoint_is_a_model_and_a_forgotten_endpoint_is_told() -> None:
+    config = load_config(RewardConfig, {"judges": {"quality": {"model": "somewhere"}}})
+    assert config.judges.in_job.keys() == {"quality"} and not config.judges.remote and not config.measures("quality")
+    with pytest.raises(UserError, match=r"key `judges.quality.endpoint` is missing"):
+        load_config(RewardConfig, {"judges": {"quality": {"model": "somewhere", "api": "chat"}}})
+    with pytest.raises(UserError, match=r"unknown key `judges.quality.prefil_tokens` \(did you mean `prefill_tokens`"):
+        load_config(RewardConfig, {"judges": {"quality": {"model": "somewhere", "prefil_tokens": 5}}})
