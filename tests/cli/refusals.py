@@ -1,4 +1,4 @@
-"""What every refused command has in common: exit code 2 and one line of error."""
+"""Commands in this process: a refused one has exit code 2 and one line of error, one that succeeds says no more."""
 
 import pytest
 
@@ -13,3 +13,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [line] = [line for line in error.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in error
     return line
+
+
+def succeeded(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command line prints to these arguments, which it takes."""
+    capsys.readouterr()
+    status, told = main(arguments), capsys.readouterr()
+    assert status == 0, told.err
+    return told.out

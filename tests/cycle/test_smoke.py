@@ -25,7 +25,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.influence import read_scores
 from synpro_engine.influence.first_order import plain_logits
 from synpro_engine.train.metrics import read_metrics
-from tests.cli.refusals import refused
+from tests.cli.refusals import refused, succeeded
 
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 _RUN = [sys.executable, "-m", "synpro_engine", "run", "smoke"]
@@ -221,43 +221,48 @@ def test_the_report_of_a_run_can_be_made_while_it_goes_on(alone: Path, tmp_path:
     assert _results(run) == _results(alone)
 
 
-def _traced(run: Path, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "synpro_engine", "trace", "smoke", "--dir", str(run), "--json", *arguments],
-        env=_ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+Traced = Callable[..., dict[str, Any]]
 
 
-def test_a_token_of_a_step_traces_to_a_document_that_the_step_was_scored_on(alone: Path) -> None:
+@pytest.fixture
+def traced(alone: Path, capsys: pytest.CaptureFixture[str]) -> Traced:
+    """`synpro trace` of the run, in this process: each of its own takes seconds to import."""
+
+    def trace(*arguments: str) -> dict[str, Any]:
+        told = succeeded(capsys, "trace", "smoke", "--dir", str(alone), "--json", *arguments)
+        return json.loads(told)
+
+    return trace
+
+
+def test_a_token_of_a_step_traces_to_a_document_that_the_step_was_scored_on(alone: Path, traced: Traced) -> None:
     scored = {r.key for r in read_scores(alone / "pretrain" / "in-run-scores.jsonl") if r.step == 10}
     with zstandard.open(alone / "tokenize" / "documents" / "train.jsonl.zst", "rt", encoding="utf-8") as file:
         texts = {record["id"]: record["text"] for record in map(json.loads, file)}
-    found = _traced(alone, "--step", "10", "--row", "5", "--token", "33")
+    found = traced("--step", "10", "--row", "5", "--token", "33")
     start, end = found["characters"]
     assert found["document"] in scored and found["text"] in texts[found["document"]][start:end]
     assert (found["before"] + found["text"]).strip() in texts[found["document"]][:end]
-    read = {stage["stage"]: stage["places"] for stage in _traced(alone, found["document"])["life"]["read"]}
+    read = {stage["stage"]: stage["places"] for stage in traced(found["document"])["life"]["read"]}
     assert [10, 5] in [place[:2] for place in read["pretrain"]]
 
 
-def test_a_synthetic_token_traces_to_its_record_and_the_characters_of_its_source(alone: Path) -> None:
+def test_a_synthetic_token_traces_to_its_record_and_the_characters_of_its_source(alone: Path, traced: Traced) -> None:
     record = next(r for r in map(json.loads, _documents(alone, "rephrase").splitlines()) if len(r["text"]) > 60)
-    text = _traced(alone, record["id"])
+    text = traced(record["id"])
     origin, [passage] = text["synthetic"]["record"]["provenance"], text["synthetic"]["passages"]
     assert text["synthetic"]["record"] == record and (origin["round"], origin["operation"]) == (1, "rephrase")
     assert hashlib.sha256(passage["text"].encode()).hexdigest() == origin["source_sha256"]
-    assert record["id"] in [made["id"] for made in _traced(alone, origin["source"])["made"]]
+    assert record["id"] in [made["id"] for made in traced(origin["source"])["made"]]
     probe = json.loads((alone / "round-1" / "probe" / "direction" / "manifest.json").read_text())
     assert origin["influence"] == probe["content_hash"] and "influence" in origin["judges"]
     # Some of the texts are in a row of the arm: its tokens are of texts of the round.
     ids = [json.loads(line)["id"] for line in _documents(alone, "rephrase").splitlines()]
-    places = [place for id in ids[:8] for stage in _traced(alone, id)["life"]["read"] for place in stage["places"]]
-    step, row, _ = places[0]
+    places = (place for id in ids for stage in traced(id)["life"]["read"] for place in stage["places"])
+    step, row, _ = next(places)
     where = ("--arm", "round-1/continue", "--step", str(step), "--row", str(row))
     for token in ("0", "63"):
-        found = _traced(alone, *where, "--token", token)
+        found = traced(*where, "--token", token)
         assert found["source"] == "round-1" and found["synthetic"]["record"]["id"] == found["document"] in ids
 
 
