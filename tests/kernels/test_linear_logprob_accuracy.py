@@ -21,7 +21,7 @@ def test_values_and_gradients_are_as_accurate_as_plain_pytorch(backend, tokens, 
     "dtype",
     [
         pytest.param(torch.float32, id="fp32", marks=pytest.mark.slow),
-        pytest.param(torch.bfloat16, id="bf16"),
+        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.slow),
         pytest.param(torch.float16, id="fp16", marks=pytest.mark.slow),
     ],
 )

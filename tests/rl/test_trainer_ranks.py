@@ -14,6 +14,8 @@ from synpro_engine.model.state import canonical_state
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.train.metrics import read_metrics
 
+WAYS = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))["WAYS"]
+
 
 def numbers(directory: Path) -> list[dict[str, Any]]:
     """The records of a run without its clocks."""
@@ -62,15 +64,22 @@ def _tune_by(directory: Path, ways: list[str], tp: int = 1) -> None:
             helpers["toy"]()["run"](topology, directory / way, helpers["config_of"](way, steps=2))
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("alone")
+    _tune_by(directory, WAYS)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("tp", "ranks"), [(1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.slow)], ids=["dp2", "tp2", "tp2dp2"]
 )
-def test_every_method_tunes_in_a_layout_as_in_one_process(tmp_path: Path, tp: int, ranks: int) -> None:
-    ways = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))["WAYS"]
-    _tune_by(tmp_path / "alone", ways)
-    run_ranks(_tune_by, ranks, directory=tmp_path / "together", ways=ways, tp=tp)
-    for way in ways:
-        alone, together = numbers(tmp_path / "alone" / way), numbers(tmp_path / "together" / way)
+def test_every_method_tunes_in_a_layout_as_in_one_process(
+    one_process: Path, tmp_path: Path, tp: int, ranks: int
+) -> None:
+    run_ranks(_tune_by, ranks, directory=tmp_path, ways=WAYS, tp=tp)
+    for way in WAYS:
+        alone, together = numbers(one_process / way), numbers(tmp_path / way)
         for ours, theirs in zip(together, alone, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), way
 

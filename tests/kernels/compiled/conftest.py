@@ -26,3 +26,11 @@ class Skipped(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     return Skipped.from_parent(parent, path=module_path) if REASON else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave other machine code than Hopper's to the slow tests: compiling it takes longer than all that looks at it."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("capability", 90) != 90:
+            item.add_marker("slow")
