@@ -13,6 +13,7 @@ import torch
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.data import load_tokenizer
+from synpro_engine.data.sentencepiece_tokenizer import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
@@ -22,7 +23,7 @@ from synpro_engine.reward import Candidate, RewardConfig
 from synpro_engine.reward.judges import Judge, JudgesConfig, ask_together
 from synpro_engine.reward.judges.client import Judgement
 from synpro_engine.reward.judges.in_job import ModelClient
-from synpro_engine.reward.judges.labels import Labelled, labels_of
+from synpro_engine.reward.judges.labels import Labelled, chat_format_of, labels_of
 from synpro_engine.reward.judges.models import check_models, load_judges
 from synpro_engine.synth.parsed import Entry, Parsed
 
@@ -37,17 +38,24 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-@pytest.fixture(scope="module")
-def judge_dir(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model, whose answers hang on the texts, with chats of Llama 3's form."""
-    directory = tmp_path_factory.mktemp("judge")
-    tokenizer = load_tokenizer(PUBLISHED["write"](directory / "tokenizer", "llama3"))
+def _written(directory: Path, family: str, topology: Topology) -> Path:
+    """A random model, whose answers hang on the texts, with a family's tokenizer; `plain` has no chats, and one of
+    single characters, so that `yes` and `no` are several tokens."""
+    if family == "plain":
+        tokenizer = train_sentencepiece([SOURCE, "ABCDEFG 0123456789 <>/_:()"], 310, directory / "tokenizer.model")
+    else:
+        tokenizer = load_tokenizer(PUBLISHED["write"](directory / "tokenizer", family))
     shape = ModelConfig(
-        family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, seq_len=1024,
+        family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, seq_len=2048,
         vocab_size=-(-tokenizer.vocab_size // 2) * 2, init_std=0.2, rope_theta=1e4,
     )  # fmt: skip
     export_hf(build_model(shape, topology, seed=3), directory / "model", tokenizer)
     return directory / "model"
+
+
+@pytest.fixture(scope="module")
+def judge_dir(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _written(tmp_path_factory.mktemp("judge"), "llama3", topology)
 
 
 def _config(directory: Path | str, *names: str, **settings: Any) -> JudgesConfig:
@@ -70,13 +78,14 @@ def _candidates(count: int = 3, entries: int = 4) -> list[Candidate]:
     return [candidate(number) for number in range(count)]
 
 
-@torch.no_grad()
-def _by_transformers(directory: Path, client: ModelClient, one: Judgement) -> list[float]:
-    """The labels' probabilities by transformers' own model: each whole prompt with each label behind it, alone."""
-    import transformers
+def _asked(judge: Judge) -> Labelled:
+    assert isinstance(judge.client, ModelClient)
+    return judge.client._asked[judge.name]
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    asked: Labelled = client._asked[one.judge]
+
+@torch.no_grad()
+def _by_transformers(model: Any, asked: Labelled, one: Judgement) -> list[float]:
+    """The labels' probabilities by transformers' own model: each whole prompt with each label behind it, alone."""
     prompt, scores = asked.prompt(one.state, one.entry), []
     for tail in asked.tails:
         logprobs = model(torch.tensor([prompt + tail])).logits[0].log_softmax(-1)
@@ -84,31 +93,76 @@ def _by_transformers(directory: Path, client: ModelClient, one: Judgement) -> li
     return torch.tensor(scores).softmax(0).tolist()
 
 
-def test_values_are_those_of_transformers_logits_on_each_whole_prompt(topology: Topology, judge_dir: Path) -> None:
-    config = _config(judge_dir, "quality", "faithfulness", "structure", "similarity", prefill_tokens=400)
+@pytest.mark.parametrize("family", ["llama3", "plain"])
+def test_values_are_those_of_transformers_logits_on_each_whole_prompt(
+    topology: Topology, tmp_path: Path, family: str
+) -> None:
+    import transformers
+
+    directory = _written(tmp_path, family, topology)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    config = _config(directory, "quality", "faithfulness", "structure", "similarity", prefill_tokens=400)
     judges, candidates = _loaded(config, topology), _candidates()
     found = ask_together([(judge, candidates) for judge in judges])
     for judge, values in zip(judges, found, strict=True):
-        assert isinstance(judge.client, ModelClient)
-        question = judge.client.question(judge.name)
+        asked = _asked(judge)
         for candidate, value in zip(candidates, values, strict=True):
             of_each = [
-                question.value(_by_transformers(judge_dir, judge.client, one)) for one in judge.judgements(candidate)
+                asked.question.value(_by_transformers(theirs, asked, one)) for one in judge.judgements(candidate)
             ]
             assert value == pytest.approx(judge.value(of_each), abs=1e-4)
     assert len({round(value, 4) for value in found[1]}) == 3, "the answers hang on the texts"
+    assert {1, 2} <= {len(tail) for judge in judges for tail in _asked(judge).tails}, "labels of one token and of more"
 
 
-def test_a_prompt_ends_where_the_labels_part_and_each_label_stands_behind_it(judge_dir: Path) -> None:
-    tokenizer = load_tokenizer(judge_dir)
+def test_label_probabilities_are_those_of_transformers_decision_pipeline(topology: Topology, tmp_path: Path) -> None:
+    """On its own prompts and labels, which say other words and are one for each question."""
+    transformers = pytest.importorskip("transformers", minversion="5.20", reason="typed decisions came with it")
+    directory = _written(tmp_path, "smollm2", topology)
+    asked = {
+        "kept": {
+            "type": "choice",
+            "instructions": "What is kept?",
+            "criteria": {"all": "no word is lost", "some": None},
+        },
+        "clear": {"type": "score", "instructions": "How clear is it?", "criteria": ["not", "in part", "fully"]},
+    }
+    decide = transformers.pipeline("decision", model=str(directory), dtype=torch.float32)
+    request = {"state": SOURCE, "questions": asked}
+    prompts = decide.preprocess(request)["prompts"]
+    [judge] = _loaded(_config(directory, "quality"), topology)
+    ids = [inputs["input_ids"][0, : int(inputs["marks"][0])].tolist() for inputs, _ in prompts]
+    labels = [[[id] for id in decide.label_token_ids(tuple(of_one[0].labels))] for _, of_one in prompts]
+    client = judge.client
+    assert isinstance(client, ModelClient)
+    found = [scores.softmax(0).tolist() for scores in client.label_logprobs(ids, labels)]
+    answers = decide(request)
+    for probabilities, (_, [question]) in zip(found, prompts, strict=True):
+        want = list(answers[question.name]["probabilities"].values())
+        assert probabilities == pytest.approx(want, abs=1e-4)
+    assert judge.client.take_counts()["input_tokens"] < sum(map(len, ids)), "what both begin with is read once"
+
+
+FAMILIES = {
+    "plain": "User:\n", "smollm2": "<|im_start|>", "qwen3": "<|im_start|>", "llama31": "<|begin_of_text|>",
+    "mistral": "<s>[INST] ", "gemma": "<bos><start_of_turn>user", "olmo2": "<|endoftext|><|user|>",
+}  # fmt: skip
+"""What prompts begin with."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_ends_where_the_labels_part_and_each_label_stands_behind_it(
+    topology: Topology, tmp_path: Path, family: str
+) -> None:
+    directory = _written(tmp_path, family, topology)
+    tokenizer = load_tokenizer(directory)
     for name, labels in (("faithfulness", ("A", "B", "C")), ("structure", ("no", "yes")), ("quality", tuple("12345"))):
-        asked = Labelled(_config(judge_dir, name).question_of(name), tokenizer, "auto")
+        asked = Labelled(_config(directory, name).question_of(name), tokenizer, chat_format_of(tokenizer, "auto"))
         assert labels_of(asked.question) == labels
         prompt = asked.prompt("<source>\nA mill.\n</source>", "It burned.")
-        spelt = tokenizer.spell(prompt)
-        assert spelt.startswith("<|begin_of_text|><|start_header_id|>user") and "It burned." in spelt
+        assert tokenizer.spell(prompt).startswith(FAMILIES[family]) and "It burned." in tokenizer.spell(prompt)
         for label, tail in zip(labels, asked.tails, strict=True):
-            assert tokenizer.spell(prompt + tail).endswith(f"\n\nAnswer: {label}")
+            assert tokenizer.spell(prompt + tail).endswith(f"Answer: {label}")
         assert len({tail[0] for tail in asked.tails}) > 1, "they part at once"
 
 
