@@ -12,6 +12,7 @@ from typing import Any
 
 from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.config.own_code import own_reference
 from synpro_engine.cycle.external import fingerprint, is_missing
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
@@ -238,7 +239,24 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     for operation, file in recipe.generate.files.items():
         for stage in (stage for this in rounds for stage in (this.tune(operation), this.generate(operation))):
             contents.setdefault(stage, {})["generate.operations"] = fingerprint(str(file))
+    for this in rounds:
+        for operation, config in recipe.tune.items():
+            if (own := own_reference(config.surrogate)) is not None:
+                digest = fingerprint(str(own.file))
+                contents.setdefault(this.tune(operation), {})[f"tune.{operation}.surrogate"] = digest
+        for name, reference in recipe.reward.functions.items():
+            own = own_reference(reference)
+            assert own is not None, "the settings were checked"
+            for stage in _stages_that_measure(recipe, this, name):
+                contents.setdefault(stage, {})[f"reward.functions.{name}"] = fingerprint(str(own.file))
     return contents
+
+
+def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:
+    """The stages of a round that ask a reward of the user's own."""
+    weighing = [name for name in recipe.generate.names if recipe.reward.weights(name).get(reward)]
+    generated = [this.generate(name) for name in weighing if recipe.generate.measures(reward)]
+    return [this.tune(name) for name in weighing if name in recipe.tune] + generated
 
 
 def _judge_files(recipe: Recipe) -> dict[str, str]:

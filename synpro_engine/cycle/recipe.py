@@ -32,7 +32,9 @@ from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
+from synpro_engine.reward.own import OwnReward
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.own_surrogate import load_surrogate
 from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptConfig, load_operations, split_reference
 
 
@@ -228,12 +230,17 @@ class Recipe(Config):
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or YAML file and set the overrides; UserError names file and key.
 
-    The files of operations that it names are run.
+    The files of operations, rewards and surrogates that it names are run.
     """
     path, data = _read(recipe, overrides)
     # Here and nowhere else: a recipe that the user gives may name his own code, and one that is found may not.
     load_operations(_operations(data, path))
-    return validate(Recipe, data, str(path))
+    found = validate(Recipe, data, str(path))
+    for name, reference in found.reward.functions.items():
+        OwnReward(name, reference)
+    for operation, config in found.tune.items():
+        load_surrogate(config.surrogate, f"tune.{operation}.surrogate")
+    return found
 
 
 def recipe_of_records(recipe: str, overrides: Sequence[str] = (), directory: Path | None = None) -> Recipe:

@@ -4,6 +4,7 @@ from synpro_engine.reward.compose import Composer, build_composer
 from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder, Match, greedy_match
 from synpro_engine.reward.influence import InfluenceReward
+from synpro_engine.reward.own import FunctionReward
 from synpro_engine.reward.quality import QualityReward, band_pass
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward, structure_match
@@ -19,6 +20,7 @@ __all__ = [
     "Embedder",
     "FaithfulnessReward",
     "FormatReward",
+    "FunctionReward",
     "InfluenceReward",
     "LengthReward",
     "Match",

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from synpro_engine.reward.embedder import Embedder
 from synpro_engine.reward.head import load_head
 from synpro_engine.reward.influence import InfluenceOf, InfluenceReward
 from synpro_engine.reward.judges import Judge, ask_together
+from synpro_engine.reward.own import OwnReward
 from synpro_engine.reward.quality import QualityReward
 from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward
@@ -58,7 +60,7 @@ class Composer:
     def judges(self) -> dict[str, str]:
         """What gives each reward that has a weight: a judge by its version, what is embedded by the engine's."""
         embedded = f"synpro_engine {versions()['synpro_engine']}"
-        own = (Judge, FaithfulnessReward)
+        own = (Judge, FaithfulnessReward, OwnReward)
         return {name: r.version if isinstance(r, own) else embedded for name, r in self._rewards.items()}
 
     def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
@@ -188,5 +190,6 @@ def build_composer(
         makers["similarity"] = lambda: SimilarityReward(
             Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
         )
+    makers |= {name: partial(OwnReward, name, reference) for name, reference in config.functions.items()}
     rewards = [remote.get(name) or makers[name]() for name in config.names if config.uses(name)]
     return Composer(rewards, config.by_operation, config.also)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from synpro_engine.config import Config, nearest
+from synpro_engine.config.own_code import own_reference
 from synpro_engine.reward.judges import INPUT_TOKENS, AskedConfig, JudgeConfig, JudgesConfig, ModelJudgeConfig
 from synpro_engine.synth.operations import PAPER, operation_named
 
@@ -16,6 +18,8 @@ REWARD_NAMES = (
 )  # fmt: skip
 TOTAL = "total"
 """What the weighted sum is called beside them."""
+OVERLONG = "overlong"
+"""What tuning calls its punishment of length among a text's rewards."""
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -45,7 +49,20 @@ class RewardConfig(Config):
     """A file of `synpro train-judge`; none takes the judge that the package brings."""
     faithfulness_threshold: float | None = Field(default=None, ge=0, le=1)
     """An entry counts 1 whose probability of being supported reaches it, else 0; none gives the mean probability."""
+    functions: dict[str, str] = Field(default={})
+    """Rewards of your own by name: `path/to/file.py:NAME`, a function of a `synpro_engine.reward.Candidate` that
+    returns a number."""
     judges: JudgesConfig = JudgesConfig()
+
+    @field_validator("functions")
+    @classmethod
+    def _functions_are_of_files(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, reference in value.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", name):
+                raise ValueError(f"`{name}`: names are letters, digits and `_`")
+            if own_reference(reference) is None:
+                raise ValueError(f"{name}: `{reference}` is no path/to/file.py:NAME")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -59,8 +76,13 @@ class RewardConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in self.functions:
+            if name in (*REWARD_NAMES, TOTAL, OVERLONG):
+                raise ValueError(f"functions.{name}: is the name of another reward; give yours another")
+            if name in self.judges.own:
+                raise ValueError(f"functions.{name}: judges.{name} goes by the same name")
         for name in self.judges.own:
-            if name in (*REWARD_NAMES, TOTAL):
+            if name in (*REWARD_NAMES, TOTAL, OVERLONG):
                 raise ValueError(f"judges.{name}: is measured without a judge; give your question another name")
         for operation, weights in self.by_operation.items():
             for name in weights:
@@ -72,8 +94,8 @@ class RewardConfig(Config):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all rewards that there are, the user's own questions among them."""
-        return (*REWARD_NAMES, *self.judges.own)
+        """Of all rewards that there are, the user's own functions and questions among them."""
+        return (*REWARD_NAMES, *self.functions, *self.judges.own)
 
     @property
     def by_operation(self) -> dict[str, dict[str, float]]:
@@ -93,13 +115,15 @@ class RewardConfig(Config):
         return same
 
     def asking(self, own: Collection[str]) -> Self:
-        """The same with these questions of the user's own and no others, nor weights of others."""
-        dropped = self.judges.own.keys() - set(own)
+        """The same with these questions and functions of the user's own and no others, nor weights of others."""
+        functions = {name: reference for name, reference in self.functions.items() if name in own}
+        dropped = (self.judges.own.keys() | self.functions.keys()) - set(own)
         weights = {
             operation: {name: weight for name, weight in named.items() if name not in dropped}
             for operation, named in self.by_operation.items()
         }
-        return self.model_copy(update={"judges": self.judges.only(own)}).weighing(weights, self.also)
+        kept = {"judges": self.judges.only(own), "functions": functions}
+        return self.model_copy(update=kept).weighing(weights, self.also)
 
     @property
     def also(self) -> frozenset[str]:

@@ -11,13 +11,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from synpro_engine.config import Config
+from synpro_engine.config import Config, nearest
+from synpro_engine.config.own_code import own_reference
 from synpro_engine.sampler import SamplerConfig, SamplingConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
 _SAMPLING = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
 
+SURROGATE_NAMES = ("clip", "gspo", "cispo", "reinforce")
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo"]
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {},
@@ -115,9 +117,10 @@ class TuneConfig(Config):
     completion; `drop_group` leaves the completions of that prompt out of the step, and counts them in the log."""
     skip: SkipConfig = SkipConfig()
 
-    surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    surrogate: str = "clip"
     """What is maximised: `clip` (PPO, GRPO), `gspo` (ratios of whole completions), `cispo` (the ratio is held, and no
-    token loses its gradient), or `reinforce` (no ratio)."""
+    token loses its gradient), `reinforce` (no ratio), or your own: `path/to/file.py:NAME`, a function of (logprob [N],
+    `synpro_kernels.PolicyTokens`, `PolicyObjective`) to a `Gain`."""
     clip_low: float = Field(default=0.2, ge=0.0, le=1.0)
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, ge=0.0)
@@ -180,6 +183,15 @@ class TuneConfig(Config):
     def _is_a_distribution(cls, value: SamplingConfig) -> SamplingConfig:
         if value.temperature == 0.0:
             raise ValueError("temperature must be above 0: greedy completions of a group are all the same")
+        return value
+
+    @field_validator("surrogate")
+    @classmethod
+    def _surrogate_is_there(cls, value: str) -> str:
+        if value not in SURROGATE_NAMES and own_reference(value) is None:
+            raise ValueError(
+                f"no surrogate `{value}`{nearest(value, SURROGATE_NAMES)}; your own is path/to/file.py:NAME"
+            )
         return value
 
     @model_validator(mode="after")

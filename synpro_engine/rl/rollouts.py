@@ -14,14 +14,13 @@ from synpro_engine.config import UserError
 from synpro_engine.data import stable_hash, stable_permutation
 from synpro_engine.dist import Topology, broadcast_in, gather_objects, on_every_rank
 from synpro_engine.reward import RewardFault, RewardTable
+from synpro_engine.reward.config import OVERLONG
 from synpro_engine.rl.advantages import overlong_penalty
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Candidate, Prompter, Slice
 
-OVERLONG = "overlong"
-"""Name of the part of a reward that punishes length (`OverlongConfig`)."""
 _SHOWN = 200
 """Characters of a completion that a message shows."""
 

@@ -22,12 +22,14 @@ import torch
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
 from synpro_engine.model.model import Model
+from synpro_engine.reward.config import OVERLONG
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic, critic_values
+from synpro_engine.rl.own_surrogate import load_surrogate
 from synpro_engine.rl.policy import PolicyLoss, corrected, micro_batches, rollout_logprobs
 from synpro_engine.rl.record import Update, rollout_values, sample_values, update_values
-from synpro_engine.rl.rollouts import OVERLONG, PromptSource, RewardScorer, RolloutWorker
+from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Prompter, Slice
@@ -96,6 +98,7 @@ def tune(
     # What decides a run's numbers: a checkpoint that was made with others is refused, not gone on from.
     identity = {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed}
     identity["prompt_version"] = operation.prompt_version
+    identity["surrogate_sha256"] = load_surrogate(config.surrogate, f"tune.{operation.name}.surrogate")
     compared = {**reward_weights, OVERLONG: 1.0}
     run = _Run(
         config, engine, reference_policy, critic, worker, guard, prompter.tokenizer.vocab_size, directory, identity,

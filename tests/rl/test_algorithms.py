@@ -142,7 +142,7 @@ def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algor
         ({"baseline": "critic", "scale": "batch"}, "critic: is there with baseline: critic alone"),
         ({"critic": {}}, "critic: is there with baseline: critic alone"),
         ({"baseline": "batch", "scale": "batch", "refills": 1}, "refills: only groups"),
-        ({"surrogate": "clop"}, "surrogate"),
+        ({"surrogate": "clop"}, r"no surrogate `clop` \(did you mean `clip`"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_name(given: dict[str, Any], message: str) -> None:
