@@ -57,7 +57,7 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 
 def test_there_are_five_examples() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -73,6 +73,13 @@ def test_an_operation_of_ones_own_reads_an_awkward_answer() -> None:
     told = run("own_operation").stdout
     assert "system: You write a glossary" in told and "read: [('ebb', 'The falling tide.')], exact: False" in told
     assert "cut:  duplicate 20, placeholder 16, preamble 5, unfinished 16" in told and "no_heading" in told
+
+
+def test_a_surrogate_of_ones_own_has_the_slope_of_the_ratio_near_one() -> None:
+    told = run("own_tuning").stdout
+    clip, soft = (numbers(r"([-\d.]+)", told.split(f"{name} slope")[1].splitlines()[0]) for name in ("clip", "soft"))
+    assert clip == [0.5, 0.9, 1.0, 1.1, 0.0] and soft[1:4] == clip[1:4] and soft[4] > 0.0
+    assert "1.00  The sea" in told and "0.00  Considerable" in told
 
 
 def test_a_reward_of_ones_own_rises(tmp_path: Path) -> None:
