@@ -2,13 +2,14 @@
 #
 # Everything goes into .venv beside this file; done steps leave a stamp in .venv/.synpro, so a second call starts at once.
 # An interpreter that already has a CUDA build of torch is kept: .venv then sees its packages, and no versions are pinned.
-# `make test` makes a second environment, .venv-3.12, for the other supported Megatron-Core; `make test-all` two more.
+# `make test` makes a second environment, .venv-3.12, for the other supported Megatron-Core; `make test-all` two more, and
+# .venv-serve with a server that is asked over HTTP.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup setup-test run smoke test test-all test-second test-torch lint format docs docs-serve doctor clean distclean
+.PHONY: help setup setup-test setup-serve run smoke test test-all test-second test-torch lint format docs docs-serve doctor clean distclean
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -33,6 +34,9 @@ SECOND  = $(shell $(PY) -c 'import sys; print("3.12" if sys.version_info < (3, 1
 SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
 	tests/cycle/test_smoke.py::test_the_cycle_ends_with_every_stage_and_a_report \
 	tests/kernels/test_linear_cross_entropy.py tests/kernels/test_linear_policy_loss.py $(wildcard tests/kernels/test_*_contract.py)
+# A server of its own to judge and generate with, as a user has one beside the engine: not among the engine's packages.
+SERVE := .venv-serve
+SERVING := transformers[serving]>=5.23,<6
 # The ends of pyproject's range of torch, by the Python that each is tried under.
 TORCH_ENDS := 3.11:2.6.0 3.13:2.14.1
 # The engine and the tools of this checkout, wherever the environment has one installed from; Material's words on the
@@ -48,6 +52,9 @@ help: ## this list
 
 setup: $(STAMP)/package $(STAMP)/embedded ## environment, dependencies, compiled ops, embedded model and text
 setup-test: $(STAMP)/test-tools setup ## the same, plus pytest, ruff and basedpyright
+
+setup-serve: ## .venv-serve with `transformers serve`, for the recipe endpoint-smoke and its tests
+	@$(SUBMAKE) VENV=$(SERVE) $(SERVE)/.synpro/serving
 
 run: setup ## the whole cycle on real text, up to the report
 	@echo "==> synpro run quickstart (results in runs/quickstart; stop and start again at will: it goes on where it was)"
@@ -70,7 +77,7 @@ test: setup-test ## lint, types and the test suite; then its core under the othe
 	wait $$second || { cat $(STAMP)/second.log; exit 1; }
 	$(SUBMAKE) test-second
 
-test-all: test $(STAMP)/oracles ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
+test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
 	@echo "==> pytest, against outside oracles"
 	$(PY) -m pytest tests/rl/test_against_trl.py
 	@echo "==> pytest, the slow tests"
@@ -196,6 +203,11 @@ $(STAMP)/test-tools: $(STAMP)/package
 $(STAMP)/oracles: $(STAMP)/test-tools
 	@echo "==> installing oracles"
 	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[oracles]"
+	touch $@
+
+$(STAMP)/serving: $(STAMP)/torch
+	@echo "==> installing a server ($(SERVING))"
+	$(PIP) $(PINS) "$(SERVING)"
 	touch $@
 
 $(STAMP)/docs-tools: $(STAMP)/package
