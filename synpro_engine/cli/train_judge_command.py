@@ -36,7 +36,7 @@ def train_judge(
         list[str] | None,
         typer.Option("--measure", help="Labelled pairs to measure on. embedded:sciq/pairs and rte/pairs"),
     ] = None,
-    slices: Annotated[int, typer.Option("--slices", min=0, help="Slices of each of --text, of eight sentences.")] = 150,
+    slices: Annotated[int, typer.Option("--slices", min=0, help="Slices of each of --text, of eight sentences.")] = 400,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Pairs of each of --measure that are looked at.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the faults, and of the weights at the start.")] = 0,
 ) -> None:

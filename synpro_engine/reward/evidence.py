@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synpro_engine.reward.alignment import ALIGNED, alignment
+from synpro_engine.reward.answers import ANSWERED, answer_start, answering
+from synpro_engine.reward.tokens import Tokens, clauses, is_content, stem, words_of
 from synpro_engine.reward.words import common_subsequence, is_number, stated_facts, unsupported, words
 
 Array = NDArray[np.float64]
@@ -25,35 +27,19 @@ FEATURES = (
     "numbers_lacking", "names_lacking", "facts", "found", "found_best", "lacking", "lacking_least", "lacking_mean",
     "lacking_last", "negations", "negations_best", "negations_more", "negations_fewer", "negations_lacking",
     "order", "order_best", "bigrams", "inversions", "jumps", "jump_at_start", "jump_at_end", "length", "clauses",
+    *ALIGNED, *ANSWERED,
 )  # fmt: skip
-_CLAUSE = re.compile(r"(?<=[.!?;:])[\"'\u2019\u201d)\]]*\s+|\n+")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nor|neither|nothing|nobody|cannot|without|hardly|scarcely|except|unless|only)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
-_STOP = frozenset(
-    "a about after all also an and any are as at be because been before being both but by can could did do does during"
-    " each for from had has have he her here him his how i if in into is it its may me might more most must my no not"
-    " of on one or other our out over shall she should so some such than that the their them then there these they this"
-    " those through to too under up upon us very was we were what when where which while who whom whose why will with"
-    " would you your called known name type kind".split()
-)
-_STEM = 5  # letters: enough to find a word in another of its forms
 _FAR = 12  # tokens from one match to the next that are more than a paraphrase's rearrangement
-
-
-class Tokens(NamedTuple):
-    """A text with its tokens' unit-length embeddings [T, E] and where each begins, in characters [T]."""
-
-    text: str
-    vectors_TE: NDArray[np.float32]
-    starts_T: NDArray[np.int64]
 
 
 def evidence(text: Tokens, source: Tokens) -> Array:
     """Features [F], in the order of `FEATURES`; all zero but where words speak if either has no tokens."""
     found = dict.fromkeys(FEATURES, 0.0)
-    parts = _parts(source.text)
+    parts = clauses(source.text)
     best = 0
     if len(text.starts_T) and len(source.starts_T):
         cosine_TS = np.asarray(text.vectors_TE @ source.vectors_TE.T, np.float64)
@@ -66,15 +52,17 @@ def evidence(text: Tokens, source: Tokens) -> Array:
         last = first_K[chosen + 1] if chosen + 1 < len(first_K) else cosine_TS.shape[1]
         found["recall_best"] = float(cosine_TS[:, first_K[chosen] : last].max(0).mean())
         found |= _lacking(cosine_TS.max(1), text, source.text)
+        found |= _by_words(text, source)
     found |= _words(text.text, source.text, parts[best][1])
-    return np.array([found[name] for name in FEATURES])
+    return np.array([found[name] for name in FEATURES], np.float64)
 
 
-def _parts(text: str) -> list[tuple[int, str]]:
-    """Clauses with where they begin; at least one."""
-    cuts = [0, *(match.end() for match in _CLAUSE.finditer(text)), len(text)]
-    found = [(a, text[a:b]) for a, b in pairwise(cuts) if text[a:b].strip()]
-    return found or [(0, text)]
+def _by_words(text: Tokens, source: Tokens) -> dict[str, float]:
+    said, known = words_of(text), words_of(source)
+    if not said.said or not known.said:
+        return {}
+    start = answer_start(text.text)
+    return alignment(said, known) | ({} if start is None else answering(said, known, start))
 
 
 def _groups(starts_T: NDArray[np.int64], begins: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -93,12 +81,12 @@ def _low(values: Array, name: str) -> dict[str, float]:
 def _matches(cosine_TS: Array, by_sentence_TK: Array, chosen: int, text: Tokens) -> dict[str, float]:
     all_T, best_T = cosine_TS.max(1), by_sentence_TK[:, chosen]
     content_T = _content(text)
-    clauses = _groups(text.starts_T, [at for at, _ in _parts(text.text)])[0]
-    size = np.diff([*clauses, len(all_T)])
-    mean_C = np.add.reduceat(all_T, clauses) / size
-    low_C = np.minimum.reduceat(np.where(content_T, all_T, 1.0), clauses)
+    first_C = _groups(text.starts_T, [at for at, _ in clauses(text.text)])[0]
+    size = np.diff([*first_C, len(all_T)])
+    mean_C = np.add.reduceat(all_T, first_C) / size
+    low_C = np.minimum.reduceat(np.where(content_T, all_T, 1.0), first_C)
     # Two sentences that each match a half are not one that matches the whole.
-    single_CK = np.add.reduceat(by_sentence_TK, clauses, axis=0) / size[:, None]
+    single_CK = np.add.reduceat(by_sentence_TK, first_C, axis=0) / size[:, None]
     content, content_best = (values[content_T] if content_T.any() else values for values in (all_T, best_T))
     low = _low(content, "content_")
     return {
@@ -109,7 +97,7 @@ def _matches(cosine_TS: Array, by_sentence_TK: Array, chosen: int, text: Tokens)
         "two_gain": all_T.mean() - best_T.mean(), "clause_gain": (mean_C - single_CK.max(1)).max(),
         "worst_clause": mean_C.min(), "worst_clause_least": low_C.min(),
         "last_clause": mean_C[-1], "last_clause_least": low_C[-1], "last_clause_words": np.log1p(size[-1]),
-        "clauses": np.log(len(clauses)),
+        "clauses": np.log(len(first_C)),
     }  # fmt: skip
 
 
@@ -117,7 +105,7 @@ def _content(text: Tokens) -> NDArray[np.bool_]:
     """Which tokens [T] belong to words that carry meaning."""
     kept = np.zeros(len(text.text) + 1, bool)
     for match in re.finditer(r"\w+", text.text):
-        kept[match.start() : match.end()] = match[0].casefold() not in _STOP
+        kept[match.start() : match.end()] = is_content(match[0])
     return kept[text.starts_T]
 
 
@@ -140,13 +128,13 @@ def _order(cosine_TS: Array, first_K: NDArray[np.int64], text: Tokens) -> dict[s
 
 def _lacking(all_T: Array, text: Tokens, source: str) -> dict[str, float]:
     """How near the words that the source lacks come to any of its own: synonyms do, inventions do not."""
-    known = {word[:_STEM] for word in words(source)}
-    spans = [match.span() for match in re.finditer(r"\w+", text.text) if match[0].casefold() not in _STOP]
+    known = {stem(word) for word in words(source)}
+    spans = [match.span() for match in re.finditer(r"\w+", text.text) if is_content(match[0])]
     begins = text.starts_T
-    new = [(a, b) for a, b in spans if text.text[a:b].casefold()[:_STEM] not in known]
+    new = [(a, b) for a, b in spans if stem(text.text[a:b]) not in known]
     near = [all_T[(begins >= a) & (begins < b)] for a, b in new]
     lows = [float(values.min()) for values in near if len(values)]
-    last = max(at for at, _ in _parts(text.text))
+    last = max(at for at, _ in clauses(text.text))
     return {
         "lacking": float(np.log1p(len(new))),
         "lacking_least": min(lows, default=1.0),
@@ -157,7 +145,7 @@ def _lacking(all_T: Array, text: Tokens, source: str) -> dict[str, float]:
 
 def _words(text: str, source: str, sentence: str) -> dict[str, float]:
     said, known, near = words(text), words(source), words(sentence)
-    stems = [word[:_STEM] for word in said if word not in _STOP]
+    stems = [stem(word) for word in said if is_content(word)]
     missing = unsupported(text, source)
     negations, in_best = len(_NEGATION.findall(text)), len(_NEGATION.findall(sentence))
     pairs = set(pairwise(known))
@@ -167,8 +155,8 @@ def _words(text: str, source: str, sentence: str) -> dict[str, float]:
         "numbers_lacking": float(sum(map(is_number, missing))),
         "names_lacking": float(sum(not is_number(fact) for fact in missing)),
         "facts": float(np.log1p(len(stated_facts(text)))),
-        "found": _share(stems, {word[:_STEM] for word in known}),
-        "found_best": _share(stems, {word[:_STEM] for word in near}),
+        "found": _share(stems, {stem(word) for word in known}),
+        "found_best": _share(stems, {stem(word) for word in near}),
         "negations": float(negations), "negations_best": float(in_best),
         "negations_more": float(max(0, negations - in_best)), "negations_fewer": float(max(0, in_best - negations)),
         "negations_lacking": float(negations > 0 and not _NEGATION.search(source)),

@@ -30,6 +30,8 @@ PARTS, MEASURED, CALIBRATED = 6, 5, 4
 """Of the documents, and which of them a judge is measured on and calibrated on; it is fitted to the rest."""
 _LONG = re.compile(r"\b[a-z]{5,}\b")
 _ASIDE = re.compile(r"\s*\([^)]*\)|(?<=\w), [a-z][^,.;:]{3,50},(?= )| (?:very|also|quite|indeed|already)\b")
+_TOPIC_WORDS = (1, 2, 2, 3, 4, 6, 9)
+_TOPICS = ("{}", "{}", "{}", "the {}", "{}.", "What is said of {}?", "Why {}?", "What about the {}?")
 _LIMITS = re.compile(r"\b(?:not|never|only|without|hardly|almost|nearly|except) ")
 
 
@@ -90,11 +92,16 @@ _WAYS = (_plain, _shortened, _shortened, _turned, _without_asides)
 
 
 def _topic(text: str, chance: random.Random) -> str:
-    """An entry with a topic before it, as answers have."""
-    if chance.random() < 0.6:
+    """An entry with a topic or a question on a line before it, as answers have: a word or two of it, or many."""
+    if chance.random() < 0.5:
         return text
-    names = re.findall(r"\b[a-zA-Z]{5,}(?: [a-z]{5,})?\b", text)
-    return f"{_capital(chance.choice(names))} {text}" if names else text
+    said = re.findall(r"[\w'\u2019-]+", text)
+    begins = [i for i, word in enumerate(said) if len(word) > 4]
+    if not begins:
+        return text
+    at = chance.choice(begins)
+    topic = " ".join(said[at : at + chance.choice(_TOPIC_WORDS)])
+    return f"{_capital(chance.choice(_TOPICS).format(topic))}\n{text}"
 
 
 def true_ways(sentence: str, chance: random.Random) -> str:
@@ -210,4 +217,5 @@ def _of_slice(
         if (asked := _question(sentence, source, others, chance)) is not None:
             question, answers = asked
             for answer in answers:
-                yield Example(source, f"{question} {answer}", answer == answers[0], ANSWER)
+                between = chance.choice((" ", "\n"))
+                yield Example(source, f"{question}{between}{answer}", answer == answers[0], ANSWER)

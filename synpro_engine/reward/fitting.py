@@ -13,7 +13,7 @@ from synpro_engine.reward.measures import balanced
 
 _HIDDEN = 8
 _FITS = 4
-_DECAY = 1.6  # over the number of examples: few say little against what is likely beforehand
+_DECAY = 6.0  # over the number of examples: few say little against what is likely beforehand
 _STEPS = 300
 
 

@@ -75,7 +75,7 @@ class FaithfulnessReward:
     """The mean probability that the source supports an entry, over a reformatted text's entries; 0 without entries.
 
     The probability is a trained head's (`synpro train-judge`), on evidence of token embeddings and words; see
-    `evidence`. Topic and content are judged together, against the very slice that the generator saw.
+    `evidence`. Topic and content are judged together, a line each, against the very slice that the generator saw.
     """
 
     name = "faithfulness"
@@ -94,7 +94,7 @@ class FaithfulnessReward:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """Values [C]; NaN where an entry's support is unknown."""
-        pairs = [(f"{e.topic} {e.content}".strip(), c.source) for c in candidates for e in c.parsed.entries]
+        pairs = [(f"{e.topic}\n{e.content}".strip(), c.source) for c in candidates for e in c.parsed.entries]
         supported = iter(self.supported([text for text, _ in pairs], [source for _, source in pairs]))
         return [sum(next(supported) for _ in c.parsed.entries) / max(1, len(c.parsed.entries)) for c in candidates]
 

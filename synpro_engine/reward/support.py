@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from synpro_engine.reward.evidence import FEATURES, Tokens, evidence
+from synpro_engine.reward.evidence import FEATURES, evidence
 from synpro_engine.reward.head import Array
+from synpro_engine.reward.tokens import Tokens
 
 _PAIRS = 512  # at a time: embeddings of more texts are not held
 

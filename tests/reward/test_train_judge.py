@@ -11,12 +11,13 @@ from synpro_engine.config import UserError
 from synpro_engine.data import read_documents
 from synpro_engine.reward import Embedder, FaithfulnessReward
 from synpro_engine.reward.evidence import FEATURES
-from synpro_engine.reward.examples import Example, planted_examples
+from synpro_engine.reward.examples import Example, part_of, planted_examples
 from synpro_engine.reward.fitting import calibrated, fit_head
 from synpro_engine.reward.head import EMBEDDED, Head, load_head
 from synpro_engine.reward.labelled import read_labelled
 from synpro_engine.reward.measures import auc, balanced, calibration_error
 from synpro_engine.reward.support import evidence_of
+from synpro_engine.reward.training import _planted, _slices
 from tests.cli.refusals import refused
 
 SOURCE = (
@@ -95,6 +96,22 @@ def test_too_few_examples_are_refused_before_anything_is_written(
     path.write_text(json.dumps({"source": "a b", "text": "a", "label": True}) + "\n")
     line = refused(capsys, "train-judge", str(tmp_path / "judge.json"), "--pairs", str(path), "--slices", "0")
     assert "1 examples are too few" in line and not (tmp_path / "judge.json").exists()
+
+
+def test_a_document_is_learnt_from_or_measured_on_and_never_both(tmp_path: Path) -> None:
+    names = ["Pell", "Quill", "Harwick", "Skarn", "Leeds", "Medusa", "Oscar", "Walter", "Anna", "Ostrow"]
+    documents = [
+        " ".join(f"The {name} of town {i} sold wheat number {i} to many sailors in winter." for i in range(20))
+        for name in names
+    ]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    slices = list(_slices(str(path), 20, 0))
+    assert len({piece for _, piece in slices}) == len(slices) >= 20, "no slice comes twice"
+    own = {name: part_of(text) for name, text in zip(names, documents, strict=True)}
+    assert [part for part, _ in slices] == [own[piece.split()[1]] for _, piece in slices]
+    planted = list(_planted(str(path), 20, 0))
+    assert planted and all(part == own[example.source.split()[1]] for part, example in planted)
 
 
 def _held_out() -> list[Example]:
