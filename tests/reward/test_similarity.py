@@ -8,6 +8,7 @@ import torch
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.cycle.steps.judging import check_all
+from synpro_engine.dist import Layout, LayoutConfig
 from synpro_engine.reward import (
     Candidate,
     Embedder,
@@ -20,6 +21,7 @@ from synpro_engine.reward import (
 from synpro_engine.reward.embedder import model_directory
 from synpro_engine.synth import REFORMAT, REPHRASE
 
+ALONE = Layout.of(LayoutConfig(), 1)
 SOURCE = (
     "The lighthouse at Skarn was finished on 3 May 1871. Its engineer, Anna Pell, built it within two years and paid "
     "40 sailors to carry the stone, because the island had no road. She borrowed 12,000 pounds from a bank in Leeds. "
@@ -159,10 +161,10 @@ def test_a_directory_that_holds_no_such_encoder_is_told_by_its_key(
     (directory / "config.json").write_text(json.dumps(settings | change))
     judges = {"similarity": {"encoder": str(directory), "layer": 2}}
     with pytest.raises(UserError, match="`reward.judges.similarity.encoder`: .*" + message) as caught:
-        check_all(load_config(RewardConfig, {"judges": judges}))
+        check_all(load_config(RewardConfig, {"judges": judges}), ALONE)
     assert "\n" not in str(caught.value)
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"`reward.judges.similarity.encoder`: .* has no model.safetensors; weights in"):
-        check_all(load_config(RewardConfig, {"judges": judges}))
+        check_all(load_config(RewardConfig, {"judges": judges}), ALONE)
     with pytest.raises(UserError, match="it has no config"):
-        check_all(load_config(RewardConfig, {"judges": {"similarity": {"encoder": str(tmp_path)}}}))
+        check_all(load_config(RewardConfig, {"judges": {"similarity": {"encoder": str(tmp_path)}}}), ALONE)
