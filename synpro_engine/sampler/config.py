@@ -16,7 +16,12 @@ class SamplingConfig(Config):
     temperature: float = Field(default=1.0, ge=0.0, le=1e3)
     """Logits are divided by it, at least 0.001; 0 takes the most likely token (greedy)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Draw only from the fewest most likely tokens whose probabilities reach this sum; 1 keeps all."""
+    """Draw only from the fewest most likely tokens whose probabilities reach this sum; 1 keeps all. With `top_k` it
+    is a share of what that keeps."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Draw only from so many most likely tokens (and those exactly as likely as the last of them)."""
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Draw only tokens at least so likely beside the most likely one (arXiv 2407.01082)."""
     max_new_tokens: int = Field(default=256, gt=0)
     """A completion ends here at the latest, and always where prompt and completion fill the model's `seq_len`."""
 
@@ -26,6 +31,11 @@ class SamplingConfig(Config):
         if 0 < value < 1e-3:
             raise ValueError("is 0 (greedy) or at least 0.001: logits divided by less are no numbers")
         return value
+
+    @property
+    def cuts(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
+        return self.top_p < 1.0 or self.top_k is not None or self.min_p > 0.0
 
 
 class SamplerConfig(Config):
@@ -41,7 +51,7 @@ class SamplerConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Nuclei:
-    """The nucleus at each token of a completion, the ids that top-p let it be drawn from, as compressed rows.
+    """The ids that each token of a completion was drawn from, where top-p, top-k or min-p cut, as compressed rows.
 
     Row t is `ids[offsets[t]:offsets[t + 1]]`, ascending and never empty. offsets [T + 1] int64, ids [n] int32.
     """
@@ -58,7 +68,7 @@ class Completion:
     distribution that was sampled: temperature, vocabulary limit and the renormalised nucleus (all 0 when
     greedy, which has no choice). `full_logprobs` are under the whole vocabulary (below the limit) at the same
     temperature (1 when greedy). Both in nats, fp32 precision. `nuclei` is None
-    when nothing was cut (top_p 1 or greedy).
+    when nothing was cut (`SamplingConfig.cuts`, or greedy).
     """
 
     token_ids: list[int]

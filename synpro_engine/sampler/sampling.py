@@ -71,7 +71,7 @@ def inverse_cdf(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Nucleus:
-    """The fewest most likely ids of each row whose probabilities reach top_p.
+    """The ids of each row that are drawn from: its most likely ones, as far as top-p, top-k and min-p say.
 
     counts_B int64: how many; ids [n] int64, ascending within a row, row after row;
     prob_BK [B, max count] fp32 holds their probabilities under the uncut distribution, 0 where a row has fewer.
@@ -82,13 +82,25 @@ class Nucleus:
     prob_BK: Tensor
 
 
-def nucleus(prob_BV: Tensor, top_p: float) -> Nucleus:
-    """The fewest most likely ids whose probabilities reach `top_p` (Holtzman et al. 2020).
+def nucleus(prob_BV: Tensor, top_p: float = 1.0, top_k: int | None = None, min_p: float = 0.0) -> Nucleus:
+    """The `top_k` most likely ids, of these the fewest whose probabilities reach `top_p` (Holtzman et al. 2020) of
+    theirs, and of these the ones at least `min_p` times as likely as the first.
 
     Ids exactly as likely as the last of them belong to it too, so that it does not depend on a sort's order
     among ties (frequent in bf16).
     """
-    keep_BV = prob_BV >= _smallest_in_nucleus(prob_BV, top_p, _FIRST_TOP)[:, None]
+    # Every cut keeps what is likely enough, so the strictest threshold is that of all of them.
+    thresholds, wanted_B = [], torch.full_like(prob_BV[:, 0], top_p, dtype=torch.float64)
+    if min_p > 0.0:
+        thresholds.append(min_p * prob_BV.amax(-1))
+    if top_k is not None and top_k < prob_BV.shape[-1]:
+        thresholds.append(prob_BV.topk(top_k, dim=-1).values[:, -1])
+        wanted_B *= prob_BV.double().masked_fill(prob_BV < thresholds[-1][:, None], 0.0).sum(-1)
+    if top_p < 1.0:
+        thresholds.append(_smallest_in_nucleus(prob_BV, wanted_B, _FIRST_TOP))
+    keep_BV = torch.ones_like(prob_BV, dtype=torch.bool)
+    for least_B in thresholds:
+        keep_BV &= prob_BV >= least_B[:, None]
     row_n, ids_n = keep_BV.nonzero(as_tuple=True)
     counts_B = torch.bincount(row_n, minlength=len(prob_BV))
     start_B = torch.cumsum(counts_B, 0) - counts_B
@@ -99,22 +111,22 @@ def nucleus(prob_BV: Tensor, top_p: float) -> Nucleus:
     return Nucleus(counts_B=counts_B, ids=ids_n, prob_BK=nucleus_BK)
 
 
-def _smallest_in_nucleus(prob_BV: Tensor, top_p: float, top: int) -> Tensor:
-    """The probability of the id at which the descending cumulative sum first reaches `top_p`; [B].
+def _smallest_in_nucleus(prob_BV: Tensor, wanted_B: Tensor, top: int) -> Tensor:
+    """The probability of the id at which the descending cumulative sum first reaches `wanted_B` (fp64); [B].
 
-    Only the `top` largest are sorted; rows in which they do not reach `top_p` are done again with 8 times as many.
+    Only the `top` largest are sorted; rows in which they do not reach it are done again with 8 times as many.
     """
     top = min(top, prob_BV.shape[-1])
     largest_BK = prob_BV.topk(top, dim=-1).values
-    # The number of sums short of top_p is the index of the one that reaches it.
+    # The number of sums short of it is the index of the one that reaches it.
     # fp64, as in `inverse_cdf`: a border moved by rounding would put other ids into the nucleus.
-    index_B = (torch.cumsum(largest_BK, -1, dtype=torch.float64) < top_p).sum(-1)
-    # Clamped: rounding may leave the whole vocabulary's sum short of top_p, and then every id belongs.
+    index_B = (torch.cumsum(largest_BK, -1, dtype=torch.float64) < wanted_B[:, None]).sum(-1)
+    # Clamped: rounding may leave the whole vocabulary's sum short of it, and then every id belongs.
     smallest_B = largest_BK.gather(-1, index_B.clamp(max=top - 1)[:, None])[:, 0]
     if top < prob_BV.shape[-1]:
         short = (index_B == top).nonzero()[:, 0]
         if len(short):
-            smallest_B[short] = _smallest_in_nucleus(prob_BV[short], top_p, top * 8)
+            smallest_B[short] = _smallest_in_nucleus(prob_BV[short], wanted_B[short], top * 8)
     return smallest_B
 
 
@@ -131,11 +143,11 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_l
         token_B = logits_BV.argmax(-1)
         full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
         return Draw(token_B=token_B, logprob_B=torch.zeros_like(full_B), full_logprob_B=full_B)
-    if sampling.top_p == 1.0:
+    if not sampling.cuts:
         token_B = inverse_cdf(prob_BV, uniform_B)
         full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
         return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)
-    cut = nucleus(prob_BV, sampling.top_p)
+    cut = nucleus(prob_BV, sampling.top_p, sampling.top_k, sampling.min_p)
     column_B = inverse_cdf(cut.prob_BK, uniform_B)
     full_B = torch.log(cut.prob_BK.gather(-1, column_B[:, None])[:, 0])
     start_B = torch.cumsum(cut.counts_B, 0) - cut.counts_B

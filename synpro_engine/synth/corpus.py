@@ -19,8 +19,10 @@ from synpro_engine.config import UserError, read_json, read_manifest, validate
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.synth.yields import YieldReport
 
-DOCUMENTS, REJECTS = "docs", "_about/rejects"
-"""What the files of accepted texts and of refused completions begin with, below the corpus."""
+DOCUMENTS = "docs"
+"""How the files of accepted texts begin, below a corpus."""
+REJECTS = "_about/rejects"
+"""How those of the refused completions begin."""
 YIELD = "_about/yield.json"
 """What was accepted and refused, counted."""
 TOKENS = "_tokens"

@@ -19,12 +19,17 @@ _FOR_THE_TOY: dict[str, dict[str, Any]] = {
         "minibatches": 2,
     },
 }
-# Two ways that no preset takes.
+# Ways that no preset takes.
 OTHERS: dict[str, dict[str, Any]] = {
     "minibatches": {"minibatches": 3, "updates_per_rollout": 2, "dual_clip": 2.0, "kl": "k2"},
     "all else": {
         "scale": "batch", "std_divisor": "n-1", "mask_truncated": True, "entropy_bonus": 0.01,
-        "importance": {"level": "sequence", "beyond": "reject"}, "sampling": {"max_new_tokens": 10, "top_p": 1.0},
+        "importance": {"level": "sequence", "beyond": "reject"},
+        "sampling": {"max_new_tokens": 10, "top_k": 20, "min_p": 0.01},
+    },
+    "whole vocabulary": {
+        "surrogate": "gspo", "clip_low": 0.02, "clip_high": 0.03, "aggregation": "sequence", "updates_per_rollout": 2,
+        "entropy_bonus": 0.01, "importance": {}, "sampling": {"max_new_tokens": 10},
     },
 }  # fmt: skip
 WAYS = [*PRESETS, *OTHERS]

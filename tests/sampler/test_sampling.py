@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.sampler.sampling import draw, inverse_cdf, nucleus, uniforms
@@ -34,11 +35,11 @@ def test_the_inverse_cdf_gives_each_id_its_slice_and_never_an_impossible_one() -
         assert inverse_cdf(weights, torch.tensor([uniform], dtype=torch.float64)).item() == expected
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.7])
-def test_tokens_come_as_often_as_their_log_probability_says(top_p: float) -> None:
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.7}, {"top_k": 5}, {"min_p": 0.2}], ids=str)
+def test_tokens_come_as_often_as_their_log_probability_says(cut: dict[str, float]) -> None:
     n = 40000
     logits = logits_of(1, 12, scale=1.0).expand(n, -1)
-    sampling = SamplingConfig(temperature=1.3, top_p=top_p)
+    sampling = SamplingConfig.model_validate({"temperature": 1.3, **cut})
     drawn = draw(logits, sampling, uniforms([1] * n, list(range(n)), [0] * n))
     for token in drawn.token_B.unique():
         chosen = drawn.token_B == token
@@ -58,6 +59,32 @@ def test_the_nucleus_is_the_smallest_set_of_likely_ids_that_reaches_top_p() -> N
         outside = torch.ones_like(p, dtype=torch.bool).index_fill(0, ids, False)
         assert p[outside].max() < p[ids].min()
         assert torch.equal(cut.prob_BK[row, : len(ids)], p[ids])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 7}, {"min_p": 0.05}, {"top_k": 50, "top_p": 0.8}, {"top_k": 1}, {"top_k": 9999, "top_p": 0.9},
+        {"top_k": 300, "top_p": 0.95, "min_p": 0.01, "temperature": 0.7}, {"min_p": 0.99},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_kept_is_what_transformers_keeps(settings: dict[str, float]) -> None:
+    logits = torch.cat([logits_of(3, 900, scale) for scale in (6.0, 2.0, 0.5)])
+    sampling = SamplingConfig.model_validate(settings)
+    scores = logits / sampling.temperature
+    for warper in (
+        TopKLogitsWarper(sampling.top_k) if sampling.top_k else None,
+        TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1.0 else None,
+        MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
+    ):
+        scores = scores if warper is None else warper(torch.zeros(len(logits), 1, dtype=torch.long), scores)
+    drawn = draw(logits, sampling, uniforms([3] * len(logits), range(len(logits)), [0] * len(logits)))
+    assert drawn.nucleus_ids is not None and drawn.nucleus_counts_B is not None
+    for row, ids in enumerate(drawn.nucleus_ids.split(drawn.nucleus_counts_B.tolist())):
+        assert ids.tolist() == scores[row].isfinite().nonzero()[:, 0].tolist()
+    expected = torch.log_softmax(scores.double(), -1).gather(1, drawn.token_B[:, None])[:, 0]
+    torch.testing.assert_close(drawn.logprob_B.double(), expected, rtol=0, atol=2e-6)
 
 
 def test_ids_as_likely_as_the_last_one_of_a_nucleus_belong_to_it_too() -> None:

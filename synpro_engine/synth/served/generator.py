@@ -48,6 +48,9 @@ class Request:
             "max_tokens": self.max_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
+            # By vLLM's and SGLang's names; unasked where nothing is set, for not every server knows them.
+            "top_k": self.sampling.top_k,
+            "min_p": self.sampling.min_p or None,
             "seed": self.seed,
         }
         if config.api == "tokens":
