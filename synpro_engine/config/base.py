@@ -178,6 +178,8 @@ def _tuples(annotation: Any, value: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Config) and isinstance(value, Mapping):
         fields, other = annotation.model_fields, _of_other_keys(annotation)
         return {k: _tuples(fields[k].annotation if k in fields else other, v) for k, v in value.items()}
+    if origin is typing.Annotated:
+        return _tuples(arguments[0], value)
     if origin is tuple and isinstance(value, list):
         return tuple(_tuples(arguments[0], item) for item in value)
     if origin is dict and isinstance(value, Mapping):

@@ -25,7 +25,9 @@ def _describe(value: Any, key: str, description: str) -> Iterator[str]:
         for name, entry in value.items():
             yield from _describe(entry, f"{key}.{name}", description)
     else:
-        shown = f"{key}={json_text(value, ensure_ascii=False)}"
+        # Sections of a list (the answers of a question) are shown whole: they have no names to be set by.
+        plain = [e.model_dump(mode="json") if isinstance(e, Config) else e for e in value] if isinstance(value, tuple) else value
+        shown = f"{key}={json_text(plain, ensure_ascii=False)}"
         yield f"{shown:<48}  {description}".rstrip()
 
 

@@ -69,6 +69,15 @@ def test_texts_under_the_least_value_are_removed_and_those_without_a_value_stay(
     assert found.removed == {"least clear": 1} and found.samples["least clear"][0].why == "0.39, below 0.4"
 
 
+@pytest.mark.parametrize("name", ["quality", "faithfulness", "structure", "similarity", "mine"])
+@pytest.mark.parametrize("where", ["endpoint: 'http://127.0.0.1:9/v1', ", ""])
+def test_a_question_with_levels_is_read_for_every_judge_wherever_it_is(name: str, where: str) -> None:
+    levels = "levels: [{name: bad}, {name: good}]"
+    judge = f"reward.judges.{name}={{{where}model: m, question: {{type: score, ask: 'How good?', {levels}}}}}"
+    recipe = load_recipe("smoke", [judge, *DROP])
+    assert recipe.reward.judges.question_of(name).names == ("bad", "good")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
