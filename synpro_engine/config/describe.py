@@ -26,7 +26,8 @@ def _describe(value: Any, key: str, description: str) -> Iterator[str]:
             yield from _describe(entry, f"{key}.{name}", description)
     else:
         # Sections of a list (the answers of a question) are shown whole: they have no names to be set by.
-        plain = [e.model_dump(mode="json") if isinstance(e, Config) else e for e in value] if isinstance(value, tuple) else value
+        each = value if isinstance(value, tuple) else ()
+        plain = [one.model_dump(mode="json") for one in each if isinstance(one, Config)] or value
         shown = f"{key}={json_text(plain, ensure_ascii=False)}"
         yield f"{shown:<48}  {description}".rstrip()
 
