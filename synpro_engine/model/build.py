@@ -23,6 +23,7 @@ from synpro_engine.model.config import ModelConfig, check_layout
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
+from synpro_engine.model.shared_rows import RowRotary
 from synpro_engine.model.specs import block_spec
 from synpro_engine.model.state import init_weights, local_slots
 
@@ -142,7 +143,8 @@ def _build_chunk(
             vp_stage=vp_stage if topology.vpp > 1 else None,
         )
     # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
-    chunk.rotary_pos_emb.inv_freq = inverse_frequencies(config, topology.device)
+    frequency = inverse_frequencies(config, topology.device)
+    chunk.rotary_pos_emb = RowRotary.replacing(chunk.rotary_pos_emb, frequency)
     if last:
         # After the constructor, which has made the weight (or not, where it is tied) and set up what tying needs.
         chunk.output_layer = HiddenHead.replacing(chunk.output_layer)

@@ -123,11 +123,16 @@ class CausalAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i."""
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i.
+
+        attention_mask: bool [b, 1, s, s], True for what is not seen, in place of that (`shared_rows`).
+        """
+        assert attention_bias is None and packed_seq_params is None
         # `is_causal` aligns the mask at the top left: with a cache in front, queries would see
         # the wrong keys without an error.
         assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
+        if attention_mask is not None:
+            return _sdpa(query, key, value, self.softmax_scale, seen=~attention_mask)
         return self.attend(query, key, value)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -140,11 +145,17 @@ class SDPAttention(CausalAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[s, b, heads, hn] in, [s, b, np hn] out."""
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
-        grouped = q.size(1) != k.size(1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
-        return out.permute(2, 0, 1, 3).flatten(-2)
+        return _sdpa(query, key, value, self.softmax_scale)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor | None = None) -> Tensor:
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
+    grouped = q.size(1) != k.size(1)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=grouped
+    )
+    return out.permute(2, 0, 1, 3).flatten(-2)
 
 
 class FlashAttention(CausalAttention):

@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.shared_rows import RowRotary, SharedRows
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
 from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_definition
 
@@ -93,19 +94,21 @@ class Model:
         for chunk in self.chunks:
             chunk.train(mode)
 
-    def hidden(self, tokens_BS: Tensor) -> Tensor:
+    def hidden(self, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
         """Hidden states after the final norm, [B, S, H], without a pipeline; differentiable.
 
-        Position i sees tokens 0..i, so padding on the right changes nothing before it. All tensor-parallel
-        ranks must call with the same tokens.
+        Position i sees tokens 0..i, so padding on the right changes nothing before it; with `rows`, where several
+        continuations share a beginning, what they say. All tensor-parallel ranks must call with the same tokens.
         """
         assert self.topology.pp.size == 1, "a pipeline runs through Megatron's schedule"
-        return run_chunk(self.chunks[0], self.pad(tokens_BS))[:, : tokens_BS.size(1)]
+        return run_chunk(self.chunks[0], self.pad(tokens_BS, rows), rows)[:, : tokens_BS.size(1)]
 
-    def pad(self, tokens_BS: Tensor) -> Tensor:
+    def pad(self, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
         """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
         length = tokens_BS.size(1)
-        assert length <= self.config.seq_len, f"{length} tokens exceed model.seq_len = {self.config.seq_len}"
+        # Continuations that share a row make it longer, and stand where they would stand by themselves.
+        longest = length if rows is None else int(rows.position_BS.max()) + 1
+        assert longest <= self.config.seq_len, f"{longest} tokens exceed model.seq_len = {self.config.seq_len}"
         # The padding's content is of no matter: causal attention keeps it from all positions before it.
         multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
         return F.pad(tokens_BS.to(self.topology.device), (0, -length % multiple))
@@ -167,11 +170,16 @@ class Model:
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
 
-def run_chunk(chunk: Any, tokens_BS: Tensor) -> Tensor:
-    """Call a chunk (bare or wrapped for data parallelism) on whole sequences from position 0.
+def run_chunk(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
+    """Call a chunk (bare or wrapped for data parallelism) on whole sequences from position 0, or on shared rows.
 
     Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
     """
-    positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
-    # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
-    return chunk(tokens_BS, positions_BS, None)
+    if rows is None:
+        positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
+        # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
+        return chunk(tokens_BS, positions_BS, None)
+    rows = rows.padded(tokens_BS.size(1))
+    rotary: RowRotary = getattr(chunk, "module", chunk).rotary_pos_emb
+    with rotary.at(rows.position_BS):
+        return chunk(tokens_BS, rows.position_BS, rows.hidden_from())

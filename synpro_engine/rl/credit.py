@@ -73,7 +73,7 @@ def _divergence(batches: Sequence[RolloutBatch], config: TuneConfig) -> list[Ten
     for batch in batches:
         assert batch.reference_N is not None, "a KL term needs a reference policy"
         estimate_N = DIVERGENCES[config.kl](batch.behaviour_N, batch.reference_N)
-        rows.append(batch.by_row(config.kl_beta * estimate_N))
+        rows.append(batch.by_completion(config.kl_beta * estimate_N))
     return _by_place(batches, rows)
 
 
@@ -139,7 +139,9 @@ def _by_token(
     if config.critic is None:
         found = returns_to_go(reward_RT)
     else:
-        value_RT = pad_sequence(_by_place(batches, [b.by_row(_known(b.value_N)) for b in batches]), batch_first=True)
+        value_RT = pad_sequence(
+            _by_place(batches, [b.by_completion(_known(b.value_N)) for b in batches]), batch_first=True
+        )
         found = gae(reward_RT, value_RT, gamma=config.critic.gamma, gae_lambda=config.critic.gae_lambda)
         returns = [row[:length] for row, length in zip(found + value_RT, lengths, strict=True)]
     advantages = [row[:length] for row, length in zip(found, lengths, strict=True)]

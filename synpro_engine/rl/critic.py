@@ -61,7 +61,7 @@ class Critic:
     def informed(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the critic foretells before each of its tokens, fp32 [N]."""
         model = self.engine.model
-        return replace(batch, value_N=_values(model, model.hidden(batch.tokens_BS), batch.labels_BS))
+        return replace(batch, value_N=_values(model, model.hidden(batch.tokens_BS, batch.rows), batch.labels_BS))
 
     def loss(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Half the squared error, of the worse of the value and the value held near the rollout's (PPO's practice).

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.rl.config import ImportanceConfig, TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.types import Rollout, RolloutBatch
@@ -149,7 +149,7 @@ class PolicyLoss:
     def _sequence_gap(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> Tensor:
         """Of each token: the mean log ratio of its completion. A pass over the output layer of its own."""
         gap_N = self._scored(model, hidden_BSH, batch).logprob - batch.behaviour_N
-        return torch.cat([row.mean().expand_as(row) for row in batch.by_row(gap_N)])
+        return torch.cat([row.mean().expand_as(row) for row in batch.by_completion(gap_N)])
 
     def _scored(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LogProbs:
         return sampled_logprobs(
@@ -163,7 +163,7 @@ def rollout_logprobs(batch: RolloutBatch, model: Model, config: TuneConfig, voca
     """Log-probabilities of the batch's tokens under `model` as it is now, within the same nuclei, fp32 [N]."""
     return sampled_logprobs(
         # In the policy's own micro-batches: padded alike, equal weights compute alike, and KL begins at 0.
-        model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei,
+        model, model.hidden(batch.tokens_BS, batch.rows), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
     ).logprob  # fmt: skip
 
@@ -176,7 +176,7 @@ def corrected(batch: RolloutBatch, own_N: Tensor, config: ImportanceConfig) -> R
     """
     gap_N = own_N - batch.behaviour_N
     if config.level == "sequence":
-        gap_N = torch.cat([row.sum().expand_as(row) for row in batch.by_row(gap_N)])
+        gap_N = torch.cat([row.sum().expand_as(row) for row in batch.by_completion(gap_N)])
     # The logarithm is held, too: what is rejected must not be an infinite factor of 0.
     bound = math.log(config.cap)
     correction_N = gap_N.clamp(max=bound).exp()
@@ -189,29 +189,52 @@ def corrected(batch: RolloutBatch, own_N: Tensor, config: ImportanceConfig) -> R
 def micro_batches(
     rollouts: Sequence[Rollout], config: TuneConfig, device: torch.device, places: Sequence[int] | None = None
 ) -> list[RolloutBatch]:
-    """Cut rollouts (those at `places`, else all) into batches of at most `micro_batch`, of similar lengths."""
-    # A stable sort: a resumed run cuts the same micro-batches, and sums their gradients in the same order.
-    ordered = sorted(
-        range(len(rollouts)) if places is None else places,
-        key=lambda at: len(rollouts[at].prompt.token_ids) + len(rollouts[at].completion.token_ids),
-    )
+    """Cut rollouts (those at `places`, else all) into batches of at most `micro_batch`, of rows of similar lengths.
+
+    Completions of one prompt share a row, and with it the prompt, which is read once.
+    """
+    by_prompt: dict[int, list[int]] = {}
+    for at in range(len(rollouts)) if places is None else places:
+        # By the group and not by the slice, which may come twice in a step.
+        by_prompt.setdefault(at - rollouts[at].member, []).append(at)
     size = config.micro_batch
-    return [_batch(rollouts, ordered[at : at + size], config, device) for at in range(0, len(ordered), size)]
+    rows = [group[at : at + size] for group in by_prompt.values() for at in range(0, len(group), size)]
+    # A stable sort: a resumed run cuts the same micro-batches, and sums their gradients in the same order.
+    rows.sort(key=lambda row: _length(rollouts, row))
+    batches: list[list[list[int]]] = []
+    for row in rows:
+        if not batches or sum(map(len, batches[-1])) + len(row) > size:
+            batches.append([])
+        batches[-1].append(row)
+    return [_batch(rollouts, batch, config, device) for batch in batches]
+
+
+def _length(rollouts: Sequence[Rollout], row: Sequence[int]) -> int:
+    return len(rollouts[row[0]].prompt.token_ids) - 1 + sum(len(rollouts[at].completion.token_ids) for at in row)
 
 
 def _batch(
-    everything: Sequence[Rollout], places: Sequence[int], config: TuneConfig, device: torch.device
+    everything: Sequence[Rollout], rows: Sequence[Sequence[int]], config: TuneConfig, device: torch.device
 ) -> RolloutBatch:
+    longest = max(_length(everything, row) for row in rows)
+    # Padding on the right: attention is causal.
+    token_BS, position_BS = (torch.zeros(len(rows), longest, dtype=torch.int64) for _ in range(2))
+    label_BS, part_BS = torch.full_like(token_BS, IGNORE), torch.full_like(token_BS, -1)
+    for index, row in enumerate(rows):
+        *prompt, last = everything[row[0]].prompt.token_ids
+        begin = len(prompt)
+        token_BS[index, :begin], part_BS[index, :begin] = torch.tensor(prompt, dtype=torch.int64), 0
+        position_BS[index, :begin] = torch.arange(begin)
+        for part, at in enumerate(row, 1):
+            answer = everything[at].completion.token_ids
+            here = slice(begin, begin + len(answer))
+            # From the prompt's last token on, so that each completion's first is predicted at a place of its own. Its
+            # last token is predicted and predicts nothing.
+            token_BS[index, here], label_BS[index, here] = torch.tensor([last, *answer[:-1]]), torch.tensor(answer)
+            position_BS[index, here] = len(prompt) + torch.arange(len(answer))
+            part_BS[index, here], begin = part, here.stop
+    places = [at for row in rows for at in row]
     rollouts = [everything[at] for at in places]
-    longest = max(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in rollouts) - 1
-    tokens, labels = [], []
-    for rollout in rollouts:
-        prompt, answer = rollout.prompt.token_ids, rollout.completion.token_ids
-        # The last token is predicted and predicts nothing. Padding on the right: attention is causal.
-        row = torch.tensor([*prompt, *answer[:-1]])
-        label = torch.tensor([IGNORE] * (len(prompt) - 1) + answer)
-        tokens.append(F.pad(row, (0, longest - len(row))))
-        labels.append(F.pad(label, (0, longest - len(label)), value=IGNORE))
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     shares = [
         # What teaches nothing stays, with weight 0: a rank that has nothing else still steps with the others.
@@ -223,8 +246,10 @@ def _batch(
     weight_N = torch.repeat_interleave(torch.tensor(shares, dtype=torch.float32), torch.tensor(lengths))
     return RolloutBatch(
         places=tuple(places),
-        tokens_BS=torch.stack(tokens).to(device),
-        labels_BS=torch.stack(labels).to(device),
+        lengths=tuple(lengths),
+        tokens_BS=token_BS.to(device),
+        labels_BS=label_BS.to(device),
+        rows=SharedRows(position_BS=position_BS.to(device), part_BS=part_BS.to(device)),
         behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
         weight_N=weight_N.to(device),
         nuclei=_join_nuclei([rollout.completion.nuclei for rollout in rollouts]),

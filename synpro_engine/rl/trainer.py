@@ -42,7 +42,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.divergence import DivergedError, SkipGuard
-from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.engine import Engine, LossFn, StepResult
 from synpro_engine.train.metrics import MetricsLog, Value
 
 POLICY, SAMPLES = "policy", "samples"
@@ -268,10 +268,16 @@ class _Run:
         taught: list[StepResult] = []
         for part, denominator in list(zip(parts, denominators, strict=True)) * config.updates_per_rollout:
             if self._critic is not None:
-                taught.append(self._critic.engine.step(part, self._critic.loss, denominator=denominator))
+                taught.append(self._step(self._critic.engine, part, self._critic.loss, denominator))
             if config.critic is None or step >= config.critic.warmup_steps:
-                updates.append(Update(self._engine.step(part, self._loss, denominator=denominator), denominator))
+                updates.append(Update(self._step(self._engine, part, self._loss, denominator), denominator))
         return rollouts, updates, taught
+
+    @staticmethod
+    def _step(
+        engine: Engine, part: Sequence[RolloutBatch], loss: LossFn[RolloutBatch], denominator: float
+    ) -> StepResult:
+        return engine.step(part, loss, denominator=denominator, rows_of=lambda batch: batch.rows)
 
     def _informed(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the reference policy and, where it is asked for, the policy itself say of its tokens."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from synpro_engine.data import IGNORE
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.sampler import Completion, Nuclei
 from synpro_engine.synth import Candidate, Slice
 
@@ -54,19 +54,25 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutBatch:
-    """Completions as the policy's loss reads them.
+    """Completions as the policy's loss reads them; those of one prompt share a row.
 
-    places: where in the rank's rollouts each row's stands. tokens_BS: int64, prompt and completion without its last
-    token, padded on the right with 0. labels_BS: int64, the completion's token at the position that predicts it, else
-    -100. Real and per token: behaviour_N, log-probability under the policy that ratios are taken to; weight_N, share in
-    the loss, 0 for what teaches nothing; reference_N, log-probability under the reference policy; correction_N, by what
-    the gain is multiplied; advantage_N; value_N and return_N, what the critic foretold and learns. None: not known yet,
-    or not wanted. nuclei: the sampler's nuclei of the N tokens, None when nothing was cut.
+    places: where in the rank's rollouts each completion stands, in the order of their tokens; lengths: their tokens.
+    tokens_BS: int64, in each row a prompt without its last token, and behind it for each of its completions that last
+    token and the completion without its own; padded on the right with 0. labels_BS: int64, the completion's token at
+    the position that predicts it, else -100. rows: how that is read. nuclei: the sampler's nuclei of the N tokens, None
+    when nothing was cut.
+
+    Real and per token: behaviour_N, log-probability under the policy that ratios are taken to; weight_N, share in the
+    loss, 0 for what teaches nothing; reference_N, log-probability under the reference policy; correction_N, by what the
+    gain is multiplied; advantage_N; value_N and return_N, what the critic foretold and learns. None: not known yet, or
+    not wanted.
     """
 
     places: tuple[int, ...]
+    lengths: tuple[int, ...]
     tokens_BS: Tensor
     labels_BS: Tensor
+    rows: SharedRows
     behaviour_N: Tensor
     weight_N: Tensor
     nuclei: Nuclei | None
@@ -76,6 +82,6 @@ class RolloutBatch:
     value_N: Tensor | None = None
     return_N: Tensor | None = None
 
-    def by_row(self, values_N: Tensor) -> list[Tensor]:
-        """Values per token as one tensor for each row."""
-        return list(values_N.split((self.labels_BS != IGNORE).sum(1).tolist()))
+    def by_completion(self, values_N: Tensor) -> list[Tensor]:
+        """Values per token as one tensor for each completion."""
+        return list(values_N.split(self.lengths))

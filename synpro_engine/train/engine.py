@@ -26,6 +26,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_in, gather_objects
 from synpro_engine.model.build import refuse_traps
 from synpro_engine.model.model import Model, run_chunk
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
@@ -34,6 +35,7 @@ from synpro_engine.train.optimizer import build_optimizer, lr_factor, set_hyperp
 _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
 LossFn = Callable[[Model, Tensor, M], LossTerms]
+RowsOf = Callable[[M], SharedRows | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +107,19 @@ class Engine:
         """Begin the schedule anew at the present step (steps keep their numbers)."""
         self.schedule_start = self.step_index
 
-    def step(self, microbatches: Sequence[M], loss_fn: LossFn[M], *, denominator: float) -> StepResult:
+    def step(
+        self,
+        microbatches: Sequence[M],
+        loss_fn: LossFn[M],
+        *,
+        denominator: float,
+        rows_of: RowsOf[M] = lambda batch: None,
+    ) -> StepResult:
         """Accumulate over this data-parallel rank's `microbatches` and update the parameters once.
 
         denominator: of the whole job, the same on every rank (for a mean over tokens, their number on all ranks).
         In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
+        rows_of: how a micro-batch's rows are to be read, where they hold several continuations of one beginning.
         """
         assert denominator > 0, denominator
         self._check(microbatches)
@@ -117,7 +127,7 @@ class Engine:
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._forward_backward(microbatches, loss_fn, denominator)
+        sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of)
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
@@ -142,7 +152,7 @@ class Engine:
         )
 
     def _forward_backward(
-        self, microbatches: Sequence[M], loss_fn: LossFn[M], denominator: float
+        self, microbatches: Sequence[M], loss_fn: LossFn[M], denominator: float, rows_of: RowsOf[M]
     ) -> list[dict[str, Tensor]]:
         """Run the schedule; returns each micro-batch's reported sums (on the last stage, else [])."""
         sums: list[dict[str, Tensor]] = []
@@ -159,17 +169,19 @@ class Engine:
                 # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
 
-            return run_chunk(chunk, self.model.pad(batch.tokens_BS)), loss
+            rows = rows_of(batch)
+            return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows), loss
 
-        rows = microbatches[0].tokens_BS
+        first = microbatches[0]
         get_forward_backward_func()(
             forward_step_func=forward,
             # One iterator for each chunk of an interleaved pipeline: all of them go through every micro-batch.
             data_iterator=[iter(microbatches) for _ in self.wrapped],
             model=list(self.wrapped),
             num_microbatches=len(microbatches),
-            seq_length=self.model.pad(rows).size(1),  # a stage receives tensors of a shape that it is told here
-            micro_batch_size=rows.size(0),
+            # A stage receives tensors of a shape that it is told here.
+            seq_length=self.model.pad(first.tokens_BS, rows_of(first)).size(1),
+            micro_batch_size=first.tokens_BS.size(0),
             forward_only=False,
         )
         return sums

@@ -10,6 +10,7 @@ import torch
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Topology
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.rl.config import PRESETS, ImportanceConfig, TuneConfig
 from synpro_engine.rl.critic import Critic
 from synpro_engine.rl.policy import corrected
@@ -85,7 +86,7 @@ def test_values_are_learnt_by_the_formula_of_clipped_values(topology: Topology) 
     value, future = torch.tensor([0.5, -0.05, 0.2, 0.0]), torch.tensor([1.0, 0.3, -1.0, 0.0])
     batch = replace(batch, value_N=value, return_N=future, weight_N=torch.tensor([1.0, 2.0, 0.5, 0.0]))
     model = critic.engine.model
-    terms = critic.loss(model, model.hidden(batch.tokens_BS), batch)
+    terms = critic.loss(model, model.hidden(batch.tokens_BS, batch.rows), batch)
     # The head is of zeros, so every value is 0 and moves from the rollout's by no more than the clip.
     held = value + (-value).clamp(-0.1, 0.1)
     expected = 0.5 * (batch.weight_N * torch.maximum(future.square(), (held - future).square())).sum()
@@ -99,8 +100,9 @@ def batch_of(behaviour: list[float], lengths: list[int]) -> RolloutBatch:
         labels[row, :length] = 1
     values = torch.tensor(behaviour)
     return RolloutBatch(
-        places=tuple(range(len(lengths))), tokens_BS=torch.zeros_like(labels), labels_BS=labels, behaviour_N=values,
-        weight_N=torch.ones_like(values), nuclei=None,
+        places=tuple(range(len(lengths))), lengths=tuple(lengths), tokens_BS=torch.zeros_like(labels),
+        labels_BS=labels, behaviour_N=values, weight_N=torch.ones_like(values), nuclei=None,
+        rows=SharedRows(position_BS=torch.zeros_like(labels), part_BS=torch.ones_like(labels)),
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_sampler_log_probabilities_equal_the_trainers(
     for batch in batches_of(model, config):
         assert (batch.nuclei is None) == (top_p == 1.0)
         scored = sampled_logprobs(
-            model, model.hidden(batch.tokens_BS), batch.labels_BS, batch.nuclei, temperature=temperature,
+            model, model.hidden(batch.tokens_BS, batch.rows), batch.labels_BS, batch.nuclei, temperature=temperature,
             vocab_limit=LIMIT,
         )  # fmt: skip
         torch.testing.assert_close(scored.logprob.detach(), batch.behaviour_N, rtol=0, atol=1e-5)
@@ -171,7 +171,7 @@ def test_grpo_with_one_update_is_plain_policy_gradient(topology: Topology, aggre
 
     engine = Engine(model, OptimizerConfig(lr=1e-30, weight_decay=0.0, clip=0.0))
     batches = taught(rollouts, micro_batches(rollouts, config, topology.device))
-    result = engine.step(batches, PolicyLoss(config, LIMIT), denominator=denominator)
+    result = engine.step(batches, PolicyLoss(config, LIMIT), denominator=denominator, rows_of=lambda batch: batch.rows)
     assert abs(result.grad_norm / float(norm) - 1.0) < 1e-4
     accumulated: Any
     for (name, accumulated), gradient in zip(model.named_parameters(), expected, strict=True):
@@ -186,7 +186,7 @@ def test_the_reference_agrees_with_the_policy_at_the_start_so_kl_and_its_gradien
     for batch in batches_of(model, config):
         reference_N = rollout_logprobs(batch, reference_policy, config, LIMIT)
         still = replace(batch, reference_N=reference_N, advantage_N=torch.zeros_like(reference_N))
-        terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS), still)
+        terms = PolicyLoss(config, LIMIT)(model, model.hidden(batch.tokens_BS, batch.rows), still)
         assert float(terms.extras["kl"]) == 0.0
         gradients = torch.autograd.grad(terms.objective, list(model.parameters()), allow_unused=True)
         assert all(gradient is None or not gradient.any() for gradient in gradients)
@@ -200,7 +200,7 @@ def test_the_reference_shares_frozen_storage_and_never_moves(topology: Topology)
     engine = Engine(model, OptimizerConfig(lr=0.1))
     batches = batches_of(model, config)
     before = [rollout_logprobs(batch, reference_policy, config, LIMIT) for batch in batches]
-    engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0)
+    engine.step(batches, PolicyLoss(config, LIMIT), denominator=1.0, rows_of=lambda batch: batch.rows)
 
     shared = {name for name, p in model.named_parameters() if not p.requires_grad}
     own = dict(reference_policy.named_parameters())

@@ -1,0 +1,79 @@
+"""Rows that hold a beginning once and behind it several continuations, each of which sees it and itself alone.
+
+A row is read as its continuations would be, each behind the beginning in a row of its own. Shape suffixes: B rows, S
+positions in a row, h width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from torch import Tensor
+
+_PADDING = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRows:
+    """Where each token of a row stands, and in which part of it; int64 on the model's device.
+
+    position_BS: place behind the beginning's start, as in a row of its own. part_BS: 0 in the beginning, 1, 2, ... in
+    the continuations, -1 in padding.
+    """
+
+    position_BS: Tensor
+    part_BS: Tensor
+
+    def padded(self, length: int) -> SharedRows:
+        """The same with padding up to `length` positions."""
+        behind = (0, length - self.part_BS.size(1))
+        return SharedRows(
+            position_BS=F.pad(self.position_BS, behind), part_BS=F.pad(self.part_BS, behind, value=_PADDING)
+        )
+
+    def hidden_from(self) -> Tensor:
+        """bool [B, 1, S, S]: True where a row's query (third) must not see the key (fourth), as Megatron has it."""
+        query, key = self.part_BS[:, :, None], self.part_BS[:, None, :]
+        order_S = torch.arange(self.part_BS.size(1), device=self.part_BS.device)
+        # Padding sees what is before it, as in rows of one continuation: nothing reads what comes of it.
+        seen = ((key == 0) | (key == query)) & (order_S[:, None] >= order_S)
+        return ~seen[:, None]
+
+
+class RowRotary(RotaryEmbedding):
+    """Megatron's rotary positions, and those of shared rows while they are read."""
+
+    positions_BS: Tensor | None = None
+
+    @classmethod
+    def replacing(cls, rotary: torch.nn.Module, inverse_frequency: Tensor) -> RowRotary:
+        """One with these angles per position, fp32 [h/2], in the place of Megatron's own `rotary`."""
+        assert type(rotary) is RotaryEmbedding, "its other kinds of positions are not asked for"
+        # Its own angles are thrown away; made on the CPU, for it would take whichever GPU is the current one.
+        found = cls(2 * len(inverse_frequency), 1.0, use_cpu_initialization=True)
+        found.inv_freq, found.cp_group = inverse_frequency, rotary.cp_group
+        return found
+
+    def forward(  # pyright: ignore[reportIncompatibleVariableOverride] - Megatron wraps its own in a cache
+        self, max_seq_len: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """[S, 1, 1, h], or [S, B, 1, h] where each row has positions of its own."""
+        if self.positions_BS is None:
+            return super().forward(max_seq_len, *args, **kwargs)
+        angle_SBh = self.positions_BS.t()[..., None].to(self.inv_freq.dtype) * self.inv_freq
+        return torch.cat((angle_SBh, angle_SBh), -1)[:, :, None]
+
+    @contextmanager
+    def at(self, positions_BS: Tensor) -> Iterator[None]:
+        """While a chunk reads rows with these positions."""
+        self.positions_BS = positions_BS
+        try:
+            yield
+        finally:
+            self.positions_BS = None

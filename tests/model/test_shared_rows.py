@@ -1,0 +1,70 @@
+"""Continuations that share a row and their beginning are read as each would be behind it in a row of its own."""
+
+import pytest
+import torch
+
+from synpro_engine.dist import Topology
+from synpro_engine.model.build import build_model
+from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import SharedRows
+from tests.model.shapes import CONFIGS
+
+ROWS = ([5, 9, 2], [[3, 7, 1, 4], [8], [6, 6]]), ([1], [[2, 3], [4, 4, 4, 4, 4]]), ([], [[7, 8, 9]])
+
+
+def shared() -> tuple[torch.Tensor, SharedRows]:
+    longest = max(len(beginning) + sum(map(len, ends)) for beginning, ends in ROWS)
+    tokens, positions = (torch.zeros(len(ROWS), longest, dtype=torch.int64) for _ in range(2))
+    parts = torch.full_like(tokens, -1)
+    for row, (beginning, ends) in enumerate(ROWS):
+        at = 0
+        for part, piece in enumerate([beginning, *ends]):
+            start = len(beginning) if part else 0
+            for offset, token in enumerate(piece):
+                tokens[row, at], parts[row, at], positions[row, at] = token, part, start + offset
+                at += 1
+    return tokens, SharedRows(position_BS=positions, part_BS=parts)
+
+
+def alone(model: Model) -> torch.Tensor:
+    """Hidden states of all continuations' tokens, each read behind its beginning in a row of its own."""
+    found = [
+        model.hidden(torch.tensor([beginning + end]))[0, len(beginning) :] for beginning, ends in ROWS for end in ends
+    ]
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_every_gradient_are_those_of_rows_of_their_own(topology: Topology, name: str) -> None:
+    model = build_model(CONFIGS[name], topology, seed=3)
+    tokens, rows = shared()
+    together = model.hidden(tokens, rows)[rows.part_BS > 0]
+    apart = alone(model)
+    torch.testing.assert_close(together, apart, rtol=0, atol=5e-6)
+    scale = torch.randn(apart.shape, generator=torch.Generator().manual_seed(1))
+    parameters = dict(model.named_parameters())
+    found, expected = (
+        torch.autograd.grad((scale * values).sum(), list(parameters.values()), allow_unused=True)
+        for values in (together, apart)
+    )
+    for parameter, mine, theirs in zip(parameters, found, expected, strict=True):
+        assert (mine is None) == (theirs is None), parameter
+        if mine is not None and theirs is not None:
+            assert float((mine - theirs).norm()) <= 2e-6 * float(theirs.norm()), parameter
+
+
+def test_rows_may_be_longer_than_the_context_but_no_position_may(topology: Topology) -> None:
+    model = build_model(CONFIGS["llama tied"].model_copy(update={"seq_len": 7}), topology, seed=3)
+    tokens, rows = shared()
+    assert tokens.size(1) > 7 and model.hidden(tokens, rows).isfinite().all()
+    short = build_model(CONFIGS["llama tied"].model_copy(update={"seq_len": 6}), topology, seed=3)
+    with pytest.raises(AssertionError, match="7 tokens exceed"):
+        short.hidden(tokens, rows)
+
+
+def test_plain_rows_are_read_as_before_once_shared_ones_were(topology: Topology) -> None:
+    model, plain = build_model(CONFIGS["llama tied"], topology, seed=3), torch.tensor([[1, 2, 3, 4, 5, 6]])
+    before = model.hidden(plain)
+    tokens, rows = shared()
+    model.hidden(tokens, rows)
+    assert torch.equal(model.hidden(plain), before)
