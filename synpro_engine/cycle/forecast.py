@@ -6,6 +6,7 @@ counted at its bound (every completion as long as it may be, every slice full) o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,11 +214,13 @@ class _Counter:
             # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
             again = reference + (config.importance is not None) + (config.critic is not None)
             passes = (1 + again) / 3 + config.updates_per_rollout * (1 + (config.critic is not None))
-            flops += texts * (prompt + new) * passes * flops_per_token(self.generator.model, prompt + new)
+            # A prompt is read once for its completions, as many as stand in a micro-batch.
+            read = prompt / min(config.group_size, config.micro_batch) + new
+            flops += texts * read * passes * flops_per_token(self.generator.model, prompt + new)
             # A critic is as large as the policy, and trained like it.
             memory += self.generator.training * (1 + (config.critic is not None))
             memory += reference * self.generator.weights
-            memory += self.generator.activations(config.micro_batch, prompt + new)
+            memory += self.generator.activations(config.micro_batch, math.ceil(read))
         disk = self.generator.saved() if self.generator else 0.0
         tokens = texts * (prompt + new)
         return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=disk)
