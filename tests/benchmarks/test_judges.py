@@ -35,3 +35,11 @@ def test_one_request_a_text_has_at_most_a_quarter_of_the_tokens_of_one_an_entry(
     for row in rows:
         assert row["requests"] == row["texts"] >= 10 and row["one an entry"] >= 7 * row["texts"]
         assert 0 < row["tokens"] <= row["tokens, one an entry"] / 4
+
+
+def test_a_tree_of_eight_texts_of_four_entries_has_at_most_three_tenths_of_the_tokens_of_its_prompts() -> None:
+    rows = tokens.tree_table(6)
+    assert [row["slice, characters"] for row in rows] == list(tokens.MAX_CHARS)
+    for row in rows:
+        assert row["questions"] == row["groups"] * 32 >= 32
+        assert 0 < row["tokens"] <= 0.3 * row["tokens, one by one"]

@@ -122,3 +122,22 @@ def test_a_layout_that_cannot_run_it_is_refused_before_anything_is_counted(capsy
     assert "tp 3 x pp 1 does not divide" in refused(capsys, "plan", "smoke", "parallel.tp=3", "--ranks", "4")
     assert "`model.heads`" in refused(capsys, "plan", "smoke", "parallel.tp=3")
     assert "--measured" in refused(capsys, "plan", "smoke", "--measured", "nowhere")
+
+
+def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_once() -> None:
+    drop = ["dtype=float32", *(f"tune.{name}.bad_reward=drop_group" for name in ("rephrase", "reformat"))]
+    question = "question: {type: truth, ask: 'Is it clear?'}"
+    judges = [
+        "reward.judges.structure={model: embedded:smollm2-135m}",
+        f"reward.judges.clear={{model: embedded:smollm2-135m, {question}}}",
+    ]
+    plain = {cost.stage: cost for cost in costs("smoke", drop).costs}
+    asked = {cost.stage: cost for cost in costs("smoke", [*drop, *judges]).costs}
+    weights = 134_515_008 * 4
+    # Structure is a reward of paraphrases, and what nothing weighs is asked of generated texts.
+    for stage in ("tune-rephrase", "generate-rephrase", "generate-reformat"):
+        assert asked[f"round-1/{stage}"].memory - plain[f"round-1/{stage}"].memory == weights
+        assert asked[f"round-1/{stage}"].flops > plain[f"round-1/{stage}"].flops
+    assert asked["round-1/tune-reformat"] == plain["round-1/tune-reformat"]
+    lost = costs("smoke", [*drop, "reward.judges.structure={model: nowhere}"])
+    assert any("`reward.judges.structure.model`" in remark for remark in lost.remarks)
