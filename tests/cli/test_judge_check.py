@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.cli.main import main
+from synpro_engine.dist import ParallelConfig, launched
 from tests.cli.refusals import refused
+from tests.reward.judges.models import write_model
 from tests.reward.judges.server import serving
 
 
@@ -53,3 +55,19 @@ def test_a_judge_that_is_not_there_is_told_at_once(capsys: pytest.CaptureFixture
     judge = "reward.judges.structure={endpoint: 'http://127.0.0.1:9/v1', model: m}"
     drop = "tune.rephrase.bad_reward=drop_group"
     assert "`reward.judges.structure.endpoint`" in refused(capsys, "judge-check", "smoke", judge, drop)
+
+
+def test_a_model_in_the_job_is_checked_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with launched(ParallelConfig()) as topology:
+        model = write_model(tmp_path, "plain", topology)
+    drop = [f"tune.{operation}.bad_reward=drop_group" for operation in ("rephrase", "reformat")]
+    judges = [f"reward.judges.{name}={{model: {model}}}" for name in ("structure", "faithfulness")]
+    named = ["--judge", "structure", "--judge", "faithfulness", "--texts", "4", "--pairs", "6"]
+    assert main(["judge-check", "smoke", *judges, *drop, *named]) == 0
+    printed = capsys.readouterr().out
+    assert "| planted fault | pairs | structure (model) |" in printed and "| faithfulness (model) | n |" in printed
+    assert re.search(
+        r"^faithfulness \(model\): \d+ judged, .* input_tokens.* plain_tokens each$", printed, re.MULTILINE
+    )
+    (model / "model.safetensors").unlink()
+    assert "`reward.judges.faithfulness.model`: " in refused(capsys, "judge-check", "smoke", *judges, *drop, *named)

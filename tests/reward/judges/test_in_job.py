@@ -13,22 +13,23 @@ import torch
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.data import load_tokenizer
-from synpro_engine.data.sentencepiece_tokenizer import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
-from synpro_engine.model.build import build_model
-from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.hf import export_hf
-from synpro_engine.reward import Candidate, RewardConfig
+from synpro_engine.reward import Candidate, Composer, RewardConfig
 from synpro_engine.reward.judges import Judge, JudgesConfig, ask_together
 from synpro_engine.reward.judges.client import Judgement
 from synpro_engine.reward.judges.in_job import ModelClient
 from synpro_engine.reward.judges.labels import Labelled, chat_format_of, labels_of
 from synpro_engine.reward.judges.models import check_models, load_judges
+from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.policy import prepare_policy
+from synpro_engine.rl.trainer import tune
+from synpro_engine.synth import Prompter
 from synpro_engine.synth.parsed import Entry, Parsed
+from synpro_engine.train.metrics import read_metrics
+from tests.reward.judges.models import SOURCE, write_model
 
-PUBLISHED: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "synth" / "published.py"))
-SOURCE = "The mill burned down in 1871, and the town had no other employer. Its workers left for the coast that winter."
+TOY = Path(__file__).parents[2] / "rl" / "toy.py"
 OWN = {"type": "score", "ask": "How clear is it?", "levels": [{"name": str(n)} for n in range(12)], "source": "hidden"}
 
 
@@ -38,24 +39,9 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-def _written(directory: Path, family: str, topology: Topology) -> Path:
-    """A random model, whose answers hang on the texts, with a family's tokenizer; `plain` has no chats, and one of
-    single characters, so that `yes` and `no` are several tokens."""
-    if family == "plain":
-        tokenizer = train_sentencepiece([SOURCE, "ABCDEFG 0123456789 <>/_:()"], 310, directory / "tokenizer.model")
-    else:
-        tokenizer = load_tokenizer(PUBLISHED["write"](directory / "tokenizer", family))
-    shape = ModelConfig(
-        family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, seq_len=2048,
-        vocab_size=-(-tokenizer.vocab_size // 2) * 2, init_std=0.2, rope_theta=1e4,
-    )  # fmt: skip
-    export_hf(build_model(shape, topology, seed=3), directory / "model", tokenizer)
-    return directory / "model"
-
-
 @pytest.fixture(scope="module")
 def judge_dir(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _written(tmp_path_factory.mktemp("judge"), "llama3", topology)
+    return write_model(tmp_path_factory.mktemp("judge"), "llama3", topology)
 
 
 def _config(directory: Path | str, *names: str, **settings: Any) -> JudgesConfig:
@@ -99,7 +85,7 @@ def test_values_are_those_of_transformers_logits_on_each_whole_prompt(
 ) -> None:
     import transformers
 
-    directory = _written(tmp_path, family, topology)
+    directory = write_model(tmp_path, family, topology)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     config = _config(directory, "quality", "faithfulness", "structure", "similarity", prefill_tokens=400)
     judges, candidates = _loaded(config, topology), _candidates()
@@ -118,7 +104,7 @@ def test_values_are_those_of_transformers_logits_on_each_whole_prompt(
 def test_label_probabilities_are_those_of_transformers_decision_pipeline(topology: Topology, tmp_path: Path) -> None:
     """On its own prompts and labels, which say other words and are one for each question."""
     transformers = pytest.importorskip("transformers", minversion="5.20", reason="typed decisions came with it")
-    directory = _written(tmp_path, "smollm2", topology)
+    directory = write_model(tmp_path, "smollm2", topology)
     asked = {
         "kept": {
             "type": "choice",
@@ -154,7 +140,7 @@ FAMILIES = {
 def test_a_prompt_ends_where_the_labels_part_and_each_label_stands_behind_it(
     topology: Topology, tmp_path: Path, family: str
 ) -> None:
-    directory = _written(tmp_path, family, topology)
+    directory = write_model(tmp_path, family, topology)
     tokenizer = load_tokenizer(directory)
     for name, labels in (("faithfulness", ("A", "B", "C")), ("structure", ("no", "yes")), ("quality", tuple("12345"))):
         asked = Labelled(_config(directory, name).question_of(name), tokenizer, chat_format_of(tokenizer, "auto"))
@@ -199,6 +185,47 @@ def test_tensor_parallel_ranks_give_the_values_of_one_process(judge_dir: Path) -
     one, two = run_ranks(_values, 2, directory=judge_dir, parallel=ParallelConfig(tp=2))
     assert one == two
     torch.testing.assert_close(torch.tensor(one), torch.tensor(alone), rtol=0, atol=1e-5)
+
+
+def _lettered(model: Path) -> JudgesConfig:
+    """Two questions, of a text alone and beside its source, whose labels are each one token of any vocabulary."""
+    options = [{"name": "much", "worth": 1.0}, {"name": "some", "worth": 0.5}, {"name": "none"}]
+    asked = {"clear": ("How clear is it?", "compared"), "kept": ("How much does it keep?", "shown")}
+    return load_config(JudgesConfig, {
+        name: {"model": str(model), "question": {"type": "choice", "ask": ask, "source": source, "options": options}}
+        for name, (ask, source) in asked.items()
+    })  # fmt: skip
+
+
+def _tuned(directory: Path, model: Path, parallel: ParallelConfig) -> list[dict[str, Any]]:
+    """What a toy's tuning logs of each step, which a model in the job alone rewards."""
+    toy = runpy.run_path(str(TOY))
+    changes = {"steps": 2, "checkpoint_every": 0, "bad_reward": "drop_group"}
+    config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | changes)
+    with launched(parallel) as topology:
+        policy = toy["build"](topology)
+        judges = _loaded(_lettered(model), topology, directory / "judges")
+        tune(
+            config, policy=policy, reference_policy=prepare_policy(policy, config),
+            prompter=Prompter(toy["OPERATION"], toy["Letters"](), toy["PROMPT"]), slices=toy["SLICES"],
+            scorer=Composer(judges, {"toy": {"clear": 1.0, "kept": 2.0}}),
+            reward_weights={"clear": 1.0, "kept": 2.0}, directory=directory, seed=1,
+        )  # fmt: skip
+    return [record for record in read_metrics(directory / "metrics.jsonl") if record["kind"] == "tune"]
+
+
+@pytest.mark.parametrize("tp", [2, 1])
+def test_a_tuning_on_two_ranks_has_the_rewards_of_one(judge_dir: Path, tmp_path: Path, tp: int) -> None:
+    [one] = run_ranks(_tuned, 1, directory=tmp_path / "one", model=judge_dir, parallel=ParallelConfig())
+    two, _ = run_ranks(_tuned, 2, directory=tmp_path / "two", model=judge_dir, parallel=ParallelConfig(tp=tp))
+    judge = "judge/clear+kept"
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("reward", "reward/clear", "reward/kept"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+        assert len({ours["reward/clear"], ours["reward/kept"], 0.0}) == 3
+        # Data-parallel ranks may both read a source before they know what the other keeps.
+        assert tp == 1 or all(ours[f"{judge}/{what}"] == theirs[f"{judge}/{what}"] for what in ("judged", "kept"))
+        assert 0 < theirs[f"{judge}/input_tokens"] < theirs[f"{judge}/plain_tokens"]
 
 
 def test_answers_are_kept_by_model_question_and_prompt(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
