@@ -18,7 +18,7 @@ Train a judge of faithfulness: a small head that says how likely a source suppor
 
 \b
 A recipe takes it by `reward.faithfulness_judge: judge.json`. The file holds the weights, what it was trained on, and
-what it was measured at: on a sixth of the sources that is left out of training, and on the sets of --measure. Two
+what it was measured at: on a sixth of the documents that is left out of training, and on the sets of --measure. Two
 calls with the same text and seed on one machine write the same file. See docs/judges.md.
 """
 
