@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, load_config
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
@@ -294,3 +297,31 @@ def test_a_judge_without_an_endpoint_is_a_model_and_a_forgotten_endpoint_is_told
         load_config(RewardConfig, {"judges": {"quality": {"model": "somewhere", "api": "chat"}}})
     with pytest.raises(UserError, match=r"unknown key `judges.quality.prefil_tokens` \(did you mean `prefill_tokens`"):
         load_config(RewardConfig, {"judges": {"quality": {"model": "somewhere", "prefil_tokens": 5}}})
+
+
+def test_a_run_is_refused_before_it_begins_and_a_stage_goes_by_the_files_of_the_model_that_it_asks(
+    topology: Topology, judge_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(judge_dir, tmp_path / "model")
+    drop = [f"tune.{operation}.bad_reward=drop_group" for operation in ("rephrase", "reformat")]
+    clear = f"reward.judges.clear={{model: {model}, question: {{type: truth, ask: 'Is it clear?'}}}}"
+    recipe = load_recipe("smoke", [f"reward.judges.structure={{model: {model}}}", clear, *drop])
+
+    def contents() -> dict[str, dict[str, str]]:
+        stages = Plan(recipe, tmp_path / "run", topology).stages()
+        return {stage.name: stage.config.get("contents", {}) for stage in stages}
+
+    check_judges(recipe, tmp_path / "run", topology)
+    first = contents()
+    named = {stage: sorted(key.split(".")[2] for key in of if "judges" in key) for stage, of in first.items()}
+    assert {stage: of for stage, of in named.items() if of} == {
+        "round-1/tune-rephrase": ["structure"],
+        "round-1/generate-rephrase": ["clear", "structure"],
+        "round-1/generate-reformat": ["clear"],
+    }
+    tokenizer = model / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert {stage for stage, of in contents().items() if of != first[stage]} == {s for s, of in named.items() if of}
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match=r"^`reward.judges.structure.model`: .*`model_type` 'bert' is not one of"):
+        check_judges(recipe, tmp_path / "run", topology)
