@@ -23,11 +23,12 @@ from synpro_engine.config import UserError, first_difference
 from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.reward.config import OVERLONG
+from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic, critic_values
 from synpro_engine.rl.own_surrogate import load_surrogate
-from synpro_engine.rl.policy import PolicyLoss, corrected, micro_batches, rollout_logprobs
+from synpro_engine.rl.policy import PolicyLoss, corrected, rollout_logprobs
 from synpro_engine.rl.record import Update, rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch

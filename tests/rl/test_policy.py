@@ -10,12 +10,12 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
+from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.policy import (
     PolicyLoss,
     make_reference_policy,
-    micro_batches,
     prepare_policy,
     rollout_logprobs,
     sampled_logprobs,
