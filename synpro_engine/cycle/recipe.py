@@ -31,7 +31,7 @@ from synpro_engine.cycle.sections import (
 from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.reward import RewardConfig
+from synpro_engine.reward import NO_JUDGES, RewardConfig
 from synpro_engine.reward.own import OwnReward
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.own_surrogate import load_surrogate
@@ -140,6 +140,15 @@ class Recipe(Config):
                 raise ValueError(
                     f"tune.{operation}.bad_reward: must be drop_group, for reward.judges.{asked[0]} may fail to answer"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _canaries_have_judges(self) -> Recipe:
+        for operation, config in self.tune.items():
+            if config.judge_canary.every:
+                weighed = [name for name, weight in self.reward.weights(operation).items() if weight]
+                if fault := config.judge_canary.fault([name for name in weighed if name not in NO_JUDGES]):
+                    raise ValueError(f"tune.{operation}.judge_canary.{fault}")
         return self
 
     @model_validator(mode="after")

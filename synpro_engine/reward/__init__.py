@@ -1,6 +1,6 @@
 """Rewards for generated texts, and how they are weighted and added up."""
 
-from synpro_engine.reward.compose import Composer, build_composer
+from synpro_engine.reward.compose import NO_JUDGES, Composer, build_composer
 from synpro_engine.reward.config import REWARD_NAMES, RewardConfig
 from synpro_engine.reward.embedder import Embedder, Match, greedy_match
 from synpro_engine.reward.influence import InfluenceReward
@@ -13,6 +13,7 @@ from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTab
 from synpro_engine.reward.words import distinct_ngrams, rouge_l_precision, unsupported_share
 
 __all__ = [
+    "NO_JUDGES",
     "REWARD_NAMES",
     "AntiCopyReward",
     "Candidate",

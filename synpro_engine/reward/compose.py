@@ -29,6 +29,8 @@ from synpro_engine.reward.structure import StructureReward
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
 from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
 
+NO_JUDGES = frozenset({"influence", "length", "format"})
+"""Rewards that say nothing of what a text says: no fault planted in it should show in them."""
 _ROUNDING = 1e-6
 
 
@@ -62,6 +64,20 @@ class Composer:
         embedded = f"synpro_engine {versions()['synpro_engine']}"
         own = (Judge, FaithfulnessReward, OwnReward)
         return {name: r.version if isinstance(r, own) else embedded for name, r in self._rewards.items()}
+
+    @property
+    def judging(self) -> dict[str, str]:
+        """Rewards that judge, by name: `entry` where each entry is judged by itself, else `text`."""
+        judges = {name: reward for name, reward in self._rewards.items() if name not in NO_JUDGES}
+        return {
+            name: r.each if isinstance(r, Judge) else "entry" if isinstance(r, FaithfulnessReward) else "text"
+            for name, r in judges.items()
+        }
+
+    def only(self, names: Collection[str], operation: str) -> Composer:
+        """Of the very same rewards these alone, for texts that pass for those of an operation."""
+        chosen = [reward for name, reward in self._rewards.items() if name in names]
+        return Composer(chosen, {operation: dict.fromkeys(names, 1.0)})
 
     def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
         """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.

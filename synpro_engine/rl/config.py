@@ -6,8 +6,8 @@ settings (`PRESETS`) then take the place of the defaults; each can still be give
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -79,13 +79,42 @@ class CriticConfig(Config):
     """Values are held so near to those of the rollout (PPO's value clipping); None does without."""
 
 
+class CanaryConfig(Config):
+    """A look at the judges on what the generator writes by then: completions against themselves with a fault planted.
+
+    A judge is attacked by what it trains: its reward may rise because it is deceived.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Steps from one look to the next, the first step's and the last's among them; 0 does without."""
+    texts: int = Field(default=8, gt=0)
+    """Completions of a step that faults are planted in, over all ranks; each costs a judgement for each kind."""
+    least: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(default={})
+    """By judge, the share of completions that it must rate above themselves with a fault; 0.5 is chance."""
+    below: Literal["warn", "stop"] = "warn"
+    """What follows below it: a line, or the end of tuning, which can go on from a checkpoint of that very step."""
+
+    @model_validator(mode="after")
+    def _looks(self) -> CanaryConfig:
+        if self.least and not self.every:
+            raise ValueError("least: nothing is looked at without `every`")
+        return self
+
+    def fault(self, judges: Collection[str]) -> str:
+        """What is wrong with it where these are the judges that have a weight, in words; "" where nothing is."""
+        if not judges:
+            return "every: no reward of the operation is a judge's, so there is nothing to look at"
+        unknown = [name for name in self.least if name not in judges]
+        return f"least: no judge `{unknown[0]}` has a weight here{nearest(unknown[0], judges)}" if unknown else ""
+
+
 class TuneConfig(Config):
     """One round of tuning one operation's generator: GRPO and its kin, or PPO."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         # How work is cut, what is kept of it, when to give up: none of it reaches the numbers, so no stage is redone
         # for it.
-        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples".split()
+        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples judge_canary".split()
     )
 
     algorithm: Algorithm = "grpo"
@@ -162,6 +191,8 @@ class TuneConfig(Config):
     sampling: SamplingConfig = _SAMPLING
     """How completions are drawn; the trainer's log-probabilities are under this very distribution."""
     sampler: SamplerConfig = SamplerConfig()
+
+    judge_canary: CanaryConfig = CanaryConfig()
 
     checkpoint_every: int = Field(default=20, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""

@@ -22,8 +22,10 @@ import torch
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
 from synpro_engine.model.model import Model
+from synpro_engine.reward.canary import Canary
 from synpro_engine.reward.config import OVERLONG
 from synpro_engine.rl.batches import micro_batches
+from synpro_engine.rl.canary import CanaryWatch, JudgeFell
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic, critic_values
@@ -72,21 +74,24 @@ def tune(
     reward_weights: Mapping[str, float],
     directory: Path,
     seed: int,
+    canary: Canary | None = None,
     label: str = "tuning",
 ) -> TuneResult:
     """Train `policy` in place for `config.steps` steps; writes the tuned weights to `directory/policy`.
 
     policy and reference_policy: as `prepare_policy` makes them, both at the round's start. prompter: the operation,
     asked in the generator's tokens; slices whose prompts are too long are left out. scorer: rewards of candidates;
-    reward_weights: their weights by name for this operation (those not named are not logged). Collective over the whole
-    job. On the CPU deterministic in its arguments; on a GPU sums of many threads come in any order (see `nucleus`), so
-    runs part by rounding.
+    reward_weights: their weights by name for this operation (those not named are not logged). canary: the judges among
+    them, where `config.judge_canary` has them looked at. Collective over the whole job. On the CPU deterministic in its
+    arguments; on a GPU sums of many threads come in any order (see `nucleus`), so runs part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
-    all; DivergedError when the policy's numbers are no longer finite; Stopped, after a checkpoint, when the job is
-    asked to stop.
+    all; JudgeFell, after a checkpoint, for a judge below its least value; DivergedError when the policy's numbers are
+    no longer finite; Stopped, after a checkpoint, when the job is asked to stop.
     """
+    watched = config.judge_canary.every > 0
+    assert (canary is not None) or not watched, "judges that are looked at must be given"
     assert (reference_policy is None) == (config.kl_beta == 0.0), "a KL term needs a reference policy, and only it does"
     topology = policy.topology
     operation, sampler = prompter.operation, Sampler(policy, config.sampler)
@@ -101,9 +106,14 @@ def tune(
     identity["prompt_version"] = operation.prompt_version
     identity["surrogate_sha256"] = load_surrogate(config.surrogate, f"tune.{operation.name}.surrogate")
     compared = {**reward_weights, OVERLONG: 1.0}
+    watch = None
+    if canary is not None and watched:
+        watch = CanaryWatch(
+            config.judge_canary, canary, topology, operation=operation.name, steps=config.steps, seed=seed
+        )
     run = _Run(
         config, engine, reference_policy, critic, worker, guard, prompter.tokenizer.vocab_size, directory, identity,
-        compared,
+        compared, watch,
     )  # fmt: skip
     done = run.resume()
     rewards: list[float] = []
@@ -111,7 +121,12 @@ def tune(
         say(topology, f"{label}: {prompts.left_out} of {len(slices)} slices make too long a prompt and are left out")
     with closing(run), progress(config.steps, label, "step", topology, done) as bar:
         for step in range(done, config.steps):
-            values = run.step(prompts, step)
+            try:
+                values = run.step(prompts, step)
+            except JudgeFell:
+                # Its updates are not made: who goes on from here, with another judge or setting, loses nothing.
+                run.save_before(step)
+                raise
             rewards += [values["reward"]] if math.isfinite(values["reward"]) else []
             bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
             bar.update()
@@ -141,12 +156,12 @@ class _Run:
     def __init__(
         self, config: TuneConfig, engine: Engine, reference_policy: Model | None, critic: Critic | None,
         worker: RolloutWorker, guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float], watch: CanaryWatch | None,
     ) -> None:  # fmt: skip
         self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
         self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
         self._topology, self._weights, self._critic = engine.model.topology, weights, critic
-        self._loss = PolicyLoss(config, vocab_limit)
+        self._loss, self._watch = PolicyLoss(config, vocab_limit), watch
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
         """Whether the job was asked to stop; whether a group of any step, before a resumption too, was learnt from."""
@@ -190,6 +205,8 @@ class _Run:
         clock.append(time.perf_counter())
         rollouts, asked = self._worker.score(chosen, places, sampled)
         refilled, asked = self._refill(prompts, chosen, rollouts, step, asked)
+        if self._watch is not None and self._watch.is_due(step):
+            self._look(self._watch, prompts, rollouts, step)
         clock.append(time.perf_counter())
         rollouts, updates, taught = self._update(rollouts, step)
         self.asked_to_stop = [*taught, *(update.result for update in updates)][-1].stop
@@ -217,6 +234,17 @@ class _Run:
             for result in results:
                 guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+    def _look(self, watch: CanaryWatch, prompts: PromptSource, rollouts: Sequence[Rollout], step: int) -> None:
+        """Look at the judges, and heed what is found. JudgeFell, on every rank."""
+        others = prompts.at(step + 1)
+        share = self._worker.share(others)
+        values = watch.look(rollouts, share, len(others), self._config.group_size, others, step)
+        self._logs[0].write("canary", step + 1, values)
+        if told := watch.fallen(values, step):
+            if watch.stops:
+                raise JudgeFell(f"{self._guard.what}: {told}; `below: warn` goes on all the same")
+            say(self._topology, f"{self._guard.what}: {told}")
 
     def _sample(
         self, prompts: Sequence[Prompt], step: int, places: Sequence[int], attempt: int = 0
@@ -302,6 +330,12 @@ class _Run:
         ]
         count_here = torch.tensor(sum(each), dtype=torch.float64, device=self._topology.device)
         return max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: nothing teaches
+
+    def save_before(self, step: int) -> None:
+        """Write the checkpoint that a step begins with, unless it is there or nothing was done. Collective."""
+        every = self._config.checkpoint_every
+        if step and (every == 0 or step % every):
+            self.save_if_due(step, stop=True)
 
     def save_if_due(self, done: int, *, stop: bool) -> None:
         """Write a checkpoint after the last step, every `checkpoint_every` steps, and for a stop. Collective."""

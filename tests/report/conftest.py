@@ -80,6 +80,8 @@ def _rewards(operation: str, steps: int) -> RewardCurves:
         weights=weights,
         kl=rise(0.0, 0.04, 0.003),
         lengths=rise(96, 118, 6),
+        canaries={"quality": [(1, 0.97), (11, 0.9), (21, 0.62)], "similarity": [(1, 0.8), (11, 0.82), (21, 0.81)]},
+        canary_least={"quality": 0.7},
     )
 
 

@@ -93,7 +93,7 @@ def test_hostile_characters_do_not_break_the_file(full_report: ReportData, tmp_p
 def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None:
     assert {section.key for section in SECTIONS} <= set(read.ids)
     assert "not run yet" not in full_page
-    assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7) + 2
+    assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7 + 2) + 2
 
 
 def test_each_stem_in_sections_is_a_section_of_the_page_and_has_a_template() -> None:
@@ -174,3 +174,12 @@ def test_report_is_replaced_whole(tmp_path: Path) -> None:
     write_report(ReportData(title="New"), path)
     assert "<title>New</title>" in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_judges_still_see_is_drawn_where_they_were_looked_at(full_report: ReportData) -> None:
+    page = render_report(full_report)
+    told = "share of completions that {} rates above themselves with a fault, by step"
+    for judge in ("quality", "similarity"):
+        assert f"{full_report.tuning[0].operation}: {told.format(judge)}" in page
+    without = tuple(dataclasses.replace(curves, canaries={}) for curves in full_report.tuning)
+    assert "rates above themselves" not in render_report(dataclasses.replace(full_report, tuning=without))

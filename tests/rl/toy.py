@@ -9,6 +9,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
+from synpro_engine.reward.canary import Canary
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
@@ -95,10 +96,11 @@ def run(
 ) -> tuple[TuneResult, Model]:
     """Tune `policy`, or a fresh toy one; returns the result and the policy."""
     policy = build(topology) if policy is None else policy
+    composer = Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS})
     reference_policy = prepare_policy(policy, config)
     result = tune(
         config, policy=policy, reference_policy=reference_policy, prompter=Prompter(operation, Letters(), prompt),
-        slices=SLICES, scorer=Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS}),
+        slices=SLICES, scorer=composer, canary=Canary(composer) if config.judge_canary.every else None,
         reward_weights=WEIGHTS, directory=directory, seed=1,
     )  # fmt: skip
     return result, policy

@@ -44,6 +44,7 @@ from synpro_engine.influence import TextInfluence, build_estimator, text_likelih
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
+from synpro_engine.reward.canary import Canary
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import Sampler
@@ -157,6 +158,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         parameter.requires_grad_(True)
     # Before the first update, since it is a copy of the policy as it is now.
     reference_policy = prepare_policy(policy, config)
+    scorer = build_rewards(settings, inputs, topology)
     result = tune(
         config,
         policy=policy,
@@ -167,7 +169,8 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
                 documents, wanted, seed, lambda text: len(tokenizer.encode(text)), cut=operation_named(operation).cut
             )
         ),
-        scorer=build_rewards(settings, inputs, topology),
+        scorer=scorer,
+        canary=Canary(scorer) if config.judge_canary.every else None,
         reward_weights=settings.reward.weights(operation),
         directory=into,
         seed=seed,

@@ -11,6 +11,7 @@ from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import Round
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import RewardCurves
+from synpro_engine.rl.canary import AGREEMENT
 
 
 class _Step(Record):
@@ -27,6 +28,19 @@ class _Step(Record):
     def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
         start = "reward/"
         return {**fields, "parts": {k.removeprefix(start): v for k, v in fields.items() if k.startswith(start)}}
+
+
+class _Look(Record):
+    """A record of the kind `canary`: each judge's share of completions rated above themselves with a fault."""
+
+    step: int
+    agreement: dict[str, float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
+        found = {k.removeprefix(AGREEMENT): v for k, v in fields.items() if k.startswith(AGREEMENT)}
+        return {**fields, "agreement": found}
 
 
 class _FiniteStep(NamedTuple):
@@ -55,9 +69,20 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
                 weights=run.recipe.reward.weights(operation),
                 kl=tuple(s.kl for s in steps),
                 lengths=tuple(s.length for s in steps),
+                canaries=_canaries(run, Round(number).tune(operation)),
+                canary_least=run.recipe.tune[operation].judge_canary.least,
             )
         )
     return tuple(curves)
+
+
+def _canaries(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, share) of each judge, where it was looked at."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for look in run.metrics(stage, "canary", _Look):
+        for judge, share in look.agreement.items():
+            found.setdefault(judge, []).append((look.step, share))
+    return found
 
 
 def _finite_steps(run: FinishedRun, stage: str) -> list[_FiniteStep]:

@@ -18,6 +18,9 @@ class RewardCurves:
     weights: Mapping[str, float] = field(default_factory=dict)
     kl: tuple[float, ...] = ()  # k3 estimate to the reference policy, nats per token
     lengths: tuple[float, ...] = ()  # tokens per completion
+    canaries: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """By judge (step, share of completions that it rated above themselves with a fault planted)."""
+    canary_least: Mapping[str, float] = field(default_factory=dict)
 
     def panels(self, colours: Mapping[str, str]) -> list[Panel]:
         """Total reward, KL and completion length over the tuning steps; `colours` are by operation."""
@@ -40,6 +43,25 @@ class RewardCurves:
             weight = self.weights.get(part)
             title = part.replace("_", " ") + ("" if weight is None else f" × {weight:g}")
             panels.append(self._by_step(part, values, colours[self.operation], title=title, size=(200, 115)))
+        return panels
+
+    def canary_panels(self, colours: Mapping[str, str]) -> list[Panel]:
+        """What each judge still sees of planted faults, from chance to all; `colours` are by operation."""
+        from matplotlib.ticker import MaxNLocator
+
+        panels: list[Panel] = []
+        for judge, looks in self.canaries.items():
+            title = judge.replace("_", " ")
+            name = f"tuning-{svg.slug(self.operation)}-canary-{svg.slug(judge)}"
+            about = f"{self.operation}: share of completions that {title} rates above themselves with a fault, by step"
+            with svg.panel(name, about, title=title, width=200, height=115) as panel:
+                steps, shares = zip(*looks, strict=True)
+                panel.axes.plot(steps, shares, color=colours[self.operation], **svg.point_marks(steps))
+                for level in (0.5, self.canary_least.get(judge, 0.5)):
+                    panel.axes.axhline(level, color="#999999", linewidth=0.8, linestyle=":")
+                panel.axes.set_ylim(min(0.4, *shares) - 0.05, 1.05)
+                panel.axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            panels.append(panel)
         return panels
 
     def _by_step(

@@ -51,6 +51,11 @@ class Judge:
         self._question = client.question(name)
 
     @property
+    def each(self) -> str:
+        """What the question is asked of, the whole `text` or each `entry`."""
+        return self._question.each
+
+    @property
     def range(self) -> tuple[float, float]:
         """Least and greatest value; 0 is among them for a text without entries, where these are judged."""
         low, high = self._question.range
