@@ -13,27 +13,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from synpro_engine.config import UserError, first_difference
-from synpro_engine.dist import Stopped, gather_objects, progress, say, sum_over
+from synpro_engine.dist import Stopped, gather_objects, progress, say
 from synpro_engine.model.model import Model
 from synpro_engine.reward.canary import Canary
 from synpro_engine.reward.config import OVERLONG
-from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.canary import CanaryWatch, JudgeFell
 from synpro_engine.rl.config import TuneConfig
-from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic, critic_values
+from synpro_engine.rl.learner import Learner
 from synpro_engine.rl.own_surrogate import load_surrogate
-from synpro_engine.rl.policy import PolicyLoss, corrected, rollout_logprobs
-from synpro_engine.rl.record import Update, rollout_values, sample_values, update_values
+from synpro_engine.rl.record import rollout_values, sample_values, update_values
 from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
-from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
+from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import (
@@ -45,7 +41,7 @@ from synpro_engine.train.checkpoint import (
     step_path,
 )
 from synpro_engine.train.divergence import DivergedError, SkipGuard
-from synpro_engine.train.engine import Engine, LossFn, StepResult
+from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import MetricsLog, Value
 
 POLICY, SAMPLES = "policy", "samples"
@@ -105,16 +101,14 @@ def tune(
     identity = {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed}
     identity["prompt_version"] = operation.prompt_version
     identity["surrogate_sha256"] = load_surrogate(config.surrogate, f"tune.{operation.name}.surrogate")
-    compared = {**reward_weights, OVERLONG: 1.0}
     watch = None
     if canary is not None and watched:
         watch = CanaryWatch(
             config.judge_canary, canary, topology, operation=operation.name, steps=config.steps, seed=seed
         )
-    run = _Run(
-        config, engine, reference_policy, critic, worker, guard, prompter.tokenizer.vocab_size, directory, identity,
-        compared, watch,
-    )  # fmt: skip
+    weights = {**reward_weights, OVERLONG: 1.0}
+    learner = Learner(config, engine, reference_policy, critic, prompter.tokenizer.vocab_size, weights)
+    run = _Run(config, engine, critic, learner, worker, guard, directory, identity, watch)
     done = run.resume()
     rewards: list[float] = []
     if prompts.left_out:
@@ -151,17 +145,15 @@ def tune(
 
 
 class _Run:
-    """One run's engine, reference policy, worker and files."""
+    """One run's engine, learner, worker and files."""
 
     def __init__(
-        self, config: TuneConfig, engine: Engine, reference_policy: Model | None, critic: Critic | None,
-        worker: RolloutWorker, guard: SkipGuard, vocab_limit: int, directory: Path, identity: dict[str, Any],
-        weights: Mapping[str, float], watch: CanaryWatch | None,
+        self, config: TuneConfig, engine: Engine, critic: Critic | None, learner: Learner, worker: RolloutWorker,
+        guard: SkipGuard, directory: Path, identity: dict[str, Any], watch: CanaryWatch | None,
     ) -> None:  # fmt: skip
-        self._config, self._engine, self._reference_policy, self._worker = config, engine, reference_policy, worker
-        self._guard, self._vocab_limit, self._directory, self._identity = guard, vocab_limit, directory, identity
-        self._topology, self._weights, self._critic = engine.model.topology, weights, critic
-        self._loss, self._watch = PolicyLoss(config, vocab_limit), watch
+        self._config, self._engine, self._critic, self._learner = config, engine, critic, learner
+        self._worker, self._guard, self._directory, self._identity = worker, guard, directory, identity
+        self._topology, self._watch = engine.model.topology, watch
         self._logs: list[MetricsLog] = []
         self.asked_to_stop = self.rewarded = False
         """Whether the job was asked to stop; whether a group of any step, before a resumption too, was learnt from."""
@@ -208,7 +200,7 @@ class _Run:
         if self._watch is not None and self._watch.is_due(step):
             self._look(self._watch, prompts, rollouts, step)
         clock.append(time.perf_counter())
-        rollouts, updates, taught = self._update(rollouts, step)
+        rollouts, updates, taught = self._learner.learn(rollouts, step)
         self.asked_to_stop = [*taught, *(update.result for update in updates)][-1].stop
         clock.append(time.perf_counter())
 
@@ -279,57 +271,6 @@ class _Run:
             for at, group in enumerate(silent):
                 rollouts[group * size : (group + 1) * size] = fresh[at * size : (at + 1) * size]
         return replaced, dict(counts)
-
-    def _update(self, rollouts: list[Rollout], step: int) -> tuple[list[Rollout], list[Update], list[StepResult]]:
-        """The rollouts with their advantages, and all optimizer steps on them: the policy's and the critic's."""
-        config, count = self._config, self._config.minibatches
-        # Members of a group are dealt out to different minibatches, which so have about the same prompts; by their
-        # places among all the job's, so that a minibatch does not depend on the layout.
-        begin = self._topology.dp.rank * len(rollouts)
-        dealt = [range((part - begin) % count, len(rollouts), count) for part in range(count)]
-        parts = [micro_batches(rollouts, config, self._topology.device, places) for places in dealt]
-        flat = [self._informed(batch) for part in parts for batch in part]
-        rollouts, flat = with_advantages(rollouts, flat, config, self._weights, self._topology)
-        behind = iter(flat)
-        parts = [[next(behind) for _ in part] for part in parts]
-        denominators = [self._denominator([rollouts[at] for at in places]) for places in dealt]
-        updates: list[Update] = []
-        taught: list[StepResult] = []
-        for part, denominator in list(zip(parts, denominators, strict=True)) * config.updates_per_rollout:
-            if self._critic is not None:
-                taught.append(self._step(self._critic.engine, part, self._critic.loss, denominator))
-            if config.critic is None or step >= config.critic.warmup_steps:
-                updates.append(Update(self._step(self._engine, part, self._loss, denominator), denominator))
-        return rollouts, updates, taught
-
-    @staticmethod
-    def _step(
-        engine: Engine, part: Sequence[RolloutBatch], loss: LossFn[RolloutBatch], denominator: float
-    ) -> StepResult:
-        return engine.step(part, loss, denominator=denominator, rows_of=lambda batch: batch.rows)
-
-    def _informed(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with what the reference policy and, where it is asked for, the policy itself say of its tokens."""
-        # Once a rollout: neither its tokens nor these policies change from update to update.
-        config, limit = self._config, self._vocab_limit
-        if self._reference_policy is not None:
-            reference_N = rollout_logprobs(batch, self._reference_policy, config, limit)
-            batch = replace(batch, reference_N=reference_N)
-        if config.importance is not None:
-            own_N = rollout_logprobs(batch, self._engine.model, config, limit)
-            batch = corrected(batch, own_N, config.importance)
-        return batch if self._critic is None else self._critic.informed(batch)
-
-    def _denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """What sums over an update's tokens are divided by: of the whole job, for ranks hold different numbers."""
-        aggregation, longest = self._config.aggregation, self._config.sampling.max_new_tokens
-        each = [
-            len(r.completion.token_ids) if aggregation == "token" else longest if aggregation == "constant" else 1
-            for r in rollouts
-            if r.teaches
-        ]
-        count_here = torch.tensor(sum(each), dtype=torch.float64, device=self._topology.device)
-        return max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: nothing teaches
 
     def save_before(self, step: int) -> None:
         """Write the checkpoint that a step begins with, unless it is there or nothing was done. Collective."""
