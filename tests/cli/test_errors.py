@@ -39,7 +39,7 @@ def _documents(path: Path, count: int = 30) -> Path:
         (["run", "smoke", "generate.operations=[rephrase, summarise]"], "no operation `summarise`"),
         (["run", "smoke", "reward.rephrase.influense=1.0"], "`influense`"),
         (["run", "smoke", "seed=99999999999999999999"], "`seed`"),
-        (["run", "smoke", "tune.rephrase.group_size=1"], "`tune.rephrase.group_size`"),
+        (["run", "smoke", "tune.rephrase.group_size=1"], "`tune.rephrase`: group_size: "),
         (["run", "smoke", "parallel.tp=2"], "tp 2 x pp 1 does not divide the 1 process(es)"),
     ],
 )
