@@ -25,11 +25,13 @@ from synpro_engine.synth.parsed import Entry, Parsed
 
 SEES: Mapping[str, tuple[str, ...]] = {
     "quality": ("words shuffled", "sentences shuffled", "loop"),
-    "similarity": ("number swapped", "name swapped", "contradiction", "invention", "omission", "off topic", "loop"),
+    "similarity": ("number swapped", "name swapped", "contradiction", "invention", "omission", "loop"),
     "structure": ("list for prose",),
     "anti_copy": (COPY,),
 }
 """Kinds of faults that a judge of whole texts is there to see; those of other names are shown all but the copy."""
+_REPLACED = frozenset({"off topic", "another document"})
+"""Kinds that leave nothing of the completion, nor of what deceives a judge in it: they would always be seen."""
 
 
 class Specimen(NamedTuple):
@@ -111,7 +113,7 @@ class Canary:
 
 
 def _seen_by(judge: str) -> tuple[str, ...]:
-    return SEES.get(judge, tuple(FAULTS))
+    return SEES.get(judge, tuple(kind for kind in FAULTS if kind not in _REPLACED))
 
 
 def _of_text(specimen: Specimen, kinds: frozenset[str]) -> Iterator[tuple[str, Candidate, Candidate]]:
@@ -135,6 +137,8 @@ def _of_entry(specimen: Specimen) -> Iterator[tuple[str, Candidate, Candidate]]:
     entry = chance.choice(entries)
     near, far = (chance.choice(sentences(text) or [""]) for text in (candidate.source, specimen.other))
     for kind, fault in ENTRY_FAULTS.items():
+        if kind in _REPLACED:
+            continue
         faulty = _planted(fault, entry.content, near if kind == "splice" else far, f"{specimen.key} {kind}")
         if faulty is not None:
             sound = _entry(entry, candidate.source)

@@ -53,7 +53,8 @@ def test_a_judge_that_sees_all_has_1_and_one_that_is_deceived_by_all_has_a_half(
         pairs, asked = canary.look([specimen()])
         found = figures(pairs)["own"]
         assert found.agreement == found.auc == expected and asked == {}
-        assert set(found.by_kind) == set(FAULTS) and found.pairs == len(FAULTS)
+        assert set(found.by_kind) == {*FAULTS} - {"off topic"}, "another text is no fault of this one"
+        assert found.pairs == len(FAULTS) - 1
 
 
 def test_each_judge_is_shown_the_faults_that_it_is_there_to_see() -> None:
@@ -99,7 +100,7 @@ def test_a_judge_of_entries_is_shown_one_of_them_and_what_it_answered_before_cos
     composer.score([with_entries().candidate])
     pairs, asked = Canary(composer).look([with_entries()])
     found = figures(pairs)["faithfulness"]
-    assert found.agreement == 1.0 and 6 <= found.pairs <= len(ENTRY_FAULTS)
+    assert found.agreement == 1.0 and 5 <= found.pairs < len(ENTRY_FAULTS)
     assert all(pair.sound == pytest.approx(0.8) for pair in pairs) and set(found.by_kind) <= set(ENTRY_FAULTS)
     assert asked["faithfulness/kept"] == 1, "the entry itself was asked about when it was rewarded"
     assert asked["faithfulness/calls"] <= len(ENTRY_FAULTS) and asked["faithfulness/missing"] == 0

@@ -46,7 +46,7 @@ def test_training_is_to_the_last_bit_what_it_is_without_a_canary(topology: Topol
     assert [look["step"] for look in looks] == [1, 3, 5] and records(tmp_path / "alone", "canary") == []
     for look in looks:
         assert any(name.startswith("kinds/share_e/") for name in look)
-        assert look["pairs/share_a"] > 12 and 0.0 <= look["auc/share_a"] <= 1.0
+        assert look["pairs/share_a"] >= 6 and 0.0 <= look["auc/share_a"] <= 1.0
 
 
 def test_a_killed_run_sees_what_it_would_have_seen(topology: Topology, tmp_path: Path) -> None:
