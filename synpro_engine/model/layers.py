@@ -104,6 +104,9 @@ class CausalAttention(MegatronModule):
     would silently attend to the local part only, so that layout is refused.
     """
 
+    reads_shared_rows = True
+    """Whether it heeds a mask; some kernels pass over one where they are told to be causal."""
+
     def __init__(
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_unused: Any
     ) -> None:
@@ -146,6 +149,24 @@ class SDPAttention(CausalAttention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[s, b, heads, hn] in, [s, b, np hn] out."""
         return _sdpa(query, key, value, self.softmax_scale)
+
+
+class SharedRowsBySDPA:
+    """Before a kernel of Megatron's among a class's bases: torch's attention takes the rows that come with a mask.
+
+    Transformer Engine's reads no mask where the layer is causal, and would let each continuation see the others.
+    """
+
+    reads_shared_rows = True
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Shapes and mask as in `CausalAttention.forward`."""
+        if attention_mask is not None:
+            return _sdpa(query, key, value, None, seen=~attention_mask)
+        kernel: Any = super()
+        return kernel.forward(query, key, value, attention_mask, *args, **kwargs)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor | None = None) -> Tensor:

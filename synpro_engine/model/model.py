@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.shared_rows import RowRotary, SharedRows
+from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
 from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_definition
 
@@ -107,7 +107,7 @@ class Model:
         """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
         length = tokens_BS.size(1)
         # Continuations that share a row make it longer, and stand where they would stand by themselves.
-        longest = length if rows is None else int(rows.position_BS.max()) + 1
+        longest = length if rows is None else rows.longest
         assert longest <= self.config.seq_len, f"{longest} tokens exceed model.seq_len = {self.config.seq_len}"
         # The padding's content is of no matter: causal attention keeps it from all positions before it.
         multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
@@ -179,7 +179,8 @@ def run_chunk(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None = None) -> 
         positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
         # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
         return chunk(tokens_BS, positions_BS, None)
-    rows = rows.padded(tokens_BS.size(1))
-    rotary: RowRotary = getattr(chunk, "module", chunk).rotary_pos_emb
+    rows, bare = rows.padded(tokens_BS.size(1)), getattr(chunk, "module", chunk)
+    check_reads_shared_rows(bare)
+    rotary: RowRotary = bare.rotary_pos_emb
     with rotary.at(rows.position_BS):
         return chunk(tokens_BS, rows.position_BS, rows.hidden_from())

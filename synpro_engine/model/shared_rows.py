@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,17 +24,18 @@ class SharedRows:
     """Where each token of a row stands, and in which part of it; int64 on the model's device.
 
     position_BS: place behind the beginning's start, as in a row of its own. part_BS: 0 in the beginning, 1, 2, ... in
-    the continuations, -1 in padding.
+    the continuations, -1 in padding. longest: positions of the longest of those rows, known to the host.
     """
 
     position_BS: Tensor
     part_BS: Tensor
+    longest: int
 
     def padded(self, length: int) -> SharedRows:
         """The same with padding up to `length` positions."""
         behind = (0, length - self.part_BS.size(1))
-        return SharedRows(
-            position_BS=F.pad(self.position_BS, behind), part_BS=F.pad(self.part_BS, behind, value=_PADDING)
+        return replace(
+            self, position_BS=F.pad(self.position_BS, behind), part_BS=F.pad(self.part_BS, behind, value=_PADDING)
         )
 
     def hidden_from(self) -> Tensor:
@@ -44,6 +45,16 @@ class SharedRows:
         # Padding sees what is before it, as in rows of one continuation: nothing reads what comes of it.
         seen = ((key == 0) | (key == query)) & (order_S[:, None] >= order_S)
         return ~seen[:, None]
+
+
+def check_reads_shared_rows(chunk: Any) -> None:
+    """Raise RuntimeError for a chunk that would read shared rows as plain ones, without an error."""
+    for layer in chunk.decoder.layers:
+        attention = layer.self_attention.core_attention
+        if not getattr(attention, "reads_shared_rows", False):
+            raise RuntimeError(f"{type(attention).__name__} may pass over the mask of rows with several continuations")
+    if chunk.config.apply_rope_fusion:
+        raise RuntimeError("fused rotary positions take one position for a column, and not one for a row's token")
 
 
 class RowRotary(RotaryEmbedding):

@@ -30,6 +30,7 @@ from synpro_engine.model.layers import (
     NormBeforeLayer,
     RMSNorm,
     SDPAttention,
+    SharedRowsBySDPA,
 )
 
 
@@ -42,7 +43,7 @@ def core_attention(dtype: torch.dtype, head_dim: int) -> Any:
     if chosen == "transformer-engine":
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-        return TEDotProductAttention
+        return type("TEAttention", (SharedRowsBySDPA, TEDotProductAttention), {})
     return SDPAttention
 
 

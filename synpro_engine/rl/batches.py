@@ -76,7 +76,9 @@ def _batch(
         lengths=tuple(lengths),
         tokens_BS=token_BS.to(device),
         labels_BS=label_BS.to(device),
-        rows=SharedRows(position_BS=position_BS.to(device), part_BS=part_BS.to(device)),
+        rows=SharedRows(
+            position_BS=position_BS.to(device), part_BS=part_BS.to(device), longest=int(position_BS.max()) + 1
+        ),
         behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
         weight_N=weight_N.to(device),
         nuclei=_join_nuclei([rollout.completion.nuclei for rollout in rollouts]),

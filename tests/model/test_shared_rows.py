@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from synpro_engine.dist import Topology
+from synpro_engine.model import specs
 from synpro_engine.model.build import build_model
+from synpro_engine.model.layers import SDPAttention, SharedRowsBySDPA
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import SharedRows
 from tests.model.shapes import CONFIGS
@@ -23,7 +25,7 @@ def shared() -> tuple[torch.Tensor, SharedRows]:
             for offset, token in enumerate(piece):
                 tokens[row, at], parts[row, at], positions[row, at] = token, part, start + offset
                 at += 1
-    return tokens, SharedRows(position_BS=positions, part_BS=parts)
+    return tokens, SharedRows(position_BS=positions, part_BS=parts, longest=int(positions.max()) + 1)
 
 
 def alone(model: Model) -> torch.Tensor:
@@ -68,3 +70,26 @@ def test_plain_rows_are_read_as_before_once_shared_ones_were(topology: Topology)
     tokens, rows = shared()
     model.hidden(tokens, rows)
     assert torch.equal(model.hidden(plain), before)
+
+
+class _PassesOverMasks(SDPAttention):
+    """As Transformer Engine's kernel does where the layer is causal."""
+
+    reads_shared_rows = False
+
+    def forward(self, query, key, value, attention_mask=None, attn_mask_type=None, **others):
+        del attention_mask
+        return super().forward(query, key, value, None, attn_mask_type, **others)
+
+
+def test_a_kernel_that_passes_over_masks_leaves_shared_rows_to_torch_or_is_refused(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, rows = shared()
+    monkeypatch.setattr(specs, "core_attention", lambda *_: _PassesOverMasks)
+    with pytest.raises(RuntimeError, match="_PassesOverMasks may pass over the mask"):
+        build_model(CONFIGS["olmo2"], topology, seed=3).hidden(tokens, rows)
+    covered = type("Covered", (SharedRowsBySDPA, _PassesOverMasks), {})
+    monkeypatch.setattr(specs, "core_attention", lambda *_: covered)
+    model = build_model(CONFIGS["olmo2"], topology, seed=3)
+    torch.testing.assert_close(model.hidden(tokens, rows)[rows.part_BS > 0], alone(model), rtol=0, atol=5e-6)

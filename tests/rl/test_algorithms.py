@@ -102,7 +102,7 @@ def batch_of(behaviour: list[float], lengths: list[int]) -> RolloutBatch:
     return RolloutBatch(
         places=tuple(range(len(lengths))), lengths=tuple(lengths), tokens_BS=torch.zeros_like(labels),
         labels_BS=labels, behaviour_N=values, weight_N=torch.ones_like(values), nuclei=None,
-        rows=SharedRows(position_BS=torch.zeros_like(labels), part_BS=torch.ones_like(labels)),
+        rows=SharedRows(position_BS=torch.zeros_like(labels), part_BS=torch.ones_like(labels), longest=1),
     )  # fmt: skip
 
 
