@@ -126,6 +126,9 @@ class PolicyLoss:
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei
         terms = evaluate(model, hidden_BSH, batch, tokens)
         extras = {name: values for name, values in vars(terms).items() if name != "objective"}
+        if batch.drift_N is not None:
+            # Ratios are to the trainer's own policy then, and say nothing of the sampler.
+            extras["gap"] = batch.drift_N[batch.weight_N != 0].abs().sum()
         return LossTerms(objective=terms.objective, loss=terms.objective, extras=extras)
 
     def _fused(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch, tokens: PolicyTokens) -> SurrogateTerms:
@@ -172,7 +175,7 @@ def corrected(batch: RolloutBatch, own_N: Tensor, config: ImportanceConfig) -> R
     Each token's gain is multiplied by the trainer's over the sampler's probability, at most `cap` (truncated importance
     sampling, as in IMPALA, arXiv 1802.01561), or has no weight beyond it.
     """
-    gap_N = own_N - batch.behaviour_N
+    gap_N = drift_N = own_N - batch.behaviour_N
     if config.level == "sequence":
         gap_N = torch.cat([row.sum().expand_as(row) for row in batch.by_completion(gap_N)])
     # The logarithm is held, too: what is rejected must not be an infinite factor of 0.
@@ -181,4 +184,4 @@ def corrected(batch: RolloutBatch, own_N: Tensor, config: ImportanceConfig) -> R
     weight_N = batch.weight_N
     if config.beyond == "reject":
         weight_N = weight_N * (gap_N.abs() <= bound)
-    return replace(batch, behaviour_N=own_N, correction_N=correction_N, weight_N=weight_N)
+    return replace(batch, behaviour_N=own_N, correction_N=correction_N, drift_N=drift_N, weight_N=weight_N)

@@ -188,9 +188,11 @@ class RolloutWorker:
 
     def silent(self, rollouts: Sequence[Rollout]) -> list[int]:
         """Which of this rank's groups, by number, have nothing to compare: every reward is alike, or one is none."""
-        size = self._config.group_size
+        size, whole = self._config.group_size, self._config.normalisation == "group"
         groups = [rollouts[at : at + size] for at in range(0, len(rollouts), size)]
-        return [n for n, group in enumerate(groups) if group[0].dropped or len({r.reward for r in group}) == 1]
+        # Rewards that are compared one by one may differ where their sums do not.
+        compared = [{r.reward if whole else tuple(r.parts.items()) for r in group} for group in groups]
+        return [n for n, group in enumerate(groups) if group[0].dropped or len(compared[n]) == 1]
 
     def _tell(
         self, prompts: Sequence[Prompt], places: Sequence[int], candidates: Sequence[Candidate], fault: RewardFault

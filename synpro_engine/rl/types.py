@@ -64,8 +64,8 @@ class RolloutBatch:
 
     Real and per token: behaviour_N, log-probability under the policy that ratios are taken to; weight_N, share in the
     loss, 0 for what teaches nothing; reference_N, log-probability under the reference policy; correction_N, by what the
-    gain is multiplied; advantage_N; value_N and return_N, what the critic foretold and learns. None: not known yet, or
-    not wanted.
+    gain is multiplied, and drift_N, the trainer's log-probability less the sampler's that it is of; advantage_N;
+    value_N and return_N, what the critic foretold and learns. None: not known yet, or not wanted.
     """
 
     places: tuple[int, ...]
@@ -78,6 +78,7 @@ class RolloutBatch:
     nuclei: Nuclei | None
     reference_N: Tensor | None = None
     correction_N: Tensor | None = None
+    drift_N: Tensor | None = None
     advantage_N: Tensor | None = None
     value_N: Tensor | None = None
     return_N: Tensor | None = None

@@ -11,13 +11,18 @@ import torch
 from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Topology
 from synpro_engine.model.shared_rows import SharedRows
+from synpro_engine.reward import Composer
 from synpro_engine.rl.config import PRESETS, ImportanceConfig, TuneConfig
 from synpro_engine.rl.critic import Critic
-from synpro_engine.rl.policy import corrected
-from synpro_engine.rl.types import RolloutBatch
+from synpro_engine.rl.policy import PolicyLoss, corrected
+from synpro_engine.rl.rollouts import RolloutWorker
+from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
+from synpro_engine.sampler import Completion, Sampler
+from synpro_engine.synth import Candidate, Parsed, PromptConfig, Prompter, Slice
 from synpro_engine.train.metrics import read_metrics
 
 _HELPERS = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))
+PROMPT = PromptConfig(keep_truncated=True, chat_format="plain")
 WAYS, config_of, toy = _HELPERS["WAYS"], _HELPERS["config_of"], _HELPERS["toy"]
 
 
@@ -118,6 +123,30 @@ def test_a_stale_sampler_is_corrected_for_by_the_ratio_of_probabilities() -> Non
     assert whole.weight_N.tolist() == [1.0, 1.0, 1.0]
     strict = corrected(batch, own, ImportanceConfig(cap=4.0, level="sequence", beyond="reject"))
     assert strict.weight_N.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_gap_to_a_stale_sampler_is_logged_though_ratios_are_to_the_trainer(topology: Topology) -> None:
+    config, policy = config_of("grpo", importance={}, sampling={"max_new_tokens": 4}), toy()["build"](topology)
+    batch, own = batch_of([-1.0, -1.0, -1.0], [2, 1]), torch.tensor([-0.9, -3.0, 0.0])
+    batch = replace(corrected(batch, own, ImportanceConfig()), advantage_N=torch.ones(3))
+    terms = PolicyLoss(config, None)(policy, policy.hidden(batch.tokens_BS, batch.rows), batch)
+    assert float(terms.extras["gap"]) == pytest.approx(0.1 + 2.0 + 1.0)
+
+
+def test_a_group_whose_sums_are_alike_has_a_signal_where_rewards_are_compared_one_by_one(topology: Topology) -> None:
+    words = Candidate(operation="toy", source="", raw="a", parsed=Parsed(ok=True, text="a"))
+    completion = Completion(token_ids=[1], logprobs=[0.0], full_logprobs=[0.0], nuclei=None, finished=True)
+    prompt = Prompt(source=Slice(doc_id="d", start=0, end=1, text="x"), token_ids=[1])
+    parts = [{"x": 1.0, "y": 0.0}, {"x": 0.0, "y": 1.0}, {"x": 0.5, "y": 0.5}, {"x": 0.5, "y": 0.5}]
+    rollouts = [
+        Rollout(prompt=prompt, member=at % 2, completion=completion, candidate=words, reward=1.0, parts=part)
+        for at, part in enumerate(parts)
+    ]
+    for normalisation, silent in (("group", [0, 1]), ("per_reward", [1])):
+        config = config_of("grpo", normalisation=normalisation, group_size=2, prompts_per_step=2)
+        sampler, prompter = Sampler(toy()["build"](topology)), Prompter(toy()["OPERATION"], toy()["Letters"](), PROMPT)
+        worker = RolloutWorker(sampler, Composer([], {}), {}, prompter, config, topology, seed=0)
+        assert worker.silent(rollouts) == silent
 
 
 @pytest.mark.parametrize("algorithm", sorted(PRESETS))
