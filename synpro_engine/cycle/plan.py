@@ -220,13 +220,13 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
         # Of judges that a question is put to those alone that are asked: another's files leave a stage as it is.
         weighed = {*also, *recipe.reward.weights(operation)}
-        return {reward: key for reward, key in files.items() if reward not in named.asked or reward in weighed}
+        return {key: reward for key, reward in files.items() if reward not in named.asked or reward in weighed}
 
-    judges = {this.tune(name): tuple(asked(name).values()) for this in rounds for name in recipe.tune}
+    judges = {this.tune(name): tuple(asked(name)) for this in rounds for name in recipe.tune}
     for this in rounds:
         for name in recipe.generate.names:
             of_texts = asked(name, recipe.asked_of_texts).items()
-            judges[this.generate(name)] = tuple(key for reward, key in of_texts if recipe.generate.measures(reward))
+            judges[this.generate(name)] = tuple(key for key, reward in of_texts if recipe.generate.measures(reward))
     judges = {stage: keys for stage, keys in judges.items() if keys}
     for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges).items():
         recorded = {}
@@ -260,22 +260,22 @@ def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:
 
 
 def _judge_files(recipe: Recipe) -> dict[str, str]:
-    """Keys of the judges, or their calibrations, that are files, by the reward that they measure."""
+    """By the keys of judges, and of their calibrations, that are files: the rewards that they measure."""
     reward, keys = recipe.reward, dict[str, str]()
     if reward.faithfulness_judge is not None:
-        keys["faithfulness"] = "reward.faithfulness_judge"
+        keys["reward.faithfulness_judge"] = "faithfulness"
     if reward.judges.encoder is not None:
-        keys["similarity"] = "reward.judges.similarity.encoder"
-    calibrated = [name for name, judge in reward.judges.remote.items() if judge.calibration is not None]
-    keys |= {name: f"reward.judges.{name}.calibration" for name in calibrated}
-    return keys | {name: f"reward.judges.{name}.model" for name in reward.judges.in_job}
+        keys["reward.judges.similarity.encoder"] = "similarity"
+    keys |= {f"reward.judges.{name}.model": name for name in reward.judges.in_job}
+    calibrated = [name for name, judge in reward.judges.asked.items() if judge.calibration is not None]
+    return keys | {f"reward.judges.{name}.calibration": name for name in calibrated}
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:
     """Whether the recipe has what the key names: tasks of a name, and judges from files, it may be without."""
     section, name, *_ = key.split(".")
     if section == "reward":
-        return key in _judge_files(recipe).values()
+        return key in _judge_files(recipe)
     return section not in ("references", "held_out") or name in recipe.at(section)
 
 

@@ -22,7 +22,7 @@ from synpro_engine.reward.calibrating import fit_calibration
 from synpro_engine.reward.entries import JUDGED, PLANTED, Cost, EntryStanding, JudgedEntries, judged_entries
 from synpro_engine.reward.examples import ENTRY_FAULTS, MEASURED, Example, part_of, planted_examples
 from synpro_engine.reward.head import embedded_head, load_head
-from synpro_engine.reward.judges import Calibration, Client, Judge
+from synpro_engine.reward.judges import Calibration, Judge
 from synpro_engine.reward.labelled import read_labelled
 from synpro_engine.synth import SliceConfig, choose_slices
 
@@ -102,22 +102,16 @@ def check_judges_of(
 
 def _to_calibrate(recipe: Recipe, judges: Sequence[str], by_entry: Sequence[str]) -> Recipe:
     """The recipe with the answers as they come; UserError unless one judge is named that can be calibrated."""
-    fit = [name for name in by_entry if name in recipe.reward.judges.remote]
+    fit = [name for name in by_entry if name in recipe.reward.judges.asked]
     if len(set(judges)) != 1 or judges[0] not in fit:
         one = f"; here --judge {' or '.join(fit)}" if fit else ", and this recipe has none"
-        raise UserError(f"{_CALIBRATE}: one judge of entries behind an endpoint is calibrated at a time{one}")
+        raise UserError(f"{_CALIBRATE}: one judge of entries that is a model is calibrated at a time{one}")
     uncalibrated = recipe.reward.model_copy(update={"judges": recipe.reward.judges.uncalibrated()})
     return recipe.model_copy(update={"reward": uncalibrated})
 
 
 def _calibration(judged: JudgedEntries, judge: Judge) -> Calibration:
-    client = judge.client
-    assert isinstance(client, Client), "a judge that was let pass is behind an endpoint"
-    inquiry = client.inquiries[judge.name]
-    return fit_calibration(
-        judged.labelled, judge=judge.name, model=inquiry.config.model, api=client.api, question=inquiry.version,
-        option=_CALIBRATE,
-    )  # fmt: skip
+    return fit_calibration(judged.labelled, **judge.client.belongs_to(judge.name), option=_CALIBRATE)
 
 
 def _likelihood(recipe: Recipe, folder: Path, topology: Topology) -> Callable[[Sequence[str]], Sequence[float]] | None:

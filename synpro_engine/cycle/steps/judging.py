@@ -86,7 +86,7 @@ def check_all(reward: RewardConfig, layout: Layout, max_chars: int = 0, max_new_
     layout: of the generator. max_chars, max_new_tokens: of the longest slices and texts. What was found out of
     endpoints, in a line each; UserError as `check_judges`.
     """
-    check_models(reward.in_job, layout, max_chars=max_chars, max_new_tokens=max_new_tokens)
+    check_models(reward.in_job, layout, hash_of=fingerprint, max_chars=max_chars, max_new_tokens=max_new_tokens)
     found = check_endpoints(reward.remote)
     if reward.faithfulness_judge is not None and reward.measures("faithfulness"):
         try:

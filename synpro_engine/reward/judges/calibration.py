@@ -39,11 +39,11 @@ class Calibration(Config):
     judge: str = Field(min_length=1)
     """The reward's name."""
     model: str = Field(min_length=1)
-    """The model's name at its endpoint."""
+    """The model's name at its endpoint, or of its file with digits of its hash."""
     api: str = Field(min_length=1)
-    """The interface by which it was asked."""
+    """The interface by which it was asked, or that it was in the job."""
     question: str = Field(pattern=r"^[0-9a-f]{16}$")
-    """Version of what it was asked (`Inquiry.version`)."""
+    """Version of what it was asked."""
     temperature: float = Field(gt=0)
     """Above 1 it takes back what is too sure, below it says more surely what is in doubt."""
     offset: float
@@ -82,6 +82,18 @@ class Calibration(Config):
         data = {"form": FORM, **self.model_dump(mode="json")}
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, json_text({**data, "sha256": hash_json(data)}, indent=2) + "\n")
+
+
+def calibration_for(file: str, judge: str, **belongs_to: str) -> Calibration:
+    """The map that a judge's settings name; UserError, naming the key, for none, and for one of another judge.
+
+    belongs_to: as far as it is known, by the fields.
+    """
+    key = f"reward.judges.{judge}.calibration"
+    calibration = load_calibration(Path(file), key)
+    if difference := calibration.difference(judge=judge, **belongs_to):
+        raise UserError(f"`{key}`: {file}: {difference}; fit one: synpro judge-check --calibrate")
+    return calibration
 
 
 def load_calibration(path: Path, key: str) -> Calibration:

@@ -123,6 +123,11 @@ class Client:
         calibration = self._calibrations.get(judge)
         return asked if calibration is None else f"{asked}, calibration {calibration.version}"
 
+    def belongs_to(self, judge: str) -> dict[str, str]:
+        """What a calibration of a judge belongs to, by the fields of `Calibration`."""
+        inquiry = self.inquiries[judge]
+        return {"judge": judge, "model": inquiry.config.model, "api": self.api, "question": inquiry.version}
+
     def values(self, judgements: Sequence[Judgement]) -> list[float]:
         """The value of each, NaN where it was given up.
 

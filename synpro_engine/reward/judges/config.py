@@ -87,7 +87,8 @@ class JudgeConfig(EndpointConfig):
 class ModelJudgeConfig(Config):
     """A causal language model on the job's own ranks, which one question is put to. No server is needed."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"model", "cache", "prefill_tokens"})  # its content is recorded
+    # The content of files is recorded.
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"model", "cache", "calibration", "prefill_tokens"})
 
     model: str = Field(min_length=1)
     """`embedded:smollm2-135m`, a .gguf file or a Hugging Face directory, as `generator.source` takes them; divided as
@@ -105,11 +106,13 @@ class ModelJudgeConfig(Config):
     """Most tokens read in one forward pass; a single prompt may be longer."""
     cache: bool = True
     """Keep answers in the run's directory, so that no question is asked twice."""
+    calibration: str | None = Field(default=None, min_length=1)
+    """A file of `synpro judge-check --calibrate` for this very judge, as of one behind an endpoint."""
 
     @property
     def connection(self) -> str:
         """Equal for judges that are one model: all but what is asked."""
-        return json_text(self.model_dump(mode="json", exclude={"question", "hard", "cache"}))
+        return json_text(self.model_dump(mode="json", exclude={"question", "hard", "cache", "calibration"}))
 
 
 class EncoderConfig(Config):
@@ -213,7 +216,7 @@ class JudgesConfig(Config):
 
     def uncalibrated(self) -> Self:
         """The same with values as they are answered."""
-        given = {name: judge.model_copy(update={"calibration": None}) for name, judge in self.remote.items()}
+        given = {name: judge.model_copy(update={"calibration": None}) for name, judge in self.asked.items()}
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         return self.model_construct(None, **fields | self.own | given)
 

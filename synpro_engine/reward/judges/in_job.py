@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from synpro_engine.data import Tokenizer
 from synpro_engine.dist import broadcast_in
 from synpro_engine.model.model import Model
 from synpro_engine.reward.judges.cache import AnswerCache
+from synpro_engine.reward.judges.calibration import Calibration
 from synpro_engine.reward.judges.client import INPUT_TOKENS, Judgement
 from synpro_engine.reward.judges.config import ModelJudgeConfig, question_of
 from synpro_engine.reward.judges.labels import Labelled, chat_format_of
@@ -32,7 +34,14 @@ from synpro_engine.sampler.tree import TreeReader, passes, prompt_tree
 COUNTED = ("judged", "kept", "missing", INPUT_TOKENS, "plain_tokens")
 """questions answered; values that were there already; prompts that the model's window does not hold, and answers that
 are no numbers; tokens read; tokens that each question's own whole prompt would have taken."""
+IN_JOB = "in the job"
+"""Stands where a judge behind an endpoint has its interface."""
 _TOLD_EVERY_S = 60.0
+
+
+def name_of(config: ModelJudgeConfig, version: str) -> str:
+    """Of a judge's model in records: that of its file, and the first digits of the hash that tells it from others."""
+    return f"{Path(config.model).name} {version[:16]}"
 
 
 class ModelClient:
@@ -46,22 +55,25 @@ class ModelClient:
         *,
         version: str,
         cache: Path | None = None,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     ) -> None:
         """judges: by the reward's name, all of one `connection`. version: tells this model from all others.
 
-        cache: answers of each judge are kept in a directory of its name there. UserError for labels that the tokenizer
-        cannot tell apart, and for a model in pipeline stages.
+        cache: answers of each judge are kept in a directory of its name there. calibrations: by judge, maps that values
+        go through; what is kept is the answer before. UserError for labels that the tokenizer cannot tell apart, and
+        for a model in pipeline stages.
         """
         self.name = "+".join(judges)
         self._key, self._config = f"reward.judges.{next(iter(judges))}", next(iter(judges.values()))
         self._judges, self._model, self._reader = judges, model, TreeReader(model)
+        self._calibrations = calibrations
         chat_format = chat_format_of(tokenizer, self._config.chat_format)
         self._asked = {
             name: Labelled(question_of(name, config), tokenizer, chat_format) for name, config in judges.items()
         }
-        # Weights of one file are other numbers in another type, and prompts other ids in another layout.
-        self._version = f"{version} {model.dtype} {chat_format}"
-        self._name = f"{Path(self._config.model).name} {version[:16]}"
+        # Weights of one file are other numbers in another type.
+        self._version = f"{version} {model.dtype}"
+        self._name = name_of(self._config, version)
         self._caches = {
             name: AnswerCache(cache / name if cache is not None and config.cache else None, about=self.version(name))
             for name, config in judges.items()
@@ -74,12 +86,17 @@ class ModelClient:
         return self._asked[judge].question
 
     def version(self, judge: str) -> str:
-        """What the values of a judge hang on: the model's name and hash and the version of the question."""
-        return f"{self._name} in the job, question {self._shown(judge)}"
+        """What the values of a judge hang on: model and hash, versions of question and calibration."""
+        asked = f"{self._name} {IN_JOB}, question {self._shown(judge)}"
+        calibration = self._calibrations.get(judge)
+        return asked if calibration is None else f"{asked}, calibration {calibration.version}"
+
+    def belongs_to(self, judge: str) -> dict[str, str]:
+        """What a calibration of a judge belongs to, by the fields of `Calibration`."""
+        return {"judge": judge, "model": self._name, "api": IN_JOB, "question": self._shown(judge)}
 
     def _shown(self, judge: str) -> str:
-        shown = [self.question(judge).version, self._judges[judge].hard]
-        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
+        return self._asked[judge].version(hard=self._judges[judge].hard)
 
     def take_counts(self) -> dict[str, int]:
         """The counts since the last call, by the names of `COUNTED`."""
@@ -105,7 +122,11 @@ class ModelClient:
         missing = len(wanted) - sum(map(math.isfinite, found.values()))
         self._counts.update(kept=len(values), judged=len(found), missing=missing)
         values |= found
-        return [values.get(one, math.nan) for one in judgements]
+        return [self._calibrated(one, values.get(one, math.nan)) for one in judgements]
+
+    def _calibrated(self, one: Judgement, value: float) -> float:
+        calibration = self._calibrations.get(one.judge)
+        return value if calibration is None else calibration(value, self.question(one.judge).range)
 
     def _known(self, keys: Mapping[Judgement, bytes]) -> dict[Judgement, float]:
         """As the first tensor-parallel rank has them: ranks that saw other files would read other trees."""

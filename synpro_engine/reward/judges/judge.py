@@ -30,6 +30,10 @@ class Asked(Protocol):
         """What the values of a judge hang on."""
         ...
 
+    def belongs_to(self, judge: str) -> dict[str, str]:
+        """What a calibration of a judge belongs to, by the fields of `Calibration`."""
+        ...
+
     def values(self, judgements: Sequence[Judgement]) -> list[float]:
         """The value of each, NaN where there is no answer."""
         ...

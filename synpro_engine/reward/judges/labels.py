@@ -6,11 +6,12 @@ they begin with.
 
 from __future__ import annotations
 
+import hashlib
 import string
 from dataclasses import dataclass
 from functools import cached_property
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, json_text
 from synpro_engine.data import Tokenizer
 from synpro_engine.reward.judges import typed
 from synpro_engine.reward.judges.questions import QuestionConfig
@@ -45,6 +46,11 @@ class Labelled:
         """The ids of the question about these texts, up to where the labels part."""
         ids = self._render(state, entry, self._labels[0])
         return ids[: len(ids) - len(self.tails[0])]
+
+    def version(self, *, hard: bool) -> str:
+        """16 hex digits: what is asked, in which layout, and what is made of the answer."""
+        shown = [self.question.version, hard, self.chat_format]
+        return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
 
     @cached_property
     def tails(self) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from synpro_engine.config import UserError, json_text, nearest
 from synpro_engine.remote import DENIED, CallFault, listed_models
 from synpro_engine.reward.judges import typed
-from synpro_engine.reward.judges.calibration import Calibration, load_calibration
+from synpro_engine.reward.judges.calibration import Calibration, calibration_for
 from synpro_engine.reward.judges.client import PATHS, Client, Inquiry, Judgement
 from synpro_engine.reward.judges.config import JudgeConfig
 from synpro_engine.reward.judges.judge import Judge, Share
@@ -91,13 +91,10 @@ def _calibrations(judges: Mapping[str, JudgeConfig], apis: Mapping[str, str]) ->
     """
     found: dict[str, Calibration] = {}
     for name, config in judges.items():
-        if config.calibration is None:
-            continue
-        key = f"reward.judges.{name}.calibration"
-        found[name] = calibration = load_calibration(Path(config.calibration), key)
-        here = {"judge": name, "model": config.model, "question": Inquiry(name, config).version}
-        if difference := calibration.difference(**here, **({"api": apis[name]} if name in apis else {})):
-            raise UserError(f"`{key}`: {config.calibration}: {difference}; fit one: synpro judge-check --calibrate")
+        if config.calibration is not None:
+            here = {"model": config.model, "question": Inquiry(name, config).version}
+            here |= {"api": apis[name]} if name in apis else {}
+            found[name] = calibration_for(config.calibration, name, **here)
     return found
 
 

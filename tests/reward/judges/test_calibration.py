@@ -245,7 +245,7 @@ def test_judge_check_writes_a_map_that_lowers_its_own_error_and_leaves_auc(
     errors = [sum(one["ece"] for one in of.values()) for of in (raw, calibrated)]
     assert errors[1] < 0.6 * errors[0]
     line = refused(capsys, *asked[:4], "--calibrate", str(file))
-    assert "--calibrate: one judge of entries behind an endpoint" in line and "--judge faithfulness" in line
+    assert "--calibrate: one judge of entries that is a model" in line and "--judge faithfulness" in line
 
 
 def test_values_in_training_and_the_records_name_the_map(server: Any, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 from synpro_engine.config import UserError, load_config
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.scoring.judging import check_judges_of
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.reward import Candidate, Composer, RewardConfig
-from synpro_engine.reward.judges import Judge, JudgesConfig, ask_together
+from synpro_engine.reward.judges import Calibration, Judge, JudgesConfig, ask_together
 from synpro_engine.reward.judges.client import Judgement
 from synpro_engine.reward.judges.in_job import ModelClient
 from synpro_engine.reward.judges.labels import Labelled, chat_format_of, labels_of
@@ -242,6 +243,59 @@ def test_answers_are_kept_by_model_question_and_prompt(topology: Topology, judge
     assert again.version != hard.version and again.version.startswith(f"model {'0' * 16} in the job, question ")
 
 
+def test_a_calibration_is_that_of_the_very_files_and_question_and_answers_are_kept_as_they_came(
+    topology: Topology, judge_dir: Path, tmp_path: Path
+) -> None:
+    candidates, file = _candidates(), tmp_path / "calibration.json"
+    [raw] = _loaded(_config(judge_dir, "structure"), topology, tmp_path)
+    fitted = Calibration(**raw.client.belongs_to("structure"), temperature=2.0, offset=0.5)
+    fitted.write(file)
+    config = _config(judge_dir, "structure", calibration=str(file))
+    first, [calibrated] = raw(candidates), _loaded(config, topology, tmp_path)
+    assert calibrated(candidates) == [fitted(value, (0.0, 1.0)) for value in first] != first
+    assert calibrated.client.take_counts()["kept"] == 3, "the same answers serve both"
+    assert calibrated.version == f"{raw.version}, calibration {fitted.version}"
+    assert config.uncalibrated() == _config(judge_dir, "structure")
+    key = f"`reward.judges.structure.calibration`: {file}: was fitted to the"
+    for change, told in {
+        "model": f"model `other 0`, and here it is `model {'0' * 16}`", "question": f"question `{'f' * 16}`",
+        "api": "api `chat`, and here it is `in the job`",
+    }.items():  # fmt: skip
+        other = {"model": "other 0", "question": "f" * 16, "api": "chat"}[change]
+        fitted.model_copy(update={change: other}).write(file)
+        assert _refused(config, topology).startswith(f"{key} {told}")
+    fitted.write(file)
+    for changes in ({"hard": True}, {"chat_format": "chatml"}):
+        assert f"{key} question" in _refused(
+            _config(judge_dir, "structure", calibration=str(file), **changes), topology
+        )
+
+
+def test_a_model_in_the_job_is_calibrated_by_pairs_of_which_the_truth_is_known(
+    topology: Topology, judge_dir: Path, tmp_path: Path
+) -> None:
+    # Of a random model's two answers one is given more to true pairs; where the other counts, no rising map mends it.
+    judges, file = [], tmp_path / "calibration.json"
+    for worth in (0, 1):
+        options = f"[{{name: supported, worth: {worth}}}, {{name: unsupported, worth: {1 - worth}}}]"
+        question = f"{{type: choice, ask: 'Is it?', options: {options}, each: entry}}"
+        judges.append(f"reward.judges.backed={{model: {judge_dir}, question: {question}}}")
+    calibrated = {}
+    for judge in judges:
+        try:
+            recipe = load_recipe("smoke", [judge])
+            calibrated[judge] = check_judges_of(recipe, ["backed"], 4, 12, topology, calibrate=True)
+        except UserError as error:
+            assert "rates false pairs no lower than true ones" in str(error)
+    [(judge, found)] = calibrated.items()
+    assert found.calibration is not None and found.calibration.api == "in the job"
+    found.calibration.write(file)
+    named = load_recipe("smoke", [judge, f"reward.judges.backed.calibration={file}"])
+    calibrated = check_judges_of(named, ["backed"], 4, 12, topology)
+    for raw, mapped in zip(found.entries[0].sets, calibrated.entries[0].sets, strict=True):
+        assert (raw.auc, raw.missing) == (pytest.approx(mapped.auc), mapped.missing) and raw.ece != mapped.ece
+
+
 def test_a_prompt_beyond_the_window_is_missing_and_told(
     topology: Topology, judge_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,14 +309,14 @@ def test_a_prompt_beyond_the_window_is_missing_and_told(
 
 def _refused(config: JudgesConfig, topology: Topology, **texts: int) -> str:
     with pytest.raises(UserError) as caught:
-        check_models(config.in_job, topology.layout, **texts)
+        check_models(config.in_job, topology.layout, hash_of=lambda source: "0" * 64, **texts)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_is_no_judge_is_refused_by_its_key(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
     key = "`reward.judges.quality.model`: "
-    check_models(_config(judge_dir, "quality").in_job, topology.layout)
+    check_models(_config(judge_dir, "quality").in_job, topology.layout, hash_of=lambda source: "0" * 64)
     assert _refused(_config(tmp_path / "none", "quality"), topology).startswith(f"{key}model `{tmp_path / 'none'}`: ")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
