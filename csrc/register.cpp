@@ -1,6 +1,8 @@
 // The ops of csrc under `torch.ops.synpro_csrc`. Autograd, fake tensors and validation are the Python layer's.
+#include "draw_tokens.h"
 #include "grad_dot.h"
 #include "linear_logprob.h"
+#include "skinny_linear.h"
 
 #include <torch/library.h>
 
@@ -17,6 +19,8 @@ TORCH_LIBRARY(synpro_csrc, library) {
       "grad_dot_prefix(Tensor x, Tensor grad_out, Tensor direction, int[] boundaries, Tensor(a!) accumulator)"
       " -> Tensor");
   library.def("formed_dot(Tensor gradient, Tensor direction) -> Tensor");
+  library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, int most_lanes=16) -> Tensor");
+  library.def("draw_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
@@ -25,4 +29,6 @@ TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("grad_dot_tokens", TORCH_FN(synpro::grad_dot_tokens));
   library.impl("grad_dot_prefix", TORCH_FN(synpro::grad_dot_prefix));
   library.impl("formed_dot", TORCH_FN(synpro::formed_dot));
+  library.impl("skinny_linear", TORCH_FN(synpro::skinny_linear));
+  library.impl("draw_tokens", TORCH_FN(synpro::draw_tokens));
 }

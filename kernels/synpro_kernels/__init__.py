@@ -11,6 +11,7 @@ from synpro_kernels.ops.decode_attention import (
     decode_attention_definition,
     store_heads,
 )
+from synpro_kernels.ops.draw_tokens import draw_tokens, inverse_cdf
 from synpro_kernels.ops.grad_dot import (
     Direction,
     Fp8Direction,
@@ -47,6 +48,7 @@ from synpro_kernels.ops.policy_loss import (
     SurrogateTerms,
     policy_loss,
 )
+from synpro_kernels.ops.skinny_linear import skinny_linear, skinny_linear_definition
 
 __all__ = [
     "decode_attention",
@@ -85,4 +87,8 @@ __all__ = [
     "to_fp8",
     "orthogonalize",
     "orthogonalize_definition",
+    "draw_tokens",
+    "inverse_cdf",
+    "skinny_linear",
+    "skinny_linear_definition",
 ]

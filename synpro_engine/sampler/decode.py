@@ -24,17 +24,12 @@ from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
 from synpro_engine.sampler.cache import CacheShape, GrowingRows
-from synpro_kernels import DecodeRows, HeadNorm, decode_attention, store_heads
-from synpro_kernels.common.arithmetic import mm, wide_mm
+from synpro_kernels import DecodeRows, HeadNorm, decode_attention, skinny_linear, store_heads
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
     from synpro_engine.model.model import Model
 
 Attend = Callable[[BlockWeights, Tensor], Tensor]
-
-# Vocabulary rows turned to fp32 at once when the model is stored in a shorter format: all of them would take twice the
-# memory of the head beside it.
-_HEAD_ROWS = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +128,7 @@ class Decoder:
 
     def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
         def attention(x: Tensor) -> Tensor:
-            return F.linear(attend(block, F.linear(x, block.qkv, block.qkv_bias)), block.proj)
+            return skinny_linear(attend(block, skinny_linear(x, block.qkv, block.qkv_bias)), block.proj)
 
         hidden = self._sublayer(block, block.attention_norm, hidden, attention)
         return self._sublayer(block, block.mlp_norm, hidden, lambda x: _swiglu(x, block.fc1, block.fc2))
@@ -209,13 +204,7 @@ class Decoder:
     def _logits(self, hidden_BH: Tensor) -> Tensor:
         """Final norm and output layer, in fp32 as the log-prob op computes it; gathered over ranks, [B, V]."""
         hidden_BH = self._norm(hidden_BH, self._final_norm)
-        if self.dtype == torch.float32:
-            logits_BV = F.linear(hidden_BH, self._output)
-        elif hidden_BH.is_cuda and wide_mm():
-            logits_BV = mm(hidden_BH, self._output.T)
-        else:
-            hidden_BH = hidden_BH.float()
-            logits_BV = torch.cat([F.linear(hidden_BH, rows.float()) for rows in self._output.split(_HEAD_ROWS)], -1)
+        logits_BV = skinny_linear(hidden_BH, self._output, wide=True)
         if self.tp.size == 1:
             return logits_BV
         # Of one size, as all_gather wants them: the vocabulary's size is a multiple of the ranks'.
@@ -230,5 +219,5 @@ def _here(weight: Parameter | None) -> Parameter:
 
 
 def _swiglu(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
-    gate, up = F.linear(x, fc1).chunk(2, -1)
-    return F.linear(F.silu(gate) * up, fc2)
+    gate, up = skinny_linear(x, fc1).chunk(2, -1)
+    return skinny_linear(F.silu(gate) * up, fc2)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from synpro_engine.sampler.config import SamplingConfig
+from synpro_kernels import draw_tokens, inverse_cdf
 
 _FIRST_TOP = 64  # candidates looked at first when cutting; a peaked distribution needs no more
 
@@ -53,20 +54,6 @@ def uniforms(seeds: Sequence[int], members: Sequence[int], positions: Sequence[i
         state = _mix((state ^ word) + gamma)
     # 53 bits are what a double's mantissa holds: every value is exact, and below 1.
     return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-def inverse_cdf(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
-    """The column whose slice of the row's cumulative weight holds the uniform; int64 [B].
-
-    The sum runs in fp64: over 50,000 columns fp32 would move its borders. A column of weight 0 is never returned.
-    """
-    cumulative_BK = torch.cumsum(weight_BK, -1, dtype=torch.float64)
-    total_B1 = cumulative_BK[:, -1:]
-    # u < 1, but u * total may round up to total; stay below it so that the last positive weight is found.
-    below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    target_B1 = torch.minimum(uniform_B[:, None] * total_B1, below_total_B1)
-    # right=True: the first column whose sum exceeds the target. One of weight 0 has its predecessor's sum.
-    return torch.searchsorted(cumulative_BK, target_B1, right=True)[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +106,7 @@ def _smallest_in_nucleus(prob_BV: Tensor, wanted_B: Tensor, top: int) -> Tensor:
     top = min(top, prob_BV.shape[-1])
     largest_BK = prob_BV.topk(top, dim=-1).values
     # The number of sums short of it is the index of the one that reaches it.
-    # fp64, as in `inverse_cdf`: a border moved by rounding would put other ids into the nucleus.
+    # fp64, as in the draw: a border moved by rounding would put other ids into the nucleus.
     index_B = (torch.cumsum(largest_BK, -1, dtype=torch.float64) < wanted_B[:, None]).sum(-1)
     # Clamped: rounding may leave the whole vocabulary's sum short of it, and then every id belongs.
     smallest_B = largest_BK.gather(-1, index_B.clamp(max=top - 1)[:, None])[:, 0]
@@ -137,16 +124,15 @@ def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_l
     """
     # Ahead of the softmax: rows of padding are untrained, and would take probability from the others.
     logits_BV = logits_BV[:, :vocab_limit].float()
+    if sampling.temperature > 0.0 and not sampling.cuts:
+        token_B, full_B = draw_tokens(logits_BV, uniform_B, sampling.temperature)
+        return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)
     prob_BV = torch.softmax(logits_BV / (sampling.temperature or 1.0), -1)
     if sampling.temperature == 0.0:
         # Of the logits: close ones round to equal probabilities.
         token_B = logits_BV.argmax(-1)
         full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
         return Draw(token_B=token_B, logprob_B=torch.zeros_like(full_B), full_logprob_B=full_B)
-    if not sampling.cuts:
-        token_B = inverse_cdf(prob_BV, uniform_B)
-        full_B = torch.log(prob_BV.gather(-1, token_B[:, None])[:, 0])
-        return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)
     cut = nucleus(prob_BV, sampling.top_p, sampling.top_k, sampling.min_p)
     column_B = inverse_cdf(cut.prob_BK, uniform_B)
     full_B = torch.log(cut.prob_BK.gather(-1, column_B[:, None])[:, 0])

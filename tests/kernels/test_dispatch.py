@@ -6,9 +6,11 @@ from torch._subclasses import FakeTensorMode
 
 from synpro_kernels.common import dispatch
 from synpro_kernels.common.dispatch import Backends
+from synpro_kernels.ops.draw_tokens.op import DRAW
 from synpro_kernels.ops.grad_dot.dispatch import FORMED, GRAD_DOT, PAIRS, PREFIX, SEGMENT_SUM
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
 from synpro_kernels.ops.newton_schulz.dispatch import SYMMETRIC
+from synpro_kernels.ops.skinny_linear.dispatch import SKINNY
 from synpro_kernels.testing import using
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -20,6 +22,8 @@ ON_CPU = {
     SEGMENT_SUM: {},
     FORMED: {"csrc": "fp32"},
     SYMMETRIC: {},
+    SKINNY: {"csrc": "bf16 fp32"},
+    DRAW: {"csrc": "fp32"},
 }
 ON_AMPERE = {
     LINEAR_LOGPROB: {"triton": "bf16 fp16 fp32"},
@@ -29,6 +33,8 @@ ON_AMPERE = {
     SEGMENT_SUM: {"triton": "fp32"},
     FORMED: {},
     SYMMETRIC: {"triton": "bf16 fp16"},
+    SKINNY: {},
+    DRAW: {},
 }
 ON_TURING = {backends: {"triton": "fp32"} if backends is SEGMENT_SUM else {} for backends in ON_CPU}
 

@@ -7,7 +7,8 @@ import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.sampler.sampling import draw, inverse_cdf, nucleus, uniforms
+from synpro_engine.sampler.sampling import draw, nucleus, uniforms
+from synpro_kernels import inverse_cdf
 
 
 def logits_of(rows: int, vocab: int, scale: float = 3.0, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,10 @@ from pathlib import Path
 import torch
 
 _SWITCH = "SYNPRO_CSRC"
-_OPS = ("merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot")
+_OPS = (
+    "merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot", "skinny_linear",
+    "draw_tokens",
+)  # fmt: skip
 
 
 @functools.cache
