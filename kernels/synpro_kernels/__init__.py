@@ -41,12 +41,14 @@ from synpro_kernels.ops.linear_logprob import (
 from synpro_kernels.ops.newton_schulz import orthogonalize, orthogonalize_definition
 from synpro_kernels.ops.policy_loss import (
     DIVERGENCES,
+    RATIO_EDGES,
     SURROGATES,
     Gain,
     PolicyObjective,
     PolicyTokens,
     SurrogateTerms,
     policy_loss,
+    ratio_quantile,
 )
 from synpro_kernels.ops.skinny_linear import skinny_linear, skinny_linear_definition
 
@@ -69,6 +71,8 @@ __all__ = [
     "PolicyTokens",
     "SurrogateTerms",
     "SURROGATES",
+    "RATIO_EDGES",
+    "ratio_quantile",
     "DIVERGENCES",
     "Gain",
     "grad_dot",

@@ -30,6 +30,9 @@ from synpro_kernels import (
     policy_loss,
 )
 
+RATIO_BIN = "ratio_bin/"
+"""Begins the names of a bin's count of ratios among a step's extras."""
+
 
 def prepare_policy(policy: Model, config: TuneConfig) -> Model | None:
     """Freeze what `config` does not train and return the reference policy, or None where KL has no weight."""
@@ -103,7 +106,7 @@ def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
 class PolicyLoss:
     """The policy's loss of one micro-batch for `train.engine.Engine.step`.
 
-    Reports as `loss` the objective, and as extras the sums of `SurrogateTerms`.
+    Reports as `loss` the objective, and as extras the sums of `SurrogateTerms`, those of bins one by one.
     """
 
     def __init__(self, config: TuneConfig, vocab_limit: int | None) -> None:
@@ -125,7 +128,8 @@ class PolicyLoss:
         # Within a nucleus some tens of logits decide, and the fused op would make all of them.
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei
         terms = evaluate(model, hidden_BSH, batch, tokens)
-        extras = {name: values for name, values in vars(terms).items() if name != "objective"}
+        extras = {name: values for name, values in vars(terms).items() if name not in ("objective", "ratio_counts")}
+        extras |= {f"{RATIO_BIN}{n}": count for n, count in enumerate(terms.ratio_counts)}
         if batch.drift_N is not None:
             # Ratios are to the trainer's own policy then, and say nothing of the sampler.
             extras["gap"] = batch.drift_N[batch.weight_N != 0].abs().sum()

@@ -10,9 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from synpro_engine.dist import Axis, gather_objects
+from synpro_engine.rl.policy import RATIO_BIN
 from synpro_engine.rl.types import Rollout
 from synpro_engine.train.engine import StepResult
 from synpro_engine.train.metrics import Value
+from synpro_kernels import RATIO_EDGES, ratio_quantile
+
+RATIO_QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 
 
 def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
@@ -73,21 +77,23 @@ def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
 
     NaN where there was none, for the critic alone learns; `lr` then is that of the next.
 
-    Over tokens that count in the loss: entropy (nats), clip_fraction, ratio, ess (effective sample size of the ratios,
-    as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of the trainer - of the sampler|; before
-    any update it is rounding only). Weighted like the loss: loss, kl.
+    Over tokens that count in the loss: entropy (nats), clip_fraction, ratio and its quantiles of `RATIO_QUANTILES`, ess
+    (effective sample size of the ratios, as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of
+    the trainer - of the sampler|; before any update it is rounding only). Weighted like the loss: loss, kl.
     """
     if not updates:
-        names = "loss kl entropy clip_fraction ratio ess sampler_gap grad_norm".split()
+        names = [*"loss kl entropy clip_fraction ratio ess sampler_gap grad_norm".split(), *RATIO_QUANTILES]
         return {**dict.fromkeys(names, math.nan), "lr": lr, "skipped": False}
     first, last = updates[0].result, updates[-1].result
     sums, tokens = last.extras, max(1.0, last.extras["tokens"])
+    counts = [sums[f"{RATIO_BIN}{n}"] for n in range(len(RATIO_EDGES) + 1)]
     return {
         "loss": last.loss,
         "kl": sums["kl"] / updates[-1].denominator,
         "entropy": sums["entropy"] / tokens,
         "clip_fraction": sums["clipped"] / tokens,
         "ratio": sums["ratio"] / tokens,
+        **{name: ratio_quantile(counts, share) for name, share in RATIO_QUANTILES.items()},
         "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_square"]) if sums["ratio_square"] else 0.0,
         "sampler_gap": first.extras["gap"] / max(1.0, first.extras["tokens"]),
         "grad_norm": last.grad_norm,

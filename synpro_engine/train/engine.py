@@ -191,7 +191,9 @@ class Engine:
         topology = self.model.topology
         totals: dict[str, float] = {}
         if topology.is_last_stage:
-            sums_here = {name: float(torch.stack([part[name] for part in sums]).sum()) for name in sums[0]}
+            # One wait for the device, however many they are.
+            stacked = torch.stack([torch.stack(list(part.values())) for part in sums])
+            sums_here = dict(zip(sums[0], stacked.sum(0).tolist(), strict=True))
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
             sums_here[_STOP] = float(topology.watch.wish.signal is not None)
             parts = gather_objects(topology.dp, sums_here)

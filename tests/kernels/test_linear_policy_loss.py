@@ -37,7 +37,7 @@ def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-REPORTED = ("surrogate", "kl", "entropy", "clipped", "ratio", "ratio_square", "gap", "tokens")
+REPORTED = ("surrogate", "kl", "entropy", "clipped", "ratio", "ratio_square", "ratio_counts", "gap", "tokens")
 
 
 def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):

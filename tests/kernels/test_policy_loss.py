@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import DIVERGENCES, SURROGATES, PolicyObjective, PolicyTokens, SurrogateTerms, policy_loss
+from synpro_kernels import (
+    DIVERGENCES,
+    RATIO_EDGES,
+    SURROGATES,
+    PolicyObjective,
+    PolicyTokens,
+    SurrogateTerms,
+    policy_loss,
+    ratio_quantile,
+)
 
 
 def loss_of(logprob: Tensor, advantage: Tensor, *, entropy: Tensor | None = None, **given: Any) -> SurrogateTerms:
@@ -47,6 +56,25 @@ def test_the_clip_stops_only_what_has_gone_far_enough() -> None:
     expected[:2] = 0.0
     assert torch.allclose(gradient, expected)
     assert loss_of(logprob, advantage, clip_high=0.3).clipped.item() == 2
+
+
+@pytest.mark.parametrize("spread", [1e-4, 0.02, 0.5, 3.0])
+def test_quantiles_of_ratios_are_read_from_counts_that_add_up_over_parts(spread: float) -> None:
+    log_ratio, advantage = drawn(5000, spread)
+    parts = zip(log_ratio.detach().split(1700), advantage.split(1700), strict=True)
+    counts = sum(loss_of(*part).ratio_counts for part in parts)
+    assert isinstance(counts, Tensor) and torch.equal(counts, loss_of(log_ratio.detach(), advantage).ratio_counts)
+    assert counts.sum() == 5000 and len(counts) == len(RATIO_EDGES) + 1
+    for share in (0.01, 0.25, 0.5, 0.99):
+        exact = float(log_ratio.detach().quantile(share).clamp(RATIO_EDGES[0], RATIO_EDGES[-1]))
+        assert math.log(ratio_quantile(counts.tolist(), share)) == pytest.approx(exact, rel=0.2, abs=1e-3)
+
+
+def test_ratios_beyond_all_bins_and_of_none_have_quantiles_too() -> None:
+    far = loss_of(torch.tensor([-200.0, 200.0, 200.0]), torch.ones(3)).ratio_counts.tolist()
+    assert ratio_quantile(far, 0.01) == math.exp(RATIO_EDGES[0])
+    assert ratio_quantile(far, 0.99) == math.exp(RATIO_EDGES[-1])
+    assert math.isnan(ratio_quantile([0.0] * (len(RATIO_EDGES) + 1), 0.5))
 
 
 def test_the_clip_is_the_formula_of_ppo() -> None:
@@ -171,5 +199,5 @@ def test_a_token_of_weight_zero_may_hold_anything() -> None:
     spoilt = advantage.clone()
     spoilt[2] = math.nan
     terms, clean = (loss_of(log_ratio, values, weight=weight) for values in (spoilt, advantage))
-    assert {name: float(value) for name, value in vars(terms).items()} == {n: float(v) for n, v in vars(clean).items()}
+    assert all(torch.equal(value, vars(clean)[name]) for name, value in vars(terms).items())
     assert float(terms.tokens) == 7.0

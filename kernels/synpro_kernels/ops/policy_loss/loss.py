@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synpro_kernels.ops.policy_loss.divergence import DIVERGENCES
+from synpro_kernels.ops.policy_loss.histogram import ratio_counts
 from synpro_kernels.ops.policy_loss.surrogates import SURROGATES
 from synpro_kernels.ops.policy_loss.types import PolicyObjective, PolicyTokens, SurrogateTerms
 
@@ -44,6 +45,7 @@ def policy_loss(
         clipped=gain.held.sum().to(ratio_N.dtype),
         ratio=ratio_N.sum(),
         ratio_square=ratio_N.square().sum(),
+        ratio_counts=ratio_counts(ratio_N),
         gap=(logprob_N.detach() - tokens.behaviour).abs().sum(),
         tokens=ratio_N.new_tensor(float(len(ratio_N))),
     )

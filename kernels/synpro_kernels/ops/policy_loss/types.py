@@ -67,7 +67,8 @@ class SurrogateTerms:
 
     objective: what is minimised; surrogate and kl: their weighted parts; entropy: of the policy's distributions, in
     nats; clipped: number of tokens whose gradient the clip removed or held; ratio and ratio_square: of the ratios that
-    the surrogate sees; gap: of |log ratio|; tokens: their number.
+    the surrogate sees; ratio_counts: how many of these are in each bin of `RATIO_EDGES`; gap: of |log ratio|; tokens:
+    their number.
     """
 
     objective: Tensor
@@ -77,5 +78,6 @@ class SurrogateTerms:
     clipped: Tensor
     ratio: Tensor
     ratio_square: Tensor
+    ratio_counts: Tensor
     gap: Tensor
     tokens: Tensor
