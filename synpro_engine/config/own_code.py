@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -70,13 +73,44 @@ def load_own(own: Own, key: str, kind: type | Callable[[Any], bool], what: str) 
     return Loaded(found, digest)
 
 
-def calling(own: Own, key: str, work: Callable[[], _Result]) -> _Result:
-    """Run the user's code; whatever it raises is a UserError that names key, file and line."""
+def calling(own: Own, key: str, work: Callable[[], _Result], seconds: float | None = None) -> _Result:
+    """Run the user's code; whatever it raises is a UserError that names key, file and line.
+
+    seconds: so is what takes longer, in the main thread, where alone Python can be interrupted; None has no limit.
+    """
     try:
-        return work()
-    except (Exception, SystemExit) as error:
+        with _within(seconds):
+            return work()
+    except (Exception, SystemExit, _TooSlow) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(own.file)]
         at = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"`{key}`: {own.file}{f':{at}' if at else ''}: raised {told}") from None
+        told = " ".join(f"raised {type(error).__name__}: {error}".split())
+        told = f"took longer than {seconds:g} s" if isinstance(error, _TooSlow) else told
+        raise UserError(f"`{key}`: {own.file}{f':{at}' if at else ''}: {told}") from None
+
+
+class _TooSlow(BaseException):
+    """No Exception, for code that is given up on may catch those."""
+
+
+@contextmanager
+def _within(seconds: float | None) -> Iterator[None]:
+    """Raise _TooSlow where what is done here takes longer. A call into C is left to its end first."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: Any) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    # Again and again: the first may fall into a `finally` that waits, too.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        finally:  # where the time is up this very moment
+            signal.signal(signal.SIGALRM, before)

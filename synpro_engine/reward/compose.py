@@ -206,6 +206,9 @@ def build_composer(
         makers["similarity"] = lambda: SimilarityReward(
             Embedder(device, Path(encoder.encoder), layer=encoder.layer), threshold=threshold, invention_weight=0.0
         )
-    makers |= {name: partial(OwnReward, name, reference) for name, reference in config.functions.items()}
+    makers |= {
+        name: partial(OwnReward, name, reference, config.function_seconds)
+        for name, reference in config.functions.items()
+    }
     rewards = [remote.get(name) or makers[name]() for name in config.names if config.uses(name)]
     return Composer(rewards, config.by_operation, config.also)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -33,6 +33,8 @@ class RewardConfig(Config):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, dict[str, Weight]] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"function_seconds"})  # no value hangs on it
+
     _also: frozenset[str] = PrivateAttr(default=frozenset())
 
     influence_min_chars: int = Field(default=500, ge=0)
@@ -52,6 +54,8 @@ class RewardConfig(Config):
     functions: dict[str, str] = Field(default={})
     """Rewards of your own by name: `path/to/file.py:NAME`, a function of a `synpro_engine.reward.Candidate` that
     returns a number."""
+    function_seconds: float | None = Field(default=600.0, gt=0)
+    """Longest time that such a function may take for one text, beyond which the job ends with a line; null has none."""
     judges: JudgesConfig = JudgesConfig()
 
     @field_validator("functions")

@@ -27,12 +27,15 @@ class FunctionReward:
 
 
 class OwnReward(FunctionReward):
-    """One whose function is named in settings, as `path/to/file.py:NAME`; UserError says what it raised, and where."""
+    """One whose function is named in settings, as `path/to/file.py:NAME`.
 
-    def __init__(self, name: str, reference: str) -> None:
-        """Run the file; UserError where it has no such function."""
+    UserError says what it raised, or where it hung.
+    """
+
+    def __init__(self, name: str, reference: str, seconds: float | None = None) -> None:
+        """Run the file; UserError where it has no such function. seconds: for one text, or as long as it takes."""
         own, key = own_reference(reference), f"reward.functions.{name}"
         assert own is not None, "the settings were checked"
         function, digest = load_own(own, key, callable, "function")
-        super().__init__(name, lambda candidate: calling(own, key, lambda: float(function(candidate))))
+        super().__init__(name, lambda candidate: calling(own, key, lambda: float(function(candidate)), seconds))
         self.version = f"{own.file.name}:{own.name}, sha256 {digest[:16]}"

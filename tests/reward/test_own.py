@@ -1,14 +1,17 @@
 """Rewards from a user's file: by name in a recipe, in the hashes of stages, and told by line where they fail."""
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.dist import ParallelConfig, launched
-from synpro_engine.reward import Candidate, Composer, FunctionReward
+from synpro_engine.reward import Candidate, Composer, FunctionReward, build_composer
 from synpro_engine.reward.own import OwnReward
 from synpro_engine.synth import Parsed
 
@@ -63,6 +66,33 @@ def test_what_a_function_raises_is_a_line(tmp_path: Path, body: str, told: str) 
         reward([CANDIDATE])
     message = str(caught.value)
     assert message.startswith("`reward.functions.longer`: ") and told in message and "\n" not in message
+
+
+def test_a_function_that_hangs_is_given_up_on_by_its_line_and_leaves_the_clock_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    # What its author is ready for is an error of the function's own, and not the end of everyone's patience.
+    file.write_text(
+        "import time\ndef longer(candidate):\n    while True:\n        try:\n            time.sleep(9)\n"
+        "        except Exception:\n            pass\n"
+    )
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        OwnReward("longer", f"{file}:longer", 0.2)([CANDIDATE])
+    assert str(caught.value) == f"`reward.functions.longer`: {file}:5: took longer than 0.2 s"
+    assert time.monotonic() - began < 5 and signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_job_gives_up_on_a_function_after_the_time_that_its_recipe_says(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.py", "__import__('time').sleep(9)")
+    slow = recipe(file, "reward.rephrase={longer: 1}", "reward.function_seconds=0.2").reward
+    alone = slow.weighing({"rephrase": {"longer": 1.0}})
+    composer = build_composer(alone, influence_of=None, likelihood_of=None, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"mine.py:2: took longer than 0.2 s"):
+        composer.score([CANDIDATE])
+    # How long one waits is no part of what comes of it.
+    assert slow.recorded() == recipe(file, "reward.rephrase={longer: 1}").reward.recorded()
 
 
 @pytest.mark.parametrize(
