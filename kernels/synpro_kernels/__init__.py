@@ -7,6 +7,7 @@ and counts; `common` is what ops share; `testing` is how they are tested, with a
 from synpro_kernels.ops.decode_attention import (
     DecodeRows,
     HeadNorm,
+    Slots,
     decode_attention,
     decode_attention_definition,
     store_heads,
@@ -58,6 +59,7 @@ __all__ = [
     "DecodeRows",
     "store_heads",
     "HeadNorm",
+    "Slots",
     "linear_logprob",
     "linear_logprob_definition",
     "linear_cross_entropy",

@@ -23,7 +23,6 @@ from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.pretrained import read_shape
-from synpro_engine.sampler import SamplerConfig
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.metrics import flops_per_token
 
@@ -243,7 +242,7 @@ class _Counter:
         measured = self.recipe.measured(operation) | dict.fromkeys(self.recipe.asked_of_texts, 1.0)
         new, memory = config.sampling.max_new_tokens, self._judges(measured)
         if config.server is None:
-            memory += SamplerConfig().cache_mib * 2.0**20
+            memory += config.sampler.cache_mib * 2.0**20
         slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
         if slices is None:
             return Cost(stage=stage, memory=memory)

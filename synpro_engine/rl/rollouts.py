@@ -6,6 +6,7 @@ is a function of (seed, step, slice), never of the layout.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -97,6 +98,7 @@ class RolloutWorker:
         self.sampler = sampler
         self._scorer, self._weights = scorer, weights
         self._prompter, self._config, self._topology, self._seed = prompter, config, topology, seed
+        self._guessed = (0, 0)  # tokens that were told of already
 
     def share(self, prompts: Sequence[Prompt]) -> range:
         """Indices of this rank's prompts among the step's."""
@@ -119,6 +121,19 @@ class RolloutWorker:
             seeds=[stable_hash(self._seed, "rl.sample", f"{step}:{i}:{prompts[i].key}{again}") for i in places],
             vocab_limit=self._prompter.tokenizer.vocab_size,
         )
+
+    def guesses(self) -> dict[str, float]:
+        """What the sampler guessed ahead since this was last asked, over all ranks. Collective; {} where it does not.
+
+        drafted: tokens; draft_acceptance: the share of them that was drawn too, NaN of none.
+        """
+        if not self._config.sampler.speculate:
+            return {}
+        now = (self.sampler.drafted, self.sampler.kept)
+        more = [new - old for new, old in zip(now, self._guessed, strict=True)]
+        self._guessed = now
+        drafted, kept = map(sum, zip(*gather_objects(self._topology.dp, more), strict=True))
+        return {"drafted": float(drafted), "draft_acceptance": kept / drafted if drafted else math.nan}
 
     def read(
         self, prompts: Sequence[Prompt], places: Sequence[int], sampled: Sequence[Sequence[Completion]]

@@ -211,6 +211,7 @@ class _Run:
             values |= critic_values(taught)
         if self._config.refills:
             values["refilled_groups"] = refilled
+        values |= self._worker.guesses()
         values |= {f"judge/{name}": count for name, count in asked.items()}
         for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start

@@ -15,6 +15,7 @@ from synpro_engine.sampler.cache import CacheShape, GrowingRows, decode_rows
 from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
 from synpro_engine.sampler.sampling import Draw
+from synpro_engine.sampler.speculate import Drafter
 from synpro_kernels import DecodeRows
 
 
@@ -27,10 +28,18 @@ class LiveSequence:
     seed: int
     room: int
     group: int
+    drafter: Drafter | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     full_logprobs: list[float] = field(default_factory=list)
     nucleus_ids: list[np.ndarray] = field(default_factory=list)
+
+    def draft(self, most: int, least: float) -> list[int]:
+        """Its next tokens as far as they can be guessed; see `Drafter.draft`."""
+        if self.drafter is None:
+            return []
+        # One token less than there is room for: behind the last guess another is drawn.
+        return self.drafter.draft(min(most, self.room - len(self.token_ids) - 1), least)
 
     def completion(self, stop_ids: frozenset[int]) -> Completion:
         """What it has become."""
@@ -82,28 +91,28 @@ class LiveBatch:
         self.new.reserve(len(self.sequences), 1)
         self._rows = None
 
-    def next_step(self) -> Step:
-        """Inputs for feeding each row's latest token; makes room for it in the cache."""
-        lengths = [len(sequence.token_ids) for sequence in self.sequences]
-        prompt_lengths = [group.prompt_length for group in self._groups]
-        self.new.reserve(len(lengths), max(lengths))
-        if self._rows is None:
-            groups = [sequence.group for sequence in self.sequences]
-            self._rows = decode_rows(groups, prompt_lengths, self._device)
-        tokens = [sequence.token_ids[-1] for sequence in self.sequences]
-        # Positions go on from a prompt's real length; the padding between the two buffers has none.
-        positions = [
-            prompt_lengths[sequence.group] + length - 1
-            for sequence, length in zip(self.sequences, lengths, strict=True)
-        ]
+    def next_step(self, drafts: Sequence[Sequence[int]]) -> Step:
+        """Inputs for feeding each sequence's latest token and what is guessed behind it; makes room in the cache."""
+        prompt_lengths, fed = [group.prompt_length for group in self._groups], [1 + len(draft) for draft in drafts]
+        tokens, positions, lengths = list[int](), list[int](), list[int]()
+        for sequence, draft in zip(self.sequences, drafts, strict=True):
+            tokens += [sequence.token_ids[-1], *draft]
+            here = range(len(sequence.token_ids), len(sequence.token_ids) + 1 + len(draft))
+            lengths += here
+            # Positions go on from a prompt's real length; the padding between the two buffers has none.
+            positions += [prompt_lengths[sequence.group] + length - 1 for length in here]
+        self.new.reserve(len(self.sequences), max(lengths))
+        rows, alike = self._rows, len(tokens) == len(self.sequences)
+        if rows is None or not alike:
+            groups = [sequence.group for sequence, count in zip(self.sequences, fed, strict=True) for _ in range(count)]
+            rows = decode_rows(groups, prompt_lengths, fed, self._device)
+            self._rows = rows if alike else None
         # One copy to the device: the host waits for each.
         token_B, position_B, length_B = torch.tensor([tokens, positions, lengths], device=self._device)
         return Step(
             token_B=token_B,
             position_B=position_B,
-            rows=replace(
-                self._rows, new_length_B=length_B, new_longest=max(lengths), ragged_new=min(lengths) < max(lengths)
-            ),
+            rows=replace(rows, new_length_B=length_B, new_longest=max(lengths), ragged_new=min(lengths) < max(lengths)),
         )
 
     def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
@@ -140,17 +149,35 @@ class LiveBatch:
                 sequence.group = index
 
 
-def record(sequences: Sequence[LiveSequence], drawn: Draw) -> None:
-    """Append one drawn token to each of the sequences, which are the rows of `drawn`."""
-    values = zip(
-        sequences, drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.full_logprob_B.tolist(), strict=True
-    )
-    for sequence, token, logprob, full_logprob in values:
-        sequence.token_ids.append(token)
-        sequence.logprobs.append(logprob)
-        sequence.full_logprobs.append(full_logprob)
-    if drawn.nucleus_ids is not None and drawn.nucleus_counts_B is not None:
-        ids = drawn.nucleus_ids.to(torch.int32).cpu().numpy()
-        ends = np.cumsum(drawn.nucleus_counts_B.cpu().numpy())[:-1]
-        for sequence, row in zip(sequences, np.split(ids, ends), strict=True):
-            sequence.nucleus_ids.append(row.copy())  # a view would keep the whole batch's ids alive
+def record(
+    sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], drawn: Draw, stop_ids: frozenset[int]
+) -> int:
+    """Append what was drawn for each of the sequences, behind its latest token and each token that was guessed.
+
+    The rows of `drawn` are theirs in this order. What stands behind a wrong guess or a stop id was drawn for nothing.
+    Returns the number of tokens appended.
+    """
+    tokens, logprobs, full_logprobs = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.full_logprob_B.tolist()
+    nuclei = _nuclei(drawn)
+    row, appended = 0, 0
+    for sequence, draft in zip(sequences, drafts, strict=True):
+        for at in range(row, row + len(draft) + 1):
+            sequence.token_ids.append(tokens[at])
+            sequence.logprobs.append(logprobs[at])
+            sequence.full_logprobs.append(full_logprobs[at])
+            if nuclei is not None:
+                sequence.nucleus_ids.append(nuclei[at].copy())  # a view would keep the whole batch's ids alive
+            if sequence.drafter is not None:
+                sequence.drafter.note(tokens[at])
+            appended += 1
+            if tokens[at] in stop_ids or draft[at - row : at - row + 1] != [tokens[at]]:
+                break
+        row += len(draft) + 1
+    return appended
+
+
+def _nuclei(drawn: Draw) -> list[np.ndarray] | None:
+    if drawn.nucleus_ids is None or drawn.nucleus_counts_B is None:
+        return None
+    ids = drawn.nucleus_ids.to(torch.int32).cpu().numpy()
+    return np.split(ids, np.cumsum(drawn.nucleus_counts_B.cpu().numpy())[:-1])

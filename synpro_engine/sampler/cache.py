@@ -8,12 +8,13 @@ Shape suffixes: B live rows, T time, n key heads, h head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from synpro_kernels import DecodeRows
+from synpro_kernels import DecodeRows, Slots
 
 _CHUNK = 64  # positions by which buffers grow along time: growing copies all that is stored
 
@@ -85,26 +86,43 @@ class GrowingRows:
             buffer[:, target, :, :length] = buffer[:, source, :, :length]
 
 
-def decode_rows(group_of_row: list[int], prompt_lengths: list[int], device: torch.device) -> DecodeRows:
-    """Lay the live rows out by group; each has one new position, and `advanced` tells the later ones."""
-    count = [0] * len(prompt_lengths)
-    member: list[int] = []
-    for group in group_of_row:
-        member.append(count[group])
-        count[group] += 1
-    most = max(count)
-    place_of_row = [group * most + m for group, m in zip(group_of_row, member, strict=True)]
-    # An empty place holds row 0: what is computed there is not read back.
-    row_of_place = [0] * (len(count) * most)
-    for row, place in enumerate(place_of_row):
-        row_of_place[place] = row
+def decode_rows(
+    group_of_row: Sequence[int], prompt_lengths: Sequence[int], fed: Sequence[int], device: torch.device
+) -> DecodeRows:
+    """Lay rows out by group, and where sequences are `fed` more than one token each, by sequence too.
+
+    Each has one new position; whoever advances replaces `new_length_B` and what belongs to it.
+    """
+    row_of_place, place_of_row = _places(group_of_row, len(prompt_lengths))
+    parts: list[Sequence[int]] = [row_of_place, place_of_row, prompt_lengths, [1] * len(group_of_row)]
+    if several := max(fed) > 1:
+        parts += _places([sequence for sequence, count in enumerate(fed) for _ in range(count)], len(fed))
+    # One copy to the device: the host waits for each.
+    flat = torch.tensor([number for part in parts for number in part], device=device)
+    tensors = flat.split([len(part) for part in parts])
     return DecodeRows(
-        row_of_place=torch.tensor(row_of_place, device=device),
-        place_of_row_B=torch.tensor(place_of_row, device=device),
-        prompt_length_G=torch.tensor(prompt_lengths, device=device),
+        row_of_place=tensors[0],
+        place_of_row_B=tensors[1],
+        prompt_length_G=tensors[2],
         prompt_longest=max(prompt_lengths),
         ragged_prompts=min(prompt_lengths) < max(prompt_lengths),
-        new_length_B=torch.ones(len(group_of_row), dtype=torch.int64, device=device),
+        new_length_B=tensors[3],
         new_longest=1,
         ragged_new=False,
+        slots=Slots(row_of_slot=tensors[4], slot_of_row_B=tensors[5], fed=max(fed)) if several else None,
     )
+
+
+def _places(owner_of_row: Sequence[int], owners: int) -> tuple[list[int], list[int]]:
+    """As many places for each owner as the one with most rows has: the row at each place, and each row's place."""
+    count, number = [0] * owners, list[int]()
+    for owner in owner_of_row:
+        number.append(count[owner])
+        count[owner] += 1
+    most = max(count)
+    place_of_row = [owner * most + own for owner, own in zip(owner_of_row, number, strict=True)]
+    # An empty place holds row 0: what is computed there is not read back.
+    row_of_place = [0] * (owners * most)
+    for row, place in enumerate(place_of_row):
+        row_of_place[place] = row
+    return row_of_place, place_of_row

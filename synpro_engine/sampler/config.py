@@ -39,7 +39,7 @@ class SamplingConfig(Config):
 
 
 class SamplerConfig(Config):
-    """How much is decoded at once. Neither value changes what is sampled, only speed and memory."""
+    """How much is decoded at once. No value changes what is sampled, only speed and memory."""
 
     max_batch: int = Field(default=64, gt=0)
     """Most sequences decoded together; a group larger than this is decoded alone."""
@@ -47,6 +47,10 @@ class SamplerConfig(Config):
     """Most memory for cached keys and values, in MiB; one group is always admitted."""
     prefill_tokens: int = Field(default=4096, gt=0)
     """Most prompt tokens (with padding) read in one forward pass."""
+    speculate: int = Field(default=0, ge=0, le=64)
+    """Most tokens that are guessed ahead of a completion, from what its last ones were followed by in prompt or
+    completion: for operations that repeat their source, as rephrasing does. Guesses that are right cost no step of
+    their own, and what is drawn does not depend on them. 0 guesses none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,10 @@ Attend = Callable[[BlockWeights, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one decoding step needs beside the weights; the same for every layer.
+    """What one decoding step needs beside the weights; the same for every layer. A row is a token that is fed.
 
     position_B: each row's place in its sequence, for RoPE. `rows` counts the fed token in: its place in the buffer of
-    new positions is the last that is filled.
+    new positions is the last that it sees.
     """
 
     token_B: Tensor
@@ -100,15 +100,16 @@ class Decoder:
         return self._logits(last_GH)
 
     def step(self, step: Step, prompts: GrowingRows, new: GrowingRows) -> Tensor:
-        """Feed one token per live row; stores its keys and values and returns the next token's logits [B, V]."""
+        """Feed the rows' tokens; stores their keys and values and returns the logits [B, V] of what follows each."""
         cos_Bh, sin_Bh = cos_sin(step.position_B, self._frequency)
-        time_B = step.rows.new_length_B - 1
+        time_B, slots = step.rows.new_length_B - 1, step.rows.slots
+        sequence_B = None if slots is None else slots.sequence_of_row_B
 
         def attend(block: BlockWeights, mixed_BF: Tensor) -> Tensor:
             recent = new.of_layer(block.layer)
             norm = self._head_norm(block, mixed_BF)
-            query_Bnrh = store_heads(mixed_BF, cos_Bh, sin_Bh, *recent, time_B, norm)
-            # Behind the write, for the fed token attends to itself.
+            query_Bnrh = store_heads(mixed_BF, cos_Bh, sin_Bh, *recent, time_B, norm, sequence_B)
+            # Behind the write, for a fed token attends to itself, and to those that its sequence is fed before it.
             return decode_attention(query_Bnrh, *prompts.of_layer(block.layer), *recent, step.rows).flatten(1)
 
         hidden_BH = self._embed(step.token_B)

@@ -21,6 +21,7 @@ from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
 from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.decode import Decoder
 from synpro_engine.sampler.sampling import Draw, draw, uniforms
+from synpro_engine.sampler.speculate import Drafter, least_hope, pairs_of
 
 if TYPE_CHECKING:
     from synpro_engine.model.model import Model
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SamplerStats:
-    """Work and time of one `generate` on this rank. A prompt counts once per group."""
+    """Work and time of one `generate` on this rank. A prompt counts once per group.
+
+    drafted: tokens that were guessed and fed (`SamplerConfig.speculate`). kept: those of them that were drawn too.
+    """
 
     prompt_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
+    drafted: int = 0
+    kept: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -55,13 +61,15 @@ class Sampler:
     """Samples from `model`'s parameter storage: no copy and no sync, an optimizer step shows in the next token.
 
     Under tensor parallelism all ranks of the group call `generate` with the same arguments and get the same
-    completions; data-parallel ranks call it with prompts of their own. `stats` describes the latest call.
+    completions; data-parallel ranks call it with prompts of their own. `stats` describes the latest call,
+    `drafted` and `kept` all calls (see `SamplerStats`).
     """
 
     def __init__(self, model: Model, config: SamplerConfig | None = None) -> None:
         """Raises UserError when the model is split into pipeline stages."""
         self.config = config or SamplerConfig()
         self.stats = SamplerStats()
+        self.drafted = self.kept = 0
         self._decoder = Decoder(model)
 
     @property
@@ -110,6 +118,7 @@ class Sampler:
             if batch.sequences:
                 self._decode(batch, request)
                 self._collect(batch, request, results)
+        self.drafted, self.kept = self.drafted + self.stats.drafted, self.kept + self.stats.kept
         return [[completion for completion in group if completion is not None] for group in results]
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -147,21 +156,26 @@ class Sampler:
         lengths, members = [len(request.prompts[index]) for index in indices], []
         for index, length in zip(indices, lengths, strict=True):
             room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - length)
+            prompt = request.prompts[index]
+            pairs = pairs_of(prompt) if self.config.speculate else None
             members.append(
                 [
-                    LiveSequence(prompt=index, member=member, seed=request.seeds[index], room=room, group=0)
+                    LiveSequence(
+                        prompt=index, member=member, seed=request.seeds[index], room=room, group=0,
+                        drafter=None if pairs is None else Drafter(prompt, pairs),
+                    )
                     for member in range(request.group_size)
                 ]
-            )
+            )  # fmt: skip
         batch.join(members, lengths)
         at_once = max(1, self.config.prefill_tokens // lengths[0])
         for at in range(0, len(indices), at_once):
             part = indices[at : at + at_once]
             logits_GV = self._prefill([request.prompts[index] for index in part], batch, group + at)
             first = row + at * request.group_size
-            rows = slice(first, first + len(part) * request.group_size)
+            sequences = batch.sequences[first : first + len(part) * request.group_size]
             # A pass for each prompt and a draw for each member: the first distribution is the group's.
-            self._draw(logits_GV.repeat_interleave(request.group_size, 0), batch, rows, request)
+            self._draw(logits_GV.repeat_interleave(request.group_size, 0), sequences, [[]] * len(sequences), request)
         self.stats.prefill_seconds += time.perf_counter() - start
 
     def _prefill(self, prompts: Sequence[Sequence[int]], batch: LiveBatch, first_group: int) -> torch.Tensor:
@@ -178,23 +192,39 @@ class Sampler:
 
     def _decode(self, batch: LiveBatch, request: _Request) -> None:
         start = time.perf_counter()
-        logits_BV = self._decoder.step(batch.next_step(), batch.prompts, batch.new)
-        self._draw(logits_BV, batch, slice(None), request)
+        drafts = self._drafts(batch)
+        logits_BV = self._decoder.step(batch.next_step(drafts), batch.prompts, batch.new)
+        appended = self._draw(logits_BV, batch.sequences, drafts, request)
         self.stats.steps += 1
+        self.stats.drafted += sum(map(len, drafts))
+        self.stats.kept += appended - len(drafts)
         self.stats.decode_seconds += time.perf_counter() - start
 
-    def _draw(self, logits_BV: torch.Tensor, batch: LiveBatch, rows: slice, request: _Request) -> None:
-        sequences, tp = batch.sequences[rows], self._decoder.tp
-        drawn: Draw | None = None
+    def _drafts(self, batch: LiveBatch) -> list[list[int]]:
+        """What is guessed behind each live sequence's latest token. Of its tokens alone, so ranks guess alike."""
+        least = least_hope(len(batch.sequences), self._decoder.device.type)
+        return [sequence.draft(self.config.speculate, least) for sequence in batch.sequences]
+
+    def _draw(
+        self, logits_BV: torch.Tensor, sequences: list[LiveSequence], drafts: list[list[int]], request: _Request
+    ) -> int:
+        """Draw behind each token that was fed, and record what stands; the number of tokens that does."""
+        tp, drawn = self._decoder.tp, None
         if tp.rank == 0:
             if not bool(torch.isfinite(logits_BV).all()):
                 raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-            uniform_B = uniforms(
-                [s.seed for s in sequences], [s.member for s in sequences], [len(s.token_ids) for s in sequences]
-            )
-            drawn = draw(logits_BV, request.sampling, uniform_B.to(logits_BV.device), request.vocab_limit)
-        record(sequences, _of_first_rank(drawn, len(sequences), tp, logits_BV.device))
-        self.stats.new_tokens += len(sequences)
+            # Each by the number of its own position: a guess changes no token, it only finds it earlier.
+            rows = [
+                (s.seed, s.member, len(s.token_ids) + at)
+                for s, draft in zip(sequences, drafts, strict=True)
+                for at in range(len(draft) + 1)
+            ]
+            uniform_B = uniforms(*zip(*rows, strict=True)).to(logits_BV.device)
+            drawn = draw(logits_BV, request.sampling, uniform_B, request.vocab_limit)
+        drawn = _of_first_rank(drawn, len(logits_BV), tp, logits_BV.device)
+        appended = record(sequences, drafts, drawn, request.stop_ids)
+        self.stats.new_tokens += appended
+        return appended
 
     def _collect(self, batch: LiveBatch, request: _Request, results: list[list[Completion | None]]) -> None:
         for sequence in batch.retire(request.stop_ids):

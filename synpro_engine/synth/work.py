@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import json_text, nearest
 from synpro_engine.data import Document, stable_hash
-from synpro_engine.sampler import SamplingConfig
+from synpro_engine.sampler import SamplerConfig, SamplingConfig
 from synpro_engine.synth.operations import PAPER, operation_named, split_reference
 from synpro_engine.synth.served.config import ServerConfig
 from synpro_engine.synth.slices import Slice, SliceConfig, choose_slices
@@ -31,7 +31,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class GenerateConfig(SliceConfig):
     """What is generated from a corpus, and how."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"lease_minutes", "file_mib"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"lease_minutes", "file_mib", "sampler"})
 
     operations: tuple[str, ...] = Field(default=PAPER, min_length=1)
     """The operations: names of those that are built in, and `path/to/file.py:NAME` for an `Operation` of that name in a
@@ -51,6 +51,7 @@ class GenerateConfig(SliceConfig):
     """Completions per slice and operation."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
     """How completions are drawn; what is left out when it is given takes the sampler's defaults."""
+    sampler: SamplerConfig = SamplerConfig()
     join: bool = False
     """Put the accepted texts of a document's slices together again, in their order: one text for each operation and
     sample. Else each slice's is a document."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synpro_kernels import DecodeRows, HeadNorm
+from synpro_kernels import DecodeRows, HeadNorm, Slots
 
 
 class Inputs(NamedTuple):
@@ -22,12 +22,13 @@ class Inputs(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A batch: members of each group, key heads, query heads per key head and their width, lengths."""
+    """A batch: members of each group, key heads, query heads per key head and their width, lengths, tokens fed."""
 
     members: tuple[int, ...]
     heads: tuple[int, int, int]
     prompts: tuple[int, ...]
     new: tuple[int, ...]
+    fed: tuple[int, ...] = (1,)
 
     def make(self, dtype: torch.dtype) -> tuple[Inputs, DecodeRows]:
         """Rows are dealt to groups in turn, as they come to lie when sequences end; what is not filled is NaN."""
@@ -39,22 +40,32 @@ class Problem(NamedTuple):
                 if count:
                     group_of_row.append(group)
                     left[group] -= 1
-        most, seen = max(self.members), [0] * len(self.members)
-        row_of_place, place_of_row = [0] * (len(seen) * most), []
-        for row, group in enumerate(group_of_row):
-            place_of_row.append(group * most + seen[group])
-            row_of_place[place_of_row[-1]] = row
-            seen[group] += 1
-        new = torch.tensor([self.new[row % len(self.new)] for row in range(len(group_of_row))])
+        new = [self.new[row % len(self.new)] for row in range(len(group_of_row))]
+        fed = [self.fed[row % len(self.fed)] for row in range(len(group_of_row))]
+        sequence_of_row = [sequence for sequence, count in enumerate(fed) for _ in range(count)]
+        row_of_place, place_of_row = _places([group_of_row[sequence] for sequence in sequence_of_row])
+        row_of_slot, slot_of_row = _places(sequence_of_row)
+        length = torch.tensor([new[sequence] + at for sequence, count in enumerate(fed) for at in range(count)])
         prompt = torch.tensor(self.prompts)
         rows = DecodeRows(
-            row_of_place=torch.tensor(row_of_place), place_of_row_B=torch.tensor(place_of_row),
-            prompt_length_G=prompt, new_length_B=new,
-            prompt_longest=int(prompt.max()), new_longest=int(new.max()),
-            ragged_prompts=len(set(self.prompts)) > 1, ragged_new=len(set(new.tolist())) > 1,
+            row_of_place=row_of_place, place_of_row_B=place_of_row, prompt_length_G=prompt, new_length_B=length,
+            prompt_longest=int(prompt.max()), new_longest=int(length.max()),
+            ragged_prompts=len(set(self.prompts)) > 1, ragged_new=len(set(length.tolist())) > 1,
+            slots=Slots(row_of_slot=row_of_slot, slot_of_row_B=slot_of_row, fed=max(fed)) if max(fed) > 1 else None,
         )  # fmt: skip
-        query = torch.randn(len(new), n, r, h)
-        return Inputs(query, *(_filled(rows.prompt_length_G, n, h)), *(_filled(new, n, h))).to(dtype), rows
+        query = torch.randn(len(length), n, r, h)
+        filled = torch.tensor([held + count - 1 for held, count in zip(new, fed, strict=True)])
+        return Inputs(query, *(_filled(rows.prompt_length_G, n, h)), *(_filled(filled, n, h))).to(dtype), rows
+
+
+def _places(owner_of_row: list[int]) -> tuple[Tensor, Tensor]:
+    """The row at each place, row 0 at empty ones, and the place of each row."""
+    most = max(owner_of_row.count(owner) for owner in owner_of_row)
+    row_of_place, place_of_row = [0] * (most * (max(owner_of_row) + 1)), list[int]()
+    for row, owner in enumerate(owner_of_row):
+        place_of_row.append(owner * most + owner_of_row[:row].count(owner))
+        row_of_place[place_of_row[-1]] = row
+    return torch.tensor(row_of_place), torch.tensor(place_of_row)
 
 
 def _filled(length: Tensor, n: int, h: int) -> tuple[Tensor, Tensor]:
@@ -70,6 +81,8 @@ PROBLEMS = {
     "ragged": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 17, 4)),
     "equal lengths": Problem((2, 2), (2, 1, 64), (40, 40), (9,)),
     "odd width": Problem((2, 5), (3, 2, 80), (129, 300), (65, 2)),
+    "several tokens": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 60, 4), (1, 4, 2)),
+    "several tokens, each sequence": Problem((2,), (1, 2, 16), (5,), (9,), (3,)),
     "a long prompt and many members": Problem((24,), (1, 4, 16), (515,), (3, 70, 1)),
 }
 

@@ -71,6 +71,22 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(device, case,
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
 
 
+def test_heads_are_stored_in_the_rows_that_are_named(device):
+    given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
+    rows, times = torch.tensor([3, 0, 0, 5, 3]), torch.tensor([4, 0, 1, 11, 5])
+    elsewhere = given._replace(time_B=times).to(torch.bfloat16)
+    ours = given._replace(time_B=times).to(torch.bfloat16)
+    found = store_heads(*ours, rows)
+    # Row by row in buffers of their own, and then put where they belong.
+    assert torch.equal(found, store_heads(*elsewhere))
+    for b, (row, time) in enumerate(zip(rows.tolist(), times.tolist(), strict=True)):
+        assert torch.equal(ours.key_BnTh[row, :, time], elsewhere.key_BnTh[b, :, time])
+        assert torch.equal(ours.value_BnTh[row, :, time], elsewhere.value_BnTh[b, :, time])
+    written = torch.zeros(ours.key_BnTh.shape[::2], dtype=torch.bool).index_put((rows, times), torch.tensor(True))
+    for buffer, before in ((ours.key_BnTh, given.key_BnTh), (ours.value_BnTh, given.value_BnTh)):
+        assert torch.equal(buffer.transpose(1, 2)[~written], before.transpose(1, 2)[~written])
+
+
 def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(device):
     given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
     norm = given.norm

@@ -14,6 +14,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.rollouts import PromptSource
+from synpro_engine.sampler import SamplerConfig
 from synpro_engine.synth import Prompter
 from synpro_engine.train.metrics import read_metrics
 
@@ -99,3 +100,19 @@ def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_
 def test_greedy_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
         TuneConfig.model_validate({"sampling": {"temperature": 0.0}})
+
+
+def test_guesses_of_the_sampler_are_counted_and_change_no_number(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond rounding: the first step's numbers, for updates magnify what rounding leaves."""
+    monkeypatch.setattr("synpro_engine.sampler.sampler.least_hope", lambda *_: 0.0)
+    config = toy()["CONFIG"].model_copy(update={"steps": 1})
+    toy()["run"](topology, tmp_path / "plain", config)
+    toy()["run"](topology, tmp_path / "guessing", config.model_copy(update={"sampler": SamplerConfig(speculate=4)}))
+    (plain,), (guessing,) = numbers(tmp_path / "plain"), numbers(tmp_path / "guessing")
+    assert 0.0 <= guessing.pop("draft_acceptance") <= 1.0 and guessing.pop("drafted") > 0
+    assert guessing.keys() == plain.keys()
+    gap = {name: (guessing.pop(name), plain.pop(name)) for name in ("sampler_gap", "kl", "loss")}
+    assert guessing == pytest.approx(plain, rel=1e-4)
+    assert all(abs(a - b) < 1e-5 for a, b in gap.values())

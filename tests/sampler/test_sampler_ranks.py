@@ -10,10 +10,10 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.rl.policy import sampled_logprobs
-from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
+from synpro_engine.sampler import Nuclei, Sampler, SamplerConfig, SamplingConfig
 
 
-def _sample(parallel: ParallelConfig) -> dict[str, Any]:
+def _sample(parallel: ParallelConfig, speculate: int = 0) -> dict[str, Any]:
     """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for all families."""
     found: dict[str, Any] = {}
     with launched(parallel) as topology:
@@ -26,7 +26,8 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
             _shake_vectors(model)
             prompts = [list(range(1, 14)), [30, 2, 5], [88, 89, 1, 4, 61]]
             sampling = SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=12)
-            groups = Sampler(model).generate(
+            sampler = Sampler(model, SamplerConfig(speculate=speculate))
+            groups = sampler.generate(
                 prompts, group_size=2, sampling=sampling, stop_ids=frozenset({5, 6}), seeds=[4, 5, 6], vocab_limit=90
             )
             found[family] = {
@@ -36,6 +37,13 @@ def _sample(parallel: ParallelConfig) -> dict[str, Any]:
             }
             for name, nuclei in (("nucleus", groups[0][0].nuclei), ("all", None)):
                 found[family][name] = _trainer_side(model, prompts[0], groups[0][0].token_ids, nuclei)
+            # Cold, so that it repeats itself, which can be guessed.
+            cold = sampling.model_copy(update={"temperature": 0.1, "max_new_tokens": 40})
+            groups = sampler.generate(
+                prompts, group_size=2, sampling=cold, stop_ids=frozenset(), seeds=[1, 2, 3], vocab_limit=90
+            )
+            found[family]["cold"] = [c.token_ids for group in groups for c in group]
+            found[family]["guesses"] = [sampler.drafted, sampler.kept]
             found[family]["apart"] = _sample_apart(model, topology.rank)
     return found
 
@@ -90,15 +98,18 @@ def _trainer_side(model: Any, prompt: list[int], answer: list[int], nuclei: Nucl
     }  # fmt: skip
 
 
-def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does() -> None:
+def test_two_tensor_parallel_ranks_that_guess_sample_and_score_as_one_process_without_guesses_does() -> None:
     alone = _sample(ParallelConfig())
-    ranks = run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False))
+    ranks = run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False), speculate=3)
+    for family in alone:
+        drafted, kept = ranks[0][family]["guesses"]
+        assert ranks[1][family]["guesses"] == [drafted, kept] and drafted > kept > 0
     for family in alone:
         apart = [rank[family].pop("apart") for rank in ranks]
         assert apart[0] == apart[1] and apart[0][1] is not None and apart[0][-1] is None
     for rank in ranks:
         for family, expected in alone.items():
-            assert rank[family]["ids"] == expected["ids"]
+            assert rank[family]["ids"] == expected["ids"] and rank[family]["cold"] == expected["cold"]
             for key in ("logprobs", "full"):
                 for ours, theirs in zip(rank[family][key], expected[key], strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -39,7 +39,7 @@ from synpro_engine.data import (
     stable_hash,
     start_id,
 )
-from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.dist import Topology, gather_objects, on_main, say
 from synpro_engine.influence import TextInfluence, build_estimator, text_likelihood
 from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
@@ -220,7 +220,8 @@ def generate_stage(
     trained = open_tokenizer(inputs.tokens, topology)
     # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
     generator_hash, this = weights_hash(model), Round(settings.round)
-    generator, folder = Sampler(model), inputs.served / this.served(operation, generator_hash)
+    generator = Sampler(model, settings.generate.sampler)
+    folder = inputs.served / this.served(operation, generator_hash)
     if settings.generate.server is not None:
         done = on_main(topology, lambda: (into / CORPUS).exists())
         generator = serve(
@@ -251,6 +252,10 @@ def generate_stage(
     report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
     on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
+    if isinstance(generator, Sampler):
+        drafted, kept = map(sum, zip(*gather_objects(topology.dp, (generator.drafted, generator.kept)), strict=True))
+        if drafted:
+            say(topology, f"generated {operation}: {kept / drafted:.0%} of {drafted:,} guessed tokens were right")
     asked = asked_of_all(composer.asked, topology)
     tell_judged(f"generated {operation}", settings.own_reward, asked, topology)
     if composer.faults:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synpro_kernels import DecodeRows, HeadNorm
+from synpro_kernels import DecodeRows, HeadNorm, Slots
 from synpro_kernels.common.launch import Call
 from synpro_kernels.ops.decode_attention.triton_backend import new_call, prompt_call
 from synpro_kernels.ops.decode_attention.triton_heads import heads_call
@@ -23,12 +23,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def live_rows() -> DecodeRows:
+def live_rows(fed: int = 1) -> DecodeRows:
     count = torch.int64
+    slots = Slots(row_of_slot=meta(BATCH, dtype=count), slot_of_row_B=meta(BATCH, dtype=count), fed=fed)
     return DecodeRows(
         row_of_place=meta(BATCH, dtype=count), place_of_row_B=meta(BATCH, dtype=count),
         prompt_length_G=meta(GROUPS, dtype=count), new_length_B=meta(BATCH, dtype=count),
         prompt_longest=PROMPT, new_longest=NEW, ragged_prompts=True, ragged_new=True,
+        slots=slots if fed > 1 else None,
     )  # fmt: skip
 
 
@@ -37,16 +39,17 @@ def prompt(n: int, r: int, h: int) -> Call:
     return prompt_call(meta(BATCH, n, r, h), keys, keys, live_rows())
 
 
-def new(n: int, r: int, h: int) -> Call:
+def new(n: int, r: int, h: int, fed: int = 1) -> Call:
     keys, asked = meta(BATCH, n, NEW, h), meta(BATCH, n, r, h)
     parts = meta(2, BATCH, n, r, h, dtype=torch.float32), meta(2, BATCH, n, r, dtype=torch.float32)
-    return new_call(asked, keys, keys, live_rows(), *parts)
+    return new_call(asked, keys, keys, live_rows(fed), *parts)
 
 
-def heads(n: int, r: int, h: int) -> Call:
+def heads(n: int, r: int, h: int, *, rows: bool = False) -> Call:
     keys, angles = meta(BATCH, n, NEW, h), meta(BATCH, h, dtype=torch.float32)
     norm = HeadNorm(query_weight=meta(n * r * h), key_weight=meta(n * h), eps=1e-6, by_head=False)
-    return heads_call(meta(BATCH, n * (r + 2) * h), angles, angles, keys, keys, meta(BATCH, dtype=torch.int64), norm)
+    index = meta(BATCH, dtype=torch.int64)
+    return heads_call(meta(BATCH, n * (r + 2) * h), angles, angles, keys, keys, index, norm, index if rows else None)
 
 
 # OLMo-2 1B has a query head for each key head; Llama 3.1 8B has four.
@@ -55,6 +58,8 @@ CASES: dict[str, Callable[[], Call]] = {
     "prompt, 8B": lambda: prompt(8, 4, 128),
     "new, 1B": lambda: new(16, 1, 128),
     "new, 8B": lambda: new(8, 4, 128),
+    "new, 8B, several tokens": lambda: new(8, 4, 128, fed=4),
+    "heads, 8B, several tokens": lambda: heads(8, 4, 128, rows=True),
     "heads, 1B": lambda: heads(16, 1, 128),
     "heads, 8B": lambda: heads(8, 4, 128),
 }

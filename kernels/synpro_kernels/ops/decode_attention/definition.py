@@ -20,9 +20,10 @@ def decode_attention_definition(
     out_Bnrh = torch.empty_like(query_Bnrh)
     for row, place in enumerate(rows.place_of_row_B.tolist()):
         group = place // rows.members
+        held = row if rows.slots is None else int(rows.slots.sequence_of_row_B[row])
         prompt, new = int(rows.prompt_length_G[group]), int(rows.new_length_B[row])
-        key_nTh = torch.cat((prompt_key_GnTh[group, :, :prompt], new_key_BnTh[row, :, :new]), 1)
-        value_nTh = torch.cat((prompt_value_GnTh[group, :, :prompt], new_value_BnTh[row, :, :new]), 1)
+        key_nTh = torch.cat((prompt_key_GnTh[group, :, :prompt], new_key_BnTh[held, :, :new]), 1)
+        value_nTh = torch.cat((prompt_value_GnTh[group, :, :prompt], new_value_BnTh[held, :, :new]), 1)
         score_nrT = query_Bnrh[row] @ key_nTh.mT / math.sqrt(query_Bnrh.shape[-1])
         out_Bnrh[row] = torch.softmax(score_nrT, -1) @ value_nTh
     return out_Bnrh

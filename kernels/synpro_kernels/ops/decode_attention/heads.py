@@ -23,6 +23,7 @@ def store_heads(
     value_BnTh: Tensor,
     time_B: Tensor,
     norm: HeadNorm | None,
+    row_B: Tensor | None = None,
 ) -> Tensor:
     """Norm and rotate (arXiv 2104.09864, pairs i and i + h/2) queries and keys of one position a row; store the latter.
 
@@ -34,17 +35,18 @@ def store_heads(
         value_BnTh: likewise for the values, with the strides of the keys'.
         time_B: int64.
         norm: None where queries and keys have none.
+        row_B: int64, the rows of the buffers that are written to, where they are not b; no place is written twice.
 
     Returns:
         Queries [B, n, r, h] in the dtype of `mixed_BF`, contiguous; sums are fp32 (fp64 for fp64).
 
     """
-    return _STORE.kernels(mixed_BF)(mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm)
+    return _STORE.kernels(mixed_BF)(mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm, row_B)
 
 
 def _torch(
     mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_BnTh: Tensor, value_BnTh: Tensor, time_B: Tensor,
-    norm: HeadNorm | None,
+    norm: HeadNorm | None, row_B: Tensor | None,
 ) -> Tensor:  # fmt: skip
     n, h = key_BnTh.shape[1], key_BnTh.shape[3]
     heads = mixed_BF.unflatten(-1, (n, -1, h))
@@ -63,7 +65,7 @@ def _torch(
     first, second = turned.chunk(2, -1)
     turned = turned * cos_Bh[:, None, None] + torch.cat((-second, first), -1) * sin_Bh[:, None, None]
     turned = turned.to(mixed_BF.dtype)
-    row_B = torch.arange(len(time_B), device=time_B.device)
+    row_B = torch.arange(len(time_B), device=time_B.device) if row_B is None else row_B
     key_BnTh[row_B, :, time_B] = turned[..., -1, :]
     value_BnTh[row_B, :, time_B] = heads[..., -1, :]
     return turned[..., :-1, :].contiguous()

@@ -18,7 +18,7 @@ def decode_attention(
     new_value_BnTh: Tensor,
     rows: DecodeRows,
 ) -> Tensor:
-    """Attend from one new token of each row to its group's prompt and to the row's own new positions.
+    """Attend from one new token of each row to its group's prompt and to its sequence's own new positions.
 
     A group's prompt is stored once and read once for all its members (as in Hydragen, arXiv 2402.05099). Not
     differentiable.
@@ -28,7 +28,7 @@ def decode_attention(
         prompt_key_GnTh: keys of the prompts; buffers may hold more groups and positions than are filled. Strides are
             free but for the last dimension's.
         prompt_value_GnTh: their values, laid out alike.
-        new_key_BnTh: keys behind the prompts, the fed token's own included; likewise.
+        new_key_BnTh: keys behind the prompts, the fed tokens' own included; likewise. With `rows.slots`, of sequences.
         new_value_BnTh: their values.
         rows: who belongs to which group, and how far all are filled.
 
@@ -49,11 +49,12 @@ def _check(
 ) -> None:
     batch, n, _, h = query.shape
     groups = len(rows.prompt_length_G)
+    sequences = batch if rows.slots is None else len(rows.slots.row_of_slot) // rows.slots.fed
     buffers = {
         "prompt_key_GnTh": (prompt_key, groups, rows.prompt_longest),
         "prompt_value_GnTh": (prompt_value, groups, rows.prompt_longest),
-        "new_key_BnTh": (key, batch, rows.new_longest),
-        "new_value_BnTh": (value, batch, rows.new_longest),
+        "new_key_BnTh": (key, sequences, rows.new_longest),
+        "new_value_BnTh": (value, sequences, rows.new_longest),
     }
     for name, (tensor, least, longest) in buffers.items():
         held, heads, length, width = tensor.shape
@@ -67,3 +68,5 @@ def _check(
         raise ValueError("prompt_value_GnTh, new_value_BnTh: expected the strides of their keys")
     if len(rows.place_of_row_B) != batch or len(rows.new_length_B) != batch:
         raise ValueError(f"rows: expected place_of_row_B and new_length_B for {batch} rows of the query")
+    if rows.slots is not None and len(rows.slots.slot_of_row_B) != batch:
+        raise ValueError(f"rows: expected slots for {batch} rows of the query")

@@ -83,18 +83,21 @@ def prompt_kernel(
 
 @triton.jit
 def new_kernel(
-    query, key, value, lengths, prompt_out, prompt_sum, out,
-    heads, per_key, rows, parts, row_stride, head_stride, stride, scale,
-    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr,
+    query, key, value, lengths, slots, prompt_out, prompt_sum, out,
+    heads, per_key, rows, parts, fed, row_stride, head_stride, stride, scale,
+    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Row b and key head k over the row's new positions, merged with what the prompt's parts gave."""
+    """Row b and key head k over its sequence's new positions, merged with what the prompt's parts gave."""
     b, k = tl.program_id(0), tl.program_id(1)
     q, h = tl.arange(0, BQ), tl.arange(0, H)
     index = (b.to(tl.int64) * heads + k) * per_key + q
     here = q < per_key
     inside = here[:, None] & (h < WIDTH)[None, :]
     asked = tl.load(query + index[:, None] * WIDTH + h[None, :], mask=inside, other=0.0)
-    offset = b.to(tl.int64) * row_stride + k * head_stride
+    held = b.to(tl.int64)
+    if SLOTS:
+        held = tl.load(slots + b) // fed
+    offset = held * row_stride + k * head_stride
     acc, top, total = _run(  # pyright: ignore[reportGeneralTypeIssues]
         asked, key + offset, value + offset, 0, tl.load(lengths + b).to(tl.int32), stride, scale, WIDTH, H, BQ, BT
     )
@@ -150,13 +153,16 @@ def new_call(
 ) -> Call:
     """The launch that fills [B, n, r, h]; `prompt_out` and `prompt_sum` are `prompt_call`'s outputs."""
     batch, heads, per_key, width = query_Bnrh.shape
-    out = torch.empty_like(query_Bnrh)
+    out, slots = torch.empty_like(query_Bnrh), rows.slots
     arguments = (
-        query_Bnrh, key_BnTh, value_BnTh, rows.new_length_B, prompt_out, prompt_sum, out,
-        heads, per_key, batch, len(prompt_out), *key_BnTh.stride()[:3], _scale(width),
+        query_Bnrh, key_BnTh, value_BnTh, rows.new_length_B,
+        rows.new_length_B if slots is None else slots.slot_of_row_B, prompt_out, prompt_sum, out,
+        heads, per_key, batch, len(prompt_out), 1 if slots is None else slots.fed,
+        *key_BnTh.stride()[:3], _scale(width),
     )  # fmt: skip
     block = max(16, _power_of_2(per_key))
-    return Call(new_kernel, (batch, heads), arguments, _options(width, block), (out,))
+    options = _options(width, block) | {"SLOTS": slots is not None}
+    return Call(new_kernel, (batch, heads), arguments, options, (out,))
 
 
 def _power_of_2(least: int) -> int:

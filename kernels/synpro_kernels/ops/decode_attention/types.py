@@ -10,6 +10,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Rows by sequence, of which each is fed at most `fed` tokens at once.
+
+    row_of_slot [sequences * fed] int64: the row at each slot (any row at empty ones: what is computed there is never
+    read); slot_of_row_B int64: its inverse, sequence times `fed` and token. Sequence i has row i of the buffers.
+    """
+
+    row_of_slot: Tensor
+    slot_of_row_B: Tensor
+    fed: int
+
+    @cached_property
+    def sequence_of_row_B(self) -> Tensor:
+        """Each row's sequence, int64."""
+        return self.slot_of_row_B // self.fed
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeRows:
     """B live rows in G groups of at most M members, on one device.
 
@@ -17,6 +35,9 @@ class DecodeRows:
     place_of_row_B int64: its inverse, group times M and member. prompt_length_G and new_length_B int64, both at least
     1: how many positions of a group's prompt and of a row are filled; `prompt_longest`, `new_longest`: the largest;
     `ragged_prompts` and `ragged_new`: whether they differ, so that a mask is needed.
+
+    A sequence that is fed several tokens at once has a row for each, of which each sees what stands before it and
+    itself: its `new_length_B`. `slots` says where they lie in the buffers of new positions; None: row b in row b.
     """
 
     row_of_place: Tensor
@@ -27,6 +48,7 @@ class DecodeRows:
     new_longest: int
     ragged_prompts: bool
     ragged_new: bool
+    slots: Slots | None = None
 
     @property
     def members(self) -> int:
@@ -40,8 +62,16 @@ class DecodeRows:
 
     @cached_property
     def new_bias(self) -> Tensor | None:
-        """Additive mask [B, 1, 1, new_longest] fp32, -inf beyond each row; None where all are as long."""
-        return _beyond(self.new_length_B, self.new_longest) if self.ragged_new else None
+        """Additive mask fp32, -inf beyond each row; None where all are as long.
+
+        [B, 1, 1, new_longest], or with slots [sequences, 1, fed, new_longest].
+        """
+        if not self.ragged_new:
+            return None
+        if self.slots is None:
+            return _beyond(self.new_length_B, self.new_longest)
+        beyond = _beyond(self.new_length_B.index_select(0, self.slots.row_of_slot), self.new_longest)
+        return beyond.view(-1, 1, self.slots.fed, self.new_longest)
 
 
 def _beyond(length_N: Tensor, longest: int) -> Tensor:
