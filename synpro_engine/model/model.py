@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
+from synpro_engine.model.trunk import Trunk, only_above
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
 from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_definition
 
@@ -94,14 +95,15 @@ class Model:
         for chunk in self.chunks:
             chunk.train(mode)
 
-    def hidden(self, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
+    def hidden(self, tokens_BS: Tensor, rows: SharedRows | None = None, trunk: Trunk | None = None) -> Tensor:
         """Hidden states after the final norm, [B, S, H], without a pipeline; differentiable.
 
         Position i sees tokens 0..i, so padding on the right changes nothing before it; with `rows`, where several
-        continuations share a beginning, what they say. All tensor-parallel ranks must call with the same tokens.
+        continuations share a beginning, what they say. `trunk`: what the first blocks made of them before. All
+        tensor-parallel ranks must call with the same tokens.
         """
         assert self.topology.pp.size == 1, "a pipeline runs through Megatron's schedule"
-        return run_chunk(self.chunks[0], self.pad(tokens_BS, rows), rows)[:, : tokens_BS.size(1)]
+        return run_chunk(self.chunks[0], self.pad(tokens_BS, rows), rows, trunk)[:, : tokens_BS.size(1)]
 
     def pad(self, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
         """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
@@ -170,17 +172,25 @@ class Model:
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
 
-def run_chunk(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
+def run_chunk(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None = None, trunk: Trunk | None = None) -> Tensor:
     """Call a chunk (bare or wrapped for data parallelism) on whole sequences from position 0, or on shared rows.
 
-    Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
+    trunk: what its first blocks made of these very tokens and rows, which are then passed over. Returns hidden states:
+    [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
     """
+    if trunk is not None:
+        with only_above(getattr(chunk, "module", chunk), trunk):
+            return _read(chunk, tokens_BS, rows, decoder_input=trunk.hidden_SBH)
+    return _read(chunk, tokens_BS, rows)
+
+
+def _read(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:
     if rows is None:
         positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
         # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
-        return chunk(tokens_BS, positions_BS, None)
+        return chunk(tokens_BS, positions_BS, None, **given)
     rows, bare = rows.padded(tokens_BS.size(1)), getattr(chunk, "module", chunk)
     check_reads_shared_rows(bare)
     rotary: RowRotary = bare.rotary_pos_emb
     with rotary.at(rows.position_BS):
-        return chunk(tokens_BS, rows.position_BS, rows.hidden_from())
+        return chunk(tokens_BS, rows.position_BS, rows.hidden_from(), **given)

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
+from synpro_engine.model.trunk import frozen_blocks, keeping_trunk
 from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
@@ -17,7 +19,7 @@ from synpro_engine.rl.critic import Critic
 from synpro_engine.rl.policy import PolicyLoss, corrected, rollout_logprobs
 from synpro_engine.rl.record import Update
 from synpro_engine.rl.types import Rollout, RolloutBatch
-from synpro_engine.train.engine import Engine, LossFn, StepResult
+from synpro_engine.train.engine import Engine, LossFn, StepResult, TrunkOf
 
 
 class Learnt(NamedTuple):
@@ -39,6 +41,7 @@ class Learner:
         self._config, self._engine, self._reference_policy, self._critic = config, engine, reference_policy, critic
         self._vocab_limit, self._weights, self._topology = vocab_limit, weights, engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
+        self._frozen = frozen_blocks(engine.model.chunks[0])
 
     def learn(self, rollouts: list[Rollout], step: int) -> Learnt:
         """All optimizer steps on one rollout batch of this rank, of which `step` were before."""
@@ -58,18 +61,28 @@ class Learner:
             if self._critic is not None:
                 learnt.taught.append(_step(self._critic.engine, part, self._critic.loss, denominator))
             if config.critic is None or step >= config.critic.warmup_steps:
-                learnt.updates.append(Update(_step(self._engine, part, self._loss, denominator), denominator))
+                result = _step(self._engine, part, self._loss, denominator, trunk_of=lambda batch: batch.trunk)
+                learnt.updates.append(Update(result, denominator))
         return learnt
 
     def _informed(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the reference policy, the critic and, where it is asked, the policy say of its tokens."""
         # Once a rollout: neither its tokens nor these policies change from update to update.
-        config, limit = self._config, self._vocab_limit
-        if self._reference_policy is not None:
-            batch = replace(batch, reference_N=rollout_logprobs(batch, self._reference_policy, config, limit))
+        config, reference_policy = self._config, self._reference_policy
+        if reference_policy is not None:
+            reference_N, batch = self._logprobs(reference_policy, batch)
+            batch = replace(batch, reference_N=reference_N)
         if config.importance is not None:
-            batch = corrected(batch, rollout_logprobs(batch, self._engine.model, config, limit), config.importance)
+            own_N, batch = self._logprobs(self._engine.model, batch)
+            batch = corrected(batch, own_N, config.importance)
         return batch if self._critic is None else self._critic.informed(batch)
+
+    def _logprobs(self, model: Model, batch: RolloutBatch) -> tuple[Tensor, RolloutBatch]:
+        """Those of the batch's tokens, and the batch with its trunk, which policy and reference share."""
+        blocks = self._frozen if batch.trunk is None else 0
+        with keeping_trunk(model.chunks[0], blocks) as kept:
+            logprob_N = rollout_logprobs(batch, model, self._config, self._vocab_limit)
+        return logprob_N, replace(batch, trunk=kept[0]) if kept else batch
 
     def _denominator(self, rollouts: Sequence[Rollout]) -> float:
         """What sums over an update's tokens are divided by: of the whole job, for ranks hold different numbers."""
@@ -83,5 +96,11 @@ class Learner:
         return max(1.0, float(sum_over(self._topology.dp, count_here)))  # 1: nothing teaches
 
 
-def _step(engine: Engine, part: Sequence[RolloutBatch], loss: LossFn[RolloutBatch], denominator: float) -> StepResult:
-    return engine.step(part, loss, denominator=denominator, rows_of=lambda batch: batch.rows)
+def _step(
+    engine: Engine,
+    part: Sequence[RolloutBatch],
+    loss: LossFn[RolloutBatch],
+    denominator: float,
+    trunk_of: TrunkOf[RolloutBatch] = lambda batch: None,
+) -> StepResult:
+    return engine.step(part, loss, denominator=denominator, rows_of=lambda batch: batch.rows, trunk_of=trunk_of)

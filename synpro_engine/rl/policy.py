@@ -168,7 +168,7 @@ def rollout_logprobs(batch: RolloutBatch, model: Model, config: TuneConfig, voca
     """Log-probabilities of the batch's tokens under `model` as it is now, within the same nuclei, fp32 [N]."""
     return sampled_logprobs(
         # In the policy's own micro-batches: padded alike, equal weights compute alike, and KL begins at 0.
-        model, model.hidden(batch.tokens_BS, batch.rows), batch.labels_BS, batch.nuclei,
+        model, model.hidden(batch.tokens_BS, batch.rows, batch.trunk), batch.labels_BS, batch.nuclei,
         temperature=config.sampling.temperature, vocab_limit=vocab_limit,
     ).logprob  # fmt: skip
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from synpro_engine.model.shared_rows import SharedRows
+from synpro_engine.model.trunk import Trunk
 from synpro_engine.sampler import Completion, Nuclei
 from synpro_engine.synth import Candidate, Slice
 
@@ -65,7 +66,8 @@ class RolloutBatch:
     Real and per token: behaviour_N, log-probability under the policy that ratios are taken to; weight_N, share in the
     loss, 0 for what teaches nothing; reference_N, log-probability under the reference policy; correction_N, by what the
     gain is multiplied, and drift_N, the trainer's log-probability less the sampler's that it is of; advantage_N;
-    value_N and return_N, what the critic foretold and learns. None: not known yet, or not wanted.
+    value_N and return_N, what the critic foretold and learns. trunk: what the policy's frozen first blocks make of the
+    rows. None: not known yet, or not wanted.
     """
 
     places: tuple[int, ...]
@@ -82,6 +84,7 @@ class RolloutBatch:
     advantage_N: Tensor | None = None
     value_N: Tensor | None = None
     return_N: Tensor | None = None
+    trunk: Trunk | None = None
 
     def by_completion(self, values_N: Tensor) -> list[Tensor]:
         """Values per token as one tensor for each completion."""

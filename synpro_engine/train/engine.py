@@ -27,6 +27,7 @@ from synpro_engine.dist import broadcast_in, gather_objects
 from synpro_engine.model.build import refuse_traps
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.shared_rows import SharedRows
+from synpro_engine.model.trunk import Trunk
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
@@ -36,6 +37,7 @@ _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
 LossFn = Callable[[Model, Tensor, M], LossTerms]
 RowsOf = Callable[[M], SharedRows | None]
+TrunkOf = Callable[[M], Trunk | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +116,14 @@ class Engine:
         *,
         denominator: float,
         rows_of: RowsOf[M] = lambda batch: None,
+        trunk_of: TrunkOf[M] = lambda batch: None,
     ) -> StepResult:
         """Accumulate over this data-parallel rank's `microbatches` and update the parameters once.
 
         denominator: of the whole job, the same on every rank (for a mean over tokens, their number on all ranks).
         In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
         rows_of: how a micro-batch's rows are to be read, where they hold several continuations of one beginning.
+        trunk_of: what the frozen first blocks make of them, where that is known; without a pipeline.
         """
         assert denominator > 0, denominator
         self._check(microbatches)
@@ -127,7 +131,7 @@ class Engine:
         for chunk in self.wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of)
+        sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of, trunk_of)
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
@@ -152,7 +156,12 @@ class Engine:
         )
 
     def _forward_backward(
-        self, microbatches: Sequence[M], loss_fn: LossFn[M], denominator: float, rows_of: RowsOf[M]
+        self,
+        microbatches: Sequence[M],
+        loss_fn: LossFn[M],
+        denominator: float,
+        rows_of: RowsOf[M],
+        trunk_of: TrunkOf[M],
     ) -> list[dict[str, Tensor]]:
         """Run the schedule; returns each micro-batch's reported sums (on the last stage, else [])."""
         sums: list[dict[str, Tensor]] = []
@@ -170,7 +179,7 @@ class Engine:
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
 
             rows = rows_of(batch)
-            return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows), loss
+            return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows, trunk_of(batch)), loss
 
         first = microbatches[0]
         get_forward_backward_func()(

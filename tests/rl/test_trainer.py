@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Topology
+from synpro_engine.rl import learner
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.rollouts import PromptSource
 from synpro_engine.sampler import SamplerConfig
@@ -63,6 +65,39 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers_and_weights(topolog
     other = config.model_copy(update={"clip_high": 0.5})
     with pytest.raises(UserError, match="`clip_high`"):
         toy()["run"](topology, tmp_path / "killed", other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [({}, (1, 2)), ({"updates_per_rollout": 2}, (1, 3)), ({"importance": {}}, (1, 3)), ({"kl_beta": 0.0}, (1, 1))],
+    ids=str,
+)
+def test_frozen_blocks_are_read_once_by_policy_and_reference_and_change_nothing(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any],
+    passes: tuple[int, int],
+) -> None:  # fmt: skip
+    """passes: over the frozen block and over one that trains, in a step of one micro-batch; rollouts make none."""
+    given = {"steps": 2, "micro_batch": 24, "updates_per_rollout": 1, **settings}
+    config = load_config(TuneConfig, toy()["CONFIG"].model_dump() | given)
+    read: dict[str, list[int]] = {"kept": [], "whole": []}
+    ends = []
+    for name in read:
+        if name == "whole":
+            monkeypatch.setattr(learner, "frozen_blocks", lambda chunk: 0)
+        forward = TransformerLayer.forward
+
+        def counted(layer: Any, *args: Any, name: str = name, forward: Any = forward, **kwargs: Any) -> Any:
+            read[name].append(layer.layer_number)
+            return forward(layer, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TransformerLayer, "forward", counted)
+            ends.append(toy()["run"](topology, tmp_path / name, config)[1])
+    assert numbers(tmp_path / "kept") == numbers(tmp_path / "whole")
+    for (name, a), (_, b) in zip(ends[0].named_parameters(), ends[1].named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert (read["kept"].count(1), read["kept"].count(3)) == (2 * passes[0], 2 * passes[1])
+    assert read["whole"].count(1) == read["whole"].count(3) == 2 * passes[1]
 
 
 def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topology, tmp_path: Path) -> None:
