@@ -54,6 +54,11 @@ class Footprint:
         whole = 6 * model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
         return rows * length * (shared + whole) * model.layers * self.dtype.itemsize
 
+    def hidden(self, tokens: float) -> float:
+        """One block's output for the data-parallel ranks' tokens together."""
+        ranks = self.layout.dp * (self.layout.tp if self.layout.sequence_parallel else 1)
+        return tokens / ranks * self.model.d_model * self.dtype.itemsize
+
     def saved(self, *, optimizer: bool = False) -> float:
         """A checkpoint of the whole model, on disk; the optimizer's part there has fp32 weights in any case."""
         whole = self.model.parameter_count()
