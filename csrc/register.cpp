@@ -1,4 +1,5 @@
 // The ops of csrc under `torch.ops.synpro_csrc`. Autograd, fake tensors and validation are the Python layer's.
+#include "decode_attention.h"
 #include "draw_tokens.h"
 #include "grad_dot.h"
 #include "linear_logprob.h"
@@ -19,6 +20,10 @@ TORCH_LIBRARY(synpro_csrc, library) {
       "grad_dot_prefix(Tensor x, Tensor grad_out, Tensor direction, int[] boundaries, Tensor(a!) accumulator)"
       " -> Tensor");
   library.def("formed_dot(Tensor gradient, Tensor direction) -> Tensor");
+  library.def(
+      "decode_attention(Tensor query, Tensor key, Tensor value, Tensor row_of_place, Tensor place_of_row,"
+      " Tensor prompt_length, Tensor prompt_page, Tensor new_length, Tensor new_page, Tensor sequence_of_row,"
+      " int most_lanes=16) -> Tensor");
   library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, int most_lanes=16) -> Tensor");
   library.def("draw_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
 }
@@ -29,6 +34,7 @@ TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("grad_dot_tokens", TORCH_FN(synpro::grad_dot_tokens));
   library.impl("grad_dot_prefix", TORCH_FN(synpro::grad_dot_prefix));
   library.impl("formed_dot", TORCH_FN(synpro::formed_dot));
+  library.impl("decode_attention", TORCH_FN(synpro::decode_attention));
   library.impl("skinny_linear", TORCH_FN(synpro::skinny_linear));
   library.impl("draw_tokens", TORCH_FN(synpro::draw_tokens));
 }

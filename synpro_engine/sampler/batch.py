@@ -1,34 +1,38 @@
-"""The sequences being decoded now: their rows in the cache, their tokens so far, who joins and who leaves.
+"""The sequences being decoded now: their pages in the cache, their tokens so far, who joins and who leaves.
 
-Time follows live sequences: a finished one leaves at once and its row is filled from the end.
+Time and memory follow live sequences: a finished one leaves at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from synpro_engine.sampler.cache import CacheShape, GrowingRows, decode_rows
+from synpro_engine.sampler.cache import CacheShape, PagePool, pages_for
 from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
+from synpro_engine.sampler.layout import Fed, PromptPages, lay_out
 from synpro_engine.sampler.sampling import Draw
 from synpro_engine.sampler.speculate import Drafter
-from synpro_kernels import DecodeRows
 
 
 @dataclass(kw_only=True)
 class LiveSequence:
-    """One member of one prompt's group while it grows; `room` is the most tokens it may get."""
+    """One member of one prompt's group while it grows; `room` is the most tokens it may get.
+
+    `pages` hold its own positions. All its tokens but the latest were fed, and are stored there.
+    """
 
     prompt: int
     member: int
     seed: int
     room: int
-    group: int
+    group: int = -1
     drafter: Drafter | None = None
+    pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     full_logprobs: list[float] = field(default_factory=list)
@@ -59,94 +63,87 @@ class LiveSequence:
 
 @dataclass(kw_only=True)
 class _Group:
-    prompt_length: int
-    live: int
+    prompt: int
+    pages: PromptPages
+    live: int = 0
 
 
 class LiveBatch:
-    """Live rows and their cache. `sequences[b]` owns row b of `new`; group g owns row g of `prompts`."""
+    """Live sequences and the pages that they and their prompts have in `pool`. The last are those that came last."""
 
-    def __init__(self, shape: CacheShape) -> None:
+    def __init__(self, shape: CacheShape, pages: int) -> None:
+        """`pages`: as many as may be live at once."""
         self._device = shape.device
+        self.pool = PagePool(shape, pages)
         self.sequences: list[LiveSequence] = []
-        self.prompts, self.new = GrowingRows(shape), GrowingRows(shape)
         self._groups: list[_Group] = []
-        self._rows: DecodeRows | None = None
-        """Where the live rows and their prompts lie; None where some have come or gone since."""
 
-    @property
-    def groups(self) -> int:
-        """Live groups."""
-        return len(self._groups)
+    def group_of(self, prompt: int) -> int | None:
+        """The live group of the prompt with this index."""
+        return next((at for at, group in enumerate(self._groups) if group.prompt == prompt), None)
 
-    def join(self, members: Sequence[Sequence[LiveSequence]], prompt_lengths: Sequence[int]) -> None:
-        """Add whole groups; their prompts' rows of the cache are written by the caller, in this order."""
-        for sequences, length in zip(members, prompt_lengths, strict=True):
-            for sequence in sequences:
-                sequence.group = len(self._groups)
-            self._groups.append(_Group(prompt_length=length, live=len(sequences)))
-            self.sequences.extend(sequences)
-        # Once for all that join: growing copies whatever is stored.
-        self.prompts.reserve(len(self._groups), max(prompt_lengths))
-        self.new.reserve(len(self.sequences), 1)
-        self._rows = None
+    def open_group(self, prompt: int, length: int, pages: Sequence[int]) -> int:
+        """A group for a prompt whose pages are filled, and are released when its last sequence leaves."""
+        self._groups.append(_Group(prompt=prompt, pages=PromptPages(length, pages)))
+        return len(self._groups) - 1
+
+    def add(self, sequence: LiveSequence, group: int) -> None:
+        """Take a sequence in."""
+        sequence.group = group
+        self._groups[group].live += 1
+        self.sequences.append(sequence)
+
+    def missing(self, drafts: Sequence[Sequence[int]]) -> int:
+        """Pages that are wanted for feeding each sequence its latest token and what is guessed behind it."""
+        return sum(count - len(s.pages) for s, count in zip(self.sequences, self._wanted(drafts), strict=True))
 
     def next_step(self, drafts: Sequence[Sequence[int]]) -> Step:
-        """Inputs for feeding each sequence's latest token and what is guessed behind it; makes room in the cache."""
-        prompt_lengths, fed = [group.prompt_length for group in self._groups], [1 + len(draft) for draft in drafts]
-        tokens, positions, lengths = list[int](), list[int](), list[int]()
-        for sequence, draft in zip(self.sequences, drafts, strict=True):
-            tokens += [sequence.token_ids[-1], *draft]
-            here = range(len(sequence.token_ids), len(sequence.token_ids) + 1 + len(draft))
-            lengths += here
-            # Positions go on from a prompt's real length; the padding between the two buffers has none.
-            positions += [prompt_lengths[sequence.group] + length - 1 for length in here]
-        self.new.reserve(len(self.sequences), max(lengths))
-        rows, alike = self._rows, len(tokens) == len(self.sequences)
-        if rows is None or not alike:
-            groups = [sequence.group for sequence, count in zip(self.sequences, fed, strict=True) for _ in range(count)]
-            rows = decode_rows(groups, prompt_lengths, fed, self._device)
-            self._rows = rows if alike else None
-        # One copy to the device: the host waits for each.
-        token_B, position_B, length_B = torch.tensor([tokens, positions, lengths], device=self._device)
-        return Step(
-            token_B=token_B,
-            position_B=position_B,
-            rows=replace(rows, new_length_B=length_B, new_longest=max(lengths), ragged_new=min(lengths) < max(lengths)),
-        )
+        """Inputs for feeding each sequence its latest token and what is guessed behind it; takes the pages."""
+        fed = list[Fed]()
+        for sequence, count, draft in zip(self.sequences, self._wanted(drafts), drafts, strict=True):
+            sequence.pages += self.pool.take(count - len(sequence.pages))
+            tokens = [sequence.token_ids[-1], *draft]
+            fed.append(Fed(sequence.group, sequence.pages, tokens, len(sequence.token_ids) - 1))
+        return lay_out(fed, [group.pages for group in self._groups], self._device)
+
+    def again(self, sequence: LiveSequence) -> Step:
+        """Inputs for feeding one sequence, which was put aside, all but its latest token; takes the pages."""
+        tokens = sequence.token_ids[:-1]
+        sequence.pages = self.pool.take(pages_for(len(tokens)))
+        prompt = self._groups[sequence.group].pages
+        return lay_out([Fed(0, sequence.pages, tokens, 0)], [prompt], self._device)
+
+    def _wanted(self, drafts: Sequence[Sequence[int]]) -> list[int]:
+        # Never fewer than it has: a wrong guess may have brought a page that is not needed yet.
+        return [
+            max(len(sequence.pages), pages_for(len(sequence.token_ids) + len(draft)))
+            for sequence, draft in zip(self.sequences, drafts, strict=True)
+        ]
 
     def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
         """Remove and return the sequences that drew a stop id or have no room left."""
-        done = [
-            row
-            for row, sequence in enumerate(self.sequences)
-            if sequence.token_ids[-1] in stop_ids or len(sequence.token_ids) >= sequence.room
-        ]
-        return [self._remove(row) for row in reversed(done)]  # from the end: what moves forward is never done
+        done = [s for s in self.sequences if s.token_ids[-1] in stop_ids or len(s.token_ids) >= s.room]
+        for sequence in done:
+            self._remove(sequence)
+        return done
 
-    def _remove(self, row: int) -> LiveSequence:
-        removed, last = self.sequences[row], self.sequences.pop()
-        if removed is not last:
-            # Its latest token has not been fed yet, so one position fewer is stored.
-            self.new.move(len(self.sequences), row, len(last.token_ids) - 1)
-            self.sequences[row] = last
-        group = self._groups[removed.group]
+    def put_aside(self) -> LiveSequence:
+        """Take the last sequence out, without its pages: what they held is computed again when it comes back."""
+        sequence = self.sequences[-1]
+        self._remove(sequence)
+        return sequence
+
+    def _remove(self, sequence: LiveSequence) -> None:
+        self.sequences = [other for other in self.sequences if other is not sequence]
+        self.pool.release(sequence.pages)
+        sequence.pages = []
+        group = self._groups[sequence.group]
         group.live -= 1
         if group.live == 0:
-            self._remove_group(removed.group)
-        self._rows = None
-        return removed
-
-    def _remove_group(self, index: int) -> None:
-        last = self._groups.pop()
-        if index == len(self._groups):
-            return
-        # Real positions only: what the row held behind them is masked, and finite.
-        self.prompts.move(len(self._groups), index, last.prompt_length)
-        self._groups[index] = last
-        for sequence in self.sequences:
-            if sequence.group == len(self._groups):
-                sequence.group = index
+            self.pool.release(group.pages.pages)
+            del self._groups[sequence.group]
+            for other in self.sequences:
+                other.group -= other.group > sequence.group
 
 
 def record(

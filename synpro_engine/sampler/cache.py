@@ -1,22 +1,27 @@
-"""Keys and values of the sequences being decoded, one copy of a prompt for its whole group.
+"""Keys and values of the sequences being decoded, in pages of one pool.
 
-Each layer has two buffers: a *prompt* buffer with one row per group and a *new* buffer with one row per live sequence.
-Rows of finished sequences are filled from the end (compaction), so the live ones are always the first rows.
+A page holds `PAGE` positions in every layer. Pages are taken as sequences grow and given back when these end, so memory
+goes with the tokens that are live, whatever the longest of them may become. A group's prompt is stored once, and so is
+a whole page of ids that several prompts begin with: a page whose ids and all ids before it are known is found again.
 
-Shape suffixes: B live rows, T time, n key heads, h head width.
+Shape suffixes: N tokens, n key heads, h head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from synpro_kernels import DecodeRows, Slots
-
-_CHUNK = 64  # positions by which buffers grow along time: growing copies all that is stored
+PAGE = 32
+"""Positions of a page: of the last one of a sequence half is empty on average, and a kernel's tile holds whole ones."""
+_GROWTH = 4  # pages that a pool gets when it has none left: a quarter of what it has, for growing copies all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,95 +39,140 @@ class CacheShape:
         """Bytes of one position's keys and values over all layers of this rank."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of a page over all layers."""
+        return PAGE * self.bytes_per_token
 
-class GrowingRows:
-    """Per layer, keys and values [rows, n, T, h] in buffers that grow in both rows and time.
 
-    Buffers start as zeros and grow by zeros: attention multiplies padding by weights of exactly 0, which a NaN
+def pages_for(positions: int) -> int:
+    """Pages that hold so many positions."""
+    return -(-positions // PAGE)
+
+
+def page_keys(prompt: Sequence[int]) -> list[bytes]:
+    """A name for each whole page of a prompt, of its ids and all before it. Its last token's page has none.
+
+    That token is read for each prompt by itself, for what follows it is what is asked for.
+    """
+    ids, keys, key = np.asarray(prompt, dtype=np.int64), list[bytes](), b""
+    for start in range(0, (len(prompt) - 1) // PAGE * PAGE, PAGE):
+        key = hashlib.blake2b(key + ids[start : start + PAGE].tobytes(), digest_size=16).digest()
+        keys.append(key)
+    return keys
+
+
+class PagePool:
+    """Per layer, keys and values [pages, n, PAGE, h]. Readers of a page are counted; prompts' pages are found again.
+
+    Pages start as zeros: attention may multiply what lies behind a sequence's end by weights of exactly 0, which a NaN
     in uninitialised memory would survive.
     """
 
-    def __init__(self, shape: CacheShape) -> None:
-        self._shape = shape
-        self._buffers = [self._new(0, 0) for _ in range(shape.layers)]
+    def __init__(self, shape: CacheShape, most: int) -> None:
+        """`most` pages may be live at once, and more where `take` is told to."""
+        self._shape, self._most = shape, most
+        self._buffers = [self._new(0) for _ in range(shape.layers)]
+        self._free = list[int]()
+        self._readers = list[int]()
+        """By page: how many groups and sequences have it."""
+        self._known = dict[bytes, int]()
+        self._key = dict[int, bytes]()
+        self._idle = OrderedDict[int, None]()
+        """Known pages that nobody has, the longest idle first: taken where no other is free."""
+        self.peak = 0
+        """Most pages that were live at once."""
 
-    def _new(self, rows: int, length: int) -> Tensor:
+    def _new(self, pages: int) -> Tensor:
         shape = self._shape
-        # Heads before time: a row's keys of one head are one run of memory, as attention's products read them.
-        size = (2, rows, shape.kv_heads, length, shape.head_dim)
+        # Heads before positions: a page's keys of one head are one run of memory, as attention's products read them.
+        size = (2, pages, shape.kv_heads, PAGE, shape.head_dim)
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
-    def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` positions; what is stored stays."""
-        _, old_rows, _, old_length, _ = self._buffers[0].shape
-        if rows <= old_rows and length <= old_length:
-            return
-        length = max(old_length, -(-length // _CHUNK) * _CHUNK)
-        rows = max(old_rows, rows)
+    @property
+    def bytes(self) -> int:
+        """Memory of the pages that were made, over all layers."""
+        return len(self._readers) * self._shape.bytes_per_page
+
+    @property
+    def _live(self) -> int:
+        return len(self._readers) - len(self._free) - len(self._idle)
+
+    @property
+    def available(self) -> int:
+        """Pages that can be taken."""
+        return max(0, self._most - self._live)
+
+    def cost(self, keys: Iterable[bytes]) -> int:
+        """How many of the available pages it takes to have the pages of these names."""
+        return sum(1 for key in keys if key not in self._known or self._known[key] in self._idle)
+
+    def take(self, count: int) -> list[int]:
+        """So many pages with a reader each. What is beyond `available` is had all the same: ask before."""
+        pages = [self._one(count - at) for at in range(count)]
+        for page in pages:
+            self._readers[page] = 1
+        self.peak = max(self.peak, self._live)
+        return pages
+
+    def _one(self, wanted: int) -> int:
+        if not self._free and (len(self._readers) < self._most or not self._idle):
+            self._grow(wanted)
+        if self._free:
+            return self._free.pop()
+        page, _ = self._idle.popitem(last=False)
+        del self._known[self._key.pop(page)]
+        return page
+
+    def _grow(self, wanted: int) -> None:
+        made = len(self._readers)
+        more = max(wanted, min(made // _GROWTH, self._most - made))
         for layer, old in enumerate(self._buffers):  # one layer at a time: the peak is one layer above the sum
-            new = self._new(rows, length)
-            new[:, :old_rows, :, :old_length] = old
-            self._buffers[layer] = new
+            self._buffers[layer] = self._new(made + more)
+            self._buffers[layer][:, :made] = old
+        self._readers += [0] * more
+        self._free += range(made + more - 1, made - 1, -1)
+
+    def knows(self, key: bytes) -> bool:
+        """Whether a page of this name can be found."""
+        return key in self._known
+
+    def find(self, keys: Sequence[bytes]) -> list[int]:
+        """The pages of the first of these names, as far as they are known, with a reader more each."""
+        pages = [self._known[key] for key in takewhile(self._known.__contains__, keys)]
+        for page in pages:
+            self._readers[page] += 1
+            self._idle.pop(page, None)
+        self.peak = max(self.peak, self._live)
+        return pages
+
+    def publish(self, keys: Sequence[bytes], pages: Sequence[int]) -> None:
+        """These pages are filled by now, with what these names stand for."""
+        for key, page in zip(keys, pages, strict=True):
+            if key not in self._known:  # two prompts of one pass may have begun alike: the first one's page is found
+                self._known[key], self._key[page] = page, key
+
+    def release(self, pages: Iterable[int]) -> None:
+        """One reader less of each."""
+        for page in pages:
+            self._readers[page] -= 1
+            if self._readers[page] == 0:
+                if page in self._key:
+                    self._idle[page] = None
+                else:
+                    self._free.append(page)
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [rows, n, T, h] of a layer, the buffers themselves."""
+        """Keys and values [pages, n, PAGE, h] of a layer, the buffers themselves."""
         return self._buffers[layer][0], self._buffers[layer][1]
 
-    def write_rows(self, layer: int, first: int, key: Tensor, value: Tensor) -> None:
-        """Store whole rows: key and value [rows, n, T, h] at rows `first`..."""
-        rows, _, length, _ = key.shape
-        self._buffers[layer][0, first : first + rows, :, :length] = key
-        self._buffers[layer][1, first : first + rows, :, :length] = value
-
-    def write_positions(self, layer: int, position_B: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store one position per row: key and value [B, n, h] at row b, time position_B[b]."""
-        row_B = torch.arange(len(position_B), device=position_B.device)
-        self._buffers[layer][0][row_B, :, position_B] = key
-        self._buffers[layer][1][row_B, :, position_B] = value
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of row `source` over row `target`."""
-        for buffer in self._buffers:  # so that the live rows stay the first ones, and `view` needs no index
-            buffer[:, target, :, :length] = buffer[:, source, :, :length]
+    def write(self, layer: int, page_N: Tensor, time_N: Tensor, key_Nnh: Tensor, value_Nnh: Tensor) -> None:
+        """Store N tokens, each at a place of its own in a page."""
+        self._buffers[layer][0][page_N, :, time_N] = key_Nnh
+        self._buffers[layer][1][page_N, :, time_N] = value_Nnh
 
 
-def decode_rows(
-    group_of_row: Sequence[int], prompt_lengths: Sequence[int], fed: Sequence[int], device: torch.device
-) -> DecodeRows:
-    """Lay rows out by group, and where sequences are `fed` more than one token each, by sequence too.
-
-    Each has one new position; whoever advances replaces `new_length_B` and what belongs to it.
-    """
-    row_of_place, place_of_row = _places(group_of_row, len(prompt_lengths))
-    parts: list[Sequence[int]] = [row_of_place, place_of_row, prompt_lengths, [1] * len(group_of_row)]
-    if several := max(fed) > 1:
-        parts += _places([sequence for sequence, count in enumerate(fed) for _ in range(count)], len(fed))
-    # One copy to the device: the host waits for each.
-    flat = torch.tensor([number for part in parts for number in part], device=device)
-    tensors = flat.split([len(part) for part in parts])
-    return DecodeRows(
-        row_of_place=tensors[0],
-        place_of_row_B=tensors[1],
-        prompt_length_G=tensors[2],
-        prompt_longest=max(prompt_lengths),
-        ragged_prompts=min(prompt_lengths) < max(prompt_lengths),
-        new_length_B=tensors[3],
-        new_longest=1,
-        ragged_new=False,
-        slots=Slots(row_of_slot=tensors[4], slot_of_row_B=tensors[5], fed=max(fed)) if several else None,
-    )
-
-
-def _places(owner_of_row: Sequence[int], owners: int) -> tuple[list[int], list[int]]:
-    """As many places for each owner as the one with most rows has: the row at each place, and each row's place."""
-    count, number = [0] * owners, list[int]()
-    for owner in owner_of_row:
-        number.append(count[owner])
-        count[owner] += 1
-    most = max(count)
-    place_of_row = [owner * most + own for owner, own in zip(owner_of_row, number, strict=True)]
-    # An empty place holds row 0: what is computed there is not read back.
-    row_of_place = [0] * (owners * most)
-    for row, place in enumerate(place_of_row):
-        row_of_place[place] = row
-    return row_of_place, place_of_row
+def page_table(pages: Sequence[Sequence[int]]) -> list[int]:
+    """The rows' pages as a table, row after row; behind a row's last page stands page 0, which is not read there."""
+    width = max(map(len, pages))
+    return [page for row in pages for page in (*row, *[0] * (width - len(row)))]

@@ -44,7 +44,8 @@ class SamplerConfig(Config):
     max_batch: int = Field(default=64, gt=0)
     """Most sequences decoded together; a group larger than this is decoded alone."""
     cache_mib: int = Field(default=4096, gt=0)
-    """Most memory for cached keys and values, in MiB; one group is always admitted."""
+    """Most memory for cached keys and values, in MiB. It is taken as completions grow; where it ends some wait and are
+    computed again. One completion goes on whatever it takes."""
     prefill_tokens: int = Field(default=4096, gt=0)
     """Most prompt tokens (with padding) read in one forward pass."""
     speculate: int = Field(default=0, ge=0, le=64)

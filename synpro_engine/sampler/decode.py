@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
-from synpro_engine.sampler.cache import CacheShape, GrowingRows
+from synpro_engine.sampler.cache import PAGE, CacheShape, PagePool
 from synpro_kernels import DecodeRows, HeadNorm, decode_attention, skinny_linear, store_heads
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
@@ -33,15 +33,31 @@ Attend = Callable[[BlockWeights, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Prompts to be read: tokens_GS right-padded, length_G of them real, behind known_G that are stored already.
+
+    All int64. page_GX: each prompt's pages, the known ones first. `some_known`: whether any is.
+    """
+
+    tokens_GS: Tensor
+    length_G: Tensor
+    known_G: Tensor
+    page_GX: Tensor
+    some_known: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """What one decoding step needs beside the weights; the same for every layer. A row is a token that is fed.
 
-    position_B: each row's place in its sequence, for RoPE. `rows` counts the fed token in: its place in the buffer of
-    new positions is the last that it sees.
+    position_B: each row's place in its sequence, for RoPE. page_B and time_B: the page that its keys and values go to
+    and their place in it. `rows` counts the fed token in: it is the last that its row sees.
     """
 
     token_B: Tensor
     position_B: Tensor
+    page_B: Tensor
+    time_B: Tensor
     rows: DecodeRows
 
 
@@ -75,51 +91,63 @@ class Decoder:
             device=self.device,
         )
 
-    def prefill(self, tokens_GS: Tensor, length_G: Tensor, prompts: GrowingRows, first_row: int) -> Tensor:
-        """Read prompts (right-padded int64, real lengths in length_G) and store their keys and values.
-
-        They go to rows `first_row`... of `prompts`. Returns the logits [G, V] after each prompt's last token.
-        """
-        cos, sin = self._rotation(torch.arange(tokens_GS.shape[1], device=self.device))
+    def prefill(self, given: Prefill, pool: PagePool) -> Tensor:
+        """Read prompts, store their keys and values; the logits [G, V] after each prompt's last token."""
+        G, S = given.tokens_GS.shape
+        position_GS = given.known_G[:, None] + torch.arange(S, device=self.device)
+        cos, sin = self._rotation(position_GS)
+        real_N = (torch.arange(S, device=self.device) < given.length_G[:, None]).flatten().nonzero()[:, 0]
+        page_N = given.page_GX.gather(1, (position_GS // PAGE).clamp(max=given.page_GX.shape[1] - 1)).flatten()[real_N]
+        time_N = position_GS.flatten()[real_N] % PAGE
+        seen = None
+        if given.some_known:
+            seen = torch.arange(given.page_GX.shape[1] * PAGE, device=self.device) <= position_GS[:, None, :, None]
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
             # Keys are stored rotated: a position's angle never changes, and no later step turns the cache again.
             query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, cos, sin)
-            key, value = key_GSnh.transpose(1, 2), value_GSnh.transpose(1, 2)
-            prompts.write_rows(block.layer, first_row, key, value)
+            pool.write(block.layer, page_N, time_N, *(part.flatten(0, 1)[real_N] for part in (key_GSnh, value_GSnh)))
+            if seen is None:
+                key, value = key_GSnh.transpose(1, 2), value_GSnh.transpose(1, 2)
+            else:
+                # What is known lies in pages alone; all of a prompt is read from there, where it was just written.
+                key, value = (part[given.page_GX].transpose(1, 2).flatten(2, 3) for part in pool.of_layer(block.layer))
             query = query_GSnrh.flatten(2, 3).transpose(1, 2)
             # Padding stands behind every real token, so causality hides it from them.
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self._grouped)
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=seen, is_causal=seen is None, enable_gqa=self._grouped
+            )
             return out.transpose(1, 2).flatten(2)
 
-        hidden_GSH = self._embed(tokens_GS)
+        hidden_GSH = self._embed(given.tokens_GS)
         for block in self._blocks:
             hidden_GSH = self._block(block, hidden_GSH, attend)
         # The head for one position a prompt: logits of all would be by far the largest tensor of the pass.
-        last_GH = hidden_GSH[torch.arange(len(length_G), device=self.device), length_G - 1]
-        return self._logits(last_GH)
+        return self._logits(hidden_GSH[torch.arange(G, device=self.device), given.length_G - 1])
 
-    def step(self, step: Step, prompts: GrowingRows, new: GrowingRows) -> Tensor:
+    def step(self, step: Step, pool: PagePool) -> Tensor:
         """Feed the rows' tokens; stores their keys and values and returns the logits [B, V] of what follows each."""
+        return self._logits(self.feed(step, pool))
+
+    def feed(self, step: Step, pool: PagePool) -> Tensor:
+        """The same without the output layer: hidden states [B, H] behind the last block."""
         cos_Bh, sin_Bh = cos_sin(step.position_B, self._frequency)
-        time_B, slots = step.rows.new_length_B - 1, step.rows.slots
-        sequence_B = None if slots is None else slots.sequence_of_row_B
 
         def attend(block: BlockWeights, mixed_BF: Tensor) -> Tensor:
-            recent = new.of_layer(block.layer)
+            pages = pool.of_layer(block.layer)
             norm = self._head_norm(block, mixed_BF)
-            query_Bnrh = store_heads(mixed_BF, cos_Bh, sin_Bh, *recent, time_B, norm, sequence_B)
+            query_Bnrh = store_heads(mixed_BF, cos_Bh, sin_Bh, *pages, step.page_B, step.time_B, norm)
             # Behind the write, for a fed token attends to itself, and to those that its sequence is fed before it.
-            return decode_attention(query_Bnrh, *prompts.of_layer(block.layer), *recent, step.rows).flatten(1)
+            return decode_attention(query_Bnrh, *pages, step.rows).flatten(1)
 
         hidden_BH = self._embed(step.token_B)
         for block in self._blocks:
             hidden_BH = self._block(block, hidden_BH, attend)
-        return self._logits(hidden_BH)
+        return hidden_BH
 
     def _rotation(self, position_N: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, 1, 1, h] in the model's dtype."""
-        cos, sin = cos_sin(position_N[:, None, None], self._frequency)
+        """cos and sin [..., 1, 1, h] in the model's dtype."""
+        cos, sin = cos_sin(position_N[..., None, None], self._frequency)
         # Angles in fp32, rounded here: so does Megatron's own rotation, which this is tested equal to.
         return cos.to(self.dtype), sin.to(self.dtype)
 

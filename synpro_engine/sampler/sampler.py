@@ -1,7 +1,8 @@
 """Sampling completions from a model that is in training, in its own process and from its own weights.
 
-`Sampler.generate` reads top to bottom: admit prompts, read them, then feed every live sequence one token at a time
-until all have ended.
+`Sampler.generate` reads top to bottom: admit prompts while pages last, read them, then feed every live sequence one
+token at a time, or some that were guessed, until all have ended. Where pages run out the latest sequences are put aside
+and computed again later.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +18,10 @@ import torch.distributed as dist
 from synpro_engine.config import UserError
 from synpro_engine.dist import Axis
 from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
+from synpro_engine.sampler.cache import page_keys, pages_for
 from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.decode import Decoder
+from synpro_engine.sampler.reading import PromptReader
 from synpro_engine.sampler.sampling import Draw, draw, uniforms
 from synpro_engine.sampler.speculate import Drafter, least_hope, pairs_of
 
@@ -32,9 +34,14 @@ class SamplerStats:
     """Work and time of one `generate` on this rank. A prompt counts once per group.
 
     drafted: tokens that were guessed and fed (`SamplerConfig.speculate`). kept: those of them that were drawn too.
+    known_tokens: of prompts, not read because others that begin alike were. put_aside: how often a sequence made room
+    for others. cache_bytes: memory of keys and values.
     """
 
     prompt_tokens: int = 0
+    known_tokens: int = 0
+    put_aside: int = 0
+    cache_bytes: int = 0
     new_tokens: int = 0
     steps: int = 0
     drafted: int = 0
@@ -52,9 +59,17 @@ class _Request:
     stop_ids: frozenset[int]
     vocab_limit: int | None
 
-    @cached_property
-    def longest_prompt(self) -> int:
-        return max(map(len, self.prompts))
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A request on its way: indices of prompts that wait, the longest last; sequences put aside, the latest last."""
+
+    request: _Request
+    batch: LiveBatch
+    reader: PromptReader
+    waiting: list[int]
+    aside: list[LiveSequence]
+    results: list[list[Completion | None]]
 
 
 class Sampler:
@@ -104,22 +119,25 @@ class Sampler:
             prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, stop_ids=stop_ids,
             vocab_limit=vocab_limit,
         )  # fmt: skip
-        self.stats = SamplerStats()
-        results: list[list[Completion | None]] = [[None] * group_size for _ in prompts]
-        # Longest first: padding is least, and the cache gets its final size at the start.
-        waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        batch = LiveBatch(self._decoder.cache_shape)
-        while waiting or batch.sequences:
+        shape = self._decoder.cache_shape
+        batch = LiveBatch(shape, max(1, self.config.cache_mib * 2**20 // shape.bytes_per_page))
+        reader, self.stats = PromptReader(self._decoder, batch.pool), SamplerStats()
+        work = _Work(
+            request=request, batch=batch, reader=reader, aside=[],
+            # Longest first: what is read together is padded least.
+            waiting=sorted(range(len(prompts)), key=lambda index: len(prompts[index])),
+            results=[[None] * group_size for _ in prompts],
+        )  # fmt: skip
+        while work.waiting or work.aside or batch.sequences:
             # Until nothing fits: sequences may end with their first token and make room at once.
-            while admitted := self._admissible(waiting, batch, request):
-                del waiting[-len(admitted) :]
-                self._admit(admitted, batch, request)
-                self._collect(batch, request, results)
-            if batch.sequences:
-                self._decode(batch, request)
-                self._collect(batch, request, results)
+            while self._resume(work) or self._admit(work):
+                self._collect(work)
+            self._decode(work)
+            self._collect(work)
+        self.stats.prompt_tokens, self.stats.known_tokens = reader.tokens, reader.known
+        self.stats.cache_bytes = batch.pool.bytes
         self.drafted, self.kept = self.drafted + self.stats.drafted, self.kept + self.stats.kept
-        return [[completion for completion in group if completion is not None] for group in results]
+        return [[completion for completion in group if completion is not None] for group in work.results]
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         seq_len = self._decoder.config.seq_len
@@ -131,17 +149,18 @@ class Sampler:
                     f"prompt {index} has {len(prompt)} tokens; with `model.seq_len` = {seq_len} it must have fewer"
                 )
 
-    def _admissible(self, waiting: list[int], batch: LiveBatch, request: _Request) -> list[int]:
-        """The next prompts (longest first) that fit beside the live ones; at least one when none is live."""
-        chosen: list[int] = []
-        # The longest that it may get: what was admitted is never put out again, so the budget must hold to the end.
-        new = min(request.sampling.max_new_tokens, self._decoder.config.seq_len)
-        for index in reversed(waiting):
-            groups = batch.groups + len(chosen) + 1
-            rows = len(batch.sequences) + request.group_size * (len(chosen) + 1)
-            # Buffers are rectangles, so every row counts as the longest.
-            cache = (groups * request.longest_prompt + rows * new) * self._decoder.cache_shape.bytes_per_token
-            fits = rows <= self.config.max_batch and cache <= self.config.cache_mib * 2**20
+    def _admissible(self, work: _Work) -> list[int]:
+        """The next prompts (longest first) that fit beside the live sequences; at least one when none is live."""
+        batch, size = work.batch, work.request.group_size
+        chosen, pages, counted = list[int](), 0, set[bytes]()
+        for index in reversed(work.waiting):
+            prompt = work.request.prompts[index]
+            keys = page_keys(prompt)
+            pages += pages_for(len(prompt)) - len(keys) + batch.pool.cost(key for key in keys if key not in counted)
+            counted.update(keys)
+            rows = len(batch.sequences) + size * (len(chosen) + 1)
+            # A page for each sequence beside: a batch that is full to the brim would put one aside with its next token.
+            fits = rows <= self.config.max_batch and pages + rows <= batch.pool.available
             # Alone, a group is decoded whatever it takes: refusing it would end the run over a limit that is there for
             # speed.
             if (batch.sequences or chosen) and not fits:
@@ -149,56 +168,88 @@ class Sampler:
             chosen.append(index)
         return chosen
 
-    def _admit(self, indices: list[int], batch: LiveBatch, request: _Request) -> None:
-        """Read the prompts at `indices` (longest first) once each and draw every member's first token."""
-        start = time.perf_counter()
-        group, row = batch.groups, len(batch.sequences)
-        lengths, members = [len(request.prompts[index]) for index in indices], []
-        for index, length in zip(indices, lengths, strict=True):
-            room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - length)
-            prompt = request.prompts[index]
-            pairs = pairs_of(prompt) if self.config.speculate else None
-            members.append(
-                [
-                    LiveSequence(
-                        prompt=index, member=member, seed=request.seeds[index], room=room, group=0,
-                        drafter=None if pairs is None else Drafter(prompt, pairs),
-                    )
-                    for member in range(request.group_size)
-                ]
-            )  # fmt: skip
-        batch.join(members, lengths)
-        at_once = max(1, self.config.prefill_tokens // lengths[0])
+    def _admit(self, work: _Work) -> bool:
+        """Read prompts that fit, once each, and draw every member's first token; whether there were any."""
+        # Those that were put aside come first: they are older, and it was for want of pages.
+        indices = [] if work.aside else self._admissible(work)
+        if not indices:
+            return False
+        start, prompts, batch = time.perf_counter(), work.request.prompts, work.batch
+        del work.waiting[-len(indices) :]
+        at_once = max(1, self.config.prefill_tokens // len(prompts[indices[0]]))
         for at in range(0, len(indices), at_once):
             part = indices[at : at + at_once]
-            logits_GV = self._prefill([request.prompts[index] for index in part], batch, group + at)
-            first = row + at * request.group_size
-            sequences = batch.sequences[first : first + len(part) * request.group_size]
+            pages, logits_GV = work.reader.read([prompts[index] for index in part])
+            sequences = list[LiveSequence]()
+            for index, its in zip(part, pages, strict=True):
+                group, members = batch.open_group(index, len(prompts[index]), its), self._members(index, work.request)
+                for sequence in members:
+                    batch.add(sequence, group)
+                sequences += members
             # A pass for each prompt and a draw for each member: the first distribution is the group's.
-            self._draw(logits_GV.repeat_interleave(request.group_size, 0), sequences, [[]] * len(sequences), request)
+            logits_BV = logits_GV.repeat_interleave(work.request.group_size, 0)
+            self._draw(logits_BV, sequences, [[]] * len(sequences), work.request)
         self.stats.prefill_seconds += time.perf_counter() - start
+        return True
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], batch: LiveBatch, first_group: int) -> torch.Tensor:
-        """Fill the cache's prompt rows from `first_group` on; the logits [G, V] behind each prompt."""
-        lengths = [len(prompt) for prompt in prompts]
-        tokens_GS = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            tokens_GS[row, : len(prompt)] = torch.tensor(prompt)
-        self.stats.prompt_tokens += sum(lengths)
-        device = self._decoder.device
-        return self._decoder.prefill(
-            tokens_GS.to(device), torch.tensor(lengths, device=device), batch.prompts, first_group
-        )
+    def _members(self, index: int, request: _Request) -> list[LiveSequence]:
+        prompt = request.prompts[index]
+        room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - len(prompt))
+        pairs = pairs_of(prompt) if self.config.speculate else None
+        return [
+            LiveSequence(
+                prompt=index, member=member, seed=request.seeds[index], room=room,
+                drafter=None if pairs is None else Drafter(prompt, pairs),
+            )
+            for member in range(request.group_size)
+        ]  # fmt: skip
 
-    def _decode(self, batch: LiveBatch, request: _Request) -> None:
+    def _resume(self, work: _Work) -> bool:
+        """Take up the sequence that was put aside last, and compute what its pages held; whether it fits."""
+        if not work.aside:
+            return False
+        batch, sequence = work.batch, work.aside[-1]
+        prompt, stored = work.request.prompts[sequence.prompt], len(sequence.token_ids) - 1
+        group = batch.group_of(sequence.prompt)
+        pages = pages_for(stored) + (pages_for(len(prompt)) if group is None else 0)
+        if batch.sequences and pages + len(batch.sequences) + 1 > batch.pool.available:
+            return False
         start = time.perf_counter()
-        drafts = self._drafts(batch)
-        logits_BV = self._decoder.step(batch.next_step(drafts), batch.prompts, batch.new)
-        appended = self._draw(logits_BV, batch.sequences, drafts, request)
+        work.aside.pop()
+        if group is None:
+            (its,), _ = work.reader.read([prompt])
+            group = batch.open_group(sequence.prompt, len(prompt), its)
+        batch.add(sequence, group)
+        if stored:
+            self._decoder.feed(batch.again(sequence), batch.pool)
+        self.stats.prefill_seconds += time.perf_counter() - start
+        return True
+
+    def _decode(self, work: _Work) -> None:
+        batch, start = work.batch, time.perf_counter()
+        if not batch.sequences:
+            return
+        drafts = self._make_room(work)
+        logits_BV = self._decoder.step(batch.next_step(drafts), batch.pool)
+        appended = self._draw(logits_BV, batch.sequences, drafts, work.request)
         self.stats.steps += 1
         self.stats.drafted += sum(map(len, drafts))
         self.stats.kept += appended - len(drafts)
         self.stats.decode_seconds += time.perf_counter() - start
+
+    def _make_room(self, work: _Work) -> list[list[int]]:
+        """What is guessed for each live sequence, with pages for all: else without guesses, and then with fewer live.
+
+        One sequence goes on whatever it takes, for refusing it would end the run over a limit that is there for speed.
+        """
+        batch, drafts = work.batch, self._drafts(work.batch)
+        if batch.missing(drafts) > batch.pool.available:
+            drafts = [[] for _ in drafts]
+        while len(batch.sequences) > 1 and batch.missing(drafts) > batch.pool.available:
+            work.aside.append(batch.put_aside())
+            drafts.pop()
+            self.stats.put_aside += 1
+        return drafts
 
     def _drafts(self, batch: LiveBatch) -> list[list[int]]:
         """What is guessed behind each live sequence's latest token. Of its tokens alone, so ranks guess alike."""
@@ -226,9 +277,10 @@ class Sampler:
         self.stats.new_tokens += appended
         return appended
 
-    def _collect(self, batch: LiveBatch, request: _Request, results: list[list[Completion | None]]) -> None:
-        for sequence in batch.retire(request.stop_ids):
-            results[sequence.prompt][sequence.member] = sequence.completion(request.stop_ids)
+    def _collect(self, work: _Work) -> None:
+        stop_ids = work.request.stop_ids
+        for sequence in work.batch.retire(stop_ids):
+            work.results[sequence.prompt][sequence.member] = sequence.completion(stop_ids)
 
 
 def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device) -> Draw:

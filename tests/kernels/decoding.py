@@ -1,5 +1,6 @@
-"""Inputs of the attention of decoding: ragged groups in buffers that hold more than is filled."""
+"""Inputs of the attention of decoding: ragged groups in pages that lie in no order and hold more than is filled."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,8 @@ class Inputs(NamedTuple):
     """In the order of the op's arguments."""
 
     query_Bnrh: Tensor
-    prompt_key_GnTh: Tensor
-    prompt_value_GnTh: Tensor
-    new_key_BnTh: Tensor
-    new_value_BnTh: Tensor
+    key_PnTh: Tensor
+    value_PnTh: Tensor
 
     def to(self, dtype: torch.dtype) -> "Inputs":
         return Inputs(*(tensor.to(dtype) for tensor in self))
@@ -29,9 +28,10 @@ class Problem(NamedTuple):
     prompts: tuple[int, ...]
     new: tuple[int, ...]
     fed: tuple[int, ...] = (1,)
+    page: int = 32
 
     def make(self, dtype: torch.dtype) -> tuple[Inputs, DecodeRows]:
-        """Rows are dealt to groups in turn, as they come to lie when sequences end; what is not filled is NaN."""
+        """Rows are dealt to groups in turn, as they come to lie when sequences end."""
         torch.manual_seed(0)
         n, r, h = self.heads
         left, group_of_row = list(self.members), []
@@ -47,15 +47,40 @@ class Problem(NamedTuple):
         row_of_slot, slot_of_row = _places(sequence_of_row)
         length = torch.tensor([new[sequence] + at for sequence, count in enumerate(fed) for at in range(count)])
         prompt = torch.tensor(self.prompts)
+        filled = [held + count - 1 for held, count in zip(new, fed, strict=True)]
+        prompt_page, new_page = _pages(self.page, self.prompts, filled)
         rows = DecodeRows(
-            row_of_place=row_of_place, place_of_row_B=place_of_row, prompt_length_G=prompt, new_length_B=length,
+            row_of_place=row_of_place, place_of_row_B=place_of_row, prompt_length_G=prompt, prompt_page_GX=prompt_page,
+            new_length_B=length, new_page_SY=new_page,
             prompt_longest=int(prompt.max()), new_longest=int(length.max()),
             ragged_prompts=len(set(self.prompts)) > 1, ragged_new=len(set(length.tolist())) > 1,
             slots=Slots(row_of_slot=row_of_slot, slot_of_row_B=slot_of_row, fed=max(fed)) if max(fed) > 1 else None,
         )  # fmt: skip
         query = torch.randn(len(length), n, r, h)
-        filled = torch.tensor([held + count - 1 for held, count in zip(new, fed, strict=True)])
-        return Inputs(query, *(_filled(rows.prompt_length_G, n, h)), *(_filled(filled, n, h))).to(dtype), rows
+        keys_and_values = _filled(rows, [*self.prompts, *filled], n, self.page, h)
+        return Inputs(query, *keys_and_values).to(dtype), rows
+
+
+def _pages(size: int, *lengths: Sequence[int]) -> list[Tensor]:
+    """A table of pages for each list of lengths, in no order; page 0 is nobody's and stands behind the last ones."""
+    counts = [[-(-length // size) for length in part] for part in lengths]
+    free = iter((torch.randperm(sum(map(sum, counts))) + 1).tolist())
+    tables = list[Tensor]()
+    for part in counts:
+        pages = [[next(free) for _ in range(count)] for count in part]
+        tables.append(torch.tensor([row + [0] * (max(part) + 1 - len(row)) for row in pages]))
+    return tables
+
+
+def _filled(rows: DecodeRows, lengths: list[int], n: int, size: int, h: int) -> tuple[Tensor, Tensor]:
+    """Keys and values as a cache holds them, zeros behind what is filled; strides are not those of whole tensors."""
+    tables = [*rows.prompt_page_GX.tolist(), *rows.new_page_SY.tolist()]
+    pool = torch.zeros(2, 2 + max(map(max, tables)), n, size, h)
+    for pages, length in zip(tables, lengths, strict=True):
+        for at in range(0, length, size):
+            count = min(size, length - at)
+            pool[:, pages[at // size], :, :count] = torch.randn(2, n, count, h)
+    return pool[0], pool[1]
 
 
 def _places(owner_of_row: list[int]) -> tuple[Tensor, Tensor]:
@@ -68,20 +93,12 @@ def _places(owner_of_row: list[int]) -> tuple[Tensor, Tensor]:
     return torch.tensor(row_of_place), torch.tensor(place_of_row)
 
 
-def _filled(length: Tensor, n: int, h: int) -> tuple[Tensor, Tensor]:
-    """Keys and values as the cache holds them: one buffer with room to spare, zeros behind what is filled."""
-    buffer = torch.randn(2, len(length) + 1, n, int(length.max()) + 5, h)
-    for row, count in enumerate(length.tolist()):
-        buffer[:, row, :, count:] = 0.0
-    return buffer[0], buffer[1]
-
-
 PROBLEMS = {
     "one row": Problem((1,), (1, 1, 16), (1,), (1,)),
     "ragged": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 17, 4)),
     "equal lengths": Problem((2, 2), (2, 1, 64), (40, 40), (9,)),
     "odd width": Problem((2, 5), (3, 2, 80), (129, 300), (65, 2)),
-    "several tokens": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 60, 4), (1, 4, 2)),
+    "several tokens": Problem((3, 1, 2), (2, 3, 32), (70, 1, 33), (1, 60, 4), (1, 4, 2), 16),
     "several tokens, each sequence": Problem((2,), (1, 2, 16), (5,), (9,), (3,)),
     "a long prompt and many members": Problem((24,), (1, 4, 16), (515,), (3, 70, 1)),
 }
@@ -93,8 +110,9 @@ class Heads(NamedTuple):
     mixed_BF: Tensor
     cos_Bh: Tensor
     sin_Bh: Tensor
-    key_BnTh: Tensor
-    value_BnTh: Tensor
+    key_PnTh: Tensor
+    value_PnTh: Tensor
+    page_B: Tensor
     time_B: Tensor
     norm: HeadNorm | None
 
@@ -107,12 +125,12 @@ class Heads(NamedTuple):
             norm = HeadNorm(query_weight=weights[0], key_weight=weights[1], eps=norm.eps, by_head=norm.by_head)
         return Heads(
             self.mixed_BF.to(dtype), self.cos_Bh.to(angles), self.sin_Bh.to(angles),
-            self.key_BnTh.to(dtype, copy=True), self.value_BnTh.to(dtype, copy=True), self.time_B, norm,
+            self.key_PnTh.to(dtype, copy=True), self.value_PnTh.to(dtype, copy=True), self.page_B, self.time_B, norm,
         )  # fmt: skip
 
 
 def heads(batch: int, n: int, r: int, h: int, norm: str | None) -> Heads:
-    """A product's output and a cache of two rows more, which must stay what they are; norm: by head, full or None."""
+    """A product's output and a cache of more pages, which must stay what they are; norm: by head, full or None."""
     torch.manual_seed(1)
     angle = (torch.rand(batch, h // 2) * 4000).repeat(1, 2)
     weights = None
@@ -122,8 +140,9 @@ def heads(batch: int, n: int, r: int, h: int, norm: str | None) -> Heads:
             query_weight=torch.rand(query) + 0.5, key_weight=torch.rand(key) + 0.5, eps=1e-6, by_head=norm == "by head"
         )
     cache = torch.randn(2, batch + 2, n, 12, h)
+    place = torch.randperm((batch + 2) * 12)[:batch]  # two rows may have one page
     mixed = 3.0 * torch.randn(batch, n * (r + 2) * h)
-    return Heads(mixed, angle.cos(), angle.sin(), cache[0], cache[1], torch.randint(0, 12, (batch,)), weights)
+    return Heads(mixed, angle.cos(), angle.sin(), cache[0], cache[1], place // 12, place % 12, weights)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -136,8 +155,8 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def store_heads_definition(given: Heads) -> Tensor:
     """Head by head; writes to the buffers of `given`."""
-    mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm = given
-    n, h = key_BnTh.shape[1], key_BnTh.shape[3]
+    mixed_BF, cos_Bh, sin_Bh, key_PnTh, value_PnTh, page_B, time_B, norm = given
+    n, h = key_PnTh.shape[1], key_PnTh.shape[3]
     batch, r = len(mixed_BF), mixed_BF.shape[1] // (n * h) - 2
     part = mixed_BF.view(batch, n, r + 2, h)
     query, key, value = part[:, :, :r], part[:, :, r], part[:, :, r + 1]
@@ -151,9 +170,9 @@ def store_heads_definition(given: Heads) -> Tensor:
             torch.nn.functional.rms_norm(x.flatten(1), (x[0].numel(),), weight, norm.eps).view(x.shape)
             for x, weight in ((query, norm.query_weight), (key, norm.key_weight))
         )
-    for row, time in enumerate(time_B.tolist()):
-        key_BnTh[row, :, time] = rotate_pairs(key[row], cos_Bh[row], sin_Bh[row])
-        value_BnTh[row, :, time] = value[row]
+    for row, (page, time) in enumerate(zip(page_B.tolist(), time_B.tolist(), strict=True)):
+        key_PnTh[page, :, time] = rotate_pairs(key[row], cos_Bh[row], sin_Bh[row])
+        value_PnTh[page, :, time] = value[row]
     return rotate_pairs(query, cos_Bh[:, None, None], sin_Bh[:, None, None])
 
 

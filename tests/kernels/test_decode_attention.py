@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from synpro_kernels import decode_attention, decode_attention_definition, store_heads
-from synpro_kernels.testing import assert_as_accurate
+from synpro_kernels.common.extension import csrc_status
+from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
 from tests.kernels.decoding import HEADS, PROBLEMS, heads, rotate_pairs, store_heads_definition
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -14,7 +15,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values_are_as_accurate_as_one_softmax_in_plain_pytorch(device, problem, dtype):
+def test_values_are_as_accurate_as_one_softmax_in_plain_pytorch(backend, problem, dtype):
     inputs, rows = PROBLEMS[problem].make(dtype)
     found = decode_attention(*inputs, rows)
     assert found.dtype == dtype
@@ -22,12 +23,40 @@ def test_values_are_as_accurate_as_one_softmax_in_plain_pytorch(device, problem,
     assert_as_accurate(found, decode_attention_definition(*inputs, rows), truth, problem)
 
 
+@pytest.mark.parametrize("lanes", [16, 8, 4], ids=["AVX-512", "AVX2", "portable"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_every_instruction_set_is_as_accurate_as_one_softmax_in_plain_pytorch(problem, dtype, lanes):
+    loaded, reason = csrc_status()
+    if not loaded:
+        pytest.skip(f"csrc: {reason}")
+    inputs, rows = PROBLEMS[problem].make(dtype)
+    sequences = torch.arange(len(inputs.query_Bnrh)) if rows.slots is None else rows.slots.sequence_of_row_B
+    with nan_filled_empty():
+        found = torch.ops.synpro_csrc.decode_attention(
+            *inputs, rows.row_of_place, rows.place_of_row_B, rows.prompt_length_G, rows.prompt_page_GX,
+            rows.new_length_B, rows.new_page_SY, sequences, lanes,
+        )  # fmt: skip
+    truth = decode_attention_definition(*inputs.to(torch.float64), rows)
+    assert_as_accurate(found, decode_attention_definition(*inputs, rows), truth, problem)
+
+
+def test_a_value_that_is_no_number_reaches_its_own_row_alone(backend):
+    inputs, rows = PROBLEMS["ragged"].make(torch.float32)
+    clean = decode_attention(*inputs, rows)
+    inputs.query_Bnrh[2, 1] = float("nan")
+    found = decode_attention(*inputs, rows)
+    assert bool(found[2, 1].isnan().all())
+    found[2, 1] = clean[2, 1]
+    torch.testing.assert_close(found, clean, rtol=0, atol=1e-6)
+
+
 def test_fp64_is_kept(device):
     inputs, rows = PROBLEMS["ragged"].make(torch.float64)
     torch.testing.assert_close(decode_attention(*inputs, rows), decode_attention_definition(*inputs, rows))
 
 
-def test_scores_that_fp32_cannot_exponentiate_are_merged_without_overflow(device):
+def test_scores_that_fp32_cannot_exponentiate_are_merged_without_overflow(backend):
     inputs, rows = PROBLEMS["ragged"].make(torch.float32)
     far = inputs._replace(query_Bnrh=inputs.query_Bnrh * 300.0)
     truth = decode_attention_definition(*far.to(torch.float64), rows)
@@ -37,11 +66,10 @@ def test_scores_that_fp32_cannot_exponentiate_are_merged_without_overflow(device
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"new_key_BnTh": torch.zeros(1, 2, 30, 32)}, r"new_key_BnTh: expected at least \[6, 2, 17, 32\]"),
-        ({"prompt_value_GnTh": torch.zeros(3, 2, 69, 32)}, r"prompt_value_GnTh: expected at least \[3, 2, 70, 32\]"),
-        ({"new_value_BnTh": torch.zeros(6, 2, 17, 32).bfloat16()}, "new_value_BnTh: expected the query's"),
-        ({"prompt_key_GnTh": torch.zeros(3, 2, 32, 70).mT}, "prompt_key_GnTh: the last dimension's stride is 70"),
-        ({"prompt_key_GnTh": torch.zeros(3, 2, 71, 32)}, "expected the strides of their keys"),
+        ({"key_PnTh": torch.zeros(9, 3, 32, 32)}, r"key_PnTh: expected \[P, 2, T, 32\]"),
+        ({"value_PnTh": torch.zeros(9, 2, 32, 32).bfloat16()}, "value_PnTh: expected the query's"),
+        ({"key_PnTh": torch.zeros(9, 2, 32, 32).mT}, "key_PnTh: the last dimension's stride is 32"),
+        ({"key_PnTh": torch.zeros(9, 2, 16, 32)}, "value_PnTh: expected the shape and strides of its keys"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, named):
@@ -50,10 +78,18 @@ def test_arguments_that_do_not_fit_are_named(change, named):
         decode_attention(*inputs._replace(**change), rows)
 
 
-def test_rows_of_another_batch_are_refused():
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"new_length_B": torch.ones(3, dtype=torch.int64)}, "for 6 rows of the query"),
+        ({"prompt_page_GX": torch.zeros(3, 2, dtype=torch.int64)}, r"rows.prompt_page_GX: expected \[3, 3 or more\]"),
+        ({"new_page_SY": torch.zeros(5, 2, dtype=torch.int64)}, r"rows.new_page_SY: expected \[6, 1 or more\]"),
+    ],
+)
+def test_rows_of_another_batch_are_refused(change, named):
     inputs, rows = PROBLEMS["ragged"].make(torch.float32)
-    with pytest.raises(ValueError, match="for 6 rows of the query"):
-        decode_attention(*inputs, dataclasses.replace(rows, new_length_B=rows.new_length_B[:3]))
+    with pytest.raises(ValueError, match=named):
+        decode_attention(*inputs, dataclasses.replace(rows, **change))
 
 
 @pytest.mark.parametrize("case", HEADS)
@@ -65,26 +101,10 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(device, case,
     assert found.dtype == dtype and found.is_contiguous()
     for what, ours_, plain_, exact_ in (
         ("query", found, rounded, truth),
-        ("key", ours.key_BnTh, plain.key_BnTh, exact.key_BnTh),
-        ("value", ours.value_BnTh, plain.value_BnTh, exact.value_BnTh),
+        ("key", ours.key_PnTh, plain.key_PnTh, exact.key_PnTh),
+        ("value", ours.value_PnTh, plain.value_PnTh, exact.value_PnTh),
     ):
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
-
-
-def test_heads_are_stored_in_the_rows_that_are_named(device):
-    given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
-    rows, times = torch.tensor([3, 0, 0, 5, 3]), torch.tensor([4, 0, 1, 11, 5])
-    elsewhere = given._replace(time_B=times).to(torch.bfloat16)
-    ours = given._replace(time_B=times).to(torch.bfloat16)
-    found = store_heads(*ours, rows)
-    # Row by row in buffers of their own, and then put where they belong.
-    assert torch.equal(found, store_heads(*elsewhere))
-    for b, (row, time) in enumerate(zip(rows.tolist(), times.tolist(), strict=True)):
-        assert torch.equal(ours.key_BnTh[row, :, time], elsewhere.key_BnTh[b, :, time])
-        assert torch.equal(ours.value_BnTh[row, :, time], elsewhere.value_BnTh[b, :, time])
-    written = torch.zeros(ours.key_BnTh.shape[::2], dtype=torch.bool).index_put((rows, times), torch.tensor(True))
-    for buffer, before in ((ours.key_BnTh, given.key_BnTh), (ours.value_BnTh, given.value_BnTh)):
-        assert torch.equal(buffer.transpose(1, 2)[~written], before.transpose(1, 2)[~written])
 
 
 def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(device):

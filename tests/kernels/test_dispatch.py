@@ -6,6 +6,7 @@ from torch._subclasses import FakeTensorMode
 
 from synpro_kernels.common import dispatch
 from synpro_kernels.common.dispatch import Backends
+from synpro_kernels.ops.decode_attention.dispatch import ATTEND
 from synpro_kernels.ops.draw_tokens.op import DRAW
 from synpro_kernels.ops.grad_dot.dispatch import FORMED, GRAD_DOT, PAIRS, PREFIX, SEGMENT_SUM
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
@@ -24,6 +25,7 @@ ON_CPU = {
     SYMMETRIC: {},
     SKINNY: {"csrc": "bf16 fp32"},
     DRAW: {"csrc": "fp32"},
+    ATTEND: {"csrc": "bf16 fp32"},
 }
 ON_AMPERE = {
     LINEAR_LOGPROB: {"triton": "bf16 fp16 fp32"},
@@ -35,6 +37,7 @@ ON_AMPERE = {
     SYMMETRIC: {"triton": "bf16 fp16"},
     SKINNY: {},
     DRAW: {},
+    ATTEND: {"triton": "bf16 fp16"},
 }
 ON_TURING = {backends: {"triton": "fp32"} if backends is SEGMENT_SUM else {} for backends in ON_CPU}
 

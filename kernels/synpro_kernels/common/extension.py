@@ -14,7 +14,7 @@ import torch
 _SWITCH = "SYNPRO_CSRC"
 _OPS = (
     "merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot", "skinny_linear",
-    "draw_tokens",
+    "draw_tokens", "decode_attention",
 )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from synpro_kernels.ops.decode_attention.triton_heads import heads_call
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, Compiled, compile_call, compile_for
 from tests.kernels.compiled.budget import registers
 
-GROUPS, MEMBERS, PROMPT, NEW = 32, 8, 1024, 256
+GROUPS, MEMBERS, PROMPT, NEW, PAGE = 32, 8, 1024, 256, 32
 BATCH = GROUPS * MEMBERS
+PAGES = (GROUPS * PROMPT + BATCH * NEW) // PAGE
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -24,32 +25,33 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def live_rows(fed: int = 1) -> DecodeRows:
-    count = torch.int64
+    count, sequences = torch.int64, BATCH // fed
     slots = Slots(row_of_slot=meta(BATCH, dtype=count), slot_of_row_B=meta(BATCH, dtype=count), fed=fed)
     return DecodeRows(
         row_of_place=meta(BATCH, dtype=count), place_of_row_B=meta(BATCH, dtype=count),
-        prompt_length_G=meta(GROUPS, dtype=count), new_length_B=meta(BATCH, dtype=count),
+        prompt_length_G=meta(GROUPS, dtype=count), prompt_page_GX=meta(GROUPS, PROMPT // PAGE, dtype=count),
+        new_length_B=meta(BATCH, dtype=count), new_page_SY=meta(sequences, NEW // PAGE, dtype=count),
         prompt_longest=PROMPT, new_longest=NEW, ragged_prompts=True, ragged_new=True,
         slots=slots if fed > 1 else None,
     )  # fmt: skip
 
 
 def prompt(n: int, r: int, h: int) -> Call:
-    keys = meta(GROUPS, n, PROMPT, h)
+    keys = meta(PAGES, n, PAGE, h)
     return prompt_call(meta(BATCH, n, r, h), keys, keys, live_rows())
 
 
 def new(n: int, r: int, h: int, fed: int = 1) -> Call:
-    keys, asked = meta(BATCH, n, NEW, h), meta(BATCH, n, r, h)
+    keys, asked = meta(PAGES, n, PAGE, h), meta(BATCH, n, r, h)
     parts = meta(2, BATCH, n, r, h, dtype=torch.float32), meta(2, BATCH, n, r, dtype=torch.float32)
     return new_call(asked, keys, keys, live_rows(fed), *parts)
 
 
-def heads(n: int, r: int, h: int, *, rows: bool = False) -> Call:
-    keys, angles = meta(BATCH, n, NEW, h), meta(BATCH, h, dtype=torch.float32)
+def heads(n: int, r: int, h: int) -> Call:
+    keys, angles = meta(PAGES, n, PAGE, h), meta(BATCH, h, dtype=torch.float32)
     norm = HeadNorm(query_weight=meta(n * r * h), key_weight=meta(n * h), eps=1e-6, by_head=False)
     index = meta(BATCH, dtype=torch.int64)
-    return heads_call(meta(BATCH, n * (r + 2) * h), angles, angles, keys, keys, index, norm, index if rows else None)
+    return heads_call(meta(BATCH, n * (r + 2) * h), angles, angles, keys, keys, index, index, norm)
 
 
 # OLMo-2 1B has a query head for each key head; Llama 3.1 8B has four.
@@ -59,7 +61,6 @@ CASES: dict[str, Callable[[], Call]] = {
     "new, 1B": lambda: new(16, 1, 128),
     "new, 8B": lambda: new(8, 4, 128),
     "new, 8B, several tokens": lambda: new(8, 4, 128, fed=4),
-    "heads, 8B, several tokens": lambda: heads(8, 4, 128, rows=True),
     "heads, 1B": lambda: heads(16, 1, 128),
     "heads, 8B": lambda: heads(8, 4, 128),
 }

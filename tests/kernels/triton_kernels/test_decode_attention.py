@@ -25,7 +25,7 @@ def test_values_are_as_accurate_as_one_softmax_in_plain_pytorch(problem, dtype):
 
 def test_a_long_prompt_is_read_in_parts():
     inputs, rows = PROBLEMS["a long prompt and many members"].make(torch.bfloat16)
-    call = prompt_call(inputs.query_Bnrh, inputs.prompt_key_GnTh, inputs.prompt_value_GnTh, rows)
+    call = prompt_call(inputs.query_Bnrh, inputs.key_PnTh, inputs.value_PnTh, rows)
     assert call.grid == (1, 2, 5)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in call.launch())
 
@@ -39,26 +39,10 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(case, dtype):
     assert found.dtype == dtype and found.is_contiguous()
     for what, ours_, plain_, exact_ in (
         ("query", found, rounded, truth),
-        ("key", ours.key_BnTh, plain.key_BnTh, exact.key_BnTh),
-        ("value", ours.value_BnTh, plain.value_BnTh, exact.value_BnTh),
+        ("key", ours.key_PnTh, plain.key_PnTh, exact.key_PnTh),
+        ("value", ours.value_PnTh, plain.value_PnTh, exact.value_PnTh),
     ):
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
-
-
-def test_heads_are_stored_in_the_rows_that_are_named(device):
-    given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
-    rows, times = torch.tensor([3, 0, 0, 5, 3]), torch.tensor([4, 0, 1, 11, 5])
-    elsewhere = given._replace(time_B=times).to(torch.bfloat16)
-    ours = given._replace(time_B=times).to(torch.bfloat16)
-    found = store_heads(*ours, rows)
-    # Row by row in buffers of their own, and then put where they belong.
-    assert torch.equal(found, store_heads(*elsewhere))
-    for b, (row, time) in enumerate(zip(rows.tolist(), times.tolist(), strict=True)):
-        assert torch.equal(ours.key_BnTh[row, :, time], elsewhere.key_BnTh[b, :, time])
-        assert torch.equal(ours.value_BnTh[row, :, time], elsewhere.value_BnTh[b, :, time])
-    written = torch.zeros(ours.key_BnTh.shape[::2], dtype=torch.bool).index_put((rows, times), torch.tensor(True))
-    for buffer, before in ((ours.key_BnTh, given.key_BnTh), (ours.value_BnTh, given.value_BnTh)):
-        assert torch.equal(buffer.transpose(1, 2)[~written], before.transpose(1, 2)[~written])
 
 
 def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own():

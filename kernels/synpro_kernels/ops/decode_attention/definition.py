@@ -8,22 +8,19 @@ from torch import Tensor
 from synpro_kernels.ops.decode_attention.types import DecodeRows
 
 
-def decode_attention_definition(
-    query_Bnrh: Tensor,
-    prompt_key_GnTh: Tensor,
-    prompt_value_GnTh: Tensor,
-    new_key_BnTh: Tensor,
-    new_value_BnTh: Tensor,
-    rows: DecodeRows,
-) -> Tensor:
+def decode_attention_definition(query_Bnrh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, rows: DecodeRows) -> Tensor:
     """Attention in the tensors' own dtype, [B, n, r, h]; arguments as in `decode_attention`."""
+
+    def run(pages_PnTh: Tensor, page_X: Tensor, length: int) -> Tensor:
+        return torch.cat([pages_PnTh[page] for page in page_X.tolist()], 1)[:, :length]
+
     out_Bnrh = torch.empty_like(query_Bnrh)
     for row, place in enumerate(rows.place_of_row_B.tolist()):
         group = place // rows.members
-        held = row if rows.slots is None else int(rows.slots.sequence_of_row_B[row])
-        prompt, new = int(rows.prompt_length_G[group]), int(rows.new_length_B[row])
-        key_nTh = torch.cat((prompt_key_GnTh[group, :, :prompt], new_key_BnTh[held, :, :new]), 1)
-        value_nTh = torch.cat((prompt_value_GnTh[group, :, :prompt], new_value_BnTh[held, :, :new]), 1)
+        sequence = row if rows.slots is None else int(rows.slots.sequence_of_row_B[row])
+        prompt = rows.prompt_page_GX[group], int(rows.prompt_length_G[group])
+        new = rows.new_page_SY[sequence], int(rows.new_length_B[row])
+        key_nTh, value_nTh = (torch.cat((run(pages, *prompt), run(pages, *new)), 1) for pages in (key_PnTh, value_PnTh))
         score_nrT = query_Bnrh[row] @ key_nTh.mT / math.sqrt(query_Bnrh.shape[-1])
         out_Bnrh[row] = torch.softmax(score_nrT, -1) @ value_nTh
     return out_Bnrh

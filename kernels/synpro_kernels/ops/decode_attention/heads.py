@@ -1,6 +1,6 @@
 """`store_heads`: from a block's fused product to rotated queries, and keys and values in the cache.
 
-Shape suffixes: B rows, F = n (r + 2) h, n key heads, r query heads per key head, h head width, T positions of a buffer.
+Shape suffixes: B rows, F = n (r + 2) h, n key heads, r query heads per key head, h head width, P pages of T positions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def store_heads(
     mixed_BF: Tensor,
     cos_Bh: Tensor,
     sin_Bh: Tensor,
-    key_BnTh: Tensor,
-    value_BnTh: Tensor,
+    key_PnTh: Tensor,
+    value_PnTh: Tensor,
+    page_B: Tensor,
     time_B: Tensor,
     norm: HeadNorm | None,
-    row_B: Tensor | None = None,
 ) -> Tensor:
     """Norm and rotate (arXiv 2104.09864, pairs i and i + h/2) queries and keys of one position a row; store the latter.
 
@@ -31,24 +31,24 @@ def store_heads(
         mixed_BF: for each key head its r query heads, its key and its value; any float dtype, as the buffers'.
         cos_Bh: of the positions' angles, fp32, each frequency in both halves.
         sin_Bh: likewise.
-        key_BnTh: buffer that row b's key is written to, at position time_B[b]; may hold more rows.
-        value_BnTh: likewise for the values, with the strides of the keys'.
+        key_PnTh: pages that row b's key is written to, at position time_B[b] of page page_B[b].
+        value_PnTh: likewise for the values, with the strides of the keys'.
+        page_B: int64; no place is written twice.
         time_B: int64.
         norm: None where queries and keys have none.
-        row_B: int64, the rows of the buffers that are written to, where they are not b; no place is written twice.
 
     Returns:
         Queries [B, n, r, h] in the dtype of `mixed_BF`, contiguous; sums are fp32 (fp64 for fp64).
 
     """
-    return _STORE.kernels(mixed_BF)(mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm, row_B)
+    return _STORE.kernels(mixed_BF)(mixed_BF, cos_Bh, sin_Bh, key_PnTh, value_PnTh, page_B, time_B, norm)
 
 
 def _torch(
-    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_BnTh: Tensor, value_BnTh: Tensor, time_B: Tensor,
-    norm: HeadNorm | None, row_B: Tensor | None,
+    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, page_B: Tensor,
+    time_B: Tensor, norm: HeadNorm | None,
 ) -> Tensor:  # fmt: skip
-    n, h = key_BnTh.shape[1], key_BnTh.shape[3]
+    n, h = key_PnTh.shape[1], key_PnTh.shape[3]
     heads = mixed_BF.unflatten(-1, (n, -1, h))
     query, key = precise(heads[..., :-2, :]), precise(heads[..., -2:-1, :])
     if norm is not None:
@@ -65,9 +65,8 @@ def _torch(
     first, second = turned.chunk(2, -1)
     turned = turned * cos_Bh[:, None, None] + torch.cat((-second, first), -1) * sin_Bh[:, None, None]
     turned = turned.to(mixed_BF.dtype)
-    row_B = torch.arange(len(time_B), device=time_B.device) if row_B is None else row_B
-    key_BnTh[row_B, :, time_B] = turned[..., -1, :]
-    value_BnTh[row_B, :, time_B] = heads[..., -1, :]
+    key_PnTh[page_B, :, time_B] = turned[..., -1, :]
+    value_PnTh[page_B, :, time_B] = heads[..., -1, :]
     return turned[..., :-1, :].contiguous()
 
 

@@ -39,26 +39,22 @@ def _attend_together(
     return out.index_select(0, place_of_row_B), log_sum.index_select(0, place_of_row_B)
 
 
-def decode_attention(
-    query_Bnrh: Tensor,
-    prompt_key_GnTh: Tensor,
-    prompt_value_GnTh: Tensor,
-    new_key_BnTh: Tensor,
-    new_value_BnTh: Tensor,
-    rows: DecodeRows,
-) -> Tensor:
+def _in_order(pages: Tensor, page_NX: Tensor, longest: int) -> Tensor:
+    """[N, n, longest, h], copied from pages [P, n, T, h]."""
+    return pages[page_NX].transpose(1, 2).flatten(2, 3)[:, :, :longest]
+
+
+def decode_attention(query_Bnrh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, rows: DecodeRows) -> Tensor:
     """Softmax over prompt and new positions apart, merged by their log-sums."""
     dtype, h = query_Bnrh.dtype, query_Bnrh.shape[-1]
     # On the query rather than on the scores, of which there are r for each position.
     query_Bnrh = query_Bnrh * (1.0 / math.sqrt(h))
-    groups = len(rows.prompt_length_G)
-    key, value = (part[:groups, :, : rows.prompt_longest] for part in (prompt_key_GnTh, prompt_value_GnTh))
+    key, value = (_in_order(pages, rows.prompt_page_GX, rows.prompt_longest) for pages in (key_PnTh, value_PnTh))
     prompt_out, prompt_sum = _attend_together(
         query_Bnrh, key, value, rows.prompt_bias, rows.row_of_place, rows.place_of_row_B
     )
     # Apart from the prompt's: one softmax over joined keys would want a copy of the prompt for every member.
-    sequences = len(query_Bnrh) if rows.slots is None else len(rows.slots.row_of_slot) // rows.slots.fed
-    key, value = (part[:sequences, :, : rows.new_longest] for part in (new_key_BnTh, new_value_BnTh))
+    key, value = (_in_order(pages, rows.new_page_SY, rows.new_longest) for pages in (key_PnTh, value_PnTh))
     if rows.slots is None:
         new_out, new_sum = _attend(query_Bnrh, key, value, rows.new_bias)
     else:

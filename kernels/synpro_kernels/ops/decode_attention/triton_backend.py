@@ -23,17 +23,21 @@ _PROGRAMS = 512
 
 @triton.jit
 def _run(
-    query, key, value, start, end, stride, scale,
-    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr,
+    query, key, value, pages, start, end, page_stride, stride, scale,
+    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax of `query` [BQ, H] over positions start to end: sums [BQ, H], largest score and weight [BQ]."""
+    """Online softmax of `query` [BQ, H] over positions start to end: sums [BQ, H], largest score and weight [BQ].
+
+    `pages` are those of the positions, PAGE in each.
+    """
     h = tl.arange(0, H)
     acc = tl.zeros([BQ, H], tl.float32)
     top = tl.full([BQ], float("-inf"), tl.float32)
     total = tl.zeros([BQ], tl.float32)
     for at in range(start, end, BT):
         t = at + tl.arange(0, BT)
-        place = t[:, None].to(tl.int64) * stride + h[None, :]
+        page = tl.load(pages + t // PAGE, mask=t < end, other=0)
+        place = page[:, None] * page_stride + (t % PAGE)[:, None] * stride + h[None, :]
         inside = (t < end)[:, None] & (h < WIDTH)[None, :]
         keys = tl.load(key + place, mask=inside, other=0.0)
         score = tl.where((t < end)[None, :], tl.dot(query, keys.trans()) * scale, float("-inf"))
@@ -50,9 +54,9 @@ def _run(
 
 @triton.jit
 def prompt_kernel(
-    query, key, value, lengths, row_of_place, place_of_row, out, log_sum,
-    members, heads, per_key, rows, part, group_stride, head_stride, stride, scale,
-    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr,
+    query, key, value, pages, lengths, row_of_place, place_of_row, out, log_sum,
+    members, heads, per_key, rows, part, most_pages, page_stride, head_stride, stride, scale,
+    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """Part s of group g's prompt and key head k, for BQ of its members' queries: `out` [s, B, n, r, h], `log_sum`."""
     g, k = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -69,12 +73,13 @@ def prompt_kernel(
     h = tl.arange(0, H)
     inside = here[:, None] & (h < WIDTH)[None, :]
     asked = tl.load(query + index[:, None] * WIDTH + h[None, :], mask=inside, other=0.0)
-    offset = g.to(tl.int64) * group_stride + k * head_stride
+    offset = k * head_stride
     index += s.to(tl.int64) * rows * heads * per_key
     # Called from a kernel it returns; pyright sees that a call from the host raises.
     acc, top, total = _run(  # pyright: ignore[reportGeneralTypeIssues]
-        asked, key + offset, value + offset, start, tl.minimum(start + part, length), stride, scale, WIDTH, H, BQ, BT
-    )
+        asked, key + offset, value + offset, pages + g * most_pages, start, tl.minimum(start + part, length),
+        page_stride, stride, scale, WIDTH, H, BQ, BT, PAGE,
+    )  # fmt: skip
     some = total > 0  # a part beyond the prompt's end: nothing to add
     acc = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     tl.store(out + index[:, None] * WIDTH + h[None, :], acc, mask=inside)
@@ -83,9 +88,9 @@ def prompt_kernel(
 
 @triton.jit
 def new_kernel(
-    query, key, value, lengths, slots, prompt_out, prompt_sum, out,
-    heads, per_key, rows, parts, fed, row_stride, head_stride, stride, scale,
-    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, SLOTS: tl.constexpr,
+    query, key, value, pages, lengths, slots, prompt_out, prompt_sum, out,
+    heads, per_key, rows, parts, fed, most_pages, page_stride, head_stride, stride, scale,
+    WIDTH: tl.constexpr, H: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, PAGE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Row b and key head k over its sequence's new positions, merged with what the prompt's parts gave."""
     b, k = tl.program_id(0), tl.program_id(1)
@@ -94,13 +99,14 @@ def new_kernel(
     here = q < per_key
     inside = here[:, None] & (h < WIDTH)[None, :]
     asked = tl.load(query + index[:, None] * WIDTH + h[None, :], mask=inside, other=0.0)
-    held = b.to(tl.int64)
+    sequence = b.to(tl.int64)
     if SLOTS:
-        held = tl.load(slots + b) // fed
-    offset = held * row_stride + k * head_stride
+        sequence = tl.load(slots + b) // fed
+    offset = k * head_stride
     acc, top, total = _run(  # pyright: ignore[reportGeneralTypeIssues]
-        asked, key + offset, value + offset, 0, tl.load(lengths + b).to(tl.int32), stride, scale, WIDTH, H, BQ, BT
-    )
+        asked, key + offset, value + offset, pages + sequence * most_pages, 0, tl.load(lengths + b).to(tl.int32),
+        page_stride, stride, scale, WIDTH, H, BQ, BT, PAGE,
+    )  # fmt: skip
     # Index is 64 bits wide, so what is added to it may be large.
     for s in range(parts):
         there = index + s * (rows * heads * per_key)
@@ -114,21 +120,14 @@ def new_kernel(
     tl.store(out + index[:, None] * WIDTH + h[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
-def decode_attention(
-    query_Bnrh: Tensor,
-    prompt_key_GnTh: Tensor,
-    prompt_value_GnTh: Tensor,
-    new_key_BnTh: Tensor,
-    new_value_BnTh: Tensor,
-    rows: DecodeRows,
-) -> Tensor:
+def decode_attention(query_Bnrh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, rows: DecodeRows) -> Tensor:
     """Return [B, n, r, h] in the query's dtype."""
     query_Bnrh = query_Bnrh.contiguous()
-    call = prompt_call(query_Bnrh, prompt_key_GnTh, prompt_value_GnTh, rows)
-    return new_call(query_Bnrh, new_key_BnTh, new_value_BnTh, rows, *call.launch()).launch()[0]
+    call = prompt_call(query_Bnrh, key_PnTh, value_PnTh, rows)
+    return new_call(query_Bnrh, key_PnTh, value_PnTh, rows, *call.launch()).launch()[0]
 
 
-def prompt_call(query_Bnrh: Tensor, key_GnTh: Tensor, value_GnTh: Tensor, rows: DecodeRows) -> Call:
+def prompt_call(query_Bnrh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, rows: DecodeRows) -> Call:
     """The launch that fills fp32 sums [S, B, n, r, h] and their log-sums (base 2) [S, B, n, r] over S parts."""
     batch, heads, per_key, width = query_Bnrh.shape
     groups = len(rows.prompt_length_G)
@@ -141,27 +140,28 @@ def prompt_call(query_Bnrh: Tensor, key_GnTh: Tensor, value_GnTh: Tensor, rows: 
     out = query_Bnrh.new_empty(parts, *query_Bnrh.shape, dtype=torch.float32)
     log_sum = query_Bnrh.new_empty(parts, batch, heads, per_key, dtype=torch.float32)
     arguments = (
-        query_Bnrh, key_GnTh, value_GnTh, rows.prompt_length_G, rows.row_of_place, rows.place_of_row_B, out, log_sum,
-        rows.members, heads, per_key, batch, part, *key_GnTh.stride()[:3], _scale(width),
+        query_Bnrh, key_PnTh, value_PnTh, rows.prompt_page_GX.contiguous(), rows.prompt_length_G, rows.row_of_place,
+        rows.place_of_row_B, out, log_sum,
+        rows.members, heads, per_key, batch, part, rows.prompt_page_GX.shape[1], *key_PnTh.stride()[:3], _scale(width),
     )  # fmt: skip
     grid = (groups * heads, ceil_div(queries, block), parts)
-    return Call(prompt_kernel, grid, arguments, _options(width, block), (out, log_sum))
+    return Call(prompt_kernel, grid, arguments, _options(key_PnTh, block), (out, log_sum))
 
 
 def new_call(
-    query_Bnrh: Tensor, key_BnTh: Tensor, value_BnTh: Tensor, rows: DecodeRows, prompt_out: Tensor, prompt_sum: Tensor
+    query_Bnrh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, rows: DecodeRows, prompt_out: Tensor, prompt_sum: Tensor
 ) -> Call:
     """The launch that fills [B, n, r, h]; `prompt_out` and `prompt_sum` are `prompt_call`'s outputs."""
     batch, heads, per_key, width = query_Bnrh.shape
     out, slots = torch.empty_like(query_Bnrh), rows.slots
     arguments = (
-        query_Bnrh, key_BnTh, value_BnTh, rows.new_length_B,
+        query_Bnrh, key_PnTh, value_PnTh, rows.new_page_SY.contiguous(), rows.new_length_B,
         rows.new_length_B if slots is None else slots.slot_of_row_B, prompt_out, prompt_sum, out,
         heads, per_key, batch, len(prompt_out), 1 if slots is None else slots.fed,
-        *key_BnTh.stride()[:3], _scale(width),
+        rows.new_page_SY.shape[1], *key_PnTh.stride()[:3], _scale(width),
     )  # fmt: skip
     block = max(16, _power_of_2(per_key))
-    options = _options(width, block) | {"SLOTS": slots is not None}
+    options = _options(key_PnTh, block) | {"SLOTS": slots is not None}
     return Call(new_kernel, (batch, heads), arguments, options, (out,))
 
 
@@ -173,7 +173,8 @@ def _scale(width: int) -> float:
     return math.log2(math.e) / math.sqrt(width)
 
 
-def _options(width: int, block: int) -> dict[str, int]:
+def _options(key_PnTh: Tensor, block: int) -> dict[str, int]:
+    page, width = key_PnTh.shape[2:]
     # Tiles of 16 columns are the least that a product takes.
     whole = max(16, _power_of_2(width))
-    return {"WIDTH": width, "H": whole, "BQ": block, "BT": 64, "num_warps": 4, "num_stages": 3}
+    return {"WIDTH": width, "H": whole, "BQ": block, "BT": 64, "PAGE": page, "num_warps": 4, "num_stages": 3}

@@ -10,10 +10,10 @@ from synpro_kernels.ops.decode_attention.types import HeadNorm
 
 @triton.jit
 def heads_kernel(
-    mixed, cos, sin, key, value, time, rows, query_weight, key_weight, means, query, eps,
-    row_stride, head_stride, stride,
+    mixed, cos, sin, key, value, page, time, query_weight, key_weight, means, query, eps,
+    page_stride, head_stride, stride,
     N: tl.constexpr, R: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, H: tl.constexpr,
-    NORM: tl.constexpr, BY_HEAD: tl.constexpr, GIVEN: tl.constexpr, ROWS: tl.constexpr,
+    NORM: tl.constexpr, BY_HEAD: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Row b: all N (R + 2) heads as one tile, and once more with each pair's other half."""
     b = tl.program_id(0).to(tl.int64)
@@ -56,44 +56,39 @@ def heads_kernel(
     turned = x * turn[None, :] + pair * tl.where(h < half, -side, side)[None, :]
     place = (b * N * R + n * R + role)[:, None] * WIDTH + h[None, :]
     tl.store(query + place, turned.to(query.dtype.element_ty), mask=inside & is_query[:, None])
-    held = b
-    if ROWS:
-        held = tl.load(rows + b)
-    place = held * row_stride + tl.load(time + b) * stride + (n * head_stride)[:, None] + h[None, :]
+    place = tl.load(page + b) * page_stride + tl.load(time + b) * stride + (n * head_stride)[:, None] + h[None, :]
     tl.store(key + place, turned.to(key.dtype.element_ty), mask=inside & is_key[:, None])
     tl.store(value + place, plain.to(value.dtype.element_ty), mask=inside & (role == R + 1)[:, None])
 
 
 def store_heads(
-    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_BnTh: Tensor, value_BnTh: Tensor, time_B: Tensor,
-    norm: HeadNorm | None, row_B: Tensor | None = None,
+    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, page_B: Tensor,
+    time_B: Tensor, norm: HeadNorm | None,
 ) -> Tensor:  # fmt: skip
-    """Return queries [B, n, r, h]; keys and values go to the buffers."""
-    return heads_call(mixed_BF, cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B, norm, row_B).launch()[0]
+    """Return queries [B, n, r, h]; keys and values go to the pages."""
+    return heads_call(mixed_BF, cos_Bh, sin_Bh, key_PnTh, value_PnTh, page_B, time_B, norm).launch()[0]
 
 
 def heads_call(
-    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_BnTh: Tensor, value_BnTh: Tensor, time_B: Tensor,
-    norm: HeadNorm | None, row_B: Tensor | None = None,
+    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, page_B: Tensor,
+    time_B: Tensor, norm: HeadNorm | None,
 ) -> Call:  # fmt: skip
-    """The launch that fills queries [B, n, r, h] and one position of the buffers."""
-    batch, (_, n, _, h) = len(mixed_BF), key_BnTh.shape
+    """The launch that fills queries [B, n, r, h] and one position each of the pages."""
+    batch, (_, n, _, h) = len(mixed_BF), key_PnTh.shape
     per_key = mixed_BF.shape[1] // (n * h) - 2
     query = mixed_BF.new_empty(batch, n, per_key, h)
     # Weights are not read where there are none.
     weights = (mixed_BF, mixed_BF) if norm is None else (norm.query_weight, norm.key_weight)
     means = None if norm is None else norm.means_B2
     arguments = (
-        mixed_BF.contiguous(), cos_Bh, sin_Bh, key_BnTh, value_BnTh, time_B,
-        time_B if row_B is None else row_B, *weights,
+        mixed_BF.contiguous(), cos_Bh, sin_Bh, key_PnTh, value_PnTh, page_B, time_B, *weights,
         mixed_BF if means is None else means.contiguous(), query,
-        0.0 if norm is None else norm.eps, *key_BnTh.stride()[:3],
+        0.0 if norm is None else norm.eps, *key_PnTh.stride()[:3],
     )  # fmt: skip
     heads, width = (1 << (least - 1).bit_length() for least in (n * (per_key + 2), h))
     options = {
         "N": n, "R": per_key, "WIDTH": h, "HEADS": heads, "H": width,
         "NORM": norm is not None, "BY_HEAD": norm is not None and norm.by_head, "GIVEN": means is not None,
-        "ROWS": row_B is not None,
         "num_warps": max(4, min(16, heads * width // 1024)),
     }  # fmt: skip
     return Call(heads_kernel, (batch,), arguments, options, (query,))

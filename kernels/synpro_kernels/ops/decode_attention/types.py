@@ -13,8 +13,8 @@ from torch import Tensor
 class Slots:
     """Rows by sequence, of which each is fed at most `fed` tokens at once.
 
-    row_of_slot [sequences * fed] int64: the row at each slot (any row at empty ones: what is computed there is never
-    read); slot_of_row_B int64: its inverse, sequence times `fed` and token. Sequence i has row i of the buffers.
+    row_of_slot [S * fed] int64: the row at each slot (any row at empty ones: what is computed there is never read);
+    slot_of_row_B int64: its inverse, sequence times `fed` and token.
     """
 
     row_of_slot: Tensor
@@ -36,14 +36,19 @@ class DecodeRows:
     1: how many positions of a group's prompt and of a row are filled; `prompt_longest`, `new_longest`: the largest;
     `ragged_prompts` and `ragged_new`: whether they differ, so that a mask is needed.
 
+    prompt_page_GX and new_page_SY int64: the pages of a group's prompt and of a sequence's new positions, in order, all
+    of them filled but the last; behind it stands the number of any page, whose values have a weight of 0.
+
     A sequence that is fed several tokens at once has a row for each, of which each sees what stands before it and
-    itself: its `new_length_B`. `slots` says where they lie in the buffers of new positions; None: row b in row b.
+    itself: its `new_length_B`. `slots` says whose rows they are; None: row b is sequence b.
     """
 
     row_of_place: Tensor
     place_of_row_B: Tensor
     prompt_length_G: Tensor
+    prompt_page_GX: Tensor
     new_length_B: Tensor
+    new_page_SY: Tensor
     prompt_longest: int
     new_longest: int
     ragged_prompts: bool
@@ -64,7 +69,7 @@ class DecodeRows:
     def new_bias(self) -> Tensor | None:
         """Additive mask fp32, -inf beyond each row; None where all are as long.
 
-        [B, 1, 1, new_longest], or with slots [sequences, 1, fed, new_longest].
+        [B, 1, 1, new_longest], or with slots [S, 1, fed, new_longest].
         """
         if not self.ragged_new:
             return None
