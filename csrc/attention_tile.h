@@ -96,13 +96,13 @@ static void add_run(int64_t rows, const float* weight, int64_t weight_stride, co
   }
 }
 
-// Scores [rows, run.count] of packed queries, page by page.
+// Adds scores [rows, run.count] of packed queries, page by page.
 template <typename Stored>
 static void score_run(const float* packed, int64_t rows, int64_t width, const Run<Stored>& run, float* score, int64_t stride) {
   for (int64_t at = 0; at < run.count; at += run.page) {
     const int64_t here = run.count - at < run.page ? run.count - at : run.page;
     const Stored* key = run.key + run.pages[at / run.page] * run.page_stride;
-    columns<Stored>(packed, key, run.stride, nullptr, score + at, stride, rows, width, 0, here);
+    columns<Stored>(packed, key, run.stride, score + at, stride, rows, width, 0, here);
   }
 }
 
@@ -125,6 +125,7 @@ static void attend(const Stored* query, int64_t members, int64_t per_key, int64_
   float *packed = scratch, *score = packed + rows * padded;
   // All members' queries at once, so that a key is read once for them.
   pack(query, rows, width, packed);
+  __builtin_memset(score, 0, rows * stride * sizeof(float));
   score_run(packed, rows, width, prompt, score, stride);
   __builtin_memset(out, 0, rows * padded * sizeof(float));
   for (int64_t m = 0; m < members; ++m) {

@@ -24,7 +24,7 @@ TORCH_LIBRARY(synpro_csrc, library) {
       "decode_attention(Tensor query, Tensor key, Tensor value, Tensor row_of_place, Tensor place_of_row,"
       " Tensor prompt_length, Tensor prompt_page, Tensor new_length, Tensor new_page, Tensor sequence_of_row,"
       " int most_lanes=16) -> Tensor");
-  library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, int most_lanes=16) -> Tensor");
+  library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, bool wide=False, int most_lanes=16) -> Tensor");
   library.def("draw_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
 }
 

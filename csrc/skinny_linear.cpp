@@ -7,10 +7,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace synpro {
 namespace {
@@ -23,8 +25,7 @@ template <typename Stored>
 struct Kernels {
   int64_t lanes;
   void (*pack)(const Stored*, int64_t, int64_t, float*);
-  void (*columns)(const float*, const Stored*, int64_t, const float*, float*, int64_t, int64_t, int64_t, int64_t,
-                  int64_t);
+  void (*columns)(const float*, const Stored*, int64_t, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
 };
 
 template <typename Stored>
@@ -38,24 +39,28 @@ Kernels<Stored> kernels(int64_t most_lanes) {
   }
 }
 
-constexpr int64_t kColumnsPerTask = 24;
+// Rows of weights of a task: so few that all threads have some tasks, so many that a task has panels to look ahead to.
+int64_t columns_of_task(int64_t count) {
+  constexpr int64_t kLeast = 24, kMost = 192;
+  return std::clamp(count / (4 * at::get_num_threads()) / kLeast * kLeast, kLeast, kMost);
+}
 
+// Adds to `out`.
 template <typename Stored>
-void multiply(const Stored* x, const Stored* weight, const float* bias, float* out, int64_t rows, int64_t width,
-              int64_t count, int64_t most_lanes) {
+void multiply(const Stored* x, const Stored* weight, float* out, int64_t rows, int64_t width, int64_t count,
+              int64_t most_lanes) {
   const Kernels<Stored> chosen = kernels<Stored>(most_lanes);
   const int64_t most_step = 2 * chosen.lanes;
   // A tensor's memory begins with a line of the cache, and so does each of its registers.
   const at::Tensor memory = at::empty({rows * ((width + most_step - 1) / most_step) * most_step}, at::kFloat);
   float* packed = memory.mutable_data_ptr<float>();
   chosen.pack(x, rows, width, packed);
-  const int64_t tasks = (count + kColumnsPerTask - 1) / kColumnsPerTask;
+  const int64_t each = columns_of_task(count), tasks = (count + each - 1) / each;
   // Taken one by one: a thread whose core is shared with other work does fewer, and the others do not wait for it.
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      chosen.columns(packed, weight, width, bias, out, count, rows, width, task * kColumnsPerTask,
-                     std::min((task + 1) * kColumnsPerTask, count));
+      chosen.columns(packed, weight, width, out, count, rows, width, task * each, std::min((task + 1) * each, count));
   });
 }
 
@@ -65,28 +70,28 @@ const std::uint16_t* halves(const at::Tensor& tensor) {
 
 }  // namespace
 
-at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool wide,
                          int64_t most_lanes) {
-  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) && x.is_contiguous() &&
-                  weight.is_contiguous() && x.scalar_type() == weight.scalar_type() &&
-                  (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
-              "skinny_linear: expected contiguous x [B, K] and weight [N, K], both fp32 or both bf16");
-  TORCH_CHECK(!bias.has_value() || (bias->is_contiguous() && bias->scalar_type() == at::kFloat &&
-                                    bias->numel() == weight.size(0)),
-              "skinny_linear: expected a contiguous fp32 bias [N]");
-  const int64_t rows = x.size(0), width = x.size(1), count = weight.size(0);
-  at::Tensor out = at::empty({rows, count}, x.options().dtype(at::kFloat));
-  const float* start = bias.has_value() ? bias->const_data_ptr<float>() : nullptr;
-  float* to = out.mutable_data_ptr<float>();
-  if (width == 0) {
-    out.zero_();
-    if (bias.has_value()) out.add_(*bias);
-  } else if (x.scalar_type() == at::kFloat) {
-    multiply(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), start, to, rows, width, count, most_lanes);
-  } else {
-    multiply(halves(x), halves(weight), start, to, rows, width, count, most_lanes);
+  const at::ScalarType dtype = x.scalar_type();
+  TORCH_CHECK(x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) && weight.is_contiguous() &&
+                  dtype == weight.scalar_type() && (dtype == at::kFloat || dtype == at::kBFloat16),
+              "skinny_linear: expected x [..., K] and contiguous weight [N, K], both fp32 or both bf16");
+  const int64_t width = x.size(-1), count = weight.size(0);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = count;
+  at::Tensor out = at::zeros(sizes, x.options().dtype(at::kFloat));
+  if (bias.has_value()) out.add_(*bias);
+  if (out.numel() > 0 && width > 0) {
+    const at::Tensor from = x.contiguous();
+    float* to = out.mutable_data_ptr<float>();
+    const int64_t rows = out.numel() / count;
+    if (dtype == at::kFloat) {
+      multiply(from.const_data_ptr<float>(), weight.const_data_ptr<float>(), to, rows, width, count, most_lanes);
+    } else {
+      multiply(halves(from), halves(weight), to, rows, width, count, most_lanes);
+    }
   }
-  return out;
+  return wide ? out : out.to(dtype);
 }
 
 }  // namespace synpro

@@ -7,9 +7,10 @@
 
 namespace synpro {
 
-// x [B, K] and weight [N, K], both fp32 or both bf16, and bias [N] fp32 or none; the result is fp32 [B, N], sums too. A row does
-// not depend on the others. most_lanes: floats of the widest registers that may be used (16, 8 or 4), for tests.
-at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+// x [..., K], weight [N, K] and bias [N] or none, all fp32 or all bf16; the result is [..., N] in their dtype, or in fp32 as it
+// was summed where `wide`. A row does not depend on the others. most_lanes: floats of the widest registers that may be used (16,
+// 8 or 4), for tests.
+at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, bool wide,
                          int64_t most_lanes);
 
 }  // namespace synpro

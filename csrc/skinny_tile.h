@@ -5,11 +5,10 @@
 
 constexpr int kLanes = SYNPRO_LANES, kTileRows = SYNPRO_TILE_ROWS;
 constexpr int kColumns = 3;  // weight rows of a tile: with 8 rows of x 24 sums, 3 weights and an x fill 28 of 32 registers
-constexpr int kSums = (kTileRows * kColumns + 7) / 8 * 8;  // of a tile, in eights
 // Entries of x and weights multiplied before sums leave the registers: kTileRows rows of it fit a core's first cache.
 constexpr int64_t kChunk = 1024;
 // Weight rows that are read from memory once and, by further rows of x, from the second cache.
-constexpr int64_t kPanel = 48;
+constexpr int64_t kPanel = 24;
 
 typedef float Lanes __attribute__((vector_size(4 * SYNPRO_LANES), may_alias));
 typedef float LooseLanes __attribute__((vector_size(4 * SYNPRO_LANES), aligned(4), may_alias));
@@ -112,21 +111,24 @@ SYNPRO_INLINE void sum_lanes(const Lanes* x, float* to) {
 }
 
 // Sums over `steps` steps of R rows of x and kColumns rows of weights. tail: entries of weights in the last step, if not all.
+// `ahead` is asked for meanwhile: what is read next, for hardware follows a row only to the end of its page.
 template <typename Stored, int R>
-static void tile(const float* x, const Stored* const* weight, int64_t steps, int tail, int64_t ahead, float* sums) {
+SYNPRO_INLINE void tile(const float* x, const Stored* const* weight, const Stored* const* ahead, int64_t steps, int tail,
+                        float* sums) {
   using W = Weights<Stored>;
   Lanes acc[R][kColumns] = {};
   const Stored *w0 = weight[0], *w1 = weight[1], *w2 = weight[2];
+  const Stored *a0 = ahead[0], *a1 = ahead[1], *a2 = ahead[2];
   const int64_t whole = tail ? steps - 1 : steps;
   for (int64_t step = 0; step < whole; ++step) {
     Lanes w[kColumns][W::kParts];
     W::read(w0, w[0]);
     W::read(w1, w[1]);
     W::read(w2, w[2]);
-    // What the next tile reads at this place; hardware follows a row only to the end of its page.
-    __builtin_prefetch(w0 + ahead);
-    __builtin_prefetch(w1 + ahead);
-    __builtin_prefetch(w2 + ahead);
+    __builtin_prefetch(a0);
+    __builtin_prefetch(a1);
+    __builtin_prefetch(a2);
+    a0 += W::kStep, a1 += W::kStep, a2 += W::kStep;
     w0 += W::kStep, w1 += W::kStep, w2 += W::kStep;
 #pragma GCC unroll 2
     for (int part = 0; part < W::kParts; ++part) {
@@ -165,20 +167,49 @@ static void tile(const float* x, const Stored* const* weight, int64_t steps, int
   }
 }
 
-// Columns [begin, end) of out = x weight^T + bias; `packed` as `pack` left it. Rows of weights and of out lie as far apart as
-// their strides say.
+// One tile of rows and columns [begin, end): their sums over some steps are added to out. share, shares: which part of the weights
+// `ahead` entries further on it asks for; 3 rows at a time are dealt to the tiles that read these columns in turn.
+template <typename Stored, int R>
+static void add_tile(const float* x, const Stored* weight, int64_t stride, int64_t ahead, int64_t share, int64_t shares,
+                     int64_t steps, int tail, int64_t begin, int64_t end, float* out, int64_t out_stride) {
+  for (int64_t n = begin; n < end; n += kColumns) {
+    const Stored *from[kColumns], *next[kColumns];
+#pragma GCC unroll 3
+    for (int c = 0; c < kColumns; ++c) {
+      from[c] = weight + (n + c < end ? n + c : end - 1) * stride;
+      // What is none of its share costs nothing: it is in the cache already.
+      next[c] = c % shares == share ? from[c] + ahead : from[c];
+    }
+    float sums[(R * kColumns + 7) / 8 * 8];
+    tile<Stored, R>(x, from, next, steps, tail, sums);
+    float* to = out + n;
+    if (n + kColumns <= end) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < kColumns; ++c) to[r * out_stride + c] += sums[r * kColumns + c];
+    } else {
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < end - n; ++c) to[r * out_stride + c] += sums[r * kColumns + c];
+    }
+  }
+}
+
+// Adds columns [begin, end) of x weight^T to out; `packed` as `pack` left it. Rows of weights and of out lie as far apart as their
+// strides say.
 template <typename Stored>
-static void columns(const float* packed, const Stored* weight, int64_t weight_stride, const float* bias, float* out,
-                    int64_t out_stride, int64_t rows, int64_t width, int64_t begin, int64_t end) {
+static void columns(const float* packed, const Stored* weight, int64_t weight_stride, float* out, int64_t out_stride,
+                    int64_t rows, int64_t width, int64_t begin, int64_t end) {
   using W = Weights<Stored>;
-  using Tile = void (*)(const float*, const Stored* const*, int64_t, int, int64_t, float*);
-  static constexpr Tile kTiles[] = {
-      tile<Stored, 1>, tile<Stored, 2>, tile<Stored, 3>, tile<Stored, 4>,
+  using Add = void (*)(const float*, const Stored*, int64_t, int64_t, int64_t, int64_t, int64_t, int, int64_t, int64_t, float*,
+                       int64_t);
+  static constexpr Add kAdds[] = {
+      add_tile<Stored, 1>, add_tile<Stored, 2>, add_tile<Stored, 3>, add_tile<Stored, 4>,
 #if SYNPRO_TILE_ROWS == 8
-      tile<Stored, 5>, tile<Stored, 6>, tile<Stored, 7>, tile<Stored, 8>,
+      add_tile<Stored, 5>, add_tile<Stored, 6>, add_tile<Stored, 7>, add_tile<Stored, 8>,
 #endif
   };
-  static_assert(sizeof kTiles / sizeof *kTiles == kTileRows, "a tile for each number of rows");
+  static_assert(sizeof kAdds / sizeof *kAdds == kTileRows, "a tile for each number of rows");
   constexpr int64_t kSteps = kChunk / W::kStep;
   const int64_t steps = steps_of<Stored>(width), tiles = (rows + kTileRows - 1) / kTileRows;
   const int tail = static_cast<int>(width % W::kStep);
@@ -187,23 +218,16 @@ static void columns(const float* packed, const Stored* weight, int64_t weight_st
   for (int64_t panel = begin; panel < end; panel += kPanel) {
     const int64_t stop = panel + kPanel < end ? panel + kPanel : end;
     for (int64_t step = 0; step < steps; step += chunk_steps) {
-      const int64_t here = step + chunk_steps < steps ? chunk_steps : steps - step;
+      const bool last = step + chunk_steps >= steps;
+      const int64_t here = last ? steps - step : chunk_steps;
+      // A lone tile asks for the next rows, of several each for a part of what they will read together next.
+      const int64_t next = last ? kPanel * weight_stride - step * W::kStep : here * W::kStep;
+      const int64_t ahead = tiles == 1 ? kColumns * weight_stride : next;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t row = tile_start(rows, t), height = tile_start(rows, t + 1) - row;
         const float* x = packed + (row * steps + height * step) * W::kParts * kLanes;
-        for (int64_t n = panel; n < stop; n += kColumns) {
-          const Stored* from[kColumns];
-          for (int c = 0; c < kColumns; ++c) from[c] = weight + (n + c < end ? n + c : end - 1) * weight_stride + step * W::kStep;
-          float sums[kSums];
-          // Later tiles find the weights in a cache.
-          const int64_t ahead = t == 0 ? kColumns * weight_stride : 0;
-          kTiles[height - 1](x, from, here, step + here == steps ? tail : 0, ahead, sums);
-          for (int64_t r = 0; r < height; ++r)
-            for (int c = 0; c < kColumns && n + c < stop; ++c) {
-              float& value = out[(row + r) * out_stride + n + c];
-              value = (step ? value : bias ? bias[n + c] : 0.0f) + sums[r * kColumns + c];
-            }
-        }
+        kAdds[height - 1](x, weight + step * W::kStep, weight_stride, ahead, t, tiles < kColumns ? tiles : kColumns, here,
+                          last ? tail : 0, panel, stop, out + row * out_stride, out_stride);
       }
     }
   }

@@ -262,7 +262,8 @@ class Sampler:
         """Draw behind each token that was fed, and record what stands; the number of tokens that does."""
         tp, drawn = self._decoder.tp, None
         if tp.rank == 0:
-            if not bool(torch.isfinite(logits_BV).all()):
+            # One pass that writes nothing: a NaN is both the least and the largest of whatever holds it.
+            if not bool(torch.isfinite(torch.stack(torch.aminmax(logits_BV))).all()):
                 raise FloatingPointError("the model's logits are not finite: its weights have diverged")
             # Each by the number of its own position: a guess changes no token, it only finds it earlier.
             rows = [

@@ -34,7 +34,7 @@ def compiled(x: Tensor, weight: Tensor, bias: Tensor | None = None, lanes: int =
     if not loaded:
         pytest.skip(f"csrc: {reason}")
     with nan_filled_empty():
-        return torch.ops.synpro_csrc.skinny_linear(x, weight, bias, lanes)
+        return torch.ops.synpro_csrc.skinny_linear(x, weight, bias, True, lanes)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -60,7 +60,7 @@ def test_every_instruction_set_is_as_accurate_as_plain_pytorch(shape, dtype, lan
     x, weight, bias = problem(shape, dtype)
     plain = F.linear(x.float(), weight.float(), bias.float())
     truth = skinny_linear_definition(x.double(), weight.double(), bias.double())
-    assert_as_accurate(compiled(x, weight, bias.float(), lanes), plain, truth, str(shape))
+    assert_as_accurate(compiled(x, weight, bias, lanes), plain, truth, str(shape))
 
 
 @LANES

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -50,12 +51,16 @@ class Backends(Generic[Kernels]):
 
     def takes(self, name: BackendName, *tensors: Tensor) -> bool:
         """Whether the op has this backend for the tensors' dtypes; whether it can run here is another matter."""
-        dtypes = {
+        dtypes = self._dtypes[name]
+        return all(tensor.dtype in dtypes for tensor in tensors)
+
+    @cached_property
+    def _dtypes(self) -> dict[BackendName, Dtypes]:
+        return {
             "torch": FLOATS,
             "csrc": self.csrc_dtypes if self.csrc is not None else (),
             "triton": self.triton_dtypes if self.triton is not None else (),
-        }[name]
-        return all(tensor.dtype in dtypes for tensor in tensors)
+        }
 
     def kernels(self, *tensors: Tensor) -> Kernels:
         """The op in the backend that is chosen for the tensors."""

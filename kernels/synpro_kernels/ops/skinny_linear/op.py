@@ -31,12 +31,14 @@ def skinny_linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *,
 
     """
     _check(x, weight_NK, bias_N)
-    tensors = (x, weight_NK) if bias_N is None else (x, weight_NK, bias_N)
-    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    few = x.numel() <= MOST_ROWS * x.shape[-1]
-    if few and not wants_gradient and weight_NK.is_contiguous():
-        return SKINNY.kernels(*tensors)(x, weight_NK, bias_N, wide)
-    return torch_backend.linear(x, weight_NK, bias_N, wide)
+    many = x.numel() > MOST_ROWS * x.shape[-1]
+    if many or not weight_NK.is_contiguous() or (torch.is_grad_enabled() and _wants_gradient(x, weight_NK, bias_N)):
+        return torch_backend.linear(x, weight_NK, bias_N, wide)
+    return SKINNY.kernels(x)(x, weight_NK, bias_N, wide)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
