@@ -32,14 +32,16 @@ def nucleus_logprob(
     nuclei: Nuclei,
     *,
     temperature: float,
+    bias: Tensor | None = None,
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> LogProbs:
     """log softmax of the target among the ids of its row's nucleus, fp32 [N], with log-sum-exp and entropy over them.
 
     hidden_NH and weight [V, H]: fp32 or bf16, products in fp32; target_N: int64 global ids, each in its row's nucleus
-    (else ValueError). Under `group` results and gradients equal the unsharded ones, and the gradient of hidden is
-    complete on each rank. `logprob` and `entropy` are differentiable.
+    (else ValueError). bias: [V] like weight, added to the logits before the temperature; it gets no gradient. Under
+    `group` results and gradients equal the unsharded ones, and the gradient of hidden is complete on each rank.
+    `logprob` and `entropy` are differentiable.
     """
     device = hidden_NH.device
     # Stored as int32: half the memory while rollouts wait for their update.
@@ -51,7 +53,7 @@ def nucleus_logprob(
     if len(at_N) != len(target_N) or not torch.equal(row_n[at_N], torch.arange(len(target_N), device=device)):
         raise ValueError("nuclei: each target must be in its own row's nucleus, once")
     logprob_N, total_N, entropy_N = _NucleusLogProb.apply(
-        hidden_NH, weight, row_n, id_n - vocab_start, at_N, temperature, group
+        hidden_NH, weight, row_n, id_n - vocab_start, at_N, temperature, group, bias
     )
     return LogProbs(logprob_N, total_N, entropy_N)
 
@@ -80,11 +82,15 @@ class _NucleusLogProb(torch.autograd.Function):
         at_N: Tensor,
         temperature: float,
         group: dist.ProcessGroup | None,
+        bias_V: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logit_n = torch.zeros(len(row_n), dtype=torch.float32, device=hidden_NH.device)
         for at, row, local in _local_pieces(row_n, local_n, *weight_VH.shape):
             # fp32, as the sampler's output layer: at the sampled policy the ratio is then 1 but for rounding.
-            logit_n[at] = torch.einsum("nh,nh->n", hidden_NH[row].float(), weight_VH[local].float()) / temperature
+            logit_n[at] = torch.einsum("nh,nh->n", hidden_NH[row].float(), weight_VH[local].float())
+            if bias_V is not None:
+                logit_n[at] += bias_V[local].float()
+        logit_n /= temperature
         if group is not None:
             dist.all_reduce(logit_n, group=group)  # each id is held by one rank, the others add 0
         # The largest logit comes off first: exp overflows fp32 at 88.
@@ -123,5 +129,5 @@ class _NucleusLogProb(torch.autograd.Function):
         return (
             grad_NH.to(hidden_NH.dtype) if need_hidden else None,
             None if grad_VH is None else grad_VH.to(weight_VH.dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )

@@ -7,6 +7,7 @@ with top-p would bias every ratio. The reference policy is the policy as it was 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from synpro_engine.rl.config import ImportanceConfig, TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.types import RolloutBatch
 from synpro_engine.sampler import Nuclei
+from synpro_engine.sampler.sampling import bias_vector
 from synpro_engine.train.losses import LossTerms
 from synpro_kernels import (
     LogProbs,
@@ -74,33 +76,39 @@ def sampled_logprobs(
     temperature: float,
     vocab_limit: int | None = None,
     entropy: bool = False,
+    biases: Mapping[int, float] | None = None,
 ) -> LogProbs:
     """Log-probabilities of the labels that are not -100, row by row, fp32 [N]; differentiable in the model.
 
-    With `nuclei`, renormalised over each token's nucleus; else over all ids below `vocab_limit` (None: all). The same
-    on all tensor-parallel ranks. Entropy is that of the same distribution, in nats.
+    `biases`, by id, are added to the logits. With `nuclei`, renormalised over each token's nucleus; else over all ids
+    below `vocab_limit` (None: all). The same on all tensor-parallel ranks. Entropy is that of the same distribution,
+    in nats.
     """
     labelled_BS = labels_BS != IGNORE
     # Completions alone reach the output layer: prompts are often the larger part of a row.
     hidden_NH, target_N = hidden_BSH[labelled_BS], labels_BS[labelled_BS]
     if nuclei is not None:
         return nucleus_logprob(
-            hidden_NH, target_N=target_N, nuclei=nuclei, temperature=temperature, **model.output_layer()
-        )
+            hidden_NH, target_N=target_N, nuclei=nuclei, temperature=temperature, bias=_bias(model, None, biases),
+            **model.output_layer(),
+        )  # fmt: skip
     return linear_logprob(
-        hidden_NH, target=target_N, bias=_limit_bias(model, vocab_limit), temperature=temperature, entropy=entropy,
+        hidden_NH, target=target_N, bias=_bias(model, vocab_limit, biases), temperature=temperature, entropy=entropy,
         **model.output_layer(),
     )  # fmt: skip
 
 
-def _limit_bias(model: Model, vocab_limit: int | None) -> Tensor | None:
-    """-inf for this rank's ids at or above the limit; None when there are none anywhere."""
-    if vocab_limit is None or vocab_limit >= model.config.vocab_size:
+def _bias(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | None) -> Tensor | None:
+    """This rank's part of what is added to the logits: `biases`, and -inf at or above the limit; None for nothing."""
+    weight, vocab, start = model.output_weight(), model.config.vocab_size, model.vocab_start
+    limited = vocab_limit is not None and vocab_limit < vocab
+    whole = bias_vector(biases or {}, vocab, weight.dtype)
+    if whole is None and not limited:
         return None
-    weight = model.output_weight()
+    whole = torch.zeros(vocab) if whole is None else whole
     # As a bias of -inf the limit needs nothing of its own in the ops; padding of the vocabulary is never drawn.
-    ids = torch.arange(weight.shape[0], device=weight.device) + model.vocab_start
-    return torch.zeros_like(ids, dtype=weight.dtype).masked_fill_(ids >= vocab_limit, float("-inf"))
+    whole[vocab_limit if limited else vocab :] = float("-inf")
+    return whole[start : start + len(weight)].to(weight)
 
 
 class PolicyLoss:
@@ -139,8 +147,9 @@ class PolicyLoss:
         labelled_BS = batch.labels_BS != IGNORE
         return linear_policy_loss(
             hidden_BSH[labelled_BS], target=batch.labels_BS[labelled_BS], tokens=tokens, objective=self._objective,
-            bias=_limit_bias(model, self._vocab_limit), temperature=self._config.sampling.temperature,
-            into_main_grad=model.output_trains_in_buffers(), **model.output_layer(),
+            bias=_bias(model, self._vocab_limit, self._config.sampling.biases),
+            temperature=self._config.sampling.temperature, into_main_grad=model.output_trains_in_buffers(),
+            **model.output_layer(),
         )  # fmt: skip
 
     def _within_nuclei(
@@ -159,7 +168,7 @@ class PolicyLoss:
     def _scored(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LogProbs:
         return sampled_logprobs(
             model, hidden_BSH, batch.labels_BS, batch.nuclei, temperature=self._config.sampling.temperature,
-            vocab_limit=self._vocab_limit,
+            vocab_limit=self._vocab_limit, biases=self._config.sampling.biases,
         )  # fmt: skip
 
 
@@ -169,7 +178,7 @@ def rollout_logprobs(batch: RolloutBatch, model: Model, config: TuneConfig, voca
     return sampled_logprobs(
         # In the policy's own micro-batches: padded alike, equal weights compute alike, and KL begins at 0.
         model, model.hidden(batch.tokens_BS, batch.rows, batch.trunk), batch.labels_BS, batch.nuclei,
-        temperature=config.sampling.temperature, vocab_limit=vocab_limit,
+        temperature=config.sampling.temperature, vocab_limit=vocab_limit, biases=config.sampling.biases,
     ).logprob  # fmt: skip
 
 

@@ -22,9 +22,9 @@ RATIO_QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99}
 def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
     """Means over the completions of the step whose groups were not dropped, on every rank. Collective over `axis`.
 
-    reward, reward_std (within groups), reward/<part>, accepted (right format), finished (ended by themselves), length
-    (tokens), tokens (their sum), silent_groups (share of groups whose advantages are all 0). Without any, they are NaN.
-    dropped_groups is a number of groups.
+    reward, reward_std (within groups), reward/<part>, accepted (right format), finished (ended by themselves), looped
+    (ended for repeating themselves), length (tokens), tokens (their sum), silent_groups (share of groups whose
+    advantages are all 0). Without any, they are NaN. dropped_groups is a number of groups.
     """
     groups: dict[int, list[Rollout]] = {}
     for at, rollout in enumerate(rollouts):
@@ -60,6 +60,7 @@ def _row(rollout: Rollout) -> dict[str, float]:
         **parts,
         "accepted": float(rollout.candidate.parsed.ok and rollout.candidate.parsed.exact),
         "finished": float(rollout.completion.finished),
+        "looped": float(rollout.completion.looped),
         "length": float(len(rollout.completion.token_ids)),
     }
 

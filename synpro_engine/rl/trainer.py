@@ -90,7 +90,7 @@ def tune(
     assert (canary is not None) or not watched, "judges that are looked at must be given"
     assert (reference_policy is None) == (config.kl_beta == 0.0), "a KL term needs a reference policy, and only it does"
     topology = policy.topology
-    operation, sampler = prompter.operation, Sampler(policy, config.sampler)
+    operation, sampler = prompter.operation, Sampler(policy, config.sampler, prompter.tokenizer.decode)
     longest = min(prompter.config.max_tokens, sampler.max_prompt_tokens)
     prompts = PromptSource(slices, prompter, config.prompts_per_step, seed, longest=longest)
     worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed)

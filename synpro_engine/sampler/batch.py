@@ -14,6 +14,7 @@ import torch
 from synpro_engine.sampler.cache import CacheShape, PagePool, pages_for
 from synpro_engine.sampler.config import Completion, Nuclei
 from synpro_engine.sampler.decode import Step
+from synpro_engine.sampler.endings import End, Endings, LoopWatch
 from synpro_engine.sampler.layout import Fed, PromptPages, lay_out
 from synpro_engine.sampler.sampling import Draw
 from synpro_engine.sampler.speculate import Drafter
@@ -37,6 +38,9 @@ class LiveSequence:
     logprobs: list[float] = field(default_factory=list)
     full_logprobs: list[float] = field(default_factory=list)
     nucleus_ids: list[np.ndarray] = field(default_factory=list)
+    loops: LoopWatch | None = None
+    end: End | None = None
+    stopped_by: str | None = None
 
     def draft(self, most: int, least: float) -> list[int]:
         """Its next tokens as far as they can be guessed; see `Drafter.draft`."""
@@ -45,7 +49,24 @@ class LiveSequence:
         # One token less than there is room for: behind the last guess another is drawn.
         return self.drafter.draft(min(most, self.room - len(self.token_ids) - 1), least)
 
-    def completion(self, stop_ids: frozenset[int]) -> Completion:
+    def append(self, token: int, logprob: float, full_logprob: float, endings: Endings) -> None:
+        """Take what was drawn, and see whether it ends here."""
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        self.full_logprobs.append(full_logprob)
+        if self.drafter is not None:
+            self.drafter.note(token)
+        looped = self.loops is not None and self.loops.note(token)
+        if token in endings.stop_ids:
+            self.end = "id"
+        elif (stop := endings.stopped_by(self.token_ids)) is not None:
+            self.end, self.stopped_by = "text", stop
+        elif looped:
+            self.end = "loop"
+        elif len(self.token_ids) >= self.room:
+            self.end = "length"
+
+    def completion(self) -> Completion:
         """What it has become."""
         nuclei = None
         if self.nucleus_ids:
@@ -57,7 +78,9 @@ class LiveSequence:
             logprobs=self.logprobs,
             full_logprobs=self.full_logprobs,
             nuclei=nuclei,
-            finished=self.token_ids[-1] in stop_ids,
+            finished=self.end in ("id", "text"),
+            stopped_by=self.stopped_by,
+            looped=self.end == "loop",
         )
 
 
@@ -120,9 +143,9 @@ class LiveBatch:
             for sequence, draft in zip(self.sequences, drafts, strict=True)
         ]
 
-    def retire(self, stop_ids: frozenset[int]) -> list[LiveSequence]:
-        """Remove and return the sequences that drew a stop id or have no room left."""
-        done = [s for s in self.sequences if s.token_ids[-1] in stop_ids or len(s.token_ids) >= s.room]
+    def retire(self) -> list[LiveSequence]:
+        """Remove and return the sequences that have ended."""
+        done = [sequence for sequence in self.sequences if sequence.end is not None]
         for sequence in done:
             self._remove(sequence)
         return done
@@ -146,12 +169,10 @@ class LiveBatch:
                 other.group -= other.group > sequence.group
 
 
-def record(
-    sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], drawn: Draw, stop_ids: frozenset[int]
-) -> int:
+def record(sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], drawn: Draw, endings: Endings) -> int:
     """Append what was drawn for each of the sequences, behind its latest token and each token that was guessed.
 
-    The rows of `drawn` are theirs in this order. What stands behind a wrong guess or a stop id was drawn for nothing.
+    The rows of `drawn` are theirs in this order. What stands behind a wrong guess or an end was drawn for nothing.
     Returns the number of tokens appended.
     """
     tokens, logprobs, full_logprobs = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.full_logprob_B.tolist()
@@ -159,15 +180,11 @@ def record(
     row, appended = 0, 0
     for sequence, draft in zip(sequences, drafts, strict=True):
         for at in range(row, row + len(draft) + 1):
-            sequence.token_ids.append(tokens[at])
-            sequence.logprobs.append(logprobs[at])
-            sequence.full_logprobs.append(full_logprobs[at])
+            sequence.append(tokens[at], logprobs[at], full_logprobs[at], endings)
             if nuclei is not None:
                 sequence.nucleus_ids.append(nuclei[at].copy())  # a view would keep the whole batch's ids alive
-            if sequence.drafter is not None:
-                sequence.drafter.note(tokens[at])
             appended += 1
-            if tokens[at] in stop_ids or draft[at - row : at - row + 1] != [tokens[at]]:
+            if sequence.end is not None or draft[at - row : at - row + 1] != [tokens[at]]:
                 break
         row += len(draft) + 1
     return appended

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
 
 from synpro_engine.config import Config
+
+LEAST_LOOP = 12
+"""Least of `SamplingConfig.loop_tokens`, where it is set."""
 
 
 class SamplingConfig(Config):
@@ -24,6 +29,64 @@ class SamplingConfig(Config):
     """Draw only tokens at least so likely beside the most likely one (arXiv 2407.01082)."""
     max_new_tokens: int = Field(default=256, gt=0)
     """A completion ends here at the latest, and always where prompt and completion fill the model's `seq_len`."""
+    max_new_ratio: float | None = Field(default=None, gt=0.0)
+    """And at the latest where it has so many times the tokens of its prompt."""
+    stop: tuple[str, ...] = Field(default=(), max_length=16)
+    """Strings that end a completion as soon as its text has one, also across tokens. The text that is read from it
+    ends before the string; its tokens are all that were drawn, and are learnt from."""
+    loop_tokens: int = Field(default=0, ge=0, le=1024)
+    """End a completion whose last so many tokens are one run of them, three times at least; it counts as one that ran
+    out of tokens. 0 lets it go on."""
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default={})
+    """By token id: what is added to its logit, before the temperature and every cut. The trainer's log-probabilities
+    are under the same."""
+
+    _LATER: ClassVar[tuple[str, ...]] = ("max_new_ratio", "stop", "loop_tokens", "logit_bias")
+
+    def recorded(self) -> dict[str, Any]:
+        """Without what is not set and once was no setting, so that work of before stays as it is."""
+        kept = super().recorded()
+        for name in self._LATER:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del kept[name]
+        return kept
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_are_strings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty string is in every text")
+        return value
+
+    @field_validator("loop_tokens")
+    @classmethod
+    def _loops_are_long(cls, value: int) -> int:
+        if 0 < value < LEAST_LOOP:
+            raise ValueError(f"is 0 or at least {LEAST_LOOP}: shorter repetitions are plain text")
+        return value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _ids_are_numbers(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        # Strings, as JSON's keys are: what is recorded is compared with what was read back.
+        found = {str(key): bias for key, bias in value.items()}
+        for key in found:
+            if not (key.isascii() and key.isdigit()):
+                raise ValueError(f"`{key}` is no token id")
+        return found
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` by number."""
+        return {int(key): bias for key, bias in self.logit_bias.items()}
+
+    def most_tokens(self, prompt_tokens: int) -> int:
+        """Of a completion of a prompt of so many."""
+        if self.max_new_ratio is None:
+            return self.max_new_tokens
+        return max(1, min(self.max_new_tokens, int(self.max_new_ratio * prompt_tokens)))
 
     @field_validator("temperature")
     @classmethod
@@ -69,8 +132,9 @@ class Nuclei:
 class Completion:
     """One sampled continuation of a prompt.
 
-    `token_ids` includes the stop id when one was drawn (then `finished`). `logprobs` are exact under the
-    distribution that was sampled: temperature, vocabulary limit and the renormalised nucleus (all 0 when
+    `token_ids` includes the stop id when one was drawn, and the tokens of the string `stopped_by` when that ended it;
+    then it is `finished`. `looped`: it was ended because it repeated itself. `logprobs` are exact under the
+    distribution that was sampled: bias, temperature, vocabulary limit and the renormalised nucleus (all 0 when
     greedy, which has no choice). `full_logprobs` are under the whole vocabulary (below the limit) at the same
     temperature (1 when greedy). Both in nats, fp32 precision. `nuclei` is None
     when nothing was cut (`SamplingConfig.cuts`, or greedy).
@@ -81,3 +145,5 @@ class Completion:
     full_logprobs: list[float]
     nuclei: Nuclei | None
     finished: bool
+    stopped_by: str | None = None
+    looped: bool = False

@@ -21,8 +21,9 @@ from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
 from synpro_engine.sampler.cache import page_keys, pages_for
 from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.decode import Decoder
+from synpro_engine.sampler.endings import Endings, TextOf
 from synpro_engine.sampler.reading import PromptReader
-from synpro_engine.sampler.sampling import Draw, draw, uniforms
+from synpro_engine.sampler.sampling import Draw, bias_vector, draw, uniforms
 from synpro_engine.sampler.speculate import Drafter, least_hope, pairs_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class SamplerStats:
     """Work and time of one `generate` on this rank. A prompt counts once per group.
 
     drafted: tokens that were guessed and fed (`SamplerConfig.speculate`). kept: those of them that were drawn too.
+    looped: completions that were ended because they repeated themselves (`SamplingConfig.loop_tokens`).
     known_tokens: of prompts, not read because others that begin alike were. put_aside: how often a sequence made room
     for others. cache_bytes: memory of keys and values.
     """
@@ -41,6 +43,7 @@ class SamplerStats:
     prompt_tokens: int = 0
     known_tokens: int = 0
     put_aside: int = 0
+    looped: int = 0
     cache_bytes: int = 0
     new_tokens: int = 0
     steps: int = 0
@@ -56,8 +59,10 @@ class _Request:
     seeds: Sequence[int]
     group_size: int
     sampling: SamplingConfig
-    stop_ids: frozenset[int]
+    endings: Endings
     vocab_limit: int | None
+    most: Sequence[int]
+    bias_V: torch.Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,18 @@ class Sampler:
 
     Under tensor parallelism all ranks of the group call `generate` with the same arguments and get the same
     completions; data-parallel ranks call it with prompts of their own. `stats` describes the latest call,
-    `drafted` and `kept` all calls (see `SamplerStats`).
+    `drafted`, `kept` and `looped` all calls (see `SamplerStats`).
     """
 
-    def __init__(self, model: Model, config: SamplerConfig | None = None) -> None:
-        """Raises UserError when the model is split into pipeline stages."""
+    def __init__(self, model: Model, config: SamplerConfig | None = None, text_of: TextOf | None = None) -> None:
+        """`text_of` decodes token ids; without it there are no stop strings.
+
+        Raises UserError when the model is split into pipeline stages.
+        """
         self.config = config or SamplerConfig()
         self.stats = SamplerStats()
-        self.drafted = self.kept = 0
+        self.drafted = self.kept = self.looped = 0
+        self._text_of = text_of
         self._decoder = Decoder(model)
 
     @property
@@ -102,22 +111,25 @@ class Sampler:
         stop_ids: frozenset[int],
         seeds: Sequence[int],
         vocab_limit: int | None = None,
+        max_new_tokens: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """Sample `group_size` completions of each prompt; returns [prompt][member].
 
         `seeds` has one number per prompt; a completion is a function of the weights, its prompt, its seed and
         its member number alone (up to rounding: not of what else is in the batch). A completion ends with a stop
-        id, after `max_new_tokens`, or where prompt and completion fill the model's `seq_len`. Ids at or above
-        `vocab_limit` are never drawn.
+        id, as `sampling` says, after the `max_new_tokens` of its prompt, where these are given, or where prompt and
+        completion fill the model's `seq_len`. Ids at or above `vocab_limit` are never drawn.
 
-        Raises UserError for an empty prompt or one that leaves no room within `seq_len`, and FloatingPointError when
-        the model's logits are not finite.
+        Raises UserError for an empty prompt or one that leaves no room within `seq_len`, and for settings that do not
+        fit, and FloatingPointError when the model's logits are not finite.
         """
         assert group_size >= 1 and len(seeds) == len(prompts), "one seed per prompt"
         self._check(prompts)
+        if max_new_tokens is None:
+            max_new_tokens = [sampling.most_tokens(len(prompt)) for prompt in prompts]
         request = _Request(
-            prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, stop_ids=stop_ids,
-            vocab_limit=vocab_limit,
+            prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, vocab_limit=vocab_limit,
+            most=max_new_tokens, endings=self._endings(sampling, stop_ids), bias_V=self._bias(sampling, vocab_limit),
         )  # fmt: skip
         shape = self._decoder.cache_shape
         batch = LiveBatch(shape, max(1, self.config.cache_mib * 2**20 // shape.bytes_per_page))
@@ -137,7 +149,18 @@ class Sampler:
         self.stats.prompt_tokens, self.stats.known_tokens = reader.tokens, reader.known
         self.stats.cache_bytes = batch.pool.bytes
         self.drafted, self.kept = self.drafted + self.stats.drafted, self.kept + self.stats.kept
+        self.looped += self.stats.looped
         return [[completion for completion in group if completion is not None] for group in work.results]
+
+    def _endings(self, sampling: SamplingConfig, stop_ids: frozenset[int]) -> Endings:
+        if sampling.stop and self._text_of is None:
+            raise UserError("`sampling.stop`: this sampler knows ids alone; give it `text_of`")
+        return Endings(stop_ids=stop_ids, texts=sampling.stop, text_of=self._text_of, loop_tokens=sampling.loop_tokens)
+
+    def _bias(self, sampling: SamplingConfig, vocab_limit: int | None) -> torch.Tensor | None:
+        vocab = self._decoder.config.vocab_size if vocab_limit is None else vocab_limit
+        bias_V = bias_vector(sampling.biases, vocab, self._decoder.dtype)
+        return None if bias_V is None else bias_V.to(self._decoder.device)
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         seq_len = self._decoder.config.seq_len
@@ -194,12 +217,12 @@ class Sampler:
 
     def _members(self, index: int, request: _Request) -> list[LiveSequence]:
         prompt = request.prompts[index]
-        room = min(request.sampling.max_new_tokens, self._decoder.config.seq_len - len(prompt))
+        room = min(request.most[index], self._decoder.config.seq_len - len(prompt))
         pairs = pairs_of(prompt) if self.config.speculate else None
         return [
             LiveSequence(
                 prompt=index, member=member, seed=request.seeds[index], room=room,
-                drafter=None if pairs is None else Drafter(prompt, pairs),
+                drafter=None if pairs is None else Drafter(prompt, pairs), loops=request.endings.watch(),
             )
             for member in range(request.group_size)
         ]  # fmt: skip
@@ -272,16 +295,16 @@ class Sampler:
                 for at in range(len(draft) + 1)
             ]
             uniform_B = uniforms(*zip(*rows, strict=True)).to(logits_BV.device)
-            drawn = draw(logits_BV, request.sampling, uniform_B, request.vocab_limit)
+            drawn = draw(logits_BV, request.sampling, uniform_B, request.vocab_limit, request.bias_V)
         drawn = _of_first_rank(drawn, len(logits_BV), tp, logits_BV.device)
-        appended = record(sequences, drafts, drawn, request.stop_ids)
+        appended = record(sequences, drafts, drawn, request.endings)
         self.stats.new_tokens += appended
         return appended
 
     def _collect(self, work: _Work) -> None:
-        stop_ids = work.request.stop_ids
-        for sequence in work.batch.retire(stop_ids):
-            work.results[sequence.prompt][sequence.member] = sequence.completion(stop_ids)
+        for sequence in work.batch.retire():
+            work.results[sequence.prompt][sequence.member] = sequence.completion()
+            self.stats.looped += sequence.end == "loop"
 
 
 def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device) -> Draw:

@@ -8,13 +8,14 @@ Shape suffixes: B rows (sequences), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synpro_engine.config import UserError
 from synpro_engine.sampler.config import SamplingConfig
 from synpro_kernels import draw_tokens, inverse_cdf
 
@@ -117,13 +118,32 @@ def _smallest_in_nucleus(prob_BV: Tensor, wanted_B: Tensor, top: int) -> Tensor:
     return smallest_B
 
 
-def draw(logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_limit: int | None = None) -> Draw:
+def bias_vector(biases: Mapping[int, float], vocab: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the logits, fp32 [V], each rounded to the model's dtype as the trainer's is; None without any.
+
+    UserError for an id that the vocabulary has not.
+    """
+    if not biases:
+        return None
+    if max(biases) >= vocab:
+        raise UserError(f"`sampling.logit_bias`: there is no token {max(biases)}; the vocabulary has {vocab}")
+    found = torch.zeros(vocab, dtype=dtype)
+    found[list(biases)] = torch.tensor(list(biases.values()), dtype=dtype)
+    return found.float()
+
+
+def draw(
+    logits_BV: Tensor, sampling: SamplingConfig, uniform_B: Tensor, vocab_limit: int | None = None,
+    bias_V: Tensor | None = None,
+) -> Draw:  # fmt: skip
     """Draw one id per row of `logits_BV` (any float dtype, untempered); `uniform_B` fp64 in [0, 1).
 
-    Ids at or above `vocab_limit` (padding of the vocabulary) have no probability anywhere.
+    Ids at or above `vocab_limit` (padding of the vocabulary) have no probability anywhere. `bias_V` is added first.
     """
     # Ahead of the softmax: rows of padding are untrained, and would take probability from the others.
     logits_BV = logits_BV[:, :vocab_limit].float()
+    if bias_V is not None:
+        logits_BV = logits_BV + bias_V[:vocab_limit]
     if sampling.temperature > 0.0 and not sampling.cuts:
         token_B, full_B = draw_tokens(logits_BV, uniform_B, sampling.temperature)
         return Draw(token_B=token_B, logprob_B=full_B, full_logprob_B=full_B)

@@ -68,9 +68,15 @@ class Prompter:
     def read(self, source: str, completion: Completion) -> Candidate:
         """Read an answer to `source`: text of the prefill and the tokens, then the operation's parser."""
         # Without the stop id, which has text where a vocabulary does not mark it special.
-        ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+        by_id = completion.finished and completion.stopped_by is None
+        ids = completion.token_ids[:-1] if by_id else completion.token_ids
         # Decoded behind the prefill: many decoders drop the space that a text begins with.
-        raw = self.tokenizer.decode([*self.tokenizer.encode(self.operation.prefill), *ids])
+        prefill = self.tokenizer.encode(self.operation.prefill)
+        raw = self.tokenizer.decode([*prefill, *ids])
+        if completion.stopped_by is not None:
+            # Behind the prefill, which may have the string too: of what was drawn this is the first one.
+            end = raw.find(completion.stopped_by, len(self.operation.prefill))
+            raw = raw[:end] if end >= 0 else raw
         parsed = self.operation.parse(raw, finished=completion.finished or self.config.keep_truncated)
         return Candidate(
             operation=self.operation.name, source=source, raw=raw, parsed=parsed,

@@ -106,6 +106,13 @@ class GenerateConfig(SliceConfig):
         return self
 
     @model_validator(mode="after")
+    def _server_can(self) -> GenerateConfig:
+        for name in ("stop", "loop_tokens", "logit_bias") if self.server is not None else ():
+            if getattr(self.sampling, name):
+                raise ValueError(f"sampling.{name}: a server's completions cannot be held to it; leave one of both out")
+        return self
+
+    @model_validator(mode="after")
     def _shares_fit(self) -> GenerateConfig:
         for name in self.shares:
             if name not in self.names:

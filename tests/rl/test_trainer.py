@@ -151,3 +151,17 @@ def test_guesses_of_the_sampler_are_counted_and_change_no_number(
     gap = {name: (guessing.pop(name), plain.pop(name)) for name in ("sampler_gap", "kl", "loss")}
     assert guessing == pytest.approx(plain, rel=1e-4)
     assert all(abs(a - b) < 1e-5 for a, b in gap.values())
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_p": 1.0}], ids=str)
+def test_biases_stop_strings_and_loops_are_replayed_by_the_trainer(
+    topology: Topology, tmp_path: Path, cut: dict[str, float]
+) -> None:
+    given = {"logit_bias": {4: 3.0, 27: -2.0}, "stop": ["ea", "x"], "loop_tokens": 12, "max_new_tokens": 30, **cut}
+    settings = {"steps": 1, "sampling": given, "sampler": {"speculate": 3}}
+    config = TuneConfig.model_validate(toy()["CONFIG"].model_dump() | settings, strict=False)
+    toy()["run"](topology, tmp_path, config)
+    (record,) = numbers(tmp_path)
+    assert record["sampler_gap"] < 1e-5 and record["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert record["kl"] == pytest.approx(0.0, abs=1e-6), "the reference has the same bias"
+    assert 0.0 < record["finished"] < 1.0 and record["length"] > 1.0

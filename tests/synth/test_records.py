@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+import pytest
+
+from synpro_engine.config import UserError, load_config
 from synpro_engine.sampler import Completion
-from synpro_engine.synth import Candidate, PromptConfig, Prompter, operation_named
+from synpro_engine.synth import Candidate, GenerateConfig, PromptConfig, Prompter, operation_named
 
 SENTENCE = "The treasury is sound and the harvest was good."
 END, UNKNOWN = 0, 1
@@ -54,3 +57,21 @@ def test_a_refused_completion_has_no_ids() -> None:
     completion = _completion(SENTENCE, finished=False)
     candidate = _read(completion)
     assert not candidate.parsed.ok and candidate.token_ids is None
+
+
+def test_a_text_ends_before_the_string_that_stopped_it() -> None:
+    """Whatever else the last token brought, and though the prefill may have the string."""
+    prefill = operation_named("rephrase").prefill
+    for stop in ("###", prefill[-3:]):
+        drawn = _completion(f"{SENTENCE}{stop}{stop[-1]}", finished=False)
+        candidate = _read(dataclasses.replace(drawn, finished=True, stopped_by=stop))
+        assert candidate.parsed.ok and candidate.parsed.text == SENTENCE
+        assert candidate.raw == prefill + SENTENCE
+
+
+@pytest.mark.parametrize("name", ["stop", "loop_tokens", "logit_bias"])
+def test_what_a_server_cannot_be_held_to_is_refused_beside_one(name: str) -> None:
+    sampling = {"stop": ["x"], "loop_tokens": 40, "logit_bias": {"3": 1.0}}
+    given = {"server": {"endpoint": "http://localhost:1/v1"}, "sampling": {name: sampling[name]}}
+    with pytest.raises(UserError, match=rf"sampling.{name}: a server's completions"):
+        load_config(GenerateConfig, given)

@@ -220,7 +220,7 @@ def generate_stage(
     trained = open_tokenizer(inputs.tokens, topology)
     # Of the weights and not of a directory: the same generator saved in another layout gives the same corpus.
     generator_hash, this = weights_hash(model), Round(settings.round)
-    generator = Sampler(model, settings.generate.sampler)
+    generator = Sampler(model, settings.generate.sampler, tokenizer.decode)
     folder = inputs.served / this.served(operation, generator_hash)
     if settings.generate.server is not None:
         done = on_main(topology, lambda: (into / CORPUS).exists())
@@ -253,9 +253,12 @@ def generate_stage(
     on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
     if isinstance(generator, Sampler):
-        drafted, kept = map(sum, zip(*gather_objects(topology.dp, (generator.drafted, generator.kept)), strict=True))
+        counts = gather_objects(topology.dp, (generator.drafted, generator.kept, generator.looped))
+        drafted, kept, looped = map(sum, zip(*counts, strict=True))
         if drafted:
             say(topology, f"generated {operation}: {kept / drafted:.0%} of {drafted:,} guessed tokens were right")
+        if looped:
+            say(topology, f"generated {operation}: {looped:,} completions repeated themselves and were ended")
     asked = asked_of_all(composer.asked, topology)
     tell_judged(f"generated {operation}", settings.own_reward, asked, topology)
     if composer.faults:

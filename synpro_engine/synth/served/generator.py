@@ -107,9 +107,9 @@ class ServedGenerator:
         """
         requests = [
             Request(
-                prompt=prompt, max_tokens=min(sampling.max_new_tokens, self._seq_len - len(prompt)), sampling=sampling,
-                seed=stable_hash(seed, "served", str(member)) & (2**_SEED_BITS - 1), stop_ids=stop_ids,
-                vocab_limit=vocab_limit,
+                prompt=prompt, max_tokens=min(sampling.most_tokens(len(prompt)), self._seq_len - len(prompt)),
+                sampling=sampling, seed=stable_hash(seed, "served", str(member)) & (2**_SEED_BITS - 1),
+                stop_ids=stop_ids, vocab_limit=vocab_limit,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
             for member in range(group_size)
