@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from synpro_engine.backend.huge_pages import ask_for_huge_pages
 from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
@@ -79,6 +80,7 @@ class Decoder:
         self._embedding, self._final_norm = _here(model.embedding_weight()), _here(model.final_norm_weight())
         self._output, self._vocab_start = model.output_weight(), model.vocab_start
         self._frequency = inverse_frequencies(self.config, self.device)
+        ask_for_huge_pages(model.parameters())  # each step reads all of them
 
     @property
     def cache_shape(self) -> CacheShape:
