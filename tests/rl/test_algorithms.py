@@ -32,7 +32,7 @@ def steps_of(directory: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_method_raises_the_reward(topology: Topology, tmp_path: Path, way: str) -> None:
-    toy()["run"](topology, tmp_path, config_of(way, steps=16))
+    toy()["run"](topology, tmp_path, config_of(way, steps=16, micro_batch=24))
     steps = steps_of(tmp_path)
     rewards = [step["reward"] for step in steps]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.1, rewards
@@ -75,7 +75,8 @@ def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(topol
 
 def test_a_critic_learns_to_foretell_the_reward(topology: Topology, tmp_path: Path) -> None:
     critic = {"optimizer": {"lr": 1e-2, "weight_decay": 0.0}, "warmup_steps": 15, "train_last_blocks": 2}
-    _, policy = toy()["run"](topology, tmp_path, config_of("ppo", steps=16, critic=critic, updates_per_rollout=6))
+    config = config_of("ppo", steps=16, micro_batch=24, critic=critic, updates_per_rollout=6)
+    _, policy = toy()["run"](topology, tmp_path, config)
     steps = steps_of(tmp_path)
     assert abs(steps[0]["critic/explained_variance"]) < 1e-6 and steps[0]["critic/value"] == 0.0
     assert steps[-1]["critic/explained_variance"] > 0.2
