@@ -105,7 +105,8 @@ def _bias(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | N
     whole = bias_vector(biases or {}, vocab, weight.dtype)
     if whole is None and not limited:
         return None
-    whole = torch.zeros(vocab) if whole is None else whole
+    # On the device, where it can be: this is made for every micro-batch.
+    whole = torch.zeros(vocab, device=weight.device) if whole is None else whole.to(weight.device)
     # As a bias of -inf the limit needs nothing of its own in the ops; padding of the vocabulary is never drawn.
     whole[vocab_limit if limited else vocab :] = float("-inf")
     return whole[start : start + len(weight)].to(weight)
