@@ -85,7 +85,8 @@ def answer(handler: Handler, body: dict[str, Any]) -> None:
     """A judge as vLLM would serve it, which knows no more than the form of an answer."""
     assert handler.headers["authorization"] == f"Bearer {KEY}"
     if not handler.path.endswith("/chat/completions"):
-        return handler.send(404, {"detail": "Not Found"})
+        handler.send(404, {"detail": "Not Found"})
+        return
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
     asked = body["messages"][0]["content"]
     score = str(1 + len(asked) % 5)
