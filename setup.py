@@ -8,6 +8,7 @@ line says so and the install goes on: every op also has a PyTorch path. `SYNPRO_
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,13 @@ def extension() -> tuple[list[Any], dict[str, Any]]:
     # Compiled with OpenMP but not linked against it: the symbols come from whichever OpenMP library torch has loaded,
     # so there is one thread pool and torch.set_num_threads holds here too.
     flags = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
-    module = CppExtension("synpro_kernels._C", sources, extra_compile_args=flags, include_dirs=[str(ROOT / "csrc")])
+    # In a header of its own, so that an edit of one file compiles no other but the one that says so.
+    made = ROOT / "build" / "csrc"
+    made.mkdir(parents=True, exist_ok=True)
+    digest = runpy.run_path(str(ROOT / "kernels/synpro_kernels/common/sources.py"))["sources_digest"]
+    (made / "sources.h").write_text(f'#define SYNPRO_SOURCES "{digest(ROOT / "csrc")}"\n')
+    directories = [str(ROOT / "csrc"), str(made)]
+    module = CppExtension("synpro_kernels._C", sources, extra_compile_args=flags, include_dirs=directories)
     return [module], {"build_ext": OptionalBuild}
 
 

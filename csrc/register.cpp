@@ -4,8 +4,13 @@
 #include "grad_dot.h"
 #include "linear_logprob.h"
 #include "skinny_linear.h"
+#include "sources.h"  // written by setup.py
 
 #include <torch/library.h>
+
+#include <string>
+
+static std::string sources() { return SYNPRO_SOURCES; }
 
 TORCH_LIBRARY(synpro_csrc, library) {
   library.def(
@@ -26,6 +31,7 @@ TORCH_LIBRARY(synpro_csrc, library) {
       " int most_lanes=16) -> Tensor");
   library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, bool wide=False, int most_lanes=16) -> Tensor");
   library.def("draw_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
+  library.def("sources() -> str", &sources);
 }
 
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {

@@ -105,7 +105,7 @@ def measure(given: Namespace, topology: Topology, folder: Path) -> Iterator[Reco
 def table(records: Sequence[Record]) -> str:
     """What was measured, for people."""
     headings = ("what", "of", "tokens/s", "ratio", "of the turns", "of CPU time", "ms a step", "limit ms", "share")
-    lines = [(*headings, "peak MB")]
+    lines: list[tuple[str, ...]] = [(*headings, "peak MB")]
     for record in records:
         if record["part"] == "speed":
             rates: Mapping[str, float] = record["tokens_per_s"]  # pyright: ignore[reportAssignmentType]

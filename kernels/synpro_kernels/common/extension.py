@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch
 
+from synpro_kernels.common.sources import sources_digest
+
 _SWITCH = "SYNPRO_CSRC"
 _OPS = (
     "merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot", "skinny_linear",
-    "draw_tokens", "decode_attention",
+    "draw_tokens", "decode_attention", "sources",
 )  # fmt: skip
+_CSRC = Path(__file__).parents[3] / "csrc"
+"""Their sources, in a checkout; a package that was installed from a wheel has none beside it."""
 
 
 @functools.cache
@@ -32,10 +36,12 @@ def csrc_status() -> tuple[bool, str]:
         torch.ops.load_library(file)
     except OSError as error:
         return False, f"{file.name} cannot be loaded: {str(error).splitlines()[0]} (built for another torch?)"
-    # A file of older sources loads without a word; the op that it lacks would fail in the midst of a step.
+    # A file of older sources loads without a word; an op that it lacks would fail in the midst of a step, and one that
+    # means something else by its arguments would not even fail.
     missing = [name for name in _OPS if not hasattr(torch.ops.synpro_csrc, name)]
-    if missing:
-        return False, f"{file.name} was built from other sources (no {missing[0]}): run `make setup`"
+    if missing or (_CSRC.is_dir() and torch.ops.synpro_csrc.sources() != sources_digest(_CSRC)):
+        told = f" (no {missing[0]})" if missing else ""
+        return False, f"{file.name} was built from other sources{told}: run `make setup`"
     return True, f"loaded {file.name}"
 
 
