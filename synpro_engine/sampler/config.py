@@ -31,7 +31,7 @@ class SamplingConfig(Config):
     """A completion ends here at the latest, and always where prompt and completion fill the model's `seq_len`."""
     max_new_ratio: float | None = Field(default=None, gt=0.0)
     """And at the latest where it has so many times the tokens of its prompt."""
-    stop: tuple[str, ...] = Field(default=(), max_length=16)
+    stop: list[str] = Field(default=[], max_length=16)
     """Strings that end a completion as soon as its text has one, also across tokens. The text that is read from it
     ends before the string; its tokens are all that were drawn, and are learnt from."""
     loop_tokens: int = Field(default=0, ge=0, le=1024)
@@ -53,7 +53,7 @@ class SamplingConfig(Config):
 
     @field_validator("stop")
     @classmethod
-    def _stops_are_strings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _stops_are_strings(cls, value: list[str]) -> list[str]:
         if "" in value:
             raise ValueError("an empty string is in every text")
         return value

@@ -155,7 +155,8 @@ class Sampler:
     def _endings(self, sampling: SamplingConfig, stop_ids: frozenset[int]) -> Endings:
         if sampling.stop and self._text_of is None:
             raise UserError("`sampling.stop`: this sampler knows ids alone; give it `text_of`")
-        return Endings(stop_ids=stop_ids, texts=sampling.stop, text_of=self._text_of, loop_tokens=sampling.loop_tokens)
+        texts, loop_tokens = tuple(sampling.stop), sampling.loop_tokens
+        return Endings(stop_ids=stop_ids, texts=texts, text_of=self._text_of, loop_tokens=loop_tokens)
 
     def _bias(self, sampling: SamplingConfig, vocab_limit: int | None) -> torch.Tensor | None:
         vocab = self._decoder.config.vocab_size if vocab_limit is None else vocab_limit

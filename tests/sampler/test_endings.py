@@ -141,7 +141,7 @@ def test_settings_that_the_model_cannot_have_are_refused_by_their_key(model: Mod
         sample(model, SamplingConfig(logit_bias={"90": 1.0}))
     with pytest.raises(UserError, match=r"`sampling.stop`"):
         Sampler(model).generate(
-            PROMPTS, group_size=1, sampling=SamplingConfig(stop=("a",)), stop_ids=NEVER, seeds=[0, 1, 2]
+            PROMPTS, group_size=1, sampling=SamplingConfig(stop=["a"]), stop_ids=NEVER, seeds=[0, 1, 2]
         )
 
 
