@@ -37,6 +37,16 @@ def frozen_blocks(chunk: Any) -> int:
     return sum(1 for _ in takewhile(lambda layer: not trains(layer), chunk.decoder.layers))
 
 
+def shares_blocks(one: Any, other: Any, blocks: int) -> bool:
+    """Whether two models' chunks have embedding and first `blocks` blocks in the very same memory."""
+
+    def places(chunk: Any) -> list[int]:
+        below = [chunk.embedding, *chunk.decoder.layers[:blocks]]
+        return [parameter.data_ptr() for module in below for parameter in module.parameters()]
+
+    return places(one) == places(other)
+
+
 @contextmanager
 def keeping_trunk(chunk: Any, blocks: int) -> Iterator[list[Trunk]]:
     """While it reads tokens without gradients, keep what its first `blocks` blocks, if any, make of each pass."""
@@ -57,7 +67,9 @@ def keeping_trunk(chunk: Any, blocks: int) -> Iterator[list[Trunk]]:
 
 @contextmanager
 def only_above(chunk: Any, trunk: Trunk) -> Iterator[None]:
-    """While a chunk reads what a trunk made: it has the blocks above alone."""
+    """While a chunk reads what a trunk made: it has the blocks above alone. RuntimeError for a pipeline's stage."""
+    if not (chunk.pre_process and chunk.post_process):
+        raise RuntimeError("a trunk stands for a model's first blocks, and this is one stage of a pipeline")
     decoder = chunk.decoder
     layers, count = decoder.layers, decoder.num_layers_per_pipeline_rank
     # The very modules: their hooks and gradients are as ever. Recomputation goes by the count.

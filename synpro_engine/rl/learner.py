@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
-from synpro_engine.model.trunk import frozen_blocks, keeping_trunk
+from synpro_engine.model.trunk import frozen_blocks, keeping_trunk, shares_blocks
 from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
@@ -41,7 +41,10 @@ class Learner:
         self._config, self._engine, self._reference_policy, self._critic = config, engine, reference_policy, critic
         self._vocab_limit, self._weights, self._topology = vocab_limit, weights, engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
-        self._frozen = frozen_blocks(engine.model.chunks[0])
+        chunk = engine.model.chunks[0]
+        self._frozen = frozen_blocks(chunk)
+        # A reference of other weights would hand the policy a trunk that is not its own.
+        self._shared = reference_policy is not None and shares_blocks(reference_policy.chunks[0], chunk, self._frozen)
 
     def learn(self, rollouts: list[Rollout], step: int) -> Learnt:
         """All optimizer steps on one rollout batch of this rank, of which `step` were before."""
@@ -70,16 +73,15 @@ class Learner:
         # Once a rollout: neither its tokens nor these policies change from update to update.
         config, reference_policy = self._config, self._reference_policy
         if reference_policy is not None:
-            reference_N, batch = self._logprobs(reference_policy, batch)
+            reference_N, batch = self._logprobs(reference_policy, batch, self._frozen if self._shared else 0)
             batch = replace(batch, reference_N=reference_N)
         if config.importance is not None:
-            own_N, batch = self._logprobs(self._engine.model, batch)
+            own_N, batch = self._logprobs(self._engine.model, batch, 0 if batch.trunk else self._frozen)
             batch = corrected(batch, own_N, config.importance)
         return batch if self._critic is None else self._critic.informed(batch)
 
-    def _logprobs(self, model: Model, batch: RolloutBatch) -> tuple[Tensor, RolloutBatch]:
-        """Those of the batch's tokens, and the batch with its trunk, which policy and reference share."""
-        blocks = self._frozen if batch.trunk is None else 0
+    def _logprobs(self, model: Model, batch: RolloutBatch, blocks: int) -> tuple[Tensor, RolloutBatch]:
+        """Those of the batch's tokens, and the batch with the trunk of so many blocks, if any."""
         with keeping_trunk(model.chunks[0], blocks) as kept:
             logprob_N = rollout_logprobs(batch, model, self._config, self._vocab_limit)
         return logprob_N, replace(batch, trunk=kept[0]) if kept else batch

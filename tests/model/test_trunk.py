@@ -11,7 +11,8 @@ from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import SharedRows
-from synpro_engine.model.trunk import frozen_blocks, keeping_trunk
+from synpro_engine.model.trunk import frozen_blocks, keeping_trunk, shares_blocks
+from synpro_engine.rl.policy import make_reference_policy
 
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 36, "seq_len": 32}
 TOKENS = torch.randint(36, (3, 11), generator=torch.Generator().manual_seed(1))
@@ -65,6 +66,24 @@ def test_blocks_are_counted_as_frozen_only_from_the_first_on_and_with_the_embedd
     assert frozen_blocks(chunk) == 1
     chunk.embedding.word_embeddings.weight.requires_grad_(True)
     assert frozen_blocks(chunk) == 0
+
+
+def test_models_share_blocks_only_where_these_lie_in_the_same_memory(topology: Topology) -> None:
+    policy = model_of(topology, 1)
+    reference, other = make_reference_policy(policy), model_of(topology, 1)
+    chunk, alike, apart = policy.chunks[0], reference.chunks[0], other.chunks[0]
+    assert shares_blocks(chunk, alike, 3) and not shares_blocks(chunk, alike, 4), "the last block is a copy"
+    assert not shares_blocks(chunk, apart, 3), "equal numbers may part"
+
+
+def test_a_stage_of_a_pipeline_takes_no_trunk(topology: Topology) -> None:
+    model = model_of(topology, 1)
+    chunk: Any = model.chunks[0]
+    with torch.no_grad(), keeping_trunk(chunk, 2) as kept:
+        model.hidden(TOKENS)
+    chunk.post_process = False
+    with pytest.raises(RuntimeError, match="one stage of a pipeline"):
+        model.hidden(TOKENS, None, kept[0])
 
 
 def test_an_error_above_a_trunk_leaves_the_model_whole(topology: Topology) -> None:

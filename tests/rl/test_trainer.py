@@ -13,8 +13,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from synpro_engine.config import UserError, load_config
 from synpro_engine.dist import Topology
+from synpro_engine.model.model import Model
 from synpro_engine.rl import learner
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.rollouts import PromptSource
 from synpro_engine.sampler import SamplerConfig
 from synpro_engine.synth import Prompter
@@ -98,6 +100,32 @@ def test_frozen_blocks_are_read_once_by_policy_and_reference_and_change_nothing(
         assert torch.equal(a, b), name
     assert (read["kept"].count(1), read["kept"].count(3)) == (2 * passes[0], 2 * passes[1])
     assert read["whole"].count(1) == read["whole"].count(3) == 2 * passes[1]
+
+
+@pytest.mark.parametrize("importance", [None, {}])
+def test_a_reference_of_other_weights_lends_the_policy_no_trunk(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, importance: dict[str, Any] | None
+) -> None:
+    config = toy()["CONFIG"].model_dump() | {"steps": 2, "importance": importance}
+    found: list[list[torch.Tensor]] = []
+    for name in ("own", "whole"):
+        if name == "whole":
+            monkeypatch.setattr(learner, "frozen_blocks", lambda chunk: 0)
+        policy, other = toy()["build"](topology), toy()["build"](topology)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.1)
+        # The run prepares the policy, freezes its first blocks, and is then given a stranger to hold it against.
+        monkeypatch.setitem(toy()["run"].__globals__, "prepare_policy", lambda p, c, other=other: prepared(p, c, other))
+        toy()["run"](topology, tmp_path / name, load_config(TuneConfig, config), policy=policy)
+        found.append([parameter.detach().clone() for parameter in policy.parameters()])
+    assert numbers(tmp_path / "own") == numbers(tmp_path / "whole")
+    assert all(map(torch.equal, *found))
+
+
+def prepared(policy: Model, config: TuneConfig, reference: Model) -> Model:
+    prepare_policy(policy, config)
+    return reference
 
 
 def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topology, tmp_path: Path) -> None:
