@@ -162,9 +162,9 @@ class Engine:
         denominator: float,
         rows_of: RowsOf[M],
         trunk_of: TrunkOf[M],
-    ) -> list[dict[str, Tensor]]:
-        """Run the schedule; returns each micro-batch's reported sums (on the last stage, else [])."""
-        sums: list[dict[str, Tensor]] = []
+    ) -> list[tuple[list[str], Tensor]]:
+        """Run the schedule; names and values of each micro-batch's reported sums (on the last stage, else [])."""
+        sums: list[tuple[list[str], Tensor]] = []
 
         def forward(batches: Iterator[M], chunk: Any) -> tuple[Tensor, Any]:
             batch = next(batches)
@@ -173,8 +173,11 @@ class Engine:
                 # Without the columns that were padded on for sequence parallelism.
                 terms = loss_fn(self.model, hidden_BSH[:, : batch.tokens_BS.size(1)], batch)
                 assert not {"loss", _STOP} & terms.extras.keys()
-                # Copies, for the schedule divides the loss that it is given in place; fp64, for these are long sums.
-                sums.append({k: v.detach().double().clone() for k, v in (("loss", terms.loss), *terms.extras.items())})
+                # A copy, for the schedule divides the loss that it is given in place; one of all together, for they are
+                # many; fp64, for these are long sums.
+                values = [terms.loss, *terms.extras.values()]
+                together = torch.stack([value.detach() for value in values]).double()
+                sums.append((["loss", *terms.extras], together))
                 # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
 
@@ -195,14 +198,14 @@ class Engine:
         )
         return sums
 
-    def _over_ranks(self, sums: list[dict[str, Tensor]]) -> dict[str, float]:
+    def _over_ranks(self, sums: list[tuple[list[str], Tensor]]) -> dict[str, float]:
         """Add up over micro-batches and data-parallel ranks, in rank order, and tell every rank the same numbers."""
         topology = self.model.topology
         totals: dict[str, float] = {}
         if topology.is_last_stage:
             # One wait for the device, however many they are.
-            stacked = torch.stack([torch.stack(list(part.values())) for part in sums])
-            sums_here = dict(zip(sums[0], stacked.sum(0).tolist(), strict=True))
+            whole = torch.stack([values for _, values in sums]).sum(0)
+            sums_here = dict(zip(sums[0][0], whole.tolist(), strict=True))
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
             sums_here[_STOP] = float(topology.watch.wish.signal is not None)
             parts = gather_objects(topology.dp, sums_here)
