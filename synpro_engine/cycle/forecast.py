@@ -233,7 +233,7 @@ class _Counter:
             memory += self.generator.training * (1 + (config.critic is not None))
             memory += reference * self.generator.weights
             memory += self.generator.activations(config.micro_batch, math.ceil(read))
-            if config.train_last_blocks is not None and again:
+            if config.train_last_blocks is not None and (reference or config.importance is not None):
                 # What the blocks that do not train make of a step is kept for its updates.
                 memory += self.generator.hidden(config.prompts_per_step * config.group_size * read)
         disk = self.generator.saved() if self.generator else 0.0

@@ -253,13 +253,18 @@ def generate_stage(
     on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
     if isinstance(generator, Sampler):
-        counts = gather_objects(topology.dp, (generator.drafted, generator.kept, generator.looped))
-        drafted, kept, looped = map(sum, zip(*counts, strict=True))
-        if drafted:
-            say(topology, f"generated {operation}: {kept / drafted:.0%} of {drafted:,} guessed tokens were right")
-        if looped:
-            say(topology, f"generated {operation}: {looped:,} completions repeated themselves and were ended")
+        _tell_sampled(f"generated {operation}", generator, topology)
     asked = asked_of_all(composer.asked, topology)
     tell_judged(f"generated {operation}", settings.own_reward, asked, topology)
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
+
+
+def _tell_sampled(what: str, sampler: Sampler, topology: Topology) -> None:
+    """Say what was guessed ahead and what was ended for repeating itself, on all data-parallel ranks. Collective."""
+    counts = gather_objects(topology.dp, (sampler.drafted, sampler.kept, sampler.looped))
+    drafted, kept, looped = map(sum, zip(*counts, strict=True))
+    if drafted:
+        say(topology, f"{what}: {kept / drafted:.0%} of {drafted:,} guessed tokens were right")
+    if looped:
+        say(topology, f"{what}: {looped:,} completions repeated themselves and were ended")
