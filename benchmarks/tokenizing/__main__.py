@@ -45,7 +45,7 @@ def speed(folder: Path, threads: int, text_bytes: int, rounds: int) -> Record:
     def bare(turn: int) -> None:
         # As many threads as RAYON_NUM_THREADS says, which the library reads at its first use.
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        # In batches of the stage's own size: where fresh memory is slow to come by, larger ones make the library slow.
+        # In batches of the stage's own size, which must not be what makes the difference.
         for batch in batched(texts, len):
             library.encode_batch_fast(batch, add_special_tokens=False)
 
