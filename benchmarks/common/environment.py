@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from synpro_engine.backend.allocator import VARIABLE
+
 QUIET = 0.05
 """Share of the machine that other processes may take while times are quoted."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": os.environ.get(VARIABLE, ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "versions": {name: found for name in PACKAGES if (found := version(name))},

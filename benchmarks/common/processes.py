@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from synpro_engine.backend.allocator import VARIABLE
+
 
 def command(module: str, *arguments: str) -> list[str]:
     """What runs a module as a program; it needs `variables`."""
@@ -25,7 +27,7 @@ def run_fresh(module: str, arguments: Sequence[str]) -> dict[str, object]:
     Raises RuntimeError with the last line of its errors where it fails.
     """
     # Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds.
-    memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    memory = {VARIABLE: "", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(
         command(module, *arguments), capture_output=True, text=True, env=variables(memory), check=False
     )

@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 
 from synpro_engine.backend import platform
+from synpro_engine.backend.allocator import TUNABLES, VARIABLE
 from synpro_engine.backend.platform import Choice
 
 
@@ -22,6 +23,11 @@ def _version(distribution: str) -> str | None:
 def _package(part: str, distribution: str, otherwise: str) -> Choice:
     version = _version(distribution)
     return Choice(part, version or "not installed", "" if version else otherwise)
+
+
+def _memory() -> Choice:
+    given = os.environ.get(VARIABLE, "")
+    return Choice("allocator", "keeps freed memory" if TUNABLES in given else "as it comes", f"{VARIABLE}={given}")
 
 
 def _gpus() -> Choice:
@@ -100,6 +106,7 @@ def diagnose() -> list[Choice]:
     return [
         Choice("machine", f"{host.system()} {host.machine()}", f"{cores} cores, Python {host.python_version()}"),
         Choice("torch", torch.__version__, f"{torch.get_num_threads()} threads"),
+        _memory(),
         _gpus(),
         _communication(),
         _megatron(),

@@ -148,8 +148,9 @@ class Tokens:
     def given_tokenizer(self, path: str) -> PublishedTokenizer:
         """The tokenizer that the settings name."""
         # Copied into the stage: every later one reads it from here, whatever becomes of the path.
-        load_tokenizer(path).save(self.into / TOKENIZER)
-        return load_tokenizer(self.into / TOKENIZER)
+        tokenizer = load_tokenizer(path)
+        tokenizer.save(self.into / TOKENIZER)
+        return tokenizer
 
     def trained_tokenizer(self) -> PublishedTokenizer:
         """A tokenizer trained on the documents of the train split, or on what its cap lets through."""
