@@ -3,6 +3,7 @@
 #include "draw_tokens.h"
 #include "grad_dot.h"
 #include "linear_logprob.h"
+#include "row_ops.h"
 #include "skinny_linear.h"
 #include "sources.h"  // written by setup.py
 
@@ -30,6 +31,11 @@ TORCH_LIBRARY(synpro_csrc, library) {
       " Tensor prompt_length, Tensor prompt_page, Tensor new_length, Tensor new_page, Tensor sequence_of_row,"
       " int most_lanes=16) -> Tensor");
   library.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias, bool wide=False, int most_lanes=16) -> Tensor");
+  library.def("rms_norm(Tensor x, Tensor weight, float eps, int most_lanes=16) -> Tensor");
+  library.def("swiglu(Tensor gate_up, int most_lanes=16) -> Tensor");
+  library.def(
+      "store_heads(Tensor mixed, Tensor cos, Tensor sin, Tensor(a!) key, Tensor(b!) value, Tensor page, Tensor time,"
+      " Tensor? query_weight, Tensor? key_weight, Tensor? means, float eps, bool by_head, int most_lanes=16) -> Tensor");
   library.def("draw_tokens(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
   library.def("sources() -> str", &sources);
 }
@@ -42,5 +48,8 @@ TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("formed_dot", TORCH_FN(synpro::formed_dot));
   library.impl("decode_attention", TORCH_FN(synpro::decode_attention));
   library.impl("skinny_linear", TORCH_FN(synpro::skinny_linear));
+  library.impl("rms_norm", TORCH_FN(synpro::rms_norm));
+  library.impl("swiglu", TORCH_FN(synpro::swiglu));
+  library.impl("store_heads", TORCH_FN(synpro::store_heads));
   library.impl("draw_tokens", TORCH_FN(synpro::draw_tokens));
 }

@@ -7,7 +7,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <atomic>
@@ -45,9 +44,9 @@ int64_t columns_of_task(int64_t count) {
   return std::clamp(count / (4 * at::get_num_threads()) / kLeast * kLeast, kLeast, kMost);
 }
 
-// Adds to `out`.
+// bias: fp32, or none.
 template <typename Stored>
-void multiply(const Stored* x, const Stored* weight, float* out, int64_t rows, int64_t width, int64_t count,
+void multiply(const Stored* x, const Stored* weight, const float* bias, float* out, int64_t rows, int64_t width, int64_t count,
               int64_t most_lanes) {
   const Kernels<Stored> chosen = kernels<Stored>(most_lanes);
   const int64_t most_step = 2 * chosen.lanes;
@@ -59,8 +58,19 @@ void multiply(const Stored* x, const Stored* weight, float* out, int64_t rows, i
   // Taken one by one: a thread whose core is shared with other work does fewer, and the others do not wait for it.
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      chosen.columns(packed, weight, width, out, count, rows, width, task * each, std::min((task + 1) * each, count));
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      const int64_t begin = task * each, end = std::min(begin + each, count);
+      // What the tiles add to. By the thread that does, for which it then lies in the cache.
+      for (int64_t row = 0; row < rows; ++row) {
+        float* to = out + row * count;
+        if (bias == nullptr) {
+          std::fill(to + begin, to + end, 0.0f);
+        } else {
+          std::copy(bias + begin, bias + end, to + begin);
+        }
+      }
+      if (width > 0) chosen.columns(packed, weight, width, out, count, rows, width, begin, end);
+    }
   });
 }
 
@@ -79,16 +89,16 @@ at::Tensor skinny_linear(const at::Tensor& x, const at::Tensor& weight, const st
   const int64_t width = x.size(-1), count = weight.size(0);
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = count;
-  at::Tensor out = at::zeros(sizes, x.options().dtype(at::kFloat));
-  if (bias.has_value()) out.add_(*bias);
-  if (out.numel() > 0 && width > 0) {
-    const at::Tensor from = x.contiguous();
+  at::Tensor out = at::empty(sizes, x.options().dtype(at::kFloat));
+  if (out.numel() > 0) {
+    const at::Tensor from = x.contiguous(), added = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
+    const float* first = added.defined() ? added.const_data_ptr<float>() : nullptr;
     float* to = out.mutable_data_ptr<float>();
     const int64_t rows = out.numel() / count;
     if (dtype == at::kFloat) {
-      multiply(from.const_data_ptr<float>(), weight.const_data_ptr<float>(), to, rows, width, count, most_lanes);
+      multiply(from.const_data_ptr<float>(), weight.const_data_ptr<float>(), first, to, rows, width, count, most_lanes);
     } else {
-      multiply(halves(from), halves(weight), to, rows, width, count, most_lanes);
+      multiply(halves(from), halves(weight), first, to, rows, width, count, most_lanes);
     }
   }
   return wide ? out : out.to(dtype);

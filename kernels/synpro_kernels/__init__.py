@@ -51,6 +51,7 @@ from synpro_kernels.ops.policy_loss import (
     policy_loss,
     ratio_quantile,
 )
+from synpro_kernels.ops.row_ops import rms_norm, swiglu
 from synpro_kernels.ops.skinny_linear import skinny_linear, skinny_linear_definition
 
 __all__ = [
@@ -95,6 +96,8 @@ __all__ = [
     "orthogonalize_definition",
     "draw_tokens",
     "inverse_cdf",
+    "rms_norm",
+    "swiglu",
     "skinny_linear",
     "skinny_linear_definition",
 ]

@@ -25,7 +25,7 @@ from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
 from synpro_engine.sampler.cache import PAGE, CacheShape, PagePool
-from synpro_kernels import DecodeRows, HeadNorm, decode_attention, skinny_linear, store_heads
+from synpro_kernels import DecodeRows, HeadNorm, decode_attention, rms_norm, skinny_linear, store_heads, swiglu
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
     from synpro_engine.model.model import Model
@@ -162,7 +162,9 @@ class Decoder:
             return skinny_linear(attend(block, skinny_linear(x, block.qkv, block.qkv_bias)), block.proj)
 
         hidden = self._sublayer(block, block.attention_norm, hidden, attention)
-        return self._sublayer(block, block.mlp_norm, hidden, lambda x: _swiglu(x, block.fc1, block.fc2))
+        return self._sublayer(
+            block, block.mlp_norm, hidden, lambda x: skinny_linear(swiglu(skinny_linear(x, block.fc1)), block.fc2)
+        )
 
     def _sublayer(self, block: BlockWeights, norm: Tensor, hidden: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         if block.norm_after:
@@ -171,7 +173,7 @@ class Decoder:
         return hidden + self._reduce(f(self._norm(hidden, norm)))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.config.norm_eps)
+        return rms_norm(x, weight, self.config.norm_eps)
 
     def _reduce(self, partial: Tensor) -> Tensor:
         """Sum what a row-parallel product left on each tensor-parallel rank."""
@@ -247,8 +249,3 @@ class Decoder:
 def _here(weight: Parameter | None) -> Parameter:
     assert weight is not None, "without a pipeline every rank holds embedding and final norm"
     return weight
-
-
-def _swiglu(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
-    gate, up = skinny_linear(x, fc1).chunk(2, -1)
-    return skinny_linear(F.silu(gate) * up, fc2)

@@ -94,7 +94,7 @@ def test_rows_of_another_batch_are_refused(change, named):
 
 @pytest.mark.parametrize("case", HEADS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_heads_are_normed_rotated_and_stored_in_their_places_alone(device, case, dtype):
+def test_heads_are_normed_rotated_and_stored_in_their_places_alone(backend, case, dtype):
     given = heads(*HEADS[case])
     plain, exact, ours = given.to(dtype), given.to(dtype).to(torch.float64), given.to(dtype)
     found, rounded, truth = store_heads(*ours), store_heads_definition(plain), store_heads_definition(exact)
@@ -107,7 +107,7 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(device, case,
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
 
 
-def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(device):
+def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(backend):
     given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
     norm = given.norm
     assert norm is not None

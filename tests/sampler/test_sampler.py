@@ -118,7 +118,7 @@ class _Operands(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in self.FUNCTIONS or str(func) == "synpro_csrc.skinny_linear":
+        if func in self.FUNCTIONS or str(func) in ("synpro_csrc.skinny_linear", "synpro_csrc.rms_norm"):
             given = (*args, *(kwargs or {}).values())
             self.addresses |= {value.data_ptr() for value in given if isinstance(value, Parameter)}
         return func(*args, **(kwargs or {}))

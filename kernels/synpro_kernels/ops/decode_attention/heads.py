@@ -70,10 +70,26 @@ def _torch(
     return turned[..., :-1, :].contiguous()
 
 
+def _csrc(
+    mixed_BF: Tensor, cos_Bh: Tensor, sin_Bh: Tensor, key_PnTh: Tensor, value_PnTh: Tensor, page_B: Tensor,
+    time_B: Tensor, norm: HeadNorm | None,
+) -> Tensor:  # fmt: skip
+    weights, eps, by_head = (None, None, None), 0.0, False
+    if norm is not None:
+        weights, eps, by_head = (norm.query_weight, norm.key_weight, norm.means_B2), norm.eps, norm.by_head
+    return torch.ops.synpro_csrc.store_heads(
+        mixed_BF, cos_Bh.contiguous(), sin_Bh.contiguous(), key_PnTh, value_PnTh,
+        page_B.contiguous(), time_B.contiguous(), *weights, eps, by_head,
+    )  # fmt: skip
+
+
 def _triton() -> Callable[..., Tensor]:
     from synpro_kernels.ops.decode_attention.triton_heads import store_heads as fused
 
     return fused
 
 
-_STORE: Backends[Callable[..., Tensor]] = Backends(torch=_torch, triton=_triton, triton_multiplies=False)
+_STORE: Backends[Callable[..., Tensor]] = Backends(
+    torch=_torch, csrc=lambda: _csrc, csrc_dtypes=(torch.bfloat16, torch.float32), triton=_triton,
+    triton_multiplies=False,
+)  # fmt: skip

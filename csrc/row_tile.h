@@ -1,0 +1,53 @@
+// The inner loops of the small ops, for one instruction set (instruction_sets.h). Includes no standard library, as skinny_tile.h
+// says.
+#include "skinny_tile.h"
+
+SYNPRO_INLINE void store(float value, float* to) { *to = value; }
+// To the nearest bf16, and to the even one of two.
+SYNPRO_INLINE void store(float value, std::uint16_t* to) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Rounding would carry the payload of some NaNs into an infinity.
+  *to = static_cast<std::uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+
+template <typename Stored>
+static float squares(const Stored* x, int64_t count) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += widened(x[i]) * widened(x[i]);
+  return sum;
+}
+
+// to = x scale weight; without a weight x as it is.
+template <typename Stored, typename To>
+static void scaled(const Stored* x, float scale, const Stored* weight, To* to, int64_t count) {
+  if (weight == nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) store(widened(x[i]), to + i);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) store(widened(x[i]) * scale * widened(weight[i]), to + i);
+  }
+}
+
+// to = silu(gate) up. The exponential is of what is negative, so that none is beyond a float.
+template <typename Stored>
+static void gated(const Stored* gate, const Stored* up, Stored* to, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = widened(gate[i]), small = exp_nonpositive(value < 0.0f ? value : -value);
+    store(value * (value < 0.0f ? small : 1.0f) / (1.0f + small) * widened(up[i]), to + i);
+  }
+}
+
+// Pairs i and half + i turned by their angle.
+template <typename Stored>
+static void turned(const float* x, const float* cos, const float* sin, Stored* to, int64_t half) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    store(x[i] * cos[i] - x[half + i] * sin[i], to + i);
+    store(x[half + i] * cos[half + i] + x[i] * sin[half + i], to + half + i);
+  }
+}

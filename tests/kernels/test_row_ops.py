@@ -1,0 +1,117 @@
+"""`rms_norm` and `swiglu` against fp64 on every path and for every instruction set, and what they refuse."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synpro_kernels import rms_norm, swiglu
+from synpro_kernels.common.extension import csrc_status
+from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+# Whole and broken registers; one row, some, and so many that threads share them.
+SHAPES = [(1, 1), (1, 576), (3, 7), (5, 33), (32, 80), (2, 3, 48), (300, 130), (0, 16)]
+LANES = pytest.mark.parametrize("lanes", [16, 8, 4], ids=["AVX-512", "AVX2", "portable"])
+EPS = 1e-5
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    torch.manual_seed(0)
+    return (4.0 * torch.randn(shape)).to(dtype)
+
+
+def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """The formula itself."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * weight
+
+
+def plain_gate(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return gate * torch.sigmoid(gate) * up
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_a_norm_is_as_accurate_as_pytorch_s(backend, shape, dtype):
+    x, weight = numbers(*shape, dtype=dtype), numbers(shape[-1], dtype=dtype)
+    found = rms_norm(x, weight, EPS)
+    assert found.dtype == dtype and found.shape == x.shape
+    assert_as_accurate(
+        found, F.rms_norm(x, shape[-1:], weight, EPS), plain_norm(x.double(), weight.double()), str(shape)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_a_gate_is_as_accurate_as_pytorch_s(backend, shape, dtype):
+    x = numbers(*shape[:-1], 2 * shape[-1], dtype=dtype)
+    gate, up = x.chunk(2, -1)
+    found = swiglu(x)
+    assert found.dtype == dtype and found.shape == shape
+    assert_as_accurate(found, F.silu(gate) * up, plain_gate(x.double()), str(shape))
+
+
+def compiled(name: str) -> Callable[..., Tensor]:
+    """The op of C++ itself; skips where it was not built."""
+    loaded, reason = csrc_status()
+    if not loaded:
+        pytest.skip(f"csrc: {reason}")
+    return getattr(torch.ops.synpro_csrc, name)
+
+
+@LANES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_instruction_set_is_as_accurate_and_a_row_depends_on_no_other(dtype, lanes):
+    x, weight = numbers(41, 2 * 77, dtype=dtype), numbers(2 * 77, dtype=dtype)
+    with nan_filled_empty():
+        norm, gate = compiled("rms_norm")(x, weight, EPS, lanes), compiled("swiglu")(x, lanes)
+    wide = x.double(), weight.double()
+    assert_as_accurate(norm, F.rms_norm(x, (154,), weight, EPS), plain_norm(*wide), "norm")
+    assert_as_accurate(gate, F.silu(x[:, :77]) * x[:, 77:], plain_gate(wide[0]), "gate")
+    for row in (0, 17, 40):
+        assert torch.equal(compiled("rms_norm")(x[row], weight, EPS, lanes), norm[row])
+        assert torch.equal(compiled("swiglu")(x[row], lanes), gate[row])
+
+
+def test_gates_far_from_zero_neither_overflow_nor_vanish(backend):
+    x = torch.tensor([[-3e38, -200.0, -90.0, 0.0, 90.0, 3e38, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    assert_as_accurate(swiglu(x), F.silu(x[:, :6]), plain_gate(x.double()), "gates")
+
+
+@DTYPES
+def test_nan_stays_in_its_row_and_place(backend, dtype):
+    x = numbers(4, 66, dtype=dtype)
+    x[2, 5] = float("nan")
+    assert rms_norm(x, torch.ones(66, dtype=dtype), EPS).isnan().any(-1).tolist() == [False, False, True, False]
+    assert swiglu(x).isnan().nonzero().tolist() == [[2, 5]]
+
+
+def test_rows_that_do_not_lie_in_a_row_are_the_same(backend):
+    x, weight = numbers(6, 40), numbers(20)
+    torch.testing.assert_close(rms_norm(x[:, ::2], weight, EPS), rms_norm(x[:, ::2].contiguous(), weight, EPS))
+    torch.testing.assert_close(swiglu(x.T), swiglu(x.T.contiguous()))
+
+
+def test_what_wants_a_gradient_gets_pytorch_s(backend):
+    x, weight = numbers(3, 10).requires_grad_(), numbers(10).requires_grad_()
+    (rms_norm(x, weight, EPS).sum() + swiglu(x).sum()).backward()
+    theirs = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    (plain_norm(*theirs).sum() + plain_gate(theirs[0]).sum()).backward()
+    torch.testing.assert_close(x.grad, theirs[0].grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weight.grad, theirs[1].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_other_shapes_and_dtypes_are_refused_by_name(backend):
+    for x, weight in (
+        (numbers(3, 4), numbers(5)),
+        (numbers(3, 4), numbers(4).half()),
+        (torch.ones(3, 4).int(), numbers(4)),
+    ):
+        with pytest.raises(ValueError, match=r"^(x|weight_H): expected"):
+            rms_norm(x, weight, EPS)
+    for x in (numbers(3, 5), torch.ones(3, 4).int(), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"^gate_up: expected"):
+            swiglu(x)
