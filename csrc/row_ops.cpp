@@ -32,8 +32,10 @@ struct Kernels {
   void (*turned)(const float*, const float*, const float*, Stored*, int64_t);
 };
 
-#define SYNPRO_KERNELS(set) \
-  Kernels<Stored> { set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>, set::turned<Stored> }
+#define SYNPRO_KERNELS(set)                                                                                                   \
+  Kernels<Stored> {                                                                                                          \
+    set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>, set::turned<Stored> \
+  }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
   switch (lanes_here(most_lanes)) {
@@ -47,15 +49,15 @@ Kernels<Stored> kernels(int64_t most_lanes) {
 
 // How a type's numbers are read: bf16 by its bits.
 template <typename T>
-using Stored = std::conditional_t<std::is_same_v<T, at::BFloat16>, std::uint16_t, T>;
+using StoredAs = std::conditional_t<std::is_same_v<T, at::BFloat16>, std::uint16_t, T>;
 
 template <typename T>
-const Stored<T>* read(const at::Tensor& tensor) {
-  return reinterpret_cast<const Stored<T>*>(tensor.const_data_ptr<T>());
+const StoredAs<T>* read(const at::Tensor& tensor) {
+  return reinterpret_cast<const StoredAs<T>*>(tensor.const_data_ptr<T>());
 }
 template <typename T>
-Stored<T>* written(const at::Tensor& tensor) {
-  return reinterpret_cast<Stored<T>*>(tensor.mutable_data_ptr<T>());
+StoredAs<T>* written(const at::Tensor& tensor) {
+  return reinterpret_cast<StoredAs<T>*>(tensor.mutable_data_ptr<T>());
 }
 
 // Call `run` with a value of the tensors' type.
@@ -88,7 +90,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, i
   by_type(x, "rms_norm", [&](auto type) {
     const auto *rows = read<decltype(type)>(from), *weights = read<decltype(type)>(weight);
     auto* to = written<decltype(type)>(out);
-    const auto chosen = kernels<Stored<decltype(type)>>(most_lanes);
+    const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
     each_row(from.numel() / width, width, [&](int64_t row) {
       const float mean = chosen.squares(rows + row * width, width) / static_cast<float>(width);
       const float scale = 1.0f / std::sqrt(mean + static_cast<float>(eps));
@@ -107,7 +109,7 @@ at::Tensor swiglu(const at::Tensor& gate_up, int64_t most_lanes) {
   by_type(from, "swiglu", [&](auto type) {
     const auto* rows = read<decltype(type)>(from);
     auto* to = written<decltype(type)>(out);
-    const auto chosen = kernels<Stored<decltype(type)>>(most_lanes);
+    const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
     each_row(out.numel() / width, width, [&](int64_t row) {
       chosen.gated(rows + 2 * row * width, rows + (2 * row + 1) * width, to + row * width, width);
     });
@@ -145,18 +147,19 @@ at::Tensor store_heads(const at::Tensor& mixed, const at::Tensor& cos, const at:
   const int64_t *to_page = page.const_data_ptr<int64_t>(), *to_time = time.const_data_ptr<int64_t>();
   by_type(mixed, "store_heads", [&](auto type) {
     using T = decltype(type);
-    const auto chosen = kernels<Stored<T>>(most_lanes);
-    const Stored<T>* data = read<T>(from);
-    const Stored<T> *query_scale = normed ? read<T>(*query_weight) : nullptr, *key_scale = normed ? read<T>(*key_weight) : nullptr;
-    Stored<T> *queries = written<T>(query), *keys = written<T>(key), *values = written<T>(value);
+    const auto chosen = kernels<StoredAs<T>>(most_lanes);
+    const StoredAs<T>* data = read<T>(from);
+    const StoredAs<T>* query_scale = normed ? read<T>(*query_weight) : nullptr;
+    const StoredAs<T>* key_scale = normed ? read<T>(*key_weight) : nullptr;
+    StoredAs<T> *queries = written<T>(query), *keys = written<T>(key), *values = written<T>(value);
     const auto over = [&](float mean) { return 1.0f / std::sqrt(mean + static_cast<float>(eps)); };
     each_row(rows, from.size(1), [&](int64_t row) {
-      const Stored<T>* group = data + row * from.size(1);
+      const StoredAs<T>* group = data + row * from.size(1);
       float query_factor = 1.0f, key_factor = 1.0f;
       if (normed && !by_head) {
         float of_query = 0.0f, of_key = 0.0f;
         for (int64_t n = 0; given == nullptr && n < heads; ++n) {
-          const Stored<T>* here = group + n * (per_key + 2) * width;
+          const StoredAs<T>* here = group + n * (per_key + 2) * width;
           of_query += chosen.squares(here, per_key * width);
           of_key += chosen.squares(here + per_key * width, width);
         }
@@ -167,14 +170,14 @@ at::Tensor store_heads(const at::Tensor& mixed, const at::Tensor& cos, const at:
       std::vector<float> wide(width);
       for (int64_t n = 0; n < heads; ++n) {
         for (int64_t r = 0; r <= per_key; ++r) {
-          const Stored<T>* here = group + (n * (per_key + 2) + r) * width;
+          const StoredAs<T>* here = group + (n * (per_key + 2) + r) * width;
           const bool is_key = r == per_key;
-          const Stored<T>* scale = is_key ? key_scale : query_scale;
+          const StoredAs<T>* scale = is_key ? key_scale : query_scale;
           float factor = is_key ? key_factor : query_factor;
           if (normed && by_head) factor = over(chosen.squares(here, width) / static_cast<float>(width));
           if (normed && !by_head) scale += (is_key ? n : n * per_key + r) * width;
           chosen.widened(here, factor, scale, wide.data(), width);
-          Stored<T>* to = is_key ? keys + place + n * key.stride(1) : queries + ((row * heads + n) * per_key + r) * width;
+          StoredAs<T>* to = is_key ? keys + place + n * key.stride(1) : queries + ((row * heads + n) * per_key + r) * width;
           chosen.turned(wide.data(), cosines + row * width, sines + row * width, to, width / 2);
         }
         std::copy_n(group + (n * (per_key + 2) + per_key + 1) * width, width, values + place + n * key.stride(1));

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
@@ -40,16 +40,6 @@ class SamplingConfig(Config):
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default={})
     """By token id: what is added to its logit, before the temperature and every cut. The trainer's log-probabilities
     are under the same."""
-
-    _LATER: ClassVar[tuple[str, ...]] = ("max_new_ratio", "stop", "loop_tokens", "logit_bias")
-
-    def recorded(self) -> dict[str, Any]:
-        """Without what is not set and once was no setting, so that work of before stays as it is."""
-        kept = super().recorded()
-        for name in self._LATER:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del kept[name]
-        return kept
 
     @field_validator("stop")
     @classmethod

@@ -145,8 +145,7 @@ def test_settings_that_the_model_cannot_have_are_refused_by_their_key(model: Mod
         )
 
 
-def test_what_is_not_set_is_not_recorded_and_what_is_reads_back_alike() -> None:
-    assert set(SamplingConfig().recorded()) == {"temperature", "top_p", "top_k", "min_p", "max_new_tokens"}
+def test_what_is_recorded_reads_back_alike() -> None:
     given = load_config(SamplingConfig, {"logit_bias": {7: 1.5}, "stop": ["\n\n"]})
     assert given.recorded()["logit_bias"] == {"7": 1.5} and given.biases == {7: 1.5}
     assert load_config(SamplingConfig, given.model_dump(mode="json")) == given
