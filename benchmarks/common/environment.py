@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from synpro_engine.backend.allocator import VARIABLE
+from synpro_engine.backend.huge_pages import VARIABLE
 
 QUIET = 0.05
 """Share of the machine that other processes may take while times are quoted."""

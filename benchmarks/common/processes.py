@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from synpro_engine.backend.allocator import VARIABLE
+from synpro_engine.backend.huge_pages import VARIABLE
 
 
 def command(module: str, *arguments: str) -> list[str]:

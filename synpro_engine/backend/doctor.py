@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from synpro_engine.backend import platform
-from synpro_engine.backend.allocator import TUNABLES, VARIABLE
+from synpro_engine.backend.huge_pages import TUNABLE, VARIABLE
 from synpro_engine.backend.platform import Choice
 
 
@@ -27,7 +27,7 @@ def _package(part: str, distribution: str, otherwise: str) -> Choice:
 
 def _memory() -> Choice:
     given = os.environ.get(VARIABLE, "")
-    return Choice("allocator", "keeps freed memory" if TUNABLES in given else "as it comes", f"{VARIABLE}={given}")
+    return Choice("huge pages", "asked for" if TUNABLE in given else "not asked for", f"{VARIABLE}={given}")
 
 
 def _gpus() -> Choice:

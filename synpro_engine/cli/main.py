@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from synpro_engine import __version__
-from synpro_engine.backend.allocator import keep_freed_memory
+from synpro_engine.backend.huge_pages import start_with_huge_pages
 from synpro_engine.cli import influence_command, launch_command, trace_command, train_judge_command
 from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import Directory, DryRun, Overrides, Recipe, Redo
@@ -240,5 +240,5 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the program, and with `argv` of a command within another one; the exit code is `run_script`'s."""
     if argv is None:
-        keep_freed_memory()
+        start_with_huge_pages()
     return run_script(lambda: app(args=argv, prog_name="synpro", standalone_mode=True) or 0, ends=argv is None)
