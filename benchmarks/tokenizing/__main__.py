@@ -11,7 +11,8 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from benchmarks.tokenizing.stage import tokenize
 from synpro_engine.data.encoding import batched, usable_cpus
 
 SHARE = 0.9
-"""Of the library's own throughput, to be reached by the stage."""
+"""Of the library's own throughput, to be reached by the pass over the text, and by the whole stage."""
 GROWTH = 1.1
 """Of peak memory, at most, where the corpus is four times as large."""
 Record = Mapping[str, object]
@@ -91,6 +92,18 @@ def memory(folder: Path, form: str, text_bytes: int, threads: int) -> Record:
     return {**part, **figures}
 
 
+def measure(given: Namespace, folder: Path) -> Iterator[Record]:
+    """The records, part by part."""
+    (folder / "tokenizer").mkdir()
+    tokenizer_in(folder / "tokenizer")
+    if "speed" in given.parts:
+        yield speed(folder, given.threads, int(given.megabytes * 1e6), given.rounds)
+    if "memory" in given.parts:
+        for form in FORMS:
+            for size in given.sizes.split(","):
+                yield memory(folder, form, int(float(size) * 1e6), given.threads)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -142,19 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ["RAYON_NUM_THREADS"] = str(given.threads)
     records: list[Record] = []
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        folder = Path(name)
-        (folder / "tokenizer").mkdir()
-        tokenizer_in(folder / "tokenizer")
-        if "speed" in given.parts:
-            records.append(speed(folder, given.threads, int(given.megabytes * 1e6), given.rounds))
-        if "memory" in given.parts:
-            sizes = [int(float(size) * 1e6) for size in given.sizes.split(",")]
-            records += [memory(folder, form, size, given.threads) for form in FORMS for size in sizes]
     where = environment(torch.device("cpu"))
-    records = [{**record, "environment": where} for record in records]
-    if given.output:
-        write_lines(given.output, records)
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        for record in measure(given, Path(name)):
+            records.append({**record, "environment": where})
+            # At once: a gigabyte takes minutes, and a run that is stopped keeps what it has.
+            if given.output:
+                write_lines(given.output, records[-1:])
     print(table(records))
     for record in records:
         if float(str(record.get("foreign_cpu_share", 0))) > QUIET:
