@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,9 +30,9 @@ def start_with_huge_pages() -> None:
     """Start this very program again with them, unless its allocator was set up by others or a GPU computes.
 
     The C library reads its settings when a program starts, so this is for a program's first lines: the process id, the
-    arguments and open files stay, and nothing that ran before does. No effect but on Linux with glibc.
+    arguments and open files stay, and nothing that ran before does. No effect but with glibc.
     """
-    if sys.platform != "linux" or not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+    if platform.libc_ver()[0] != "glibc":
         return
     given = os.environ.get(VARIABLE, "")
     if "glibc.malloc." in given or Path("/dev/nvidiactl").exists():
