@@ -78,6 +78,36 @@ void each_row(int64_t rows, int64_t width, Run run) {
   });
 }
 
+void check_heads(const at::Tensor& mixed, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& key,
+                 const at::Tensor& value, const at::Tensor& page, const at::Tensor& time,
+                 const std::optional<at::Tensor>& query_weight, const std::optional<at::Tensor>& key_weight,
+                 const std::optional<at::Tensor>& means, bool by_head) {
+  TORCH_CHECK(mixed.dim() == 2 && key.dim() == 4 && key.size(3) % 2 == 0 && key.stride(3) == 1 && value.sizes() == key.sizes() &&
+                  value.strides() == key.strides() && key.scalar_type() == mixed.scalar_type() &&
+                  value.scalar_type() == mixed.scalar_type() && mixed.size(1) % (key.size(1) * key.size(3)) == 0,
+              "store_heads: expected mixed [B, n (r + 2) h], and pages [P, n, T, h] of its type with the same strides");
+  const int64_t rows = mixed.size(0), heads = key.size(1), width = key.size(3), per_key = mixed.size(1) / (heads * width) - 2;
+  TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat &&
+                  cos.numel() == rows * width && sin.numel() == rows * width,
+              "store_heads: expected contiguous fp32 angles [B, h]");
+  TORCH_CHECK(page.is_contiguous() && time.is_contiguous() && page.scalar_type() == at::kLong && time.scalar_type() == at::kLong &&
+                  page.numel() == rows && time.numel() == rows,
+              "store_heads: expected contiguous int64 places [B]");
+  const bool normed = query_weight.has_value();
+  const int64_t of_queries = by_head ? width : heads * per_key * width, of_keys = by_head ? width : heads * width;
+  TORCH_CHECK(!normed || (key_weight.has_value() && query_weight->is_contiguous() && key_weight->is_contiguous() &&
+                          query_weight->numel() == of_queries && key_weight->numel() == of_keys &&
+                          query_weight->scalar_type() == mixed.scalar_type() && key_weight->scalar_type() == mixed.scalar_type()),
+              "store_heads: expected contiguous weights of the heads' norms, of their type");
+  const int64_t *to_page = page.const_data_ptr<int64_t>(), *to_time = time.const_data_ptr<int64_t>();
+  // A number beyond the pages would be written over whatever lies there.
+  for (int64_t row = 0; row < rows; ++row)
+    TORCH_CHECK_INDEX(to_page[row] >= 0 && to_page[row] < key.size(0) && to_time[row] >= 0 && to_time[row] < key.size(2),
+                      "store_heads: no position ", to_time[row], " of a page ", to_page[row], " in ", key.sizes());
+  TORCH_CHECK(!means.has_value() || (means->is_contiguous() && means->scalar_type() == at::kFloat && means->numel() == 2 * rows),
+              "store_heads: expected contiguous fp32 means [B, 2]");
+}
+
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, int64_t most_lanes) {
@@ -121,25 +151,10 @@ at::Tensor store_heads(const at::Tensor& mixed, const at::Tensor& cos, const at:
                        const at::Tensor& value, const at::Tensor& page, const at::Tensor& time,
                        const std::optional<at::Tensor>& query_weight, const std::optional<at::Tensor>& key_weight,
                        const std::optional<at::Tensor>& means, double eps, bool by_head, int64_t most_lanes) {
-  TORCH_CHECK(mixed.dim() == 2 && key.dim() == 4 && key.size(3) % 2 == 0 && key.stride(3) == 1 && value.sizes() == key.sizes() &&
-                  value.strides() == key.strides() && key.scalar_type() == mixed.scalar_type() &&
-                  value.scalar_type() == mixed.scalar_type() && mixed.size(1) % (key.size(1) * key.size(3)) == 0,
-              "store_heads: expected mixed [B, n (r + 2) h], and pages [P, n, T, h] of its type with the same strides");
+  check_heads(mixed, cos, sin, key, value, page, time, query_weight, key_weight, means, by_head);
   const int64_t rows = mixed.size(0), heads = key.size(1), width = key.size(3), per_key = mixed.size(1) / (heads * width) - 2;
-  TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kFloat && sin.scalar_type() == at::kFloat &&
-                  cos.numel() == rows * width && sin.numel() == rows * width,
-              "store_heads: expected contiguous fp32 angles [B, h]");
-  TORCH_CHECK(page.is_contiguous() && time.is_contiguous() && page.scalar_type() == at::kLong && time.scalar_type() == at::kLong &&
-                  page.numel() == rows && time.numel() == rows,
-              "store_heads: expected contiguous int64 places [B]");
   const bool normed = query_weight.has_value();
-  const int64_t of_queries = by_head ? width : heads * per_key * width, of_keys = by_head ? width : heads * width;
-  TORCH_CHECK(!normed || (key_weight.has_value() && query_weight->is_contiguous() && key_weight->is_contiguous() &&
-                          query_weight->numel() == of_queries && key_weight->numel() == of_keys &&
-                          query_weight->scalar_type() == mixed.scalar_type() && key_weight->scalar_type() == mixed.scalar_type()),
-              "store_heads: expected contiguous weights of the heads' norms, of their type");
-  TORCH_CHECK(!means.has_value() || (means->is_contiguous() && means->scalar_type() == at::kFloat && means->numel() == 2 * rows),
-              "store_heads: expected contiguous fp32 means [B, 2]");
+  const int64_t of_queries = heads * per_key * width, of_keys = heads * width;
   const at::Tensor from = mixed.contiguous();
   at::Tensor query = at::empty({rows, heads, per_key, width}, mixed.options());
   const float *cosines = cos.const_data_ptr<float>(), *sines = sin.const_data_ptr<float>();

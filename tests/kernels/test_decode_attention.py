@@ -107,6 +107,15 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(backend, case
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
 
 
+def test_a_place_beyond_the_pages_is_refused(backend):
+    if backend == "cuda":
+        pytest.skip("a device's kernel asks nothing")
+    given = heads(*HEADS["grouped, full width"])
+    for wrong in ({"page_B": given.page_B + len(given.key_PnTh)}, {"time_B": given.time_B + given.key_PnTh.shape[2]}):
+        with pytest.raises(IndexError):
+            store_heads(*given._replace(**wrong))
+
+
 def test_mean_squares_of_other_ranks_heads_take_the_place_of_a_row_s_own(backend):
     given = heads(*HEADS["grouped, full width"]).to(torch.bfloat16)
     norm = given.norm
