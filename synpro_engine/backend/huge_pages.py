@@ -1,7 +1,7 @@
 """Huge pages: of 2 MiB a CPU needs few where it would look up thousands of 4 KiB, and finds what it reads at once.
 
 Linux gives them to a program that asks, as most distributions set it up, and neither torch nor its allocator asks by
-default. Contents, addresses and peaks of memory stay as they are.
+default. Contents and addresses stay as they are.
 """
 
 from __future__ import annotations

@@ -107,6 +107,27 @@ def test_heads_are_normed_rotated_and_stored_in_their_places_alone(backend, case
         assert_as_accurate(ours_, plain_, exact_, f"{case}: {what}")
 
 
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lanes", [16, 8, 4], ids=["AVX-512", "AVX2", "portable"])
+def test_every_instruction_set_norms_rotates_and_stores_heads(case, dtype, lanes):
+    loaded, reason = csrc_status()
+    if not loaded:
+        pytest.skip(f"csrc: {reason}")
+    given = heads(*HEADS[case])
+    plain, exact, ours = given.to(dtype), given.to(dtype).to(torch.float64), given.to(dtype)
+    norm = ours.norm
+    weights = (None, None, None, 0.0, False)
+    if norm is not None:
+        weights = (norm.query_weight, norm.key_weight, norm.means_B2, norm.eps, norm.by_head)
+    with nan_filled_empty():
+        found = torch.ops.synpro_csrc.store_heads(*ours[:-1], *weights, lanes)
+    rounded, truth = store_heads_definition(plain), store_heads_definition(exact)
+    assert_as_accurate(found, rounded, truth, f"{case}: query")
+    assert_as_accurate(ours.key_PnTh, plain.key_PnTh, exact.key_PnTh, f"{case}: key")
+    assert torch.equal(ours.value_PnTh, plain.value_PnTh)
+
+
 def test_a_place_beyond_the_pages_is_refused(backend):
     if backend == "cuda":
         pytest.skip("a device's kernel asks nothing")
