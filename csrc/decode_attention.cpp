@@ -40,13 +40,7 @@ struct Kernels {
   Kernels<Stored> { set::padded_width<Stored>, set::place_of<Stored>, set::scratch_floats<Stored>, set::attend<Stored> }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
-  switch (lanes_here(most_lanes)) {
-#ifdef SYNPRO_WIDE_LANES
-    case 16: return SYNPRO_KERNELS(avx512);
-    case 8: return SYNPRO_KERNELS(avx2);
-#endif
-    default: return SYNPRO_KERNELS(portable);
-  }
+  return SYNPRO_WIDEST(SYNPRO_KERNELS, most_lanes);
 }
 
 constexpr int64_t kMembersPerTask = 8;

@@ -54,3 +54,10 @@ inline int64_t lanes_here(int64_t most) {
 #endif
   return 4;
 }
+
+// OF(set), an expression, for the widest of them: `most` as above.
+#ifdef SYNPRO_WIDE_LANES
+#define SYNPRO_WIDEST(OF, most) (lanes_here(most) == 16 ? OF(avx512) : lanes_here(most) == 8 ? OF(avx2) : OF(portable))
+#else
+#define SYNPRO_WIDEST(OF, most) (static_cast<void>(most), OF(portable))
+#endif

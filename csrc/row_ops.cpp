@@ -38,13 +38,7 @@ struct Kernels {
   }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
-  switch (lanes_here(most_lanes)) {
-#ifdef SYNPRO_WIDE_LANES
-    case 16: return SYNPRO_KERNELS(avx512);
-    case 8: return SYNPRO_KERNELS(avx2);
-#endif
-    default: return SYNPRO_KERNELS(portable);
-  }
+  return SYNPRO_WIDEST(SYNPRO_KERNELS, most_lanes);
 }
 
 // How a type's numbers are read: bf16 by its bits.

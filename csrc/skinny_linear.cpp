@@ -27,15 +27,11 @@ struct Kernels {
   void (*columns)(const float*, const Stored*, int64_t, float*, int64_t, int64_t, int64_t, int64_t, int64_t);
 };
 
+#define SYNPRO_KERNELS(set) \
+  Kernels<Stored> { set::kLanes, set::pack<Stored>, set::columns<Stored> }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
-  switch (lanes_here(most_lanes)) {
-#ifdef SYNPRO_WIDE_LANES
-    case 16: return {16, avx512::pack<Stored>, avx512::columns<Stored>};
-    case 8: return {8, avx2::pack<Stored>, avx2::columns<Stored>};
-#endif
-    default: return {4, portable::pack<Stored>, portable::columns<Stored>};
-  }
+  return SYNPRO_WIDEST(SYNPRO_KERNELS, most_lanes);
 }
 
 // Rows of weights of a task: so few that all threads have some tasks, so many that a task has panels to look ahead to.
