@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from synpro_engine.config import UserError, json_text
 from synpro_engine.synth.chat import ChatMessage
-from synpro_engine.synth.parsed import Entry, Parsed
+from synpro_engine.synth.parsed import Entry, Parsed, Reject
 
 Cutter = Callable[[str], Sequence[tuple[int, int]]]
 """Spans of a document, first character and the one behind the last, in their order."""
@@ -39,6 +39,23 @@ class Operation:
     """The chunk rule: the spans of a document that are worked on; None: as `generate` cuts, by characters or tokens."""
     source_sha256: str = ""
     """Of the file that it was loaded from; empty for what is built in."""
+    file: str = ""
+    """That file, for messages; likewise."""
+
+    def __post_init__(self) -> None:
+        """TypeError for fields of another type: in a file of the user's own it is told with the line that made it."""
+        for name in ("name", "heading", "instructions", "prefill"):
+            _expect(isinstance(getattr(self, name), str), name, "text", getattr(self, name))
+        shown = self.example
+        is_pair = isinstance(shown, tuple | list) and len(shown) == 2 and all(isinstance(each, str) for each in shown)
+        _expect(shown is None or is_pair, "example", "a text and an answer, or None", shown)
+        _expect(type(self.min_chars) is int, "min_chars", "a whole number", self.min_chars)
+        _expect(callable(self.parser), "parser", "a function", self.parser)
+        _expect(self.cut is None or callable(self.cut), "cut", "a function or None", self.cut)
+        _expect(isinstance(self.rewards, Mapping), "rewards", "weights by reward", self.rewards)
+        for name, weight in self.rewards.items():
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            _expect(is_number, f"rewards: {name}", "a number", weight)
 
     @property
     def prompt_version(self) -> str:
@@ -60,21 +77,34 @@ class Operation:
     def parse(self, raw: str, *, finished: bool = True) -> Parsed:
         """Read a whole answer (prefill included); `finished` is False when its tokens were used up.
 
-        Raises UserError where the parser gives something else than `Parsed`; those that are built in never raise.
+        A text of nothing is refused. Raises UserError where the parser gives something else than `Parsed`; those that
+        are built in never raise.
         """
         parsed = self.parser(raw, min_chars=self.min_chars, finished=finished)
         if not isinstance(parsed, Parsed):
             raise self._misread(f"gives {type(parsed).__name__} in place of Parsed")
-        if not isinstance(parsed.text, str) or parsed.ok == (parsed.reason is not None):
+        reason = parsed.reason
+        if not (isinstance(parsed.text, str) and isinstance(reason, str | None)) or parsed.ok == (reason is not None):
             raise self._misread("gives neither a text nor a reason, or both")
-        if isinstance(parsed.entries, str) or not all(isinstance(entry, Entry) for entry in parsed.entries):
-            raise self._misread("gives text in place of entries")
+        listed = isinstance(parsed.entries, Sequence) and not isinstance(parsed.entries, str)
+        if not listed or not all(isinstance(entry, Entry) for entry in parsed.entries):
+            raise self._misread("gives something else in place of entries")
+        if not all(isinstance(part, str) for entry in parsed.entries for part in (entry.topic, entry.content)):
+            raise self._misread("gives an entry whose topic or content is no text")
+        if parsed.ok and not parsed.text.strip():
+            return Parsed(ok=False, text="", reason=Reject.EMPTY, exact=False)
         return parsed
 
     def _misread(self, what: str) -> UserError:
-        return UserError(f"`generate.operations`: the parser of `{self.name}` {what}")
+        where = f"{self.file}: " if self.file else ""
+        return UserError(f"`generate.operations`: {where}the parser of `{self.name}` {what}")
 
     def without_prefill(self) -> Operation:
         """The same operation where the model has to write the heading itself, and is told to."""
         told = "" if self.heading in self.instructions else f' Begin with the line "{self.heading}".'
         return dataclasses.replace(self, prefill="", instructions=self.instructions + told)
+
+
+def _expect(holds: bool, name: str, what: str, found: object) -> None:
+    if not holds:
+        raise TypeError(f"{name}: expected {what}, got {found!r:.40}")

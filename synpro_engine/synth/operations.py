@@ -6,13 +6,16 @@ An operation of one's own is named as `path/to/file.py:NAME`: an `Operation` of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from synpro_engine.config import UserError, nearest
-from synpro_engine.config.own_code import Own, load_own, own_reference
+from synpro_engine.config.own_code import Own, calling, load_own, own_reference
+from synpro_engine.data import Document
 from synpro_engine.synth.builtin import FAQ, PROBLEMS, REFORMAT, REPHRASE, TABLE, TUTORIAL
 from synpro_engine.synth.operation import Operation
+from synpro_engine.synth.slices import SliceConfig, slices_of
 
 OPERATIONS = {operation.name: operation for operation in (REPHRASE, REFORMAT, FAQ, TABLE, TUTORIAL, PROBLEMS)}
 """By name; `load_operations` adds the user's own."""
@@ -20,6 +23,10 @@ BUILT_IN = tuple(OPERATIONS)
 PAPER = (REPHRASE.name, REFORMAT.name)
 """Those of the method, which a recipe has where it names none."""
 _KEY = "generate.operations"
+_LONGEST_S = 60.0
+"""For one answer to be read or one document to be cut by a file of the user's own."""
+_TEXT = "A tide is the rise and fall of the sea, by pull of the moon.\n\nOf these there are two a day, so they say."
+_Result = TypeVar("_Result")
 
 
 def operation_named(name: str) -> Operation:
@@ -53,21 +60,26 @@ def load_operations(references: Sequence[str]) -> None:
 
 def _load(own: Own) -> Operation:
     found, digest = load_own(own, _KEY, Operation, "synpro_engine.synth.Operation")
-    operation = dataclasses.replace(found, name=own.name, source_sha256=digest)
-    _try_parser(operation, f"`{_KEY}`: {own.file}")
+    operation = dataclasses.replace(
+        found, name=own.name, source_sha256=digest, file=str(own.file), parser=_named(own, found.parser),
+        cut=None if found.cut is None else _named(own, lambda text: list(found.cut(text))),
+    )  # fmt: skip
+    _try(operation)
     return operation
 
 
-def _try_parser(operation: Operation, where: str) -> None:
-    """Read an answer or two: what a parser cannot do must not come out after pretraining."""
+def _named(own: Own, function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The user's function, which ends the job with a line that names file and line where it raises or hangs."""
+    return lambda *given, **named: calling(own, _KEY, lambda: function(*given, **named), _LONGEST_S)
+
+
+def _try(operation: Operation) -> None:
+    """Cut a text and read an answer or two: what an operation cannot do must not come out after pretraining."""
+    for text in (_TEXT, _TEXT.replace("\n\n", " ")) if operation.cut is not None else ():
+        list(slices_of(Document("a text to try it on", text), SliceConfig(), cut=operation.cut))
     example = None if operation.example is None else operation.example[1]
     for answer in ("", operation.prefill, f"{operation.heading}\nA text of one line.\n- And another.", example):
-        try:
-            parsed = [operation.parse(answer or "", finished=finished) for finished in (False, True)][-1]
-        except UserError as error:
-            raise UserError(f"{where}: {str(error).removeprefix('`generate.operations`: ')}") from None
-        except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{where}: the parser of `{operation.name}` raised {told}") from None
+        parsed = [operation.parse(answer or "", finished=finished) for finished in (False, True)][-1]
         if answer is not None and answer == example and not parsed.ok:
+            where = f"`{_KEY}`: {operation.file}"
             raise UserError(f"{where}: the parser of `{operation.name}` refuses its own example ({parsed.reason})")

@@ -65,6 +65,8 @@ def slices_of(
 
 
 def _checked(spans: Sequence[tuple[int, int]], document: Document) -> Sequence[tuple[int, int]]:
+    if not all(isinstance(span, Sequence) and len(span) == 2 and all(type(at) is int for at in span) for span in spans):
+        raise UserError(f"`generate.operations`: a chunk rule gives {spans!r:.60}; spans are pairs of whole numbers")
     before = -1
     for start, end in spans:
         if not (before < start < end <= len(document.text)):

@@ -8,7 +8,16 @@ from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
 from synpro_engine.config.describe import describe
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.data import Document
-from synpro_engine.synth import GenerateConfig, SliceConfig, load_operations, operation_named, slices_of, work_items
+from synpro_engine.synth import (
+    GenerateConfig,
+    Reject,
+    SliceConfig,
+    load_operations,
+    operation_named,
+    operations,
+    slices_of,
+    work_items,
+)
 
 FILE = """\
 from synpro_engine.synth import Entry, Operation, Parsed
@@ -66,10 +75,24 @@ def test_a_stored_recipe_is_read_without_running_what_it_names(tmp_path: Path) -
     ("body", "example", "fault"),
     [
         ("return raw", "None", "the parser of `own` gives str in place of Parsed"),
-        ("return Parsed(ok=True, text=raw, entries=raw or 'x')", "None", "gives text in place of entries"),
-        ("return Parsed(ok=True, text=raw, entries=('a', 'b'))", "None", "gives text in place of entries"),
+        ("return Parsed(ok=True, text=raw, entries=raw or 'x')", "None", "gives something else in place of entries"),
+        ("return Parsed(ok=True, text=raw, entries=('a', 'b'))", "None", "gives something else in place of entries"),
+        ("return Parsed(ok=True, text=raw, entries=None)", "None", "gives something else in place of entries"),
+        (
+            "return Parsed(ok=True, text=raw, entries=[Entry(topic=1, content=raw)])",
+            "None",
+            "gives an entry whose topic or content is no text",
+        ),
         ("return Parsed(ok=False, text='')", "None", "gives neither a text nor a reason, or both"),
-        ("return raw[99]", "None", "the parser of `own` raised IndexError: string index out of range"),
+        ("return Parsed(ok=False, text='', reason=5)", "None", "gives neither a text nor a reason, or both"),
+        ("return raw[99]", "None", "mine.py:4: raised IndexError: string index out of range"),
+        ("while True: pass", "None", "mine.py:4: took longer than 0.2 s"),
+        (
+            GOOD,
+            "'a text'",
+            "mine.py:6: raised TypeError: example: expected a text and an answer, or None, got 'a text'",
+        ),
+        (GOOD, "('a',)", "mine.py:6: raised TypeError: example: expected a text and an answer"),
         ("return Parsed(ok=False, text='', reason='odd')", "('a', 'b')", "refuses its own example (odd)"),
         ("1 / 0\n\n1 / 0", "None", "mine.py:6: raised ZeroDivisionError: division by zero"),
         ("import this_is_nowhere\n\nimport this_is_nowhere", "None", "mine.py:6: raised ModuleNotFoundError"),
@@ -78,8 +101,9 @@ def test_a_stored_recipe_is_read_without_running_what_it_names(tmp_path: Path) -
     ],
 )
 def test_a_file_that_gives_no_operation_is_told_in_one_line(
-    tmp_path: Path, body: str, example: str, fault: str
+    tmp_path: Path, body: str, example: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(operations, "_LONGEST_S", 0.2)
     file = write(tmp_path / "mine.py", body, example)
     with pytest.raises(UserError) as caught:
         recipe(f"{file}:own")
@@ -118,13 +142,57 @@ def test_a_key_of_the_rewards_is_a_setting_or_an_operation() -> None:
 
 def test_a_chunk_rule_cuts_in_place_of_the_settings_and_is_checked(tmp_path: Path) -> None:
     document = Document("d", "x" * 100 + "\n" + "y" * 100)
-    load_operations([f"{write(tmp_path / 'a.py', cut='lambda text: [(0, 100), (101, 201)]')}:own"])
+    load_operations(
+        [f"{write(tmp_path / 'a.py', cut='lambda text: [(0, len(text) // 2), (len(text) // 2 + 1, len(text))]')}:own"]
+    )
     config = load_config(GenerateConfig, {"operations": [f"{tmp_path / 'a.py'}:own", "faq"]})
     items = list(work_items(lambda: [document], config, 0))
     assert [item.key for item in items] == ["d:0-100:own", "d:0-201:faq", "d:101-201:own"]
     for spans in ([(0, 202)], [(5, 5)], [(50, 60), (50, 70)], [(-1, 5)]):
         with pytest.raises(UserError, match="a chunk rule gives characters"):
             list(slices_of(document, SliceConfig(min_source_chars=1), cut=lambda _, spans=spans: spans))
+
+
+@pytest.mark.parametrize(
+    ("cut", "fault"),
+    [
+        ("lambda text: 1 / 0", "a.py:8: raised ZeroDivisionError: division by zero"),
+        ("lambda text: 5", "raised TypeError: 'int' object is not iterable"),
+        ("lambda text: 'ab'", "a chunk rule gives ['a', 'b']; spans are pairs of whole numbers"),
+        ("lambda text: [(0, 9.0)]", "a chunk rule gives [(0, 9.0)]; spans are pairs of whole numbers"),
+        ("lambda text: [(0, len(text) + 1)]", "a chunk rule gives characters 0 to"),
+        ("'paragraphs'", "raised TypeError: cut: expected a function or None, got 'paragraphs'"),
+    ],
+)
+def test_a_chunk_rule_that_cannot_cut_is_told_before_anything_runs(tmp_path: Path, cut: str, fault: str) -> None:
+    file = write(tmp_path / "a.py", cut=cut)
+    with pytest.raises(UserError) as caught:
+        recipe(f"{file}:own")
+    told = str(caught.value)
+    assert told.startswith("`generate.operations`: ") and fault in told and "\n" not in told
+
+
+def test_what_fails_on_one_text_alone_ends_the_job_with_its_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"if 'odd' in raw: raw[9 ** 9]\n    while 'endless' in raw: pass\n    {GOOD}"
+    file = write(tmp_path / "a.py", body, cut="lambda text: [(0, 1 // ('odd' not in text) * len(text))]")
+    recipe(f"{file}:own")
+    own = operation_named("own")
+    assert own.parse("a text").ok
+    monkeypatch.setattr(operations, "_LONGEST_S", 0.2)
+    for text, fault in (("an odd one", "a.py:4: raised IndexError"), ("endless", "a.py:5: took longer than 0.2 s")):
+        with pytest.raises(UserError, match=rf"^`generate.operations`: .*{fault}"):
+            own.parse(text)
+    with pytest.raises(UserError, match=r"^`generate.operations`: .*a.py:10: raised ZeroDivisionError"):
+        list(slices_of(Document("d", "an odd one"), SliceConfig(), cut=own.cut))
+
+
+def test_an_answer_that_leaves_no_text_is_refused(tmp_path: Path) -> None:
+    recipe(f"{write(tmp_path / 'a.py', 'return Parsed(ok=True, text=raw)')}:own")
+    for text in ("", " \n"):
+        read = operation_named("own").parse(text)
+        assert not read.ok and read.reason == Reject.EMPTY
 
 
 def test_a_share_of_the_slices_is_of_the_smallest_hashes() -> None:
