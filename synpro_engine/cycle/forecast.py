@@ -225,13 +225,19 @@ class _Counter:
         if self.generator is not None:
             # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
             again = reference + (config.importance is not None) + (config.critic is not None)
-            passes = (1 + again) / 3 + config.updates_per_rollout * (1 + (config.critic is not None))
+            # Of weights that do not train no gradients are made, which are a third of a step's work.
+            updated = 1 if config.lora is None else 2 / 3
+            passes = (1 + again) / 3 + config.updates_per_rollout * (updated + (config.critic is not None))
             # A prompt is read once for its completions, as many as stand in a micro-batch.
             read = prompt / min(config.group_size, config.micro_batch) + new
             flops += texts * read * passes * flops_per_token(self.generator.model, prompt + new)
-            # A critic is as large as the policy, and trained like it.
-            memory += self.generator.training * (1 + (config.critic is not None))
-            memory += reference * self.generator.weights
+            if config.lora is None:
+                memory += self.generator.training + reference * self.generator.weights
+            else:
+                # The reference is the policy without its adapters.
+                memory += self.generator.adapting(config.lora.rank)
+            # A critic is as large as the policy, and all of it trains.
+            memory += (config.critic is not None) * self.generator.training
             memory += self.generator.activations(config.micro_batch, math.ceil(read))
             if config.train_last_blocks is not None and (reference or config.importance is not None):
                 # What the blocks that do not train make of a step is kept for its updates.

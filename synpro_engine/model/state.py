@@ -82,7 +82,7 @@ def _gathered(
     for names in sorted(owner, key=place):
         if owner[names] == pp.rank:
             part = read(slots[names].parameter).to(dtype)
-            full = canonical.unshard(model.config, slots[names].kind, _gather(tp, part))
+            full = canonical.unshard(model.config, slots[names].kind, gather_parts(tp, part))
         else:
             # Received by every stage, so that all ranks yield the same sequence and may run
             # collectives between two tensors.
@@ -94,7 +94,8 @@ def _gathered(
             yield name, tensor
 
 
-def _gather(axis: Axis, part: Tensor) -> list[Tensor]:
+def gather_parts(axis: Axis, part: Tensor) -> list[Tensor]:
+    """Every rank's part, all of one shape, in rank order. Collective."""
     if axis.size == 1:
         return [part]
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(axis.size)]
@@ -169,7 +170,14 @@ def _draw(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
         return torch.ones(shape)
     if canonical.is_bias(name):
         return torch.zeros(shape)
-    # By name and not by order, so that a layer draws the same whichever stage it lies on.
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = named_generator(seed, name)
     return torch.nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -3 * std, 3 * std, generator=generator)
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator for one tensor's first values.
+
+    By name and not by order, so that a layer draws the same whichever stage it lies on.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

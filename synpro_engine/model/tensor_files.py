@@ -185,7 +185,7 @@ def write_tensors(
             if topology.is_main:
                 # safetensors refuses views with gaps; a file's worth of tensors is held, and no more.
                 held[tensor] = value.to("cpu").contiguous()
-        write = functools.partial(_save, directory / name, held)
+        write = functools.partial(save_tensors, directory / name, held)
         on_main(topology, write, label=f"writing {name}" if stoppable else None)
     if several:
         weight_map = {tensor: name for name, within in zip(names, files, strict=True) for tensor in within}
@@ -193,7 +193,8 @@ def write_tensors(
         on_main(topology, lambda: atomic_write_text(directory / _INDEX, index))
 
 
-def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file; UserError where it cannot be written."""
     file.touch()
     mode = file.stat().st_mode  # as everything else here: the library's own files are for their owner alone
     try:

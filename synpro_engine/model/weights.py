@@ -6,12 +6,24 @@ which part, and how fused tensors are ordered. Nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
+
+ADAPTERS = "adapters"
+"""Of one of Megatron's layers: the attribute that holds its low-rank adapters, if it has any (`lora`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What is added to a product W x: scale b a x. a [rank, in] and b [parts, out / parts, rank], split as W is."""
+
+    a: Parameter
+    b: Parameter
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,8 @@ class BlockWeights:
       residual is added) when `norm_after`, else to its input;
     - `q_norm` and `k_norm`, or None: RMSNorm before the rotation. [np hn] and [ng hn]: over the full width of all
       ranks' heads, the mean of squares being over heads x head_dim of the whole model. [hn] and [hn] when
-      `norm_by_head`: over each head alone, the same weight for all heads of all ranks.
+      `norm_by_head`: over each head alone, the same weight for all heads of all ranks;
+    - `lora`: low-rank adapters of the products, by the names of their weights.
     """
 
     layer: int
@@ -58,6 +71,7 @@ class BlockWeights:
     norm_by_head: bool
     q_norm: Parameter | None
     k_norm: Parameter | None
+    lora: Mapping[str, LowRank] = field(default_factory=dict)
 
 
 def grouped_qkv(mixed: Tensor, counts: HeadCounts) -> tuple[Tensor, Tensor]:
@@ -87,6 +101,10 @@ def block_weights(layer: Any) -> BlockWeights:
         norm_by_head=attention.config.qk_layernorm,
         q_norm=None if q_norm is None else q_norm.weight,
         k_norm=None if k_norm is None else k_norm.weight,
+        lora={
+            name: LowRank(a=adapter.lora_a, b=adapter.lora_b, scale=adapter.scale)
+            for name, adapter in getattr(layer, ADAPTERS, {}).items()
+        },
     )
 
 

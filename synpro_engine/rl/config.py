@@ -63,6 +63,20 @@ class ImportanceConfig(Config):
     """`reject`: tokens whose ratio is above `cap` or below 1 / cap teach nothing (of a sequence, all of them)."""
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (arXiv 2106.09685) that train in place of the blocks' matrices.
+
+    The reference policy is the generator without them, so nothing is copied; they end merged into the tuned weights,
+    and beside these in PEFT's form. They want a rate some ten to a hundred times that of the matrices themselves.
+    """
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0.0)
+    """What an adapter makes is multiplied by alpha / rank."""
+    seed: int = 0
+    """Of the first values."""
+
+
 class CriticConfig(Config):
     """A model that foretells the reward at each token: the generator's shape and weights, with a head for values."""
 
@@ -133,6 +147,8 @@ class TuneConfig(Config):
     """Completions that one rank forwards at once."""
     train_last_blocks: int | None = Field(default=None, gt=0)
     """Train only so many blocks from the top; all of the model when not given."""
+    lora: LoraConfig | None = None
+    """Train adapters on these blocks in place of their weights; embedding, norms and output layer are frozen too."""
 
     optimizer: OptimizerConfig = _OPTIMIZER
     """AdamW; `lr` is the peak."""

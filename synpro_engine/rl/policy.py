@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.build import build_model, freeze_but_last
+from synpro_engine.model.lora import adapters_of, add_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import ImportanceConfig, TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
@@ -37,9 +38,14 @@ RATIO_BIN = "ratio_bin/"
 
 
 def prepare_policy(policy: Model, config: TuneConfig) -> Model | None:
-    """Freeze what `config` does not train and return the reference policy, or None where KL has no weight."""
+    """Freeze what `config` does not train and return the reference policy, or None where KL has no weight.
+
+    With `config.lora` the policy gets adapters, and the reference is the policy without them, in the same memory.
+    """
     if config.train_last_blocks is not None:
         freeze_but_last(policy, config.train_last_blocks)
+    if config.lora is not None:
+        add_adapters(policy, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.lora.seed)
     return make_reference_policy(policy) if config.kl_beta > 0.0 else None
 
 
@@ -47,16 +53,16 @@ def make_reference_policy(policy: Model) -> Model:
     """A model that computes what `policy` computes now and keeps doing so while `policy` is trained.
 
     It costs the memory of the trainable blocks alone: parameters that do not require gradients never change, so they
-    are shared (same storage), and the others are copied. Call it before training; changing what is frozen afterwards
-    would move the copy too.
+    are shared (same storage), and the others are copied. Adapters, which add nothing yet, are left out. Call it before
+    training; changing what is frozen afterwards would move the copy too.
     """
+    assert not any(adapter.lora_b.any() for _, _, adapter in adapters_of(policy)), "the adapters have been trained"
     # No initial weights (seed None): every one of them is copied or shared below.
     reference_policy = build_model(policy.config, policy.topology, dtype=policy.dtype, seed=None)
+    source = dict(policy.named_parameters())
     with torch.no_grad():
-        for (name, theirs), (name_here, copy) in zip(
-            policy.named_parameters(), reference_policy.named_parameters(), strict=True
-        ):
-            assert name == name_here
+        for name, copy in reference_policy.named_parameters():
+            theirs = source[name]
             copy.requires_grad_(False)
             if theirs.requires_grad:
                 copy.copy_(theirs)

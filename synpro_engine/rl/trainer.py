@@ -2,8 +2,9 @@
 
 A step samples, scores, updates and logs; how a token is drawn is the sampler's, what a reward measures the scorer's. A
 run lives in a directory: `metrics.jsonl` (kind `tune`, one record a step), `samples/metrics.jsonl` (kind `sample`),
-`tensorboard/`, `checkpoints/`, and at the end `policy/`. Started again on the same directory with the same arguments it
-goes on from the newest checkpoint and, on the CPU, ends with the same weights.
+`tensorboard/`, `checkpoints/`, and at the end `policy/`, with `adapter/` beside it where adapters were trained.
+Started again on the same directory with the same arguments it goes on from the newest checkpoint and, on the
+CPU, ends with the same weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.dist import Stopped, gather_objects, progress, say
+from synpro_engine.model.lora import merge_adapters
 from synpro_engine.model.model import Model
+from synpro_engine.model.peft import export_adapters
 from synpro_engine.reward.canary import Canary
 from synpro_engine.reward.config import OVERLONG
 from synpro_engine.rl.canary import CanaryWatch, JudgeFell
@@ -44,7 +47,7 @@ from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import MetricsLog, Value
 
-POLICY, SAMPLES = "policy", "samples"
+POLICY, ADAPTER, SAMPLES = "policy", "adapter", "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
 _FREE = {"bad_reward", *TuneConfig.EXECUTION}
 
@@ -134,6 +137,10 @@ def tune(
     guard.end()
     if critic is not None:
         critic.guard.end()
+    if config.lora is not None:
+        export_adapters(policy, directory / ADAPTER)
+        # Whoever draws from the weights, or exports them, needs to know nothing of adapters.
+        merge_adapters(policy)
     # Weights alone: generation needs no moments, which are twice their size in fp32.
     save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
     return TuneResult(

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from synpro_engine.backend.huge_pages import ask_for_huge_pages
 from synpro_engine.config import UserError
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
-from synpro_engine.model.weights import BlockWeights, grouped_qkv
+from synpro_engine.model.weights import BlockWeights, LowRank, grouped_qkv
 from synpro_engine.sampler.cache import PAGE, CacheShape, PagePool
 from synpro_kernels import DecodeRows, HeadNorm, decode_attention, rms_norm, skinny_linear, store_heads, swiglu
 
@@ -159,12 +159,16 @@ class Decoder:
 
     def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
         def attention(x: Tensor) -> Tensor:
-            return skinny_linear(attend(block, skinny_linear(x, block.qkv, block.qkv_bias)), block.proj)
+            mixed = _adapted(skinny_linear(x, block.qkv, block.qkv_bias), x, block.lora.get("qkv"))
+            heads = attend(block, mixed)
+            return _adapted(skinny_linear(heads, block.proj), heads, block.lora.get("proj"))
+
+        def feed_forward(x: Tensor) -> Tensor:
+            gated = swiglu(_adapted(skinny_linear(x, block.fc1), x, block.lora.get("fc1")))
+            return _adapted(skinny_linear(gated, block.fc2), gated, block.lora.get("fc2"))
 
         hidden = self._sublayer(block, block.attention_norm, hidden, attention)
-        return self._sublayer(
-            block, block.mlp_norm, hidden, lambda x: skinny_linear(swiglu(skinny_linear(x, block.fc1)), block.fc2)
-        )
+        return self._sublayer(block, block.mlp_norm, hidden, feed_forward)
 
     def _sublayer(self, block: BlockWeights, norm: Tensor, hidden: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         if block.norm_after:
@@ -244,6 +248,13 @@ class Decoder:
         shards = [torch.empty_like(logits_BV) for _ in range(self.tp.size)]
         dist.all_gather(shards, logits_BV, group=self.tp.group)
         return torch.cat(shards, -1)
+
+
+def _adapted(product: Tensor, x: Tensor, lora: LowRank | None) -> Tensor:
+    """A product of x, with what its adapter adds: like the product, a rank's rows or its part of a sum."""
+    if lora is None:
+        return product
+    return product.add_(skinny_linear(skinny_linear(x, lora.a), lora.b.flatten(0, 1)), alpha=lora.scale)
 
 
 def _here(weight: Parameter | None) -> Parameter:

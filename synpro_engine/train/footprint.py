@@ -35,10 +35,20 @@ class Footprint:
 
         That is fp32 weights beside half ones, and two moments; for Muon's matrices one.
         """
-        # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
-        masters = 0 if self.dtype == torch.float32 else 4 * self._parameters
-        kept = (masters + 8 * self._parameters - 4 * self._of_muon) / self.layout.dp
-        return self._parameters * (self.dtype.itemsize + 4) + kept
+        return self._trained(self._parameters) - 4 * self._of_muon / self.layout.dp
+
+    def adapting(self, rank: int) -> float:
+        """Weights to read only, and low-rank adapters of that rank on all blocks, which train in place of them."""
+        model, query, key = (
+            self.model,
+            self.model.heads * self.model.head_size,
+            self.model.kv_heads * self.model.head_size,
+        )
+        # A and B of each product: of q, k and v together, of attention's output, of gates and ups, of the way down.
+        sides = (
+            2 * model.d_model + (query + 2 * key) + query + 2 * model.ffn + model.d_model + model.ffn + model.d_model
+        )
+        return self.weights + self._trained(rank * sides * model.layers / (self.layout.pp * self.layout.tp))
 
     def activations(self, rows: int, length: int) -> float:
         """What the forward passes of `rows` sequences keep for the backward pass.
@@ -64,6 +74,12 @@ class Footprint:
         whole = self.model.parameter_count()
         one_moment = self.model.parameter_count(embeddings=False) if self.optimizer == "muon" else 0
         return whole * self.dtype.itemsize + (12 * whole - 4 * one_moment if optimizer else 0)
+
+    def _trained(self, parameters: float) -> float:
+        """So many parameters, their fp32 gradients, and a data-parallel rank's share of AdamW's state."""
+        # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
+        masters = 0 if self.dtype == torch.float32 else 4
+        return parameters * (self.dtype.itemsize + 4 + (masters + 8) / self.layout.dp)
 
     @property
     def _parameters(self) -> float:

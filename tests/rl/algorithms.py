@@ -31,6 +31,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "surrogate": "gspo", "clip_low": 0.02, "clip_high": 0.03, "aggregation": "sequence", "updates_per_rollout": 2,
         "entropy_bonus": 0.01, "importance": {}, "sampling": {"max_new_tokens": 10},
     },
+    "adapters": {"lora": {"rank": 4, "alpha": 8.0}, "updates_per_rollout": 2},
 }  # fmt: skip
 WAYS = [*PRESETS, *OTHERS]
 

@@ -41,7 +41,7 @@ def test_every_method_raises_the_reward(topology: Topology, tmp_path: Path, way:
     assert not any(step["skipped"] for step in steps)
 
 
-@pytest.mark.parametrize("way", ["dapo", "reinforce_pp", "minibatches", "ppo"])
+@pytest.mark.parametrize("way", ["dapo", "reinforce_pp", "minibatches", "ppo", "adapters"])
 def test_a_killed_run_ends_as_one_that_was_not(topology: Topology, tmp_path: Path, way: str) -> None:
     config = config_of(way, steps=5, checkpoint_every=2)
     _, whole = toy()["run"](topology, tmp_path / "whole", config)

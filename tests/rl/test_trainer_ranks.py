@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from synpro_engine.config import UserError
 from synpro_engine.dist import Layout, ParallelConfig, launched
@@ -56,10 +57,10 @@ def test_two_data_parallel_ranks_tune_as_one_process_does(tmp_path: Path) -> Non
             torch.testing.assert_close(torch.tensor(rank["weights"][name]), torch.tensor(value), rtol=1e-3, atol=1e-4)
 
 
-def _tune_by(directory: Path, ways: list[str], tp: int = 1) -> None:
+def _tune_by(directory: Path, ways: list[str], tp: int = 1, *, sequence_parallel: bool = False) -> None:
     """Two steps by each way."""
     helpers = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))
-    with launched(ParallelConfig(tp=tp)) as topology:
+    with launched(ParallelConfig(tp=tp, sequence_parallel=sequence_parallel)) as topology:
         for way in ways:
             helpers["toy"]()["run"](topology, directory / way, helpers["config_of"](way, steps=2))
 
@@ -82,6 +83,17 @@ def test_every_method_tunes_in_a_layout_as_in_one_process(
         alone, together = numbers(one_process / way), numbers(tmp_path / way)
         for ours, theirs in zip(together, alone, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), way
+
+
+def test_adapters_of_ranks_that_split_sequences_end_as_those_of_one_process(one_process: Path, tmp_path: Path) -> None:
+    run_ranks(_tune_by, 2, directory=tmp_path, ways=["adapters"], tp=2, sequence_parallel=True)
+    alone, together = (
+        load_file(directory / "adapters" / "adapter" / "adapter_model.safetensors")
+        for directory in (one_process, tmp_path)
+    )
+    assert alone.keys() == together.keys() and all(tensor.any() for tensor in alone.values())
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def _tune_on(directory: Path, *, killed: bool) -> None:

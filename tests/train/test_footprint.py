@@ -11,6 +11,7 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.lora import add_adapters
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.config import OptimizerConfig, OptimizerName
 from synpro_engine.train.engine import Engine
@@ -28,8 +29,11 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-def trained(topology: Topology, dtype: torch.dtype, name: OptimizerName = "adamw") -> Engine:
-    engine = Engine(build_model(SHAPE, topology, dtype=dtype), OptimizerConfig(name=name))
+def trained(topology: Topology, dtype: torch.dtype, name: OptimizerName = "adamw", lora: int | None = None) -> Engine:
+    model = build_model(SHAPE, topology, dtype=dtype)
+    if lora is not None:
+        add_adapters(model, rank=lora, alpha=1.0, seed=0)
+    engine = Engine(model, OptimizerConfig(name=name))
     tokens = torch.randint(0, SHAPE.vocab_size, (2, SHAPE.seq_len))
     batch = Batch(tokens, tokens.roll(-1, 1))
     engine.step([batch], LanguageModelLoss(), denominator=float(tokens.numel()))
@@ -59,6 +63,12 @@ def held(engine: Engine) -> int:
 def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype, name: OptimizerName) -> None:
     said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype, name).training
     assert held(trained(topology, dtype, name)) == pytest.approx(said, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_training_adapters_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype) -> None:
+    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype).adapting(4)
+    assert held(trained(topology, dtype, lora=4)) == pytest.approx(said, rel=0.01)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
