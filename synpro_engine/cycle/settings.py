@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from synpro_engine.backend import platform
 from synpro_engine.config import Config
 from synpro_engine.cycle.recipe import Recipe
@@ -44,7 +46,8 @@ class TokenizeSettings(StageSettings):
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
     vocab_size: int
-    tasks: tuple[TaskConfig, ...] = ()
+    tasks: dict[str, TaskConfig] = Field(default={})
+    """By the names of their shards."""
     seed: int
 
 
@@ -200,7 +203,7 @@ class SettingsOf:
             corpus=recipe.corpus,
             tokenizer=recipe.tokenizer,
             vocab_size=recipe.model.vocab_size,
-            tasks=(*self._reference_files.values(), *recipe.held_out.values()),
+            tasks=self._reference_files | self._held_out,
             seed=self._seed,
         )
 
@@ -220,6 +223,10 @@ class SettingsOf:
         }
 
     @property
+    def _held_out(self) -> dict[str, TaskConfig]:
+        return {held_out_shards(name): config for name, config in self._recipe.held_out.items()}
+
+    @property
     def references(self) -> TasksSettings | None:
         """Of `references`; None where none is read from files."""
         files = self._reference_files
@@ -228,7 +235,7 @@ class SettingsOf:
     @property
     def held_out(self) -> TasksSettings | None:
         """Of `held-out`; None where there are no such tasks."""
-        sets = {held_out_shards(name): config for name, config in self._recipe.held_out.items()}
+        sets = self._held_out
         return self._tasks(sets, held_out=tuple(sets), searched=("train", *self._references)) if sets else None
 
     def _tasks(

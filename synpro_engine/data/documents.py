@@ -137,7 +137,7 @@ def read_items(
     seen = SeenKeys() if seen is None else seen
     # Of parquet only these columns are read. Where ids are made, the file's own are not even looked at, and may be bad.
     paths = tuple(fields) if reading.make_ids else (*fields, reading.id_field or "id")
-    parse = json_parser(paths)
+    parse, first = json_parser(paths), ""
     for record in read_records(source, paths, may_nest=may_nest, place=place, on_bytes=on_bytes):
         try:
             content = _content(record, parse, fields)
@@ -157,11 +157,12 @@ def read_items(
                 raise UserError(str(bad)) from None
             if on_bad is not None:
                 on_bad(bad)
+            first = first or f"; the first that was left out: {bad}"
             continue
         yield record, item
     # Behind the loop, for an empty corpus is a fault in any mode: training on nothing must not look like success.
     if not seen.count:
-        empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else "no document is left"
+        empty = "no documents (the corpus is empty)" if reading.on_bad == "stop" else f"no document is left{first}"
         raise UserError(f"{source.name}: {empty}")
 
 

@@ -173,13 +173,15 @@ def write_task_shards(
 ) -> ShardStats:
     """Tokenise tasks, each in at most `longest` tokens (see `Task.encode`), and note which are targets.
 
-    on_long: called with each task that no response of fits, which is left out; without it that is the UserError of
-    `Task.encode`. Otherwise as `write_shards`.
+    on_long: called with each task that no response of fits, which is left out; without it, or where no task is left,
+    that is the UserError of `Task.encode`. Otherwise as `write_shards`.
     """
 
     def encoded() -> Iterator[_Tokens]:
+        too_long, fits = None, False
         for task in tasks:
             if len(task.parts) == 1:  # plain text: all of it counts, in pieces that fit
+                fits = True
                 ids = document_ids(tokenizer, task.parts[0].text)
                 for at in range(0, max(1, len(ids) - 1), max(1, longest - 1)):
                     piece, fresh = ids[at : at + longest], int(at > 0)
@@ -189,12 +191,16 @@ def write_task_shards(
                 continue
             try:
                 ids, learnt = task.encode(tokenizer, longest)
-            except UserError:
+            except UserError as error:
                 if on_long is None:
                     raise
                 on_long(task)
+                too_long = too_long or error
                 continue
+            fits = True
             yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
+        if too_long and not fits:
+            raise too_long
 
     return _write_artifact(encoded(), tokenizer, path, seed)
 

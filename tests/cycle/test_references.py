@@ -137,15 +137,17 @@ def test_tasks_that_are_held_out_and_a_reference_are_told_of(
     [
         ({"question": "2?"}, "neither `prompt` and `response`"),
         ({"prompt": "2?"}, "`response` is missing; `response_field`"),
-        ({"prompt": "2?", "response": "word " * 400}, "`references.sums`: .*no response fits the model's window of 64"),
+        ({"prompt": "2?", "response": "word " * 400}, "no response fits the model's window of 64"),
     ],
 )
-def test_a_file_that_holds_no_tasks_is_refused_in_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any], message: str
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_a_file_that_holds_no_tasks_is_refused_in_a_line_by_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any], message: str, on_bad: str
 ) -> None:
     (tmp_path / "sums.jsonl").write_text(json.dumps(record) + "\n")
-    line = refused(capsys, "tokenize", "smoke", *both(tmp_path / "sums.jsonl"), "--dir", str(tmp_path / "run"))
-    assert re.search(message, line) and "sums" in line
+    settings = [*both(tmp_path / "sums.jsonl"), f"references.sums.on_bad={on_bad}"]
+    line = refused(capsys, "tokenize", "smoke", *settings, "--dir", str(tmp_path / "run"))
+    assert line.startswith("error: `references.sums`: ") and re.search(message, line), line
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from synpro_engine.cycle.settings import TokenizeSettings
 from synpro_engine.cycle.steps.gather import text_batches, token_batches
 from synpro_engine.cycle.steps.intake import CorpusAccount, Intake
 from synpro_engine.cycle.steps.stream import Bar, Batch, ShowBar, Sink, no_bar
+from synpro_engine.cycle.steps.tasks import naming
 from synpro_engine.cycle.steps.tokens import Tokens
 from synpro_engine.data import (
     PublishedTokenizer,
@@ -90,8 +91,9 @@ def build_corpus(
     work = into / UNFINISHED
     # The account is written last of all: where it is, nothing is left to be done.
     if not (into / ACCOUNT).exists():
-        for tasks in settings.tasks:  # before the corpus, which takes long: are there any at all?
-            next(read_tasks(str(tasks.source), tasks))
+        for name, tasks in settings.tasks.items():  # before the corpus, which takes long: are there any at all?
+            with naming(name):
+                next(read_tasks(str(tasks.source), tasks))
         tokens = Tokens(into, work, settings, bar)
         account = (_tokenize if settings.corpus.shards is None else _copy_shards)(tokens, tell)
         overlap = {split: asdict(share) for split, share in _overlap(tokens).items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +69,15 @@ class TaskAccount(Record):
     """By held-out text, and by the text in which it was looked for."""
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Have errors inside begin with the key of the tasks whose shards are called `name`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"`{task_key(name)}`: {error}") from None
+
+
 def tasks_stage(
     into: Path, settings: TasksSettings, tokens: Path, tell: Callable[[str], object] = lambda line: None
 ) -> None:
@@ -80,10 +90,8 @@ def tasks_stage(
     for name, config in settings.sets.items():
         budget = config.max_tokens or settings.max_tokens
         limits = {"max_tokens": budget, "seq_len": settings.seq_len, "seed": settings.seed}
-        try:
+        with naming(name):
             sets[name] = write_tasks(into, name, config, tokenizer, tell, **limits)
-        except UserError as error:
-            raise UserError(f"`{task_key(name)}`: {error}") from None
 
     def texts(name: str) -> Iterator[str]:
         return measured_texts(tokens, name, tokenizer, shards_path(into, name) if name in sets else None)
