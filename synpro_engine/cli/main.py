@@ -103,16 +103,27 @@ def generate(
         bool, typer.Option("--join", help="Take part in what another job of this run generates, until nothing is left.")
     ] = False,
     patience: Annotated[
-        float, typer.Option("--patience", min=0, help="With --join: minutes to wait while nothing is generated.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--patience", min=0, help="With --join: minutes to wait while nothing is generated.", show_default="10"
+        ),
+    ] = None,
 ) -> None:
     """Write the synthetic corpus with its provenance, alone or with other jobs that join."""
     from synpro_engine.cli import commands
+    from synpro_engine.config import UserError
 
+    instead = [name for name, one in (("--status", status), ("--join", join), ("--dry-run", dry_run)) if one]
+    if len(instead) > 1:
+        raise UserError(f"generate: give one of {', '.join(instead)}")
+    # Whoever forgets what they belong to wanted to look, or to help, and not to begin hours of work.
+    for option, value, needed in (("--price", price, "--status"), ("--patience", patience, "--join")):
+        if value is not None and needed not in instead:
+            raise UserError(f"generate: {option} is for {needed}, which is not given")
     if status:
         commands.generation_status_of(recipe, overrides or [], directory, price)
     elif join:
-        commands.join_generation(recipe, overrides or [], directory, patience)
+        commands.join_generation(recipe, overrides or [], directory, 10.0 if patience is None else patience)
     elif dry_run:
         commands.plan(recipe, overrides or [])
     else:

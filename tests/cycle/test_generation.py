@@ -63,6 +63,23 @@ def test_a_run_that_generates_nothing_cannot_be_joined_and_tells_its_status(
     assert "no stage of it generates" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--price", "2.5"], "--price is for --status"),
+        (["--patience", "1"], "--patience is for --join"),
+        (["--status", "--patience", "1"], "--patience is for --join"),
+        (["--join", "--dry-run"], "give one of --join, --dry-run"),
+        (["--status", "--join"], "give one of --status, --join"),
+    ],
+)
+def test_options_that_do_not_go_together_begin_no_generation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert message in refused(capsys, "generate", "smoke", *SMALL, *options, "--dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_second_job_joins_the_generation_of_a_run(tmp_path: Path) -> None:
     directory, root = tmp_path / "run", Path(__file__).parents[2]
