@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from synpro_engine.cli import judge_table, plan_table, status_table, trace_text
+from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, json_text, load_config, verification
 from synpro_engine.config.base import validate
@@ -235,6 +236,8 @@ def judge_check(
 
     calibrate: a file to write for the one judge that is named.
     """
+    for path, option in ((figures, "--json"), (output, "--output"), (calibrate, "--calibrate")):
+        must_be_writable(path, option)
     resolved = load_recipe(recipe, overrides)
     with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
         found = check_judges_of(resolved, judges, texts, pairs, topology, calibrate=calibrate is not None)

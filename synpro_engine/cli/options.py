@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from errno import EISDIR
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from synpro_engine.config import UserError
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file.")]
 Overrides = Annotated[
@@ -20,3 +25,17 @@ DryRun = Annotated[
 Directory = Annotated[
     Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
 ]
+
+
+def must_be_writable(path: Path | None, option: str) -> None:
+    """UserError, naming the option, where no file can be written at `path`: before the work, and not after it."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: {path}: cannot be written ({error.strerror})") from None

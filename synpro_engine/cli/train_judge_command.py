@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from synpro_engine.cli.options import must_be_writable
+
 HELP = """\
 Train a judge of faithfulness: a small head that says how likely a source supports a text.
 
@@ -43,6 +45,7 @@ def train_judge(
     """Train a judge of faithfulness."""
     from synpro_engine.reward.training import train_judge as train
 
+    must_be_writable(output, "OUTPUT")
     head = train(text, pairs, measure, slices=slices, limit=limit, seed=seed)
     head.write(output)
     for name, figures in head.measured.items():

@@ -25,6 +25,7 @@ _MAX_BYTES = 4 * 2**20
 _CONNECT_S = 10.0
 _LATER = {408, 409, 425, 429}
 """Codes below 500 that say: again, later."""
+_ELSEWHERE = {301, 302, 303, 307, 308}
 DENIED = {401, 403}
 """Codes that say: not without a valid key."""
 NO_SUCH_HOST = "no such host"
@@ -93,6 +94,7 @@ class Endpoint:
             raise CallFault(_transport_fault(error, seconds)) from None
         if response.status != 200:
             told = "" if response.status in DENIED else self._told(content)
+            told = ", a redirect, which is not followed" if response.status in _ELSEWHERE else told
             after = _retry_after_s(response.headers.get("retry-after"))
             raise CallFault(f"HTTP {response.status}{told}", response.status, after)
         try:

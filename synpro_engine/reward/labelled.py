@@ -22,7 +22,10 @@ def read_labelled(source: str) -> Iterator[Example]:
     name = source.rpartition(":")[2].removesuffix("/pairs").rpartition("/")[2].partition(".")[0]
 
     def example(id: str, fields: dict[str, Any]) -> Example:
-        text = {field: text_at(fields, field, "source") for field in ("source", "text")}
+        for field in ("source", "text"):
+            if field not in fields:
+                raise missing(fields, f"`{field}` is missing")
+        text = {field: text_at(fields, field) for field in ("source", "text")}
         return Example(text["source"], text["text"], _label(fields), name)
 
     reading = ReadConfig(make_ids=not source.startswith("embedded:"))

@@ -71,6 +71,8 @@ def _planted(source: str, wanted: int, seed: int) -> Iterator[tuple[int, Example
     by_part = [list[str]() for _ in range(PARTS)]
     for part, piece in islice(_slices(source, wanted, seed), wanted):
         by_part[part].append(piece)
+    if wanted and not any(by_part):
+        raise UserError(f"--text: {source}: no document has two sentences, so that there is nothing to plant faults in")
     for part, pieces in enumerate(by_part):
         yield from ((part, example) for example in planted_examples(pieces, seed))
 
@@ -107,9 +109,11 @@ def train_head(
         places[part if part in places else FITTED].append(place)
     for of_part in places.values():
         if min(Counter(examples[i][1].label for i in of_part).get(label, 0) for label in (True, False)) < _FEWEST:
+            labels = Counter(example.label for _, example in examples)
             raise UserError(
-                f"train-judge: {len(examples)} examples are too few; it needs {_FEWEST} true and {_FEWEST} false ones"
-                " in each sixth of its sources"
+                f"train-judge: {len(examples)} examples, {labels[True]} of them true, from"
+                f" {len({example.source for _, example in examples})} sources are too few; it needs {_FEWEST} true and"
+                f" {_FEWEST} false ones in each sixth of its sources"
             )
     pairs = [example for _, example in examples]
     rows = evidence_of(embedder, [e.text for e in pairs], [e.source for e in pairs])
@@ -147,7 +151,8 @@ def figures(examples: Sequence[Example], p_N: Array) -> dict[str, Any]:
     for kind in sorted({*kinds[~true]} - {TRUE}):
         # An answer stands against answers, for questions are told apart from statements too easily.
         own = true & (kinds == kind)
-        right = p_N[own] if own.any() else p_N[true & (kinds == TRUE)]
+        planted_in = own if own.any() else true & (kinds == TRUE)
+        right = p_N[planted_in if planted_in.any() else true]  # faults planted in labelled pairs have no others
         found[f"auc: {kind}"] = round(auc(right, p_N[~true & (kinds == kind)]), 3)
     threshold, kept = share_kept(p_N[true], p_N[~true])
     found |= {"threshold": round(threshold, 3), "true kept": round(kept, 3)}

@@ -17,7 +17,7 @@ from synpro_engine.reward.head import EMBEDDED, Head, load_head
 from synpro_engine.reward.labelled import read_labelled
 from synpro_engine.reward.measures import auc, balanced, calibration_error
 from synpro_engine.reward.support import evidence_of
-from synpro_engine.reward.training import _planted, _slices
+from synpro_engine.reward.training import _planted, _slices, figures
 from tests.cli.refusals import refused
 
 SOURCE = (
@@ -76,7 +76,8 @@ def test_a_file_that_is_no_whole_judge_is_told_in_one_line(
     [
         ({"source": "a b", "text": "a"}, "`label` is missing"),
         ({"source": "a b", "text": "a", "label": "yes"}, "`label` must be true or false, found 'yes'"),
-        ({"source": "a b", "label": True}, "`text` is missing"),
+        ({"source": "a b", "label": True}, "`text` is missing (there is `source`, `label`)"),
+        ({"source": None, "text": "a", "label": True}, "`source` must be a string, found NoneType"),
     ],
 )
 def test_a_pair_that_lacks_something_is_named_by_file_and_line(
@@ -95,7 +96,40 @@ def test_too_few_examples_are_refused_before_anything_is_written(
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"source": "a b", "text": "a", "label": True}) + "\n")
     line = refused(capsys, "train-judge", str(tmp_path / "judge.json"), "--pairs", str(path), "--slices", "0")
-    assert "1 examples are too few" in line and not (tmp_path / "judge.json").exists()
+    assert "1 examples, 1 of them true, from 1 sources are too few" in line and not (tmp_path / "judge.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("train-judge", "{file}"), "OUTPUT"),
+        (("judge-check", "smoke", "--json", "{file}"), "--json"),
+        (("judge-check", "smoke", "--output", "{file}"), "--output"),
+        (("judge-check", "smoke", "--calibrate", "{file}"), "--calibrate"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], option: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    for file, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "judge.json", "File exists")):
+        line = refused(capsys, *(each.format(file=file) for each in arguments))
+        assert line == f"error: {option}: {file}: cannot be written ({why})"
+
+
+def test_texts_that_give_nothing_to_plant_faults_in_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"text": "One sentence alone."}) + "\n")
+    line = refused(capsys, "train-judge", str(tmp_path / "judge.json"), "--text", str(path))
+    assert line.startswith(f"error: --text: {path}: no document has two sentences")
+
+
+@pytest.mark.filterwarnings("error")
+def test_faults_planted_in_labelled_pairs_are_held_against_what_is_true_in_those() -> None:
+    pairs = [Example("a", "b", True, "mine"), Example("a", "c", False, "mine"), Example("a", "d", False, "number")]
+    assert figures(pairs, np.array([0.5, 0.9, 0.1]))["auc: number"] == 1.0
 
 
 def test_a_document_is_learnt_from_or_measured_on_and_never_both(tmp_path: Path) -> None:

@@ -120,20 +120,24 @@ def _api_of(together: Mapping[str, JudgeConfig]) -> str:
         return config.apis[0]
     known = config.connection + json_text(config.apis)
     if known not in _TAKEN:
+        unusable = ""
         for api in config.apis:
-            if _probe(together, api, or_next=True):
+            unusable = _probe(together, api, or_next=True)
+            if not unusable:
                 _TAKEN[known] = api
                 break
         else:
             tried = ", ".join(PATHS[api] for api in config.apis)
-            raise UserError(f"`reward.judges.{name}.endpoint`: {config.endpoint} answers at none of {tried}")
+            raise UserError(
+                f"`reward.judges.{name}.endpoint`: {config.endpoint} answers at none of {tried} (the last: {unusable})"
+            )
     return _TAKEN[known]
 
 
-def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = False) -> bool:
+def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = False) -> str:
     """Ask one small question of each judge, as far as one request holds them; UserError where it is not answered.
 
-    or_next: False in place of it, where another interface may be there.
+    or_next: in place of it what is amiss, where another interface may be there; else "".
     """
     name, config = next(iter(together.items()))
     key, client = f"reward.judges.{name}", Client(together, api)
@@ -143,13 +147,13 @@ def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = Fal
         except CallFault as fault:
             other = fault.final or fault.status in _NO_ROUTE
             if or_next and other:
-                return False
+                return fault.reason
             raise UserError(_told(key, config, fault, api)) from None
         if not _has_form(api, reply, client, asked):
             if or_next:
-                return False
+                return "an answer of another form"
             raise UserError(f"`{key}.api`: {config.endpoint}/{PATHS[api]} answers, but not in the form of `{api}`")
-    return True
+    return ""
 
 
 def _has_form(api: str, reply: Mapping[str, Any], client: Client, asked: Sequence[Judgement]) -> bool:

@@ -169,7 +169,8 @@ def test_auto_takes_the_first_interface_that_answers_and_asks_the_server_once(se
     opening._TAKEN.clear()
     server.answer = having()
     with pytest.raises(
-        UserError, match=r"`reward.judges.quality.endpoint`: .* answers at none of decisions, systemone, "
+        UserError,
+        match=r"`reward.judges.quality.endpoint`: .* answers at none of decisions, .* \(the last: HTTP 404: Not Found\)",
     ):
         check_judges({"quality": server.judge(api="auto")})
 
@@ -180,6 +181,9 @@ def test_auto_passes_over_an_interface_that_answers_in_another_form(server: Any)
     assert apis_of({"quality": server.judge(api="auto", prompt="Rate: {text}")}) == {"quality": "chat"}
     server.answer = FAULTS["500"]
     with pytest.raises(UserError, match="does not answer"):
+        apis_of({"quality": server.judge(api="auto", max_tokens=9)})
+    server.answer = FAULTS["a redirect"]
+    with pytest.raises(UserError, match=r"does not answer \(HTTP 302, a redirect, which is not followed\)"):
         apis_of({"quality": server.judge(api="auto", max_tokens=9)})
 
 
