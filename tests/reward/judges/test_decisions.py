@@ -170,7 +170,7 @@ def test_auto_takes_the_first_interface_that_answers_and_asks_the_server_once(se
     server.answer = having()
     with pytest.raises(
         UserError,
-        match=r"`reward.judges.quality.endpoint`: .* answers at none of decisions, .* \(the last: HTTP 404: Not Found\)",
+        match=r"`reward.judges.quality.endpoint`: .* answers at none of .* \(the last: HTTP 404: Not Found\)",
     ):
         check_judges({"quality": server.judge(api="auto")})
 
