@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from synpro_engine.cycle.forecast import Cost, Forecast
+from synpro_engine.cycle.forecast import NEEDED, Cost, Forecast
 from synpro_engine.cycle.rates import Rates
+from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN, Round
 
 _HEAD = ("stage", "layout", "tokens", "sampled", "FLOPs", "GiB a rank", "GB on disk", "time")
+_FIRST = f"{Round(1).name}/"
 
 
 def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
@@ -16,18 +18,36 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
     parameters = f"{model.parameter_count() / 1e6:,.1f}M parameters"
     ranks = f"{plan.ranks} processes" if plan.ranks > 1 else "1 process"
     yield f"{recipe.name}: {parameters}, {ranks}, {plan.dtype}".replace("torch.", "")
-    rows = [_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        first, *others = (
-            cell.ljust(w) if n < 2 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join([first, *others]).rstrip()
+    yield from _aligned([_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)])
+    yield ""
+    yield from _aligned(_memory(plan))
+    yield ""
     for remark in plan.remarks:
         yield f"note: {remark}"
     yield "note: completions are counted at their longest; activations without recomputation"
     if rates.trained is None:
         yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The first two columns to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(cell.ljust(w) if n < 2 else cell.rjust(w) for n, (cell, w) in enumerate(cells)).rstrip()
+
+
+def _memory(plan: Forecast) -> list[tuple[str, ...]]:
+    """What of a rank's memory is held by what, up to the end of the first round: a column for each kind of stage."""
+    # Continued training is pretraining over again.
+    stages = [cost for cost in plan.costs if cost.stage in (IMPORT, PRETRAIN) or cost.stage.startswith(_FIRST)]
+    stages = [cost for cost in stages if cost.memory and cost.stage != Round(1).arm]
+    rows = [("GiB a rank, held by", "in tuning for", *(cost.stage.removeprefix(_FIRST) for cost in stages))]
+    for name, phases in NEEDED.items():
+        sizes = [cost.held.get(name, 0.0) / 2**30 for cost in stages]
+        if any(sizes):
+            rows.append((name, phases, *(f"{size:,.2f}" if size else "-" for size in sizes)))
+    return rows
 
 
 def _row(plan: Forecast, cost: Cost, rates: Rates) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,11 +30,26 @@ _CHARS_PER_TOKEN = 4.3
 """Of English prose in a vocabulary of 100,000; with a small one tokens are shorter, and the corpus is more of them."""
 _COMPRESSION = 3.0
 """Of text by zstd and gzip."""
+_TRAINED, _WEIGHTS = "weights, gradients, optimizer", "weights that are read"
+_REFERENCE, _CRITIC, _ACTIVATIONS = "reference policy", "critic", "activations"
+_PAGES, _ASKED, _GENERATOR, _JUDGES = "keys and values", "pretrained model and probe", "generator as it came", "judges"
+NEEDED = {
+    _TRAINED: "rollout, update",
+    _WEIGHTS: "all along",
+    _REFERENCE: "update",
+    _CRITIC: "update",
+    _ACTIVATIONS: "update",
+    _PAGES: "rollout",
+    _ASKED: "score",
+    _GENERATOR: "score",
+    _JUDGES: "score",
+}
+"""What a stage holds, and the phases of a step of tuning in which it is needed. Nothing is moved between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one stage takes. FLOPs are of the whole job, `memory` is of the fullest rank in bytes, `disk` what stays."""
+    """What one stage takes. FLOPs are of the whole job, `held` is of the fullest rank in bytes, `disk` what stays."""
 
     stage: str
     tokens: float | None = None
@@ -43,10 +58,16 @@ class Cost:
     """In matrix products: forward and backward passes, and what is read before sampling."""
     sampled: float = 0.0
     """Tokens drawn one after the other; their FLOPs are not what their time hangs on, and are in `flops` too."""
-    memory: float = 0.0
+    held: Mapping[str, float] = field(default_factory=dict)
+    """What stands in memory throughout, by one of the names in `NEEDED`."""
     disk: float = 0.0
     layout: Layout | None = None
     """Of its models; None where it has none."""
+
+    @property
+    def memory(self) -> float:
+        """Of the fullest rank, in bytes."""
+        return sum(self.held.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +135,7 @@ class _Counter:
         disk = 0.0 if tokens is None else tokens * (_CHARS_PER_TOKEN / _COMPRESSION + self.stored)
         yield Cost(stage=TOKENIZE, tokens=tokens, disk=disk)
         loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
-        yield Cost(stage=IMPORT, tokens=0, memory=loaded[0], disk=loaded[1])
+        yield Cost(stage=IMPORT, tokens=0, held={_WEIGHTS: loaded[0]}, disk=loaded[1])
         yield self._training(PRETRAIN, recipe.pretrain.max_steps)
         made: list[Cost] = []
         for number in range(1, recipe.rounds + 1):
@@ -133,7 +154,7 @@ class _Counter:
         flops = (held_out / 3 + texts * self._passes) * self._per_token
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts
-        yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, memory=2 * self.theta.weights)
+        yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
 
     @property
     def _passes(self) -> float:
@@ -196,7 +217,7 @@ class _Counter:
             tokens=tokens,
             # A pass that is only read is a third of one that is trained on: no backward, which is two.
             flops=(tokens + evaluated / 3) * self._per_token,
-            memory=self.theta.training + self.theta.activations(config.micro_batch, model.seq_len),
+            held=self._trained(config.micro_batch),
             disk=config.keep_checkpoints * self.theta.saved(optimizer=True),
         )
 
@@ -211,9 +232,15 @@ class _Counter:
             stage=stage,
             tokens=tokens,
             flops=tokens * self._per_token,
-            memory=self.theta.training + self.theta.activations(probe.micro_batch, model.seq_len),
+            held=self._trained(probe.micro_batch),
             disk=self.theta.saved() if walks else model.parameter_count() * 4.0,
         )
+
+    def _trained(self, rows: int) -> dict[str, float]:
+        return {
+            _TRAINED: self.theta.training,
+            _ACTIVATIONS: self.theta.activations(rows, self.recipe.model.seq_len),
+        }
 
     def _tune(self, stage: str, operation: str) -> Cost:
         config, prompt = self.recipe.tune[operation], self.recipe.prompt.max_tokens
@@ -221,7 +248,7 @@ class _Counter:
         texts = float(config.steps) * config.prompts_per_step * config.group_size
         weights = self.recipe.reward.weights(operation)
         flops = self._judged(texts, new, weights)
-        memory = config.sampler.cache_mib * 2.0**20 + self._judges(weights)
+        held = {_PAGES: config.sampler.cache_mib * 2.0**20, **self._judges(weights)}
         if self.generator is not None:
             # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
             again = reference + (config.importance is not None) + (config.critic is not None)
@@ -231,30 +258,35 @@ class _Counter:
             # A prompt is read once for its completions, as many as stand in a micro-batch.
             read = prompt / min(config.group_size, config.micro_batch) + new
             flops += texts * read * passes * flops_per_token(self.generator.model, prompt + new)
-            if config.lora is None:
-                memory += self.generator.training + reference * self.generator.weights
+            blocks = config.train_last_blocks or self.generator.model.layers
+            # What does not train is the reference policy's too; with adapters that is every weight.
+            if config.lora is not None:
+                held[_TRAINED] = self.generator.adapting(config.lora.rank, blocks)
+            elif config.train_last_blocks is None:
+                held[_TRAINED], held[_REFERENCE] = self.generator.training, reference * self.generator.weights
             else:
-                # The reference is the policy without its adapters.
-                memory += self.generator.adapting(config.lora.rank)
-            # A critic is as large as the policy, and all of it trains.
-            memory += (config.critic is not None) * self.generator.training
-            memory += self.generator.activations(config.micro_batch, math.ceil(read))
+                held[_TRAINED] = self.generator.partly(blocks)
+                held[_REFERENCE] = reference * self.generator.weights_of(blocks)
+            if config.critic is not None:
+                trained = config.critic.train_last_blocks
+                held[_CRITIC] = self.generator.training if trained is None else self.generator.partly(trained)
+            held[_ACTIVATIONS] = self.generator.activations(config.micro_batch, math.ceil(read))
             if config.train_last_blocks is not None and (reference or config.importance is not None):
                 # What the blocks that do not train make of a step is kept for its updates.
-                memory += self.generator.hidden(config.prompts_per_step * config.group_size * read)
+                held[_ACTIVATIONS] += self.generator.hidden(config.prompts_per_step * config.group_size * read)
         disk = self.generator.saved() if self.generator else 0.0
         tokens = texts * (prompt + new)
-        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=disk)
+        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, held=held, disk=disk)
 
     def _generate(self, stage: str, operation: str) -> Cost:
         config, tokens = self.recipe.generate, self.train_tokens
         measured = self.recipe.measured(operation) | dict.fromkeys(self.recipe.asked_of_texts, 1.0)
-        new, memory = config.sampling.max_new_tokens, self._judges(measured)
+        new, held = config.sampling.max_new_tokens, self._judges(measured)
         if config.server is None:
-            memory += config.sampler.cache_mib * 2.0**20
+            held[_PAGES] = config.sampler.cache_mib * 2.0**20
         slices = config.max_slices if tokens is None else max(1.0, tokens * _CHARS_PER_TOKEN / config.max_chars)
         if slices is None:
-            return Cost(stage=stage, memory=memory)
+            return Cost(stage=stage, held=held)
         # By influence it may be less from the second round on.
         share = config.most_share if config.mixture == "influence" else config.shares.get(operation, 1.0)
         texts = max(1.0, share * min(slices, config.max_slices or slices)) * config.samples
@@ -264,13 +296,13 @@ class _Counter:
         # With token files, which only texts of the pretrained model's own tokenizer have: rather too much.
         written = texts * new * (_CHARS_PER_TOKEN / _COMPRESSION + (0 if config.join else self.stored))
         if self.generator is not None:
-            memory += self.generator.weights  # a server's answers are checked by them
+            held[_WEIGHTS] = self.generator.weights  # a server's answers are checked by them
             if config.server is None:
                 flops += texts * (read + new) * flops_per_token(self.generator.model, int(read + new)) / 3
             else:
                 written += self.generator.saved()  # what the server loads
         tokens = texts * (read + new)
-        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, memory=memory, disk=written)
+        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, held=held, disk=written)
 
     def _judged(self, texts: float, length: float, weights: Mapping[str, float]) -> float:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
@@ -284,10 +316,13 @@ class _Counter:
             for judge in self._models(weights)
         )
 
-    def _judges(self, weights: Mapping[str, float]) -> float:
+    def _judges(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Memory of the models that rewards ask: theta, its probe, the generator as it came, and judges' own."""
-        own = sum(judge.weights for judge in self._models(weights))
-        return 2 * self.judge.weights + (self.generator.weights if self.generator else 0.0) + own
+        return {
+            _ASKED: 2 * self.judge.weights,
+            _GENERATOR: self.generator.weights if self.generator else 0.0,
+            _JUDGES: sum(judge.weights for judge in self._models(weights)),
+        }
 
     def _models(self, weights: Mapping[str, float]) -> list[Footprint]:
         """The models in the job that judge what has a weight, each once."""

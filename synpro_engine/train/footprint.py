@@ -37,18 +37,21 @@ class Footprint:
         """
         return self._trained(self._parameters) - 4 * self._of_muon / self.layout.dp
 
-    def adapting(self, rank: int) -> float:
-        """Weights to read only, and low-rank adapters of that rank on all blocks, which train in place of them."""
-        model, query, key = (
-            self.model,
-            self.model.heads * self.model.head_size,
-            self.model.kv_heads * self.model.head_size,
-        )
+    def partly(self, blocks: int) -> float:
+        """The same where so many blocks from the top train, and the rest is read only."""
+        return self.weights - self.weights_of(blocks) + self._trained(self._of_blocks(blocks))
+
+    def weights_of(self, blocks: int) -> float:
+        """Of so many blocks, to read only."""
+        return self._of_blocks(blocks) * self.dtype.itemsize
+
+    def adapting(self, rank: int, blocks: int) -> float:
+        """Weights to read only, and low-rank adapters of that rank on so many blocks, which train in place of them."""
+        model = self.model
+        query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # A and B of each product: of q, k and v together, of attention's output, of gates and ups, of the way down.
-        sides = (
-            2 * model.d_model + (query + 2 * key) + query + 2 * model.ffn + model.d_model + model.ffn + model.d_model
-        )
-        return self.weights + self._trained(rank * sides * model.layers / (self.layout.pp * self.layout.tp))
+        sides = 4 * model.d_model + 2 * query + 2 * key + 3 * model.ffn
+        return self.weights + self._trained(rank * sides * blocks / (self.layout.pp * self.layout.tp))
 
     def activations(self, rows: int, length: int) -> float:
         """What the forward passes of `rows` sequences keep for the backward pass.
@@ -74,6 +77,11 @@ class Footprint:
         whole = self.model.parameter_count()
         one_moment = self.model.parameter_count(embeddings=False) if self.optimizer == "muon" else 0
         return whole * self.dtype.itemsize + (12 * whole - 4 * one_moment if optimizer else 0)
+
+    def _of_blocks(self, blocks: int) -> float:
+        """Parameters of so many blocks on a rank."""
+        each = self.model.parameter_count(embeddings=False) / self.model.layers
+        return blocks * each / (self.layout.pp * self.layout.tp)
 
     def _trained(self, parameters: float) -> float:
         """So many parameters, their fp32 gradients, and a data-parallel rank's share of AdamW's state."""

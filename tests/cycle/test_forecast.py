@@ -1,7 +1,7 @@
 """What `synpro plan` says is what a run then does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
-from synpro_engine.cycle.forecast import Forecast, forecast
+from synpro_engine.cycle.forecast import NEEDED, Forecast, forecast
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.dist import ParallelConfig, launched
@@ -122,6 +122,20 @@ def test_a_layout_that_cannot_run_it_is_refused_before_anything_is_counted(capsy
     assert "tp 3 x pp 1 does not divide" in refused(capsys, "plan", "smoke", "parallel.tp=3", "--ranks", "4")
     assert "`model.heads`" in refused(capsys, "plan", "smoke", "parallel.tp=3")
     assert "--measured" in refused(capsys, "plan", "smoke", "--measured", "nowhere")
+
+
+def test_weights_that_do_not_train_have_no_gradients_and_are_the_references_too() -> None:
+    def held(*given: str) -> Mapping[str, float]:
+        found = {cost.stage: cost for cost in costs("quickstart", ["dtype=float32", *given]).costs}
+        return found["round-1/tune-rephrase"].held
+
+    whole, last = held("tune.rephrase.train_last_blocks=null"), held()
+    adapters, without = held("tune.rephrase.lora.rank=8"), held("tune.rephrase.kl_beta=0")
+    trained, reference = "weights, gradients, optimizer", "reference policy"
+    assert set(whole) <= set(NEEDED)
+    assert whole[reference] == 134_515_008 * 4 and whole[trained] == 4 * whole[reference]
+    assert adapters[trained] < last[trained] < whole[trained]
+    assert 0 == adapters[reference] == without[reference] < last[reference] < whole[reference]
 
 
 def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_once() -> None:

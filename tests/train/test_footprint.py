@@ -9,7 +9,7 @@ import torch
 
 from synpro_engine.data import Batch
 from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
-from synpro_engine.model.build import build_model
+from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import add_adapters
 from synpro_engine.train.checkpoint import save_checkpoint
@@ -29,8 +29,13 @@ def topology() -> Iterator[Topology]:
         yield here
 
 
-def trained(topology: Topology, dtype: torch.dtype, name: OptimizerName = "adamw", lora: int | None = None) -> Engine:
+def trained(
+    topology: Topology, dtype: torch.dtype, name: OptimizerName = "adamw", blocks: int | None = None,
+    lora: int | None = None,
+) -> Engine:  # fmt: skip
     model = build_model(SHAPE, topology, dtype=dtype)
+    if blocks is not None:
+        freeze_but_last(model, blocks)
     if lora is not None:
         add_adapters(model, rank=lora, alpha=1.0, seed=0)
     engine = Engine(model, OptimizerConfig(name=name))
@@ -66,9 +71,13 @@ def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_training_adapters_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype) -> None:
-    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype).adapting(4)
-    assert held(trained(topology, dtype, lora=4)) == pytest.approx(said, rel=0.01)
+def test_training_some_blocks_or_their_adapters_holds_what_the_footprint_says(
+    topology: Topology, dtype: torch.dtype
+) -> None:
+    said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype)
+    assert held(trained(topology, dtype, blocks=2)) == pytest.approx(said.partly(2), rel=0.01)
+    assert held(trained(topology, dtype, blocks=2, lora=4)) == pytest.approx(said.adapting(4, 2), rel=0.01)
+    assert said.adapting(4, 2) < said.partly(2) < said.training
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
