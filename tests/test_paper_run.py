@@ -146,6 +146,8 @@ def test_the_costs_are_those_of_the_plan(files: Path, monkeypatch: pytest.Monkey
     stages = ["pretrain", "round-1/probe", "round-1/tune-rephrase", "round-1/generate-reformat", "repeat", "evaluate"]
     for cells, stage in zip(told, [*stages, "in"], strict=True):
         assert cells[1:] == [rows[stage][at] for at in (2, 4, 5)], stage
+    disk, time = float(rows["in"][6]), rows["in"][7]
+    assert f"{disk:.0f} GB are written" in page and f"that is {time} days" in page
 
 
 def test_the_published_files_are_read_as_they_are(

@@ -70,7 +70,8 @@ def _total(plan: Forecast, rates: Rates) -> tuple[str, ...]:
     return (
         "in all",
         "",
-        _short(sum(cost.tokens or 0.0 for cost in plan.costs)),
+        # What only lies on the disk (`tokenize`, `shards`) passes through a model later, and would count twice.
+        _short(sum(cost.tokens or 0.0 for cost in plan.costs if cost.layout is not None)),
         _short(sum(cost.sampled for cost in plan.costs)),
         f"{sum(cost.flops for cost in plan.costs):.1e}",
         f"{max(cost.memory for cost in plan.costs) / 2**30:,.2f}",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synpro_engine.config import versions
+from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.data import walk_files
 
 _EDGE = 2**20
@@ -52,6 +53,29 @@ def is_missing(source: str | Sequence[str] | None) -> bool:
     if not isinstance(source, str):
         return all(map(is_missing, source))
     return not any(path.exists() for path in (Path(source), *_pair(source)))
+
+
+def is_put_away(source: str | Sequence[str] | None) -> bool:
+    """The same of what may lie somewhere: what a wheel brings, and a generator that is random, do not."""
+    return is_missing(source) and source != "random" and not str(source).startswith("embedded:")
+
+
+def task_keys(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys that name files of tasks: of references, and of held-out tasks."""
+    references = (f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
+    return tuple(references), tuple(f"held_out.{name}.source" for name in recipe.held_out)
+
+
+def judge_files(recipe: Recipe) -> dict[str, str]:
+    """By the keys of judges, and of their calibrations, that are files: the rewards that they measure."""
+    reward, keys = recipe.reward, dict[str, str]()
+    if reward.faithfulness_judge is not None:
+        keys["reward.faithfulness_judge"] = "faithfulness"
+    if reward.judges.encoder is not None:
+        keys["reward.judges.similarity.encoder"] = "similarity"
+    keys |= {f"reward.judges.{name}.model": name for name in reward.judges.in_job}
+    calibrated = [name for name, judge in reward.judges.asked.items() if judge.calibration is not None]
+    return keys | {f"reward.judges.{name}.calibration": name for name in calibrated}
 
 
 def _pair(prefix: str) -> list[Path]:

@@ -15,10 +15,11 @@ import torch
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
+from synpro_engine.cycle.external import is_put_away, judge_files, task_keys
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.rates import Rates
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, SAMPLE, TOKENIZE, Round
 from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
@@ -120,6 +121,11 @@ class _Counter:
             for name, judge in in_job.items()
             if (size := sizes[judge.connection]) is not None
         }
+        # The corpus and models are looked into below, and say so themselves.
+        looked_into = {f"reward.judges.{name}.model" for name in in_job}
+        files = ("tokenizer.path", *sum(task_keys(recipe), ()), *judge_files(recipe))
+        gone = [key for key in files if key not in looked_into and is_put_away(recipe.at(key))]
+        self.remarks += [f"`{key}`: {recipe.at(key)} is not there" for key in gone]
         if any(reference.source is not None for reference in recipe.references.values()):
             self.remarks.append("references from files are counted as full as their caps allow")
         if recipe.generate.server is not None:
@@ -149,8 +155,10 @@ class _Counter:
             yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)
             yield self._training(this.arm, recipe.continued.steps)
         yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
-        # Three arms on the validation split; the last round's texts and their sources.
-        held_out, texts = 3.0 * (recipe.corpus.max_held_out_tokens or 0), 2 * sum(cost.sampled for cost in made)
+        # Three arms on what is held out; a sample of the last round's texts, and their sources.
+        cap, new = recipe.corpus.max_held_out_tokens or 0, recipe.generate.sampling.max_new_tokens
+        held_out = 3.0 * (cap + sum(tasks.max_tokens or cap for tasks in recipe.held_out.values()))
+        texts = 2 * sum(min(cost.sampled, SAMPLE * new) for cost in made)
         flops = (held_out / 3 + texts * self._passes) * self._per_token
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from synpro_engine.config import read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.own_code import own_reference
-from synpro_engine.cycle.external import fingerprint, is_missing
+from synpro_engine.cycle.external import fingerprint, is_put_away, judge_files, task_keys
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
     EVALUATE,
@@ -212,10 +211,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     recorded: a corpus may be put away once it is tokenised, and there is nothing to make the stage from anew.
     """
     stored, contents = stored_recipe(directory), {}
-    references = tuple(f"references.{name}.source" for name, one in recipe.references.items() if one.source is not None)
-    held_out = tuple(f"held_out.{name}.source" for name in recipe.held_out)
+    references, held_out = task_keys(recipe)
     rounds = [Round(number) for number in range(1, recipe.rounds + 1)]
-    files, named = _judge_files(recipe), recipe.reward.judges
+    files, named = judge_files(recipe), recipe.reward.judges
 
     def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
         # Of judges that a question is put to those alone that are asked: another's files leave a stage as it is.
@@ -234,7 +232,7 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
             # Under another path a file that is gone is a slip, and not one that was put away.
             same = [key for key in keys if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
             recorded = read_manifest(directory / stage).config.get("contents", {})
-            recorded = {key: recorded[key] for key in same if key in recorded and _is_put_away(recipe.at(key))}
+            recorded = {key: recorded[key] for key in same if key in recorded and is_put_away(recipe.at(key))}
         contents[stage] = {key: fingerprint(recipe.at(key)) for key in keys} | recorded
     for operation, file in recipe.generate.files.items():
         for stage in (stage for this in rounds for stage in (this.tune(operation), this.generate(operation))):
@@ -259,25 +257,9 @@ def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:
     return [this.tune(name) for name in weighing if name in recipe.tune] + generated
 
 
-def _judge_files(recipe: Recipe) -> dict[str, str]:
-    """By the keys of judges, and of their calibrations, that are files: the rewards that they measure."""
-    reward, keys = recipe.reward, dict[str, str]()
-    if reward.faithfulness_judge is not None:
-        keys["reward.faithfulness_judge"] = "faithfulness"
-    if reward.judges.encoder is not None:
-        keys["reward.judges.similarity.encoder"] = "similarity"
-    keys |= {f"reward.judges.{name}.model": name for name in reward.judges.in_job}
-    calibrated = [name for name, judge in reward.judges.asked.items() if judge.calibration is not None]
-    return keys | {f"reward.judges.{name}.calibration": name for name in calibrated}
-
-
 def _is_there(recipe: Recipe, key: str) -> bool:
     """Whether the recipe has what the key names: tasks of a name, and judges from files, it may be without."""
     section, name, *_ = key.split(".")
     if section == "reward":
-        return key in _judge_files(recipe)
+        return key in judge_files(recipe)
     return section not in ("references", "held_out") or name in recipe.at(section)
-
-
-def _is_put_away(source: Any) -> bool:
-    return is_missing(source) and source != "random" and not str(source).startswith("embedded:")

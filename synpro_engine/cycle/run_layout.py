@@ -54,6 +54,8 @@ FILTERED, REMOVED = "filters.json", "removed.jsonl"
 """Of a round's `shards`: how much the filters kept and removed, and each text that they removed."""
 EVALUATION = "results.json"
 """Of `evaluate`: what was measured."""
+SAMPLE = 2000
+"""Most texts of an operation, and of the organic ones, that `evaluate` measures: medians and ratios need no more."""
 
 _ROUND = re.compile(r"round-\d+")
 # No split has a name that begins like these.

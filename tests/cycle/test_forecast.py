@@ -55,6 +55,47 @@ def test_tokens_and_flops_of_pretraining_are_steps_times_batch_and_the_papers_ar
     assert pretrain.tokens * per_token < pretrain.flops < 1.06 * pretrain.tokens * per_token
 
 
+def test_evaluation_measures_a_sample_of_the_texts_however_many_there_are() -> None:
+    by_cap = [costs("synpro-400m", [f"corpus.max_train_tokens={cap}"], 16).costs[-1] for cap in (10**8, 10**9)]
+    assert by_cap[0] == by_cap[1]
+    # Three arms on the validation split; 2,000 texts of each operation and their sources, at their longest.
+    assert by_cap[0].tokens == 3 * 2_097_152 + 2 * 2 * 2000 * 2048
+    more = costs("synpro-400m", ["held_out={tasks: {source: x, max_tokens: 1000}}"], 16).costs[-1]
+    assert more.tokens is not None and more.tokens == by_cap[0].tokens + 3 * 1000
+
+
+def test_the_sum_of_tokens_counts_those_that_pass_through_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "synpro-400m", "--ranks", "16"]) == 0
+    total = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("in all"))
+    stages = [cost for cost in costs("synpro-400m", ranks=16).costs if "shards" not in cost.stage]
+    assert stages[0].stage == "tokenize"
+    assert float(total.split()[2].removesuffix("B")) == pytest.approx(
+        sum(cost.tokens or 0 for cost in stages[1:]) / 1e9, rel=5e-3
+    )
+
+
+def test_files_that_are_not_there_are_named_by_their_keys(tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text("{}")
+    own = f"own: {{source: {tmp_path / 'tasks.jsonl'}}}"
+    named = [
+        "tokenizer.path=no-tokenizer",
+        f"references={{flan: {{source: no-flan}}, brought: {{source: embedded:boolq/train}}, {own}}}",
+        "held_out={more: {source: no-more}}",
+        "corpus.split={train: 0.9, reference: 0.0, validation: 0.1}",
+        "reward.faithfulness_judge=no-head.json",
+        "reward.judges.similarity={encoder: no-encoder, layer: 1}",
+    ]
+    remarks = [remark for remark in costs("smoke", named).remarks if remark.endswith(" is not there")]
+    assert remarks == [
+        "`tokenizer.path`: no-tokenizer is not there",
+        "`references.flan.source`: no-flan is not there",
+        "`held_out.more.source`: no-more is not there",
+        "`reward.faithfulness_judge`: no-head.json is not there",
+        "`reward.judges.similarity.encoder`: no-encoder is not there",
+    ]
+    assert not any("is not there" in remark for remark in costs("smoke").remarks)
+
+
 def test_time_is_flops_at_the_rate_of_pretraining_and_draws_at_the_samplers() -> None:
     plan = costs("synpro-400m", ranks=16)
     by_stage = {cost.stage: cost for cost in plan.costs}

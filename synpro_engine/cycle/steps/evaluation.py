@@ -11,7 +11,7 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, documents_path
+from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, SAMPLE, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
 from synpro_engine.cycle.steps.accepted import Accepted, Provenance, accepted_records
 from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
@@ -25,9 +25,6 @@ from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
 from synpro_engine.synth import read_yield
 from synpro_engine.train.evaluation import held_out_loss
-
-SAMPLE = 2000
-"""Most texts of an operation, and of the organic ones, that are measured: medians and ratios need no more."""
 
 
 class TextInfluences(Record):
