@@ -156,7 +156,12 @@ class Composer:
         return [{name: value for name, value in row.items() if math.isfinite(value)} for row in rows]
 
     def _is_measured(self, candidate: Candidate, name: str) -> bool:
-        return self._weight(candidate, name) != 0.0 or name in self._also
+        if self._weight(candidate, name) != 0.0:
+            return True
+        # A text without entries was not asked about them: 0 would be a verdict, and a filter would go by it.
+        reward = self._rewards[name]
+        asked = bool(candidate.parsed.entries) or not (isinstance(reward, Judge) and reward.each == "entry")
+        return name in self._also and asked
 
     def _weight(self, candidate: Candidate, name: str) -> float:
         if candidate.operation not in self._weights:

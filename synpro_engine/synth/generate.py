@@ -40,7 +40,7 @@ from synpro_engine.synth.yields import YieldReport
 SETTINGS = "settings.json"
 """Of a work directory: what its answers depend on. It is there once the work list is."""
 _SOURCE = "source_sha256"
-_READING = 4  # of answers: goes up where another text may come out of the same answer
+_READING = 5  # of answers: goes up where another text may come out of the same answer
 _WAIT_S = 1.0  # for batches that are in other hands
 
 

@@ -58,11 +58,13 @@ def parse_tutorial(raw: str, *, min_chars: int, finished: bool = True, example: 
 def _steps(text: str) -> tuple[str, list[str]]:
     """What stands before the first step, and the steps, with all their lines."""
     opening, steps, last = list[str](), list[list[str]](), 0
-    for line in text.split("\n"):
-        match = _STEP.match(line)
+    lines = [(line, _STEP.match(line)) for line in text.split("\n")]
+    # The word before the first number may be the prompt's; before another one it is how this answer counts its steps.
+    worded = any(match and int(match["word"] or 0) > 1 for _, match in lines)
+    for line, match in lines:
         number = int(match["word"] or match["number"]) if match else 0
         # In sequence, or a list within a step would be steps of its own.
-        if match and (number == last + 1 or match["word"]):
+        if match and (match["word"] or (number == last + 1 and not worded)):
             steps.append([line])
             last = number
         else:

@@ -47,7 +47,8 @@ class QuestionConfig(Config):
     """What is asked, in a sentence or a few. It stands behind the texts, which are `the source` and `the text`, or
     `the entry`."""
     each: Literal["text", "entry"] = "text"
-    """`text` asks about the whole text; `entry` about each of its entries, whose mean counts (0 without entries)."""
+    """`text` asks about the whole text; `entry` about each of its entries, whose mean counts. A text without
+    entries is worth 0 where an operation weighs the question, and has no value where none does."""
     source: Literal["shown", "hidden", "compared"] = "shown"
     """`shown`: the slice that the text was made from stands beside it; `hidden`: the text stands alone; `compared`:
     text and slice are each asked about alone, and the value is the text's less the slice's."""

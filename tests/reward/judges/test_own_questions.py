@@ -1,5 +1,6 @@
 """A question of the user's own in a recipe: a reward where it has a weight, else asked of generated texts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.reward import build_composer
 from synpro_engine.reward.judges import open_judges
-from synpro_engine.synth import REPHRASE, Candidate, FilterConfig
+from synpro_engine.synth import REPHRASE, Candidate, Entry, FilterConfig, Parsed
 from synpro_engine.synth.filters import Filters, Made
 
 ASKED = "{type: truth, ask: 'Would a beginner understand the text?', source: hidden}"
@@ -56,6 +57,27 @@ def test_what_weighs_nothing_stands_in_the_record_and_spoils_no_total(server: An
     other = Candidate(operation="rephrase", source=candidate.source, raw="", parsed=REPHRASE.parse(
         f"{REPHRASE.heading}\nAnother text of some words, not long."))  # fmt: skip
     assert composer.rows([other]) == [{"length": 1.0, "total": 1.0}] and composer.faults == 1
+
+
+def test_a_question_of_entries_that_nothing_weighs_says_nothing_of_a_text_without_entries(server: Any) -> None:
+    recipe = recipe_with("reward.judges.clear.question.each=entry", endpoint=server.endpoint)
+    reward = SettingsOf(recipe).generate("rephrase", 1).own_reward
+    [judge] = open_judges(reward.remote, {"clear": "systemone"})
+    server.answer = lambda handler, body: handler.decide(body, lambda asked, names: [0.7, 0.3])
+    parsed = Parsed(ok=True, text="A text.")
+    told = replace(parsed, entries=(Entry(topic="a", content="b"),))
+    of_none, of_one = (Candidate(operation="rephrase", source="A", raw="", parsed=each) for each in (parsed, told))
+    weighing = build_composer(
+        reward.weighing({"rephrase": {"clear": 1.0}}), influence_of=None, likelihood_of=None, judges=[judge]
+    )
+    assert [row["clear"] for row in weighing.rows([of_none, of_one])] == [0.0, pytest.approx(0.3)]
+    unweighed = build_composer(
+        reward.weighing({"rephrase": {"length": 1.0}}, reward.also),
+        influence_of=None,
+        likelihood_of=None,
+        judges=[judge],
+    )
+    assert [row.get("clear") for row in unweighed.rows([of_none, of_one])] == [None, pytest.approx(0.3)]
 
 
 def test_texts_under_the_least_value_are_removed_and_those_without_a_value_stay() -> None:
