@@ -123,6 +123,9 @@ class Recipe(Config):
     def _operations_have_their_weights(self) -> Recipe:
         # All of them, those of an operation's own too, so that a stored recipe says them without its file.
         names = self.generate.names
+        for operation in names:
+            if operation in RewardConfig.model_fields:  # its weights would stand in that one's place
+                raise ValueError(f"generate.operations: `reward.{operation}` is a setting; give yours another name")
         for operation in self.reward.by_operation:
             if operation not in (*BUILT_IN, *names):
                 raise ValueError(f"reward.{operation}: no such operation{nearest(operation, (*BUILT_IN, *names))}")

@@ -130,6 +130,14 @@ def test_a_name_that_leads_to_no_operation_is_told_by_its_key(tmp_path: Path, na
     assert fault.format(file=file) in str(caught.value) and "generate.operations" in str(caught.value)
 
 
+def test_an_operation_is_not_called_like_a_setting_of_the_rewards(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.py")
+    file.write_text(file.read_text() + "judges = functions = own\n")
+    for name in ("judges", "functions"):
+        with pytest.raises(UserError, match=rf"generate.operations: `reward.{name}` is a setting; give yours another"):
+            recipe(f"{file}:{name}")
+
+
 def test_a_key_of_the_rewards_is_a_setting_or_an_operation() -> None:
     for key, fault in (
         ("reward.fax={influence: 1}", r"reward.fax: no such operation \(did you mean `faq`"),
