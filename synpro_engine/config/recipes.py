@@ -30,8 +30,8 @@ def recipe_path(recipe: str) -> Path:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings of a recipe's file: where its key `base` names another recipe, those of that one with these in it.
 
-    Sections are put together key by key, and lists replaced. A base's own path goes from the folder of the file that
-    names it. UserError for what cannot be read, and for a circle.
+    Sections are put together key by key, lists and nulls replace what is below them. A base's own path goes from the
+    folder of the file that names it. UserError for what cannot be read, and for a circle.
     """
     layers: list[dict[str, Any]] = []
     seen: list[Path] = []

@@ -110,6 +110,12 @@ class Recipe(Config):
         key = f"{model}.parallel" if f"{model}.parallel" in self.layouts else "parallel"
         return Layout.of(self.layouts[key], ranks, key)
 
+    @field_validator("references", "held_out", "tune", mode="before")
+    @classmethod
+    def _null_leaves_out(cls, value: Any) -> Any:
+        # A file with a `base` is put together with it key by key, and could be rid of none of its names otherwise.
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _operations_are_generated_with(self) -> Recipe:
         for operation in self.tune:

@@ -74,6 +74,8 @@ class RewardConfig(Config):
         if not isinstance(data, dict):
             return data
         for key, value in data.items():
+            if key in PAPER and not isinstance(value, Mapping):
+                raise ValueError(f"{key}: expected rewards with their weights")
             if key not in cls.model_fields and not isinstance(value, Mapping):
                 raise ValueError(f"unknown key `{key}`{nearest(str(key), (*cls.model_fields, *PAPER))}")
         return {name: dict(operation_named(name).rewards) for name in PAPER} | data

@@ -54,6 +54,18 @@ def test_a_recipe_is_put_together_from_its_base(tmp_path: Path) -> None:
     assert (recipe.model, recipe.tune, recipe.corpus.split) == (paper.model, paper.tune, paper.corpus.split)
 
 
+def test_what_a_base_has_by_name_is_left_out_by_null(tmp_path: Path) -> None:
+    ours = tmp_path / "ours.yaml"
+    ours.write_text("base: synpro-400m\nname: ours\nreferences: {flan: null, mine: {source: tasks.jsonl}}\n"
+                    "tune: {reformat: null}\ngenerate: {operations: [rephrase]}\nheld_out: {none: null}\n")  # fmt: skip
+    recipe = load_recipe(str(ours))
+    assert (list(recipe.references), list(recipe.tune), recipe.held_out) == (["mine"], ["rephrase"], {})
+    with pytest.raises(UserError, match="`references`"):
+        load_recipe("synpro-400m", ["references.flan=null"])
+    with pytest.raises(UserError, match="`reward`: reformat: expected rewards with their weights"):
+        load_recipe("synpro-400m", ["reward.reformat=null"])
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [
