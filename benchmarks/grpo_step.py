@@ -145,7 +145,9 @@ def measure(given: Namespace, exported: Path) -> Record:
             print(f"round {turn + 1} of {given.rounds}: {name}", file=sys.stderr, flush=True)
             arguments = ["--contender", name, "--exported", str(exported), "--shape", given.shape]
             arguments += ["--prompt", str(given.prompt), "--steps", str(given.steps), "--threads", str(given.threads)]
-            found: Any = run_fresh("benchmarks.grpo_step", [*arguments, *(f"--rivals={one}" for one in given.rivals)])
+            arguments += [f"--rivals={one}" for one in given.rivals]
+            found: Any = run_fresh("benchmarks.grpo_step", arguments, {})
+            print(f"  {', '.join(f'{second:.1f}' for second in found['seconds'])} s", file=sys.stderr, flush=True)
             steps[name].append(statistics.median(found["seconds"][1:]))  # the first has what is made once in it
             peaks[name] = max(peaks[name], found["peak_bytes"])
     ratios = [b / a for a, b in zip(steps["synpro"], steps["trl"], strict=True)]

@@ -79,13 +79,18 @@ class ForeignLoad:
     """How busy other processes kept the CPUs since this was made: whether the machine was quiet while we timed."""
 
     def __init__(self) -> None:
-        self._busy, self._own, self._start = _busy_seconds(), time.process_time(), time.perf_counter()
+        self._busy, self._own, self._start = _busy_seconds(), _own_seconds(), time.perf_counter()
 
     def share(self) -> float:
         """Return their share of all CPU time so far, 0 to 1."""
-        foreign = (_busy_seconds() - self._busy) - (time.process_time() - self._own)
+        foreign = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
         elapsed = time.perf_counter() - self._start
         return min(1.0, max(0.0, foreign) / max(elapsed * (os.cpu_count() or 1), 1e-9))
+
+
+def _own_seconds() -> float:
+    """Of this process and of those that it started and waited for."""
+    return sum(os.times()[:4])
 
 
 def _busy_seconds() -> float:

@@ -21,15 +21,18 @@ def variables(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def run_fresh(module: str, arguments: Sequence[str]) -> dict[str, object]:
+# Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds. It takes time.
+_FOR_PEAKS = {VARIABLE: "", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+
+
+def run_fresh(module: str, arguments: Sequence[str], environment: Mapping[str, str] = _FOR_PEAKS) -> dict[str, object]:
     """Run a module as a program and return the JSON object of its last output line.
 
-    Raises RuntimeError with the last line of its errors where it fails.
+    environment: beside this process' own; by default such that peaks of memory tell. Raises RuntimeError with the last
+    line of its errors where it fails.
     """
-    # Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds.
-    memory = {VARIABLE: "", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(
-        command(module, *arguments), capture_output=True, text=True, env=variables(memory), check=False
+        command(module, *arguments), capture_output=True, text=True, env=variables(environment), check=False
     )
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
