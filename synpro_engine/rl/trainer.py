@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import UserError, first_difference
-from synpro_engine.dist import Stopped, gather_objects, progress, say
+from synpro_engine.dist import Stopped, gather_objects, on_main, progress, say
 from synpro_engine.model.lora import merge_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.model.peft import export_adapters
@@ -37,6 +37,7 @@ from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import (
     CHECKPOINTS,
+    checkpoint_extra,
     load_checkpoint,
     newest_checkpoint,
     prune_checkpoints,
@@ -173,13 +174,15 @@ class _Run:
         newest = newest_checkpoint(self._directory / CHECKPOINTS, self._topology)
         done, at = 0, None
         if newest is not None:
-            # With the optimizer's moments: a run that goes on ends with the weights of one that was never killed.
-            extra = load_checkpoint(newest, self._engine.model, self._engine)
+            # Ahead of its tensors, which other settings may have given other shapes.
+            extra = on_main(self._topology, lambda: checkpoint_extra(newest))
             difference = first_difference(extra["run"], self._identity, _FREE)
             if difference is not None:
                 raise UserError(
                     f"{newest}: belongs to a run of other settings: {difference}; use a directory of its own"
                 )
+            # With the optimizer's moments: a run that goes on ends with the weights of one that was never killed.
+            load_checkpoint(newest, self._engine.model, self._engine)
             done = at = int(extra["step"])
             if "guard" not in extra:
                 raise UserError(f"{newest}: was written by an older version, without a count of skipped steps")

@@ -52,6 +52,16 @@ def test_a_killed_run_ends_as_one_that_was_not(topology: Topology, tmp_path: Pat
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize(("begun", "gone_on"), [({"rank": 4}, {"rank": 5}), (None, {"rank": 4}), ({"rank": 4}, None)])
+def test_a_run_goes_on_with_its_own_adapters_alone(
+    topology: Topology, tmp_path: Path, begun: dict[str, int] | None, gone_on: dict[str, int] | None
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        toy()["run"](topology, tmp_path, config_of("grpo", lora=begun, checkpoint_every=1), kill_after=2)
+    with pytest.raises(UserError, match=r"belongs to a run of other settings: `lora"):
+        toy()["run"](topology, tmp_path, config_of("grpo", lora=gone_on, checkpoint_every=1))
+
+
 def test_groups_without_a_signal_are_replaced_by_those_of_other_slices(topology: Topology, tmp_path: Path) -> None:
     # Two letters a completion: in most groups none has the letters that are rewarded.
     short = {"sampling": {"max_new_tokens": 2, "top_p": 1.0}, "steps": 1, "group_size": 3}
