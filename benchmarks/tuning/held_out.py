@@ -111,7 +111,7 @@ def tune_once(
 
 
 def run(
-    directory: Path, operation: str, overrides: Sequence[str], seeds: int, slices: int, members: int
+    directory: Path, operation: str, overrides: Sequence[str], seeds: range, slices: int, members: int
 ) -> list[Record]:
     """One record for each seed."""
     recipe = load_config(Recipe, apply_overrides(read_yaml(directory / CONFIG), overrides))
@@ -125,7 +125,7 @@ def run(
         held_out = HeldOut(settings, inputs, slices, members, topology)
         # By the same numbers for all seeds, so that they are compared with one beginning.
         before = held_out.measure(load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype)))
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             seeded = settings.model_copy(update={"seed": seed})
             record = tune_once(seeded, inputs, held_out, before, topology)
             about = {"bench": "tuning_held_out", "operation": operation, "settings": list(overrides)}
@@ -150,11 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run that is through its first probe")
     parser.add_argument("--operation", default="rephrase")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="to go on with the others later")
     parser.add_argument("--slices", type=int, default=48, help="of validation documents, held out")
     parser.add_argument("--members", type=int, default=2, help="completions of each slice, before and after")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe, changed")
     given = parser.parse_args(arguments)
-    records = run(given.run, given.operation, given.overrides, given.seeds, given.slices, given.members)
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    records = run(given.run, given.operation, given.overrides, seeds, given.slices, given.members)
     if given.output:
         write_lines(given.output, records)
     print(table(records))
