@@ -104,6 +104,7 @@ def add_adapters(model: Model, *, rank: int, alpha: float, seed: int) -> None:
     The first values are alike in every layout: A's are uniform within 1 / sqrt(in), drawn by `seed` and name. To be
     called before an engine or a sampler is made. UserError where the rank is not below the model's width.
     """
+    assert model.topology.pp.size == 1, "stages would not agree on whether there are any"
     if rank >= model.config.d_model:
         raise UserError(f"`lora.rank`: {rank} is not below the model's width {model.config.d_model}")
     for layer in _layers(model):
@@ -138,6 +139,11 @@ def adapters_of(model: Model) -> Iterator[tuple[int, str, Adapter]]:
     for layer in _layers(model):
         for name, adapter in getattr(layer, ADAPTERS, {}).items():
             yield layer.layer_number - 1, name, adapter
+
+
+def has_adapters(model: Model) -> bool:
+    """Whether any block of the model has some."""
+    return next(adapters_of(model), None) is not None
 
 
 def _layers(model: Model) -> Iterator[Any]:

@@ -72,6 +72,8 @@ def _gathered(
 ) -> Iterator[tuple[str, Tensor]]:
     """The full tensors of one slot after the other, in the order of their names' `place`."""
     tp, pp = model.topology.tp, model.topology.pp
+    if any(block.lora for block in model.blocks()):
+        raise RuntimeError("the model has adapters, of which its weights know nothing: merge them first")
     shapes = canonical.canonical_shapes(model.config)
     slots = {slot.names: slot for slot in local_slots(model)}
     owner: dict[tuple[str, ...], int] = {}

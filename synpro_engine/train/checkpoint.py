@@ -35,6 +35,7 @@ from synpro_engine.config.artifact import MANIFEST, REMOVING
 from synpro_engine.dist import Topology, on_every_rank, on_main, verify_shared
 from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.lora import has_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
 from synpro_engine.train.checkpoint_pieces import (
@@ -109,6 +110,7 @@ def save_checkpoint(
         "dtype": str(model.dtype).removeprefix("torch."),
         "optimizer": False if engine is None else engine.optimizer_config.name,
         "layout": str(topology.layout),
+        "adapters": has_adapters(model),
     }
 
     def finish() -> None:
@@ -147,6 +149,11 @@ def load_checkpoint(
     difference = first_difference(manifest.config["model"], model.config.model_dump(mode="json"), _NOT_SHAPE)
     if difference is not None:
         raise UserError(f"{path}: checkpoint of another model: {difference}")
+    # Weights that adapters stand beside are those of before training: without them nothing would have been learnt.
+    adapters = bool(manifest.config.get("adapters", False))
+    if adapters != has_adapters(model):
+        held, here = ("holds adapters", "none") if adapters else ("holds no adapters", "some")
+        raise UserError(f"{path}: {held}, and the model has {here}; they are merged where their tuning ends")
     if with_optimizer and (not manifest.config.get("optimizer") or stored.engine is None):
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
     if engine is not None and with_optimizer:

@@ -18,6 +18,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.peft import export_adapters
 from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.sampler import Sampler, SamplingConfig
+from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIGS: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("shapes.py")))["CONFIGS"]
 RANK, ALPHA = 5, 10.0
@@ -116,6 +117,23 @@ def test_a_reader_of_the_written_adapters_gets_the_merged_weights(
     assert len(tensors) == 2 * 7 * 2
     for name, tensor in canonical_state(model).items():
         torch.testing.assert_close(tensor, state[name], msg=name)
+
+
+def test_weights_are_not_taken_out_from_under_their_adapters(topology: Topology, tmp_path: Path) -> None:
+    """Written, read back or exported alone they would be those of before training."""
+    model = adapted(topology, "olmo2")
+    with pytest.raises(RuntimeError, match="merge them first"):
+        canonical_state(model)
+    save_checkpoint(tmp_path / "adapted", model)
+    plain = build_model(CONFIGS["olmo2"], topology, seed=3)
+    with pytest.raises(UserError, match="adapted: holds adapters, and the model has none"):
+        load_checkpoint(tmp_path / "adapted", plain)
+    save_checkpoint(tmp_path / "plain", plain)
+    with pytest.raises(UserError, match="plain: holds no adapters, and the model has some"):
+        load_checkpoint(tmp_path / "plain", model)
+    fresh = adapted(topology, "olmo2", trained=False)
+    load_checkpoint(tmp_path / "adapted", fresh)
+    assert torch.equal(fresh.hidden(TOKENS), model.hidden(TOKENS))
 
 
 def test_adapters_stand_on_blocks_that_would_train_and_on_no_other(topology: Topology) -> None:

@@ -44,6 +44,7 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
     assert embedding is not None and final_norm is not None
     hidden_BSH = F.embedding(tokens_BS, weights(embedding))
     for block in model.blocks():
+        assert not block.lora, "adapters are no part of this decoder"
         # Every weight passes through `weights`: one that was read directly would have no tangent, in silence.
         stand_ins: dict[str, Any] = {n: weights(p) for n, p in vars(block).items() if isinstance(p, Parameter)}
         hidden_BSH = _block(model, replace(block, **stand_ins), hidden_BSH)
