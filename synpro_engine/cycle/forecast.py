@@ -16,7 +16,7 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
 from synpro_engine.cycle.external import is_put_away, judge_files, task_keys
-from synpro_engine.cycle.layouts import check_recipe
+from synpro_engine.cycle.layouts import check_recipe, check_trained
 from synpro_engine.cycle.rates import Rates
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, SAMPLE, TOKENIZE, Round
@@ -107,6 +107,8 @@ class _Counter:
     def __init__(self, recipe: Recipe, ranks: int) -> None:
         self.recipe, self.remarks = recipe, list[str]()
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
+        if shape is not None:
+            check_trained(recipe, shape)
         own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
         assert own is not None and generators is not None
         self.theta = Footprint(recipe.model, own, dtype, recipe.pretrain.optimizer.name)

@@ -65,16 +65,31 @@ def _check_synthesis(recipe: Recipe, ranks: int) -> None:
     if layout.pp > 1:
         hint = "`pretrain.parallel.pp` gives one to the pretrained model alone"
         raise UserError(f"`{layout.key}.pp`: the generator samples without a pipeline, so it takes pp 1; {hint}")
-    if recipe.generator.model is not None:
-        check_layout(recipe.generator.model, layout, "`generator.model.{}`")
-    elif layout.tp > 1:  # otherwise nothing is cut, and to look into its files may take seconds
-        shape = _shape_of(recipe.generator)
-        if shape is not None:
-            check_layout(shape, layout, "`generator.source`: its {}")
+    shape, key = recipe.generator.model, "`generator.model.{}`"
+    if shape is None and layout.tp > 1:  # otherwise nothing is cut, and to look into its files may take seconds
+        shape, key = _shape_of(recipe.generator), "`generator.source`: its {}"
+    if shape is not None:
+        check_layout(shape, layout, key)
+        check_trained(recipe, shape)
     if recipe.reward.uses("influence"):
         check_layout(recipe.model, layout)  # it judges texts beside the generator, divided as that one is
     for name, tune in recipe.tune.items():
         _rows(layout, f"tune.{name}.prompts_per_step", tune.prompts_per_step)
+
+
+def check_trained(recipe: Recipe, generator: ModelConfig) -> None:
+    """UserError where more blocks are to be tuned than there are, or adapters are as wide as what they stand for."""
+    for name, tune in recipe.tune.items():
+        critic = None if tune.critic is None else tune.critic.train_last_blocks
+        for part, blocks in (("train_last_blocks", tune.train_last_blocks), ("critic.train_last_blocks", critic)):
+            if blocks is not None and blocks > generator.layers:
+                raise UserError(
+                    f"`tune.{name}.{part}`: {blocks} is more than the generator's {generator.layers} blocks"
+                )
+        if tune.lora is not None and tune.lora.rank >= generator.d_model:
+            raise UserError(
+                f"`tune.{name}.lora.rank`: {tune.lora.rank} is not below the generator's width {generator.d_model}"
+            )
 
 
 def _shape_of(generator: GeneratorConfig) -> ModelConfig | None:

@@ -163,6 +163,10 @@ def test_a_layout_that_cannot_run_it_is_refused_before_anything_is_counted(capsy
     assert "tp 3 x pp 1 does not divide" in refused(capsys, "plan", "smoke", "parallel.tp=3", "--ranks", "4")
     assert "`model.heads`" in refused(capsys, "plan", "smoke", "parallel.tp=3")
     assert "--measured" in refused(capsys, "plan", "smoke", "--measured", "nowhere")
+    rank = refused(capsys, "plan", "quickstart", "tune.rephrase.lora.rank=576")
+    assert "`tune.rephrase.lora.rank`: 576 is not below the generator's width 576" in rank
+    blocks = refused(capsys, "plan", "quickstart", "tune.reformat.train_last_blocks=31")
+    assert "`tune.reformat.train_last_blocks`: 31 is more than the generator's 30 blocks" in blocks
 
 
 def test_weights_that_do_not_train_have_no_gradients_and_are_the_references_too() -> None:
