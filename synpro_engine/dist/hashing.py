@@ -82,10 +82,9 @@ def shared_artifact(
         on_main(topology, held.close)
 
 
-def hashes_of_written(directory: Path, files: Sequence[Path], topology: Topology) -> dict[str, str]:
-    """SHA-256 by path below `directory`, of the `files` that each rank names (each its own). Collective."""
-    names = [str(file.relative_to(directory)) for file in files]
-    return _merged(on_every_rank(topology, lambda: _hash(directory, names, lambda _: None)))
+def hashes_of_written(directory: Path, files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 by path below `directory`, of `files` that this rank wrote. No communication."""
+    return _hash(directory, [str(file.relative_to(directory)) for file in files], lambda _: None)
 
 
 def _hashes_shared_out(

@@ -236,7 +236,7 @@ class Watch:
                 # about it, which name no cause.
                 if self._fault is None and store.add("faults", 1) == 1:
                     # A traceback helps where the bug is here. Of a lost peer it would show some collective.
-                    if not (_is_loss(error) or isinstance(error, UserError)):
+                    if not (is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
                     store.set("fault", json_text(asdict(fault_here)))
                 self._take(store)
@@ -278,7 +278,7 @@ def _cause(error: BaseException) -> str:
     said = first_line(error)
     if isinstance(error, (UserError, LostRankError)):
         return said
-    if _is_loss(error):
+    if is_loss(error):
         return f"another rank is gone ({said})"
     if isinstance(error, RuntimeError) and "gloo" in said and "imed out" in said:
         return f"a collective took longer than `parallel.timeout_minutes` ({said})"
@@ -286,7 +286,7 @@ def _cause(error: BaseException) -> str:
     return kind if said == kind else f"{kind}: {said}"
 
 
-def _is_loss(error: BaseException) -> bool:
+def is_loss(error: BaseException) -> bool:
     """Whether another rank is gone: torch has errors of its own for that, gloo raises RuntimeError."""
     # By words, for gloo raises nothing else. Its "Connection closed by peer" is what a killed rank looks like.
     from_gloo = isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import has_adapters
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint_files import read_pieces, write_pieces
+from synpro_engine.train.checkpoint_files import Row, Share, read_pieces
 from synpro_engine.train.checkpoint_pieces import (
     model_pieces,
     optimizer_pieces,
@@ -45,6 +46,7 @@ from synpro_engine.train.checkpoint_pieces import (
     updates_made,
 )
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.host_memory import HostMemory
 
 KIND = "checkpoint"
 CHECKPOINTS = "checkpoints"
@@ -87,41 +89,96 @@ def save_checkpoint(
     cannot be written (no space, no permission, something that is no checkpoint at `path`); then `path` does not appear
     and what was there stays.
     """
-    engine = trained if isinstance(trained, Engine) else None
-    model = trained.model if isinstance(trained, Engine) else trained
-    topology, partial = model.topology, partial_path(path)
-    # Before any rank writes: one that began earlier would have its file removed with the
-    # leftovers of an interrupted save.
-    on_main(topology, lambda: _prepare(path))
-    # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model
-    # alone reads no optimizer state.
-    pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
-    with _WriteFaults(partial):
-        write_pieces(partial / _STATE, pieces, topology)
-    # Each rank hashes what it wrote itself: one thread on rank 0 would keep all others waiting.
-    hashes = hashes_of_written(partial, list((partial / _STATE).glob(f"__{topology.rank}_*")), topology)
-    counters = None
-    if engine is not None:
-        updates = updates_made(engine.optimizer, topology)
-        counters = _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
-    description = {
-        "format": _FORMAT,
-        "model": model.config.model_dump(mode="json"),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "optimizer": False if engine is None else engine.optimizer_config.name,
-        "layout": str(topology.layout),
-        "adapters": has_adapters(model),
-    }
+    topology = trained.model.topology if isinstance(trained, Engine) else trained.topology
+    draft = CheckpointDraft.of(path, trained, extra, parents=parents, seed=seed)
+    # Ranks that have written and hashed wait for the others outside collectives, however slow a disk is.
+    written = on_every_rank(topology, draft.write)
+    on_main(topology, lambda: draft.commit(written))
 
-    def finish() -> None:
-        with _WriteFaults(path):
-            stored = _Extra(engine=counters, extra=dict(extra or {}))
+
+Written = tuple[list[Row], dict[str, str]]
+"""What one rank wrote: its pieces' places, and its files' hashes by path below the checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDraft:
+    """A checkpoint that all ranks agree on and nobody has written. What comes next takes no collective."""
+
+    path: Path
+    rank: int
+    share: Share
+    extra: str
+    """The text of `extra.json`."""
+    description: Mapping[str, Json]
+    parents: Mapping[str, Path]
+    seed: int | None
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        trained: Engine | Model,
+        extra: Mapping[str, Json] | None,
+        *,
+        parents: Mapping[str, Path] | None,
+        seed: int | None,
+        host: HostMemory | None = None,
+    ) -> CheckpointDraft:
+        """As `save_checkpoint` takes it. Collective. With `host`, training may go on at once: it holds a copy."""
+        engine = trained if isinstance(trained, Engine) else None
+        model = trained.model if isinstance(trained, Engine) else trained
+        topology = model.topology
+        # Before any rank writes: one that began earlier would have its file removed with the
+        # leftovers of an interrupted save.
+        on_main(topology, lambda: _prepare(path))
+        # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model
+        # alone reads no optimizer state.
+        pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
+        with _WriteFaults(partial_path(path)):
+            share = Share(partial_path(path) / _STATE, pieces, host)
+        counters = None
+        if engine is not None:
+            updates = updates_made(engine.optimizer, topology)
+            counters = _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
+        # As text, for what the caller hands over may be alive, and change before it is written.
+        stored = json_text(_Extra(engine=counters, extra=dict(extra or {})).model_dump(), indent=2) + "\n"
+        description = {
+            "format": _FORMAT,
+            "model": model.config.model_dump(mode="json"),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "optimizer": False if engine is None else engine.optimizer_config.name,
+            "layout": str(topology.layout),
+            "adapters": has_adapters(model),
+        }
+        return cls(
+            path=path,
+            rank=topology.rank,
+            share=share,
+            extra=stored,
+            description=description,
+            parents=parents or {},
+            seed=seed,
+        )
+
+    def write(self) -> Written:
+        """Write this rank's share and hash it; UserError where that cannot be."""
+        partial = partial_path(self.path)
+        # torch's writer in C++ raises RuntimeError where a file takes no more.
+        with _WriteFaults(partial, RuntimeError):
+            rows = self.share.write()
+            # Each rank hashes what it wrote itself: one thread on rank 0 would keep all others waiting.
+            return rows, hashes_of_written(partial, list((partial / _STATE).glob(f"__{self.rank}_*")))
+
+    def commit(self, written: Sequence[Written]) -> None:
+        """Have the checkpoint appear at `path`, of what every rank has written, in their order. On rank 0."""
+        partial = partial_path(self.path)
+        hashes = {name: digest for _, of_rank in written for name, digest in of_rank.items()}
+        with _WriteFaults(self.path):
+            self.share.finish([rows for rows, _ in written])
             # The manifest hashes what lies there, so everything else is written before it.
-            atomic_write_text(partial / _EXTRA, json_text(stored.model_dump(), indent=2) + "\n")
-            write_artifact_manifest(partial, KIND, description, parents or {}, seed, hashes)
-            publish(partial, path)
-
-    on_main(topology, finish)
+            atomic_write_text(partial / _EXTRA, self.extra)
+            write_artifact_manifest(partial, KIND, self.description, self.parents, self.seed, hashes)
+            publish(partial, self.path)
 
 
 def checkpoint_extra(path: Path) -> dict[str, Json]:
@@ -204,18 +261,19 @@ def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
 
 
 def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
-    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others. Collective."""
+    """`remove_older` on rank 0. Collective."""
+    on_main(topology, lambda: remove_older(directory, keep))
+
+
+def remove_older(directory: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others."""
     assert keep >= 1
-
-    def remove() -> None:
-        # A kill while an older checkpoint is deleted leaves this name, which no later save
-        # uses: nobody else would remove it.
-        for left in directory.glob(f"step-*{REMOVING}"):
-            shutil.rmtree(left)
-        for path in complete_checkpoints(directory)[:-keep]:
-            remove_directory(path)
-
-    on_main(topology, remove)
+    # A kill while an older checkpoint is deleted leaves this name, which no later save
+    # uses: nobody else would remove it.
+    for left in directory.glob(f"step-*{REMOVING}"):
+        shutil.rmtree(left)
+    for path in complete_checkpoints(directory)[:-keep]:
+        remove_directory(path)
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
@@ -241,15 +299,15 @@ def _prepare(path: Path) -> None:
 class _WriteFaults:
     """Turns a file system that refuses (or torch's report of one) into a UserError."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *also: type[Exception]) -> None:
+        self._path, self._also = path, also
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # A CheckpointException carries the faults of all ranks and is raised on every one of
         # them, so that none goes on alone.
-        if isinstance(error, (OSError, CheckpointException)):
+        if isinstance(error, (OSError, CheckpointException, *self._also)):
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((fault for fault, _ in failures.values()), error)  # torch's message has every rank's traceback
             raise UserError(f"{self._path}: cannot be written ({first_line(cause)})") from error

@@ -6,7 +6,7 @@ index that torch would unpickle is read by `checkpoint_index` alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Size, Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     SavePlan,
@@ -28,15 +29,35 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from synpro_engine.config import UserError, first_line
-from synpro_engine.dist import Topology, barrier
 from synpro_engine.train.checkpoint_index import UNREADABLE, read_index
 from synpro_engine.train.checkpoint_pieces import Piece
+from synpro_engine.train.host_memory import HostMemory
+
+Row = tuple[str, list[int], int | None, int, str, int, int]
+"""Where a piece was written, in JSON's types: key, offset, number among the key's, bytes; file, offset, length."""
 
 
-def write_pieces(directory: Path, pieces: Sequence[Piece], topology: Topology) -> None:
-    """Write this rank's share of `pieces` below `directory`, which exists and is empty. Collective."""
-    # Nothing goes in as a state dict: torch takes a plain tensor there for a whole one, and these are parts.
-    dcp.save({}, storage_writer=_Writer(directory, topology), planner=_SavePlanner(pieces))
+class Share:
+    """What this rank writes of a checkpoint's tensors: agreed on by all ranks, then written without any of them."""
+
+    def __init__(self, directory: Path, pieces: Sequence[Piece], host: HostMemory | None = None) -> None:
+        """Agree on who writes which of `pieces` below `directory`, which exists and is empty. Collective.
+
+        host: holds a copy of this rank's share from now on, so that the pieces may change before they are written.
+        """
+        self._writer, self._planner = _Writer(directory, from_device=host is None), _SavePlanner(pieces)
+        # Nothing goes in as a state dict: torch takes a plain tensor there for a whole one, and these are parts.
+        dcp.save({}, storage_writer=self._writer, planner=self._planner)
+        if host is not None:
+            self._planner.hold([item.index for item in self._writer.plan.items], host)
+
+    def write(self) -> list[Row]:
+        """Write the files of this rank's share; where in them each piece is. No communication."""
+        return self._writer.write_share(self._planner)
+
+    def finish(self, rows: Sequence[Sequence[Row]]) -> None:
+        """Write the index of what all ranks wrote. On rank 0, which knows what was to be written."""
+        self._writer.write_index(rows)
 
 
 def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
@@ -71,28 +92,50 @@ def whole_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Torch's writer without the path and the random name that it puts into the index: equal states, equal files.
+    """Torch's writer, which only notes what the ranks agree on; then it writes when it is told to, alone.
 
-    Ranks that have written wait for the others outside collectives, however slow a disk is.
+    So no rank waits in a collective for another one's disk. Equal states have equal files: the path and the random name
+    that torch puts into the index are left out.
     """
 
-    def __init__(self, directory: Path, topology: Topology) -> None:
-        super().__init__(directory)
-        self._topology = topology
+    plan: SavePlan
+    _index: Metadata
+
+    def __init__(self, directory: Path, *, from_device: bool) -> None:
+        # Bytes copied ahead from a GPU. None where all is on the host: a thread would ask GPU 0 for them, whatever the
+        # rank's is.
+        super().__init__(directory, per_thread_copy_ahead=10_000_000 if from_device else 0)
 
     def storage_meta(self) -> None: ...
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            written = super().write_data(plan, planner)
-            # Over before the ranks meet: what torch does next is a collective, which ends the job
-            # after `parallel.timeout_minutes`.
-            written.wait()
-        finally:
-            # In a `finally`, for a rank whose disk is full lives on, and the others would
-            # wait here for as long as it does.
-            barrier(self._topology)
-        return written
+        self.plan = plan
+        nothing: Future[list[WriteResult]] = Future()
+        nothing.set_result([])
+        return nothing
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self._index = metadata
+
+    def write_share(self, planner: SavePlanner) -> list[Row]:
+        return [_row(written) for written in super().write_data(self.plan, planner).wait()]
+
+    def write_index(self, rows: Sequence[Sequence[Row]]) -> None:
+        # Pickle writes a string once for each object: equal ones become one, so that equal indices have equal files.
+        one: dict[str, str] = {key: key for key in self._index.state_dict_metadata}
+        super().finish(self._index, [[_written(row, one) for row in of_rank] for of_rank in rows])
+
+
+def _row(written: WriteResult) -> Row:
+    place, stored = written.index, written.storage_data
+    offset = list(place.offset or ())
+    return place.fqn, offset, place.index, written.size_in_bytes, stored.relative_path, stored.offset, stored.length
+
+
+def _written(row: Row, one: dict[str, str]) -> WriteResult:
+    key, offset, number, size, file, at, length = row
+    stored = _StorageInfo(one.setdefault(file, file), at, length)
+    return WriteResult(MetadataIndex(one[key], Size(offset), number), size, stored)
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):
@@ -101,6 +144,7 @@ class _SavePlanner(dcp.DefaultSavePlanner):
     def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__(flatten_state_dict=False)
         self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
+        self._data: Mapping[MetadataIndex, Tensor] = {place: piece.data for place, piece in self._pieces.items()}
 
     def create_local_plan(self) -> SavePlan:
         items = []
@@ -110,8 +154,12 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         self.plan = SavePlan(items)
         return self.plan
 
+    def hold(self, places: Sequence[MetadataIndex], host: HostMemory) -> None:
+        """Write these pieces from copies of what they hold now, and forget the others."""
+        self._data = dict(zip(places, host.copies([self._data[place] for place in places]), strict=True))
+
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        data = self._pieces[index].data
+        data = self._data[index]
         if data.device.type != "cpu":
             return data
         # Over a storage of exactly its size: of a view into a larger one torch's writer would make a copy first, and

@@ -131,8 +131,8 @@ class TrainConfig(Config):
 
     # They may change without a stage being made anew: at most sums are rounded in another order.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
-        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints log_every tensorboard skip"
-        " divergence".split()
+        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints async_checkpoints log_every"
+        " tensorboard skip divergence".split()
     )
 
     max_steps: int = Field(gt=0)
@@ -161,6 +161,9 @@ class TrainConfig(Config):
     """Sum gradients over data-parallel ranks while the backward pass still runs."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; older ones are removed once a newer one is complete."""
+    async_checkpoints: bool = False
+    """Copy the state to host memory and train on while it is written. A rank holds its part of a checkpoint twice then,
+    the copy in pinned memory where it trains on a GPU."""
     log_every: int = Field(default=1, ge=1)
     """Steps between lines of metrics."""
     tensorboard: bool = True

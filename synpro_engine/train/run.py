@@ -15,17 +15,17 @@ from typing import NoReturn, Protocol
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
-from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
+from synpro_engine.dist import Stopped, broadcast_object, say, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import (
     CHECKPOINTS,
     load_checkpoint,
     newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
+    remove_older,
     step_of,
     step_path,
 )
+from synpro_engine.train.checkpoint_saver import CheckpointSaver
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Engine, LossFn, StepResult
@@ -124,7 +124,9 @@ class PretrainRun:
         # At the length that is trained on, which may be less than the model's: attention's part grows with it.
         flops = flops_per_token(model.config, loader.seq_len)
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
+        self.saver = CheckpointSaver(model.topology, background=config.async_checkpoints)
         self.saved: Path | None = None
+        """The newest checkpoint; the saver may still be writing it."""
 
     def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
@@ -293,13 +295,16 @@ class PretrainRun:
             "guard": self.guard.state_dict(),
         }
         parents = {} if self.start is None else {"start": self.start}
-        with self.throughput.pause():
-            save_checkpoint(path, self.engine, extra, parents=parents, seed=self.seed)
+        old, every = self.saved, self.config.checkpoint_every
+
+        def prune() -> None:
             # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
-            old, every = self.saved, self.config.checkpoint_every
             if old is not None and old != path and (every == 0 or (step_of(old) - self.state.first_step) % every):
-                on_main(self.topology, lambda: remove_directory(old))
-            prune_checkpoints(directory, self.config.keep_checkpoints, self.topology)
+                remove_directory(old)
+            remove_older(directory, self.config.keep_checkpoints)
+
+        with self.throughput.pause():
+            self.saver.save(path, self.engine, extra, parents=parents, seed=self.seed, then=prune)
         self.saved = path
 
     def stop(self) -> NoReturn:
@@ -309,6 +314,7 @@ class PretrainRun:
             raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
         if self.saved != step_path(self.directory / CHECKPOINTS, step):
             self.save()
+        self.saver.finish()
         # Behind the checkpoint: what a watcher keeps is for this step, and without a
         # checkpoint of it nobody would read it.
         if self.watcher is not None:
@@ -326,6 +332,7 @@ class PretrainRun:
             if state.evaluated_at != step:
                 self.evaluate(judge=False)
             self.save()
+        self.saver.finish()
         return PretrainResult(
             step=step,
             tokens=state.tokens,

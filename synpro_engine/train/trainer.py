@@ -46,10 +46,12 @@ def pretrain(
     run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
     resumed = run.begin()
     run.open_log(resumed)
-    with closing(run.log), progress(config.max_steps, label, "step", model.topology, run.steps_here) as bar:
+    bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
+    with closing(run.log), bar, run.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
         while not run.finished:
+            run.saver.check()
             result = run.step()
             bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
             bar.update()
