@@ -228,7 +228,8 @@ class _Counter:
             # A pass that is only read is a third of one that is trained on: no backward, which is two.
             flops=(tokens + evaluated / 3) * self._per_token,
             held=self._trained(config.micro_batch),
-            disk=config.keep_checkpoints * self.theta.saved(optimizer=True),
+            disk=(config.keep_checkpoints + (steps // config.keep_every if config.keep_every else 0))
+            * self.theta.saved(optimizer=True),
         )
 
     def _probe(self, stage: str) -> Cost:

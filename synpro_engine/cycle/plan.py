@@ -163,9 +163,10 @@ class Plan:
     def training(self, name: str) -> Training:
         """What pretraining or an arm is made from."""
         if name == PRETRAIN:
-            return Training(settings=self._settings.pretrain, tokens=self._tokens)
+            return Training(name=name, settings=self._settings.pretrain, tokens=self._tokens)
         start, rounds, steps = self.arms[name]
         return Training(
+            name=name,
             settings=self._settings.arm(steps, synthetic=rounds > 0),
             tokens=self._tokens,
             start=self.directory / start,

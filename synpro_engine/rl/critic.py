@@ -22,7 +22,8 @@ from synpro_engine.model.model import Model
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import make_reference_policy
 from synpro_engine.rl.types import RolloutBatch
-from synpro_engine.train.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, step_path
+from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, prune_checkpoints, step_path
 from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.losses import LossTerms

@@ -35,15 +35,8 @@ from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Prompter, Slice
-from synpro_engine.train.checkpoint import (
-    CHECKPOINTS,
-    checkpoint_extra,
-    load_checkpoint,
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-    step_path,
-)
+from synpro_engine.train.checkpoint import checkpoint_extra, load_checkpoint, save_checkpoint
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, newest_checkpoint, prune_checkpoints, step_path
 from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import MetricsLog, Value

@@ -7,7 +7,6 @@ engine's counters), `manifest.json` (hashes, the model's shape).
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,10 @@ from synpro_engine.config import (
     publish,
     read_manifest,
     read_record,
-    remove_directory,
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
-from synpro_engine.config.artifact import MANIFEST, REMOVING
-from synpro_engine.dist import Topology, on_every_rank, on_main, verify_shared
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.dist import on_every_rank, on_main, verify_shared
 from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import has_adapters
@@ -49,8 +47,6 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.host_memory import HostMemory
 
 KIND = "checkpoint"
-CHECKPOINTS = "checkpoints"
-"""Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
 _STATE = "state"
 _EXTRA = "extra.json"
 _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors
@@ -242,49 +238,6 @@ def _check_optimizer(path: Path, manifest: Manifest, engine: Engine) -> None:
 def checkpoint_model_config(path: Path) -> ModelConfig:
     """Shape of the model in a checkpoint; UserError when there is none. Not collective."""
     return ModelConfig.model_validate(_checkpoint_manifest(path).config["model"])
-
-
-def step_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
-    return directory / f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The steps after which the checkpoint at a `step_path` was written."""
-    return int(path.name.removeprefix("step-"))
-
-
-def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
-    """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
-    # On a network file system each rank may see another newest checkpoint, and they would go on from different steps.
-    return on_main(topology, lambda: (complete_checkpoints(directory) or [None])[-1])
-
-
-def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
-    """`remove_older` on rank 0. Collective."""
-    on_main(topology, lambda: remove_older(directory, keep))
-
-
-def remove_older(directory: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others."""
-    assert keep >= 1
-    # A kill while an older checkpoint is deleted leaves this name, which no later save
-    # uses: nobody else would remove it.
-    for left in directory.glob(f"step-*{REMOVING}"):
-        shutil.rmtree(left)
-    for path in complete_checkpoints(directory)[:-keep]:
-        remove_directory(path)
-
-
-def complete_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoints by step, as this rank sees them; not collective.
-
-    One without a manifest is no more than the rest of an interrupted copy or removal.
-    """
-    # The glob also finds `.partial` and `.removing`, which must never be gone on from.
-    named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    complete = [path for path in named if (path / MANIFEST).is_file()]
-    return sorted(complete, key=step_of)
 
 
 def _prepare(path: Path) -> None:

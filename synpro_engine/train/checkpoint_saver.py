@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written while it waits or, from a copy on the host, while it trains on.
+"""Checkpoints of a run, written while it waits or, from a copy on the host, while it trains on; and then copied.
 
 In the background every rank's thread writes and hashes its own share, and rank 0's commits once it knows of all of
 them. They agree through the job's key-value store and not in collectives. Those of a second thread would have to keep
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,46 +45,62 @@ class CheckpointSaver:
         parents: Mapping[str, Path],
         seed: int | None,
         then: Callable[[], None],
+        last: Callable[[], None],
     ) -> None:
-        """`save_checkpoint`, and `then` on rank 0 once the checkpoint is there. Collective.
+        """`save_checkpoint`; on rank 0 `then`, once the checkpoint is there, and `last`, always behind training.
 
         In the background it returns as soon as the state is copied; faults are raised by `check` and `finish`.
+        Collective.
         """
-        if not self._background:
-            save_checkpoint(path, engine, extra, parents=parents, seed=seed)
-            on_main(self._topology, then)
-            return
         if self._thread is not None and self._thread.is_alive():
             say(self._topology, f"{path.name}: waits until {self._path} is written")
         self.finish()
-        draft = CheckpointDraft.of(path, engine, extra, parents=parents, seed=seed, host=self._host)
-        # Drawn here, for all waits of a job are counted in the order of the main threads.
-        key = self._topology.watch.next_key("checkpoint")
         self._path = path
-        self._thread = threading.Thread(target=self._run, args=(draft, key, then), name="checkpoint", daemon=True)
+        if self._background:
+            draft = CheckpointDraft.of(path, engine, extra, parents=parents, seed=seed, host=self._host)
+            # Drawn here, for all waits of a job are counted in the order of the main threads.
+            key = self._topology.watch.next_key("checkpoint")
+            agree = partial(self._agree, draft, key, then)
+            self._begin(*((agree, last) if self._topology.is_main else (agree,)))
+        else:
+            save_checkpoint(path, engine, extra, parents=parents, seed=seed)
+            on_main(self._topology, then)
+            self.behind(last)
+
+    def behind(self, last: Callable[[], None]) -> None:
+        """Do on rank 0 what no step waits for."""
+        if self._topology.is_main:
+            self._begin(last)
+
+    def _begin(self, *works: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=works, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _run(self, draft: CheckpointDraft, key: str, then: Callable[[], None]) -> None:
-        topology, watch = self._topology, self._topology.watch
+    def _run(self, *works: Callable[[], None]) -> None:
         try:
-            written, ranks = draft.write(), range(1, topology.world_size)
-            if topology.is_main:
-                of_all = [written]
-                for rank in ranks:
-                    of_all.append(json.loads(watch.wait(f"{key}/{rank}", rank)))
-                    watch.drop(f"{key}/{rank}")
-                draft.commit(of_all)
-                then()
-                if ranks:
-                    watch.put(key)
-            else:
-                watch.put(f"{key}/{topology.rank}", json_text(written))
-                watch.wait(key, 0)
-                watch.forget(key)
+            for work in works:
+                work()
         except OSError as fault:  # what refused was not the writing: an old checkpoint that cannot be removed, say
-            self._fault = UserError(f"{draft.path.parent}: {first_line(fault)}")
+            self._fault = UserError(f"{self._path}: {first_line(fault)}")
         except BaseException as fault:  # raised by the main thread, at the next step
             self._fault = fault
+
+    def _agree(self, draft: CheckpointDraft, key: str, then: Callable[[], None]) -> None:
+        """Write this rank's share, and return when the checkpoint is there."""
+        topology, watch, written = self._topology, self._topology.watch, draft.write()
+        if not topology.is_main:
+            watch.put(f"{key}/{topology.rank}", json_text(written))
+            watch.wait(key, 0)
+            watch.forget(key)
+            return
+        of_all = [written]
+        for rank in range(1, topology.world_size):
+            of_all.append(json.loads(watch.wait(f"{key}/{rank}", rank)))
+            watch.drop(f"{key}/{rank}")
+        draft.commit(of_all)
+        then()
+        if topology.world_size > 1:
+            watch.put(key)
 
     def check(self) -> None:
         """Raise what the writing of a checkpoint failed with on this rank, which ends the job with its name."""

@@ -131,8 +131,8 @@ class TrainConfig(Config):
 
     # They may change without a stage being made anew: at most sums are rounded in another order.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
-        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints async_checkpoints log_every"
-        " tensorboard skip divergence".split()
+        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints keep_every"
+        " checkpoint_copy async_checkpoints log_every tensorboard skip divergence".split()
     )
 
     max_steps: int = Field(gt=0)
@@ -161,6 +161,11 @@ class TrainConfig(Config):
     """Sum gradients over data-parallel ranks while the backward pass still runs."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; older ones are removed once a newer one is complete."""
+    keep_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints that stay for ever, a multiple of `checkpoint_every`; 0 keeps none but the newest."""
+    checkpoint_copy: str | None = Field(default=None, min_length=1)
+    """A second directory, to which each checkpoint is copied in the background once it is written, and the record of
+    the steps; a stage has a folder of its own there. A run goes on from the newest sound checkpoint of both places."""
     async_checkpoints: bool = False
     """Copy the state to host memory and train on while it is written. A rank holds its part of a checkpoint twice then,
     the copy in pinned memory where it trains on a GPU."""
@@ -173,4 +178,6 @@ class TrainConfig(Config):
     def _consistent(self) -> TrainConfig:
         if self.plateau is not None and self.eval_every == 0:
             raise ValueError("plateau detection needs eval_every above 0")
+        if self.keep_every and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every):
+            raise ValueError(f"keep_every: {self.keep_every} is not a multiple of checkpoint_every")
         return self

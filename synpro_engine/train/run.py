@@ -15,12 +15,15 @@ from typing import NoReturn, Protocol
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
-from synpro_engine.dist import Stopped, broadcast_object, say, sum_over
+from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint import (
+from synpro_engine.train.checkpoint import load_checkpoint
+from synpro_engine.train.checkpoint_directory import (
     CHECKPOINTS,
-    load_checkpoint,
-    newest_checkpoint,
+    bring_back,
+    copy_checkpoint,
+    copy_record,
+    newest_sound_checkpoint,
     remove_older,
     step_of,
     step_path,
@@ -124,6 +127,7 @@ class PretrainRun:
         # At the length that is trained on, which may be less than the model's: attention's part grows with it.
         flops = flops_per_token(model.config, loader.seq_len)
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
+        self.copies = None if config.checkpoint_copy is None else Path(config.checkpoint_copy)
         self.saver = CheckpointSaver(model.topology, background=config.async_checkpoints)
         self.saved: Path | None = None
         """The newest checkpoint; the saver may still be writing it."""
@@ -132,9 +136,12 @@ class PretrainRun:
         """Load what there is to go on from; whether this directory already held a part of the run."""
         # The run's own checkpoint goes before `start`: started again on the same arguments it
         # must go on, and not begin anew.
-        newest = newest_checkpoint(self.directory / CHECKPOINTS, self.topology)
+        newest = newest_sound_checkpoint(self.directory / CHECKPOINTS, self.copies, self.topology)
         if newest is not None:
             self._resume(newest)
+            saved, copies = self.saved, self.copies
+            if saved is not None and copies is not None:  # a kill may have come before its copy
+                self.saver.behind(lambda: copy_checkpoint(saved, copies))
             return True
         if self.start is not None:
             # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss
@@ -158,7 +165,9 @@ class PretrainRun:
         if "guard" not in extra:
             raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
         self.guard.load_state_dict(extra["guard"])
-        self.saved = newest
+        self.saved = step_path(self.directory / CHECKPOINTS, step_of(newest))
+        if newest != self.saved:  # only now that it is known to be of this run
+            on_main(self.topology, lambda: bring_back(newest, self.directory))
         say(self.topology, f"{self.directory}: going on from step {self.engine.step_index}")
 
     def open_log(self, resumed: bool) -> None:
@@ -295,16 +304,25 @@ class PretrainRun:
             "guard": self.guard.state_dict(),
         }
         parents = {} if self.start is None else {"start": self.start}
-        old, every = self.saved, self.config.checkpoint_every
+        old, every, first = self.saved, self.config.checkpoint_every, self.state.first_step
 
-        def prune() -> None:
+        def prune(place: Path) -> None:
             # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
-            if old is not None and old != path and (every == 0 or (step_of(old) - self.state.first_step) % every):
-                remove_directory(old)
-            remove_older(directory, self.config.keep_checkpoints)
+            if old is not None and old != path and (every == 0 or (step_of(old) - first) % every):
+                remove_directory(place / old.name)
+            kept = self.config.keep_every
+            remove_older(place, self.config.keep_checkpoints, lambda step: kept > 0 and (step - first) % kept == 0)
+
+        def copy() -> None:
+            if self.copies is not None:
+                copy_checkpoint(path, self.copies)
+                copy_record(self.directory, self.copies)
+                prune(self.copies)
 
         with self.throughput.pause():
-            self.saver.save(path, self.engine, extra, parents=parents, seed=self.seed, then=prune)
+            self.saver.save(
+                path, self.engine, extra, parents=parents, seed=self.seed, then=lambda: prune(directory), last=copy
+            )
         self.saved = path
 
     def stop(self) -> NoReturn:

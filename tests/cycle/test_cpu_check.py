@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from synpro_engine.train.checkpoint import CHECKPOINTS, complete_checkpoints
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, complete_checkpoints
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 LIMIT = 24 * 2**30

@@ -33,7 +33,8 @@ from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.rl.trainer import POLICY
-from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint, step_path
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, step_path
 
 GGUF: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "model" / "test_gguf_files.py"))
 WORDS = {

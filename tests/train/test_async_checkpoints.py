@@ -15,7 +15,8 @@ import pytest
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Stopped, Topology, launched
 from synpro_engine.dist.testing import RankEnd, ends, programs
-from synpro_engine.train.checkpoint import CHECKPOINTS, CheckpointDraft, Written
+from synpro_engine.train.checkpoint import CheckpointDraft, Written
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.config import TrainConfig
 from tests.train.test_trainer import CONFIG, Killed, records, same, train
 

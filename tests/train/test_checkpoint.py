@@ -15,14 +15,8 @@ from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train import checkpoint
-from synpro_engine.train.checkpoint import (
-    checkpoint_model_config,
-    load_checkpoint,
-    newest_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-    step_path,
-)
+from synpro_engine.train.checkpoint import checkpoint_model_config, load_checkpoint, save_checkpoint
+from synpro_engine.train.checkpoint_directory import newest_checkpoint, prune_checkpoints, step_path
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss

@@ -56,6 +56,8 @@ class TrainingResult(Record):
 class Training:
     """What a training stage is made from, beside what it is measured on."""
 
+    name: str
+    """Of the stage, below the run's directory."""
     settings: PretrainSettings | ArmSettings
     tokens: Path
     start: Path | None = None
@@ -108,6 +110,9 @@ def _train(
     """Train on the weighted sources, from the checkpoint `start` or initial weights, and write the result down."""
     settings, tokens, dp = training.settings, training.tokens, topology.dp
     model, config = settings.model, settings.pretrain
+    if config.checkpoint_copy is not None:  # stages' checkpoints go by steps, which the arms have in common
+        copies = str(Path(config.checkpoint_copy, training.name))
+        config = config.model_copy(update={"checkpoint_copy": copies})
     loader = training.loader(corpora, weights, dp.rank, dp.size)
     # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
     held_out = {"reference": next(iter(settings.references)), "validation": "validation"}

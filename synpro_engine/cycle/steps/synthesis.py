@@ -56,7 +56,8 @@ from synpro_engine.synth import (
     join_generation,
     operation_named,
 )
-from synpro_engine.train.checkpoint import CHECKPOINTS, save_checkpoint
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 _JUDGE = "judge/"

@@ -24,13 +24,8 @@ from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
-from synpro_engine.train.checkpoint import (
-    CHECKPOINTS,
-    KIND,
-    checkpoint_model_config,
-    complete_checkpoints,
-    load_checkpoint,
-)
+from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, load_checkpoint
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, complete_checkpoints
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:

@@ -1,0 +1,141 @@
+"""The checkpoints that a run goes on from: where each lies, which is the newest sound one, what stays and is copied."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from synpro_engine.config import (
+    UserError,
+    atomic_write_text,
+    check_replaceable,
+    first_line,
+    partial_path,
+    publish,
+    read_manifest,
+    remove_directory,
+    sha256_file,
+    verify_artifact,
+)
+from synpro_engine.config.artifact import MANIFEST, REMOVING
+from synpro_engine.dist import Topology, on_main, say, verify_shared
+from synpro_engine.train.metrics import METRICS
+
+CHECKPOINTS = "checkpoints"
+"""Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return directory / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The steps after which the checkpoint at a `step_path` was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints by step, as this rank sees them; not collective.
+
+    One without a manifest is no more than the rest of an interrupted copy or removal.
+    """
+    # The glob also finds `.partial` and `.removing`, which must never be gone on from.
+    named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    complete = [path for path in named if (path / MANIFEST).is_file()]
+    return sorted(complete, key=step_of)
+
+
+def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
+    """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
+    # On a network file system each rank may see another newest checkpoint, and they would go on from different steps.
+    return on_main(topology, lambda: (complete_checkpoints(directory) or [None])[-1])
+
+
+def newest_sound_checkpoint(directory: Path, copies: Path | None, topology: Topology) -> Path | None:
+    """The newest checkpoint below `directory` or `copies` whose files are as they were written. Collective.
+
+    What is damaged is told and passed over; UserError, with the first damage, where nothing sound is left.
+    """
+
+    def found() -> list[Path]:
+        both = [path for place in (directory, copies) if place is not None for path in complete_checkpoints(place)]
+        # Of one step that which lies here comes first.
+        return sorted(both, key=lambda path: (-step_of(path), path.parent == copies))
+
+    fault: UserError | None = None
+    for path in on_main(topology, found):
+        try:
+            verify_shared(path, topology)
+        except UserError as damage:  # the same on every rank
+            fault = fault or damage
+            say(topology, f"passed over: {damage}")
+        else:
+            return path
+    if fault is not None:
+        raise fault
+    return None
+
+
+def copy_checkpoint(path: Path, directory: Path) -> None:
+    """Copy the checkpoint at `path` to the same name in `directory`, where it appears whole or not at all.
+
+    Nothing is done where it is there already, and sound. Raises UserError for what cannot be written, and where the
+    copy is not what the manifest says.
+    """
+    copy, manifest = directory / path.name, read_manifest(path)
+    partial = partial_path(copy)
+    try:
+        if (copy / MANIFEST).is_file():
+            with contextlib.suppress(UserError):  # damaged: made anew
+                if verify_artifact(copy).check == manifest.check:
+                    return
+        check_replaceable(copy, manifest.kind)
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted copy left
+        for name, digest in manifest.files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, partial / name)
+            # Read again: what the other file system took is what a lost checkpoint will be mended by.
+            if sha256_file(partial / name) != digest:
+                raise UserError(f"{partial / name}: is not what was copied there from {path / name}")
+        atomic_write_text(partial / MANIFEST, (path / MANIFEST).read_text(encoding="utf-8"))
+        publish(partial, copy)
+    except OSError as error:
+        raise UserError(f"{copy}: cannot be copied from {path} ({first_line(error)})") from error
+
+
+def copy_record(directory: Path, copies: Path) -> None:
+    """Copy the record of steps beside the copies of checkpoints, where it is the longer of the two."""
+    here, there = directory / METRICS, copies / METRICS
+    if here.exists() and (not there.exists() or there.stat().st_size < here.stat().st_size):
+        # The last line may be half a one, as after a kill: whoever reads it passes it over.
+        atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
+
+
+def bring_back(path: Path, directory: Path) -> None:
+    """Copy a copy of a checkpoint, and the record beside it, to the run's `directory`."""
+    copy_checkpoint(path, directory / CHECKPOINTS)
+    copy_record(path.parent, directory)
+
+
+def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
+    """`remove_older` on rank 0. Collective."""
+    on_main(topology, lambda: remove_older(directory, keep))
+
+
+def remove_older(directory: Path, keep: int, stays: Callable[[int], bool] = lambda step: False) -> None:
+    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others.
+
+    stays: whether a step's checkpoint is kept however old it is.
+    """
+    assert keep >= 1
+    # A kill while an older checkpoint is deleted leaves this name, which no later save
+    # uses: nobody else would remove it.
+    for left in directory.glob(f"step-*{REMOVING}"):
+        shutil.rmtree(left)
+    for path in complete_checkpoints(directory)[:-keep]:
+        if not stays(step_of(path)):
+            remove_directory(path)

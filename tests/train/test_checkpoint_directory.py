@@ -1,0 +1,115 @@
+"""What stays of a run's checkpoints, and their copies elsewhere, from which it goes on where its own are gone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.config import UserError, verify_artifact
+from synpro_engine.dist import Topology
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS
+from synpro_engine.train.config import TrainConfig
+from tests.train.test_trainer import CONFIG, Killed, records, same, train
+
+
+def saved(directory: Path) -> dict[int, str]:
+    """Content by step, all of it sound."""
+    found = {int(path.name[5:]): verify_artifact(path) for path in sorted(directory.glob("step-????????"))}
+    return {step: manifest.content_hash for step, manifest in found.items()}
+
+
+def copied(copies: Path, **settings: object) -> TrainConfig:
+    return CONFIG.model_copy(update={"checkpoint_copy": str(copies), "keep_checkpoints": 2, **settings})
+
+
+def test_every_so_many_steps_a_checkpoint_stays_counted_from_the_run_s_first(
+    topology: Topology, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 2})
+    first = train(topology, tmp_path / "first", config.model_copy(update={"max_steps": 5}))
+    assert list(saved(tmp_path / "first" / CHECKPOINTS)) == [2, 4, 5]
+    arm = config.model_copy(update={"plateau": None, "max_steps": 3})
+    train(topology, tmp_path / "arm", arm, start=first.checkpoint)
+    assert list(saved(tmp_path / "arm" / CHECKPOINTS)) == [7, 8]
+    with pytest.raises(ValueError, match="keep_every: 3 is not a multiple of checkpoint_every"):
+        TrainConfig(max_steps=1, checkpoint_every=2, keep_every=3)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_copies_are_the_checkpoints_and_are_kept_by_the_same_rule(
+    topology: Topology, tmp_path: Path, background: bool
+) -> None:
+    (tmp_path / "copies" / "step-00000004.partial" / "state").mkdir(parents=True)  # of a copy that was killed
+    train(topology, tmp_path / "run", copied(tmp_path / "copies", async_checkpoints=background))
+    assert list(saved(tmp_path / "run" / CHECKPOINTS)) == [4, 6]
+    assert saved(tmp_path / "copies") == saved(tmp_path / "run" / CHECKPOINTS)
+    assert not list((tmp_path / "copies").glob("*.partial"))
+
+
+def test_a_run_whose_directory_is_lost_goes_on_from_the_copies_to_the_same_bits(
+    topology: Topology, tmp_path: Path
+) -> None:
+    whole = train(topology, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=5)
+    shutil.rmtree(tmp_path / "run")
+    again = train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+    assert same(whole, again) and again.checkpoint.parent == tmp_path / "run" / CHECKPOINTS
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "state" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "goes_on_from"),
+    [
+        (("run/checkpoints/step-00000004",), 4),  # from its copy
+        (("run/checkpoints/step-00000004", "copies/step-00000004"), 2),
+        (("copies/step-00000004",), 4),
+    ],
+)
+def test_the_newest_sound_checkpoint_of_both_places_is_gone_on_from(
+    topology: Topology,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damaged: tuple[str, ...],
+    goes_on_from: int,
+) -> None:
+    whole = train(topology, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=5)
+    for name in damaged:
+        damage(tmp_path / name)
+    assert same(whole, train(topology, tmp_path / "run", copied(tmp_path / "copies")))
+    told = capsys.readouterr().err
+    assert f"going on from step {goes_on_from}" in told
+    assert ("passed over: " in told) == damaged[0].startswith("run")
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert saved(tmp_path / "copies") == saved(tmp_path / "run" / CHECKPOINTS)
+
+
+def test_where_nothing_sound_is_left_the_damage_is_told(topology: Topology, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=3)
+    for name in ("run/checkpoints/step-00000002", "copies/step-00000002"):
+        damage(tmp_path / name)
+    with pytest.raises(UserError, match=r"run/checkpoints/step-00000002/state/__0_0\.distcp: was changed or damaged"):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+
+
+def test_copies_of_another_run_are_refused_and_not_brought_in(topology: Topology, tmp_path: Path) -> None:
+    train(topology, tmp_path / "other", copied(tmp_path / "copies", z_loss=0.5))
+    with pytest.raises(UserError, match="copies/step-00000006: belongs to a run of other settings: `z_loss`"):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
+def test_a_place_for_copies_that_takes_none_ends_the_job_with_its_path(topology: Topology, tmp_path: Path) -> None:
+    (tmp_path / "copies").write_text("")
+    with pytest.raises(UserError, match=r"copies/step-00000002: cannot be copied from .*Not a directory"):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"))
