@@ -1,8 +1,8 @@
 """Versions of the forms of the files that the engine writes, so that a reader knows what it holds in hands.
 
 A version goes up where a reader of the old form would fail on the new one or misread it: a field that is gone, renamed,
-or of another meaning or unit. A field that is added changes nothing, for readers pass over what they do not know. What
-the fields mean stands in the documentation (`docs/files.md`), which is held to this table.
+or of another meaning or unit. A field that is added, or a kind of metrics, changes nothing, for readers pass over what
+they do not know. What the fields mean stands in the documentation (`docs/files.md`), which is held to this table.
 """
 
 from __future__ import annotations

@@ -258,7 +258,8 @@ class _Counter:
         new, reference = config.sampling.max_new_tokens, bool(config.kl_beta)
         texts = float(config.steps) * config.prompts_per_step * config.group_size
         weights = self.recipe.reward.weights(operation)
-        flops = self._judged(texts, new, weights)
+        measured = float(len(config.held_out.due(config.steps))) * config.held_out.slices * config.held_out.members
+        flops = self._judged(texts + measured, new, weights)
         held = {_PAGES: config.sampler.cache_mib * 2.0**20, **self._judges(weights)}
         if self.generator is not None:
             # Read and drawn, read again by the reference, the policy itself and a critic, and updated on.
@@ -268,7 +269,10 @@ class _Counter:
             passes = (1 + again) / 3 + config.updates_per_rollout * (updated + (config.critic is not None))
             # A prompt is read once for its completions, as many as stand in a micro-batch.
             read = prompt / min(config.group_size, config.micro_batch) + new
-            flops += texts * read * passes * flops_per_token(self.generator.model, prompt + new)
+            drawn_from = prompt / config.held_out.members + new  # a token of what is held out is only read
+            flops += (texts * read * passes + measured * drawn_from / 3) * flops_per_token(
+                self.generator.model, prompt + new
+            )
             blocks = config.train_last_blocks or self.generator.model.layers
             # What does not train is the reference policy's too; with adapters that is every weight.
             if config.lora is not None:
@@ -286,6 +290,7 @@ class _Counter:
                 # What the blocks that do not train make of a step is kept for its updates.
                 held[_ACTIVATIONS] += self.generator.hidden(config.prompts_per_step * config.group_size * read)
         disk = self.generator.saved() if self.generator else 0.0
+        texts += measured
         tokens = texts * (prompt + new)
         return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, held=held, disk=disk)
 

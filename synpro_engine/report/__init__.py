@@ -13,7 +13,7 @@ from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau,
 from synpro_engine.report.sections.samples import Sample
 from synpro_engine.report.sections.timeline import StageTiming, Timeline
 from synpro_engine.report.sections.tokens import ArmTokens, MadeTokens, TokenAccount
-from synpro_engine.report.sections.tuning import RewardCurves
+from synpro_engine.report.sections.tuning import Measured, RewardCurves
 from synpro_engine.report.terminal import closing_summary
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Influence",
     "Leak",
     "MadeTokens",
+    "Measured",
     "ModelInfo",
     "OperationInfluence",
     "OperationShare",

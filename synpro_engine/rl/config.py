@@ -122,13 +122,33 @@ class CanaryConfig(Config):
         return f"least: no judge `{unknown[0]}` has a weight here{nearest(unknown[0], judges)}" if unknown else ""
 
 
+class HeldOutConfig(Config):
+    """The reward on slices of validation documents, which never train, drawn by the same random numbers each time.
+
+    It is measured before the first step, on the way and after the last, and shows what tuning does: a step's own reward
+    hops with the slices that the step has.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Steps from one measurement of the rewards on slices that do not train to the next, beside those before the first
+    step and after the last; 0 does without."""
+    slices: int = Field(default=32, ge=2)
+    """Slices of validation documents that are measured, over all ranks; intervals are over them."""
+    members: int = Field(default=2, gt=0)
+    """Completions of each slice, by the same random numbers each time."""
+
+    def due(self, steps: int) -> list[int]:
+        """Steps that are done at each measurement of a tuning of so many."""
+        return sorted({*range(0, steps, self.every), steps}) if self.every else []
+
+
 class TuneConfig(Config):
     """One round of tuning one operation's generator: GRPO and its kin, or PPO."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         # How work is cut, what is kept of it, when to give up: none of it reaches the numbers, so no stage is redone
         # for it.
-        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples judge_canary".split()
+        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples judge_canary held_out".split()
     )
 
     algorithm: Algorithm = "grpo"
@@ -209,6 +229,7 @@ class TuneConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
 
     judge_canary: CanaryConfig = CanaryConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
 
     checkpoint_every: int = Field(default=20, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""

@@ -30,17 +30,18 @@ def rollout_values(rollouts: Sequence[Rollout], axis: Axis) -> dict[str, float]:
     for at, rollout in enumerate(rollouts):
         # By place, not by slice: in a small corpus one slice may come twice in a step.
         groups.setdefault(at - rollout.member, []).append(rollout)  # a group's members follow each other
-    mine = [([_row(rollout) for rollout in group], _group_row(group), group[0].dropped) for group in groups.values()]
+    mine = [([rollout_row(one) for one in group], _group_row(group), group[0].dropped) for group in groups.values()]
     gathered = [group for part in gather_objects(axis, mine) for group in part]
     learnt = [(rows, group_row) for rows, group_row, dropped in gathered if not dropped]
     rows = [row for part, _ in learnt for row in part]
-    means = _means(rows, gathered[0][0][0]) | _means([row for _, row in learnt], gathered[0][1])
-    return means | {
+    values = means(rows, gathered[0][0][0]) | means([row for _, row in learnt], gathered[0][1])
+    return values | {
         "tokens": math.fsum(row["length"] for row in rows), "dropped_groups": float(len(gathered) - len(learnt)),
     }  # fmt: skip
 
 
-def _means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+def means(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """The mean of each number over the rows; NaN of none."""
     # fsum is exact, so the means depend neither on the layout nor on the order of the parts.
     return {name: math.fsum(row[name] for row in rows) / len(rows) if rows else math.nan for name in names}
 
@@ -53,7 +54,8 @@ def _group_row(group: Sequence[Rollout]) -> dict[str, float]:
     return {"reward_std": std, "silent_groups": float(silent)}
 
 
-def _row(rollout: Rollout) -> dict[str, float]:
+def rollout_row(rollout: Rollout) -> dict[str, float]:
+    """One completion's numbers, by the names that their means have in the log."""
     parts = {f"reward/{name}": value for name, value in rollout.parts.items()}
     return {
         "reward": rollout.reward,

@@ -76,25 +76,28 @@ class Scored(NamedTuple):
     asked: dict[str, int]
 
 
+def check_shares(config: TuneConfig, operation: str, topology: Topology) -> None:
+    """UserError when the data-parallel ranks cannot share out the prompts of a step, or a rank its completions."""
+    if config.prompts_per_step % topology.dp.size:
+        raise UserError(
+            f"`tune.{operation}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
+            f" {topology.dp.size} data-parallel ranks"
+        )
+    completions = config.prompts_per_step // topology.dp.size * config.group_size
+    if completions < config.minibatches:
+        raise UserError(
+            f"`tune.{operation}.minibatches`: {config.minibatches} are more than the {completions} completions"
+            " of a rank"
+        )
+
+
 class RolloutWorker:
-    """Samples and scores this rank's share of a step's prompts."""
+    """Samples and scores this rank's share of prompts."""
 
     def __init__(
         self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], prompter: Prompter,
         config: TuneConfig, topology: Topology, seed: int,
     ) -> None:  # fmt: skip
-        """UserError when the data-parallel ranks cannot share out the prompts of a step, or a rank its completions."""
-        if config.prompts_per_step % topology.dp.size:
-            raise UserError(
-                f"`tune.{prompter.operation.name}.prompts_per_step`: {config.prompts_per_step} cannot be divided by"
-                f" {topology.dp.size} data-parallel ranks"
-            )
-        completions = config.prompts_per_step // topology.dp.size * config.group_size
-        if completions < config.minibatches:
-            raise UserError(
-                f"`tune.{prompter.operation.name}.minibatches`: {config.minibatches} are more than the {completions}"
-                " completions of a rank"
-            )
         self.sampler = sampler
         self._scorer, self._weights = scorer, weights
         self._prompter, self._config, self._topology, self._seed = prompter, config, topology, seed

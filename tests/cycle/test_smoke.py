@@ -93,6 +93,22 @@ def test_what_the_files_of_a_run_hold_is_documented(alone: Path) -> None:
     assert named == SCHEMAS.keys() - {"steps.jsonl", "tasks.json", "left_out/*.jsonl", "mixture.json"}
 
 
+def _held_out(directory: Path, operation: str) -> list[dict[str, Any]]:
+    """Measurements of a tuning on what is held out, without their clocks."""
+    records = read_metrics(directory / "round-1" / f"tune-{operation}" / "metrics.jsonl")
+    held_out = [record for record in records if record["kind"] == "held_out"]
+    return [{name: v for name, v in record.items() if name not in ("time", "seconds")} for record in held_out]
+
+
+def test_a_generator_is_measured_before_while_and_after_it_is_tuned(alone: Path) -> None:
+    for operation in ("rephrase", "reformat"):
+        first, middle, last = _held_out(alone, operation)
+        assert (first["step"], middle["step"], last["step"]) == (0, 2, 3)
+        assert all(record["slices"] == 3 and record["completions"] == 6 for record in (first, middle, last))
+        assert last["difference"] == pytest.approx(last["reward"] - first["reward"])
+    assert (alone / "report.html").read_text().count("held-out slices</text>") == 2
+
+
 def test_training_learns_and_both_arms_take_the_same_number_of_steps(alone: Path) -> None:
     losses = [loss for _, loss in _losses(alone, "pretrain")]
     assert losses[-1] < losses[0] - 0.5
@@ -140,6 +156,7 @@ def test_a_run_killed_thrice_ends_with_the_artifacts_of_one_never_killed(alone: 
     ours, theirs = (path / "pretrain" / "in-run-scores.jsonl" for path in (run, alone))
     assert ours.read_bytes() == theirs.read_bytes()
     assert _documents(run, "rephrase") == _documents(alone, "rephrase")
+    assert _held_out(run, "rephrase") == _held_out(alone, "rephrase")
     assert _results(run) == _results(alone)
 
 

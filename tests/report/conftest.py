@@ -16,6 +16,7 @@ from synpro_engine.report import (
     Influence,
     InRunInfluence,
     MadeTokens,
+    Measured,
     ModelInfo,
     OperationInfluence,
     Plateau,
@@ -80,6 +81,12 @@ def _rewards(operation: str, steps: int) -> RewardCurves:
         weights=weights,
         kl=rise(0.0, 0.04, 0.003),
         lengths=rise(96, 118, 6),
+        held_out={
+            "": [
+                Measured(step=n, value=1.3 + n / 50, band=(1.3 + n / 90, 1.3 + n / 35)) for n in range(0, steps + 1, 4)
+            ],
+            "quality": [Measured(step=0, value=0.1, band=None), Measured(step=steps, value=0.3, band=None)],
+        },
         canaries={"quality": [(1, 0.97), (11, 0.9), (21, 0.62)], "similarity": [(1, 0.8), (11, 0.82), (21, 0.81)]},
         canary_least={"quality": 0.7},
     )

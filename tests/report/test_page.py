@@ -183,3 +183,11 @@ def test_what_judges_still_see_is_drawn_where_they_were_looked_at(full_report: R
         assert f"{full_report.tuning[0].operation}: {told.format(judge)}" in page
     without = tuple(dataclasses.replace(curves, canaries={}) for curves in full_report.tuning)
     assert "rates above themselves" not in render_report(dataclasses.replace(full_report, tuning=without))
+
+
+def test_what_was_measured_on_held_out_slices_is_drawn_over_the_steps(full_report: ReportData) -> None:
+    page = render_report(full_report)
+    assert page.count("held-out slices</text>") == page.count("each step's slices</text>") == len(full_report.tuning)
+    assert "95 % interval of what has changed" in page
+    without = tuple(dataclasses.replace(curves, held_out={}) for curves in full_report.tuning)
+    assert "held-out slices" not in render_report(dataclasses.replace(full_report, tuning=without))

@@ -93,6 +93,7 @@ def run(
     operation: Operation = OPERATION,
     prompt: PromptConfig = PROMPT,
     policy: Model | None = None,
+    held_out: Sequence[Slice] | None = None,
 ) -> tuple[TuneResult, Model]:
     """Tune `policy`, or a fresh toy one; returns the result and the policy."""
     policy = build(topology) if policy is None else policy
@@ -101,6 +102,6 @@ def run(
     result = tune(
         config, policy=policy, reference_policy=reference_policy, prompter=Prompter(operation, Letters(), prompt),
         slices=SLICES, scorer=composer, canary=Canary(composer) if config.judge_canary.every else None,
-        reward_weights=WEIGHTS, directory=directory, seed=1,
+        held_out=held_out, reward_weights=WEIGHTS, directory=directory, seed=1,
     )  # fmt: skip
     return result, policy

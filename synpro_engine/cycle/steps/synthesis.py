@@ -32,6 +32,7 @@ from synpro_engine.cycle.steps.probe import load_probe, probe_hash
 from synpro_engine.cycle.steps.serving import serve
 from synpro_engine.cycle.steps.weights import load_model, weights_hash
 from synpro_engine.data import (
+    Split,
     Tokenizer,
     check_rows,
     load_tokenizer,
@@ -45,12 +46,14 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
 from synpro_engine.reward.canary import Canary
+from synpro_engine.rl.held_out import KIND
 from synpro_engine.rl.policy import prepare_policy
-from synpro_engine.rl.trainer import tune
+from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
     Producer,
     Prompter,
+    Slice,
     choose_slices,
     generate_corpus,
     join_generation,
@@ -147,12 +150,14 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
 
     It practises on the slices that generation will see.
     """
-    operation, config, seed = settings.operation, settings.tune, _round_seed(settings)
-    # Twice what it can ask for, of which some may be too long: a corpus has more slices than memory holds prompts.
-    most = min(settings.slices.max_slices or sys.maxsize, 2 * config.steps * config.prompts_per_step)
-    wanted = settings.slices.model_copy(update={"max_slices": most})
+    operation, config, seed = operation_named(settings.operation), settings.tune, _round_seed(settings)
     tokenizer = open_tokenizer(inputs.base, topology)
-    documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
+
+    def slices(split: Split, most: int, seed: int) -> list[Slice]:
+        wanted = settings.slices.model_copy(update={"max_slices": most})
+        documents = partial(read_documents, str(documents_path(inputs.tokens, split)))
+        return list(choose_slices(documents, wanted, seed, lambda text: len(tokenizer.encode(text)), cut=operation.cut))
+
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     # `load_model` freezes what it loads.
     for parameter in policy.parameters():
@@ -160,30 +165,44 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     # Before the first update, since it is a copy of the policy as it is now.
     reference_policy = prepare_policy(policy, config)
     scorer = build_rewards(settings, inputs, topology)
+    # Twice what it can ask for, of which some may be too long: a corpus has more slices than memory holds prompts.
+    most = min(settings.slices.max_slices or sys.maxsize, 2 * config.steps * config.prompts_per_step)
     result = tune(
         config,
         policy=policy,
         reference_policy=reference_policy,
-        prompter=Prompter(operation_named(operation), tokenizer, settings.prompt),
-        slices=list(
-            choose_slices(
-                documents, wanted, seed, lambda text: len(tokenizer.encode(text)), cut=operation_named(operation).cut
-            )
-        ),
+        prompter=Prompter(operation, tokenizer, settings.prompt),
+        slices=slices("train", most, seed),
         scorer=scorer,
         canary=Canary(scorer) if config.judge_canary.every else None,
-        reward_weights=settings.reward.weights(operation),
+        # The same ones in each round and for each seed, so that their curves can be compared.
+        held_out=slices("validation", 2 * config.held_out.slices, seed=0) if config.held_out.every else None,
+        reward_weights=settings.reward.weights(operation.name),
         directory=into,
         seed=seed,
-        label=f"tune {operation}",
+        label=f"tune {operation.name}",
     )
-    if result.first_reward is not None and result.last_reward is not None:  # a step was left to do
-        rewards = f"mean reward {result.first_reward:.3f} at first, {result.last_reward:.3f} at last"
-        say(topology, f"tuned {operation}: {rewards}")
+    _tell_tuned(into, operation.name, result, topology)
     asked = on_main(topology, lambda: _asked_while_tuning(into))
-    tell_judged(f"tuned {operation}", settings.own_reward, asked, topology)
+    tell_judged(f"tuned {operation.name}", settings.own_reward, asked, topology)
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
+
+
+def _tell_tuned(directory: Path, operation: str, result: TuneResult, topology: Topology) -> None:
+    """Say what became of the reward: on the slices that were held out, where there are any, else in training's steps.
+
+    Of the former the measurement before training is the first, in a resumed run too. Collective.
+    """
+    records = on_main(topology, lambda: [r for r in read_metrics(directory / METRICS) if r["kind"] == KIND])
+    ends = [r for r in records if r["step"] in (0, result.steps) and r["reward"] is not None]
+    first, last, told = result.first_reward, result.last_reward, ""
+    if len(ends) == 2:
+        first, last, told = ends[0]["reward"], ends[1]["reward"], f" on {ends[1]['slices']} held-out slices"
+        if ends[1].get("low") is not None:
+            told += " ({difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})".format(**ends[1])
+    if first is not None and last is not None:  # a step was left to do
+        say(topology, f"tuned {operation}: mean reward {first:.3f} at first, {last:.3f} at last{told}")
 
 
 def _asked_while_tuning(directory: Path) -> dict[str, int]:

@@ -10,8 +10,9 @@ from pydantic import model_validator
 from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import Round
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
-from synpro_engine.report import RewardCurves
+from synpro_engine.report import Measured, RewardCurves
 from synpro_engine.rl.canary import AGREEMENT
+from synpro_engine.rl.held_out import KIND
 
 
 class _Step(Record):
@@ -43,6 +44,33 @@ class _Look(Record):
         return {**fields, "agreement": found}
 
 
+class _Measurement(Record):
+    """A record of the kind `held_out`: by reward, "" for their sum, its value, and its change with an interval."""
+
+    step: int
+    reward: dict[str, float | None]
+    difference: dict[str, float | None]
+    low: dict[str, float | None]
+    high: dict[str, float | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, fields: dict[str, object]) -> dict[str, object]:
+        found: dict[str, dict[str, object]] = {"reward": {}, "difference": {}, "low": {}, "high": {}}
+        for name, value in fields.items():
+            what, _, reward = name.partition("/")
+            if what in found:
+                found[what][reward] = value
+        return {"step": fields["step"], **found}
+
+    def band(self, reward: str, value: float) -> tuple[float, float] | None:
+        """The interval of the change, drawn around where that led to; None where there is none."""
+        if self.step == 0:
+            return value, value
+        change, low, high = (of.get(reward) for of in (self.difference, self.low, self.high))
+        return None if change is None or low is None or high is None else (value - change + low, value - change + high)
+
+
 class _FiniteStep(NamedTuple):
     step: int
     reward: float
@@ -69,11 +97,23 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
                 weights=run.recipe.reward.weights(operation),
                 kl=tuple(s.kl for s in steps),
                 lengths=tuple(s.length for s in steps),
+                held_out=_held_out(run, Round(number).tune(operation)),
                 canaries=_canaries(run, Round(number).tune(operation)),
                 canary_least=run.recipe.tune[operation].judge_canary.least,
             )
         )
     return tuple(curves)
+
+
+def _held_out(run: FinishedRun, stage: str) -> dict[str, list[Measured]]:
+    """By reward, "" for their sum: what it was on the slices that were held out."""
+    found: dict[str, list[Measured]] = {}
+    for record in run.metrics(stage, KIND, _Measurement):
+        for name, value in record.reward.items():
+            if value is not None:
+                measured = Measured(step=record.step, value=value, band=record.band(name, value))
+                found.setdefault(name, []).append(measured)
+    return found
 
 
 def _canaries(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]]:

@@ -2,9 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from synpro_engine.report import svg
 from synpro_engine.report.svg import Panel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A reward on slices that never train, after so many steps.
+
+    band: the 95 % interval of its change since the first measurement, around the value; None where it is not known.
+    """
+
+    step: int
+    value: float
+    band: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +34,37 @@ class RewardCurves:
     weights: Mapping[str, float] = field(default_factory=dict)
     kl: tuple[float, ...] = ()  # k3 estimate to the reference policy, nats per token
     lengths: tuple[float, ...] = ()  # tokens per completion
+    held_out: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
+    """By part, "" for the total: what it was on slices that never train."""
     canaries: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """By judge (step, share of completions that it rated above themselves with a fault planted)."""
     canary_least: Mapping[str, float] = field(default_factory=dict)
 
     def panels(self, colours: Mapping[str, str]) -> list[Panel]:
         """Total reward, KL and completion length over the tuning steps; `colours` are by operation."""
+        total = "Mean over the completions of a step; higher is better."
+        if self.held_out:
+            total += (
+                " Steps hop with their slices; those held out never train and are the same each time. The band is the"
+                " 95 % interval of what has changed on them since the first measurement (dotted)."
+            )
         specs = (
-            ("Total reward", "weighted sum", self.total, "Mean over the completions of a step; higher is better."),
+            ("Total reward", "weighted sum", self.total, total),
             ("KL to the untuned generator", "nats per token", self.kl, "How far tuning has moved the generator."),
             ("Completion length", "tokens", self.lengths, "Shows whether reward is won by length alone."),
         )
         colour = colours[self.operation]
         return [
-            self._by_step(title, values, colour, title=title, caption=caption, unit=unit, size=(300, 200))
+            self._by_step(
+                title,
+                values,
+                colour,
+                title=title,
+                caption=caption,
+                unit=unit,
+                size=(300, 200),
+                held_out=self.held_out.get("", ()) if values is self.total else (),
+            )
             for title, unit, values, caption in specs
             if values
         ]
@@ -42,7 +75,10 @@ class RewardCurves:
         for part, values in self.parts.items():
             weight = self.weights.get(part)
             title = part.replace("_", " ") + ("" if weight is None else f" × {weight:g}")
-            panels.append(self._by_step(part, values, colours[self.operation], title=title, size=(200, 115)))
+            held_out = self.held_out.get(part, ())
+            panels.append(
+                self._by_step(part, values, colours[self.operation], title=title, size=(200, 115), held_out=held_out)
+            )
         return panels
 
     def canary_panels(self, colours: Mapping[str, str]) -> list[Panel]:
@@ -72,6 +108,7 @@ class RewardCurves:
         *,
         title: str,
         size: tuple[int, int],
+        held_out: Sequence[Measured] = (),
         caption: str = "",
         unit: str = "",
     ) -> Panel:
@@ -86,7 +123,14 @@ class RewardCurves:
             height=size[1],
         ) as panel:
             axes = panel.axes
-            axes.plot(self.steps, values, color=colour, **svg.point_marks(self.steps))
+            if held_out:
+                # The steps are the noise that it stands out from.
+                axes.plot(self.steps, values, color=colour, lw=1, alpha=0.55, label="each step's slices")
+                _draw_measured(axes, held_out)
+            else:
+                axes.plot(self.steps, values, color=colour, **svg.point_marks(self.steps))
+            if held_out and unit:
+                svg.legend_above(axes, columns=2)
             if unit:
                 axes.set_xlabel("tuning step")
                 axes.set_ylabel(unit)
@@ -94,3 +138,13 @@ class RewardCurves:
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.margins(y=0.15)
         return panel
+
+
+def _draw_measured(axes: "Axes", measured: Sequence[Measured]) -> None:
+    banded = [(one.step, *one.band) for one in measured if one.band is not None]
+    if banded:
+        steps, low, high = zip(*banded, strict=True)
+        axes.fill_between(steps, low, high, color=svg.INK, alpha=0.15, lw=0)
+        axes.axhline(measured[0].value, color=svg.GREY, lw=0.8, ls=":")
+    steps = [one.step for one in measured]
+    axes.plot(steps, [one.value for one in measured], color=svg.INK, label="held-out slices", **svg.point_marks(steps))

@@ -34,9 +34,12 @@ def _rewards(endpoint: str, **settings: Any) -> RewardConfig:
     return load_config(RewardConfig, {"rephrase": {"quality": 1.0}, "reformat": {}, "judges": {"quality": judge}})
 
 
-def tune_toy(endpoint: str, directory: Path, parallel: ParallelConfig | None = None, **settings: Any) -> None:
+def tune_toy(
+    endpoint: str, directory: Path, parallel: ParallelConfig | None = None, measure_every: int = 0, **settings: Any
+) -> None:
     toy = runpy.run_path(str(TOY))
     changes = {"steps": 2, "checkpoint_every": 0, "log_samples": 4, "bad_reward": "drop_group"}
+    changes["held_out"] = {"every": measure_every, "slices": 3}
     config = TuneConfig.model_validate(toy["CONFIG"].model_dump() | changes)
     with launched(parallel or ParallelConfig()) as topology:
         policy = toy["build"](topology)
@@ -45,8 +48,18 @@ def tune_toy(endpoint: str, directory: Path, parallel: ParallelConfig | None = N
             config, policy=policy, reference_policy=prepare_policy(policy, config),
             prompter=Prompter(toy["OPERATION"], toy["Letters"](), toy["PROMPT"]), slices=toy["SLICES"],
             scorer=Composer(judges, {"toy": {"quality": 1.0}}), reward_weights={"quality": 1.0},
-            directory=directory, seed=1,
+            held_out=toy["SLICES"], directory=directory, seed=1,
         )  # fmt: skip
+
+
+def test_what_is_held_out_is_judged_and_its_calls_are_counted_by_themselves(server: Any, tmp_path: Path) -> None:
+    server.answer = lambda handler, body: handler.write("4" if "e" in body["messages"][0]["content"][-200:] else "2")
+    tune_toy(server.endpoint, tmp_path, measure_every=1)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["kind"] for record in records] == ["held_out", "tune", "held_out", "tune", "held_out"]
+    asked = [record["judge/quality/calls"] + record["judge/quality/kept"] for record in records]
+    assert min(asked) > 0 and records[0]["judge/quality/calls"] > 0
+    assert sum(record["judge/quality/calls"] for record in records) == len(server.calls)
 
 
 def test_an_outage_for_one_source_drops_its_group_and_is_counted(server: Any, tmp_path: Path) -> None:
