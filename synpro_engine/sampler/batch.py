@@ -13,10 +13,9 @@ import torch
 
 from synpro_engine.sampler.cache import CacheShape, PagePool, pages_for
 from synpro_engine.sampler.config import Completion, Nuclei
-from synpro_engine.sampler.decode import Step
+from synpro_engine.sampler.drawing import Drawn
 from synpro_engine.sampler.endings import End, Endings, LoopWatch
-from synpro_engine.sampler.layout import Fed, PromptPages, lay_out
-from synpro_engine.sampler.sampling import Draw
+from synpro_engine.sampler.layout import Fed, PromptPages, Stride, lay_out
 from synpro_engine.sampler.speculate import Drafter
 
 
@@ -42,12 +41,21 @@ class LiveSequence:
     end: End | None = None
     stopped_by: str | None = None
 
+    @property
+    def stored(self) -> int:
+        """How many of its tokens were fed, and so the place behind its prompt that its latest one is fed at."""
+        return len(self.token_ids) - 1
+
+    @property
+    def last_place(self) -> int:
+        """The place of the last token that it may be fed: behind that one another is drawn."""
+        return self.room - 2
+
     def draft(self, most: int, least: float) -> list[int]:
         """Its next tokens as far as they can be guessed; see `Drafter.draft`."""
         if self.drafter is None:
             return []
-        # One token less than there is room for: behind the last guess another is drawn.
-        return self.drafter.draft(min(most, self.room - len(self.token_ids) - 1), least)
+        return self.drafter.draft(min(most, self.last_place - self.stored), least)
 
     def append(self, token: int, logprob: float, full_logprob: float, endings: Endings) -> None:
         """Take what was drawn, and see whether it ends here."""
@@ -116,31 +124,30 @@ class LiveBatch:
         self._groups[group].live += 1
         self.sequences.append(sequence)
 
-    def missing(self, drafts: Sequence[Sequence[int]]) -> int:
-        """Pages that are wanted for feeding each sequence its latest token and what is guessed behind it."""
-        return sum(count - len(s.pages) for s, count in zip(self.sequences, self._wanted(drafts), strict=True))
+    def missing(self, drafts: Sequence[Sequence[int]], steps: int) -> int:
+        """Pages that are wanted for so many steps, the first of which is fed each sequence's latest token and draft."""
+        return sum(count - len(s.pages) for s, count in zip(self.sequences, self._wanted(drafts, steps), strict=True))
 
-    def next_step(self, drafts: Sequence[Sequence[int]]) -> Step:
-        """Inputs for feeding each sequence its latest token and what is guessed behind it; takes the pages."""
+    def stride(self, drafts: Sequence[Sequence[int]], steps: int) -> Stride:
+        """Inputs for so many steps, the first with each sequence's latest token and draft; takes the pages."""
         fed = list[Fed]()
-        for sequence, count, draft in zip(self.sequences, self._wanted(drafts), drafts, strict=True):
+        for sequence, count, draft in zip(self.sequences, self._wanted(drafts, steps), drafts, strict=True):
             sequence.pages += self.pool.take(count - len(sequence.pages))
             tokens = [sequence.token_ids[-1], *draft]
-            fed.append(Fed(sequence.group, sequence.pages, tokens, len(sequence.token_ids) - 1))
-        return lay_out(fed, [group.pages for group in self._groups], self._device)
+            fed.append(Fed(sequence.group, sequence.pages, tokens, sequence.stored, sequence.last_place))
+        return lay_out(fed, [group.pages for group in self._groups], self._device, steps)
 
-    def again(self, sequence: LiveSequence) -> Step:
+    def again(self, sequence: LiveSequence) -> Stride:
         """Inputs for feeding one sequence, which was put aside, all but its latest token; takes the pages."""
-        tokens = sequence.token_ids[:-1]
-        sequence.pages = self.pool.take(pages_for(len(tokens)))
-        prompt = self._groups[sequence.group].pages
-        return lay_out([Fed(0, sequence.pages, tokens, 0)], [prompt], self._device)
+        sequence.pages = self.pool.take(pages_for(sequence.stored))
+        prompt, tokens = self._groups[sequence.group].pages, sequence.token_ids[:-1]
+        return lay_out([Fed(0, sequence.pages, tokens, 0, sequence.last_place)], [prompt], self._device)
 
-    def _wanted(self, drafts: Sequence[Sequence[int]]) -> list[int]:
+    def _wanted(self, drafts: Sequence[Sequence[int]], steps: int) -> list[int]:
         # Never fewer than it has: a wrong guess may have brought a page that is not needed yet.
         return [
-            max(len(sequence.pages), pages_for(len(sequence.token_ids) + len(draft)))
-            for sequence, draft in zip(self.sequences, drafts, strict=True)
+            max(len(s.pages), pages_for(min(s.stored + len(draft) + steps - 1, s.last_place) + 1))
+            for s, draft in zip(self.sequences, drafts, strict=True)
         ]
 
     def retire(self) -> list[LiveSequence]:
@@ -169,29 +176,29 @@ class LiveBatch:
                 other.group -= other.group > sequence.group
 
 
-def record(sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], drawn: Draw, endings: Endings) -> int:
-    """Append what was drawn for each of the sequences, behind its latest token and each token that was guessed.
+def record(sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], drawn: Drawn, endings: Endings) -> int:
+    """Append what was drawn for each of the sequences, behind its latest token and draft or in steps without one.
 
-    The rows of `drawn` are theirs in this order. What stands behind a wrong guess or an end was drawn for nothing.
-    Returns the number of tokens appended.
+    The rows of a draw are theirs in this order. What stands behind a wrong guess or an end was drawn for nothing; what
+    stands behind a nucleus that was looked for among too few is drawn again. Returns the number of tokens appended.
+
+    Raises FloatingPointError for what was drawn from logits that are not finite.
     """
-    tokens, logprobs, full_logprobs = drawn.token_B.tolist(), drawn.logprob_B.tolist(), drawn.full_logprob_B.tolist()
-    nuclei = _nuclei(drawn)
-    row, appended = 0, 0
+    tokens, logprobs, full_logprobs = drawn.token_N.tolist(), drawn.logprob_N.tolist(), drawn.full_logprob_N.tolist()
+    rows, row, appended = sum(len(draft) + 1 for draft in drafts), 0, 0
     for sequence, draft in zip(sequences, drafts, strict=True):
-        for at in range(row, row + len(draft) + 1):
-            sequence.append(tokens[at], logprobs[at], full_logprobs[at], endings)
-            if nuclei is not None:
-                sequence.nucleus_ids.append(nuclei[at].copy())  # a view would keep the whole batch's ids alive
-            appended += 1
-            if sequence.end is not None or draft[at - row : at - row + 1] != [tokens[at]]:
-                break
+        places = range(row, row + len(draft) + 1) if draft else range(row, len(tokens), rows)
         row += len(draft) + 1
+        for at, place in enumerate(places):
+            if not drawn.finite_N[place]:
+                raise FloatingPointError("the model's logits are not finite: its weights have diverged")
+            if drawn.short_N[place]:
+                break
+            token = tokens[place]
+            sequence.append(token, logprobs[place], full_logprobs[place], endings)
+            if drawn.nuclei is not None:
+                sequence.nucleus_ids.append(drawn.nuclei[place])
+            appended += 1
+            if sequence.end is not None or draft[at : at + 1] not in ([], [token]):
+                break
     return appended
-
-
-def _nuclei(drawn: Draw) -> list[np.ndarray] | None:
-    if drawn.nucleus_ids is None or drawn.nucleus_counts_B is None:
-        return None
-    ids = drawn.nucleus_ids.to(torch.int32).cpu().numpy()
-    return np.split(ids, np.cumsum(drawn.nucleus_counts_B.cpu().numpy())[:-1])

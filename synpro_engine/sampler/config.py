@@ -101,6 +101,10 @@ class SamplerConfig(Config):
     computed again. One completion goes on whatever it takes."""
     prefill_tokens: int = Field(default=4096, gt=0)
     """Most prompt tokens (with padding) read in one forward pass."""
+    stride: int | None = Field(default=None, gt=0, le=64)
+    """Most tokens that each completion is fed before the host sees any of them. Above 1 a GPU is not waited for in
+    between, and a completion that ends is noticed as much later. Left out, it is 1 on a CPU, where there is nothing to
+    wait for, and on CUDA 1 to 16, more for longer completions. With `speculate` it is 1."""
     speculate: int = Field(default=0, ge=0, le=64)
     """Most tokens that are guessed ahead of a completion, from what its last ones were followed by in prompt or
     completion: for operations that repeat their source, as rephrasing does. Guesses that are right cost no step of

@@ -49,13 +49,12 @@ class Prefill:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one decoding step needs beside the weights; the same for every layer. A row is a token that is fed.
+    """What one decoding step needs beside weights and tokens; the same for every layer. A row is a token that is fed.
 
     position_B: each row's place in its sequence, for RoPE. page_B and time_B: the page that its keys and values go to
     and their place in it. `rows` counts the fed token in: it is the last that its row sees.
     """
 
-    token_B: Tensor
     position_B: Tensor
     page_B: Tensor
     time_B: Tensor
@@ -127,11 +126,14 @@ class Decoder:
         # The head for one position a prompt: logits of all would be by far the largest tensor of the pass.
         return self._logits(hidden_GSH[torch.arange(G, device=self.device), given.length_G - 1])
 
-    def step(self, step: Step, pool: PagePool) -> Tensor:
-        """Feed the rows' tokens; stores their keys and values and returns the logits [B, V] of what follows each."""
-        return self._logits(self.feed(step, pool))
+    def step(self, token_B: Tensor, step: Step, pool: PagePool) -> Tensor:
+        """Feed the rows' tokens; stores their keys and values and returns the logits [B, V] of what follows each.
 
-    def feed(self, step: Step, pool: PagePool) -> Tensor:
+        Nothing here reads a tensor on the host, so that a step can be queued before the one in front of it is done.
+        """
+        return self._logits(self.feed(token_B, step, pool))
+
+    def feed(self, token_B: Tensor, step: Step, pool: PagePool) -> Tensor:
         """The same without the output layer: hidden states [B, H] behind the last block."""
         cos_Bh, sin_Bh = cos_sin(step.position_B, self._frequency)
 
@@ -142,7 +144,7 @@ class Decoder:
             # Behind the write, for a fed token attends to itself, and to those that its sequence is fed before it.
             return decode_attention(query_Bnrh, *pages, step.rows).flatten(1)
 
-        hidden_BH = self._embed(step.token_B)
+        hidden_BH = self._embed(token_B)
         for block in self._blocks:
             hidden_BH = self._block(block, hidden_BH, attend)
         return hidden_BH

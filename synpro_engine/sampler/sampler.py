@@ -1,80 +1,32 @@
 """Sampling completions from a model that is in training, in its own process and from its own weights.
 
-`Sampler.generate` reads top to bottom: admit prompts while pages last, read them, then feed every live sequence one
-token at a time, or some that were guessed, until all have ended. Where pages run out the latest sequences are put aside
-and computed again later.
+`Sampler.generate` reads top to bottom: admit prompts while pages last, read them, then feed every live sequence some
+tokens, each as it was drawn, or the latest with some that were guessed, until all have ended. Where pages run out the
+latest sequences are put aside and computed again later.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import Axis
 from synpro_engine.sampler.batch import LiveBatch, LiveSequence, record
 from synpro_engine.sampler.cache import page_keys, pages_for
 from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConfig
 from synpro_engine.sampler.decode import Decoder
+from synpro_engine.sampler.drawing import Drawer, Drawn, worth
 from synpro_engine.sampler.endings import Endings, TextOf
 from synpro_engine.sampler.reading import PromptReader
-from synpro_engine.sampler.sampling import Draw, bias_vector, draw, uniforms
+from synpro_engine.sampler.sampling import bias_vector, uniforms
 from synpro_engine.sampler.speculate import Drafter, least_hope, pairs_of
+from synpro_engine.sampler.work import Request, SamplerStats, Work
 
 if TYPE_CHECKING:
     from synpro_engine.model.model import Model
-
-
-@dataclass(kw_only=True)
-class SamplerStats:
-    """Work and time of one `generate` on this rank. A prompt counts once per group.
-
-    drafted: tokens that were guessed and fed (`SamplerConfig.speculate`). kept: those of them that were drawn too.
-    looped: completions that were ended because they repeated themselves (`SamplingConfig.loop_tokens`).
-    known_tokens: of prompts, not read because others that begin alike were. put_aside: how often a sequence made room
-    for others. cache_bytes: memory of keys and values.
-    """
-
-    prompt_tokens: int = 0
-    known_tokens: int = 0
-    put_aside: int = 0
-    looped: int = 0
-    cache_bytes: int = 0
-    new_tokens: int = 0
-    steps: int = 0
-    drafted: int = 0
-    kept: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    prompts: Sequence[Sequence[int]]
-    seeds: Sequence[int]
-    group_size: int
-    sampling: SamplingConfig
-    endings: Endings
-    vocab_limit: int | None
-    most: Sequence[int]
-    bias_V: torch.Tensor | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """A request on its way: indices of prompts that wait, the longest last; sequences put aside, the latest last."""
-
-    request: _Request
-    batch: LiveBatch
-    reader: PromptReader
-    waiting: list[int]
-    aside: list[LiveSequence]
-    results: list[list[Completion | None]]
 
 
 class Sampler:
@@ -127,15 +79,16 @@ class Sampler:
         self._check(prompts)
         if max_new_tokens is None:
             max_new_tokens = [sampling.most_tokens(len(prompt)) for prompt in prompts]
-        request = _Request(
-            prompts=prompts, seeds=seeds, group_size=group_size, sampling=sampling, vocab_limit=vocab_limit,
-            most=max_new_tokens, endings=self._endings(sampling, stop_ids), bias_V=self._bias(sampling, vocab_limit),
+        request = Request(
+            prompts=prompts, seeds=seeds, group_size=group_size,
+            most=max_new_tokens, endings=self._endings(sampling, stop_ids),
         )  # fmt: skip
         shape = self._decoder.cache_shape
         batch = LiveBatch(shape, max(1, self.config.cache_mib * 2**20 // shape.bytes_per_page))
         reader, self.stats = PromptReader(self._decoder, batch.pool), SamplerStats()
-        work = _Work(
+        work = Work(
             request=request, batch=batch, reader=reader, aside=[],
+            drawer=Drawer(sampling, vocab_limit, self._bias(sampling, vocab_limit), self._decoder.tp),
             # Longest first: what is read together is padded least.
             waiting=sorted(range(len(prompts)), key=lambda index: len(prompts[index])),
             results=[[None] * group_size for _ in prompts],
@@ -173,7 +126,7 @@ class Sampler:
                     f"prompt {index} has {len(prompt)} tokens; with `model.seq_len` = {seq_len} it must have fewer"
                 )
 
-    def _admissible(self, work: _Work) -> list[int]:
+    def _admissible(self, work: Work) -> list[int]:
         """The next prompts (longest first) that fit beside the live sequences; at least one when none is live."""
         batch, size = work.batch, work.request.group_size
         chosen, pages, counted = list[int](), 0, set[bytes]()
@@ -192,7 +145,7 @@ class Sampler:
             chosen.append(index)
         return chosen
 
-    def _admit(self, work: _Work) -> bool:
+    def _admit(self, work: Work) -> bool:
         """Read prompts that fit, once each, and draw every member's first token; whether there were any."""
         # Those that were put aside come first: they are older, and it was for want of pages.
         indices = [] if work.aside else self._admissible(work)
@@ -212,11 +165,13 @@ class Sampler:
                 sequences += members
             # A pass for each prompt and a draw for each member: the first distribution is the group's.
             logits_BV = logits_GV.repeat_interleave(work.request.group_size, 0)
-            self._draw(logits_BV, sequences, [[]] * len(sequences), work.request)
+            drafts: list[list[int]] = [[]] * len(sequences)
+            drawn = work.drawer.at_once(logits_BV, self._uniforms(sequences, drafts, 1)[0])
+            self._record(drawn, sequences, drafts, work)
         self.stats.prefill_seconds += time.perf_counter() - start
         return True
 
-    def _members(self, index: int, request: _Request) -> list[LiveSequence]:
+    def _members(self, index: int, request: Request) -> list[LiveSequence]:
         prompt = request.prompts[index]
         room = min(request.most[index], self._decoder.config.seq_len - len(prompt))
         pairs = pairs_of(prompt) if self.config.speculate else None
@@ -228,7 +183,7 @@ class Sampler:
             for member in range(request.group_size)
         ]  # fmt: skip
 
-    def _resume(self, work: _Work) -> bool:
+    def _resume(self, work: Work) -> bool:
         """Take up the sequence that was put aside last, and compute what its pages held; whether it fits."""
         if not work.aside:
             return False
@@ -245,93 +200,82 @@ class Sampler:
             group = batch.open_group(sequence.prompt, len(prompt), its)
         batch.add(sequence, group)
         if stored:
-            self._decoder.feed(batch.again(sequence), batch.pool)
+            again = batch.again(sequence)
+            self._decoder.feed(again.token_B, again.steps[0], batch.pool)
         self.stats.prefill_seconds += time.perf_counter() - start
         return True
 
-    def _decode(self, work: _Work) -> None:
+    def _decode(self, work: Work) -> None:
         batch, start = work.batch, time.perf_counter()
         if not batch.sequences:
             return
-        drafts = self._make_room(work)
-        logits_BV = self._decoder.step(batch.next_step(drafts), batch.pool)
-        appended = self._draw(logits_BV, batch.sequences, drafts, work.request)
-        self.stats.steps += 1
-        self.stats.drafted += sum(map(len, drafts))
-        self.stats.kept += appended - len(drafts)
+        drafts, steps = self._make_room(work)
+        uniform_NB = self._uniforms(batch.sequences, drafts, steps)
+        drawn = work.drawer.take(batch.stride(drafts, steps), uniform_NB, self._decoder, batch.pool)
+        appended = self._record(drawn, batch.sequences, drafts, work)
+        self.stats.steps += steps
+        if self.config.speculate:
+            self.stats.drafted += sum(map(len, drafts))
+            self.stats.kept += appended - len(drafts)
         self.stats.decode_seconds += time.perf_counter() - start
 
-    def _make_room(self, work: _Work) -> list[list[int]]:
-        """What is guessed for each live sequence, with pages for all: else without guesses, and then with fewer live.
+    def _make_room(self, work: Work) -> tuple[list[list[int]], int]:
+        """What is guessed for each live sequence and how many steps are taken, with pages for all.
 
-        One sequence goes on whatever it takes, for refusing it would end the run over a limit that is there for speed.
+        Else without guesses, then in fewer steps, and then with fewer live. One sequence goes on whatever it takes, for
+        refusing it would end the run over a limit that is there for speed.
         """
-        batch, drafts = work.batch, self._drafts(work.batch)
-        if batch.missing(drafts) > batch.pool.available:
+        batch, drafts, steps = work.batch, self._drafts(work.batch), self._steps(work)
+        if batch.missing(drafts, steps) > batch.pool.available:
             drafts = [[] for _ in drafts]
-        while len(batch.sequences) > 1 and batch.missing(drafts) > batch.pool.available:
+        while steps > 1 and batch.missing(drafts, steps) > batch.pool.available:
+            steps //= 2
+        while len(batch.sequences) > 1 and batch.missing(drafts, steps) > batch.pool.available:
             work.aside.append(batch.put_aside())
             drafts.pop()
             self.stats.put_aside += 1
-        return drafts
+        return drafts, steps
 
     def _drafts(self, batch: LiveBatch) -> list[list[int]]:
         """What is guessed behind each live sequence's latest token. Of its tokens alone, so ranks guess alike."""
         least = least_hope(len(batch.sequences), self._decoder.device.type)
         return [sequence.draft(self.config.speculate, least) for sequence in batch.sequences]
 
-    def _draw(
-        self, logits_BV: torch.Tensor, sequences: list[LiveSequence], drafts: list[list[int]], request: _Request
+    def _steps(self, work: Work) -> int:
+        """How many steps are taken before the host sees what they drew; the same on all tensor-parallel ranks."""
+        if self.config.speculate:
+            return 1  # the next guess is made of what was drawn
+        wanted = self.config.stride
+        if wanted is None and self._decoder.device.type == "cpu":
+            return 1  # nothing is waited for
+        if wanted is None:
+            wanted = worth(self.stats.new_tokens, self.stats.ended, max(work.request.most))
+        # Behind the last token of all there is nothing to draw.
+        left = max(sequence.room - len(sequence.token_ids) for sequence in work.batch.sequences)
+        return min(wanted, left, work.drawer.most_steps)
+
+    def _uniforms(self, sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], steps: int) -> torch.Tensor:
+        """The random numbers [steps, rows] of what is drawn behind each token that is fed, fp64.
+
+        Each by the number of its own position: neither a guess nor a stride changes a token.
+        """
+        rows = [
+            (s.seed, s.member, len(s.token_ids) + at + step)
+            for step in range(steps)
+            for s, draft in zip(sequences, drafts, strict=True)
+            for at in range(len(draft) + 1)
+        ]
+        return uniforms(*zip(*rows, strict=True)).view(steps, -1).to(self._decoder.device)
+
+    def _record(
+        self, drawn: Drawn, sequences: Sequence[LiveSequence], drafts: Sequence[Sequence[int]], work: Work
     ) -> int:
-        """Draw behind each token that was fed, and record what stands; the number of tokens that does."""
-        tp, drawn = self._decoder.tp, None
-        if tp.rank == 0:
-            # One pass that writes nothing: a NaN is both the least and the largest of whatever holds it.
-            if not bool(torch.isfinite(torch.stack(torch.aminmax(logits_BV))).all()):
-                raise FloatingPointError("the model's logits are not finite: its weights have diverged")
-            # Each by the number of its own position: a guess changes no token, it only finds it earlier.
-            rows = [
-                (s.seed, s.member, len(s.token_ids) + at)
-                for s, draft in zip(sequences, drafts, strict=True)
-                for at in range(len(draft) + 1)
-            ]
-            uniform_B = uniforms(*zip(*rows, strict=True)).to(logits_BV.device)
-            drawn = draw(logits_BV, request.sampling, uniform_B, request.vocab_limit, request.bias_V)
-        drawn = _of_first_rank(drawn, len(logits_BV), tp, logits_BV.device)
-        appended = record(sequences, drafts, drawn, request.endings)
+        appended = record(sequences, drafts, drawn, work.request.endings)
         self.stats.new_tokens += appended
         return appended
 
-    def _collect(self, work: _Work) -> None:
+    def _collect(self, work: Work) -> None:
         for sequence in work.batch.retire():
             work.results[sequence.prompt][sequence.member] = sequence.completion()
+            self.stats.ended += 1
             self.stats.looped += sequence.end == "loop"
-
-
-def _of_first_rank(drawn: Draw | None, rows: int, tp: Axis, device: torch.device) -> Draw:
-    """The draw of the first tensor-parallel rank, whole, on all of them; the others bring None.
-
-    The ranks hold equal logits, but a CUDA cumulative sum may differ in its last bit from run to run: ranks that drew
-    by themselves could part in a token, and wait for each other for ever, or in the nucleus, and train apart.
-    """
-    if drawn is not None and tp.size == 1:
-        return drawn
-    # fp64 holds ids exactly beside log-probabilities: one broadcast a token instead of four.
-    packed = torch.zeros(4, rows, dtype=torch.float64, device=device)
-    if drawn is not None:
-        counts_B = torch.zeros_like(packed[0]) if drawn.nucleus_counts_B is None else drawn.nucleus_counts_B
-        packed.copy_(torch.stack([drawn.token_B, drawn.logprob_B, drawn.full_logprob_B, counts_B]))
-    dist.broadcast(packed, group=tp.group, group_src=0)
-    token_B, logprob_B, full_logprob_B, counts_B = packed
-    # All know it from the first broadcast, and so take part in the second, or none does.
-    total = int(counts_B.sum())  # 0 where nothing was cut: a cut leaves each row an id at least
-    ids = None
-    if total:
-        ids = torch.empty(total, dtype=torch.int64, device=device)
-        if drawn is not None and drawn.nucleus_ids is not None:
-            ids.copy_(drawn.nucleus_ids)
-        dist.broadcast(ids, group=tp.group, group_src=0)
-    return Draw(
-        token_B=token_B.long(), logprob_B=logprob_B, full_logprob_B=full_logprob_B,
-        nucleus_counts_B=None if ids is None else counts_B.long(), nucleus_ids=ids,
-    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 from synpro_engine.dist import ParallelConfig, launched
@@ -13,7 +14,7 @@ from synpro_engine.rl.policy import sampled_logprobs
 from synpro_engine.sampler import Nuclei, Sampler, SamplerConfig, SamplingConfig
 
 
-def _sample(parallel: ParallelConfig, speculate: int = 0) -> dict[str, Any]:
+def _sample(parallel: ParallelConfig, speculate: int = 0, stride: int = 1) -> dict[str, Any]:
     """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for all families."""
     found: dict[str, Any] = {}
     with launched(parallel) as topology:
@@ -26,7 +27,7 @@ def _sample(parallel: ParallelConfig, speculate: int = 0) -> dict[str, Any]:
             _shake_vectors(model)
             prompts = [list(range(1, 14)), [30, 2, 5], [88, 89, 1, 4, 61]]
             sampling = SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=12)
-            sampler = Sampler(model, SamplerConfig(speculate=speculate))
+            sampler = Sampler(model, SamplerConfig(speculate=speculate, stride=stride))
             groups = sampler.generate(
                 prompts, group_size=2, sampling=sampling, stop_ids=frozenset({5, 6}), seeds=[4, 5, 6], vocab_limit=90
             )
@@ -44,13 +45,13 @@ def _sample(parallel: ParallelConfig, speculate: int = 0) -> dict[str, Any]:
             )
             found[family]["cold"] = [c.token_ids for group in groups for c in group]
             found[family]["guesses"] = [sampler.drafted, sampler.kept]
-            found[family]["apart"] = _sample_apart(model, topology.rank)
+            found[family]["apart"] = _sample_apart(model, topology.rank, stride)
     return found
 
 
-def _sample_apart(model: Any, rank: int) -> list[Any]:
+def _sample_apart(model: Any, rank: int, stride: int) -> list[Any]:
     """Everything that was drawn where the ranks' logits part, as sums on a GPU may; at top_p 0.8 and at 1."""
-    sampler = Sampler(model)
+    sampler = Sampler(model, SamplerConfig(stride=stride))
     decoder: Any = sampler._decoder
     step = decoder.step
     decoder.step = lambda *inputs: step(*inputs) * (1 + 0.5 * rank)
@@ -98,14 +99,23 @@ def _trainer_side(model: Any, prompt: list[int], answer: list[int], nuclei: Nucl
     }  # fmt: skip
 
 
-def test_two_tensor_parallel_ranks_that_guess_sample_and_score_as_one_process_without_guesses_does() -> None:
-    alone = _sample(ParallelConfig())
-    ranks = run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False), speculate=3)
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """One process, a step at a time, without guesses."""
+    return _sample(ParallelConfig())
+
+
+@pytest.mark.parametrize("way", [{"speculate": 3}, {"stride": 5}], ids=str)
+def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does_token_by_token(
+    alone: dict[str, Any], way: dict[str, int]
+) -> None:
+    ranks = run_ranks(_sample, 2, parallel=ParallelConfig(tp=2, sequence_parallel=False), **way)
     for family in alone:
         drafted, kept = ranks[0][family]["guesses"]
-        assert ranks[1][family]["guesses"] == [drafted, kept] and drafted > kept > 0
+        assert ranks[1][family]["guesses"] == [drafted, kept]
+        assert drafted > kept > 0 if "speculate" in way else drafted == kept == 0
     for family in alone:
-        apart = [rank[family].pop("apart") for rank in ranks]
+        apart = [rank[family]["apart"] for rank in ranks]
         assert apart[0] == apart[1] and apart[0][1] is not None and apart[0][-1] is None
     for rank in ranks:
         for family, expected in alone.items():
