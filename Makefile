@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup setup-test setup-serve run smoke test test-all test-second test-torch lint format docs docs-serve doctor clean distclean
+.PHONY: help setup setup-test setup-serve run smoke bench test test-all test-second test-torch lint format docs docs-serve doctor clean distclean
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -31,7 +31,7 @@ python_of = $(shell for p in python$(1) $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/v
 	$$p -c 0 2>/dev/null && command -v $$p && break; done)
 # Tests run under the other supported pair as well: Python 3.11 has megatron-core 0.16, later ones the newest 0.19.
 SECOND  = $(shell $(PY) -c 'import sys; print("3.12" if sys.version_info < (3, 12) else "3.11")' 2>/dev/null || echo 3.12)
-SECOND_TESTS ?= tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
+SECOND_TESTS ?= tests/backend/test_spans.py tests/train/test_checkpoint.py tests/train/test_layouts.py tests/train/test_versions.py \
 	tests/cycle/test_smoke.py::test_the_cycle_ends_with_every_stage_and_a_report \
 	tests/kernels/test_linear_cross_entropy.py tests/kernels/test_linear_policy_loss.py $(wildcard tests/kernels/test_*_contract.py)
 # A server of its own to judge and generate with, as a user has one beside the engine: not among the engine's packages.
@@ -65,6 +65,10 @@ smoke: setup ## every stage of the cycle at toy size, about a minute
 	@echo "==> synpro run smoke (results in runs/smoke)"
 	$(VENV)/bin/synpro run smoke --dir runs/smoke
 	@echo "==> done; the report: $(CURDIR)/runs/smoke/report.html"
+
+bench: setup ## how fast this machine is at the engine's work, beside other libraries: a table of ratios
+	@echo "==> synpro bench all (records in runs/bench)"
+	$(VENV)/bin/synpro bench all
 
 test: setup-test ## lint, types and the test suite; then its core under the other Python and Megatron-Core
 	@mkdir -p $(STAMP)

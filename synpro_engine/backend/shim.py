@@ -150,12 +150,37 @@ def _patch_module(module: types.ModuleType) -> None:
     if module.__name__ == f"{_PREFIX}.jit":
         # Compiling takes a C++ compiler and minutes; with Megatron 0.16 the import alone takes seconds less.
         names["disable_jit_fuser"]()
+    if module.__name__ == f"{_PREFIX}.distributed.param_and_grad_buffer":
+        names["_coalescing_manager"] = _unless_alone(names["_coalescing_manager"])
+        for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+            names[name] = _in_place_alone(names[name])
     if module.__name__ == f"{_PREFIX}.tensor_parallel.random":
         # The originals queue a callback that only a CUDA context would ever run.
         cuda = _proxy_torch().cuda
         names["_get_cuda_rng_state"] = cuda.get_rng_state
         names["_set_cuda_rng_state"] = cuda.set_rng_state
         logging.getLogger(module.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+def _unless_alone(coalescing: Callable[..., Any]) -> Callable[..., Any]:
+    def manager(group: Any, *args: Any, **kwargs: Any) -> Any:
+        # It waits for what it has gathered, and of a group of one that is nothing.
+        return _Nothing() if group.size() == 1 else coalescing(group, *args, **kwargs)
+
+    return manager
+
+
+def _in_place_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """gloo copies a group of one's tensor onto itself, several times; NCCL leaves it alone, as this does."""
+
+    def run(output: Any, tensor: Any, *args: Any, group: Any, **kwargs: Any) -> Any:
+        if group.size() > 1:
+            return collective(output, tensor, *args, group=group, **kwargs)
+        if output.data_ptr() != tensor.data_ptr():
+            output.copy_(tensor)
+        return None
+
+    return run
 
 
 def guard_imports(module: types.ModuleType, *, gpu: bool) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
+from synpro_engine.backend.profiling import ProfileRequest, requested, steps_of
 from synpro_engine.cli import judge_table, plan_table, status_table, trace_text
 from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
@@ -58,10 +60,46 @@ def _cycle(
             yield Cycle(resolved, directory or Path("runs") / resolved.name, topology)
 
 
-def run_until(recipe: str, overrides: Sequence[str], directory: Path | None, until: str | None, *, redo: bool) -> None:
+@dataclass(frozen=True)
+class Look:
+    """Which steps a profiler looks at, as the user typed it."""
+
+    steps: str
+    by: Literal["torch", "nsys"]
+    ranks: str
+    memory: bool
+
+    @contextmanager
+    def at(self, cycle: Cycle) -> Iterator[None]:
+        """Look at what the run does in the `with` block. UserError, naming the option, for what is no such thing."""
+        first, last = steps_of(self.steps, "--profile")
+        if self.ranks != "all" and not re.fullmatch(r"\d{1,6}(,\d{1,6})*", self.ranks):
+            raise UserError(f"--profile-ranks: {self.ranks!r} is neither ranks, such as 0,8, nor all")
+        ranks = None if self.ranks == "all" else frozenset(map(int, self.ranks.split(",")))
+        request = ProfileRequest(
+            root=cycle.directory, first=first, last=last, ranks=ranks, by=self.by, memory=self.memory
+        )
+        with requested(request):
+            yield
+        if self.by == "torch" and not request.written:
+            say(cycle.topology, f"--profile: {self.steps} was not among the steps made by rank 0")
+        for path in request.written:
+            say(cycle.topology, f"profile: {path}")
+
+
+def run_until(
+    recipe: str,
+    overrides: Sequence[str],
+    directory: Path | None,
+    until: str | None,
+    *,
+    redo: bool,
+    look: Look | None = None,
+) -> None:
     """Bring the run up to the last stage of a command; None: all of it, and the report. redo: see `Cycle.run`."""
     with _cycle(recipe, overrides, directory, generates=True) as cycle:
-        cycle.run(until, redo=redo)
+        with nullcontext() if look is None else look.at(cycle):
+            cycle.run(until, redo=redo)
         say(cycle.topology, f"results are in {cycle.directory}")
 
 

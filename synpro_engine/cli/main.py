@@ -14,9 +14,19 @@ import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.huge_pages import start_with_huge_pages
-from synpro_engine.cli import influence_command, launch_command, trace_command, train_judge_command
+from synpro_engine.cli import bench_command, influence_command, launch_command, trace_command, train_judge_command
 from synpro_engine.cli.ending import run_script
-from synpro_engine.cli.options import Directory, DryRun, Overrides, Recipe, Redo
+from synpro_engine.cli.options import (
+    Directory,
+    DryRun,
+    Overrides,
+    Profile,
+    ProfileBy,
+    ProfileMemory,
+    ProfileRanks,
+    Recipe,
+    Redo,
+)
 from synpro_engine.config.recipes import recipe_names
 
 _OVERVIEW = """\
@@ -63,13 +73,18 @@ def _add_stage_command(name: str, until: str | None, text: str) -> None:
         directory: Directory = None,
         redo: Redo = False,
         dry_run: DryRun = False,
+        profile: Profile = None,
+        profile_by: ProfileBy = "torch",
+        profile_memory: ProfileMemory = False,
+        profile_ranks: ProfileRanks = "0",
     ) -> None:
         from synpro_engine.cli import commands
 
         if dry_run:
             commands.plan(recipe, overrides or [])
-        else:
-            commands.run_until(recipe, overrides or [], directory, until, redo=redo)
+            return
+        look = None if profile is None else commands.Look(profile, profile_by, profile_ranks, profile_memory)
+        commands.run_until(recipe, overrides or [], directory, until, redo=redo, look=look)
 
     app.command(name, help=text, epilog=_EPILOG)(command)
 
@@ -163,6 +178,11 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 app.command(help=influence_command.HELP)(influence_command.influence)
 app.command(help=trace_command.HELP)(trace_command.trace)
+app.command(
+    help=bench_command.HELP,
+    add_help_option=True,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(bench_command.bench)
 app.command("train-judge", help=train_judge_command.HELP)(train_judge_command.train_judge)
 app.command(
     help=launch_command.HELP,

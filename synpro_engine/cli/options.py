@@ -6,7 +6,7 @@ import os
 import tempfile
 from errno import EISDIR
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +25,20 @@ DryRun = Annotated[
 Directory = Annotated[
     Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
 ]
+
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STEPS",
+        help="Record steps of training, such as 12 or 10-12, into DIR/profile: a trace and a table of what took most.",
+    ),
+]
+ProfileBy = Annotated[
+    Literal["torch", "nsys"],
+    typer.Option(help="nsys: mark ranges, and switch the capture of `nsys profile -c cudaProfilerApi` on and off."),
+]
+ProfileMemory = Annotated[bool, typer.Option("--profile-memory", help="With --profile: record every allocation too.")]
+ProfileRanks = Annotated[str, typer.Option(metavar="RANKS", help="With --profile: whose steps, such as 0,8, or all.")]
 
 
 def must_be_writable(path: Path | None, option: str) -> None:

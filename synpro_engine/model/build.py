@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from synpro_engine.backend import platform
 from synpro_engine.backend.shim import shim_active
+from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, check_layout
@@ -116,6 +117,7 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=False,
         batch_p2p_sync=False,
+        timers=megatron_timers,
         **flags,
     )
 

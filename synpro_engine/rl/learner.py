@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synpro_engine.backend.spans import REFERENCE, span
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.trunk import frozen_blocks, keeping_trunk, shares_blocks
@@ -54,7 +55,8 @@ class Learner:
         begin = self._topology.dp.rank * len(rollouts)
         dealt = [range((part - begin) % count, len(rollouts), count) for part in range(count)]
         parts = [micro_batches(rollouts, config, self._topology.device, places) for places in dealt]
-        flat = [self._informed(batch) for part in parts for batch in part]
+        with span(REFERENCE):
+            flat = [self._informed(batch) for part in parts for batch in part]
         rollouts, flat = with_advantages(rollouts, flat, config, self._weights, self._topology)
         behind = iter(flat)
         parts = [[next(behind) for _ in part] for part in parts]

@@ -6,10 +6,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from synpro_engine.backend.profiling import StepProfiler
+from synpro_engine.backend.spans import ROLLOUT, SCORE, TRAIN, span
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.dist import Stopped, gather_objects, on_main, progress, say
 from synpro_engine.rl.canary import CanaryWatch, JudgeFell
@@ -50,12 +52,14 @@ class TuningRun:
     def go_on(self, prompts: PromptSource, label: str) -> list[float]:
         """All steps that are left; the mean rewards of those that had any. Raises what `tune` does."""
         done, steps, rewards = self.resume(), self._config.steps, list[float]()
-        with progress(steps, label, "step", self._topology, done) as bar:
+        profiler = StepProfiler(self._directory, self._topology.rank, self._topology.device)
+        with closing(profiler), progress(steps, label, "step", self._topology, done) as bar:
             if done == 0:
                 self._measure(done)
             for step in range(done, steps):
                 try:
-                    values = self.step(prompts, step)
+                    with profiler.step(step + 1):
+                        values = self.step(prompts, step)
                 except JudgeFell:
                     # Its updates are not made: who goes on from here, with another judge or setting, loses nothing.
                     self.save_before(step)
@@ -110,14 +114,17 @@ class TuningRun:
         clock = [time.perf_counter()]
         chosen = prompts.at(step)
         places = self._worker.share(chosen)
-        sampled = self._sample(chosen, step, places)
+        with span(ROLLOUT):
+            sampled = self._sample(chosen, step, places)
         clock.append(time.perf_counter())
-        rollouts, asked = self._worker.score(chosen, places, sampled)
-        refilled, asked = self._refill(prompts, chosen, rollouts, step, asked)
-        if self._watch is not None and self._watch.is_due(step):
-            self._look(self._watch, prompts, rollouts, step)
+        with span(SCORE):
+            rollouts, asked = self._worker.score(chosen, places, sampled)
+            refilled, asked = self._refill(prompts, chosen, rollouts, step, asked)
+            if self._watch is not None and self._watch.is_due(step):
+                self._look(self._watch, prompts, rollouts, step)
         clock.append(time.perf_counter())
-        rollouts, updates, taught = self._learner.learn(rollouts, step)
+        with span(TRAIN):
+            rollouts, updates, taught = self._learner.learn(rollouts, step)
         self.asked_to_stop = [*taught, *(update.result for update in updates)][-1].stop
         clock.append(time.perf_counter())
 
@@ -130,7 +137,7 @@ class TuningRun:
             values["refilled_groups"] = refilled
         values |= self._worker.guesses()
         values |= {f"judge/{name}": count for name, count in asked.items()}
-        for name, start, end in zip(("rollout", "score", "train"), clock, clock[1:], strict=False):
+        for name, start, end in zip((ROLLOUT, SCORE, TRAIN), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
         self._logs[0].write("tune", step + 1, values)
         wanted = min(self._config.log_samples, len(rollouts))

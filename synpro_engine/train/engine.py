@@ -22,6 +22,7 @@ from megatron.core.distributed import (
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from synpro_engine.backend.spans import OPTIMIZER, span
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_in, gather_objects
 from synpro_engine.model.build import refuse_traps
@@ -127,10 +128,11 @@ class Engine:
         """
         assert denominator > 0, denominator
         self._check(microbatches)
-        # Megatron's backward adds to these buffers and never clears them.
-        for chunk in self.wrapped:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        with span(OPTIMIZER):
+            # Megatron's backward adds to these buffers and never clears them.
+            for chunk in self.wrapped:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
         sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of, trunk_of)
         lr = self.lr
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor)
@@ -141,7 +143,8 @@ class Engine:
         # A loss may overflow in its sum alone, with gradients that look sound.
         sound, config, muon = math.isfinite(loss), self.optimizer_config, self._muon
         first = None if muon is None else partial(muon.step, config.muon)
-        updated, grad_norm = update(self.optimizer, config.clip, sound=sound, first=first)
+        with span(OPTIMIZER):
+            updated, grad_norm = update(self.optimizer, config.clip, sound=sound, first=first)
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1

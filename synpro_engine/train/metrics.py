@@ -108,6 +108,16 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     return 6.0 * products + 12.0 * config.layers * config.heads * config.head_size * seq_len
 
 
+def hardware_flops_per_token(config: ModelConfig, seq_len: int, *, recomputed_output: bool = False) -> float:
+    """The same with what is computed twice: scores of attention, and logits where the output layer is `recomputed`.
+
+    A fused attention's backward pass makes the scores again rather than read them: one product of five more (Dao et
+    al., arXiv 2205.14135).
+    """
+    again = 2.0 * config.layers * config.heads * config.head_size * seq_len
+    return flops_per_token(config, seq_len) + again + 2.0 * config.vocab_size * config.d_model * recomputed_output
+
+
 class Throughput:
     """Tokens per second and model FLOPs utilisation between two calls of `measure`.
 

@@ -17,6 +17,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
 
+from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.model.canonical import Kind
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.owned import MegatronOptimizer, Shard
@@ -56,6 +57,7 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
+        timers=megatron_timers,
     )
     # Megatron's standard is the other way round: vectors (norms, biases) do not decay, and the embedding does.
     overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}

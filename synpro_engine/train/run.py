@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from synpro_engine.backend import platform
+from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
 from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
@@ -200,8 +201,9 @@ class PretrainRun:
         # Kept for the case that the step is skipped: the documents are looked up again from
         # here, and cost nothing otherwise.
         position = self.loader.state_dict()
-        batch = self.loader.next_batch()
-        microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
+        with span(DATA):
+            batch = self.loader.next_batch()
+            microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
         # Of the whole job, for masked windows are spread unevenly: dividing by each rank's own count would weigh tokens
         # differently from layout to layout.
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
@@ -217,7 +219,8 @@ class PretrainRun:
         self.state.tokens += tokens
         self.throughput.add(tokens)
         if self.due(self.config.log_every) or result.skipped:
-            self._log_step(result, int(labels))
+            with span(LOG):
+                self._log_step(result, int(labels))
         if result.skipped:
             say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
             if self.topology.is_main:
@@ -242,7 +245,7 @@ class PretrainRun:
 
         Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
-        with self.throughput.pause():
+        with self.throughput.pause(), span(EVALUATE):
             # The same order of sets on every rank: each evaluation is full of collectives.
             losses = {
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
@@ -319,7 +322,7 @@ class PretrainRun:
                 copy_record(self.directory, self.copies)
                 prune(self.copies)
 
-        with self.throughput.pause():
+        with self.throughput.pause(), span(CHECKPOINT):
             self.saver.save(
                 path, self.engine, extra, parents=parents, seed=self.seed, then=lambda: prune(directory), last=copy
             )

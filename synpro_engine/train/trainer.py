@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from synpro_engine.backend.profiling import StepProfiler
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
@@ -46,21 +47,23 @@ def pretrain(
     run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
     resumed = run.begin()
     run.open_log(resumed)
+    profiler = StepProfiler(directory, model.topology.rank, model.topology.device)
     bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
-    with closing(run.log), bar, run.saver:
+    with closing(run.log), closing(profiler), bar, run.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
         while not run.finished:
             run.saver.check()
-            result = run.step()
-            bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
-            bar.update()
-            # Before a checkpoint of the same step, which then holds what the detector has seen.
-            if run.due(config.eval_every):
-                run.evaluate(judge=True)
-            # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
-            if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
-                run.save()
+            with profiler.step(run.engine.step_index + 1):
+                result = run.step()
+                bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
+                bar.update()
+                # Before a checkpoint of the same step, which then holds what the detector has seen.
+                if run.due(config.eval_every):
+                    run.evaluate(judge=True)
+                # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
+                if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
+                    run.save()
             # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.
             if result.stop and not run.finished:
                 run.stop()

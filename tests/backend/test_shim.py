@@ -5,10 +5,18 @@ import sys
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import synpro_engine
 from synpro_engine.backend import platform
 from synpro_engine.backend.shim import install_hook, shim_active
+from synpro_engine.cycle import load_recipe
+from synpro_engine.data import Batch
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LanguageModelLoss
 
 assert synpro_engine.__version__
 
@@ -69,3 +77,17 @@ def test_without_cuda_the_flags_that_corrupt_gradients_over_gloo_are_off() -> No
     assert not flags["deallocate_pipeline_outputs"] and not flags["bias_activation_fusion"]
     assert platform.communication_backend() == "gloo" and platform.resolve_dtype("auto") is torch.float32
     assert platform.peak_flops() is None
+
+
+@on_cpu
+def test_gradients_and_weights_of_a_group_of_one_are_not_copied_onto_themselves() -> None:
+    with launched(ParallelConfig()) as topology:
+        engine = Engine(build_model(load_recipe("smoke", []).model, topology), OptimizerConfig())
+        whole = max(buffer.grad_data.numel() for chunk in engine.wrapped for buffer in chunk.buffers)
+        ids = torch.randint(512, (2, 17))
+        batch = Batch(ids[:, :-1], ids[:, 1:])
+        engine.step([batch], LanguageModelLoss(), denominator=32)  # makes the optimizer's state
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+            engine.step([batch], LanguageModelLoss(), denominator=32)
+    copies = [of for of in recorded.key_averages(group_by_input_shape=True) if of.key == "aten::copy_"]
+    assert copies and not [of for of in copies if of.input_shapes[0] == [whole]]

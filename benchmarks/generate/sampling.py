@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks.throughput.profile import device_time
+from benchmarks.generate.profile import device_time
 from synpro_engine.backend import platform
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
@@ -66,7 +66,6 @@ def measure(
     if profile and on_gpu:
         profile(f"sample-{rows}-{top_p}", device_time(lambda: sample(8)))
     return {
-        "part": "sample",
         "rows": rows,
         "prompt": prompt,
         "new": new,

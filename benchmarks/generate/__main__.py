@@ -1,0 +1,97 @@
+"""How fast a recipe's generator samples here, at its own size with random weights, and what it takes of the memory.
+
+`python -m benchmarks.generate` takes a GPU some minutes. What it prints is what `synpro plan --sampled-per-s` wants of
+one device.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
+from benchmarks.common.command import command_line
+from benchmarks.common.environment import environment
+from benchmarks.common.records import write_lines
+from benchmarks.common.tables import aligned
+from benchmarks.generate.sampling import OLMO2_1B, measure
+from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.dist import ParallelConfig, Topology, launched, say
+
+Record = Mapping[str, object]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Returns 2 after a user's fault."""
+    parser = command_line("generate", __doc__, "--output")
+    add = parser.add_argument
+    add("--recipe", default="synpro-1.1b", help="whose generator samples (default: %(default)s)")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the recipe's")
+    add("--rows", default="64,256", help="sequences that are sampled at once (default: %(default)s)")
+    add("--prompt", type=int, default=1024, help="tokens of a prompt (default: %(default)s)")
+    add("--new", type=int, default=128, help="tokens that are sampled behind it (default: %(default)s)")
+    add("--top-p", default="0.9,1.0", help="of sampling (default: %(default)s)")
+    add("--profile", type=Path, metavar="DIR", help="write there what a GPU's time goes to, a table for each part")
+    given = parser.parse_args(argv)
+
+    def profile(name: str, table: str) -> None:
+        given.profile.mkdir(parents=True, exist_ok=True)
+        (given.profile / f"{name}.txt").write_text(table, encoding="utf-8")
+
+    try:
+        with launched(ParallelConfig()) as topology:
+            records = list(_records(given, topology, profile if given.profile else None))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(records))
+    return 0
+
+
+def _records(given: Namespace, topology: Topology, profile: Callable[[str, str], None] | None) -> Iterator[Record]:
+    """Records in turn, each written as soon as it is there: a fault in one leaves what was before."""
+    recipe = load_recipe(given.recipe, given.overrides)
+    shape, name = recipe.generator.model, recipe.name
+    if shape is None:
+        # Of a generator from files only the shape is needed, and OLMo-2 1B's is that of the large recipes.
+        shape, name = OLMO2_1B, "OLMo-2 1B"
+    where = environment(topology.device)
+    for rows in map(int, given.rows.split(",")):
+        for top_p in map(float, given.top_p.split(",")):
+            say(topology, f"{name}: {rows} sequences at top_p {top_p}")
+            sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
+            found = measure(shape, topology, rows=rows, top_p=top_p, **sizes)
+            record = {"bench": "generate", "model": name, **found, "environment": where}
+            if given.output:
+                write_lines(given.output, [record])
+            yield record
+            gc.collect()
+            if topology.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def table(records: Sequence[Record]) -> str:
+    """What was measured, for people."""
+    lines: list[tuple[str, ...]] = [
+        ("model", "sequences", "top_p", "tokens/s", "ms a step", "reading a prompt, tokens/s", "peak GB")
+    ]
+    for record in records:
+        found = {key: float(str(value)) for key, value in record.items() if isinstance(value, int | float)}
+        lines.append(
+            (
+                str(record["model"]), str(record["rows"]), str(record["top_p"]), f"{found['new_tokens_per_s']:.0f}",
+                f"{found['step_seconds'] * 1e3:.1f}", f"{found['prompt_tokens_per_s']:.0f}",
+                f"{found['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in found else "-",
+            )
+        )  # fmt: skip
+    return "\n".join(aligned(lines, right=range(1, len(lines[0]))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

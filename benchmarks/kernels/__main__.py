@@ -1,0 +1,143 @@
+"""Every op beside plain PyTorch: right first, then its time, and how near that is to the machine's limit.
+
+    python -m benchmarks.kernels                         # this machine: CUDA where there is one, else the CPU
+    python -m benchmarks.kernels --only grad_dot --rounds 30
+    python -m benchmarks.kernels --against main          # this tree and a commit in turns
+
+The limit is the longer of two: reading and writing what must be, at the rate of a large copy, and multiplying what must
+be, at that of a large product; both are measured in the same turns. Exit status 1 where an op is wrong, or has become
+slower than `--against`. Other libraries compete in `benchmarks.linear_logprob`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.against import with_commit, with_file
+from benchmarks.common.command import command_line
+from benchmarks.common.environment import QUIET, ForeignLoad, environment
+from benchmarks.common.harness import Step, clock_for, interleave, measured_peak, summarise
+from benchmarks.common.records import judge, write_lines
+from benchmarks.common.tables import aligned
+from benchmarks.kernels.cases import CPU_SIZES, CUDA_SIZES, Case, Sizes, cases
+from synpro_engine.config import UserError
+
+Record = Mapping[str, Any]
+_PRODUCT, _COPY = "large product", "large copy"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Returns 2 after a user's fault."""
+    parser = command_line("kernels", __doc__, "--output")
+    add = parser.add_argument
+    add("--only", default="", metavar="TEXT", help="ops whose name has this in it")
+    add("--rounds", type=int, default=9)
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
+    add("--against", metavar="FILE|REF", help="earlier records, or a commit in turns with this tree; 5 %% less is told")
+    add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
+    given = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    found = []
+    try:
+        if given.against and not Path(given.against).exists():
+            again = ["--only", given.only, "--rounds", str(given.rounds), "--dtype", str(dtype).removeprefix("torch.")]
+            found = with_commit(given.against, "benchmarks.kernels", again, figures, turns=given.turns)
+            records: list[Record] = []
+        else:
+            sizes = CUDA_SIZES if device.type == "cuda" else CPU_SIZES
+            records = list(measured(sizes, dtype, device, only=given.only, rounds=given.rounds))
+            if not records:
+                raise UserError(f"--only: no op has {given.only!r} in its name")
+            if given.output:
+                write_lines(given.output, records)
+            print(table(records))
+            found = with_file(records, Path(given.against), figures) if given.against else []
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for one in found:
+        print(one)
+    return int(any(record["wrong"] for record in records) or any(one.regressed for one in found))
+
+
+def measured(
+    sizes: Sizes, dtype: torch.dtype, device: torch.device, *, only: str = "", rounds: int = 9
+) -> Iterator[Record]:
+    """A record for each op whose name has `only` in it."""
+    where = environment(device)
+    for case in cases(sizes, dtype, device):
+        if only in case.name:
+            print(case.name, file=sys.stderr, flush=True)
+            about = {"bench": "kernels", "sizes": asdict(sizes), "dtype": str(dtype).removeprefix("torch.")}
+            yield {**about, **measure(case, dtype, device, rounds), "environment": where}
+
+
+@torch.no_grad()
+def measure(case: Case, dtype: torch.dtype, device: torch.device, rounds: int) -> Record:
+    """One op: what is wrong with its results, if anything; times of both, and of the limit's two measures."""
+    double = {name: one.double() if one.is_floating_point() else one for name, one in case.inputs.items()}
+    results = zip(case.ours(case.inputs), case.plain(case.inputs), case.plain(double), strict=True)
+    wrong = [verdict.wrong for verdict in (judge(case.name, *of) for of in results) if verdict.wrong]
+    del double, results
+    product, flops = measured_peak(device, dtype)
+    copy, copied = _copy(device)
+    steps = {"ours": lambda turn: case.ours(case.inputs), "plain": lambda turn: case.plain(case.inputs)}
+    others = ForeignLoad()
+    samples = interleave({**steps, _PRODUCT: product, _COPY: copy}, clock_for(device), rounds=rounds, warmups=2)
+    timings = {name: summarise(of) for name, of in samples.items()}
+    ratios = [b.seconds / a.seconds for a, b in zip(samples["ours"], samples["plain"], strict=True)]
+    by_flops = case.limit_flops * timings[_PRODUCT].median / flops
+    by_bytes = case.limit_bytes * timings[_COPY].median / copied
+    return {
+        "op": case.name, "wrong": "; ".join(wrong), "timings": {name: vars(of) for name, of in timings.items()},
+        "ratio": statistics.median(ratios), "ratios": ratios, "limit_seconds": max(by_flops, by_bytes),
+        "limited_by": "products" if by_flops > by_bytes else "memory", "foreign_cpu_share": others.share(),
+    }  # fmt: skip
+
+
+def _copy(device: torch.device) -> tuple[Step, float]:
+    source = torch.ones(1 << (28 if device.type == "cuda" else 24), device=device)
+    into = torch.empty_like(source)
+    return lambda turn: into.copy_(source), 2.0 * source.numel() * source.element_size()
+
+
+def figures(records: Iterable[Record]) -> dict[str, float]:
+    """Calls a second of each op that is right."""
+    return {
+        f"{record['op']}, {record['dtype']}": 1.0 / record["timings"]["ours"]["median"]
+        for record in records
+        if record.get("bench") == "kernels" and not record["wrong"]
+    }
+
+
+def table(records: Sequence[Record]) -> str:
+    """For people."""
+    lines: list[tuple[str, ...]] = [
+        ("op", "ms", "plain PyTorch, ms", "times plain", "of the turns", "limit, ms", "by", "of the limit")
+    ]
+    for record in records:
+        mine, theirs = (record["timings"][name]["median"] for name in ("ours", "plain"))
+        limit = record["limit_seconds"]
+        ratio = f"WRONG: {record['wrong']}" if record["wrong"] else f"{record['ratio']:.2f}"
+        spread = f"{min(record['ratios']):.2f}-{max(record['ratios']):.2f}"
+        lines.append(
+            (
+                record["op"], f"{mine * 1e3:.2f}", f"{theirs * 1e3:.2f}", ratio, spread,
+                f"{limit * 1e3:.2f}", record["limited_by"], f"{limit / mine:.0%}",
+            )
+        )  # fmt: skip
+    foreign = max(record["foreign_cpu_share"] for record in records)
+    note = f"others took {foreign:.0%} of the machine meanwhile: these times are not to be quoted"
+    return "\n".join([*aligned(lines, right=range(1, 6)), *([note] if foreign > QUIET else [])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

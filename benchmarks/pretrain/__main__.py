@@ -1,0 +1,192 @@
+"""Training steps: tokens a second, MFU and HFU, what a step's time goes to, memory; and rivals.
+
+    python -m benchmarks.pretrain                                     # what suits this machine
+    python -m benchmarks.pretrain my.yaml model.seq_len=1024 --sweep pretrain.micro_batch=1,2,4,8
+    python -m benchmarks.pretrain --against main --only synpro_engine # this tree and a commit in turns
+    synpro launch --nproc-per-node 8 bench pretrain synpro-1.1b parallel.tp=2
+
+Exit status 1 where one of ours fails or is wrong, or has become slower than `--against`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
+from benchmarks.common.against import read_records, with_commit, with_file
+from benchmarks.common.command import command_line, picked
+from benchmarks.common.environment import environment
+from benchmarks.common.records import write_lines
+from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases
+from benchmarks.pretrain.contenders import CONTENDERS, OURS
+from benchmarks.pretrain.measure import measure, memory
+from benchmarks.pretrain.show import draw, table
+from synpro_engine.config import UserError
+from synpro_engine.dist import ParallelConfig, launched
+
+Record = Mapping[str, object]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write, draw. Returns 2 after a user's fault."""
+    parser = command_line(
+        "pretrain", __doc__, "--output", epilog="Under `synpro launch` our own steps alone are timed."
+    )
+    given = _options(parser).parse_intermixed_args(argv)
+    given.only = picked(parser, "--only", given.only, CONTENDERS)
+    try:
+        if given.ranks:
+            return _over_ranks(given)
+        if given.against and not Path(given.against).exists():
+            return _against_commit(given)
+        records = _measured(given)
+        if not records:
+            return 0  # another rank tells
+        print(table(records))
+        if given.plot:
+            draw(records, given.plot)
+        found = with_file(records, Path(given.against), figures) if given.against else []
+        print(*found, sep="\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    bad = any(record["contender"] == OURS and record["status"] != "ok" for record in records)
+    return int(bad or any(one.regressed for one in found))
+
+
+def _options(parser: ArgumentParser) -> ArgumentParser:
+    add = parser.add_argument
+    add("what", nargs="*", metavar="RECIPE | KEY=VALUE", help="recipes whose pretrained model trains, and settings")
+    add("--sweep", action="append", default=[], metavar="KEY=V1,V2", help="each value in turn; several combine")
+    add("--only", default=",".join(CONTENDERS), help="contenders (default: %(default)s)")
+    add("--micro-batches", type=int, default=1, help="of a timed step (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="timed steps of each (default: %(default)s)")
+    add("--warmups", type=int, default=2, help="untimed steps of each (default: %(default)s)")
+    add("--memory", action="store_true", help="the peak of each contender too, in a process of its own")
+    add("--ranks", metavar="N,N", help="our own steps on so many processes of this machine, and how well they scale")
+    add(
+        "--against",
+        metavar="FILE|REF",
+        help="earlier records, or a commit in turns with this tree; 5 %% less is told",
+    )
+    add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
+    add("--plot", type=Path, metavar="FILE", help="draw the results, and how the cost grows along a sweep")
+    return parser
+
+
+def _cases(given: Namespace) -> list[Case]:
+    names = [word for word in given.what if "=" not in word]
+    overrides = [word for word in given.what if "=" in word]
+    usual = CUDA_CASES if torch.cuda.is_available() else CPU_CASES
+    recipes = [(name, ()) for name in names] or usual
+    return list(cases([(name, (*more, *overrides)) for name, more in recipes], given.sweep, given.micro_batches))
+
+
+def _measured(given: Namespace) -> list[Record]:
+    """On rank 0 the records; each is written as soon as its case is done."""
+    wanted = _cases(given)
+    layouts = {_layout(case).model_dump_json() for case in wanted}
+    if len(layouts) > 1:
+        raise UserError("--sweep: a job has one layout; `parallel` cannot be swept within it (--ranks starts several)")
+    records: list[Record] = []
+    with launched(_layout(wanted[0])) as topology:
+        alone = topology.world_size == 1
+        names = given.only if alone else [OURS]
+        where = environment(topology.device)
+        for case in wanted:
+            found = measure(case, names, topology, rounds=given.rounds, warmups=given.warmups)
+            for record in found:
+                if given.memory and alone and record["status"] != "failed":
+                    record["memory"] = memory(case, str(record["contender"]))
+            about = {
+                "bench": "pretrain", "case": case.title, "recipe": case.recipe_name, "overrides": case.overrides,
+                "micro_batches": case.micro_batches, "ranks": topology.world_size, "layout": str(topology.layout),
+            }  # fmt: skip
+            done = [about | record | {"environment": where} for record in found]
+            if topology.is_main:
+                records += done
+                if given.output:
+                    write_lines(given.output, done)
+    return records
+
+
+def _layout(case: Case) -> ParallelConfig:
+    recipe = case.recipe
+    own = recipe.pretrain.parallel
+    return recipe.parallel if own is None else recipe.parallel.model_copy(update=dict(own))
+
+
+def figures(records: Iterable[Record]) -> dict[str, float]:
+    """Tokens a second of each case of ours, by case, ranks and layout."""
+    return {
+        f"{record['case']} on {record['ranks']} ({record['layout']})": float(str(record["tokens_per_s"]))
+        for record in records
+        if record.get("bench") == "pretrain" and record.get("contender") == OURS and record.get("status") == "ok"
+    }
+
+
+def _again(given: Namespace) -> list[str]:
+    """The same measurement of our own steps, as arguments."""
+    sweeps = [word for sweep in given.sweep for word in ("--sweep", sweep)]
+    counts = {"--micro-batches": given.micro_batches, "--rounds": given.rounds, "--warmups": given.warmups}
+    numbers = [word for option, count in counts.items() for word in (option, str(count))]
+    return [*given.what, *sweeps, *numbers, "--only", OURS]
+
+
+def _against_commit(given: Namespace) -> int:
+    found = with_commit(given.against, "benchmarks.pretrain", _again(given), figures, turns=given.turns)
+    for one in found:
+        print(one)
+    return int(any(one.regressed for one in found))
+
+
+def _over_ranks(given: Namespace) -> int:
+    counts = sorted({int(count) for count in given.ranks.split(",") if count.isdecimal() and int(count)})
+    if not counts:
+        raise UserError(f"--ranks: {given.ranks!r} has no number of processes")
+    # As many threads to a process, however many there are: else one process alone would have them all.
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // counts[-1])))
+    records: list[Record] = []
+    for count in counts:
+        records += _launched(given, count, threads)
+    if given.output:
+        write_lines(given.output, records)
+    print(table(records))
+    for line in _scaling(records):
+        print(line)
+    if given.plot:
+        draw(records, given.plot)
+    return 0
+
+
+def _launched(given: Namespace, count: int, threads: str) -> list[Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "records.jsonl"
+        command = [sys.executable, "-m", "synpro_engine", "launch", "--nproc-per-node", str(count), "bench", "pretrain"]
+        command += [*_again(given), "--output", str(output)]
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": threads}
+        done = subprocess.run(command, env={**os.environ, **paths}, stdout=subprocess.PIPE, check=False)
+        if not output.exists():
+            raise UserError(f"--ranks: {count} processes ended with code {done.returncode}; why is said above")
+        return read_records(output)
+
+
+def _scaling(records: Sequence[Record]) -> Iterator[str]:
+    """Tokens a second and process, against those of the fewest processes."""
+    fewest: dict[object, Record] = {}
+    for record in records:
+        first = fewest.setdefault(record["case"], record)
+        rate, base = (float(str(one["tokens_per_s_per_device"])) for one in (record, first))
+        yield f"{record['case']} on {record['ranks']}: {rate / base:.0%} of the speed a process on {first['ranks']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

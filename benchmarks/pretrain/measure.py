@@ -1,0 +1,141 @@
+"""One case measured: contenders in turns, where our own step's time goes, and each one's memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.common.environment import ForeignLoad
+from benchmarks.common.harness import clock_for, interleave, measured_peak, status_bytes, summarise
+from benchmarks.common.processes import run_fresh
+from benchmarks.pretrain.case import Case
+from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, Contender, initial_weights
+from synpro_engine.backend import platform
+from synpro_engine.backend.spans import BACKWARD, FORWARD, PIPELINE, SpanClock, listening
+from synpro_engine.dist import Topology, broadcast_object, gather_objects
+
+Record = dict[str, object]
+_COMPARED = 3  # steps whose losses are held to each other
+PRODUCT = "large product"
+_FAULTS = (RuntimeError, ImportError, NotImplementedError)
+
+
+def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int, warmups: int) -> list[Record]:
+    """A record for each contender: its rates, and whether its losses are those of plain PyTorch. Collective."""
+    recipe, device = case.recipe, topology.device
+    weights = initial_weights(recipe, topology) if set(names) - {OURS} else {}
+    standing: dict[str, Contender] = {}
+    records: dict[str, Record] = {}
+    losses: dict[str, list[float]] = {}
+    for name in names:
+        records[name] = {"contender": name, "status": "ok"}
+        _say(topology, f"{case.title}: {name} begins")
+        try:
+            contender = CONTENDERS[name](recipe, weights, topology)
+            losses[name] = [contender.step(case.batches(turn, device)) for turn in range(_COMPARED)]
+            standing[name] = contender
+        except _FAULTS as error:
+            if topology.world_size > 1:
+                raise  # the other ranks wait in a collective
+            records[name] |= {"status": "failed", "reason": (str(error).strip().splitlines() or ["?"])[0]}
+    steps = {name: _step(one, case, device) for name, one in standing.items()}
+    product, flops = measured_peak(device, platform.resolve_dtype(recipe.dtype))
+    others = ForeignLoad()
+    samples = interleave(
+        steps | {PRODUCT: product}, clock_for(device), rounds=rounds, warmups=warmups,
+        progress=lambda text: _say(topology, f"{case.title}: {text}"),
+    )  # fmt: skip
+    foreign = others.share()
+    # A device of no known peak is held to what it reaches on a large product in the same turns.
+    known = platform.peak_flops()
+    peak = known or flops / summarise(samples[PRODUCT]).median
+    for name in standing:
+        timing = summarise(samples[name])
+        rate = topology.dp.size * case.tokens / timing.median
+        per_device = rate / topology.world_size
+        model, hardware = (per_device * flops / peak for flops in case.flops_per_token)
+        records[name] |= {
+            "timing": vars(timing), "tokens_per_s": rate, "tokens_per_s_per_device": per_device,
+            "mfu": model, "hfu": hardware if name == OURS else None, "losses": losses[name],
+            "ratios": [b.seconds / a.seconds for a, b in zip(samples[name], samples.get(PLAIN, []), strict=False)],
+        }  # fmt: skip
+    _judge(records, losses)
+    if OURS in standing:
+        records[OURS] |= breakdown(standing[OURS], case, topology)
+    about = {"peak_flops": peak, "peak": "published" if known else PRODUCT, "foreign_cpu_share": foreign}
+    return [record | about for record in records.values()]
+
+
+def _step(contender: Contender, case: Case, device: torch.device) -> Callable[[int], object]:
+    batches = case.batches(_COMPARED, device)
+    return lambda turn: contender.step(batches)
+
+
+def _judge(records: Mapping[str, Record], losses: Mapping[str, Sequence[float]]) -> None:
+    """Whoever's losses are not plain PyTorch's did other work, and gets no ratio."""
+    if PLAIN not in losses:
+        return
+    for name, record in records.items():
+        if name not in losses or name == PLAIN:
+            continue
+        # Three steps in: gradients, clipping and updates are in the last of them. bf16 keeps 8 bits of a logit.
+        tolerance = 2e-2 if torch.cuda.is_available() else 1e-3
+        gap = max(abs(a - b) for a, b in zip(losses[name], losses[PLAIN], strict=True))
+        if not (math.isfinite(gap) and gap <= tolerance):
+            record |= {"status": "wrong", "reason": f"losses are {gap:.2g} from plain PyTorch's", "ratios": []}
+
+
+def breakdown(ours: Contender, case: Case, topology: Topology, steps: int = 3) -> Record:
+    """Seconds a step by part, on this rank and in the pipeline as a whole. Collective."""
+    batches = case.batches(_COMPARED, topology.device)
+    clock = SpanClock(topology.device)
+    with listening(clock):
+        for _ in range(steps):
+            ours.step(batches)
+    seconds = {name: taken / steps for name, taken in clock.seconds().items()}
+    found: Record = {"breakdown": seconds}
+    stages, chunks = topology.pp.size, topology.vpp
+    if stages > 1:
+        # What a stage waits for others, and sends, beside its own work; the last micro-batches' share is the formula's.
+        idle = [
+            one.get(PIPELINE, 0.0) / (one.get(PIPELINE, 0.0) + one[FORWARD] + one[BACKWARD])
+            for one in gather_objects(topology.pp, seconds)
+        ]
+        micro_batches = chunks * case.micro_batches
+        found["bubble"] = {
+            "measured": broadcast_object(sum(idle) / len(idle), topology),
+            "formula": (stages - 1) / (micro_batches + stages - 1),
+        }
+    return found
+
+
+def memory(case: Case, name: str) -> Record:
+    """The most that a process of its own held beyond what it had before the model, in parts."""
+    told = json.dumps([case.recipe_name, case.overrides, case.micro_batches, name])
+    return run_fresh("benchmarks.pretrain.memory", [told])
+
+
+def peak_of(name: str, case: Case, topology: Topology) -> Record:
+    """Of this very process, which must be fresh."""
+    recipe, on_gpu = case.recipe, topology.device.type == "cuda"
+    weights = initial_weights(recipe, topology) if name != OURS else {}
+    if not on_gpu:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = torch.cuda.memory_allocated() if on_gpu else status_bytes("VmRSS")
+    contender = CONTENDERS[name](recipe, weights, topology)
+    weights.clear()
+    for turn in range(2):  # the second has the optimizer's state
+        contender.step(case.batches(turn, topology.device))
+    peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
+    held = contender.held()
+    return {"peak_bytes": peak - before, **held, "rest": peak - before - sum(held.values())}
+
+
+def _say(topology: Topology, text: str) -> None:
+    if topology.is_main:
+        print(text, file=sys.stderr, flush=True)

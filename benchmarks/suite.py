@@ -1,0 +1,132 @@
+"""A short form of every speed benchmark, one after the other, and a table of their ratios: `make bench`.
+
+    python -m benchmarks.suite                              # about a quarter of an hour on two cores
+    python -m benchmarks.suite --parts kernels,pretrain --folder runs/bench
+    python -m benchmarks.suite --from benchmarks/results/DEVICE-suite.jsonl --readme README.md    # renews its table
+
+Records and logs stay in the folder. Exit status 1 where one of ours failed, or was wrong.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.against import read_records
+from benchmarks.common.command import command_line, picked
+from benchmarks.common.documents import renew
+from benchmarks.common.environment import QUIET
+from benchmarks.common.processes import command, variables
+from benchmarks.common.tables import aligned, markdown
+from synpro_engine.config import UserError
+
+Record = Mapping[str, Any]
+Line = tuple[str, str, float, str]
+"""Of what, beside whom, how many times as fast, and what more is to be said."""
+
+
+def _kernels(records: Sequence[Record]) -> Iterator[Line]:
+    for record in records:
+        share = record["limit_seconds"] / record["timings"]["ours"]["median"]
+        yield record["op"], "plain PyTorch", record["ratio"], f"{share:.0%} of the limit"
+
+
+def _pretrain(records: Sequence[Record]) -> Iterator[Line]:
+    for ours in (record for record in records if record["contender"] == "synpro_engine"):
+        for other in records:
+            if other is not ours and other["case"] == ours["case"] and other["status"] == "ok":
+                ratio = other["timing"]["median"] / ours["timing"]["median"]
+                yield ours["case"], other["contender"], ratio, f"{ours['tokens_per_s']:,.0f} tokens/s"
+
+
+def _rollout(records: Sequence[Record]) -> Iterator[Line]:
+    for record in records:
+        if record["part"] == "speed":
+            rate = record["tokens_per_s"]["synpro"]
+            yield f"sampling {record['shape']}", "transformers", record["ratio"], f"{rate:,.0f} tokens/s"
+
+
+def _influence(records: Sequence[Record]) -> Iterator[Line]:
+    for record in records:
+        if record["ratio"] is not None:
+            what = f"{record['passes']}: {record['contender']}, {record['computes']}"
+            yield what, record["against"], record["ratio"]["median"], "a cost: the less, the better"
+
+
+def _foreign_share(record: Record) -> float:
+    return float(record.get("foreign_cpu_share", record["environment"].get("foreign_cpu_share", 0.0)))
+
+
+PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[Sequence[Record]], Iterator[Line]]]] = {
+    "kernels": ("benchmarks.kernels", ("--rounds", "7"), _kernels),
+    "pretrain": ("benchmarks.pretrain", ("--rounds", "5"), _pretrain),
+    "rollout": ("benchmarks.rollout", ("--parts", "speed", "--rounds", "2"), _rollout),
+    "influence_cost": ("benchmarks.influence_cost", ("--parts", "scoring,in-run", "--repeats", "3"), _influence),
+}
+
+
+HEADINGS = ("what", "beside", "times", "and")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them, and print the table last. Returns 2 after a user's fault."""
+    parser = command_line("suite", __doc__)
+    add = parser.add_argument
+    add("--parts", default=",".join(PARTS), help="default: %(default)s")
+    add("--folder", type=Path, default=Path("runs/bench"), help="default: %(default)s")
+    add("--from", dest="records", type=Path, metavar="FILE", help="measure nothing: take these records")
+    add("--readme", type=Path, metavar="FILE", help="renew the block `speed` of a Markdown file")
+    given = parser.parse_args(argv)
+    try:
+        if given.records:
+            of_parts = {part: [] for part in PARTS}
+            for record in read_records(given.records):
+                of_parts[record["bench"]].append(record)
+        else:
+            parts = picked(parser, "--parts", given.parts, PARTS)
+            of_parts = {part: measured(part, given.folder) for part in parts}
+        lines = [line for part, records in of_parts.items() for line in PARTS[part][2](records)]
+        print("\n".join(aligned([HEADINGS, *map(_cells, lines)], right=range(2, 3))))
+        if given.readme:
+            renew(given.readme, {"speed": markdown(HEADINGS, map(_cells, lines))})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for part, records in of_parts.items():
+        busy = max((_foreign_share(record) for record in records), default=0.0)
+        if busy > QUIET:
+            print(f"{part}: others took up to {busy:.0%} of the machine meanwhile: not to be quoted")
+    return int(any(not records or any(map(_is_bad, records)) for records in of_parts.values()))
+
+
+def measured(part: str, folder: Path) -> list[Record]:
+    """Run one part in a process of its own; its records, none where it wrote none."""
+    module, options, _ = PARTS[part]
+    folder.mkdir(parents=True, exist_ok=True)
+    output, log = folder / f"{part}.jsonl", folder / f"{part}.log"
+    output.unlink(missing_ok=True)
+    print(f"==> {part}: python -m {module} {' '.join(options)}", flush=True)
+    begin = time.perf_counter()
+    with log.open("w", encoding="utf-8") as file:
+        arguments = command(module, *options, "--output", str(output))
+        done = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT, env=variables({}), check=False)
+    print(f"    {time.perf_counter() - begin:.0f} s, code {done.returncode}; {log}", flush=True)
+    return read_records(output) if output.exists() else []
+
+
+def _cells(line: Line) -> tuple[str, str, str, str]:
+    what, beside, times, more = line
+    return what, beside, f"{times:.2f}", more
+
+
+def _is_bad(record: Record) -> bool:
+    ours = record.get("contender", "synpro_engine") == "synpro_engine"
+    return bool(record.get("wrong")) or (ours and record.get("status", "ok") != "ok")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

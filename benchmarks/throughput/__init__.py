@@ -1,1 +1,0 @@
-"""How fast a recipe's models train and sample on this device, and what they take of its memory."""

@@ -1,0 +1,51 @@
+"""The benchmark of the ops: each is right beside plain PyTorch, and what is wrong has no figure."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.kernels import __main__ as program
+from benchmarks.kernels.cases import Sizes, cases
+
+SMALL = Sizes(tokens=96, width=64, ffn=128, vocab=301, rows=16, segments=3)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_op_is_as_right_as_plain_pytorch(dtype: torch.dtype) -> None:
+    records = list(program.measured(SMALL, dtype, CPU, rounds=1))
+    assert {record["op"]: record["wrong"] for record in records} == {record["op"]: "" for record in records}
+    assert len(records) == 12
+    assert all(record["limit_seconds"] > 0 for record in records)
+
+
+def test_a_wrong_result_has_no_figure_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = next(case for case in cases(SMALL, torch.float32, CPU) if case.name == "swiglu")
+    wrong = type(right)(**{**vars(right), "ours": lambda i: (right.plain(i)[0] + 0.01,)})
+    monkeypatch.setattr(program, "cases", lambda *of: [wrong])
+    assert program.main(["--rounds", "1"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+    record = program.measure(wrong, torch.float32, CPU, 1)
+    assert program.figures([{"bench": "kernels", "dtype": "float32", **record}]) == {}
+
+
+def test_an_op_that_is_none_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert program.main(["--only", "nothing", "--output", str(tmp_path / "x.jsonl")]) == 2
+    assert "no op has 'nothing' in its name" in capsys.readouterr().err
+
+
+def test_a_picked_op_is_written_and_held_to_earlier_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "CPU_SIZES", SMALL)
+    output = tmp_path / "rows.jsonl"
+    assert program.main(["--only", "rms_norm", "--rounds", "1", "--output", str(output)]) == 0
+    (record,) = [json.loads(line) for line in output.read_text().splitlines()]
+    record["timings"]["ours"]["median"] /= 1e6  # as if it had once been a million times as fast
+    output.write_text(json.dumps(record) + "\n")
+    assert program.main(["--only", "rms_norm", "--rounds", "1", "--against", str(output)]) == 1
+    assert "SLOWER" in capsys.readouterr().out

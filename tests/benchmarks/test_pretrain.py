@@ -1,0 +1,141 @@
+"""The benchmark of training: everyone does the same work, counts are exact, and what is slower is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common.against import Comparison, with_commit, with_file
+from benchmarks.pretrain import __main__ as program
+from benchmarks.pretrain.case import Case, cases
+from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, Ours, initial_weights
+from benchmarks.pretrain.show import exponent
+from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.dist import ParallelConfig, launched
+
+FAMILIES = ("olmo2", "llama", "mistral", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_contender_has_our_losses_over_steps_of_training(family: str, tied: bool) -> None:
+    # With an epsilon above the rounding of gradients, whose signs alone would move AdamW's first steps.
+    changed = (f"model.family={family}", f"model.tie_embeddings={tied}", "model.kv_heads=2")
+    case = Case("smoke", (*changed, "pretrain.optimizer.eps=1e-4"), 2)
+    with launched(ParallelConfig()) as topology:
+        weights, losses = initial_weights(case.recipe, topology), {}
+        for name in (OURS, PLAIN, "transformers"):
+            contender = CONTENDERS[name](case.recipe, weights, topology)
+            losses[name] = [contender.step(case.batches(turn, topology.device)) for turn in range(4)]
+    assert len({*losses[OURS]}) == 4
+    for name in (PLAIN, "transformers"):
+        assert losses[name] == pytest.approx(losses[OURS], abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama", "qwen3"])
+def test_flops_are_those_that_a_counted_step_makes(family: str) -> None:
+    # With every score and every logit held, so that nothing is computed twice, and all products go through torch.
+    case = Case("smoke", (f"model.family={family}", "pretrain.output_layer=materialised"), 1)
+    with launched(ParallelConfig()) as topology:
+        ours = Ours(case.recipe, topology)
+        batches = case.batches(0, topology.device)
+        ours.step(batches)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            ours.step(batches)
+    model, hardware = case.flops_per_token
+    assert counted.get_total_flops() == pytest.approx(case.tokens * model, rel=0.01)  # norms' weights are no products
+    assert hardware > model
+
+
+def test_a_recomputed_output_layer_counts_as_a_product_more() -> None:
+    fused, recomputed = (Case("smoke", (f"pretrain.output_layer={way}",), 1) for way in ("fused", "recomputed"))
+    model = load_recipe("smoke", []).model
+    assert recomputed.flops_per_token[0] == fused.flops_per_token[0]
+    assert recomputed.flops_per_token[1] - fused.flops_per_token[1] == 2 * model.vocab_size * model.d_model
+
+
+def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, picture = tmp_path / "rows.jsonl", tmp_path / "rows.png"
+    sweep = ["--sweep", "pretrain.micro_batch=2,4", "--only", f"{OURS},{PLAIN}", "--rounds", "1", "--warmups", "0"]
+    assert program.main(["smoke", *sweep, "--memory", "--output", str(output), "--plot", str(picture)]) == 0
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["status"] for record in records] == ["ok"] * 4
+    for record, rows in zip(records, (2, 2, 4, 4), strict=True):
+        assert record["tokens_per_s"] * record["timing"]["median"] == pytest.approx(rows * 64)
+        held = record["memory"]
+        assert held["weights"] == load_recipe("smoke", []).model.parameter_count() * 4
+        assert held["gradients"] == pytest.approx(held["weights"], rel=0.01)  # Megatron pads its buffers
+        assert held["optimizer"] == pytest.approx(2 * held["weights"], rel=0.01)  # and a count of steps
+        assert held["peak_bytes"] > held["weights"] + held["gradients"] + held["optimizer"]
+    assert sum(records[0]["breakdown"].values()) > 0
+    assert {"forward", "backward", "optimizer"} <= records[0]["breakdown"].keys()
+    assert "breakdown" not in records[1]
+    shown = capsys.readouterr().out
+    assert "smoke: olmo2 L2 D64 F128 V512, 1 x 2 x 64" in shown and "a step: " in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_of_one_machine_are_held_to_one_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "rows.jsonl"
+    options = ["parallel.pp=2", "--micro-batches", "4", "--rounds", "1", "--warmups", "0", "--output", str(output)]
+    assert program.main(["smoke", "--ranks", "2", *options]) == 0
+    (record,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert record["ranks"] == 2
+    # Two stages, four micro-batches: a stage waits for one of five. What it sends comes on top.
+    assert record["bubble"]["formula"] == pytest.approx(1 / 5)
+    assert 0.0 < record["bubble"]["measured"] < 1.0
+    assert "on 2: 100% of the speed a process on 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "nowhere"),
+        (["smoke", "--sweep", "model.layers"], "--sweep: 'model.layers' is not KEY=VALUE"),
+        (["smoke", "--sweep", "parallel.tp=1,2"], "a job has one layout"),
+        (["smoke", "--ranks", "none"], "--ranks: 'none' has no number"),
+        (["smoke", "--against", "no-such-commit"], "no-such-commit is neither a file nor a commit"),
+        (["smoke", "--against=--upload-pack=x"], "is neither a file nor a commit"),
+    ],
+)
+def test_a_user_s_fault_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(arguments) == 2
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_sweeps_combine() -> None:
+    found = list(cases([("smoke", ("model.d_model=32",))], ["model.layers=1,2", "model.seq_len=16,32"], 1))
+    assert [case.overrides[1:] for case in found] == [
+        ("model.layers=1", "model.seq_len=16"), ("model.layers=1", "model.seq_len=32"),
+        ("model.layers=2", "model.seq_len=16"), ("model.layers=2", "model.seq_len=32"),
+    ]  # fmt: skip
+
+
+def test_more_than_a_twentieth_less_is_slower(tmp_path: Path) -> None:
+    assert Comparison("x", 94.9, 100).regressed and not Comparison("x", 95.1, 100).regressed
+    assert str(Comparison("x", 90.0, 100)).endswith("SLOWER")
+    earlier = tmp_path / "then.jsonl"
+    earlier.write_text('{"speed": 100.0}\n')
+
+    def figures(records):
+        return {"it": next(iter(records))["speed"]}
+
+    (found,) = with_file([{"speed": 90.0}], earlier, figures)
+    assert found.regressed
+    earlier.write_text("[]\n")
+    with pytest.raises(UserError, match=r"then.jsonl:1: is no record"):
+        with_file([{"speed": 90.0}], earlier, figures)
+
+
+@pytest.mark.slow
+def test_a_commit_takes_turns_with_this_tree() -> None:
+    arguments = ["smoke", "--only", OURS, "--rounds", "1", "--warmups", "0"]
+    (found,) = with_commit("HEAD", "benchmarks.pretrain", arguments, program.figures, turns=1)
+    assert found.now > 0 and found.then > 0
+
+
+def test_cost_that_grows_as_a_power_has_its_exponent() -> None:
+    assert exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)

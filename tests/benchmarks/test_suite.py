@@ -1,0 +1,61 @@
+"""`make bench`: a table from the records of its parts, and README's from those that are committed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suite
+
+ENVIRONMENT = {"foreign_cpu_share": 0.0}
+_KERNEL = {"bench": "kernels", "op": "swiglu", "wrong": "", "ratio": 1.25, "limit_seconds": 1.0}
+_OURS = {"bench": "pretrain", "case": "a", "contender": "synpro_engine", "status": "ok", "tokens_per_s": 512.0}
+_COST = {"bench": "influence_cost", "passes": "scoring", "contender": "dot", "computes": "8 texts"}
+RECORDS: list[dict[str, object]] = [
+    {**_KERNEL, "timings": {"ours": {"median": 2.0}}},
+    {**_OURS, "timing": {"median": 2.0}},
+    {"bench": "pretrain", "case": "a", "contender": "plain-pytorch", "status": "ok", "timing": {"median": 3.0}},
+    {"bench": "pretrain", "case": "a", "contender": "transformers", "status": "failed", "reason": "?"},
+    {"bench": "rollout", "part": "speed", "shape": "1 x 8 x 64", "ratio": 2.5, "tokens_per_s": {"synpro": 100.0}},
+    {"bench": "rollout", "part": "limit"},
+    {**_COST, "against": "a forward", "ratio": {"median": 3.5}},
+]
+
+
+def _written(records: list[dict[str, object]], path: Path) -> Path:
+    path.write_text("".join(json.dumps({**record, "environment": ENVIRONMENT}) + "\n" for record in records))
+    return path
+
+
+def test_the_table_has_the_ratios_of_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nbehind\n")
+    records = _written(RECORDS, tmp_path / "all.jsonl")
+    assert suite.main(["--from", str(records), "--readme", str(readme)]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        ["swiglu", "plain PyTorch", "1.25", "50% of the limit"],
+        ["a", "plain-pytorch", "1.50", "512 tokens/s"],
+        ["sampling 1 x 8 x 64", "transformers", "2.50", "100 tokens/s"],
+        ["scoring: dot, 8 texts", "a forward", "3.50", "a cost: the less, the better"],
+    ]
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
+    assert "| swiglu | plain PyTorch | 1.25 | 50% of the limit |" in text
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"bench": "kernels", "wrong": "no"},
+        {"bench": "pretrain", "status": "wrong"},
+        {"bench": "pretrain", "status": "failed"},
+    ],
+)
+def test_one_of_ours_that_is_wrong_or_failed_ends_with_1(fault: dict[str, object], tmp_path: Path) -> None:
+    records = [{**record, **fault} if record["bench"] == fault["bench"] else record for record in RECORDS]
+    assert suite.main(["--from", str(_written(records, tmp_path / "all.jsonl"))]) == 1
+
+
+def test_a_part_without_a_record_ends_with_1(tmp_path: Path) -> None:
+    assert suite.main(["--from", str(_written(RECORDS[:1], tmp_path / "all.jsonl"))]) == 1
