@@ -21,6 +21,7 @@ from synpro_engine.cycle.run_layout import (
     PRETRAIN,
     REPORT,
     SERVED,
+    STACKS,
     TIMES,
     TOKENIZE,
     Round,
@@ -68,6 +69,8 @@ class Cycle:
             # The lock is rank 0's, which alone writes what lies in no stage; its process
             # outlives every stage of the job.
             on_main(self.topology, take)
+            # Outside of the stages, whose files are those of their manifests.
+            self.topology.watch.hang.directory = self.directory / STACKS
             yield
 
     def open_directory(self) -> None:

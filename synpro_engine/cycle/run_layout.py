@@ -21,6 +21,8 @@ from synpro_engine.data import Split
 CONFIG, ENVIRONMENT, TIMES, REPORT = "config.yaml", "environment.json", "stages.jsonl", "report.html"
 JUDGES = "judges"
 """Beside the stages: answers of remote judges, which every stage may use again."""
+STACKS = "stacks"
+"""Beside the stages: where each rank was when training hung."""
 SERVED = "served"
 """Beside the stages: weights that a server is to generate with, each folder as long as its stage needs it."""
 

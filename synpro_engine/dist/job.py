@@ -101,6 +101,7 @@ def launch(parallel: ParallelConfig, seed: int = 0, layouts: Mapping[str, Layout
         here.world_size,
         local_rank=here.local_rank,
         silence_s=60 * parallel.silence_minutes,
+        hang_s=60 * parallel.hang_minutes,
     )
     with _ending_the_job(watch, alone):
         # Inside, for a rank without its GPU fails alone, and the others are about to wait for it.

@@ -32,6 +32,9 @@ class ParallelConfig(LayoutConfig):
     """Longest wait for all processes of the job to start."""
     silence_minutes: float = Field(default=5, gt=0)
     """A rank that others wait for is taken for dead when it has shown no sign of life for so long."""
+    hang_minutes: float = Field(default=20, gt=0)
+    """Training of several ranks ends, and names the rank that is behind, when a part of a step takes longer than that
+    and than ten times the longest one so far. Less than `timeout_minutes`, which names a rank that waits."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ go through the job's key-value store, where each rank shows every few seconds th
 so there, for the others to leave whatever they wait in.
 
 Keys: `alive/RANK` counts up, `faults` counts failing ranks, `fault` is the first one's, `told` says that the user
-knows it, `known` counts ranks that do, `stop` names a signal, `left` counts ranks that have ended in order.
+knows it, `known` counts ranks that do, `hung` counts ranks that found training to hang, `place/RANK` is where each is
+then, `stop` names a signal, `left` counts ranks that have ended in order.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from tqdm import tqdm
 
 from synpro_engine.config import UserError, first_line, json_text
 from synpro_engine.config.errors import RankFailed
+from synpro_engine.dist.hang import HangWatch, Place
 from synpro_engine.dist.signals import StopWish
 
 _LOOK_S = 0.5  # between two looks at the store
 _BEAT_S = 2.0  # between two signs of life
 _GRACE_S = 2.0  # for a rank to end by itself after another one's fault
 _FAREWELL_S = 20.0
+_ANSWER_S = 10.0  # for every rank to say where it is when training hangs
 
 
 class LostRankError(Exception):
@@ -50,16 +53,22 @@ class Watch:
     """One rank's side of what ranks tell each other. A job of one process has no store, and uses `wish` alone."""
 
     def __init__(
-        self, store: dist.Store | None, rank: int, world_size: int, *, local_rank: int, silence_s: float
+        self, store: dist.Store | None, rank: int, world_size: int, *, local_rank: int, silence_s: float, hang_s: float
     ) -> None:
-        """store: a connection of its own. silence_s: how long a rank without a sign of life is thought to live."""
-        self.wish = StopWish(tell=rank == 0)
+        """store: a connection of its own. silence_s: how long a rank without a sign of life is thought to live.
+
+        hang_s: how long a part of training may take (see `HangWatch`).
+        """
+        self.wish, self.hang = StopWish(tell=rank == 0), HangWatch(hang_s)
         self._store, self._rank, self._world_size, self._silence_s = store, rank, world_size, silence_s
         self._speaks = local_rank == 0  # to its machine's terminal or log
         self._lock = threading.Lock()  # one user of the connection at a time
         self._beats, self._beaten, self._waits = 0, float("-inf"), 0
         self._waits_of: dict[str, int] = {}
         self._fault: _Fault | None = None
+        self._answers_by: float | None = None
+        """When this rank, which found training to hang first, names the one that is behind."""
+        self._placed = False
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         if store is not None:
@@ -93,6 +102,8 @@ class Watch:
         # `check` and never a plain `get` here: that would wait for a key that nobody may ever set.
         if store.check(["fault"]):
             self._take(store)
+        elif self.hang.hangs or store.check(["hung"]):
+            self._tell_place(store, now)
         # A wish of another rank is taken over; one of this rank is told to all. So it does
         # not matter whom a signal reached.
         if store.check(["stop"]):
@@ -101,6 +112,23 @@ class Watch:
                 self.wish.nudge()
         elif self.wish.signal is not None:
             store.set("stop", self.wish.signal)
+
+    def _tell_place(self, store: dist.Store, now: float) -> None:
+        """Training hangs somewhere: say where this rank is. The first to notice names the one that is behind."""
+        if not self._placed:
+            self._placed = True
+            if store.add("hung", 1) == 1:
+                self._answers_by = now + _ANSWER_S
+            place = self.hang.place()
+            self.hang.dump(self._rank)
+            store.set(f"place/{self._rank}", json_text(asdict(place)))
+        if self._answers_by is None:
+            return
+        there = [rank for rank in range(self._world_size) if store.check([f"place/{rank}"])]
+        if (len(there) == self._world_size or now > self._answers_by) and store.add("faults", 1) == 1:
+            places = {rank: Place(**json.loads(store.get(f"place/{rank}"))) for rank in there}
+            store.set("fault", json_text(asdict(_Fault(self.hang.verdict(places, self._world_size), 1))))
+            self._take(store)
 
     def _take(self, store: dist.Store) -> None:
         """Learn the job's fault, and tell it once to this rank's machine."""

@@ -125,6 +125,8 @@ class PretrainRun:
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
         self.state = RunProgress()
+        self.hang = model.topology.watch.hang
+        self.hang.directory = self.hang.directory or directory / "stacks"
         # At the length that is trained on, which may be less than the model's: attention's part grows with it.
         flops = flops_per_token(model.config, loader.seq_len)
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
@@ -200,10 +202,12 @@ class PretrainRun:
         """One optimizer step over the next global batch."""
         # Kept for the case that the step is skipped: the documents are looked up again from
         # here, and cost nothing otherwise.
-        position = self.loader.state_dict()
+        position, number = self.loader.state_dict(), self.engine.step_index + 1
+        self.hang.begin(f"step {number}: reading its batch")
         with span(DATA):
             batch = self.loader.next_batch()
             microbatches = split_batch(batch, self.config.micro_batch, equal=self.topology.pp.size > 1)
+        self.hang.begin(f"step {number}")
         # Of the whole job, for masked windows are spread unevenly: dividing by each rank's own count would weigh tokens
         # differently from layout to layout.
         labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
@@ -214,6 +218,7 @@ class PretrainRun:
             watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
         with watched as loss_fn:
             result = self.engine.step(microbatches, loss_fn, denominator=denominator)
+        self.hang.rest()
         # Masked labels included: the budget and the comparison of arms count what the model reads.
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
