@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from synpro_engine.backend.profiling import StepProfiler
@@ -19,6 +20,7 @@ from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.out_of_memory import telling_out_of_memory
 from synpro_engine.train.run import PretrainResult, PretrainRun, Watcher
 
 
@@ -42,14 +44,17 @@ def pretrain(
     optimizer state and position in the data; steps go on counting from it.
     watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
     checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before; and
-    Stopped, after a checkpoint, when the job is asked to stop before its end.
+    Stopped, after a checkpoint, when the job is asked to stop before its end. Where memory runs out, UserError says
+    what takes it and which settings make it less.
     """
-    run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
-    resumed = run.begin()
+    telling = partial(telling_out_of_memory, model, config, loader.seq_len)
+    with telling():  # the optimizer's state is taken here, or with the first step
+        run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
+        resumed = run.begin()
     run.open_log(resumed)
     profiler = StepProfiler(directory, model.topology.rank, model.topology.device)
     bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
-    with closing(run.log), closing(profiler), bar, run.saver:
+    with telling(), closing(run.log), closing(profiler), bar, run.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
         while not run.finished:
