@@ -26,6 +26,7 @@ from synpro_engine.config.errors import EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _passed: set[int] = set()  # signals that this launcher was sent
+_reached: set[int] = set()  # processes that they were passed on to
 _TOLD = (2, EXIT_STOPPED)  # codes of ranks that have said all there is to say
 _LINGER_S = 5.0
 """How long a launcher stays after its ranks failed: the others meet through the first, and their ranks end just now."""
@@ -65,6 +66,10 @@ def launch_ranks(arguments: Sequence[str]) -> int:
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
+        if _passed:
+            # With `--max-restarts` torchrun begins ranks again that have stopped as they were asked to. They have
+            # nothing in hand yet, and the last of them ends the job.
+            _send(signal.SIGTERM, [rank for rank in psutil.Process().children() if rank.pid not in _reached])
     if not outcome:
         return 0
     if isinstance(outcome[0], ChildFailedError):
@@ -84,7 +89,12 @@ def _pass_on(number: int, frame: object) -> None:
         # By the system call and `_exit`, for this handler may have interrupted a print, whose lock it would wait for.
         os.write(2, f"stopped: {signal.Signals(number).name}: no rank was at work\n".encode())
         os._exit(EXIT_STOPPED)
+    _send(number, ranks)
+
+
+def _send(number: int, ranks: Sequence[psutil.Process]) -> None:
     for rank in ranks:
+        _reached.add(rank.pid)
         # A rank may end between the listing and the signal, and the others must be told all the same.
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.send_signal(number)

@@ -113,6 +113,29 @@ def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
     assert "Traceback" not in error and len(error[error.index("error:") :].splitlines()) <= 2, error
 
 
+@pytest.mark.slow
+def test_with_restarts_a_killed_rank_is_begun_again_and_one_that_was_asked_to_stop_is_not(tmp_path: Path) -> None:
+    def steps() -> int:
+        metrics = tmp_path / "pretrain.partial" / "metrics.jsonl"
+        return metrics.read_text().count('"train"') if metrics.exists() else 0
+
+    def wait_for(more: int) -> None:
+        end = time.monotonic() + 300
+        while steps() < more:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+
+    settings = ("pretrain.max_steps=100000", "pretrain.checkpoint_every=2", "pretrain.eval_every=100000")
+    with _launched("--max-restarts", "3", "pretrain", "smoke", *settings, "--dir", str(tmp_path)) as process:
+        wait_for(5)
+        psutil.Process(process.pid).children()[1].kill()
+        wait_for(steps() + 5)  # of the ranks that were begun again
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=300)
+    assert process.returncode == 75, error
+    assert error.count("going on from step") == 1 and "which is saved; the same command goes on" in error, error
+
+
 _CLOCKS = ("metrics.jsonl", "tensorboard")  # what holds times
 
 

@@ -1,0 +1,150 @@
+"""The launch scripts on two nodes, here both on this machine: a lost node or rank is begun again, to the same bits."""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from synpro_engine.dist.testing import free_ports
+from synpro_engine.train.metrics import METRICS, read_metrics
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "examples" / "launch"
+STEPS = 40
+COMMAND = (
+    *("pretrain", "smoke", f"pretrain.max_steps={STEPS}", "pretrain.checkpoint_every=4", "pretrain.eval_every=20"),
+    *("pretrain.async_checkpoints=true", "pretrain.plateau=null", "pretrain.tensorboard=false", "pretrain.in_run=null"),
+)
+STAND_INS = {
+    "synpro": 'exec {python} -m synpro_engine "$@"',
+    "scontrol": 'case "$1" in show) echo 127.0.0.1; echo 127.0.0.1;; requeue) touch requeued;; esac',
+    # A job that asks for it is begun again, and told how often that was.
+    "sbatch": """export SLURM_RESTART_COUNT=0
+while rm -f requeued; do
+    bash "$@"; code=$?
+    [ -e requeued ] || exit $code
+    SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))
+done""",
+    # A task on each node; the worst code is the step's.
+    "srun": """shift  # --kill-on-bad-exit
+for ((node = 0; node < SLURM_NNODES; node++)); do "$@" & pids+=($!); done
+echo "${{pids[@]}}" > launchers
+code=0
+for pid in "${{pids[@]}}"; do wait "$pid"; ended=$?; ((ended > code)) && code=$ended; done
+exit $code""",
+}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.write_text("#!/bin/bash\n" + text.format(python=sys.executable) + "\n")
+        path.chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    places = {"RDZV_PORT": str(free_ports(1)[0]), "RANKS_PER_NODE": "1", "HEAD": "127.0.0.1", "NODES": "2"}
+    paths = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    return os.environ | slurm | places | paths | {"OMP_NUM_THREADS": "1", "PAUSE_S": "6"}
+
+
+def started(words: list[str], where: Path, environment: Mapping[str, str], log: str) -> "subprocess.Popen[bytes]":
+    with (where / log).open("ab") as file:
+        return subprocess.Popen(words, cwd=where, env=dict(environment), stdout=file, stderr=file)
+
+
+def steps_of(run: Path) -> list[int]:
+    places = (run / "pretrain" / METRICS, run / "pretrain.partial" / METRICS)
+    path = next((place for place in places if place.exists()), places[0])
+    return [record["step"] for record in read_metrics(path) if record["kind"] == "train"]
+
+
+def wait_for(happened: Callable[[], bool], processes: list["subprocess.Popen[bytes]"], log: Path) -> None:
+    end = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes), log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def made(run: Path) -> dict[str, Any]:
+    """All checkpoints' tensors and every record, without clocks."""
+    files = sorted((run / "pretrain" / "checkpoints").rglob("state/*"))
+    found: dict[str, Any] = {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+    clocks = ("time", "tokens_per_s", "mfu")
+    found[METRICS] = [
+        {key: value for key, value in record.items() if key not in clocks}
+        for record in read_metrics(run / "pretrain" / METRICS)
+    ]
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    for one in (*process.children(recursive=True), process):
+        one.kill()
+
+
+@pytest.mark.slow
+def test_a_job_whose_node_is_killed_is_queued_again_and_ends_with_the_same_bits(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    words = ["sbatch", str(LAUNCH / "slurm.sbatch"), *COMMAND, "--dir"]
+    whole = started([*words, "whole"], tmp_path, environment, "log")
+    assert whole.wait(timeout=500) == 0, (tmp_path / "log").read_text()[-3000:]
+    job = started([*words, "killed"], tmp_path, environment, "log")
+    wait_for(lambda: len(steps_of(tmp_path / "killed")) > 9, [job], tmp_path / "log")
+    nodes = [psutil.Process(int(pid)) for pid in (tmp_path / "launchers").read_text().split()]
+    kill(nodes[1])
+    assert job.wait(timeout=500) == 0, (tmp_path / "log").read_text()[-3000:]
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"going on from step \d+", log), log[-3000:]
+    assert steps_of(tmp_path / "killed") == list(range(1, STEPS + 1))
+    assert made(tmp_path / "killed") == made(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_without_a_scheduler_a_lost_rank_is_begun_again_and_a_signal_stops_all_nodes(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [str(LAUNCH / "torchrun.sh"), *COMMAND, "--dir", "run"]
+    nodes = [started(words, tmp_path, environment, "log") for _ in range(2)]
+    wait_for(lambda: len(steps_of(run)) > 5, nodes, log)
+    [launcher] = psutil.Process(nodes[1].pid).children()
+    launcher.children()[0].kill()  # its rank
+    wait_for(lambda: log.read_text().count("begun again (1 of 3)") == 2, nodes, log)
+    wait_for(lambda: "going on from step" in log.read_text(), nodes, log)
+    nodes[1].send_signal(signal.SIGTERM)
+    assert [node.wait(timeout=300) for node in nodes] == [75, 75], log.read_text()[-3000:]
+    nodes = [started(words, tmp_path, environment, "log") for _ in range(2)]
+    assert [node.wait(timeout=500) for node in nodes] == [0, 0], log.read_text()[-3000:]
+    assert steps_of(run) == list(range(1, STEPS + 1))
+
+
+def test_what_the_user_must_mend_is_not_begun_again(tmp_path: Path, environment: dict[str, str]) -> None:
+    for code, again in ((75, True), (137, True), (2, False), (1, False)):
+        (tmp_path / "bin" / "srun").write_text(f"#!/bin/bash\nexit {code}\n")
+        for count in ("0", "10"):
+            (tmp_path / "requeued").unlink(missing_ok=True)
+            job = {**environment, "SLURM_RESTART_COUNT": count}
+            done = subprocess.run(
+                ["bash", LAUNCH / "slurm.sbatch", "run", "my.yaml"], cwd=tmp_path, env=job, check=False
+            )
+            assert done.returncode == code
+            assert (tmp_path / "requeued").exists() == (again and (code == 75 or count == "0"))
+
+
+def test_the_image_has_the_versions_that_the_constraints_pin() -> None:
+    recipe, pins = (LAUNCH / "Dockerfile").read_text(), (ROOT / "constraints.txt").read_text()
+    [megatron] = re.findall(r'"(megatron-core==[\d.]+)"', recipe)
+    assert f'{megatron}; python_version >= "3.12"' in pins and "FROM python:3.12-" in recipe
