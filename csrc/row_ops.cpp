@@ -1,11 +1,12 @@
-// Norm, gated activation and heads of a decoding step. PyTorch makes each of them of several ops, which take longer to start than
-// to compute where rows are few.
+// Norm and gated activation with their gradients, and heads of a decoding step. PyTorch makes each of them of several ops, which
+// take longer to start than to compute where rows are few, and read and write memory once each where they are many.
 #include "row_ops.h"
 #include "simd_math.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,6 +19,8 @@ namespace {
 
 // Entries below which a second thread costs more than it saves.
 constexpr int64_t kGrain = 1 << 14;
+// Rows whose part in a weight's gradient is summed by one thread.
+constexpr int64_t kBlock = 64;
 
 #define SYNPRO_TILES "row_tile.h"
 #include "instruction_sets.h"
@@ -30,11 +33,15 @@ struct Kernels {
   void (*widened)(const Stored*, float, const Stored*, float*, int64_t);
   void (*gated)(const Stored*, const Stored*, Stored*, int64_t);
   void (*turned)(const float*, const float*, const float*, Stored*, int64_t);
+  float (*weighted_dot)(const Stored*, const Stored*, const Stored*, int64_t);
+  void (*norm_gradient)(const Stored*, const Stored*, const Stored*, float, float, Stored*, float*, int64_t);
+  void (*gated_gradient)(const Stored*, const Stored*, const Stored*, Stored*, Stored*, int64_t);
 };
 
-#define SYNPRO_KERNELS(set)                                                                                                   \
+#define SYNPRO_KERNELS(set)                                                                                                  \
   Kernels<Stored> {                                                                                                          \
-    set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>, set::turned<Stored> \
+    set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>, set::turned<Stored>, \
+        set::weighted_dot<Stored>, set::norm_gradient<Stored>, set::gated_gradient<Stored>                                   \
   }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
@@ -136,6 +143,54 @@ at::Tensor swiglu(const at::Tensor& gate_up, int64_t most_lanes) {
     const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
     each_row(out.numel() / width, width, [&](int64_t row) {
       chosen.gated(rows + 2 * row * width, rows + (2 * row + 1) * width, to + row * width, width);
+    });
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                                                     double eps, int64_t most_lanes) {
+  const int64_t width = weight.numel();
+  TORCH_CHECK(x.dim() > 0 && weight.dim() == 1 && x.size(-1) == width && width > 0 && weight.is_contiguous() &&
+                  grad.sizes() == x.sizes() && x.scalar_type() == weight.scalar_type() && grad.scalar_type() == x.scalar_type(),
+              "rms_norm_backward: expected grad and x [..., H] and contiguous weight [H] of one type");
+  const at::Tensor from = x.contiguous(), slopes = grad.contiguous();
+  at::Tensor out = at::empty_like(from);
+  const int64_t rows = from.numel() / width, blocks = (rows + kBlock - 1) / kBlock;
+  at::Tensor partial = at::zeros({blocks, width}, from.options().dtype(at::kFloat));
+  by_type(x, "rms_norm_backward", [&](auto type) {
+    const auto *data = read<decltype(type)>(from), *weights = read<decltype(type)>(weight), *grads = read<decltype(type)>(slopes);
+    auto* to = written<decltype(type)>(out);
+    float* sums = partial.mutable_data_ptr<float>();
+    const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
+    each_row(blocks, kBlock * width, [&](int64_t block) {
+      for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) {
+        const int64_t at = row * width;
+        const float mean = chosen.squares(data + at, width) / static_cast<float>(width);
+        const float scale = 1.0f / std::sqrt(mean + static_cast<float>(eps));
+        const float dot = chosen.weighted_dot(grads + at, weights, data + at, width);
+        const float factor = dot * scale * scale * scale / static_cast<float>(width);
+        chosen.norm_gradient(grads + at, data + at, weights, scale, factor, to + at, sums + block * width, width);
+      }
+    });
+  });
+  return {out, partial.sum(0).to(weight.scalar_type())};
+}
+
+at::Tensor swiglu_backward(const at::Tensor& grad, const at::Tensor& gate_up, int64_t most_lanes) {
+  TORCH_CHECK(gate_up.dim() > 0 && gate_up.size(-1) > 0 && grad.dim() == gate_up.dim() && 2 * grad.numel() == gate_up.numel() &&
+                  2 * grad.size(-1) == gate_up.size(-1) && grad.scalar_type() == gate_up.scalar_type(),
+              "swiglu_backward: expected grad [..., F] and gate_up [..., 2 F] of one type");
+  const at::Tensor from = gate_up.contiguous(), slopes = grad.contiguous();
+  at::Tensor out = at::empty_like(from);
+  const int64_t width = grad.size(-1);
+  by_type(from, "swiglu_backward", [&](auto type) {
+    const auto *data = read<decltype(type)>(from), *grads = read<decltype(type)>(slopes);
+    auto* to = written<decltype(type)>(out);
+    const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
+    each_row(grad.numel() / width, width, [&](int64_t row) {
+      const int64_t gate = 2 * row * width, up = gate + width;
+      chosen.gated_gradient(grads + row * width, data + gate, data + up, to + gate, to + up, width);
     });
   });
   return out;

@@ -1,10 +1,11 @@
-// The small ops of a decoding step between its products, each in one pass over its rows (CPU). most_lanes: floats of the widest
+// The small ops between products, each in one pass over its rows (CPU). most_lanes: floats of the widest
 // registers that may be used (16, 8 or 4), for tests.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 
 namespace synpro {
 
@@ -13,6 +14,13 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, i
 
 // silu(gate) up of [..., 2 F], gates first; [..., F]. fp32 or bf16.
 at::Tensor swiglu(const at::Tensor& gate_up, int64_t most_lanes);
+
+// Of rms_norm the gradients of x and of weight. Those of the weight are summed in blocks of rows, whatever the threads.
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                                                     double eps, int64_t most_lanes);
+
+// Of swiglu the gradient of gate_up.
+at::Tensor swiglu_backward(const at::Tensor& grad, const at::Tensor& gate_up, int64_t most_lanes);
 
 // Queries, keys and values of `mixed` [B, n (r + 2) h]: queries and keys normed, where weights are given, and turned by the angles
 // [B, h]; key and value of row b go to place time[b] of page page[b] of [P, n, T, h]; returns the queries [B, n, r, h]. means: of

@@ -42,6 +42,43 @@ static void gated(const Stored* gate, const Stored* up, Stored* to, int64_t coun
   }
 }
 
+// The sum of grad weight x.
+template <typename Stored>
+static float weighted_dot(const Stored* grad, const Stored* weight, const Stored* x, int64_t count) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += widened(grad[i]) * widened(weight[i]) * widened(x[i]);
+  return sum;
+}
+
+// to = grad weight scale - x factor, a norm's gradient; of_weight gets its own added.
+template <typename Stored>
+static void norm_gradient(const Stored* grad, const Stored* x, const Stored* weight, float scale, float factor, Stored* to,
+                          float* of_weight, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const float slope = widened(grad[i]), value = widened(x[i]);
+    of_weight[i] += slope * value * scale;
+    store(slope * widened(weight[i]) * scale - value * factor, to + i);
+  }
+}
+
+// The gradients of silu(gate) up.
+template <typename Stored>
+static void gated_gradient(const Stored* grad, const Stored* gate, const Stored* up, Stored* to_gate, Stored* to_up,
+                           int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = widened(gate[i]), slope = widened(grad[i]);
+    const float small = exp_nonpositive(value < 0.0f ? value : -value);
+    // The sigmoid, and 1 less it, neither of them by a difference.
+    const float sigmoid = (value < 0.0f ? small : 1.0f) / (1.0f + small);
+    const float rest = (value < 0.0f ? 1.0f : small) / (1.0f + small);
+    store(slope * widened(up[i]) * sigmoid * (1.0f + value * rest), to_gate + i);
+    store(slope * value * sigmoid, to_up + i);
+  }
+}
+
 // Pairs i and half + i turned by their angle.
 template <typename Stored>
 static void turned(const float* x, const float* cos, const float* sin, Stored* to, int64_t half) {

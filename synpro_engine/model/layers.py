@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
+
+from synpro_kernels import rms_norm, swiglu
 
 BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
@@ -40,8 +43,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        # torch's, since Megatron's wrapper around a torch norm refuses sequence parallelism.
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        # Not Megatron's wrapper around a torch norm, which refuses sequence parallelism.
+        return rms_norm(x, self.weight, self.eps)
 
 
 class HeadRMSNorm(RMSNorm):
@@ -72,6 +75,8 @@ class FullWidthRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, heads on this rank, head_dim] -> the same; computed in fp32."""
+        if self.group.size() == 1 and not x.is_cuda:
+            return rms_norm(x.flatten(-2), self.weight, self.eps).view_as(x)
         # Squares of bf16 values in bf16 keep 8 bits, and this sum runs over all heads and over ranks.
         flat = x.flatten(-2).float()
         squares = flat.square().sum(-1, keepdim=True)
@@ -95,6 +100,18 @@ class FullWidthRMSNorm(nn.Module):
             tp_group=self.group,
             dp_cp_group=metadata["dp_cp_group"],
         )
+
+
+class GatedMLP(MLP):
+    """Megatron's gated feed-forward layer; its activation as one op, where Megatron makes several on a CPU."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """[s, b, H] -> ([s, b, H], None), as Megatron's."""
+        if hidden_states.is_cuda:
+            return super().forward(hidden_states, *args, **kwargs)
+        gate_up, bias = self.linear_fc1(hidden_states)
+        assert bias is None, "these models have no biases"
+        return self.linear_fc2(swiglu(gate_up))
 
 
 class CausalAttention(MegatronModule):

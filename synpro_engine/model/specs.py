@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
@@ -25,6 +25,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.layers import (
     FlashAttention,
     FullWidthNormAttention,
+    GatedMLP,
     HeadRMSNorm,
     NormAfterLayer,
     NormBeforeLayer,
@@ -49,10 +50,10 @@ def core_attention(dtype: torch.dtype, head_dim: int) -> Any:
 
 def _mlp_spec() -> Any:
     submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    builder = getattr(MLP, "as_mlp_submodule", None)
+    builder = getattr(GatedMLP, "as_mlp_submodule", None)
     if builder is not None:  # since 0.18 a spec here is only accepted with a warning
         return functools.partial(builder, submodules=submodules)
-    return ModuleSpec(module=MLP, submodules=submodules)
+    return ModuleSpec(module=GatedMLP, submodules=submodules)
 
 
 def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:

@@ -115,3 +115,80 @@ def test_other_shapes_and_dtypes_are_refused_by_name(backend):
     for x in (numbers(3, 5), torch.ones(3, 4).int(), torch.tensor(1.0)):
         with pytest.raises(ValueError, match=r"^gate_up: expected"):
             swiglu(x)
+
+
+def gradients(run: Callable[..., Tensor], *inputs: Tensor, upon: Tensor) -> list[Tensor]:
+    leaves = [one.detach().requires_grad_() for one in inputs]
+    run(*leaves).backward(upon)
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_gradients_of_a_norm_are_as_accurate_as_pytorch_s(backend, shape, dtype):
+    inputs, upon = (numbers(*shape, dtype=dtype), numbers(shape[-1], dtype=dtype)), numbers(*shape, dtype=dtype).flip(0)
+    truth = gradients(plain_norm, *(one.double() for one in inputs), upon=upon.double())
+    plain = gradients(lambda x, weight: F.rms_norm(x, shape[-1:], weight, EPS), *inputs, upon=upon)
+    # Both terms of a gradient are about this large where they cancel.
+    terms = float(truth[0].abs().max()) * shape[-1] ** 0.5 if truth[0].numel() else 0.0
+    for name, found, *others in zip(
+        ("x", "weight"),
+        gradients(lambda x, weight: rms_norm(x, weight, EPS), *inputs, upon=upon),
+        plain,
+        truth,
+        strict=True,
+    ):
+        assert found.dtype == dtype
+        assert_as_accurate(found, *others, f"{name} of {shape}", terms=terms)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_gradients_of_a_gate_are_as_accurate_as_pytorch_s(backend, shape, dtype):
+    x, upon = numbers(*shape[:-1], 2 * shape[-1], dtype=dtype), numbers(*shape, dtype=dtype).flip(0)
+    truth = gradients(plain_gate, x.double(), upon=upon.double())
+    plain = gradients(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], x, upon=upon)
+    (found,) = gradients(swiglu, x, upon=upon)
+    assert_as_accurate(found, plain[0], truth[0], str(shape))
+
+
+@LANES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_instruction_set_has_the_same_gradients_and_none_depends_on_threads(dtype, lanes):
+    x, weight, upon = numbers(300, 77, dtype=dtype), numbers(77, dtype=dtype), numbers(300, 77, dtype=dtype).flip(0)
+    both = numbers(300, 154, dtype=dtype)
+    of_norm, of_gate = compiled("rms_norm_backward"), compiled("swiglu_backward")
+    with nan_filled_empty():
+        found = [*of_norm(upon, x, weight, EPS, lanes), of_gate(upon, both, lanes)]
+    truth = [
+        *gradients(plain_norm, x.double(), weight.double(), upon=upon.double()),
+        *gradients(plain_gate, both.double(), upon=upon.double()),
+    ]
+    plain = [
+        *gradients(lambda x, weight: F.rms_norm(x, (77,), weight, EPS), x, weight, upon=upon),
+        *gradients(lambda x: F.silu(x[:, :77]) * x[:, 77:], both, upon=upon),
+    ]
+    for name, *of in zip(("x", "weight", "gate_up"), found, plain, truth, strict=True):
+        assert_as_accurate(*of, name)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = [*of_norm(upon, x, weight, EPS, lanes), of_gate(upon, both, lanes)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, again, found))
+
+
+def test_gradients_of_gates_far_from_zero_neither_overflow_nor_vanish(backend):
+    x = torch.tensor([[-3e38, -200.0, -90.0, 0.0, 90.0, 200.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    (found,) = gradients(swiglu, x, upon=torch.ones(1, 6))
+    assert torch.isfinite(found).all()
+    assert torch.equal(found[0, [0, 1, 3, 4, 5]], torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
+
+
+def test_gradients_are_no_function_to_differentiate_again():
+    compiled("rms_norm_backward")
+    x = numbers(3, 8).requires_grad_()
+    for name, out in (("rms_norm", rms_norm(x, torch.ones(8), EPS)), ("swiglu", swiglu(x))):
+        with pytest.raises(RuntimeError, match=f"{name}'s gradients are not differentiable"):
+            torch.autograd.grad(out.sum(), x, create_graph=True)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from synpro_kernels.common.first_order import check_first_order
 from synpro_kernels.common.pieces import pieces
 from synpro_kernels.ops.grad_dot import formed_dot
 from synpro_kernels.ops.linear_logprob import block_sizes
@@ -22,7 +23,6 @@ from synpro_kernels.ops.linear_logprob.coefficients import coefficients
 from synpro_kernels.ops.linear_logprob.forward import Evaluated, finish, shard_of
 from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
 from synpro_kernels.ops.linear_logprob.types import Gradients, LogitSettings, LogProbs, Shard
-from synpro_kernels.ops.linear_logprob.validate import check_first_order
 
 Objective = Callable[..., tuple[Tensor, ...]]
 """(LogProbs [C], one [C] tensor per entry of per_token) -> (sum to minimise, further sums to report), scalars."""
@@ -85,7 +85,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_unused: Tensor):
-        check_first_order()
+        check_first_order("linear_logprob")
         if ctx.gradients is None:
             raise RuntimeError("the gradients were made in the forward pass and are used up: backward can run once")
         # Scaled in place, so that no second copy of [T, H] and [V, H] in fp32 exists; hence once.

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
+from synpro_kernels.common.first_order import check_first_order
 from synpro_kernels.ops.linear_logprob.backward import differentiate
 from synpro_kernels.ops.linear_logprob.forward import evaluate
 from synpro_kernels.ops.linear_logprob.skip import TileSkip
 from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, LogProbs, Needed
-from synpro_kernels.ops.linear_logprob.validate import check_first_order, check_layer
+from synpro_kernels.ops.linear_logprob.validate import check_layer
 
 
 def linear_logprob(
@@ -160,7 +161,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, *grads):
-    check_first_order()
+    check_first_order("linear_logprob")
     needs = ctx.needs_input_grad
     # The gradient of a sum arrives as one number, expanded; the row kernels read vectors.
     dense = [None if grad is None else grad.contiguous() for grad in grads[:3]]
@@ -187,7 +188,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        check_first_order()
+        check_first_order("linear_logprob")
         hidden, weight, target, bias, *results = ctx.saved_tensors
         need = Needed(ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3])
         gradients = differentiate(

@@ -70,10 +70,3 @@ def check_main_grad(weight: Tensor, into_main_grad: bool) -> None:
     held = getattr(weight, "main_grad", None)
     if into_main_grad and (held is None or held.shape != weight.shape):
         raise ValueError("into_main_grad: expected a weight with main_grad (one in Megatron's gradient buffers)")
-
-
-def check_first_order() -> None:
-    """Raise RuntimeError within a backward that is to be differentiated again: it would pass for a constant."""
-    # Grad mode is on in a backward pass only under create_graph.
-    if torch.is_grad_enabled():
-        raise RuntimeError("linear_logprob's gradients are not differentiable: create_graph is not supported")
