@@ -58,6 +58,7 @@ def cases(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Iterator[Ca
 
     yield from _of_the_output_layer(sizes, normal, dtype)
     yield from _of_influence(sizes, normal)
+    yield from _of_training(sizes, normal)
     yield from _of_decoding(sizes, normal, generator)
     one = normal(sizes.width, sizes.ffn)
     yield Case(
@@ -173,6 +174,30 @@ def _of_influence(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]
     )  # fmt: skip
 
 
+def _of_training(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]:
+    x, norm = normal(sizes.tokens, sizes.width), normal(sizes.width)
+    gate_up = normal(sizes.tokens, 2 * sizes.ffn)
+
+    # With a square, so that no gradient is the same everywhere.
+    def normed(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
+        return lambda i: _with_gradients(
+            lambda x, norm: function(x, norm).to(_wide(x)).square().mean(), i["x"], i["norm"]
+        )
+
+    def gated(function: Callable[[Tensor], Tensor]) -> Run:
+        return lambda i: _with_gradients(lambda both: function(both).to(_wide(both)).square().mean(), i["gate_up"])
+
+    yield Case(
+        name="rms_norm, with gradients", inputs={"x": x, "norm": norm}, limit_flops=0.0, limit_bytes=5 * _bytes(x),
+        ours=normed(lambda x, norm: sk.rms_norm(x, norm, 1e-6)),
+        plain=normed(lambda x, norm: F.rms_norm(x, x.shape[-1:], norm, 1e-6)),
+    )  # fmt: skip
+    yield Case(
+        name="swiglu, with gradients", inputs={"gate_up": gate_up}, limit_flops=0.0, limit_bytes=4 * _bytes(gate_up),
+        ours=gated(sk.swiglu), plain=gated(lambda both: F.silu(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]),
+    )  # fmt: skip
+
+
 def _of_decoding(sizes: Sizes, normal: Callable[..., Tensor], generator: torch.Generator) -> Iterator[Case]:
     x, weight = normal(sizes.rows, sizes.width), normal(sizes.ffn, sizes.width)
     yield Case(
@@ -251,8 +276,8 @@ def _cross_entropies(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(_wide(hidden)), target, reduction="none")
 
 
-def _with_gradients(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    leaves = [tensor.detach().requires_grad_() for tensor in (hidden, weight)]
+def _with_gradients(loss: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
         value = loss(*leaves)
         value.backward()
