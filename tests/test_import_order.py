@@ -17,7 +17,7 @@ OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}}
 ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
-        "run_layout sections recipe layouts rates external forecast settings stages run_lock steps plan"
+        "run_layout sections recipe layouts choice rates external forecast settings stages run_lock steps plan"
         " summaries cycle generation scoring tracing"
     ).split(),
 }

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from synpro_engine.backend.profiling import ProfileRequest, requested, steps_of
-from synpro_engine.cli import judge_table, plan_table, status_table, trace_text
+from synpro_engine.cli import judge_table, layout_table, plan_table, status_table, trace_text
 from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, json_text, load_config, verification
@@ -28,6 +28,7 @@ from synpro_engine.cycle import (
     load_recipe,
     score_documents,
 )
+from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
@@ -119,6 +120,14 @@ def plan(
     fewest = lcm(*(layout.tp * layout.pp for layout in resolved.layouts.values()))
     ranks = ranks or max(read_environment().world_size, fewest)
     for line in plan_table.lines(forecast(resolved, ranks), rates):
+        print(line)
+
+
+def plan_layouts(recipe: str, overrides: Sequence[str], *, ranks: int, memory_gib: float | None, node: int) -> None:
+    """Print the layouts that could pretrain on so many ranks."""
+    resolved, machine = load_recipe(recipe, overrides), Machine(node=node)
+    room = None if memory_gib is None else memory_gib * 2**30
+    for line in layout_table.lines(resolved, choices(resolved, ranks, machine), ranks, machine, room):
         print(line)
 
 

@@ -161,10 +161,20 @@ def plan(
     measured: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Take both from the metrics of an earlier run's directory.")
     ] = None,
+    layouts: Annotated[
+        bool, typer.Option("--layouts", help="Print the layouts that could pretrain on --ranks, the best first.")
+    ] = False,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="With --layouts: of a rank; what needs more stands last.")
+    ] = None,
+    node: Annotated[int, typer.Option(min=1, help="With --layouts: ranks of a machine.")] = 8,
 ) -> None:
     """Print what a run will take, stage by stage: tokens, FLOPs, memory, disk, time. Nothing is started."""
     from synpro_engine.cli import commands
 
+    if layouts:
+        commands.plan_layouts(recipe, overrides or [], ranks=ranks or node, memory_gib=memory_gib, node=node)
+        return
     commands.plan(recipe, overrides or [], ranks=ranks, measured=measured, trained=tokens_per_s, sampled=sampled_per_s)
 
 

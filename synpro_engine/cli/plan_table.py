@@ -18,9 +18,9 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
     parameters = f"{model.parameter_count() / 1e6:,.1f}M parameters"
     ranks = f"{plan.ranks} processes" if plan.ranks > 1 else "1 process"
     yield f"{recipe.name}: {parameters}, {ranks}, {plan.dtype}".replace("torch.", "")
-    yield from _aligned([_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)])
+    yield from aligned([_HEAD, *(_row(plan, cost, rates) for cost in plan.costs), _total(plan, rates)])
     yield ""
-    yield from _aligned(_memory(plan))
+    yield from aligned(_memory(plan))
     yield ""
     for remark in plan.remarks:
         yield f"note: {remark}"
@@ -29,8 +29,8 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
         yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first two columns to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows in columns as wide as their widest cell. The first two columns to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = zip(row, widths, strict=True)

@@ -18,12 +18,13 @@ def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
 
     whole: else only what pretraining and the probe take.
     """
-    _check_pretraining(recipe, ranks)
+    check_pretraining(recipe, ranks)
     if whole:
         _check_synthesis(recipe, ranks)
 
 
-def _check_pretraining(recipe: Recipe, ranks: int) -> None:
+def check_pretraining(recipe: Recipe, ranks: int) -> None:
+    """Refuse a recipe whose pretraining and probe so many ranks cannot divide; UserError names the key."""
     layout = recipe.layout_of(PRETRAIN, ranks)
     assert layout is not None
     check_layout(recipe.model, layout)

@@ -1,0 +1,116 @@
+"""Which layouts could train a recipe's model on so many ranks: what each holds, sends and waits for.
+
+Counted, as `forecast` is, and put in the order of a rough estimate of a step's time. The estimate is there to leave out
+what cannot be good; the first few are for measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from synpro_engine.backend import platform
+from synpro_engine.config import UserError
+from synpro_engine.cycle.layouts import check_pretraining
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import PRETRAIN
+from synpro_engine.dist import Layout, LayoutConfig
+from synpro_engine.train.footprint import Footprint
+from synpro_engine.train.metrics import flops_per_token
+
+_CHUNKS = (None, 2, 4)  # of a stage, in an interleaved schedule
+_OVERHEAD = 0.1  # of a step that is neither products nor waiting: norms, the optimizer, the host
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the estimate takes of a cluster; bytes and FLOP a second of one device, as they are reached."""
+
+    node: int = 8
+    """Ranks of a machine; tensor parallelism stays within one."""
+    flops: float = 4e14
+    inside: float = 3e11
+    """Between devices of a machine."""
+    outside: float = 4e10
+    """Between machines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One layout. Bytes are of the fullest rank; what is sent is by axis, in one optimizer step."""
+
+    layout: Layout
+    micro_batch: int
+    micro_batches: int
+    """Of a rank in a step."""
+    memory: float
+    bubble: float
+    """Share of a step in which a stage of the pipeline has nothing to do: (p - 1) / (v m + p - 1)."""
+    sent: dict[str, float]
+    seconds: float
+    """Of a step, estimated."""
+
+
+def choices(recipe: Recipe, ranks: int, machine: Machine) -> list[Choice]:
+    """All that can train it, the quickest by the estimate first. UserError where there is none."""
+    found = sorted(_all(recipe, ranks, machine), key=lambda choice: choice.seconds)
+    if not found:
+        raise UserError(
+            f"no layout of {ranks} rank(s) divides `model` and `pretrain.global_batch` = {recipe.pretrain.global_batch}"
+        )
+    return found
+
+
+def _all(recipe: Recipe, ranks: int, machine: Machine) -> Iterator[Choice]:
+    for tp in _divisors(ranks):
+        if tp > machine.node:
+            continue
+        for pp in _divisors(ranks // tp):
+            for vpp in _CHUNKS if pp > 1 else (None,):
+                parallel = LayoutConfig(tp=tp, pp=pp, vpp=vpp, sequence_parallel=tp > 1)
+                # In the pretrained model's own section: the generator's layout is another question.
+                pretrain = recipe.pretrain.model_copy(update={"parallel": parallel})
+                asked = recipe.model_copy(update={"pretrain": pretrain})
+                try:
+                    check_pretraining(asked, ranks)
+                except UserError:
+                    continue  # it does not divide
+                layout = asked.layout_of(PRETRAIN, ranks)
+                assert layout is not None
+                yield _counted(recipe, layout, machine)
+
+
+def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
+    model, dtype = recipe.model, platform.resolve_dtype(recipe.dtype)
+    footprint = Footprint(model, layout, dtype, recipe.pretrain.optimizer.name)
+    rows = recipe.pretrain.global_batch // layout.dp
+    micro_batch = min(recipe.pretrain.micro_batch, rows)
+    count = -(-rows // micro_batch)
+    hidden = micro_batch * model.seq_len * model.d_model * dtype.itemsize  # of one micro-batch, whole
+    around = {axis: (size - 1) / size for axis, size in (("tp", layout.tp), ("dp", layout.dp))}
+    sent = {
+        # Two sums forward and two backward in each layer; a ring sends each twice, as a scatter and a gather do.
+        "tp": 4 * 2 * around["tp"] * hidden * count * model.layers / layout.pp,
+        # Forward to the next stage and back from it, for every chunk.
+        "pp": 2 * hidden * count * layout.vpp / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
+        # fp32 gradients to those who update them, weights back.
+        "dp": (4 + dtype.itemsize) * around["dp"] * footprint.weights / dtype.itemsize,
+    }
+    bubble = (layout.pp - 1) / (layout.vpp * count + layout.pp - 1)
+    products = rows * model.seq_len * flops_per_token(model, model.seq_len) / (layout.tp * layout.pp)
+    several = layout.dp * layout.tp * layout.pp > machine.node
+    outside = machine.outside if several else machine.inside
+    busy = products / machine.flops * (1 + _OVERHEAD) + sent["tp"] / machine.inside
+    return Choice(
+        layout=layout,
+        micro_batch=micro_batch,
+        micro_batches=count,
+        memory=footprint.training + footprint.activations(micro_batch, model.seq_len),
+        bubble=bubble,
+        sent=sent,
+        seconds=busy / (1 - bubble) + (sent["pp"] + sent["dp"]) / outside,
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
