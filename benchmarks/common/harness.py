@@ -133,9 +133,9 @@ def copies_beyond_cache(bytes_per_set: int, device: torch.device, *, most: int =
     return max(1, min(most, math.ceil(2 * cache / max(bytes_per_set, 1))))
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> tuple[Step, float]:
+def measured_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> tuple[Step, float]:
     """Return a large square matrix product as a step, and its FLOPs: what this machine reaches today."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return lambda turn: torch.mm(a, b, out=out), 2.0 * size**3

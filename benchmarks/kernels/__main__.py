@@ -3,6 +3,7 @@
     python -m benchmarks.kernels                         # this machine: CUDA where there is one, else the CPU
     python -m benchmarks.kernels --only grad_dot --rounds 30
     python -m benchmarks.kernels --against main          # this tree and a commit in turns
+    TRITON_INTERPRET=1 python -m benchmarks.kernels --sizes tiny --rounds 1    # the Triton kernels, without a GPU
 
 The limit is the longer of two: reading and writing what must be, at the rate of a large copy, and multiplying what must
 be, at that of a large product; both are measured in the same turns. Exit status 1 where an op is wrong, or has become
@@ -26,7 +27,8 @@ from benchmarks.common.environment import QUIET, ForeignLoad, environment
 from benchmarks.common.harness import Step, clock_for, interleave, measured_peak, summarise
 from benchmarks.common.records import judge, write_lines
 from benchmarks.common.tables import aligned
-from benchmarks.kernels.cases import CPU_SIZES, CUDA_SIZES, Case, Sizes, cases
+from benchmarks.kernels.cases import SIZES, Case, Sizes, cases
+from benchmarks.kernels.interpreted import interpreted
 from synpro_engine.config import UserError
 
 Record = Mapping[str, Any]
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--only", default="", metavar="TEXT", help="ops whose name has this in it")
     add("--rounds", type=int, default=9)
+    add("--sizes", choices=tuple(SIZES), help="default: those of the device")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     add("--against", metavar="FILE|REF", help="earlier records, or a commit in turns with this tree; 5 %% less is told")
     add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
@@ -49,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.against and not Path(given.against).exists():
             again = ["--only", given.only, "--rounds", str(given.rounds), "--dtype", str(dtype).removeprefix("torch.")]
+            again += ["--sizes", given.sizes] if given.sizes else []
             found = with_commit(given.against, "benchmarks.kernels", again, figures, turns=given.turns)
             records: list[Record] = []
         else:
-            sizes = CUDA_SIZES if device.type == "cuda" else CPU_SIZES
-            records = list(measured(sizes, dtype, device, only=given.only, rounds=given.rounds))
+            sizes = SIZES[given.sizes or device.type]
+            with interpreted():
+                records = list(measured(sizes, dtype, device, only=given.only, rounds=given.rounds))
             if not records:
                 raise UserError(f"--only: no op has {given.only!r} in its name")
             if given.output:
@@ -77,17 +82,19 @@ def measured(
         if only in case.name:
             print(case.name, file=sys.stderr, flush=True)
             about = {"bench": "kernels", "sizes": asdict(sizes), "dtype": str(dtype).removeprefix("torch.")}
-            yield {**about, **measure(case, dtype, device, rounds), "environment": where}
+            yield {**about, **measure(case, dtype, device, rounds, sizes.product), "environment": where}
 
 
 @torch.no_grad()
-def measure(case: Case, dtype: torch.dtype, device: torch.device, rounds: int) -> Record:
+def measure(
+    case: Case, dtype: torch.dtype, device: torch.device, rounds: int, product_side: int | None = None
+) -> Record:
     """One op: what is wrong with its results, if anything; times of both, and of the limit's two measures."""
     double = {name: one.double() if one.is_floating_point() else one for name, one in case.inputs.items()}
     results = zip(case.ours(case.inputs), case.plain(case.inputs), case.plain(double), strict=True)
     wrong = [verdict.wrong for verdict in (judge(case.name, *of) for of in results) if verdict.wrong]
     del double, results
-    product, flops = measured_peak(device, dtype)
+    product, flops = measured_peak(device, dtype, product_side)
     copy, copied = _copy(device)
     steps = {"ours": lambda turn: case.ours(case.inputs), "plain": lambda turn: case.plain(case.inputs)}
     others = ForeignLoad()

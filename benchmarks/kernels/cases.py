@@ -31,10 +31,18 @@ class Sizes:
     vocab: int
     rows: int
     segments: int = 8
+    product: int | None = None
+    """Side of the product that tells the machine's rate; None: one that is large for the device."""
 
 
 CPU_SIZES = Sizes(tokens=1024, width=512, ffn=1408, vocab=8192, rows=32)
 CUDA_SIZES = Sizes(tokens=8192, width=2048, ffn=8192, vocab=100352, rows=256, segments=16)
+SIZES = {
+    # No tile divides them; right or wrong shows, and no time can be read from them.
+    "tiny": Sizes(tokens=72, width=64, ffn=96, vocab=301, rows=16, segments=3, product=64),
+    "cpu": CPU_SIZES,
+    "cuda": CUDA_SIZES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,19 @@ def _of_the_output_layer(sizes: Sizes, normal: Callable[..., Tensor], dtype: tor
         limit_flops=product,
         limit_bytes=held,
     )
+    yield Case(
+        name="linear_logprob, with gradients",
+        inputs=layer,
+        ours=lambda i: _with_gradients(
+            lambda hidden, weight: -sk.linear_logprob(hidden, weight, i["target"]).logprob.mean(),
+            i["hidden"], i["weight"],
+        ),
+        plain=lambda i: _with_gradients(
+            lambda hidden, weight: _cross_entropies(hidden, weight, i["target"]).mean(), i["hidden"], i["weight"]
+        ),
+        limit_flops=3 * product,
+        limit_bytes=2 * held,
+    )  # fmt: skip
     yield Case(
         name="linear_cross_entropy, with gradients",
         inputs=layer,
@@ -221,6 +242,7 @@ def _of_decoding(sizes: Sizes, normal: Callable[..., Tensor], generator: torch.G
         limit_flops=0.0, limit_bytes=1.5 * _bytes(gate_up),
     )  # fmt: skip
     yield _attention_of_groups(sizes, normal)
+    yield _stored_heads(sizes, normal)
     logits = normal(sizes.rows, sizes.vocab, std=3.0).float()
     uniform = torch.rand(sizes.rows, generator=generator, device=x.device, dtype=torch.float64)
 
@@ -265,6 +287,38 @@ def _attention_of_groups(sizes: Sizes, normal: Callable[..., Tensor]) -> Case:
         name="decode_attention", inputs={"query": query, "key": key, "value": value}, plain=plain,
         ours=lambda i: (sk.decode_attention(i["query"], i["key"], i["value"], rows),),
         limit_flops=4.0 * sizes.rows * sizes.width * (of_prompt + 1) * page, limit_bytes=_bytes(key, value),
+    )  # fmt: skip
+
+
+def _stored_heads(sizes: Sizes, normal: Callable[..., Tensor]) -> Case:
+    """A row's product becomes queries, and a key and a value at a place of their own in pages of 64."""
+    page, head = 64, 64
+    heads, count = sizes.width // head, -(-sizes.rows // page)
+    angle = normal(sizes.rows, head // 2).float().repeat(1, 2)
+    inputs = {
+        "mixed": normal(sizes.rows, 3 * sizes.width), "cos": angle.cos(), "sin": angle.sin(),
+        "keys": normal(count, heads, page, head), "values": normal(count, heads, page, head),
+    }  # fmt: skip
+    row = torch.arange(sizes.rows, device=angle.device)
+
+    def ours(i: Inputs) -> tuple[Tensor, ...]:
+        query = sk.store_heads(
+            i["mixed"], i["cos"], i["sin"], i["keys"], i["values"], row // page, row % page, norm=None
+        )
+        return query, i["keys"], i["values"]
+
+    def plain(i: Inputs) -> tuple[Tensor, ...]:
+        query, key, value = i["mixed"].unflatten(-1, (heads, 3, head)).unbind(2)
+        first, second = torch.stack((query, key)).to(_wide(i["mixed"])).chunk(2, -1)
+        cos, sin = i["cos"][:, None], i["sin"][:, None]
+        query, key = torch.cat((first, second), -1) * cos + torch.cat((-second, first), -1) * sin
+        keys, values = i["keys"].clone(), i["values"].clone()
+        keys[row // page, :, row % page], values[row // page, :, row % page] = key.to(keys.dtype), value
+        return query[:, :, None].to(i["mixed"].dtype), keys, values
+
+    return Case(
+        name="store_heads", inputs=inputs, ours=ours, plain=plain, limit_flops=0.0,
+        limit_bytes=2 * _bytes(inputs["mixed"]) + _bytes(inputs["cos"], inputs["sin"]),
     )  # fmt: skip
 
 
