@@ -1,0 +1,265 @@
+"""The parts: what each runs, at full size and on a CPU, and what its records and log say.
+
+A part's module does the work and can be called by itself; this file knows arguments and figures alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.common.harness import Timing
+from benchmarks.common.processes import command
+from benchmarks.common.records import Ask, Row
+from benchmarks.linear_logprob.asks import asks
+from synpro_kernels.common.triton_status import triton_status
+
+Record = Mapping[str, Any]
+
+
+class Line(NamedTuple):
+    """One figure for people; `asked` and `reached` are empty where nothing is asked."""
+
+    what: str
+    figure: str
+    unit: str = ""
+    asked: str = ""
+    reached: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One process of a part."""
+
+    arguments: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a part runs: at tiny shapes on the CPU or not, its folder, and how many GPUs there are (CPU: 1)."""
+
+    dry: bool
+    folder: Path
+    gpus: int
+
+    def output(self, part: str) -> tuple[str, str]:
+        """The option that has a benchmark write its records."""
+        return "--output", str(self.folder / f"{part}.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One row of the table below."""
+
+    about: str
+    programs: Callable[[Place], list[Program]]
+    lines: Callable[[Sequence[Record], str], Iterator[Line]]
+    """Of records and log."""
+    missing: Callable[[], str | None] = lambda: None
+    """Why it cannot run here."""
+    seconds: float = 540.0
+
+
+def _ran(module: str, *arguments: str, **variables: str) -> Program:
+    return Program(command(module, *arguments), variables)
+
+
+def _interpreted(place: Place) -> dict[str, str]:
+    return {"TRITON_INTERPRET": "1"} if place.dry and triton_status()[0] else {}
+
+
+def _held(ask: Ask) -> Line:
+    figure = "not measured" if ask.figure is None else f"{ask.figure:.4g}"
+    sign = ">=" if ask.at_least else "<="
+    reached = "-" if ask.figure is None else "yes" if ask.reached else "NO"
+    return Line(ask.text, figure, ask.unit.strip(), f"{sign} {ask.limit:g}", reached)
+
+
+# ---- what is run -----------------------------------------------------------------------------------------------------
+
+
+def _kernels(place: Place) -> list[Program]:
+    tiny = ("--sizes", "tiny", "--rounds", "1") if place.dry else ()
+    more = _interpreted(place)
+    return [_ran("benchmarks.kernels", "--dtype", "bfloat16", *tiny, *place.output("kernels"), **more)]
+
+
+def _races(place: Place) -> list[Program]:
+    tiny = ("--sizes", "tiny", "--runs", "2") if place.dry else ()
+    return [_ran("benchmarks.gpu_acceptance.races", *tiny, *place.output("races"), **_interpreted(place))]
+
+
+def _tests(place: Place) -> list[Program]:
+    few = ("-k", "views_with_gaps") if place.dry else ()
+    folders = [f"tests/kernels/{name}" for name in ("triton_kernels", "compiled")]
+    return [_ran("pytest", "-q", "-m", "not slow", *few, *folders, **_interpreted(place))]
+
+
+def _sanitizer(place: Place) -> list[Program]:
+    again = command("benchmarks.gpu_acceptance.races", "--sizes", "tiny", "--runs", "2")
+    # The allocator's blocks are larger than tensors: what is written behind one would stay within its block.
+    more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", **_interpreted(place)}
+    tools = ("memcheck", "racecheck")
+    return [Program(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *again], more) for tool in tools]
+
+
+def _linear_logprob(place: Place) -> list[Program]:
+    ours = "linear_logprob,linear_cross_entropy,materialised,chunked"
+    tiny = ("--tokens", "64", "--width", "32", "--vocab", "257", "--rounds", "1", "--only", ours, "--no-memory")
+    options = tiny if place.dry else ("--rounds", "5")
+    return [_ran("benchmarks.linear_logprob", *options, *place.output("linear_logprob"))]
+
+
+def _pretrain(place: Place) -> list[Program]:
+    def steps(*options: str) -> Program:
+        return _ran("benchmarks.pretrain", *options, *place.output("pretrain"))
+
+    both = ("--only", "synpro_engine,plain-pytorch")
+    if place.dry:
+        return [steps("smoke", *both, "--rounds", "1", "--warmups", "1")]
+    # Right first, in few rows, for plain PyTorch keeps whole logits; then alone, in the recorded micro-batches.
+    alone = ("--only", "synpro_engine", "--rounds", "5", "--memory")
+    return [
+        steps("synpro-400m", "pretrain.micro_batch=2", *both, "--rounds", "3"),
+        steps("synpro-400m", *alone, "--micro-batches", "4"),
+        steps("synpro-1.1b", *alone, "--micro-batches", "2"),
+    ]
+
+
+def _decode(place: Place) -> list[Program]:
+    tiny = ("--recipe", "smoke", "--rows", "8", "--top-p", "0.9", "--prompt", "16", "--new", "4") if place.dry else ()
+    return [_ran("benchmarks.generate", *tiny, *place.output("decode"))]
+
+
+_INFLUENCE = '{"layers":8,"d_model":1024,"heads":16,"ffn":4096,"seq_len":1024,"step_rows":8,"step_micro_batch":4,"reference_tokens":16384}'  # fmt: skip # noqa: E501
+_TINY_INFLUENCE = '{"layers":1,"d_model":64,"heads":2,"ffn":128,"seq_len":64,"vocab":512,"reference_tokens":256}'
+
+
+def _influence(place: Place) -> list[Program]:
+    options = ("--repeats", "1", "--set", _TINY_INFLUENCE) if place.dry else ("--repeats", "5", "--set", _INFLUENCE)
+    return [_ran("benchmarks.influence_cost", "--parts", "in-run", *options, *place.output("influence"))]
+
+
+def _smoke(place: Place) -> list[Program]:
+    def run(ranks: int) -> Program:
+        told = ("run", "smoke", "--dir", str(place.folder / f"smoke-{ranks}"), "dtype=bfloat16")
+        return _ran("synpro_engine", "launch", "--nproc-per-node", str(ranks), *told)
+
+    return [run(ranks) for ranks in sorted({1, place.gpus})]
+
+
+def _checkpoint(place: Place) -> list[Program]:
+    tiny = ("--recipe", "smoke") if place.dry else ()
+    options = ("--folder", str(place.folder), *tiny, *place.output("checkpoint"))
+    return [_ran("benchmarks.gpu_acceptance.checkpoint", *options)]
+
+
+# ---- what it says ----------------------------------------------------------------------------------------------------
+
+
+def _of_kernels(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        share = record["limit_seconds"] / record["timings"]["ours"]["median"]
+        unit = f"x plain PyTorch, {share:.0%} of the limit"
+        yield Line(record["op"], f"{record['ratio']:.2f}", unit, "as accurate", "NO" if record["wrong"] else "yes")
+
+
+def _of_races(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        what = f"of {record['runs']} runs differ"
+        yield Line(record["op"], str(record["differing"]), what, "0, finite", "NO" if record["wrong"] else "yes")
+
+
+def _of_tests(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for line in re.findall(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s", log, re.MULTILINE):
+        yield Line("pytest", line, "", "0 failed", "NO" if "failed" in line or "error" in line else "yes")
+
+
+def _of_sanitizer(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for tool, count in re.findall(r"^=+ (ERROR|RACECHECK) SUMMARY: (\d+)", log, re.MULTILINE):
+        what = "memcheck" if tool == "ERROR" else "racecheck"
+        yield Line(what, count, "errors" if tool == "ERROR" else "hazards", "0", "NO" if int(count) else "yes")
+
+
+def _of_linear_logprob(records: Sequence[Record], log: str) -> Iterator[Line]:
+    rows = [Row(**{**one, "timing": Timing(**one["timing"]) if one["timing"] else None}) for one in records]
+    on_gpu = any("capability" in row.environment for row in rows)
+    yield from map(_held, asks(rows, "cuda" if on_gpu else "cpu"))
+
+
+def _of_pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        if record["contender"] != "synpro_engine":
+            continue
+        name = record["recipe"]
+        if record["ratios"]:
+            yield Line(f"{name}, losses", record["status"], "beside plain PyTorch", "ok", "yes")
+            continue
+        if "tokens_per_s" in record:
+            yield Line(f"{name}, {record['micro_batches']} micro-batches", f"{record['tokens_per_s']:,.0f}", "tokens/s")
+            yield Line(f"{name}, MFU", f"{100 * record['mfu']:.1f}", "%")
+        if "memory" in record:
+            yield Line(f"{name}, peak", f"{record['memory']['peak_bytes'] / 1e9:.1f}", "GB")
+
+
+def _of_decode(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        what = f"{record['model']}, {record['rows']} rows, top_p {record['top_p']}"
+        unit = f"tokens/s, {1e3 * record['step_seconds']:.1f} ms a step"
+        yield Line(what, f"{record['new_tokens_per_s']:,.0f}", unit)
+
+
+def _of_influence(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        ratio = record["ratio"]["median"] if record["ratio"] else None
+        if record["limit"] is not None:
+            asked = {"limit": record["limit"], "at_least": record["at_least"]}
+            yield _held(Ask(text=record["contender"], figure=ratio, unit="x a plain step", **asked))
+        elif ratio is not None:
+            yield Line(record["contender"], f"{ratio:.3f}", "x a plain step")
+
+
+def _of_smoke(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for folder in re.findall(r"\S*smoke-\d+/report\.html", log):
+        yield Line(f"report of {Path(folder).parent.name}", "written")
+
+
+def _of_checkpoint(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        for what in ("save", "load"):
+            seconds = record[f"{what}_seconds"]
+            unit = f"s, {record['bytes'] / seconds / 1e9:.2f} GB/s"
+            yield Line(f"{record['recipe']}, {what}", f"{seconds:.1f}", unit)
+        yield Line("tensors after loading", record["wrong"] or "equal", "", "equal", "NO" if record["wrong"] else "yes")
+
+
+PARTS = {
+    "kernels": Part(about="every op beside plain PyTorch: right, then speed", programs=_kernels, lines=_of_kernels),
+    "races": Part(about="every op 50 times on the same input: equal bits", programs=_races, lines=_of_races),
+    "tests": Part(
+        about="pytest of the Triton kernels and their machine code", programs=_tests, lines=_of_tests,
+        missing=lambda: None if importlib.util.find_spec("pytest") else "no pytest",
+    ),
+    "sanitizer": Part(
+        about="compute-sanitizer's memcheck and racecheck, small shapes", programs=_sanitizer, lines=_of_sanitizer,
+        missing=lambda: None if shutil.which("compute-sanitizer") else "no compute-sanitizer on PATH",
+    ),
+    "linear_logprob": Part(
+        about="the output layer against its goals in docs/kernels.md", programs=_linear_logprob,
+        lines=_of_linear_logprob,
+    ),
+    "pretrain": Part(
+        about="training steps of synpro-400m and synpro-1.1b", programs=_pretrain, lines=_of_pretrain
+    ),
+    "decode": Part(about="sampling at the size of OLMo-2 1B", programs=_decode, lines=_of_decode),
+    "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
+    "smoke": Part(about="the whole cycle in bf16, on 1 rank and on all GPUs", programs=_smoke, lines=_of_smoke),
+    "checkpoint": Part(about="synpro-400m saved and loaded", programs=_checkpoint, lines=_of_checkpoint),
+}  # fmt: skip
+"""Most telling first."""
