@@ -63,7 +63,8 @@ def _litter(turn: int, device: torch.device) -> None:
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Also of NaN, which equals nothing, and of -0, which equals 0."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    # Flat first: a number without dimensions has no bytes to view.
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
 if __name__ == "__main__":
