@@ -198,23 +198,23 @@ def _of_influence(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]
 def _of_training(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]:
     x, norm = normal(sizes.tokens, sizes.width), normal(sizes.width)
     gate_up = normal(sizes.tokens, 2 * sizes.ffn)
+    upon_x, upon_gated = normal(sizes.tokens, sizes.width), normal(sizes.tokens, sizes.ffn)
 
-    # With a square, so that no gradient is the same everywhere.
     def normed(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
-        return lambda i: _with_gradients(
-            lambda x, norm: function(x, norm).to(_wide(x)).square().mean(), i["x"], i["norm"]
-        )
+        return lambda i: _through(function, i["upon"], i["x"], i["norm"])
 
     def gated(function: Callable[[Tensor], Tensor]) -> Run:
-        return lambda i: _with_gradients(lambda both: function(both).to(_wide(both)).square().mean(), i["gate_up"])
+        return lambda i: _through(function, i["upon"], i["gate_up"])
 
     yield Case(
-        name="rms_norm, with gradients", inputs={"x": x, "norm": norm}, limit_flops=0.0, limit_bytes=5 * _bytes(x),
+        name="rms_norm, with gradients", inputs={"x": x, "norm": norm, "upon": upon_x},
+        limit_flops=0.0, limit_bytes=5 * _bytes(x),
         ours=normed(lambda x, norm: sk.rms_norm(x, norm, 1e-6)),
         plain=normed(lambda x, norm: F.rms_norm(x, x.shape[-1:], norm, 1e-6)),
     )  # fmt: skip
     yield Case(
-        name="swiglu, with gradients", inputs={"gate_up": gate_up}, limit_flops=0.0, limit_bytes=4 * _bytes(gate_up),
+        name="swiglu, with gradients", inputs={"gate_up": gate_up, "upon": upon_gated},
+        limit_flops=0.0, limit_bytes=4 * _bytes(gate_up),
         ours=gated(sk.swiglu), plain=gated(lambda both: F.silu(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]),
     )  # fmt: skip
 
@@ -336,6 +336,14 @@ def _with_gradients(loss: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tens
         value = loss(*leaves)
         value.backward()
     return (value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None))
+
+
+def _through(function: Callable[..., Tensor], upon: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """What a function makes of tensors, and their gradients under a given one of its result."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        out = function(*leaves)
+    return (out.detach(), *torch.autograd.grad(out, leaves, upon))
 
 
 def _newton_schulz(x: Tensor) -> Tensor:
