@@ -44,7 +44,9 @@ def test_a_part_that_ends_well_is_kept_and_tells_its_lines(tmp_path: Path) -> No
 
 def test_a_part_that_fails_tells_its_last_error_and_its_other_programs_run(tmp_path: Path) -> None:
     bad = python("print('hello')", "raise ValueError('no such kernel')")
-    found = run("bad", part(bad, python("open('ran', 'w')")), place(tmp_path), WHERE)
+    other = python(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    found = run("bad", part(bad, other), place(tmp_path), WHERE)
+    assert (tmp_path / "ran").exists()
     assert found["status"] == "failed" and found["error"] == "ValueError: no such kernel"
     assert found["lines"] == [["said", "yes", "", "", ""]]
 
