@@ -87,9 +87,9 @@ class StepProfiler:
             return
         if self._open is None:
             self._begin(request, number)
+        self._last = number
         with record_function(f"step {number}"):
             yield
-        self._last = number
         if number == request.last:
             self.close()
 

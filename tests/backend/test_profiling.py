@@ -3,12 +3,13 @@
 import gzip
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from synpro_engine.backend.profiling import StepProfiler, shares, steps_of
+from synpro_engine.backend.profiling import ProfileRequest, StepProfiler, requested, shares, steps_of
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.train.metrics import METRICS, read_metrics
@@ -65,6 +66,26 @@ def test_ranks_that_are_none_are_refused_before_anything_is_done(
     assert main(["pretrain", "smoke", *SETTINGS, "--dir", str(tmp_path / "run"), *options]) == 2
     assert "--profile-ranks: 'first' is neither ranks, such as 0,8, nor all" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_fails_tells_its_own_fault_and_leaves_its_trace(tmp_path: Path) -> None:
+    request = ProfileRequest(root=tmp_path, first=3, last=9)
+    with requested(request):
+        profiler = StepProfiler(tmp_path / "pretrain.partial", 0, torch.device("cpu"))
+    with pytest.raises(ValueError, match="spoilt"), closing(profiler), profiler.step(3):
+        raise ValueError("spoilt")
+    assert [path.name for path in request.written] == [
+        "pretrain-step-3-rank0.json.gz", "pretrain-step-3-rank0.txt",
+    ]  # fmt: skip
+
+
+def test_a_rank_that_was_not_asked_for_writes_nothing(tmp_path: Path) -> None:
+    request = ProfileRequest(root=tmp_path, first=1, last=1, ranks=frozenset({7}))
+    with requested(request):
+        profiler = StepProfiler(tmp_path / "pretrain", 0, torch.device("cpu"))
+    with closing(profiler), profiler.step(1):
+        pass
+    assert request.written == [] and not (tmp_path / "profile").exists()
 
 
 def test_nobody_asked_is_nothing_done(tmp_path: Path) -> None:
