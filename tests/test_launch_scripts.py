@@ -1,11 +1,9 @@
 """The launch scripts on two nodes, here both on this machine: a lost node or rank is begun again, to the same bits."""
 
 import hashlib
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from synpro_engine.dist.testing import free_ports
 from synpro_engine.train.metrics import METRICS, read_metrics
+from tests.scheduler import two_nodes
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "examples" / "launch"
@@ -24,37 +23,12 @@ COMMAND = (
     *("pretrain", "smoke", f"pretrain.max_steps={STEPS}", "pretrain.checkpoint_every=4", "pretrain.eval_every=20"),
     *("pretrain.async_checkpoints=true", "pretrain.plateau=null", "pretrain.tensorboard=false", "pretrain.in_run=null"),
 )
-STAND_INS = {
-    "synpro": 'exec {python} -m synpro_engine "$@"',
-    "scontrol": 'case "$1" in show) echo 127.0.0.1; echo 127.0.0.1;; requeue) touch requeued;; esac',
-    # A job that asks for it is begun again, and told how often that was.
-    "sbatch": """export SLURM_RESTART_COUNT=0
-while rm -f requeued; do
-    bash "$@"; code=$?
-    [ -e requeued ] || exit $code
-    SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))
-done""",
-    # A task on each node; the worst code is the step's.
-    "srun": """shift  # --kill-on-bad-exit
-for ((node = 0; node < SLURM_NNODES; node++)); do "$@" & pids+=($!); done
-echo "${{pids[@]}}" > launchers
-code=0
-for pid in "${{pids[@]}}"; do wait "$pid"; ended=$?; ((ended > code)) && code=$ended; done
-exit $code""",
-}
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "bin").mkdir()
-    for name, text in STAND_INS.items():
-        path = tmp_path / "bin" / name
-        path.write_text("#!/bin/bash\n" + text.format(python=sys.executable) + "\n")
-        path.chmod(0o755)
-    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
     places = {"RDZV_PORT": str(free_ports(1)[0]), "RANKS_PER_NODE": "1", "HEAD": "127.0.0.1", "NODES": "2"}
-    paths = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    return os.environ | slurm | places | paths | {"OMP_NUM_THREADS": "1", "PAUSE_S": "6"}
+    return two_nodes(tmp_path) | places | {"PAUSE_S": "6"}
 
 
 def started(words: list[str], where: Path, environment: Mapping[str, str], log: str) -> "subprocess.Popen[bytes]":

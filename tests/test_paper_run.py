@@ -11,7 +11,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -28,6 +27,7 @@ from synpro_engine.synth import DOCUMENTS, lines_of
 from synpro_engine.train.metrics import METRICS, read_metrics
 from tests import published_run
 from tests.reward.judges.server import Handler, Server, serving
+from tests.scheduler import two_nodes
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "paper-run.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -164,42 +164,18 @@ def test_the_published_files_are_read_as_they_are(
         assert all(json.loads(line)["id"].startswith("<urn:uuid:") for line in lines)
 
 
-STAND_INS = {
-    "python": 'exec {python} "$@"',
-    "synpro": 'exec {python} -m synpro_engine "$@"',
-    "scontrol": 'case "$1" in show) echo 127.0.0.1; echo 127.0.0.1;; requeue) touch requeued;; esac',
-    # A job that asks for it is begun again, as long as it does.
-    "sbatch": 'while rm -f requeued; do bash "$1" >> paper.log 2>&1; code=$?; [ -e requeued ] || exit $code; done',
-    # A task on each node, here all on this machine; the worst code is the step's.
-    "srun": """shift  # --kill-on-bad-exit
-for ((node = 0; node < SLURM_NNODES; node++)); do "$@" & pids+=($!); done
-echo "${{pids[@]}}" > launchers
-code=0
-for pid in "${{pids[@]}}"; do wait "$pid"; ended=$?; ((ended > code)) && code=$ended; done
-exit $code""",
-}
-"""Programs that this machine lacks, or has by another name."""
-
-
 @pytest.fixture
 def environment(files: Path, judges: Server) -> dict[str, str]:
     """Of a login node that sees the page's programs, in the directory where the commands are started."""
     small(files, judges.endpoint)
-    (files / "bin").mkdir(exist_ok=True)
-    for name, text in STAND_INS.items():
-        path = files / "bin" / name
-        path.write_text("#!/bin/bash\n" + text.format(python=sys.executable) + "\n")
-        path.chmod(0o755)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = SCRIPT.replace("--nproc-per-node 8", "--nproc-per-node 1").replace("29500", str(port))
     assert script.count(str(port)) == 1 and "--nproc-per-node 1 " in script
     (files / "paper.sh").write_text(script)
-    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
     assert "--nodes=2 --ntasks-per-node=1" in SCRIPT
-    paths = {"PATH": f"{files / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    return os.environ | slurm | paths | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return two_nodes(files) | {"SBATCH_OUTPUT": "paper.log", "HF_HUB_OFFLINE": "1"}
 
 
 def finish(command: str, files: Path, environment: dict[str, str]) -> str:
