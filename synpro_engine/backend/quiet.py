@@ -20,6 +20,7 @@ _KNOWN = (
 # The same by the logger that it comes from.
 _LOGGED = {
     "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",  # it makes its own
+    "megatron.core.transformer.transformer_layer": "Unknown MLP type",  # ours, which needs nothing more
     "torch.utils.cpp_extension": "No CUDA runtime is found",  # a toolkit on a machine without a GPU
 }
 

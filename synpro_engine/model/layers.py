@@ -109,6 +109,8 @@ class GatedMLP(MLP):
         """[s, b, H] -> ([s, b, H], None), as Megatron's."""
         if hidden_states.is_cuda:
             return super().forward(hidden_states, *args, **kwargs)
+        # What Megatron may hand over for experts or padding would be passed over.
+        assert all(value is None for value in (*args, *kwargs.values())), "a dense layer takes hidden states alone"
         gate_up, bias = self.linear_fc1(hidden_states)
         assert bias is None, "these models have no biases"
         return self.linear_fc2(swiglu(gate_up))
