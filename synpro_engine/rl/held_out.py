@@ -128,7 +128,9 @@ def paired_difference(values: Sequence[float]) -> Paired:
 
 
 def _quantile(freedom: int) -> float:
-    """What 2.5 % of Student's distribution lie above, to .1 % from three degrees of freedom on (1 % at two).
+    """What 2.5 % of Student's distribution lie above, to .1 % from three degrees of freedom on.
+
+    At two it is 1 % less, at one 11 %.
 
     Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.5.
     """
