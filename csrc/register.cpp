@@ -35,6 +35,7 @@ TORCH_LIBRARY(synpro_csrc, library) {
   library.def("swiglu(Tensor gate_up, int most_lanes=16) -> Tensor");
   library.def(
       "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps, int most_lanes=16) -> (Tensor, Tensor)");
+  library.def("rotary(Tensor x, Tensor cos, Tensor sin, int most_lanes=16) -> Tensor");
   library.def("swiglu_backward(Tensor grad, Tensor gate_up, int most_lanes=16) -> Tensor");
   library.def(
       "store_heads(Tensor mixed, Tensor cos, Tensor sin, Tensor(a!) key, Tensor(b!) value, Tensor page, Tensor time,"
@@ -54,6 +55,7 @@ TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("rms_norm", TORCH_FN(synpro::rms_norm));
   library.impl("swiglu", TORCH_FN(synpro::swiglu));
   library.impl("rms_norm_backward", TORCH_FN(synpro::rms_norm_backward));
+  library.impl("rotary", TORCH_FN(synpro::rotary));
   library.impl("swiglu_backward", TORCH_FN(synpro::swiglu_backward));
   library.impl("store_heads", TORCH_FN(synpro::store_heads));
   library.impl("draw_tokens", TORCH_FN(synpro::draw_tokens));

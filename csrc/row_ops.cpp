@@ -33,6 +33,7 @@ struct Kernels {
   void (*widened)(const Stored*, float, const Stored*, float*, int64_t);
   void (*gated)(const Stored*, const Stored*, Stored*, int64_t);
   void (*turned)(const float*, const float*, const float*, Stored*, int64_t);
+  void (*rotated)(const Stored*, const float*, const float*, Stored*, int64_t);
   float (*weighted_dot)(const Stored*, const Stored*, const Stored*, int64_t);
   void (*norm_gradient)(const Stored*, const Stored*, const Stored*, float, float, Stored*, float*, int64_t);
   void (*gated_gradient)(const Stored*, const Stored*, const Stored*, Stored*, Stored*, int64_t);
@@ -40,8 +41,9 @@ struct Kernels {
 
 #define SYNPRO_KERNELS(set)                                                                                                  \
   Kernels<Stored> {                                                                                                          \
-    set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>, set::turned<Stored>, \
-        set::weighted_dot<Stored>, set::norm_gradient<Stored>, set::gated_gradient<Stored>                                   \
+    set::squares<Stored>, set::scaled<Stored, Stored>, set::scaled<Stored, float>, set::gated<Stored>,                       \
+        set::turned<float, Stored>, set::turned<Stored, Stored>, set::weighted_dot<Stored>, set::norm_gradient<Stored>,      \
+        set::gated_gradient<Stored>                                                                                          \
   }
 template <typename Stored>
 Kernels<Stored> kernels(int64_t most_lanes) {
@@ -191,6 +193,30 @@ at::Tensor swiglu_backward(const at::Tensor& grad, const at::Tensor& gate_up, in
     each_row(grad.numel() / width, width, [&](int64_t row) {
       const int64_t gate = 2 * row * width, up = gate + width;
       chosen.gated_gradient(grads + row * width, data + gate, data + up, to + gate, to + up, width);
+    });
+  });
+  return out;
+}
+
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, int64_t most_lanes) {
+  TORCH_CHECK(x.dim() == 4 && x.size(3) > 0 && x.size(3) % 2 == 0 && x.stride(3) == 1, "rotary: expected rows x [S, B, n, h]");
+  const int64_t times = x.size(0), batch = x.size(1), heads = x.size(2), width = x.size(3);
+  const bool by_row = cos.dim() == 3 && cos.size(1) != 1;
+  TORCH_CHECK(cos.dim() == 3 && cos.size(0) == times && (cos.size(1) == batch || cos.size(1) == 1) && cos.size(2) == width &&
+                  cos.sizes() == sin.sizes() && cos.is_contiguous() && sin.is_contiguous() && cos.scalar_type() == at::kFloat &&
+                  sin.scalar_type() == at::kFloat,
+              "rotary: expected contiguous fp32 cos and sin [S, B or 1, h]");
+  at::Tensor out = at::empty(x.sizes(), x.options());
+  const float *cosines = cos.const_data_ptr<float>(), *sines = sin.const_data_ptr<float>();
+  by_type(x, "rotary", [&](auto type) {
+    const auto* from = read<decltype(type)>(x);
+    auto* to = written<decltype(type)>(out);
+    const auto chosen = kernels<StoredAs<decltype(type)>>(most_lanes);
+    each_row(times * batch, heads * width, [&](int64_t row) {
+      const int64_t s = row / batch, b = row % batch, angle = (by_row ? row : s) * width;
+      const auto* here = from + s * x.stride(0) + b * x.stride(1);
+      for (int64_t n = 0; n < heads; ++n)
+        chosen.rotated(here + n * x.stride(2), cosines + angle, sines + angle, to + (row * heads + n) * width, width / 2);
     });
   });
   return out;

@@ -80,11 +80,12 @@ static void gated_gradient(const Stored* grad, const Stored* gate, const Stored*
 }
 
 // Pairs i and half + i turned by their angle.
-template <typename Stored>
-static void turned(const float* x, const float* cos, const float* sin, Stored* to, int64_t half) {
+template <typename From, typename Stored>
+static void turned(const From* x, const float* cos, const float* sin, Stored* to, int64_t half) {
 #pragma omp simd
   for (int64_t i = 0; i < half; ++i) {
-    store(x[i] * cos[i] - x[half + i] * sin[i], to + i);
-    store(x[half + i] * cos[half + i] + x[i] * sin[half + i], to + half + i);
+    const float first = widened(x[i]), second = widened(x[half + i]);
+    store(first * cos[i] - second * sin[i], to + i);
+    store(second * cos[half + i] + first * sin[half + i], to + half + i);
   }
 }

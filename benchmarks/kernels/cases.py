@@ -231,6 +231,21 @@ def _of_training(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]:
         ours=gated(sk.swiglu), plain=gated(lambda both: F.silu(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]),
     )  # fmt: skip
 
+    heads = x.view(len(x), 1, -1, min(64, sizes.width // 2))
+    half = normal(len(x), 1, 1, heads.shape[-1] // 2).float()
+    angle = torch.cat((half, half), -1)
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * angle.cos().to(x.dtype) + torch.cat((-second, first), -1) * angle.sin().to(x.dtype)
+
+    yield Case(
+        name="rotary, with gradient", inputs={"heads": heads, "upon": upon_x.view_as(heads)},
+        limit_flops=0.0, limit_bytes=4 * _bytes(heads),
+        ours=lambda i: _through(lambda x: sk.rotary(x, angle), i["upon"], i["heads"]),
+        plain=lambda i: _through(turned, i["upon"], i["heads"]),
+    )  # fmt: skip
+
 
 def _of_decoding(sizes: Sizes, normal: Callable[..., Tensor], generator: torch.Generator) -> Iterator[Case]:
     x, weight = normal(sizes.rows, sizes.width), normal(sizes.ffn, sizes.width)

@@ -51,7 +51,7 @@ from synpro_kernels.ops.policy_loss import (
     policy_loss,
     ratio_quantile,
 )
-from synpro_kernels.ops.row_ops import rms_norm, swiglu
+from synpro_kernels.ops.row_ops import rms_norm, rotary, swiglu
 from synpro_kernels.ops.skinny_linear import skinny_linear, skinny_linear_definition
 
 __all__ = [
@@ -97,6 +97,7 @@ __all__ = [
     "draw_tokens",
     "inverse_cdf",
     "rms_norm",
+    "rotary",
     "swiglu",
     "skinny_linear",
     "skinny_linear_definition",

@@ -20,7 +20,7 @@ from synpro_engine.backend.shim import shim_active
 from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
-from synpro_engine.model.config import ModelConfig, check_layout
+from synpro_engine.model.config import ModelConfig, Recompute, check_layout
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
@@ -29,6 +29,12 @@ from synpro_engine.model.specs import block_spec
 from synpro_engine.model.state import init_weights, local_slots
 
 _PARTITION_DIM = {"rows": 0, "qkv": 0, "gate_up": 0, "columns": 1}
+_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
+    "none": {},
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+"""Megatron's settings for each."""
 
 
 def build_model(
@@ -37,10 +43,12 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int | None = 0,
+    recompute: Recompute = "none",
 ) -> Model:
     """Build this rank's part of the model.
 
-    seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill.
+    seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill. recompute: what
+    training makes again in its backward pass (arXiv 2205.05198).
     Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
     # Before Megatron, which asserts on the same without a setting's name.
@@ -48,7 +56,7 @@ def build_model(
     _check_room(config, topology, dtype)
     assert topology.in_force, f"Megatron goes by another layout than {topology.layout}; see `Topology.divided`"
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
-    settings = megatron_config(config, topology, dtype)
+    settings = megatron_config(config, topology, dtype, recompute)
     # One settings object for all chunks: schedules read the hooks of the first, and they must be those of every chunk.
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
     model = Model(config=config, topology=topology, chunks=chunks, dtype=dtype)
@@ -81,7 +89,9 @@ def _check_room(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> 
         )
 
 
-def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype) -> TransformerConfig:
+def megatron_config(
+    config: ModelConfig, topology: Topology, dtype: torch.dtype, recompute: Recompute = "none"
+) -> TransformerConfig:
     """Megatron's settings for this model on this machine and layout."""
     interleaved = topology.vpp > 1
     flags: dict[str, Any] = platform.megatron_flags()
@@ -96,6 +106,7 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         pipeline_model_parallel_size=topology.pp.size,
         virtual_pipeline_model_parallel_size=topology.vpp if interleaved else None,
         sequence_parallel=topology.sequence_parallel,
+        apply_rope_fusion=True,  # by one op of ours, for rows with positions of their own as well
         normalization="RMSNorm",
         layernorm_epsilon=config.norm_eps,
         gated_linear_unit=True,
@@ -118,6 +129,7 @@ def megatron_config(config: ModelConfig, topology: Topology, dtype: torch.dtype)
         batch_p2p_comm=False,
         batch_p2p_sync=False,
         timers=megatron_timers,
+        **_RECOMPUTE[recompute],
         **flags,
     )
 

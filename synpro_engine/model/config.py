@@ -9,6 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from synpro_engine.config import Config, UserError
 from synpro_engine.dist import Layout
 
+Recompute = Literal["none", "mlp", "full"]
+"""What training's backward pass makes again rather than have it kept."""
 Family = Literal["olmo2", "llama", "mistral", "qwen2", "qwen3"]
 
 

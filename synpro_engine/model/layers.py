@@ -103,12 +103,10 @@ class FullWidthRMSNorm(nn.Module):
 
 
 class GatedMLP(MLP):
-    """Megatron's gated feed-forward layer; its activation as one op, where Megatron makes several on a CPU."""
+    """Megatron's gated feed-forward layer; its activation as one op, where Megatron makes several."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """[s, b, H] -> ([s, b, H], None), as Megatron's."""
-        if hidden_states.is_cuda:
-            return super().forward(hidden_states, *args, **kwargs)
         # What Megatron may hand over for experts or padding would be passed over.
         assert all(value is None for value in (*args, *kwargs.values())), "a dense layer takes hidden states alone"
         gate_up, bias = self.linear_fc1(hidden_states)

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
+from synpro_engine.backend.rotary import use_rotary
+from synpro_kernels import rotary
+
 _PADDING = -1
 
 
@@ -53,8 +56,14 @@ def check_reads_shared_rows(chunk: Any) -> None:
         attention = layer.self_attention.core_attention
         if not getattr(attention, "reads_shared_rows", False):
             raise RuntimeError(f"{type(attention).__name__} may pass over the mask of rows with several continuations")
-    if chunk.config.apply_rope_fusion:
-        raise RuntimeError("fused rotary positions take one position for a column, and not one for a row's token")
+
+
+def _rotate(heads: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
+    assert not interleaved, "these models pair the two halves of a head"
+    return rotary(heads, angle)
+
+
+use_rotary(_rotate)
 
 
 class RowRotary(RotaryEmbedding):

@@ -1,4 +1,4 @@
-"""`rms_norm` and `swiglu` against fp64 on every path and for every instruction set, and what they refuse."""
+"""`rms_norm`, `swiglu` and `rotary` against fp64 on every path and for every instruction set, and what they refuse."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels import rms_norm, swiglu
+from synpro_kernels import rms_norm, rotary, swiglu
 from synpro_kernels.common.extension import csrc_status
 from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
 
@@ -192,3 +192,58 @@ def test_gradients_are_no_function_to_differentiate_again():
     for name, out in (("rms_norm", rms_norm(x, torch.ones(8), EPS)), ("swiglu", swiglu(x))):
         with pytest.raises(RuntimeError, match=f"{name}'s gradients are not differentiable"):
             torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+def plain_rotary(x: Tensor, angle: Tensor) -> Tensor:
+    """As complex numbers, whose argument grows by the angle; fp64."""
+    first, second = x.double().chunk(2, -1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones(()).double(), angle[..., : first.shape[-1]].double())
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+def turned_by_ops(x: Tensor, angle: Tensor) -> Tensor:
+    """As Megatron makes it, of several ops in x's dtype."""
+    first, second = x.chunk(2, -1)
+    return x * angle.cos().to(x.dtype) + torch.cat((-second, first), -1) * angle.sin().to(x.dtype)
+
+
+# A row of angles for all rows, and each row its own; heads that lie in a wider product, and broken registers.
+HEADS = [(5, 3, 2, 64, True), (7, 2, 3, 6, False), (1, 1, 1, 2, True), (130, 2, 4, 34, True), (0, 2, 4, 8, True)]
+
+
+@pytest.mark.parametrize("case", HEADS, ids=str)
+@DTYPES
+def test_turned_heads_and_their_gradient_are_as_accurate_as_pytorch_s(backend, case, dtype):
+    times, batch, heads, width, alike = case
+    x = numbers(times, batch, heads, 3 * width, dtype=dtype)[..., width : 2 * width]
+    half = numbers(times, 1 if alike else batch, 1, width // 2)
+    angle, upon = torch.cat((half, half), -1), numbers(times, batch, heads, width, dtype=dtype).flip(-1)
+    found = rotary(x, angle)
+    assert found.dtype == dtype and found.is_contiguous()
+    assert_as_accurate(found, turned_by_ops(x, angle), plain_rotary(x, angle), str(case))
+    (gradient,) = gradients(lambda x: rotary(x, angle), x, upon=upon)
+    (plain,) = gradients(lambda x: turned_by_ops(x, angle), x, upon=upon)
+    assert_as_accurate(gradient, plain, plain_rotary(upon, -angle), str(case))
+
+
+@LANES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_instruction_set_turns_alike(dtype, lanes):
+    x, angle = numbers(9, 2, 3, 22, dtype=dtype), numbers(9, 1, 1, 11).repeat(1, 1, 1, 2)
+    cos, sin = angle[:, :, 0].cos(), angle[:, :, 0].sin()
+    with nan_filled_empty():
+        found = compiled("rotary")(x, cos, sin, lanes)
+    assert_as_accurate(found, turned_by_ops(x, angle), plain_rotary(x, angle), "rotary")
+
+
+def test_what_cannot_be_turned_is_refused_by_name(backend):
+    x = numbers(3, 2, 4, 8)
+    for heads, angle, name in (
+        (x[0], numbers(3, 1, 1, 8), "x_SBnh"),
+        (x[..., :7], numbers(3, 1, 1, 7), "x_SBnh"),
+        (x, numbers(3, 1, 1, 4), "angle"),
+        (x, numbers(3, 3, 1, 8), "angle"),
+        (x, numbers(3, 1, 1, 8).double(), "angle"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            rotary(heads, angle)

@@ -131,10 +131,12 @@ def _walk(
         cached = CachedLogits(part, width, buffer)
         # Collective, once a chunk: `block_sizes.cached` cuts all ranks' tokens alike by the widest shard.
         logprobs = finish(cached.stats, part, target_T[t], work.group)
-        values, grads_C3 = _differentiate_objective(work.objective, logprobs, [each[t] for each in per_token])
+        values, grads_C3, entropy_matters = _differentiate_objective(
+            work.objective, logprobs, [each[t] for each in per_token]
+        )
         sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
         if any(each is not None for each in (*into, shares)):
-            entropy = logprobs.entropy if bool((grads_C3[:, 2] != 0).any()) else None
+            entropy = logprobs.entropy if entropy_matters else None
             # Under a group the gradient is taken against the whole vocabulary's maximum and sum, not this shard's.
             statistics = cached.stats._replace(maximum=logprobs.maximum, sumexp=logprobs.sumexp)
             into_chunk = into._replace(hidden=None if into.hidden is None else into.hidden[t])
@@ -155,17 +157,19 @@ def _widest_shard(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> 
 @torch.enable_grad()
 def _differentiate_objective(
     objective: Objective, logprobs: Evaluated, per_token: Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The objective's sums of some tokens, and its gradients of (logprob, logsumexp, entropy) [C, 3].
+) -> tuple[tuple[Tensor, ...], Tensor, bool]:
+    """The objective's sums of some tokens, its gradients of (logprob, logsumexp, entropy) [C, 3], if it has the last.
 
     Autograd on vectors of one chunk: next to nothing beside the products, and no formula to derive for an objective.
     """
     # Detached: autograd sees [C] vectors and the objective alone, never the walk over the vocabulary.
     leaves = [part.detach().requires_grad_() for part in (logprobs.logprob, logprobs.logsumexp, logprobs.entropy)]
     values = objective(LogProbs(*leaves), *per_token)
+    grads = torch.autograd.grad(values[0], leaves, allow_unused=True)
     # Zeros for what the objective does not use (entropy, as a rule), so that every backend takes five coefficients.
-    grads = torch.autograd.grad(values[0], leaves, allow_unused=True, materialize_grads=True)
-    return tuple(value.detach() for value in values), torch.stack(grads, 1)
+    # That it is not used is known without a look at numbers, for which the host would wait.
+    filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    return tuple(value.detach() for value in values), torch.stack(filled, 1), grads[2] is not None
 
 
 def _weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | None, dtype: torch.dtype) -> Tensor | None:

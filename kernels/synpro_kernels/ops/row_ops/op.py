@@ -1,6 +1,10 @@
-"""The public entries `rms_norm` and `swiglu`, and their backends. Shape suffixes: H width, F gated width."""
+"""The public entries `rms_norm`, `swiglu` and `rotary`, and their backends.
+
+Shape suffixes: H width, F gated width; S positions, B rows, n heads, h width of a head.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import FLOATS
-from synpro_kernels.common.dispatch import Backends
+from synpro_kernels.common.dispatch import UP_TO_FP32, Backends
 from synpro_kernels.common.first_order import check_first_order
 
-_CSRC_DTYPES = (torch.bfloat16, torch.float32)
+WIDEST = 1 << 13
+"""Columns of the widest row whose norm is not left to PyTorch on CUDA: a program holds a row in registers."""
 
 
 def rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467).
 
-    C++ on the CPU, where PyTorch makes six ops of it, and as many of its gradients. Once differentiable there.
+    C++ on the CPU and Triton on CUDA, where PyTorch makes six ops of it, and as many of its gradients. Once
+    differentiable there.
 
     Args:
         x: [..., H], fp16, bf16, fp32 or fp64.
@@ -36,21 +42,24 @@ def rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     if weight_H.shape != x.shape[-1:] or weight_H.dtype != x.dtype:
         found = f"{weight_H.dtype} {list(weight_H.shape)}"
         raise ValueError(f"weight_H: expected [{x.shape[-1]}] in x's {x.dtype}, got {found}")
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight_H.requires_grad)):
-        return RMS_NORM.kernels(x)(x, weight_H, eps)
-    return _Norm.apply(x, weight_H, eps) if RMS_NORM.choose(x) == "csrc" else _rms_norm(x, weight_H, eps)
+    kernels = None if x.is_cuda and x.shape[-1] > WIDEST else RMS_NORM.kernels(x)
+    if kernels is None:
+        return F.rms_norm(x, (x.shape[-1],), weight_H, eps)
+    if torch.is_grad_enabled() and (x.requires_grad or weight_H.requires_grad):
+        return _Norm.apply(x, weight_H, eps, kernels)
+    return kernels.forward(x, weight_H, eps)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, of gates and behind them what they gate (arXiv 2002.05202).
 
-    C++ on the CPU, for gradients too. Once differentiable there.
+    C++ on the CPU and Triton on CUDA, for gradients too. Once differentiable there.
 
     Args:
         gate_up: [..., 2 F], fp16, bf16, fp32 or fp64.
 
     Returns:
-        [..., F] in the same dtype; computed in fp32 on the CPU, or as PyTorch does.
+        [..., F] in the same dtype; computed in fp32 there, or as PyTorch does.
 
     Raises:
         ValueError: naming the argument and what was expected.
@@ -58,57 +67,136 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """
     if gate_up.dim() < 1 or gate_up.shape[-1] % 2 or gate_up.dtype not in FLOATS:
         raise ValueError(f"gate_up: expected floating [..., 2 F], got {gate_up.dtype} {list(gate_up.shape)}")
-    if not (torch.is_grad_enabled() and gate_up.requires_grad):
-        return SWIGLU.kernels(gate_up)(gate_up)
-    return _Gate.apply(gate_up) if SWIGLU.choose(gate_up) == "csrc" else _swiglu(gate_up)
+    kernels = SWIGLU.kernels(gate_up)
+    if kernels is None:
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        return _Gate.apply(gate_up, kernels)
+    return kernels.forward(gate_up)
 
 
-def _rms_norm(x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight_H, eps)
+def rotary(x_SBnh: Tensor, angle: Tensor) -> Tensor:
+    """Pairs (i, i + h / 2) of each head turned by their angles (arXiv 2104.09864).
+
+    C++ on the CPU and Triton on CUDA, in one pass, where PyTorch makes some ten ops of it and of its gradient, which is
+    the turn back. Once differentiable there, in x.
+
+    Args:
+        x_SBnh: [S, B, n, h] with h even, fp16, bf16, fp32 or fp64; rows of h are read where they lie.
+        angle: [S, B or 1, 1, h] in fp32, the same in both halves of h.
+
+    Returns:
+        [S, B, n, h] in x's dtype, contiguous; computed in fp32 (fp64 for fp64).
+
+    Raises:
+        ValueError: naming the argument and what was expected.
+
+    """
+    if x_SBnh.dim() != 4 or x_SBnh.shape[-1] % 2 or x_SBnh.dtype not in FLOATS:
+        raise ValueError(f"x_SBnh: expected floating [S, B, n, h], got {x_SBnh.dtype} {list(x_SBnh.shape)}")
+    times, batch, _, width = x_SBnh.shape
+    if angle.shape not in ((times, batch, 1, width), (times, 1, 1, width)) or angle.dtype != torch.float32:
+        found = f"{angle.dtype} {list(angle.shape)}"
+        raise ValueError(f"angle: expected fp32 [{times}, {batch} or 1, 1, {width}], got {found}")
+    kernels = ROTARY.kernels(x_SBnh)
+    if kernels is None:
+        return _rotated(x_SBnh, angle)
+    cos, sin = angle[:, :, 0].cos(), angle[:, :, 0].sin()
+    if torch.is_grad_enabled() and x_SBnh.requires_grad:
+        return _Rotary.apply(x_SBnh, cos, sin, kernels)
+    return kernels.forward(x_SBnh, cos, sin)
 
 
-def _swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate) * up
+def _rotated(x_SBnh: Tensor, angle: Tensor) -> Tensor:
+    wide = x_SBnh.to(torch.promote_types(x_SBnh.dtype, torch.float32))
+    first, second = wide.chunk(2, -1)
+    turned = wide * angle.cos() + torch.cat((-second, first), -1) * angle.sin()
+    return turned.to(x_SBnh.dtype)
+
+
+@dataclass(frozen=True)
+class RowKernels:
+    """An op in a backend, without an autograd formula: from its inputs, and from the gradient and them."""
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Any]
 
 
 class _Norm(torch.autograd.Function):
-    """The norm in C++. Its backward pass takes the mean of the squares again, from a row that it has to read anyway."""
+    """The norm. Its backward pass takes the mean of the squares again, from a row that it has to read anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float, kernels: RowKernels) -> Tensor:
         """See `rms_norm`."""
         ctx.save_for_backward(x, weight_H)
-        ctx.eps = eps
-        return torch.ops.synpro_csrc.rms_norm(x, weight_H, eps)
+        ctx.eps, ctx.kernels = eps, kernels
+        return kernels.forward(x, weight_H, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """[..., H] -> that of x, that of weight_H, None."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """[..., H] -> that of x, that of weight_H, None, None."""
         check_first_order("rms_norm")
-        return *torch.ops.synpro_csrc.rms_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+        return *ctx.kernels.backward(grad, *ctx.saved_tensors, ctx.eps), None, None
 
 
 class _Gate(torch.autograd.Function):
-    """The gate in C++, whose backward pass writes both halves where they belong."""
+    """The gate, whose backward pass writes both halves where they belong."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, kernels: RowKernels) -> Tensor:
         """See `swiglu`."""
         ctx.save_for_backward(gate_up)
-        return torch.ops.synpro_csrc.swiglu(gate_up)
+        ctx.kernels = kernels
+        return kernels.forward(gate_up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """[..., F] -> [..., 2 F]."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """[..., F] -> [..., 2 F], None."""
         check_first_order("swiglu")
-        return torch.ops.synpro_csrc.swiglu_backward(grad, *ctx.saved_tensors)
+        return ctx.kernels.backward(grad, *ctx.saved_tensors), None
 
 
-# C++ is called as a plain operator, without an autograd formula: what wants a gradient goes through the classes above.
-RMS_NORM: Backends[Callable[[Tensor, Tensor, float], Tensor]] = Backends(
-    torch=_rms_norm, csrc=lambda: torch.ops.synpro_csrc.rms_norm, csrc_dtypes=_CSRC_DTYPES
-)
-SWIGLU: Backends[Callable[[Tensor], Tensor]] = Backends(
-    torch=_swiglu, csrc=lambda: torch.ops.synpro_csrc.swiglu, csrc_dtypes=_CSRC_DTYPES
-)
+class _Rotary(torch.autograd.Function):
+    """The turn, and back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SBnh: Tensor, cos: Tensor, sin: Tensor, kernels: RowKernels) -> Tensor:
+        """See `rotary`; cos and sin [S, B or 1, h]."""
+        ctx.save_for_backward(cos, sin)
+        ctx.kernels = kernels
+        return kernels.forward(x_SBnh, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """[S, B, n, h] -> that of x, and nothing for the rest."""
+        check_first_order("rotary")
+        return ctx.kernels.backward(grad, *ctx.saved_tensors), None, None, None
+
+
+def _compiled(name: str) -> RowKernels:
+    ops = torch.ops.synpro_csrc
+    if name == "rotary":
+        return RowKernels(_csrc_rotary, lambda grad, cos, sin: _csrc_rotary(grad, cos, -sin))
+    return RowKernels(getattr(ops, name), getattr(ops, f"{name}_backward"))
+
+
+def _csrc_rotary(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rows = x_SBnh if x_SBnh.stride(-1) == 1 else x_SBnh.contiguous()
+    return torch.ops.synpro_csrc.rotary(rows, cos, sin)
+
+
+def _triton(name: str) -> RowKernels:
+    from synpro_kernels.ops.row_ops import triton_backend
+
+    return RowKernels(getattr(triton_backend, name), getattr(triton_backend, f"{name}_backward"))
+
+
+def _backends(name: str) -> Backends[RowKernels | None]:
+    return Backends(
+        torch=None, csrc=lambda: _compiled(name), csrc_dtypes=(torch.bfloat16, torch.float32),
+        triton=lambda: _triton(name), triton_dtypes=UP_TO_FP32, triton_multiplies=False,
+    )  # fmt: skip
+
+
+RMS_NORM, SWIGLU, ROTARY = map(_backends, ("rms_norm", "swiglu", "rotary"))

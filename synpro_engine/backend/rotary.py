@@ -1,0 +1,20 @@
+"""The place that Megatron has for fused rotary positions, filled with our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Rotate = Callable[[Tensor, Tensor, bool], Tensor]
+"""Heads [s, b, n, h], angles [s, b or 1, 1, h], and whether neighbours are pairs -> heads."""
+
+
+def use_rotary(rotate: Rotate) -> None:
+    """Have models with the setting `apply_rope_fusion` turn their heads by `rotate`.
+
+    Megatron would take Transformer Engine's, which is for GPUs and has one position for a column of all rows.
+    """
+    from megatron.core.models.common.embeddings import rope_utils
+
+    rope_utils.fused_apply_rotary_pos_emb = lambda heads, angle, interleaved=False: rotate(heads, angle, interleaved)

@@ -1,0 +1,46 @@
+"""How many operations a layer of a training step is, and how often the host waits for one."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from synpro_engine.data import Batch
+from synpro_engine.dist import Topology
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.losses import LanguageModelLoss
+from synpro_kernels.common.extension import csrc_loaded
+from tests.counting import WAITS, Counted, Waited
+
+pytestmark = pytest.mark.skipif(not csrc_loaded(), reason="counted with compiled ops; their definitions are many")
+
+
+def made(topology: Topology, family: str, layers: int, microbatches: int) -> tuple[Counter[str], int]:
+    """Operations of a step in bf16, views aside, and waits."""
+    shape = ModelConfig(
+        family=family, layers=layers, d_model=64, heads=4, kv_heads=2, ffn=96, vocab_size=96, seq_len=64
+    )  # fmt: skip
+    engine = Engine(build_model(shape, topology, dtype=torch.bfloat16), OptimizerConfig(clip=0.0))
+    ids = torch.randint(96, (2, 33), generator=torch.Generator().manual_seed(0))
+    batches = [Batch(ids[:, :-1], ids[:, 1:])] * microbatches
+    engine.step(batches, LanguageModelLoss(1e-4), denominator=64.0)  # which makes the optimizer's state
+    with Counted() as counted, Waited() as waited:
+        engine.step(batches, LanguageModelLoss(1e-4), denominator=64.0)
+    # `_local_scalar_dense` is what a read is made of, and was counted by then.
+    return counted.made, waited.times + sum(counted.made[name] for name in WAITS[1:])
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3"])
+def test_a_layer_is_sixty_operations_forward_and_backward_and_layers_wait_for_nothing(
+    topology: Topology, family: str
+) -> None:
+    """The output layer waits three times: which rows have labels, whether these are ids, and which have gradients."""
+    # What two layers more take in one micro-batch more: heads, ends and the optimizer cancel.
+    (few, _), (deep, waits) = made(topology, family, 2, 1), made(topology, family, 4, 1)
+    (more, _), (deeper, more_waits) = made(topology, family, 2, 2), made(topology, family, 4, 2)
+    each = ((deeper.total() - deep.total()) - (more.total() - few.total())) / 2
+    assert each <= 60, (deeper - deep) - (more - few)
+    assert more_waits - waits == 3 and waits == 3 + 3, "the step's: its sums, and its gradient's norm twice"
