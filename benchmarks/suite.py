@@ -69,6 +69,8 @@ PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[Sequence[Record]], Iterat
 }
 
 
+IN_README = ("pretrain", "rollout", "kernels")
+"""What costs are made of stands in docs/influence.md."""
 HEADINGS = ("what", "beside", "times", "and")
 
 
@@ -92,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = [line for part, records in of_parts.items() for line in PARTS[part][2](records)]
         print("\n".join(aligned([HEADINGS, *map(_cells, lines)], right=range(2, 3))))
         if given.readme:
-            renew(given.readme, {"speed": markdown(HEADINGS, map(_cells, lines))})
+            told = [line for part in IN_README for line in PARTS[part][2](of_parts[part])]
+            renew(given.readme, {"speed": markdown(HEADINGS, map(_cells, told))})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,12 +1,14 @@
 """`make bench`: a table from the records of its parts, and README's from those that are committed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import suite
 
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"foreign_cpu_share": 0.0}
 _KERNEL = {"bench": "kernels", "op": "swiglu", "wrong": "", "ratio": 1.25, "limit_seconds": 1.0}
 _OURS = {"bench": "pretrain", "case": "a", "contender": "synpro_engine", "status": "ok", "tokens_per_s": 512.0}
@@ -59,3 +61,11 @@ def test_one_of_ours_that_is_wrong_or_failed_ends_with_1(fault: dict[str, object
 
 def test_a_part_without_a_record_ends_with_1(tmp_path: Path) -> None:
     assert suite.main(["--from", str(_written(RECORDS[:1], tmp_path / "all.jsonl"))]) == 1
+
+
+def test_the_readme_shows_the_records_that_are_committed(tmp_path: Path) -> None:
+    [named] = re.findall(r"`(benchmarks/results/\S+-suite\.jsonl)`", (ROOT / "README.md").read_text())
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    assert suite.main(["--from", str(ROOT / named), "--readme", str(copy)]) == 0
+    assert copy.read_text() == (ROOT / "README.md").read_text()
