@@ -1,19 +1,15 @@
 """The launch scripts on two nodes, here both on this machine: a lost node or rank is begun again, to the same bits."""
 
-import hashlib
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from synpro_engine.dist.testing import free_ports
-from synpro_engine.train.metrics import METRICS, read_metrics
+from tests.jobs import kill, made, started, steps_of, wait_for
 from tests.scheduler import two_nodes
 
 ROOT = Path(__file__).parents[1]
@@ -29,43 +25,6 @@ COMMAND = (
 def environment(tmp_path: Path) -> dict[str, str]:
     places = {"RDZV_PORT": str(free_ports(1)[0]), "RANKS_PER_NODE": "1", "HEAD": "127.0.0.1", "NODES": "2"}
     return two_nodes(tmp_path) | places | {"PAUSE_S": "6"}
-
-
-def started(words: list[str], where: Path, environment: Mapping[str, str], log: str) -> "subprocess.Popen[bytes]":
-    with (where / log).open("ab") as file:
-        return subprocess.Popen(words, cwd=where, env=dict(environment), stdout=file, stderr=file)
-
-
-def steps_of(run: Path) -> list[int]:
-    places = (run / "pretrain" / METRICS, run / "pretrain.partial" / METRICS)
-    path = next((place for place in places if place.exists()), places[0])
-    return [record["step"] for record in read_metrics(path) if record["kind"] == "train"]
-
-
-def wait_for(happened: Callable[[], bool], processes: list["subprocess.Popen[bytes]"], log: Path) -> None:
-    end = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < end and all(p.poll() is None for p in processes), log.read_text()[-3000:]
-        time.sleep(0.05)
-
-
-def made(run: Path) -> dict[str, Any]:
-    """All checkpoints' tensors and every record, without clocks."""
-    files = sorted((run / "pretrain" / "checkpoints").rglob("state/*"))
-    found: dict[str, Any] = {
-        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
-    }
-    clocks = ("time", "tokens_per_s", "mfu")
-    found[METRICS] = [
-        {key: value for key, value in record.items() if key not in clocks}
-        for record in read_metrics(run / "pretrain" / METRICS)
-    ]
-    return found
-
-
-def kill(process: psutil.Process) -> None:
-    for one in (*process.children(recursive=True), process):
-        one.kill()
 
 
 @pytest.mark.slow
