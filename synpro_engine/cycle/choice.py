@@ -82,7 +82,7 @@ def _all(recipe: Recipe, ranks: int, machine: Machine) -> Iterator[Choice]:
 
 def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     model, dtype = recipe.model, platform.resolve_dtype(recipe.dtype)
-    footprint = Footprint(model, layout, dtype, recipe.pretrain.optimizer.name)
+    footprint = Footprint(model, layout, dtype, recipe.pretrain.optimizer.name, recipe.pretrain.recompute)
     rows = recipe.pretrain.global_batch // layout.dp
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)

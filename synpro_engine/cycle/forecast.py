@@ -111,7 +111,8 @@ class _Counter:
             check_trained(recipe, shape)
         own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
         assert own is not None and generators is not None
-        self.theta = Footprint(recipe.model, own, dtype, recipe.pretrain.optimizer.name)
+        pretrain = recipe.pretrain
+        self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         in_job = recipe.reward.judges.in_job

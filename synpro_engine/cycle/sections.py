@@ -121,6 +121,13 @@ class PretrainConfig(TrainConfig):
     in_run: InRunConfig | None = None
     """Score the training documents by their influence on the reference loss, in the steps that train on them."""
 
+    @model_validator(mode="after")
+    def _scores_find_what_is_kept(self) -> PretrainConfig:
+        # Scores are read off each layer's inputs and gradients in the one pass that training makes.
+        if self.in_run is not None and self.recompute != "none":
+            raise ValueError(f"in_run: cannot be asked for with recompute {self.recompute}, which runs layers twice")
+        return self
+
 
 class GeneratorConfig(Config):
     """The model that operations are asked of."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
+from synpro_engine.model.config import Recompute
 
 OutputLayer = Literal["fused", "recomputed", "materialised"]
 OptimizerName = Literal["adamw", "muon"]
@@ -126,13 +127,41 @@ class DivergenceConfig(Config):
     before) are each above their lowest by more than this share of it, the run has diverged."""
 
 
+class SpikeConfig(Config):
+    """Steps that are finite and far above the last ones: a bad document, or the beginning of a divergence.
+
+    Each is told, and stands in the log with its documents and its gradient's norms by layer.
+    """
+
+    action: Literal["tell", "skip", "stop"] = "tell"
+    """What more is done: nothing; the step changes nothing and its batch is spent, as where it is not finite; or the
+    run ends before it changes anything."""
+    loss: float = Field(default=1.0, gt=0)
+    """Nats per token above the median of the last steps."""
+    norm: float = Field(default=10.0, gt=1)
+    """Times the median gradient norm of the last steps."""
+    window: int = Field(default=64, ge=8)
+    """How many these are; the first ones of a run are held to nothing."""
+
+
+class StragglerConfig(Config):
+    """Ranks that compute slower than the others, which wait for them."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between two that are timed on every rank."""
+    ratio: float = Field(default=1.3, gt=1)
+    """Times the ranks' median at which a rank counts as slow; the same one at two looks in a row is told."""
+
+
 class TrainConfig(Config):
     """One run of pretraining."""
 
-    # They may change without a stage being made anew: at most sums are rounded in another order.
+    # They may change without a stage being made anew: at most sums are rounded in another order, and a spike that is
+    # skipped from here on is why a run is gone on with.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints keep_every"
-        " checkpoint_copy async_checkpoints log_every tensorboard skip divergence".split()
+        " checkpoint_copy async_checkpoints recompute log_every tensorboard skip divergence spike stragglers"
+        " layer_norms_every".split()
     )
 
     max_steps: int = Field(gt=0)
@@ -153,10 +182,18 @@ class TrainConfig(Config):
     skip: SkipConfig = SkipConfig()
     divergence: DivergenceConfig | None = DivergenceConfig()
     """End a run whose losses leave all bounds, as a fault; None lets it go on."""
+    spike: SpikeConfig | None = SpikeConfig()
+    """What happens at steps far above those before; None looks at none."""
+    stragglers: StragglerConfig | None = StragglerConfig()
+    """Tell of ranks that keep the others waiting, where there are several; None times none."""
     eval_every: int = Field(default=50, ge=0)
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
     checkpoint_every: int = Field(default=200, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""
+    recompute: Recompute = "none"
+    """What the backward pass makes again rather than have it kept: `mlp`, each feed-forward part, which is up to half
+    of what is kept, for a fifth more work; `full`, each layer, of which its input alone is kept, for a third more.
+    Losses and gradients are the same bits on a CPU."""
     overlap_gradients: bool = False
     """Sum gradients over data-parallel ranks while the backward pass still runs."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -171,6 +208,9 @@ class TrainConfig(Config):
     the copy in pinned memory where it trains on a GPU."""
     log_every: int = Field(default=1, ge=1)
     """Steps between lines of metrics."""
+    layer_norms_every: int = Field(default=0, ge=0)
+    """Steps between lines with the gradient's norm by layer, which is one more reading of it; 0 writes them of steps
+    that went wrong alone."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
 

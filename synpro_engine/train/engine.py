@@ -39,6 +39,8 @@ M = TypeVar("M", bound=MicroBatch)
 LossFn = Callable[[Model, Tensor, M], LossTerms]
 RowsOf = Callable[[M], SharedRows | None]
 TrunkOf = Callable[[M], Trunk | None]
+Accept = Callable[[float, float], bool]
+"""Whether a step of this loss and gradient norm may be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ class StepResult:
     """What one step did; equal on every rank.
 
     step: steps completed, this one included. loss: sum of the reported losses over the denominator. grad_norm: before
-    clipping. skipped: loss or gradient was not finite and nothing changed. extras: sums over all micro-batches and
-    ranks. stop: the job was asked to stop, and this is the step after which it does.
+    clipping. skipped: loss or gradient was not finite, or not accepted, and nothing changed. extras: sums over all
+    micro-batches and ranks. stop: the job was asked to stop, and this is the step after which it does.
     """
 
     step: int
@@ -118,6 +120,7 @@ class Engine:
         denominator: float,
         rows_of: RowsOf[M] = lambda batch: None,
         trunk_of: TrunkOf[M] = lambda batch: None,
+        accept: Accept = lambda loss, grad_norm: True,
     ) -> StepResult:
         """Accumulate over this data-parallel rank's `microbatches` and update the parameters once.
 
@@ -125,6 +128,7 @@ class Engine:
         In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
         rows_of: how a micro-batch's rows are to be read, where they hold several continuations of one beginning.
         trunk_of: what the frozen first blocks make of them, where that is known; without a pipeline.
+        accept: asked before the update, where loss and norm are finite; it must say the same on every rank.
         """
         assert denominator > 0, denominator
         self._check(microbatches)
@@ -141,10 +145,12 @@ class Engine:
         stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
-        sound, config, muon = math.isfinite(loss), self.optimizer_config, self._muon
+        config, muon = self.optimizer_config, self._muon
         first = None if muon is None else partial(muon.step, config.muon)
         with span(OPTIMIZER):
-            updated, grad_norm = update(self.optimizer, config.clip, sound=sound, first=first)
+            updated, grad_norm = update(
+                self.optimizer, config.clip, sound=lambda norm: math.isfinite(loss) and accept(loss, norm), first=first
+            )
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from synpro_engine.dist import Layout
-from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.train.config import OptimizerName
 
 
@@ -23,6 +23,7 @@ class Footprint:
     layout: Layout
     dtype: torch.dtype
     optimizer: OptimizerName = "adamw"
+    recompute: Recompute = "none"
 
     @property
     def weights(self) -> float:
@@ -56,16 +57,18 @@ class Footprint:
     def activations(self, rows: int, length: int) -> float:
         """What the forward passes of `rows` sequences keep for the backward pass.
 
-        Without recomputation, and by an attention that keeps no matrix of weights. A pipeline's first stage has as many
-        micro-batches in hand as there are stages, so that its fewer layers make no difference.
+        By an attention that keeps no matrix of weights. A pipeline's first stage has as many micro-batches in hand as
+        there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
         """
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        shared = (3 * query + 6 * key + 3 * model.ffn) / self.layout.tp
+        attention, gated = (3 * query + 6 * key) / self.layout.tp, 3 * model.ffn / self.layout.tp
         # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
-        whole = 6 * model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
-        return rows * length * (shared + whole) * model.layers * self.dtype.itemsize
+        whole = model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
+        kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
+        again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
+        return rows * length * (kept * model.layers + again) * self.dtype.itemsize
 
     def hidden(self, tokens: float) -> float:
         """One block's output for the data-parallel ranks' tokens together."""

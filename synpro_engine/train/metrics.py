@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 
-Value = float | int | str | bool | Mapping[str, Sequence[str]] | None
+Value = float | int | str | bool | Mapping[str, Sequence[str]] | Mapping[str, float] | None
 """A mapping: names of things by where they are from."""
 
 

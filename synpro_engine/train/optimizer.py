@@ -103,18 +103,22 @@ def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, f
 
 
 def update(
-    optimizer: MegatronOptimizer, clip: float, *, sound: bool = True, first: Callable[[], object] | None = None
+    optimizer: MegatronOptimizer,
+    clip: float,
+    *,
+    sound: Callable[[float], bool] = lambda norm: True,
+    first: Callable[[], object] | None = None,
 ) -> tuple[bool, float]:
     """Clip and apply the reduced gradients; (updated, gradient norm before clipping), equal on every rank.
 
-    Gradients that are not finite, or that the caller knows not to be `sound`, are dropped: parameters and moments stay
-    as they were. first: updates shards of its own and takes their gradients away, so that AdamW leaves them alone.
-    Parameters are gathered before this returns, so whatever reads them next sees the new ones.
+    Gradients that are not finite, or that the caller does not call `sound` by their norm, are dropped: parameters and
+    moments stay as they were. first: updates shards of its own and takes their gradients away, so that AdamW leaves
+    them alone. Parameters are gathered before this returns, so whatever reads them next sees the new ones.
     """
     optimizer.prepare_grads()
     # Collective, so it comes before any rank may return. It is also where a NaN on one rank reaches all the others.
     norm = float(optimizer.get_grad_norm())
-    if not (sound and math.isfinite(norm)):
+    if not (math.isfinite(norm) and sound(norm)):
         return False, norm
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()

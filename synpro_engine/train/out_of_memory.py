@@ -28,10 +28,11 @@ def telling_out_of_memory(model: Model, config: TrainConfig, seq_len: int) -> It
 
 def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int) -> str:
     topology, layout = model.topology, model.topology.layout
-    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name)
+    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute)
     rows = config.micro_batch
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
+    less += [] if config.recompute == "full" else ["what is kept by `pretrain.recompute: full`"]
     more = [f"`{topology.key}.{name}` ({size})" for name, size in (("tp", layout.tp), ("pp", layout.pp))]
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"
     return (

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import nan
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from synpro_engine.backend import platform
 from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
@@ -32,11 +32,14 @@ from synpro_engine.train.checkpoint_directory import (
 from synpro_engine.train.checkpoint_saver import CheckpointSaver
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
-from synpro_engine.train.engine import Engine, LossFn, StepResult
+from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
+from synpro_engine.train.layer_norms import gradient_norms, told
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
+from synpro_engine.train.spikes import SpikeGuard
+from synpro_engine.train.stragglers import Stragglers
 
 # Settings that a resumed run may change without becoming another run.
 _FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
@@ -47,7 +50,7 @@ class PretrainResult:
     """How a run ended. `tokens` were trained on in this run; losses are nats per token at its end, by set.
 
     `plateau` is true only where the loss stopped improving, not where a limit of steps or tokens ended the run.
-    `skipped`: steps whose loss or gradient was not finite.
+    `skipped`: steps that changed nothing, for loss or gradient was not finite, or a spike.
     """
 
     step: int
@@ -124,6 +127,10 @@ class PretrainRun:
         self.watcher = watcher
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
+        self.spikes = None if config.spike is None else SpikeGuard(config.spike)
+        self.stragglers = None
+        if config.stragglers is not None and self.topology.world_size > 1:
+            self.stragglers = Stragglers(self.topology, config.stragglers)
         self.state = RunProgress()
         self.hang = model.topology.watch.hang
         self.hang.directory = self.hang.directory or directory / "stacks"
@@ -168,6 +175,8 @@ class PretrainRun:
         if "guard" not in extra:
             raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
         self.guard.load_state_dict(extra["guard"])
+        if self.spikes is not None and extra.get("spikes") is not None:
+            self.spikes.load_state_dict(extra["spikes"])
         self.saved = step_path(self.directory / CHECKPOINTS, step_of(newest))
         if newest != self.saved:  # only now that it is known to be of this run
             on_main(self.topology, lambda: bring_back(newest, self.directory))
@@ -203,6 +212,35 @@ class PretrainRun:
         # Kept for the case that the step is skipped: the documents are looked up again from
         # here, and cost nothing otherwise.
         position, number = self.loader.state_dict(), self.engine.step_index + 1
+        spike: str | None = None
+        action = "tell" if self.config.spike is None else self.config.spike.action
+
+        def accept(loss: float, grad_norm: float) -> bool:
+            nonlocal spike
+            spike = None if self.spikes is None else self.spikes.fault(loss, grad_norm)
+            return spike is None or action == "tell"
+
+        with nullcontext() if self.stragglers is None else self.stragglers.look(number):
+            result, labels = self._train(number, accept)
+        self.hang.rest()
+        # Masked labels included: the budget and the comparison of arms count what the model reads.
+        tokens = self.loader.global_batch * self.loader.seq_len
+        self.state.tokens += tokens
+        self.throughput.add(tokens)
+        with span(LOG):
+            if self.due(self.config.log_every) or result.skipped:
+                self._log_step(result, labels)
+            self._log_layers(result, spike, position)
+        # Last, for they may raise: the step and its documents stand in the log by then.
+        if spike is not None and action == "stop":
+            raise DivergedError(f"training stopped at step {result.step}, before its update: {spike}")
+        if self.spikes is not None:
+            self.spikes.add(result.loss, result.grad_norm)
+        self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
+        return result
+
+    def _train(self, number: int, accept: Accept) -> tuple[StepResult, int]:
+        """Read the batch and make the step; its result, and the labels of the whole job."""
         self.hang.begin(f"step {number}: reading its batch")
         with span(DATA):
             batch = self.loader.next_batch()
@@ -210,31 +248,14 @@ class PretrainRun:
         self.hang.begin(f"step {number}")
         # Of the whole job, for masked windows are spread unevenly: dividing by each rank's own count would weigh tokens
         # differently from layout to layout.
-        labels = sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device))
+        labels = int(sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device)))
         # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
-        denominator = max(1, int(labels))
+        denominator = max(1, labels)
         watched = nullcontext(self.loss_fn)
         if self.watcher is not None:
             watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
         with watched as loss_fn:
-            result = self.engine.step(microbatches, loss_fn, denominator=denominator)
-        self.hang.rest()
-        # Masked labels included: the budget and the comparison of arms count what the model reads.
-        tokens = self.loader.global_batch * self.loader.seq_len
-        self.state.tokens += tokens
-        self.throughput.add(tokens)
-        if self.due(self.config.log_every) or result.skipped:
-            with span(LOG):
-                self._log_step(result, int(labels))
-        if result.skipped:
-            say(self.topology, f"step {result.step}: skipped, loss or gradient is not finite")
-            if self.topology.is_main:
-                # The documents that it read: one that spoils steps again and again is among them.
-                values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
-                self.log.write("skipped", result.step, values | {"documents": self.loader.documents_at(position)})
-        # Last, for it may raise: the skipped step and its documents stand in the log by then.
-        self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
-        return result
+            return self.engine.step(microbatches, loss_fn, denominator=denominator, accept=accept), labels
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}
@@ -244,6 +265,26 @@ class PretrainRun:
             result.step,
             values | {"tokens": self.state.tokens} | extras | self.throughput.measure(),
         )
+        slowest = None if self.stragglers is None else self.stragglers.take()
+        if slowest is not None:
+            self.log.write("ranks", result.step, asdict(slowest))
+
+    def _log_layers(self, result: StepResult, spike: str | None, position: dict[str, Any]) -> None:
+        """The gradient's norms by layer, where they are due or the step went wrong; then also what it read."""
+        wrong = result.skipped or spike is not None
+        if not (wrong or self.due(self.config.layer_norms_every)):
+            return
+        norms = gradient_norms(self.engine, result.grad_norm)
+        if not wrong:
+            self.log.write("layers", result.step, norms)
+            return
+        why = spike or "loss or gradient is not finite"
+        say(self.topology, f"step {result.step}: {'skipped, ' if result.skipped else ''}{why}; {told(norms)}")
+        if self.topology.is_main:
+            # The documents that it read: one that spoils steps again and again is among them.
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "why": why}
+            read = {"layers": norms, "documents": self.loader.documents_at(position)}
+            self.log.write("skipped" if result.skipped else "spike", result.step, values | read)
 
     def evaluate(self, *, judge: bool) -> None:
         """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss.
@@ -310,6 +351,7 @@ class PretrainRun:
             "progress": asdict(self.state),
             "plateau": None if self.detector is None else self.detector.state_dict(),
             "guard": self.guard.state_dict(),
+            "spikes": None if self.spikes is None else self.spikes.state_dict(),
         }
         parents = {} if self.start is None else {"start": self.start}
         old, every, first = self.saved, self.config.checkpoint_every, self.state.first_step

@@ -128,6 +128,7 @@ def _train(
             dtype=platform.resolve_dtype(settings.dtype),
             # Not drawn where a checkpoint will overwrite them: initial weights of a large model take long.
             seed=settings.seed if start is None else None,
+            recompute=config.recompute,
         ),
         config,
         loader,
