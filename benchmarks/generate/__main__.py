@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--rows", default="64,256", help="sequences that are sampled at once (default: %(default)s)")
     add("--prompt", type=int, default=1024, help="tokens of a prompt (default: %(default)s)")
     add("--new", type=int, default=128, help="tokens that are sampled behind it (default: %(default)s)")
+    add("--graphs", action="store_true", help="once more with decoding steps as CUDA graphs (on a CPU there are none)")
     add("--top-p", default="0.9,1.0", help="of sampling (default: %(default)s)")
     add("--profile", type=Path, metavar="DIR", help="write there what a GPU's time goes to, a table for each part")
     given = parser.parse_args(argv)
@@ -64,28 +65,30 @@ def _records(given: Namespace, topology: Topology, profile: Callable[[str, str],
     where = environment(topology.device)
     for rows in map(int, given.rows.split(",")):
         for top_p in map(float, given.top_p.split(",")):
-            say(topology, f"{name}: {rows} sequences at top_p {top_p}")
-            sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
-            found = measure(shape, topology, rows=rows, top_p=top_p, **sizes)
-            record = {"bench": "generate", "model": name, **found, "environment": where}
-            if given.output:
-                write_lines(given.output, [record])
-            yield record
-            gc.collect()
-            if topology.device.type == "cuda":
-                torch.cuda.empty_cache()
+            for graphs in (False, True)[: 1 + given.graphs]:
+                say(topology, f"{name}: {rows} sequences at top_p {top_p}{', graphs' * graphs}")
+                sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
+                found = measure(shape, topology, rows=rows, top_p=top_p, graphs=graphs, **sizes)
+                record = {"bench": "generate", "model": name, **found, "environment": where}
+                if given.output:
+                    write_lines(given.output, [record])
+                yield record
+                gc.collect()
+                if topology.device.type == "cuda":
+                    torch.cuda.empty_cache()
 
 
 def table(records: Sequence[Record]) -> str:
     """What was measured, for people."""
     lines: list[tuple[str, ...]] = [
-        ("model", "sequences", "top_p", "tokens/s", "ms a step", "reading a prompt, tokens/s", "peak GB")
+        ("model", "sequences", "top_p", "graphs", "tokens/s", "ms a step", "reading a prompt, tokens/s", "peak GB")
     ]
     for record in records:
-        found = {key: float(str(value)) for key, value in record.items() if isinstance(value, int | float)}
+        found = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
         lines.append(
             (
-                str(record["model"]), str(record["rows"]), str(record["top_p"]), f"{found['new_tokens_per_s']:.0f}",
+                str(record["model"]), str(record["rows"]), str(record["top_p"]), "yes" if record["graphs"] else "-",
+                f"{found['new_tokens_per_s']:.0f}",
                 f"{found['step_seconds'] * 1e3:.1f}", f"{found['prompt_tokens_per_s']:.0f}",
                 f"{found['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in found else "-",
             )

@@ -134,7 +134,7 @@ def _pretrain(place: Place) -> list[Program]:
 
 def _decode(place: Place) -> list[Program]:
     tiny = ("--recipe", "smoke", "--rows", "8", "--top-p", "0.9", "--prompt", "16", "--new", "4") if place.dry else ()
-    return [_ran("benchmarks.generate", *tiny, *place.output("decode"))]
+    return [_ran("benchmarks.generate", "--graphs", *tiny, *place.output("decode"))]
 
 
 _INFLUENCE = '{"layers":8,"d_model":1024,"heads":16,"ffn":4096,"seq_len":1024,"step_rows":8,"step_micro_batch":4,"reference_tokens":16384}'  # fmt: skip # noqa: E501
@@ -210,7 +210,12 @@ def _of_pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:
 
 def _of_decode(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
-        what = f"{record['model']}, {record['rows']} rows, top_p {record['top_p']}"
+        what = f"{record['model']}, {record['rows']} rows, top_p {record['top_p']}{', graphs' * record['graphs']}"
+        if record["graphs"]:
+            # Where sums come in any order two runs without them part as well.
+            differing, most = record["differing"], record["differing_without"]
+            reached = "yes" if differing <= most else "NO"
+            yield Line(f"{what}, equality", str(differing), "completions differ", f"<= {most}", reached)
         unit = f"tokens/s, {1e3 * record['step_seconds']:.1f} ms a step"
         yield Line(what, f"{record['new_tokens_per_s']:,.0f}", unit)
 
@@ -257,7 +262,9 @@ PARTS = {
     "pretrain": Part(
         about="training steps of synpro-400m and synpro-1.1b", programs=_pretrain, lines=_of_pretrain
     ),
-    "decode": Part(about="sampling at the size of OLMo-2 1B", programs=_decode, lines=_of_decode),
+    "decode": Part(
+        about="sampling at the size of OLMo-2 1B, with and without CUDA graphs", programs=_decode, lines=_of_decode
+    ),
     "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
     "smoke": Part(about="the whole cycle in bf16, on 1 rank and on all GPUs", programs=_smoke, lines=_of_smoke),
     "checkpoint": Part(about="synpro-400m saved and loaded", programs=_checkpoint, lines=_of_checkpoint),

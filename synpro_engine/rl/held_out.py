@@ -57,8 +57,10 @@ class HeldOut:
         wanted = min(wanted, len(fitting))
         self._prompts = [fitting[at * len(fitting) // wanted] for at in range(wanted)]  # spread over the documents
         self._members = config.held_out.members
+        # It samples seldom, and graphs keep their pages in between.
+        sampler = config.sampler.model_copy(update={"graphs": False})
         self._worker = RolloutWorker(
-            Sampler(policy, config.sampler, prompter.tokenizer.decode), scorer, weights, prompter,
+            Sampler(policy, sampler, prompter.tokenizer.decode), scorer, weights, prompter,
             config.model_copy(update={"group_size": self._members}), self._topology, _SEED,
         )  # fmt: skip
         self._before: Rows | None = None

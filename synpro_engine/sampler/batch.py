@@ -102,10 +102,10 @@ class _Group:
 class LiveBatch:
     """Live sequences and the pages that they and their prompts have in `pool`. The last are those that came last."""
 
-    def __init__(self, shape: CacheShape, pages: int) -> None:
-        """`pages`: as many as may be live at once."""
+    def __init__(self, shape: CacheShape, pages: int, pool: PagePool | None = None) -> None:
+        """`pages`: as many as may be live at once, in a pool of its own where none is given."""
         self._device = shape.device
-        self.pool = PagePool(shape, pages)
+        self.pool = pool or PagePool(shape, pages)
         self.sequences: list[LiveSequence] = []
         self._groups: list[_Group] = []
 
@@ -130,12 +130,16 @@ class LiveBatch:
 
     def stride(self, drafts: Sequence[Sequence[int]], steps: int) -> Stride:
         """Inputs for so many steps, the first with each sequence's latest token and draft; takes the pages."""
+        return lay_out(*self.feed(drafts, steps), self._device, steps)
+
+    def feed(self, drafts: Sequence[Sequence[int]], steps: int) -> tuple[list[Fed], list[PromptPages]]:
+        """What is fed in so many steps, and the groups' prompts; takes the pages."""
         fed = list[Fed]()
         for sequence, count, draft in zip(self.sequences, self._wanted(drafts, steps), drafts, strict=True):
             sequence.pages += self.pool.take(count - len(sequence.pages))
             tokens = [sequence.token_ids[-1], *draft]
             fed.append(Fed(sequence.group, sequence.pages, tokens, sequence.stored, sequence.last_place))
-        return lay_out(fed, [group.pages for group in self._groups], self._device, steps)
+        return fed, [group.pages for group in self._groups]
 
     def again(self, sequence: LiveSequence) -> Stride:
         """Inputs for feeding one sequence, which was put aside, all but its latest token; takes the pages."""

@@ -62,6 +62,13 @@ def page_keys(prompt: Sequence[int]) -> list[bytes]:
     return keys
 
 
+def new_pages(shape: CacheShape, pages: int) -> Tensor:
+    """Room for one layer's keys and values, [2, pages, n, PAGE, h]."""
+    # Heads before positions: a page's keys of one head are one run of memory, as attention's products read them.
+    size = (2, pages, shape.kv_heads, PAGE, shape.head_dim)
+    return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+
 class PagePool:
     """Per layer, keys and values [pages, n, PAGE, h]. Readers of a page are counted; prompts' pages are found again.
 
@@ -69,12 +76,16 @@ class PagePool:
     in uninitialised memory would survive.
     """
 
-    def __init__(self, shape: CacheShape, most: int) -> None:
-        """`most` pages may be live at once, and more where `take` is told to."""
+    def __init__(self, shape: CacheShape, most: int, made: Sequence[Tensor] | None = None) -> None:
+        """`most` pages may be live at once, and more where `take` is told to.
+
+        made: buffers of as many pages for each layer, as `new_pages` makes them; without them pages are made as they
+        are taken.
+        """
         self._shape, self._most = shape, most
-        self._buffers = [self._new(0) for _ in range(shape.layers)]
-        self._free = list[int]()
-        self._readers = list[int]()
+        self._buffers = [new_pages(shape, 0) for _ in range(shape.layers)] if made is None else list(made)
+        self._free = list(range(self._buffers[0].shape[1] - 1, -1, -1))
+        self._readers = [0] * len(self._free)
         """By page: how many groups and sequences have it."""
         self._known = dict[bytes, int]()
         self._key = dict[int, bytes]()
@@ -83,16 +94,15 @@ class PagePool:
         self.peak = 0
         """Most pages that were live at once."""
 
-    def _new(self, pages: int) -> Tensor:
-        shape = self._shape
-        # Heads before positions: a page's keys of one head are one run of memory, as attention's products read them.
-        size = (2, pages, shape.kv_heads, PAGE, shape.head_dim)
-        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
-
     @property
     def bytes(self) -> int:
         """Memory of the pages that were made, over all layers."""
         return len(self._readers) * self._shape.bytes_per_page
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the pages of each layer lie; they move when the pool grows."""
+        return tuple(buffer.data_ptr() for buffer in self._buffers)
 
     @property
     def _live(self) -> int:
@@ -128,7 +138,7 @@ class PagePool:
         made = len(self._readers)
         more = max(wanted, min(made // _GROWTH, self._most - made))
         for layer, old in enumerate(self._buffers):  # one layer at a time: the peak is one layer above the sum
-            self._buffers[layer] = self._new(made + more)
+            self._buffers[layer] = new_pages(self._shape, made + more)
             self._buffers[layer][:, :made] = old
         self._readers += [0] * more
         self._free += range(made + more - 1, made - 1, -1)
@@ -172,7 +182,8 @@ class PagePool:
         self._buffers[layer][1][page_N, :, time_N] = value_Nnh
 
 
-def page_table(pages: Sequence[Sequence[int]]) -> list[int]:
-    """The rows' pages as a table, row after row; behind a row's last page stands page 0, which is not read there."""
-    width = max(map(len, pages))
+def page_table(pages: Sequence[Sequence[int]], least: int = 0) -> list[int]:
+    """The rows' pages as a table, row after row, `least` wide at least; behind a row's last page stands page 0, which
+    is not read there."""
+    width = max(least, *map(len, pages))
     return [page for row in pages for page in (*row, *[0] * (width - len(row)))]

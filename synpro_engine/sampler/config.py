@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import Config
 
@@ -109,6 +109,16 @@ class SamplerConfig(Config):
     """Most tokens that are guessed ahead of a completion, from what its last ones were followed by in prompt or
     completion: for operations that repeat their source, as rephrasing does. Guesses that are right cost no step of
     their own, and what is drawn does not depend on them. 0 guesses none."""
+    graphs: bool = False
+    """On CUDA: record a decoding step as a graph for each of a few sizes that a batch is filled up to, and replay it.
+    Memory for keys and values is then taken whole at the first call and kept. Not with `speculate`, whose steps are
+    all of other shapes."""
+
+    @model_validator(mode="after")
+    def _steps_are_alike(self) -> SamplerConfig:
+        if self.graphs and self.speculate:
+            raise ValueError("graphs: steps with guesses (`speculate`) have too many shapes to be recorded")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

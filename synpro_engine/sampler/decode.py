@@ -10,7 +10,7 @@ heads per key head, h head width, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,11 +75,23 @@ class Decoder:
         self.dtype = model.dtype
         self.counts = model.head_counts
         # Parameters, not their data: an engine moves their storage, and a decoder that is older reads the new one.
-        self._blocks = model.blocks()
+        self._model, self._blocks = model, model.blocks()
         self._embedding, self._final_norm = _here(model.embedding_weight()), _here(model.final_norm_weight())
         self._output, self._vocab_start = model.output_weight(), model.vocab_start
         self._frequency = inverse_frequencies(self.config, self.device)
         ask_for_huge_pages(model.parameters())  # each step reads all of them
+
+    def looked_at(self) -> Hashable:
+        """See what blocks the model has by now, for adapters come and go; the places of all that a step reads of it.
+
+        What was made of those places (a graph) is good while this is equal.
+        """
+        self._blocks = self._model.blocks()
+        parts = [self._embedding, self._final_norm, self._output]
+        parts += [part for block in self._blocks for part in vars(block).values() if isinstance(part, Parameter)]
+        adapters = [adapter for block in self._blocks for adapter in block.lora.values()]
+        parts += [part for adapter in adapters for part in (adapter.a, adapter.b)]
+        return tuple((part.data_ptr(), part.shape) for part in parts), tuple(adapter.scale for adapter in adapters)
 
     @property
     def cache_shape(self) -> CacheShape:

@@ -9,7 +9,7 @@ Shape suffixes: B rows of a draw, N rows of several, one draw's behind another's
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,15 @@ _WIDER = 8
 """Times as many ids are looked at where those of a nucleus may be more."""
 _MOST_IDS = 2**15
 """Of a row and all the draws that are brought over together: more would take memory that training has none to spare."""
-_LONGEST = 16
+LONGEST_STRIDE = 16
+"""Steps of a stride on CUDA, where its length is left open."""
 _WAIT = 1 / 8
 """What a wait takes of a decoding step's time on CUDA, roughly: small, and gone for good with a few tokens at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Draws on the host: `Draw`'s values of each row, and whether it is to be drawn again (`Nucleus.short_B`).
+    """Draws on the host: `Draw`'s values of each row, and whether it is to be drawn again (`Kept.short_B`).
 
     token_N int64; logprob_N, full_logprob_N fp64; finite_N and short_N bool. nuclei: each row's ids, int32; None where
     nothing was cut.
@@ -92,6 +93,27 @@ class Drawer:
         self._width = self._usual = least_width(sampling)
 
     @property
+    def way(self) -> Hashable:
+        """All that a draw depends on beside logits, random numbers and width: equal for drawers that draw alike."""
+        sampling = self._sampling
+        biases = tuple(sorted(sampling.biases.items()))
+        return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, biases, self._vocab_limit
+
+    @property
+    def cuts(self) -> bool:
+        """Whether draws have nuclei."""
+        return self._sampling.cuts and self._sampling.temperature > 0.0
+
+    def vocabulary(self, whole: int) -> int:
+        """How many of so many ids may be drawn."""
+        return whole if self._vocab_limit is None else min(whole, self._vocab_limit)
+
+    @property
+    def width(self) -> int:
+        """How many ids a stride's nuclei are looked for among."""
+        return self._width
+
+    @property
     def most_steps(self) -> int:
         """How many draws may be brought over together."""
         return max(1, _MOST_IDS // self._width)
@@ -103,7 +125,11 @@ class Drawer:
         """
         if len(stride.steps) == 1:
             return self.at_once(decoder.step(stride.token_B, stride.steps[0], pool), uniform_NB[0])
-        drawn = bring_over(self.queue(stride, uniform_NB, decoder, pool), self._tp)
+        return self.bring(self.queue(stride, uniform_NB, decoder, pool))
+
+    def bring(self, draws: Sequence[Draw]) -> Drawn:
+        """Draws of a stride on the host, which waits for them."""
+        drawn = bring_over(draws, self._tp)
         self._look_back(drawn)
         return drawn
 
@@ -111,11 +137,16 @@ class Drawer:
         """A stride's draws on the device; nothing is waited for."""
         token_B, draws = stride.token_B, list[Draw]()
         for step, uniform_B in zip(stride.steps, uniform_NB, strict=True):
-            draws.append(self._among(decoder.step(token_B, step, pool), uniform_B, self._width))
+            draws.append(self.next(decoder.step(token_B, step, pool), uniform_B, self._width))
             token_B = draws[-1].token_B
-            if self._tp.size > 1:  # one rank's, as in `bring_over`
-                dist.broadcast(token_B, group=self._tp.group, group_src=0)
         return draws
+
+    def next(self, logits_BV: Tensor, uniform_B: Tensor, width: int) -> Draw:
+        """One draw on the device, whose tokens are the first tensor-parallel rank's."""
+        drawn = self._among(logits_BV, uniform_B, width)
+        if self._tp.size > 1:  # as in `bring_over`
+            dist.broadcast(drawn.token_B, group=self._tp.group, group_src=0)
+        return drawn
 
     def at_once(self, logits_BV: Tensor, uniform_B: Tensor) -> Drawn:
         """One draw on the host, where no row is short."""
@@ -153,4 +184,4 @@ def worth(drawn: int, ended: int, most: int) -> int:
     the most tokens that one may have.
     """
     length = (drawn + most) / (ended + 1)
-    return max(1, min(_LONGEST, math.isqrt(int(2 * _WAIT * length))))
+    return max(1, min(LONGEST_STRIDE, math.isqrt(int(2 * _WAIT * length))))

@@ -20,9 +20,11 @@ from synpro_engine.sampler.config import Completion, SamplerConfig, SamplingConf
 from synpro_engine.sampler.decode import Decoder
 from synpro_engine.sampler.drawing import Drawer, Drawn, worth
 from synpro_engine.sampler.endings import Endings, TextOf
+from synpro_engine.sampler.graphs import recorder
 from synpro_engine.sampler.reading import PromptReader
 from synpro_engine.sampler.sampling import bias_vector, uniforms
 from synpro_engine.sampler.speculate import Drafter, least_hope, pairs_of
+from synpro_engine.sampler.static import StaticSteps
 from synpro_engine.sampler.work import Request, SamplerStats, Work
 
 if TYPE_CHECKING:
@@ -40,13 +42,17 @@ class Sampler:
     def __init__(self, model: Model, config: SamplerConfig | None = None, text_of: TextOf | None = None) -> None:
         """`text_of` decodes token ids; without it there are no stop strings.
 
-        Raises UserError when the model is split into pipeline stages.
+        Raises UserError when the model is split into pipeline stages, and where graphs are wanted that its
+        tensor-parallel ranks cannot have.
         """
         self.config = config or SamplerConfig()
         self.stats = SamplerStats()
         self.drafted = self.kept = self.looped = 0
         self._text_of = text_of
         self._decoder = Decoder(model)
+        self._static: StaticSteps | None = None
+        if self.config.graphs and self._decoder.device.type == "cuda":
+            self._static = StaticSteps(self._decoder, self.config, recorder(self._decoder.tp))
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -83,8 +89,7 @@ class Sampler:
             prompts=prompts, seeds=seeds, group_size=group_size,
             most=max_new_tokens, endings=self._endings(sampling, stop_ids),
         )  # fmt: skip
-        shape = self._decoder.cache_shape
-        batch = LiveBatch(shape, max(1, self.config.cache_mib * 2**20 // shape.bytes_per_page))
+        batch = self._batch(request)
         reader, self.stats = PromptReader(self._decoder, batch.pool), SamplerStats()
         work = Work(
             request=request, batch=batch, reader=reader, aside=[],
@@ -104,6 +109,14 @@ class Sampler:
         self.drafted, self.kept = self.drafted + self.stats.drafted, self.kept + self.stats.kept
         self.looped += self.stats.looped
         return [[completion for completion in group if completion is not None] for group in work.results]
+
+    def _batch(self, request: Request) -> LiveBatch:
+        shape = self._decoder.cache_shape
+        pages = max(1, self.config.cache_mib * 2**20 // shape.bytes_per_page)
+        if self._static is None:
+            self._decoder.looked_at()
+            return LiveBatch(shape, pages)
+        return LiveBatch(shape, pages, self._static.begin(request, pages))
 
     def _endings(self, sampling: SamplingConfig, stop_ids: frozenset[int]) -> Endings:
         if sampling.stop and self._text_of is None:
@@ -211,13 +224,22 @@ class Sampler:
             return
         drafts, steps = self._make_room(work)
         uniform_NB = self._uniforms(batch.sequences, drafts, steps)
-        drawn = work.drawer.take(batch.stride(drafts, steps), uniform_NB, self._decoder, batch.pool)
+        drawn = self._take(work, drafts, uniform_NB)
         appended = self._record(drawn, batch.sequences, drafts, work)
         self.stats.steps += steps
         if self.config.speculate:
             self.stats.drafted += sum(map(len, drafts))
             self.stats.kept += appended - len(drafts)
         self.stats.decode_seconds += time.perf_counter() - start
+
+    def _take(self, work: Work, drafts: Sequence[Sequence[int]], uniform_NB: torch.Tensor) -> Drawn:
+        """Feed drafts and take as many steps as there are random numbers for."""
+        batch, steps = work.batch, len(uniform_NB)
+        if self._static is not None:
+            drawn = self._static.take(*batch.feed(drafts, steps), uniform_NB, work.drawer, batch.pool)
+            if drawn is not None:
+                return drawn
+        return work.drawer.take(batch.stride(drafts, steps), uniform_NB, self._decoder, batch.pool)
 
     def _make_room(self, work: Work) -> tuple[list[list[int]], int]:
         """What is guessed for each live sequence and how many steps are taken, with pages for all.

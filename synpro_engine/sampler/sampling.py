@@ -26,17 +26,22 @@ _FIRST_TOP = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nucleus:
+class Kept:
     """The ids of each row that are drawn from: its most likely ones, as far as top-p, top-k and min-p say.
 
-    id_BK int32: ascending, with `NO_ID` in places that are empty; prob_BK fp32: their probabilities under the uncut
-    distribution, 0 in empty places. short_B bool: there may be others than were looked at, and what the row has here is
-    no nucleus.
+    id_BK int32: ascending, with `NO_ID` in places that are empty. short_B bool: there may be others than were looked
+    at, and what the row has here is no nucleus.
     """
 
     id_BK: Tensor
-    prob_BK: Tensor
     short_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nucleus(Kept):
+    """prob_BK fp32: with the ids' probabilities under the uncut distribution, 0 in empty places."""
+
+    prob_BK: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ class Draw:
     logprob_B: Tensor
     full_logprob_B: Tensor
     finite_B: Tensor
-    nucleus: Nucleus | None = None
+    nucleus: Kept | None = None
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -12,9 +12,17 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.state import canonical_state, load_canonical
 from synpro_engine.rl.policy import sampled_logprobs
 from synpro_engine.sampler import Nuclei, Sampler, SamplerConfig, SamplingConfig
+from synpro_engine.sampler.static import StaticSteps, eagerly
 
 
-def _sample(parallel: ParallelConfig, speculate: int = 0, stride: int = 1) -> dict[str, Any]:
+def _sampler(model: Any, config: SamplerConfig, static: bool) -> Sampler:
+    """With steps of static shape as a graph has them, or ordinary ones."""
+    sampler = Sampler(model, config)
+    sampler._static = StaticSteps(sampler._decoder, config, eagerly) if static else None
+    return sampler
+
+
+def _sample(parallel: ParallelConfig, speculate: int = 0, stride: int = 1, static: bool = False) -> dict[str, Any]:
     """Token ids, log-probabilities and the trainer's log-probabilities with their gradient, for all families."""
     found: dict[str, Any] = {}
     with launched(parallel) as topology:
@@ -27,7 +35,7 @@ def _sample(parallel: ParallelConfig, speculate: int = 0, stride: int = 1) -> di
             _shake_vectors(model)
             prompts = [list(range(1, 14)), [30, 2, 5], [88, 89, 1, 4, 61]]
             sampling = SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=12)
-            sampler = Sampler(model, SamplerConfig(speculate=speculate, stride=stride))
+            sampler = _sampler(model, SamplerConfig(speculate=speculate, stride=stride), static)
             groups = sampler.generate(
                 prompts, group_size=2, sampling=sampling, stop_ids=frozenset({5, 6}), seeds=[4, 5, 6], vocab_limit=90
             )
@@ -45,13 +53,13 @@ def _sample(parallel: ParallelConfig, speculate: int = 0, stride: int = 1) -> di
             )
             found[family]["cold"] = [c.token_ids for group in groups for c in group]
             found[family]["guesses"] = [sampler.drafted, sampler.kept]
-            found[family]["apart"] = _sample_apart(model, topology.rank, stride)
+            found[family]["apart"] = _sample_apart(model, topology.rank, stride, static)
     return found
 
 
-def _sample_apart(model: Any, rank: int, stride: int) -> list[Any]:
+def _sample_apart(model: Any, rank: int, stride: int, static: bool) -> list[Any]:
     """Everything that was drawn where the ranks' logits part, as sums on a GPU may; at top_p 0.8 and at 1."""
-    sampler = Sampler(model, SamplerConfig(stride=stride))
+    sampler = _sampler(model, SamplerConfig(stride=stride), static)
     decoder: Any = sampler._decoder
     step = decoder.step
     decoder.step = lambda *inputs: step(*inputs) * (1 + 0.5 * rank)
@@ -105,7 +113,7 @@ def alone() -> dict[str, Any]:
     return _sample(ParallelConfig())
 
 
-@pytest.mark.parametrize("way", [{"speculate": 3}, {"stride": 5}], ids=str)
+@pytest.mark.parametrize("way", [{"speculate": 3}, {"stride": 5}, {"stride": 5, "static": True}], ids=str)
 def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does_token_by_token(
     alone: dict[str, Any], way: dict[str, int]
 ) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,10 @@ from synpro_engine.sampler.batch import LiveBatch, LiveSequence
 from synpro_engine.sampler.cache import pages_for
 from synpro_engine.sampler.decode import Decoder
 from synpro_engine.sampler.drawing import Drawer, worth
-from synpro_engine.sampler.sampling import bias_vector
+from synpro_engine.sampler.endings import Endings
+from synpro_engine.sampler.sampling import Draw, bias_vector
+from synpro_engine.sampler.static import StaticSteps, eagerly
+from synpro_engine.sampler.work import Request
 from synpro_kernels.common.extension import csrc_loaded
 
 WAYS = [
@@ -143,7 +146,7 @@ def test_logits_that_are_not_finite_are_an_error_but_for_what_is_drawn_behind_an
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("family", ["llama", "olmo2", "qwen2", "qwen3"])
 def test_no_step_of_a_stride_reads_what_the_device_computes(
-    topology: Topology, family: str, way: dict[str, Any]
+    topology: Topology, monkeypatch: pytest.MonkeyPatch, family: str, way: dict[str, Any]
 ) -> None:
     """On a device that holds shapes and no numbers: whoever reads one gets an error, as bringing draws over does."""
     config = ModelConfig(
@@ -152,7 +155,9 @@ def test_no_step_of_a_stride_reads_what_the_device_computes(
     model, meta = build_model(config, topology, seed=3), torch.device("meta")
     chunks = [chunk.to(meta) for chunk in model.chunks]
     decoder = Decoder(dataclasses.replace(model, chunks=chunks, topology=dataclasses.replace(topology, device=meta)))
-    batch = LiveBatch(decoder.cache_shape, 99)
+    static = StaticSteps(decoder, SamplerConfig(stride=4), eagerly)
+    request = Request(prompts=[[1] * 40, [2] * 3], seeds=[1, 1], group_size=2, endings=Endings(), most=[50, 50])
+    batch = LiveBatch(decoder.cache_shape, 99, static.begin(request, 99))
     for index, length in enumerate((40, 3)):
         group = batch.open_group(index, length, batch.pool.take(pages_for(length)))
         for member in range(1 + index):
@@ -166,6 +171,10 @@ def test_no_step_of_a_stride_reads_what_the_device_computes(
         assert [(draw.token_B.shape, draw.token_B.dtype) for draw in draws] == [((3,), torch.int64)] * 4
         with pytest.raises(NotImplementedError):
             drawer.take(stride, uniform_NB, decoder, batch.pool)
+        monkeypatch.setattr(drawer, "bring", list)
+        draws = static.take(*batch.feed([[]] * 3, 4), uniform_NB, drawer, batch.pool)
+        assert [draw.token_B.shape for draw in cast("list[Draw]", draws)] == [(3,)] * 4
+        assert static.made == 1
 
 
 def test_longer_completions_are_worth_longer_strides() -> None:
