@@ -114,6 +114,7 @@ class ProbeSettings(StageSettings):
     schedule: ScheduleConfig
     global_batch: int
     mask_repetitions: bool
+    separate_documents: bool
     dtype: Dtype
     seed: int
 
@@ -183,6 +184,7 @@ class EvaluateSettings(StageSettings):
     """Shards of held-out text by which the arms are told apart."""
     influence: EstimatorConfig
     seq_len: int
+    separate_documents: bool
     micro_batch: int
     dtype: Dtype
 
@@ -304,6 +306,7 @@ class SettingsOf:
             schedule=training.schedule,
             global_batch=training.global_batch,
             mask_repetitions=training.mask_repetitions,
+            separate_documents=training.separate_documents,
             dtype=self._dtype,
             seed=self._seed,
         )
@@ -355,6 +358,7 @@ class SettingsOf:
             held_out=("validation", *map(held_out_shards, recipe.held_out)),
             influence=recipe.influence,
             seq_len=recipe.model.seq_len,
+            separate_documents=recipe.pretrain.separate_documents,
             micro_batch=recipe.pretrain.micro_batch,
             dtype=self._dtype,
         )

@@ -26,8 +26,8 @@ from synpro_engine.data.task_windows import TaskWindows
 from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_kernels import IGNORE
 
-Row = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Inputs and labels of one window, each [seq_len]."""
+Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""Inputs, labels and the labels' documents of one window, each [seq_len]; -1 for none."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,14 @@ class Batch:
     labels_BS: torch.Tensor
     document_BS: torch.Tensor | None = None
     """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
-    takes it. None in batches that are not a loader's."""
+    takes it, or within a corpus that is evaluated; -1 behind its end. None in batches of other making."""
+    apart: bool = False
+    """Whether its documents must not see each other; the EOS in front of one is then read with it."""
 
     def rows(self, start: int, stop: int) -> Batch:
         """Its rows from `start` to before `stop`, as views."""
         documents = None if self.document_BS is None else self.document_BS[start:stop]
-        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents)
+        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.apart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ class TokenLoader:
     """Deals global batches of windows from weighted sources; each data-parallel rank gets its rows of them.
 
     Sample n of the run comes from the source that the blend names, and is that source's next window. Documents
-    are put end to end: attention and loss cross their borders, where an EOS stands.
+    are put end to end: the loss crosses their borders, where an EOS stands, and attention does unless they are kept
+    apart.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class TokenLoader:
         dp_rank: int = 0,
         dp_size: int = 1,
         mask_repetitions: bool = False,
+        separate_documents: bool = False,
     ) -> None:
         """`weights` (positive, any sum) has the names of `corpora`; `global_batch` counts windows over all ranks.
 
-        `mask_repetitions` drops the loss of windows in which a short phrase repeats (see `repetition_mask`).
+        `mask_repetitions` drops the loss of windows in which a short phrase repeats (see `repetition_mask`);
+        `separate_documents` marks batches as such whose documents do not see each other.
         Raises UserError when a corpus is smaller than a window, corpora were tokenised with different
         tokenizers, or `dp_size` does not divide `global_batch`.
         """
@@ -93,7 +98,7 @@ class TokenLoader:
         if global_batch % dp_size:
             raise UserError(f"a global batch of {global_batch} does not divide over {dp_size} data-parallel ranks")
         self.seq_len, self.global_batch, self.seed = seq_len, global_batch, seed
-        self.mask_repetitions = mask_repetitions
+        self.mask_repetitions, self.separate_documents = mask_repetitions, separate_documents
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
         # Each shuffles by its own name, so that a source added later leaves the order of the others as it was.
@@ -130,7 +135,8 @@ class TokenLoader:
         if self.mask_repetitions:
             # Not of tasks, whose windows are filled up with one token.
             labels_BS[repetition_mask(windows_BS1) & np.array(streams)] = IGNORE
-        return Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS), torch.from_numpy(np.stack(documents)))
+        arrays = (torch.from_numpy(each) for each in (tokens_BS, labels_BS, np.stack(documents)))
+        return Batch(*arrays, apart=self.separate_documents)
 
     def skip(self, batches: int) -> None:
         """Move on by so many batches, and make none of them."""
@@ -237,22 +243,22 @@ def eval_windows(
     max_tokens: int | None = None,
     dp_rank: int = 0,
     dp_size: int = 1,
+    separate_documents: bool = False,
 ) -> Iterator[Batch]:
     """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` targets of `corpus` (all of them).
 
     Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first token
     is a target too. Of tasks each window holds whole ones (see `TaskWindows`), and the last may go beyond `max_tokens`.
     Each rank gets as many batches of the same shape as any other (they may hold collectives); what fills them up has
-    the label IGNORE, so sums over ranks count each target once.
+    the label IGNORE, so sums over ranks count each target once. separate_documents: as in `TokenLoader`.
     """
     assert 0 <= dp_rank < dp_size and batch_size > 0
     row_of, windows = _eval_rows(corpus, seq_len, max_tokens)
     per_round = batch_size * dp_size
     for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
         rows = [row_of(index) for index in range(first, first + batch_size)]
-        tokens_BS = np.stack([tokens for tokens, _ in rows])
-        labels_BS = np.stack([labels for _, labels in rows])
-        yield Batch(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+        arrays = (torch.from_numpy(np.stack(each)) for each in zip(*rows, strict=True))
+        yield Batch(*arrays, apart=separate_documents)
 
 
 def reference_windows(
@@ -264,6 +270,7 @@ def reference_windows(
     max_tokens: int | None = None,
     dp_rank: int = 0,
     dp_size: int = 1,
+    separate_documents: bool = False,
 ) -> dict[str, list[Batch]]:
     """`eval_windows` of several corpora, by their names.
 
@@ -274,8 +281,9 @@ def reference_windows(
         # Rounded up: a share too small for a token still has its say.
         limit = None if max_tokens is None else math.ceil(max_tokens * weights[name] / whole - 1e-9)
         windows = eval_windows(
-            corpus, seq_len, batch_size=batch_size, max_tokens=limit, dp_rank=dp_rank, dp_size=dp_size
-        )
+            corpus, seq_len, batch_size=batch_size, max_tokens=limit, dp_rank=dp_rank, dp_size=dp_size,
+            separate_documents=separate_documents,
+        )  # fmt: skip
         found[name] = list(windows)
     return found
 
@@ -299,25 +307,30 @@ def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tup
     count = _task_rows(tasks, max_tokens)
 
     def row(index: int) -> Row:
-        empty = np.full(seq_len, corpus.eos_id, np.int64), np.full(seq_len, IGNORE, np.int64)
         if index >= count:
-            return empty
-        tokens, _, is_target = tasks.window(index)
-        return tokens[:-1].copy(), np.where(is_target[1:], tokens[1:], IGNORE)
+            return _filler(corpus, seq_len)
+        tokens, numbers, is_target = tasks.window(index)
+        return tokens[:-1].copy(), np.where(is_target[1:], tokens[1:], IGNORE), numbers[1:]
 
     return row, count
 
 
 def _eval_window(corpus: TokenCorpus, seq_len: int, index: int, targets: int) -> Row:
-    """Return (inputs, labels), each [seq_len]; beyond the corpus they are EOS and IGNORE."""
-    inputs = np.full(seq_len, corpus.eos_id, dtype=np.int64)
-    labels = np.full(seq_len, IGNORE, dtype=np.int64)
+    inputs, labels, numbers = _filler(corpus, seq_len)
     # A window beyond the end only fills a rank's batch up: it is EOS and IGNORE throughout.
     start = min(index * seq_len, targets)
     target = corpus.tokens[start : min(start + seq_len, targets)]
     labels[: len(target)] = target
+    places = np.arange(start, start + len(target))
+    numbers[: len(target)] = np.searchsorted(corpus.offsets, places, side="right") - 1
     # Inputs are the stream one step earlier; before the first token that is the EOS already there.
     lead = int(start == 0)
     source = corpus.tokens[start - 1 + lead : start - 1 + max(len(target), lead)]
     inputs[lead : lead + len(source)] = source
-    return inputs, labels
+    return inputs, labels, numbers
+
+
+def _filler(corpus: TokenCorpus, seq_len: int) -> Row:
+    """What a window is beyond the corpus."""
+    inputs, labels, numbers = (np.full(seq_len, value, dtype=np.int64) for value in (corpus.eos_id, IGNORE, -1))
+    return inputs, labels, numbers

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model, run_chunk
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_kernels import LogProbs
 
 
@@ -30,6 +31,7 @@ def score_tokens(
     temperature: float = 1.0,
     micro_batch: int = 8,
     entropy: bool = False,
+    rows: SharedRows | None = None,
 ) -> LogProbs:
     """Log-probability of each label given the tokens up to its position, fp32 [B, S] on this rank's device.
 
@@ -37,19 +39,27 @@ def score_tokens(
     already shifted (labels_BS[:, i] is predicted from tokens_BS[:, :i + 1]), -100 is ignored and gives 0.
     A sequence's scores do not depend on its batch mates or its padding. Every rank of a model replica must
     call with the same arguments and gets the result; data-parallel replicas score their own shares.
-    `micro_batch` sequences run at once.
+    `micro_batch` sequences run at once. rows: what sees what, where that is not all before it.
     """
     assert tokens_BS.shape == labels_BS.shape and tokens_BS.dim() == 2
     labels_BS = labels_BS.to(model.topology.device)
     # What lies behind the last label of all rows, padding as a rule, is never run.
     used = int((labels_BS != IGNORE).any(0).nonzero().max()) + 1 if bool((labels_BS != IGNORE).any()) else 0
-    scores_CBS = _score_columns(model, tokens_BS[:, :used], labels_BS[:, :used], temperature, micro_batch, entropy)
+    scores_CBS = _score_columns(
+        model, tokens_BS[:, :used], labels_BS[:, :used], temperature, micro_batch, entropy, rows
+    )
     logprob, logsumexp, *rest = F.pad(scores_CBS, (0, labels_BS.size(1) - used)).unbind(0)
     return LogProbs(logprob, logsumexp, rest[0] if entropy else None)
 
 
 def _score_columns(
-    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
+    model: Model,
+    tokens_BS: Tensor,
+    labels_BS: Tensor,
+    temperature: float,
+    micro_batch: int,
+    entropy: bool,
+    rows: SharedRows | None,
 ) -> Tensor:
     """Log-probability, log-sum-exp (and entropy) [2 or 3, B, S] of the columns that hold labels.
 
@@ -63,20 +73,36 @@ def _score_columns(
     model.train(False)
     try:
         if model.topology.pp.size > 1:
-            parts = _run_pipeline(model, tokens_BS, labels_BS, temperature, micro_batch, entropy)
+            parts = _run_pipeline(model, tokens_BS, labels_BS, temperature, micro_batch, entropy, rows)
         else:
+            batches = zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
             parts = [
-                model.logprobs_from_hidden(model.hidden(tokens), labels, temperature=temperature, entropy=entropy)
-                for tokens, labels in zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
-            ]
+                model.logprobs_from_hidden(
+                    model.hidden(tokens, _part(rows, number, micro_batch, tokens)), labels,
+                    temperature=temperature, entropy=entropy,
+                )
+                for number, (tokens, labels) in enumerate(batches)
+            ]  # fmt: skip
     finally:
         for chunk, mode in zip(model.chunks, training, strict=True):
             chunk.train(mode)
     return _collect(model, parts, labels_BS, entropy)
 
 
+def _part(rows: SharedRows | None, number: int, micro_batch: int, tokens_BS: Tensor) -> SharedRows | None:
+    """What concerns the micro-batch of this number."""
+    first = number * micro_batch
+    return None if rows is None else rows.cut(slice(first, first + len(tokens_BS)), tokens_BS.size(1))
+
+
 def _run_pipeline(
-    model: Model, tokens_BS: Tensor, labels_BS: Tensor, temperature: float, micro_batch: int, entropy: bool
+    model: Model,
+    tokens_BS: Tensor,
+    labels_BS: Tensor,
+    temperature: float,
+    micro_batch: int,
+    entropy: bool,
+    shared: SharedRows | None,
 ) -> list[LogProbs]:
     """Megatron's forward-only schedule; the last stage returns the parts, the others an empty list.
 
@@ -87,24 +113,26 @@ def _run_pipeline(
     multiple = micro_batch * (topology.pp.size if topology.vpp > 1 else 1)
     # Rows of zeros are run and thrown away; a pipeline's buffers have one shape for the whole schedule.
     tokens_BS = F.pad(model.pad(tokens_BS), (0, 0, 0, -tokens_BS.size(0) % multiple))
+    if shared is not None:
+        shared = shared.cut(slice(None), labels_BS.size(1)).with_rows(tokens_BS.size(0))
     rows = list(tokens_BS.split(micro_batch))
     labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch))
 
-    def step(batches: Iterator[tuple[Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
-        tokens, targets = next(batches)
+    def step(batches: Iterator[tuple[int, Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
+        number, tokens, targets = next(batches)
 
         def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
             # Without the columns of sequence parallelism's padding, which labels do not have.
             hidden = hidden[:, : targets.size(1)]
             return model.logprobs_from_hidden(hidden, targets, temperature=temperature, entropy=entropy)
 
-        return run_chunk(chunk, tokens), score
+        return run_chunk(chunk, tokens, _part(shared, number, micro_batch, tokens)), score
 
     with bare_schedule(model.megatron_config):
         return get_forward_backward_func()(
             forward_step_func=step,
             # One for each chunk: an interleaved schedule takes every micro-batch from each of them.
-            data_iterator=[iter(list(zip(rows, labels, strict=True))) for _ in model.chunks],
+            data_iterator=[iter(list(zip(range(len(rows)), rows, labels, strict=True))) for _ in model.chunks],
             model=list(model.chunks),
             num_microbatches=len(rows),
             seq_length=tokens_BS.size(1),

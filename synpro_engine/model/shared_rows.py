@@ -1,6 +1,7 @@
 """Rows that hold a beginning once and behind it several continuations, each of which sees it and itself alone.
 
-A row is read as its continuations would be, each behind the beginning in a row of its own. Shape suffixes: B rows, S
+A row is read as its continuations would be, each behind the beginning in a row of its own. Documents that are packed
+into a row and kept apart are continuations of nothing. Shape suffixes: B rows, S
 positions in a row, h width of a head.
 """
 
@@ -17,6 +18,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch import Tensor
 
 from synpro_engine.backend.rotary import use_rotary
+from synpro_engine.data import Batch
 from synpro_kernels import rotary
 
 _PADDING = -1
@@ -34,6 +36,35 @@ class SharedRows:
     part_BS: Tensor
     longest: int
 
+    @classmethod
+    def of_documents(cls, document_BS: Tensor) -> SharedRows:
+        """Rows of documents end to end, each of which sees itself alone; document_BS: the one of each token's label.
+
+        What stands in front of a document, its EOS, is so read with it, as where it stood in a row of its own. Equal
+        numbers next to each other are one document.
+        """
+        begins_BS = F.pad(document_BS[:, 1:] != document_BS[:, :-1], (1, 0), value=True)
+        index_S = torch.arange(document_BS.size(1), device=document_BS.device)
+        start_BS = torch.where(begins_BS, index_S, 0).cummax(1).values
+        position_BS = index_S - start_BS
+        longest = int(position_BS.max()) + 1 if position_BS.numel() else 0
+        return cls(position_BS=position_BS, part_BS=begins_BS.cumsum(1), longest=longest)
+
+    def to(self, device: torch.device) -> SharedRows:
+        """The same on a device."""
+        return replace(self, position_BS=self.position_BS.to(device), part_BS=self.part_BS.to(device))
+
+    def cut(self, rows: slice, columns: int) -> SharedRows:
+        """Some rows, as far as so many columns."""
+        return replace(self, position_BS=self.position_BS[rows, :columns], part_BS=self.part_BS[rows, :columns])
+
+    def with_rows(self, count: int) -> SharedRows:
+        """The same with rows of padding behind, up to so many."""
+        below = (0, 0, 0, count - self.part_BS.size(0))
+        return replace(
+            self, position_BS=F.pad(self.position_BS, below), part_BS=F.pad(self.part_BS, below, value=_PADDING)
+        )
+
     def padded(self, length: int) -> SharedRows:
         """The same with padding up to `length` positions."""
         behind = (0, length - self.part_BS.size(1))
@@ -48,6 +79,15 @@ class SharedRows:
         # Padding sees what is before it, as in rows of one continuation: nothing reads what comes of it.
         seen = ((key == 0) | (key == query)) & (order_S[:, None] >= order_S)
         return ~seen[:, None]
+
+
+def documents_apart(batch: object, device: torch.device) -> SharedRows | None:
+    """How the rows of a batch are read; None: as they are, each as one."""
+    if not (isinstance(batch, Batch) and batch.apart):
+        return None
+    assert batch.document_BS is not None, "batches that are read apart come from a loader"
+    # Made where the batch is: the longest is told to the host.
+    return SharedRows.of_documents(batch.document_BS).to(device)
 
 
 def check_reads_shared_rows(chunk: Any) -> None:

@@ -190,6 +190,9 @@ class TrainConfig(Config):
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
     checkpoint_every: int = Field(default=200, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""
+    separate_documents: bool = False
+    """Keep the documents of a window from seeing each other: each is read as in a row of its own, behind the EOS in
+    front of it. In training, on held-out text and on references alike; attention then goes by a mask."""
     recompute: Recompute = "none"
     """What the backward pass makes again rather than have it kept: `mlp`, each feed-forward part, which is up to half
     of what is kept, for a fifth more work; `full`, each layer, of which its input alone is kept, for a third more.

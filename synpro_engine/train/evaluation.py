@@ -10,6 +10,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
+from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.losses import LabelledBatch, count_labels
 
 
@@ -24,7 +25,8 @@ def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch
     # numbers stand in one tensor, so that one all-reduce at the end serves them.
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p, labels
     for batch in batches:
-        scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=micro_batch)
+        rows = documents_apart(batch, device)
+        scored = score_tokens(model, batch.tokens_BS, batch.labels_BS, micro_batch=micro_batch, rows=rows)
         totals[0] -= scored.logprob.double().sum()
         totals[1] += count_labels(batch.labels_BS).to(device)
     loss, count = sum_over(model.topology.dp, totals).tolist()

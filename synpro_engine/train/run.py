@@ -18,6 +18,7 @@ from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
 from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.checkpoint_directory import (
     CHECKPOINTS,
@@ -255,7 +256,11 @@ class PretrainRun:
         if self.watcher is not None:
             watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
         with watched as loss_fn:
-            return self.engine.step(microbatches, loss_fn, denominator=denominator, accept=accept), labels
+            result = self.engine.step(
+                microbatches, loss_fn, denominator=denominator, accept=accept,
+                rows_of=lambda batch: documents_apart(batch, self.topology.device),
+            )  # fmt: skip
+            return result, labels
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}

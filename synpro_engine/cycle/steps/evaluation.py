@@ -75,7 +75,9 @@ def _held_out(
         # One model after the other, and no name that outlives its turn: two at once may not fit.
         model = load_model(stage, topology, dtype)
         for text, corpus in texts.items():
-            batches = held_out_batches(tokens, text, settings.seq_len, rows_at_once, topology)
+            batches = held_out_batches(
+                tokens, text, settings.seq_len, rows_at_once, topology, separate_documents=settings.separate_documents
+            )
             rows.append(
                 {
                     "name": name,

@@ -144,6 +144,7 @@ class InRunScores:
             max_tokens=self._config.reference_tokens,
             dp_rank=dp.rank,
             dp_size=dp.size,
+            separate_documents=self._loader.separate_documents,
         )
         with ExitStack() as stack:
             for chunk in self._engine.wrapped:  # else overlapped reductions would begin with these gradients

@@ -87,13 +87,19 @@ class Training:
             dp_rank=rank,
             dp_size=ranks,
             mask_repetitions=settings.pretrain.mask_repetitions,
+            separate_documents=settings.pretrain.separate_documents,
         )
 
 
-def held_out_batches(tokens: Path, name: str, seq_len: int, rows: int, topology: Topology) -> list[Batch]:
+def held_out_batches(
+    tokens: Path, name: str, seq_len: int, rows: int, topology: Topology, *, separate_documents: bool
+) -> list[Batch]:
     """This rank's batches, of `rows` windows, of held-out text by the name of its shards; each target is there once."""
     corpus, dp = open_shards(measured_path(tokens, name), open_tokenizer(tokens, topology)), topology.dp
-    return list(eval_windows(corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size))
+    windows = eval_windows(
+        corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size, separate_documents=separate_documents
+    )
+    return list(windows)
 
 
 def _train(
@@ -134,7 +140,14 @@ def _train(
         loader,
         into,
         held_out={
-            name: held_out_batches(tokens, source, model.seq_len, config.micro_batch, topology)
+            name: held_out_batches(
+                tokens,
+                source,
+                model.seq_len,
+                config.micro_batch,
+                topology,
+                separate_documents=config.separate_documents,
+            )
             for name, source in held_out.items()
         },
         mixed=mixed,

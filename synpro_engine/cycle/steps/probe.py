@@ -60,6 +60,7 @@ def _loader(
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
         mask_repetitions=settings.mask_repetitions,
+        separate_documents=settings.separate_documents,
     )
 
 
@@ -101,6 +102,7 @@ def next_steps(
         max_tokens=config.reference_tokens,
         dp_rank=topology.dp.rank,
         dp_size=topology.dp.size,
+        separate_documents=settings.separate_documents,
     )
     yield from next_step_directions(engine, references, upcoming, weights=settings.references, show_progress=True)
 

@@ -14,6 +14,7 @@ from synpro_engine.influence.batching.packing import separate_documents
 from synpro_engine.influence.batching.windows import by_sequence, window_batches
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.scoring import bare_schedule, score_tokens
+from synpro_engine.model.shared_rows import SharedRows
 
 _FUSION = "gradient_accumulation_fusion"
 
@@ -39,10 +40,13 @@ def sequence_logprobs(
     return by_sequence([len(ids) for ids in sequences], batches, logprobs)
 
 
-def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) -> None:
+def forward_backward(
+    model: Model, tokens: Sequence[Tensor], loss_of: LossOf, rows: Sequence[SharedRows | None] = ()
+) -> None:
     """Run each micro-batch of `tokens` (int64 [B, S], all of one shape) forward and backward through `model`.
 
     loss_of(index, hidden_BSH): the scalar to differentiate, asked on the last stage; its gradient is used as it is.
+    rows: how each micro-batch's rows are to be read, where not as they are.
     Gradients end where autograd puts them; nothing is summed over ranks. An interleaved pipeline wants a multiple of
     its stages of micro-batches: fillers without a loss run behind the others. Collective over the tensor and pipeline
     axes.
@@ -65,7 +69,8 @@ def forward_backward(model: Model, tokens: Sequence[Tensor], loss_of: LossOf) ->
             # The middle one is Megatron's count of tokens: unused, since nothing is divided or finalised here.
             return value, torch.zeros((), dtype=torch.int), {}
 
-        return run_chunk(chunk, model.pad(tokens_BS)), loss
+        read = rows[index] if index < len(rows) else None
+        return run_chunk(chunk, model.pad(tokens_BS, read), read), loss
 
     # On a model in training the schedule has its engine's hooks, which would reduce buffers that belong to a step.
     with bare_schedule(model.megatron_config), _undivided(model), _evaluating(model):

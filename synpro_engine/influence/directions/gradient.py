@@ -20,6 +20,7 @@ from synpro_engine.dist import Stopped, Topology, asked_to_stop, progress, sum_o
 from synpro_engine.influence.batching import forward_backward, own_gradients
 from synpro_engine.influence.directions.direction import Direction
 from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
@@ -49,6 +50,7 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
                     model,
                     [batch.tokens_BS for batch in run],
                     lambda index, hidden_BSH, run=run: loss_fn(model, hidden_BSH, run[index]).objective / count,
+                    [documents_apart(batch, topology.device) for batch in run],
                 )
                 for parameter in sums:
                     parameter.grad = None  # it was read on its way there

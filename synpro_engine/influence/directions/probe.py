@@ -18,6 +18,7 @@ from synpro_engine.dist import Stopped, progress, sum_over
 from synpro_engine.influence.directions.direction import Direction, weights_of
 from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.divergence import SkipGuard
@@ -107,7 +108,10 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
             labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device)).clamp_min(1)
             # Of one size in a pipeline, whose stages are told one shape for all.
             microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
-            done = engine.step(microbatches, LanguageModelLoss(), denominator=int(labels))
+            done = engine.step(
+                microbatches, LanguageModelLoss(), denominator=int(labels),
+                rows_of=lambda batch: documents_apart(batch, topology.device),
+            )  # fmt: skip
             # A probe of skipped steps would be theta itself, along which every score is 0.
             guard.add(index + 1, done.loss, done.grad_norm, done.lr, skipped=done.skipped)
             steps.append(ProbeStep(index + 1, done.loss, done.grad_norm))
