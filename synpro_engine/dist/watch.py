@@ -35,6 +35,9 @@ _BEAT_S = 2.0  # between two signs of life
 _GRACE_S = 2.0  # for a rank to end by itself after another one's fault
 _FAREWELL_S = 20.0
 _ANSWER_S = 10.0  # for every rank to say where it is when training hangs
+# As of a rank that SIGABRT ended, which is what NCCL's own watchdog does: what begins jobs again that lost a rank begins
+# those again that hang.
+_HUNG = 134
 
 
 class LostRankError(Exception):
@@ -127,7 +130,7 @@ class Watch:
         there = [rank for rank in range(self._world_size) if store.check([f"place/{rank}"])]
         if (len(there) == self._world_size or now > self._answers_by) and store.add("faults", 1) == 1:
             places = {rank: Place(**json.loads(store.get(f"place/{rank}"))) for rank in there}
-            store.set("fault", json_text(asdict(_Fault(self.hang.verdict(places, self._world_size), 1))))
+            store.set("fault", json_text(asdict(_Fault(self.hang.verdict(places, self._world_size), _HUNG))))
             self._take(store)
 
     def _take(self, store: dist.Store) -> None:

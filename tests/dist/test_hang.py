@@ -41,7 +41,7 @@ def test_the_rank_that_is_stuck_is_named_with_its_step_and_line(tmp_path: Path) 
     log, run = tmp_path / "log", tmp_path / "run"
     with programs(hangs, 2, log, directory=str(run)) as processes:
         found = ends(processes, log, timeout_s=200)
-    assert [end.code for end in found] == [1, 1], found
+    assert [end.code for end in found] == [134, 134], found
     [line] = [line for end in found for line in end.stderr.splitlines() if line.startswith("error: ")]
     assert "(`parallel.hang_minutes`): rank 1 on " in line
     assert "is in step 3: reading its batch, at sleeps_for_ever (test_hang.py:" in line, line
