@@ -28,6 +28,7 @@ INSIDE = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./
 CODE = re.compile(r"```.*?```|`[^`\n]+`|^    [^\n]+$", re.DOTALL | re.MULTILINE)
 KEY = re.compile(r"(?<![\w./-])[a-z_]+(?:\.[a-z_0-9]+)+(?=[=\s,)`]|$)")
 THEIRS = {"path/to/file.py", "my.yaml", "paper.yaml", "config.yaml", "corpus.json", "tokenizer.json", "tokenizer.model"}
+THEIRS |= {"best.yaml", "runs/smoke-sweep/best.yaml", "table.txt"}
 """Names of a user's or a run's files, which look like ours or like settings."""
 
 

@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"synpro_engine": ROOT / "synpro_engine", "synpro_kernels": ROOT / "kernels" / "synpro_kernels"}
 # Used where they are there, and work.
-TRIED = {"flash_attn", "fused_weight_gradient_mlp_cuda", "py3langid", "rensa", "transformer_engine", "triton"}
+TRIED = {
+    *("flash_attn", "fused_weight_gradient_mlp_cuda", "optuna", "py3langid", "rensa", "sqlalchemy"),
+    *("transformer_engine", "triton"),
+}
 ENVIRONMENT = {**os.environ, "SYNPRO_BUILD_CSRC": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 # A project that pip builds in place leaves build folders behind: the build works on a copy.
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from synpro_engine.cli.plan_table import aligned
 from synpro_engine.cycle.choice import Choice, Machine
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.report.terminal import aligned
 
 _MOST = 16
 _HEAD = (

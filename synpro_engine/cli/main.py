@@ -14,7 +14,14 @@ import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.huge_pages import start_with_huge_pages
-from synpro_engine.cli import bench_command, influence_command, launch_command, trace_command, train_judge_command
+from synpro_engine.cli import (
+    bench_command,
+    influence_command,
+    launch_command,
+    sweep_command,
+    trace_command,
+    train_judge_command,
+)
 from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import (
     Directory,
@@ -193,6 +200,7 @@ app.command(
     add_help_option=True,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )(bench_command.bench)
+app.command(help=sweep_command.HELP)(sweep_command.sweep)
 app.command("train-judge", help=train_judge_command.HELP)(train_judge_command.train_judge)
 app.command(
     help=launch_command.HELP,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from synpro_engine.cycle.forecast import NEEDED, Cost, Forecast
 from synpro_engine.cycle.rates import Rates
 from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN, Round
+from synpro_engine.report.terminal import aligned
 
 _HEAD = ("stage", "layout", "tokens", "sampled", "FLOPs", "GiB a rank", "GB on disk", "time")
 _FIRST = f"{Round(1).name}/"
@@ -27,14 +28,6 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
     yield "note: completions are counted at their longest; activations without recomputation"
     if rates.trained is None:
         yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows in columns as wide as their widest cell. The first two columns to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        yield "  ".join(cell.ljust(w) if n < 2 else cell.rjust(w) for n, (cell, w) in enumerate(cells)).rstrip()
 
 
 def _memory(plan: Forecast) -> list[tuple[str, ...]]:

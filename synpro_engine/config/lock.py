@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -26,6 +27,7 @@ from synpro_engine.config.errors import UserError
 from synpro_engine.config.json_text import json_text
 
 LOCK = "lock"
+_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/@]*@")  # in the URL of a database, say
 # Twelve beats fit the patience: a network file system may hold back a change of time for a minute.
 BEAT_S = 10.0
 """Seconds between two signs of life."""
@@ -34,6 +36,10 @@ PATIENCE_S = 120.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 # What says that there is no flock; EBADF is NFS's answer for a file that is open for reading, as a directory must be.
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+
+
+class Held(UserError):
+    """Another process, which shows signs of life, has the directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ class Holder:
 def locked(directory: Path) -> Iterator[None]:
     """Hold the directory, which is made where it is not there, for the length of the block.
 
-    Raises UserError, which names the holder, when another process has it. A holder that was killed is noticed: at once
+    Raises Held, which names the holder, when another process has it. A holder that was killed is noticed: at once
     on its own machine, elsewhere after `PATIENCE_S` without a sign of life.
     """
     place = directory / LOCK
@@ -159,7 +165,7 @@ def _write_new(path: Path) -> int:
             host=socket.gethostname(),
             boot=_boot(),
             pid=os.getpid(),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:300],
+            command=_PASSWORD.sub(r"\1:***@", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:300],
             since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             flock=_flock(file, fcntl.LOCK_EX),
         )
@@ -173,7 +179,7 @@ def _write_new(path: Path) -> int:
 
 
 def _wait_for_end(directory: Path, path: Path) -> None:
-    """Return when the lock at `path` is no one's any more; UserError while it is someone's."""
+    """Return when the lock at `path` is no one's any more; Held while it is someone's."""
     last_beat, end = None, time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -194,7 +200,7 @@ def _wait_for_end(directory: Path, path: Path) -> None:
         finally:
             os.close(file)
         if (holder.flock and not free) or (last_beat is not None and beat != last_beat):
-            raise UserError(f"{directory}: {holder} works in this directory; wait for its end, or give another --dir")
+            raise Held(f"{directory}: {holder} works in this directory; wait for its end, or give another --dir")
         # Told once, since two silent minutes at the start of a command look like a hang.
         if last_beat is None:
             notice = f"{directory}: {holder} had this directory; taken over unless it shows a sign of life in"

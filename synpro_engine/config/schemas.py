@@ -35,8 +35,16 @@ SCHEMAS = {
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""
-OUTSIDE = {"stages.jsonl": 1, "environment.json": 1, "judges/*/*.jsonl": 1, "scores.jsonl": 1}
-"""Of files that lie in no artifact: three of a run's own, and what `synpro influence` writes, whatever it is called."""
+OUTSIDE = {
+    "stages.jsonl": 1,
+    "environment.json": 1,
+    "judges/*/*.jsonl": 1,
+    "scores.jsonl": 1,
+    "sweep.json": 1,
+    "trials.jsonl": 1,
+}
+"""Of files that lie in no artifact: three of a run's own, what `synpro influence` writes, whatever it is called, and
+two of a sweep."""
 
 
 def schema_of(path: str) -> str | None:

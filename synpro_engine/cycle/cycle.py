@@ -35,20 +35,25 @@ from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
+from synpro_engine.train.run import Evaluated
 
 
 class Cycle:
     """One run: a recipe, its directory and this rank's place."""
 
-    def __init__(self, recipe: Recipe, directory: Path, topology: Topology) -> None:
+    def __init__(
+        self, recipe: Recipe, directory: Path, topology: Topology, *, evaluated: Evaluated | None = None
+    ) -> None:
+        """evaluated: is told of the evaluations of pretraining, and may end it."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
-        self._plan = Plan(recipe, directory, topology)
+        self._plan = Plan(recipe, directory, topology, evaluated)
 
     @contextmanager
-    def claimed(self, *, redo: bool = False) -> Iterator[None]:
+    def claimed(self, *, redo: bool = False, held_already: bool = False) -> Iterator[None]:
         """Hold the directory as this recipe's, alone, in the block. Collective.
 
         redo: whether stages of other settings are removed there; without it they are a UserError.
+        held_already: whether the caller holds its lock.
         """
         with ExitStack() as held:
 
@@ -61,7 +66,8 @@ class Cycle:
                 check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT, JUDGES, SERVED}))
                 # Before anything is compared or removed: two commands that both find stale
                 # stages must not both take them away.
-                held.enter_context(locked(self.directory))
+                if not held_already:
+                    held.enter_context(locked(self.directory))
                 for name in claim(self.directory, self.recipe, plan, redo=redo):
                     say(self.topology, f"[{name}] removed, to be made anew")
                 write_environment(self.directory, self.recipe, self.topology)
@@ -100,6 +106,13 @@ class Cycle:
             run_stages(self.directory, stages, self.topology, until)
             if until is None:
                 self.write_report()
+
+    def bring_up(self, until: str) -> None:
+        """Within `claimed`: make what is missing up to the stages of command `until`, before any that asks judges.
+
+        Collective.
+        """
+        run_stages(self.directory, self.stages(), self.topology, until)
 
     def write_report(self) -> None:
         """Write `report.html` from what is there. Collective."""

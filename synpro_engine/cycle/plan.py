@@ -37,6 +37,7 @@ from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_s
 from synpro_engine.cycle.steps.synthetic import synthetic_shards_stage
 from synpro_engine.cycle.steps.tasks import tasks_stage
 from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.train.run import Evaluated
 
 _OUTSIDE = {
     TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
@@ -48,8 +49,9 @@ _OUTSIDE = {
 class Plan:
     """The stages of one run, as its recipe, its directory and the number of ranks make them."""
 
-    def __init__(self, recipe: Recipe, directory: Path, topology: Topology) -> None:
-        """What lies outside the directory is taken as rank 0 sees it. Collective."""
+    def __init__(self, recipe: Recipe, directory: Path, topology: Topology, evaluated: Evaluated | None = None) -> None:
+        """What lies outside the directory is taken as rank 0 sees it. evaluated: follows pretraining. Collective."""
+        self._evaluated = evaluated
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._settings, self._tokens = SettingsOf(recipe), directory / TOKENIZE
         # Rank 0's look for all, since a stage's settings decide whether it runs: ranks that disagreed
@@ -66,7 +68,7 @@ class Plan:
             yield self._tasks(HELD_OUT, of.held_out, *self._measured)
         work = partial(import_stage, settings=of.generator, tokens=tokens)
         yield self._stage(IMPORT, IMPORT, work, of.generator, TOKENIZE)
-        work = partial(pretrain_stage, training=self.training(PRETRAIN))
+        work = partial(pretrain_stage, training=self.training(PRETRAIN), evaluated=self._evaluated)
         # Not made from the imported generator: another one leaves pretraining as it is.
         yield self._stage(PRETRAIN, PRETRAIN, work, of.pretrain, *self._measured)
         for number in range(1, self.recipe.rounds + 1):

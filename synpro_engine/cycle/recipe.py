@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, UserError, apply_overrides, nearest, read_yaml, validate
+from synpro_engine.config import Config, UserError, apply_overrides, brief, nearest, read_yaml, validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
 from synpro_engine.cycle.run_layout import CONFIG, model_of
@@ -27,6 +27,7 @@ from synpro_engine.cycle.sections import (
     ReferenceConfig,
     TaskConfig,
     TokenizerConfig,
+    TunedConfig,
 )
 from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
@@ -41,7 +42,7 @@ from synpro_engine.synth import BUILT_IN, FilterConfig, GenerateConfig, PromptCo
 class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name", "parallel", "verify"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name", "parallel", "verify", "tuned"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
     """Letters, digits and `._-`; the run's directory below `runs` unless --dir names one."""
@@ -74,6 +75,8 @@ class Recipe(Config):
     filter: FilterConfig = FilterConfig()
     """Which of the texts that generation accepted are trained on; all of them, where nothing is set."""
     continued: ContinueConfig
+    tuned: TunedConfig | None = None
+    """Where settings were found by a sweep (`synpro sweep`): which, and how they compare."""
 
     def at(self, key: str) -> Any:
         """The setting under a dotted key."""
@@ -115,6 +118,19 @@ class Recipe(Config):
     def _null_leaves_out(cls, value: Any) -> Any:
         # A file with a `base` is put together with it key by key, and could be rid of none of its names otherwise.
         return {name: one for name, one in value.items() if one is not None} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _tuned_settings_are_set(self) -> Recipe:
+        # The record would otherwise name settings that the run does not have.
+        for key, found in () if self.tuned is None else self.tuned.settings.items():
+            try:
+                here = self.at(key)
+            except (AttributeError, KeyError, TypeError):
+                raise ValueError(f"tuned.settings: no setting `{key}`") from None
+            if here != found:
+                own = "with settings of your own give tuned=null"
+                raise ValueError(f"{key}: is {brief(here)}, but `tuned` says that a sweep found {brief(found)}; {own}")
+        return self
 
     @model_validator(mode="after")
     def _operations_are_generated_with(self) -> Recipe:

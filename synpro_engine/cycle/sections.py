@@ -153,6 +153,23 @@ class GeneratorConfig(Config):
         return self
 
 
+class TunedConfig(Config):
+    """Which sweep found settings of this recipe. `synpro sweep` writes it; nothing is computed from it."""
+
+    sweep: str = Field(min_length=1)
+    """The sweep's name."""
+    trial: int = Field(ge=0)
+    """Whose settings these are."""
+    trials: int = Field(gt=0)
+    """Trials of the sweep so far, with those that were pruned or failed."""
+    measured: str
+    """The held-out text that trials were compared on."""
+    loss: float
+    """There, at the trial's end, nats per token."""
+    settings: dict[str, str | int | float | bool | None]
+    """What was found, by dotted key. The recipe must have the same."""
+
+
 class ContinueConfig(Config):
     """Training on after the plateau, with and without synthetic text."""
 

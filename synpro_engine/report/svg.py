@@ -101,18 +101,35 @@ def panel(
         width: in CSS pixels.
         height: in CSS pixels.
     """
+    with drawing(width, height, transparent=True) as drawn:
+        made = Panel(title=title, caption=caption, axes=drawn.axes)
+        yield made
+    made.svg = inline_svg(drawn.document, name, description)
+
+
+@dataclass
+class Drawing:
+    """One pair of axes while it is drawn on, and an SVG document afterwards."""
+
+    axes: "Axes"
+    document: str = ""
+
+
+@contextmanager
+def drawing(width: int, height: int, *, transparent: bool = False) -> Iterator[Drawing]:
+    """Draw in the common look: on leaving the block, `.document` holds a file of its own. Sizes in CSS pixels."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_RC):
         inches = (width * _POINTS_PER_PIXEL / 72, height * _POINTS_PER_PIXEL / 72)
         figure = Figure(figsize=inches, layout="constrained")
-        drawn = Panel(title=title, caption=caption, axes=figure.add_subplot())
+        drawn = Drawing(axes=figure.add_subplot())
         yield drawn
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    drawn.svg = inline_svg(buffer.getvalue(), name, description)
+        figure.savefig(buffer, format="svg", transparent=transparent, metadata=no_metadata)
+    drawn.document = buffer.getvalue()
 
 
 def legend_above(axes: "Axes", columns: int) -> None:

@@ -3,6 +3,7 @@
 Plain text of at most 100 columns, which also reads well in a log file; the caller prints it.
 """
 
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from synpro_engine.report.data import ReportData
@@ -29,6 +30,14 @@ def closing_summary(data: ReportData, report: Path | None = None) -> str:
     if report is not None:
         lines += [f"Report: {report.resolve()}"]
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[int] = (0, 1)) -> Iterator[str]:
+    """Rows in columns as wide as their widest cell. left: numbers of the columns that are not set to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(cell.ljust(w) if n in left else cell.rjust(w) for n, (cell, w) in enumerate(cells)).rstrip()
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,7 @@ Begin or resume, step, evaluate, save, end; `trainer` calls these in their order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import nan
@@ -99,6 +99,13 @@ class Watcher(Protocol):
         ...
 
 
+Evaluated = Callable[[int, Mapping[str, float], bool], None]
+"""Is told of each evaluation that the run goes on from: the step, losses by held-out set, and whether it is the last.
+
+Collective. What it raises, which every rank must, ends the run there.
+"""
+
+
 class PretrainRun:
     """One run in its directory. All methods are collective."""
 
@@ -113,6 +120,7 @@ class PretrainRun:
         seed: int | None,
         start: Path | None,
         watcher: Watcher | None = None,
+        evaluated: Evaluated | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
@@ -125,7 +133,7 @@ class PretrainRun:
             model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
         )
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
-        self.watcher = watcher
+        self.watcher, self.evaluated = watcher, evaluated
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
         self.spikes = None if config.spike is None else SpikeGuard(config.spike)
@@ -327,6 +335,8 @@ class PretrainRun:
         fault = broadcast_object(self.guard.fault(step, last=self.finished), self.topology)
         if fault is not None:
             raise DivergedError(fault)
+        if self.evaluated is not None:
+            self.evaluated(step, losses, self.finished)
 
     def _take_decision(self, decision: PlateauDecision) -> None:
         self.state.plateau, self.state.budget = decision.kind == "plateau", decision.kind == "budget"

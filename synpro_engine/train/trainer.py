@@ -21,7 +21,7 @@ from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.out_of_memory import telling_out_of_memory
-from synpro_engine.train.run import PretrainResult, PretrainRun, Watcher
+from synpro_engine.train.run import Evaluated, PretrainResult, PretrainRun, Watcher
 
 
 def pretrain(
@@ -36,20 +36,25 @@ def pretrain(
     seed: int | None = None,
     label: str = "pretraining",
     watcher: Watcher | None = None,
+    evaluated: Evaluated | None = None,
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
     held_out: this rank's batches of each held-out set, by name. mixed: further sets by name, whose losses are means of
     those of the sets that they name, by weight. start: a checkpoint to begin from, with its weights,
     optimizer state and position in the data; steps go on counting from it.
-    watcher: looks on while steps are made. Collective. Raises UserError for a run directory of other settings and for
-    checkpoints that do not fit, DivergedError for training that went wrong: the newest checkpoint is from before; and
-    Stopped, after a checkpoint, when the job is asked to stop before its end. Where memory runs out, UserError says
-    what takes it and which settings make it less.
+    watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run.
+
+    Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit,
+    DivergedError for training that went wrong: the newest checkpoint is from before; and Stopped, after a checkpoint,
+    when the job is asked to stop before its end. Where memory runs out, UserError says what takes it and which settings
+    make it less.
     """
     telling = partial(telling_out_of_memory, model, config, loader.seq_len)
     with telling():  # the optimizer's state is taken here, or with the first step
-        run = PretrainRun(model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher)
+        run = PretrainRun(
+            model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher, evaluated
+        )
         resumed = run.begin()
     run.open_log(resumed)
     profiler = StepProfiler(directory, model.topology.rank, model.topology.device)

@@ -163,6 +163,17 @@ def test_of_several_that_take_over_at_once_one_has_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / "lock").iterdir())) == 1
 
 
+def test_a_password_of_the_command_is_not_written_into_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["synpro", "sweep", "--storage", "postgresql://me:secret@host/db", "--trials", "3"]
+    )
+    with locked(tmp_path):
+        command = _record(tmp_path)["command"]
+    assert command == "synpro sweep --storage postgresql://me:***@host/db --trials 3"
+
+
 def test_a_damaged_lock_is_named(tmp_path: Path) -> None:
     with locked(tmp_path):
         pass

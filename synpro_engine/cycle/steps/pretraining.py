@@ -32,7 +32,7 @@ from synpro_engine.data import (
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
-from synpro_engine.train.run import Watcher
+from synpro_engine.train.run import Evaluated, Watcher
 from synpro_engine.train.trainer import pretrain
 
 ORGANIC = "organic"
@@ -112,6 +112,7 @@ def _train(
     label: str,
     start: Path | None = None,
     watcher: Watcher | None = None,
+    evaluated: Evaluated | None = None,
 ) -> None:
     """Train on the weighted sources, from the checkpoint `start` or initial weights, and write the result down."""
     settings, tokens, dp = training.settings, training.tokens, topology.dp
@@ -155,6 +156,7 @@ def _train(
         seed=settings.seed,
         label=label,
         watcher=watcher,
+        evaluated=evaluated,
     )
     # Without the checkpoint's path, which would make equal stages differ by where they lie.
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
@@ -181,8 +183,8 @@ def _operations_read(
     return read
 
 
-def pretrain_stage(into: Path, training: Training, topology: Topology) -> None:
-    """Pretrain from initial weights on organic text until the plateau or the budget."""
+def pretrain_stage(into: Path, training: Training, topology: Topology, evaluated: Evaluated | None = None) -> None:
+    """Pretrain from initial weights on organic text until the plateau or the budget; `evaluated` is told of it."""
     settings, tokens = training.settings, training.tokens
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
@@ -192,7 +194,7 @@ def pretrain_stage(into: Path, training: Training, topology: Topology) -> None:
     watcher = None
     if in_run is not None:
         watcher = InRunScores(in_run, into / SCORES, references, topology, weights=settings.references)
-    _train(into, training, corpora, weights, topology, label=PRETRAIN, watcher=watcher)
+    _train(into, training, corpora, weights, topology, label=PRETRAIN, watcher=watcher, evaluated=evaluated)
 
 
 def arm_stage(into: Path, training: Training, topology: Topology) -> None:

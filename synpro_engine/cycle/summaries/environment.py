@@ -58,4 +58,13 @@ def environment(run: FinishedRun) -> Environment | None:
     path = run.directory / ENVIRONMENT
     if not path.exists():
         return None
-    return Environment(**read_record(path, _Environment).model_dump(), seeds={"run": run.recipe.seed})
+    stored = read_record(path, _Environment).model_dump()
+    return Environment(**stored, seeds={"run": run.recipe.seed}, tuned=_tuned(run.recipe))
+
+
+def _tuned(recipe: Recipe) -> dict[str, str]:
+    """What a sweep found, by key, and which one it was."""
+    if (tuned := recipe.tuned) is None:
+        return {}
+    of = f"{tuned.sweep}, trial {tuned.trial} of {tuned.trials}: {tuned.measured} loss {tuned.loss:.4f}"
+    return {key: str(value) for key, value in tuned.settings.items()} | {"by": of}

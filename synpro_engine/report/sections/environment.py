@@ -14,3 +14,4 @@ class Environment:
     implementations: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     git_commit: str | None = None
+    tuned: Mapping[str, str] = field(default_factory=dict)  # settings that a sweep found, and which it was
