@@ -41,6 +41,27 @@ class MuonConfig(Config):
     """Divide each row of the momentum by its norm first (MuonEq-R, arXiv 2603.28254)."""
 
 
+class DecayScheduleConfig(Config):
+    """How weight decay moves with the step, from `weight_decay` to `final`; see `optimizer.decay_at`.
+
+    Steps are counted as the learning rate's schedule counts them.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    final: float = Field(default=0.0, ge=0, le=3)
+    """Weight decay from `total_steps` on; linear and cosine only. It may lie above `weight_decay`."""
+    hold_steps: int = Field(default=0, ge=0)
+    """Steps before it begins to move."""
+    total_steps: int | None = Field(default=None, gt=0)
+    """Step at which it is at `final`; needed by linear and cosine."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> DecayScheduleConfig:
+        if self.kind != "constant" and (self.total_steps is None or self.total_steps <= self.hold_steps):
+            raise ValueError(f"a {self.kind} decay schedule needs total_steps above hold_steps ({self.hold_steps})")
+        return self
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm, or Muon beside it."""
 
@@ -52,12 +73,29 @@ class OptimizerConfig(Config):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decay of every parameter but the token embedding (norm weights included), times the parameter's rate."""
+    weight_decay: float = Field(default=0.1, ge=0, le=3)
+    """Decay of every parameter but the token embedding (norm weights included), times the parameter's rate. Text that
+    is read many times wants up to 30 times the usual 0.1 (Kim et al., arXiv 2509.14786)."""
+    decay_schedule: DecayScheduleConfig = DecayScheduleConfig()
+    decoupled_decay: bool = False
+    """Decay is times the schedule's factor alone, and not times the rate (Loshchilov and Hutter's Algorithm 2): the
+    share of a weight that goes in a step at the peak, the same under every rate, and much smaller numbers."""
     clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 switches clipping off (the norm is still reported)."""
     muon: MuonConfig = MuonConfig()
     """Counts where `name` is `muon`."""
+
+    @model_validator(mode="after")
+    def _decay_leaves_something(self) -> OptimizerConfig:
+        decays = {"weight_decay": self.weight_decay}
+        if self.decay_schedule.kind != "constant":
+            decays["decay_schedule.final"] = self.decay_schedule.final
+        peaks = {"lr": self.lr} | ({"muon.lr": self.muon.lr} if self.name == "muon" else {})
+        for name, decay in decays.items():
+            for rate, peak in ({"decoupled_decay's": 1.0} if self.decoupled_decay else peaks).items():
+                if decay * peak >= 1:
+                    raise ValueError(f"{name}: {decay} times {rate} {peak:g} takes all of a weight in one step")
+        return self
 
 
 class ScheduleConfig(Config):

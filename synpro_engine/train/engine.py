@@ -32,7 +32,7 @@ from synpro_engine.model.trunk import Trunk
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
-from synpro_engine.train.optimizer import build_optimizer, lr_factor, set_hyperparameters, update
+from synpro_engine.train.optimizer import build_optimizer, decay_at, lr_factor, set_hyperparameters, update
 
 _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
@@ -56,6 +56,7 @@ class StepResult:
     loss: float
     grad_norm: float
     lr: float
+    weight_decay: float
     skipped: bool
     extras: dict[str, float]
     stop: bool = False
@@ -105,6 +106,11 @@ class Engine:
         return self.optimizer_config.lr * self._lr_factor
 
     @property
+    def weight_decay(self) -> float:
+        """Weight decay of the next step, as the settings count it."""
+        return decay_at(self.optimizer_config, self.step_index - self.schedule_start)
+
+    @property
     def _lr_factor(self) -> float:
         return lr_factor(self.schedule, self.step_index - self.schedule_start)
 
@@ -138,8 +144,8 @@ class Engine:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
         sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of, trunk_of)
-        lr = self.lr
-        set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor)
+        lr, decay = self.lr, self.weight_decay
+        set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor, decay)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
         totals = self._over_ranks(sums)
         stop = totals.pop(_STOP) > 0
@@ -159,6 +165,7 @@ class Engine:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
+            weight_decay=decay,
             skipped=not updated,
             extras=totals,
             stop=stop,

@@ -90,14 +90,18 @@ def begin_state(shard: Shard) -> None:
     shard.state.update({moment: torch.zeros_like(shard.main) for moment in moments(shard.group)})
 
 
-def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, factor: float) -> None:
-    """Write this step's settings into every parameter group; factor: the schedule's, on the peak rates.
+def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, factor: float, decay: float) -> None:
+    """Write this step's settings into every parameter group.
 
+    factor: the schedule's, on the peak rates. decay: the step's weight decay, as the settings count it.
     All of them each time: loading a checkpoint brings back the groups of the run that saved it.
     """
     for group in optimizer.param_groups:
-        group["lr"] = (config.muon.lr if group.get("muon") else config.lr) * factor
-        group["weight_decay"] = config.weight_decay * group["wd_mult"]
+        peak = config.muon.lr if group.get("muon") else config.lr
+        group["lr"] = peak * factor
+        # The updates multiply it by the rate, peak x factor; decoupled, the peak is taken off again. By the peak and
+        # not by the rate, which a schedule may bring to 0.
+        group["weight_decay"] = (decay / peak if config.decoupled_decay else decay) * group["wd_mult"]
         group["betas"] = (config.beta1, config.beta2)
         group["eps"] = config.eps
 
@@ -154,6 +158,22 @@ def lr_factor(config: ScheduleConfig, step: int) -> float:
         done = _progress(step, config.total_steps - config.decay_steps, config.total_steps)
         left = 1.0 - (math.sqrt(done) if config.decay_shape == "sqrt" else done)
     return config.floor + (1.0 - config.floor) * left
+
+
+def decay_at(config: OptimizerConfig, step: int) -> float:
+    """Weight decay of the step with 0-based index `step`, and a function of it alone.
+
+    With t in [0, 1] the part done of the way from `hold_steps` to `total_steps`, d the decay and f the final one,
+    linear: d + (f - d) t; cosine: d + (f - d) (1 - cos(pi t)) / 2.
+    """
+    schedule = config.decay_schedule
+    if schedule.kind == "constant":
+        return config.weight_decay
+    assert schedule.total_steps is not None  # checked by DecayScheduleConfig
+    done = _progress(step, schedule.hold_steps, schedule.total_steps)
+    if schedule.kind == "cosine":
+        done = 0.5 * (1.0 - math.cos(math.pi * done))
+    return config.weight_decay + (schedule.final - config.weight_decay) * done
 
 
 def _progress(step: int, start: int, end: int) -> float:

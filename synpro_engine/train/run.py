@@ -272,7 +272,8 @@ class PretrainRun:
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}
-        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "skipped": result.skipped}
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
+        values |= {"weight_decay": result.weight_decay, "skipped": result.skipped}
         self.log.write(
             "train",
             result.step,
