@@ -233,6 +233,14 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _the_mask_is_a_token(self) -> Recipe:
+        dropout = self.pretrain.dropout
+        if dropout.tokens and dropout.mask_token is not None and dropout.mask_token >= self.model.vocab_size:
+            rows = f"model.vocab_size ({self.model.vocab_size})"
+            raise ValueError(f"pretrain.dropout.mask_token: {dropout.mask_token} is not below {rows}")
+        return self
+
+    @model_validator(mode="after")
     def _influence_suits_the_probe(self) -> Recipe:
         far = self.influence.estimator in ("two_forward", "finite_difference") or self.influence.at == "midpoint"
         # These go to theta less the whole displacement; a gradient's length is none, and its scores

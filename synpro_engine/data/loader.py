@@ -111,6 +111,11 @@ class TokenLoader:
         self._first_document = dict(zip(corpora, before, strict=False))
 
     @property
+    def first_row(self) -> int:
+        """Number in the global batch of the first row that this rank is dealt."""
+        return self._rows.start
+
+    @property
     def samples_by_source(self) -> dict[str, int]:
         """Windows given to all ranks together since the first batch; times seq_len it is the tokens trained on."""
         return dict(self._dealt)

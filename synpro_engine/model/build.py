@@ -21,6 +21,7 @@ from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, Recompute, check_layout
+from synpro_engine.model.dropout import Dropping
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
@@ -115,7 +116,8 @@ def megatron_config(
         add_bias_linear=False,
         add_qkv_bias=config.qkv_bias,
         qk_layernorm=config.qk_norm == "head",  # sums these norms' gradients over tensor-parallel ranks
-        # Megatron's defaults are 0.1. Without dropout no step draws a random number, on which exact resuming rests.
+        # Megatron's defaults are 0.1, with masks from a generator's state. Ours (`dropout`) are functions of the place:
+        # no step draws a random number, on which exact resuming and equal layouts rest.
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
@@ -159,6 +161,7 @@ def _build_chunk(
     # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
     frequency = inverse_frequencies(config, topology.device)
     chunk.rotary_pos_emb = RowRotary.replacing(chunk.rotary_pos_emb, frequency)
+    chunk.dropping = Dropping.attached(chunk, topology)  # pyright: ignore[reportArgumentType]
     if last:
         # After the constructor, which has made the weight (or not, where it is tied) and set up what tying needs.
         chunk.output_layer = HiddenHead.replacing(chunk.output_layer)

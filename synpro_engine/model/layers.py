@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from synpro_engine.model.dropout import BlockDropping, Place
 from synpro_kernels import rms_norm, swiglu
 
 BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
@@ -115,7 +116,7 @@ class GatedMLP(MLP):
 
 
 class CausalAttention(MegatronModule):
-    """Causal softmax attention without dropout: what both kernels below share.
+    """Causal softmax attention: what both kernels below share.
 
     It sees the whole sequence of its rank's heads. With the sequence split over context-parallel ranks it
     would silently attend to the local part only, so that layout is refused.
@@ -123,6 +124,7 @@ class CausalAttention(MegatronModule):
 
     reads_shared_rows = True
     """Whether it heeds a mask; some kernels pass over one where they are told to be causal."""
+    dropping: BlockDropping | None = None
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_unused: Any
@@ -151,6 +153,9 @@ class CausalAttention(MegatronModule):
         # `is_causal` aligns the mask at the top left: with a cache in front, queries would see
         # the wrong keys without an error.
         assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
+        dropped = self.dropping and self.dropping.attended(query, key, value, attention_mask, self.softmax_scale)
+        if dropped is not None:
+            return dropped
         if attention_mask is not None:
             return _sdpa(query, key, value, self.softmax_scale, seen=~attention_mask)
         return self.attend(query, key, value)
@@ -171,15 +176,20 @@ class SDPAttention(CausalAttention):
 class SharedRowsBySDPA:
     """Before a kernel of Megatron's among a class's bases: torch's attention takes the rows that come with a mask.
 
-    Transformer Engine's reads no mask where the layer is causal, and would let each continuation see the others.
+    Transformer Engine's reads no mask where the layer is causal, and would let each continuation see the others. Its
+    dropout is not ours either.
     """
 
     reads_shared_rows = True
+    dropping: BlockDropping | None = None
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Shapes and mask as in `CausalAttention.forward`."""
+        dropped = self.dropping and self.dropping.attended(query, key, value, attention_mask, None)
+        if dropped is not None:
+            return dropped
         if attention_mask is not None:
             return _sdpa(query, key, value, None, seen=~attention_mask)
         kernel: Any = super()
@@ -224,12 +234,36 @@ class NormBeforeLayer(TransformerLayer):
     """x + f(norm(x)), as in Llama: Megatron's own order."""
 
     norm_after = False
+    dropping: BlockDropping | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Megatron enables gradients around the residual add for an old compiler's sake; under no_grad that
         # would build a graph through the norms that nobody frees.
         self.bias_dropout_add_exec_handler = contextlib.nullcontext
+        self.self_attn_bda = functools.partial(self._adding, Place.ATTENTION, None)
+        self.mlp_bda = functools.partial(self._adding, Place.MLP, None)
+
+    def forward(self, *args: Any, attention_bias: Any = None, **kwargs: Any) -> Any:
+        """As Megatron's; `attention_bias` is what the chunk hands over for dropout (`Dropping`)."""
+        if self.dropping is None:
+            return super().forward(*args, attention_bias=attention_bias, **kwargs)
+        with self.dropping.taking(attention_bias) as rest:
+            return super().forward(*args, attention_bias=rest, **kwargs)
+
+    def _adding(self, place: Place, norm: nn.Module | None, training: bool, fused: bool) -> BiasDropoutAdd:
+        """What Megatron asks for before each residual add: a function that norms and drops first."""
+        # Fused or not as Megatron asks; norm and dropout stay outside of what it compiles.
+        add = get_bias_dropout_add(training, fused)
+
+        def normed_add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float) -> Tensor:
+            output, bias = output_and_bias
+            assert bias is None and not p, "these models have no biases, and masks of their own"
+            output = output if norm is None else norm(output)
+            output = output if self.dropping is None else self.dropping.branch(output, place)
+            return add((output, None), residual, p)
+
+        return normed_add
 
 
 class NormAfterLayer(NormBeforeLayer):
@@ -245,18 +279,5 @@ class NormAfterLayer(NormBeforeLayer):
         super().__init__(config, *args, **kwargs)
         self.post_self_attn_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.post_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
-        self.self_attn_bda = functools.partial(_add_after, self.post_self_attn_layernorm)
-        self.mlp_bda = functools.partial(_add_after, self.post_mlp_layernorm)
-
-
-def _add_after(norm: nn.Module, training: bool, fused: bool) -> BiasDropoutAdd:
-    """What Megatron asks for before each residual add: a function that norms first."""
-    # Fused or not as Megatron asks; the norm stays outside of what it compiles.
-    add = get_bias_dropout_add(training, fused)
-
-    def normed_add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, p: float) -> Tensor:
-        output, bias = output_and_bias
-        assert bias is None, "these models have no biases"
-        return add((norm(output), None), residual, p)
-
-    return normed_add
+        self.self_attn_bda = functools.partial(self._adding, Place.ATTENTION, self.post_self_attn_layernorm)
+        self.mlp_bda = functools.partial(self._adding, Place.MLP, self.post_mlp_layernorm)

@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.dropout import Dropout
 from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
 from synpro_engine.model.trunk import Trunk, only_above
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
@@ -91,7 +92,7 @@ class Model:
             yield parameter
 
     def train(self, mode: bool = True) -> None:
-        """Set Megatron's training flag on every chunk (the models have no dropout; recomputation reads it)."""
+        """Set Megatron's training flag on every chunk (recomputation reads it; dropout does not)."""
         for chunk in self.chunks:
             chunk.train(mode)
 
@@ -172,14 +173,26 @@ class Model:
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
 
 
-def run_chunk(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None = None, trunk: Trunk | None = None) -> Tensor:
+def run_chunk(
+    chunk: Any,
+    tokens_BS: Tensor,
+    rows: SharedRows | None = None,
+    trunk: Trunk | None = None,
+    dropout: Dropout | None = None,
+) -> Tensor:
     """Call a chunk (bare or wrapped for data parallelism) on whole sequences from position 0, or on shared rows.
 
-    trunk: what its first blocks made of these very tokens and rows, which are then passed over. Returns hidden states:
-    [b, s, H] from the last stage, [s, b, H] (split under sequence parallelism) between.
+    trunk: what its first blocks made of these very tokens and rows, which are then passed over. dropout: what is
+    dropped, in this pass and in no other. Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under
+    sequence parallelism) between.
     """
+    bare = getattr(chunk, "module", chunk)
+    if dropout is not None:
+        assert trunk is None, "what a trunk made was made of everything"
+        with bare.dropping.of(dropout):
+            return _read(chunk, dropout.tokens(tokens_BS), rows)
     if trunk is not None:
-        with only_above(getattr(chunk, "module", chunk), trunk):
+        with only_above(bare, trunk):
             return _read(chunk, tokens_BS, rows, decoder_input=trunk.hidden_SBH)
     return _read(chunk, tokens_BS, rows)
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.model.config import Recompute
+from synpro_engine.model.dropout_config import DropoutConfig
 
 OutputLayer = Literal["fused", "recomputed", "materialised"]
 OptimizerName = Literal["adamw", "muon"]
@@ -215,6 +216,7 @@ class TrainConfig(Config):
     backward pass; `materialised` holds every logit."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    dropout: DropoutConfig = DropoutConfig()
     plateau: PlateauConfig | None = None
     """Stop when the reference loss stops improving; None trains for max_steps."""
     skip: SkipConfig = SkipConfig()

@@ -26,6 +26,7 @@ from synpro_engine.backend.spans import OPTIMIZER, span
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_in, gather_objects
 from synpro_engine.model.build import refuse_traps
+from synpro_engine.model.dropout import Dropout
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.model.trunk import Trunk
@@ -127,6 +128,7 @@ class Engine:
         rows_of: RowsOf[M] = lambda batch: None,
         trunk_of: TrunkOf[M] = lambda batch: None,
         accept: Accept = lambda loss, grad_norm: True,
+        dropouts: Sequence[Dropout] | None = None,
     ) -> StepResult:
         """Accumulate over this data-parallel rank's `microbatches` and update the parameters once.
 
@@ -135,6 +137,7 @@ class Engine:
         rows_of: how a micro-batch's rows are to be read, where they hold several continuations of one beginning.
         trunk_of: what the frozen first blocks make of them, where that is known; without a pipeline.
         accept: asked before the update, where loss and norm are finite; it must say the same on every rank.
+        dropouts: what is dropped of each micro-batch, by their order; nothing where not given.
         """
         assert denominator > 0, denominator
         self._check(microbatches)
@@ -143,7 +146,9 @@ class Engine:
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        sums = self._forward_backward(microbatches, loss_fn, denominator, rows_of, trunk_of)
+        # Beside its micro-batch: a pipeline is at several, and each pass has its own masks.
+        dropped = list(zip(microbatches, dropouts or [None] * len(microbatches), strict=True))
+        sums = self._forward_backward(dropped, loss_fn, denominator, rows_of, trunk_of)
         lr, decay = self.lr, self.weight_decay
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor, decay)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
@@ -173,7 +178,7 @@ class Engine:
 
     def _forward_backward(
         self,
-        microbatches: Sequence[M],
+        microbatches: Sequence[tuple[M, Dropout | None]],
         loss_fn: LossFn[M],
         denominator: float,
         rows_of: RowsOf[M],
@@ -182,8 +187,8 @@ class Engine:
         """Run the schedule; names and values of each micro-batch's reported sums (on the last stage, else [])."""
         sums: list[tuple[list[str], Tensor]] = []
 
-        def forward(batches: Iterator[M], chunk: Any) -> tuple[Tensor, Any]:
-            batch = next(batches)
+        def forward(batches: Iterator[tuple[M, Dropout | None]], chunk: Any) -> tuple[Tensor, Any]:
+            batch, dropout = next(batches)
 
             def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 # Without the columns that were padded on for sequence parallelism.
@@ -198,9 +203,9 @@ class Engine:
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
 
             rows = rows_of(batch)
-            return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows, trunk_of(batch)), loss
+            return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows, trunk_of(batch), dropout), loss
 
-        first = microbatches[0]
+        first = microbatches[0][0]
         get_forward_backward_func()(
             forward_step_func=forward,
             # One iterator for each chunk of an interleaved pipeline: all of them go through every micro-batch.

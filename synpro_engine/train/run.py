@@ -17,6 +17,7 @@ from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
 from synpro_engine.config import UserError, first_difference, remove_directory
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import Stopped, broadcast_object, on_main, say, sum_over
+from synpro_engine.model.dropout import Dropout, dropouts
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
@@ -126,6 +127,9 @@ class PretrainRun:
         # Found now and not at the first evaluation, which may be hours away.
         if config.plateau is not None and "reference" not in {*held_out, *mixed}:
             raise UserError("setting `plateau`: needs a held-out set named `reference`")
+        token, rows = config.dropout.mask_token, model.config.vocab_size
+        if config.dropout.tokens and token is not None and token >= rows:
+            raise UserError(f"setting `dropout.mask_token`: {token} is none of the model's {rows} tokens")
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
         self.mixed = mixed
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
@@ -267,8 +271,21 @@ class PretrainRun:
             result = self.engine.step(
                 microbatches, loss_fn, denominator=denominator, accept=accept,
                 rows_of=lambda batch: documents_apart(batch, self.topology.device),
+                dropouts=self._dropouts(microbatches),
             )  # fmt: skip
             return result, labels
+
+    def _dropouts(self, microbatches: Sequence[Batch]) -> list[Dropout] | None:
+        """What the next step drops of its micro-batches."""
+        return dropouts(
+            self.config.dropout,
+            [batch.tokens_BS.size(0) for batch in microbatches],
+            first_row=self.loader.first_row,
+            seed=self.loader.seed,
+            step=self.engine.step_index,
+            layers=self.model.config.layers,
+            device=self.topology.device,
+        )
 
     def _log_step(self, result: StepResult, labels: int) -> None:
         extras = {name: value / max(1, labels) for name, value in result.extras.items()}

@@ -3,9 +3,9 @@
 The order of things stands here: step, log, evaluate, judge, save; how each is done is in `run` and `engine`. A run
 lives in a directory: `metrics.jsonl`, `tensorboard/`, `checkpoints/`. Started again on the same directory it goes on
 from the newest checkpoint. On the CPU and in the same layout it then ends with the same bits as a run that was not
-interrupted: nothing in training draws random numbers (the models have no dropout, and the data's order is a function of
-seed and position). CUDA sums in no fixed order, and another layout in another one: there the same run goes on, up to
-rounding.
+interrupted: nothing in training draws random numbers (the data's order is a function of seed and position, and so is
+what dropout leaves out). CUDA sums in no fixed order, and another layout in another one: there the same run goes on, up
+to rounding.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.dropout import dropouts
+from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.config import MuonConfig, OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
@@ -22,6 +24,8 @@ from synpro_engine.train.losses import LanguageModelLoss
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 # Model and how many of its last blocks train (None: all of it).
 VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
+    "dropout": (ModelConfig(family="olmo2", **SHAPE), None),
+    "dropout llama": (ModelConfig(family="llama", tie_embeddings=True, **SHAPE), None),
     "muon": (ModelConfig(family="olmo2", **SHAPE), None),
     "muon last block": (ModelConfig(family="qwen3", **SHAPE | {"head_dim": 12}), 1),
     "olmo2": (ModelConfig(family="olmo2", **SHAPE), None),
@@ -42,6 +46,8 @@ MUON = {
         }
     ),
 }
+NO_DROPOUT = DropoutConfig()
+ALL_DROPOUT = DropoutConfig(embedding=0.2, attention=0.3, residual=0.2, depth=0.4, tokens=0.3, mask_token=5)
 SCHEDULE = ScheduleConfig(warmup_steps=2)
 STEPS = 3
 LAYOUTS = {
@@ -82,6 +88,13 @@ TWO_RANKS = [
     Case("olmo2", "DP2 overlap", "DP2 overlap"),
     Case("last block", "PP2"),  # nothing trains on the first stage
     Case("last block", "DP2", "PP2"),
+    Case("dropout", "TP2"),
+    Case("dropout", "TP2 SP", "TP2"),
+    Case("dropout", "PP2", "TP2 SP"),
+    Case("dropout", "DP2", "PP2"),
+    Case("dropout", "DP2 overlap", "DP2 overlap"),
+    Case("dropout llama", "TP2 SP"),
+    Case("dropout llama", "PP2", "TP2 SP"),
     Case("muon", "TP2 SP"),  # matrices are cut over both ranks, their homes are either
     Case("muon", "PP2", "TP2 SP"),
     Case("muon", "DP2", "PP2"),
@@ -95,6 +108,8 @@ FOUR_RANKS = [
     Case("olmo2", "DP2 PP2 VP2", "TP2 PP2 VP2 SP"),
     Case("tied llama", "DP2 PP2"),  # the tied weight's two copies are sharded over data-parallel ranks
     Case("tied llama", "DP2 TP2", "DP2 PP2"),
+    Case("dropout", "TP2 PP2 VP2 SP"),
+    Case("dropout", "DP2 PP2 VP2", "TP2 PP2 VP2 SP"),
     Case("muon", "TP2 PP2 VP2 SP"),
     Case("muon", "DP2 TP2", "TP2 PP2 VP2 SP"),
 ]
@@ -115,10 +130,16 @@ def batch_of(step: int, rank: int = 0, size: int = 1) -> list[Batch]:
 LABELS = float(sum(2 * row + 1 for row in range(8)))
 
 
-def train(engine: Engine, steps: range) -> list[tuple[float, ...]]:
-    dp = engine.model.topology.dp
-    loss_fn = LanguageModelLoss(1e-2)
-    results = [engine.step(batch_of(step, dp.rank, dp.size), loss_fn, denominator=LABELS) for step in steps]
+def train(engine: Engine, steps: range, variant: str = "") -> list[tuple[float, ...]]:
+    dp, loss_fn, results = engine.model.topology.dp, LanguageModelLoss(1e-2), []
+    config = ALL_DROPOUT if variant.startswith("dropout") else NO_DROPOUT
+    for step in steps:
+        batches = batch_of(step, dp.rank, dp.size)
+        dropped = dropouts(
+            config, [len(batch.tokens_BS) for batch in batches], first_row=dp.rank * 8 // dp.size, seed=3, step=step,
+            layers=engine.model.config.layers, device=engine.model.topology.device,
+        )  # fmt: skip
+        results.append(engine.step(batches, loss_fn, denominator=LABELS, dropouts=dropped))
     return [(result.loss, result.grad_norm, result.extras["z_loss"]) for result in results]
 
 
@@ -136,7 +157,7 @@ def run_cases(cases: list[Case], directory: Path, ports: list[int]) -> Numbers:
     for case, port in zip(cases, ports, strict=True):
         with job(LAYOUTS[case.layout], port) as topology:
             engine = engine_of(case.variant, topology, overlap=case.layout.endswith("overlap"))
-            found[case.name] = train(engine, range(STEPS))
+            found[case.name] = train(engine, range(STEPS), case.variant)
             save_checkpoint(directory / case.name, engine, {"by": case.layout})
             held_out = batch_of(50, topology.dp.rank, topology.dp.size)
             found[f"{case.name} held out"] = [(held_out_loss(engine.model, held_out, micro_batch=1),)]
@@ -144,9 +165,10 @@ def run_cases(cases: list[Case], directory: Path, ports: list[int]) -> Numbers:
                 later = engine_of(case.variant, topology, seed=99)
                 extra = load_checkpoint(directory / f"{case.variant} {case.resumes}", later.model, later)
                 assert extra == {"by": case.resumes} and later.step_index == STEPS
-                found[f"{case.name} resumed"] = train(later, range(STEPS, STEPS + 1))
+                found[f"{case.name} resumed"] = train(later, range(STEPS, STEPS + 1), case.variant)
                 if case.resumes == case.layout:
-                    assert found[f"{case.name} resumed"] == train(engine, range(STEPS, STEPS + 1)), "not bit for bit"
+                    again = train(engine, range(STEPS, STEPS + 1), case.variant)
+                    assert found[f"{case.name} resumed"] == again, "not bit for bit"
     return found
 
 
@@ -158,11 +180,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, dict[s
     for variant in VARIANTS:
         with launched(ParallelConfig()) as topology:
             engine = engine_of(variant, topology)
-            numbers[variant] = train(engine, range(STEPS))
+            numbers[variant] = train(engine, range(STEPS), variant)
             save_checkpoint(directory / variant, engine, {})
             tensors[variant] = plain_tensors(directory / variant)
             numbers[f"{variant} held out"] = [(held_out_loss(engine.model, batch_of(50), micro_batch=8),)]
-            numbers[f"{variant} resumed"] = train(engine, range(STEPS, STEPS + 1))
+            numbers[f"{variant} resumed"] = train(engine, range(STEPS, STEPS + 1), variant)
     return numbers, tensors
 
 
@@ -202,3 +224,9 @@ def test_two_ranks_train_like_one_process_and_resume_each_other(reference: Any, 
 
 def test_four_ranks_train_like_one_process_and_resume_each_other(reference: Any, tmp_path: Path) -> None:
     check(FOUR_RANKS, 4, tmp_path, reference)
+
+
+def test_dropout_was_on_where_layouts_are_compared_under_it(reference: Any) -> None:
+    numbers, _ = reference
+    for variant, plain in (("dropout", "olmo2"), ("dropout llama", "tied llama")):
+        assert all(abs(a[0] - b[0]) > 1e-3 for a, b in zip(numbers[variant], numbers[plain], strict=True))

@@ -13,6 +13,8 @@ from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
+from synpro_engine.model.dropout import dropouts
+from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
@@ -21,6 +23,7 @@ from synpro_engine.train.losses import LanguageModelLoss
 FAMILIES = ("llama", "olmo2", "qwen3")
 LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}]
 """Of two ranks; the first is of two replicas."""
+DROPPED = DropoutConfig(embedding=0.2, attention=0.3, residual=0.2, depth=0.4, tokens=0.3, mask_token=5)
 
 
 def shape(family: str) -> ModelConfig:
@@ -29,7 +32,9 @@ def shape(family: str) -> ModelConfig:
     )  # fmt: skip
 
 
-def _steps(layout: dict[str, Any], family: str, recompute: Recompute, *, half: bool = False) -> list[float]:
+def _steps(
+    layout: dict[str, Any], family: str, recompute: Recompute, *, half: bool = False, drop: DropoutConfig | None = None
+) -> list[float]:
     """Losses and gradient norms of three steps of two micro-batches, and what the embedding became, as a sum."""
     with launched(ParallelConfig.model_validate(layout)) as topology:
         dtype = torch.bfloat16 if half else torch.float32
@@ -40,9 +45,14 @@ def _steps(layout: dict[str, Any], family: str, recompute: Recompute, *, half: b
         for seed in range(3):
             ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
             rows = ids.chunk(topology.dp.size)[topology.dp.rank].split(2 if topology.dp.size == 1 else 1)
+            dropped = dropouts(
+                drop or DropoutConfig(), [len(part) for part in rows], first_row=2 * topology.dp.rank, seed=1,
+                step=seed, layers=4, device=topology.device,
+            )  # fmt: skip
             result = engine.step(
-                [Batch(part[:, :-1], part[:, 1:]) for part in rows], LanguageModelLoss(1e-4), denominator=64.0
-            )
+                [Batch(part[:, :-1], part[:, 1:]) for part in rows], LanguageModelLoss(1e-4), denominator=64.0,
+                dropouts=dropped,
+            )  # fmt: skip
             found += [result.loss, result.grad_norm]
         return found
 
@@ -60,6 +70,15 @@ def test_losses_and_gradients_are_the_same_bits_in_every_layout(recompute: Recom
 def test_every_family_and_dtype_has_the_same_bits(recompute: Recompute, family: str, half: bool) -> None:
     [kept] = run_ranks(_steps, 1, layout={}, family=family, recompute="none", half=half)
     assert run_ranks(_steps, 1, layout={}, family=family, recompute=recompute, half=half) == [kept]
+
+
+@pytest.mark.parametrize("recompute", ["mlp", "full"])
+@pytest.mark.parametrize("layout", LAYOUTS[2:], ids=str)
+def test_what_is_made_again_is_dropped_from_as_before(recompute: Recompute, layout: dict[str, Any]) -> None:
+    """In a pipeline too, where a block runs again after it has read another micro-batch."""
+    kept = run_ranks(_steps, 2, layout=layout, family="olmo2", recompute="none", drop=DROPPED)
+    assert run_ranks(_steps, 2, layout=layout, family="olmo2", recompute=recompute, drop=DROPPED) == kept
+    assert run_ranks(_steps, 2, layout=layout, family="olmo2", recompute="none") != kept
 
 
 def _kept(recompute: Recompute) -> tuple[int, float]:

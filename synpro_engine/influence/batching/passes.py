@@ -133,7 +133,7 @@ def _undivided(model: Model) -> Iterator[None]:
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
     modes: list[tuple[nn.Module, bool]] = [(chunk, chunk.training) for chunk in model.chunks]
-    # Megatron recomputes activations in training mode only, where hooks on layers would run twice. There is no dropout.
+    # Megatron recomputes activations in training mode only, where hooks on layers would run twice.
     model.train(False)
     try:
         yield

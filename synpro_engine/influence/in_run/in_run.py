@@ -1,10 +1,10 @@
 """Influence of training's own examples, from the very passes that train on them.
 
 During one `Engine.step` every example's share in <grad, v> is read off, grad being the gradient that the step sums: of
-the training objective (its z-loss included), before clipping. It is only read: weights, moments and losses after the
-step are those of a step that nobody watched, bit for bit. `readers` has the two ways to do it (a third, in
-`prefix_reader`, is for speed and does change the last bits). Where v comes from, and what is done with scores, is the
-caller's.
+the training objective (its z-loss and what it drops included), before clipping. It is only read: weights, moments and
+losses after the step are those of a step that nobody watched, bit for bit. `readers` has the two ways to do it (a
+third, in `prefix_reader`, is for speed and does change the last bits). Where v comes from, and what is done with
+scores, is the caller's.
 
 In training's windows attention crosses from document to document. Where an example is a part of a row, its score is
 that of its positions (by site, see `capture`), divided by its own labels.
