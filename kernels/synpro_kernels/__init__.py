@@ -29,6 +29,7 @@ from synpro_kernels.ops.grad_dot import (
     segment_sum,
     to_fp8,
 )
+from synpro_kernels.ops.linear_distill import Distilled, Teacher, linear_distill, linear_distill_definition
 from synpro_kernels.ops.linear_logprob import (
     IGNORE,
     CrossEntropy,
@@ -65,6 +66,10 @@ __all__ = [
     "linear_logprob_definition",
     "linear_cross_entropy",
     "linear_policy_loss",
+    "linear_distill",
+    "linear_distill_definition",
+    "Distilled",
+    "Teacher",
     "LogProbs",
     "CrossEntropy",
     "TileSkip",

@@ -229,7 +229,9 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
             of_texts = asked(name, recipe.asked_of_texts).items()
             judges[this.generate(name)] = tuple(key for key, reward in of_texts if recipe.generate.measures(reward))
     judges = {stage: keys for stage, keys in judges.items() if keys}
-    for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges).items():
+    learnt = ("pretrain.distill.teachers",) if recipe.pretrain.distill is not None else ()
+    taught = dict.fromkeys((PRETRAIN, REPEAT, *(this.arm for this in rounds)), learnt) if learnt else {}
+    for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges | taught).items():
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
             # Under another path a file that is gone is a slip, and not one that was put away.
@@ -261,8 +263,10 @@ def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:
 
 
 def _is_there(recipe: Recipe, key: str) -> bool:
-    """Whether the recipe has what the key names: tasks of a name, and judges from files, it may be without."""
+    """Whether the recipe has what the key names: tasks of a name, judges from files, and teachers it may lack."""
     section, name, *_ = key.split(".")
+    if name == "distill":
+        return recipe.pretrain.distill is not None
     if section == "reward":
         return key in judge_files(recipe)
     return section not in ("references", "held_out") or name in recipe.at(section)

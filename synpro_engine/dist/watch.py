@@ -35,8 +35,8 @@ _BEAT_S = 2.0  # between two signs of life
 _GRACE_S = 2.0  # for a rank to end by itself after another one's fault
 _FAREWELL_S = 20.0
 _ANSWER_S = 10.0  # for every rank to say where it is when training hangs
-# As of a rank that SIGABRT ended, which is what NCCL's own watchdog does: what begins jobs again that lost a rank begins
-# those again that hang.
+# As of a rank that SIGABRT ended, which is what NCCL's own watchdog does: what begins jobs again that lost a rank
+# begins those again that hang.
 _HUNG = 134
 
 

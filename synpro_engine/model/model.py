@@ -5,7 +5,7 @@ It runs forward and hands out its tensors; reading and writing them all is in `s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,16 @@ from synpro_engine.model.dropout import Dropout
 from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
 from synpro_engine.model.trunk import Trunk, only_above
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
-from synpro_kernels import CrossEntropy, LogProbs, linear_cross_entropy, linear_logprob, linear_logprob_definition
+from synpro_kernels import (
+    CrossEntropy,
+    Distilled,
+    LogProbs,
+    Teacher,
+    linear_cross_entropy,
+    linear_distill,
+    linear_logprob,
+    linear_logprob_definition,
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,31 @@ class Model:
             into_main_grad=self.output_trains_in_buffers(),
             along=along,
             along_tokens=along_tokens,
+            **self.output_layer(),
+        )
+
+    def distill_from_hidden(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        *,
+        teachers: Sequence[tuple[Model, Tensor]],
+        share: float,
+        temperature: float,
+        z_loss: float = 0.0,
+    ) -> Distilled:
+        """Sums as of `cross_entropy_from_hidden`, a share of them the divergence from teachers; see `linear_distill`.
+
+        teachers: models over the same vocabulary in the same layout, each with its hidden states of the same tokens.
+        """
+        return linear_distill(
+            hidden,
+            target=target,
+            teachers=[Teacher(hidden_k, teacher.output_weight().detach()) for teacher, hidden_k in teachers],
+            share=share,
+            temperature=temperature,
+            z_loss=z_loss,
+            into_main_grad=self.output_trains_in_buffers(),
             **self.output_layer(),
         )
 

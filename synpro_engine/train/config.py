@@ -183,6 +183,21 @@ class SpikeConfig(Config):
     """How many these are; the first ones of a run are held to nothing."""
 
 
+class DistillConfig(Config):
+    """Learning from models that were trained before (Hinton et al., arXiv 1503.02531), beside the labels."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"teachers"})  # their content is recorded, not their place
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    """Finished stages or checkpoints, such as `runs/one/pretrain`, of this tokenizer; of several the mean of their
+    probabilities is learnt. Each is held whole beside the model that trains, and reads what it reads."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Of the teachers in what is minimised: (1 - share) of the labels' cross-entropy, and share times temperature^2 of
+    the divergence from the teachers."""
+    temperature: float = Field(default=1.0, gt=0)
+    """By which both sides' logits are divided in the divergence."""
+
+
 class StragglerConfig(Config):
     """Ranks that compute slower than the others, which wait for them."""
 
@@ -230,6 +245,8 @@ class TrainConfig(Config):
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
     checkpoint_every: int = Field(default=200, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""
+    distill: DistillConfig | None = None
+    """Teachers; None learns from labels alone. Without a pipeline, and with `output_layer: fused`."""
     separate_documents: bool = False
     """Keep the documents of a window from seeing each other: each is read as in a row of its own, behind the EOS in
     front of it. In training, on held-out text and on references alike; attention then goes by a mask."""
@@ -263,4 +280,6 @@ class TrainConfig(Config):
             raise ValueError("plateau detection needs eval_every above 0")
         if self.keep_every and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every):
             raise ValueError(f"keep_every: {self.keep_every} is not a multiple of checkpoint_every")
+        if self.distill is not None and self.output_layer != "fused":
+            raise ValueError(f"distill: goes with output_layer fused, not {self.output_layer}")
         return self

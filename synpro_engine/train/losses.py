@@ -5,7 +5,7 @@ The denominator is the engine's. Shapes: B sequences, S positions, H hidden widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import OutputLayer
+from synpro_engine.model.shared_rows import documents_apart
+from synpro_engine.train.config import DistillConfig, OutputLayer
 
 
 class MicroBatch(Protocol):
@@ -79,6 +80,31 @@ class LanguageModelLoss:
             loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
             objective = loss + z
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
+
+
+class DistillationLoss(LanguageModelLoss):
+    """The same with a share of it taken from teachers, by the divergence from their mean distribution.
+
+    Cross-entropy is what is reported as the loss, as without teachers; `divergence` is an extra. Teachers read each
+    micro-batch as the student does, without gradients.
+    """
+
+    def __init__(self, z_loss: float, config: DistillConfig, teachers: Sequence[Model]) -> None:
+        super().__init__(z_loss)
+        assert len(teachers) == len(config.teachers), "each teacher that is named is there"
+        self._config, self._teachers = config, teachers
+
+    def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
+        """See `LanguageModelLoss`; without a pipeline."""
+        rows, columns = documents_apart(batch, hidden_BSH.device), hidden_BSH.size(1)
+        with torch.no_grad():
+            read = [(teacher, teacher.hidden(batch.tokens_BS, rows)[:, :columns]) for teacher in self._teachers]
+        sums = model.distill_from_hidden(
+            hidden_BSH, batch.labels_BS.to(hidden_BSH.device), teachers=read,
+            share=self._config.share, temperature=self._config.temperature, z_loss=self.z_loss,
+        )  # fmt: skip
+        extras = {"divergence": sums.divergence} | ({"z_loss": sums.z_loss} if self.z_loss else {})
+        return LossTerms(objective=sums.loss, loss=sums.cross_entropy, extras=extras)
 
 
 def count_labels(labels_BS: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.layer_norms import gradient_norms, told
-from synpro_engine.train.losses import LanguageModelLoss, count_labels
+from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.spikes import SpikeGuard
@@ -122,6 +122,7 @@ class PretrainRun:
         start: Path | None,
         watcher: Watcher | None = None,
         evaluated: Evaluated | None = None,
+        teachers: Sequence[Model] = (),
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
@@ -138,6 +139,8 @@ class PretrainRun:
         )
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher, self.evaluated = watcher, evaluated
+        if config.distill is not None:
+            self.loss_fn = DistillationLoss(config.z_loss, config.distill, teachers)
         self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
         self.spikes = None if config.spike is None else SpikeGuard(config.spike)

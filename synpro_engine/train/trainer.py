@@ -37,13 +37,15 @@ def pretrain(
     label: str = "pretraining",
     watcher: Watcher | None = None,
     evaluated: Evaluated | None = None,
+    teachers: Sequence[Model] = (),
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
     held_out: this rank's batches of each held-out set, by name. mixed: further sets by name, whose losses are means of
     those of the sets that they name, by weight. start: a checkpoint to begin from, with its weights,
     optimizer state and position in the data; steps go on counting from it.
-    watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run.
+    watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run. teachers: those that
+    `config.distill` names, in this layout.
 
     Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit,
     DivergedError for training that went wrong: the newest checkpoint is from before; and Stopped, after a checkpoint,
@@ -53,7 +55,7 @@ def pretrain(
     telling = partial(telling_out_of_memory, model, config, loader.seq_len)
     with telling():  # the optimizer's state is taken here, or with the first step
         run = PretrainRun(
-            model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher, evaluated
+            model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher, evaluated, teachers
         )
         resumed = run.begin()
     run.open_log(resumed)

@@ -13,16 +13,14 @@ import torch
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, read_manifest
-from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.run_layout import TOKENIZE, TOKENIZER, run_of, tokenizer_stage
+from synpro_engine.cycle.run_layout import TOKENIZE
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.probe import is_tangent, load_probe, load_reference_directions
-from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
+from synpro_engine.cycle.steps.weights import load_model, recorded_tokenizer, stage_checkpoint
 from synpro_engine.data import Tokenizer, check_rows, load_tokenizer, start_id
 from synpro_engine.dist import Topology, on_main, verify_shared
 from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator
-from synpro_engine.train.checkpoint import KIND as CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +108,3 @@ def reading_of(theta: Path, tokenizer: Path | None, topology: Topology) -> tuple
         tokenizer = on_main(topology, lambda: recorded_tokenizer(theta))
         verify_shared(tokenizer.parent, topology)
     return on_main(topology, partial(load_tokenizer, tokenizer)), platform.resolve_dtype(saved)
-
-
-def recorded_tokenizer(weights: Path) -> Path:
-    """The tokenizer that belongs to a stage or to a checkpoint inside one.
-
-    It lies in the stage itself or in the one of the same run that the stage was made from. UserError when it is not
-    there, or when that stage was made anew since.
-    """
-    place = weights.resolve()
-    # A stage, a checkpoint in it, or one of several in its folder of checkpoints.
-    for stage in (place, place.parent, place.parent.parent):
-        if not (stage / MANIFEST).is_file() or (manifest := read_manifest(stage)).kind == CHECKPOINT:
-            continue
-        if (stage / TOKENIZER).is_dir():
-            return stage / TOKENIZER
-        source = tokenizer_stage(manifest.kind)
-        holder = run_of(stage, manifest.kind) / source
-        if (holder / MANIFEST).is_file() and read_manifest(holder).content_hash == manifest.parents.get(source):
-            return holder / TOKENIZER
-    raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")

@@ -16,7 +16,7 @@ from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.in_run import InRunScores
-from synpro_engine.cycle.steps.weights import stage_checkpoint
+from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
 from synpro_engine.data import (
     Batch,
     SourceConfig,
@@ -157,6 +157,9 @@ def _train(
         label=label,
         watcher=watcher,
         evaluated=evaluated,
+        teachers=load_teachers(
+            config.distill, open_tokenizer(tokens, topology), model, topology, platform.resolve_dtype(settings.dtype)
+        ),
     )
     # Without the checkpoint's path, which would make equal stages differ by where they lie.
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}

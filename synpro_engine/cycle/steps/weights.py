@@ -14,8 +14,9 @@ from synpro_engine.backend import platform
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CHECKPOINT, tokenizer_stage
+from synpro_engine.cycle.run_layout import CHECKPOINT, TOKENIZER, run_of, tokenizer_stage
 from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.data import Tokenizer, load_tokenizer
 from synpro_engine.dist import Topology, broadcast_object, on_main, verify_shared
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -26,6 +27,7 @@ from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
 from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, load_checkpoint
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS, complete_checkpoints
+from synpro_engine.train.config import DistillConfig
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:
@@ -99,3 +101,47 @@ def weights_hash(model: Model) -> str:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return broadcast_object(digest.hexdigest(), model.topology)
+
+
+def load_teachers(
+    config: DistillConfig | None, tokenizer: Tokenizer, shape: ModelConfig, topology: Topology, dtype: torch.dtype
+) -> list[Model]:
+    """The models that `pretrain.distill.teachers` names, frozen, in this layout. Collective.
+
+    Raises UserError, which names the key, for one of another tokenizer or vocabulary, and in a pipeline.
+    """
+    if config is None:
+        return []
+    key = "`pretrain.distill.teachers`"
+    if topology.pp.size > 1:
+        raise UserError(f"{key}: a student in a pipeline cannot learn from teachers yet; set `{topology.key}.pp` to 1")
+    found = []
+    for place in map(Path, config.teachers):
+        theirs = on_main(topology, lambda place=place: load_tokenizer(recorded_tokenizer(place)).fingerprint)
+        if theirs != tokenizer.fingerprint:
+            raise UserError(f"{key}: {place} was trained with another tokenizer")
+        found.append(load_model(place, topology, dtype))
+        if found[-1].config.vocab_size != shape.vocab_size:
+            rows = found[-1].config.vocab_size
+            raise UserError(f"{key}: {place} has a vocabulary of {rows}, this model one of {shape.vocab_size}")
+    return found
+
+
+def recorded_tokenizer(weights: Path) -> Path:
+    """The tokenizer that belongs to a stage or to a checkpoint inside one.
+
+    It lies in the stage itself or in the one of the same run that the stage was made from. UserError when it is not
+    there, or when that stage was made anew since.
+    """
+    place = weights.resolve()
+    # A stage, a checkpoint in it, or one of several in its folder of checkpoints.
+    for stage in (place, place.parent, place.parent.parent):
+        if not (stage / MANIFEST).is_file() or (manifest := read_manifest(stage)).kind == KIND:
+            continue
+        if (stage / TOKENIZER).is_dir():
+            return stage / TOKENIZER
+        source = tokenizer_stage(manifest.kind)
+        holder = run_of(stage, manifest.kind) / source
+        if (holder / MANIFEST).is_file() and read_manifest(holder).content_hash == manifest.parents.get(source):
+            return holder / TOKENIZER
+    raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")

@@ -92,7 +92,7 @@ class _Fused(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         return (
             None if gradients.hidden is None else gradients.hidden.mul_(grad).to(ctx.dtype),
-            _weight_gradient(gradients.weight, grad, ctx.weight, ctx.dtype),
+            weight_gradient(gradients.weight, grad, ctx.weight, ctx.dtype),
             None if gradients.bias is None else gradients.bias.mul_(grad).to(ctx.dtype),
             None,
             None,
@@ -172,7 +172,7 @@ def _differentiate_objective(
     return tuple(value.detach() for value in values), torch.stack(filled, 1), grads[2] is not None
 
 
-def _weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def weight_gradient(total_VH: Tensor | None, grad: Tensor, holder: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The weight's gradient for autograd; where `holder` keeps an fp32 `main_grad`, the sum goes there unrounded.
 
     Megatron's agreement: `grad_added_to_main_grad` tells its hook not to add what autograd delivers, unless
