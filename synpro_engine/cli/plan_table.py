@@ -40,6 +40,8 @@ def _memory(plan: Forecast) -> list[tuple[str, ...]]:
         sizes = [cost.held.get(name, 0.0) / 2**30 for cost in stages]
         if any(sizes):
             rows.append((name, phases, *(f"{size:,.2f}" if size else "-" for size in sizes)))
+    if any(cost.moves for cost in stages):
+        rows.append(("at most at once", "", *(f"{cost.memory / 2**30:,.2f}" for cost in stages)))
     return rows
 
 

@@ -37,7 +37,7 @@ _PAGES, _ASKED, _GENERATOR, _JUDGES = "keys and values", "pretrained model and p
 NEEDED = {
     _TRAINED: "rollout, update",
     _WEIGHTS: "all along",
-    _REFERENCE: "update",
+    _REFERENCE: "reference",
     _CRITIC: "update",
     _ACTIVATIONS: "update",
     _PAGES: "rollout",
@@ -45,7 +45,11 @@ NEEDED = {
     _GENERATOR: "score",
     _JUDGES: "score",
 }
-"""What a stage holds, and the phases of a step of tuning in which it is needed. Nothing is moved between them."""
+"""What a stage holds, and the phases of a step of tuning in which it is needed. `reference` is the pass ahead of the
+updates; what is needed in them is there in it too."""
+_PHASES = ("rollout", "score", "reference", "update")
+_PARKED = frozenset({_REFERENCE, _ASKED, _GENERATOR, _JUDGES})
+"""What `residency: parked` keeps on the host in other phases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +64,26 @@ class Cost:
     sampled: float = 0.0
     """Tokens drawn one after the other; their FLOPs are not what their time hangs on, and are in `flops` too."""
     held: Mapping[str, float] = field(default_factory=dict)
-    """What stands in memory throughout, by one of the names in `NEEDED`."""
+    """What stands in memory, by one of the names in `NEEDED`."""
+    moves: frozenset[str] = frozenset()
+    """Of these, what is in a device's memory in the phases that need it alone."""
     disk: float = 0.0
     layout: Layout | None = None
     """Of its models; None where it has none."""
 
     @property
     def memory(self) -> float:
-        """Of the fullest rank, in bytes."""
-        return sum(self.held.values())
+        """Of the fullest rank, in bytes, and in the fullest phase where something moves."""
+        return max(map(self.in_phase, _PHASES))
+
+    def in_phase(self, phase: str) -> float:
+        """Of the fullest rank in a phase of a step of tuning, in bytes."""
+        return sum(size for name, size in self.held.items() if name not in self.moves or phase in NEEDED[name])
+
+    @property
+    def parked(self) -> float:
+        """Of a rank's host, in bytes, which stay there."""
+        return sum(size for name, size in self.held.items() if name in self.moves & _PARKED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +308,17 @@ class _Counter:
         disk = self.generator.saved() if self.generator else 0.0
         texts += measured
         tokens = texts * (prompt + new)
-        return Cost(stage=stage, tokens=tokens, flops=flops, sampled=texts * new, held=held, disk=disk)
+        moves = frozenset[str]()
+        if config.residency == "parked":
+            # Each call of the sampler has pages of its own, unless graphs hold their addresses.
+            moves = _PARKED if config.sampler.graphs else _PARKED | {_PAGES}
+        sampled = texts * new
+        cost = Cost(stage=stage, tokens=tokens, flops=flops, sampled=sampled, held=held, disk=disk, moves=moves)
+        if cost.parked:
+            self.remarks.append(
+                f"{stage}: {cost.parked / 2**30:,.2f} GiB a rank are parked in pinned memory of the host"
+            )
+        return cost
 
     def _generate(self, stage: str, operation: str) -> Cost:
         config, tokens = self.recipe.generate, self.train_tokens

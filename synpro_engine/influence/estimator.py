@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from synpro_engine.model.model import Model
+from synpro_engine.train.parking import Reading
 
 T = TypeVar("T")
 At = Literal["theta", "midpoint"]
@@ -54,6 +55,10 @@ class Estimator(Protocol):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Sequence[SequenceScore]:
         """Scores of token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
+        ...
+
+    def reads(self) -> Reading:
+        """The models and directions that `score` reads."""
         ...
 
 

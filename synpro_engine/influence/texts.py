@@ -12,6 +12,7 @@ from synpro_engine.influence.estimator import Estimator, SequenceScore
 from synpro_engine.influence.first_order import DotInfluence, JvpInfluence
 from synpro_engine.influence.two_forward import FiniteDifferenceInfluence, TwoForwardInfluence
 from synpro_engine.model.model import Model
+from synpro_engine.train.parking import Reading
 
 
 def build_estimator(
@@ -71,6 +72,10 @@ class TextInfluence:
 
     def __init__(self, estimator: Estimator, encode: Callable[[str], list[int]], *, same_tokenizer: bool) -> None:
         self._estimator, self._encode, self._same = estimator, encode, same_tokenizer
+
+    def reads(self) -> Reading:
+        """See `Estimator.reads`."""
+        return self._estimator.reads()
 
     def __call__(self, texts: Sequence[str], ids: Sequence[Sequence[int] | None] = ()) -> list[float]:
         """I of each text; `ids` are what the generator's tokenizer makes of it, where that is known."""

@@ -20,6 +20,7 @@ from synpro_engine.influence.batching import sequence_logprobs
 from synpro_engine.influence.directions import Direction, check_fits, check_has_length, displaced
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.model.model import Model
+from synpro_engine.train.parking import Reading
 
 
 class TwoForwardInfluence:
@@ -64,6 +65,12 @@ class TwoForwardInfluence:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
         """Score token-id sequences of any length; an empty sequence scores 0 with 0 tokens."""
         return self._remembered(sequences)
+
+    def reads(self) -> Reading:
+        """See `Estimator.reads`."""
+        if isinstance(self._probe, Direction):
+            return Reading((self._theta,), tuple(self._probe.tensors.values()))
+        return Reading((self._theta, self._probe))
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:
         # All batches at theta before any at theta': a direction is then added to the weights once a call.
@@ -131,6 +138,10 @@ class FiniteDifferenceInfluence:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
         """See `Estimator.score`."""
         return self._remembered(sequences)
+
+    def reads(self) -> Reading:
+        """See `Estimator.reads`."""
+        return Reading((self._model,), tuple(self._direction.tensors.values()))
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:
         above, here, below = (self._logprobs(sequences, self._shift + sign * self._step) for sign in (1.0, 0.0, -1.0))

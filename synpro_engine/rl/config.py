@@ -148,7 +148,7 @@ class TuneConfig(Config):
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         # How work is cut, what is kept of it, when to give up: none of it reaches the numbers, so no stage is redone
         # for it.
-        "micro_batch sampler skip checkpoint_every keep_checkpoints log_samples judge_canary held_out".split()
+        "micro_batch sampler residency skip checkpoint_every keep_checkpoints log_samples judge_canary held_out".split()
     )
 
     algorithm: Algorithm = "grpo"
@@ -227,6 +227,10 @@ class TuneConfig(Config):
     sampling: SamplingConfig = _SAMPLING
     """How completions are drawn; the trainer's log-probabilities are under this very distribution."""
     sampler: SamplerConfig = SamplerConfig()
+    residency: Literal["resident", "parked"] = "resident"
+    """Where models that are only read (reference policy, what influence and quality ask, judges in the job) are in
+    phases of a step that do not need them: on the device, or `parked` in pinned memory of the host, from which they are
+    copied each time. What trains stays. For GPUs; on a CPU it moves as much and saves nothing."""
 
     judge_canary: CanaryConfig = CanaryConfig()
     held_out: HeldOutConfig = HeldOutConfig()

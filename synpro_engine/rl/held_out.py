@@ -20,6 +20,7 @@ from synpro_engine.rl.rollouts import RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import Prompter, Slice
+from synpro_engine.train.parking import Needs, stay
 
 KIND = "held_out"
 """Of its records in the metrics."""
@@ -36,7 +37,7 @@ class HeldOut:
 
     def __init__(
         self, config: TuneConfig, slices: Sequence[Slice], policy: Model, scorer: RewardScorer,
-        weights: Mapping[str, float], prompter: Prompter, *, longest: int,
+        weights: Mapping[str, float], prompter: Prompter, *, longest: int, needs: Needs = stay,
     ) -> None:  # fmt: skip
         """slices: those of prompts of more than `longest` tokens are left out, and of the rest what is wanted is taken.
 
@@ -61,7 +62,7 @@ class HeldOut:
         sampler = config.sampler.model_copy(update={"graphs": False})
         self._worker = RolloutWorker(
             Sampler(policy, sampler, prompter.tokenizer.decode), scorer, weights, prompter,
-            config.model_copy(update={"group_size": self._members}), self._topology, _SEED,
+            config.model_copy(update={"group_size": self._members}), self._topology, _SEED, needs,
         )  # fmt: skip
         self._before: Rows | None = None
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synpro_engine.backend.spans import REFERENCE, span
+from synpro_engine.backend.spans import REFERENCE, TRAIN, span
 from synpro_engine.dist import sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.trunk import frozen_blocks, keeping_trunk, shares_blocks
@@ -21,6 +21,7 @@ from synpro_engine.rl.policy import PolicyLoss, corrected, rollout_logprobs
 from synpro_engine.rl.record import Update
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.train.engine import Engine, LossFn, StepResult, TrunkOf
+from synpro_engine.train.parking import Needs, stay
 
 
 class Learnt(NamedTuple):
@@ -36,9 +37,10 @@ class Learner:
 
     def __init__(
         self, config: TuneConfig, engine: Engine, reference_policy: Model | None, critic: Critic | None,
-        vocab_limit: int, weights: Mapping[str, float],
+        vocab_limit: int, weights: Mapping[str, float], needs: Needs = stay,
     ) -> None:  # fmt: skip
-        """weights: of rewards by name, for those that are compared one by one."""
+        """weights: of rewards by name, for those that are compared one by one. needs: told of the phases of `learn`."""
+        self._needs = needs
         self._config, self._engine, self._reference_policy, self._critic = config, engine, reference_policy, critic
         self._vocab_limit, self._weights, self._topology = vocab_limit, weights, engine.model.topology
         self._loss = PolicyLoss(config, vocab_limit)
@@ -56,7 +58,9 @@ class Learner:
         dealt = [range((part - begin) % count, len(rollouts), count) for part in range(count)]
         parts = [micro_batches(rollouts, config, self._topology.device, places) for places in dealt]
         with span(REFERENCE):
+            self._needs(REFERENCE)
             flat = [self._informed(batch) for part in parts for batch in part]
+        self._needs(TRAIN)
         rollouts, flat = with_advantages(rollouts, flat, config, self._weights, self._topology)
         behind = iter(flat)
         parts = [[next(behind) for _ in part] for part in parts]

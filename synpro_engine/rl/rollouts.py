@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from synpro_engine.backend.spans import ROLLOUT, SCORE
 from synpro_engine.config import UserError
 from synpro_engine.data import stable_hash, stable_permutation
 from synpro_engine.dist import Topology, broadcast_in, gather_objects, on_every_rank
@@ -21,6 +22,7 @@ from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Candidate, Prompter, Slice
+from synpro_engine.train.parking import Needs, stay
 
 _SHOWN = 200
 """Characters of a completion that a message shows."""
@@ -96,9 +98,10 @@ class RolloutWorker:
 
     def __init__(
         self, sampler: Sampler, scorer: RewardScorer, weights: Mapping[str, float], prompter: Prompter,
-        config: TuneConfig, topology: Topology, seed: int,
+        config: TuneConfig, topology: Topology, seed: int, needs: Needs = stay,
     ) -> None:  # fmt: skip
-        self.sampler = sampler
+        """needs: told of the phase ahead of sampling and of scoring."""
+        self.sampler, self._needs = sampler, needs
         self._scorer, self._weights = scorer, weights
         self._prompter, self._config, self._topology, self._seed = prompter, config, topology, seed
         self._guessed = (0, 0)  # tokens that were told of already
@@ -115,6 +118,7 @@ class RolloutWorker:
     ) -> list[list[Completion]]:
         """Completions [prompt][member] of the prompts at `places`, which are this rank's."""
         again = f":{attempt}" if attempt else ""
+        self._needs(ROLLOUT)
         return self.sampler.generate(
             [prompts[i].token_ids for i in places],
             group_size=self._config.group_size,
@@ -156,6 +160,7 @@ class RolloutWorker:
         UserError, on every rank, for a reward that is no number or out of its range, unless its group is to be dropped.
         """
         candidates = self.read(prompts, places, sampled)
+        self._needs(SCORE)
         tables: list[RewardTable] = []
         # Outside collectives, for a judge elsewhere may take as long as it likes; and what stops one rank stops all.
         on_every_rank(self._topology, lambda: tables.append(self._scorer.score(candidates)))

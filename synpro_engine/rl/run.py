@@ -28,6 +28,7 @@ from synpro_engine.train.checkpoint_directory import CHECKPOINTS, newest_checkpo
 from synpro_engine.train.divergence import DivergedError, SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import MetricsLog, Value
+from synpro_engine.train.parking import Parking
 
 SAMPLES = "samples"
 # Settings that may change between a kill and its resumption without changing what is computed.
@@ -40,8 +41,9 @@ class TuningRun:
     def __init__(
         self, config: TuneConfig, engine: Engine, critic: Critic | None, learner: Learner, worker: RolloutWorker,
         guard: SkipGuard, directory: Path, identity: dict[str, Any], watch: CanaryWatch | None,
-        held_out: HeldOut | None,
+        held_out: HeldOut | None, parking: Parking | None = None,
     ) -> None:  # fmt: skip
+        self._parking = parking
         self._config, self._engine, self._critic, self._learner = config, engine, critic, learner
         self._worker, self._guard, self._directory, self._identity = worker, guard, directory, identity
         self._topology, self._watch, self._held_out = engine.model.topology, watch, held_out
@@ -139,6 +141,8 @@ class TuningRun:
         values |= {f"judge/{name}": count for name, count in asked.items()}
         for name, start, end in zip((ROLLOUT, SCORE, TRAIN), clock, clock[1:], strict=False):
             values[f"seconds/{name}"] = end - start
+        if self._parking is not None:
+            values["moved_bytes"], values["moved_seconds"] = self._parking.take_counts()
         self._logs[0].write("tune", step + 1, values)
         wanted = min(self._config.log_samples, len(rollouts))
         for at in range(wanted):  # spread over the prompts

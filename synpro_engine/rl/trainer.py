@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synpro_engine.backend.spans import REFERENCE, SCORE
 from synpro_engine.config import UserError
 from synpro_engine.dist import say
 from synpro_engine.model.lora import merge_adapters
@@ -35,6 +36,7 @@ from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.parking import NOTHING, Parking, Reading, stay
 
 POLICY, ADAPTER = "policy", "adapter"
 
@@ -62,6 +64,7 @@ def tune(
     seed: int,
     canary: Canary | None = None,
     held_out: Sequence[Slice] | None = None,
+    reads: Reading = NOTHING,
     label: str = "tuning",
 ) -> TuneResult:
     """Train `policy` in place for `config.steps` steps; writes the tuned weights to `directory/policy`.
@@ -70,8 +73,9 @@ def tune(
     asked in the generator's tokens; slices whose prompts are too long are left out. scorer: rewards of candidates;
     reward_weights: their weights by name for this operation (those not named are not logged). canary: the judges among
     them, where `config.judge_canary` has them looked at. held_out: slices that never train, where `config.held_out` has
-    the reward measured on them. Collective over the whole job. On the CPU deterministic in its arguments; on a GPU sums
-    of many threads come in any order (see `nucleus`), so runs part by rounding.
+    the reward measured on them. reads: what the scorer reads, for `config.residency`. Collective over the whole job. On
+    the CPU deterministic in its arguments; on a GPU sums of many threads come in any order (see `nucleus`), so runs
+    part by rounding.
 
     Raises UserError for a layout that cannot share out the prompts or has pipeline stages, when no prompt fits, for a
     directory of a run with other settings, for bad rewards as `config.bad_reward` says, and where they left no group at
@@ -92,19 +96,27 @@ def tune(
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     weights, vocab_limit = {**reward_weights, OVERLONG: 1.0}, prompter.tokenizer.vocab_size
-    learner = Learner(config, engine, reference_policy, critic, vocab_limit, weights)
-    worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed)
+    parking = None
+    if config.residency == "parked":
+        trained = [policy] if critic is None else [policy, critic.engine.model]
+        reference = Reading(() if reference_policy is None else (reference_policy,))
+        parking = Parking({SCORE: reads, REFERENCE: reference}, [p for model in trained for p in model.parameters()])
+    needs = stay if parking is None else parking.needs
+    learner = Learner(config, engine, reference_policy, critic, vocab_limit, weights, needs)
+    worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed, needs)
     watch = measured = None
     if canary is not None and config.judge_canary.every:
         watch = CanaryWatch(
             config.judge_canary, canary, topology, operation=operation.name, steps=config.steps, seed=seed
         )
     if held_out is not None and config.held_out.every:
-        measured = HeldOut(config, held_out, policy, scorer, reward_weights, prompter, longest=longest)
+        measured = HeldOut(config, held_out, policy, scorer, reward_weights, prompter, longest=longest, needs=needs)
     identity = _identity(config, prompter, seed)
-    run = TuningRun(config, engine, critic, learner, worker, guard, directory, identity, watch, measured)
+    run = TuningRun(config, engine, critic, learner, worker, guard, directory, identity, watch, measured, parking)
     with closing(run):
         rewards = run.go_on(prompts, label)
+    if parking is not None:
+        parking.end()
     # At the end, when it is certain: later steps may make up for a bad one, and earlier runs count too.
     if not run.rewarded:
         raise UserError(f"{label}: every group of all {config.steps} steps was dropped; nothing was learnt")

@@ -22,6 +22,7 @@ from torch.nn import Parameter
 
 from synpro_engine.backend.huge_pages import ask_for_huge_pages
 from synpro_engine.config import UserError
+from synpro_engine.model.parked import check_here
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, LowRank, grouped_qkv
 from synpro_engine.sampler.cache import PAGE, CacheShape, PagePool
@@ -244,6 +245,7 @@ class Decoder:
         )  # fmt: skip
 
     def _embed(self, tokens: Tensor) -> Tensor:
+        check_here(self._embedding)
         if self.tp.size == 1:
             return F.embedding(tokens, self._embedding)
         local = tokens - self._vocab_start

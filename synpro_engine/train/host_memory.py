@@ -19,7 +19,9 @@ class HostMemory:
     Pinned where the tensors are on a GPU, so that the copy goes at the bus's speed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "checkpoints") -> None:
+        """`what` is held, for messages."""
+        self._what = what
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._pinned = False
         self._cuda: Any = torch.cuda.cudart() if torch.cuda.is_available() else None
@@ -52,7 +54,7 @@ class HostMemory:
             # Not `pin_memory`, whose allocator takes the next power of two: up to twice the memory.
             error = self._cuda.cudaHostRegister(self._buffer.data_ptr(), size, 0)
             if int(error):
-                raise UserError(f"{size / 2**30:.1f} GiB of host memory for checkpoints cannot be pinned ({error})")
+                raise UserError(f"{size / 2**30:.1f} GiB of host memory for {self._what} cannot be pinned ({error})")
             self._pinned = True
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
-from synpro_engine.cycle.forecast import NEEDED, Forecast, forecast
+from synpro_engine.cycle.forecast import NEEDED, Cost, Forecast, forecast
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.dist import ParallelConfig, launched
@@ -195,6 +195,26 @@ def test_weights_that_do_not_train_have_no_gradients_and_are_the_references_too(
     assert whole[reference] == 134_515_008 * 4 and whole[trained] == 4 * whole[reference]
     assert adapters[trained] < last[trained] < whole[trained]
     assert reference not in adapters and 0 == without[reference] < last[reference] < whole[reference]
+
+
+def test_what_waits_on_the_host_counts_in_the_phases_that_need_it() -> None:
+    def tuned(*given: str) -> tuple[Cost, Forecast]:
+        plan = costs("quickstart", ["dtype=float32", "tune.rephrase.train_last_blocks=null", *given])
+        return next(cost for cost in plan.costs if cost.stage == "round-1/tune-rephrase"), plan
+
+    (plain, _), (parked, plan) = tuned(), tuned("tune.rephrase.residency=parked")
+    (graphs, _) = tuned("tune.rephrase.residency=parked", "tune.rephrase.sampler.graphs=true")
+    held = parked.held
+    assert held == plain.held and plain.memory == sum(held.values()) and not plain.parked
+    throughout = held["weights, gradients, optimizer"] + held["activations"]
+    asked = held["pretrained model and probe"] + held["generator as it came"] + held["judges"]
+    assert parked.in_phase("rollout") == throughout + held["keys and values"]
+    assert parked.in_phase("score") == throughout + asked
+    assert parked.in_phase("reference") == throughout + held["reference policy"] > parked.in_phase("update")
+    assert parked.memory == max(map(parked.in_phase, ("rollout", "score", "reference"))) < plain.memory
+    assert parked.parked == asked + held["reference policy"]
+    assert any("pinned memory" in remark for remark in plan.remarks)
+    assert graphs.in_phase("update") == parked.in_phase("update") + held["keys and values"]
 
 
 def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_once() -> None:

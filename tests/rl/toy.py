@@ -10,12 +10,14 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.reward import Candidate, Composer
 from synpro_engine.reward.canary import Canary
+from synpro_engine.reward.types import Reward
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Reject, Slice
 from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.parking import NOTHING, Reading
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n.:"
 SLICES = [Slice(doc_id=f"d{i}", start=0, end=len(t), text=t) for i, t in enumerate(("one", "two", "three", "four"))]
@@ -94,14 +96,16 @@ def run(
     prompt: PromptConfig = PROMPT,
     policy: Model | None = None,
     held_out: Sequence[Slice] | None = None,
+    instead: Reward | None = None,
+    reads: Reading = NOTHING,
 ) -> tuple[TuneResult, Model]:
-    """Tune `policy`, or a fresh toy one; returns the result and the policy."""
+    """Tune `policy`, or a fresh toy one; returns the result and the policy. instead: of the reward for one letter."""
     policy = build(topology) if policy is None else policy
-    composer = Composer([Share("e", kill_after, signal), Share("a")], {"toy": WEIGHTS})
+    composer = Composer([Share("e", kill_after, signal), instead or Share("a")], {"toy": WEIGHTS})
     reference_policy = prepare_policy(policy, config)
     result = tune(
         config, policy=policy, reference_policy=reference_policy, prompter=Prompter(operation, Letters(), prompt),
         slices=SLICES, scorer=composer, canary=Canary(composer) if config.judge_canary.every else None,
-        held_out=held_out, reward_weights=WEIGHTS, directory=directory, seed=1,
+        held_out=held_out, reward_weights=WEIGHTS, directory=directory, seed=1, reads=reads,
     )  # fmt: skip
     return result, policy

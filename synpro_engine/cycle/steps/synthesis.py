@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from synpro_engine.backend import platform
 from synpro_engine.config import atomic_write_text, json_text, remove_directory
@@ -46,6 +47,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.reward import Composer, build_composer
 from synpro_engine.reward.canary import Canary
+from synpro_engine.reward.judges.in_job import ModelClient
 from synpro_engine.rl.held_out import KIND
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
@@ -62,6 +64,7 @@ from synpro_engine.synth import (
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.parking import Reading
 
 _JUDGE = "judge/"
 """Begins the names of counts of judges in a tuning's metrics."""
@@ -115,11 +118,18 @@ def _check_prompts(settings: ImportSettings, tokenizer: Tokenizer) -> None:
         _ = prompter.stop_ids
 
 
-def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topology) -> Composer:
+class Rewards(NamedTuple):
+    """What scores texts, and the models and directions that it reads."""
+
+    composer: Composer
+    reads: Reading
+
+
+def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topology) -> Rewards:
     """The rewards over the models of this round; those without weight load nothing."""
     dtype, reward = platform.resolve_dtype(settings.dtype), settings.own_reward
     pretrained = open_tokenizer(inputs.tokens, topology)
-    generators = open_tokenizer(inputs.base, topology)
+    generators, reads = open_tokenizer(inputs.base, topology), Reading()
     influence_of: TextInfluence | None = None
     likelihood_of: Callable[[Sequence[str]], list[float]] | None = None
     # A model of theta's size, twice, only where its answer has a weight.
@@ -130,13 +140,18 @@ def build_rewards(settings: SynthesisSettings, inputs: Inputs, topology: Topolog
         # With one tokenizer a text was encoded when it was read, and need not be again.
         same = generators.encoding == pretrained.encoding
         influence_of = TextInfluence(influence, pretrained.encode, same_tokenizer=same)
+        reads += influence.reads()
     if reward.measures("quality"):
         judge = load_model(inputs.base, topology, dtype)
         likelihood_of = text_likelihood(judge, generators.encode, start_id=start_id(generators))
+        reads += Reading((judge,))
     judges = open_judges(reward, inputs.judges, topology, dtype)
-    return build_composer(
+    clients = {id(judge.client): judge.client for judge in judges}.values()
+    reads += Reading(tuple(client.model for client in clients if isinstance(client, ModelClient)))
+    composer = build_composer(
         reward, influence_of=influence_of, likelihood_of=likelihood_of, judges=judges, device=topology.device
     )
+    return Rewards(composer, reads)
 
 
 def _round_seed(settings: SynthesisSettings) -> int:
@@ -164,7 +179,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         parameter.requires_grad_(True)
     # Before the first update, since it is a copy of the policy as it is now.
     reference_policy = prepare_policy(policy, config)
-    scorer = build_rewards(settings, inputs, topology)
+    scorer, reads = build_rewards(settings, inputs, topology)
     # Twice what it can ask for, of which some may be too long: a corpus has more slices than memory holds prompts.
     most = min(settings.slices.max_slices or sys.maxsize, 2 * config.steps * config.prompts_per_step)
     result = tune(
@@ -174,6 +189,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         prompter=Prompter(operation, tokenizer, settings.prompt),
         slices=slices("train", most, seed),
         scorer=scorer,
+        reads=reads,
         canary=Canary(scorer) if config.judge_canary.every else None,
         # The same ones in each round and for each seed, so that their curves can be compared.
         held_out=slices("validation", 2 * config.held_out.slices, seed=0) if config.held_out.every else None,
@@ -248,7 +264,7 @@ def generate_stage(
             settings, settings.generate.server, model, tokenizer, folder, topology, exports=not helper, checks=not done
         )
     del model  # where a server has it, its memory is free for the rewards'
-    composer = build_rewards(settings, inputs, topology)
+    composer, _ = build_rewards(settings, inputs, topology)
     producer = Producer(
         generator=generator,
         tokenizer=tokenizer,

@@ -38,6 +38,7 @@ from synpro_engine.influence.first_order.capture import Capture
 from synpro_engine.influence.first_order.gradient_norms import GradientNorms
 from synpro_engine.influence.first_order.output_layer import output_pass
 from synpro_engine.model.model import Model
+from synpro_engine.train.parking import Reading
 
 _MICROBATCHES_A_STAGE = 4  # of one schedule: what fills a pipeline
 
@@ -91,6 +92,11 @@ class DotInfluence:
             replace(first, others={name: score.value for name, score in zip(self.names[1:], rest, strict=True)})
             for first, *rest in self._remembered(sequences)
         ]
+
+    def reads(self) -> Reading:
+        """See `Estimator.reads`."""
+        beside = self._to_midpoint.tensors.values() if self._to_midpoint is not None else ()
+        return Reading((self._model,), (*self._capture.directions.values(), *beside))
 
     def score_each(self, sequences: Sequence[Sequence[int]]) -> dict[str, list[SequenceScore]]:
         """Scores by direction."""

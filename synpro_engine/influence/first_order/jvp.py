@@ -18,6 +18,7 @@ from synpro_engine.influence.directions import Direction, check_fits, check_has_
 from synpro_engine.influence.estimator import At, Remembered, SequenceScore, SharesBy, score_of
 from synpro_engine.influence.first_order.plain_decoder import check_whole, plain_logprobs
 from synpro_engine.model.model import Model
+from synpro_engine.train.parking import Reading
 
 
 class JvpInfluence:
@@ -53,6 +54,10 @@ class JvpInfluence:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[SequenceScore]:
         """See `Estimator.score`."""
         return self._remembered(sequences)
+
+    def reads(self) -> Reading:
+        """See `Estimator.reads`."""
+        return Reading((self._model,), tuple(self._tangents.values()))
 
     def _measure(self, sequences: list[Sequence[int]]) -> list[SequenceScore]:
         batches = window_batches(

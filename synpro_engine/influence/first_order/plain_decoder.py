@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
+from synpro_engine.model.parked import check_here
 from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.weights import BlockWeights, grouped_qkv
 
@@ -42,6 +43,7 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
     check_whole(model)
     embedding, final_norm = model.embedding_weight(), model.final_norm_weight()
     assert embedding is not None and final_norm is not None
+    check_here(embedding)
     hidden_BSH = F.embedding(tokens_BS, weights(embedding))
     for block in model.blocks():
         assert not block.lora, "adapters are no part of this decoder"

@@ -81,6 +81,11 @@ class ModelClient:
         self._counts: Counter[str] = Counter()
         self._told_at = -math.inf
 
+    @property
+    def model(self) -> Model:
+        """What answers."""
+        return self._model
+
     def question(self, judge: str) -> QuestionConfig:
         """What a judge is asked."""
         return self._asked[judge].question
