@@ -120,6 +120,7 @@ def _of_the_output_layer(sizes: Sizes, normal: Callable[..., Tensor], generator:
         limit_bytes=2 * held,
     )
     yield _policy(layer, normal, product, held)
+    yield _distill(layer, normal, product, held)
 
 
 def _policy(layer: Inputs, normal: Callable[..., Tensor], product: float, held_bytes: float) -> Case:
@@ -162,6 +163,34 @@ def _policy(layer: Inputs, normal: Callable[..., Tensor], product: float, held_b
         limit_flops=3 * product,
         limit_bytes=2 * held_bytes,
     )
+
+
+def _distill(layer: Inputs, normal: Callable[..., Tensor], product: float, held_bytes: float) -> Case:
+    """A teacher as large as the student, and half of the loss from it."""
+    tokens, width = layer["hidden"].shape
+    inputs = {**layer, "teacher": normal(tokens, width), "of_teacher": normal(len(layer["weight"]), width, std=0.1)}
+
+    def ours(i: Inputs) -> tuple[Tensor, ...]:
+        teachers = [sk.Teacher(i["teacher"], i["of_teacher"])]
+        return _with_gradients(
+            lambda hidden, weight: sk.linear_distill(hidden, weight, i["target"], teachers=teachers).loss,
+            i["hidden"], i["weight"],
+        )  # fmt: skip
+
+    def plain(i: Inputs) -> tuple[Tensor, ...]:
+        def loss(hidden: Tensor, weight: Tensor) -> Tensor:
+            logits = (hidden @ weight.T).to(_wide(hidden))
+            with torch.no_grad():
+                taught = (i["teacher"] @ i["of_teacher"].T).to(_wide(hidden)).softmax(-1)
+            divergence = F.kl_div(logits.log_softmax(-1), taught, reduction="sum")
+            return 0.5 * F.cross_entropy(logits, i["target"], reduction="sum") + 0.5 * divergence
+
+        return _with_gradients(loss, i["hidden"], i["weight"])
+
+    return Case(
+        name="linear_distill, with gradients", inputs=inputs, ours=ours, plain=plain,
+        limit_flops=4 * product, limit_bytes=3 * held_bytes,
+    )  # fmt: skip
 
 
 def _of_influence(sizes: Sizes, normal: Callable[..., Tensor]) -> Iterator[Case]:
