@@ -34,6 +34,7 @@ from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.recipe import recipe_of_records
 from synpro_engine.cycle.run_layout import PRETRAIN
+from synpro_engine.cycle.scoring.averaging import average_models
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.cycle.tracing import trace_document, trace_token
@@ -41,6 +42,7 @@ from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
 from synpro_engine.influence import EstimatorConfig
+from synpro_engine.train.config import WeightsOf
 
 
 @contextmanager
@@ -215,7 +217,7 @@ def _pair(
     """
     kept = output is not None and (output.is_file() or not output.exists())  # nothing lies beside a pipe
     place = output.with_name(output.name + ".directions") if output is not None and kept else folder / "directions"
-    references = _named_references(weights.references)
+    references = _named_texts(weights.references, "--reference")
     if references and weights.probe is not None:
         raise UserError("--reference: stands in place of --probe; give one or the other")
     if weights.checkpoint is None and weights.probe is None:
@@ -244,29 +246,64 @@ def _pair(
         yield pair, config.influence, config.corpus, topology
 
 
-def _named_references(given: Sequence[str]) -> dict[str, ReferenceConfig]:
-    """References by the names of their files without endings, each given as a file or as a mapping of its settings."""
+def _named_texts(given: Sequence[str], option: str) -> dict[str, ReferenceConfig]:
+    """Texts or tasks by the names of their files without endings, each a file or a mapping of its settings."""
     found: dict[str, ReferenceConfig] = {}
     for text in given:
         try:
             settings = parse_yaml(text) if text.startswith("{") else {"source": text}
         except YAMLFault as fault:
-            raise UserError(f"--reference {text}: not valid YAML ({fault})") from None
-        reference = validate(ReferenceConfig, settings, f"--reference {text}")
+            raise UserError(f"{option} {text}: not valid YAML ({fault})") from None
+        reference = validate(ReferenceConfig, settings, f"{option} {text}")
         if reference.source is None:
-            raise UserError(f"--reference {text}: key `source` is missing")
+            raise UserError(f"{option} {text}: key `source` is missing")
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(reference.source).name.partition(".")[0])
         if name in ("", *found):
-            raise UserError(f"--reference {text}: another one has that name; scores are told apart by file names")
+            raise UserError(f"{option} {text}: another one has that name; texts are told apart by file names")
         found[name] = reference
     return found
 
 
-def export(recipe: str, overrides: Sequence[str], directory: Path | None, stage: str, output: Path) -> None:
-    """Write one stage's weights as a Hugging Face directory."""
+def export(
+    recipe: str,
+    overrides: Sequence[str],
+    directory: Path | None,
+    stage: str,
+    output: Path,
+    weights: WeightsOf | None = None,
+) -> None:
+    """Write one stage's weights as a Hugging Face directory; weights: None takes those that the stage hands on."""
     with _cycle(recipe, overrides, directory) as cycle:
         cycle.open_directory()
-        cycle.export(stage, output)
+        cycle.export(stage, output, weights)
+
+
+class SeveralConfig(Config):
+    """What commands on several finished models take beside them: the keys that a recipe has for the same."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    verify: Verification = "once"
+
+
+def average(
+    arguments: Sequence[str],
+    output: Path,
+    *,
+    shares: Sequence[float],
+    weights: WeightsOf | None,
+    tokenizer: Path | None,
+) -> None:
+    """Write the mean of models. arguments: their paths, and overrides of `SeveralConfig`."""
+    paths, config = _several(arguments)
+    with verification(config.verify), launched(config.parallel) as topology:
+        average_models(paths, shares, output, tokenizer, weights, topology)
+
+
+def _several(arguments: Sequence[str]) -> tuple[list[Path], SeveralConfig]:
+    """Paths of models, and settings among them as KEY=VALUE."""
+    paths = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
+    overrides = [argument for argument in arguments if Path(argument) not in paths]
+    return paths, load_config(SeveralConfig, {}, overrides)
 
 
 def judge_check(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from synpro_engine import __version__
 from synpro_engine.backend.huge_pages import start_with_huge_pages
 from synpro_engine.cli import (
+    average_command,
     bench_command,
     influence_command,
     launch_command,
@@ -194,6 +195,7 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 
 app.command(help=influence_command.HELP)(influence_command.influence)
+app.command(help=average_command.HELP)(average_command.average)
 app.command(help=trace_command.HELP)(trace_command.trace)
 app.command(
     help=bench_command.HELP,
@@ -214,13 +216,17 @@ def export(
     recipe: Recipe,
     output: Annotated[Path, typer.Option("--output", help="The Hugging Face directory to write.")],
     stage: Annotated[str, typer.Option("--stage", help="Whose weights, as in round-1/tune-rephrase.")] = "pretrain",
+    weights: Annotated[
+        Literal["raw", "ema", "average"] | None,
+        typer.Option("--weights", help="Which of a stage that kept averages.", show_default="pretrain.hand_on"),
+    ] = None,
     overrides: Overrides = None,
     directory: Directory = None,
 ) -> None:
     """Write the weights of one of the run's stages as a Hugging Face directory."""
     from synpro_engine.cli import commands
 
-    commands.export(recipe, overrides or [], directory, stage, output)
+    commands.export(recipe, overrides or [], directory, stage, output, weights)
 
 
 @app.command("judge-check", epilog=_EPILOG)

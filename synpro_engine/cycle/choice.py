@@ -82,7 +82,9 @@ def _all(recipe: Recipe, ranks: int, machine: Machine) -> Iterator[Choice]:
 
 def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     model, dtype = recipe.model, platform.resolve_dtype(recipe.dtype)
-    footprint = Footprint(model, layout, dtype, recipe.pretrain.optimizer.name, recipe.pretrain.recompute)
+    pretrain = recipe.pretrain
+    kept = len(pretrain.averages)
+    footprint = Footprint(model, layout, dtype, pretrain.optimizer.name, pretrain.recompute, kept)
     rows = recipe.pretrain.global_batch // layout.dp
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)

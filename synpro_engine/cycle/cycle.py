@@ -35,6 +35,7 @@ from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
+from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.run import Evaluated
 
 
@@ -126,9 +127,9 @@ class Cycle:
 
         on_main(self.topology, write, label="report")
 
-    def export(self, stage: str, output: Path) -> None:
-        """Write one stage's weights as a Hugging Face directory. Collective."""
-        export_stage(self.directory, stage, output, self.recipe, self.place_of(stage))
+    def export(self, stage: str, output: Path, weights: WeightsOf | None = None) -> None:
+        """Write one stage's weights as a Hugging Face directory; None: those that it hands on. Collective."""
+        export_stage(self.directory, stage, output, self.recipe, self.place_of(stage), weights)
 
     @property
     def rounds(self) -> list[Round]:

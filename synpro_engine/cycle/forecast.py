@@ -127,7 +127,8 @@ class _Counter:
         own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
         assert own is not None and generators is not None
         pretrain = recipe.pretrain
-        self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute)
+        kept = len(pretrain.averages)
+        self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute, kept)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         in_job = recipe.reward.judges.in_job
@@ -243,7 +244,7 @@ class _Counter:
             tokens=tokens,
             # A pass that is only read is a third of one that is trained on: no backward, which is two.
             flops=(tokens + evaluated / 3) * self._per_token,
-            held=self._trained(config.micro_batch),
+            held=self._trained(self.theta, config.micro_batch),
             disk=(config.keep_checkpoints + (steps // config.keep_every if config.keep_every else 0))
             * self.theta.saved(optimizer=True),
         )
@@ -259,15 +260,12 @@ class _Counter:
             stage=stage,
             tokens=tokens,
             flops=tokens * self._per_token,
-            held=self._trained(probe.micro_batch),
+            held=self._trained(replace(self.theta, averages=0), probe.micro_batch),
             disk=self.theta.saved() if walks else model.parameter_count() * 4.0,
         )
 
-    def _trained(self, rows: int) -> dict[str, float]:
-        return {
-            _TRAINED: self.theta.training,
-            _ACTIVATIONS: self.theta.activations(rows, self.recipe.model.seq_len),
-        }
+    def _trained(self, theta: Footprint, rows: int) -> dict[str, float]:
+        return {_TRAINED: theta.training, _ACTIVATIONS: theta.activations(rows, self.recipe.model.seq_len)}
 
     def _tune(self, stage: str, operation: str) -> Cost:
         config, prompt = self.recipe.tune[operation], self.recipe.prompt.max_tokens

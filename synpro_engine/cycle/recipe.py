@@ -255,6 +255,13 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _arms_begin_with_weights_that_are_kept(self) -> Recipe:
+        wanted = self.continued.train_from
+        if wanted not in ("raw", *self.pretrain.averages):
+            raise ValueError(f"continued.train_from: pretrain.{wanted} is not given, so that there is none")
+        return self
+
+    @model_validator(mode="after")
     def _influence_knows_the_optimizer(self) -> Recipe:
         if self.pretrain.optimizer.name == "adamw":
             return self

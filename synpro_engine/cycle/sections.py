@@ -10,7 +10,7 @@ from synpro_engine.config import Config
 from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.dist import LayoutConfig
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.config import TrainConfig, WeightsOf
 
 
 class CorpusConfig(ReadConfig):
@@ -182,6 +182,9 @@ class ContinueConfig(Config):
     synthetic_epochs: float | None = Field(default=None, gt=0)
     """Passes over the synthetic text per pass over the organic text. Neither this nor a share given: 1, so that
     every text of the enlarged pool is seen equally often."""
+    train_from: WeightsOf = "raw"
+    """The weights of the stage before that both arms train on from, with its optimizer's state. From `raw` its averages
+    go on too; from one of them they begin anew."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ContinueConfig:

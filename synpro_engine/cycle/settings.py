@@ -28,7 +28,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import PAPER, FilterConfig, GenerateConfig, PromptConfig, SliceConfig
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, WeightsOf
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -100,6 +100,8 @@ class ArmSettings(StageSettings):
     references: dict[str, float]
     continued: ContinueConfig | None
     """How synthetic text is mixed in; None where there is none."""
+    train_from: WeightsOf
+    """The weights of `pretrain` or the arm before that it begins with."""
     dtype: Dtype
     seed: int
 
@@ -290,6 +292,7 @@ class SettingsOf:
             pretrain=pretrain,
             references=self._references,
             continued=continued,
+            train_from=recipe.continued.train_from,
             dtype=self._dtype,
             seed=self._seed,
         )

@@ -24,7 +24,7 @@ from synpro_engine.dist import Topology, on_main
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Safetensors' names of what a weight may be stored in. Integers, booleans and float8 mean nothing without scales.
-_WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
+_WEIGHT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FILE_BYTES = 4 * 2**30
 _ROW_BLOCK = 2**22  # numbers compared at once
 
@@ -73,6 +73,10 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._handle_of
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor, from the header."""
+        return _WEIGHT_TYPES[self._handle_of[name].get_slice(name).get_dtype()]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """All shapes, from the headers alone."""

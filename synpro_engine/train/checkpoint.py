@@ -8,11 +8,13 @@ engine's counters), `manifest.json` (hashes, the model's shape).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from synpro_engine.config import (
@@ -36,18 +38,22 @@ from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import has_adapters
 from synpro_engine.model.model import Model
-from synpro_engine.train.checkpoint_files import Row, Share, read_pieces
+from synpro_engine.train.checkpoint_files import Row, Share, StoredTensors, read_pieces
 from synpro_engine.train.checkpoint_pieces import (
+    Piece,
+    average_pieces,
+    averaged,
     model_pieces,
     optimizer_pieces,
     set_updates_made,
     updates_made,
 )
+from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.host_memory import HostMemory
 
 KIND = "checkpoint"
-_STATE = "state"
+STATE = "state"
 _EXTRA = "extra.json"
 _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors
 # What two models may differ in and still hold the same tensors with the same meaning.
@@ -57,11 +63,15 @@ Json = Any
 
 
 class _Counters(Record):
-    """Of an engine: steps made, the step at which its schedule began, updates of its optimizer."""
+    """Of an engine: steps made, the step at which its schedule began, updates of its optimizer.
+
+    averages: how many weights each average holds, by name.
+    """
 
     step: int
     schedule_start: int
     updates: int
+    averages: dict[str, int] = Field(default={})
 
 
 class _Extra(Record):
@@ -129,13 +139,19 @@ class CheckpointDraft:
         on_main(topology, lambda: _prepare(path))
         # Weights stand beside the optimizer's fp32 masters even where both are fp32: whoever wants the model
         # alone reads no optimizer state.
-        pieces = model_pieces(model) + ([] if engine is None else optimizer_pieces(model, engine.optimizer))
+        pieces = model_pieces(model)
+        if engine is not None:
+            pieces += optimizer_pieces(model, engine.optimizer)
+            pieces += average_pieces(model, engine.optimizer, engine.averages)
         with _WriteFaults(partial_path(path)):
-            share = Share(partial_path(path) / _STATE, pieces, host)
+            share = Share(partial_path(path) / STATE, pieces, host)
         counters = None
         if engine is not None:
             updates = updates_made(engine.optimizer, topology)
-            counters = _Counters(step=engine.step_index, schedule_start=engine.schedule_start, updates=updates)
+            taken: dict[str, int] = {name: average.taken for name, average in engine.averages.items()}
+            counters = _Counters(
+                step=engine.step_index, schedule_start=engine.schedule_start, updates=updates, averages=taken
+            )
         # As text, for what the caller hands over may be alive, and change before it is written.
         stored = json_text(_Extra(engine=counters, extra=dict(extra or {})).model_dump(), indent=2) + "\n"
         description = {
@@ -145,6 +161,7 @@ class CheckpointDraft:
             "optimizer": False if engine is None else engine.optimizer_config.name,
             "layout": str(topology.layout),
             "adapters": has_adapters(model),
+            "weights": "raw" if engine is None else engine.given,
         }
         return cls(
             path=path,
@@ -156,6 +173,29 @@ class CheckpointDraft:
             seed=seed,
         )
 
+    @classmethod
+    def made(
+        cls,
+        path: Path,
+        like: Mapping[str, Tensor],
+        make: Callable[[str], Tensor],
+        description: Mapping[str, Json],
+        parents: Mapping[str, Path],
+    ) -> CheckpointDraft:
+        """Of a model's weights that `make` gives by key as they are written, by a job of one process.
+
+        like: tensors of their shapes and dtypes, without numbers. description: of the model, as other checkpoints'.
+        """
+        _prepare(path)
+        pieces = [Piece(key, data, tuple(data.shape), (0,) * data.dim()) for key, data in like.items()]
+        with _WriteFaults(partial_path(path)):
+            share = Share(partial_path(path) / STATE, pieces, make=make)
+        stored = json_text(_Extra(engine=None, extra={}).model_dump(), indent=2) + "\n"
+        own = {"format": _FORMAT, "optimizer": False, "layout": "", "adapters": False, "weights": "raw"}
+        return cls(
+            path=path, rank=0, share=share, extra=stored, description={**description, **own}, parents=parents, seed=None
+        )
+
     def write(self) -> Written:
         """Write this rank's share and hash it; UserError where that cannot be."""
         partial = partial_path(self.path)
@@ -163,7 +203,7 @@ class CheckpointDraft:
         with _WriteFaults(partial, RuntimeError):
             rows = self.share.write()
             # Each rank hashes what it wrote itself: one thread on rank 0 would keep all others waiting.
-            return rows, hashes_of_written(partial, list((partial / _STATE).glob(f"__{self.rank}_*")))
+            return rows, hashes_of_written(partial, list((partial / STATE).glob(f"__{self.rank}_*")))
 
     def commit(self, written: Sequence[Written]) -> None:
         """Have the checkpoint appear at `path`, of what every rank has written, in their order. On rank 0."""
@@ -177,25 +217,39 @@ class CheckpointDraft:
             publish(partial, self.path)
 
 
+def weights_taken(path: Path) -> dict[str, int]:
+    """How many weights each average of a checkpoint holds, by name; UserError for one that is missing or damaged."""
+    counters = read_record(path / _EXTRA, _Extra).engine
+    return {} if counters is None else counters.averages
+
+
 def checkpoint_extra(path: Path) -> dict[str, Json]:
     """The `extra` of a checkpoint, whose tensors are left alone; UserError for one that is missing or damaged."""
-    _checkpoint_manifest(path)
+    checkpoint_manifest(path)
     return read_record(path / _EXTRA, _Extra).extra
 
 
 def load_checkpoint(
-    path: Path, model: Model, engine: Engine | None = None, *, optimizer_state: bool = True
+    path: Path,
+    model: Model,
+    engine: Engine | None = None,
+    *,
+    optimizer_state: bool = True,
+    weights: WeightsOf | None = None,
 ) -> dict[str, Json]:
     """Load weights into `model`, and with an `engine` on it the optimizer state and counters; returns `extra`.
 
     The layout may differ from the one that saved. With an engine and `optimizer_state=False` the optimizer starts
-    afresh from the loaded weights. The files are held against the manifest first (see `integrity`). Collective.
+    afresh from the loaded weights. weights: which to take of a checkpoint with averages; None: those that it was
+    written to give. Only from `raw` training goes on as if it had not stopped: behind an average the engine's own
+    averages begin anew, as do those that are not there. The files are held against the manifest first (see
+    `integrity`). Collective.
     Raises UserError for a missing or damaged checkpoint, one of another model (naming both), or one without the
-    optimizer state that was asked for, or with another optimizer's.
+    optimizer state or the average that was asked for, or with another optimizer's state.
     """
     assert engine is None or engine.model is model
     topology, with_optimizer = model.topology, engine is not None and optimizer_state
-    manifest = on_main(topology, lambda: _checkpoint_manifest(path))
+    manifest = on_main(topology, lambda: checkpoint_manifest(path))
     verify_shared(path, topology)  # before anything is loaded: damage must leave the model as it is
     stored = on_main(topology, lambda: read_record(path / _EXTRA, _Extra))
     # Every tensor would fit where only a family, an epsilon or a rotary base differs, and other numbers would come out.
@@ -211,12 +265,21 @@ def load_checkpoint(
         raise UserError(f"{path}: holds no optimizer state (it was saved from a model alone)")
     if engine is not None and with_optimizer:
         _check_optimizer(path, manifest, engine)
+    taken = {} if stored.engine is None else stored.engine.averages
+    chosen = chosen_weights(path, manifest, taken, weights)
     # From here on the memory of model and optimizer is filled in place: what can be refused has been refused by now.
     pieces = model_pieces(model)
+    if engine is not None:
+        kept = taken if with_optimizer and chosen == "raw" else {}
+        for name, average in engine.averages.items():
+            average.taken = kept.get(name, 0)
     if engine is not None and with_optimizer:
         pieces += optimizer_pieces(model, engine.optimizer)
+        pieces += average_pieces(model, engine.optimizer, engine.averages)
+    if chosen != "raw":
+        pieces = averaged(pieces, chosen, on_main(topology, lambda: list(StoredTensors(path / STATE))))
     # No rank may fail alone here: the others would wait for it in the next collective.
-    on_every_rank(topology, lambda: read_pieces(path / _STATE, pieces))
+    on_every_rank(topology, lambda: read_pieces(path / STATE, pieces))
     if engine is not None and stored.engine is not None and with_optimizer:
         # Steps and updates are two counts: a skipped step moves schedule and data, but not AdamW's bias correction.
         set_updates_made(engine.optimizer, stored.engine.updates)
@@ -224,6 +287,14 @@ def load_checkpoint(
     elif engine is not None:
         engine.optimizer.reload_model_params()  # fp32 master weights of bf16 parameters
     return stored.extra
+
+
+def chosen_weights(path: Path, manifest: Manifest, taken: Mapping[str, int], wanted: WeightsOf | None) -> str:
+    """Which weights to read; UserError for an average that is not kept there. One that holds nothing yet is `raw`."""
+    chosen = wanted or str(manifest.config.get("weights", "raw"))
+    if chosen != "raw" and chosen not in taken:
+        raise UserError(f"{path}: holds no {chosen} of its weights (`pretrain.{chosen}` keeps one)")
+    return chosen if taken.get(chosen) else "raw"
 
 
 def _check_optimizer(path: Path, manifest: Manifest, engine: Engine) -> None:
@@ -237,7 +308,7 @@ def _check_optimizer(path: Path, manifest: Manifest, engine: Engine) -> None:
 
 def checkpoint_model_config(path: Path) -> ModelConfig:
     """Shape of the model in a checkpoint; UserError when there is none. Not collective."""
-    return ModelConfig.model_validate(_checkpoint_manifest(path).config["model"])
+    return ModelConfig.model_validate(checkpoint_manifest(path).config["model"])
 
 
 def _prepare(path: Path) -> None:
@@ -246,7 +317,7 @@ def _prepare(path: Path) -> None:
     with _WriteFaults(partial):
         if partial.exists():
             shutil.rmtree(partial)  # what an interrupted save left
-        (partial / _STATE).mkdir(parents=True)
+        (partial / STATE).mkdir(parents=True)
 
 
 class _WriteFaults:
@@ -266,7 +337,8 @@ class _WriteFaults:
             raise UserError(f"{self._path}: cannot be written ({first_line(cause)})") from error
 
 
-def _checkpoint_manifest(path: Path) -> Manifest:
+def checkpoint_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint that this version reads; UserError for anything else at `path`. Not collective."""
     manifest = read_manifest(path)
     if manifest.kind != KIND:
         raise UserError(f"{path}: is a {manifest.kind}, not a checkpoint")

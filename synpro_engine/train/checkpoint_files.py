@@ -6,7 +6,7 @@ index that torch would unpickle is read by `checkpoint_index` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,20 @@ Row = tuple[str, list[int], int | None, int, str, int, int]
 class Share:
     """What this rank writes of a checkpoint's tensors: agreed on by all ranks, then written without any of them."""
 
-    def __init__(self, directory: Path, pieces: Sequence[Piece], host: HostMemory | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        pieces: Sequence[Piece],
+        host: HostMemory | None = None,
+        make: Callable[[str], Tensor] | None = None,
+    ) -> None:
         """Agree on who writes which of `pieces` below `directory`, which exists and is empty. Collective.
 
         host: holds a copy of this rank's share from now on, so that the pieces may change before they are written.
+        make: gives a piece by its key when its turn to be written comes, and its `data` only says what that will be.
         """
-        self._writer, self._planner = _Writer(directory, from_device=host is None), _SavePlanner(pieces)
+        from_device = host is None and make is None
+        self._writer, self._planner = _Writer(directory, from_device=from_device), _SavePlanner(pieces, make)
         # Nothing goes in as a state dict: torch takes a plain tensor there for a whole one, and these are parts.
         dcp.save({}, storage_writer=self._writer, planner=self._planner)
         if host is not None:
@@ -66,7 +74,10 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
     Raises UserError for files that are damaged, that could run code or leave the directory, or that lack a tensor or
     have it in another shape.
     """
-    index = read_index(directory)
+    _read(directory, read_index(directory), pieces)
+
+
+def _read(directory: Path, index: Metadata, pieces: Sequence[Piece]) -> None:
     # All are looked up before the first is read, so that a checkpoint of another model leaves the memory as it is.
     for piece in pieces:
         stored: Any = index.state_dict_metadata.get(piece.key)
@@ -81,6 +92,35 @@ def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
         reader.read_data(planner.create_local_plan(), planner).wait()
     except (*UNREADABLE, AssertionError) as error:  # torch asserts what it expects of the files
         raise UserError(f"{directory.parent}: cannot be read ({first_line(error)})") from error
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of the checkpoint in `directory`, each read whole, to the CPU, when asked for.
+
+    UserError as `read_pieces`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._index = directory, read_index(directory)
+
+    def like(self, key: str) -> Tensor:
+        """Of its shape and dtype, without its numbers."""
+        entry: Any = self._index.state_dict_metadata[key]
+        return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+
+    def __getitem__(self, key: str) -> Tensor:
+        data = torch.empty_like(self.like(key), device="cpu")
+        _read(self._directory, self._index, [Piece(key, data, tuple(data.shape), (0,) * data.dim())])
+        return data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index.state_dict_metadata)
+
+    def __len__(self) -> int:
+        return len(self._index.state_dict_metadata)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index.state_dict_metadata
 
 
 def whole_tensors(directory: Path) -> dict[str, Tensor]:
@@ -141,8 +181,9 @@ def _written(row: Row, one: dict[str, str]) -> WriteResult:
 class _SavePlanner(dcp.DefaultSavePlanner):
     """Offers the pieces; of those that several ranks offer, torch has the one write that has the least to write."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece], make: Callable[[str], Tensor] | None = None) -> None:
         super().__init__(flatten_state_dict=False)
+        self._make = make
         self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
         self._data: Mapping[MetadataIndex, Tensor] = {place: piece.data for place, piece in self._pieces.items()}
 
@@ -159,7 +200,7 @@ class _SavePlanner(dcp.DefaultSavePlanner):
         self._data = dict(zip(places, host.copies([self._data[place] for place in places]), strict=True))
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        data = self._data[index]
+        data = self._data[index] if self._make is None else self._make(index.fqn)
         if data.device.type != "cpu":
             return data
         # Over a storage of exactly its size: of a view into a larger one torch's writer would make a copy first, and

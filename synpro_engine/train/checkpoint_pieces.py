@@ -7,7 +7,8 @@ save and nothing is scattered to load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -15,8 +16,13 @@ from torch import Tensor
 
 from synpro_engine.dist import Topology
 from synpro_engine.model.model import Model
+from synpro_engine.train.averages import WeightAverage
 from synpro_engine.train.optimizer import begin_state, moments
 from synpro_engine.train.owned import MegatronOptimizer, Shape, described, owned_rectangles
+
+OPTIMIZER = "optimizer."
+"""Begins the key of every tensor that is no weight of a model."""
+_MASTER = OPTIMIZER + "param."
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,38 @@ def optimizer_pieces(model: Model, optimizer: MegatronOptimizer) -> list[Piece]:
         shard = rectangle.shard
         begin_state(shard)
         for name, flat in (("param", shard.main), *((moment, shard.state[moment]) for moment in moments(shard.group))):
-            key = f"optimizer.{name}.{rectangle.key}"
+            key = f"{OPTIMIZER}{name}.{rectangle.key}"
             # Views, also of the moments: loading writes through them into the memory that the optimizer owns.
             pieces.append(Piece(key, rectangle.of(flat), rectangle.shape, rectangle.offset, rectangle.saves))
     return pieces
+
+
+def average_pieces(model: Model, optimizer: MegatronOptimizer, averages: Mapping[str, WeightAverage]) -> list[Piece]:
+    """The averages of the ranges that this rank owns, by their names; of one that holds nothing yet none."""
+    taken = {name: average for name, average in averages.items() if average.taken}
+    return [
+        Piece(f"{OPTIMIZER}{name}.{r.key}", r.of(average.of(r.shard)), r.shape, r.offset, r.saves)
+        for r in (owned_rectangles(model, optimizer) if taken else ())
+        for name, average in taken.items()
+    ]
+
+
+def averaged(pieces: Iterable[Piece], name: str, stored: Collection[str]) -> list[Piece]:
+    """The same memory, with weights and their masters to be read from the average `name` of what is `stored`, keys.
+
+    Moments stay those of the weights.
+    """
+    return [replace(piece, key=precise_key(piece.key.removeprefix(_MASTER), name, stored)) for piece in pieces]
+
+
+def precise_key(key: str, weights: str, stored: Collection[str]) -> str:
+    """Where the fp32 numbers of a weight are `stored`: its master (`raw`), or one of the averages.
+
+    What did not train has none of them, and is its own; so is all that is no weight.
+    """
+    if _MASTER + key not in stored:
+        return key
+    return _MASTER + key if weights == "raw" else f"{OPTIMIZER}{weights}.{key}"
 
 
 def updates_made(optimizer: MegatronOptimizer, topology: Topology) -> int:

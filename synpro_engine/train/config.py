@@ -16,6 +16,8 @@ from synpro_engine.model.dropout_config import DropoutConfig
 OutputLayer = Literal["fused", "recomputed", "materialised"]
 OptimizerName = Literal["adamw", "muon"]
 MuonScale = Literal["spectral", "adamw_rms"]
+WeightsOf = Literal["raw", "ema", "average"]
+"""Weights of a run: `raw`, as its last step left them, or one of its averages of those of many steps."""
 
 
 class MuonConfig(Config):
@@ -141,6 +143,27 @@ class PlateauConfig(Config):
     """Budget in trained tokens."""
 
 
+class AverageConfig(Config):
+    """The plain mean of the weights after many steps (Izmailov et al., "stochastic weight averaging", 1803.05407)."""
+
+    start: int = Field(default=0, ge=0)
+    """Steps before the first weights that are taken, of pretraining and what goes on from it in all; until then the
+    average is the weights as they are."""
+    every: int = Field(default=1, gt=0)
+    """Steps between weights that are taken."""
+
+
+class EmaConfig(AverageConfig):
+    """An exponential moving average: of what is taken, each counts `decay` times as much as the one after it.
+
+    Without a bias towards the beginning: divided by the sum of these factors, as Adam's moments are (Kingma and Ba,
+    arXiv 1412.6980, section 3), it is the plain mean at first and needs no warm-up of the decay.
+    """
+
+    decay: float = Field(default=0.99, gt=0, lt=1)
+    """About 1 / (1 - decay) of the last weights count."""
+
+
 class SkipConfig(Config):
     """Steps whose loss or gradient is not finite: they change nothing, and too many of them end the run."""
 
@@ -237,6 +260,14 @@ class TrainConfig(Config):
     """What happens at steps far above those before; None looks at none."""
     stragglers: StragglerConfig | None = StragglerConfig()
     """Tell of ranks that keep the others waiting, where there are several; None times none."""
+    ema: EmaConfig | None = None
+    """Keep an exponential moving average of the weights, in fp32, a share on each data-parallel rank."""
+    average: AverageConfig | None = None
+    """Keep a plain mean of the weights likewise."""
+    evaluate_with: WeightsOf = "raw"
+    """The weights that held-out losses are of, by which the plateau and divergence go."""
+    hand_on: WeightsOf | None = None
+    """The weights that later stages and `synpro export` are given; those of `evaluate_with` where not given."""
     eval_every: int = Field(default=50, ge=0)
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
     checkpoint_every: int = Field(default=200, ge=0)
@@ -278,4 +309,18 @@ class TrainConfig(Config):
             raise ValueError(f"keep_every: {self.keep_every} is not a multiple of checkpoint_every")
         if self.distill is not None and self.output_layer != "fused":
             raise ValueError(f"distill: goes with output_layer fused, not {self.output_layer}")
+        for key, wanted in (("evaluate_with", self.evaluate_with), ("hand_on", self.hand_on)):
+            if wanted not in (None, "raw", *self.averages):
+                raise ValueError(f"{key}: {wanted} is not kept; give `{wanted}`, such as `{wanted}: {{start: 0}}`")
         return self
+
+    @property
+    def averages(self) -> dict[WeightsOf, AverageConfig]:
+        """The averages that are kept, by name."""
+        kept: dict[WeightsOf, AverageConfig | None] = {"ema": self.ema, "average": self.average}
+        return {name: config for name, config in kept.items() if config is not None}
+
+    @property
+    def given(self) -> WeightsOf:
+        """The weights that whoever reads a checkpoint is given."""
+        return self.hand_on or self.evaluate_with

@@ -8,7 +8,8 @@ data-parallel ranks; told that losses are sums per token, it divides by neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +31,8 @@ from synpro_engine.model.dropout import Dropout
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.model.trunk import Trunk
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.averages import WeightAverage
+from synpro_engine.train.config import AverageConfig, OptimizerConfig, ScheduleConfig, WeightsOf
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
 from synpro_engine.train.optimizer import build_optimizer, decay_at, lr_factor, set_hyperparameters, update
@@ -77,7 +79,10 @@ class Engine:
         *,
         schedule: ScheduleConfig | None = None,
         overlap_gradients: bool = False,
+        averages: Mapping[WeightsOf, AverageConfig] | None = None,
+        given: WeightsOf = "raw",
     ) -> None:
+        """averages: what is kept beside the weights. given: what a model that is loaded from a checkpoint becomes."""
         # At the door, and not at the step: what is refused here trains without an error, to wrong weights.
         refuse_traps(model)
         self.model = model
@@ -89,6 +94,11 @@ class Engine:
         self.wrapped: list[Any] = _wrap(model, overlap_gradients)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
         self._muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
+        # Here and not at their first step, which may be hours away: memory that is not there shows at once.
+        kept = dict(averages or {}).items()
+        self.averages = {name: WeightAverage(config, self.optimizer) for name, config in kept}
+        self.given: WeightsOf = given
+        self._holds: WeightsOf = "raw"
         self._install_hooks(overlap_gradients)
 
     def _install_hooks(self, overlap_gradients: bool) -> None:
@@ -114,6 +124,37 @@ class Engine:
     @property
     def _lr_factor(self) -> float:
         return lr_factor(self.schedule, self.step_index - self.schedule_start)
+
+    @contextmanager
+    def holding(self, weights: WeightsOf) -> Iterator[None]:
+        """Within the block the model holds these weights, which are `raw` or kept by this engine. Collective.
+
+        Afterwards it has its own back, bit for bit. An average that no weights were taken into yet is the raw ones.
+        """
+        average = None if weights == "raw" else self.averages[weights]
+        if average is None or average.taken == 0:
+            yield
+            return
+        assert self._holds == "raw", "one after the other"
+        average.exchange()
+        self._gather()
+        self._holds = weights
+        try:
+            yield
+        except BaseException:
+            # This rank's own share alone: the others may be at another collective, and the job ends.
+            average.exchange()
+            raise
+        else:
+            average.exchange()
+            self._gather()
+        finally:
+            self._holds = "raw"
+
+    def _gather(self) -> None:
+        """Every data-parallel rank's share of the weights to all of them, as after a step. Collective."""
+        for chunk in self.wrapped:
+            chunk.start_param_sync()
 
     def restart_schedule(self) -> None:
         """Begin the schedule anew at the present step (steps keep their numbers)."""
@@ -165,6 +206,10 @@ class Engine:
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1
+        if updated:  # of a skipped step the same weights would be taken twice
+            with span(OPTIMIZER):
+                for average in self.averages.values():
+                    average.add(self.step_index)
         return StepResult(
             step=self.step_index,
             loss=loss,
@@ -239,6 +284,7 @@ class Engine:
 
     def _check(self, microbatches: Sequence[MicroBatch]) -> None:
         """Refuse micro-batches that the schedule cannot run, and a model that is another engine's by now."""
+        assert self._holds == "raw", f"the model holds the {self._holds} of its weights, which no step may change"
         # A second engine on the same model moves its parameters away; updates of the first would go nowhere.
         for buffer in (buffer for chunk in self.wrapped for buffer in chunk.buffers):
             # By storage and not by identity, since a second engine leaves the Parameter

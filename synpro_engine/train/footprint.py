@@ -24,6 +24,8 @@ class Footprint:
     dtype: torch.dtype
     optimizer: OptimizerName = "adamw"
     recompute: Recompute = "none"
+    averages: int = 0
+    """Averages of the weights that training keeps."""
 
     @property
     def weights(self) -> float:
@@ -34,7 +36,7 @@ class Footprint:
     def training(self) -> float:
         """Weights, fp32 gradients, and this rank's part of what the optimizer keeps, which data-parallel ranks share.
 
-        That is fp32 weights beside half ones, and two moments; for Muon's matrices one.
+        That is fp32 weights beside half ones, and two moments; for Muon's matrices one. An average is as large as one.
         """
         return self._trained(self._parameters) - 4 * self._of_muon / self.layout.dp
 
@@ -79,7 +81,8 @@ class Footprint:
         """A checkpoint of the whole model, on disk; the optimizer's part there has fp32 weights in any case."""
         whole = self.model.parameter_count()
         one_moment = self.model.parameter_count(embeddings=False) if self.optimizer == "muon" else 0
-        return whole * self.dtype.itemsize + (12 * whole - 4 * one_moment if optimizer else 0)
+        state = (12 + 4 * self.averages) * whole - 4 * one_moment
+        return whole * self.dtype.itemsize + (state if optimizer else 0)
 
     def _of_blocks(self, blocks: int) -> float:
         """Parameters of so many blocks on a rank."""
@@ -90,7 +93,8 @@ class Footprint:
         """So many parameters, their fp32 gradients, and a data-parallel rank's share of AdamW's state."""
         # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
         masters = 0 if self.dtype == torch.float32 else 4
-        return parameters * (self.dtype.itemsize + 4 + (masters + 8) / self.layout.dp)
+        kept = masters + 8 + 4 * self.averages
+        return parameters * (self.dtype.itemsize + 4 + kept / self.layout.dp)
 
     @property
     def _parameters(self) -> float:

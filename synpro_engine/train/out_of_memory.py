@@ -28,7 +28,8 @@ def telling_out_of_memory(model: Model, config: TrainConfig, seq_len: int) -> It
 
 def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int) -> str:
     topology, layout = model.topology, model.topology.layout
-    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute)
+    kept = len(config.averages)
+    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, kept)
     rows = config.micro_batch
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]

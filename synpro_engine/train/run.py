@@ -32,7 +32,7 @@ from synpro_engine.train.checkpoint_directory import (
     step_path,
 )
 from synpro_engine.train.checkpoint_saver import CheckpointSaver
-from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_loss
@@ -123,6 +123,7 @@ class PretrainRun:
         watcher: Watcher | None = None,
         evaluated: Evaluated | None = None,
         teachers: Sequence[Model] = (),
+        start_weights: WeightsOf = "raw",
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
@@ -134,8 +135,14 @@ class PretrainRun:
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
         self.mixed = mixed
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
+        self.start_weights: WeightsOf = start_weights
         self.engine = Engine(
-            model, config.optimizer, schedule=config.schedule, overlap_gradients=config.overlap_gradients
+            model,
+            config.optimizer,
+            schedule=config.schedule,
+            overlap_gradients=config.overlap_gradients,
+            averages=config.averages,
+            given=config.given,
         )
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher, self.evaluated = watcher, evaluated
@@ -172,14 +179,14 @@ class PretrainRun:
         if self.start is not None:
             # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss
             # right where the arms are compared.
-            extra = load_checkpoint(self.start, self.model, self.engine)
+            extra = load_checkpoint(self.start, self.model, self.engine, weights=self.start_weights)
             if "data" in extra:
                 self.loader.load_state_dict(extra["data"])
             self.state.first_step = self.engine.step_index
         return False
 
     def _resume(self, newest: Path) -> None:
-        extra = load_checkpoint(newest, self.model, self.engine)
+        extra = load_checkpoint(newest, self.model, self.engine, weights="raw")
         # Of the settings only; what lies in the loader (seed, length, corpora) is compared by its own state.
         difference = first_difference(extra["config"], self.config.model_dump(mode="json"), _FREE)
         if difference is not None:
@@ -325,7 +332,8 @@ class PretrainRun:
 
         Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
-        with self.throughput.pause(), span(EVALUATE):
+        held = self.config.evaluate_with
+        with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
             # The same order of sets on every rank: each evaluation is full of collectives.
             losses = {
                 name: held_out_loss(self.model, batches, micro_batch=self.config.micro_batch)
@@ -338,7 +346,10 @@ class PretrainRun:
         self.state.losses, self.state.evaluated_at = losses, step
         values = {f"{name}_loss": loss for name, loss in losses.items()}
         if losses:
-            self.log.write("eval", step, values | {"tokens": self.state.tokens})
+            record: dict[str, float | int | str] = {**values, "tokens": self.state.tokens}
+            if held != "raw":
+                record["weights"] = held
+            self.log.write("eval", step, record)
         # Before the detector, which is shown NaN where this says that the losses are out of bounds.
         out = self.guard.add_evaluation(losses)
         if judge and self.detector is not None:

@@ -19,7 +19,7 @@ from synpro_engine.backend.profiling import StepProfiler
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.out_of_memory import telling_out_of_memory
 from synpro_engine.train.run import Evaluated, PretrainResult, PretrainRun, Watcher
 
@@ -33,6 +33,7 @@ def pretrain(
     held_out: Mapping[str, Sequence[Batch]] | None = None,
     mixed: Mapping[str, Mapping[str, float]] | None = None,
     start: Path | None = None,
+    start_weights: WeightsOf = "raw",
     seed: int | None = None,
     label: str = "pretraining",
     watcher: Watcher | None = None,
@@ -43,7 +44,8 @@ def pretrain(
 
     held_out: this rank's batches of each held-out set, by name. mixed: further sets by name, whose losses are means of
     those of the sets that they name, by weight. start: a checkpoint to begin from, with its weights,
-    optimizer state and position in the data; steps go on counting from it.
+    optimizer state and position in the data; steps go on counting from it. start_weights: which of its weights; behind
+    an average of them the run's own averages begin anew.
     watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run. teachers: those that
     `config.distill` names, in this layout.
 
@@ -55,7 +57,18 @@ def pretrain(
     telling = partial(telling_out_of_memory, model, config, loader.seq_len)
     with telling():  # the optimizer's state is taken here, or with the first step
         run = PretrainRun(
-            model, config, loader, directory, held_out or {}, mixed or {}, seed, start, watcher, evaluated, teachers
+            model,
+            config,
+            loader,
+            directory,
+            held_out or {},
+            mixed or {},
+            seed,
+            start,
+            watcher,
+            evaluated,
+            teachers,
+            start_weights,
         )
         resumed = run.begin()
     run.open_log(resumed)

@@ -11,6 +11,7 @@ from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.sections import ContinueConfig
+from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.cycle.steps.pretraining import _refuse_unread, mixture
 from synpro_engine.data import Document, TokenCorpus
 
@@ -129,6 +130,16 @@ def test_an_estimator_that_does_not_suit_the_probe_is_refused_before_anything_ru
 def test_muon_goes_with_a_probe_that_walks_without_its_momentum() -> None:
     asked = ["pretrain.optimizer.name=muon", "probe.kind=walk", "probe.keep_momentum=false", "pretrain.in_run=null"]
     assert load_recipe("smoke", asked).pretrain.optimizer.name == "muon"
+
+
+def test_arms_begin_with_weights_that_pretraining_keeps() -> None:
+    with pytest.raises(UserError, match=r"continued\.train_from: pretrain\.ema is not given"):
+        load_recipe("smoke", ["continued.train_from=ema"])
+    with pytest.raises(UserError, match=r"pretrain`: evaluate_with: average is not kept"):
+        load_recipe("smoke", ["pretrain.evaluate_with=average"])
+    recipe = load_recipe("smoke", ["continued.train_from=ema", "pretrain.ema.decay=0.9", "pretrain.evaluate_with=ema"])
+    arm = SettingsOf(recipe).arm(5, synthetic=False)
+    assert (arm.train_from, arm.pretrain.given, arm.continued) == ("ema", "ema", None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import add_adapters
 from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.config import OptimizerConfig, OptimizerName
+from synpro_engine.train.config import AverageConfig, EmaConfig, OptimizerConfig, OptimizerName
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
@@ -68,6 +68,23 @@ def held(engine: Engine) -> int:
 def test_training_holds_what_the_footprint_says(topology: Topology, dtype: torch.dtype, name: OptimizerName) -> None:
     said = Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype, name).training
     assert held(trained(topology, dtype, name)) == pytest.approx(said, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_take_what_the_footprint_says_in_memory_and_on_disk(
+    topology: Topology, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    plain, both = (Footprint(SHAPE, Layout.of(ParallelConfig(), 1), dtype, averages=kept) for kept in (0, 2))
+    model = build_model(SHAPE, topology, dtype=dtype)
+    engine = Engine(model, OptimizerConfig(), averages={"ema": EmaConfig(), "average": AverageConfig()})
+    tokens = torch.randint(0, SHAPE.vocab_size, (2, SHAPE.seq_len))
+    engine.step([Batch(tokens, tokens.roll(-1, 1))], LanguageModelLoss(), denominator=float(tokens.numel()))
+    kept = sum(average.memory.untyped_storage().nbytes() for average in engine.averages.values())
+    assert kept == pytest.approx(both.training - plain.training, rel=0.01)
+    save_checkpoint(tmp_path / "all", engine)
+    size = sum(file.stat().st_size for file in (tmp_path / "all").rglob("*") if file.is_file())
+    said = both.saved(optimizer=True)
+    assert said == plain.saved(optimizer=True) + kept and said <= size < 1.25 * said + 100_000
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,1 +1,1 @@
-"""Influence asked outside of a run's stages: of whole files of documents, or of one text token by token."""
+"""What is asked of finished models outside of a run's stages: influence of texts, means of weights."""

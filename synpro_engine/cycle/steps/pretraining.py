@@ -32,6 +32,7 @@ from synpro_engine.data import (
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
+from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.run import Evaluated, Watcher
 from synpro_engine.train.trainer import pretrain
 
@@ -111,6 +112,7 @@ def _train(
     *,
     label: str,
     start: Path | None = None,
+    start_weights: WeightsOf = "raw",
     watcher: Watcher | None = None,
     evaluated: Evaluated | None = None,
 ) -> None:
@@ -153,6 +155,7 @@ def _train(
         },
         mixed=mixed,
         start=start,
+        start_weights=start_weights,
         seed=settings.seed,
         label=label,
         watcher=watcher,
@@ -204,10 +207,12 @@ def arm_stage(into: Path, training: Training, topology: Topology) -> None:
     """Train on from `training.start`; the synthetic text is mixed in as `continued` says, and none repeats organic."""
     assert training.start is not None
     corpora, weights = training.sources(open_tokenizer(training.tokens, topology))
-    config = training.settings.pretrain
+    settings, config = training.settings, training.settings.pretrain
+    assert isinstance(settings, ArmSettings)
     _refuse_unread(weights, config.max_steps * config.global_batch)
     before = stage_checkpoint(training.start, topology)
-    _train(into, training, corpora, weights, topology, label=into.name.removesuffix(".partial"), start=before)
+    label = into.name.removesuffix(".partial")
+    _train(into, training, corpora, weights, topology, label=label, start=before, start_weights=settings.train_from)
 
 
 def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:

@@ -27,7 +27,7 @@ from synpro_engine.model.state import iter_by_name
 from synpro_engine.rl.trainer import POLICY
 from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, load_checkpoint
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS, complete_checkpoints
-from synpro_engine.train.config import DistillConfig
+from synpro_engine.train.config import DistillConfig, WeightsOf
 
 
 def stage_checkpoint(stage: Path, topology: Topology) -> Path:
@@ -53,26 +53,36 @@ def _checkpoint_of(stage: Path) -> Path:
     return saved[-1]
 
 
-def load_model(stage: Path, topology: Topology, dtype: torch.dtype, *, like: ModelConfig | None = None) -> Model:
+def load_model(
+    stage: Path,
+    topology: Topology,
+    dtype: torch.dtype,
+    *,
+    like: ModelConfig | None = None,
+    weights: WeightsOf | None = None,
+) -> Model:
     """The model that a finished stage ended with, frozen. Collective.
 
-    like: the shape it must have; UserError, which names the difference, when it has another.
+    like: the shape it must have; UserError, which names the difference, when it has another. weights: which of a stage
+    that kept averages; None: those that it hands on.
     """
     path = stage_checkpoint(stage, topology)
     shape = like or on_main(topology, lambda: checkpoint_model_config(path))
     model = build_model(shape, topology, dtype=dtype, seed=None)
-    load_checkpoint(path, model)
+    load_checkpoint(path, model, weights=weights)
     # Nothing that is only read should keep activations for a backward pass; whoever trains it says so.
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
 
 
-def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology) -> None:
+def export_stage(
+    directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology, weights: WeightsOf | None = None
+) -> None:
     """Write the weights of `stage` (as in `pretrain` or `round-1/tune-rephrase`). Collective.
 
-    Raises UserError for a stage that is not there or holds no weights, and where `output` holds anything but an earlier
-    export, which is replaced.
+    weights: as `load_model` takes them. Raises UserError for a stage that is not there or holds no weights, and where
+    `output` holds anything but an earlier export, which is replaced.
     """
     path, source = directory / stage, directory / tokenizer_stage(stage)
 
@@ -86,7 +96,7 @@ def export_stage(directory: Path, stage: str, output: Path, recipe: Recipe, topo
     on_main(topology, check)
     # The checkpoint is verified where it is loaded; the tokenizer lies in another stage.
     verify_shared(source, topology)
-    model = load_model(path, topology, platform.resolve_dtype(recipe.dtype))
+    model = load_model(path, topology, platform.resolve_dtype(recipe.dtype), weights=weights)
     export_hf(model, output, open_tokenizer(source, topology))
 
 
@@ -128,10 +138,18 @@ def load_teachers(
 
 
 def recorded_tokenizer(weights: Path) -> Path:
+    """`find_tokenizer`; UserError where there is none."""
+    found = find_tokenizer(weights)
+    if found is None:
+        raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")
+    return found
+
+
+def find_tokenizer(weights: Path) -> Path | None:
     """The tokenizer that belongs to a stage or to a checkpoint inside one.
 
-    It lies in the stage itself or in the one of the same run that the stage was made from. UserError when it is not
-    there, or when that stage was made anew since.
+    It lies in the stage itself or in the one of the same run that the stage was made from. None when it is not there,
+    or when that stage was made anew since.
     """
     place = weights.resolve()
     # A stage, a checkpoint in it, or one of several in its folder of checkpoints.
@@ -144,4 +162,4 @@ def recorded_tokenizer(weights: Path) -> Path:
         holder = run_of(stage, manifest.kind) / source
         if (holder / MANIFEST).is_file() and read_manifest(holder).content_hash == manifest.parents.get(source):
             return holder / TOKENIZER
-    raise UserError(f"{weights}: no tokenizer is recorded with it; name one with --tokenizer")
+    return None

@@ -1,0 +1,237 @@
+"""`synpro average` and `synpro export --weights`: the mean of weights, and what is no such thing."""
+
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synpro_engine.cli.main import main
+from synpro_engine.cycle.steps.weights import load_model
+from synpro_engine.data import load_tokenizer
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.model.hf import export_hf, import_hf
+from synpro_engine.model.state import canonical_state
+from synpro_engine.train import checkpoint_mean
+from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.checkpoint_files import StoredTensors, whole_tensors
+from tests.cli.refusals import refused, succeeded
+
+SETTINGS = (
+    *("pretrain.max_steps=6", "pretrain.checkpoint_every=2", "pretrain.keep_checkpoints=9", "pretrain.plateau=null"),
+    *("pretrain.in_run=null", "pretrain.ema.decay=0.5", "pretrain.average.start=2", "pretrain.evaluate_with=ema"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining with three checkpoints, both averages kept and the exponential one handed on."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["pretrain", "smoke", *SETTINGS, "--dir", str(directory)]) == 0
+    return directory
+
+
+def steps(run: Path) -> list[str]:
+    return [str(run / "pretrain" / "checkpoints" / f"step-{step:08d}") for step in (2, 4, 6)]
+
+
+def tensors(path: str | Path) -> dict[str, Tensor]:
+    return whole_tensors(Path(path) / "state")
+
+
+@pytest.fixture(scope="module")
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three models of one shape, as Hugging Face directories with the run's tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("published"), load_tokenizer(run / "tokenize" / "tokenizer")
+    with launched(ParallelConfig()) as topology:
+        shape = load_model(run / "pretrain", topology, torch.float32).config
+        for seed in range(3):
+            export_hf(build_model(shape, topology, dtype=torch.bfloat16, seed=seed), folder / str(seed), tokenizer)
+    return [folder / str(seed) for seed in range(3)]
+
+
+# ---- average
+
+
+@pytest.mark.parametrize(("weights", "shares"), [("raw", ()), ("ema", (1.0, 1.0, 2.0)), (None, ())])
+def test_the_mean_of_checkpoints_is_that_of_their_fp32_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str | None, shares: tuple[float, ...]
+) -> None:
+    options = [*(word for share in shares for word in ("--share", str(share)))]
+    options += [] if weights is None else ["--weights", weights]
+    succeeded(capsys, "average", *steps(run), "--output", str(tmp_path / "mean"), *options)
+    stored, found = [tensors(path) for path in steps(run)], tensors(tmp_path / "mean" / "checkpoint")
+    prefix = "optimizer." + {"raw": "param", "ema": "ema", None: "ema"}[weights]  # handed on is the exponential one
+    parts = shares or (1.0, 1.0, 1.0)
+    assert set(found) == {key for key in stored[0] if not key.startswith("optimizer.")}
+    for key, tensor in found.items():
+        each = [of[f"{prefix}.{key}"].double() * part for of, part in zip(stored, parts, strict=True)]
+        expected = torch.stack(each).sum(0) / sum(parts)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_the_mean_of_copies_is_the_model_bit_for_bit(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = steps(run)[-1]
+    succeeded(capsys, "average", last, last, last, "--weights", "raw", "--output", str(tmp_path / "mean"))
+    stored = tensors(last)
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in tensors(tmp_path / "mean" / "checkpoint").items())
+
+
+def test_a_mean_is_a_model_for_the_other_commands_and_replaces_an_earlier_one_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean = str(tmp_path / "mean")
+    for _ in range(2):
+        succeeded(capsys, "average", *steps(run), "--output", mean)
+    succeeded(capsys, "average", mean, steps(run)[0], "--output", str(tmp_path / "again"))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    assert "not replaced" in refused(capsys, "average", *steps(run), "--output", str(tmp_path / "thesis"))
+
+
+def test_published_models_are_averaged_into_one(
+    published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [str(path) for path in published]
+    succeeded(capsys, "average", *named, "--share", "1", "--share", "2", "--share", "1", "--output",
+              str(tmp_path / "mean"))  # fmt: skip
+    with launched(ParallelConfig()) as topology:
+        of = [canonical_state(import_hf(path, topology).model, dtype=torch.float32) for path in published]
+        found = import_hf(tmp_path / "mean", topology, dtype=torch.bfloat16).model
+        for name, tensor in canonical_state(found).items():
+            expected = (of[0][name].double() + 2 * of[1][name].double() + of[2][name].double()) / 4
+            assert torch.equal(tensor, expected.to(torch.bfloat16)), name
+    for file in ("config.json", "tokenizer.json", "tokenizer.model"):
+        assert (tmp_path / "mean" / file).exists() == (published[0] / file).exists(), file
+    assert (tmp_path / "mean" / "config.json").read_text() == (published[0] / "config.json").read_text()
+
+
+def test_tensors_are_made_one_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    mean_of, order = checkpoint_mean.mean_of, []
+
+    def watched(*arguments: Any) -> Tensor:
+        alive.append(sum(ref() is not None for ref in made))
+        result = mean_of(*arguments)
+        made.append(weakref.ref(result))
+        return result
+
+    def read(self: StoredTensors, key: str) -> Tensor:
+        order.append(key)
+        return getitem(self, key)
+
+    getitem = StoredTensors.__getitem__
+    monkeypatch.setattr(checkpoint_mean, "mean_of", watched)
+    monkeypatch.setattr(StoredTensors, "__getitem__", read)
+    assert main(["average", *steps(run), "--output", str(tmp_path / "mean")]) == 0
+    assert len(made) > 10 and max(alive) <= 1
+    assert order == [key for key in dict.fromkeys(order) for _ in range(3)]  # a tensor of all models, then the next
+
+
+def other_model(run: Path, folder: Path, **changes: Any) -> Path:
+    """A checkpoint of another shape, as a stage of the run would have it: with the run's tokenizer."""
+    with launched(ParallelConfig()) as topology:
+        shape = load_model(run / "pretrain", topology, torch.float32).config
+        save_checkpoint(folder, build_model(shape.model_copy(update=changes), topology, seed=1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ffn": 96}, "tensor `model.layers.0.mlp.gate_proj.weight` has shape (96, 64), the model needs (128, 64)"),
+        ({"layers": 1}, "tensor `model.layers.1.self_attn.q_proj.weight` is missing"),
+        ({"rope_theta": 1e4}, "`rope_theta` is 500000.0 there, 10000.0 here"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_by_their_first_difference(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    other = other_model(run, tmp_path / "other", **changes)
+    tokenizer = str(run / "tokenize" / "tokenizer")
+    line = refused(
+        capsys, "average", steps(run)[0], str(other), "--tokenizer", tokenizer, "--output", str(tmp_path / "mean")
+    )
+    assert str(other) in line and said in line
+    assert not (tmp_path / "mean").exists()
+
+
+def test_what_is_no_number_in_one_of_the_models_is_refused_by_its_tensor(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with launched(ParallelConfig()) as topology:
+        model = build_model(load_model(run / "pretrain", topology, torch.float32).config, topology)
+        norm = model.final_norm_weight()
+        assert norm is not None
+        norm.data[3] = torch.nan
+        save_checkpoint(tmp_path / "broken", model)
+    tokenizer = str(run / "tokenize" / "tokenizer")
+    line = refused(capsys, "average", steps(run)[0], str(tmp_path / "broken"), "--tokenizer", tokenizer, "--output",
+                   str(tmp_path / "mean"))  # fmt: skip
+    assert "tensor `decoder.final_layernorm.weight`: holds NaN or infinity" in line
+    assert not (tmp_path / "mean").exists()
+
+
+def test_shares_and_forms_that_make_no_mean_are_refused(
+    run: Path, published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ("--output", str(tmp_path / "mean"))
+    first, second, _ = steps(run)
+    assert "1 are given for 2 models" in refused(capsys, "average", first, second, *output, "--share", "1")
+    both = ("--share", "1", "--share", "0")
+    assert "must be numbers above 0" in refused(capsys, "average", first, second, *output, *both)
+    assert "give two models or more" in refused(capsys, "average", first, *output)
+    assert "give models of one form" in refused(capsys, "average", first, str(published[0]), *output)
+    assert "is for checkpoints" in refused(
+        capsys, "average", str(published[0]), str(published[1]), *output, "--weights", "ema"
+    )
+
+
+def another_tokenizer(published: Path, folder: Path) -> Path:
+    """The same model with a tokenizer that gives texts other ids."""
+    shutil.copytree(published, folder)
+    for file in (*folder.glob("tokenizer*"), *folder.glob("special_tokens*"), folder / "manifest.json"):
+        file.unlink()
+    import tokenizers
+
+    vocabulary = tokenizers.models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")
+    tokenizers.Tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_models_of_other_tokenizers_and_vocabularies_are_refused_in_one_line(
+    run: Path, published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(another_tokenizer(published[0], tmp_path / "other"))
+    wider = str(other_model(run, tmp_path / "wider", vocab_size=640))
+    tokenizer = ("--tokenizer", str(run / "tokenize" / "tokenizer"))
+    for command, more in (("average", ("--output", str(tmp_path / "mean"))),):
+        line = refused(capsys, command, str(published[1]), other, *more)
+        assert f"{other}: reads text with another tokenizer than {published[1]}" in line
+        line = refused(capsys, command, steps(run)[0], wider, *tokenizer, *more)
+        assert f"{wider}: has a vocabulary of 640, {steps(run)[0]} one of 512" in line
+        line = refused(capsys, command, steps(run)[0], wider, *more)
+        assert f"{wider}: no tokenizer is recorded with it" in line
+
+
+# ---- export
+
+
+def test_an_export_has_the_weights_that_are_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = tensors(steps(run)[-1])["optimizer.ema.decoder.final_layernorm.weight"]
+    last = tensors(steps(run)[-1])["decoder.final_layernorm.weight"]
+    for options, expected in (((), stored), (("--weights", "raw"), last)):
+        output = tmp_path / "-".join(("out", *options[1:]))
+        succeeded(capsys, "export", "smoke", *SETTINGS, "--dir", str(run), "--output", str(output), *options)
+        with launched(ParallelConfig()) as topology:
+            norm = import_hf(output, topology).model.final_norm_weight()
+        assert norm is not None and torch.equal(norm.detach(), expected)
