@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"synpro_engine": ROOT / "synpro_engine", "synpro_kernels": ROOT / "kernels" / "synpro_kernels"}
 # Used where they are there, and work.
 TRIED = {
-    *("flash_attn", "fused_weight_gradient_mlp_cuda", "optuna", "py3langid", "rensa", "sqlalchemy"),
-    *("transformer_engine", "triton"),
+    *("flash_attn", "fused_weight_gradient_mlp_cuda", "mlflow", "optuna", "py3langid", "rensa", "sqlalchemy"),
+    *("trackio", "transformer_engine", "triton", "wandb"),
 }
 ENVIRONMENT = {**os.environ, "SYNPRO_BUILD_CSRC": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 # A project that pip builds in place leaves build folders behind: the build works on a copy.

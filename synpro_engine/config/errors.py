@@ -1,10 +1,15 @@
 """The ways in which a command ends early: a fault that the user can mend, a stop on demand, a rank that failed."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
 _BRIEF = 80  # characters
+_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/@]*@")  # in a URL
+_SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # in the name of a variable of the environment
+_SHORTEST_SECRET = 8
 
 
 class UserError(Exception):
@@ -45,6 +50,14 @@ def first_line(error: BaseException) -> str:
     """What an exception says, for a message of one line; its type's name where it says nothing."""
     # C++ extensions put a stack trace behind their first line.
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def without_credentials(text: str) -> str:
+    """Text without passwords in URLs, and without values of variables of the environment that are named as secrets."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def brief(value: Any) -> str:

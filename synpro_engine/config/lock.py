@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shlex
 import socket
 import sys
@@ -23,11 +22,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from synpro_engine.config.errors import UserError
+from synpro_engine.config.errors import UserError, without_credentials
 from synpro_engine.config.json_text import json_text
 
 LOCK = "lock"
-_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/@]*@")  # in the URL of a database, say
 # Twelve beats fit the patience: a network file system may hold back a change of time for a minute.
 BEAT_S = 10.0
 """Seconds between two signs of life."""
@@ -165,7 +163,7 @@ def _write_new(path: Path) -> int:
             host=socket.gethostname(),
             boot=_boot(),
             pid=os.getpid(),
-            command=_PASSWORD.sub(r"\1:***@", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:300],
+            command=without_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:300],
             since=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             flock=_flock(file, fcntl.LOCK_EX),
         )

@@ -24,6 +24,7 @@ SCHEMAS = {
     "metrics.jsonl": 2,
     "in-run-scores.jsonl": 1,
     "result.json": 1,
+    "trackers.json": 1,
     "steps.jsonl": 1,
     "docs-*.jsonl.zst": 1,
     "_about/rejects-*.jsonl.zst": 1,

@@ -37,6 +37,7 @@ from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
 from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.run import Evaluated
+from synpro_engine.train.trackers import require_trackers
 
 
 class Cycle:
@@ -97,6 +98,7 @@ class Cycle:
         # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout that
         # cannot sample. Up to the probe nothing does.
         if until not in (TOKENIZE, IMPORT):
+            on_main(self.topology, lambda: require_trackers(self.recipe.pretrain.loggers))
             check_recipe(self.recipe, self.topology.world_size, whole=until not in (PRETRAIN, "probe"))
         with self.claimed(redo=redo):
             stages = self.stages()

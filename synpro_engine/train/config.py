@@ -18,6 +18,7 @@ OptimizerName = Literal["adamw", "muon"]
 MuonScale = Literal["spectral", "adamw_rms"]
 WeightsOf = Literal["raw", "ema", "average"]
 """Weights of a run: `raw`, as its last step left them, or one of its averages of those of many steps."""
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 
 
 class MuonConfig(Config):
@@ -233,8 +234,8 @@ class TrainConfig(Config):
     # skipped from here on is why a run is gone on with.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints keep_every"
-        " checkpoint_copy async_checkpoints recompute log_every tensorboard skip divergence spike stragglers"
-        " layer_norms_every".split()
+        " checkpoint_copy async_checkpoints recompute log_every tensorboard loggers logger_project skip divergence"
+        " spike stragglers layer_norms_every".split()
     )
 
     max_steps: int = Field(gt=0)
@@ -300,6 +301,11 @@ class TrainConfig(Config):
     that went wrong alone."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
+    loggers: tuple[TrackerName, ...] = ()
+    """Also write to these trackers, by their own settings and variables (docs/trackers.md). One that fails is told, and
+    the run goes on without it."""
+    logger_project: str = Field(default="synpro", min_length=1)
+    """The trackers' project; MLflow's experiment."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

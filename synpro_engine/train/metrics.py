@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synpro_engine.config import UserError, atomic_write_text, json_text, whole_lines
+from synpro_engine.train.trackers import Tracked, Trackers
 
 if TYPE_CHECKING:
     from synpro_engine.model.config import ModelConfig
@@ -49,19 +50,28 @@ class MetricsLog:
     """Appends records `{"kind": ..., "step": ..., name: value, ...}` below `directory`; None makes it silent.
 
     `step` counts completed optimizer steps; losses are nats per token. `resume_step` is the step a resumed run goes on
-    from; None begins a new record.
+    from; None begins a new record. tracked: by which trackers, too.
     """
 
-    def __init__(self, directory: Path | None, *, resume_step: int | None = None, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = True,
+        tracked: Tracked | None = None,
+    ) -> None:
         self._file = None
         self._board = None
+        self._trackers = None
         if directory is None:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / METRICS
+        path, written = directory / METRICS, list[dict[str, Any]]()
         if path.exists():
             # Steps behind the checkpoint were made and recorded before a kill, and are made again now.
-            records = [] if resume_step is None else [r for r in read_metrics(path) if r["step"] <= resume_step]
+            written = read_metrics(path)
+            records = [] if resume_step is None else [r for r in written if r["step"] <= resume_step]
             # Rewritten whole, not truncated: a kill in between must leave either the old record or the new one.
             atomic_write_text(path, "".join(json_text(record) + "\n" for record in records))
         self._file = path.open("a", encoding="utf-8")
@@ -72,6 +82,11 @@ class MetricsLog:
             self._board = SummaryWriter(
                 str(directory / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
             )
+
+        if tracked is not None and tracked.by:
+            resumed = resume_step is not None
+            seen = {(r["kind"], r["step"]) for r in written if resumed and r["step"] > resume_step and "kind" in r}
+            self._trackers = Trackers(tracked, directory, resumed=resumed, seen=seen)
 
     def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
         """Record `values`; numbers that are not finite become null (JSON has no NaN)."""
@@ -87,13 +102,17 @@ class MetricsLog:
                 # TensorBoard draws numbers only, and Python counts a bool as one.
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._trackers is not None:
+            self._trackers.write(kind, step, values)
 
     def close(self) -> None:
-        """Flush and close both files."""
+        """Flush and close all that is written to."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -42,6 +43,7 @@ from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
 from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.stragglers import Stragglers
+from synpro_engine.train.trackers import Tracked, require_trackers
 
 # Settings that a resumed run may change without becoming another run.
 _FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
@@ -212,9 +214,24 @@ class PretrainRun:
             self.directory if self.topology.is_main else None,
             resume_step=resume_step,
             tensorboard=self.config.tensorboard,
+            tracked=self._tracked(),
         )
         if self.watcher is not None:
             self.watcher.begin(self.engine, self.loader, self.log, resume_step)
+
+    def _tracked(self) -> Tracked | None:
+        """Who else the numbers go to; UserError, on every rank, where one is not installed."""
+        if not self.config.loggers:
+            return None
+        on_main(self.topology, lambda: require_trackers(self.config.loggers))
+        parts = [part.removesuffix(".partial") for part in self.directory.absolute().parts[-3:]]
+        return Tracked(
+            by=self.config.loggers,
+            project=self.config.logger_project,
+            name="-".join(parts),
+            settings=self.config.model_dump(mode="json") | {"model": self.model.config.model_dump(mode="json")},
+            tell=partial(say, self.topology),
+        )
 
     @property
     def steps_here(self) -> int:
