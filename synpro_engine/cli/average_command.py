@@ -15,8 +15,8 @@ Average the weights of finished models of one shape into a model.
 
 \b
   synpro average runs/mine/pretrain/checkpoints/step-00000800 runs/mine/pretrain/checkpoints/step-00001000 --output mean
-      checkpoints or stages: the mean is a checkpoint with its tokenizer, which `synpro influence` and a further
-      `synpro average` take; fp32 master weights are averaged where a checkpoint has them
+      checkpoints or stages: the mean is a checkpoint with its tokenizer, which `synpro ensemble`, `synpro influence`
+      and a further `synpro average` take; fp32 master weights are averaged where a checkpoint has them
   synpro average a b c --share 1 --share 1 --share 2 --output mean
       Hugging Face directories, unequally: the mean is one too, with config.json of the first
 

@@ -6,17 +6,17 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import lcm
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 from synpro_engine.backend.profiling import ProfileRequest, requested, steps_of
-from synpro_engine.cli import judge_table, layout_table, plan_table, status_table, trace_text
+from synpro_engine.cli import ensemble_table, judge_table, layout_table, plan_table, status_table, trace_text
 from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
-from synpro_engine.config import Config, UserError, json_text, load_config, verification
+from synpro_engine.config import Config, UserError, atomic_write_text, json_text, load_config, verification
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
@@ -35,6 +35,7 @@ from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.recipe import recipe_of_records
 from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.cycle.scoring.averaging import average_models
+from synpro_engine.cycle.scoring.ensemble import Asked, measure_ensemble
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.cycle.tracing import trace_document, trace_token
@@ -297,6 +298,28 @@ def average(
     paths, config = _several(arguments)
     with verification(config.verify), launched(config.parallel) as topology:
         average_models(paths, shares, output, tokenizer, weights, topology)
+
+
+def ensemble(
+    arguments: Sequence[str], asked: Asked, texts: Sequence[str], tokenizer: Path | None, output: Path | None
+) -> None:
+    """Print the losses of models alone and together; output: a JSON file to write. arguments, texts: as typed."""
+    paths, config = _several(arguments)
+    must_be_writable(output, "--output")
+    asked = replace(asked, texts=_named_texts(texts, "--text"))
+    with (
+        TemporaryDirectory(prefix="synpro-") as folder,
+        verification(config.verify),
+        launched(config.parallel) as topology,
+    ):
+        # Rank 0's, for each rank has a folder of its own; ranks on other machines need it to be shared.
+        place = broadcast_object(Path(folder), topology)
+        found = measure_ensemble(paths, asked, tokenizer, place, topology)
+        if topology.is_main:
+            for line in ensemble_table.lines(found):
+                print(line)
+            if output is not None:
+                atomic_write_text(output, json_text(found.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _several(arguments: Sequence[str]) -> tuple[list[Path], SeveralConfig]:

@@ -17,6 +17,7 @@ from synpro_engine.backend.huge_pages import start_with_huge_pages
 from synpro_engine.cli import (
     average_command,
     bench_command,
+    ensemble_command,
     influence_command,
     launch_command,
     sweep_command,
@@ -196,6 +197,7 @@ def report(recipe: Recipe, overrides: Overrides = None, directory: Directory = N
 
 app.command(help=influence_command.HELP)(influence_command.influence)
 app.command(help=average_command.HELP)(average_command.average)
+app.command(help=ensemble_command.HELP)(ensemble_command.ensemble)
 app.command(help=trace_command.HELP)(trace_command.trace)
 app.command(
     help=bench_command.HELP,

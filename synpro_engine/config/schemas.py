@@ -41,11 +41,12 @@ OUTSIDE = {
     "environment.json": 1,
     "judges/*/*.jsonl": 1,
     "scores.jsonl": 1,
+    "ensemble.json": 1,
     "sweep.json": 1,
     "trials.jsonl": 1,
 }
-"""Of files that lie in no artifact: three of a run's own, what `synpro influence` writes, whatever it is called, and
-two of a sweep."""
+"""Of files that lie in no artifact: three of a run's own, what `synpro influence` and `synpro ensemble` write, whatever
+that is called, and two of a sweep."""
 
 
 def schema_of(path: str) -> str | None:

@@ -1,5 +1,6 @@
-"""`synpro average` and `synpro export --weights`: the mean of weights, and what is no such thing."""
+"""`synpro average` and `synpro ensemble`: the mean of weights, the mean of probabilities, and what is no such thing."""
 
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -9,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
+from synpro_engine.cycle.scoring import member
+from synpro_engine.cycle.scoring.member import Member
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.hf import export_hf, import_hf
+from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.train import checkpoint_mean
 from synpro_engine.train.checkpoint import save_checkpoint
@@ -90,6 +95,9 @@ def test_a_mean_is_a_model_for_the_other_commands_and_replaces_an_earlier_one_al
     for _ in range(2):
         succeeded(capsys, "average", *steps(run), "--output", mean)
     succeeded(capsys, "average", mean, steps(run)[0], "--output", str(tmp_path / "again"))
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"id": "a", "text": "My fellow citizens of the Senate"}) + "\n")
+    assert "text" in succeeded(capsys, "ensemble", mean, steps(run)[0], "--text", str(text))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     assert "not replaced" in refused(capsys, "average", *steps(run), "--output", str(tmp_path / "thesis"))
@@ -212,13 +220,79 @@ def test_models_of_other_tokenizers_and_vocabularies_are_refused_in_one_line(
     other = str(another_tokenizer(published[0], tmp_path / "other"))
     wider = str(other_model(run, tmp_path / "wider", vocab_size=640))
     tokenizer = ("--tokenizer", str(run / "tokenize" / "tokenizer"))
-    for command, more in (("average", ("--output", str(tmp_path / "mean"))),):
+    for command, more in (("average", ("--output", str(tmp_path / "mean"))), ("ensemble", ())):
         line = refused(capsys, command, str(published[1]), other, *more)
         assert f"{other}: reads text with another tokenizer than {published[1]}" in line
         line = refused(capsys, command, steps(run)[0], wider, *tokenizer, *more)
         assert f"{wider}: has a vocabulary of 640, {steps(run)[0]} one of 512" in line
         line = refused(capsys, command, steps(run)[0], wider, *more)
         assert f"{wider}: no tokenizer is recorded with it" in line
+
+
+# ---- ensemble
+
+
+def test_the_table_and_the_record_say_what_evaluation_says_of_each_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "ensemble.json"
+    told = succeeded(capsys, "ensemble", *steps(run), "--output", str(record))
+    found = json.loads(record.read_text())
+    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if json.loads(line)["kind"] == "eval"][-1]
+    # Handed on is what was evaluated: the exponential average.
+    assert last["weights"] == "ema"
+    assert found["members"][-1]["loss"]["validation"] == pytest.approx(last["validation_loss"], rel=1e-6)
+    assert found["loss"]["validation"] == found["members"][-1]["together"]["validation"]
+    mean = sum(of["loss"]["validation"] for of in found["members"]) / 3
+    assert found["loss"]["validation"] < mean
+    assert f"{found['loss']['validation']:.4f} nats a token" in told and steps(run)[1] in told
+    assert found["texts"]["validation"]["tokens"] > 1000 and faults_in(tmp_path) == []
+
+
+def test_prompts_of_tasks_carry_no_loss_and_models_of_both_forms_go_together(
+    run: Path, published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [{"id": str(n), "prompt": "The state of the union is", "response": f"good, number {n}"} for n in range(5)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    record = tmp_path / "ensemble.json"
+    succeeded(capsys, "ensemble", str(run / "pretrain"), str(published[0]), "--text", str(tmp_path / "tasks.jsonl"),
+              "--output", str(record), "--micro-batch", "2")  # fmt: skip
+    found, tokenizer = json.loads(record.read_text()), load_tokenizer(run / "tokenize" / "tokenizer")
+    responses = sum(len(tokenizer.encode(task["response"])) for task in tasks)
+    assert responses <= found["texts"]["tasks"]["tokens"] <= responses + 2 * len(tasks)  # an end behind each
+    assert [of["weights"] is None for of in found["members"]] == [False, False]
+
+
+def test_a_model_reads_its_windows_as_its_checkpoint_says_that_it_was_trained(run: Path, tmp_path: Path) -> None:
+    with launched(ParallelConfig()) as topology:
+        model = load_model(run / "pretrain", topology, torch.float32)
+        save_checkpoint(tmp_path / "apart", model, {"config": {"separate_documents": True}})
+        places = [Path(steps(run)[0]), tmp_path / "apart"]
+        members = member.open_members(places, run / "tokenize" / "tokenizer", topology)
+    assert [one.apart for one in members] == [False, True]
+
+
+def test_one_model_is_in_memory_at_a_time(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    load = member.load_model
+
+    def watched(*arguments: Any, **settings: Any) -> Model:
+        assert all(ref() is None for ref in loaded), "an earlier member is still there"
+        model = load(*arguments, **settings)
+        loaded.extend(weakref.ref(parameter) for parameter in model.parameters())
+        return model
+
+    monkeypatch.setattr(member, "load_model", watched)
+    succeeded(capsys, "ensemble", *steps(run))
+    assert len(loaded) > 3 and Member.load is not None
+
+
+def test_models_that_lie_in_no_run_need_a_text(published: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "ensemble", str(published[0]), str(published[1]))
+    assert "lies in no run whose held-out text could be taken; name texts with --text" in line
 
 
 # ---- export

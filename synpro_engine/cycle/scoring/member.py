@@ -19,7 +19,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import import_hf, stored_shape
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes
-from synpro_engine.train.checkpoint import checkpoint_model_config
+from synpro_engine.train.checkpoint import checkpoint_extra, checkpoint_model_config
 from synpro_engine.train.config import WeightsOf
 
 
@@ -35,6 +35,8 @@ class Member:
     published: bool
     config: ModelConfig
     tokenizer: PublishedTokenizer
+    apart: bool
+    """Whether it was trained on documents that do not see each other within a window, as far as that is recorded."""
 
     def load(self, topology: Topology, which: WeightsOf | None, dtype: torch.dtype | None = None) -> Model:
         """The model, frozen; what an earlier one took of memory is given back first. Collective.
@@ -88,10 +90,13 @@ def check_same_model(members: Sequence[Member]) -> None:
 def _open(path: Path, tokenizer: Path | None, topology: Topology) -> Member:
     if on_main(topology, lambda: (path / "config.json").is_file()):
         config = on_main(topology, lambda: stored_shape(path))
-        weights, read, published = path, path, True
+        weights, read, published, apart = path, path, True, False
     else:
         weights, published = stage_checkpoint(path, topology), False
         config = on_main(topology, lambda: checkpoint_model_config(weights))
+        # Of a run's own checkpoints, which hold its settings.
+        trained = on_main(topology, lambda: checkpoint_extra(weights).get("config") or {})
+        apart = bool(trained.get("separate_documents", False))
         recorded = on_main(topology, lambda: find_tokenizer(path))
         if recorded is None and tokenizer is None:
             on_main(topology, lambda: recorded_tokenizer(path))  # says that there is none
@@ -101,4 +106,4 @@ def _open(path: Path, tokenizer: Path | None, topology: Topology) -> Member:
         assert read is not None
     loaded = on_main(topology, lambda: load_tokenizer(read))
     check_rows(loaded, config.vocab_size, str(path), "; see --tokenizer")
-    return Member(named=path, weights=weights, published=published, config=config, tokenizer=loaded)
+    return Member(named=path, weights=weights, published=published, config=config, tokenizer=loaded, apart=apart)
