@@ -188,7 +188,8 @@ class Sweep:
         on_main(topology, lambda: self._progress(number, time.monotonic() - begun))
         self._failures = self._failures + 1 if ending == "failed" else 0
         if self._failures == _MOST_FAILURES:
-            raise UserError(f"{self._failures} trials in a row cannot be trained; the last one: {told}")
+            # Every rank raises it.
+            raise SharedError(f"{self._failures} trials in a row cannot be trained; the last one: {told}")
 
     def _ended(self, number: int, settings: Mapping[str, Value]) -> tuple[Ending, str | float]:
         """Train a trial; how it ended, and its loss or what ended it early. Collective."""
