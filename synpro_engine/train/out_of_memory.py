@@ -33,13 +33,13 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int)
     rows = config.micro_batch
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
-    less += [] if config.recompute == "full" else ["what is kept by `pretrain.recompute: full`"]
+    again = "" if config.recompute == "full" else ", keep less by `pretrain.recompute: full`"
     more = [f"`{topology.key}.{name}` ({size})" for name, size in (("tp", layout.tp), ("pp", layout.pp))]
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"
     return (
         f"out of memory ({_cause(error)}); counted for a rank are {_gib(taken.training)} of weights, gradients and"
         f" optimizer and {_gib(taken.activations(rows, seq_len))} for a micro-batch of {rows} x {seq_len} tokens:"
-        f" lower {' or '.join(less)}, or divide the model over more ranks by {' or '.join(more)}{fused}"
+        f" lower {' or '.join(less)}{again}, or divide the model over more ranks by {' or '.join(more)}{fused}"
     )
 
 
