@@ -44,7 +44,10 @@ def test_what_takes_memory_and_what_makes_it_less_is_told(
 
     loader.next_batch = next_batch
     counted = r"counted for a rank are \S+ GiB of weights, .* and \S+ GiB for a micro-batch of 2 x 16 tokens"
-    mended = r"lower `pretrain\.micro_batch` \(2\) or `model\.seq_len` \(16\), keep less by `pretrain.recompute: full`, or .* by `parallel\.tp` \(1\) or"
+    mended = (
+        r"lower `pretrain\.micro_batch` \(2\) or `model\.seq_len` \(16\), keep less by `pretrain.recompute: full`,"
+        r" or .* by `parallel\.tp` \(1\) or"
+    )
     with pytest.raises(UserError, match=f"^out of memory .*{cause}.*{counted}: {mended}"):
         pretrain(build_model(SHAPE, topology), CONFIG, loader, tmp_path, held_out=held_out(topology))
 
