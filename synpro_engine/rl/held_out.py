@@ -64,17 +64,25 @@ class HeldOut:
             Sampler(policy, sampler, prompter.tokenizer.decode), scorer, weights, prompter,
             config.model_copy(update={"group_size": self._members}), self._topology, _SEED, needs,
         )  # fmt: skip
-        self._before: Rows | None = None
+        self._slices = [prompt.key for prompt in self._prompts]
+        self._first: Mapping[str, Any] | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """The measurement before training, which no later one can be in place of; plain JSON."""
-        return {"before": self._before}
+    def state_dict(self) -> Mapping[str, Any] | None:
+        """The measurement before training, which no later one can be in place of; plain JSON, None of none."""
+        return self._first
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from a checkpoint; None: one of a run that did not measure until now."""
-        self._before = state["before"] if state is not None else None
+        """Go on from a checkpoint; None: of a run that was not measured before training."""
+        self._first = state
         if self._before is None:
-            say(self._topology, f"`{self._key}`: was not measured before training, so no differences to that are told")
+            what = "was not measured" if state is None else "other slices were measured"
+            say(self._topology, f"`{self._key}`: {what} before training, so no differences to that are told")
+
+    @property
+    def _before(self) -> Rows | None:
+        # Of other slices few may be among these, and the means of both would not be of the same texts.
+        first = self._first
+        return None if first is None or first.get("slices") != self._slices else first["before"]
 
     def measure(self, done: int) -> dict[str, float]:
         """The record of the policy after so many steps, the same on every rank. Collective.
@@ -95,9 +103,9 @@ class HeldOut:
         found = {key: row for part in gather_objects(axis, mine) for key, row in part.items()}
         values = means(list(found.values()), next(iter(found.values()), ("reward", "length")))
         if done == 0:
-            self._before = found
-        elif self._before is not None:
-            values |= differences(found, self._before)
+            self._first = {"slices": self._slices, "before": found}
+        elif (before := self._before) is not None:
+            values |= differences(found, before)
         values |= {"slices": len(found), "completions": len(found) * size}
         values |= {f"judge/{name}": number for name, number in asked.items()}
         return values | {"seconds": time.perf_counter() - began}

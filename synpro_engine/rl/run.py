@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class TuningRun:
         self._worker, self._guard, self._directory, self._identity = worker, guard, directory, identity
         self._topology, self._watch, self._held_out = engine.model.topology, watch, held_out
         self._logs: list[MetricsLog] = []
+        # What was measured before training is kept for who measures again, also by a run that does not.
+        self._held_out_before: Mapping[str, Any] | None = None
         self.asked_to_stop = self.rewarded = False
         """Whether the job was asked to stop; whether a group of any step, before a resumption too, was learnt from."""
 
@@ -102,8 +104,9 @@ class TuningRun:
                 self._critic.resume(self._directory, done)
             # Older checkpoints do not say; True ends no run that would have ended well.
             self.rewarded = bool(extra.get("rewarded", True))
+            self._held_out_before = extra.get("held_out")
             if self._held_out is not None:
-                self._held_out.load_state_dict(extra.get("held_out"))
+                self._held_out.load_state_dict(self._held_out_before)
         main = self._topology.is_main
         self._logs = [
             MetricsLog(self._directory if main else None, resume_step=at),
@@ -225,8 +228,7 @@ class TuningRun:
         if not (last or stop) and (every == 0 or done % every):
             return
         extra = {"step": done, "run": self._identity, "guard": self._guard.state_dict(), "rewarded": self.rewarded}
-        if self._held_out is not None:
-            extra["held_out"] = self._held_out.state_dict()
+        extra["held_out"] = self._held_out_before if self._held_out is None else self._held_out.state_dict()
         if self._critic is not None:
             self._critic.save(self._directory, done, self._config.keep_checkpoints)
         save_checkpoint(step_path(self._directory / CHECKPOINTS, done), self._engine, extra)

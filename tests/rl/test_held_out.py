@@ -115,6 +115,26 @@ def test_what_was_not_measured_before_training_is_never_taken_for_it(
     assert "`tune.toy.held_out`: was not measured before training" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("between", [{}, {"every": 2, "slices": 2, "members": 3}], ids=["off", "other slices"])
+def test_differences_are_to_the_same_slices_also_after_others_or_none_in_between(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str], between: dict[str, int]
+) -> None:
+    toy()["run"](topology, tmp_path / "whole", config(8), held_out=SLICES)
+    for measured, kill_after in ((None, 4), (between, 3)):
+        with pytest.raises(KeyboardInterrupt):
+            toy()["run"](
+                topology, tmp_path / "changed", config(8, held_out=measured), held_out=SLICES, kill_after=kill_after
+            )
+    told = capsys.readouterr().err
+    assert ("`tune.toy.held_out`: other slices were measured before training" in told) == bool(between)
+    toy()["run"](topology, tmp_path / "changed", config(8), held_out=SLICES)
+    whole, changed = (records(tmp_path / name, "held_out") for name in ("whole", "changed"))
+    assert changed[-1] == whole[-1] and changed[-1]["difference"] is not None
+    others = [record for record in changed if record["slices"] != len(SLICES)]
+    assert bool(others) == bool(between) and not any("difference" in record for record in others)
+    assert "was not measured" not in capsys.readouterr().err
+
+
 def _measured(directory: Path, tp: int) -> None:
     helpers = runpy.run_path(str(Path(__file__).with_name("toy.py")))
     settings = {"steps": 2, "held_out": {"every": 1, "slices": 3, "members": 3}}

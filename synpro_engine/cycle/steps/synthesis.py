@@ -213,7 +213,8 @@ def _tell_tuned(directory: Path, operation: str, result: TuneResult, topology: T
     records = on_main(topology, lambda: [r for r in read_metrics(directory / METRICS) if r["kind"] == KIND])
     ends = [r for r in records if r["step"] in (0, result.steps) and r["reward"] is not None]
     first, last, told = result.first_reward, result.last_reward, ""
-    if len(ends) == 2:
+    # Without a difference the first may be of other slices.
+    if len(ends) == 2 and ends[1].get("difference") is not None:
         first, last, told = ends[0]["reward"], ends[1]["reward"], f" on {ends[1]['slices']} held-out slices"
         if ends[1].get("low") is not None:
             told += " ({difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})".format(**ends[1])
