@@ -132,17 +132,19 @@ def critic_values(results: list[StepResult]) -> dict[str, float]:
     """What of a step's critic updates is logged: of the last one, but for what the rollout's own values show.
 
     explained_variance: 1 - var(return - value) / var(return), of the values before any update; 1 where all is
-    foretold, 0 where no more than the mean is.
+    foretold, 0 where no more than the mean is. Updates without tokens that count are passed over where there are
+    others; where there are none, what is a mean over tokens is NaN.
     """
-    first, last = results[0].extras, results[-1]
-    tokens = max(1.0, first["tokens"])
+    shown = [result for result in results if result.extras["tokens"]] or results
+    first, last = shown[0].extras, shown[-1]
+    tokens = first["tokens"] or math.nan
     spread, left = (first[f"{name}_square"] / tokens - (first[name] / tokens) ** 2 for name in ("return", "error"))
     return {
         "critic/loss": last.loss,
         "critic/value": first["value"] / tokens,
         "critic/return": first["return"] / tokens,
         "critic/explained_variance": 1.0 - left / spread if spread > 0.0 else math.nan,
-        "critic/clip_fraction": last.extras["clipped"] / max(1.0, last.extras["tokens"]),
+        "critic/clip_fraction": last.extras["clipped"] / (last.extras["tokens"] or math.nan),
         "critic/grad_norm": last.grad_norm,
-        "critic/lr": last.lr,
+        "critic/lr": results[-1].lr,
     }

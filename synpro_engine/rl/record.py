@@ -78,6 +78,9 @@ class Update:
 def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
     """Means over the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
 
+    Updates without tokens that count, whose completions are all masked or dropped, are passed over where there are
+    others; where there are none, what is a mean over tokens is NaN.
+
     NaN where there was none, for the critic alone learns; `lr` then is that of the next.
 
     Over tokens that count in the loss: entropy (nats), clip_fraction, ratio and its quantiles of `RATIO_QUANTILES`, ess
@@ -87,20 +90,21 @@ def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
     if not updates:
         names = [*"loss kl entropy clip_fraction ratio ess sampler_gap grad_norm".split(), *RATIO_QUANTILES]
         return {**dict.fromkeys(names, math.nan), "lr": lr, "skipped": False}
-    first, last = updates[0].result, updates[-1].result
-    sums, tokens = last.extras, max(1.0, last.extras["tokens"])
+    shown = [update for update in updates if update.result.extras["tokens"]] or updates
+    first, last = shown[0].result, shown[-1].result
+    sums, tokens = last.extras, last.extras["tokens"] or math.nan
     counts = [sums[f"{RATIO_BIN}{n}"] for n in range(len(RATIO_EDGES) + 1)]
     return {
         "loss": last.loss,
-        "kl": sums["kl"] / updates[-1].denominator,
+        "kl": sums["kl"] / shown[-1].denominator,
         "entropy": sums["entropy"] / tokens,
         "clip_fraction": sums["clipped"] / tokens,
         "ratio": sums["ratio"] / tokens,
         **{name: ratio_quantile(counts, share) for name, share in RATIO_QUANTILES.items()},
-        "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_square"]) if sums["ratio_square"] else 0.0,
-        "sampler_gap": first.extras["gap"] / max(1.0, first.extras["tokens"]),
+        "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_square"]) if sums["ratio_square"] else math.nan,
+        "sampler_gap": first.extras["gap"] / (first.extras["tokens"] or math.nan),
         "grad_norm": last.grad_norm,
-        "lr": last.lr,
+        "lr": updates[-1].result.lr,
         "skipped": any(update.result.skipped for update in updates),
     }
 

@@ -78,9 +78,20 @@ def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(topol
     _, policy = toy()["run"](topology, tmp_path, config_of("grpo", mask_truncated=True, **cut))
     (step,) = steps_of(tmp_path)
     assert step["finished"] == 0.0 and step["loss"] == 0.0 and step["grad_norm"] == 0.0
+    assert step["entropy"] is step["ratio"] is step["ess"] is step["sampler_gap"] is None
     fresh = toy()["build"](topology)
     for (name, a), (_, b) in zip(policy.named_parameters(), fresh.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_minibatches_without_tokens_that_count_are_not_what_the_log_shows(topology: Topology, tmp_path: Path) -> None:
+    # One completion each, of which most are cut off.
+    settings = {"steps": 6, "minibatches": 24, "mask_truncated": True, "optimizer": {"lr": 1e-30}}
+    toy()["run"](topology, tmp_path, config_of("grpo", sampling={"max_new_tokens": 8, "top_p": 1.0}, **settings))
+    steps = steps_of(tmp_path)
+    assert all(0.0 < step["finished"] < 0.7 for step in steps)
+    # Nearly uniform over 32 letters, and a policy that stays as it is.
+    assert all(step["entropy"] > 2.5 and step["ratio"] == pytest.approx(1.0, abs=1e-3) for step in steps)
 
 
 def test_a_critic_learns_to_foretell_the_reward(topology: Topology, tmp_path: Path) -> None:
