@@ -30,17 +30,39 @@ class Config(BaseModel):
     )
     EXECUTION: ClassVar[frozenset[str]] = frozenset()
     """Settings that say how work is done, guarded, saved and logged; what comes of it is the same, up to rounding."""
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Settings that came after runs were recorded without them: at their default they are as if they were not there, so
+    that what was made before stays as it is. A default of theirs never changes."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Hold `EXECUTION` against the fields: a name that is no setting would leave the real one recorded."""
+        """Hold both lists against the fields: a name that is no setting would leave the real one recorded."""
         super().__pydantic_init_subclass__(**kwargs)
-        unknown = sorted(cls.EXECUTION - set(cls.model_fields))
-        assert not unknown, f"{cls.__name__}.EXECUTION names what is no setting: {', '.join(unknown)}"
+        unknown = sorted((cls.EXECUTION | cls.LATER) - set(cls.model_fields))
+        assert not unknown, f"{cls.__name__} lists what is no setting: {', '.join(unknown)}"
+        needed = sorted(name for name in cls.LATER if cls.model_fields[name].is_required())
+        assert not needed, f"{cls.__name__}.LATER names what has no default: {', '.join(needed)}"
 
     def recorded(self) -> dict[str, Any]:
         """The settings that a result depends on, as plain JSON: all but `EXECUTION`, in every section."""
-        return {name: _recorded(getattr(self, name)) for name in type(self).model_fields if name not in self.EXECUTION}
+        return {
+            name: _recorded(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if name not in self.EXECUTION
+            and not (name in self.LATER and getattr(self, name) == field.get_default(call_default_factory=True))
+        }
+
+    def completed(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """What `model_dump` stored of such settings before some were there, with these at their defaults."""
+        found = dict(stored)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.LATER and name not in found:
+                default = field.get_default(call_default_factory=True)
+                found[name] = default.model_dump(mode="json") if isinstance(default, Config) else default
+            elif isinstance(value, Config) and isinstance(found.get(name), Mapping):
+                found[name] = value.completed(found[name])
+        return found
 
 
 def _recorded(value: Any) -> Any:

@@ -175,6 +175,8 @@ class TunedConfig(Config):
 class ContinueConfig(Config):
     """Training on after the plateau, with and without synthetic text."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"train_from"})
+
     steps: int = Field(gt=0)
     """Optimizer steps of each round; the arm that repeats organic text takes as many."""
     synthetic_share: float | None = Field(default=None, gt=0, lt=1)

@@ -94,13 +94,15 @@ class PretrainSettings(StageSettings):
 class ArmSettings(StageSettings):
     """Training on after the plateau."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"train_from"})
+
     model: ModelConfig
     pretrain: PretrainConfig
     """For as many steps as this arm takes, without a plateau; nothing is scored on the way."""
     references: dict[str, float]
     continued: ContinueConfig | None
     """How synthetic text is mixed in; None where there is none."""
-    train_from: WeightsOf
+    train_from: WeightsOf = "raw"
     """The weights of `pretrain` or the arm before that it begins with."""
     dtype: Dtype
     seed: int
@@ -109,6 +111,8 @@ class ArmSettings(StageSettings):
 class ProbeSettings(StageSettings):
     """What helping the reference means for theta."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"separate_documents"})
+
     model: ModelConfig
     references: dict[str, float]
     probe: ProbeConfig
@@ -116,7 +120,7 @@ class ProbeSettings(StageSettings):
     schedule: ScheduleConfig
     global_batch: int
     mask_repetitions: bool
-    separate_documents: bool
+    separate_documents: bool = False
     dtype: Dtype
     seed: int
 
@@ -181,12 +185,13 @@ class EvaluateSettings(StageSettings):
     """Measurements of the arms and of the texts."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"separate_documents"})
 
     held_out: tuple[str, ...]
     """Shards of held-out text by which the arms are told apart."""
     influence: EstimatorConfig
     seq_len: int
-    separate_documents: bool
+    separate_documents: bool = False
     micro_batch: int
     dtype: Dtype
 

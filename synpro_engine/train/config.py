@@ -69,6 +69,8 @@ class DecayScheduleConfig(Config):
 class OptimizerConfig(Config):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm, or Muon beside it."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"decay_schedule", "decoupled_decay"})
+
     name: OptimizerName = "adamw"
     """`muon`: Muon for the matrices of the blocks, with q, k, v and a gated layer's two taken apart, and AdamW for
     embedding, output layer, norms and biases."""
@@ -236,6 +238,10 @@ class TrainConfig(Config):
         "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints keep_every"
         " checkpoint_copy async_checkpoints recompute log_every tensorboard loggers logger_project skip divergence"
         " spike stragglers layer_norms_every".split()
+    )
+
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        "dropout ema average evaluate_with hand_on distill separate_documents".split()
     )
 
     max_steps: int = Field(gt=0)

@@ -190,7 +190,9 @@ class PretrainRun:
     def _resume(self, newest: Path) -> None:
         extra = load_checkpoint(newest, self.model, self.engine, weights="raw")
         # Of the settings only; what lies in the loader (seed, length, corpora) is compared by its own state.
-        difference = first_difference(extra["config"], self.config.model_dump(mode="json"), _FREE)
+        # A key that is younger than the checkpoint counts as its default there.
+        stored = self.config.completed(extra["config"])
+        difference = first_difference(stored, self.config.model_dump(mode="json"), _FREE)
         if difference is not None:
             raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
         self.loader.load_state_dict(extra["data"])

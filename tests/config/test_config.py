@@ -98,7 +98,38 @@ def test_what_only_says_how_work_is_done_is_not_recorded_at_any_depth() -> None:
 
 
 def test_an_execution_setting_that_is_no_setting_is_refused_where_it_is_declared() -> None:
-    with pytest.raises(AssertionError, match="EXECUTION names what is no setting: step"):
+    with pytest.raises(AssertionError, match="lists what is no setting: step"):
 
         class _Misspelt(_Inner):
             EXECUTION: ClassVar[frozenset[str]] = frozenset({"step"})
+
+
+class _Grown(Config):
+    LATER: ClassVar[frozenset[str]] = frozenset({"inner", "kind"})
+    steps: int = 5
+    kind: str = "raw"
+    inner: _Inner = _Inner()
+
+
+def test_what_came_later_is_recorded_only_where_it_is_set() -> None:
+    assert _Grown().recorded() == {"steps": 5} == _Grown(kind="raw", inner=_Inner()).recorded()
+    assert _Grown(kind="ema").recorded() == {"steps": 5, "kind": "ema"}
+    assert _Grown(inner=_Inner(lr=1.0)).recorded()["inner"]["lr"] == 1.0
+
+
+def test_what_was_stored_before_it_has_the_defaults() -> None:
+    class Whole(Config):
+        grown: _Grown = _Grown()
+
+    given = Whole(grown=_Grown(steps=6, kind="ema"))
+    assert given.completed({"grown": {"steps": 6}}) == {"grown": _Grown(steps=6).model_dump(mode="json")}
+    assert given.completed({"grown": {"steps": 6, "kind": "x"}})["grown"]["kind"] == "x"
+    assert given.completed({}) == {}, "what is not LATER is not filled in"
+
+
+def test_what_came_later_has_a_default() -> None:
+    with pytest.raises(AssertionError, match="LATER names what has no default: steps"):
+
+        class _Without(Config):
+            LATER: ClassVar[frozenset[str]] = frozenset({"steps"})
+            steps: int
