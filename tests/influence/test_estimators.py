@@ -232,6 +232,8 @@ def test_a_direction_along_some_parameters_is_zero_along_the_others(model: Model
 
 def test_scoring_leaves_the_model_as_it_was(model: Model, direction: Direction) -> None:
     before = [(p.data_ptr(), p.detach().clone(), p.requires_grad) for p in model.parameters()]
+    modules = [module for chunk in model.chunks for module in chunk.modules()]
+    hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in modules]
     model.train()
     for packed in (False, True):
         DotInfluence(model, direction, start_id=START, at="midpoint", packed=packed).score(GIVEN)
@@ -239,9 +241,8 @@ def test_scoring_leaves_the_model_as_it_was(model: Model, direction: Direction) 
     for parameter, (pointer, value, asked) in zip(model.parameters(), before, strict=True):
         assert parameter.data_ptr() == pointer and torch.equal(parameter, value) and parameter.requires_grad == asked
         assert parameter.grad is None
-    modules = [module for chunk in model.chunks for module in chunk.modules()]
     assert all(module.training for module in modules)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    assert hooks == [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in modules]
 
 
 def test_a_call_after_the_weights_changed_is_an_error(topology: Topology) -> None:
