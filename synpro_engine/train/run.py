@@ -275,7 +275,10 @@ class PretrainRun:
             self._log_layers(result, spike, position)
         # Last, for they may raise: the step and its documents stand in the log by then.
         if spike is not None and action == "stop":
-            raise DivergedError(f"training stopped at step {result.step}, before its update: {spike}")
+            raise DivergedError(
+                f"training stopped at step {result.step}, before its update: {spike};"
+                " `pretrain.spike.action=skip` goes on without it"
+            )
         if self.spikes is not None:
             self.spikes.add(result.loss, result.grad_norm)
         self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)

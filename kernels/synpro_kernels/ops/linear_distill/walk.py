@@ -16,6 +16,7 @@ from torch import Tensor
 from synpro_kernels.common.arithmetic import mm, precise_dtype
 from synpro_kernels.common.pieces import pieces
 from synpro_kernels.ops.linear_distill.types import Teacher
+from synpro_kernels.ops.linear_logprob.fused import widest_shard
 from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
 
 
@@ -79,10 +80,8 @@ def _chunk(hidden_TH: Tensor, weight_VH: Tensor, task: Task) -> int:
     """Tokens whose logits are held at once, of the student, of the teachers' mean and of one teacher."""
     budget = (1 << 30) if hidden_TH.is_cuda else (64 << 20)
     # The largest shard's: ranks that cut their tokens differently would meet in each other's collectives.
-    vocab = torch.tensor(weight_VH.shape[0], device=hidden_TH.device)
-    if task.group is not None:
-        dist.all_reduce(vocab, op=dist.ReduceOp.MAX, group=task.group)
-    each = 3 * int(vocab) * precise_dtype(hidden_TH.dtype).itemsize
+    vocab = widest_shard(weight_VH.shape[0], hidden_TH, task.group)
+    each = 3 * vocab * precise_dtype(hidden_TH.dtype).itemsize
     return max(16, budget // each // 16 * 16)
 
 

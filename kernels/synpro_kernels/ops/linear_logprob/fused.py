@@ -119,7 +119,7 @@ def _walk(
 ) -> tuple[Tensor, ...]:
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
     target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
-    tokens, width = block_sizes.cached(shard, _widest_shard(shard.vocab, shard.hidden_TH, work.group))
+    tokens, width = block_sizes.cached(shard, widest_shard(shard.vocab, shard.hidden_TH, work.group))
     # As large as the budget allows, because each chunk reads and writes all of the weight's gradient: with four chunks
     # at T 8192, H 4096, V 131072 that is 17.2 GB, 4.1 ms at 4.2 TB/s (docs/kernels.md).
     # One buffer for all chunks: each is used up before the next is filled.
@@ -145,7 +145,8 @@ def _walk(
     return sums
 
 
-def _widest_shard(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
+def widest_shard(vocab: int, like: Tensor, group: dist.ProcessGroup | None) -> int:
+    """Rows of the largest shard, of which this rank's has `vocab`; collective over the group."""
     if group is None:
         return vocab
     # On every rank of the group, or this waits for ever: `minimise` is collective from its first line.
