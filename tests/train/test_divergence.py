@@ -3,7 +3,7 @@
 import json
 import math
 import runpy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,50 +13,28 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, json_text
-from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import DivergenceConfig, OptimizerConfig, PlateauConfig, SkipConfig, TrainConfig
 from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGuard
-from synpro_engine.train.engine import Engine, LossFn
+from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
-from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
+from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.run import PretrainResult
 from synpro_engine.train.trainer import pretrain
+from tests.train.louder import Louder
 
 TOY = runpy.run_path(str(Path(__file__).with_name("test_trainer.py")))
 CONFIG: TrainConfig = TOY["CONFIG"].model_copy(update={"max_steps": 12, "eval_every": 4, "plateau": None})
-
-
-class Poison:
-    """Looks on as in-run scores do, and makes the loss of chosen steps NaN."""
-
-    def __init__(self, *steps: int) -> None:
-        self._steps = set(steps)
-
-    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
-        self._engine = engine
-
-    def stop(self) -> None:
-        """Nothing to keep."""
-
-    @contextmanager
-    def watching(
-        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> Iterator[LossFn[Batch]]:
-        def poisoned(model: Model, hidden_BSH: torch.Tensor, batch: Batch) -> LossTerms:
-            terms = loss_fn(model, hidden_BSH, batch)
-            return replace(terms, objective=terms.objective * math.nan, loss=terms.loss * math.nan)
-
-        yield poisoned if self._engine.step_index + 1 in self._steps else loss_fn
 
 
 def train(topology: Topology, directory: Path, *bad: int, loader: Any = None, **settings: Any) -> PretrainResult:
     config = CONFIG.model_copy(update=settings)
     return pretrain(
         build_model(TOY["SHAPE"], topology), config, loader or TOY["loader_of"](topology), directory,
-        held_out=TOY["held_out"](topology), watcher=Poison(*bad),
+        held_out=TOY["held_out"](topology), watcher=Louder(math.nan, *bad),
     )  # fmt: skip
 
 
@@ -201,7 +179,7 @@ def test_a_plateau_above_the_losses_that_there_were_is_divergence() -> None:
 
 
 def test_a_fall_back_to_a_higher_loss_ends_as_a_fault_and_no_plateau(topology: Topology, tmp_path: Path) -> None:
-    class FallBack(Poison):
+    class FallBack(Louder):
         """From step 60 on the weights are those of step 20 again."""
 
         @contextmanager
@@ -220,7 +198,7 @@ def test_a_fall_back_to_a_higher_loss_ends_as_a_fault_and_no_plateau(topology: T
     with pytest.raises(DivergedError, match="it no longer improves"):
         pretrain(
             build_model(TOY["SHAPE"], topology), CONFIG.model_copy(update=changes), TOY["loader_of"](topology),
-            tmp_path, held_out=TOY["held_out"](topology), watcher=FallBack(),
+            tmp_path, held_out=TOY["held_out"](topology), watcher=FallBack(1.0),
         )  # fmt: skip
     assert not any(record["ended_by"] for record in kinds(tmp_path, "plateau"))
 

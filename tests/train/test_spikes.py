@@ -1,57 +1,30 @@
 """A step far above the last ones is told, left out or ends the run, with what it read and where the gradient was."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
-from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, SpikeConfig
 from synpro_engine.train.divergence import DivergedError
-from synpro_engine.train.engine import Engine, LossFn
+from synpro_engine.train.engine import Engine
 from synpro_engine.train.layer_norms import gradient_norms, told
-from synpro_engine.train.losses import LanguageModelLoss, LossTerms
-from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
+from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.run import PretrainResult
 from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.trainer import pretrain
 from tests.train import test_trainer as toy
+from tests.train.louder import Louder
 
 CONFIG = toy.CONFIG.model_copy(update={"max_steps": 12, "eval_every": 0, "checkpoint_every": 0, "plateau": None})
 SPIKE = SpikeConfig(window=8, norm=5.0)
-
-
-class Louder:
-    """Looks on, and makes the loss of chosen steps so many times as large."""
-
-    def __init__(self, factor: float, *steps: int) -> None:
-        self._factor, self._steps = factor, set(steps)
-
-    def begin(self, engine: Engine, loader: TokenLoader, log: MetricsLog, resume_step: int | None) -> None:
-        self._engine = engine
-
-    def stop(self) -> None:
-        """Nothing to keep."""
-
-    @contextmanager
-    def watching(
-        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> Iterator[LossFn[Batch]]:
-        def louder(model: Model, hidden_BSH: Tensor, batch: Batch) -> LossTerms:
-            terms = loss_fn(model, hidden_BSH, batch)
-            return replace(terms, objective=terms.objective * self._factor, loss=terms.loss * self._factor)
-
-        yield louder if self._engine.step_index + 1 in self._steps else loss_fn
 
 
 def train(topology: Topology, directory: Path, *steps: int, **settings: Any) -> PretrainResult:
