@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.against import read_records
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import QUIET
 from benchmarks.common.processes import command, variables
+from benchmarks.common.records import read_lines
 from benchmarks.common.tables import aligned, markdown
 from synpro_engine.config import UserError
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.records:
             of_parts = {part: [] for part in PARTS}
-            for record in read_records(given.records):
+            for record in read_lines(given.records):
                 of_parts[record["bench"]].append(record)
         else:
             parts = picked(parser, "--parts", given.parts, PARTS)
@@ -118,7 +118,7 @@ def measured(part: str, folder: Path) -> list[Record]:
         arguments = command(module, *options, "--output", str(output))
         done = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT, env=variables({}), check=False)
     print(f"    {time.perf_counter() - begin:.0f} s, code {done.returncode}; {log}", flush=True)
-    return read_records(output) if output.exists() else []
+    return read_lines(output) if output.exists() else []
 
 
 def _cells(line: Line) -> tuple[str, str, str, str]:

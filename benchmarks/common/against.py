@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import statistics
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.environment import ROOT
+from benchmarks.common.records import read_lines
 from synpro_engine.config import UserError
 
 REGRESSION = 0.05
@@ -45,28 +45,10 @@ class Comparison:
 
 def with_file(records: Sequence[Record], path: Path, figures: Figures) -> list[Comparison]:
     """Against records of an earlier run. UserError where the file is none, or has nothing of what was measured."""
-    now, then = figures(records), figures(read_records(path))
+    now, then = figures(records), figures(read_lines(path))
     found = [Comparison(name, now[name], then[name]) for name in now if name in then]
     if not found:
         raise UserError(f"--against: {path} has no record of what was measured now ({', '.join(now) or 'nothing'})")
-    return found
-
-
-def read_records(path: Path) -> list[Record]:
-    """JSON lines. UserError that names the line which is none."""
-    found: list[Record] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--against: {path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(f"--against: {path}:{number}: is no record of a benchmark")
-        found.append(record)
     return found
 
 
@@ -99,7 +81,7 @@ def _run(module: str, arguments: Sequence[str], output: Path, folder: Path, tree
     # A benchmark's own verdict has a code too; what counts here is whether there are records.
     if not output.exists():
         raise UserError(f"--against: {name} wrote no record ({(done.stderr.strip().splitlines() or ['?'])[-1]})")
-    return read_records(output)
+    return read_lines(output)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from benchmarks.common.harness import Timing
 from benchmarks.common.tables import aligned
+from synpro_engine.config import UserError
 from synpro_kernels.testing import assert_as_accurate
 
 
@@ -102,6 +104,24 @@ def _tflops(row: Row) -> float | None:
 def foreign_share(rows: Iterable[Row]) -> float:
     """The most of the machine that other processes took while any of the rows was measured."""
     return max(float(str(row.environment["foreign_cpu_share"])) for row in rows)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines. UserError that names the line which is none."""
+    found: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: is no record of a benchmark")
+        found.append(record)
+    return found
 
 
 def write_lines(path: Path, records: Iterable[Row | Mapping[str, object]]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common.against import read_records
 from benchmarks.common.environment import ROOT
 from benchmarks.common.processes import variables
+from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance.parts import Part, Place, Program
 from synpro_engine.config import UserError, atomic_write_text
 
@@ -59,7 +59,7 @@ def run(name: str, part: Part, place: Place, where: Mapping[str, object]) -> Out
             status = "failed"
             faults.append(_last_error(log.read_bytes()[start:].decode(errors="replace")) or f"exit status {code}")
     try:
-        records = read_records(output) if output.exists() else []
+        records = read_lines(output) if output.exists() else []
         lines = [list(line) for line in part.lines(records, log.read_text(encoding="utf-8", errors="replace"))]
     except (UserError, KeyError, TypeError, ValueError) as error:  # a record that was cut off, or of another form
         status, lines = ("failed" if status == "ok" else status), []

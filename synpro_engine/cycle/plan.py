@@ -203,7 +203,7 @@ class Plan:
         # Digests stand in the settings, so that a changed file makes a stage stale in the way of a changed key.
         if name in self._contents:
             config["contents"] = self._contents[name]
-        layout, seed = self.recipe.layout_of(name, self.topology.world_size), self.recipe.seed
+        layout, seed = self.recipe.layout_of(name, self.topology.world_size), config.get("seed", self.recipe.seed)
         return Stage(name=name, command=command, work=work, config=config, parents=parents, seed=seed, layout=layout)
 
 

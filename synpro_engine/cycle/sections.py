@@ -112,7 +112,11 @@ class PretrainConfig(TrainConfig):
     """Pretraining, and what is measured on the way."""
 
     EXECUTION: ClassVar[frozenset[str]] = TrainConfig.EXECUTION | {"parallel"}
+    LATER: ClassVar[frozenset[str]] = TrainConfig.LATER | {"seed"}
 
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Of initial weights, the order of windows and dropout; the recipe's where not given. The text (splits, tokenizer,
+    what a cap leaves) hangs on the recipe's alone, so that trainings of several seeds read the same."""
     parallel: LayoutConfig | None = None
     """How the ranks divide the pretrained model where it is trained, probed and evaluated; as the job's `parallel`
     where not given. Where it judges texts for a generator it is divided like that one."""

@@ -279,17 +279,22 @@ class SettingsOf:
         recipe = self._recipe
         return PretrainSettings(
             model=recipe.model,
-            pretrain=recipe.pretrain.model_copy(update={"parallel": None}),
+            pretrain=recipe.pretrain.model_copy(update={"parallel": None, "seed": None}),
             references=self._references,
             dtype=self._dtype,
-            seed=self._seed,
+            seed=self._training_seed,
         )
+
+    @property
+    def _training_seed(self) -> int:
+        seed = self._recipe.pretrain.seed
+        return self._seed if seed is None else seed
 
     def arm(self, steps: int, *, synthetic: bool) -> ArmSettings:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
         recipe = self._recipe
         # Without a plateau, so that both arms take as many steps and the comparison is of the text alone.
-        ending = {"max_steps": steps, "plateau": None, "in_run": None, "parallel": None}
+        ending = {"max_steps": steps, "plateau": None, "in_run": None, "parallel": None, "seed": None}
         pretrain = recipe.pretrain.model_copy(update=ending)
         continued = recipe.continued if synthetic else None
         return ArmSettings(
@@ -299,7 +304,7 @@ class SettingsOf:
             continued=continued,
             train_from=recipe.continued.train_from,
             dtype=self._dtype,
-            seed=self._seed,
+            seed=self._training_seed,
         )
 
     @property

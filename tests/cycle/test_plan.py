@@ -47,6 +47,7 @@ def _own(*overrides: str) -> set[str]:
         ("pretrain.optimizer.lr=1e-3", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
         ("pretrain.global_batch=16", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
         ("pretrain.mask_repetitions=true", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
+        ("pretrain.seed=7", {"pretrain", "round-1/continue", "repeat"}),
         ("probe.sampled_steps=2", {"round-1/probe"}),
         ("tune.rephrase.steps=4", {"round-1/tune-rephrase"}),
         ("tune.reformat.kl_beta=0.1", {"round-1/tune-reformat"}),

@@ -59,7 +59,9 @@ def environment(run: FinishedRun) -> Environment | None:
     if not path.exists():
         return None
     stored = read_record(path, _Environment).model_dump()
-    return Environment(**stored, seeds={"run": run.recipe.seed}, tuned=_tuned(run.recipe))
+    recipe = run.recipe
+    seeds = {"run": recipe.seed} | ({} if recipe.pretrain.seed is None else {"pretraining": recipe.pretrain.seed})
+    return Environment(**stored, seeds=seeds, tuned=_tuned(run.recipe))
 
 
 def _tuned(recipe: Recipe) -> dict[str, str]:

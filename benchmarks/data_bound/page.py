@@ -1,0 +1,127 @@
+"""What docs/data-bound.md shows of the records: tables and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.tables import markdown
+from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
+from benchmarks.data_bound.multiples import Mean, best, end, mean, multiple, unique_curve
+from synpro_engine.report.svg import SERIES
+
+Record = Mapping[str, Any]
+_ENSEMBLE = f"ensemble of {len(MEMBERS)} of these"
+
+
+def blocks(records: Sequence[Record]) -> dict[str, str]:
+    """By the name of its mark in the page: each table."""
+    return {"arms": _arms(records), "curve": _curve(records), "sweeps": _sweeps(records)}
+
+
+def _of(records: Sequence[Record], arm: str) -> list[Record]:
+    return [record for record in records if record.get("arm") == arm]
+
+
+def _interval(found: Mean) -> str:
+    return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
+
+
+def _multiples(found: Mean, curve: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """The multiple of a mean loss, and those of the interval's ends, the lower multiple first."""
+    if found.low is None or found.high is None:
+        return multiple(found.value, curve), "one seed"
+    return multiple(found.value, curve), f"{multiple(found.high, curve)} to {multiple(found.low, curve)}"
+
+
+def _arms(records: Sequence[Record]) -> str:
+    curve, rows = unique_curve(records), list[tuple[str, ...]]()
+    unit = next((record["flops"] for record in _of(records, CURVE[0])), None)
+    for name in (name for name in ARMS if name not in CURVE[1:]):
+        mine = _of(records, name)
+        if not mine or unit is None:
+            continue
+        lowest, last = mean([best(one) for one in mine]), mean([end(one) for one in mine])
+        cost = mine[0]["flops"] / unit
+        # A student costs its teachers too.
+        cost += len(MEMBERS) if ARMS[name].teachers is not None else 0
+        rows.append(
+            (name, ARMS[name].about, str(len(mine)), f"{lowest.value:.3f}", _interval(lowest), f"{last.value:.3f}",
+             *_multiples(lowest, curve), f"{cost:.1f}")
+        )  # fmt: skip
+        told = [record["loss"] for record in records if record["bench"] == "data_bound_ensemble"]
+        if name == "all" and told:
+            together = mean(told)
+            rows.append(
+                ("", _ENSEMBLE, f"{len(told)} choices", f"{together.value:.3f}", _interval(together), "",
+                 *_multiples(together, curve), f"{cost * len(MEMBERS):.1f}")
+            )  # fmt: skip
+    headings = (
+        "arm",
+        "what it changes",
+        "seeds",
+        "loss at best",
+        "95 %",
+        "at the end",
+        "multiple",
+        "95 %",
+        "training FLOPs",
+    )
+    return markdown(headings, rows)
+
+
+def _curve(records: Sequence[Record]) -> str:
+    rows = []
+    for name in CURVE:
+        mine = _of(records, name)
+        if mine:
+            lowest = mean([best(one) for one in mine])
+            tokens, epochs = mine[0]["unique_tokens"], mine[0]["tokens"] / mine[0]["unique_tokens"]
+            at = min(mine[0]["curve"], key=lambda line: line["reference"])["step"] / mine[0]["curve"][-1]["step"]
+            rows.append((f"{tokens:,}", f"{epochs:.1f}", f"{at * epochs:.1f}", str(len(mine)), f"{lowest.value:.3f}"))
+    return markdown(("unique tokens", "epochs", "best at epoch", "seeds", "loss at best"), rows)
+
+
+def _sweeps(records: Sequence[Record]) -> str:
+    rows = []
+    for record in (record for record in records if record["bench"] == "data_bound_sweep"):
+        trials = record["trials"]
+        found = min((one for one in trials if one["state"] == "complete"), key=lambda one: one["loss"])
+        chosen = ", ".join(
+            f"`{key.removeprefix('pretrain.')}` {_short(value)}" for key, value in found["settings"].items()
+        )
+        states = [one["state"] for one in trials]
+        ended = len(states) - states.count("complete")
+        rows.append((record["sweep"], str(len(trials)), str(ended), chosen, f"{found['loss']:.3f}"))
+    assert all(row[0] in SWEEPS for row in rows)
+    return markdown(("sweep", "trials", "ended early", "best", "its reference loss"), rows)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Write a PNG: held-out loss along training by arm, and the curve of unique tokens with the arms' losses on it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curve = unique_curve(records)
+    right.plot(*zip(*curve, strict=True), color="black", marker="o", label="untuned repetition")
+    for name, colour in zip((name for name in ARMS if name not in CURVE[1:]), SERIES, strict=False):
+        mine = _of(records, name)
+        for number, record in enumerate(mine):
+            share = [line["step"] / record["curve"][-1]["step"] for line in record["curve"][1:]]
+            losses = [line["validation"] for line in record["curve"][1:]]
+            left.plot(share, losses, color=colour, alpha=0.7, linewidth=1.2, label=None if number else name)
+        if mine and name != CURVE[0]:
+            right.axhline(mean([best(one) for one in mine]).value, color=colour, linewidth=1, label=name)
+    left.set(title="loss on the validation split", xlabel="part of training", ylabel="nats a token")
+    right.set(title="what it is worth in unique tokens", xlabel="unique tokens", xscale="log")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+        axes.grid(visible=True, alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
