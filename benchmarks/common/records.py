@@ -106,9 +106,9 @@ def foreign_share(rows: Iterable[Row]) -> float:
     return max(float(str(row.environment["foreign_cpu_share"])) for row in rows)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Mapping[str, Any]]:
     """The records of a file of JSON lines. UserError that names the line which is none."""
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

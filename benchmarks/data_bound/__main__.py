@@ -8,7 +8,7 @@ place of runs; `--docs docs` renews the tables and the picture of docs/data-boun
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from benchmarks.data_bound.arms import ARMS, SWEEPS
 from benchmarks.data_bound.page import blocks, draw
 from benchmarks.data_bound.runs import ensembles, sweep, train
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 
 
 def jobs(arms: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from synpro_engine.sweep.outcome import TRIALS
 from synpro_engine.sweep.study import TrialRecord
 from synpro_engine.train.metrics import METRICS, flops_per_token, read_metrics
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
@@ -54,7 +55,7 @@ def train(place: Path, name: str, seed: int) -> Record:
         models = ",".join(str(_run_of(place, arm.teachers, one) / PRETRAIN) for one in MEMBERS)
         settings.append(f"pretrain.distill.teachers=[{models}]")
     _synpro("pretrain", recipe, "--dir", into, *settings)
-    return {"bench": "data_bound", "arm": name, "seed": seed} | _measured(into)
+    return {"bench": "data_bound", "arm": name, "seed": seed, **_measured(into)}
 
 
 def _measured(directory: Path) -> Record:
@@ -82,7 +83,7 @@ def _measured(directory: Path) -> Record:
 
 def ensembles(place: Path) -> list[Record]:
     """What four of the models trained with all means say together: each four of those there are."""
-    records = []
+    records = list[Record]()
     for seeds in combinations(ARMS["all"].seeds, len(MEMBERS)):
         told = place / "ensembles" / f"{'-'.join(map(str, seeds))}.json"
         if not told.exists():

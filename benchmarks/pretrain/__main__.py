@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import read_records, with_commit, with_file
+from benchmarks.common.against import with_commit, with_file
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
-from benchmarks.common.records import write_lines
+from benchmarks.common.records import read_lines, write_lines
 from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS
 from benchmarks.pretrain.measure import measure, memory
@@ -176,7 +176,7 @@ def _launched(given: Namespace, count: int, threads: str) -> list[Record]:
         done = subprocess.run(command, env={**os.environ, **paths}, stdout=subprocess.PIPE, check=False)
         if not output.exists():
             raise UserError(f"--ranks: {count} processes ended with code {done.returncode}; why is said above")
-        return read_records(output)
+        return read_lines(output)
 
 
 def _scaling(records: Sequence[Record]) -> Iterator[str]:

@@ -36,8 +36,8 @@ from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
 from synpro_engine.train.config import WeightsOf
-from synpro_engine.train.run import Evaluated
 from synpro_engine.train.trackers import require_trackers
+from synpro_engine.train.watcher import Evaluated
 
 
 class Cycle:

@@ -37,7 +37,7 @@ from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, import_s
 from synpro_engine.cycle.steps.synthetic import synthetic_shards_stage
 from synpro_engine.cycle.steps.tasks import tasks_stage
 from synpro_engine.dist import Topology, on_main, say
-from synpro_engine.train.run import Evaluated
+from synpro_engine.train.watcher import Evaluated
 
 _OUTSIDE = {
     TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),

@@ -47,6 +47,19 @@ class Batch:
         documents = None if self.document_BS is None else self.document_BS[start:stop]
         return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.apart)
 
+    def split(self, micro_batch: int, *, equal: bool) -> list[Batch]:
+        """Micro-batches of its rows, of which the last may be smaller, for losses are sums.
+
+        A pipeline fixes the shape that its stages receive: it needs them `equal`. UserError where they cannot be.
+        """
+        rows = self.tokens_BS.size(0)
+        size = min(micro_batch, rows)
+        if equal and rows % size:
+            raise UserError(
+                f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline"
+            )
+        return [self.rows(start, start + size) for start in range(0, rows, size)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOrigin:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.dist import sum_over
+from synpro_engine.dist import broadcast_object, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.losses import LabelledBatch, count_labels
+
+
+def held_out_losses(
+    model: Model,
+    held_out: Mapping[str, Iterable[LabelledBatch]],
+    mixed: Mapping[str, Mapping[str, float]],
+    *,
+    micro_batch: int,
+) -> dict[str, float]:
+    """`held_out_loss` of each set, and of each of `mixed` the mean of those that it names, by weight. Collective."""
+    # The same order of sets on every rank: each evaluation is full of collectives.
+    losses = {name: held_out_loss(model, batches, micro_batch=micro_batch) for name, batches in held_out.items()}
+    for name, weights in mixed.items():
+        losses[name] = sum(w * losses[part] for part, w in weights.items()) / sum(weights.values())
+    return broadcast_object(losses, model.topology)  # a last bit at a limit would part the ranks
 
 
 def held_out_loss(model: Model, batches: Iterable[LabelledBatch], *, micro_batch: int = 8) -> float:

@@ -19,12 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from synpro_engine.config import UserError, atomic_write_text, first_line, json_text
 from synpro_engine.config.errors import without_credentials
-from synpro_engine.train.config import TrackerName
+from synpro_engine.dist import Topology, on_main, say
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.config import TrackerName, TrainConfig
 
 TRACKERS = "trackers.json"
 _PACKAGES: dict[TrackerName, str] = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
@@ -54,6 +57,21 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"`pretrain.loggers`: {name} is not installed; `pip install {_PACKAGES[name]}` brings it")
+
+
+def tracked(config: TrainConfig, model: ModelConfig, directory: Path, topology: Topology) -> Tracked | None:
+    """Who else a run's numbers go to. Collective; UserError, on every rank, where one is not installed."""
+    if not config.loggers:
+        return None
+    on_main(topology, lambda: require_trackers(config.loggers))
+    parts = [part.removesuffix(".partial") for part in directory.absolute().parts[-3:]]
+    return Tracked(
+        by=config.loggers,
+        project=config.logger_project,
+        name="-".join(parts),
+        settings=config.model_dump(mode="json") | {"model": model.model_dump(mode="json")},
+        tell=partial(say, topology),
+    )
 
 
 class _Tracker(Protocol):

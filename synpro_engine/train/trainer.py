@@ -21,7 +21,9 @@ from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.out_of_memory import telling_out_of_memory
-from synpro_engine.train.run import Evaluated, PretrainResult, PretrainRun, Watcher
+from synpro_engine.train.run import PretrainRun
+from synpro_engine.train.run_state import PretrainResult
+from synpro_engine.train.watcher import Evaluated, Watcher
 
 
 def pretrain(
@@ -74,11 +76,11 @@ def pretrain(
     run.open_log(resumed)
     profiler = StepProfiler(directory, model.topology.rank, model.topology.device)
     bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
-    with telling(), closing(run.log), closing(profiler), bar, run.saver:
+    with telling(), closing(run.log), closing(profiler), bar, run.checkpoints.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
         while not run.finished:
-            run.saver.check()
+            run.checkpoints.saver.check()
             with profiler.step(run.engine.step_index + 1):
                 result = run.step()
                 bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)

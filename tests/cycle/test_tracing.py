@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("runs") / "traced"
     given: dict[tuple[str, int], Batch] = {}
     fatal = [("pretrain", 8), ("round-2/continue", 24)]
-    step, split = training.PretrainRun.step, training.split_batch
+    step, split = training.PretrainRun.step, Batch.split
 
     def watched(self: training.PretrainRun) -> StepResult:
         stage = str(self.directory.relative_to(directory)).replace(".partial", "")
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             return split(batch, micro_batch, equal=equal)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(training, "split_batch", keep)
+            patched.setattr(Batch, "split", keep)
             result = step(self)
         if made in fatal:
             fatal.remove(made)

@@ -22,7 +22,7 @@ from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGua
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
 from synpro_engine.train.metrics import METRICS, read_metrics
-from synpro_engine.train.run import PretrainResult
+from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain
 from tests.train.louder import Louder
 

@@ -17,7 +17,7 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.layer_norms import gradient_norms, told
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.metrics import METRICS, read_metrics
-from synpro_engine.train.run import PretrainResult
+from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.trainer import pretrain
 from tests.train import test_trainer as toy

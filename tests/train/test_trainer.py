@@ -13,12 +13,12 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train import run
+from synpro_engine.train import evaluation
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.checkpoint_files import whole_tensors
 from synpro_engine.train.config import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
-from synpro_engine.train.run import PretrainResult, split_batch
+from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain
 
 # The large epsilon keeps Adam from blowing up rounding noise of gradients near zero where layouts are compared.
@@ -216,8 +216,8 @@ def test_two_ranks_pretrain_like_one(topology: Topology, tmp_path: Path) -> None
 def measuring_otherwise(directory: str, port: int) -> PretrainResult:
     """Rank 1 measures other held-out losses, as it would where the last bits of a sum differ."""
     with job(ParallelConfig(), port) as topology:
-        measure = run.held_out_loss
-        run.held_out_loss = lambda *args, **kwargs: measure(*args, **kwargs) * (1.0 + topology.rank)
+        measure = evaluation.held_out_loss
+        evaluation.held_out_loss = lambda *args, **kwargs: measure(*args, **kwargs) * (1.0 + topology.rank)
         return train(topology, Path(directory))
 
 
@@ -228,11 +228,11 @@ def test_every_rank_judges_the_held_out_losses_that_rank_0_measured(tmp_path: Pa
 
 def test_micro_batches_cover_the_batch_and_a_pipeline_gets_equal_ones() -> None:
     batch = Batch(*torch.arange(60).view(3, 5, 4))
-    assert [part.tokens_BS.size(0) for part in split_batch(batch, 2, equal=False)] == [2, 2, 1]
-    parts = [vars(part) for part in split_batch(batch, 2, equal=False)]
+    assert [part.tokens_BS.size(0) for part in batch.split(2, equal=False)] == [2, 2, 1]
+    parts = [vars(part) for part in batch.split(2, equal=False)]
     for name, whole in vars(batch).items():
         together = torch.cat([part[name] for part in parts]) if torch.is_tensor(whole) else parts[-1][name]
         assert torch.equal(together, whole) if torch.is_tensor(whole) else together == whole, name
-    assert len(split_batch(batch, 100, equal=True)) == 1
+    assert len(batch.split(100, equal=True)) == 1
     with pytest.raises(UserError, match=r"^setting `micro_batch`: "):
-        split_batch(batch, 2, equal=True)
+        batch.split(2, equal=True)

@@ -33,8 +33,8 @@ from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
 from synpro_engine.train.config import WeightsOf
-from synpro_engine.train.run import Evaluated, Watcher
 from synpro_engine.train.trainer import pretrain
+from synpro_engine.train.watcher import Evaluated, Watcher
 
 ORGANIC = "organic"
 ALONE = " alone_loss"

@@ -34,7 +34,6 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.engine import Engine
-from synpro_engine.train.run import split_batch
 
 
 def probe_stage(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, topology: Topology) -> None:
@@ -91,8 +90,7 @@ def next_steps(
     organic = {ORGANIC: open_split(tokens, "train", open_tokenizer(tokens, topology))}
     loader = _loader(settings, organic, {ORGANIC: 1.0}, settings.global_batch, topology)
     upcoming = [
-        split_batch(loader.next_batch(), config.micro_batch, equal=topology.pp.size > 1)
-        for _ in range(config.sampled_steps)
+        loader.next_batch().split(config.micro_batch, equal=topology.pp.size > 1) for _ in range(config.sampled_steps)
     ]
     references = reference_windows(
         corpora,

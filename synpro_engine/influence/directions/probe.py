@@ -24,7 +24,6 @@ from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
-from synpro_engine.train.run import split_batch
 
 
 class ProbeConfig(Config):
@@ -107,7 +106,7 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
             # A step's mean is over the labels of all ranks, of which each may hold another number.
             labels = sum_over(topology.dp, count_labels(batch.labels_BS).to(topology.device)).clamp_min(1)
             # Of one size in a pipeline, whose stages are told one shape for all.
-            microbatches = split_batch(batch, config.micro_batch, equal=topology.pp.size > 1)
+            microbatches = batch.split(config.micro_batch, equal=topology.pp.size > 1)
             done = engine.step(
                 microbatches, LanguageModelLoss(), denominator=int(labels),
                 rows_of=lambda batch: documents_apart(batch, topology.device),

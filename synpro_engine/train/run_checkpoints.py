@@ -1,0 +1,79 @@
+"""A run's checkpoints: which one it goes on from, how one is written, and which stay, here and in a second place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synpro_engine.config import remove_directory
+from synpro_engine.dist import Topology, on_main
+from synpro_engine.train.checkpoint_directory import (
+    CHECKPOINTS,
+    bring_back,
+    copy_checkpoint,
+    copy_record,
+    newest_sound_checkpoint,
+    remove_older,
+    step_of,
+    step_path,
+)
+from synpro_engine.train.checkpoint_saver import CheckpointSaver
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.engine import Engine
+
+
+class RunCheckpoints:
+    """Those of the run in `run`, and their copies where `config` names a place for them. All methods are collective."""
+
+    def __init__(self, run: Path, config: TrainConfig, topology: Topology) -> None:
+        self._run, self._config, self._topology = run, config, topology
+        self._copies = None if config.checkpoint_copy is None else Path(config.checkpoint_copy)
+        self.saver = CheckpointSaver(topology, background=config.async_checkpoints)
+        self.newest: Path | None = None
+        """The saver may still be writing it."""
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or would."""
+        return step_path(self._run / CHECKPOINTS, step)
+
+    def find(self) -> Path | None:
+        """The newest sound checkpoint of both places."""
+        return newest_sound_checkpoint(self._run / CHECKPOINTS, self._copies, self._topology)
+
+    def take_up(self, found: Path) -> None:
+        """Go on from what `find` found, once it is known to be of this run."""
+        newest, copies = self.at(step_of(found)), self._copies
+        if found != newest:
+            on_main(self._topology, lambda: bring_back(found, self._run))
+        self.newest = newest
+        if copies is not None:  # a kill may have come before its copy
+            self.saver.behind(lambda: copy_checkpoint(newest, copies))
+
+    def save(
+        self, engine: Engine, extra: Mapping[str, Any], *, first_step: int, start: Path | None, seed: int | None
+    ) -> None:
+        """Write the engine's step, and remove what is not to be kept once that is there.
+
+        first_step: the one that the run began at; start: the checkpoint that it began from.
+        """
+        path, old, every = self.at(engine.step_index), self.newest, self._config.checkpoint_every
+
+        def prune(place: Path) -> None:
+            # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
+            if old is not None and old != path and (every == 0 or (step_of(old) - first_step) % every):
+                remove_directory(place / old.name)
+            kept = self._config.keep_every
+            remove_older(
+                place, self._config.keep_checkpoints, lambda step: kept > 0 and (step - first_step) % kept == 0
+            )
+
+        def copy() -> None:
+            if self._copies is not None:
+                copy_checkpoint(path, self._copies)
+                copy_record(self._run, self._copies)
+                prune(self._copies)
+
+        parents = {} if start is None else {"start": start}
+        self.saver.save(path, engine, extra, parents=parents, seed=seed, then=lambda: prune(path.parent), last=copy)
+        self.newest = path

@@ -1,0 +1,89 @@
+"""Multiples of text from losses, the order of trainings, and that every arm is a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.data_bound.__main__ import jobs, main
+from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
+from benchmarks.data_bound.multiples import best, mean, multiple, unique_curve
+from benchmarks.data_bound.runs import RECIPE
+from synpro_engine.config import json_text
+from synpro_engine.cycle import load_recipe
+from synpro_engine.sweep.ranges import ranges_of
+
+_CURVE = [(100.0, 5.0), (200.0, 4.5), (800.0, 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"), [(5.0, "1.00"), (4.5, "2.00"), (4.25, "4.00"), (4.0, "8.00"), (3.9, "> 8.0"), (5.1, "< 1")]
+)
+def test_a_multiple_is_read_off_between_two_sizes_of_text_and_never_beyond_them(loss: float, told: str) -> None:
+    assert multiple(loss, _CURVE) == told
+
+
+def test_a_mean_of_three_seeds_has_students_interval_and_one_seed_has_none() -> None:
+    found = mean([1.0, 2.0, 3.0])
+    assert found.low is not None and found.high is not None
+    assert (found.value, found.high - found.value) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-3)
+    assert mean([1.0]).low is None
+
+
+def test_the_quoted_loss_is_of_the_validation_split_where_the_reference_is_lowest() -> None:
+    curve = [
+        {"step": 1, "reference": 5.0, "validation": 4.0},
+        {"step": 2, "reference": 4.0, "validation": 4.5},
+        {"step": 3, "reference": 4.2, "validation": 4.4},
+    ]
+    assert best({"curve": curve}) == 4.5
+
+
+def test_students_train_after_those_that_they_learn_from() -> None:
+    order = list(jobs(list(ARMS)))
+    assert len(order) == len(set(order)) == sum(len(arm.seeds) for arm in ARMS.values())
+    assert all(order.index(("student", 11)) > order.index(("all", seed)) for seed in MEMBERS)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_recipe_of_whole_epochs(name: str) -> None:
+    arm = ARMS[name]
+    teachers = [] if arm.teachers is None else ["pretrain.distill.teachers=[x]"]
+    recipe = load_recipe(str(RECIPE), [*arm.length, *arm.settings, *teachers])
+    schedule, steps = recipe.pretrain.schedule, recipe.pretrain.max_steps
+    assert schedule.total_steps == steps
+    read = steps * recipe.pretrain.global_batch * recipe.model.seq_len
+    assert read == pytest.approx(arm.epochs * arm.unique, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_varies_what_a_recipe_has(name: str) -> None:
+    sweep = SWEEPS[name]
+    recipe = load_recipe(str(RECIPE), sweep.settings)
+    assert len(ranges_of(sweep.over, recipe)) == len(sweep.over)
+
+
+def _record(arm: str, seed: int, loss: float, tokens: int) -> dict[str, Any]:
+    curve = [{"step": step, "reference": loss + 2 / step, "validation": loss + 2 / step} for step in (1, 2, 4)]
+    return {"bench": "data_bound", "arm": arm, "seed": seed, "unique_tokens": tokens, "tokens": 8 * tokens,
+            "flops": 1e12, "curve": curve}  # fmt: skip
+
+
+def test_the_page_is_made_from_records_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = (100, 200, 400, 800)
+    records = [_record(name, 1, 4.5 - number / 2, sizes[number]) for number, name in enumerate(CURVE)]
+    records += [_record("tuned", seed, 3.9 + seed / 100, 100) for seed in (1, 2, 3)]
+    trial = {"state": "complete", "loss": 4.0, "settings": {"pretrain.optimizer.lr": 0.002}}
+    records.append({"bench": "data_bound_sweep", "sweep": "tuned", "trials": [trial, trial | {"state": "pruned"}]})
+    (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    marks = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("arms", "curve", "sweeps"))
+    (docs / "data-bound.md").write_text(marks)
+    assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
+    page = (docs / "data-bound.md").read_text()
+    assert unique_curve(records)[0] == (100.0, 5.0)
+    assert "| tuned | AdamW, rate and decay tuned | 3 | 4.420 |" in page and "2.23" in page
+    assert "| tuned | 2 | 1 | `optimizer.lr` 0.002 | 4.000 |" in page
+    assert (docs / "images" / "data_bound.png").stat().st_size > 10_000
+    assert "2.23" in capsys.readouterr().out
