@@ -47,7 +47,7 @@ def _own(*overrides: str) -> set[str]:
         ("pretrain.optimizer.lr=1e-3", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
         ("pretrain.global_batch=16", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
         ("pretrain.mask_repetitions=true", {"pretrain", "round-1/probe", "round-1/continue", "repeat"}),
-        ("pretrain.seed=7", {"pretrain", "round-1/continue", "repeat"}),
+        ("pretrain.seed=8", {"pretrain", "round-1/continue", "repeat"}),
         ("probe.sampled_steps=2", {"round-1/probe"}),
         ("tune.rephrase.steps=4", {"round-1/tune-rephrase"}),
         ("tune.reformat.kl_beta=0.1", {"round-1/tune-reformat"}),
@@ -70,6 +70,7 @@ def test_a_setting_reaches_the_stages_that_read_it_and_no_other(override: str, s
     "override",
     [
         "name=other",
+        "pretrain.seed=7",  # the recipe's own
         "verify=always",
         "pretrain.micro_batch=2",
         "pretrain.checkpoint_every=7",
