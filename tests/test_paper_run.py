@@ -227,6 +227,7 @@ def test_the_walk_ends_with_a_report(files: Path, environment: dict[str, str], j
             records = [json.loads(line) for _, line in lines_of(corpus, DOCUMENTS)]
             assert records and all(record["provenance"]["source"].startswith("<urn:uuid:") for record in records)
             assert all(1 - 5 <= record["rewards"]["quality"] <= 4 for record in records)
-    assert any("Unfaithful_Topic" in body["messages"][0]["content"] for _, body, _, _ in judges.calls)
+    asked = [body["messages"][0]["content"] for path, body, _, _ in judges.calls if path.endswith("/chat/completions")]
+    assert any("Unfaithful_Topic" in message for message in asked)
     assert (files / "hf/paper/model.safetensors").exists()
     assert KEY not in log + page + (run / "config.yaml").read_text()
