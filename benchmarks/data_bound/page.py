@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.multiples import interval, mean, multiples
 from benchmarks.common.tables import markdown
 from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
-from benchmarks.data_bound.multiples import Mean, best, end, mean, multiple, unique_curve
+from benchmarks.data_bound.losses import best, end, unique_curve
 from synpro_engine.report.svg import SERIES
 
 Record = Mapping[str, Any]
@@ -24,17 +25,6 @@ def _of(records: Sequence[Record], arm: str) -> list[Record]:
     return [record for record in records if record.get("arm") == arm]
 
 
-def _interval(found: Mean) -> str:
-    return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
-
-
-def _multiples(found: Mean, curve: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """The multiple of a mean loss, and those of the interval's ends, the lower multiple first."""
-    if found.low is None or found.high is None:
-        return multiple(found.value, curve), "one seed"
-    return multiple(found.value, curve), f"{multiple(found.high, curve)} to {multiple(found.low, curve)}"
-
-
 def _arms(records: Sequence[Record]) -> str:
     curve, rows = unique_curve(records), list[tuple[str, ...]]()
     unit = next((record["flops"] for record in _of(records, CURVE[0])), None)
@@ -47,15 +37,15 @@ def _arms(records: Sequence[Record]) -> str:
         # A student costs its teachers too.
         cost += len(MEMBERS) if ARMS[name].teachers is not None else 0
         rows.append(
-            (name, ARMS[name].about, str(len(mine)), f"{lowest.value:.3f}", _interval(lowest), f"{last.value:.3f}",
-             *_multiples(lowest, curve), f"{cost:.1f}")
+            (name, ARMS[name].about, str(len(mine)), f"{lowest.value:.3f}", interval(lowest), f"{last.value:.3f}",
+             *multiples(lowest, curve), f"{cost:.1f}")
         )  # fmt: skip
         told = [record["loss"] for record in records if record["bench"] == "data_bound_ensemble"]
         if name == "all" and told:
             together = mean(told)
             rows.append(
-                ("", _ENSEMBLE, f"{len(told)} choices", f"{together.value:.3f}", _interval(together), "",
-                 *_multiples(together, curve), f"{cost * len(MEMBERS):.1f}")
+                ("", _ENSEMBLE, f"{len(told)} choices", f"{together.value:.3f}", interval(together), "",
+                 *multiples(together, curve), f"{cost * len(MEMBERS):.1f}")
             )  # fmt: skip
     headings = (
         "arm",

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common.multiples import mean, multiple
 from benchmarks.data_bound.__main__ import jobs, main
 from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
-from benchmarks.data_bound.multiples import best, mean, multiple, unique_curve
+from benchmarks.data_bound.losses import best, unique_curve
 from benchmarks.data_bound.runs import RECIPE
 from synpro_engine.config import json_text
 from synpro_engine.cycle import load_recipe

@@ -1,0 +1,1 @@
+"""A world of facts in which it is known what synthesis can add: docs/evidence.md."""

@@ -1,0 +1,122 @@
+"""What docs/evidence.md shows of the world's records: tables and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.multiples import interval, mean, multiples
+from benchmarks.common.tables import markdown
+from benchmarks.world.rephraser import ACTIONS
+from benchmarks.world.study import COPIES
+
+Record = Mapping[str, Any]
+_BASE = "repetition"
+_LEFT_OUT = ("theta", *(f"unique-{copies}" for copies in COPIES))
+
+
+def blocks(records: Sequence[Record]) -> dict[str, str]:
+    """By the name of its mark in the page: each table."""
+    return {"world-arms": _arms(records), "world-curve": _curve(records), "world-actions": _actions(records)}
+
+
+def _losses(records: Sequence[Record], name: str) -> dict[int, float]:
+    """Loss on the validation people, by seed."""
+    return {one["seed"]: one["validation"] for one in records if one["bench"] == "world" and one["name"] == name}
+
+
+def unique_curve(records: Sequence[Record]) -> list[tuple[float, float]]:
+    """Copies of the organic text's size, and the mean loss of training on that many unique ones."""
+    named = {1: _BASE} | {copies: f"unique-{copies}" for copies in COPIES}
+    found = {copies: _losses(records, name) for copies, name in named.items()}
+    return [(float(copies), float(np.mean(list(losses.values())))) for copies, losses in found.items() if losses]
+
+
+def _arms(records: Sequence[Record]) -> str:
+    curve, base, rows = unique_curve(records), _losses(records, _BASE), []
+    for name in dict.fromkeys(one["name"] for one in records if one["bench"] == "world"):
+        losses = _losses(records, name)
+        both = sorted(losses.keys() & base.keys())
+        if name in _LEFT_OUT or not both:
+            continue
+        found, paired = mean(list(losses.values())), mean([losses[seed] - base[seed] for seed in both])
+        than = "" if name == _BASE else f"{paired.value:+.3f} ({interval(paired)})"
+        rows.append((name, str(len(losses)), f"{found.value:.3f}", interval(found), than, *multiples(found, curve)))
+    return markdown(("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", "multiple", "95 %"), rows)
+
+
+def _curve(records: Sequence[Record]) -> str:
+    rows = [(f"{copies:.0f}", f"{loss:.3f}") for copies, loss in unique_curve(records)]
+    return markdown(("times the organic text, all unique", "loss"), rows)
+
+
+def _actions(records: Sequence[Record]) -> str:
+    base, rows, worth, said = _losses(records, _BASE), [], [], []
+    tuned = {arm: _probabilities(records, arm) for arm in ("tuned, no influence", "tuned, influence")}
+    tuned["shuffled"] = _probabilities(records, "tuned, influence shuffled")
+    for number, (form, care) in enumerate(ACTIONS):
+        mine = [one for one in records if one["bench"] == "world_action" and one["name"] == f"{form}, {care}"]
+        mine = [one for one in mine if one["seed"] in base]
+        if not mine:
+            continue
+        gain = mean([base[one["seed"]] - one["validation"] for one in mine])
+        influence = float(np.mean([one["influence"] for one in mine]))
+        worth.append(gain.value)
+        said.append(influence)
+        shares = (f"{100 * found[number]:.0f} %" if found is not None else "" for found in tuned.values())
+        rows.append((f"{form}, {care}", f"{gain.value:+.3f}", interval(gain), f"{1000 * influence:+.2f}", *shares))
+    if not rows:
+        return ""
+    table = markdown(
+        (
+            "action",
+            "what training on it alone gains",
+            "95 %",
+            "its influence, x 1000",
+            *(f"share: {arm}" for arm in tuned),
+        ),
+        rows,
+    )
+    return f"{table}\n\nRank correlation of influence with what is gained: {_spearman(worth, said):.2f}."
+
+
+def _probabilities(records: Sequence[Record], name: str) -> np.ndarray | None:
+    found = [one["probabilities"] for one in records if one["bench"] == "world" and one["name"] == name]
+    return np.mean(found, axis=0) if found else None
+
+
+def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(np.corrcoef([np.argsort(np.argsort(values)) for values in (a, b)])[0, 1])
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Write a PNG: the arms' losses by seed, and what actions are worth against what influence says of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = list(dict.fromkeys(one["name"] for one in records if one["bench"] == "world"))
+    for place, name in enumerate(reversed(names)):
+        losses = list(_losses(records, name).values())
+        left.scatter(losses, [place] * len(losses), s=12, color="tab:gray", alpha=0.6)
+        left.scatter([np.mean(losses)], [place], s=40, color="tab:blue")
+    left.set_yticks(range(len(names)), list(reversed(names)))
+    left.set(title="loss by arm: seeds, and their mean", xlabel="nats a value, people asked about nowhere")
+    base = _losses(records, _BASE)
+    for form, care in ACTIONS:
+        mine = [one for one in records if one["bench"] == "world_action" and one["name"] == f"{form}, {care}"]
+        mine = [one for one in mine if one["seed"] in base]
+        if mine:
+            x = 1000 * np.mean([one["influence"] for one in mine])
+            y = np.mean([base[one["seed"]] - one["validation"] for one in mine])
+            right.scatter([x], [y], color="tab:blue" if care == "careful" else "tab:red", s=20)
+            right.annotate(form, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    right.set(title="what an action is worth (red: careless)", xlabel="mean influence, x 1000", ylabel="nats gained")
+    right.set_xscale("symlog", linthresh=0.1)
+    for axes in (left, right):
+        axes.grid(visible=True, alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

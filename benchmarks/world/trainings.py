@@ -1,0 +1,103 @@
+"""Trainings of one seed of the world, by the engine's own loop: to theta, from theta on, and from the beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.world.world import EOS, VOCABULARY, Text, World, corpus
+from synpro_engine.data import Batch, TokenLoader, eval_windows
+from synpro_engine.dist import Topology
+from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator, next_step_direction
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
+from synpro_engine.train.checkpoint import load_checkpoint
+from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from synpro_engine.train.engine import Engine
+from synpro_engine.train.trainer import pretrain
+
+SHAPE = ModelConfig(
+    family="olmo2", layers=3, d_model=96, heads=4, kv_heads=4, ffn=192, vocab_size=VOCABULARY + 4, seq_len=128
+)
+MASK = VOCABULARY
+"""An id that no word has, which stands for words that are left out."""
+TO_THETA, FROM_THETA = 300, 300
+"""Steps."""
+_ROWS, _RATE = 16, 2e-3
+_OPTIMIZER = OptimizerConfig(lr=_RATE)
+
+
+class Trainings:
+    """All in `place`, on one world, with one order of the organic text. Losses are nats a value, by held-out people."""
+
+    def __init__(self, world: World, place: Path, topology: Topology) -> None:
+        self.world, self.place, self.topology = world, place, topology
+        asked = {"reference": world.reference, "validation": world.validation}
+        self._held_out = {name: self._batches(world.asked(people)) for name, people in asked.items()}
+        self.theta = place / "theta"
+
+    def _batches(self, texts: Sequence[Text]) -> list[Batch]:
+        found = corpus(texts, values_alone=True)
+        return list(eval_windows(found, SHAPE.seq_len, batch_size=_ROWS, separate_documents=True))
+
+    def _loader(self, sources: Mapping[str, Sequence[Text]], share: float) -> TokenLoader:
+        weights = {name: share if name == "synthetic" else 1.0 - share for name in sources}
+        texts = {name: corpus(texts) for name, texts in sources.items()}
+        weights = weights if len(texts) > 1 else dict.fromkeys(texts, 1.0)
+        return TokenLoader(texts, weights, SHAPE.seq_len, _ROWS, self.world.seed, separate_documents=True)
+
+    def train(
+        self,
+        name: str,
+        organic: Sequence[Text],
+        synthetic: Sequence[Text] = (),
+        *,
+        share: float = 0.5,
+        anew: bool = False,
+        **settings: object,
+    ) -> dict[str, float]:
+        """Train on from theta, or from the beginning for as many steps in all; the held-out losses at the end.
+
+        share: of the windows that synthetic text gives. settings: of pretraining, other than the usual ones.
+        """
+        sources = {"organic": organic} | ({"synthetic": synthetic} if synthetic else {})
+        config = self._config(TO_THETA + FROM_THETA if anew else FROM_THETA, settings)
+        return self._run(self.place / name, sources, share, config, start=None if anew else self._last(self.theta))
+
+    def make_theta(self) -> dict[str, float]:
+        """Train on the organic text alone to where the arms part."""
+        return self._run(self.theta, {"organic": self.world.organic()}, 0.0, self._config(TO_THETA, {}), start=None)
+
+    def _config(self, steps: int, settings: Mapping[str, object]) -> TrainConfig:
+        usual = {
+            "max_steps": steps, "global_batch": _ROWS, "micro_batch": _ROWS, "optimizer": _OPTIMIZER.model_dump(),
+            "schedule": ScheduleConfig(warmup_steps=20).model_dump(), "eval_every": 0, "checkpoint_every": 0,
+            "log_every": 50, "tensorboard": False, "divergence": None, "separate_documents": True,
+        }  # fmt: skip
+        return TrainConfig.model_validate({**usual, **settings})
+
+    def _run(
+        self, into: Path, sources: Mapping[str, Sequence[Text]], share: float, config: TrainConfig, start: Path | None
+    ) -> dict[str, float]:
+        seed = self.world.seed
+        model = build_model(SHAPE, self.topology, dtype=torch.float32, seed=seed)
+        ended = pretrain(
+            model, config, self._loader(sources, share), into, held_out=self._held_out, start=start, seed=seed,
+            label=into.name,
+        )  # fmt: skip
+        return ended.losses
+
+    @staticmethod
+    def _last(directory: Path) -> Path:
+        return max((directory / "checkpoints").iterdir())
+
+    def influence(self, estimator: EstimatorConfig) -> Estimator:
+        """What a text is worth to theta along AdamW's next step for the reference."""
+        engine = Engine(build_model(SHAPE, self.topology, dtype=torch.float32, seed=self.world.seed), _OPTIMIZER)
+        load_checkpoint(self._last(self.theta), engine.model, engine)
+        loader = self._loader({"organic": self.world.organic()}, 0.0)
+        upcoming = [[loader.next_batch()] for _ in range(4)]
+        direction = next_step_direction(engine, self._held_out["reference"], upcoming)
+        return build_estimator(estimator, engine.model, direction, start_id=EOS)
