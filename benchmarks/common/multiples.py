@@ -1,4 +1,4 @@
-"""From losses to multiples of text: the curve of untuned repetition over unique tokens, and where a loss lies on it."""
+"""Means over seeds, and what losses are worth in unique text, as tables say it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+
+from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve, effective_multiple
 
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -30,28 +31,14 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(value=middle, low=middle - half, high=middle + half)
 
 
-def multiple(loss: float, curve: Sequence[tuple[float, float]]) -> str:
-    """For how many times the first point's tokens the curve has that loss: linear in the logarithm of tokens.
-
-    Beyond the curve it is not known, and said to be above or below its end.
-    """
-    first = curve[0][0]
-    if loss > curve[0][1]:
-        return "< 1"
-    for (tokens, high), (more, low) in pairwise(curve):
-        if high >= loss >= low:
-            done = (high - loss) / (high - low) if high > low else 0.0
-            return f"{tokens * (more / tokens) ** done / first:.2f}"
-    return f"> {curve[-1][0] / first:.1f}"
-
-
 def interval(found: Mean) -> str:
     """Its interval as text."""
     return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
 
 
-def multiples(found: Mean, curve: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """The multiple of a mean loss, and those of the ends of its interval, the lower multiple first."""
-    if found.low is None or found.high is None:
-        return multiple(found.value, curve), "one seed"
-    return multiple(found.value, curve), f"{multiple(found.high, curve)} to {multiple(found.low, curve)}"
+def multiples(losses: Sequence[float], curve: UniqueCurve) -> list[str]:
+    """What losses by seed are worth by each reading of the curve that its sizes allow, in the order of `READINGS`."""
+    readings = READINGS.values()
+    if len(curve.tokens) < 3:  # too few for a power law
+        return ["" for _ in readings]
+    return [effective_multiple(curve, losses, reading).told(curve) for reading in readings]

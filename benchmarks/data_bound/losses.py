@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.data_bound.arms import CURVE
+from synpro_engine.evaluate.effective_tokens import UniqueCurve
 
 Record = Mapping[str, Any]
 
@@ -21,11 +21,10 @@ def end(record: Record) -> float:
     return record["curve"][-1]["validation"]
 
 
-def unique_curve(records: Sequence[Record]) -> list[tuple[float, float]]:
-    """Unique tokens and the loss that untuned repetition has of them at best, from the fewest tokens to the most."""
-    points = []
-    for arm in CURVE:
-        mine = [record for record in records if record.get("arm") == arm]
-        if mine:
-            points.append((float(mine[0]["unique_tokens"]), statistics.fmean(map(best, mine))))
-    return points
+def unique_curve(records: Sequence[Record]) -> UniqueCurve:
+    """Unique tokens and the losses that untuned repetition has of them at best."""
+    found = [mine for arm in CURVE if (mine := [record for record in records if record.get("arm") == arm])]
+    return UniqueCurve(
+        tokens=tuple(float(mine[0]["unique_tokens"]) for mine in found),
+        losses=tuple(tuple(map(best, mine)) for mine in found),
+    )

@@ -38,14 +38,14 @@ def _arms(records: Sequence[Record]) -> str:
         cost += len(MEMBERS) if ARMS[name].teachers is not None else 0
         rows.append(
             (name, ARMS[name].about, str(len(mine)), f"{lowest.value:.3f}", interval(lowest), f"{last.value:.3f}",
-             *multiples(lowest, curve), f"{cost:.1f}")
+             *multiples([best(one) for one in mine], curve), f"{cost:.1f}")
         )  # fmt: skip
         told = [record["loss"] for record in records if record["bench"] == "data_bound_ensemble"]
         if name == "all" and told:
             together = mean(told)
             rows.append(
                 ("", _ENSEMBLE, f"{len(told)} choices", f"{together.value:.3f}", interval(together), "",
-                 *multiples(together, curve), f"{cost * len(MEMBERS):.1f}")
+                 *multiples(told, curve), f"{cost * len(MEMBERS):.1f}")
             )  # fmt: skip
     headings = (
         "arm",
@@ -99,7 +99,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     curve = unique_curve(records)
-    right.plot(*zip(*curve, strict=True), color="black", marker="o", label="untuned repetition")
+    right.plot(curve.tokens, curve.means, color="black", marker="o", label="untuned repetition")
     for name, colour in zip((name for name in ARMS if name not in CURVE[1:]), SERIES, strict=False):
         mine = _of(records, name)
         for number, record in enumerate(mine):

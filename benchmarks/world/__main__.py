@@ -44,6 +44,10 @@ def seed_records(seed: int, place: Path, known: Sequence[Record], topology: Topo
     shutil.rmtree(place, ignore_errors=True)
 
 
+def _where() -> dict[str, object]:
+    return environment(torch.device("cpu"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     parser = command_line("world", __doc__, "--docs", "--output")
@@ -51,24 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="to share seeds out over processes")
     parser.add_argument("--truths", type=int, default=3, help="seeds on which each action is trained on alone")
-    parser.add_argument("--tune", action="store_true", help="try the grid of repetition's settings, and end")
+    parser.add_argument("--tune", action="store_true", help="try repetition's settings alone, on another world")
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of a run")
     given = parser.parse_args(arguments)
+    output = given.given or given.output or given.dir / "records.jsonl"
     if given.tune:
         with launched(ParallelConfig()) as topology:
-            for seed in range(_OTHER_WORLDS + 1, _OTHER_WORLDS + 1 + given.truths):
-                trainings = Trainings(World(seed), given.dir / f"seed-{seed}", topology)
-                for record in tune_repetition(trainings):
-                    print(seed, record, flush=True)
-        return 0
-    output = given.given or given.output or given.dir / "records.jsonl"
-    if not given.given:
+            seed = _OTHER_WORLDS + given.first_seed
+            trainings = Trainings(World(seed), given.dir / f"seed-{seed}", topology)
+            for record in tune_repetition(trainings):
+                write_lines(output, [{"bench": "world_grid", "seed": seed, **record, "environment": _where()}])
+    elif not given.given:
         with launched(ParallelConfig()) as topology:
             for seed in range(given.first_seed, given.first_seed + given.seeds):
                 known = read_lines(output) if output.exists() else []
                 place = given.dir / f"seed-{seed}"
                 for record in seed_records(seed, place, known, topology, seed <= given.truths):
-                    write_lines(output, [{**record, "environment": environment(torch.device("cpu"))}])
+                    write_lines(output, [{**record, "environment": _where()}])
     records = read_lines(output)
     tables = blocks(records)
     print("\n\n".join(tables.values()))

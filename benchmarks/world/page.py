@@ -12,6 +12,7 @@ from benchmarks.common.multiples import interval, mean, multiples
 from benchmarks.common.tables import markdown
 from benchmarks.world.rephraser import ACTIONS
 from benchmarks.world.study import COPIES
+from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve
 
 Record = Mapping[str, Any]
 _BASE = "repetition"
@@ -20,7 +21,14 @@ _LEFT_OUT = ("theta", *(f"unique-{copies}" for copies in COPIES))
 
 def blocks(records: Sequence[Record]) -> dict[str, str]:
     """By the name of its mark in the page: each table."""
-    return {"world-arms": _arms(records), "world-curve": _curve(records), "world-actions": _actions(records)}
+    if not any(one["bench"] == "world" for one in records):
+        return {"world-grid": _grid(records)}
+    return {
+        "world-arms": _arms(records),
+        "world-curve": _curve(records),
+        "world-actions": _actions(records),
+        "world-grid": _grid(records),
+    }
 
 
 def _losses(records: Sequence[Record], name: str) -> dict[int, float]:
@@ -28,11 +36,11 @@ def _losses(records: Sequence[Record], name: str) -> dict[int, float]:
     return {one["seed"]: one["validation"] for one in records if one["bench"] == "world" and one["name"] == name}
 
 
-def unique_curve(records: Sequence[Record]) -> list[tuple[float, float]]:
-    """Copies of the organic text's size, and the mean loss of training on that many unique ones."""
+def unique_curve(records: Sequence[Record]) -> UniqueCurve:
+    """Copies of the organic text's size, all unique, and the losses of training on them, by seed."""
     named = {1: _BASE} | {copies: f"unique-{copies}" for copies in COPIES}
-    found = {copies: _losses(records, name) for copies, name in named.items()}
-    return [(float(copies), float(np.mean(list(losses.values())))) for copies, losses in found.items() if losses]
+    found = {float(copies): losses for copies, name in named.items() if (losses := _losses(records, name))}
+    return UniqueCurve(tokens=tuple(found), losses=tuple(tuple(losses.values()) for losses in found.values()))
 
 
 def _arms(records: Sequence[Record]) -> str:
@@ -44,13 +52,38 @@ def _arms(records: Sequence[Record]) -> str:
             continue
         found, paired = mean(list(losses.values())), mean([losses[seed] - base[seed] for seed in both])
         than = "" if name == _BASE else f"{paired.value:+.3f} ({interval(paired)})"
-        rows.append((name, str(len(losses)), f"{found.value:.3f}", interval(found), than, *multiples(found, curve)))
-    return markdown(("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", "multiple", "95 %"), rows)
+        rows.append(
+            (
+                name,
+                str(len(losses)),
+                f"{found.value:.3f}",
+                interval(found),
+                than,
+                *multiples(list(losses.values()), curve),
+            )
+        )
+    return markdown(
+        ("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", *(f"multiple, {name}" for name in READINGS)), rows
+    )
 
 
 def _curve(records: Sequence[Record]) -> str:
-    rows = [(f"{copies:.0f}", f"{loss:.3f}") for copies, loss in unique_curve(records)]
-    return markdown(("times the organic text, all unique", "loss"), rows)
+    curve = unique_curve(records)
+    rows = [
+        (f"{copies:.0f}", f"{found.value:.3f}", interval(found))
+        for copies, found in zip(curve.tokens, (mean(list(some)) for some in curve.losses), strict=True)
+    ]
+    return markdown(("times the organic text, all unique", "loss", "95 %"), rows)
+
+
+def _grid(records: Sequence[Record]) -> str:
+    rows = [
+        (f"{decay:g}", f"{part:g}", f"{one['reference']:.3f}", f"{one['validation']:.3f}")
+        for one in records
+        if one["bench"] == "world_grid"
+        for decay, part in [(one["settings"]["optimizer"]["weight_decay"], one["settings"]["dropout"]["residual"])]
+    ]
+    return markdown(("weight decay", "dropout", "reference loss", "validation loss"), rows)
 
 
 def _actions(records: Sequence[Record]) -> str:

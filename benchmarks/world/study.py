@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.world.rephraser import ACTIONS, WRONG, Rephraser, judged, within_groups
-from benchmarks.world.trainings import MASK, Trainings
+from benchmarks.world.trainings import MASK, TUNED, UNTUNED, Trainings
 from benchmarks.world.world import PEOPLE, Text
 from synpro_engine.influence import Estimator, EstimatorConfig
 
-TUNED: dict[str, Any] = {
-    "optimizer": {"lr": 2e-3, "weight_decay": 1.0},
-    "dropout": {"embedding": 0.1, "residual": 0.1},
-}
-"""Of repetition, as found on worlds of other seeds (`--tune`)."""
 GRID: list[dict[str, Any]] = [
     {"optimizer": {"lr": 2e-3, "weight_decay": decay}, "dropout": {"embedding": part, "residual": part}}
     for decay in (0.1, 0.3, 1.0, 3.0)
     for part in (0.0, 0.1, 0.2)
 ]
+MASKED = TUNED | {"dropout": {**TUNED["dropout"], "tokens": 0.15, "mask_token": MASK}}
 COPIES = (2, 4, 8)
 """Of the organic text's size, for the curve that multiples are read off."""
 _STEPS, _OF_EACH, _BEST_OF = 30, 3, 4
@@ -45,10 +41,8 @@ class Study:
         return {
             "theta": self._trainings.make_theta,
             "repetition": lambda: self._trainings.train("repetition", self._organic),
-            "tuned repetition": lambda: self._trainings.train("tuned", self._organic, anew=True, **TUNED),
-            "masked tokens": lambda: self._trainings.train(
-                "masked", self._organic, dropout={"tokens": 0.15, "mask_token": MASK}
-            ),
+            "untuned repetition": lambda: self._trainings.train("untuned", self._organic, anew=True, settings=UNTUNED),
+            "masked tokens": lambda: self._trainings.train("masked", self._organic, settings=MASKED),
             "prompted": lambda: self._with(Rephraser.prompted(), "prompted"),
             "tuned, no influence": lambda: self._tuned("plain", _JUDGES),
             "tuned, influence": lambda: self._tuned("influence", _WITH_INFLUENCE),
@@ -123,5 +117,5 @@ class Study:
 def tune_repetition(trainings: Trainings) -> Iterator[Record]:
     """Repetition from the beginning under each setting of the grid."""
     for number, settings in enumerate(GRID):
-        losses = trainings.train(f"grid-{number}", trainings.world.organic(), anew=True, **settings)
+        losses = trainings.train(f"grid-{number}", trainings.world.organic(), anew=True, settings=settings)
         yield {"settings": settings, **losses}

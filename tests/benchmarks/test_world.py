@@ -88,10 +88,10 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
     docs = tmp_path / "docs"
     docs.mkdir()
-    names = ("world-arms", "world-curve", "world-actions")
+    names = ("world-arms", "world-curve", "world-actions", "world-grid")
     (docs / "evidence.md").write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "evidence.md").read_text()
-    assert "| tuned, influence | 3 | 1.270 |" in page and "-0.750 (-0.750 to -0.750) | 2.83 |" in page
+    assert "| tuned, influence | 3 | 1.270 |" in page and "-0.750 (-0.750 to -0.750) | 2.83 (" in page
     assert "Rank correlation of influence with what is gained: 1.00." in page and "| 6 % |" in page
     assert (docs / "images" / "world.png").stat().st_size > 10_000

@@ -1,0 +1,110 @@
+"""Effective tokens: read off a curve of unique text, with intervals that hold and nothing beyond the curve."""
+
+import math
+
+import numpy as np
+import pytest
+
+from synpro_engine.config import UserError
+from synpro_engine.evaluate.effective_tokens import (
+    READINGS,
+    Reading,
+    UniqueCurve,
+    effective_multiple,
+    isotonic,
+    power_law,
+)
+
+_SIZES = (1.0e5, 2.0e5, 4.0e5, 8.0e5)
+
+
+def _law(tokens: float) -> float:
+    return 2.5 + 1.5 * (tokens / 1e5) ** -0.4
+
+
+def _curve(noise: float = 0.0, seeds: int = 3, seed: int = 0) -> UniqueCurve:
+    rng = np.random.default_rng(seed)
+    losses = tuple(tuple(_law(size) + noise * rng.standard_normal(seeds)) for size in _SIZES)
+    return UniqueCurve(tokens=_SIZES, losses=losses)
+
+
+@pytest.mark.parametrize("times", [1.01, 1.3, 2.0, 3.1, 5.5, 7.9])
+def test_a_power_law_is_read_back_exactly_enough(times: float) -> None:
+    found = effective_multiple(_curve(), [_law(times * 1e5)], power_law, resamples=10)
+    assert found.value == pytest.approx(times, rel=2e-3)
+
+
+@pytest.mark.parametrize("times", [1.0, 2.0, 4.0, 8.0])
+def test_at_the_sizes_that_were_measured_the_isotonic_reading_is_exact(times: float) -> None:
+    found = effective_multiple(_curve(), [_law(times * 1e5)], isotonic, resamples=10)
+    assert (found.value, found.low, found.high) == pytest.approx((times, times, times))
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS.keys())
+def test_nothing_is_said_beyond_the_curve(reading: Reading) -> None:
+    curve = _curve()
+    above, below = (effective_multiple(curve, [loss], reading, resamples=10) for loss in (4.2, 2.6))
+    assert (above.value, below.value) == (0.0, math.inf)
+    assert above.told(curve) == "< 1 (< 1 to < 1)" and below.told(curve) == "> 8 (> 8 to > 8)"
+
+
+def test_losses_that_rise_with_the_text_are_pooled() -> None:
+    tokens = np.array([1.0, 2.0, 4.0, 8.0])
+    rising = np.array([4.0, 3.0, 3.4, 2.8])
+    assert isotonic(tokens, rising, 3.2) == pytest.approx(2.0)
+    assert isotonic(tokens, rising, 3.0) == pytest.approx(4.0 * 2.0**0.5)
+    assert isotonic(tokens, rising, 2.8) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS.keys())
+def test_intervals_hold_the_truth_about_as_often_as_they_say(reading: Reading) -> None:
+    # At a size that was measured, so that the straight lines between sizes are no fault of the interval.
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng([seed, 1])
+        losses = (_law(2e5) + 0.02 * rng.standard_normal(8)).tolist()
+        found = effective_multiple(_curve(0.02, 8, seed), losses, reading, resamples=200, seed=seed)
+        held += found.low <= 2.0 <= found.high
+        assert found.low <= found.value <= found.high
+    assert held >= 48, "of 60, at eight seeds, whose bootstrap is somewhat narrow"
+
+
+def test_more_seeds_make_a_narrower_interval() -> None:
+    widths = []
+    for seeds in (3, 48):
+        rng = np.random.default_rng(5)
+        losses = (_law(2e5) + 0.05 * rng.standard_normal(seeds)).tolist()
+        found = effective_multiple(_curve(0.05, seeds), losses, isotonic, resamples=300)
+        widths.append(found.high - found.low)
+    assert widths[1] < 0.5 * widths[0]
+
+
+def test_losses_that_do_not_fall_have_no_power_law() -> None:
+    flat = UniqueCurve(tokens=_SIZES, losses=((3.0,), (3.1,), (3.2,), (3.3,)))
+    found = effective_multiple(flat, [3.1], power_law, resamples=10)
+    assert math.isnan(found.value) and (found.low, found.high) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "losses", "message"),
+    [
+        ((1.0,), ((3.0,),), "at least two sizes"),
+        ((1.0, 2.0), ((3.0,), ()), "at least two sizes"),
+        ((2.0, 1.0), ((3.0,), (2.0,)), "must be above 0 and grow"),
+        ((1.0, 2.0), ((3.0,), (math.nan,)), "not finite"),
+    ],
+)
+def test_a_curve_that_is_none_is_refused(
+    tokens: tuple[float, ...], losses: tuple[tuple[float, ...], ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        UniqueCurve(tokens=tokens, losses=losses)
+
+
+def test_losses_that_are_none_are_refused() -> None:
+    for losses in ([], [math.inf]):
+        with pytest.raises(UserError, match="must be there, and finite"):
+            effective_multiple(_curve(), losses, isotonic)
+    two = UniqueCurve(tokens=(1.0, 2.0), losses=((3.0,), (2.0,)))
+    with pytest.raises(UserError, match="at least three sizes"):
+        effective_multiple(two, [2.5], power_law)
