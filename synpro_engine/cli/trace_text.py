@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from synpro_engine.config import json_text
-from synpro_engine.cycle.tracing import DocumentTrace, Life, SyntheticText, TokenTrace
+from synpro_engine.cycle.tracing import DocumentTrace, Life, SyntheticText, TokenPart, TokenTrace
 from synpro_engine.report.terminal import printable
 
 _SHOWN = 300  # characters of a text
@@ -22,10 +22,19 @@ def _token(found: TokenTrace) -> Iterator[str]:
     target = "without loss" if found.next_id is None else f"predicts {found.next_id}"
     yield f"{found.stage}, step {found.step}, row {found.row}, token {found.token}: id {found.id}, {target}"
     yield f"source     {found.source}, window {found.window}"
-    yield f"document   {found.document}, token {found.offset} of {found.document_tokens}{_span(found.characters)}"
+    own = _span(found.characters) if found.part is None else f", of {found.part.parts} texts"
+    yield f"document   {found.document}, token {found.offset} of {found.document_tokens}{own}"
+    if found.part is not None:
+        yield _part(found.part, found.characters)
     yield f"text       ...{found.before}>>>{found.text}<<<{found.after}..."
     if found.synthetic is not None:
         yield from _synthetic(found.synthetic)
+
+
+def _part(part: TokenPart, characters: tuple[int, int] | None) -> str:
+    where = "in the separator in front of it" if part.offset < 0 else f"token {part.offset} of {part.tokens}"
+    kind = "organic" if part.operation is None else part.operation
+    return f"part       {part.number} ({kind}) {part.id}, {where}{_span(characters)}"
 
 
 def _span(characters: tuple[int, int] | None) -> str:
@@ -34,6 +43,7 @@ def _span(characters: tuple[int, int] | None) -> str:
 
 def _document(found: DocumentTrace) -> Iterator[str]:
     kind = "cut into pieces" if found.pieces else "left out" if found.left_out else f"organic, split {found.split}"
+    kind = f"stitched of {len(found.parts)} texts" if found.parts else kind
     yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}"
     if found.text is not None:
         yield f"text       {len(found.text)} characters: {_shortened(found.text)}"
@@ -44,6 +54,11 @@ def _document(found: DocumentTrace) -> Iterator[str]:
     if found.life is not None:
         yield _fate(found.life, found.document)
         yield from _read(found.life)
+    for part in found.parts:
+        yield f"part       {part.operation or 'organic'}, {part.id}, {part.tokens} tokens"
+    for within in found.within:
+        life = Life(fate="kept", tokens=within.tokens, read=within.read)
+        yield _fate(life, f"again in {within.id} ({within.stage})")
     for made in found.made:
         where = ", ".join(f"{start}-{end}" for start, end in made.slices)
         yield _fate(made.life, f"{made.id} ({made.stage}, characters {where})")

@@ -33,6 +33,7 @@ SCHEMAS = {
     "tokens.json": 1,
     "filters.json": 1,
     "removed.jsonl": 1,
+    "megadocs.jsonl.zst": 1,
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""

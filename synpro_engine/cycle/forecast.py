@@ -171,7 +171,8 @@ class _Counter:
             made = [self._generate(this.generate(operation), operation) for operation in recipe.generate.names]
             yield from made
             drawn = None if any(cost.tokens is None for cost in made) else sum(cost.sampled for cost in made)
-            yield Cost(stage=this.shards, tokens=drawn, disk=(drawn or 0.0) * self.stored)
+            shards = None if drawn is None or self._stitched is None else drawn + self._stitched
+            yield Cost(stage=this.shards, tokens=shards, disk=(shards or 0.0) * self.stored)
             yield self._training(this.arm, recipe.continued.steps)
         yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
         # Three arms on what is held out; a sample of the last round's texts, and their sources.
@@ -182,6 +183,17 @@ class _Counter:
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts
         yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
+
+    @property
+    def _stitched(self) -> float | None:
+        """Organic tokens in a round's megadocs, as if all documents had all their generations."""
+        config, generate = self.recipe.mix.megadocs, self.recipe.generate
+        if config is None or not config.with_source:
+            return 0.0
+        if self.train_tokens is None:
+            return None
+        generations = len(generate.names) * generate.samples
+        return self.train_tokens * config.share * math.ceil(generations / config.generations)
 
     @property
     def _passes(self) -> float:

@@ -23,6 +23,7 @@ from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
     GeneratorConfig,
+    MixConfig,
     PretrainConfig,
     ReferenceConfig,
     TaskConfig,
@@ -74,6 +75,7 @@ class Recipe(Config):
     generate: GenerateConfig = GenerateConfig()
     filter: FilterConfig = FilterConfig()
     """Which of the texts that generation accepted are trained on; all of them, where nothing is set."""
+    mix: MixConfig = MixConfig()
     continued: ContinueConfig
     tuned: TunedConfig | None = None
     """Where settings were found by a sweep (`synpro sweep`): which, and how they compare."""

@@ -54,6 +54,8 @@ MIXTURE = "mixture.json"
 """Of `generate-OPERATION`, where slices are shared by influence: what each operation earned, and the share of this."""
 FILTERED, REMOVED = "filters.json", "removed.jsonl"
 """Of a round's `shards`: how much the filters kept and removed, and each text that they removed."""
+STITCHED = "megadocs.jsonl.zst"
+"""Of a round's `shards` with `mix.megadocs`: of which texts each document consists."""
 EVALUATION = "results.json"
 """Of `evaluate`: what was measured."""
 SAMPLE = 2000

@@ -10,6 +10,7 @@ from synpro_engine.config import Config
 from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.dist import LayoutConfig
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.synth import MegadocConfig
 from synpro_engine.train.config import TrainConfig, WeightsOf
 
 
@@ -197,3 +198,10 @@ class ContinueConfig(Config):
         if self.synthetic_share is not None and self.synthetic_epochs is not None:
             raise ValueError("give synthetic_share or synthetic_epochs, not both")
         return self
+
+
+class MixConfig(Config):
+    """What documents are made of texts, beside how much of each is read (`continued`)."""
+
+    megadocs: MegadocConfig | None = None
+    """Long documents of all that was made of one; None: each text that was made is a document."""

@@ -27,7 +27,7 @@ from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import TuneConfig
-from synpro_engine.synth import PAPER, FilterConfig, GenerateConfig, PromptConfig, SliceConfig
+from synpro_engine.synth import PAPER, FilterConfig, GenerateConfig, MegadocConfig, PromptConfig, SliceConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, WeightsOf
 
 Dtype = Literal["float32", "bfloat16"]
@@ -172,13 +172,18 @@ class GenerateSettings(SynthesisSettings):
 class ShardsSettings(StageSettings):
     """A round's synthetic documents as tokens."""
 
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"seed"})  # recorded by the stages that it is made from
+    LATER: ClassVar[frozenset[str]] = frozenset({"megadocs"})
+
     filter: FilterConfig
     held_out: tuple[str, ...]
     """Shards of held-out text that must not stand in the documents; none where that is not looked for."""
+    megadocs: MegadocConfig | None = None
+    seed: int = 0
 
     def recorded(self) -> dict[str, Any]:
         """Nothing where nothing is filtered: so it was before there were filters, and such stages stay as they are."""
-        return super().recorded() if self.filter.any else {}
+        return super().recorded() if self.filter.any or self.megadocs is not None else {}
 
 
 class EvaluateSettings(StageSettings):
@@ -361,7 +366,7 @@ class SettingsOf:
         held_out = (
             ("validation", *map(held_out_shards, recipe.held_out)) if recipe.filter.max_leaked is not None else ()
         )
-        return ShardsSettings(filter=recipe.filter, held_out=held_out)
+        return ShardsSettings(filter=recipe.filter, held_out=held_out, megadocs=recipe.mix.megadocs, seed=self._seed)
 
     @property
     def evaluate(self) -> EvaluateSettings:

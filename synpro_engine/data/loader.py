@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from synpro_kernels import IGNORE
 
 Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Inputs, labels and the labels' documents of one window, each [seq_len]; -1 for none."""
+
+Key = TypeVar("Key", bound=Hashable)
+Span = tuple[int, int, int]
+"""A document's number in its source, and which of its tokens: the first, and the first behind the last."""
 
 
 @dataclass(frozen=True)
@@ -171,19 +175,24 @@ class TokenLoader:
         document, offset = self._stream(name).place(window, token)
         return TokenOrigin(source=name, window=window, document=document, offset=offset)
 
-    def readings(self, name: str, documents: Collection[int], batches: int) -> dict[int, list[tuple[int, int, int]]]:
-        """What the next `batches` read of documents of a source: batch (from 0 for the next one), row, input tokens."""
+    def readings(self, name: str, spans: Mapping[Key, Span], batches: int) -> dict[Key, list[tuple[int, int, int]]]:
+        """What the next `batches` read of a source's spans: batch (from 0 for the next one), row, input tokens."""
         source, begin, blend = self._stream(name), self._dealt[name], Blend(self._weights, self._blend.drawn)
         samples = range(batches * self.global_batch)
         # Which of them are the source's; alone it has all, of which pretraining may deal billions.
         own = samples if len(self._sources) == 1 else array("q", (n for n in samples if blend.next() == name))
         end, each = begin + len(own), source.windows_per_epoch
-        found: dict[int, list[tuple[int, int, int]]] = {document: [] for document in documents}
+        found: dict[Key, list[tuple[int, int, int]]] = {key: [] for key in spans}
+        within: dict[int, list[tuple[Key, int, int]]] = {}
+        for key, (document, first, stop) in spans.items():
+            within.setdefault(document, []).append((key, first, stop))
         for epoch in range(begin // each, -(-end // each)):
-            for document, window, tokens in source.reading(documents, epoch):
+            for document, window, first, stop in source.reading(within.keys(), epoch):
                 if begin <= window < end:
-                    found[document].append((*divmod(own[window - begin], self.global_batch), tokens))
-        return {document: sorted(places) for document, places in found.items()}
+                    for key, low, high in within[document]:
+                        if (tokens := min(stop, high) - max(first, low)) > 0:
+                            found[key].append((*divmod(own[window - begin], self.global_batch), tokens))
+        return {key: sorted(places) for key, places in found.items()}
 
     def _stream(self, name: str) -> WindowSource:
         source = self._sources[name]

@@ -73,31 +73,36 @@ class WindowSource:
         place = int(np.searchsorted(epoch.starts, at, side="right")) - 1
         return int(epoch.documents[place]), at - int(epoch.starts[place])
 
-    def reading(self, documents: Collection[int], epoch: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (document, window, tokens) of an epoch: how many of a document's tokens are inputs of a window."""
+    def reading(self, documents: Collection[int], epoch: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (document, window, begin, end) of an epoch: which of a document's tokens are inputs of a window."""
         order = self._epoch(epoch)
         given = np.argsort(order.windows)
         for place in np.flatnonzero(np.isin(order.documents, list(documents))):
             start, end = order.starts[place : place + 2].tolist()
             for at in range(start // self.seq_len, min(-(-end // self.seq_len), self.windows_per_epoch)):
-                tokens = min(end, (at + 1) * self.seq_len) - max(start, at * self.seq_len)
-                yield int(order.documents[place]), epoch * self.windows_per_epoch + int(given[at]), tokens
+                within = max(start, at * self.seq_len) - start, min(end, (at + 1) * self.seq_len) - start
+                yield int(order.documents[place]), epoch * self.windows_per_epoch + int(given[at]), *within
 
-    def tokens_given(self, windows: int, kinds_D: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
-        """Input tokens in the first `windows` windows by the kind (from 0) of their document, int64 [kinds]."""
+    def tokens_given(
+        self, windows: int, offsets_P: NDArray[np.int64], kinds_P: NDArray[np.integer], kinds: int
+    ) -> NDArray[np.int64]:
+        """Input tokens in the first `windows` windows by their kind (from 0), int64 [kinds].
+
+        Tokens offsets_P[i] to offsets_P[i + 1] (exclusive) of the corpus are of kind kinds_P[i]; offsets_P [P + 1].
+        """
+        counts = [_Count(offsets_P, kinds_P == kind, self.corpus.offsets) for kind in range(kinds)]
         given = np.zeros(kinds, np.int64)
         for number in range(-(-windows // self.windows_per_epoch)):
             epoch = self._epoch(number)
             begins = epoch.windows[: windows - number * self.windows_per_epoch] * self.seq_len
             ends = begins + self.seq_len
             at_begins, at_ends = (np.searchsorted(epoch.starts, places, side="right") - 1 for places in (begins, ends))
-            for kind in range(len(given)):
-                own_D = kinds_D[epoch.documents] == kind
-                # Tokens of the kind before each document; within one of the kind every further token is one more.
-                before_D = np.concatenate([[0], np.cumsum(np.diff(epoch.starts) * own_D)])
+            for kind, count in enumerate(counts):
+                # Tokens of the kind before each document of the stream, and in it before the place.
+                before = np.concatenate([[0], np.cumsum(count.of_documents[epoch.documents])])
                 for sign, places, at in ((-1, begins, at_begins), (1, ends, at_ends)):
-                    within = (places - epoch.starts[at]) * own_D[at]
-                    given[kind] += sign * int((before_D[at] + within).sum())
+                    within = count.within(epoch.documents[at], places - epoch.starts[at])
+                    given[kind] += sign * int((before[at] + within).sum())
         return given
 
     def _epoch(self, number: int) -> _Epoch:
@@ -123,6 +128,27 @@ class WindowSource:
         documents = np.repeat(epoch.documents[first : last + 1], [len(piece) for piece in pieces])
         # int64 as embeddings want it; a corpus is kept in 2 or 4 bytes an id, and only a window is widened.
         return np.concatenate(pieces).astype(np.int64), documents
+
+
+class _Count:
+    """Tokens of one kind, counted from the beginning of a corpus."""
+
+    def __init__(self, offsets_P: NDArray[np.int64], own_P: NDArray[np.bool_], documents: NDArray[np.int64]) -> None:
+        """documents: where each begins in the corpus, and its length, [D + 1]."""
+        self._offsets, self._own = offsets_P, own_P
+        self._before = np.concatenate([[0], np.cumsum(np.diff(offsets_P) * own_P)])
+        self._begins, self._at_begins = documents, self._up_to(documents)
+        self.of_documents = np.diff(self._at_begins)
+        """In each document, [D]."""
+
+    def within(self, documents: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Among the first so many tokens of documents."""
+        return self._up_to(self._begins[documents] + tokens) - self._at_begins[documents]
+
+    def _up_to(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        # The end of the corpus lies in no span; it counts to the last one.
+        span = np.minimum(np.searchsorted(self._offsets, places, side="right"), len(self._own)) - 1
+        return self._before[span] + (places - self._offsets[span]) * self._own[span]
 
 
 def repetition_mask(

@@ -5,6 +5,15 @@ from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_
 from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_of, lines_of, read_yield
 from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
+from synpro_engine.synth.megadocs import (
+    MegadocConfig,
+    OfDocument,
+    Piece,
+    Stitched,
+    StitchedPart,
+    arranged,
+    by_document,
+)
 from synpro_engine.synth.operation import Operation
 from synpro_engine.synth.operations import (
     BUILT_IN,
@@ -49,10 +58,13 @@ __all__ = [
     "GenerationStatus",
     "Generator",
     "Made",
+    "MegadocConfig",
+    "OfDocument",
     "Operation",
     "OperationFiltering",
     "OperationYield",
     "Parsed",
+    "Piece",
     "Producer",
     "PromptConfig",
     "Prompter",
@@ -62,8 +74,12 @@ __all__ = [
     "ServerConfig",
     "Slice",
     "SliceConfig",
+    "Stitched",
+    "StitchedPart",
     "WorkItem",
     "YieldReport",
+    "arranged",
+    "by_document",
     "choose_slices",
     "corpus_status",
     "files_of",

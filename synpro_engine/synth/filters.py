@@ -126,6 +126,10 @@ class Made:
     rewards: Mapping[str, float]
     number: int = 0
     """Among the accepted texts of its operation and round, from 0."""
+    document: str = ""
+    """Id of the document that it was made from."""
+    member: int = 0
+    """Number of the sample."""
 
     @cached_property
     def words(self) -> Words:

@@ -370,7 +370,17 @@ def test_the_readings_of_documents_are_the_rows_that_hold_their_tokens_and_how_m
     loader, documents = _loader(), [5, 0, 2]
     for _ in range(3):
         loader.next_batch()
-    found = {name: loader.readings(name, documents, 60) for name in CORPORA}
+    found = {}
+    for name, corpus in CORPORA.items():
+        lengths = np.diff(corpus.offsets).tolist()
+        spans = {(n, part): (n, *ends) for n in documents for part, ends in enumerate(((0, 3), (3, lengths[n])))}
+        halves = loader.readings(name, spans, 60)
+        found[name] = loader.readings(name, {n: (n, 0, lengths[n]) for n in documents}, 60)
+        for n in documents:  # of both parts together what it is of the whole
+            parts = Counter(dict.fromkeys([(batch, row) for batch, row, _ in found[name][n]], 0))
+            for batch, row, tokens in halves[n, 0] + halves[n, 1]:
+                parts[batch, row] += tokens
+            assert parts == {(batch, row): tokens for batch, row, tokens in found[name][n]}
     counted: Counter[tuple[str, int, int, int]] = Counter()
     for batch in range(60):
         for row in range(12):
@@ -384,10 +394,15 @@ def test_the_readings_of_documents_are_the_rows_that_hold_their_tokens_and_how_m
 @pytest.mark.parametrize("windows", [0, 1, 7, 40, 200])
 def test_tokens_by_kind_are_those_of_the_windows_that_were_given(windows: int) -> None:
     corpus = CORPORA["web"]
-    kinds_D = np.arange(corpus.num_documents) % 3
+    # Documents in two parts where they are long enough, of a kind each.
+    cuts = [a + 4 for a, b in itertools.pairwise(corpus.offsets.tolist()) if b - a > 4]
+    offsets_P = np.array(sorted([*corpus.offsets.tolist(), *cuts]))
+    kinds_P = np.arange(len(offsets_P) - 1) % 3
     source = WindowSource("web", corpus, SEQ, 7)
     counted = np.zeros(4, np.int64)
     for index in range(windows):
-        documents = source.window(index)[1][:-1]
-        counted += np.bincount(kinds_D[documents], minlength=4)
-    assert source.tokens_given(windows, kinds_D, 4).tolist() == counted.tolist()
+        places = [source.place(index, token) for token in range(SEQ)]
+        at = [int(corpus.offsets[document]) + offset for document, offset in places]
+        kinds = kinds_P[np.searchsorted(offsets_P, at, side="right") - 1]
+        counted += np.bincount(kinds, minlength=4)
+    assert source.tokens_given(windows, offsets_P, kinds_P, 4).tolist() == counted.tolist()

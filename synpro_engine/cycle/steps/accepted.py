@@ -20,6 +20,8 @@ class Provenance(Record):
     end: int
     slices: tuple[tuple[int, int], ...] = ()
     """Of a text that was joined: where each of its slices begins and ends."""
+    member: int = 0
+    """Number of the sample."""
 
 
 class Accepted(Record):
@@ -48,7 +50,15 @@ def texts_made(stage: Path, tokens: Path, *, with_sources: bool) -> Iterator[Mad
     else:
         sourced = ((record, "") for record in records)
     for number, (record, source) in enumerate(sourced):
-        yield Made(id=record.id, text=record.text, source=source, rewards=record.rewards or {}, number=number)
+        yield Made(
+            id=record.id,
+            text=record.text,
+            source=source,
+            rewards=record.rewards or {},
+            number=number,
+            document=record.provenance.source,
+            member=record.provenance.member,
+        )
 
 
 def _beside_sources(

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_json
-from synpro_engine.cycle.run_layout import PRETRAIN, SYNTHETIC, SYNTHETIC_TOKENS, TRAINING_RESULT, measured_path
+from synpro_engine.cycle.run_layout import (
+    PRETRAIN,
+    STITCHED,
+    SYNTHETIC,
+    SYNTHETIC_TOKENS,
+    TRAINING_RESULT,
+    measured_path,
+)
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.in_run import InRunScores
+from synpro_engine.cycle.steps.stitching import stretches
 from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
 from synpro_engine.data import (
     Batch,
@@ -51,6 +60,8 @@ class TrainingResult(Record):
     """Windows trained on since the first step of pretraining, by source."""
     operations: dict[str, dict[str, int]] = Field(default={})
     """Of synthetic sources (rounds): tokens trained on of each operation's texts, repetitions counted each time."""
+    stitched: dict[str, int] = Field(default={})
+    """Of synthetic sources with `mix.megadocs`: tokens trained on of organic text within their documents, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,25 +179,32 @@ def _train(
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
 
     def write() -> None:
-        told = facts | {"operations": _operations_read(training, corpora, loader.samples_by_source)}
+        told = facts | _texts_read(training, corpora, loader.samples_by_source)
         atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
 
     on_main(topology, write)
 
 
-def _operations_read(
+def _texts_read(
     training: Training, corpora: Mapping[str, TokenCorpus], windows: Mapping[str, int]
-) -> dict[str, dict[str, int]]:
-    """Tokens that so many windows of the synthetic sources gave, by source and operation."""
-    read = {}
+) -> dict[str, dict[str, Any]]:
+    """Tokens that so many windows of the synthetic sources gave, by source: of each operation, of organic text."""
+    operations: dict[str, dict[str, int]] = {}
+    stitched: dict[str, int] = {}
     for name, shards in training.synthetic.items():
         counts, corpus = read_json(shards / SYNTHETIC_TOKENS), corpora[name]
-        # Operation after operation, as the shards were written: by its first token each text is one of them.
-        kinds_D = np.searchsorted(np.cumsum(list(counts.values())), corpus.offsets[:-1], side="right")
+        if (shards / STITCHED).exists():
+            offsets, kinds = stretches(shards / STITCHED, list(counts))
+        else:
+            # Operation after operation, as the shards were written: by its first token each text is one of them.
+            offsets = corpus.offsets
+            kinds = np.searchsorted(np.cumsum(list(counts.values())), offsets[:-1], side="right")
         source = WindowSource(name, corpus, training.settings.model.seq_len, training.settings.seed)
-        given = source.tokens_given(windows[name], kinds_D, len(counts)).tolist()
-        read[name] = dict(zip(counts, given, strict=True))
-    return read
+        *given, organic = source.tokens_given(windows[name], offsets, kinds, len(counts) + 1).tolist()
+        operations[name] = dict(zip(counts, given, strict=True))
+        if organic:
+            stitched[name] = organic
+    return {"operations": operations, "stitched": stitched}
 
 
 def pretrain_stage(into: Path, training: Training, topology: Topology, evaluated: Evaluated | None = None) -> None:

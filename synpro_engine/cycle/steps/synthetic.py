@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -10,14 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from synpro_engine.config import UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import CORPUS, FILTERED, REMOVED, SYNTHETIC, SYNTHETIC_TOKENS, shards_path
+from synpro_engine.cycle.run_layout import (
+    CORPUS,
+    FILTERED,
+    REMOVED,
+    STITCHED,
+    SYNTHETIC,
+    SYNTHETIC_TOKENS,
+    shards_path,
+)
 from synpro_engine.cycle.settings import ShardsSettings
 from synpro_engine.cycle.steps.accepted import accepted_records, texts_made
-from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.corpus import open_split, open_tokenizer
+from synpro_engine.cycle.steps.stitching import Stitcher
 from synpro_engine.cycle.steps.tasks import measured_texts
 from synpro_engine.data import Tokenizer, open_shards
+from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.encoding import Encoded, batched, encode_documents, in_order, usable_cpus
-from synpro_engine.data.shards import new_shards
+from synpro_engine.data.shards import ShardWriter, new_shards
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.synth import TOKENS, FilterReport, Filters, Made, read_yield
 
@@ -42,7 +53,7 @@ def synthetic_shards_stage(
         if not any(read_yield(path / CORPUS).accepted for path in corpora.values()):
             raise UserError("no completion was accepted, so there is no synthetic text to train on; see the rejects")
         held_out = (text for name in settings.held_out for text in measured_texts(tokens, name, tokenizer))
-        counts = dict.fromkeys(corpora, 0)
+        encoders = {operation: _encoder(path / CORPUS, tokenizer) for operation, path in corpora.items()}
         with (
             new_shards(shards_path(into, SYNTHETIC), tokenizer) as shards,
             (into / REMOVED).open("w", encoding="utf-8") as removed,
@@ -58,12 +69,16 @@ def synthetic_shards_stage(
             if filters.surveys:
                 for operation, path in corpora.items():
                     filters.survey(operation, texts_made(path, tokens, with_sources=config.reads_sources))
-            for operation, path in corpora.items():
-                texts = texts_made(path, tokens, with_sources=config.reads_sources)
-                batches = batched(filters.pass_through(operation, texts), lambda made: len(made.text))
-                for batch, encoded in in_order(batches, _encoder(path / CORPUS, tokenizer), usable_cpus()):
-                    shards.add((made.id for made in batch), encoded)
-                    counts[operation] += int(encoded.lengths.sum())
+            texts = {
+                operation: filters.pass_through(operation, texts_made(path, tokens, with_sources=config.reads_sources))
+                for operation, path in corpora.items()
+            }
+            if settings.megadocs is None:
+                counts = _apart(texts, encoders, shards)
+            else:
+                train = open_split(tokens, "train", tokenizer)
+                stitcher = Stitcher(settings.megadocs, settings.seed, train, tokenizer, encoders)
+                counts = stitcher.write(texts, shards, into / STITCHED)
             _some_are_left(filters.report)
         atomic_write_text(into / SYNTHETIC_TOKENS, json_text(counts, indent=2) + "\n")
         atomic_write_text(into / FILTERED, json_text(filters.report.model_dump(), indent=2, ensure_ascii=False) + "\n")
@@ -71,8 +86,29 @@ def synthetic_shards_stage(
     on_main(topology, write, label="tokenize the synthetic texts")
 
 
+def _apart(
+    texts: Mapping[str, Iterable[Made]],
+    encoders: Mapping[str, Callable[[Sequence[Made]], Encoded]],
+    shards: ShardWriter,
+) -> dict[str, int]:
+    """Write each text as a document, operation after operation; their tokens by operation."""
+    counts = dict.fromkeys(texts, 0)
+    for operation, made_of_it in texts.items():
+        batches = batched(made_of_it, lambda made: len(made.text))
+        for batch, encoded in in_order(batches, encoders[operation], usable_cpus()):
+            shards.add((made.id for made in batch), encoded)
+            counts[operation] += int(encoded.lengths.sum())
+    return counts
+
+
 def _kept_texts(shards: Path, corpora: Iterable[Path]) -> Iterator[str]:
     """The texts that an earlier round's filters kept, whose ids stand in the order of the texts."""
+    if (shards / STITCHED).exists():
+        # Whose ids are those of other documents. What was removed is little beside what is held of each text kept.
+        removed = {json.loads(line)["id"] for _, line in line_reader(shards / REMOVED)}
+        records = chain.from_iterable(map(accepted_records, corpora))
+        yield from (record.text for record in records if record.id not in removed)
+        return
     kept = iter(open_shards(shards_path(shards, SYNTHETIC)).read_ids())
     wanted = next(kept, None)
     for record in chain.from_iterable(map(accepted_records, corpora)):

@@ -36,7 +36,9 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
             seen = _seen(run, stage)
             # The loader's position goes on from pretraining's, so its count is of both.
             organic = seen.pop(ORGANIC) - pretrain_seen
-            arms.append(ArmTokens(name=name, organic=organic, synthetic=sum(seen.values())))
+            stitched = sum(run.record(stage, TRAINING_RESULT, TrainingResult).stitched.values())
+            synthetic_seen = sum(seen.values()) - stitched
+            arms.append(ArmTokens(name=name, organic=organic + stitched, synthetic=synthetic_seen, stitched=stitched))
     return TokenAccount(
         made=tuple(_made(run)),
         organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,

@@ -2,6 +2,16 @@
 
 from synpro_engine.cycle.tracing.documents import DocumentTrace, Life, Made, trace_document
 from synpro_engine.cycle.tracing.stored import Passage, SyntheticText
-from synpro_engine.cycle.tracing.tokens import TokenTrace, trace_token
+from synpro_engine.cycle.tracing.tokens import TokenPart, TokenTrace, trace_token
 
-__all__ = ["DocumentTrace", "Life", "Made", "Passage", "SyntheticText", "TokenTrace", "trace_document", "trace_token"]
+__all__ = [
+    "DocumentTrace",
+    "Life",
+    "Made",
+    "Passage",
+    "SyntheticText",
+    "TokenPart",
+    "TokenTrace",
+    "trace_document",
+    "trace_token",
+]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.run_layout import LEFT_OUT, SYNTHETIC, TOKENIZE, shards_path
+from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, Round, shards_path
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.stitching import stitched_documents
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import (
     SyntheticText,
@@ -25,6 +26,8 @@ from synpro_engine.cycle.tracing.stored import (
 )
 from synpro_engine.data import Split, open_shards
 from synpro_engine.data.compressed import line_reader
+from synpro_engine.data.loader import Span
+from synpro_engine.synth import Stitched, StitchedPart
 
 Fate = Literal["refused", "accepted", "removed", "kept"]
 """Refused when the generator's answer was read; accepted, where filters have not run yet; removed by one of them; kept,
@@ -70,6 +73,18 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Within:
+    """A document with an organic one inside (`mix.megadocs`)."""
+
+    id: str
+    stage: str
+    tokens: int
+    """Of the organic one in it."""
+    read: tuple[Read, ...]
+    """Of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DocumentTrace:
     """What a run knows of a document; of one that it left out, or only cut into pieces, little more than that."""
 
@@ -87,6 +102,10 @@ class DocumentTrace:
     """Lines about it in the list of what was left out."""
     made: tuple[Made, ...] = ()
     """Round by round."""
+    within: tuple[Within, ...] = ()
+    """Where an organic document is read again."""
+    parts: tuple[StitchedPart, ...] = ()
+    """Of a document that was stitched."""
 
 
 def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
@@ -103,13 +122,20 @@ def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
         if split != "train":
             return DocumentTrace(document=id, split=split, text=text)
         life = _lives(cycle, ORGANIC, {id: None})[id]
-        return DocumentTrace(document=id, split=split, text=text, life=life, made=tuple(_made(cycle, id)))
+        made, within = tuple(_made(cycle, id)), tuple(_within(cycle, id))
+        return DocumentTrace(document=id, split=split, text=text, life=life, made=made, within=within)
     for number in cycle.rounds:
         synthetic = find_synthetic(directory, recipe, id, number)
         if synthetic is not None:
             life = _lives(cycle, number.name, {id: synthetic.record.get("reason")})[id]
             text = synthetic.record.get("text", synthetic.record.get("raw"))
             return DocumentTrace(document=id, synthetic=synthetic, text=text, life=life)
+        for at, document in enumerate(_stitched(cycle, number)):
+            if document.id == id:
+                tokens = sum(part.ahead + part.tokens for part in document.parts)
+                read = _read(cycle, number.name, {id: (at, 0, tokens)})[id]
+                life = Life(fate="kept", tokens=tokens, read=tuple(read))
+                return DocumentTrace(document=id, life=life, parts=document.parts)
     pieces, left_out = tuple(find_pieces(directory, id)), _left_out(cycle, id)
     if pieces or left_out:
         return DocumentTrace(document=id, pieces=pieces, left_out=left_out)
@@ -148,28 +174,60 @@ def _lives(cycle: Cycle, source: str, refusals: Mapping[str, str | None]) -> dic
     lives = {id: Life(fate="accepted" if why is None else "refused", why=why) for id, why in refusals.items()}
     if not shards.exists() or not refusals:
         return lives
-    corpus = open_shards(shards_path(shards, "train" if number is None else SYNTHETIC))
-    numbers = corpus.numbers_of(refusals)
+    spans = _spans(cycle, number, refusals)
     removed = {} if number is None else removed_texts(cycle.directory, number, refusals)
-    read = _read(cycle, source, numbers)
+    read = _read(cycle, source, spans)
     for id, why in refusals.items():
-        if id in numbers:
-            tokens = len(corpus.document_tokens(numbers[id]))
-            lives[id] = Life(fate="kept", tokens=tokens, read=tuple(read[id]))
+        if id in spans:
+            _, begin, end = spans[id]
+            lives[id] = Life(fate="kept", tokens=end - begin, read=tuple(read[id]))
         elif why is None:
             lives[id] = Life(fate="removed", why=removed.get(id))
     return lives
 
 
-def _read(cycle: Cycle, source: str, numbers: Mapping[str, int]) -> dict[str, list[Read]]:
-    """By id what the finished training stages read of documents, whose numbers in the source these are."""
-    read: dict[str, list[Read]] = {id: [] for id in numbers}
+def _spans(cycle: Cycle, number: Round | None, ids: Collection[str]) -> dict[str, Span]:
+    """Where texts stand in the documents of a round, or of the train split; of those that are there."""
+    if number is not None and (cycle.directory / number.shards / STITCHED).exists():
+        return {
+            part.id: (at, begin, end)
+            for at, document in enumerate(_stitched(cycle, number))
+            for part, begin, end in document.spans()
+            if part.operation is not None and part.id in ids
+        }
+    shards = cycle.directory / (TOKENIZE if number is None else number.shards)
+    corpus = open_shards(shards_path(shards, "train" if number is None else SYNTHETIC))
+    return {id: (at, 0, len(corpus.document_tokens(at))) for id, at in corpus.numbers_of(ids).items()}
+
+
+def _stitched(cycle: Cycle, number: Round) -> Iterator[Stitched]:
+    """What the documents of a round consist of; none where each text is one, or there are none yet."""
+    parts = cycle.directory / number.shards / STITCHED
+    return stitched_documents(parts) if parts.exists() else iter(())
+
+
+def _within(cycle: Cycle, source: str) -> Iterator[Within]:
+    for number in cycle.rounds:
+        spans = {
+            document.id: (at, begin, end)
+            for at, document in enumerate(_stitched(cycle, number))
+            for part, begin, end in document.spans()
+            if part.operation is None and part.id == source
+        }
+        read = _read(cycle, number.name, spans) if spans else {}
+        for id, (_, begin, end) in spans.items():
+            yield Within(id=id, stage=number.shards, tokens=end - begin, read=tuple(read[id]))
+
+
+def _read(cycle: Cycle, source: str, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
+    """By id what the finished training stages read of texts, which are these tokens of the source's documents."""
+    read: dict[str, list[Read]] = {id: [] for id in spans}
     for stage, steps in finished_steps(cycle).items():
         reading = open_reading(cycle, stage, steps)
         if source in reading.corpora:
-            found = reading.loader.readings(source, numbers.values(), len(steps))
-            for id, number in numbers.items():
-                places = tuple((steps[0] + batch, row, tokens) for batch, row, tokens in found[number])
+            found = reading.loader.readings(source, spans, len(steps))
+            for id in spans:
+                places = tuple((steps[0] + batch, row, tokens) for batch, row, tokens in found[id])
                 read[id].append(Read(stage=stage, tokens=sum(tokens for *_, tokens in places), places=places))
     return read
 

@@ -8,13 +8,31 @@ from itertools import islice
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.run_layout import STITCHED
 from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.stitching import stitched_documents
 from synpro_engine.cycle.tracing.position import check_step, finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic
-from synpro_engine.data import IGNORE, Tokenizer
+from synpro_engine.data import IGNORE, Tokenizer, TokenOrigin
 
 _AROUND = 100  # characters that are shown on each side
 _LONGEST = 8  # tokens of one character, as byte pairs and UTF-8 spell it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPart:
+    """The text within a stitched document that a token is of."""
+
+    id: str
+    """Of what was made, or of the organic document."""
+    operation: str | None
+    """None of organic text."""
+    number: int
+    """Among the document's parts, from 0."""
+    parts: int
+    offset: int
+    """Among the part's tokens, from 0; below 0 in the separator in front of it."""
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +61,8 @@ class TokenTrace:
     characters: tuple[int, int] | None
     """Of the document's text: those that the token has a part in. None where the tokenizer does not keep the text."""
     synthetic: SyntheticText | None
+    part: TokenPart | None = None
+    """Where the document was stitched; text and characters are then the part's own."""
 
 
 def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> TokenTrace:
@@ -61,10 +81,17 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     batch, corpus = loader.next_batch(), reading.corpora[origin.source]
     ids = corpus.document_tokens(origin.document).tolist()
     document = next(islice(corpus.read_ids(), origin.document, None))
-    label = int(batch.labels_BS[row, token])
-    text, made = _text(cycle, origin.source, document)
-    characters = _characters(tokenizer, ids, origin.offset, text)
-    before, spelt, after = _around(tokenizer, ids, origin.offset, text, characters)
+    label, part, at = int(batch.labels_BS[row, token]), _part(cycle, origin), origin.offset
+    length = len(ids)
+    if part is None:
+        text, made = _text(cycle, origin.source, document)
+    else:
+        text, made = _text(cycle, ORGANIC if part.operation is None else origin.source, part.id)
+        if part.offset >= 0:
+            begin, at = at - part.offset, part.offset
+            ids = ids[begin : begin + part.tokens]
+    characters = None if part is not None and part.offset < 0 else _characters(tokenizer, ids, at, text)
+    before, spelt, after = _around(tokenizer, ids, at, text, characters)
     return TokenTrace(
         stage=stage,
         step=step,
@@ -76,12 +103,31 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
         window=origin.window,
         document=document,
         offset=origin.offset,
-        document_tokens=len(ids),
+        document_tokens=length,
         before=before,
         text=spelt,
         after=after,
         characters=characters,
         synthetic=made,
+        part=part,
+    )
+
+
+def _part(cycle: Cycle, origin: TokenOrigin) -> TokenPart | None:
+    """What the token is of, where its document was stitched."""
+    number = next((number for number in cycle.rounds if number.name == origin.source), None)
+    if number is None or not (parts := cycle.directory / number.shards / STITCHED).exists():
+        return None
+    document = next(stitched_documents(parts, origin.document))
+    at, offset = document.part_at(origin.offset)
+    found = document.parts[at]
+    return TokenPart(
+        id=found.id,
+        operation=found.operation,
+        number=at,
+        parts=len(document.parts),
+        offset=offset,
+        tokens=found.tokens,
     )
 
 

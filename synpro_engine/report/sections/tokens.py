@@ -11,6 +11,7 @@ class ArmTokens:
     name: str
     organic: int
     synthetic: int
+    stitched: int = 0  # of the organic ones, those within documents that are stitched of synthetic texts
 
 
 @dataclass(frozen=True, kw_only=True)
