@@ -1,4 +1,4 @@
-"""What docs/data-bound.md shows of the records: tables and a picture."""
+"""What a page shows of the records: tables and a picture."""
 
 from __future__ import annotations
 
