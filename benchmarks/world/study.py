@@ -57,7 +57,8 @@ class Study:
             yield f"{form}, {care}", lambda number=number: self._only(number)
 
     def _oracle(self, copies: int) -> Callable[[], Record]:
-        return lambda: self._trainings.train(f"unique-{copies}", self._world.organic(copies))
+        # From the beginning, as whoever has that much text would train; theta has read the smallest size of it alone.
+        return lambda: self._trainings.train(f"unique-{copies}", self._world.organic(copies), anew=True)
 
     def _with(self, rephraser: Rephraser, name: str) -> Record:
         rng = self._world.draws("pool")

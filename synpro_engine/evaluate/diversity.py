@@ -1,11 +1,14 @@
 """How varied a set of texts is, and how much of it is copied from the organic text.
 
-Three standard measures, each blind to something:
+Standard measures, each blind to something:
 
 - distinct-n (Li et al., arXiv 1510.03055): unique n-grams / n-grams. It falls as a corpus grows, for any author, so
   it is taken in blocks of equal length and averaged; values of corpora of different sizes can then be compared.
 - compression ratio (Shaib et al., arXiv 2403.00553): bytes / zlib bytes. It sees repetition within 32 KiB only.
 - overlap: the share of a text's n-grams that occur anywhere in the organic text. 1.0 is a copy, in any order.
+- repetition between texts: the share of their n-grams that another of them has too. It rises with their number.
+- rare words: the share outside the commonest words of the organic text, which is where a model that learns from models
+  loses first (Shumailov et al., arXiv 2305.17493). It sees words alone, and a generator may bring rare ones of its own.
 
 Words and n-grams are those of `ngrams`; an n-gram never crosses from one text into the next.
 """
@@ -17,9 +20,11 @@ from itertools import islice
 
 import numpy as np
 
-from synpro_engine.data.ngrams import Words, distinct, ngrams_of, words_of
+from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
 
 BLOCK_WORDS = 2_000
+COMMON_SHARE = 0.9
+"""Part of the organic words that the common ones make up; so a tenth of them are rare."""
 _TEXTS_AT_ONCE = 256
 
 
@@ -38,16 +43,32 @@ class Diversity:
     compression_ratio: float | None
     overlap_4: float | None = None  # None also where there was no organic text to compare with
     overlap_8: float | None = None
+    repeated_8: float | None = None
+    rare_words: float | None = None  # None also where the organic text's common words were not given
+
+
+def common_words(texts: Iterable[str], share: float = COMMON_SHARE) -> Keys:
+    """The commonest words of `texts`, as many as make up that share of all their words."""
+    words, counts = np.unique(words_of(texts).keys_N, return_counts=True)
+    # Of words that are as common the order of their keys, so that the same texts have the same ones.
+    order = np.argsort(-counts, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(counts[order]), share * counts.sum())) + 1
+    return np.sort(words[order[:enough]])
 
 
 def measure_diversity(
-    texts: Iterable[str], *, organic: Iterable[str] | None = None, block_words: int = BLOCK_WORDS
+    texts: Iterable[str],
+    *,
+    organic: Iterable[str] | None = None,
+    common: Keys | None = None,
+    block_words: int = BLOCK_WORDS,
 ) -> Diversity:
     """Measure `texts`; with `organic` also how many of their n-grams occur there.
 
     Args:
         texts: the texts to measure, each on its own (an n-gram does not cross a boundary).
         organic: the texts that `texts` may have been copied from; they pass by and are never held.
+        common: words that are not rare, of `common_words`.
         block_words: distinct-n is the mean over blocks of this many words; a remainder shorter than a block is left
             out unless it is all there is. Compare only values taken with the same block.
     """
@@ -69,7 +90,25 @@ def measure_diversity(
         compression_ratio=len(joined) / len(zlib.compress(joined, 9)) if joined else None,
         overlap_4=overlaps[0],
         overlap_8=overlaps[1],
+        repeated_8=_repeated(words, 8),
+        rare_words=None if common is None or not len(words.keys_N) else float(1 - np.isin(words.keys_N, common).mean()),
     )
+
+
+def _repeated(words: Words, n: int) -> float | None:
+    """Share of n-grams that stand in more than one text."""
+    keys, texts = ngrams_of(words, n)
+    if not len(keys):
+        return None
+    order = np.lexsort((texts, keys))
+    keys, texts = keys[order], texts[order]
+    # Runs of one n-gram; it is repeated where the text changes within its run.
+    starts = np.append(True, keys[1:] != keys[:-1])
+    run_N = np.cumsum(starts) - 1
+    changes = np.append(False, (texts[1:] != texts[:-1]) & ~starts[1:])
+    shared_R = np.zeros(int(run_N[-1]) + 1, dtype=bool)
+    shared_R[run_N[changes]] = True
+    return float(shared_R[run_N].mean())
 
 
 def _distinct(words: Words, n: int, block_words: int) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from synpro_engine.evaluate import bits_per_byte, measure_diversity
+from synpro_engine.evaluate import bits_per_byte, common_words, measure_diversity
 
 VOCABULARY = [f"word{index}" for index in range(400)]
 
@@ -111,3 +111,30 @@ def test_organic_text_passes_by_and_the_overlap_does_not_depend_on_how_it_is_dea
     grams = [tuple(text.split()[i : i + 4]) for text in texts for i in range(27)]
     known = {tuple(text.split()[i : i + 4]) for text in organic for i in range(27)}
     assert whole.overlap_4 == pytest.approx(sum(gram in known for gram in grams) / len(grams))
+
+
+def test_repetition_between_texts_equals_looking_at_each_pair_and_repetition_within_one_is_none() -> None:
+    texts = _texts(6, 40, seed=5)
+    texts[1] = texts[4][:120] + " other words behind it"
+    texts[2] = " ".join([texts[2][:90]] * 3)
+    found, total = 0, 0
+    for number, text in enumerate(texts):
+        others = {gram for place, other in enumerate(texts) if place != number for gram in _ngrams(other, 8)}
+        found += sum(gram in others for gram in _ngrams(text, 8))
+        total += len(_ngrams(text, 8))
+    assert measure_diversity(texts).repeated_8 == pytest.approx(found / total) and found
+    assert measure_diversity(["a b c d e f g h a b c d e f g h"]).repeated_8 == 0.0
+    assert measure_diversity(["too short"]).repeated_8 is None
+
+
+def test_a_tenth_of_the_organic_words_is_rare_and_fewer_where_the_tail_is_lost() -> None:
+    rng = random.Random(3)
+    weights = [1 / (rank + 1) for rank in range(len(VOCABULARY))]
+    organic = [" ".join(rng.choices(VOCABULARY, weights, k=200)) for _ in range(50)]
+    common = common_words(organic)
+    own = measure_diversity(organic, common=common).rare_words
+    assert own == pytest.approx(0.1, abs=0.01)
+    collapsed = [" ".join(rng.choices(VOCABULARY[:100], weights[:100], k=200)) for _ in range(50)]
+    assert measure_diversity(collapsed, common=common).rare_words == 0.0
+    assert measure_diversity(["wholly unheard of"], common=common).rare_words == 1.0
+    assert measure_diversity(organic).rare_words is None

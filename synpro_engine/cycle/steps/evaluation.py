@@ -20,7 +20,7 @@ from synpro_engine.cycle.steps.probe import load_probe, load_reference_direction
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import cap_documents, read_documents, start_id
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.evaluate import Diversity, measure_diversity
+from synpro_engine.evaluate import Diversity, common_words, measure_diversity
 from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
 from synpro_engine.synth import read_yield
@@ -149,12 +149,13 @@ def _sample(stage: Path) -> list[Accepted]:
 
 def _diversity(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     train = str(documents_path(tokens, "train"))
-    organic = cap_documents(read_documents(train), SAMPLE, 0, lambda _: 1)
-    rows = {"organic": asdict(measure_diversity(document.text for document in organic))}
+    organic = [document.text for document in cap_documents(read_documents(train), SAMPLE, 0, lambda _: 1)]
+    common = common_words(organic)
+    rows = {"organic": asdict(measure_diversity(organic, common=common))}
     del organic
     for operation, stage in corpora.items():
         texts = [record.text for record in _sample(stage)]
         if texts:
             passing = (document.text for document in read_documents(train))
-            rows[operation] = asdict(measure_diversity(texts, organic=passing))
+            rows[operation] = asdict(measure_diversity(texts, organic=passing, common=common))
     return rows
