@@ -13,7 +13,7 @@ SMALL = SIZES["tiny"]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_every_op_is_as_right_as_plain_pytorch(dtype: torch.dtype) -> None:
     records = list(program.measured(SMALL, dtype, CPU, rounds=1))
     assert {record["op"]: record["wrong"] for record in records} == {record["op"]: "" for record in records}

@@ -39,6 +39,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_stopped_on_the_way_comes_to_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
     rates = "1e-3,2e-3,3e-3"
