@@ -143,6 +143,7 @@ class _Counter:
         # The corpus and models are looked into below, and say so themselves.
         looked_into = {f"reward.judges.{name}.model" for name in in_job}
         files = ("tokenizer.path", *sum(task_keys(recipe), ()), *judge_files(recipe))
+        files += ("mix.organic.scores",) if recipe.mix.from_file else ()
         gone = [key for key in files if key not in looked_into and is_put_away(recipe.at(key))]
         self.remarks += [f"`{key}`: {recipe.at(key)} is not there" for key in gone]
         if any(reference.source is not None for reference in recipe.references.values()):
@@ -154,6 +155,7 @@ class _Counter:
         # As Megatron's `DType.optimal_dtype` decides.
         self.stored = 2 if recipe.model.vocab_size < 65_500 else 4  # bytes of a token in a shard
         self.train_tokens = self._train_tokens()
+        self.remarks += self._read_too_often()
 
     def stages(self) -> Iterator[Cost]:
         recipe, tokens, generator = self.recipe, self.train_tokens, self.generator
@@ -183,6 +185,23 @@ class _Counter:
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts
         yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
+
+    def _read_too_often(self) -> Iterator[str]:
+        """What is wrong where organic documents may not be read as often as the steps ask for."""
+        recipe, organic = self.recipe, self.recipe.mix.organic
+        if organic is None or organic.max_epochs is None or self.train_tokens is None:
+            return
+        each = organic.repeats if isinstance(organic.repeats, tuple) else (organic.repeats,)
+        there = self.train_tokens * organic.max_epochs * sum(one > 0 for one in each) / len(each)
+        # The arm that repeats organic text reads most of it.
+        steps = recipe.continued.steps * recipe.rounds
+        steps += 0 if recipe.mix.in_pretraining is None else recipe.pretrain.max_steps
+        wanted = steps * recipe.pretrain.global_batch * recipe.model.seq_len
+        if wanted > there:
+            yield (
+                f"`mix.organic.max_epochs`: {organic.max_epochs} allow {there:,.0f} organic tokens in all, and training"
+                f" asks for {wanted:,.0f}"
+            )
 
     @property
     def _stitched(self) -> float | None:

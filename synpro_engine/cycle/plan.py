@@ -173,6 +173,10 @@ class Plan:
             tokens=self._tokens,
             start=self.directory / start,
             synthetic={Round(n).name: self.directory / Round(n).shards for n in range(1, rounds + 1)},
+            made={
+                Round(n).name: {name: self.directory / Round(n).generate(name) for name in self.recipe.generate.names}
+                for n in range(1, rounds + 1)
+            },
         )
 
     def _arm(self, name: str) -> Stage:
@@ -230,6 +234,7 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
             judges[this.generate(name)] = tuple(key for key, reward in of_texts if recipe.generate.measures(reward))
     judges = {stage: keys for stage, keys in judges.items() if keys}
     learnt = ("pretrain.distill.teachers",) if recipe.pretrain.distill is not None else ()
+    learnt += ("mix.organic.scores",) if recipe.mix.from_file else ()
     taught = dict.fromkeys((PRETRAIN, REPEAT, *(this.arm for this in rounds)), learnt) if learnt else {}
     for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges | taught).items():
         recorded = {}
@@ -267,6 +272,8 @@ def _is_there(recipe: Recipe, key: str) -> bool:
     section, name, *_ = key.split(".")
     if name == "distill":
         return recipe.pretrain.distill is not None
+    if section == "mix":
+        return recipe.mix.from_file
     if section == "reward":
         return key in judge_files(recipe)
     return section not in ("references", "held_out") or name in recipe.at(section)

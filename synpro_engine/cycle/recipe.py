@@ -20,6 +20,7 @@ from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
 from synpro_engine.cycle.run_layout import CONFIG, model_of
 from synpro_engine.cycle.sections import (
+    IN_RUN,
     ContinueConfig,
     CorpusConfig,
     GeneratorConfig,
@@ -197,6 +198,8 @@ class Recipe(Config):
                 raise ValueError(f"filter.least: no reward `{name}`{nearest(name, self.reward.names)}")
         if self.generate.mixture == "influence":
             needed["generate.mixture"] = "influence"
+        if self.mix.synthetic is not None and self.mix.synthetic.wants_scores:
+            needed["mix.synthetic.by"] = self.mix.synthetic.by
         for key, reward in needed.items():
             for operation in self.generate.names:
                 if reward not in self.reward.unweighed and not self.reward.weights(operation).get(reward):
@@ -232,6 +235,16 @@ class Recipe(Config):
     def _the_split_that_is_used_has_text(self) -> Recipe:
         if self.corpus.split.reference == 0 and any(r.source is None for r in self.references.values()):
             raise ValueError("corpus.split.reference: is 0, but a reference without `source` is that split")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_that_the_mix_goes_by_are_made(self) -> Recipe:
+        organic = self.mix.organic
+        if organic is not None and organic.scores == IN_RUN:
+            if self.pretrain.in_run is None:
+                raise ValueError("mix.organic.scores: in_run are those of `pretrain.in_run`, which is not set")
+            if organic.by != "influence":
+                raise ValueError(f"mix.organic.by: in_run has scores `influence`, not `{organic.by}`")
         return self
 
     @model_validator(mode="after")

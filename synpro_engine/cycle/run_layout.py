@@ -39,6 +39,8 @@ UNFINISHED = "work"
 TASKS, TASKS_LEFT_OUT = "tasks.json", "left_out"
 """Of `references` and `held-out`: what became of the tasks, and a folder with a list of the records that were left out
 for each source."""
+USED_SCORES = "scores"
+"""Of `pretrain` and both arms: a folder with the scores, by source, that documents were repeated and ordered by."""
 TRAINING_RESULT = "result.json"
 """Of `pretrain` and both arms: how training ended."""
 WALK_STEPS = "steps.jsonl"

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config
-from synpro_engine.data import PromptedConfig, ReadConfig, SplitConfig
+from synpro_engine.data import CurriculumConfig, PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.dist import LayoutConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.synth import MegadocConfig
@@ -200,8 +200,48 @@ class ContinueConfig(Config):
         return self
 
 
+IN_RUN = "in_run"
+"""In place of a file of scores: those that the run's own pretraining made."""
+
+
+class OrganicCurriculum(CurriculumConfig):
+    """How often and in which order organic documents are read."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"scores"})  # its content is recorded, not its place
+
+    scores: str | None = Field(default=None, min_length=1)
+    """A file of JSON lines with `id` and the score (`by`), as `synpro influence` and pretraining with
+    `pretrain.in_run` write them, or your own; or `in_run`: the scores of this run's own pretraining, which then reads
+    its text as without a curriculum, and the arms go by them."""
+
+    @model_validator(mode="after")
+    def _scores_are_of_use(self) -> OrganicCurriculum:
+        if self.wants_scores and self.scores is None:
+            raise ValueError("scores: is missing, by which `order` or buckets go")
+        if not self.wants_scores and self.scores is not None:
+            raise ValueError("scores: nothing goes by them; set `order`, or `repeats` of several buckets")
+        return self
+
+
 class MixConfig(Config):
-    """What documents are made of texts, beside how much of each is read (`continued`)."""
+    """What documents are made of texts, and which of them are read how often and when.
+
+    `continued` says how much of the batches is synthetic.
+    """
 
     megadocs: MegadocConfig | None = None
     """Long documents of all that was made of one; None: each text that was made is a document."""
+    organic: OrganicCurriculum | None = None
+    """Of the organic text, in pretraining and both arms; None: all of it once in every epoch, shuffled."""
+    synthetic: CurriculumConfig | None = None
+    """Likewise of each round's texts, by a reward that generation measured of them."""
+
+    @property
+    def from_file(self) -> bool:
+        """Whether scores of organic documents come from outside of the run."""
+        return self.organic is not None and self.organic.scores not in (None, IN_RUN)
+
+    @property
+    def in_pretraining(self) -> OrganicCurriculum | None:
+        """Of the organic text while pretraining, which cannot go by scores that it makes."""
+        return None if self.organic is not None and self.organic.scores == IN_RUN else self.organic

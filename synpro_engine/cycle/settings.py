@@ -19,10 +19,12 @@ from synpro_engine.cycle.sections import (
     ContinueConfig,
     CorpusConfig,
     GeneratorConfig,
+    OrganicCurriculum,
     PretrainConfig,
     TaskConfig,
     TokenizerConfig,
 )
+from synpro_engine.data import CurriculumConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
@@ -83,10 +85,13 @@ class ImportSettings(StageSettings):
 class PretrainSettings(StageSettings):
     """Training to the plateau."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"organic"})
+
     model: ModelConfig
     pretrain: PretrainConfig
     references: dict[str, float]
     """Weights, by the names of the references' shards."""
+    organic: OrganicCurriculum | None = None
     dtype: Dtype
     seed: int
 
@@ -94,7 +99,7 @@ class PretrainSettings(StageSettings):
 class ArmSettings(StageSettings):
     """Training on after the plateau."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"train_from"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"train_from", "organic", "synthetic"})
 
     model: ModelConfig
     pretrain: PretrainConfig
@@ -104,6 +109,8 @@ class ArmSettings(StageSettings):
     """How synthetic text is mixed in; None where there is none."""
     train_from: WeightsOf = "raw"
     """The weights of `pretrain` or the arm before that it begins with."""
+    organic: OrganicCurriculum | None = None
+    synthetic: CurriculumConfig | None = None
     dtype: Dtype
     seed: int
 
@@ -286,6 +293,7 @@ class SettingsOf:
             model=recipe.model,
             pretrain=recipe.pretrain.model_copy(update={"parallel": None, "seed": None}),
             references=self._references,
+            organic=recipe.mix.in_pretraining,
             dtype=self._dtype,
             seed=self._training_seed,
         )
@@ -308,6 +316,8 @@ class SettingsOf:
             references=self._references,
             continued=continued,
             train_from=recipe.continued.train_from,
+            organic=recipe.mix.organic,
+            synthetic=recipe.mix.synthetic if synthetic else None,
             dtype=self._dtype,
             seed=self._training_seed,
         )

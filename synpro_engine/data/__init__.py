@@ -2,6 +2,7 @@
 
 from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans
 from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.curriculum import Curriculum, CurriculumConfig
 from synpro_engine.data.documents import (
     BadDocument,
     Document,
@@ -15,6 +16,7 @@ from synpro_engine.data.hf_tokenizer import HFTokenizer
 from synpro_engine.data.loader import Batch, TokenLoader, TokenOrigin, eval_windows, reference_windows
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
+from synpro_engine.data.scores import Score, document_scores, recorded_scores
 from synpro_engine.data.seen import SeenKeys
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from synpro_engine.data.shards import (
@@ -43,6 +45,8 @@ __all__ = [
     "BadDocument",
     "Batch",
     "Blend",
+    "Curriculum",
+    "CurriculumConfig",
     "Document",
     "DocumentWriter",
     "HFTokenizer",
@@ -50,6 +54,7 @@ __all__ = [
     "PromptedConfig",
     "PublishedTokenizer",
     "ReadConfig",
+    "Score",
     "SeenKeys",
     "SentencePieceTokenizer",
     "ShardStats",
@@ -72,6 +77,7 @@ __all__ = [
     "count_documents",
     "cut_spans",
     "document_ids",
+    "document_scores",
     "eval_windows",
     "find_files",
     "find_source",
@@ -82,6 +88,7 @@ __all__ = [
     "read_placed_documents",
     "read_shard_stats",
     "read_tasks",
+    "recorded_scores",
     "repetition_mask",
     "split_of",
     "stable_hash",

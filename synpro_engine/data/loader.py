@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from synpro_engine.config import UserError
 from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.curriculum import Curriculum
 from synpro_engine.data.mixture import Blend
 from synpro_engine.data.task_windows import TaskWindows
 from synpro_engine.data.windows import WindowSource, repetition_mask
@@ -98,11 +99,13 @@ class TokenLoader:
         dp_size: int = 1,
         mask_repetitions: bool = False,
         separate_documents: bool = False,
+        curricula: Mapping[str, Curriculum] | None = None,
     ) -> None:
         """`weights` (positive, any sum) has the names of `corpora`; `global_batch` counts windows over all ranks.
 
         `mask_repetitions` drops the loss of windows in which a short phrase repeats (see `repetition_mask`);
-        `separate_documents` marks batches as such whose documents do not see each other.
+        `separate_documents` marks batches as such whose documents do not see each other. `curricula`: of those sources
+        that are not simply shuffled in every epoch.
         Raises UserError when a corpus is smaller than a window, corpora were tokenised with different
         tokenizers, or `dp_size` does not divide `global_batch`.
         """
@@ -119,10 +122,13 @@ class TokenLoader:
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
         # Each shuffles by its own name, so that a source added later leaves the order of the others as it was.
-        self._sources = {name: _windows(name, corpus, seq_len, seed) for name, corpus in corpora.items()}
+        of = curricula or {}
+        self._sources = {name: _windows(name, corpus, seq_len, seed, of.get(name)) for name, corpus in corpora.items()}
         self._weights = {name: float(weights[name]) for name in corpora}
         self._blend = Blend(self._weights)
         self._dealt = dict.fromkeys(corpora, 0)
+        # Windows that a source gave before its curriculum: a run may take one up where it trains on.
+        self._before = dict.fromkeys(corpora, 0)
         # Documents are numbered through all sources, so that a number names one of them in a mixture too.
         before = itertools.accumulate((corpus.num_documents for corpus in corpora.values()), initial=0)
         self._first_document = dict(zip(corpora, before, strict=False))
@@ -144,7 +150,7 @@ class TokenLoader:
         for row in range(self.global_batch):
             name = self._blend.next()
             if row in self._rows:
-                tokens, numbers, learnt = self._sources[name].window(self._dealt[name])
+                tokens, numbers, learnt = self._sources[name].window(self._dealt[name] - self._before[name])
                 rows.append(tokens)
                 targets.append(np.ones(self.seq_len, bool) if learnt is None else learnt[1:])
                 streams.append(learnt is None)
@@ -166,27 +172,47 @@ class TokenLoader:
         self._blend.skip(batches * self.global_batch)
         self._dealt = {name: dealt + self._blend.drawn[name] - before[name] for name, dealt in self._dealt.items()}
 
+    def check_supply(self, batches: int) -> None:
+        """UserError where a source has not text enough for the next `batches`: its documents may not be read again."""
+        limited = [
+            source
+            for source in self._sources.values()
+            if isinstance(source, WindowSource)
+            and source.curriculum is not None
+            and (source.curriculum.config.max_epochs is not None or source.curriculum.config.late_from is not None)
+        ]
+        if limited:
+            blend = Blend(self._weights, self._blend.drawn)
+            blend.skip(batches * self.global_batch)
+            for source in limited:
+                taken = blend.drawn[source.name] - self._blend.drawn[source.name]
+                last = self._dealt[source.name] - self._before[source.name] + taken - 1
+                if taken:
+                    source.epoch_of(last)
+
     def origin(self, row: int, token: int) -> TokenOrigin:
         """Where input `token` in row `row` of the next global batch is from; the position stays."""
         blend = Blend(self._weights, self._blend.drawn)
         blend.skip(row)
         name = blend.next()
         window = self._dealt[name] + blend.drawn[name] - self._blend.drawn[name] - 1
-        document, offset = self._stream(name).place(window, token)
+        document, offset = self._stream(name).place(window - self._before[name], token)
         return TokenOrigin(source=name, window=window, document=document, offset=offset)
 
     def readings(self, name: str, spans: Mapping[Key, Span], batches: int) -> dict[Key, list[tuple[int, int, int]]]:
         """What the next `batches` read of a source's spans: batch (from 0 for the next one), row, input tokens."""
-        source, begin, blend = self._stream(name), self._dealt[name], Blend(self._weights, self._blend.drawn)
+        source, blend = self._stream(name), Blend(self._weights, self._blend.drawn)
+        begin = self._dealt[name] - self._before[name]
         samples = range(batches * self.global_batch)
         # Which of them are the source's; alone it has all, of which pretraining may deal billions.
         own = samples if len(self._sources) == 1 else array("q", (n for n in samples if blend.next() == name))
-        end, each = begin + len(own), source.windows_per_epoch
+        end = begin + len(own)
         found: dict[Key, list[tuple[int, int, int]]] = {key: [] for key in spans}
         within: dict[int, list[tuple[Key, int, int]]] = {}
         for key, (document, first, stop) in spans.items():
             within.setdefault(document, []).append((key, first, stop))
-        for epoch in range(begin // each, -(-end // each)):
+        epochs = range(source.epoch_of(begin)[0], source.epoch_of(end - 1)[0] + 1) if len(own) else ()
+        for epoch in epochs:
             for document, window, first, stop in source.reading(within.keys(), epoch):
                 if begin <= window < end:
                     for key, low, high in within[document]:
@@ -213,7 +239,8 @@ class TokenLoader:
         numbers: dict[str, dict[int, None]] = {}
         for _ in range(self.global_batch):
             name = self._blend.next()
-            numbers.setdefault(name, {}).update(dict.fromkeys(self._sources[name].documents(self._dealt[name])))
+            window = self._dealt[name] - self._before[name]
+            numbers.setdefault(name, {}).update(dict.fromkeys(self._sources[name].documents(window)))
             self._dealt[name] += 1
         self.load_state_dict(here)
         return {name: [self._sources[name].corpus.document_id(n) for n in each] for name, each in numbers.items()}
@@ -222,6 +249,7 @@ class TokenLoader:
         """Return the position as plain JSON data, the same on every rank."""
         sources = {
             name: {"samples": self._dealt[name], "tokens": s.corpus.num_tokens, "documents": s.corpus.num_documents}
+            | self._curriculum_of(name)
             for name, s in self._sources.items()
         }
         # Apart from the windows dealt: after a change of weights the two counts part, for a new blend begins at 0.
@@ -238,27 +266,44 @@ class TokenLoader:
         for key, ours in (("seed", self.seed), ("seq_len", self.seq_len)):
             if state[key] != ours:
                 raise UserError(f"the checkpoint's data position has {key} {state[key]}, this run {ours}")
-        dealt = dict.fromkeys(self._sources, 0)
+        dealt, before = dict.fromkeys(self._sources, 0), dict.fromkeys(self._sources, 0)
         for name, old in state["sources"].items():
-            dealt[name] = self._position(name, old)
-        self._dealt = dealt
+            dealt[name], before[name] = self._position(name, old)
+        self._dealt, self._before = dealt, before
         # Compared as they are, not as shares: weights are written by the same code, and JSON keeps a float's digits.
         drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
         self._blend = Blend(self._weights, drawn)
 
-    def _position(self, name: str, old: Mapping[str, int]) -> int:
+    def _curriculum_of(self, name: str) -> dict[str, Any]:
+        """What a position says of a source that has one."""
+        source = self._sources[name]
+        if not isinstance(source, WindowSource) or source.curriculum is None:
+            return {}
+        return {"curriculum": source.curriculum.fingerprint, "before": self._before[name]}
+
+    def _position(self, name: str, old: Mapping[str, Any]) -> tuple[int, int]:
+        """Windows that a source has given, and those of them that it gave before its curriculum."""
         if name not in self._sources:
             raise UserError(f"the checkpoint's data position has source `{name}`, this run does not")
         corpus = self._sources[name].corpus
         # Sizes alone: within a run the stages that corpora come from are compared by content.
         if (corpus.num_tokens, corpus.num_documents) != (old["tokens"], old["documents"]):
             raise UserError(f"source `{name}` is not the corpus of the checkpoint: its size has changed")
-        return old["samples"]
+        ours, theirs = self._curriculum_of(name).get("curriculum"), old.get("curriculum")
+        if theirs is not None and theirs != ours:
+            raise UserError(
+                f"source `{name}` was read by another curriculum before; its settings or scores have changed"
+            )
+        # One that is new begins with its first pass.
+        return old["samples"], old["before"] if theirs is not None else old["samples"] if ours is not None else 0
 
 
-def _windows(name: str, corpus: TokenCorpus, seq_len: int, seed: int) -> WindowSource | TaskWindows:
+def _windows(
+    name: str, corpus: TokenCorpus, seq_len: int, seed: int, curriculum: Curriculum | None
+) -> WindowSource | TaskWindows:
     if corpus.learnt is None:
-        return WindowSource(name, corpus, seq_len, seed)
+        return WindowSource(name, corpus, seq_len, seed, curriculum)
+    assert curriculum is None, "tasks are measured on, and not trained on"
     return TaskWindows(name, corpus, seq_len, seed=seed)
 
 

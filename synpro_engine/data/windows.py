@@ -5,6 +5,7 @@ Window number k of a source is a pure function of (seed, name, k).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from synpro_engine.config import UserError
 from synpro_engine.data.corpus import TokenCorpus
+from synpro_engine.data.curriculum import Curriculum
 from synpro_engine.data.hashing import stable_permutation
 
 
@@ -30,35 +32,74 @@ class _Epoch:
 class WindowSource:
     """Windows of `seq_len` + 1 tokens of one corpus; the last token of one is the first of its neighbour.
 
-    In each epoch the documents are shuffled anew and put end to end, the stream is cut, the windows are shuffled.
-    What is left after the last whole window (fewer than `seq_len` targets) is dropped, other tokens each epoch.
-    Only the current epoch's order is held: memory grows with documents and windows, not with training length.
+    In each epoch the documents are shuffled anew and put end to end, the stream is cut, the windows are shuffled; with
+    a curriculum, as its passes say. What is left after the last whole window (fewer than `seq_len` targets) is dropped,
+    other tokens each epoch. Only the current epoch's order is held: memory grows with documents and windows, not with
+    training length.
     """
 
-    def __init__(self, name: str, corpus: TokenCorpus, seq_len: int, seed: int) -> None:
-        if corpus.num_tokens <= seq_len:
+    def __init__(
+        self, name: str, corpus: TokenCorpus, seq_len: int, seed: int, curriculum: Curriculum | None = None
+    ) -> None:
+        lengths = np.diff(corpus.offsets)
+        tokens = corpus.num_tokens if curriculum is None else int(curriculum.least_tokens(lengths))
+        if tokens <= seq_len:
+            there = "tokens" if curriculum is None else "tokens a pass (`repeats`)"
             raise UserError(
-                f"source `{name}`: {corpus.num_tokens} tokens do not fill one window of {seq_len} + 1; "
+                f"source `{name}`: {tokens} {there} do not fill one window of {seq_len} + 1; "
                 "use a shorter sequence or more text"
             )
-        self.name, self.corpus, self.seq_len, self.seed = name, corpus, seq_len, seed
+        self.name, self.corpus, self.seq_len, self.seed, self.curriculum = name, corpus, seq_len, seed, curriculum
         # One token more than whole windows need: the last target of one window is the first input of the next.
-        self.windows_per_epoch = (corpus.num_tokens - 1) // seq_len
+        self._windows_per_epoch = (corpus.num_tokens - 1) // seq_len
+        self._firsts = [0]
         self._current: _Epoch | None = None
+
+    def epoch_of(self, index: int) -> tuple[int, int]:
+        """The epoch of window `index`, and its place there.
+
+        Of a curriculum windows are counted epoch by epoch, once, for none need have as many as another. UserError where
+        documents may not be read so often.
+        """
+        if self.curriculum is None:
+            return divmod(index, self._windows_per_epoch)
+        while self._firsts[-1] <= index:
+            self._count_epoch()
+        number = bisect.bisect_right(self._firsts, index) - 1
+        return number, index - self._firsts[number]
+
+    def first_window(self, epoch: int) -> int:
+        """Windows of all epochs before."""
+        if self.curriculum is None:
+            return epoch * self._windows_per_epoch
+        while len(self._firsts) <= epoch:
+            self._count_epoch()
+        return self._firsts[epoch]
+
+    def _count_epoch(self) -> None:
+        assert self.curriculum is not None
+        number = len(self._firsts) - 1
+        if self.curriculum.is_used_up(number):
+            raise UserError(
+                f"source `{self.name}`: has text for {self._firsts[-1]} windows of {self.seq_len} tokens and no more,"
+                " as its documents may not be read more often (`max_epochs`); raise it, or take fewer steps"
+            )
+        tokens = int((self.curriculum.copies(number) * np.diff(self.corpus.offsets)).sum())
+        self._firsts.append(self._firsts[-1] + max(0, tokens - 1) // self.seq_len)
 
     def window(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64], None]:
         """Return window `index` (from 0, without end): its tokens and the number of the document each is from.
 
         Both are [seq_len + 1]; None stands for all of them being targets.
         """
-        number, within = divmod(index, self.windows_per_epoch)
+        number, within = self.epoch_of(index)
         epoch = self._epoch(number)
         start = int(epoch.windows[within]) * self.seq_len
         return *self._gather(epoch, start, start + self.seq_len + 1), None
 
     def documents(self, index: int) -> list[int]:
         """Numbers of the documents whose tokens are in window `index`, in their order."""
-        number, within = divmod(index, self.windows_per_epoch)
+        number, within = self.epoch_of(index)
         epoch = self._epoch(number)
         start = int(epoch.windows[within]) * self.seq_len
         # `right` and less one: the document that begins at or before the place.
@@ -67,7 +108,7 @@ class WindowSource:
 
     def place(self, index: int, token: int) -> tuple[int, int]:
         """Of token `token` of window `index`: the number of its document, and its place among that one's tokens."""
-        number, within = divmod(index, self.windows_per_epoch)
+        number, within = self.epoch_of(index)
         epoch = self._epoch(number)
         at = int(epoch.windows[within]) * self.seq_len + token
         place = int(np.searchsorted(epoch.starts, at, side="right")) - 1
@@ -79,9 +120,9 @@ class WindowSource:
         given = np.argsort(order.windows)
         for place in np.flatnonzero(np.isin(order.documents, list(documents))):
             start, end = order.starts[place : place + 2].tolist()
-            for at in range(start // self.seq_len, min(-(-end // self.seq_len), self.windows_per_epoch)):
+            for at in range(start // self.seq_len, min(-(-end // self.seq_len), len(order.windows))):
                 within = max(start, at * self.seq_len) - start, min(end, (at + 1) * self.seq_len) - start
-                yield int(order.documents[place]), epoch * self.windows_per_epoch + int(given[at]), *within
+                yield int(order.documents[place]), self.first_window(epoch) + int(given[at]), *within
 
     def tokens_given(
         self, windows: int, offsets_P: NDArray[np.int64], kinds_P: NDArray[np.integer], kinds: int
@@ -92,9 +133,9 @@ class WindowSource:
         """
         counts = [_Count(offsets_P, kinds_P == kind, self.corpus.offsets) for kind in range(kinds)]
         given = np.zeros(kinds, np.int64)
-        for number in range(-(-windows // self.windows_per_epoch)):
+        for number in range(self.epoch_of(windows - 1)[0] + 1 if windows else 0):
             epoch = self._epoch(number)
-            begins = epoch.windows[: windows - number * self.windows_per_epoch] * self.seq_len
+            begins = epoch.windows[: windows - self.first_window(number)] * self.seq_len
             ends = begins + self.seq_len
             at_begins, at_ends = (np.searchsorted(epoch.starts, places, side="right") - 1 for places in (begins, ends))
             for kind, count in enumerate(counts):
@@ -108,14 +149,30 @@ class WindowSource:
     def _epoch(self, number: int) -> _Epoch:
         if self._current is None or self._current.number != number:
             # Name and epoch only: neither batch size nor ranks enter, so the order is the same in every layout.
-            key = f"{self.name}\0{number}"
-            documents = stable_permutation(self.corpus.num_documents, self.seed, "documents", key)
+            key, groups = f"{self.name}\0{number}", np.zeros(1, np.int64)
+            if self.curriculum is None:
+                documents = stable_permutation(self.corpus.num_documents, self.seed, "documents", key)
+            else:
+                found = self.curriculum.at(number)
+                documents, groups = found.documents, found.groups
             lengths = np.diff(self.corpus.offsets)[documents]
             starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-            # Shuffled too, or a batch would hold neighbours: long documents would fill it alone.
-            windows = stable_permutation(self.windows_per_epoch, self.seed, "windows", key)
-            self._current = _Epoch(number, documents, starts, windows)
+            count = self.first_window(number + 1) - self.first_window(number)
+            self._current = _Epoch(number, documents, starts, self._windows(count, key, starts, groups))
         return self._current
+
+    def _windows(
+        self, count: int, key: str, starts: NDArray[np.int64], groups: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """The order in which so many windows are given out."""
+        if groups is None:
+            return np.arange(count)
+        # Shuffled too, or a batch would hold neighbours: long documents would fill it alone.
+        windows = stable_permutation(count, self.seed, "windows", key)
+        if len(groups) > 1:
+            of_window = np.searchsorted(starts[groups], windows * self.seq_len, side="right")
+            windows = windows[np.argsort(of_window, kind="stable")]
+        return windows
 
     def _gather(self, epoch: _Epoch, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the tokens [start, stop) of the epoch's stream, and their documents."""

@@ -23,6 +23,7 @@ from synpro_engine.data import (
     write_task_shards,
 )
 from synpro_engine.data.prompted import Part
+from synpro_engine.data.task_windows import TaskWindows
 from synpro_kernels import IGNORE
 
 
@@ -217,7 +218,9 @@ def test_a_loader_gives_every_response_once_in_a_pass_and_resumes(corpus: TokenC
     def loader() -> TokenLoader:
         return TokenLoader({"tasks": corpus}, {"tasks": 1.0}, 20, 1, seed=3)
 
-    windows = loader()._sources["tasks"].windows_per_epoch
+    tasks = loader()._sources["tasks"]
+    assert isinstance(tasks, TaskWindows)
+    windows = tasks.windows_per_epoch
     first, whole = loader(), loader()
     batches = [whole.next_batch() for _ in range(2 * windows)]
     for half in (batches[:windows], batches[windows:]):

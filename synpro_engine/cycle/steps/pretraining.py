@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pydantic import Field
@@ -23,24 +23,26 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
+from synpro_engine.cycle.steps.curricula import curricula, write_scores
 from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.stitching import stretches
 from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
 from synpro_engine.data import (
     Batch,
-    SourceConfig,
+    Curriculum,
+    CurriculumConfig,
     TokenCorpus,
     Tokenizer,
     TokenLoader,
     WindowSource,
     check_rows,
     eval_windows,
-    mixture_weights,
     open_shards,
 )
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
+from synpro_engine.train.checkpoint import checkpoint_extra
 from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.trainer import pretrain
 from synpro_engine.train.watcher import Evaluated, Watcher
@@ -64,6 +66,15 @@ class TrainingResult(Record):
     """Of synthetic sources with `mix.megadocs`: tokens trained on of organic text within their documents, likewise."""
 
 
+class Sources(NamedTuple):
+    """The text that a training stage reads, by source."""
+
+    corpora: dict[str, TokenCorpus]
+    weights: dict[str, float]
+    curricula: dict[str, Curriculum]
+    """Of those that are not simply shuffled in every epoch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """What a training stage is made from, beside what it is measured on."""
@@ -76,23 +87,39 @@ class Training:
     """The stage that it trains on from: weights, optimizer, position in the organic text."""
     synthetic: Mapping[str, Path] = field(default_factory=dict)
     """Shard artifacts by source name."""
+    made: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    """By source name, the `generate` stages of its operations."""
 
-    def sources(self, tokenizer: Tokenizer) -> tuple[dict[str, TokenCorpus], dict[str, float]]:
-        """The text that it reads and the weights of it, by source."""
+    def sources(self, tokenizer: Tokenizer, stage: Path, topology: Topology | None = None) -> Sources:
+        """The text that it reads.
+
+        stage: where the scores that it goes by are. With `topology` they are put there first; collective.
+        """
         corpora = {ORGANIC: open_split(self.tokens, "train", tokenizer)}
         corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in self.synthetic.items()}
-        continued = self.settings.continued if isinstance(self.settings, ArmSettings) else None
+        configs, settings = self._curricula, self.settings
+        if topology is not None and configs:
+            scored = self.tokens.with_name(PRETRAIN)
+            write_scores(stage, configs, corpora, self.synthetic, self.made, scored, topology)
+        found = curricula(stage, configs, corpora, settings.seed)
+        per_pass = {name: one.tokens_per_pass(np.diff(corpora[name].offsets)) for name, one in found.items()}
+        continued = settings.continued if isinstance(settings, ArmSettings) else None
         # The name is that of pretraining: an arm's loader takes up the position under it, and new sources begin at 0.
-        return corpora, {ORGANIC: 1.0} if continued is None else mixture(corpora, continued)
+        weights = {ORGANIC: 1.0} if continued is None else mixture(corpora, continued, per_pass)
+        return Sources(corpora, weights, found)
 
-    def loader(
-        self, corpora: Mapping[str, TokenCorpus], weights: Mapping[str, float], rank: int = 0, ranks: int = 1
-    ) -> TokenLoader:
+    @property
+    def _curricula(self) -> dict[str, CurriculumConfig]:
+        synthetic = self.settings.synthetic if isinstance(self.settings, ArmSettings) else None
+        configs = {ORGANIC: self.settings.organic, **dict.fromkeys(self.synthetic, synthetic)}
+        return {name: config for name, config in configs.items() if config is not None}
+
+    def loader(self, sources: Sources, rank: int = 0, ranks: int = 1) -> TokenLoader:
         """Deals the sources, from their first window; rank, ranks: of data parallelism."""
         settings = self.settings
         return TokenLoader(
-            corpora,
-            weights,
+            sources.corpora,
+            sources.weights,
             settings.model.seq_len,
             settings.pretrain.global_batch,
             settings.seed,
@@ -100,6 +127,7 @@ class Training:
             dp_size=ranks,
             mask_repetitions=settings.pretrain.mask_repetitions,
             separate_documents=settings.pretrain.separate_documents,
+            curricula=sources.curricula,
         )
 
 
@@ -117,8 +145,7 @@ def held_out_batches(
 def _train(
     into: Path,
     training: Training,
-    corpora: Mapping[str, TokenCorpus],
-    weights: Mapping[str, float],
+    sources: Sources,
     topology: Topology,
     *,
     label: str,
@@ -133,7 +160,9 @@ def _train(
     if config.checkpoint_copy is not None:  # stages' checkpoints go by steps, which the arms have in common
         copies = str(Path(config.checkpoint_copy, training.name))
         config = config.model_copy(update={"checkpoint_copy": copies})
-    loader = training.loader(corpora, weights, dp.rank, dp.size)
+    loader = training.loader(sources, dp.rank, dp.size)
+    if sources.curricula:
+        _check_supply(training, sources, start)
     # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
     held_out = {"reference": next(iter(settings.references)), "validation": "validation"}
     mixed: dict[str, dict[str, float]] = {}
@@ -179,27 +208,34 @@ def _train(
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
 
     def write() -> None:
-        told = facts | _texts_read(training, corpora, loader.samples_by_source)
+        told = facts | _texts_read(training, sources, loader.samples_by_source)
         atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
 
     on_main(topology, write)
 
 
-def _texts_read(
-    training: Training, corpora: Mapping[str, TokenCorpus], windows: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
+def _check_supply(training: Training, sources: Sources, start: Path | None) -> None:
+    """UserError where the stage, in all of its steps, would read documents more often than they may be."""
+    loader = training.loader(sources)
+    if start is not None:
+        loader.load_state_dict(cast("dict[str, Any]", checkpoint_extra(start)["data"]))
+    loader.check_supply(training.settings.pretrain.max_steps)
+
+
+def _texts_read(training: Training, sources: Sources, windows: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Tokens that so many windows of the synthetic sources gave, by source: of each operation, of organic text."""
     operations: dict[str, dict[str, int]] = {}
     stitched: dict[str, int] = {}
     for name, shards in training.synthetic.items():
-        counts, corpus = read_json(shards / SYNTHETIC_TOKENS), corpora[name]
+        counts, corpus = read_json(shards / SYNTHETIC_TOKENS), sources.corpora[name]
         if (shards / STITCHED).exists():
             offsets, kinds = stretches(shards / STITCHED, list(counts))
         else:
             # Operation after operation, as the shards were written: by its first token each text is one of them.
             offsets = corpus.offsets
             kinds = np.searchsorted(np.cumsum(list(counts.values())), offsets[:-1], side="right")
-        source = WindowSource(name, corpus, training.settings.model.seq_len, training.settings.seed)
+        seq_len, seed = training.settings.model.seq_len, training.settings.seed
+        source = WindowSource(name, corpus, seq_len, seed, sources.curricula.get(name))
         *given, organic = source.tokens_given(windows[name], offsets, kinds, len(counts) + 1).tolist()
         operations[name] = dict(zip(counts, given, strict=True))
         if organic:
@@ -213,24 +249,24 @@ def pretrain_stage(into: Path, training: Training, topology: Topology, evaluated
     tokenizer = open_tokenizer(tokens, topology)
     # Ids beyond the embedding's rows would be an index error on a CPU, and on a GPU an assertion of some kernel.
     check_rows(tokenizer, settings.model.vocab_size, "`model.vocab_size`")
-    corpora, weights = training.sources(tokenizer)
+    sources = training.sources(tokenizer, into, topology)
     references, in_run = open_measured(tokens, settings.references, tokenizer), settings.pretrain.in_run
     watcher = None
     if in_run is not None:
         watcher = InRunScores(in_run, into / SCORES, references, topology, weights=settings.references)
-    _train(into, training, corpora, weights, topology, label=PRETRAIN, watcher=watcher, evaluated=evaluated)
+    _train(into, training, sources, topology, label=PRETRAIN, watcher=watcher, evaluated=evaluated)
 
 
 def arm_stage(into: Path, training: Training, topology: Topology) -> None:
     """Train on from `training.start`; the synthetic text is mixed in as `continued` says, and none repeats organic."""
     assert training.start is not None
-    corpora, weights = training.sources(open_tokenizer(training.tokens, topology))
+    sources = training.sources(open_tokenizer(training.tokens, topology), into, topology)
     settings, config = training.settings, training.settings.pretrain
     assert isinstance(settings, ArmSettings)
-    _refuse_unread(weights, config.max_steps * config.global_batch)
+    _refuse_unread(sources.weights, config.max_steps * config.global_batch)
     before = stage_checkpoint(training.start, topology)
     label = into.name.removesuffix(".partial")
-    _train(into, training, corpora, weights, topology, label=label, start=before, start_weights=settings.train_from)
+    _train(into, training, sources, topology, label=label, start=before, start_weights=settings.train_from)
 
 
 def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:
@@ -244,12 +280,18 @@ def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:
             )
 
 
-def mixture(corpora: Mapping[str, TokenCorpus], config: ContinueConfig) -> dict[str, float]:
-    """Weights of the sources: the synthetic ones share `synthetic_share` by their tokens, or count by epochs."""
-    synthetic = {name: corpus.num_tokens for name, corpus in corpora.items() if name != ORGANIC}
+def mixture(
+    corpora: Mapping[str, TokenCorpus], config: ContinueConfig, per_pass: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Weights of the sources: the synthetic ones share `synthetic_share` by their tokens, or count by epochs.
+
+    per_pass: tokens of a pass of those that have a curriculum; an epoch of the others has each token once.
+    """
+    tokens = {name: float(corpus.num_tokens) for name, corpus in corpora.items()} | dict(per_pass or {})
+    synthetic = {name: tokens[name] for name in corpora if name != ORGANIC}
     if config.synthetic_share is not None and synthetic:
         share, total = config.synthetic_share, sum(synthetic.values())
         # By tokens among themselves, so that texts of all rounds are read equally often.
         return {ORGANIC: 1 - share} | {name: share * tokens / total for name, tokens in synthetic.items()}
     epochs = {name: (config.synthetic_epochs or 1.0) if name in synthetic else 1.0 for name in corpora}
-    return mixture_weights([SourceConfig(name=name, path=name, epochs=epochs[name]) for name in corpora], corpora)
+    return {name: tokens[name] * epochs[name] for name in corpora}

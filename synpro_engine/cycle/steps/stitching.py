@@ -83,7 +83,8 @@ class Stitcher:
         self, id: str, group: OfDocument, pieces: Sequence[Piece], ids: Mapping[str, Ids]
     ) -> tuple[Stitched, Encoded]:
         begin = [] if self._tokenizer.bos_id is None else [self._tokenizer.bos_id]
-        tokens, parts, text_bytes = [np.array(begin, np.int32)], list[StitchedPart](), 0
+        tokens: list[Ids] = [np.array(begin, np.int32)]
+        parts, text_bytes = list[StitchedPart](), 0
         for at, piece in enumerate(pieces):
             own = self._bare(self._train.document_tokens(group.number)) if piece.made is None else ids[piece.made.id]
             if at:

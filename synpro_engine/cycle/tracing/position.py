@@ -46,12 +46,12 @@ def open_reading(cycle: Cycle, stage: str, steps: range) -> Reading:
     """The loader of a finished training stage as it was before its first step. Collective."""
     training = cycle.training(stage)
     tokenizer = open_tokenizer(training.tokens, cycle.topology)
-    corpora, weights = training.sources(tokenizer)
-    loader = training.loader(corpora, weights)
+    sources = training.sources(tokenizer, cycle.directory / stage)
+    loader = training.loader(sources)
     if training.start is not None:
         extra = checkpoint_extra(stage_checkpoint(training.start, cycle.topology))
         loader.load_state_dict(cast("dict[str, Any]", extra["data"]))
-    return Reading(stage=stage, loader=loader, corpora=corpora, tokenizer=tokenizer, steps=steps)
+    return Reading(stage=stage, loader=loader, corpora=sources.corpora, tokenizer=tokenizer, steps=steps)
 
 
 def check_step(steps: dict[str, range], stage: str, known: tuple[str, ...], step: int) -> range:

