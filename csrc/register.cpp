@@ -2,6 +2,7 @@
 #include "decode_attention.h"
 #include "draw_tokens.h"
 #include "grad_dot.h"
+#include "linear_distill.h"
 #include "linear_logprob.h"
 #include "row_ops.h"
 #include "skinny_linear.h"
@@ -20,6 +21,14 @@ TORCH_LIBRARY(synpro_csrc, library) {
   library.def(
       "differentiate_logits_(Tensor(a!) block, Tensor coefficients, Tensor column, int start, float scale, bool capped)"
       " -> ()");
+  library.def(
+      "distill_norms_(Tensor block, Tensor(a!) maximum, Tensor(b!) tempered, Tensor(c!) sumexp, Tensor(d!) target_logit,"
+      " Tensor column, int start, float inverse_temperature, bool both) -> ()");
+  library.def(
+      "distill_mix_(Tensor block, Tensor teacher, Tensor(a!) into, float inverse_temperature, bool first) -> ()");
+  library.def(
+      "distill_differentiate_(Tensor(a!) block, Tensor taught, Tensor? others, Tensor student, Tensor teacher,"
+      " Tensor column, int start, float inverse_temperature, float pull, float label, Tensor(b!) divergence) -> ()");
   library.def(
       "grad_dot_tokens(Tensor x, Tensor grad_out, Tensor direction, Tensor? scale, bool over_inputs) -> Tensor");
   library.def(
@@ -47,6 +56,9 @@ TORCH_LIBRARY(synpro_csrc, library) {
 TORCH_LIBRARY_IMPL(synpro_csrc, CPU, library) {
   library.impl("merge_logits_", TORCH_FN(synpro::merge_logits_));
   library.impl("differentiate_logits_", TORCH_FN(synpro::differentiate_logits_));
+  library.impl("distill_norms_", TORCH_FN(synpro::distill_norms_));
+  library.impl("distill_mix_", TORCH_FN(synpro::distill_mix_));
+  library.impl("distill_differentiate_", TORCH_FN(synpro::distill_differentiate_));
   library.impl("grad_dot_tokens", TORCH_FN(synpro::grad_dot_tokens));
   library.impl("grad_dot_prefix", TORCH_FN(synpro::grad_dot_prefix));
   library.impl("formed_dot", TORCH_FN(synpro::formed_dot));

@@ -50,4 +50,29 @@ SYNPRO_INLINE float exp_nonpositive(float x) {
   return clamped < kExpUnderflow ? 0.0f : value;
 }
 
+// log(x) for finite x > 0, about 1 ulp, by x = 2^n m with m in [sqrt(1/2), sqrt(2)) and Cephes' polynomial in m - 1. What is below
+// the smallest normal number counts as that; of NaN comes any number, so callers multiply by x.
+SYNPRO_INLINE float log_positive(float x) {
+  const float normal = x < 1.17549435e-38f ? 1.17549435e-38f : x;
+  std::int32_t bits;
+  std::memcpy(&bits, &normal, sizeof bits);
+  const std::int32_t exponent = (bits - 0x3f3504f3) >> 23;  // of x / sqrt(1/2)
+  const std::int32_t mantissa = bits - exponent * (1 << 23);
+  float m;
+  std::memcpy(&m, &mantissa, sizeof m);
+  const float n = static_cast<float>(exponent), r = m - 1.0f, square = r * r;
+  float poly = 7.0376836292e-2f;
+  poly = poly * r - 1.1514610310e-1f;
+  poly = poly * r + 1.1676998740e-1f;
+  poly = poly * r - 1.2420140846e-1f;
+  poly = poly * r + 1.4249322787e-1f;
+  poly = poly * r - 1.6668057665e-1f;
+  poly = poly * r + 2.0000714765e-1f;
+  poly = poly * r - 2.4999993993e-1f;
+  poly = poly * r + 3.3333331174e-1f;
+  // The small parts first: ln2 by Cody and Waite's split.
+  const float tail = poly * r * square - n * 2.12194440e-4f - 0.5f * square;
+  return r + tail + n * 0.693359375f;
+}
+
 }  // namespace synpro

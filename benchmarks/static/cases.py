@@ -69,6 +69,29 @@ def ours(shape: Shape, *, entropy: bool) -> Iterator[Case]:
     }
     for does, call in calls.items():
         yield Case(library="ours", does=does, build=partial(_compiled, call))
+    yield from _distilling(shape)
+
+
+def _distilling(shape: Shape) -> Iterator[Case]:
+    """The row kernels of linear_distill at a temperature, of one teacher and of several."""
+    from synpro_kernels.ops.linear_distill import triton_rows
+    from synpro_kernels.ops.linear_distill.types import Norms, Slopes
+
+    tokens, column = 1024, _meta(1024, dtype=torch.int64)
+    block, teacher, student = _meta(tokens, shape.vocab), _meta(tokens, 3), _meta(tokens, 4)
+    slopes = Slopes(inverse_temperature=0.5, pull=0.5, label=0.5)
+    calls = {
+        "distilling: norms": triton_rows.norms_call(block, Norms.empty(tokens, block), column, 0, 0.5, True),
+        "distilling: part of a mean": triton_rows.mix_call(block, teacher, block, 0.5, False),
+        "distilling: slopes": triton_rows.differentiate_call(
+            block, block, None, student, teacher, column, 0, slopes, shape.dtype
+        ),
+        "distilling: slopes, several": triton_rows.differentiate_call(
+            block, block, block, student, teacher, column, 0, slopes, shape.dtype
+        ),
+    }
+    for does, call in calls.items():
+        yield Case(library="ours", does=does, build=lambda _, call=call: compile_call(call))
 
 
 def _compiled(call: Callable[[int], Call], capability: int) -> Compiled:

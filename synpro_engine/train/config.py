@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.model.config import Recompute
@@ -209,6 +209,7 @@ class DistillConfig(Config):
     """Learning from models that were trained before (Hinton et al., arXiv 1503.02531), beside the labels."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"teachers"})  # their content is recorded, not their place
+    LATER: ClassVar[frozenset[str]] = frozenset({"mixture"})
 
     teachers: tuple[str, ...] = Field(min_length=1)
     """Finished stages or checkpoints, such as `runs/one/pretrain`, of this tokenizer; of several the mean of their
@@ -218,6 +219,14 @@ class DistillConfig(Config):
     the divergence from the teachers."""
     temperature: float = Field(default=1.0, gt=0)
     """By which both sides' logits are divided in the divergence."""
+    mixture: tuple[PositiveFloat, ...] | None = None
+    """Each teacher's weight in the mean, in their order; they count in proportion to their sum. None: all alike."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> DistillConfig:
+        if self.mixture is not None and len(self.mixture) != len(self.teachers):
+            raise ValueError(f"mixture: {len(self.mixture)} weights for {len(self.teachers)} teachers")
+        return self
 
 
 class StragglerConfig(Config):

@@ -100,7 +100,7 @@ class DistillationLoss(LanguageModelLoss):
         with torch.no_grad():
             read = [(teacher, teacher.hidden(batch.tokens_BS, rows)[:, :columns]) for teacher in self._teachers]
         sums = model.distill_from_hidden(
-            hidden_BSH, batch.labels_BS.to(hidden_BSH.device), teachers=read,
+            hidden_BSH, batch.labels_BS.to(hidden_BSH.device), teachers=read, mixture=self._config.mixture,
             share=self._config.share, temperature=self._config.temperature, z_loss=self.z_loss,
         )  # fmt: skip
         extras = {"divergence": sums.divergence} | ({"z_loss": sums.z_loss} if self.z_loss else {})

@@ -17,7 +17,8 @@ _SWITCH = "SYNPRO_CSRC"
 _OPS = (
     "merge_logits_", "differentiate_logits_", "grad_dot_tokens", "grad_dot_prefix", "formed_dot", "skinny_linear",
     "draw_tokens", "decode_attention", "rms_norm", "swiglu",
-    "rms_norm_backward", "swiglu_backward", "rotary", "store_heads", "sources",
+    "rms_norm_backward", "swiglu_backward", "rotary", "store_heads",
+    "distill_norms_", "distill_mix_", "distill_differentiate_", "sources",
 )  # fmt: skip
 _CSRC = Path(__file__).parents[3] / "csrc"
 """Their sources, in a checkout; a package that was installed from a wheel has none beside it."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise
-from synpro_kernels.ops.linear_distill.types import Distilled, Teacher
+from synpro_kernels.ops.linear_distill.types import Distilled, Teacher, parts_of
 from synpro_kernels.ops.linear_logprob.types import IGNORE
 
 
@@ -16,6 +16,7 @@ def linear_distill_definition(
     target: Tensor,
     *,
     teachers: Sequence[Teacher],
+    mixture: Sequence[float] | None = None,
     share: float = 0.5,
     temperature: float = 1.0,
     z_loss: float = 0.0,
@@ -28,12 +29,13 @@ def linear_distill_definition(
     cross_entropy = (log_norm_T - logits_TV.gather(-1, target.flatten()[keep][:, None])[:, 0]).sum()
     z = z_loss * log_norm_T.square().sum()
     probabilities = [
-        torch.softmax(precise(one.hidden).flatten(0, -2)[keep] @ precise(one.weight).t() / temperature, -1)
-        for one in teachers
+        part * torch.softmax(precise(one.hidden).flatten(0, -2)[keep] @ precise(one.weight).t() / temperature, -1)
+        for one, part in zip(teachers, parts_of(teachers, mixture), strict=True)
     ]
-    taught_TV = torch.stack(probabilities).mean(0).detach()
+    taught_TV = torch.stack(probabilities).sum(0).detach()
     found_TV = torch.log_softmax(logits_TV / temperature, -1)
-    # 0 log 0 is 0: what no teacher expects counts nowhere.
-    divergence = (torch.xlogy(taught_TV, taught_TV) - taught_TV * found_TV).sum()
+    # 0 log 0 is 0: what no teacher expects counts nowhere, whatever the student makes of it.
+    terms_TV = torch.xlogy(taught_TV, taught_TV) - taught_TV * found_TV
+    divergence = torch.where(taught_TV == 0, 0.0, terms_TV).sum()
     loss = (1 - share) * cross_entropy + z + share * temperature**2 * divergence
     return Distilled(loss, cross_entropy.detach(), z.detach(), divergence.detach())

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.common.first_order import check_first_order
-from synpro_kernels.ops.linear_distill.types import Distilled, Teacher
+from synpro_kernels.ops.linear_distill.types import Distilled, Teacher, parts_of
 from synpro_kernels.ops.linear_distill.walk import Gradients, Task, walk
 from synpro_kernels.ops.linear_logprob.fused import weight_gradient
 from synpro_kernels.ops.linear_logprob.labelled_rows import LabelledRows
@@ -24,6 +24,7 @@ def linear_distill(
     target: Tensor,
     *,
     teachers: Sequence[Teacher],
+    mixture: Sequence[float] | None = None,
     share: float = 0.5,
     temperature: float = 1.0,
     z_loss: float = 0.0,
@@ -37,12 +38,15 @@ def linear_distill(
     The sum over labelled tokens of (1 - share) (-log p(target)) + z_loss logsumexp^2 + share temperature^2 KL(q || p'),
     where q is the mean of the teachers' probabilities and p' the student's, both at the temperature. A few tokens'
     logits exist at a time; the gradients are made while they do, and live in fp32 until backward, which can run once.
+    NaN in a token's row shows in its losses and gradients; a logit of -inf is a probability of 0, and where the student
+    has it of what a teacher expects, the divergence is infinite.
 
     Args:
         hidden: [..., H], fp16, bf16, fp32 or fp64.
         weight: [V, H] in hidden's dtype; under a group this rank's rows, from id `vocab_start` on.
         target: [...] like hidden's tokens, global ids; ignore_index: no label, and nothing is learnt there.
         teachers: one or more, over the same vocabulary and cut over the group alike; constants, of any floating dtype.
+        mixture: each teacher's part of the mean, above 0; they count in proportion to their sum. None: all alike.
         share: of the teachers, in [0, 1].
         temperature: above 0, of both sides of the divergence; its square keeps gradients as large as at 1.
         z_loss: weight of the squared log-sum-exp (at temperature 1), >= 0.
@@ -61,6 +65,7 @@ def linear_distill(
     task = Task(
         target_T=target.reshape(-1),
         teachers=[Teacher(one.hidden.reshape(-1, one.hidden.shape[-1]), one.weight) for one in teachers],
+        mixture=parts_of(teachers, mixture),
         share=share, temperature=temperature, z_loss=z_loss, ignore_index=ignore_index, vocab_start=vocab_start,
         group=None if group is None or group.size() == 1 else group,
     )  # fmt: skip

@@ -10,7 +10,7 @@ def merge_(block_CB: Tensor, stats: Stats, column_C: Tensor, start: int, setting
     """Fold a block's logits into `stats`, in place; the block stays as it is."""
     # A copy: the block must stay as it is for the backward of cached logits.
     z_CB = block_CB * settings.scale
-    in_block, column = _columns_in_block(column_C - start, block_CB.shape[1])
+    in_block, column = columns_in_block(column_C - start, block_CB.shape[1])
     stats.target_logit.add_(torch.where(in_block, z_CB.gather(1, column), 0.0).squeeze(1))
     # Propagates NaN, unlike Triton's and C++'s: the statistics of such a token are NaN either way.
     top = torch.maximum(stats.maximum, z_CB.amax(dim=1))
@@ -38,7 +38,7 @@ def differentiate(
     z_CB = block_CB.mul_(settings.scale).sub_(maximum)
     p_CB = z_CB.exp().mul_(inverse)
     torch.mul(p_CB, z_CB.clamp_min_(LOG_FLOOR).mul_(-grad_entropy).add_(constant), out=block_CB)
-    in_block, column = _columns_in_block(column_C - start, block_CB.shape[1])
+    in_block, column = columns_in_block(column_C - start, block_CB.shape[1])
     # One entry a row, so a plain write: adding scatters are not repeatable on GPUs.
     block_CB.scatter_(1, column, block_CB.gather(1, column) + torch.where(in_block, grad_target, 0.0))
     if slope_CB is not None:
@@ -46,7 +46,7 @@ def differentiate(
     return block_CB.to(dtype)
 
 
-def _columns_in_block(column_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def columns_in_block(column_C: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(whether the column is in this block, the column or 0), each [C, 1]."""
     in_block = (column_C >= 0) & (column_C < width)
     return in_block[:, None], torch.where(in_block, column_C, 0)[:, None]
