@@ -33,6 +33,9 @@ def _kernels(records: Sequence[Record]) -> Iterator[Line]:
     for record in records:
         share = record["limit_seconds"] / record["timings"]["ours"]["median"]
         yield record["op"], "plain PyTorch", record["ratio"], f"{share:.0%} of the limit"
+        for name, rival in record.get("rivals", {}).items():
+            if rival["ratio"] is not None:
+                yield record["op"], name, rival["ratio"], ""
 
 
 def _pretrain(records: Sequence[Record]) -> Iterator[Line]:
@@ -57,6 +60,15 @@ def _influence(records: Sequence[Record]) -> Iterator[Line]:
             yield what, record["against"], record["ratio"]["median"], "a cost: the less, the better"
 
 
+def _optimizer(records: Sequence[Record]) -> Iterator[Line]:
+    """An update by Muon and one by AdamW, beside torch's own of each kind."""
+    for record in records:
+        update = {name: timing["median"] for name, timing in record["timings"]["update"].items()}
+        for ours, other in OPTIMIZERS.items():
+            named = f"{ours.removeprefix('engine, ')}, an update of {record['model']}"
+            yield named, other, update[other] / update[ours], f"{1e3 * update[ours]:.1f} ms"
+
+
 def _foreign_share(record: Record) -> float:
     return float(record.get("foreign_cpu_share", record["environment"].get("foreign_cpu_share", 0.0)))
 
@@ -66,11 +78,15 @@ PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[Sequence[Record]], Iterat
     "pretrain": ("benchmarks.pretrain", ("--rounds", "5"), _pretrain),
     "rollout": ("benchmarks.rollout", ("--parts", "speed", "--rounds", "2"), _rollout),
     "influence_cost": ("benchmarks.influence_cost", ("--parts", "scoring,in-run", "--repeats", "3"), _influence),
+    # Of the iteration alone a stack that takes no time: what it costs at size stands in its README.
+    "optimizer_step": ("benchmarks.optimizer_step", ("--rounds", "5", "--stack", "1x64x128"), _optimizer),
 }
 
 
 IN_README = ("pretrain", "rollout", "kernels")
-"""What costs are made of stands in docs/influence.md."""
+"""What costs are made of stands in docs/influence.md, what an update costs in docs/optimizers.md."""
+OPTIMIZERS = {"engine, adamw": "torch.optim.AdamW", "engine, muon": "torch.optim.Muon and AdamW"}
+"""Of the engine's updates those that they stand beside."""
 HEADINGS = ("what", "beside", "times", "and")
 
 
@@ -103,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         busy = max((_foreign_share(record) for record in records), default=0.0)
         if busy > QUIET:
             print(f"{part}: others took up to {busy:.0%} of the machine meanwhile: not to be quoted")
-    return int(any(not records or any(map(_is_bad, records)) for records in of_parts.values()))
+    # Records may be older than a part; what README shows must be there.
+    needed = IN_README if given.records else of_parts
+    gone = any(not of_parts[part] for part in needed)
+    return int(gone or any(_is_bad(record) for records in of_parts.values() for record in records))
 
 
 def measured(part: str, folder: Path) -> list[Record]:

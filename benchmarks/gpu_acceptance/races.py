@@ -18,7 +18,8 @@ from torch import Tensor
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.records import write_lines
-from benchmarks.kernels.cases import SIZES, Case, cases
+from benchmarks.kernels.case import SIZES, Case
+from benchmarks.kernels.cases import cases
 from benchmarks.kernels.interpreted import interpreted
 
 _LITTER_BYTES = 256 << 20

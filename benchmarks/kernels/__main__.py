@@ -7,7 +7,8 @@
 
 The limit is the longer of two: reading and writing what must be, at the rate of a large copy, and multiplying what must
 be, at that of a large product; both are measured in the same turns. Exit status 1 where an op is wrong, or has become
-slower than `--against`. Other libraries compete in `benchmarks.linear_logprob`.
+slower than `--against`. Where an op has rivals they take turns too, and who is not here is said; more compete in
+`benchmarks.linear_logprob`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common.against import with_commit, with_file
 from benchmarks.common.command import command_line
@@ -27,7 +29,8 @@ from benchmarks.common.environment import QUIET, ForeignLoad, environment
 from benchmarks.common.harness import Step, clock_for, interleave, measured_peak, summarise
 from benchmarks.common.records import judge, write_lines
 from benchmarks.common.tables import aligned
-from benchmarks.kernels.cases import SIZES, Case, Sizes, cases
+from benchmarks.kernels.case import SIZES, Case, Run, Sizes
+from benchmarks.kernels.cases import cases
 from benchmarks.kernels.interpreted import interpreted
 from synpro_engine.config import UserError
 
@@ -37,7 +40,7 @@ _PRODUCT, _COPY = "large product", "large copy"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns 2 after a user's fault."""
-    parser = command_line("kernels", __doc__, "--output")
+    parser = command_line("kernels", __doc__, "--rivals", "--output")
     add = parser.add_argument
     add("--only", default="", metavar="TEXT", help="ops whose name has this in it")
     add("--rounds", type=int, default=9)
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--against", metavar="FILE|REF", help="earlier records, or a commit in turns with this tree; 5 %% less is told")
     add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
     given = parser.parse_args(argv)
+    sys.path.extend(given.rivals)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     found = []
@@ -81,6 +85,7 @@ def measured(
     for case in cases(sizes, dtype, device):
         if only in case.name:
             print(case.name, file=sys.stderr, flush=True)
+            case = case if sizes.rivals else replace(case, rivals={})
             about = {"bench": "kernels", "sizes": asdict(sizes), "dtype": str(dtype).removeprefix("torch.")}
             yield {**about, **measure(case, dtype, device, rounds, sizes.product), "environment": where}
 
@@ -89,25 +94,57 @@ def measured(
 def measure(
     case: Case, dtype: torch.dtype, device: torch.device, rounds: int, product_side: int | None = None
 ) -> Record:
-    """One op: what is wrong with its results, if anything; times of both, and of the limit's two measures."""
-    double = {name: one.double() if one.is_floating_point() else one for name, one in case.inputs.items()}
-    results = zip(case.ours(case.inputs), case.plain(case.inputs), case.plain(double), strict=True)
-    wrong = [verdict.wrong for verdict in (judge(case.name, *of) for of in results) if verdict.wrong]
-    del double, results
+    """One op: what is wrong with its results, if anything; times of all, and of the limit's two measures."""
+    wrong, rivals = _judged(case)
     product, flops = measured_peak(device, dtype, product_side)
     copy, copied = _copy(device)
-    steps = {"ours": lambda turn: case.ours(case.inputs), "plain": lambda turn: case.plain(case.inputs)}
+    runs: dict[str, Run] = {"ours": case.ours, "plain": case.plain}
+    runs |= {name: run for name, (run, _) in rivals.items() if run is not None}
+    steps: dict[str, Step] = {name: _step(run, case) for name, run in runs.items()}
     others = ForeignLoad()
     samples = interleave({**steps, _PRODUCT: product, _COPY: copy}, clock_for(device), rounds=rounds, warmups=2)
     timings = {name: summarise(of) for name, of in samples.items()}
-    ratios = [b.seconds / a.seconds for a, b in zip(samples["ours"], samples["plain"], strict=True)]
+    ratios = {
+        name: [b.seconds / a.seconds for a, b in zip(samples["ours"], samples[name], strict=True)] for name in runs
+    }
     by_flops = case.limit_flops * timings[_PRODUCT].median / flops
     by_bytes = case.limit_bytes * timings[_COPY].median / copied
     return {
-        "op": case.name, "wrong": "; ".join(wrong), "timings": {name: vars(of) for name, of in timings.items()},
-        "ratio": statistics.median(ratios), "ratios": ratios, "limit_seconds": max(by_flops, by_bytes),
+        "op": case.name, "wrong": wrong, "timings": {name: vars(of) for name, of in timings.items()},
+        "ratio": statistics.median(ratios["plain"]), "ratios": ratios["plain"],
+        "rivals": {
+            # Beside what is wrong nothing is compared.
+            name: {"why": why, "ratio": None if run is None or why else statistics.median(ratios[name])}
+            for name, (run, why) in rivals.items()
+        },
+        "limit_seconds": max(by_flops, by_bytes),
         "limited_by": "products" if by_flops > by_bytes else "memory", "foreign_cpu_share": others.share(),
     }  # fmt: skip
+
+
+def _judged(case: Case) -> tuple[str, dict[str, tuple[Run | None, str]]]:
+    """What is wrong with ours, or nothing; rivals by name, and why they have no figure: not here, failed, or wrong."""
+    double = {name: one.double() if one.is_floating_point() else one for name, one in case.inputs.items()}
+    plain, truth = case.plain(case.inputs), case.plain(double)
+
+    def faults(found: tuple[Tensor, ...]) -> str:
+        results = zip(found, plain, truth, strict=True)
+        return "; ".join(verdict.wrong for verdict in (judge(case.name, *of) for of in results) if verdict.wrong)
+
+    rivals: dict[str, tuple[Run | None, str]] = {}
+    for name, load in case.rivals.items():
+        try:
+            run = load()
+            rivals[name] = run, (f"WRONG: {found}" if (found := faults(run(case.inputs))) else "")
+        except ImportError as error:
+            rivals[name] = None, f"is not here ({error})"
+        except Exception as error:  # another's fault, which must not end our run, and is told
+            rivals[name] = None, f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+    return faults(case.ours(case.inputs)), rivals
+
+
+def _step(run: Run, case: Case) -> Step:
+    return lambda turn: run(case.inputs)
 
 
 def _copy(device: torch.device) -> tuple[Step, float]:
@@ -141,9 +178,14 @@ def table(records: Sequence[Record]) -> str:
                 f"{limit * 1e3:.2f}", record["limited_by"], f"{limit / mine:.0%}",
             )
         )  # fmt: skip
+    told = [
+        f"{record['op']}: {name} {rival['why']}" if rival["ratio"] is None
+        else f"{record['op']}: {rival['ratio']:.2f} times as fast as {name}"
+        for record in records for name, rival in record["rivals"].items()
+    ]  # fmt: skip
     foreign = max(record["foreign_cpu_share"] for record in records)
     note = f"others took {foreign:.0%} of the machine meanwhile: these times are not to be quoted"
-    return "\n".join([*aligned(lines, right=range(1, 6)), *([note] if foreign > QUIET else [])])
+    return "\n".join([*aligned(lines, right=range(1, 6)), *told, *([note] if foreign > QUIET else [])])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ PARTS = {
     "generate": ("benchmarks.generate", "sampling at the size of a recipe's generator, from random weights"),
     "influence": ("benchmarks.influence_cost", "estimators and watched steps beside plain ones"),
     "kernels": ("benchmarks.kernels", "every op beside plain PyTorch, right first"),
+    "optimizer": ("benchmarks.optimizer_step", "an update by AdamW and Muon beside torch's own"),
     "grpo": ("benchmarks.grpo_step", "a whole step of tuning beside TRL"),
     "all": ("benchmarks.suite", "a short form of each, and a table of ratios: some minutes"),
 }

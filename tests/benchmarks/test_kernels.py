@@ -1,13 +1,15 @@
 """The benchmark of the ops: each is right beside plain PyTorch, and what is wrong has no figure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.kernels import __main__ as program
-from benchmarks.kernels.cases import SIZES, cases
+from benchmarks.kernels.case import SIZES, Run
+from benchmarks.kernels.cases import cases
 
 SMALL = SIZES["tiny"]
 CPU = torch.device("cpu")
@@ -17,7 +19,7 @@ CPU = torch.device("cpu")
 def test_every_op_is_as_right_as_plain_pytorch(dtype: torch.dtype) -> None:
     records = list(program.measured(SMALL, dtype, CPU, rounds=1))
     assert {record["op"]: record["wrong"] for record in records} == {record["op"]: "" for record in records}
-    assert len(records) == 18
+    assert len(records) == 18 and not any(record["rivals"] for record in records), "of which no time can be read"
     assert all(record["limit_seconds"] > 0 for record in records)
 
 
@@ -46,3 +48,26 @@ def test_a_picked_op_is_written_and_held_to_earlier_records(tmp_path: Path, caps
     output.write_text(json.dumps(record) + "\n")
     assert program.main(["--only", "skinny_linear", *tiny, "--against", str(output)]) == 1
     assert "SLOWER" in capsys.readouterr().out
+
+
+def test_rivals_are_right_or_have_no_figure_and_who_is_not_here_is_said() -> None:
+    case = next(case for case in cases(SMALL, torch.float32, CPU) if case.name == "swiglu")
+
+    def broken() -> Run:
+        return lambda i: (case.plain(i)[0] + 0.01,)
+
+    def gone() -> Run:
+        raise ImportError("No module named 'gone'")
+
+    def failing() -> Run:
+        return lambda i: (i["nothing"],)
+
+    rivals = {"twin": lambda: case.plain, "broken": broken, "gone": gone, "failing": failing}
+    record = program.measure(replace(case, rivals=rivals), torch.float32, CPU, 1, 64)
+    assert record["wrong"] == "" and record["rivals"]["twin"]["ratio"] > 0
+    assert {name: rival["ratio"] for name, rival in record["rivals"].items() if name != "twin"} == dict.fromkeys(
+        ("broken", "gone", "failing")
+    )
+    table = program.table([record])
+    assert "times as fast as twin" in table and "broken WRONG" in table and "failing failed: 'nothing'" in table
+    assert "swiglu: gone is not here (No module named 'gone')" in table
