@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
-from synpro_engine.cycle.layouts import check_pretraining
+from synpro_engine.cycle.layouts import check_pretraining, teacher_shapes
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import PRETRAIN
 from synpro_engine.dist import Layout, LayoutConfig
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.metrics import flops_per_token
 
@@ -99,7 +100,9 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
         "dp": (4 + dtype.itemsize) * around["dp"] * footprint.weights / dtype.itemsize,
     }
     bubble = (layout.pp - 1) / (layout.vpp * count + layout.pp - 1)
-    products = rows * model.seq_len * flops_per_token(model, model.seq_len) / (layout.tp * layout.pp)
+    shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
+    taught = sum(flops_per_token(shape, model.seq_len) for shape in shapes) / 3  # they read, and learn nothing
+    products = rows * model.seq_len * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)
     several = layout.dp * layout.tp * layout.pp > machine.node
     outside = machine.outside if several else machine.inside
     busy = products / machine.flops * (1 + _OVERHEAD) + sent["tp"] / machine.inside
@@ -107,7 +110,9 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
         layout=layout,
         micro_batch=micro_batch,
         micro_batches=count,
-        memory=footprint.training + footprint.activations(micro_batch, model.seq_len),
+        memory=footprint.training
+        + footprint.activations(micro_batch, model.seq_len)
+        + sum(Footprint(shape, layout, dtype).weights for shape in shapes),
         bubble=bubble,
         sent=sent,
         seconds=busy / (1 - bubble) + (sent["pp"] + sent["dp"]) / outside,

@@ -16,7 +16,7 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
 from synpro_engine.cycle.external import is_put_away, judge_files, task_keys
-from synpro_engine.cycle.layouts import check_recipe, check_trained
+from synpro_engine.cycle.layouts import check_recipe, check_trained, teacher_shapes
 from synpro_engine.cycle.rates import Rates
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, SAMPLE, TOKENIZE, Round
@@ -31,12 +31,13 @@ _CHARS_PER_TOKEN = 4.3
 """Of English prose in a vocabulary of 100,000; with a small one tokens are shorter, and the corpus is more of them."""
 _COMPRESSION = 3.0
 """Of text by zstd and gzip."""
-_TRAINED, _WEIGHTS = "weights, gradients, optimizer", "weights that are read"
+_TRAINED, _WEIGHTS, _TEACHERS = "weights, gradients, optimizer", "weights that are read", "teachers"
 _REFERENCE, _CRITIC, _ACTIVATIONS = "reference policy", "critic", "activations"
 _PAGES, _ASKED, _GENERATOR, _JUDGES = "keys and values", "pretrained model and probe", "generator as it came", "judges"
 NEEDED = {
     _TRAINED: "rollout, update",
     _WEIGHTS: "all along",
+    _TEACHERS: "-",
     _REFERENCE: "reference",
     _CRITIC: "update",
     _ACTIVATIONS: "update",
@@ -93,6 +94,8 @@ class Forecast:
     recipe: Recipe
     ranks: int
     dtype: torch.dtype
+    per_token: float
+    """FLOPs of a token of pretraining, which its rate is of: forward and backward, and forward of each teacher."""
     costs: tuple[Cost, ...]
     remarks: tuple[str, ...]
 
@@ -101,10 +104,9 @@ class Forecast:
         # Only rates that this stage needs: a plan without a sampler's rate still times pretraining.
         if (cost.flops and rates.trained is None) or (cost.sampled and rates.sampled is None) or cost.tokens is None:
             return None
-        model = self.recipe.model
         # Sampling is bound by memory and by one token after the other, so its time goes by tokens and not by FLOPs.
         drawn = cost.sampled / rates.sampled if rates.sampled else 0.0
-        return drawn + (cost.flops / (rates.trained * flops_per_token(model, model.seq_len)) if rates.trained else 0.0)
+        return drawn + (cost.flops / (rates.trained * self.per_token) if rates.trained else 0.0)
 
 
 def forecast(recipe: Recipe, ranks: int) -> Forecast:
@@ -113,7 +115,10 @@ def forecast(recipe: Recipe, ranks: int) -> Forecast:
     counter = _Counter(recipe, ranks)
     costs = tuple(replace(cost, layout=recipe.layout_of(cost.stage, ranks)) for cost in counter.stages())
     remarks = tuple(counter.remarks)
-    return Forecast(recipe=recipe, ranks=ranks, dtype=counter.theta.dtype, costs=costs, remarks=remarks)
+    per_token = counter.per_token + counter.per_token_taught
+    return Forecast(
+        recipe=recipe, ranks=ranks, dtype=counter.theta.dtype, per_token=per_token, costs=costs, remarks=remarks
+    )
 
 
 class _Counter:
@@ -129,6 +134,7 @@ class _Counter:
         pretrain = recipe.pretrain
         kept = len(pretrain.averages)
         self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute, kept)
+        self.teachers = self._teachers(own, dtype)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)
         in_job = recipe.reward.judges.in_job
@@ -181,7 +187,7 @@ class _Counter:
         cap, new = recipe.corpus.max_held_out_tokens or 0, recipe.generate.sampling.max_new_tokens
         held_out = 3.0 * (cap + sum(tasks.max_tokens or cap for tasks in recipe.held_out.values()))
         texts = 2 * sum(min(cost.sampled, SAMPLE * new) for cost in made)
-        flops = (held_out / 3 + texts * self._passes) * self._per_token
+        flops = (held_out / 3 + texts * self._passes) * self.per_token
         open_ended = any(cost.tokens is None for cost in made)
         tokens = None if open_ended else held_out + texts
         yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
@@ -220,15 +226,28 @@ class _Counter:
         return 2 / 3 if self.recipe.probe.kind == "walk" else 1.0
 
     @property
-    def _per_token(self) -> float:
+    def per_token(self) -> float:
         """FLOPs of a forward and a backward pass of the pretrained model."""
         return flops_per_token(self.recipe.model, self.recipe.model.seq_len)
+
+    @property
+    def per_token_taught(self) -> float:
+        """FLOPs of the teachers' forward passes."""
+        length = self.recipe.model.seq_len  # the student's, which they read
+        return sum(flops_per_token(teacher.model, length) for teacher in self.teachers) / 3
 
     @property
     def _held_out(self) -> float:
         """Tokens of one evaluation, on the validation split and all references."""
         cap = self.recipe.corpus.max_held_out_tokens or 0
         return float(cap + sum(one.max_tokens or cap for one in self.recipe.references.values()))
+
+    def _teachers(self, layout: Layout, dtype: torch.dtype) -> list[Footprint]:
+        """Those that pretraining learns from; each is whole in the student's layout, on all data-parallel ranks."""
+        shapes = teacher_shapes(self.recipe)
+        faults = [shape for _, shape in shapes if isinstance(shape, UserError)]
+        self.remarks += [f"`pretrain.distill.teachers`: {fault}; what it takes is left out" for fault in faults]
+        return [Footprint(shape, layout, dtype) for _, shape in shapes if not isinstance(shape, UserError)]
 
     def _generator(self) -> ModelConfig | None:
         config = self.recipe.generator
@@ -274,8 +293,8 @@ class _Counter:
             stage=stage,
             tokens=tokens,
             # A pass that is only read is a third of one that is trained on: no backward, which is two.
-            flops=(tokens + evaluated / 3) * self._per_token,
-            held=self._trained(self.theta, config.micro_batch),
+            flops=(tokens + evaluated / 3) * self.per_token + tokens * self.per_token_taught,
+            held=self._trained(self.theta, config.micro_batch) | {_TEACHERS: sum(one.weights for one in self.teachers)},
             disk=(config.keep_checkpoints + (steps // config.keep_every if config.keep_every else 0))
             * self.theta.saved(optimizer=True),
         )
@@ -290,7 +309,7 @@ class _Counter:
         return Cost(
             stage=stage,
             tokens=tokens,
-            flops=tokens * self._per_token,
+            flops=tokens * self.per_token,
             held=self._trained(replace(self.theta, averages=0), probe.micro_batch),
             disk=self.theta.saved() if walks else model.parameter_count() * 4.0,
         )
@@ -378,7 +397,7 @@ class _Counter:
     def _judged(self, texts: float, length: float, weights: Mapping[str, float]) -> float:
         """FLOPs of the rewards that ask a model, of each text and of its source: influence, and the generator's own."""
         tokens = 2 * texts * length
-        flops = tokens * self._passes * self._per_token if weights.get("influence") else 0.0
+        flops = tokens * self._passes * self.per_token if weights.get("influence") else 0.0
         if weights.get("quality") and self.recipe.reward.measures("quality") and self.generator is not None:
             flops += tokens * flops_per_token(self.generator.model, int(length)) / 3
         return flops + sum(

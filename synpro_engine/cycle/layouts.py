@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from synpro_engine.config import UserError
+from synpro_engine.cycle.checkpoints import checkpoint_of
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN
 from synpro_engine.cycle.sections import GeneratorConfig
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig, check_layout
 from synpro_engine.model.pretrained import read_shape
+from synpro_engine.train.checkpoint import checkpoint_model_config
+
+_TEACHERS = "`pretrain.distill.teachers`"
 
 
 def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
@@ -33,6 +38,36 @@ def check_pretraining(recipe: Recipe, ranks: int) -> None:
     # A direction is made of the steps to come, batches of pretraining, and trains on none.
     batch = ("probe.global_batch", probe.global_batch) if walks else ("pretrain.global_batch", pretrain.global_batch)
     _check_batch(layout, *batch, "probe.micro_batch", probe.micro_batch, trains=walks)
+    for place, teacher in teacher_shapes(recipe):
+        # One that is not there may be finished by the time it is read, or was put away behind the stage.
+        check_teacher(Path(place), None if isinstance(teacher, UserError) else teacher, recipe.model, layout)
+
+
+def teacher_shapes(recipe: Recipe) -> list[tuple[str, ModelConfig | UserError]]:
+    """Each teacher's place as the recipe names it, and its shape, or why that cannot be read."""
+    found: list[tuple[str, ModelConfig | UserError]] = []
+    for place in recipe.pretrain.distill.teachers if recipe.pretrain.distill is not None else ():
+        try:
+            found.append((place, checkpoint_model_config(checkpoint_of(Path(place)))))
+        except UserError as error:
+            found.append((place, error))
+    return found
+
+
+def check_teacher(place: Path, teacher: ModelConfig | None, student: ModelConfig, layout: Layout) -> None:
+    """Refuse a teacher that a student of this layout cannot learn from; UserError. None: its shape is not known."""
+    if layout.pp > 1:
+        hint = f"set `{layout.key}.pp` to 1"
+        raise UserError(f"{_TEACHERS}: a student in a pipeline cannot learn from teachers yet; {hint}")
+    if teacher is None:
+        return
+    if teacher.vocab_size != student.vocab_size:
+        rows = teacher.vocab_size
+        raise UserError(f"{_TEACHERS}: {place} has a vocabulary of {rows}, this model one of {student.vocab_size}")
+    if teacher.seq_len < student.seq_len:
+        length = teacher.seq_len
+        raise UserError(f"{_TEACHERS}: {place} reads {length} tokens at most, this model {student.seq_len}")
+    check_layout(teacher, layout, f"{_TEACHERS}: {place}: its {{}}")
 
 
 def _check_batch(layout: Layout, key: str, size: int, micro_key: str, micro: int, *, trains: bool = True) -> None:

@@ -140,7 +140,8 @@ def hardware_flops_per_token(config: ModelConfig, seq_len: int, *, recomputed_ou
 class Throughput:
     """Tokens per second and model FLOPs utilisation between two calls of `measure`.
 
-    `flops_per_token` counts one forward and backward; `peak` is the FLOP/s of one device, or None where unknown.
+    `flops_per_token` counts one forward and backward, and the forward passes of teachers; `peak` is the FLOP/s of one
+    device, or None where unknown.
     """
 
     def __init__(self, flops_per_token: float, peak: float | None, devices: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,21 +16,25 @@ _CPU = "DefaultCPUAllocator: can't allocate memory"  # torch has no type for it
 
 
 @contextmanager
-def telling_out_of_memory(model: Model, config: TrainConfig, seq_len: int) -> Iterator[None]:
+def telling_out_of_memory(
+    model: Model, config: TrainConfig, seq_len: int, teachers: Sequence[Model] = ()
+) -> Iterator[None]:
     """Training of `model` in the block; UserError where the device or the host has no memory left for it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU in str(error):
-            raise UserError(_told(error, model, config, seq_len)) from error
+            raise UserError(_told(error, model, config, seq_len, teachers)) from error
         raise
 
 
-def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int) -> str:
+def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int, teachers: Sequence[Model]) -> str:
     topology, layout = model.topology, model.topology.layout
-    kept = len(config.averages)
-    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, kept)
-    rows = config.micro_batch
+    averages = len(config.averages)
+    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, averages)
+    taught = sum(Footprint(one.config, layout, one.dtype).weights for one in teachers)
+    beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""
+    rows, kept = config.micro_batch, _gib(taken.activations(config.micro_batch, seq_len))
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
     again = "" if config.recompute == "full" else ", keep less by `pretrain.recompute: full`"
@@ -38,7 +42,7 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int)
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"
     return (
         f"out of memory ({_cause(error)}); counted for a rank are {_gib(taken.training)} of weights, gradients and"
-        f" optimizer and {_gib(taken.activations(rows, seq_len))} for a micro-batch of {rows} x {seq_len} tokens:"
+        f" optimizer{beside} and {kept} for a micro-batch of {rows} x {seq_len} tokens:"
         f" lower {' or '.join(less)}{again}, or divide the model over more ranks by {' or '.join(more)}{fused}"
     )
 

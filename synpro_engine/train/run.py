@@ -92,6 +92,8 @@ class PretrainRun:
         self.hang.directory = self.hang.directory or directory / "stacks"
         # At the length that is trained on, which may be less than the model's: attention's part grows with it.
         flops = flops_per_token(model.config, loader.seq_len)
+        # Teachers read each token too, forward alone: a third of what training on it takes.
+        flops += sum(flops_per_token(teacher.config, loader.seq_len) for teacher in teachers) / 3
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.checkpoints = RunCheckpoints(directory, config, model.topology)
 

@@ -56,7 +56,7 @@ def pretrain(
     when the job is asked to stop before its end. Where memory runs out, UserError says what takes it and which settings
     make it less.
     """
-    telling = partial(telling_out_of_memory, model, config, loader.seq_len)
+    telling = partial(telling_out_of_memory, model, config, loader.seq_len, teachers)
     with telling():  # the optimizer's state is taken here, or with the first step
         run = PretrainRun(
             model,

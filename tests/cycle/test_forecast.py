@@ -12,10 +12,13 @@ from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.config.recipes import recipe_names
 from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import NEEDED, Cost, Forecast, forecast
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.metrics import METRICS, flops_per_token
 from tests.cli.refusals import refused
 
@@ -234,3 +237,36 @@ def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_o
     assert asked["round-1/tune-reformat"] == plain["round-1/tune-reformat"]
     lost = costs("smoke", [*drop, "reward.judges.structure={model: nowhere}"])
     assert any("`reward.judges.structure.model`" in remark for remark in lost.remarks)
+
+
+def test_teachers_take_their_weights_and_a_third_of_a_step_of_theirs(tmp_path: Path) -> None:
+    student = load_recipe("smoke").model
+    wide = student.model_copy(update={"d_model": 2 * student.d_model})
+    with launched(ParallelConfig()) as topology:
+        save_checkpoint(tmp_path / "teacher", build_model(wide, topology))
+    taught = [f"pretrain.distill.teachers=[{tmp_path / 'teacher'},{tmp_path / 'later'}]", "pretrain.in_run=null"]
+
+    def trained(overrides: list[str], *layout: str, ranks: int = 1) -> tuple[Forecast, list[Cost]]:
+        plan = costs("smoke", ["dtype=float32", "pretrain.in_run=null", *overrides, *layout], ranks)
+        return plan, [cost for cost in plan.costs if cost.stage in ("pretrain", "repeat", "round-1/continue")]
+
+    plan, with_teachers = trained(taught)
+    read = flops_per_token(wide, student.seq_len) / 3
+    for cost, alone in zip(with_teachers, trained([])[1], strict=True):
+        assert cost.tokens is not None and cost.tokens == alone.tokens
+        assert cost.memory - alone.memory == cost.held["teachers"] == wide.parameter_count() * 4
+        assert cost.flops - alone.flops == pytest.approx(cost.tokens * read)
+    # The rate is that of pretraining with them, so that its time stays tokens by tokens a second.
+    seconds = plan.seconds(with_teachers[0], Rates(trained=1e3))
+    assert seconds == pytest.approx(with_teachers[0].flops / (1e3 * (flops_per_token(student, student.seq_len) + read)))
+    assert any("`pretrain.distill.teachers`" in remark and "later" in remark for remark in plan.remarks)
+    cut = trained(taught, "parallel.tp=2", ranks=2)[1][0]
+    assert cut.held["teachers"] == pytest.approx(wide.parameter_count() * 4 / 2, rel=0.02)
+    several = trained(taught, ranks=2)[1][0]
+    assert several.held["teachers"] == with_teachers[0].held["teachers"], "data-parallel ranks each hold all of them"
+    with pytest.raises(UserError, match="a student in a pipeline"):
+        trained(taught, "pretrain.parallel.pp=2", ranks=2)
+    with pytest.raises(UserError, match=r"reads \d+ tokens at most"):
+        trained(taught, f"model.seq_len={2 * student.seq_len}")
+    ways = choices(load_recipe("smoke", taught), 2, Machine())
+    assert all(one.layout.pp == 1 for one in ways)

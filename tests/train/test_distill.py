@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from synpro_engine.backend import platform
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.cycle.recipe import load_recipe
@@ -19,11 +20,11 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import DistillConfig, OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import DistillationLoss
-from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.metrics import METRICS, flops_per_token, read_metrics
 from synpro_kernels import Teacher, linear_distill_definition
 
 LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {}]
-CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0)
+CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0, mixture=(1.0, 3.0))
 SMALL = ("pretrain.max_steps=6", "pretrain.plateau=null", "pretrain.in_run=null", "pretrain.eval_every=6")
 
 
@@ -42,9 +43,10 @@ def _steps(layout: dict[str, Any]) -> list[float]:
             rows = ids.chunk(dp.size)[dp.rank].split(2)
             if seed == 0 and topology.world_size == 1:
                 model = engine.model
+                taught = [Teacher(one.hidden(ids[:, :-1]), one.output_weight()) for one in teachers]
                 expected = linear_distill_definition(
-                    model.hidden(ids[:, :-1]), model.output_weight(), ids[:, 1:], share=0.6, temperature=2.0,
-                    z_loss=1e-2, teachers=[Teacher(one.hidden(ids[:, :-1]), one.output_weight()) for one in teachers],
+                    model.hidden(ids[:, :-1]), model.output_weight(), ids[:, 1:], teachers=taught, share=0.6,
+                    temperature=2.0, z_loss=1e-2, mixture=CONFIG.mixture,
                 )  # fmt: skip
                 found += [float(expected.cross_entropy) / 64, float(expected.divergence) / 64]
             batches = [Batch(part[:, :-1], part[:, 1:]) for part in rows]
@@ -66,14 +68,21 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_learns_from_a_finished_one_and_is_stale_when_that_is_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platform, "peak_flops", lambda: 1e12)
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     assert main(["pretrain", "smoke", "--dir", str(teacher), *SMALL]) == 0
     distilled = f"pretrain.distill={json.dumps({'teachers': [str(teacher / 'pretrain')], 'share': 0.9})}"
     assert main(["pretrain", "smoke", "--dir", str(student), *SMALL, distilled, "pretrain.optimizer.lr=2e-3"]) == 0
     assert all(one["divergence"] > 0 for one in records(student))
     assert records(student)[-1]["divergence"] < records(student)[0]["divergence"]
+    # A teacher as large as the student reads each token too, which is a third more work.
+    shape = load_recipe("smoke").model
+    for run, passes in ((teacher, 1), (student, 4 / 3)):
+        for one in records(run):
+            flops = passes * flops_per_token(shape, shape.seq_len)
+            assert one["mfu"] * 1e12 / one["tokens_per_s"] == pytest.approx(flops)
     # Another place of the same teacher is nothing new; another teacher is.
     moved = tmp_path / "moved"
     teacher.rename(moved)
@@ -91,8 +100,9 @@ def test_teachers_that_do_not_fit_are_refused_by_the_key(tmp_path: Path, capsys:
     place = str(tmp_path / "one" / "pretrain")
     for number, (teacher, settings, told) in enumerate(
         (
-            (place, ("tokenizer.vocab_size=480", "model.vocab_size=480"), "was trained with another tokenizer"),
+            (place, ("tokenizer.vocab_size=480",), "was trained with another tokenizer"),
             (place, ("model.vocab_size=640",), "has a vocabulary of 512, this model one of 640"),
+            (place, (f"model.seq_len={2 * load_recipe('smoke').model.seq_len}",), "tokens at most, this model"),
             (str(tmp_path / "nothing"), (), "nothing"),
         )
     ):
@@ -109,6 +119,8 @@ def test_teachers_that_do_not_fit_are_refused_by_the_key(tmp_path: Path, capsys:
         ([], "in_run: cannot be asked for with distill"),
         (["pretrain.in_run=null", "pretrain.distill.share=0"], "share"),
         (["pretrain.in_run=null", "pretrain.distill.temperature=0"], "temperature"),
+        (["pretrain.in_run=null", "pretrain.distill.mixture=[1,2]"], "mixture: 2 weights for 1 teachers"),
+        (["pretrain.in_run=null", "pretrain.distill.mixture=[0]"], "mixture"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: list[str], told: str) -> None:

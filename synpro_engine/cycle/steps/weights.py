@@ -13,8 +13,10 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts, read_manifest
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.checkpoints import checkpoint_of
+from synpro_engine.cycle.layouts import check_teacher
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CHECKPOINT, TOKENIZER, run_of, tokenizer_stage
+from synpro_engine.cycle.run_layout import TOKENIZER, run_of, tokenizer_stage
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.data import Tokenizer, load_tokenizer
 from synpro_engine.dist import Topology, broadcast_object, on_main, verify_shared
@@ -24,9 +26,7 @@ from synpro_engine.model.hf import KIND as EXPORT
 from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
-from synpro_engine.rl.trainer import POLICY
 from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, load_checkpoint
-from synpro_engine.train.checkpoint_directory import CHECKPOINTS, complete_checkpoints
 from synpro_engine.train.config import DistillConfig, WeightsOf
 
 
@@ -35,22 +35,7 @@ def stage_checkpoint(stage: Path, topology: Topology) -> Path:
 
     Collective. UserError when there are none.
     """
-    return on_main(topology, lambda: _checkpoint_of(stage))
-
-
-def _checkpoint_of(stage: Path) -> Path:
-    if not stage.is_dir():
-        raise UserError(f"{stage}: no such directory")
-    if (stage / MANIFEST).is_file() and read_manifest(stage).kind == KIND:
-        return stage
-    # What the stage ended with goes before what it kept to resume from.
-    for name in (POLICY, CHECKPOINT):
-        if (stage / name).is_dir():
-            return stage / name
-    saved = complete_checkpoints(stage / CHECKPOINTS)
-    if not saved:
-        raise UserError(f"{stage}: this stage is not finished, or holds no weights")
-    return saved[-1]
+    return on_main(topology, lambda: checkpoint_of(stage))
 
 
 def load_model(
@@ -118,22 +103,20 @@ def load_teachers(
 ) -> list[Model]:
     """The models that `pretrain.distill.teachers` names, frozen, in this layout. Collective.
 
-    Raises UserError, which names the key, for one of another tokenizer or vocabulary, and in a pipeline.
+    Raises UserError, which names the key, for one that does not fit, and in a pipeline.
     """
+    found: list[Model] = []
     if config is None:
-        return []
+        return found
     key = "`pretrain.distill.teachers`"
-    if topology.pp.size > 1:
-        raise UserError(f"{key}: a student in a pipeline cannot learn from teachers yet; set `{topology.key}.pp` to 1")
-    found = []
     for place in map(Path, config.teachers):
         theirs = on_main(topology, lambda place=place: load_tokenizer(recorded_tokenizer(place)).fingerprint)
         if theirs != tokenizer.fingerprint:
             raise UserError(f"{key}: {place} was trained with another tokenizer")
+        path = stage_checkpoint(place, topology)
+        # Before its weights are read, which take long.
+        check_teacher(place, on_main(topology, lambda path=path: checkpoint_model_config(path)), shape, topology.layout)
         found.append(load_model(place, topology, dtype))
-        if found[-1].config.vocab_size != shape.vocab_size:
-            rows = found[-1].config.vocab_size
-            raise UserError(f"{key}: {place} has a vocabulary of {rows}, this model one of {shape.vocab_size}")
     return found
 
 
