@@ -44,7 +44,7 @@ TORCH_LIBRARY(synpro_csrc, library) {
   library.def("swiglu(Tensor gate_up, int most_lanes=16) -> Tensor");
   library.def(
       "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps, int most_lanes=16) -> (Tensor, Tensor)");
-  library.def("rotary(Tensor x, Tensor cos, Tensor sin, int most_lanes=16) -> Tensor");
+  library.def("rotary(Tensor x, Tensor cos, Tensor sin, bool back=False, int most_lanes=16) -> Tensor");
   library.def("swiglu_backward(Tensor grad, Tensor gate_up, int most_lanes=16) -> Tensor");
   library.def(
       "store_heads(Tensor mixed, Tensor cos, Tensor sin, Tensor(a!) key, Tensor(b!) value, Tensor page, Tensor time,"

@@ -32,8 +32,8 @@ struct Kernels {
   void (*scaled)(const Stored*, float, const Stored*, Stored*, int64_t);
   void (*widened)(const Stored*, float, const Stored*, float*, int64_t);
   void (*gated)(const Stored*, const Stored*, Stored*, int64_t);
-  void (*turned)(const float*, const float*, const float*, Stored*, int64_t);
-  void (*rotated)(const Stored*, const float*, const float*, Stored*, int64_t);
+  void (*turned)(const float*, const float*, const float*, Stored*, int64_t, float);
+  void (*rotated)(const Stored*, const float*, const float*, Stored*, int64_t, float);
   float (*weighted_dot)(const Stored*, const Stored*, const Stored*, int64_t);
   void (*norm_gradient)(const Stored*, const Stored*, const Stored*, float, float, Stored*, float*, int64_t);
   void (*gated_gradient)(const Stored*, const Stored*, const Stored*, Stored*, Stored*, int64_t);
@@ -198,7 +198,7 @@ at::Tensor swiglu_backward(const at::Tensor& grad, const at::Tensor& gate_up, in
   return out;
 }
 
-at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, int64_t most_lanes) {
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back, int64_t most_lanes) {
   TORCH_CHECK(x.dim() == 4 && x.size(3) > 0 && x.size(3) % 2 == 0 && x.stride(3) == 1, "rotary: expected rows x [S, B, n, h]");
   const int64_t times = x.size(0), batch = x.size(1), heads = x.size(2), width = x.size(3);
   const bool by_row = cos.dim() == 3 && cos.size(1) != 1;
@@ -216,7 +216,8 @@ at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
       const int64_t s = row / batch, b = row % batch, angle = (by_row ? row : s) * width;
       const auto* here = from + s * x.stride(0) + b * x.stride(1);
       for (int64_t n = 0; n < heads; ++n)
-        chosen.rotated(here + n * x.stride(2), cosines + angle, sines + angle, to + (row * heads + n) * width, width / 2);
+        chosen.rotated(here + n * x.stride(2), cosines + angle, sines + angle, to + (row * heads + n) * width, width / 2,
+                       back ? -1.0f : 1.0f);
     });
   });
   return out;
@@ -268,7 +269,7 @@ at::Tensor store_heads(const at::Tensor& mixed, const at::Tensor& cos, const at:
           if (normed && !by_head) scale += (is_key ? n : n * per_key + r) * width;
           chosen.widened(here, factor, scale, wide.data(), width);
           StoredAs<T>* to = is_key ? keys + place + n * key.stride(1) : queries + ((row * heads + n) * per_key + r) * width;
-          chosen.turned(wide.data(), cosines + row * width, sines + row * width, to, width / 2);
+          chosen.turned(wide.data(), cosines + row * width, sines + row * width, to, width / 2, 1.0f);
         }
         std::copy_n(group + (n * (per_key + 2) + per_key + 1) * width, width, values + place + n * key.stride(1));
       }

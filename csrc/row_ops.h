@@ -19,8 +19,8 @@ at::Tensor swiglu(const at::Tensor& gate_up, int64_t most_lanes);
 std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                                                      double eps, int64_t most_lanes);
 
-// Pairs i and h / 2 + i of each head of x [S, B, n, h] turned by the angles whose fp32 cos and sin [S, B or 1, h] are given.
-at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, int64_t most_lanes);
+// Pairs i and h / 2 + i of each head of x [S, B, n, h] turned by the angles whose fp32 cos and sin [S, B or 1, h] are given, or back.
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool back, int64_t most_lanes);
 
 // Of swiglu the gradient of gate_up.
 at::Tensor swiglu_backward(const at::Tensor& grad, const at::Tensor& gate_up, int64_t most_lanes);

@@ -79,13 +79,13 @@ static void gated_gradient(const Stored* grad, const Stored* gate, const Stored*
   }
 }
 
-// Pairs i and half + i turned by their angle.
+// Pairs i and half + i turned by their angle; way: 1, or -1 for the turn back.
 template <typename From, typename Stored>
-static void turned(const From* x, const float* cos, const float* sin, Stored* to, int64_t half) {
+static void turned(const From* x, const float* cos, const float* sin, Stored* to, int64_t half, float way) {
 #pragma omp simd
   for (int64_t i = 0; i < half; ++i) {
     const float first = widened(x[i]), second = widened(x[half + i]);
-    store(first * cos[i] - second * sin[i], to + i);
-    store(second * cos[half + i] + first * sin[half + i], to + half + i);
+    store(first * cos[i] - second * (way * sin[i]), to + i);
+    store(second * cos[half + i] + first * (way * sin[half + i]), to + half + i);
   }
 }

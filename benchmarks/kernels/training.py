@@ -37,17 +37,17 @@ def of_training(sizes: Sizes, normal: Normal) -> Iterator[Case]:
     )  # fmt: skip
 
     heads = x.view(len(x), 1, -1, min(64, sizes.width // 2))
-    half = normal(len(x), 1, 1, heads.shape[-1] // 2).float()
-    angle = torch.cat((half, half), -1)
+    cos, sin = sk.rotary_tables(normal(len(x), 1, heads.shape[-1] // 2).float())
 
     def turned(x: Tensor) -> Tensor:
         first, second = x.chunk(2, -1)
-        return x * angle.cos().to(x.dtype) + torch.cat((-second, first), -1) * angle.sin().to(x.dtype)
+        by_cos, by_sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)
+        return x * by_cos + torch.cat((-second, first), -1) * by_sin
 
     yield Case(
         name="rotary, with gradient", inputs={"heads": heads, "upon": upon_x.view_as(heads)},
         limit_flops=0.0, limit_bytes=4 * bytes_of(heads),
-        ours=lambda i: through(lambda x: sk.rotary(x, angle), i["upon"], i["heads"]),
+        ours=lambda i: through(lambda x: sk.rotary(x, cos, sin), i["upon"], i["heads"]),
         plain=lambda i: through(turned, i["upon"], i["heads"]),
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ from synpro_kernels.ops.policy_loss import (
     policy_loss,
     ratio_quantile,
 )
-from synpro_kernels.ops.row_ops import rms_norm, rotary, swiglu
+from synpro_kernels.ops.row_ops import rms_norm, rotary, rotary_tables, swiglu
 from synpro_kernels.ops.skinny_linear import skinny_linear, skinny_linear_definition
 
 __all__ = [
@@ -103,6 +103,7 @@ __all__ = [
     "inverse_cdf",
     "rms_norm",
     "rotary",
+    "rotary_tables",
     "swiglu",
     "skinny_linear",
     "skinny_linear_definition",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 Rotate = Callable[[Tensor, Tensor, bool], Tensor]
-"""Heads [s, b, n, h], angles [s, b or 1, 1, h], and whether neighbours are pairs -> heads."""
+"""Heads [s, b, n, h], what the model's rotary embedding returned, and whether neighbours are pairs -> heads."""
 
 
 def use_rotary(rotate: Rotate) -> None:
@@ -17,4 +17,4 @@ def use_rotary(rotate: Rotate) -> None:
     """
     from megatron.core.models.common.embeddings import rope_utils
 
-    rope_utils.fused_apply_rotary_pos_emb = lambda heads, angle, interleaved=False: rotate(heads, angle, interleaved)
+    rope_utils.fused_apply_rotary_pos_emb = lambda heads, given, interleaved=False: rotate(heads, given, interleaved)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synpro_engine.backend.rotary import use_rotary
 from synpro_engine.data import Batch
-from synpro_kernels import rotary
+from synpro_kernels import rotary, rotary_tables
 
 _PADDING = -1
 
@@ -98,18 +98,24 @@ def check_reads_shared_rows(chunk: Any) -> None:
             raise RuntimeError(f"{type(attention).__name__} may pass over the mask of rows with several continuations")
 
 
-def _rotate(heads: Tensor, angle: Tensor, interleaved: bool) -> Tensor:
+def _rotate(heads: Tensor, tables: Tensor, interleaved: bool) -> Tensor:
     assert not interleaved, "these models pair the two halves of a head"
-    return rotary(heads, angle)
+    return rotary(heads, tables[0], tables[1])
 
 
 use_rotary(_rotate)
 
 
 class RowRotary(RotaryEmbedding):
-    """Megatron's rotary positions, and those of shared rows while they are read."""
+    """Megatron's rotary positions, and those of shared rows while they are read, as tables of cos and sin.
+
+    Megatron hands what `forward` returns through every layer to what turns the heads, and never looks into it; so the
+    tables are made once a pass and not by queries and keys of each layer, which would also keep theirs for the backward
+    pass. Those of plain rows are kept: a shorter pass takes the beginning of a longer one's.
+    """
 
     positions_BS: Tensor | None = None
+    _plain: Tensor | None = None
 
     @classmethod
     def replacing(cls, rotary: torch.nn.Module, inverse_frequency: Tensor) -> RowRotary:
@@ -121,13 +127,19 @@ class RowRotary(RotaryEmbedding):
         return found
 
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride] - Megatron wraps its own in a cache
-        self, max_seq_len: int, *args: Any, **kwargs: Any
+        self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, cp_group: Any = None
     ) -> Tensor:
-        """[S, 1, 1, h], or [S, B, 1, h] where each row has positions of its own."""
-        if self.positions_BS is None:
-            return super().forward(max_seq_len, *args, **kwargs)
-        angle_SBh = self.positions_BS.t()[..., None].to(self.inv_freq.dtype) * self.inv_freq
-        return torch.cat((angle_SBh, angle_SBh), -1)[:, :, None]
+        """[2, S, 1, h], or [2, S, B, h] where each row has positions of its own; fp32."""
+        assert not offset and not packed_seq, "rows begin at position 0, and documents in them are `SharedRows`"
+        if self.positions_BS is not None:
+            return self._tables(self.positions_BS.t())
+        if self._plain is None or self._plain.size(1) < max_seq_len or self._plain.device != self.inv_freq.device:
+            self._plain = self._tables(torch.arange(max_seq_len, device=self.inv_freq.device)[:, None])
+        return self._plain[:, :max_seq_len]
+
+    def _tables(self, positions_SB: Tensor) -> Tensor:
+        # fp32 whatever the model's type: bf16 tells positions apart up to 256 only.
+        return rotary_tables(positions_SB[..., None].to(self.inv_freq.dtype) * self.inv_freq)
 
     @contextmanager
     def at(self, positions_BS: Tensor) -> Iterator[None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from megatron.core.distributed import (
@@ -44,6 +44,14 @@ RowsOf = Callable[[M], SharedRows | None]
 TrunkOf = Callable[[M], Trunk | None]
 Accept = Callable[[float, float], bool]
 """Whether a step of this loss and gradient norm may be made."""
+
+
+class _Pass(NamedTuple, Generic[M]):
+    """A micro-batch, how its rows are read, and what is dropped of it."""
+
+    batch: M
+    rows: SharedRows | None
+    dropout: Dropout | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +195,11 @@ class Engine:
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        # Beside its micro-batch: a pipeline is at several, and each pass has its own masks.
-        dropped = list(zip(microbatches, dropouts or [None] * len(microbatches), strict=True))
-        sums = self._forward_backward(dropped, loss_fn, denominator, rows_of, trunk_of)
+        # Beside its micro-batch: a pipeline is at several, and each pass has its own masks. How its rows are read is
+        # found once, however many chunks read them.
+        dropped = dropouts or [None] * len(microbatches)
+        passes = [_Pass(batch, rows_of(batch), dropout) for batch, dropout in zip(microbatches, dropped, strict=True)]
+        sums = self._forward_backward(passes, loss_fn, denominator, trunk_of)
         lr, decay = self.lr, self.weight_decay
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor, decay)
         # Before the update: whether the loss is finite must be known, and be the same, on every rank.
@@ -223,17 +233,16 @@ class Engine:
 
     def _forward_backward(
         self,
-        microbatches: Sequence[tuple[M, Dropout | None]],
+        passes: Sequence[_Pass[M]],
         loss_fn: LossFn[M],
         denominator: float,
-        rows_of: RowsOf[M],
         trunk_of: TrunkOf[M],
     ) -> list[tuple[list[str], Tensor]]:
         """Run the schedule; names and values of each micro-batch's reported sums (on the last stage, else [])."""
         sums: list[tuple[list[str], Tensor]] = []
 
-        def forward(batches: Iterator[tuple[M, Dropout | None]], chunk: Any) -> tuple[Tensor, Any]:
-            batch, dropout = next(batches)
+        def forward(steps: Iterator[_Pass[M]], chunk: Any) -> tuple[Tensor, Any]:
+            batch, rows, dropout = next(steps)
 
             def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 # Without the columns that were padded on for sequence parallelism.
@@ -247,19 +256,18 @@ class Engine:
                 # The count of tokens is Megatron's way to a denominator; ours is in the loss already.
                 return terms.objective / denominator, torch.zeros((), dtype=torch.int), {}
 
-            rows = rows_of(batch)
             return run_chunk(chunk, self.model.pad(batch.tokens_BS, rows), rows, trunk_of(batch), dropout), loss
 
-        first = microbatches[0][0]
+        first = passes[0]
         get_forward_backward_func()(
             forward_step_func=forward,
             # One iterator for each chunk of an interleaved pipeline: all of them go through every micro-batch.
-            data_iterator=[iter(microbatches) for _ in self.wrapped],
+            data_iterator=[iter(passes) for _ in self.wrapped],
             model=list(self.wrapped),
-            num_microbatches=len(microbatches),
+            num_microbatches=len(passes),
             # A stage receives tensors of a shape that it is told here.
-            seq_length=self.model.pad(first.tokens_BS, rows_of(first)).size(1),
-            micro_batch_size=first.tokens_BS.size(0),
+            seq_length=self.model.pad(first.batch.tokens_BS, first.rows).size(1),
+            micro_batch_size=first.batch.tokens_BS.size(0),
             forward_only=False,
         )
         return sums

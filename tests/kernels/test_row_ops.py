@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synpro_kernels import rms_norm, rotary, swiglu
+from synpro_kernels import rms_norm, rotary, rotary_tables, swiglu
 from synpro_kernels.common.extension import csrc_status
 from synpro_kernels.testing import assert_as_accurate, nan_filled_empty
 
@@ -218,10 +218,11 @@ def test_turned_heads_and_their_gradient_are_as_accurate_as_pytorch_s(backend, c
     x = numbers(times, batch, heads, 3 * width, dtype=dtype)[..., width : 2 * width]
     half = numbers(times, 1 if alike else batch, 1, width // 2)
     angle, upon = torch.cat((half, half), -1), numbers(times, batch, heads, width, dtype=dtype).flip(-1)
-    found = rotary(x, angle)
+    tables = rotary_tables(half[:, :, 0])
+    found = rotary(x, *tables)
     assert found.dtype == dtype and found.is_contiguous()
     assert_as_accurate(found, turned_by_ops(x, angle), plain_rotary(x, angle), str(case))
-    (gradient,) = gradients(lambda x: rotary(x, angle), x, upon=upon)
+    (gradient,) = gradients(lambda x: rotary(x, *tables), x, upon=upon)
     (plain,) = gradients(lambda x: turned_by_ops(x, angle), x, upon=upon)
     assert_as_accurate(gradient, plain, plain_rotary(upon, -angle), str(case))
 
@@ -230,20 +231,24 @@ def test_turned_heads_and_their_gradient_are_as_accurate_as_pytorch_s(backend, c
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_every_instruction_set_turns_alike(dtype, lanes):
     x, angle = numbers(9, 2, 3, 22, dtype=dtype), numbers(9, 1, 1, 11).repeat(1, 1, 1, 2)
-    cos, sin = angle[:, :, 0].cos(), angle[:, :, 0].sin()
+    cos, sin = rotary_tables(angle[:, :, 0, :11])
     with nan_filled_empty():
-        found = compiled("rotary")(x, cos, sin, lanes)
+        found, back = (compiled("rotary")(x, cos, sin, way, lanes) for way in (False, True))
     assert_as_accurate(found, turned_by_ops(x, angle), plain_rotary(x, angle), "rotary")
+    assert_as_accurate(back, turned_by_ops(x, -angle), plain_rotary(x, -angle), "rotary, back")
 
 
 def test_what_cannot_be_turned_is_refused_by_name(backend):
     x = numbers(3, 2, 4, 8)
-    for heads, angle, name in (
-        (x[0], numbers(3, 1, 1, 8), "x_SBnh"),
-        (x[..., :7], numbers(3, 1, 1, 7), "x_SBnh"),
-        (x, numbers(3, 1, 1, 4), "angle"),
-        (x, numbers(3, 3, 1, 8), "angle"),
-        (x, numbers(3, 1, 1, 8).double(), "angle"),
+    fits = numbers(3, 1, 8)
+    for heads, cos, sin, name in (
+        (x[0], fits, fits, "x_SBnh"),
+        (x[..., :7], fits, fits, "x_SBnh"),
+        (x, numbers(3, 1, 4), fits, "cos"),
+        (x, numbers(3, 3, 8), fits, "cos"),
+        (x, fits, numbers(3, 2, 8), "sin"),
+        (x, fits, fits.double(), "sin"),
+        (x, numbers(3, 1, 16)[..., ::2], fits, "cos"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: expected"):
-            rotary(heads, angle)
+            rotary(heads, cos, sin)

@@ -55,6 +55,20 @@ def test_values_and_every_gradient_are_those_of_rows_of_their_own(topology: Topo
             assert float((mine - theirs).norm()) <= 2e-6 * float(theirs.norm()), parameter
 
 
+def test_positions_of_passes_of_any_lengths_after_each_other_are_those_of_a_first_pass(topology: Topology) -> None:
+    model, tokens = build_model(CONFIGS["llama tied"], topology, seed=3), torch.arange(1, 13)[None]
+
+    def first(length: int) -> torch.Tensor:
+        return build_model(CONFIGS["llama tied"], topology, seed=3).hidden(tokens[:, :length])
+
+    with torch.no_grad():
+        for length in (5, 12, 3, 9):
+            assert torch.equal(model.hidden(tokens[:, :length]), first(length))
+        model.hidden(*shared())
+        assert torch.equal(model.hidden(tokens[:, :7]), first(7)), "what shared rows read is not kept for others"
+    model.hidden(tokens).sum().backward()  # with tables that were made where no gradient was
+
+
 def test_rows_may_be_longer_than_the_context_but_no_position_may(topology: Topology) -> None:
     model = build_model(CONFIGS["llama tied"].model_copy(update={"seq_len": 7}), topology, seed=3)
     tokens, rows = shared()

@@ -12,6 +12,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
@@ -244,3 +245,17 @@ def test_bf16_weights_follow_fp32_masters(topology: Topology, shape: ModelConfig
     master = norm.main_param  # pyright: ignore[reportAttributeAccessIssue]
     assert master.dtype == torch.float32
     assert torch.all((master - 1).abs() > 5e-6) and torch.all((master - 1).abs() < 5e-5)
+
+
+def test_how_rows_are_read_is_asked_once_of_each_micro_batch(topology: Topology, shape: ModelConfig) -> None:
+    engine, asked = Engine(build_model(shape, topology), OPTIMIZER), list[int]()
+    parts = rows_of(batch_of(), 1)
+
+    def read(batch: Batch) -> SharedRows:
+        asked.append(next(number for number, part in enumerate(parts) if part is batch))
+        return SharedRows.of_documents(torch.zeros_like(batch.tokens_BS))
+
+    found = engine.step(parts, LanguageModelLoss(), denominator=7.0, rows_of=read)
+    assert asked == [0, 1, 2, 3]
+    plain = Engine(build_model(shape, topology), OPTIMIZER).step(parts, LanguageModelLoss(), denominator=7.0)
+    assert found.loss == pytest.approx(plain.loss, rel=1e-5), "each row is one document"

@@ -5,6 +5,7 @@ Shape suffixes: H width, F gated width; S positions, B rows, n heads, h width of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,15 +77,17 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return kernels.forward(gate_up)
 
 
-def rotary(x_SBnh: Tensor, angle: Tensor) -> Tensor:
+def rotary(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Pairs (i, i + h / 2) of each head turned by their angles (arXiv 2104.09864).
 
     C++ on the CPU and Triton on CUDA, in one pass, where PyTorch makes some ten ops of it and of its gradient, which is
-    the turn back. Once differentiable there, in x.
+    the turn back. Once differentiable there, in x. The tables are made by `rotary_tables`, once for all that turn by
+    them: queries, keys, and every layer.
 
     Args:
         x_SBnh: [S, B, n, h] with h even, fp16, bf16, fp32 or fp64; rows of h are read where they lie.
-        angle: [S, B or 1, 1, h] in fp32, the same in both halves of h.
+        cos: of the angles, [S, B or 1, h] in fp32, the same in both halves of h; contiguous.
+        sin: likewise.
 
     Returns:
         [S, B, n, h] in x's dtype, contiguous; computed in fp32 (fp64 for fp64).
@@ -96,22 +99,28 @@ def rotary(x_SBnh: Tensor, angle: Tensor) -> Tensor:
     if x_SBnh.dim() != 4 or x_SBnh.shape[-1] % 2 or x_SBnh.dtype not in FLOATS:
         raise ValueError(f"x_SBnh: expected floating [S, B, n, h], got {x_SBnh.dtype} {list(x_SBnh.shape)}")
     times, batch, _, width = x_SBnh.shape
-    if angle.shape not in ((times, batch, 1, width), (times, 1, 1, width)) or angle.dtype != torch.float32:
-        found = f"{angle.dtype} {list(angle.shape)}"
-        raise ValueError(f"angle: expected fp32 [{times}, {batch} or 1, 1, {width}], got {found}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        fits = table.shape in ((times, batch, width), (times, 1, width)) and table.shape == cos.shape
+        if not fits or table.dtype != torch.float32 or not table.is_contiguous():
+            found = f"{table.dtype} {list(table.shape)}"
+            raise ValueError(f"{name}: expected contiguous fp32 [{times}, {batch} or 1, {width}], got {found}")
     kernels = ROTARY.kernels(x_SBnh)
     if kernels is None:
-        return _rotated(x_SBnh, angle)
-    cos, sin = angle[:, :, 0].cos(), angle[:, :, 0].sin()
+        return _rotated(x_SBnh, cos[:, :, None], sin[:, :, None])
     if torch.is_grad_enabled() and x_SBnh.requires_grad:
         return _Rotary.apply(x_SBnh, cos, sin, kernels)
     return kernels.forward(x_SBnh, cos, sin)
 
 
-def _rotated(x_SBnh: Tensor, angle: Tensor) -> Tensor:
+def rotary_tables(angle: Tensor) -> Tensor:
+    """fp32 angles [S, B or 1, h / 2] -> [2, S, B or 1, h]: cos and sin as `rotary` takes them, of each pair twice."""
+    return torch.stack((angle.cos(), angle.sin())).repeat(1, 1, 1, 2)
+
+
+def _rotated(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x_SBnh.to(torch.promote_types(x_SBnh.dtype, torch.float32))
     first, second = wide.chunk(2, -1)
-    turned = wide * angle.cos() + torch.cat((-second, first), -1) * angle.sin()
+    turned = wide * cos + torch.cat((-second, first), -1) * sin
     return turned.to(x_SBnh.dtype)
 
 
@@ -177,13 +186,13 @@ class _Rotary(torch.autograd.Function):
 def _compiled(name: str) -> RowKernels:
     ops = torch.ops.synpro_csrc
     if name == "rotary":
-        return RowKernels(_csrc_rotary, lambda grad, cos, sin: _csrc_rotary(grad, cos, -sin))
+        return RowKernels(_csrc_rotary, partial(_csrc_rotary, back=True))
     return RowKernels(getattr(ops, name), getattr(ops, f"{name}_backward"))
 
 
-def _csrc_rotary(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _csrc_rotary(x_SBnh: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     rows = x_SBnh if x_SBnh.stride(-1) == 1 else x_SBnh.contiguous()
-    return torch.ops.synpro_csrc.rotary(rows, cos, sin)
+    return torch.ops.synpro_csrc.rotary(rows, cos, sin, back)
 
 
 def _triton(name: str) -> RowKernels:

@@ -81,10 +81,10 @@ def gate_gradient_kernel(grad, gate_up, out, F: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def rotary_kernel(
-    x, cos, sin, out, heads, of_time, of_batch, of_head, BY_ROW: tl.constexpr, WIDTH: tl.constexpr,
+    x, cos, sin, out, heads, of_time, of_batch, of_head, BACK: tl.constexpr, BY_ROW: tl.constexpr, WIDTH: tl.constexpr,
     HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Position s of row b, HEADS heads of it: each pair (i, i + h / 2) turned."""
+    """Position s of row b, HEADS heads of it: each pair (i, i + h / 2) turned, or turned back."""
     s, b, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     n, i = tl.program_id(2) * HEADS + tl.arange(0, HEADS), tl.arange(0, HALF)
     half: tl.constexpr = WIDTH // 2
@@ -95,6 +95,8 @@ def rotary_kernel(
     angle = ((s * batch + b) if BY_ROW else s) * WIDTH + i
     turn = tl.load(cos + angle, mask=i < half, other=0.0)[None, :]
     side = tl.load(sin + angle, mask=i < half, other=0.0)[None, :]
+    if BACK:
+        side = -side
     to = out + ((s * batch + b) * heads + n[:, None]) * WIDTH + i[None, :]
     tl.store(to, (first * turn - second * side).to(out.dtype.element_ty), mask=inside)
     tl.store(to + half, (second * turn + first * side).to(out.dtype.element_ty), mask=inside)
@@ -137,16 +139,16 @@ def gate_gradient_call(grad: Tensor, gate_up: Tensor) -> Call:
     return Call(gate_gradient_kernel, grid, arguments, {"F": F, "BLOCK": _GATES, "num_warps": 4}, (out,))
 
 
-def rotary_call(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Call:
+def rotary_call(x_SBnh: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Call:
     """The launch that fills [S, B, n, h]."""
     x_SBnh = x_SBnh if x_SBnh.stride(-1) == 1 else x_SBnh.contiguous()
     times, batch, heads, width = x_SBnh.shape
     half = 1 << (width // 2 - 1).bit_length()
     at_once = min(1 << (heads - 1).bit_length(), max(1, 2048 // half))
     out = x_SBnh.new_empty(x_SBnh.shape)
-    arguments = (x_SBnh, cos.contiguous(), sin.contiguous(), out, heads, *x_SBnh.stride()[:3])
+    arguments = (x_SBnh, cos, sin, out, heads, *x_SBnh.stride()[:3])
     options = {
-        "BY_ROW": cos.shape[1] != 1, "WIDTH": width, "HEADS": at_once, "HALF": half,
+        "BACK": back, "BY_ROW": cos.shape[1] != 1, "WIDTH": width, "HEADS": at_once, "HALF": half,
         "num_warps": max(1, min(4, at_once * half // 256)),
     }  # fmt: skip
     return Call(rotary_kernel, (times, batch, ceil_div(heads, at_once)), arguments, options, (out,))
@@ -182,7 +184,7 @@ def rotary(x_SBnh: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[S, B, n, h] -> the same, turned back."""
-    return rotary(grad, cos, -sin)
+    return rotary_call(grad, cos, sin, back=True).launch()[0] if grad.numel() else grad.clone()
 
 
 def _tile(H: int) -> dict[str, int]:
