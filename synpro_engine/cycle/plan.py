@@ -236,7 +236,10 @@ def _contents(recipe: Recipe, directory: Path) -> dict[str, dict[str, str]]:
     learnt = ("pretrain.distill.teachers",) if recipe.pretrain.distill is not None else ()
     learnt += ("mix.organic.scores",) if recipe.mix.from_file else ()
     taught = dict.fromkeys((PRETRAIN, REPEAT, *(this.arm for this in rounds)), learnt) if learnt else {}
-    for stage, keys in (_OUTSIDE | {REFERENCES: references, HELD_OUT: held_out} | judges | taught).items():
+    outside = dict(_OUTSIDE)
+    if recipe.corpus.validation_shards is not None:  # not of runs of before it was there
+        outside[TOKENIZE] += ("corpus.validation_shards",)
+    for stage, keys in (outside | {REFERENCES: references, HELD_OUT: held_out} | judges | taught).items():
         recorded = {}
         if stored is not None and (directory / stage / MANIFEST).exists():
             # Under another path a file that is gone is a slip, and not one that was put away.

@@ -23,6 +23,7 @@ from synpro_engine.cycle.sections import (
     IN_RUN,
     ContinueConfig,
     CorpusConfig,
+    EvaluateConfig,
     GeneratorConfig,
     MixConfig,
     PretrainConfig,
@@ -78,6 +79,7 @@ class Recipe(Config):
     """Which of the texts that generation accepted are trained on; all of them, where nothing is set."""
     mix: MixConfig = MixConfig()
     continued: ContinueConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
     tuned: TunedConfig | None = None
     """Where settings were found by a sweep (`synpro sweep`): which, and how they compare."""
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from synpro_engine.config import Config
 from synpro_engine.data import CurriculumConfig, PromptedConfig, ReadConfig, SplitConfig
 from synpro_engine.dist import LayoutConfig
+from synpro_engine.evaluate import EfficiencyConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.synth import MegadocConfig
 from synpro_engine.train.config import TrainConfig, WeightsOf
@@ -17,15 +18,20 @@ from synpro_engine.train.config import TrainConfig, WeightsOf
 class CorpusConfig(ReadConfig):
     """The organic text, how it is read, and how much of it this run may see."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards"})  # their content is recorded, not their place
+    # Their content is recorded, not their place.
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards", "validation_shards"})
 
     source: str = Field(default="embedded:sotu", min_length=1)
     """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
     those, read through all its folders by name, or `embedded:sotu`."""
     shards: str | tuple[str, ...] | None = None
     """The organic text as token ids, in place of `source`: a prefix of Megatron's .bin and .idx, a flat .npy file as
-    OLMo has them, a directory with such files at any depth, or a list of these. `tokenizer.path` names the tokenizer
-    that made them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
+    OLMo has them, a .pt file as NanoGPT Slowrun has them, a directory with such files at any depth, or a list of these.
+    `tokenizer.path` names the tokenizer that made them; where it is in doubt whether an id takes 2 or 4 bytes, its
+    vocabulary decides."""
+    validation_shards: str | tuple[str, ...] | None = None
+    """The validation split as token ids, where it is published beside `shards`: taken whole, in its order, duplicates
+    too. `split.validation` is then 0."""
     deduplicate: Literal["exact", "none"] = "exact"
     """`exact`: of documents whose texts differ in white space at most, only the first is taken, so that the tokens of
     the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken."""
@@ -40,10 +46,27 @@ class CorpusConfig(ReadConfig):
     max_held_out_tokens: int | None = Field(default=None, gt=0)
     """Cap of the reference and of the validation split, in tokens each."""
 
+    @model_validator(mode="after")
+    def _one_validation_split(self) -> CorpusConfig:
+        if self.validation_shards is not None and self.shards is None:
+            raise ValueError("validation_shards: goes with `shards`, of the same tokenizer")
+        if self.validation_shards is not None and self.split.validation:
+            raise ValueError("split.validation: must be 0, for `validation_shards` is that split")
+        return self
+
     @property
     def shard_paths(self) -> tuple[str, ...]:
         """The paths that `shards` gives."""
-        return (self.shards,) if isinstance(self.shards, str) else self.shards or ()
+        return _paths(self.shards)
+
+    @property
+    def validation_paths(self) -> tuple[str, ...]:
+        """The paths that `validation_shards` gives."""
+        return _paths(self.validation_shards)
+
+
+def _paths(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
 
 
 class TokenizerConfig(Config):
@@ -175,6 +198,15 @@ class TunedConfig(Config):
     """There, at the trial's end, nats per token."""
     settings: dict[str, str | int | float | bool | None]
     """What was found, by dotted key. The recipe must have the same."""
+
+
+class EvaluateConfig(Config):
+    """What is said of losses at the end, beside the losses."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"data_efficiency"})  # no stage goes by it, the report alone
+
+    data_efficiency: EfficiencyConfig | None = None
+    """How many unique tokens a plain recipe needs for the same validation loss, by a table of its losses."""
 
 
 class ContinueConfig(Config):

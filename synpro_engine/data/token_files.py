@@ -1,4 +1,4 @@
-"""Corpora that come as token ids: Megatron's `.bin`/`.idx`, and flat `.npy` files as OLMo's tools write them.
+"""Corpora that come as token ids: Megatron's `.bin`/`.idx`, flat `.npy` files as OLMo's tools write them, `.pt` files.
 
 Every id must be one of the tokenizer's. Files are mapped into memory and read in order; nothing is held.
 """
@@ -17,7 +17,9 @@ from synpro_engine.config import UserError, first_line
 from synpro_engine.data.megatron_index import open_megatron
 from synpro_engine.data.records import Place
 from synpro_engine.data.tokenizer import Tokenizer
+from synpro_engine.data.torch_tokens import open_torch_tokens
 
+_ALONE = (".npy", ".pt")
 _NUMPY = b"\x93NUMPY"
 _BLOCK = 2**24
 _SAMPLE, _FEW = 2**16, 16
@@ -37,14 +39,21 @@ class TokenDocument:
     number: int
     place: Place
     """As `read` takes it."""
+    held_out: bool = False
+    """Whether it is from the files that are held out."""
 
 
 class TokenFiles:
     """All documents of one or several paths (see `find_files`), as often as they are asked for."""
 
-    def __init__(self, paths: Sequence[str], tokenizer: Tokenizer) -> None:
-        """tokenizer: the one that made the ids. UserError for a path without token files, and for damaged ones."""
+    def __init__(self, paths: Sequence[str], tokenizer: Tokenizer, held_out: Sequence[str] = ()) -> None:
+        """tokenizer: the one that made the ids. UserError for a path without token files, and for damaged ones.
+
+        held_out: paths of more files, which are read behind the others, and whose names begin with `validation/`.
+        """
         self._files, self._tokenizer = find_files(paths), tokenizer
+        self._held_out = len(self._files)
+        self._files += [(f"validation/{name}", file) for name, file in (find_files(held_out) if held_out else [])]
         for _, file in self._files:  # a damaged one should end this before hours were spent on the others
             _open(file, tokenizer)
 
@@ -76,7 +85,8 @@ class TokenFiles:
                 if len(ids) and ids[-1] == eos:
                     ids = ids[:-1]
                 if len(ids) and (at, number + 1) > (behind.file, behind.line):
-                    yield TokenDocument(f"{name}:{number}", ids, file, number, Place(at, number + 1))
+                    place, held_out = Place(at, number + 1), at >= self._held_out
+                    yield TokenDocument(f"{name}:{number}", ids, file, number, place, held_out)
 
 
 def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
@@ -93,9 +103,10 @@ def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
 def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
     """The token files of `paths`, each with the name that its documents' ids begin with, sorted by that name.
 
-    A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` file, or a directory with such files at any
-    depth. Names are paths below the directory; below the common one where several are given. Of Megatron's pair the
-    index is returned. Raises UserError for a path with none, for half of a pair, and for a file that is named twice.
+    A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` or `.pt` file, or a directory with such files
+    at any depth. Names are paths below the directory; below the common one where several are given. Of Megatron's pair
+    the index is returned. Raises UserError for a path with none, for half of a pair, and for a file that is named
+    twice.
     """
     files = [file for path in paths for file in _files_of(Path(path))]
     single = Path(paths[0]).is_dir() and len(paths) == 1
@@ -115,15 +126,15 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _files_of(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".bin", ".idx", ".npy") and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".bin", ".idx", *_ALONE) and file.is_file())
     else:
         pair = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
         pairs = [file for suffix in (".bin", ".idx") if (file := Path(f"{pair}{suffix}")).is_file()]
-        files = [path] if path.suffix == ".npy" and path.is_file() else pairs
+        files = [path] if path.suffix in _ALONE and path.is_file() else pairs
     if not files:
-        raise UserError(f"{path}: no token files there (a prefix of .bin and .idx, .npy, or a directory of these)")
+        raise UserError(f"{path}: no token files there (a prefix of .bin and .idx, .npy, .pt, or a directory of these)")
     for file in files:
-        if file.suffix == ".npy":
+        if file.suffix in _ALONE:
             continue
         other = file.with_suffix(".idx" if file.suffix == ".bin" else ".bin")
         if not other.is_file():
@@ -135,8 +146,26 @@ def _open(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Iterat
     if file.suffix == ".idx":
         opened = open_megatron(file.with_suffix(""))
         return opened.tokens, opened.spans()
+    if file.suffix == ".pt":
+        return _torch(file, tokenizer)
     tokens = _flat(file, tokenizer)
     return tokens, _between(tokens, tokenizer.eos_id, file)
+
+
+def _torch(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Iterator[tuple[int, int]]]:
+    """Documents of a file of torch.save, without the end-of-document token that each may begin with."""
+    opened, eos = open_torch_tokens(file), tokenizer.eos_id
+    if opened.begin_id not in (None, eos, tokenizer.bos_id):
+        raise UserError(
+            f"{file}: its documents begin with id {opened.begin_id}, which neither begins nor ends one of the"
+            " tokenizer's; `tokenizer.path` must be the tokenizer that made these tokens"
+        )
+    tokens = opened.tokens
+    if opened.starts is None:
+        return tokens, _between(tokens, eos, file)
+    # Models of such files see it in front of a document; here each has one behind it, so that streams are the same.
+    spans = ((begin + (begin < end and int(tokens[begin]) == eos), end) for begin, end in opened.spans())
+    return tokens, spans
 
 
 def _between(tokens: NDArray[np.integer], eos: int, file: Path) -> Iterator[tuple[int, int]]:

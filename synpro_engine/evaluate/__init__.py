@@ -6,9 +6,20 @@ Knows numbers and texts. It runs no model: a held-out loss is measured by `train
 import math
 
 from synpro_engine.evaluate.diversity import Diversity, common_words, measure_diversity
+from synpro_engine.evaluate.efficiency import Efficiency, EfficiencyConfig, data_efficiency
 from synpro_engine.evaluate.overlap import Overlap, measure_overlap
 
-__all__ = ["Diversity", "Overlap", "bits_per_byte", "common_words", "measure_diversity", "measure_overlap"]
+__all__ = [
+    "Diversity",
+    "Efficiency",
+    "EfficiencyConfig",
+    "Overlap",
+    "bits_per_byte",
+    "common_words",
+    "data_efficiency",
+    "measure_diversity",
+    "measure_overlap",
+]
 
 
 def bits_per_byte(nats: float, utf8_bytes: int) -> float:

@@ -5,7 +5,7 @@ Knows typed numbers and texts (`ReportData`); does not know who measured them, o
 
 from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
 from synpro_engine.report.page import render_report, write_report
-from synpro_engine.report.sections.arms import Arms, HeldOutLoss
+from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss
 from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence, InRunInfluence, OperationInfluence, ScoredDocument
@@ -22,6 +22,7 @@ __all__ = [
     "CorpusInfo",
     "Curve",
     "CurveKind",
+    "DataEfficiency",
     "Environment",
     "HeldOutLoss",
     "InRunInfluence",

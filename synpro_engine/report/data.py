@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from synpro_engine.evaluate import Diversity
 from synpro_engine.report import svg
-from synpro_engine.report.sections.arms import Arms
+from synpro_engine.report.sections.arms import Arms, DataEfficiency
 from synpro_engine.report.sections.corpus import CorpusInfo
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence
@@ -71,6 +71,8 @@ class ReportData:
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})
     tokens: TokenAccount | None = field(default=None, metadata={_TITLE: "Token accounting"})
     arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The two arms"})
+    # Where the recipe has a table to go by.
+    data_efficiency: tuple[DataEfficiency, ...] = ()
     environment: Environment | None = field(default=None, metadata={_TITLE: "Environment"})
 
     @property

@@ -30,7 +30,7 @@ class Fact:
 def facts(data: ReportData) -> list[Fact]:
     """The key numbers of a run, in reading order."""
     training = [*_models(data), _organic(data), _plateau(data)]
-    return [_time(data.timeline), *training, _synthetic(data), *_held_out(data), *_overlap(data)]
+    return [_time(data.timeline), *training, _synthetic(data), *_held_out(data), *_efficiency(data), *_overlap(data)]
 
 
 def _time(timeline: Timeline) -> Fact:
@@ -93,6 +93,14 @@ def _held_out(data: ReportData) -> list[Fact]:
         )
         for row in data.arms.held_out
         if row.text == "validation"
+    ]
+
+
+def _efficiency(data: ReportData) -> list[Fact]:
+    note = "of its {} unique tokens a plain recipe needs for this loss, by the recipe's table"
+    return [
+        Fact(label=f"Data efficiency, {one.name}", value=one.value, note=note.format(count(one.unique_tokens)))
+        for one in data.data_efficiency
     ]
 
 

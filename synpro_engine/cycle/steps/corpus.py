@@ -139,7 +139,7 @@ def _copy_shards(tokens: Tokens, tell: Callable[[str], object]) -> CorpusAccount
     if settings.tokenizer.path is None:
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
     tokenizer = _fitting(tokens.given_tokenizer(settings.tokenizer.path), settings)
-    source = TokenFiles(corpus.shard_paths, tokenizer)
+    source = TokenFiles(corpus.shard_paths, tokenizer, corpus.validation_paths)
 
     def batches(sinks: Mapping[Split, Sink], journal: Journal, on_bytes: Callable[[int], object]) -> Iterator[Batch]:
         intake = Intake(journal, tokens.into, tokens.work, corpus, settings.seed)

@@ -89,6 +89,9 @@ def token_batches(
             intake.place.file, intake.place.line = document.place.file, document.place.line
             if not text.strip():
                 leave_out(document, "empty", f"{document.id!r} spells no text")
+            elif document.held_out:
+                intake.take("validation")
+                batcher.add("validation", Document(document.id, text), document.ids)
             elif (split := intake.split_of(text)) is None:
                 leave_out(document, "repeated text", f"the text of {document.id!r} came before")
             else:

@@ -96,6 +96,10 @@ class Intake:
         self._taken[split] += 1
         return split
 
+    def take(self, split: Split) -> None:
+        """Count a document that comes with its split; whether its text came before does not matter."""
+        self._taken[split] += 1
+
     def mark(self, done: bool) -> Mark:
         """What a pass needs to go on from here."""
         keys = [self.ids, *([] if self._texts is None else [self._texts])]

@@ -11,6 +11,7 @@ from synpro_engine.cycle.run_layout import CHECKPOINT, IMPORT
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.cycle.summaries.arms import arms
 from synpro_engine.cycle.summaries.corpus import corpus
+from synpro_engine.cycle.summaries.efficiency import efficiencies
 from synpro_engine.cycle.summaries.environment import environment
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.cycle.summaries.influence import influence
@@ -45,6 +46,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         diversity=run.results().diversity,
         tokens=tokens(run),
         arms=arms(run),
+        data_efficiency=efficiencies(run),
         environment=environment(run),
     )
 

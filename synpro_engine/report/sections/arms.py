@@ -37,6 +37,15 @@ class HeldOutLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataEfficiency:
+    """What a table of a plain recipe's losses says of a model's: a multiple of the unique tokens, as `6.1x`."""
+
+    name: str
+    value: str
+    unique_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arms:
     """Losses of the arms; those on held-out text also of the model that they went on from."""
 
