@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from synpro_engine.backend.profiling import ProfileRequest, requested, steps_of
-from synpro_engine.cli import ensemble_table, judge_table, layout_table, plan_table, status_table, trace_text
+from synpro_engine.cli import ensemble_table, judge_table, layout_table, plan_table, run_table, status_table, trace_text
 from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, atomic_write_text, json_text, load_config, verification
@@ -38,12 +39,15 @@ from synpro_engine.cycle.scoring.averaging import average_models
 from synpro_engine.cycle.scoring.ensemble import Asked, measure_ensemble
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
+from synpro_engine.cycle.status import run_status
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
 from synpro_engine.influence import EstimatorConfig
 from synpro_engine.train.config import WeightsOf
+
+_FOLLOW_S = 10.0  # between two looks of `status --follow`
 
 
 @contextmanager
@@ -99,12 +103,13 @@ def run_until(
     until: str | None,
     *,
     redo: bool,
+    only: Sequence[str] = (),
     look: Look | None = None,
 ) -> None:
-    """Bring the run up to the last stage of a command; None: all of it, and the report. redo: see `Cycle.run`."""
+    """Bring the run up to the last stage of a command; None: all of it, and the report. redo, only: see `Cycle.run`."""
     with _cycle(recipe, overrides, directory, generates=True) as cycle:
         with nullcontext() if look is None else look.at(cycle):
-            cycle.run(until, redo=redo)
+            cycle.run(until, redo=redo, only=only)
         say(cycle.topology, f"results are in {cycle.directory}")
 
 
@@ -140,6 +145,19 @@ def generation_status_of(recipe: str, overrides: Sequence[str], directory: Path 
     resolved = recipe_of_records(recipe, overrides, directory)
     for line in status_table.lines(generation_status(resolved, directory or Path("runs") / resolved.name), price):
         print(line)
+
+
+def status(recipe: str, overrides: Sequence[str], directory: Path | None, *, follow: bool) -> None:
+    """Print how far a run is; follow: again and again, until it is done."""
+    resolved = recipe_of_records(recipe, overrides, directory)
+    place = directory or Path("runs") / resolved.name
+    while True:
+        found = run_status(resolved, place)
+        print("\n".join(run_table.lines(found)), flush=True)
+        if not follow or found.is_done:
+            return
+        time.sleep(_FOLLOW_S)
+        print()
 
 
 def join_generation(recipe: str, overrides: Sequence[str], directory: Path | None, patience: float) -> None:

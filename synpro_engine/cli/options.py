@@ -19,6 +19,10 @@ Overrides = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="Remove what --dir holds of other settings, and make it and what follows anew.")
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="ARM", help="Run this arm and what it is made from; may be repeated."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run will take, as `synpro plan` does, and start nothing.")
 ]

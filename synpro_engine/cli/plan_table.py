@@ -32,10 +32,15 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
 
 def _memory(plan: Forecast) -> list[tuple[str, ...]]:
     """What of a rank's memory is held by what, up to the end of the first round: a column for each kind of stage."""
-    # Continued training is pretraining over again.
-    stages = [cost for cost in plan.costs if cost.stage in (IMPORT, PRETRAIN) or cost.stage.startswith(_FIRST)]
-    stages = [cost for cost in stages if cost.memory and cost.stage != Round(1).arm]
-    rows = [("GiB a rank, held by", "in tuning for", *(cost.stage.removeprefix(_FIRST) for cost in stages))]
+    kinds: dict[str, Cost] = {}
+    for cost in plan.costs:
+        kind = cost.stage.rpartition("/")[2]
+        # Continued training is pretraining over again, and an arm's stage another one's.
+        in_round = _FIRST in cost.stage and not kind.startswith("continue")
+        if cost.memory and (cost.stage in (IMPORT, PRETRAIN) or in_round):
+            kinds.setdefault(kind, cost)
+    stages = list(kinds.values())
+    rows = [("GiB a rank, held by", "in tuning for", *kinds)]
     for name, phases in NEEDED.items():
         sizes = [cost.held.get(name, 0.0) / 2**30 for cost in stages]
         if any(sizes):

@@ -51,11 +51,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: `base`: leads in a circle")
     settings: dict[str, Any] = {}
     for layer in reversed(layers):
-        settings = _within(settings, layer)
+        settings = merged(settings, layer)
     return settings
 
 
-def _within(below: Any, above: Any) -> Any:
+def merged(below: Any, above: Any) -> Any:
+    """Settings with others in place: mappings are put together key by key, anything else replaces what is there."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
-    return {**below, **{key: _within(below.get(key), value) for key, value in above.items()}}
+    return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}

@@ -34,6 +34,7 @@ SCHEMAS = {
     "filters.json": 1,
     "removed.jsonl": 1,
     "megadocs.jsonl.zst": 1,
+    "decision.json": 1,
     "results.json": 1,
 }
 """By the end of a file's path inside an artifact; of two that fit, the first counts."""

@@ -5,11 +5,11 @@ Which stages there are, and in which order, is `plan`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from synpro_engine.config import UserError, partial_path, read_manifest
+from synpro_engine.config import UserError, nearest, partial_path, read_manifest
 from synpro_engine.config.lock import locked, writing
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.plan import Plan
@@ -27,7 +27,7 @@ from synpro_engine.cycle.run_layout import (
     Round,
 )
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
-from synpro_engine.cycle.stages import Stage, run_stages
+from synpro_engine.cycle.stages import Stage, needed, run_stage
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
 from synpro_engine.cycle.steps.serving import check_server_of
@@ -77,6 +77,7 @@ class Cycle:
             # The lock is rank 0's, which alone writes what lies in no stage; its process
             # outlives every stage of the job.
             on_main(self.topology, take)
+            self.look()  # what was removed says nothing any more
             # Outside of the stages, whose files are those of their manifests.
             self.topology.watch.hang.directory = self.directory / STACKS
             yield
@@ -85,28 +86,34 @@ class Cycle:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""
         on_main(self.topology, lambda: check_claimed(self.directory, self.recipe, self.stages()))
 
+    def look(self) -> bool:
+        """Look at what finished stages say of those to come; whether there is news. Collective."""
+        return self._plan.look()
+
     def stages(self) -> list[Stage]:
-        """All stages of the run, in order."""
+        """All stages of the run, in order, as far as they are known."""
         return list(self._plan.stages())
 
-    def run(self, until: str | None = None, *, redo: bool = False) -> None:
+    def run(self, until: str | None = None, *, redo: bool = False, only: Sequence[str] = ()) -> None:
         """Bring the run up to the stages of command `until`, or through all of them and the report. Collective.
 
-        What the directory holds with the same settings stays; what was made with others is made anew where `redo` is
-        given, else a UserError.
+        only: of these arms, with all that they are made from. What the directory holds with the same settings stays;
+        what was made with others is made anew where `redo` is given, else a UserError.
         """
         # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout that
         # cannot sample. Up to the probe nothing does.
         if until not in (TOKENIZE, IMPORT):
             on_main(self.topology, lambda: require_trackers(self.recipe.pretrain.loggers))
             check_recipe(self.recipe, self.topology.world_size, whole=until not in (PRETRAIN, "probe"))
+        self._check_arms(only)
         with self.claimed(redo=redo):
-            stages = self.stages()
+            stages = self._needed(until, only)
             if until in (None, "tune", "generate", "evaluate"):
-                check_judges(self.recipe, self.directory, self.topology)
+                names = [stage.name for stage in stages]
+                check_judges(self.recipe, self.directory, self.topology, names)
             if until in (None, "generate", "evaluate"):
                 check_server_of(self.recipe.generate, self.directory, stages, self.topology)
-            run_stages(self.directory, stages, self.topology, until)
+            self._run(until, only)
             if until is None:
                 self.write_report()
 
@@ -115,7 +122,35 @@ class Cycle:
 
         Collective.
         """
-        run_stages(self.directory, self.stages(), self.topology, until)
+        self._run(until)
+
+    def _run(self, until: str | None, only: Sequence[str] = ()) -> None:
+        done = set[str]()
+        while True:
+            stages = [stage for stage in self._needed(until, only) if stage.name not in done]
+            for stage in stages:
+                run_stage(self.directory, stage, self.topology)
+            done.update(stage.name for stage in stages)
+            # A round that has ended says whether there is another one, and how long those take that go by it.
+            if not self.look():
+                return
+
+    def _needed(self, until: str | None, only: Sequence[str]) -> list[Stage]:
+        """The stages to be run, as far as they are known."""
+        stages = self.stages()
+        waiting = [name for name in only if not any(stage.arm == name for stage in stages)]
+        if waiting and set(waiting) == set(only):
+            raise UserError(
+                f"--only {waiting[0]}: takes as many steps as the longest of the arms in rounds, which are not at their"
+                " ends yet; run those first"
+            )
+        return needed(stages, until, only)
+
+    def _check_arms(self, only: Sequence[str]) -> None:
+        for name in only:
+            if name not in self.recipe.all_arms:
+                known = nearest(name, self.recipe.all_arms)
+                raise UserError(f"--only {name}: no such arm; there are {', '.join(self.recipe.all_arms)}{known}")
 
     def write_report(self) -> None:
         """Write `report.html` from what is there. Collective."""
@@ -134,18 +169,23 @@ class Cycle:
         export_stage(self.directory, stage, output, self.recipe, self.place_of(stage), weights)
 
     @property
-    def rounds(self) -> list[Round]:
-        """All rounds of the recipe."""
-        return [Round(number) for number in range(1, self.recipe.rounds + 1)]
+    def rounds(self) -> dict[Round, dict[str, str]]:
+        """All rounds that are known of, of every arm; by operation, the stages that generate in them."""
+        return self._plan.generated
+
+    def round_of(self, stage: str, source: str) -> Round | None:
+        """The round whose text a training stage reads under the name of a source; None where it is none's."""
+        arm = self._plan.trainings[stage].arm
+        return next((this for this in self.rounds if this.name == source and this.of_arm == arm), None)
 
     @property
     def training_stages(self) -> tuple[str, ...]:
         """Names of the stages that train the pretrained model, in their order."""
-        return (PRETRAIN, *self._plan.arms)
+        return tuple(self._plan.trainings)
 
     def training(self, stage: str) -> Training:
         """What one of them is made from."""
-        return self._plan.training(stage)
+        return self._plan.trainings[stage]
 
     def place_of(self, stage: str) -> Topology:
         """This rank's place in the layout of a stage, for models that are loaded from it. Collective."""
@@ -169,17 +209,29 @@ class Cycle:
         """
 
         def find() -> str:
-            for number in range(self.recipe.rounds, 0, -1):
-                if (self.directory / Round(number).theta).exists():
-                    return Round(number).theta
+            for theta, _ in self._pairs():
+                if (self.directory / theta).exists():
+                    return theta
             raise UserError(f"{self.directory}: no weights yet; `synpro pretrain` makes them")
 
         return on_main(self.topology, find)
 
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        """Theta and probe of each round of the first arm that has any, the newest first."""
+        # Earlier rounds' probes belong to weights that training has left.
+        arms = [name for name, arm in self.recipe.all_arms.items() if arm.in_rounds]
+        for number in range(self.recipe.rounds, 0, -1) if arms else ():
+            this = Round(number, arms[0])
+            yield this.theta, this.probe if number > 1 else self._first_probe(this)
+        if not arms:
+            yield PRETRAIN, Round(1).probe
+
+    def _first_probe(self, this: Round) -> str:
+        """An arm's own where it has one, else that of all."""
+        return this.probe if any(stage.name == this.probe for stage in self.stages()) else Round(1).probe
+
     def _probe_pair(self) -> tuple[str, str]:
-        # The newest first: earlier rounds' probes belong to weights that training has left.
-        for number in range(self.recipe.rounds, 0, -1):
-            theta, probe = Round(number).theta, Round(number).probe
+        for theta, probe in self._pairs():
             if (self.directory / probe).exists():
                 made_from = read_manifest(self.directory / probe).parents.get(theta)
                 if made_from != read_manifest(self.directory / theta).content_hash:

@@ -7,7 +7,7 @@ counted at its bound (every completion as long as it may be, every slice full) o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,10 +16,13 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
 from synpro_engine.cycle.external import is_put_away, judge_files, task_keys
+from synpro_engine.cycle.graph import Graph
 from synpro_engine.cycle.layouts import check_recipe, check_trained, teacher_shapes
+from synpro_engine.cycle.plan import planned
 from synpro_engine.cycle.rates import Rates
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, REPEAT, SAMPLE, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import EVALUATE, IMPORT, PRETRAIN, SAMPLE, TOKENIZE, UNIQUE
+from synpro_engine.cycle.stages import Stage
 from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
@@ -125,7 +128,7 @@ class _Counter:
     """Sizes that several stages share. A generator whose shape is not known takes nothing."""
 
     def __init__(self, recipe: Recipe, ranks: int) -> None:
-        self.recipe, self.remarks = recipe, list[str]()
+        self.recipe, self._ranks, self.remarks = recipe, ranks, list[str]()
         dtype, shape = platform.resolve_dtype(recipe.dtype), self._generator()
         if shape is not None:
             check_trained(recipe, shape)
@@ -164,33 +167,57 @@ class _Counter:
         self.remarks += self._read_too_often()
 
     def stages(self) -> Iterator[Cost]:
-        recipe, tokens, generator = self.recipe, self.train_tokens, self.generator
-        disk = 0.0 if tokens is None else tokens * (_CHARS_PER_TOKEN / _COMPRESSION + self.stored)
-        yield Cost(stage=TOKENIZE, tokens=tokens, disk=disk)
-        loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
-        yield Cost(stage=IMPORT, tokens=0, held={_WEIGHTS: loaded[0]}, disk=loaded[1])
-        yield self._training(PRETRAIN, recipe.pretrain.max_steps)
-        made: list[Cost] = []
-        for number in range(1, recipe.rounds + 1):
-            this = Round(number)
-            yield self._probe(this.probe)
-            for operation in recipe.tune:
-                yield self._tune(this.tune(operation), operation)
-            made = [self._generate(this.generate(operation), operation) for operation in recipe.generate.names]
-            yield from made
-            drawn = None if any(cost.tokens is None for cost in made) else sum(cost.sampled for cost in made)
+        """Of all stages that there may come to be, in their order."""
+        graph, generated = planned(self.recipe, self._ranks), dict[str, Cost]()
+        recipe = self.recipe
+        for stage in graph.stages:
+            self.recipe = graph.recipes[stage.name]
+            cost = self._stage(graph, stage, generated)
+            if "/generate-" in stage.name:
+                generated[stage.name] = cost
+            yield cost
+        self.recipe = recipe
+
+    def _stage(self, graph: Graph, stage: Stage, generated: Mapping[str, Cost]) -> Cost:
+        """What a stage takes, with the recipe as its arm has it. generated: costs of stages whose texts are read."""
+        name, kind, tokens = stage.name, stage.name.rpartition("/")[2], self.train_tokens
+        if name in graph.trainings:
+            return self._training(name, graph.trainings[name].settings.pretrain.max_steps)
+        if name == TOKENIZE:
+            stored = 0.0 if tokens is None else tokens * (_CHARS_PER_TOKEN / _COMPRESSION + self.stored)
+            return Cost(stage=name, tokens=tokens, disk=stored)
+        if name == UNIQUE:
+            most = float(self.recipe.most_unique_tokens)
+            return Cost(stage=name, tokens=most, disk=most * (_CHARS_PER_TOKEN / _COMPRESSION + self.stored))
+        if name == IMPORT:
+            generator = self.generator
+            loaded = (generator.weights, generator.saved()) if generator else (0.0, 0.0)
+            return Cost(stage=name, tokens=0, held={_WEIGHTS: loaded[0]}, disk=loaded[1])
+        if kind == "probe":
+            return self._probe(name)
+        if stage.command == "tune":
+            return self._tune(name, kind.removeprefix("tune-"))
+        if kind.startswith("generate-"):
+            return self._generate(name, kind.removeprefix("generate-"))
+        if kind == "shards":
+            made = next(of.values() for this, of in graph.generated.items() if this.shards == name)
+            drawn = _sampled([generated[one] for one in made])
             shards = None if drawn is None or self._stitched is None else drawn + self._stitched
-            yield Cost(stage=this.shards, tokens=shards, disk=(shards or 0.0) * self.stored)
-            yield self._training(this.arm, recipe.continued.steps)
-        yield self._training(REPEAT, recipe.continued.steps * recipe.rounds)
-        # Three arms on what is held out; a sample of the last round's texts, and their sources.
+            return Cost(stage=name, tokens=shards, disk=(shards or 0.0) * self.stored)
+        if kind == EVALUATE:
+            return self._evaluation(graph, stage, [generated[one] for one in stage.parents if one in generated])
+        return Cost(stage=name, tokens=0)
+
+    def _evaluation(self, graph: Graph, stage: Stage, made: Sequence[Cost]) -> Cost:
+        """Of models on what is held out; of a sample of the last round's texts, and their sources."""
+        recipe = self.recipe
         cap, new = recipe.corpus.max_held_out_tokens or 0, recipe.generate.sampling.max_new_tokens
-        held_out = 3.0 * (cap + sum(tasks.max_tokens or cap for tasks in recipe.held_out.values()))
+        of_each = cap + sum(tasks.max_tokens or cap for tasks in recipe.held_out.values())
+        held_out = float(graph.measured[stage.name]) * of_each
         texts = 2 * sum(min(cost.sampled, SAMPLE * new) for cost in made)
         flops = (held_out / 3 + texts * self._passes) * self.per_token
-        open_ended = any(cost.tokens is None for cost in made)
-        tokens = None if open_ended else held_out + texts
-        yield Cost(stage=EVALUATE, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
+        tokens = None if _sampled(made) is None else held_out + texts
+        return Cost(stage=stage.name, tokens=tokens, flops=flops, held={_WEIGHTS: 2 * self.theta.weights})
 
     def _read_too_often(self) -> Iterator[str]:
         """What is wrong where organic documents may not be read as often as the steps ask for."""
@@ -419,6 +446,12 @@ class _Counter:
         config = self.recipe.reward.judges.in_job
         asked = {config[name].connection: judge for name, judge in self.in_job.items() if weights.get(name)}
         return list(asked.values())
+
+
+def _sampled(made: Iterable[Cost]) -> float | None:
+    """Tokens that several stages draw; None where that of one is not known."""
+    costs = list(made)
+    return None if any(cost.tokens is None for cost in costs) else sum(cost.sampled for cost in costs)
 
 
 def _characters(file: Path) -> float:

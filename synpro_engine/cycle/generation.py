@@ -9,8 +9,9 @@ from pathlib import Path
 from synpro_engine.config import UserError, partial_path
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.cycle import Cycle
+from synpro_engine.cycle.plan import looked_at
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CORPUS, Round
+from synpro_engine.cycle.run_layout import CORPUS
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import Stopped, asked_to_stop, broadcast_object, on_main, say
 from synpro_engine.synth import corpus_status, work_directory, work_status
@@ -28,14 +29,13 @@ def generation_status(recipe: Recipe, directory: Path) -> dict[str, GenerationSt
     if not directory.is_dir():
         raise UserError(f"{directory}: no such run; --dir names another one")
     found: dict[str, GenerationStatus | None] = {}
-    for number in range(1, recipe.rounds + 1):
-        for operation in recipe.generate.names:
-            name = Round(number).generate(operation)
-            corpus, work = directory / name / CORPUS, _work(directory, name)
-            if (directory / name / MANIFEST).exists():
-                found[name] = corpus_status(corpus)
-            else:
-                found[name] = work_status(work) if (work / SETTINGS).exists() else None
+    rounds = looked_at(recipe, directory).generated.values()
+    for name in dict.fromkeys(name for made in rounds for name in made.values()):
+        corpus, work = directory / name / CORPUS, _work(directory, name)
+        if (directory / name / MANIFEST).exists():
+            found[name] = corpus_status(corpus)
+        else:
+            found[name] = work_status(work) if (work / SETTINGS).exists() else None
     return found
 
 
@@ -51,14 +51,14 @@ def join_generation_of(cycle: Cycle, *, patience_s: float) -> None:
     """
     cycle.open_directory()
     topology, joined, idle_since = cycle.topology, set[str](), time.monotonic()
-    stages = {stage.name: stage for stage in cycle.stages() if stage.command == "generate"}
     while True:
         if asked_to_stop(topology):
             raise Stopped(f"{cycle.directory}: stopped; the job that owns it goes on")
         name = on_main(topology, lambda: _in_progress(cycle, joined))
         if name is not None:
             say(topology, f"[{name}] joined")
-            _join(cycle, stages[name])
+            cycle.look()  # it may be of a round that nobody knew of when this job began
+            _join(cycle, next(stage for stage in cycle.stages() if stage.name == name))
             joined.add(name)
             say(topology, f"[{name}] nothing is left that nobody is at")
             idle_since = time.monotonic()

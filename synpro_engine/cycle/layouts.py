@@ -24,8 +24,10 @@ def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
     whole: else only what pretraining and the probe take.
     """
     check_pretraining(recipe, ranks)
-    if whole:
-        _check_synthesis(recipe, ranks)
+    for own in map(recipe.of_arm, recipe.arms):
+        check_pretraining(own, ranks)
+    for own in map(recipe.of_arm, recipe.all_arms) if whole else ():
+        _check_synthesis(own, ranks)
 
 
 def check_pretraining(recipe: Recipe, ranks: int) -> None:

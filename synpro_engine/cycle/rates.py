@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.run_layout import PRETRAIN, is_round
+from synpro_engine.cycle.run_layout import PRETRAIN, round_folders
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 
@@ -28,7 +28,7 @@ def measured_rates(run: Path) -> Rates:
     trained = [r["tokens_per_s"] for r in _records([pretraining], "train") if "tokens_per_s" in r]
     if not trained:
         raise UserError(f"{pretraining}: no steps with tokens_per_s; --measured takes the directory of a run")
-    tuning = sorted(path / METRICS for part in run.iterdir() if is_round(part) for path in part.glob("tune-*"))
+    tuning = [path / METRICS for part in round_folders(run) for path in sorted(part.glob("tune-*"))]
     drawn = [r["tokens"] / r["seconds/rollout"] for r in _records(tuning, "tune")]
     # The median, since first steps (compilation, caches) and those beside other work are far off.
     return Rates(trained=median(trained), sampled=median(drawn) if drawn else None)

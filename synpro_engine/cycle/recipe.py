@@ -10,14 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.backend.platform import DtypeName
-from synpro_engine.config import Config, UserError, apply_overrides, brief, nearest, read_yaml, validate
+from synpro_engine.config import Config, UserError, apply_overrides, brief, json_text, nearest, read_yaml, validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
+from synpro_engine.cycle.arm_sections import DEFAULT_ARMS, ArmConfig, CycleConfig, arm_fault, with_arm
 from synpro_engine.cycle.run_layout import CONFIG, model_of
 from synpro_engine.cycle.sections import (
     IN_RUN,
@@ -36,6 +37,7 @@ from synpro_engine.dist import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.influence import EstimatorConfig, ProbeConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import NO_JUDGES, RewardConfig
+from synpro_engine.reward.config import TOTAL
 from synpro_engine.reward.own import OwnReward
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.own_surrogate import load_surrogate
@@ -46,6 +48,7 @@ class Recipe(Config):
     """All of a run. Sections carry the names that overrides use, as in `pretrain.optimizer.lr=3e-4`."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"name", "parallel", "verify", "tuned"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"seeds", "arms", "cycle"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=100)
     """Letters, digits and `._-`; the run's directory below `runs` unless --dir names one."""
@@ -69,7 +72,8 @@ class Recipe(Config):
     influence: EstimatorConfig = EstimatorConfig()
     generator: GeneratorConfig = GeneratorConfig()
     rounds: int = Field(default=1, ge=1)
-    """How often: probe, tune, generate, train on."""
+    """How often: probe, tune, generate, train on. With limits in `cycle` it is the most."""
+    cycle: CycleConfig = CycleConfig()
     reward: RewardConfig = RewardConfig()
     prompt: PromptConfig = PromptConfig()
     tune: dict[str, TuneConfig] = Field(default={})
@@ -80,6 +84,12 @@ class Recipe(Config):
     mix: MixConfig = MixConfig()
     continued: ContinueConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+    arms: dict[str, ArmConfig] = Field(default={})
+    """Ways to train on from the plateau, by name, which share all that they have in common. Without any there are two:
+    `synthetic`, on what tuned generators write, and `repetition`, on organic text again."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = ()
+    """Every arm is trained once with each of these, the first of which is pretraining's: they decide in which order it
+    reads, and dropout. Theta, probes and synthetic text are those of the first. That alone where not given."""
     tuned: TunedConfig | None = None
     """Where settings were found by a sweep (`synpro sweep`): which, and how they compare."""
 
@@ -103,6 +113,43 @@ class Recipe(Config):
         """Questions of the user's own that weigh nothing, which generation asks of its texts for filters."""
         return tuple(name for name in self.reward.unweighed if self.generate.measures(name))
 
+    @property
+    def all_arms(self) -> dict[str, ArmConfig]:
+        """The arms, by name; of a recipe that names none the two that there are then."""
+        return self.arms or DEFAULT_ARMS
+
+    @property
+    def several(self) -> bool:
+        """Whether arms or seeds are named, so that each arm is measured by itself."""
+        return bool(self.arms or self.seeds)
+
+    @property
+    def arm_seeds(self) -> tuple[int | None, ...]:
+        """By which arms are trained; None for the recipe's own, which is the first."""
+        return (None, *self.seeds[1:])
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the number of rounds, or how long one is, shows only as they end."""
+        until = (self.continued.plateau, *(arm.continued.get("plateau") for arm in self.arms.values()))
+        return self.cycle.decides or any(plateau is not None for plateau in until)
+
+    @property
+    def most_unique_tokens(self) -> int:
+        """That an oracle may read beside the training split; 0 where there is none."""
+        in_rounds = [arm.continued for arm in self.all_arms.values() if arm.in_rounds] or [{}]
+        others = max(own.get("steps", self.continued.steps) for own in in_rounds) * self.rounds
+        oracles = [arm.continued for arm in self.arms.values() if arm.text == "unique"]
+        steps = max((own.get("steps", others) for own in oracles), default=0)
+        return steps * self.pretrain.global_batch * self.model.seq_len
+
+    def of_arm(self, name: str) -> Recipe:
+        """The recipe as an arm has it, which names no arms itself; UserError where it would be none."""
+        arm = self.all_arms[name]
+        if self.arms:
+            return validate(Recipe, with_arm(self.model_dump(), arm), f"arms.{name}")
+        return self if arm.text == "tuned" else self.model_copy(update={"tune": {}})
+
     def undivided(self) -> Recipe:
         """The same run, for what asks no model and so goes on any number of ranks."""
         pretrain = self.pretrain.model_copy(update={"parallel": None})
@@ -118,7 +165,7 @@ class Recipe(Config):
         key = f"{model}.parallel" if f"{model}.parallel" in self.layouts else "parallel"
         return Layout.of(self.layouts[key], ranks, key)
 
-    @field_validator("references", "held_out", "tune", mode="before")
+    @field_validator("references", "held_out", "tune", "arms", mode="before")
     @classmethod
     def _null_leaves_out(cls, value: Any) -> Any:
         # A file with a `base` is put together with it key by key, and could be rid of none of its names otherwise.
@@ -198,6 +245,11 @@ class Recipe(Config):
         for name in self.filter.least:
             if name not in self.reward.names:
                 raise ValueError(f"filter.least: no reward `{name}`{nearest(name, self.reward.names)}")
+        best = None if self.filter.best is None else self.filter.best.by
+        if best is not None and best != TOTAL:
+            needed["filter.best.by"] = best
+            if best not in self.reward.names:
+                raise ValueError(f"filter.best.by: no reward `{best}`{nearest(best, self.reward.names)}")
         if self.generate.mixture == "influence":
             needed["generate.mixture"] = "influence"
         if self.mix.synthetic is not None and self.mix.synthetic.wants_scores:
@@ -210,12 +262,19 @@ class Recipe(Config):
                 raise ValueError(f"{key}: generate.rewards leaves `{reward}` out, which it goes by")
         return self
 
-    @field_validator("references", "held_out")
+    @field_validator("references", "held_out", "arms")
     @classmethod
-    def _tasks_have_names_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _names_are_those_of_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}", name):
                 raise ValueError(f"`{name}`: names are letters, digits, `_` and `-`")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("one is named twice")
         return value
 
     @field_validator("held_out")
@@ -276,6 +335,79 @@ class Recipe(Config):
         wanted = self.continued.train_from
         if wanted not in ("raw", *self.pretrain.averages):
             raise ValueError(f"continued.train_from: pretrain.{wanted} is not given, so that there is none")
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_several_to_take_the_best_of(self) -> Recipe:
+        best, made = self.filter.best, self.generate.samples
+        if best is not None and best.keep >= made:
+            raise ValueError(f"filter.best.keep: {best.keep} of each slice, of which generate.samples makes {made}")
+        if best is not None and self.generate.join:
+            raise ValueError("filter.best: compares texts of one slice, which generate.join puts together with others")
+        if best is not None and best.by == TOTAL and self.generate.rewards != "all":
+            raise ValueError("filter.best.by: without all of generate.rewards there is no total")
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_leaves_out_what_there_is(self) -> Recipe:
+        for operation, config in self.tune.items():
+            weighed = {name for name, weight in self.reward.weights(operation).items() if weight}
+            for key, names in (("shuffled", config.shuffled), ("without", config.without)):
+                for name in (name for name in names if name not in weighed):
+                    known = nearest(name, weighed)
+                    raise ValueError(f"tune.{operation}.{key}: reward.{operation} gives `{name}` no weight{known}")
+            if weighed and weighed <= set(config.without):
+                raise ValueError(f"tune.{operation}.without: no reward is left to tune by")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_begin_with_the_recipes(self) -> Recipe:
+        key, first = ("seed", self.seed) if self.pretrain.seed is None else ("pretrain.seed", self.pretrain.seed)
+        if self.seeds and self.seeds[0] != first:
+            raise ValueError(f"seeds: must begin with `{key}` ({first}), whose theta all arms go on from")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_made(self) -> Recipe:
+        for name, arm in self.arms.items():
+            fault = arm_fault(arm)
+            if fault is None:
+                try:
+                    fault = self._fault_of(arm, self.of_arm(name))
+                except UserError as error:
+                    raise ValueError(str(error)) from None
+            if fault is not None:
+                raise ValueError(f"arms.{name}.{fault}")
+        return self
+
+    def _fault_of(self, arm: ArmConfig, own: Recipe) -> str | None:
+        if arm.text == "tuned" and not own.tune:
+            return "text: is tuned, but `tune` names no operation"
+        if arm.text == "unique" and self.corpus.max_train_tokens is None:
+            return "text: without `corpus.max_train_tokens` all of the text is the training split's, and none is unique"
+        if arm.influence == "measured":
+            return None
+        # A placebo whose texts were chosen by influence would be none.
+        best = own.filter.best is not None and own.filter.best.by in ("influence", TOTAL)
+        for key, goes in (
+            ("filter: {influence_quantile: null}", own.filter.influence_quantile is not None),
+            ("filter: {least: {}}", "influence" in own.filter.least),
+            ("filter: {best: null}", best),
+            ("generate: {mixture: shares}", own.generate.mixture == "influence"),
+            ("mix: {synthetic: null}", own.mix.synthetic is not None and own.mix.synthetic.by in ("influence", TOTAL)),
+        ):
+            if goes:
+                return f"influence: is {arm.influence}, but texts are chosen by it; give the arm `{key}`"
+        return None
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Recipe:
+        seen: dict[str, str] = {}
+        for name, arm in self.arms.items():
+            alike = json_text([arm.text, self.of_arm(name).recorded()])
+            if alike in seen:
+                raise ValueError(f"arms.{name}: is the same as arms.{seen[alike]}")
+            seen[alike] = name
         return self
 
     @model_validator(mode="after")

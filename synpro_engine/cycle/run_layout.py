@@ -3,8 +3,10 @@
     config.yaml  environment.json  stages.jsonl  report.html  judges/  served/     of the run itself
     tokenize     references        held-out                      text as tokens, once
     import       pretrain                                        models, once
-    round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue
+    round-N/     probe  tune-OPERATION  generate-OPERATION  shards  continue  decide
     repeat       evaluate                                        the other arm, and what came of it all
+    unique                                                       organic text that only an oracle reads
+    arms/NAME/   round-N/  continue  evaluate                    every other arm
 
 What a package writes wherever it is asked to (checkpoints, metrics, a synthetic corpus) is named by that package.
 """
@@ -42,9 +44,15 @@ for each source."""
 USED_SCORES = "scores"
 """Of `pretrain` and both arms: a folder with the scores, by source, that documents were repeated and ordered by."""
 TRAINING_RESULT = "result.json"
-"""Of `pretrain` and both arms: how training ended."""
+"""Of `pretrain` and every arm: how training ended."""
 WALK_STEPS = "steps.jsonl"
 """Of a probe that walked: its steps."""
+ARMS, UNIQUE = "arms", "unique"
+"""The folder of arms that a recipe names; organic text beyond the train split, which is also a source of its name."""
+SYNTHETIC_ARM, REPETITION_ARM = "synthetic", "repetition"
+"""The arms of a recipe that names none. Their stages stand beside `pretrain`, as they did before there were others."""
+DECISION = "decision.json"
+"""Of a round's `decide`: whether another round follows, and why."""
 CHECKPOINT, DIRECTION, DIRECTIONS = "checkpoint", "direction", "directions"
 """Of `import` and a probe: weights, or a direction in weight space; and of several references, a folder with the one of
 each."""
@@ -70,27 +78,33 @@ _REFERENCE, _HELD_OUT = "reference-", "held-out-"
 
 @dataclass(frozen=True)
 class Round:
-    """The stages of one round, by its number from 1."""
+    """The stages of one round of an arm, by its number from 1."""
 
     number: int
+    of_arm: str = SYNTHETIC_ARM
 
     @property
     def name(self) -> str:
-        """The directory of the round's stages; ids of its synthetic documents begin with it from round 2 on."""
+        """What the round's text is called among sources; ids of its documents begin with it from round 2 on."""
         return f"round-{self.number}"
+
+    @property
+    def place(self) -> str:
+        """The directory of the round's stages."""
+        return f"{place_of_arm(self.of_arm)}{self.name}"
 
     @property
     def probe(self) -> str:
         """What helping the reference means for theta."""
-        return f"{self.name}/probe"
+        return f"{self.place}/probe"
 
     def tune(self, operation: str) -> str:
         """The generator of one operation, tuned."""
-        return f"{self.name}/tune-{operation}"
+        return f"{self.place}/tune-{operation}"
 
     def generate(self, operation: str) -> str:
         """The synthetic documents of one operation."""
-        return f"{self.name}/generate-{operation}"
+        return f"{self.place}/generate-{operation}"
 
     def served(self, operation: str, weights: str) -> str:
         """The folder of a generator that is served, and what its server calls it; weights: their hash."""
@@ -99,22 +113,52 @@ class Round:
     @property
     def shards(self) -> str:
         """The round's synthetic documents as the pretrained model's tokens."""
-        return f"{self.name}/shards"
+        return f"{self.place}/shards"
 
     @property
     def arm(self) -> str:
         """Training on with the synthetic text."""
-        return f"{self.name}/continue"
+        return f"{self.place}/continue"
+
+    @property
+    def decide(self) -> str:
+        """Whether another round follows."""
+        return f"{self.place}/decide"
 
     @property
     def theta(self) -> str:
         """The stage whose weights the round starts from."""
-        return PRETRAIN if self.number == 1 else Round(self.number - 1).arm
+        return PRETRAIN if self.number == 1 else Round(self.number - 1, self.of_arm).arm
+
+
+def place_of_arm(arm: str) -> str:
+    """The folder of an arm's stages with a slash behind it; nothing for the arm whose rounds are the run's own."""
+    return "" if arm == SYNTHETIC_ARM else f"{ARMS}/{arm}/"
+
+
+def training_of_arm(arm: str) -> str:
+    """The stage of an arm that trains on once, and in no rounds."""
+    return REPEAT if arm == REPETITION_ARM else f"{ARMS}/{arm}/continue"
+
+
+def evaluation_of_arm(arm: str) -> str:
+    """The stage that measures an arm of a recipe that names its arms."""
+    return f"{ARMS}/{arm}/{EVALUATE}"
+
+
+def seeded(stage: str, seed: int | None) -> str:
+    """The name of a training stage with another seed than the run's; None: the run's own."""
+    return stage if seed is None else f"{stage}-seed-{seed}"
 
 
 def is_round(directory: Path) -> bool:
     """Whether a directory has the name of a round's."""
     return _ROUND.fullmatch(directory.name) is not None
+
+
+def round_folders(run: Path) -> list[Path]:
+    """The folders of all rounds of a run, of every arm."""
+    return sorted(path for path in (*run.glob("*"), *run.glob(f"{ARMS}/*/*")) if is_round(path))
 
 
 def run_of(stage: Path, name: str) -> Path:
@@ -131,13 +175,13 @@ def tokenizer_stage(stage: str) -> str:
 def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
     """Whose layout a stage runs in, by the section of a recipe that may set it; None where no model is asked."""
     name = stage.rpartition("/")[2]
-    if name in (TOKENIZE, REFERENCES, HELD_OUT, "shards"):
+    if name in (TOKENIZE, REFERENCES, HELD_OUT, UNIQUE, "shards", "decide"):
         return None
     return "generator" if name == IMPORT or name.startswith(("tune-", "generate-")) else "pretrain"
 
 
-def documents_path(stage: Path, split: Split) -> Path:
-    """The documents of a split inside the `tokenize` artifact."""
+def documents_path(stage: Path, split: Split | Literal["unique"]) -> Path:
+    """The documents of a split inside the `tokenize` artifact, or those of `unique` inside its own."""
     return stage / "documents" / f"{split}.jsonl.zst"
 
 

@@ -25,7 +25,7 @@ from synpro_engine.config import (
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.lock import LOCK
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CONFIG, is_round
+from synpro_engine.cycle.run_layout import ARMS, CONFIG, is_round
 from synpro_engine.cycle.stages import Stage, remove_stages, stale_stages
 
 # Begins the file, so that nobody's own config.yaml is taken for one of ours.
@@ -43,9 +43,9 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
         raise UserError(f"{directory}: is a file; --dir names the run's directory")
     # A finished artifact's files are those of its manifest: one more would make it a damaged one.
     outside_artifacts(directory)
-    # Rounds are folders of the run, not artifacts, so the check above does not see them.
+    # Rounds and arms are folders of the run, not artifacts, so the check above does not see them.
     for place in (directory.resolve(), *directory.resolve().parents):
-        if is_round(place) and _is_marked(place.parent / CONFIG):
+        if (is_round(place) or place.name == ARMS) and _is_marked(place.parent / CONFIG):
             raise UserError(f"{directory}: lies inside the run {place.parent}; give another --dir")
     if (directory / CONFIG).exists():
         if not _is_marked(directory / CONFIG):

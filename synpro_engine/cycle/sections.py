@@ -12,7 +12,7 @@ from synpro_engine.dist import LayoutConfig
 from synpro_engine.evaluate import EfficiencyConfig
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.synth import MegadocConfig
-from synpro_engine.train.config import TrainConfig, WeightsOf
+from synpro_engine.train.config import PlateauConfig, TrainConfig, WeightsOf
 
 
 class CorpusConfig(ReadConfig):
@@ -212,15 +212,23 @@ class EvaluateConfig(Config):
 class ContinueConfig(Config):
     """Training on after the plateau, with and without synthetic text."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"train_from"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"train_from", "plateau", "pools", "recency"})
 
     steps: int = Field(gt=0)
-    """Optimizer steps of each round; the arm that repeats organic text takes as many."""
+    """Optimizer steps of each round, with `plateau` the most of them; arms without rounds take as many as the rounds
+    together."""
+    plateau: PlateauConfig | None = None
+    """End a round where the reference loss no longer improves; None takes all `steps`."""
     synthetic_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of the synthetic text in the batches, whatever its size."""
     synthetic_epochs: float | None = Field(default=None, gt=0)
     """Passes over the synthetic text per pass over the organic text. Neither this nor a share given: 1, so that
     every text of the enlarged pool is seen equally often."""
+    pools: Literal["accumulate", "replace"] = "accumulate"
+    """Which rounds' synthetic text is read: of all so far, or of the newest alone."""
+    recency: float = Field(default=1.0, gt=0, le=1)
+    """How often a synthetic text is read beside one of the round behind it: 0.5 halves what a round counts with each
+    that follows."""
     train_from: WeightsOf = "raw"
     """The weights of the stage before that both arms train on from, with its optimizer's state. From `raw` its averages
     go on too; from one of them they begin anew."""

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Config
+from synpro_engine.cycle.arm_sections import CycleConfig
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import held_out_shards, reference_shards
 from synpro_engine.cycle.sections import (
@@ -193,6 +194,24 @@ class ShardsSettings(StageSettings):
         return super().recorded() if self.filter.any or self.megadocs is not None else {}
 
 
+class UniqueSettings(StageSettings):
+    """Organic text from beyond what a run may see, for oracles."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    corpus: CorpusConfig
+    max_tokens: int
+    """As many as an arm can read, so that none is read twice where the corpus has them."""
+    threads: int | None
+    seed: int
+
+
+class DecideSettings(StageSettings):
+    """When no further round follows."""
+
+    cycle: CycleConfig
+
+
 class EvaluateSettings(StageSettings):
     """Measurements of the arms and of the texts."""
 
@@ -303,11 +322,16 @@ class SettingsOf:
         seed = self._recipe.pretrain.seed
         return self._seed if seed is None else seed
 
-    def arm(self, steps: int, *, synthetic: bool) -> ArmSettings:
-        """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was."""
+    def arm(self, steps: int, *, synthetic: bool, rounds: bool = True, seed: int | None = None) -> ArmSettings:
+        """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was.
+
+        synthetic: whether it reads anything beside organic text. rounds: whether it ends where `continued` says, if
+        that is earlier. seed: another one than pretraining's.
+        """
         recipe = self._recipe
-        # Without a plateau, so that both arms take as many steps and the comparison is of the text alone.
-        ending = {"max_steps": steps, "plateau": None, "in_run": None, "parallel": None, "seed": None}
+        # Without a plateau, so that all arms take as many steps and the comparison is of the text alone.
+        plateau = recipe.continued.plateau if rounds else None
+        ending = {"max_steps": steps, "plateau": plateau, "in_run": None, "parallel": None, "seed": None}
         pretrain = recipe.pretrain.model_copy(update=ending)
         continued = recipe.continued if synthetic else None
         return ArmSettings(
@@ -319,8 +343,19 @@ class SettingsOf:
             organic=recipe.mix.organic,
             synthetic=recipe.mix.synthetic if synthetic else None,
             dtype=self._dtype,
-            seed=self._training_seed,
+            seed=self._training_seed if seed is None else seed,
         )
+
+    def unique(self, max_tokens: int) -> UniqueSettings:
+        """Of `unique`."""
+        recipe = self._recipe
+        threads = recipe.tokenizer.threads
+        return UniqueSettings(corpus=recipe.corpus, max_tokens=max_tokens, threads=threads, seed=self._seed)
+
+    @property
+    def decide(self) -> DecideSettings:
+        """Of a round's `decide`."""
+        return DecideSettings(cycle=self._recipe.cycle)
 
     @property
     def probe(self) -> ProbeSettings:
@@ -344,7 +379,8 @@ class SettingsOf:
         recipe = self._recipe
         # What chooses slices and nothing else of `generate`: changing how texts are sampled must not undo the tuning.
         slices = SliceConfig.model_validate(recipe.generate.model_dump(include=set(SliceConfig.model_fields)))
-        return TuneSettings(tune=recipe.tune[operation], slices=slices, **self._synthesis(operation, number))
+        tune = recipe.tune[operation]
+        return TuneSettings(tune=tune, slices=slices, **self._synthesis(operation, number, without=tune.without))
 
     def generate(self, operation: str, number: int) -> GenerateSettings:
         """Of generation by `operation` in round `number`."""
@@ -353,9 +389,13 @@ class SettingsOf:
         generate = self._recipe.generate.only(operation)
         return GenerateSettings(generate=generate, **self._synthesis(operation, number, self._recipe.asked_of_texts))
 
-    def _synthesis(self, operation: str, number: int, also: Sequence[str] = ()) -> dict[str, Any]:
+    def _synthesis(
+        self, operation: str, number: int, also: Sequence[str] = (), without: Sequence[str] = ()
+    ) -> dict[str, Any]:
         recipe = self._recipe
-        reward = recipe.reward.weighing({name: recipe.reward.weights(name) for name in (*PAPER, operation)}, also)
+        weights = {name: recipe.reward.weights(name) for name in (*PAPER, operation)}
+        weights[operation] = {name: weight for name, weight in weights[operation].items() if name not in without}
+        reward = recipe.reward.weighing(weights, also)
         return {
             "operation": operation,
             "prompt": recipe.prompt,

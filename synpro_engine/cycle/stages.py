@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +67,10 @@ class Stage:
     seed: int = 0
     layout: Layout | None = None
     """How the job is divided for it; None where it does not matter."""
+    arm: str | None = None
+    """Whose it is, of a recipe's arms: of what several have in common, the first one's."""
+    opens: frozenset[str] = frozenset()
+    """Commands that bring up stages which only its result shows."""
 
 
 def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
@@ -191,16 +195,24 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
     say(topology, f"[{stage.name}] done in {seconds:.1f} s")
 
 
-def run_stages(directory: Path, stages: list[Stage], topology: Topology, until: str | None = None) -> None:
-    """Run the stages of command `until` and all that they are made from, in order; every stage by default."""
-    for stage in stages if until is None else _needed(stages, until):
+def run_stages(
+    directory: Path, stages: Sequence[Stage], topology: Topology, until: str | None = None, only: Collection[str] = ()
+) -> None:
+    """Run the stages of command `until`, or of any, and all that they are made from, in order. only: of these arms."""
+    for stage in needed(stages, until, only):
         run_stage(directory, stage, topology)
 
 
-def _needed(stages: list[Stage], command: str) -> list[Stage]:
-    wanted = {stage.name for stage in stages if stage.command == command}
+def needed(stages: Sequence[Stage], command: str | None, only: Collection[str] = ()) -> list[Stage]:
+    """The stages that a command brings up, of all arms or of those in `only`; None: every command."""
+    wanted = {
+        stage.name
+        for stage in stages
+        if (command is None or command == stage.command or command in stage.opens) and (not only or stage.arm in only)
+    }
     if not wanted:
-        raise UserError(f"this recipe has no stage for `{command}`")
+        whose = f" of {' and '.join(only)}" if only else ""
+        raise UserError(f"this recipe has no stage{whose} for `{command or 'run'}`")
     for stage in reversed(stages):  # parents stand before what is made from them
         if stage.name in wanted:
             wanted.update(stage.parents)

@@ -100,8 +100,11 @@ class TokenLoader:
         mask_repetitions: bool = False,
         separate_documents: bool = False,
         curricula: Mapping[str, Curriculum] | None = None,
+        order_before: int | None = None,
     ) -> None:
-        """`weights` (positive, any sum) has the names of `corpora`; `global_batch` counts windows over all ranks.
+        """`weights` (any sum; 0 deals nothing more of a source) has the names of `corpora`; `global_batch` counts
+        windows over all ranks. `order_before`: another seed whose positions are gone on from, as many windows of each
+        source on, in this one's order.
 
         `mask_repetitions` drops the loss of windows in which a short phrase repeats (see `repetition_mask`);
         `separate_documents` marks batches as such whose documents do not see each other. `curricula`: of those sources
@@ -118,6 +121,7 @@ class TokenLoader:
         if global_batch % dp_size:
             raise UserError(f"a global batch of {global_batch} does not divide over {dp_size} data-parallel ranks")
         self.seq_len, self.global_batch, self.seed = seq_len, global_batch, seed
+        self._order_before = seed if order_before is None else order_before
         self.mask_repetitions, self.separate_documents = mask_repetitions, separate_documents
         local = global_batch // dp_size
         self._rows = range(dp_rank * local, (dp_rank + 1) * local)
@@ -263,9 +267,10 @@ class TokenLoader:
         new shares hold from here on; they do not make up for the past. Raises UserError when the position has
         no meaning here: another seed or sequence length, a source gone or changed.
         """
-        for key, ours in (("seed", self.seed), ("seq_len", self.seq_len)):
-            if state[key] != ours:
-                raise UserError(f"the checkpoint's data position has {key} {state[key]}, this run {ours}")
+        for key, ours in (("seed", {self.seed, self._order_before}), ("seq_len", {self.seq_len})):
+            if state[key] not in ours:
+                told = " or ".join(map(str, sorted(ours)))
+                raise UserError(f"the checkpoint's data position has {key} {state[key]}, this run {told}")
         dealt, before = dict.fromkeys(self._sources, 0), dict.fromkeys(self._sources, 0)
         for name, old in state["sources"].items():
             dealt[name], before[name] = self._position(name, old)

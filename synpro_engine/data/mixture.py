@@ -62,12 +62,12 @@ class Blend:
     """
 
     def __init__(self, weights: Mapping[str, float], drawn: Mapping[str, int] | None = None) -> None:
-        """`weights` are positive, of any sum; `drawn` the samples given so far (none)."""
+        """`weights` are of any sum, and of 0 for sources that give none; `drawn` the samples given so far (none)."""
         total = sum(weights.values())
         self.drawn = {name: (drawn or {}).get(name, 0) for name in weights}
-        self._shares = {name: weight / total for name, weight in weights.items()}
+        self._shares = {name: weight / total for name, weight in weights.items() if weight}
         # Tijdeman's constant: with it no source is ever more than 1 - 1/(2n - 2) samples from its share.
-        self._slack = 1 / (2 * len(weights) - 2) if len(weights) > 1 else 0.0
+        self._slack = 1 / (2 * len(self._shares) - 2) if len(self._shares) > 1 else 0.0
 
     def next(self) -> str:
         """Return the name of the source of the next sample and count it."""

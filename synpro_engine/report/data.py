@@ -70,7 +70,7 @@ class ReportData:
     # By set of texts: the organic one, and that of each operation.
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})
     tokens: TokenAccount | None = field(default=None, metadata={_TITLE: "Token accounting"})
-    arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The two arms"})
+    arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The arms"})
     # Where the recipe has a table to go by.
     data_efficiency: tuple[DataEfficiency, ...] = ()
     environment: Environment | None = field(default=None, metadata={_TITLE: "Environment"})

@@ -8,7 +8,7 @@ from synpro_engine.report.sections.timeline import Timeline
 
 STATEMENT = (
     "A run of this size cannot show an effective-token gain.",
-    "The model is far too small, the synthetic pool too short and each arm was trained once, with one seed, so a "
+    "The model is far too small, the synthetic pool too short and theta was trained once, with one seed, so a "
     "difference between the arms below cannot be told from chance. What the run shows is that every part of the cycle "
     "is real and wired: the model is pretrained, its loss is watched for a plateau, influence is measured on that very "
     "model, the generator is tuned against it, and the model is trained on what the generator wrote.",
@@ -85,14 +85,15 @@ def _synthetic(data: ReportData) -> Fact:
 def _held_out(data: ReportData) -> list[Fact]:
     if not data.arms.held_out:
         return [Fact(label="Held-out loss", value=_NOT_YET)]
+    # Of several seeds the first one's: the table has the others.
+    rows = {row.name: row for row in reversed(data.arms.held_out) if row.text == "validation"}
     return [
         Fact(
             label=f"Held-out loss, {row.name}",
             value=f"{fixed(row.bits_per_byte)} bits per byte",
             note=f"{fixed(row.per_token)} nats per token",
         )
-        for row in data.arms.held_out
-        if row.text == "validation"
+        for row in reversed(rows.values())
     ]
 
 

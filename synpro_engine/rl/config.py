@@ -150,6 +150,7 @@ class TuneConfig(Config):
         # for it.
         "micro_batch sampler residency skip checkpoint_every keep_checkpoints log_samples judge_canary held_out".split()
     )
+    LATER: ClassVar[frozenset[str]] = frozenset({"shuffled", "without"})
 
     algorithm: Algorithm = "grpo"
     """Whose settings take the place of the defaults below; what is given beside it counts."""
@@ -215,6 +216,11 @@ class TuneConfig(Config):
     normalisation: Literal["group", "per_reward"] = "group"
     """`group`: sum the weighted rewards, then compare; `per_reward`: compare each reward within the group first, then
     sum (GDPO, arXiv 2601.05242), so that no reward rules by its scale."""
+    shuffled: tuple[str, ...] = ()
+    """Rewards whose values change places among the accepted completions of each group before they are compared: a
+    placebo, which has their distribution and knows nothing of the texts."""
+    without: tuple[str, ...] = ()
+    """Rewards that have no weight in tuning, though generation measures them."""
     mask_truncated: bool = False
     """Learn nothing from completions that `max_new_tokens` cut off; they are compared with all the same."""
     overlong: OverlongConfig | None = None

@@ -19,6 +19,7 @@ from synpro_engine.reward import RewardFault, RewardTable
 from synpro_engine.reward.config import OVERLONG
 from synpro_engine.rl.advantages import overlong_penalty
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.placebo import shuffled_within_groups
 from synpro_engine.rl.types import Prompt, Rollout
 from synpro_engine.sampler import Completion, Sampler
 from synpro_engine.synth import Candidate, Prompter, Slice
@@ -166,6 +167,9 @@ class RolloutWorker:
         on_every_rank(self._topology, lambda: tables.append(self._scorer.score(candidates)))
         # The first rank's for its tensor-parallel group: all of it must learn from the very same numbers.
         table = broadcast_in(self._topology.tp, tables[0])
+        if self._config.shuffled:
+            keys, shuffled = [prompts[i].key for i in places], self._config.shuffled
+            table = shuffled_within_groups(table, candidates, self._weights, shuffled, keys, self._seed)
         # By the rank whose completion it is: the others do not have its text.
         told = [self._tell(prompts, places, candidates, fault) for fault in table.faults]
         gathered = gather_objects(self._topology.dp, (table.asked, told))

@@ -89,7 +89,8 @@ class TuningRun:
         if newest is not None:
             # Ahead of its tensors, which other settings may have given other shapes.
             extra = on_main(self._topology, lambda: checkpoint_extra(newest))
-            difference = first_difference(extra["run"], self._identity, _FREE)
+            # A key that is younger than the checkpoint counts as its default there.
+            difference = first_difference(self._config.completed(extra["run"]), self._identity, _FREE)
             if difference is not None:
                 raise UserError(
                     f"{newest}: belongs to a run of other settings: {difference}; use a directory of its own"

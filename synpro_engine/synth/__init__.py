@@ -3,7 +3,7 @@
 from synpro_engine.synth.builtin import REFORMAT, REPHRASE
 from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat, stop_ids
 from synpro_engine.synth.corpus import DOCUMENTS, REJECTS, TOKENS, YIELD, files_of, lines_of, read_yield
-from synpro_engine.synth.filters import FilterConfig, FilterReport, Filters, Made, OperationFiltering
+from synpro_engine.synth.filters import BestConfig, FilterConfig, FilterReport, Filters, Made, OperationFiltering
 from synpro_engine.synth.generate import generate_corpus, join_generation, work_directory
 from synpro_engine.synth.megadocs import (
     MegadocConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "REPHRASE",
     "TOKENS",
     "YIELD",
+    "BestConfig",
     "Candidate",
     "ChatFormat",
     "ChatMessage",

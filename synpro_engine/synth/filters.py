@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from synpro_engine.config import Config, Record, UserError
@@ -25,8 +26,20 @@ _REPEATED, _COPIED, _LEAKED = 3, 8, 13  # words
 _SAMPLES, _SAMPLE_CHARS = 3, 600
 
 
+class BestConfig(Config):
+    """Best of n: of the completions of a slice by one operation (`generate.samples`), those that are trained on."""
+
+    by: str | None = "influence"
+    """The reward that is compared, or `total`; a text without it comes last, and of equal ones the first is better.
+    None takes them as they were drawn: a pool as large, of texts that nothing chose."""
+    keep: int = Field(default=1, gt=0)
+    """Of each slice."""
+
+
 class FilterConfig(Config):
     """Which accepted texts are not trained on. What is not given filters nothing."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"best"})
 
     min_chars: int | None = Field(default=None, ge=1)
     """Fewest characters of a text."""
@@ -52,6 +65,8 @@ class FilterConfig(Config):
     text without that reward stays. Likewise `influence_quantile`. Memory: 8 bytes a text."""
     influence_quantile: float | None = Field(default=None, gt=0, lt=1)
     """Remove texts whose reward `influence` is below this quantile."""
+    best: BestConfig | None = None
+    """Keep the best of each slice's accepted texts alone. Memory: 8 bytes a text."""
     least: dict[str, float] = Field(default={})
     """Remove texts whose value is below this one, by reward or question of your own (`reward.judges`); a text without
     that value stays."""
@@ -156,12 +171,13 @@ class Filters:
         if config.max_leaked is not None:
             self._held_out = distinct(ngrams_of(words_of(held_out), _LEAKED)[0])
         self._floors: dict[str, dict[str, float]] = {}
+        self._beaten: dict[str, NDArray[np.int64]] = {}
         self._by_operation: dict[str, OperationFiltering] = {}
 
     @property
     def surveys(self) -> bool:
         """Whether `survey` has anything to look for."""
-        return self._pool is not None or bool(self.config.quantiles)
+        return self._pool is not None or bool(self.config.quantiles) or self.config.best is not None
 
     @property
     def report(self) -> FilterReport:
@@ -177,7 +193,10 @@ class Filters:
     def survey(self, operation: str, texts: Iterable[Made]) -> None:
         """Note what can only be known of all texts: where the lowest rewards end, and which slices were worked on."""
         values = {name: array("d") for name in self.config.quantiles}
+        ranked = None if self.config.best is None else _Ranked(self.config.best)
         for made in texts:
+            if ranked is not None:
+                ranked.add(made)
             for name, of_all in values.items():
                 if name in made.rewards:
                     of_all.append(made.rewards[name])
@@ -189,6 +208,8 @@ class Filters:
             for name, of_all in values.items()
             if of_all
         }
+        if ranked is not None:
+            self._beaten[operation] = ranked.beaten()
 
     def pass_through(self, operation: str, texts: Iterable[Made]) -> Iterator[Made]:
         """Yield the texts that stay, and count the others."""
@@ -220,6 +241,7 @@ class Filters:
             "language": lambda: self._language(made),
             "near duplicate": lambda: self._near_duplicate(made),
             "leak": lambda: self._leak(made),
+            "best": lambda: self._best(operation, made),
             "quality": lambda: self._reward("quality", operation, made),
             "influence": lambda: self._reward("influence", operation, made),
         } | {f"least {name}": partial(_too_low, made, name, least) for name, least in self.config.least.items()}
@@ -257,11 +279,40 @@ class Filters:
             return None
         return _too_many(made, _LEAKED, self._held_out, self.config.max_leaked, "in held-out text")
 
+    def _best(self, operation: str, made: Made) -> str | None:
+        beaten = self._beaten.get(operation, np.empty(0, np.int64))
+        at = int(np.searchsorted(beaten, made.number))
+        return "others of its slice are better" if at < len(beaten) and beaten[at] == made.number else None
+
     def _reward(self, name: str, operation: str, made: Made) -> str | None:
         floor = self._floors.get(operation, {}).get(name)
         if floor is None or name not in made.rewards or made.rewards[name] >= floor:
             return None
         return f"{made.rewards[name]:.4g}, below {floor:.4g}"
+
+
+class _Ranked:
+    """Numbers of texts that are not among the best of their slices. Texts of a slice pass by one behind the other."""
+
+    def __init__(self, config: BestConfig) -> None:
+        self._config, self._slice, self._beaten = config, "", array("q")
+        self._texts: list[tuple[float, int]] = []
+
+    def add(self, made: Made) -> None:
+        slice_key = made.id.rpartition(":")[0]  # an id ends with the number of the sample
+        if slice_key != self._slice:
+            self._end_slice()
+            self._slice = slice_key
+        value = 0.0 if self._config.by is None else made.rewards.get(self._config.by, float("-inf"))
+        self._texts.append((-value, made.number))
+
+    def beaten(self) -> NDArray[np.int64]:
+        self._end_slice()
+        return np.sort(np.array(self._beaten, dtype=np.int64))
+
+    def _end_slice(self) -> None:
+        self._beaten.extend(number for _, number in sorted(self._texts)[self._config.keep :])
+        self._texts = []
 
 
 def _too_low(made: Made, name: str, least: float) -> str | None:

@@ -148,8 +148,12 @@ def test_arms_begin_with_weights_that_pretraining_keeps() -> None:
         (ContinueConfig(steps=1), [0.6, 0.1, 0.3]),
         (ContinueConfig(steps=1, synthetic_epochs=2.0), [6 / 14, 2 / 14, 6 / 14]),
         (ContinueConfig(steps=1, synthetic_share=0.8), [0.2, 0.2, 0.6]),
+        (ContinueConfig(steps=1, recency=0.5), [600 / 950, 50 / 950, 300 / 950]),
+        (ContinueConfig(steps=1, synthetic_share=0.7, recency=0.5), [0.3, 0.1, 0.6]),
+        (ContinueConfig(steps=1, pools="replace"), [600 / 900, 0.0, 300 / 900]),
+        (ContinueConfig(steps=1, synthetic_share=0.8, pools="replace"), [0.2, 0.0, 0.8]),
     ],
-    ids=["concatenated", "epochs", "share"],
+    ids=["concatenated", "epochs", "share", "recency", "share and recency", "replaced", "share of what is new"],
 )
 def test_the_mixture_is_by_tokens_epochs_or_share(config: ContinueConfig, shares: list[float]) -> None:
     corpora = {"organic": _corpus(600), "round-1": _corpus(100), "round-2": _corpus(300)}

@@ -89,8 +89,9 @@ def test_the_cycle_ends_with_every_stage_and_a_report(alone: Path) -> None:
 def test_what_the_files_of_a_run_hold_is_documented(alone: Path) -> None:
     assert faults_in(alone) == []
     named = {name for path in alone.rglob("manifest.json") for name in json.loads(path.read_text())["schemas"]}
-    # Of a walk, of tasks from files, of shares by influence, of trackers and of megadocs: this recipe has none of them.
-    none = {"steps.jsonl", "tasks.json", "left_out/*.jsonl", "mixture.json", "trackers.json", "megadocs.jsonl.zst"}
+    # Of a walk, of tasks from files, of shares by influence, of trackers, megadocs and rounds that decide: it has none.
+    none = {"steps.jsonl", "tasks.json", "left_out/*.jsonl", "mixture.json", "trackers.json"}
+    none |= {"megadocs.jsonl.zst", "decision.json"}
     assert named == SCHEMAS.keys() - none
 
 

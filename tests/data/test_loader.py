@@ -99,6 +99,38 @@ def _documents(loader: TokenLoader) -> torch.Tensor:
     return document_BS
 
 
+def test_another_order_goes_on_from_the_place_of_the_first_and_from_its_own() -> None:
+    first, fresh = _loader(), TokenLoader(CORPORA, WEIGHTS, SEQ, 12, seed=8)
+    _rows(first, 20)
+    _rows(fresh, 20)
+    other = TokenLoader(CORPORA, WEIGHTS, SEQ, 12, seed=8, order_before=7)
+    other.load_state_dict(first.state_dict())
+    assert other.samples_by_source == first.samples_by_source
+    # As many windows of each source on, in the order of its own seed from the beginning.
+    place = json.loads(json.dumps(other.state_dict()))
+    assert place == fresh.state_dict() | {"seed": 8}
+    after = _rows(other, 10)
+    assert after == _rows(fresh, 10) != _rows(first, 10)
+    resumed = TokenLoader(CORPORA, WEIGHTS, SEQ, 12, seed=8, order_before=7)
+    resumed.load_state_dict(place)
+    assert _rows(resumed, 10) == after
+    with pytest.raises(UserError, match="position has seed 7, this run 8"):
+        TokenLoader(CORPORA, WEIGHTS, SEQ, 12, seed=8).load_state_dict(first.state_dict())
+
+
+def test_a_source_of_weight_0_deals_nothing_more_and_keeps_its_place() -> None:
+    loader = _loader()
+    _rows(loader, 9)
+    before = loader.samples_by_source
+    for weights in ({"organic": 3.0, "synthetic": 0.0, "web": 1.0}, {"organic": 1.0, "synthetic": 0.0, "web": 0.0}):
+        later = TokenLoader(CORPORA, weights, SEQ, 12, seed=7)
+        later.load_state_dict(loader.state_dict())
+        _rows(later, 8)
+        assert later.samples_by_source["synthetic"] == before["synthetic"]
+        given = {name: later.samples_by_source[name] - before[name] for name in CORPORA}
+        assert [given[name] for name in weights] == [96 * weight / sum(weights.values()) for weight in weights.values()]
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("sources", [["web"], list(CORPORA)])
 def test_documents_of_labels_are_what_a_loader_of_documents_numbers_deals(sources: list[str], ranks: int) -> None:

@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from synpro_engine.config import UserError
-from synpro_engine.synth import FilterConfig, FilterReport, Filters, Made
+from synpro_engine.synth import BestConfig, FilterConfig, FilterReport, Filters, Made
 
 WORDS = [f"{a}{b}" for a in "bad cor del fin gul hem".split() for b in "an el ir om us yt".split()]
 
@@ -138,3 +139,27 @@ def test_a_quantile_is_of_one_operation() -> None:
         filters.survey(operation, texts)
     kept = [one.id for operation, texts in of.items() for one in filters.pass_through(operation, texts)]
     assert kept == ["a2", "a3", "b2", "b3"]
+
+
+SLICES = [
+    made(f"doc:{at}-{at + 9}:rephrase:{member}", prose(10 * at + member), influence=value)
+    for at, values in ((0, (0.1, 0.7, 0.3)), (9, (0.2, 0.2, -1.0)), (18, (0.4,)))
+    for member, value in enumerate(values)
+]
+NUMBERED = [replace(one, number=number) for number, one in enumerate(SLICES)]
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [
+        (BestConfig(), [1, 3, 6]),
+        (BestConfig(keep=2), [1, 2, 3, 4, 6]),
+        (BestConfig(by=None), [0, 3, 6]),
+        (BestConfig(by="unmeasured"), [0, 3, 6]),
+    ],
+    ids=["best", "two best, the first of equal ones", "the first", "without the reward"],
+)
+def test_the_best_of_a_slices_texts_stay(best: BestConfig, kept: list[int]) -> None:
+    removed, report = filtered(FilterConfig(best=best), NUMBERED)
+    assert {one.id for one in NUMBERED} - removed == {NUMBERED[number].id for number in kept}
+    assert report.by_operation["rephrase"].removed == {"best": len(NUMBERED) - len(kept)}

@@ -1,11 +1,11 @@
-"""The stage that measures what came out: held-out loss of the arms, influence and diversity of the texts."""
+"""The stages that measure what came out: held-out loss of the arms, influence and diversity of the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -44,34 +44,42 @@ class Results(Record):
     diversity: dict[str, Diversity] = Field(default={})
 
 
+class Measured(NamedTuple):
+    """A stage with weights, and what it is called; seed: None for the run's own."""
+
+    name: str
+    seed: int | None
+    stage: Path
+
+
 def evaluate_stage(
     into: Path,
     settings: EvaluateSettings,
     tokens: Path,
-    arms: Mapping[str, Path],
-    pair: tuple[Path, Path],
+    arms: Sequence[Measured],
+    pair: tuple[Path, Path] | None,
     corpora: Mapping[str, Path],
     topology: Topology,
 ) -> None:
-    """Write `results.json`: `held_out` by arm, `influence` and `diversity` by operation.
+    """Write `results.json`: `held_out` by arm and seed, `influence` and `diversity` by operation.
 
-    arms: stages with weights by name. pair: the stages of theta and its probe. corpora: `generate` stages by operation.
+    pair: the stages of theta and its probe; None where no texts are measured. corpora: `generate` stages by operation.
     """
     results = {
         "held_out": _held_out(settings, tokens, arms, topology),
-        "influence": _influence(settings, tokens, pair, corpora, topology),
+        "influence": {} if pair is None else _influence(settings, tokens, pair, corpora, topology),
         "diversity": on_main(topology, lambda: _diversity(tokens, corpora), label="diversity"),
     }
     on_main(topology, lambda: atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n"))
 
 
 def _held_out(
-    settings: EvaluateSettings, tokens: Path, arms: Mapping[str, Path], topology: Topology
+    settings: EvaluateSettings, tokens: Path, arms: Sequence[Measured], topology: Topology
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
     texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
     rows = []
-    for name, stage in arms.items():
+    for name, seed, stage in arms:
         # One model after the other, and no name that outlives its turn: two at once may not fit.
         model = load_model(stage, topology, dtype)
         for text, corpus in texts.items():
@@ -87,6 +95,7 @@ def _held_out(
                     "tokens": corpus.num_learnt,
                     "utf8_bytes": corpus.text_bytes,
                     "documents": corpus.num_documents,
+                    "seed": seed,
                 }
             )
         del model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -53,31 +53,42 @@ def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
     return composer.judges | {"similarity": f"encoder {fingerprint(encoder.encoder)[:16]}, {layer}"}
 
 
-def check_judges(recipe: Recipe, directory: Path, topology: Topology) -> None:
-    """Ask every judge once, before the first stage, if one that will ask it is not done yet. Collective.
+def check_judges(recipe: Recipe, directory: Path, topology: Topology, stages: Collection[str] | None = None) -> None:
+    """Ask every judge once, before the first stage, if one of `stages` (of all) that will ask it is not done yet.
 
-    UserError, naming the key, for one that does not answer as it should.
+    Collective. UserError, naming the key, for one that does not answer as it should.
     """
 
     def is_open(stage: str) -> bool:
         # A finished run must be readable when its judges are long gone.
-        return not (directory / stage / MANIFEST).exists()
+        return (stages is None or stage in stages) and not (directory / stage / MANIFEST).exists()
 
     def check() -> list[str]:
         weights: dict[str, dict[str, float]] = {}
-        for this in map(Round, range(1, recipe.rounds + 1)):
-            weights |= {name: recipe.measured(name) for name in recipe.generate.names if is_open(this.generate(name))}
-        also = recipe.asked_of_texts if weights else ()
-        # Last, for they measure whatever generation does.
-        for this in map(Round, range(1, recipe.rounds + 1)):
-            weights |= {name: recipe.reward.weights(name) for name in recipe.tune if is_open(this.tune(name))}
-        new = [recipe.generate.sampling.max_new_tokens, *(one.sampling.max_new_tokens for one in recipe.tune.values())]
+        also, new = dict[str, None](), [recipe.generate.sampling.max_new_tokens]
+        for name in (name for name, arm in recipe.all_arms.items() if arm.in_rounds):
+            own, rounds = recipe.of_arm(name), [Round(number, name) for number in range(1, recipe.rounds + 1)]
+            for operation in own.generate.names:
+                if any(is_open(this.generate(operation)) for this in rounds):
+                    _add_weights(weights, operation, own.measured(operation))
+                    also |= dict.fromkeys(own.asked_of_texts)
+            for operation, tune in own.tune.items():
+                new.append(tune.sampling.max_new_tokens)
+                if any(is_open(this.tune(operation)) for this in rounds):
+                    learnt = own.reward.weights(operation)
+                    _add_weights(weights, operation, {n: w for n, w in learnt.items() if n not in tune.without})
         layout = recipe.layout_of(IMPORT, topology.world_size)
         assert layout is not None
-        return check_all(recipe.reward.weighing(weights, also), layout, recipe.generate.max_chars, max(new))
+        return check_all(recipe.reward.weighing(weights, tuple(also)), layout, recipe.generate.max_chars, max(new))
 
     for line in on_main(topology, check):
         say(topology, line)
+
+
+def _add_weights(weights: dict[str, dict[str, float]], operation: str, more: Mapping[str, float]) -> None:
+    """Have what weighs anything in any arm, in tuning or in generation, weigh something."""
+    known = weights.setdefault(operation, {})
+    known |= {name: weight for name, weight in more.items() if weight or name not in known}
 
 
 def check_all(reward: RewardConfig, layout: Layout, max_chars: int = 0, max_new_tokens: int = 0) -> list[str]:

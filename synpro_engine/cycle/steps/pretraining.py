@@ -1,4 +1,4 @@
-"""The stages that train the pretrained model: to the plateau, and the two arms after it."""
+"""The stages that train the pretrained model: to the plateau, and the arms after it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from synpro_engine.cycle.run_layout import (
     SYNTHETIC,
     SYNTHETIC_TOKENS,
     TRAINING_RESULT,
+    UNIQUE,
     measured_path,
 )
 from synpro_engine.cycle.sections import ContinueConfig
@@ -85,10 +86,14 @@ class Training:
     tokens: Path
     start: Path | None = None
     """The stage that it trains on from: weights, optimizer, position in the organic text."""
+    order_before: int | None = None
+    """The seed of the order that `start` read in, where that may be another one."""
     synthetic: Mapping[str, Path] = field(default_factory=dict)
-    """Shard artifacts by source name."""
+    """What is read beside the organic text: shard artifacts by source name."""
     made: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     """By source name, the `generate` stages of its operations."""
+    arm: str | None = None
+    """Whose stage it is; None: pretraining."""
 
     def sources(self, tokenizer: Tokenizer, stage: Path, topology: Topology | None = None) -> Sources:
         """The text that it reads.
@@ -96,7 +101,8 @@ class Training:
         stage: where the scores that it goes by are. With `topology` they are put there first; collective.
         """
         corpora = {ORGANIC: open_split(self.tokens, "train", tokenizer)}
-        corpora |= {name: open_split(path, SYNTHETIC, tokenizer) for name, path in self.synthetic.items()}
+        for name, path in self.synthetic.items():
+            corpora[name] = open_split(path, UNIQUE if name == UNIQUE else SYNTHETIC, tokenizer)
         configs, settings = self._curricula, self.settings
         if topology is not None and configs:
             scored = self.tokens.with_name(PRETRAIN)
@@ -112,7 +118,7 @@ class Training:
     def _curricula(self) -> dict[str, CurriculumConfig]:
         synthetic = self.settings.synthetic if isinstance(self.settings, ArmSettings) else None
         configs = {ORGANIC: self.settings.organic, **dict.fromkeys(self.synthetic, synthetic)}
-        return {name: config for name, config in configs.items() if config is not None}
+        return {name: config for name, config in configs.items() if config is not None and name != UNIQUE}
 
     def loader(self, sources: Sources, rank: int = 0, ranks: int = 1) -> TokenLoader:
         """Deals the sources, from their first window; rank, ranks: of data parallelism."""
@@ -128,6 +134,7 @@ class Training:
             mask_repetitions=settings.pretrain.mask_repetitions,
             separate_documents=settings.pretrain.separate_documents,
             curricula=sources.curricula,
+            order_before=self.order_before,
         )
 
 
@@ -227,6 +234,8 @@ def _texts_read(training: Training, sources: Sources, windows: Mapping[str, int]
     operations: dict[str, dict[str, int]] = {}
     stitched: dict[str, int] = {}
     for name, shards in training.synthetic.items():
+        if name == UNIQUE:  # no operation made it
+            continue
         counts, corpus = read_json(shards / SYNTHETIC_TOKENS), sources.corpora[name]
         if (shards / STITCHED).exists():
             offsets, kinds = stretches(shards / STITCHED, list(counts))
@@ -273,7 +282,7 @@ def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:
     """An arm too short to read a single window of some synthetic source would be the other arm under its name."""
     for name, weight in weights.items():
         share = weight / sum(weights.values())
-        if name != ORGANIC and share * windows < 1:
+        if name != ORGANIC and weight and share * windows < 1:
             raise UserError(
                 f"`continued.steps`: of the {windows} windows of this arm, a share of {share:.2%} leaves none for the"
                 f" synthetic text of {name}; raise it, `continued.synthetic_share` or `continued.synthetic_epochs`"
@@ -285,13 +294,17 @@ def mixture(
 ) -> dict[str, float]:
     """Weights of the sources: the synthetic ones share `synthetic_share` by their tokens, or count by epochs.
 
+    Both by `recency`, and without those that newer ones replace, which stay as sources that no more is read of.
     per_pass: tokens of a pass of those that have a curriculum; an epoch of the others has each token once.
     """
     tokens = {name: float(corpus.num_tokens) for name, corpus in corpora.items()} | dict(per_pass or {})
-    synthetic = {name: tokens[name] for name in corpora if name != ORGANIC}
-    if config.synthetic_share is not None and synthetic:
-        share, total = config.synthetic_share, sum(synthetic.values())
-        # By tokens among themselves, so that texts of all rounds are read equally often.
-        return {ORGANIC: 1 - share} | {name: share * tokens / total for name, tokens in synthetic.items()}
-    epochs = {name: (config.synthetic_epochs or 1.0) if name in synthetic else 1.0 for name in corpora}
-    return {name: tokens[name] * epochs[name] for name in corpora}
+    rounds = [name for name in corpora if name != ORGANIC]
+    read = rounds[-1:] if config.pools == "replace" else rounds
+    counted = {name: tokens[name] * config.recency**age for age, name in enumerate(reversed(read))}
+    weights = dict.fromkeys(corpora, 0.0)
+    if config.synthetic_share is not None and read:
+        share, total = config.synthetic_share, sum(counted.values())
+        # By tokens among themselves, so that texts of all rounds are read equally often where none counts for less.
+        return weights | {ORGANIC: 1 - share} | {name: share * each / total for name, each in counted.items()}
+    epochs = config.synthetic_epochs or 1.0
+    return weights | {ORGANIC: tokens[ORGANIC]} | {name: each * epochs for name, each in counted.items()}

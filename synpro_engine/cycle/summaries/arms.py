@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from synpro_engine.cycle.run_layout import REPEAT, Round
+from dataclasses import replace
+
+from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.cycle.summaries.pretraining import curves
-from synpro_engine.report import Arms, Curve, CurveKind
+from synpro_engine.report import Arms, Curve, CurveKind, HeldOutLoss
 
-SYNTHETIC_ARM, REPEAT_ARM = "organic + synthetic", "repeat organic"
+_NAMES = {SYNTHETIC_ARM: "organic + synthetic", REPETITION_ARM: "repeat organic"}
+
+
+def name_of(run: FinishedRun, arm: str) -> str:
+    """What the report calls an arm: by its name, and where the recipe names none by its text."""
+    return arm if run.recipe.several else _NAMES[arm]
 
 
 def arms(run: FinishedRun) -> Arms:
-    """Both arms; the rounds of the synthetic one are put end to end."""
-    synthetic: dict[CurveKind, Curve] = {}
-    for number in run.rounds:
-        for curve in curves(run, Round(number).arm, SYNTHETIC_ARM):
-            before = synthetic.get(curve.kind)
-            synthetic[curve.kind] = curve if before is None else _joined(before, curve)
+    """All arms; the rounds of one are put end to end. Curves are of the first seed."""
+    shown: list[Curve] = []
+    for arm in run.recipe.all_arms:
+        joined: dict[CurveKind, Curve] = {}
+        for stage in run.trained(arm):
+            for curve in curves(run, stage, name_of(run, arm)):
+                before = joined.get(curve.kind)
+                joined[curve.kind] = curve if before is None else _joined(before, curve)
+        shown += joined.values()
+    organic = [name for name, arm in run.recipe.all_arms.items() if arm.text == "organic"]
     return Arms(
-        curves=(*synthetic.values(), *curves(run, REPEAT, REPEAT_ARM)),
-        held_out=run.results().held_out,
+        curves=tuple(shown),
+        held_out=tuple(_held_out(run)),
+        compared_with=organic[0] if organic and run.recipe.several else None,
     )
+
+
+def _held_out(run: FinishedRun) -> list[HeldOutLoss]:
+    """Of each arm and seed, the plateau first; without arms and seeds there is nothing to tell by."""
+    seeds, rows = run.recipe.seeds, [row for results in run.results().values() for row in results.held_out]
+    return [replace(row, seed=seeds[0]) if seeds and row.seed is None else row for row in rows]
 
 
 def _joined(before: Curve, curve: Curve) -> Curve:

@@ -27,10 +27,10 @@ def efficiencies(run: FinishedRun) -> tuple[DataEfficiency, ...]:
 
 
 def _losses(run: FinishedRun) -> Iterator[tuple[str, float]]:
-    measured = [row for row in run.results().held_out if row.text == "validation"]
+    measured = [row for of in run.results().values() for row in of.held_out if row.text == "validation"]
     for row in measured:
         if row.per_token is not None:
-            yield row.name, row.per_token
+            yield row.name if row.seed is None else f"{row.name}, seed {row.seed}", row.per_token
     for curve in curves(run, PRETRAIN) if not measured else ():
         if curve.kind == "validation":
             yield "pretraining", curve.loss[-1]

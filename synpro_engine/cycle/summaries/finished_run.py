@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from synpro_engine.config import Record, as_record, read_json, read_record, verify_artifact
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import EVALUATE, EVALUATION
+from synpro_engine.cycle.run_layout import (
+    EVALUATE,
+    EVALUATION,
+    Round,
+    evaluation_of_arm,
+    seeded,
+    training_of_arm,
+)
 from synpro_engine.cycle.steps.evaluation import Results
 from synpro_engine.train.metrics import METRICS, read_metrics
 
@@ -33,14 +41,29 @@ class FinishedRun:
         for stage in sorted(self.done):
             verify_artifact(directory / stage)
 
-    @property
-    def rounds(self) -> range:
-        """Numbers of the rounds, from 1."""
-        return range(1, self.recipe.rounds + 1)
+    @cached_property
+    def in_rounds(self) -> dict[str, Recipe]:
+        """The arms that make text in rounds, and the recipe as each has it."""
+        return {name: self.recipe.of_arm(name) for name, arm in self.recipe.all_arms.items() if arm.in_rounds}
 
-    def label(self, operation: str, round_number: int) -> str:
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of all arms, those that may yet come too."""
+        return [Round(number, arm) for arm in self.in_rounds for number in range(1, self.recipe.rounds + 1)]
+
+    def label(self, operation: str, this: Round) -> str:
         """How the report names an operation of one round."""
-        return operation if self.recipe.rounds == 1 else f"{operation}, round {round_number}"
+        return self.of_arm(operation if self.recipe.rounds == 1 else f"{operation}, round {this.number}", this.of_arm)
+
+    def of_arm(self, label: str, arm: str) -> str:
+        """The same with the arm's name in front of it, where there are several that have such."""
+        return f"{arm}: {label}" if len(self.in_rounds) > 1 else label
+
+    def trained(self, arm: str, seed: int | None = None) -> list[str]:
+        """The finished stages in which an arm trained on, in their order; seed: None for the run's own."""
+        last = range(1, self.recipe.rounds + 1) if self.recipe.all_arms[arm].in_rounds else ()
+        names = [Round(number, arm).arm for number in last] or [training_of_arm(arm)]
+        return [stage for stage in (seeded(name, seed) for name in names) if stage in self.done]
 
     def record(self, stage: str, name: str, cls: type[R]) -> R:
         """A finished stage's JSON file."""
@@ -53,9 +76,11 @@ class FinishedRun:
         path = self.directory / stage / name
         return as_record({"counts": read_json(path)}, _Counts, str(path)).counts
 
-    def results(self) -> Results:
-        """What the evaluate stage measured."""
-        return self.record(EVALUATE, EVALUATION, Results) if EVALUATE in self.done else Results()
+    def results(self) -> dict[str | None, Results]:
+        """What was measured, by arm; under None of the plateau, and of a recipe that names no arms all of it."""
+        stages: dict[str | None, str] = {None: EVALUATE}
+        stages |= {arm: evaluation_of_arm(arm) for arm in self.recipe.all_arms}
+        return {arm: self.record(stage, EVALUATION, Results) for arm, stage in stages.items() if stage in self.done}
 
     def metrics(self, stage: str, kind: str, cls: type[R]) -> list[R]:
         """Records of one kind from a finished stage's metrics."""

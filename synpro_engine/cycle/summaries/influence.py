@@ -39,7 +39,7 @@ def _operations(run: FinishedRun) -> tuple[OperationInfluence, ...]:
     per_nat = run.recipe.probe.kind == "next_step"
     return tuple(
         OperationInfluence(
-            operation=name,
+            operation=name if arm is None else run.of_arm(name, arm),
             per_nat=per_nat,
             sources=_numbers(texts.sources),
             generated=_numbers(texts.generated),
@@ -48,7 +48,8 @@ def _operations(run: FinishedRun) -> tuple[OperationInfluence, ...]:
                 for reference, along in texts.references.items()
             },
         )
-        for name, texts in run.results().influence.items()
+        for arm, results in run.results().items()
+        for name, texts in results.influence.items()
         if _numbers(texts.generated)
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CHECKPOINT, IMPORT
 from synpro_engine.cycle.stages import Stage
+from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.summaries.arms import arms
 from synpro_engine.cycle.summaries.corpus import corpus
 from synpro_engine.cycle.summaries.efficiency import efficiencies
@@ -21,6 +22,7 @@ from synpro_engine.cycle.summaries.timeline import timeline
 from synpro_engine.cycle.summaries.tokens import tokens
 from synpro_engine.cycle.summaries.tuning import tuning
 from synpro_engine.cycle.summaries.yields import filtered, mixtures, yields
+from synpro_engine.evaluate import Diversity
 from synpro_engine.report import ModelInfo, ReportData
 from synpro_engine.train.checkpoint import checkpoint_model_config
 
@@ -43,12 +45,21 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         filtered=filtered(run),
         mixtures=mixtures(run),
         samples=samples(run),
-        diversity=run.results().diversity,
+        diversity=_diversity(run),
         tokens=tokens(run),
         arms=arms(run),
         data_efficiency=efficiencies(run),
         environment=environment(run),
     )
+
+
+def _diversity(run: FinishedRun) -> dict[str, Diversity]:
+    """Of the organic texts, which every evaluation measures, and of the operations' of each arm."""
+    found: dict[str, Diversity] = {}
+    for arm, results in run.results().items():
+        for name, of_texts in results.diversity.items():
+            found[name if arm is None or name == ORGANIC else run.of_arm(name, arm)] = of_texts
+    return found
 
 
 def _models(run: FinishedRun) -> tuple[ModelInfo, ...]:

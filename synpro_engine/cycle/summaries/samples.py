@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from synpro_engine.config import Record, parse_record
-from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE, Round
+from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE
 from synpro_engine.cycle.steps.accepted import Provenance, accepted_records
 from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
@@ -23,12 +23,14 @@ class _Rejected(Record):
 
 
 def samples(run: FinishedRun) -> tuple[Sample, ...]:
-    """Of each operation's corpus of the newest finished round: the first accepted texts, and the first refused ones."""
+    """Of each arm's and operation's corpus of the newest finished round: the first accepted and the first refused."""
     shown: list[Sample] = []
-    for operation in run.recipe.generate.names:
-        finished = [stage for number in run.rounds if (stage := Round(number).generate(operation)) in run.done]
-        if finished:
-            shown += _corpus_samples(run, operation, run.directory / finished[-1])
+    for arm, recipe in run.in_rounds.items():
+        rounds = [this for this in run.rounds if this.of_arm == arm]
+        for operation in recipe.generate.names:
+            finished = [stage for this in rounds if (stage := this.generate(operation)) in run.done]
+            if finished:
+                shown += _corpus_samples(run, run.of_arm(operation, arm), run.directory / finished[-1])
     return tuple(shown)
 
 

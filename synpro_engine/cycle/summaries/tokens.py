@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from synpro_engine.config import UserError
 from synpro_engine.cycle.run_layout import (
     PRETRAIN,
-    REPEAT,
     SYNTHETIC_TOKENS,
     TOKENIZE,
     TRAINING_RESULT,
-    Round,
+    UNIQUE,
     shards_path,
 )
 from synpro_engine.cycle.steps.pretraining import ORGANIC, TrainingResult
-from synpro_engine.cycle.summaries.arms import REPEAT_ARM, SYNTHETIC_ARM
+from synpro_engine.cycle.summaries.arms import name_of
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats
 from synpro_engine.report import ArmTokens, MadeTokens, TokenAccount
@@ -27,18 +26,20 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
     if PRETRAIN not in run.done:
         return None
     synthetic: Counter[str] = Counter()
-    for number in run.rounds:
-        synthetic.update(run.counts(Round(number).shards, SYNTHETIC_TOKENS))
+    for this in run.rounds:
+        counts = run.counts(this.shards, SYNTHETIC_TOKENS)
+        synthetic.update({run.of_arm(operation, this.of_arm): tokens for operation, tokens in counts.items()})
     pretrain_seen = _seen(run, PRETRAIN)[ORGANIC]
     arms = []
-    for name, stage in ((SYNTHETIC_ARM, Round(run.recipe.rounds).arm), (REPEAT_ARM, REPEAT)):
-        if stage in run.done:
-            seen = _seen(run, stage)
+    for arm in run.recipe.all_arms:
+        if stages := run.trained(arm):
+            seen = _seen(run, stages[-1])
             # The loader's position goes on from pretraining's, so its count is of both.
-            organic = seen.pop(ORGANIC) - pretrain_seen
-            stitched = sum(run.record(stage, TRAINING_RESULT, TrainingResult).stitched.values())
-            synthetic_seen = sum(seen.values()) - stitched
-            arms.append(ArmTokens(name=name, organic=organic + stitched, synthetic=synthetic_seen, stitched=stitched))
+            organic = seen.pop(ORGANIC) - pretrain_seen + seen.pop(UNIQUE, 0)
+            stitched = sum(run.record(stages[-1], TRAINING_RESULT, TrainingResult).stitched.values())
+            made = sum(seen.values()) - stitched
+            name = name_of(run, arm)
+            arms.append(ArmTokens(name=name, organic=organic + stitched, synthetic=made, stitched=stitched))
     return TokenAccount(
         made=tuple(_made(run)),
         organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,
@@ -49,14 +50,14 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
 
 
 def _made(run: FinishedRun) -> Iterator[MadeTokens]:
-    """Tokens of each round and operation; how many of them the last arm and those before it were given."""
-    finished = [number for number in run.rounds if Round(number).arm in run.done]
-    read = run.record(Round(finished[-1]).arm, TRAINING_RESULT, TrainingResult).operations if finished else {}
-    for number in run.rounds:
-        this = Round(number)
-        for operation, tokens in run.counts(this.shards, SYNTHETIC_TOKENS).items():
-            trained = read.get(this.name, {}).get(operation)
-            yield MadeTokens(round=number, operation=operation, tokens=tokens, trained=trained)
+    """Tokens of each round and operation; how many of them the arm was given up to its newest round."""
+    for arm in run.in_rounds:
+        finished = run.trained(arm)
+        read = run.record(finished[-1], TRAINING_RESULT, TrainingResult).operations if finished else {}
+        for this in (this for this in run.rounds if this.of_arm == arm):
+            for operation, tokens in run.counts(this.shards, SYNTHETIC_TOKENS).items():
+                trained, name = read.get(this.name, {}).get(operation), run.of_arm(operation, arm)
+                yield MadeTokens(round=this.number, operation=name, tokens=tokens, trained=trained)
 
 
 def _seen(run: FinishedRun, stage: str) -> dict[str, int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 from pydantic import model_validator
 
 from synpro_engine.config import Record
-from synpro_engine.cycle.run_layout import Round
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Measured, RewardCurves
 from synpro_engine.rl.canary import AGREEMENT
@@ -82,24 +80,27 @@ class _FiniteStep(NamedTuple):
 def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
     """One set of curves per round and tuned operation."""
     curves = []
-    for number, operation in itertools.product(run.rounds, run.recipe.tune):
-        steps = _finite_steps(run, Round(number).tune(operation))
+    tuned = [(this, name) for this in run.rounds for name in run.in_rounds[this.of_arm].tune]
+    for this, operation in tuned:
+        recipe = run.in_rounds[this.of_arm]
+        weights, config = recipe.reward.weights(operation), recipe.tune[operation]
+        steps = _finite_steps(run, this.tune(operation))
         if not steps:
             continue
         # A curve needs a value at every step.
         parts = [name for name in steps[0].parts if all(name in step.parts for step in steps)]
         curves.append(
             RewardCurves(
-                operation=run.label(operation, number),
+                operation=run.label(operation, this),
                 steps=tuple(s.step for s in steps),
                 total=tuple(s.reward for s in steps),
                 parts={name: tuple(s.parts[name] for s in steps) for name in parts},
-                weights=run.recipe.reward.weights(operation),
+                weights={name: weight for name, weight in weights.items() if name not in config.without},
                 kl=tuple(s.kl for s in steps),
                 lengths=tuple(s.length for s in steps),
-                held_out=_held_out(run, Round(number).tune(operation)),
-                canaries=_canaries(run, Round(number).tune(operation)),
-                canary_least=run.recipe.tune[operation].judge_canary.least,
+                held_out=_held_out(run, this.tune(operation)),
+                canaries=_canaries(run, this.tune(operation)),
+                canary_least=config.judge_canary.least,
             )
         )
     return tuple(curves)

@@ -121,19 +121,19 @@ def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
         split, text = organic
         if split != "train":
             return DocumentTrace(document=id, split=split, text=text)
-        life = _lives(cycle, ORGANIC, {id: None})[id]
-        made, within = tuple(_made(cycle, id)), tuple(_within(cycle, id))
-        return DocumentTrace(document=id, split=split, text=text, life=life, made=made, within=within)
-    for number in cycle.rounds:
-        synthetic = find_synthetic(directory, recipe, id, number)
+        life = _lives(cycle, None, {id: None})[id]
+        texts, within = tuple(_made(cycle, id)), tuple(_within(cycle, id))
+        return DocumentTrace(document=id, split=split, text=text, life=life, made=texts, within=within)
+    for number, made in cycle.rounds.items():
+        synthetic = find_synthetic(directory, recipe.of_arm(number.of_arm), id, made.values())
         if synthetic is not None:
-            life = _lives(cycle, number.name, {id: synthetic.record.get("reason")})[id]
+            life = _lives(cycle, number, {id: synthetic.record.get("reason")})[id]
             text = synthetic.record.get("text", synthetic.record.get("raw"))
             return DocumentTrace(document=id, synthetic=synthetic, text=text, life=life)
         for at, document in enumerate(_stitched(cycle, number)):
             if document.id == id:
                 tokens = sum(part.ahead + part.tokens for part in document.parts)
-                read = _read(cycle, number.name, {id: (at, 0, tokens)})[id]
+                read = _read(cycle, number, {id: (at, 0, tokens)})[id]
                 life = Life(fate="kept", tokens=tokens, read=tuple(read))
                 return DocumentTrace(document=id, life=life, parts=document.parts)
     pieces, left_out = tuple(find_pieces(directory, id)), _left_out(cycle, id)
@@ -149,12 +149,10 @@ def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
 
 
 def _made(cycle: Cycle, source: str) -> Iterator[Made]:
-    for number in cycle.rounds:
-        records = {
-            record["id"]: (stage, record)
-            for stage, record in records_from(cycle.directory, cycle.recipe, source, number)
-        }
-        lives = _lives(cycle, number.name, {id: record.get("reason") for id, (_, record) in records.items()})
+    for number, made in cycle.rounds.items():
+        found = records_from(cycle.directory, source, made.values())
+        records = {record["id"]: (stage, record) for stage, record in found}
+        lives = _lives(cycle, number, {id: record.get("reason") for id, (_, record) in records.items()})
         for id, (stage, record) in records.items():
             origin = record["provenance"]
             yield Made(
@@ -167,16 +165,15 @@ def _made(cycle: Cycle, source: str) -> Iterator[Made]:
             )
 
 
-def _lives(cycle: Cycle, source: str, refusals: Mapping[str, str | None]) -> dict[str, Life]:
-    """What became of documents of a source of training text, by id; refusals: the reason, None of accepted ones."""
-    number = next((number for number in cycle.rounds if number.name == source), None)
+def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None]) -> dict[str, Life]:
+    """What became of texts of a round (None: organic ones), by id; refusals: the reason, None of accepted ones."""
     shards = cycle.directory / (TOKENIZE if number is None else number.shards)
     lives = {id: Life(fate="accepted" if why is None else "refused", why=why) for id, why in refusals.items()}
     if not shards.exists() or not refusals:
         return lives
     spans = _spans(cycle, number, refusals)
     removed = {} if number is None else removed_texts(cycle.directory, number, refusals)
-    read = _read(cycle, source, spans)
+    read = _read(cycle, number, spans)
     for id, why in refusals.items():
         if id in spans:
             _, begin, end = spans[id]
@@ -214,15 +211,19 @@ def _within(cycle: Cycle, source: str) -> Iterator[Within]:
             for part, begin, end in document.spans()
             if part.operation is None and part.id == source
         }
-        read = _read(cycle, number.name, spans) if spans else {}
+        read = _read(cycle, number, spans) if spans else {}
         for id, (_, begin, end) in spans.items():
             yield Within(id=id, stage=number.shards, tokens=end - begin, read=tuple(read[id]))
 
 
-def _read(cycle: Cycle, source: str, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
-    """By id what the finished training stages read of texts, which are these tokens of the source's documents."""
+def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
+    """By id what the finished training stages read of texts: these tokens of documents of a round (None: organic)."""
     read: dict[str, list[Read]] = {id: [] for id in spans}
+    source = ORGANIC if number is None else number.name
     for stage, steps in finished_steps(cycle).items():
+        # Rounds of other arms have the same names.
+        if number is not None and cycle.training(stage).arm != number.of_arm:
+            continue
         reading = open_reading(cycle, stage, steps)
         if source in reading.corpora:
             found = reading.loader.readings(source, spans, len(steps))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import Record, UserError, as_record, json_text, parse_record, verify_artifact
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, Round, documents_path
+from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, UNIQUE, Round, documents_path
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
@@ -81,6 +81,14 @@ def find_organic(directory: Path, id: str) -> tuple[Split, str] | None:
     return None
 
 
+def find_unique(directory: Path, id: str) -> str | None:
+    """The text of a document that only oracles read; None where it is none."""
+    path = documents_path(directory / UNIQUE, "unique")
+    verify_artifact(directory / UNIQUE)
+    found = find_line(path, id)
+    return None if found is None else found["text"]
+
+
 def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
     """Split and id of each piece of a record that was cut into pieces (`corpus.piece_chars`)."""
     head = _head(id).removesuffix(b'"') + b"#"
@@ -92,9 +100,12 @@ def find_pieces(directory: Path, id: str) -> Iterator[tuple[Split, str]]:
                     yield split, piece
 
 
-def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> SyntheticText | None:
-    """What a round wrote under an id, with the source's characters; None where no finished stage has it."""
-    for stage in generate_stages(directory, recipe, number):
+def find_synthetic(directory: Path, recipe: Recipe, id: str, stages: Iterable[str]) -> SyntheticText | None:
+    """What `stages` that generate wrote under an id, with the source's characters; None where no finished one has it.
+
+    recipe: as the arm has it.
+    """
+    for stage in finished_stages(directory, stages):
         for path in _written_files(directory / stage / CORPUS):
             record = find_line(path, id)
             if record is not None:
@@ -104,10 +115,10 @@ def find_synthetic(directory: Path, recipe: Recipe, id: str, number: Round) -> S
     return None
 
 
-def records_from(directory: Path, recipe: Recipe, source: str, number: Round) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The stage and the record of all that a round wrote from a document: by stage what was accepted, then the rest."""
+def records_from(directory: Path, source: str, stages: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stage and the record of all that was written from a document: by stage what was accepted, then the rest."""
     mark = json_text(source, ensure_ascii=False).encode(errors="replace")
-    for stage in generate_stages(directory, recipe, number):
+    for stage in finished_stages(directory, stages):
         for path in _written_files(directory / stage / CORPUS):
             for _, line in line_reader(path):
                 # Looked for before it is parsed, which takes far longer.
@@ -129,9 +140,8 @@ def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[
     return {one.id: f"{one.filter}: {one.why}" for one in removed if one.id in ids}
 
 
-def generate_stages(directory: Path, recipe: Recipe, number: Round) -> list[str]:
-    """Names of a round's finished `generate` stages, whose files are as they were written."""
-    names = [number.generate(operation) for operation in recipe.generate.names]
+def finished_stages(directory: Path, names: Iterable[str]) -> list[str]:
+    """Those of some stages that are finished, whose files are as they were written."""
     done = [name for name in names if (directory / name).exists()]
     for name in done:
         verify_artifact(directory / name)

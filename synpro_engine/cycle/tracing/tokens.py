@@ -12,7 +12,7 @@ from synpro_engine.cycle.run_layout import STITCHED
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.stitching import stitched_documents
 from synpro_engine.cycle.tracing.position import check_step, finished_steps, open_reading
-from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic
+from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic, find_unique
 from synpro_engine.data import IGNORE, Tokenizer, TokenOrigin
 
 _AROUND = 100  # characters that are shown on each side
@@ -81,12 +81,12 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     batch, corpus = loader.next_batch(), reading.corpora[origin.source]
     ids = corpus.document_tokens(origin.document).tolist()
     document = next(islice(corpus.read_ids(), origin.document, None))
-    label, part, at = int(batch.labels_BS[row, token]), _part(cycle, origin), origin.offset
+    label, part, at = int(batch.labels_BS[row, token]), _part(cycle, stage, origin), origin.offset
     length = len(ids)
     if part is None:
-        text, made = _text(cycle, origin.source, document)
+        text, made = _text(cycle, stage, origin.source, document)
     else:
-        text, made = _text(cycle, ORGANIC if part.operation is None else origin.source, part.id)
+        text, made = _text(cycle, stage, ORGANIC if part.operation is None else origin.source, part.id)
         if part.offset >= 0:
             begin, at = at - part.offset, part.offset
             ids = ids[begin : begin + part.tokens]
@@ -113,9 +113,9 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     )
 
 
-def _part(cycle: Cycle, origin: TokenOrigin) -> TokenPart | None:
+def _part(cycle: Cycle, stage: str, origin: TokenOrigin) -> TokenPart | None:
     """What the token is of, where its document was stitched."""
-    number = next((number for number in cycle.rounds if number.name == origin.source), None)
+    number = cycle.round_of(stage, origin.source)
     if number is None or not (parts := cycle.directory / number.shards / STITCHED).exists():
         return None
     document = next(stitched_documents(parts, origin.document))
@@ -134,14 +134,20 @@ def _part(cycle: Cycle, origin: TokenOrigin) -> TokenPart | None:
 _WHOLE = {"row": "batch", "token": "row"}
 
 
-def _text(cycle: Cycle, source: str, document: str) -> tuple[str, SyntheticText | None]:
+def _text(cycle: Cycle, stage: str, source: str, document: str) -> tuple[str, SyntheticText | None]:
+    number = cycle.round_of(stage, source)
     if source == ORGANIC:
         found = find_organic(cycle.directory, document)
         if found is not None:
             return found[1], None
+    elif number is None:
+        text = find_unique(cycle.directory, document)
+        if text is not None:
+            return text, None
     else:
-        number = next(number for number in cycle.rounds if number.name == source)
-        made = find_synthetic(cycle.directory, cycle.recipe, document, number)
+        made = find_synthetic(
+            cycle.directory, cycle.recipe.of_arm(number.of_arm), document, cycle.rounds[number].values()
+        )
         if made is not None:
             return made.record["text"], made
     raise UserError(f"{cycle.directory}: {source} has tokens of {document!r}, but its text is not there")

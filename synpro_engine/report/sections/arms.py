@@ -1,6 +1,8 @@
-"""The arms after the plateau: their losses while they train, and on text that neither has seen."""
+"""The arms after the plateau: their losses while they train, and on text that none has seen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from synpro_engine.evaluate import bits_per_byte
 from synpro_engine.report import svg
@@ -8,7 +10,10 @@ from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_
 from synpro_engine.report.svg import Panel
 
 # Colour and dash go together, so that lines are told apart in black and white too.
-_ARM_LOOKS = ((svg.ORANGE, "-"), (svg.BLUE, (0, (4, 1.6))), (svg.GREEN, (0, (1, 1.2))), (svg.PURPLE, "-."))
+_ARM_LOOKS = (
+    *((svg.ORANGE, "-"), (svg.BLUE, (0, (4, 1.6))), (svg.GREEN, (0, (1, 1.2))), (svg.PURPLE, "-.")),
+    *zip(svg.SERIES[4:], ("-", (0, (4, 1.6)), (0, (1, 1.2)), "-."), strict=True),
+)
 _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own length, so that the arms fill it
 
 
@@ -24,6 +29,8 @@ class HeldOutLoss:
     documents: int | None = None
     text: str = "validation"
     """The validation split, or held-out tasks, of whose prompts no token counts."""
+    seed: int | None = None
+    """With which it was trained, where that is not the run's own."""
 
     @property
     def per_token(self) -> float | None:
@@ -46,11 +53,54 @@ class DataEfficiency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """An arm's nats per token on a text, over its seeds; `difference` is of the same seeds of the arm compared with.
+
+    `error` is the difference's standard error over seeds, None of one alone: it knows of the order that was read, and
+    of no other theta and no other synthetic text.
+    """
+
+    name: str
+    text: str
+    by_seed: Mapping[int | None, float]
+    difference: float | None = None
+    error: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return fmean(self.by_seed.values())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arms:
     """Losses of the arms; those on held-out text also of the model that they went on from."""
 
     curves: tuple[Curve, ...] = ()
     held_out: tuple[HeldOutLoss, ...] = ()
+    compared_with: str | None = None
+    """The arm that the others are held against; None where no arms are named."""
+
+    @property
+    def several(self) -> bool:
+        """Whether seeds are told."""
+        return any(row.seed is not None for row in self.held_out)
+
+    @property
+    def compared(self) -> list[Compared]:
+        """Each arm on each text; nothing where there is no arm to compare with."""
+        losses: dict[tuple[str, str], dict[int | None, float]] = {}
+        for row in self.held_out if self.compared_with is not None else ():
+            if row.per_token is not None:
+                losses.setdefault((row.name, row.text), {})[row.seed] = row.per_token
+        found = []
+        for (name, text), by_seed in losses.items():
+            base = losses.get((self.compared_with or "", text), {})
+            pairs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base and name != self.compared_with]
+            error = stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+            mean = fmean(pairs) if pairs else None
+            found.append(Compared(name=name, text=text, by_seed=by_seed, difference=mean, error=error))
+        return found
 
     def panels(self, pretraining: Pretraining) -> list[Panel]:
         """Loss of the arms after the plateau, one panel for each kind of text it was measured on."""

@@ -1,0 +1,112 @@
+"""Sections of a recipe about arms and rounds: what is compared with what, and when there is no further round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from synpro_engine.config import Config
+from synpro_engine.config.recipes import merged
+from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
+
+ArmText = Literal["organic", "unique", "prompted", "tuned"]
+
+
+class ArmConfig(Config):
+    """One way to train on from the plateau. Settings that are not given are the recipe's."""
+
+    text: ArmText
+    """What it reads beside the organic text. `organic`: nothing, which is repeated. `unique`: organic text from beyond
+    `corpus.max_train_tokens`, an oracle. `prompted`: what generators write as they came. `tuned`: what they write once
+    they are tuned."""
+    influence: Literal["measured", "shuffled", "none"] = "measured"
+    """What influence is to tuning: `measured`; `shuffled`, a placebo whose values change places within each group of
+    completions; or `none`, which has no weight. Generation measures it all the same."""
+    pretrain: dict[str, Any] = Field(default={})
+    """Settings of `pretrain` that are others here, such as `{optimizer: {weight_decay: 1.0}}`."""
+    probe: dict[str, Any] = Field(default={})
+    """Likewise of `probe`."""
+    reward: dict[str, Any] = Field(default={})
+    """Likewise of `reward`."""
+    prompt: dict[str, Any] = Field(default={})
+    """Likewise of `prompt`."""
+    tune: dict[str, Any] = Field(default={})
+    """Likewise of `tune`; an operation that is null is only prompted."""
+    generate: dict[str, Any] = Field(default={})
+    """Likewise of `generate`."""
+    filter: dict[str, Any] = Field(default={})
+    """Likewise of `filter`."""
+    mix: dict[str, Any] = Field(default={})
+    """Likewise of `mix`."""
+    continued: dict[str, Any] = Field(default={})
+    """Likewise of `continued`. With `steps` an arm without rounds takes so many, and not as many as the longest of the
+    others."""
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it trains on in rounds, on text that is made in each."""
+        return self.text in ("prompted", "tuned")
+
+    @property
+    def given(self) -> dict[str, dict[str, Any]]:
+        """The settings that are others here, by section."""
+        return {name: value for name, value in self if isinstance(value, dict) and value}
+
+
+DEFAULT_ARMS = {SYNTHETIC_ARM: ArmConfig(text="tuned"), REPETITION_ARM: ArmConfig(text="organic")}
+"""Of a recipe that names none."""
+_ONE_FOR_ALL = "max_steps global_batch plateau in_run parallel seed".split()
+"""Settings of `pretrain` that make arms comparable, or say nothing of them."""
+
+
+def with_arm(recipe: Mapping[str, Any], arm: ArmConfig) -> dict[str, Any]:
+    """The plain settings of a recipe as an arm has them: without arms, and with its own settings in place."""
+    # What a sweep found may be among what is another here.
+    data = {**recipe, "arms": {}, "seeds": (), "tuned": None}
+    data |= {section: merged(data[section], own) for section, own in arm.given.items()}
+    if arm.text != "tuned":
+        return data | {"tune": {}}
+    if arm.influence == "measured":
+        return data
+    key = "shuffled" if arm.influence == "shuffled" else "without"
+    tune = {name: one for name, one in data["tune"].items() if one is not None}
+    return data | {"tune": {name: {**one, key: (*one.get(key, ()), "influence")} for name, one in tune.items()}}
+
+
+def arm_fault(arm: ArmConfig) -> str | None:
+    """What is wrong with an arm's settings by themselves, in words that begin with the key."""
+    if arm.influence != "measured" and arm.text != "tuned":
+        return f"influence: {arm.influence} is for `text: tuned`; nothing is tuned here"
+    for key in _ONE_FOR_ALL:
+        if key in arm.pretrain:
+            return f"pretrain.{key}: is one for all arms, so that they can be compared"
+    if isinstance(optimizer := arm.pretrain.get("optimizer"), dict) and "name" in optimizer:
+        return "pretrain.optimizer.name: an arm goes on with the moments of pretraining, which are of its optimizer"
+    for operation, tune in arm.tune.items():
+        if isinstance(tune, dict) and "algorithm" in tune:
+            return f"tune.{operation}.algorithm: give the settings that it changes; the recipe's stand in their places"
+    if not arm.in_rounds:
+        for section in arm.given:
+            if section not in ("pretrain", "mix", "continued"):
+                return f"{section}: an arm on {arm.text} text generates nothing"
+    return None
+
+
+class CycleConfig(Config):
+    """From one round to the next. Where none of the limits is given there are as many rounds as `rounds` says."""
+
+    tune_from: Literal["last", "base"] = "last"
+    """The generator that tuning begins with in later rounds: that of the round before, or the imported one."""
+    min_gain: float | None = Field(default=None, ge=0, lt=1)
+    """No further round follows one in which the reference loss fell by less than this share of itself."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Nor one with which an arm has trained on so many tokens, those of pretraining among them."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Nor one with which the stages of the run so far took so many hours."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether a round may be the last before there are `rounds`."""
+        return any(limit is not None for limit in (self.min_gain, self.max_tokens, self.max_hours))

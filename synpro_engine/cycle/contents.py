@@ -1,0 +1,131 @@
+"""Digests of what stages read from outside the run's directory, so that a changed file makes a stage another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from synpro_engine.config import read_manifest
+from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.config.own_code import own_reference
+from synpro_engine.cycle.external import fingerprint, is_put_away, judge_files, task_keys
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import (
+    HELD_OUT,
+    IMPORT,
+    PRETRAIN,
+    REFERENCES,
+    TOKENIZE,
+    UNIQUE,
+    Round,
+    seeded,
+    training_of_arm,
+)
+
+Contents = dict[str, dict[str, str]]
+"""By stage: digests by key."""
+_OUTSIDE: dict[str, tuple[str, ...]] = {
+    TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
+    UNIQUE: ("corpus.source", "corpus.shards"),
+    IMPORT: ("generator.source",),
+}
+"""Keys that name what a stage reads from outside the run's directory."""
+
+
+def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Contents:
+    """By the stage that reads it: digests of what the recipe names outside the run's directory, by key.
+
+    stored: the recipe of the run that is there. Of a file that is gone, but stands in it under the same path, it is the
+    one that the finished stage recorded: a corpus may be put away once it is tokenised, and there is nothing to make
+    the stage from anew.
+    """
+    references, held_out = task_keys(recipe)
+    outside = dict(_OUTSIDE)
+    if recipe.corpus.validation_shards is not None:  # not of runs of before it was there
+        outside[TOKENIZE] += ("corpus.validation_shards",)
+    keys = outside | {REFERENCES: references, HELD_OUT: held_out, PRETRAIN: _learnt_from(recipe)}
+    contents = _digests(keys, recipe, stored, directory)
+    for name in recipe.all_arms:
+        before = stored.of_arm(name) if stored is not None and name in stored.all_arms else None
+        own = recipe.of_arm(name)
+        contents |= _digests(_keys_of_arm(recipe, own, name), own, before, directory)
+        for stage, key, file in _own_files(own, _rounds(recipe, name)):
+            contents.setdefault(stage, {})[key] = fingerprint(file)
+    return contents
+
+
+def _digests(keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe | None, directory: Path) -> Contents:
+    contents: Contents = {}
+    for stage, names in keys.items():
+        recorded = {}
+        if stored is not None and (directory / stage / MANIFEST).exists():
+            # Under another path a file that is gone is a slip, and not one that was put away.
+            same = [key for key in names if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
+            recorded = read_manifest(directory / stage).config.get("contents", {})
+            recorded = {key: recorded[key] for key in same if key in recorded and is_put_away(recipe.at(key))}
+        if names or stage in (REFERENCES, HELD_OUT):
+            contents[stage] = {key: fingerprint(recipe.at(key)) for key in names} | recorded
+    return contents
+
+
+def _rounds(recipe: Recipe, arm: str) -> list[Round]:
+    return [Round(number, arm) for number in range(1, recipe.rounds + 1)] if recipe.all_arms[arm].in_rounds else []
+
+
+def _keys_of_arm(recipe: Recipe, own: Recipe, name: str) -> dict[str, tuple[str, ...]]:
+    """By stage of an arm: keys of judges that it asks, of teachers and of scores."""
+    rounds, files, named = _rounds(recipe, name), judge_files(own), own.reward.judges
+
+    def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
+        # Of judges that a question is put to those alone that are asked: another's files leave a stage as it is.
+        weighed = {*also, *own.reward.weights(operation)}
+        return {key: reward for key, reward in files.items() if reward not in named.asked or reward in weighed}
+
+    keys = {this.tune(operation): tuple(asked(operation)) for this in rounds for operation in own.tune}
+    for this in rounds:
+        for operation in own.generate.names:
+            of_texts = asked(operation, own.asked_of_texts).items()
+            keys[this.generate(operation)] = tuple(key for key, reward in of_texts if own.generate.measures(reward))
+    trained = [this.arm for this in rounds] or [training_of_arm(name)]
+    return keys | {seeded(stage, seed): _learnt_from(own) for stage in trained for seed in recipe.arm_seeds}
+
+
+def _learnt_from(recipe: Recipe) -> tuple[str, ...]:
+    """What a training stage reads from outside."""
+    teachers = ("pretrain.distill.teachers",) if recipe.pretrain.distill is not None else ()
+    return (*teachers, "mix.organic.scores") if recipe.mix.from_file else teachers
+
+
+def _own_files(own: Recipe, rounds: Sequence[Round]) -> Iterator[tuple[str, str, str]]:
+    """Stage, key and file of each piece of the user's own code that an arm's rounds run."""
+    for operation, file in own.generate.files.items():
+        for stage in (stage for this in rounds for stage in (this.tune(operation), this.generate(operation))):
+            yield stage, "generate.operations", str(file)
+    for this in rounds:
+        for operation, config in own.tune.items():
+            if (code := own_reference(config.surrogate)) is not None:
+                yield this.tune(operation), f"tune.{operation}.surrogate", str(code.file)
+        for name, reference in own.reward.functions.items():
+            code = own_reference(reference)
+            assert code is not None, "the settings were checked"
+            for stage in _stages_that_measure(own, this, name):
+                yield stage, f"reward.functions.{name}", str(code.file)
+
+
+def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:
+    """The stages of a round that ask a reward of the user's own."""
+    weighing = [name for name in recipe.generate.names if recipe.reward.weights(name).get(reward)]
+    generated = [this.generate(name) for name in weighing if recipe.generate.measures(reward)]
+    return [this.tune(name) for name in weighing if name in recipe.tune] + generated
+
+
+def _is_there(recipe: Recipe, key: str) -> bool:
+    """Whether the recipe has what the key names: tasks of a name, judges from files, and teachers it may lack."""
+    section, name, *_ = key.split(".")
+    if name == "distill":
+        return recipe.pretrain.distill is not None
+    if section == "mix":
+        return recipe.mix.from_file
+    if section == "reward":
+        return key in judge_files(recipe)
+    return section not in ("references", "held_out") or name in recipe.at(section)

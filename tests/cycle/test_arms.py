@@ -1,0 +1,367 @@
+"""Arms of all kinds on the smallest recipe: what each is made from, what they share, and what their data hold."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.site.schemas import faults_in
+from synpro_engine.cli.main import main
+from synpro_engine.config import UserError, json_text, read_manifest
+from synpro_engine.config.schemas import SCHEMAS
+from synpro_engine.cycle import Cycle, Recipe, load_recipe
+from synpro_engine.cycle.forecast import forecast
+from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.run_layout import shards_path
+from synpro_engine.cycle.stages import Stage, needed
+from synpro_engine.cycle.steps.accepted import accepted_records
+from synpro_engine.cycle.summaries import report_data
+from synpro_engine.cycle.tracing import trace_document, trace_token
+from synpro_engine.cycle.tracing.position import finished_steps, open_reading
+from synpro_engine.data import open_shards, read_documents
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.train.metrics import read_metrics
+from tests.cli.refusals import refused, succeeded
+
+ARMS = "prompted best-of-n tuned-without-influence tuned placebo repetition augmented oracle".split()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of all arms."""
+    directory = tmp_path_factory.mktemp("runs") / "arms"
+    assert main(["run", "arms-smoke", "--dir", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def run(finished: Path) -> Iterator[Cycle]:
+    """The same, opened."""
+    recipe = load_recipe("arms-smoke")
+    with launched(recipe.parallel) as topology:
+        yield Cycle(recipe, finished, topology)
+
+
+def _plan(*overrides: str, recipe: str = "smoke") -> dict[str, Stage]:
+    with launched(ParallelConfig()) as topology:
+        plan = Plan(load_recipe(recipe, overrides), Path("x"), topology)
+        return {stage.name: stage for stage in plan.stages()}
+
+
+def _json(directory: Path, *path: str) -> Any:
+    return json.loads(directory.joinpath(*path).read_text())
+
+
+def _organic(cycle: Cycle, arm: str, seed: int) -> list[tuple[int, int]]:
+    """Document and place of the first token of each organic window that an arm read, in their order."""
+    [stage] = [name for name in cycle.training_stages if cycle.training(name).arm == arm and _seed(cycle, name) == seed]
+    steps = finished_steps(cycle)[stage]
+    loader, found = open_reading(cycle, stage, steps).loader, []
+    for _ in steps:
+        origins = [loader.origin(row, 0) for row in range(loader.global_batch)]
+        found += [(origin.document, origin.offset) for origin in origins if origin.source == "organic"]
+        loader.skip(1)
+    return found
+
+
+def _seed(cycle: Cycle, stage: str) -> int:
+    return cycle.training(stage).settings.seed
+
+
+def test_arms_of_a_seed_read_the_same_organic_text_in_the_same_order_and_other_seeds_another(run: Cycle) -> None:
+    whole = {seed: _organic(run, "repetition", seed) for seed in (7, 8)}
+    assert whole[7] != whole[8] and len(whole[7]) == len(whole[8]) == 6 * 8
+    for arm in ("augmented", "tuned", "placebo", "oracle"):
+        for seed, text in whole.items():
+            mine = _organic(run, arm, seed)
+            assert 0 < len(mine) <= len(text) and mine == text[: len(mine)], (arm, seed)
+    assert len(_organic(run, "tuned", 8)) == round(0.7 * 6 * 8)
+
+
+def test_all_arms_begin_with_the_same_weights_moments_and_place_in_the_text(run: Cycle) -> None:
+    for stage in run.training_stages[1:]:
+        assert run.training(stage).start == run.directory / "pretrain"
+        first = next(r for r in read_metrics(run.directory / stage / "metrics.jsonl") if r["kind"] == "eval")
+        assert first["step"] == 30
+        # Dropout is of training alone, so that all measure the same model first.
+        assert first["validation_loss"] == _json(run.directory, "pretrain", "result.json")["losses"]["validation"]
+
+
+def test_what_arms_have_in_common_is_done_once(run: Cycle) -> None:
+    probes = [stage.name for stage in run.stages() if stage.name.endswith("/probe")]
+    assert probes == ["round-1/probe"] and not list(run.directory.glob("arms/*/round-1/probe"))
+    generated = "arms/prompted/round-1/generate-rephrase"
+    for arm in ("prompted", "best-of-n"):
+        assert generated in read_manifest(run.directory / "arms" / arm / "round-1" / "shards").parents
+    assert not (run.directory / "arms" / "best-of-n" / "round-1" / "generate-rephrase").exists()
+    tuned = [stage.name for stage in run.stages() if "/tune-" in stage.name]
+    assert tuned == [f"arms/{arm}/round-1/tune-rephrase" for arm in ("tuned-without-influence", "tuned", "placebo")]
+    names = [stage.name for stage in run.stages()]
+    assert len(names) == len(set(names))
+
+
+def test_best_of_n_takes_the_most_influential_of_each_slice_and_the_other_arm_the_first(run: Cycle) -> None:
+    records = list(accepted_records(run.directory / "arms" / "prompted" / "round-1" / "generate-rephrase"))
+    slices = [list(of) for _, of in groupby(records, key=lambda record: record.id.rpartition(":")[0])]
+    assert len(slices) == 10 and max(map(len, slices)) == 3
+    first = {of[0].id for of in slices}
+    best = {max(of, key=lambda record: (record.rewards or {})["influence"]).id for of in slices}
+    for arm, wanted in (("prompted", first), ("best-of-n", best)):
+        shards = run.directory / "arms" / arm / "round-1" / "shards"
+        assert set(open_shards(shards_path(shards, "synthetic")).read_ids()) == wanted, arm
+    assert best != first
+
+
+def test_a_placebo_earns_what_the_real_reward_gives_and_not_for_the_same_texts(run: Cycle) -> None:
+    """Up to the first update both have drawn the same completions."""
+    place = {arm: run.directory / "arms" / arm / "round-1" / "tune-rephrase" for arm in ("tuned", "placebo")}
+    first = {arm: read_metrics(path / "metrics.jsonl") for arm, path in place.items()}
+    steps = {arm: next(r for r in records if r["kind"] == "tune") for arm, records in first.items()}
+    assert steps["tuned"]["reward/influence"] == pytest.approx(steps["placebo"]["reward/influence"])
+    assert steps["tuned"]["reward"] == pytest.approx(steps["placebo"]["reward"])
+    hashes = {arm: read_manifest(path / "policy").content_hash for arm, path in place.items()}
+    assert hashes["tuned"] != hashes["placebo"]
+    samples = {
+        arm: [r for r in read_metrics(p / "samples" / "metrics.jsonl") if r["step"] == 1] for arm, p in place.items()
+    }
+    assert [r["text"] for r in samples["tuned"]] == [r["text"] for r in samples["placebo"]]
+
+
+def test_without_influence_tuning_does_not_measure_it_and_generation_does(run: Cycle) -> None:
+    arm = run.directory / "arms" / "tuned-without-influence" / "round-1"
+    steps = [r for r in read_metrics(arm / "tune-rephrase" / "metrics.jsonl") if r["kind"] == "tune"]
+    assert steps and not any("reward/influence" in step for step in steps)
+    assert all("influence" in (record.rewards or {}) for record in accepted_records(arm / "generate-rephrase"))
+
+
+def test_an_oracles_text_is_in_no_split_and_follows_the_training_split_in_the_order_of_its_cap(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unique = open_shards(shards_path(finished / "unique", "unique"))
+    ids = set(unique.read_ids())
+    taken = {
+        split: {document.id for document in read_documents(str(finished / f"tokenize/documents/{split}.jsonl.zst"))}
+        for split in ("train", "reference", "validation")
+    }
+    assert ids and not any(ids & of for of in taken.values())
+    texts = {document.text for document in read_documents(str(finished / "unique/documents/unique.jsonl.zst"))}
+    train = {document.text for document in read_documents(str(finished / "tokenize/documents/train.jsonl.zst"))}
+    assert len(texts) == unique.num_documents and not texts & train
+    assert unique.num_tokens <= load_recipe("arms-smoke").most_unique_tokens == 6 * 8 * 64
+    # With a cap as much higher the training split would have had these, and no others.
+    more = _json(finished, "tokenize", "shards", "train", "stats.json")["tokens"] + unique.num_tokens
+    wider = [f"corpus.max_train_tokens={more}", f"tokenizer.path={finished}/tokenize/tokenizer"]
+    succeeded(capsys, "tokenize", "smoke", "--dir", str(tmp_path / "wider"), *wider)
+    assert set(open_shards(tmp_path / "wider/tokenize/shards/train").read_ids()) == ids | taken["train"]
+
+
+def test_settings_of_an_arm_are_its_own_alone(run: Cycle) -> None:
+    decays = {
+        stage: {
+            r["weight_decay"] for r in read_metrics(run.directory / stage / "metrics.jsonl") if r["kind"] == "train"
+        }
+        for stage in run.training_stages
+    }
+    others = [decays[stage] for stage in decays if not stage.startswith("repeat")]
+    assert decays["repeat"] == decays["repeat-seed-8"] == {1.0} and all(of == {0.1} for of in others)
+    config = read_manifest(run.directory / "arms" / "augmented" / "continue").config
+    assert config["pretrain"]["dropout"]["tokens"] == 0.1
+    assert "dropout" not in read_manifest(run.directory / "repeat").config["pretrain"]
+
+
+def test_the_report_has_each_arm_and_seed_and_compares_the_same_seeds(run: Cycle) -> None:
+    data = report_data(run.directory, run.recipe, run.stages())
+    rows = {(row.name, row.seed): row.per_token for row in data.arms.held_out}
+    assert set(rows) == {("at the plateau", 7), *((arm, seed) for arm in ARMS for seed in (7, 8))}
+    compared = {arm.name: arm for arm in data.arms.compared}
+    assert data.arms.compared_with == "repetition" and compared["repetition"].difference is None
+    pairs = [rows["oracle", seed] - rows["repetition", seed] for seed in (7, 8)]
+    assert compared["oracle"].difference == pytest.approx(sum(pairs) / 2)
+    assert compared["oracle"].error == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+    page = (run.directory / "report.html").read_text()
+    assert all(f"<th>{arm}</th>" in page for arm in ARMS) and "placebo: rephrase" in page
+    assert {arm.name for arm in data.tokens.arms} == set(ARMS)
+
+
+def test_the_files_of_a_run_with_arms_are_documented(run: Cycle) -> None:
+    assert {"decision.json"} <= SCHEMAS.keys()
+    assert faults_in(run.directory) == []
+
+
+def test_a_finished_run_repeats_nothing_and_an_arm_that_is_added_leaves_the_others(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = (finished / "stages.jsonl").read_text()
+    known = [json.loads(line)["stage"] for line in times.splitlines()]
+    before = {name: read_manifest(finished / name).content_hash for name in known}
+    more = ["arms.decayed={text: organic, pretrain: {optimizer: {weight_decay: 0.5}}}"]
+    succeeded(capsys, "run", "arms-smoke", "--dir", str(finished), *more, "--only", "decayed")
+    after = {name: read_manifest(finished / name).content_hash for name in before}
+    assert after == before and (finished / "arms" / "decayed" / "evaluate").exists()
+    added = [json.loads(line)["stage"] for line in (finished / "stages.jsonl").read_text().splitlines()]
+    assert added == [*known, *(f"arms/decayed/{name}" for name in ("continue", "continue-seed-8", "evaluate"))]
+    succeeded(capsys, "report", "arms-smoke", "--dir", str(finished), *more)
+    succeeded(capsys, "run", "arms-smoke", "--dir", str(finished))  # and without it the run is as it was
+
+
+def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = succeeded(capsys, "status", "arms-smoke", "--dir", str(finished))
+    lines = told.splitlines()
+    assert "42 of 42 stages done" in lines
+    rows = [line.split() for line in lines if line.startswith("oracle ")]
+    assert [row[1:4] for row in rows] == [
+        ["arms/oracle/continue", "7", "36"],
+        ["arms/oracle/continue-seed-8", "8", "36"],
+    ]
+    first = _json(finished, "arms/oracle/evaluate/results.json")["held_out"][0]
+    assert float(rows[0][-1]) == pytest.approx(first["nats"] / first["tokens"], abs=1e-3)
+
+
+def test_tokens_and_documents_of_arms_are_traced_to_their_own_texts(run: Cycle) -> None:
+    seen = set()
+    for stage in ("arms/best-of-n/round-1/continue-seed-8", "arms/oracle/continue", "arms/placebo/round-1/continue"):
+        for row in range(8):
+            found = trace_token(run, stage, 33, row, 7)
+            seen.add(found.source)
+            if found.synthetic is not None:
+                assert found.synthetic.stage.startswith("arms/") and found.synthetic.record["id"] == found.document
+    assert seen == {"organic", "round-1", "unique"}
+    record = next(accepted_records(run.directory / "arms" / "prompted" / "round-1" / "generate-rephrase"))
+    made = trace_document(run, record.provenance.source).made
+    own = {one.stage: one.life.fate for one in made if one.id == record.id}
+    assert set(own) == {f"arms/{arm}/round-1/generate-rephrase" for arm in ARMS[:5] if arm != "best-of-n"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_arms_of_every_kind_ends_with_the_artifacts_of_one_never_killed(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, arms = tmp_path / "killed", tmp_path / "killed" / "arms"
+    command = [sys.executable, "-m", "synpro_engine", "run", "arms-smoke", "--dir", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments: list[Callable[[], bool]] = [
+        (run / "unique.partial").exists,
+        (arms / "prompted" / "round-1" / "continue-seed-8.partial").exists,
+        lambda: any((arms / "placebo" / "round-1" / "tune-rephrase.partial" / "checkpoints").glob("step-*")),
+        (run / "repeat-seed-8.partial" / "metrics.jsonl").exists,
+        (arms / "oracle" / "continue").exists,
+    ]
+    for ready in moments:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 300
+        while not ready():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0 and "[arms/placebo/round-1/shards] there already" in done.stderr, done.stderr[-3000:]
+    for stage in ("evaluate", *(f"arms/{arm}/evaluate" for arm in ARMS)):
+        assert _json(run, stage, "results.json") == _json(finished, stage, "results.json"), stage
+
+
+# Plans, without running anything.
+
+
+def test_arms_by_the_names_of_those_without_any_are_the_same_stages() -> None:
+    named = ["arms={synthetic: {text: tuned}, repetition: {text: organic}}"]
+    none, both = _plan(), _plan(*named)
+    assert set(both) - set(none) == {"arms/synthetic/evaluate", "arms/repetition/evaluate"}
+    for name in set(none) - {"evaluate"}:
+        assert json_text(none[name].config) == json_text(both[name].config)
+        assert none[name].parents == both[name].parents and none[name].seed == both[name].seed
+    assert both["evaluate"].parents == ("tokenize", "pretrain")
+
+
+def test_an_arm_begins_each_round_with_what_it_is_by_then_itself() -> None:
+    arms = "arms={one: {text: tuned}, two: {text: tuned, influence: shuffled}}"
+    stages = _plan(arms, "rounds=2", "seeds=[7, 9]")
+    assert stages["arms/two/round-2/probe"].parents == ("tokenize", "arms/two/round-1/continue")
+    second = stages["arms/two/round-2/continue-seed-9"]
+    assert second.parents == (
+        "tokenize", "arms/two/round-1/continue-seed-9", "arms/two/round-1/shards", "arms/two/round-2/shards",
+    )  # fmt: skip
+    tune = stages["arms/two/round-2/tune-rephrase"]
+    assert "arms/two/round-1/tune-rephrase" in tune.parents and tune.config["tune"]["shuffled"] == ["influence"]
+    afresh = _plan(arms, "rounds=2", "cycle.tune_from=base")["arms/two/round-2/tune-rephrase"]
+    assert afresh.parents == ("tokenize", "arms/two/round-1/continue", "arms/two/round-2/probe", "import")
+
+
+def test_only_brings_up_an_arm_and_what_it_is_made_from() -> None:
+    stages = list(_plan(recipe="arms-smoke").values())
+    names = [stage.name for stage in needed(stages, None, ["best-of-n"])]
+    assert names == [
+        "tokenize", "import", "pretrain", "round-1/probe", "arms/prompted/round-1/generate-rephrase",
+        *(f"arms/best-of-n/round-1/{name}" for name in ("shards", "continue", "continue-seed-8")),
+        "arms/best-of-n/evaluate",
+    ]  # fmt: skip
+    assert [stage.name for stage in needed(stages, "generate", ["best-of-n"])] == names[:6]
+    with pytest.raises(UserError, match="no stage of oracle for `tune`"):
+        needed(stages, "tune", ["oracle"])
+
+
+def test_an_arm_that_is_none_is_refused_by_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = refused(capsys, "run", "arms-smoke", "--dir", str(tmp_path / "run"), "--only", "placibo")
+    assert "--only placibo: no such arm; there are repetition" in told and "did you mean `placebo`" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_forecast_has_every_stage_once() -> None:
+    recipe = load_recipe("arms-smoke", ["rounds=2"])
+    costs = [cost.stage for cost in forecast(recipe, 1).costs]
+    assert costs == list(_plan("rounds=2", recipe="arms-smoke")) and len(costs) == len(set(costs))
+    steps = {cost.stage: cost.tokens for cost in forecast(recipe, 1).costs}
+    assert steps["arms/oracle/continue"] == 2 * 6 * 8 * 64 == 2 * steps["arms/tuned/round-1/continue"]
+
+
+_SMOKE = "arms={{a: {{text: tuned}}, b: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("arm", "told"),
+    [
+        ("{text: organic, pretrain: {max_steps: 5}}", "arms.b.pretrain.max_steps: is one for all arms"),
+        ("{text: organic, pretrain: {seed: 5}}", "arms.b.pretrain.seed: is one for all arms"),
+        ("{text: organic, pretrain: {optimizer: {name: muon}}}", "arms.b.pretrain.optimizer.name: an arm goes on with"),
+        ("{text: organic, tune: {rephrase: {steps: 2}}}", "arms.b.tune: an arm on organic text generates nothing"),
+        ("{text: organic, pretrain: {optimizer: {weight_decai: 5}}}", "arms.b: unknown key `pretrain.optimizer.weight"),
+        ("{text: prompted, influence: none}", "arms.b.influence: none is for `text: tuned`"),
+        ("{text: tuned, tune: {rephrase: {algorithm: dapo}}}", "arms.b.tune.rephrase.algorithm: give the settings"),
+        ("{text: tuned, tune: {rephrase: null, reformat: null}}", "arms.b.text: is tuned, but `tune`"),
+        ("{text: tuned, reward: {rephrase: {influence: 0.0}}, influence: shuffled}", "gives `influence` no weight"),
+        ("{text: tuned, filter: {influence_quantile: 0.2}, influence: none}", "give the arm `filter: {influence_qu"),
+        ("{text: tuned, continued: {steps: 15}}", "arms.b: is the same as arms.a"),
+        ("{text: tuned, filter: {best: {keep: 1}}}", "filter.best.keep: 1 of each slice, of which"),
+        ("{text: made}", "arms.b.text"),
+    ],
+)  # fmt: skip
+def test_an_arm_that_could_mislead_is_refused_in_a_line(arm: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("smoke", [_SMOKE.format(arm)])
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_oracle_needs_a_cap_and_seeds_begin_with_the_recipes() -> None:
+    with pytest.raises(UserError, match=r"without `corpus.max_train_tokens` all of the text is the training split's"):
+        load_recipe("smoke", ["arms={a: {text: unique}}", "corpus.max_train_tokens=null"])
+    with pytest.raises(UserError, match=r"seeds: must begin with `seed` \(7\)"):
+        load_recipe("smoke", ["seeds=[1, 7]"])
+    with pytest.raises(UserError, match="one is named twice"):
+        load_recipe("smoke", ["seeds=[7, 7]"])
+
+
+def test_settings_that_came_later_leave_recorded_recipes_as_they_were() -> None:
+    recipe: Recipe = load_recipe("smoke")
+    assert not {"arms", "seeds", "cycle"} & recipe.recorded().keys()
+    continued = _plan()["round-1/continue"].config["continued"]
+    assert set(continued) == {"steps", "synthetic_share", "synthetic_epochs"}
+    tune = _plan()["round-1/tune-rephrase"].config["tune"]
+    assert not {"shuffled", "without"} & tune.keys()
+    assert all(a.name != b.name for a, b in pairwise(_plan().values()))
