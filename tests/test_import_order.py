@@ -10,7 +10,8 @@ import pytest
 from docs.site.source_tree import ROOT, Source, engine_sources, imported, kernel_sources, parse
 
 ORDER = (
-    "config backend dist remote data model train influence sampler synth reward rl evaluate report cycle sweep cli"
+    "config backend dist remote storage data model train influence sampler synth reward rl evaluate report cycle"
+    " sweep cli"
 ).split()  # synpro_kernels stands before all of them
 OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}, "linear_distill": {"linear_logprob"}}
 """Ops that another is made with: losses of the output layer tell slopes along directions, and one is a policy's."""

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from synpro_engine.cli.options import anywhere, on_disk
+
 HELP = """\
 Average the weights of finished models of one shape into a model.
 
@@ -22,7 +24,8 @@ Average the weights of finished models of one shape into a model.
 
 Tensors are read one after the other, so that memory is that of the largest, and sums are in fp64. Models of other
 shapes, settings or tokenizers are refused, by the tensor or the setting that differs. Averages kept while training ran
-(`pretrain.ema`, `pretrain.average`) need none of this: `synpro export --weights ema` takes one.
+(`pretrain.ema`, `pretrain.average`) need none of this: `synpro export --weights ema` takes one. Models may lie in
+object stores, as s3://bucket/runs/one/pretrain/step-00001000: they are brought to this machine's disk first.
 """
 
 
@@ -30,7 +33,12 @@ def average(
     models: Annotated[
         list[str], typer.Argument(metavar="CKPT... [KEY=VALUE]...", help="Checkpoints, stages or model directories.")
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the mean goes.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", metavar="DIR", help="Where the mean goes: a directory, or an address.", callback=anywhere
+        ),
+    ],
     share: Annotated[
         list[float] | None,
         typer.Option("--share", help="Of each model in their order, in any unit.", show_default="equal"),
@@ -40,7 +48,10 @@ def average(
         typer.Option("--weights", help="Which of checkpoints that kept averages.", show_default="what each hands on"),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Of checkpoints that none is recorded with: file or directory.")
+        Path | None,
+        typer.Option(
+            "--tokenizer", help="Of checkpoints that none is recorded with: file or directory.", callback=on_disk
+        ),
     ] = None,
 ) -> None:
     """Gather what was given; the help is above."""

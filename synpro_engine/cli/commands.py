@@ -18,6 +18,7 @@ from synpro_engine.cli import ensemble_table, judge_table, layout_table, plan_ta
 from synpro_engine.cli.options import must_be_writable
 from synpro_engine.cli.shares import show
 from synpro_engine.config import Config, UserError, atomic_write_text, json_text, load_config, verification
+from synpro_engine.config.addresses import is_address
 from synpro_engine.config.base import validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.yaml_core import YAMLFault, parse_yaml
@@ -45,6 +46,8 @@ from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
 from synpro_engine.influence import EstimatorConfig
+from synpro_engine.storage import all_at_hand
+from synpro_engine.storage import place as checked_place
 from synpro_engine.train.config import WeightsOf
 
 _FOLLOW_S = 10.0  # between two looks of `status --follow`
@@ -189,8 +192,9 @@ class Weights:
     arguments: tuple[str, ...]
     """A recipe and its overrides; with checkpoints, overrides alone."""
     directory: Path | None
-    checkpoint: Path | None
-    probe: Path | None
+    checkpoint: str | None
+    """A place of either kind; so is `probe`."""
+    probe: str | None
     tokenizer: Path | None
     references: tuple[str, ...] = ()
     """Files of reference tasks in place of a probe, or mappings as in a recipe's `references`."""
@@ -257,11 +261,13 @@ def _pair(
     config = load_config(JobConfig, {}, weights.arguments)
     with verification(config.verify), launched(config.parallel) as topology:
         place = broadcast_object(place, topology)
+        [theta] = all_at_hand([weights.checkpoint], topology)
         if weights.probe is None:
             rows = config.influence.micro_batch
-            pair = pair_of_checkpoint(weights.checkpoint, references, place, weights.tokenizer, topology, rows=rows)
+            pair = pair_of_checkpoint(theta, references, place, weights.tokenizer, topology, rows=rows)
         else:
-            pair = ModelPair.of_paths(weights.checkpoint, weights.probe, weights.tokenizer, topology)
+            [probe] = all_at_hand([weights.probe], topology)
+            pair = ModelPair.of_paths(theta, probe, weights.tokenizer, topology)
         yield pair, config.influence, config.corpus, topology
 
 
@@ -288,10 +294,13 @@ def export(
     overrides: Sequence[str],
     directory: Path | None,
     stage: str,
-    output: Path,
+    output: str,
     weights: WeightsOf | None = None,
 ) -> None:
-    """Write one stage's weights as a Hugging Face directory; weights: None takes those that the stage hands on."""
+    """Write one stage's weights as a Hugging Face directory, or the texts that it generated as a corpus.
+
+    output: a path or an address. weights: None takes those that the stage hands on.
+    """
     with _cycle(recipe, overrides, directory) as cycle:
         cycle.open_directory()
         cycle.export(stage, output, weights)
@@ -306,23 +315,23 @@ class SeveralConfig(Config):
 
 def average(
     arguments: Sequence[str],
-    output: Path,
+    output: str,
     *,
     shares: Sequence[float],
     weights: WeightsOf | None,
     tokenizer: Path | None,
 ) -> None:
-    """Write the mean of models. arguments: their paths, and overrides of `SeveralConfig`."""
-    paths, config = _several(arguments)
+    """Write the mean of models. arguments: their places, and overrides of `SeveralConfig`. output: a place."""
+    places, config = _several(arguments)
     with verification(config.verify), launched(config.parallel) as topology:
-        average_models(paths, shares, output, tokenizer, weights, topology)
+        average_models(places, shares, output, tokenizer, weights, topology)
 
 
 def ensemble(
     arguments: Sequence[str], asked: Asked, texts: Sequence[str], tokenizer: Path | None, output: Path | None
 ) -> None:
     """Print the losses of models alone and together; output: a JSON file to write. arguments, texts: as typed."""
-    paths, config = _several(arguments)
+    places, config = _several(arguments)
     must_be_writable(output, "--output")
     asked = replace(asked, texts=_named_texts(texts, "--text"))
     with (
@@ -332,7 +341,7 @@ def ensemble(
     ):
         # Rank 0's, for each rank has a folder of its own; ranks on other machines need it to be shared.
         place = broadcast_object(Path(folder), topology)
-        found = measure_ensemble(paths, asked, tokenizer, place, topology)
+        found = measure_ensemble(places, asked, tokenizer, place, topology)
         if topology.is_main:
             for line in ensemble_table.lines(found):
                 print(line)
@@ -340,11 +349,19 @@ def ensemble(
                 atomic_write_text(output, json_text(found.model_dump(mode="json"), indent=2) + "\n")
 
 
-def _several(arguments: Sequence[str]) -> tuple[list[Path], SeveralConfig]:
-    """Paths of models, and settings among them as KEY=VALUE."""
-    paths = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
-    overrides = [argument for argument in arguments if Path(argument) not in paths]
-    return paths, load_config(SeveralConfig, {}, overrides)
+def _several(arguments: Sequence[str]) -> tuple[list[str], SeveralConfig]:
+    """Places of models, and settings among them as KEY=VALUE."""
+    places: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        if is_address(argument):
+            try:
+                places.append(checked_place(argument))
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        else:
+            (places if "=" not in argument or Path(argument).exists() else overrides).append(argument)
+    return places, load_config(SeveralConfig, {}, overrides)
 
 
 def judge_check(

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from synpro_engine.cli.options import on_disk
+
 HELP = """\
 Measure the loss of several models together, by the mean of their probabilities.
 
@@ -23,7 +25,7 @@ Measure the loss of several models together, by the mean of their probabilities.
 
 One model is in memory at a time, and no logits are kept: of each token that is predicted one number is, the logarithm
 of the sum of the probabilities that the models gave it. The table has each model's loss, and that of all up to it.
-Models may differ in shape but must share tokenizer and vocabulary.
+Models may differ in shape but must share tokenizer and vocabulary. Models and texts may lie in object stores.
 """
 
 
@@ -37,13 +39,18 @@ def ensemble(
             "--text", metavar="FILE", help="What to measure on; a file, or a mapping as a recipe's `held_out`."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="A JSON file of all that was found to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A JSON file of all that was found to write.", callback=on_disk)
+    ] = None,
     weights: Annotated[
         Literal["raw", "ema", "average"] | None,
         typer.Option("--weights", help="Which of checkpoints that kept averages.", show_default="what each hands on"),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Of checkpoints that none is recorded with: file or directory.")
+        Path | None,
+        typer.Option(
+            "--tokenizer", help="Of checkpoints that none is recorded with: file or directory.", callback=on_disk
+        ),
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from synpro_engine.cli.options import Directory, Overrides
+from synpro_engine.cli.options import Directory, Overrides, anywhere, on_disk
 
 HELP = """\
 Score any documents by their influence: how much training on one would help the model with its reference text.
@@ -29,7 +29,7 @@ reference does.
       has no text to read next, along their gradient); directions are kept beside the scores
   synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
       any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
-      B may also be a stored direction
+      B may also be a stored direction; either may lie in an object store, as s3://bucket/runs/mine/pretrain
   synpro influence --checkpoint A --probe B --input docs.jsonl --explain doc-17
       one document, token by token: in colours on a terminal, as numbers in a pipe
   torchrun --nproc-per-node 4 -m synpro_engine influence --checkpoint A --probe B parallel.tp=2 --input ...
@@ -57,16 +57,24 @@ def influence(
     documents: Annotated[
         str,
         typer.Option(
-            "--input", help="Documents: .jsonl, .json.gz, .jsonl.zst, .parquet, or a directory, read with its folders."
+            "--input",
+            help="Documents: .jsonl, .json.gz, .jsonl.zst, .parquet, .arrow, a directory, read with its folders, or a "
+            "pattern; here or in an object store.",
         ),
     ] = "",
-    output: Annotated[Path | None, typer.Option("--output", help="Where the scores go, as JSON lines.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where the scores go, as JSON lines.", callback=on_disk)
+    ] = None,
     directory: Directory = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="A", help="theta: a checkpoint, or a stage that has one.")
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="A", help="theta: a checkpoint, or a stage that has one.", callback=anywhere
+        ),
     ] = None,
     probe: Annotated[
-        Path | None, typer.Option("--probe", metavar="B", help="theta' likewise, or a direction theta - theta'.")
+        str | None,
+        typer.Option("--probe", metavar="B", help="theta' likewise, or a direction theta - theta'.", callback=anywhere),
     ] = None,
     reference: Annotated[
         list[str] | None,
@@ -78,7 +86,10 @@ def influence(
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="Where the run of A does not record one: its file or directory.")
+        Path | None,
+        typer.Option(
+            "--tokenizer", help="Where the run of A does not record one: its file or directory.", callback=on_disk
+        ),
     ] = None,
     estimator: Annotated[
         str | None,

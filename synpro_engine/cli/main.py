@@ -36,6 +36,8 @@ from synpro_engine.cli.options import (
     ProfileRanks,
     Recipe,
     Redo,
+    anywhere,
+    on_disk,
 )
 from synpro_engine.config.recipes import recipe_names
 
@@ -170,7 +172,8 @@ def plan(
         float | None, typer.Option(min=1e-9, help="Tokens a second that the job samples, likewise.")
     ] = None,
     measured: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Take both from the metrics of an earlier run's directory.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Take both from the metrics of an earlier run's directory.", callback=on_disk),
     ] = None,
     layouts: Annotated[
         bool, typer.Option("--layouts", help="Print the layouts that could pretrain on --ranks, the best first.")
@@ -233,8 +236,16 @@ app.command(
 @app.command(epilog=_EPILOG)
 def export(
     recipe: Recipe,
-    output: Annotated[Path, typer.Option("--output", help="The Hugging Face directory to write.")],
-    stage: Annotated[str, typer.Option("--stage", help="Whose weights, as in round-1/tune-rephrase.")] = "pretrain",
+    output: Annotated[
+        str, typer.Option("--output", help="The directory to write, or its address in a store.", callback=anywhere)
+    ],
+    stage: Annotated[
+        str,
+        typer.Option(
+            "--stage",
+            help="Whose weights, as in round-1/tune-rephrase, or whose texts, as in round-1/generate-rephrase.",
+        ),
+    ] = "pretrain",
     weights: Annotated[
         Literal["raw", "ema", "average"] | None,
         typer.Option("--weights", help="Which of a stage that kept averages.", show_default="pretrain.hand_on"),
@@ -242,7 +253,7 @@ def export(
     overrides: Overrides = None,
     directory: Directory = None,
 ) -> None:
-    """Write the weights of one of the run's stages as a Hugging Face directory."""
+    """Write the weights of one of the run's stages as a Hugging Face directory, or its generated texts as a corpus."""
     from synpro_engine.cli import commands
 
     commands.export(recipe, overrides or [], directory, stage, output, weights)
@@ -260,11 +271,17 @@ def judge_check(
         int, typer.Option("--pairs", min=2, help="Pairs of each labelled set, for judges of entries.")
     ] = 1000,
     figures: Annotated[
-        Path | None, typer.Option("--json", help='A JSON file of {judge: {kind: {"auc": x, "n": k, ...}}} to write.')
+        Path | None,
+        typer.Option(
+            "--json", help='A JSON file of {judge: {kind: {"auc": x, "n": k, ...}}} to write.', callback=on_disk
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="A JSON file of all that was found to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A JSON file of all that was found to write.", callback=on_disk)
+    ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", help="A file for `reward.judges.NAME.calibration` to write.")
+        Path | None,
+        typer.Option("--calibrate", help="A file for `reward.judges.NAME.calibration` to write.", callback=on_disk),
     ] = None,
 ) -> None:
     """Print which planted faults each judge sees, and which labelled pairs it tells apart.

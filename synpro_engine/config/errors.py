@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 _BRIEF = 80  # characters
-_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/@]*@")  # in a URL
+_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s@]*@")  # in a URL; secrets of object stores have slashes in them
+_USER = re.compile(r"://[^\s'\"]*@")
+_QUERY = re.compile(r"(://[^\s?]*)\?\S*")
 _SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # in the name of a variable of the environment
 _SHORTEST_SECRET = 8
 
@@ -53,14 +55,14 @@ def first_line(error: BaseException) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Text without passwords in URLs, and without values of variables of the environment that are named as secrets."""
+    """Text without passwords and queries in URLs, and without values of variables that are named as secrets."""
     for name, value in os.environ.items():
         if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
-    return _PASSWORD.sub(r"\1:***@", text)
+    return _QUERY.sub(r"\1?***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def brief(value: Any) -> str:
-    """A value as a message quotes it: Python's own spelling, one line, cut where it is long."""
-    text = repr(value)
+    """A value as a message quotes it: Python's own spelling, one line, no passwords in it, cut where it is long."""
+    text = _USER.sub("://***@", without_credentials(repr(value)))
     return text if len(text) <= _BRIEF else text[: _BRIEF - 3] + "..."

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
+from synpro_engine.config.addresses import is_address, spelled
 from synpro_engine.config.errors import UserError, nearest
 
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]{0,60})", re.DOTALL)
@@ -49,7 +50,9 @@ def load_own(own: Own, key: str, kind: type | Callable[[Any], bool], what: str) 
 
     kind: the type of what is wanted, or a test of it; what: its name in messages.
     """
-    where = f"`{key}`: {own.file}"
+    where = f"`{key}`: {spelled(own.file)}"
+    if is_address(own.file):
+        raise UserError(f"{where}: code is read from this machine's disk alone")
     try:
         code = own.file.read_bytes()
     except OSError as error:

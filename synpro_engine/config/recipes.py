@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from synpro_engine.config.addresses import is_address
 from synpro_engine.config.base import read_yaml
-from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.errors import UserError, nearest, without_credentials
 
 _FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -19,6 +20,8 @@ def recipe_names() -> list[str]:
 
 def recipe_path(recipe: str) -> Path:
     """The file of a recipe given by name, or by its own .yaml path; UserError (with the nearest name) for neither."""
+    if is_address(recipe):
+        raise UserError(f"{without_credentials(recipe)}: recipes are read from this machine's disk alone")
     if Path(recipe).suffix in (".yaml", ".yml"):
         return Path(recipe)
     names = recipe_names()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from synpro_engine.config import read_manifest
+from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.cycle.external import fingerprint, is_put_away, judge_files, task_keys
@@ -64,7 +64,9 @@ def _digests(keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe |
             recorded = read_manifest(directory / stage).config.get("contents", {})
             recorded = {key: recorded[key] for key in same if key in recorded and is_put_away(recipe.at(key))}
         if names or stage in (REFERENCES, HELD_OUT):
-            contents[stage] = {key: fingerprint(recipe.at(key)) for key in names} | recorded
+            # What an earlier stage read under the same key is the same content, and is looked at once.
+            known = {key: digest for earlier in contents.values() for key, digest in earlier.items()} | recorded
+            contents[stage] = {key: known.get(key) or _content(recipe, key) for key in names}
     return contents
 
 
@@ -110,6 +112,13 @@ def _own_files(own: Recipe, rounds: Sequence[Round]) -> Iterator[tuple[str, str,
             assert code is not None, "the settings were checked"
             for stage in _stages_that_measure(own, this, name):
                 yield stage, f"reward.functions.{name}", str(code.file)
+
+
+def _content(recipe: Recipe, key: str) -> str:
+    try:
+        return fingerprint(recipe.at(key))
+    except UserError as error:
+        raise UserError(f"`{key}`: {error}") from None
 
 
 def _stages_that_measure(recipe: Recipe, this: Round, reward: str) -> list[str]:

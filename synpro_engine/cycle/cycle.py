@@ -15,6 +15,7 @@ from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
+    CORPUS,
     ENVIRONMENT,
     IMPORT,
     JUDGES,
@@ -31,7 +32,7 @@ from synpro_engine.cycle.stages import Stage, needed, run_stage
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
 from synpro_engine.cycle.steps.serving import check_server_of
-from synpro_engine.cycle.steps.weights import export_stage
+from synpro_engine.cycle.steps.weights import export_corpus, export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.report import closing_summary, write_report
@@ -164,9 +165,17 @@ class Cycle:
 
         on_main(self.topology, write, label="report")
 
-    def export(self, stage: str, output: Path, weights: WeightsOf | None = None) -> None:
-        """Write one stage's weights as a Hugging Face directory; None: those that it hands on. Collective."""
-        export_stage(self.directory, stage, output, self.recipe, self.place_of(stage), weights)
+    def export(self, stage: str, output: str | Path, weights: WeightsOf | None = None) -> None:
+        """Write one stage's weights as a Hugging Face directory, or of `generate` its texts as a corpus. Collective.
+
+        output: a path or an address. weights: None: those that the stage hands on.
+        """
+        if on_main(self.topology, lambda: (self.directory / stage / CORPUS).is_dir()):
+            if weights is not None:
+                raise UserError(f"--weights: {stage} has texts and no weights")
+            export_corpus(self.directory / stage, str(output), self.topology)
+        else:
+            export_stage(self.directory, stage, output, self.recipe, self.place_of(stage), weights)
 
     @property
     def rounds(self) -> dict[Round, dict[str, str]]:

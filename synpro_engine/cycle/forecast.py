@@ -27,6 +27,7 @@ from synpro_engine.data import find_files, find_source
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.pretrained import read_shape
+from synpro_engine.storage import RemoteFile
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.metrics import flops_per_token
 
@@ -296,11 +297,8 @@ class _Counter:
             if corpus.shards is None:
                 tokens = sum(map(_characters, find_source(corpus.source).files)) / _CHARS_PER_TOKEN
             else:
-                shards = [
-                    path.with_suffix(".bin") if path.suffix == ".idx" else path
-                    for _, path in find_files(corpus.shard_paths)
-                ]
-                tokens = sum(path.stat().st_size for path in shards) / self.stored
+                shards = (file.tokens for _, file in find_files(corpus.shard_paths))
+                tokens = sum(file.stat().st_size for file in shards) / self.stored
         except UserError as error:
             known = "taken to be the cap" if cap is not None else "not known without `corpus.max_train_tokens`"
             self.remarks.append(f"{error}: the size of the corpus is {known}")
@@ -454,7 +452,7 @@ def _sampled(made: Iterable[Cost]) -> float | None:
     return None if any(cost.tokens is None for cost in costs) else sum(cost.sampled for cost in costs)
 
 
-def _characters(file: Path) -> float:
+def _characters(file: Path | RemoteFile) -> float:
     """About how many characters of text a corpus file holds."""
     plain = file.suffix.lower() in (".jsonl", ".ndjson", ".json", ".txt")
     return file.stat().st_size * (1.0 if plain else _COMPRESSION)

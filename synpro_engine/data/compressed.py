@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from synpro_engine.config import UserError
+from synpro_engine.storage import RemoteFile
 
 # What the format allows and `zstd --long=31` writes. Memory is used as far as the text fills the window.
 _LARGEST_WINDOW = 1 << 31
@@ -35,7 +36,9 @@ _COMPRESSED_CHUNK = 1 << 13  # small, for a few bytes may stand for megabytes
 _DAMAGE = (zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
 
 
-def line_reader(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> Iterator[tuple[int, bytes]]:
+def line_reader(
+    path: Path | RemoteFile, on_bytes: Callable[[int], object] = lambda count: None
+) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, line without its newline) of a file compressed according to its suffix.
 
     Several frames, members or streams one after another are one file. Raises UserError naming file and line when the

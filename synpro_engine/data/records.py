@@ -1,4 +1,4 @@
-"""The records in the files of a corpus: lines of text files, rows of parquet files, each with its place.
+"""The records in the files of a corpus: lines of text files, rows of parquet and Arrow files, each with its place.
 
 What a record says is not judged here. A parquet file whose parts contradict each other is damaged.
 """
@@ -11,22 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from synpro_engine.config import UserError
+from synpro_engine.data.arrow_files import count_rows, read_arrow
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.embedded import EMBEDDED_PREFIX, read_embedded
-from synpro_engine.data.sources import Source
+from synpro_engine.data.sources import CorpusFile, Source
+from synpro_engine.data.table_rows import BATCH_ROWS, check_columns, damaged, rows_of_batch
 
 if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
     import pyarrow
     import pyarrow.parquet
 
-_BATCH_ROWS = 1024
+_KIND = "parquet"
+_REMOTE_BUFFER = 1 << 23
+"""Of a column of a file in a store: what one request asks for."""
 
 
 class Record(NamedTuple):
     """One record and where it stands: `line` is the line or the row, from 1."""
 
-    file: Path
+    file: CorpusFile
     line: int
     content: bytes | dict[str, Any]
     """A line as it is, or the fields of a row."""
@@ -70,16 +73,17 @@ def read_records(
 
 def _read_file(
     source: Source,
-    file: Path,
+    file: CorpusFile,
     fields: Sequence[str],
     may_nest: Container[str],
     on_bytes: Callable[[int], object],
 ) -> Iterator[Record]:
     if source.name.startswith(EMBEDDED_PREFIX):
+        assert isinstance(file, Path)
         yield from (Record(file, line, fields) for line, fields in read_embedded(source.name, file))
         on_bytes(file.stat().st_size)
-    elif _is_parquet(file):
-        rows = enumerate(_read_rows(file, fields, may_nest, on_bytes), 1)
+    elif (read_rows := _TABLES.get(file.suffix.lower())) is not None:
+        rows = enumerate(read_rows(file, fields, may_nest, on_bytes), 1)
         yield from (Record(file, row, content) for row, content in rows)
     else:
         yield from (Record(file, number, raw) for number, raw in line_reader(file, on_bytes) if raw.strip())
@@ -92,19 +96,17 @@ def count_records(source: Source) -> int:
     return sum(map(_count, source.files))
 
 
-def _count(file: Path) -> int:
-    if not _is_parquet(file):
+def _count(file: CorpusFile) -> int:
+    if file.suffix.lower() == ".arrow":
+        return count_rows(file)
+    if file.suffix.lower() != ".parquet":
         return sum(1 for _, raw in line_reader(file) if raw.strip())
     with _opened(file, lambda: 0) as opened:
         return opened.metadata.num_rows
 
 
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
-
-
 def _read_rows(
-    file: Path, fields: Sequence[str], may_nest: Container[str], on_bytes: Callable[[int], object]
+    file: CorpusFile, fields: Sequence[str], may_nest: Container[str], on_bytes: Callable[[int], object]
 ) -> Iterator[dict[str, Any] | bytes]:
     """Yield row by row what stands under `fields` of a parquet file; a row of text that is not UTF-8 as its bytes.
 
@@ -119,8 +121,8 @@ def _read_rows(
         # Names alone, for a message that says what there is instead of a field that is missing.
         others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
         # A batch and not a row group, which may be a gigabyte: what is held does not depend on how a file was written.
-        for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            for content in _contents(file, batch):
+        for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            for content in rows_of_batch(file, batch):
                 row += 1
                 yield content if isinstance(content, bytes) else {**others, **content}
             # By rows: where in the file their columns lie says little.
@@ -128,62 +130,41 @@ def _read_rows(
             on_bytes(share - told)
             told = share
         if row != opened.metadata.num_rows:
-            raise _damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}")
+            raise damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}", _KIND)
         on_bytes(size - told)
 
 
 @contextmanager
-def _opened(file: Path, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]:
+def _opened(file: CorpusFile, rows_read: Any) -> Iterator[pyarrow.parquet.ParquetFile]:
     import pyarrow
     import pyarrow.parquet
 
     try:
+        # Without a buffer a column would be one request, and held whole.
+        place, buffer = (file, 0) if isinstance(file, Path) else (file.open_ranges(), _REMOTE_BUFFER)
         # Off by default: a flipped bit in a page would be read as other text.
-        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+        with pyarrow.parquet.ParquetFile(place, buffer_size=buffer, page_checksum_verification=True) as opened:
             metadata = opened.metadata
             # A damaged footer can promise fewer rows than there are, which would look like a smaller corpus.
             counted = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
             if counted != metadata.num_rows:
-                raise _damaged(file, 1, f"row groups of {counted} rows in all, but its footer says {metadata.num_rows}")
+                told = f"row groups of {counted} rows in all, but its footer says {metadata.num_rows}"
+                raise damaged(file, 1, told, _KIND)
             yield opened
     # A footer that is no text where text belongs ends in any of these.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, TypeError) as error:
-        raise _damaged(file, rows_read() + 1, str(error)) from None
+        raise damaged(file, rows_read() + 1, str(error), _KIND) from None
 
 
 def _columns(
-    file: Path, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str], may_nest: Container[str]
+    file: CorpusFile, opened: pyarrow.parquet.ParquetFile, fields: Sequence[str], may_nest: Container[str]
 ) -> list[str]:
     """Which of `fields` the file has; of a nested column only what is asked for is read."""
     there = [opened.schema.column(at).path for at in range(len(opened.schema))]
-    for field in fields:
-        if there.count(field) > 1:
-            raise UserError(f"{file}: {there.count(field)} columns are called `{field}`; which one is meant?")
-        # A list column appears as `field.list.element`: asked for by its name it would be read, and be no text.
-        nested = field not in there and any(path.startswith(f"{field}.") for path in there)
-        if nested and field not in may_nest:
-            raise UserError(f"{file}: `{field}` holds lists or records; text and ids are strings or integers")
-        if nested:
-            there.append(field)
-    return [field for field in fields if field in there]
+    # A list column appears as `field.list.element`: asked for by its name it would be read, and be no text.
+    nested = [f for f in fields if f not in there and any(path.startswith(f"{f}.") for path in there)]
+    check_columns(file, there, nested, fields, may_nest)
+    return [field for field in fields if field in there or field in nested]
 
 
-def _contents(file: Path, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # one of them; found one by one
-        for row in range(batch.num_rows):
-            try:
-                yield batch.slice(row, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                # The row's raw bytes, so that the caller names it as it names a line that is not UTF-8.
-                yield error.object
-    except (ValueError, OverflowError) as error:  # times that Python has no type for
-        types = ", ".join(f"`{column.name}` of type {column.type}" for column in batch.schema)
-        raise UserError(f"{file}: neither text nor ids can be read from {types} ({error})") from None
-
-
-def _damaged(file: Path, row: int, why: str) -> UserError:
-    return UserError(
-        f"{file}:{row}: damaged or truncated parquet ({why.splitlines()[0] if why else 'no reason given'})"
-    )
+_TABLES = {".parquet": _read_rows, ".arrow": read_arrow}

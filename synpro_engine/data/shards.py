@@ -251,6 +251,7 @@ def open_shards(path: Path, tokenizer: Tokenizer | None = None) -> TokenCorpus:
     if (path / _LEARNT).exists():
         learnt = np.memmap(path / _LEARNT, dtype=np.bool_, mode="r")
     sizes = {len(held.tokens), stats.tokens, len(held.tokens if learnt is None else learnt)}
+    assert isinstance(held.tokens, np.ndarray)  # mapped: they lie on this machine
     # The hashes prove that files are as written; this, that they were written together.
     if held.num_documents != stats.documents or len(sizes) > 1:
         raise UserError(f"{path}: the token files do not hold what {_STATS} says")

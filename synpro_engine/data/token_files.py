@@ -1,27 +1,36 @@
 """Corpora that come as token ids: Megatron's `.bin`/`.idx`, flat `.npy` files as OLMo's tools write them, `.pt` files.
 
-Every id must be one of the tokenizer's. Files are mapped into memory and read in order; nothing is held.
+Every id must be one of the tokenizer's. Files are mapped into memory, or streamed from a store (whose indices, some 20
+bytes a document, are brought to the cache), and read in order; nothing is held.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from synpro_engine.config import UserError, first_line
-from synpro_engine.data.megatron_index import open_megatron
+from synpro_engine.data.megatron_index import open_pair
 from synpro_engine.data.records import Place
+from synpro_engine.data.streamed_tokens import StreamedTokens, TokenIds
 from synpro_engine.data.tokenizer import Tokenizer
 from synpro_engine.data.torch_tokens import open_torch_tokens
+from synpro_engine.storage import RemoteFile, at_hand, is_remote
+from synpro_engine.storage import find_files as find_stored
+from synpro_engine.storage.stores import find_file
 
-_ALONE = (".npy", ".pt")
 _NUMPY = b"\x93NUMPY"
-_BLOCK = 2**24
+_ALONE = (".npy", ".pt")
+_ENDINGS = (".bin", ".idx", *_ALONE)
+_BLOCK, _STREAMED_BLOCK = 2**24, 2**20
 _SAMPLE, _FEW = 2**16, 16
 
 
@@ -35,7 +44,7 @@ class TokenDocument:
 
     id: str
     ids: NDArray[np.integer]
-    file: Path
+    file: Path | RemoteFile
     number: int
     place: Place
     """As `read` takes it."""
@@ -43,13 +52,26 @@ class TokenDocument:
     """Whether it is from the files that are held out."""
 
 
+@dataclass(frozen=True)
+class TokenFile:
+    """A file of ids, and its index where it is one of Megatron's."""
+
+    tokens: Path | RemoteFile
+    index: Path | RemoteFile | None = None
+
+    @property
+    def named(self) -> Path | RemoteFile:
+        """The file that documents are told by."""
+        return self.tokens if self.index is None else self.index
+
+
 class TokenFiles:
-    """All documents of one or several paths (see `find_files`), as often as they are asked for."""
+    """All documents of one or several places (see `find_files`), as often as they are asked for."""
 
     def __init__(self, paths: Sequence[str], tokenizer: Tokenizer, held_out: Sequence[str] = ()) -> None:
-        """tokenizer: the one that made the ids. UserError for a path without token files, and for damaged ones.
+        """tokenizer: the one that made the ids. UserError for a place without token files, and for damaged ones.
 
-        held_out: paths of more files, which are read behind the others, and whose names begin with `validation/`.
+        held_out: places of more files, which are read behind the others, and whose names begin with `validation/`.
         """
         self._files, self._tokenizer = find_files(paths), tokenizer
         self._held_out = len(self._files)
@@ -64,10 +86,8 @@ class TokenFiles:
 
     @property
     def bytes(self) -> int:
-        """Size of all tokens on the disk."""
-        return sum(
-            (file.with_suffix(".bin") if file.suffix == ".idx" else file).stat().st_size for _, file in self._files
-        )
+        """Size of all tokens."""
+        return sum(file.tokens.stat().st_size for _, file in self._files)
 
     def __iter__(self) -> Iterator[TokenDocument]:
         """Every document that has a token, in order of the files' names."""
@@ -86,7 +106,7 @@ class TokenFiles:
                     ids = ids[:-1]
                 if len(ids) and (at, number + 1) > (behind.file, behind.line):
                     place, held_out = Place(at, number + 1), at >= self._held_out
-                    yield TokenDocument(f"{name}:{number}", ids, file, number, place, held_out)
+                    yield TokenDocument(f"{name}:{number}", ids, file.named, number, place, held_out)
 
 
 def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
@@ -100,61 +120,94 @@ def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
             )
 
 
-def find_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
+def find_files(paths: Sequence[str]) -> list[tuple[str, TokenFile]]:
     """The token files of `paths`, each with the name that its documents' ids begin with, sorted by that name.
 
-    A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` or `.pt` file, or a directory with such files
-    at any depth. Names are paths below the directory; below the common one where several are given. Of Megatron's pair
-    the index is returned. Raises UserError for a path with none, for half of a pair, and for a file that is named
-    twice.
+    A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` or `.pt` file, or a directory with such
+    files at any depth; or an address of one of these. Names are paths below the directory; below the common one where
+    several are given. Raises UserError for a path with none, for half of a pair, for a file that is named twice, and
+    for paths and addresses together.
     """
-    files = [file for path in paths for file in _files_of(Path(path))]
-    single = Path(paths[0]).is_dir() and len(paths) == 1
+    remote = [is_remote(path) for path in paths]
+    if any(remote) and not all(remote):
+        raise UserError(f"{paths[remote.index(True)]}: lies in a store and {paths[remote.index(False)]} does not; give"
+                        " files of one kind of place")  # fmt: skip
+    files = [file for path in paths for file in (_stored_files_of(path) if remote[0] else _files_of(Path(path)))]
+    single = len(paths) == 1 and (
+        Path(paths[0]).is_dir() or all(str(f.named).startswith(f"{paths[0]}/") for f in files)
+    )
+    whole = [str(file.named) if remote[0] or single else str(Path(str(file.named)).absolute()) for file in files]
     # Ids must not depend on where a corpus lies, only on its own folders.
-    base = paths[0] if single else os.path.commonpath([file.parent.absolute() for file in files])
-    named: dict[str, Path] = {}
-    for file in files:
-        name = (file if single else file.absolute()).relative_to(base).with_suffix("").as_posix()
+    base = paths[0] if single else os.path.commonpath([PurePosixPath(name).parent for name in whole])
+    named: dict[str, TokenFile] = {}
+    for file, path in zip(files, whole, strict=True):
+        name = PurePosixPath(path).relative_to(PurePosixPath(base)).with_suffix("").as_posix()
         # Ids stand in messages, in JSON and in reports.
         if not name.isprintable():
-            raise UserError(f"{str(file)!a}: documents are named by their file, whose name must be printable text")
+            raise UserError(f"{path!a}: documents are named by their file, whose name must be printable text")
         if name in named:
-            raise UserError(f"{file}: documents of this name come from {named[name]} already; name each file once")
+            raise UserError(
+                f"{path}: documents of this name come from {named[name].named} already; name each file once"
+            )
         named[name] = file
     return sorted(named.items())
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path) -> list[TokenFile]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".bin", ".idx", *_ALONE) and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS and file.is_file())
     else:
         pair = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
         pairs = [file for suffix in (".bin", ".idx") if (file := Path(f"{pair}{suffix}")).is_file()]
         files = [path] if path.suffix in _ALONE and path.is_file() else pairs
+    return _paired(str(path), {str(file): file for file in files})
+
+
+def _stored_files_of(address: str) -> list[TokenFile]:
+    files = [find_file(address)] if address.endswith(_ALONE) else []
+    if not any(files):
+        pair = address[:-4] if address.endswith((".bin", ".idx")) else address
+        files = [find_file(f"{pair}{suffix}") for suffix in (".bin", ".idx")]
+    if not any(files):
+        files = sorted(find_stored(address), key=lambda file: file.address.split("/"))
+    return _paired(address, {str(file): file for file in files if file is not None and file.suffix in _ENDINGS})
+
+
+def _paired(place: str, files: Mapping[str, Path | RemoteFile]) -> list[TokenFile]:
     if not files:
-        raise UserError(f"{path}: no token files there (a prefix of .bin and .idx, .npy, .pt, or a directory of these)")
-    for file in files:
+        raise UserError(
+            f"{place}: no token files there (a prefix of .bin and .idx, .npy, .pt, or a directory of these)"
+        )
+    found: list[TokenFile] = []
+    for name, file in files.items():
         if file.suffix in _ALONE:
+            found.append(TokenFile(file))
             continue
-        other = file.with_suffix(".idx" if file.suffix == ".bin" else ".bin")
-        if not other.is_file():
-            raise UserError(f"{file}: {other.name} is missing beside it; Megatron's shards are a .bin and an .idx")
-    return [file for file in files if file.suffix != ".bin"]
+        other = f"{name[:-4]}{'.idx' if file.suffix == '.bin' else '.bin'}"
+        if other not in files:
+            beside = other.rpartition("/")[2]
+            raise UserError(f"{name}: {beside} is missing beside it; Megatron's shards are a .bin and an .idx")
+        if file.suffix == ".idx":
+            found.append(TokenFile(files[other], file))
+    return found
 
 
-def _open(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Iterator[tuple[int, int]]]:
-    if file.suffix == ".idx":
-        opened = open_megatron(file.with_suffix(""))
+def _open(file: TokenFile, tokenizer: Tokenizer) -> tuple[TokenIds, Iterator[tuple[int, int]]]:
+    if file.index is not None:
+        opened = open_pair(at_hand(str(file.index)), file.tokens)
         return opened.tokens, opened.spans()
-    if file.suffix == ".pt":
-        return _torch(file, tokenizer)
-    tokens = _flat(file, tokenizer)
-    return tokens, _between(tokens, tokenizer.eos_id, file)
+    if file.tokens.suffix == ".pt":
+        return _torch(file.tokens, tokenizer)
+    if isinstance(file.tokens, RemoteFile):
+        streamed = _flat_streamed(file.tokens, tokenizer)
+        return streamed, _between(streamed, tokenizer.eos_id, file.tokens, _STREAMED_BLOCK)
+    tokens = _flat(file.tokens, tokenizer)
+    return tokens, _between(tokens, tokenizer.eos_id, file.tokens, _BLOCK)
 
 
-def _torch(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Iterator[tuple[int, int]]]:
+def _torch(file: Path | RemoteFile, tokenizer: Tokenizer) -> tuple[TokenIds, Iterator[tuple[int, int]]]:
     """Documents of a file of torch.save, without the end-of-document token that each may begin with."""
-    opened, eos = open_torch_tokens(file), tokenizer.eos_id
+    opened, eos = open_torch_tokens(at_hand(str(file))), tokenizer.eos_id
     if opened.begin_id not in (None, eos, tokenizer.bos_id):
         raise UserError(
             f"{file}: its documents begin with id {opened.begin_id}, which neither begins nor ends one of the"
@@ -162,18 +215,18 @@ def _torch(file: Path, tokenizer: Tokenizer) -> tuple[NDArray[np.integer], Itera
         )
     tokens = opened.tokens
     if opened.starts is None:
-        return tokens, _between(tokens, eos, file)
+        return tokens, _between(tokens, eos, file, _BLOCK)
     # Models of such files see it in front of a document; here each has one behind it, so that streams are the same.
     spans = ((begin + (begin < end and int(tokens[begin]) == eos), end) for begin, end in opened.spans())
     return tokens, spans
 
 
-def _between(tokens: NDArray[np.integer], eos: int, file: Path) -> Iterator[tuple[int, int]]:
+def _between(tokens: TokenIds, eos: int, file: Path | RemoteFile, block: int) -> Iterator[tuple[int, int]]:
     """Documents of a flat file: what lies between two end-of-document tokens, the second one included."""
     begin = 0
-    for first in range(0, len(tokens), _BLOCK):
-        # By blocks of 16 million ids: the comparison makes a byte for each, and a file may hold billions.
-        for place in np.flatnonzero(tokens[first : first + _BLOCK] == eos).tolist():
+    for first in range(0, len(tokens), block):
+        # By blocks: the comparison makes a byte for each id, and a file may hold billions.
+        for place in np.flatnonzero(tokens[first : first + block] == eos).tolist():
             yield begin, first + place + 1
             begin = first + place + 1
     if len(tokens) and not begin:
@@ -201,12 +254,37 @@ def _flat(file: Path, tokenizer: Tokenizer) -> NDArray[np.integer]:
         raise UserError(f"{file}: damaged or unreadable ({first_line(error)})") from None
     if not size:
         return np.zeros(0, np.uint16)
+    with file.open("rb") as opened:
+        dtype = _raw_dtype(file, opened.read(2 * _SAMPLE), size, tokenizer)
+    return np.memmap(file, dtype, mode="r")
+
+
+def _flat_streamed(file: RemoteFile, tokenizer: Tokenizer) -> StreamedTokens:
+    """The same of a file in a store."""
+    head = file.read(0, 2 * _SAMPLE)
+    if not head.startswith(_NUMPY):
+        return StreamedTokens(file, _raw_dtype(file, head, file.size, tokenizer))
+    opened = io.BytesIO(head)
+    try:
+        read = read_array_header_1_0 if read_magic(opened) == (1, 0) else read_array_header_2_0
+        shape, _, dtype = read(opened)
+    except ValueError as error:
+        raise UserError(f"{file}: damaged or unreadable ({first_line(error)})") from None
+    if len(shape) != 1 or not np.issubdtype(dtype, np.integer):
+        raise UserError(f"{file}: holds {dtype} of shape {shape}, not a row of integer token ids")
+    if opened.tell() + shape[0] * dtype.itemsize != file.size:
+        raise UserError(f"{file}: damaged or cut short ({file.size} bytes do not hold {shape[0]} ids of {dtype})")
+    return StreamedTokens(file, dtype, first_byte=opened.tell(), length=shape[0])
+
+
+def _raw_dtype(file: Path | RemoteFile, head: bytes, size: int, tokenizer: Tokenizer) -> np.dtype[Any]:
+    """How wide the ids of a file without a header are, by the vocabulary and its beginning."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     # The vocabulary's size does not tell how wide a tool wrote its ids: some write 32 bits always.
     if dtype == np.uint16 and size % 4 == 0:
-        sample = np.memmap(file, np.uint16, mode="r")[:_SAMPLE]
+        sample = np.frombuffer(head[: len(head) // 2 * 2], np.uint16)
         if len(sample) >= _FEW and not sample[1::2].any():  # every second half is 0: 32 bits an id after all
             dtype = np.dtype(np.uint32)
     if size % dtype.itemsize:
         raise UserError(f"{file}: damaged or cut short ({size} bytes are no whole number of {dtype} ids)")
-    return np.memmap(file, dtype, mode="r")
+    return dtype

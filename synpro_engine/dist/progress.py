@@ -15,8 +15,8 @@ from synpro_engine.dist.topology import Topology
 _SHOWN_AFTER_S = 3.0
 
 
-def progress(total: int, description: str, unit: str, topology: Topology, initial: int = 0) -> tqdm[Any]:
-    """A bar to `update(n)` and `set_postfix`; close it or use it in a `with`.
+def progress(total: int | None, description: str, unit: str, topology: Topology, initial: int = 0) -> tqdm[Any]:
+    """A bar to `update(n)` and `set_postfix`; close it or use it in a `with`. total: None where it is not known.
 
     On a terminal it redraws in place; in a log file it writes a line now and then instead of thousands.
     """

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 from synpro_engine.config import Config, nearest
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.reward.judges import INPUT_TOKENS, AskedConfig, JudgeConfig, JudgesConfig, ModelJudgeConfig
+from synpro_engine.storage.places import LocalPlace
 from synpro_engine.synth.operations import PAPER, operation_named
 
 REWARD_NAMES = (
@@ -47,7 +48,7 @@ class RewardConfig(Config):
     """Nats per token above which a text counts as garbled."""
     similarity_threshold: float | None = Field(default=0.65, ge=0, le=1)
     """The similarity reward is 1 above it; none gives the graded score instead."""
-    faithfulness_judge: str | None = Field(default=None, min_length=1)
+    faithfulness_judge: LocalPlace | None = None
     """A file of `synpro train-judge`; none takes the judge that the package brings."""
     faithfulness_threshold: float | None = Field(default=None, ge=0, le=1)
     """An entry counts 1 whose probability of being supported reaches it, else 0; none gives the mean probability."""

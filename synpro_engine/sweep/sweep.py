@@ -25,6 +25,7 @@ from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, TRAINING_RESULT
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, on_main, say
 from synpro_engine.dist.job import SharedError
 from synpro_engine.report.numbers import seconds
+from synpro_engine.storage import joined
 from synpro_engine.sweep.outcome import Outcome, cell
 from synpro_engine.sweep.place import Place, SweepRecord, hold
 from synpro_engine.sweep.ranges import Range, Value, with_settings
@@ -228,7 +229,7 @@ class Sweep:
         if (copies := recipe.pretrain.checkpoint_copy) is None:
             return recipe
         # Each its own: a trial must not go on from another one's checkpoint.
-        own = str(Path(copies, f"trial-{number:03d}"))
+        own = joined(copies, f"trial-{number:03d}")
         return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"checkpoint_copy": own})})
 
     def _note(self, number: int, ending: Ending, told: str | float) -> None:

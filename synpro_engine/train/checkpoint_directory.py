@@ -21,7 +21,7 @@ from synpro_engine.config import (
     verify_artifact,
 )
 from synpro_engine.config.artifact import MANIFEST, REMOVING
-from synpro_engine.dist import Topology, on_main, say, verify_shared
+from synpro_engine.dist import Topology, on_main
 from synpro_engine.train.metrics import METRICS
 
 CHECKPOINTS = "checkpoints"
@@ -53,31 +53,6 @@ def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
     """The complete checkpoint of the highest step below `directory`, as rank 0 sees it. Collective."""
     # On a network file system each rank may see another newest checkpoint, and they would go on from different steps.
     return on_main(topology, lambda: (complete_checkpoints(directory) or [None])[-1])
-
-
-def newest_sound_checkpoint(directory: Path, copies: Path | None, topology: Topology) -> Path | None:
-    """The newest checkpoint below `directory` or `copies` whose files are as they were written. Collective.
-
-    What is damaged is told and passed over; UserError, with the first damage, where nothing sound is left.
-    """
-
-    def found() -> list[Path]:
-        both = [path for place in (directory, copies) if place is not None for path in complete_checkpoints(place)]
-        # Of one step that which lies here comes first.
-        return sorted(both, key=lambda path: (-step_of(path), path.parent == copies))
-
-    fault: UserError | None = None
-    for path in on_main(topology, found):
-        try:
-            verify_shared(path, topology)
-        except UserError as damage:  # the same on every rank
-            fault = fault or damage
-            say(topology, f"passed over: {damage}")
-        else:
-            return path
-    if fault is not None:
-        raise fault
-    return None
 
 
 def copy_checkpoint(path: Path, directory: Path) -> None:
@@ -113,12 +88,6 @@ def copy_record(directory: Path, copies: Path) -> None:
     if here.exists() and (not there.exists() or there.stat().st_size < here.stat().st_size):
         # The last line may be half a one, as after a kill: whoever reads it passes it over.
         atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
-
-
-def bring_back(path: Path, directory: Path) -> None:
-    """Copy a copy of a checkpoint, and the record beside it, to the run's `directory`."""
-    copy_checkpoint(path, directory / CHECKPOINTS)
-    copy_record(path.parent, directory)
 
 
 def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from synpro_engine.config import Config
 from synpro_engine.model.config import Recompute
 from synpro_engine.model.dropout_config import DropoutConfig
+from synpro_engine.storage.places import LocalPlace, Place
 
 OutputLayer = Literal["fused", "recomputed", "materialised"]
 OptimizerName = Literal["adamw", "muon"]
@@ -211,7 +212,7 @@ class DistillConfig(Config):
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"teachers"})  # their content is recorded, not their place
     LATER: ClassVar[frozenset[str]] = frozenset({"mixture"})
 
-    teachers: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[LocalPlace, ...] = Field(min_length=1)
     """Finished stages or checkpoints, such as `runs/one/pretrain`, of this tokenizer; of several the mean of their
     probabilities is learnt. Each is held whole beside the model that trains, and reads what it reads."""
     share: float = Field(default=0.5, gt=0, le=1)
@@ -303,9 +304,10 @@ class TrainConfig(Config):
     """Newest checkpoints kept; older ones are removed once a newer one is complete."""
     keep_every: int = Field(default=0, ge=0)
     """Steps between checkpoints that stay for ever, a multiple of `checkpoint_every`; 0 keeps none but the newest."""
-    checkpoint_copy: str | None = Field(default=None, min_length=1)
-    """A second directory, to which each checkpoint is copied in the background once it is written, and the record of
-    the steps; a stage has a folder of its own there. A run goes on from the newest sound checkpoint of both places."""
+    checkpoint_copy: Place | None = None
+    """A second place, a directory or an address such as `s3://bucket/runs/one`, to which each checkpoint is copied in
+    the background once it is written, and the record of the steps; a stage has a folder of its own there. A run goes on
+    from the newest sound checkpoint of both places."""
     async_checkpoints: bool = False
     """Copy the state to host memory and train on while it is written. A rank holds its part of a checkpoint twice then,
     the copy in pinned memory where it trains on a GPU."""

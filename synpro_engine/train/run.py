@@ -103,7 +103,10 @@ class PretrainRun:
         # must go on, and not begin anew.
         newest = self.checkpoints.find()
         if newest is not None:
-            self._resume(newest)
+            try:
+                self._resume(newest)
+            finally:
+                self.checkpoints.leave()
             return True
         if self.start is not None:
             # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import remove_directory
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.train.checkpoint_directory import (
-    CHECKPOINTS,
+from synpro_engine.train.checkpoint_copies import (
+    Copies,
+    LocalCopies,
     bring_back,
-    copy_checkpoint,
-    copy_record,
+    forget_brought,
     newest_sound_checkpoint,
-    remove_older,
-    step_of,
-    step_path,
+    open_copies,
 )
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, step_of, step_path
 from synpro_engine.train.checkpoint_saver import CheckpointSaver
 from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine
@@ -28,7 +26,7 @@ class RunCheckpoints:
 
     def __init__(self, run: Path, config: TrainConfig, topology: Topology) -> None:
         self._run, self._config, self._topology = run, config, topology
-        self._copies = None if config.checkpoint_copy is None else Path(config.checkpoint_copy)
+        self._copies = open_copies(config.checkpoint_copy)
         self.saver = CheckpointSaver(topology, background=config.async_checkpoints)
         self.newest: Path | None = None
         """The saver may still be writing it."""
@@ -38,17 +36,22 @@ class RunCheckpoints:
         return step_path(self._run / CHECKPOINTS, step)
 
     def find(self) -> Path | None:
-        """The newest sound checkpoint of both places."""
-        return newest_sound_checkpoint(self._run / CHECKPOINTS, self._copies, self._topology)
+        """The newest sound checkpoint of both places; from a store it is brought here, until `leave`."""
+        return newest_sound_checkpoint(self._run, self._copies, self._topology)
+
+    def leave(self) -> None:
+        """Remove what `find` brought: by now the run has taken it up, or will not."""
+        if self._topology.is_main:
+            forget_brought(self._run)
 
     def take_up(self, found: Path) -> None:
         """Go on from what `find` found, once it is known to be of this run."""
         newest, copies = self.at(step_of(found)), self._copies
         if found != newest:
-            on_main(self._topology, lambda: bring_back(found, self._run))
+            on_main(self._topology, lambda: bring_back(found, self._run, copies))
         self.newest = newest
         if copies is not None:  # a kill may have come before its copy
-            self.saver.behind(lambda: copy_checkpoint(newest, copies))
+            self.saver.behind(lambda: copies.put(newest, self._run))
 
     def save(
         self, engine: Engine, extra: Mapping[str, Any], *, first_step: int, start: Path | None, seed: int | None
@@ -59,21 +62,19 @@ class RunCheckpoints:
         """
         path, old, every = self.at(engine.step_index), self.newest, self._config.checkpoint_every
 
-        def prune(place: Path) -> None:
+        def prune(place: Copies) -> None:
             # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
             if old is not None and old != path and (every == 0 or (step_of(old) - first_step) % every):
-                remove_directory(place / old.name)
+                place.remove(step_of(old))
             kept = self._config.keep_every
-            remove_older(
-                place, self._config.keep_checkpoints, lambda step: kept > 0 and (step - first_step) % kept == 0
-            )
+            place.remove_older(self._config.keep_checkpoints, lambda step: kept > 0 and (step - first_step) % kept == 0)
 
         def copy() -> None:
             if self._copies is not None:
-                copy_checkpoint(path, self._copies)
-                copy_record(self._run, self._copies)
+                self._copies.put(path, self._run)
                 prune(self._copies)
 
+        here = LocalCopies(path.parent)
         parents = {} if start is None else {"start": start}
-        self.saver.save(path, engine, extra, parents=parents, seed=seed, then=lambda: prune(path.parent), last=copy)
+        self.saver.save(path, engine, extra, parents=parents, seed=seed, then=lambda: prune(here), last=copy)
         self.newest = path

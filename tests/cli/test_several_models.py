@@ -268,7 +268,7 @@ def test_a_model_reads_its_windows_as_its_checkpoint_says_that_it_was_trained(ru
     with launched(ParallelConfig()) as topology:
         model = load_model(run / "pretrain", topology, torch.float32)
         save_checkpoint(tmp_path / "apart", model, {"config": {"separate_documents": True}})
-        places = [Path(steps(run)[0]), tmp_path / "apart"]
+        places = [steps(run)[0], str(tmp_path / "apart")]
         members = member.open_members(places, run / "tokenize" / "tokenizer", topology)
     assert [one.apart for one in members] == [False, True]
 

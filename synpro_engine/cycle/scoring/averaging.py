@@ -12,6 +12,7 @@ from synpro_engine.dist import Topology, progress, say
 from synpro_engine.model.canonical import canonical_shapes
 from synpro_engine.model.hf import KIND as PUBLISHED
 from synpro_engine.model.mean import average_published, normalised
+from synpro_engine.storage import is_remote, writing_to
 from synpro_engine.train.checkpoint_mean import SavedWeights, average_checkpoints
 from synpro_engine.train.config import WeightsOf
 
@@ -20,40 +21,45 @@ KIND = "average"
 
 
 def average_models(
-    paths: Sequence[Path],
+    places: Sequence[str],
     shares: Sequence[float],
-    output: Path,
+    output: str,
     tokenizer: Path | None,
     weights: WeightsOf | None,
     topology: Topology,
 ) -> None:
     """Write the mean of models of one shape and tokenizer, all checkpoints or all Hugging Face directories.
 
-    shares: of each in the mean, in any unit; none: equal. weights: which of checkpoints that have averages; None: those
-    that each hands on. For a job of one process. UserError names the tensor, setting or tokenizer that does not fit,
-    and an `output` that holds something else.
+    places, output: paths or addresses. shares: of each in the mean, in any unit; none: equal. weights: which of
+    checkpoints that have averages; None: those that each hands on. For a job of one process. UserError names the
+    tensor, setting or tokenizer that does not fit, and an `output` that holds something else.
     """
     if topology.world_size > 1:
         raise UserError("average: streams tensors through one process; start it as one")
-    if len(paths) < 2:
+    if len(places) < 2:
         raise UserError("average: give two models or more")
-    parts = normalised(shares, len(paths))
-    members = open_members(paths, tokenizer, topology)
+    parts = normalised(shares, len(places))
+    members = open_members(places, tokenizer, topology)
     check_same_model(members)
     first = members[0]
     if first.published and weights is not None:
         raise UserError("--weights: is for checkpoints; a Hugging Face directory holds one set of weights")
-    check_replaceable(output, PUBLISHED if first.published else KIND)
-    outside_artifacts(output.resolve().parent)
-    with progress(len(canonical_shapes(first.config)), "average", "tensors", topology) as bar:
+    kind = PUBLISHED if first.published else KIND
+    if not is_remote(output):
+        check_replaceable(Path(output), kind)
+        outside_artifacts(Path(output).resolve().parent)
+    with (
+        writing_to(output, kind, topology) as path,
+        progress(len(canonical_shapes(first.config)), "average", "tensors", topology) as bar,
+    ):
         if first.published:
             directories = [member.weights for member in members]
-            average_published(directories, parts, first.config, first.tokenizer, output, topology, bar.update)
+            average_published(directories, parts, first.config, first.tokenizer, path, topology, bar.update)
         else:
             sources = [SavedWeights(member.weights, weights) for member in members]
             bar.total = len(sources[0].names)  # some are fused
-            settings = {"models": [str(path) for path in paths], "shares": parts}
-            with new_artifact(output, KIND, settings) as folder:
+            settings = {"models": list(places), "shares": parts}
+            with new_artifact(path, KIND, settings) as folder:
                 average_checkpoints(sources, parts, folder / CHECKPOINT, bar.update)
                 first.tokenizer.save(folder / TOKENIZER)
-    say(topology, f"{output}: the mean of {len(paths)} models")
+    say(topology, f"{output}: the mean of {len(places)} models")

@@ -69,15 +69,15 @@ class Asked:
 
 
 def measure_ensemble(
-    paths: Sequence[Path], asked: Asked, tokenizer: Path | None, folder: Path, topology: Topology
+    places: Sequence[str], asked: Asked, tokenizer: Path | None, folder: Path, topology: Topology
 ) -> EnsembleResult:
     """The loss of each model and of all together. Collective.
 
-    folder: for token files, and 4 bytes for each predicted token. tokenizer: of models that none is recorded with.
-    Windows are as long as the shortest context among the models. Raises UserError for models of other tokenizers or
-    vocabularies and for texts without tokens, Stopped when the job is asked to stop.
+    places: paths or addresses. folder: for token files, and 4 bytes for each predicted token. tokenizer: of models that
+    none is recorded with. Windows are as long as the shortest context among the models. Raises UserError for models of
+    other tokenizers or vocabularies and for texts without tokens, Stopped when the job is asked to stop.
     """
-    members = open_members(paths, tokenizer, topology)
+    members = open_members(places, tokenizer, topology)
     seq_len = min(member.config.seq_len for member in members)
     corpora = _corpora(members[0], asked, folder, seq_len, topology)
     texts: dict[str, tuple[TokenMixture, Callable[[bool], Iterator[Batch]]]] = {}
@@ -91,7 +91,7 @@ def measure_ensemble(
             found.append(_measured(member, texts, asked, topology, bar.update))
             losses = ", ".join(f"{name} {loss:.4f}" for name, loss in found[-1].loss.items())
             together = ", ".join(f"{name} {loss:.4f}" for name, loss in found[-1].together.items())
-            say(topology, f"{member.named}: {losses}; {len(found)} together: {together}")
+            say(topology, f"{member.place}: {losses}; {len(found)} together: {together}")
             if asked_to_stop(topology) and len(found) < len(members):
                 raise Stopped(f"ensemble: stopped after model {len(found)}; it begins anew")
     last = found[-1].together
@@ -127,7 +127,7 @@ def _measured(
         for name, (mixture, batches) in texts.items()
     }
     return MemberLoss(
-        path=str(member.named),
+        path=member.place,
         weights=on_main(topology, lambda: _hash(member.weights)),
         loss={name: own for name, (own, _) in losses.items()},
         together={name: together for name, (_, together) in losses.items()},
@@ -165,9 +165,9 @@ def _held_out(first: Member, topology: Topology) -> dict[str, TokenCorpus]:
     """The validation split of the run that the model is from, and the tasks that it held out."""
 
     def find() -> tuple[Path, list[str]]:
-        tokenizer = None if first.published else find_tokenizer(first.named)
+        tokenizer = None if first.published else find_tokenizer(first.path)
         if tokenizer is None or tokenizer != tokenizer.parent.parent / TOKENIZE / TOKENIZER:
-            raise UserError(f"{first.named}: lies in no run whose held-out text could be taken; name texts with --text")
+            raise UserError(f"{first.place}: lies in no run whose held-out text could be taken; name texts with --text")
         tokens = tokenizer.parent
         tasks = sorted(path.name for path in (tokens.with_name(HELD_OUT) / "shards").glob("*"))
         return tokens, ["validation", *tasks]

@@ -19,6 +19,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import import_hf, stored_shape
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import check_shapes
+from synpro_engine.storage import all_at_hand
 from synpro_engine.train.checkpoint import checkpoint_extra, checkpoint_model_config
 from synpro_engine.train.config import WeightsOf
 
@@ -27,10 +28,12 @@ from synpro_engine.train.config import WeightsOf
 class Member:
     """One model among several, as it lies on disk.
 
-    named: the path that the user gave. weights: the checkpoint or, where it is `published`, the Hugging Face directory.
+    place: the path or address that the user gave. path: where that is at hand. weights: the checkpoint or, where it is
+    `published`, the Hugging Face directory.
     """
 
-    named: Path
+    place: str
+    path: Path
     weights: Path
     published: bool
     config: ModelConfig
@@ -54,21 +57,22 @@ class Member:
         return load_model(self.weights, topology, dtype or platform.resolve_dtype(saved), weights=which)
 
 
-def open_members(paths: Sequence[Path], tokenizer: Path | None, topology: Topology) -> list[Member]:
-    """The models at `paths`, which read the same tokens. Collective.
+def open_members(places: Sequence[str], tokenizer: Path | None, topology: Topology) -> list[Member]:
+    """The models at `places`, paths or addresses, which read the same tokens. Collective.
 
-    tokenizer: of those that none is recorded with. Raises UserError, in one line, for a path without a model or without
-    a tokenizer, and for a model whose vocabulary or tokenizer is not the first one's.
+    tokenizer: of those that none is recorded with. Raises UserError, in one line, for a place without a model or
+    without a tokenizer, and for a model whose vocabulary or tokenizer is not the first one's.
     """
-    members = [_open(path, tokenizer, topology) for path in paths]
+    paths = all_at_hand(places, topology)
+    members = [_open(place, path, tokenizer, topology) for place, path in zip(places, paths, strict=True)]
     first = members[0]
     for other in members[1:]:
         ours, theirs = first.tokenizer, other.tokenizer
         if (ours.encoding, ours.eos_id, ours.bos_id) != (theirs.encoding, theirs.eos_id, theirs.bos_id):
-            raise UserError(f"{other.named}: reads text with another tokenizer than {first.named}")
+            raise UserError(f"{other.place}: reads text with another tokenizer than {first.place}")
         sizes = other.config.vocab_size, first.config.vocab_size
         if sizes[0] != sizes[1]:
-            raise UserError(f"{other.named}: has a vocabulary of {sizes[0]}, {first.named} one of {sizes[1]}")
+            raise UserError(f"{other.place}: has a vocabulary of {sizes[0]}, {first.place} one of {sizes[1]}")
     return members
 
 
@@ -78,16 +82,16 @@ def check_same_model(members: Sequence[Member]) -> None:
     for other in members[1:]:
         if other.published != first.published:
             kinds = "a Hugging Face directory" if other.published else "a checkpoint"
-            raise UserError(f"{other.named}: is {kinds}, and {first.named} is none; give models of one form")
-        check_shapes(canonical_shapes(first.config), canonical_shapes(other.config), str(other.named))
+            raise UserError(f"{other.place}: is {kinds}, and {first.place} is none; give models of one form")
+        check_shapes(canonical_shapes(first.config), canonical_shapes(other.config), other.place)
         # Tensors that fit may mean something else, as under another rotary base.
         stored, given = (member.config.model_dump(mode="json") for member in (first, other))
         difference = first_difference(stored, given, ("seq_len", "init_std"))
         if difference is not None:
-            raise UserError(f"{other.named}: is another model than {first.named}: {difference}")
+            raise UserError(f"{other.place}: is another model than {first.place}: {difference}")
 
 
-def _open(path: Path, tokenizer: Path | None, topology: Topology) -> Member:
+def _open(place: str, path: Path, tokenizer: Path | None, topology: Topology) -> Member:
     if on_main(topology, lambda: (path / "config.json").is_file()):
         config = on_main(topology, lambda: stored_shape(path))
         weights, read, published, apart = path, path, True, False
@@ -105,5 +109,13 @@ def _open(path: Path, tokenizer: Path | None, topology: Topology) -> Member:
         read = recorded or tokenizer
         assert read is not None
     loaded = on_main(topology, lambda: load_tokenizer(read))
-    check_rows(loaded, config.vocab_size, str(path), "; see --tokenizer")
-    return Member(named=path, weights=weights, published=published, config=config, tokenizer=loaded, apart=apart)
+    check_rows(loaded, config.vocab_size, place, "; see --tokenizer")
+    return Member(
+        place=place,
+        path=path,
+        weights=weights,
+        published=published,
+        config=config,
+        tokenizer=loaded,
+        apart=apart,
+    )

@@ -22,6 +22,7 @@ from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.data import BadDocument, Document, ReadConfig, count_documents, find_source, read_documents
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, gather_objects, on_main, progress, say
 from synpro_engine.influence import EstimatorConfig, SequenceScore
+from synpro_engine.storage import is_remote
 
 _ROUNDS = 4  # micro-batches a rank scores between two writes: enough to put texts of like length together
 _FIRST_ORDER = {"dot": ("at", "clip"), "jvp": ("at",), "finite_difference": ("at", "step")}
@@ -64,7 +65,10 @@ def score_documents(
     with ExitStack() as held:
         # The lock on the output is held by rank 0, which alone appends.
         known = on_main(topology, lambda: _begin(held, output, documents, made_by, shares))
-        total = on_main(topology, lambda: count_documents(source), label=f"count {documents}")
+        # A store would be read twice for no more than a bar's end.
+        total = on_main(
+            topology, lambda: None if source.is_remote else count_documents(source), label=f"count {documents}"
+        )
         estimator, size = pair.estimator(config, topology), _ROUNDS * config.micro_batch * topology.dp.size
         bar = held.enter_context(progress(total, "influence", "documents", topology))
         skipped = _Skipped(topology, bar.update)
@@ -149,6 +153,8 @@ def _begin(
 
     The file is this process's alone until `held` is closed.
     """
+    if is_remote(str(output)):
+        raise UserError(f"{output}: scores are appended, which no store can; give a file of this machine")
     source = Path(documents).resolve()
     # A file of scores inside the input directory would be read as documents at the next start.
     if source in (output.resolve(), *output.resolve().parents):

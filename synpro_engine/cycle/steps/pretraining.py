@@ -43,6 +43,7 @@ from synpro_engine.data import (
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
+from synpro_engine.storage import joined
 from synpro_engine.train.checkpoint import checkpoint_extra
 from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.trainer import pretrain
@@ -165,7 +166,7 @@ def _train(
     settings, tokens, dp = training.settings, training.tokens, topology.dp
     model, config = settings.model, settings.pretrain
     if config.checkpoint_copy is not None:  # stages' checkpoints go by steps, which the arms have in common
-        copies = str(Path(config.checkpoint_copy, training.name))
+        copies = joined(config.checkpoint_copy, training.name)
         config = config.model_copy(update={"checkpoint_copy": copies})
     loader = training.loader(sources, dp.rank, dp.size)
     if sources.curricula:

@@ -16,7 +16,7 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.checkpoints import checkpoint_of
 from synpro_engine.cycle.layouts import check_teacher
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import TOKENIZER, run_of, tokenizer_stage
+from synpro_engine.cycle.run_layout import CORPUS, TOKENIZER, run_of, tokenizer_stage
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.data import Tokenizer, load_tokenizer
 from synpro_engine.dist import Topology, broadcast_object, on_main, verify_shared
@@ -26,6 +26,7 @@ from synpro_engine.model.hf import KIND as EXPORT
 from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import iter_by_name
+from synpro_engine.storage import copy_artifact, is_remote, put_directory, writing_to
 from synpro_engine.train.checkpoint import KIND, checkpoint_model_config, load_checkpoint
 from synpro_engine.train.config import DistillConfig, WeightsOf
 
@@ -62,27 +63,48 @@ def load_model(
 
 
 def export_stage(
-    directory: Path, stage: str, output: Path, recipe: Recipe, topology: Topology, weights: WeightsOf | None = None
+    directory: Path,
+    stage: str,
+    output: str | Path,
+    recipe: Recipe,
+    topology: Topology,
+    weights: WeightsOf | None = None,
 ) -> None:
     """Write the weights of `stage` (as in `pretrain` or `round-1/tune-rephrase`). Collective.
 
-    weights: as `load_model` takes them. Raises UserError for a stage that is not there or holds no weights, and where
-    `output` holds anything but an earlier export, which is replaced.
+    output: a path or an address. weights: as `load_model` takes them. Raises UserError for a stage that is not there or
+    holds no weights, and where `output` holds anything but an earlier export, which is replaced.
     """
     path, source = directory / stage, directory / tokenizer_stage(stage)
 
     def check() -> None:
         if not path.is_dir():
             raise UserError(f"{path}: no such finished stage")
-        check_replaceable(output, EXPORT)  # an earlier export there is replaced
-        # Of the parent: the output itself may be an earlier export, which is an artifact.
-        outside_artifacts(output.resolve().parent)
+        if not is_remote(output):
+            check_replaceable(Path(output), EXPORT)  # an earlier export there is replaced
+            # Of the parent: the output itself may be an earlier export, which is an artifact.
+            outside_artifacts(Path(output).resolve().parent)
 
     on_main(topology, check)
     # The checkpoint is verified where it is loaded; the tokenizer lies in another stage.
     verify_shared(source, topology)
-    model = load_model(path, topology, platform.resolve_dtype(recipe.dtype), weights=weights)
-    export_hf(model, output, open_tokenizer(source, topology))
+    with writing_to(str(output), EXPORT, topology) as directory:
+        model = load_model(path, topology, platform.resolve_dtype(recipe.dtype), weights=weights)
+        export_hf(model, directory, open_tokenizer(source, topology))
+
+
+def export_corpus(stage: Path, output: str, topology: Topology) -> None:
+    """Copy the corpus that a finished stage generated, with its provenance, to a path or an address. Collective.
+
+    UserError where `output` holds anything but an earlier copy, which is replaced.
+    """
+    verify_shared(stage, topology)
+    corpus = stage / CORPUS
+    on_main(
+        topology,
+        lambda: put_directory(corpus, output) if is_remote(output) else copy_artifact(corpus, Path(output)),
+        label="copying",
+    )
 
 
 def weights_hash(model: Model) -> str:

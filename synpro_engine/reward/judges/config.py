@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from synpro_engine.config import Config, json_text, nearest
 from synpro_engine.remote import EndpointConfig
 from synpro_engine.reward.judges.questions import QuestionConfig, built_in
+from synpro_engine.storage.places import LocalPlace
 from synpro_engine.synth.chat import ChatFormat
 
 
@@ -49,7 +50,7 @@ class JudgeConfig(EndpointConfig):
     its group. It is never a reward of 0."""
     cache: bool = True
     """Keep answers in the run's directory, so that no question is paid for twice."""
-    calibration: str | None = Field(default=None, min_length=1)
+    calibration: LocalPlace | None = None
     """A file of `synpro judge-check --calibrate` for this very judge: a monotone map that its values go through. It is
     recorded by its content."""
 
@@ -90,7 +91,7 @@ class ModelJudgeConfig(Config):
     # The content of files is recorded.
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"model", "cache", "calibration", "prefill_tokens"})
 
-    model: str = Field(min_length=1)
+    model: LocalPlace
     """`embedded:smollm2-135m`, a .gguf file or a Hugging Face directory, as `generator.source` takes them; divided as
     the generator is."""
     question: QuestionConfig | None = None
@@ -106,7 +107,7 @@ class ModelJudgeConfig(Config):
     """Most tokens read in one forward pass; a single prompt may be longer."""
     cache: bool = True
     """Keep answers in the run's directory, so that no question is asked twice."""
-    calibration: str | None = Field(default=None, min_length=1)
+    calibration: LocalPlace | None = None
     """A file of `synpro judge-check --calibrate` for this very judge, as of one behind an endpoint."""
 
     @property
@@ -118,7 +119,7 @@ class ModelJudgeConfig(Config):
 class EncoderConfig(Config):
     """An encoder on this machine whose token embeddings are matched (BERTScore, Zhang et al. 2020)."""
 
-    encoder: str = Field(min_length=1)
+    encoder: LocalPlace
     """A Hugging Face directory with safetensors: DeBERTa, RoBERTa, BERT or another encoder."""
     layer: int | None = Field(default=None, gt=0)
     """The layer whose output is matched, from 1; the last when not given. BERTScore names one for each model."""
