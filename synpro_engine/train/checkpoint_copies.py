@@ -6,6 +6,8 @@ Checkpoints have the names there that they have in the run's own directory, and 
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -151,7 +153,9 @@ class StoredCopies:
             self._damaged.discard(step)
         record = directory / METRICS
         if record.exists() and self._record_size() < record.stat().st_size:
-            put_file(record, joined(self._place, METRICS))
+            # As it is now: training goes on writing to it while it is copied.
+            with tempfile.TemporaryDirectory(prefix="synpro-") as folder:
+                put_file(Path(shutil.copyfile(record, Path(folder, METRICS))), joined(self._place, METRICS))
 
     def distrust(self, step: int) -> None:
         """Remember it, for a manifest and sizes do not tell."""

@@ -121,6 +121,21 @@ def test_a_store_that_takes_no_copy_ends_the_job_with_its_address(
         train(topology, tmp_path / "run", copied(s3))
 
 
+def test_the_record_may_grow_while_it_is_copied(topology: Topology, s3: Bucket, tmp_path: Path) -> None:  # noqa: F811
+    train(topology, tmp_path / "run", CONFIG)
+    record, copies = tmp_path / "run" / "metrics.jsonl", StoredCopies(s3.address("copies"))
+    whole = record.read_bytes()
+
+    def growing(request: Request) -> None:
+        if request.method == "PUT" and request.path.endswith("metrics.jsonl"):
+            with record.open("ab") as file:
+                file.write(b'{"kind": "train"}\n')
+
+    with s3.faults(growing):
+        copies.put(tmp_path / "run" / CHECKPOINTS / "step-00000006", tmp_path / "run")
+    assert s3.get("copies/metrics.jsonl") == whole and record.read_bytes() != whole
+
+
 def test_a_store_that_is_busy_for_a_while_gets_its_copies(
     topology: Topology,
     s3: Bucket,  # noqa: F811
