@@ -129,8 +129,9 @@ def theirs(exported: Path, shape: Shape, steps: int, threads: int) -> list[float
             generation_kwargs={"min_new_tokens": shape.new},
         )  # fmt: skip
         trl.GRPOTrainer(
-            model=model, reward_funcs=letters, args=settings, train_dataset=datasets.Dataset.from_dict({"prompt": asked}),
-            processing_class=transformers.AutoTokenizer.from_pretrained(exported), callbacks=[Clock()],
+            model=model, reward_funcs=letters, args=settings, callbacks=[Clock()],
+            train_dataset=datasets.Dataset.from_dict({"prompt": asked}),
+            processing_class=transformers.AutoTokenizer.from_pretrained(exported),
         ).train()  # fmt: skip
     assert set(lengths) == {shape.new}, "a completion ended early"
     return seconds
