@@ -33,32 +33,55 @@ class Score(NamedTuple):
 def recorded_scores(path: Path, by: str) -> Iterator[Score]:
     """The scores `by` in a file of JSON lines (plain or compressed); lines that have none are passed over.
 
-    A line has an `id` (or `key`) and a number under `by`, or among its `rewards`; `influence` is also what
-    `synpro influence` writes (`value`) and what training's own scores hold (`scores`, along `reference`). UserError
-    for a line that is no such record.
+    A line has an `id` (or `key`), as ids of a corpus a string or an integer, and a number under `by`, or among its
+    `rewards`; `influence` is also what `synpro influence` writes (`value`) and what training's own scores hold
+    (`scores`, along `reference`). Its weight is its `tokens`, or 1 where it has none; null among them is no
+    score. UserError for a line that is no such record.
     """
     for number, line in line_reader(path):
         try:
             record = json.loads(line)
-            id, value = record.get("id", record.get("key")), _value(record, by)
-            weight = record.get("tokens", 1) if "scores" in record else 1
-        except (ValueError, RecursionError, AttributeError):
+            id, value = _id(record), _value(record, by)
+        except (ValueError, OverflowError, RecursionError, AttributeError):
             raise UserError(f"{path}:{number}: damaged, or no object with `id` and `{by}`") from None
-        if not isinstance(id, str):
+        if id is None:
             raise UserError(f"{path}:{number}: `id` is missing, by which scores are documents'")
         if value is not None:
-            yield Score(id, value, float(weight))
+            yield Score(id, value, _weight(record, f"{path}:{number}"))
+
+
+def _id(record: Mapping[str, Any]) -> str | None:
+    for name in ("id", "key"):
+        # As `corpus.id_field` takes them; true counts as an integer in Python.
+        id = record.get(name)
+        if isinstance(id, str) or (isinstance(id, int) and not isinstance(id, bool)):
+            return str(id)
+    return None
 
 
 def _value(record: Mapping[str, Any], by: str) -> float | None:
-    value = record.get(by, record.get("rewards", {}).get(by))
+    value = record.get(by)
+    if value is None:
+        value = (record.get("rewards") or {}).get(by)
     if value is None and by == "influence":
-        value = record.get("value", record.get("scores", {}).get("reference"))
+        value = record.get("value")
+        if value is None:
+            value = (record.get("scores") or {}).get("reference")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"`{by}` is no number")
     return float(value) if math.isfinite(value) else None
+
+
+def _weight(record: Mapping[str, Any], where: str) -> float:
+    tokens = record.get("tokens", 1)
+    try:
+        if not isinstance(tokens, bool) and isinstance(tokens, int | float) and 0 <= float(tokens) < math.inf:
+            return float(tokens)
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise UserError(f"{where}: `tokens`, by which scores of a document are averaged, must be a number from 0 on")
 
 
 def document_scores(documents: Iterable[tuple[int, str]], count: int, scores: Iterable[Score]) -> NDArray[np.float32]:

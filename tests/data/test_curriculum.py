@@ -303,6 +303,21 @@ def test_scores_are_found_in_all_forms_in_which_the_engine_records_them(tmp_path
     assert np.flatnonzero(~np.isnan(quality)).tolist() == [3]
 
 
+def test_lines_of_one_document_count_by_their_tokens_whatever_their_form(tmp_path: Path) -> None:
+    forms: list[dict[str, Any]] = [
+        {"value": 2.0}, {"influence": 2.0}, {"influence": 2.0, "rewards": None}, {"rewards": {"influence": 2.0}},
+        {"scores": {"reference": 2.0}}, {"value": 2.0, "scores": None},
+    ]  # fmt: skip
+    path = tmp_path / "scores.jsonl"
+    for id in ("17", 17):
+        for form in forms:
+            lines = [{"id": id, **form, "tokens": 3}, {"id": id, "value": 6.0}, {"id": id, "value": 99, "tokens": 0}]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            assert document_scores([(0, "17")], 1, recorded_scores(path, "influence")) == [3.0]
+    path.write_text('{"id": 1, "tokens": [5, 6], "rewards": null}\n')
+    assert not list(recorded_scores(path, "influence")), "a line without a score"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -310,6 +325,16 @@ def test_scores_are_found_in_all_forms_in_which_the_engine_records_them(tmp_path
         ("[1]", "damaged"),
         ('{"value": 1}', "`id` is missing"),
         ('{"id": "a", "value": "x"}', "damaged"),
+        ('{"id": true, "value": 1}', "`id` is missing"),
+        ('{"id": "a", "rewards": [1]}', "damaged"),
+        pytest.param('{"id": "a", "value": ' + "9" * 400 + "}", "damaged", id="a value beyond floats"),
+        ('{"id": "a", "scores": {"reference": 0.1}, "tokens": null}', "`tokens`, by which"),
+        ('{"id": "a", "scores": {"reference": 0.1}, "tokens": "x"}', "`tokens`, by which"),
+        ('{"id": "a", "value": 0.1, "tokens": NaN}', "`tokens`, by which"),
+        ('{"id": "a", "value": 0.1, "tokens": Infinity}', "`tokens`, by which"),
+        ('{"id": "a", "value": 0.1, "tokens": -1}', "`tokens`, by which"),
+        ('{"id": "a", "value": 0.1, "tokens": true}', "`tokens`, by which"),
+        pytest.param('{"id": "a", "value": 1, "tokens": ' + "9" * 400 + "}", "`tokens`", id="tokens beyond floats"),
     ],
 )
 def test_a_line_that_is_no_score_is_named(line: str, message: str, tmp_path: Path) -> None:
