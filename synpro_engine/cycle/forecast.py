@@ -226,15 +226,19 @@ class _Counter:
         if organic is None or organic.max_epochs is None or self.train_tokens is None:
             return
         each = organic.repeats if isinstance(organic.repeats, tuple) else (organic.repeats,)
-        there = self.train_tokens * organic.max_epochs * sum(one > 0 for one in each) / len(each)
+        step = recipe.pretrain.global_batch * recipe.model.seq_len
         # The arm that repeats organic text reads most of it.
-        steps = recipe.continued.steps * recipe.rounds
-        steps += 0 if recipe.mix.in_pretraining is None else recipe.pretrain.max_steps
-        wanted = steps * recipe.pretrain.global_batch * recipe.model.seq_len
+        wanted, passes = recipe.continued.steps * recipe.rounds * step, 0
+        if recipe.mix.in_pretraining is None:  # which reads all documents alike, and each pass that it begins counts
+            passes = math.ceil(recipe.pretrain.max_steps * step / self.train_tokens)
+        else:
+            wanted += recipe.pretrain.max_steps * step
+        there = self.train_tokens * max(0, organic.max_epochs - passes) * sum(one > 0 for one in each) / len(each)
         if wanted > there:
+            behind = f" behind up to {passes} passes of pretraining" if passes else " in all"
             yield (
-                f"`mix.organic.max_epochs`: {organic.max_epochs} allow {there:,.0f} organic tokens in all, and training"
-                f" asks for {wanted:,.0f}"
+                f"`mix.organic.max_epochs`: {organic.max_epochs} allow {there:,.0f} organic tokens{behind}, and"
+                f" training asks for {wanted:,.0f}"
             )
 
     @property

@@ -5,6 +5,7 @@ A pass is a pure function of (seed, name, number): neither ranks nor batches ent
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class CurriculumConfig(Config):
     """How often a document is read in a pass: one number for all, or one for each bucket, the lowest score's first. Of
     0.25 it is every fourth pass, for each document another; 0 leaves it out."""
     max_epochs: int | None = Field(default=None, ge=1)
-    """Most times that a document is read in the run; a stage that would need more text is refused."""
+    """Most times that a document is read in the run; a stage that would need more text is refused. Where a run takes
+    the curriculum up later, each pass that was begun before counts as one reading of every document."""
     order: Literal["shuffled", "sorted", "bucketed", "late_high"] = "shuffled"
     """Of documents in a pass. `sorted`: by score, windows as they follow each other. `bucketed`: bucket by bucket,
     shuffled in each. `late_high`: shuffled, the `late_share` of highest score behind all others."""
@@ -88,6 +90,8 @@ class Curriculum:
         """
         assert not config.wants_scores or (scores is not None and len(scores) == documents)
         self.config, self._documents, self._seed, self._name = config, documents, seed, name
+        self.passes_before = 0
+        """Of all documents, before the first one of these: readings that count too (`max_epochs`)."""
         digest = hashlib.sha256(json_text(config.recorded()).encode())
         rank = np.arange(documents)
         if config.wants_scores and scores is not None:
@@ -100,6 +104,12 @@ class Curriculum:
         each = config.repeats if isinstance(config.repeats, tuple) else (config.repeats,) * config.number_of_buckets
         self._repeats = np.array(each, np.float64)[self._bucket]
         self._late = self._rank >= documents - max(1, round(config.late_share * documents))
+
+    def after(self, passes: int) -> Curriculum:
+        """The same where every document was read so many times before."""
+        other = copy.copy(self)
+        other.passes_before = passes
+        return other
 
     def tokens_per_pass(self, lengths: NDArray[np.int64]) -> float:
         """On average, before any document was read as often as it may be; lengths: of the documents, [D]."""
@@ -117,8 +127,8 @@ class Curriculum:
     def is_used_up(self, number: int) -> bool:
         """Whether neither pass `number` nor a later one has any document."""
         left, config = self._repeats > 0, self.config
-        if config.max_epochs is not None:
-            left &= self._until(number) < config.max_epochs
+        if (most := self._most) is not None:
+            left &= self._until(number) < most
         if config.late_from is not None and number >= config.late_from:
             left &= self._late
         return not left.any()
@@ -154,7 +164,13 @@ class Curriculum:
         if self.config.late_from is not None:
             count[~self._late] = min(passes, self.config.late_from)
         read = np.floor(self._repeats * count + self._phases).astype(np.int64)
-        return read if self.config.max_epochs is None else np.minimum(read, self.config.max_epochs)
+        return read if (most := self._most) is None else np.minimum(read, most)
+
+    @property
+    def _most(self) -> int | None:
+        """How often a document may yet be read."""
+        most = self.config.max_epochs
+        return None if most is None else max(0, most - self.passes_before)
 
     @cached_property
     def _phases(self) -> NDArray[np.float64]:

@@ -275,6 +275,9 @@ class TokenLoader:
         for name, old in state["sources"].items():
             dealt[name], before[name] = self._position(name, old)
         self._dealt, self._before = dealt, before
+        for name, source in self._sources.items():
+            if isinstance(source, WindowSource) and source.curriculum is not None:
+                source.take_up(before[name])
         # Compared as they are, not as shares: weights are written by the same code, and JSON keeps a float's digits.
         drawn = state["blend"]["drawn"] if state["blend"]["weights"] == self._weights else None
         self._blend = Blend(self._weights, drawn)

@@ -55,6 +55,15 @@ class WindowSource:
         self._firsts = [0]
         self._current: _Epoch | None = None
 
+    def take_up(self, windows: int) -> None:
+        """Begin the curriculum behind so many windows that were given without one."""
+        assert self.curriculum is not None
+        # A pass that was begun counts whole: some of its documents were read, and none may be too often.
+        passes = -(-windows // self._windows_per_epoch) if windows else 0
+        if passes != self.curriculum.passes_before:
+            self.curriculum = self.curriculum.after(passes)
+            self._firsts, self._current = [0], None
+
     def epoch_of(self, index: int) -> tuple[int, int]:
         """The epoch of window `index`, and its place there.
 
@@ -80,8 +89,11 @@ class WindowSource:
         assert self.curriculum is not None
         number = len(self._firsts) - 1
         if self.curriculum.is_used_up(number):
+            before = self.curriculum.passes_before
+            behind = f" behind {before} passes without a curriculum" if before else ""
             raise UserError(
-                f"source `{self.name}`: has text for {self._firsts[-1]} windows of {self.seq_len} tokens and no more,"
+                f"source `{self.name}`: has text for {self._firsts[-1]} windows of {self.seq_len} tokens and no more"
+                f"{behind},"
                 " as its documents may not be read more often (`max_epochs`); raise it, or take fewer steps"
             )
         tokens = int((self.curriculum.copies(number) * np.diff(self.corpus.offsets)).sum())

@@ -203,5 +203,8 @@ def test_the_plan_says_where_documents_would_be_read_too_often() -> None:
     assert remarks() == remarks("mix.organic={max_epochs: 2}") == []
     [told] = remarks("mix.organic={max_epochs: 1}")
     assert "allow 20,000 organic tokens in all, and training asks for 38,400" in told
-    assert remarks("mix.organic={max_epochs: 1, scores: in_run, repeats: [1.0, 2.0]}") == []
+    # Pretraining alone begins two passes, and goes by no scores that it makes.
+    assert remarks("mix.organic={max_epochs: 3, scores: in_run, repeats: [1.0, 2.0]}") == []
+    [told] = remarks("mix.organic={max_epochs: 2, scores: in_run, repeats: [1.0, 2.0]}")
+    assert "allow 0 organic tokens behind up to 2 passes of pretraining, and training asks for 7,680" in told
     assert remarks("mix.organic={max_epochs: 2, scores: s.jsonl, repeats: [0.0, 2.0]}")

@@ -240,6 +240,43 @@ def test_a_run_takes_up_a_curriculum_where_it_trains_on_and_keeps_to_it() -> Non
         loader(None).load_state_dict(on.state_dict())
 
 
+@pytest.mark.parametrize("before", [0, 1, 30, 70, 100, 1000])
+def test_what_was_read_before_a_curriculum_was_taken_up_counts_among_a_documents_readings(before: int) -> None:
+    settings, most = {**BY_RANK, "max_epochs": 5}, 5
+    corpora, weights = {"organic": CORPORA["organic"]}, {"organic": 1.0}
+    plain = TokenLoader(corpora, weights, SEQ, 1, SEED)
+    curricula = {"organic": _curriculum(settings)}
+    loader = TokenLoader(corpora, weights, SEQ, 1, SEED + 1, curricula=curricula, order_before=SEED)
+    read = np.zeros(D, np.int64)
+
+    def count(dealt: TokenLoader) -> None:
+        for token in range(SEQ):
+            origin = dealt.origin(0, token)
+            read[origin.document] += origin.offset == 0
+
+    for _ in range(before):
+        count(plain)
+        plain.next_batch()
+    loader.load_state_dict(plain.state_dict())
+    with pytest.raises(UserError, match=r"has text for \d+ windows of 8 tokens and no more") as told:
+        loader.check_supply(10**6)
+    left = int(str(told.value).split(" windows")[0].rpartition(" ")[2])
+    loader.check_supply(left)
+    again = TokenLoader(corpora, weights, SEQ, 1, SEED + 1, curricula=curricula, order_before=SEED)
+    for at in range(left):
+        if at == left // 2:  # and so it does where the run goes on behind an interruption
+            again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+            loader = again
+        count(loader)
+        loader.next_batch()
+    per_epoch = (int(LENGTHS.sum()) - 1) // SEQ
+    assert read.max() <= max(most, -(-before // per_epoch))
+    assert left > 0 or before >= (most - 1) * per_epoch
+    assert left == 0 or read.max() >= most - 1
+    # The curriculum that was handed over stays as it was, for others that read by it.
+    assert curricula["organic"].passes_before == 0
+
+
 def test_a_position_far_on_is_found_without_the_passes_before_it() -> None:
     source = _source({**BY_RANK, "order": "sorted"})
     index = source.first_window(2000) + 3

@@ -258,6 +258,42 @@ def test_mixture_shares_are_exact_to_one_sample_at_every_moment(sources: int) ->
             assert np.abs(drawn - shares * position).max() < 1
 
 
+class _WithoutNext(Blend):
+    """Deals nothing one by one."""
+
+    def next(self) -> str:
+        raise AssertionError("is not asked")
+
+
+@pytest.mark.parametrize("sources", [1, 2, 3, 4, 7, 20])
+def test_samples_are_skipped_as_they_would_be_dealt(sources: int) -> None:
+    rng = np.random.default_rng(sources)
+    for weights_n in (
+        *rng.lognormal(0, 2.5, (12, sources)), *rng.integers(1, 5, (12, sources)), np.ones(sources),
+        np.array([1.0, *[1e-5] * (sources - 1)]), np.array([3.0, *[0.0] * (sources - 1)]),
+    ):  # fmt: skip
+        weights = {f"s{i}": float(w) for i, w in enumerate(weights_n)}
+        dealt, skipped, begun = Blend(weights), _WithoutNext(weights), 0
+        for samples in (*rng.integers(0, 40, 20).tolist(), 1500, 1):
+            for _ in range(samples):
+                dealt.next()
+            skipped.skip(samples)
+            begun += samples
+            assert skipped.drawn == dealt.drawn, (weights, begun)
+            # From the beginning too.
+            whole = _WithoutNext(weights)
+            whole.skip(begun)
+            assert whole.drawn == dealt.drawn, (weights, begun)
+
+
+def test_samples_of_years_are_skipped_in_no_time() -> None:
+    blend, halves = (_WithoutNext({"a": 0.7310586, "b": 0.2, "c": 0.0689414, "d": 1e-4}) for _ in range(2))
+    blend.skip(10**9 + 7)
+    halves.skip(123_456_789)
+    halves.skip(10**9 + 7 - 123_456_789)
+    assert halves.drawn == blend.drawn and sum(blend.drawn.values()) == 10**9 + 7
+
+
 def test_weights_come_from_tokens_epochs_or_the_recipe() -> None:
     def weights(*settings: dict[str, float]) -> dict[str, float]:
         names = ("organic", "synthetic")
