@@ -125,15 +125,17 @@ class Spool:
         self._waiting, self._waiting_bytes = [], 0
 
 
-def kept_of(spool: Path, budget: int, seed: int, dtype: np.dtype[np.integer], aside: Path) -> Iterator[Stored]:
+def kept_of(
+    spool: Path, budget: int, seed: int, dtype: np.dtype[np.integer], aside: Path, key: str
+) -> Iterator[Stored]:
     """Yield what a cap leaves of a spool, in hash order, by a sort in files below `aside`, which is removed.
 
-    UserError when not even the first document fits.
+    key: of the setting that the budget is from. UserError when not even the first document fits.
     """
     cap = Cap(budget, seed)
     _fill(cap, spool, dtype)
     if not cap.kept:
-        raise UserError(f"a budget of {budget} holds not one document; raise it or cut the documents smaller")
+        raise UserError(f"{key}: a budget of {budget} holds not one document; raise it or cut the documents smaller")
     kept = (document for document in read_spool(spool) if document.order < cap.ceiling)
     # Text and tokens of a spool are about four times as large as their compressed form.
     buckets = min(_MOST_BUCKETS, 1 + 4 * spool.stat().st_size // _BUCKET_BYTES)

@@ -50,7 +50,7 @@ def test_a_streamed_cap_keeps_what_a_cap_in_memory_keeps_in_its_order(
     with Journal(tmp_path / "a.ledger", tmp_path) as journal:
         wanted = _fill(journal, tmp_path / "spool", documents, budget)
     assert wanted < 150 or budget > 500  # what cannot stay is not even encoded
-    kept = list(kept_of(tmp_path / "spool", budget, 5, DTYPE, tmp_path / "sorting"))
+    kept = list(kept_of(tmp_path / "spool", budget, 5, DTYPE, tmp_path / "sorting", "`k`"))
     assert [document.id for document in kept] == [document.id for document in expected]
     assert [document.line for document in kept] == [document_line(document) for document in expected]
     ids_of = {document.id: ids for document, ids in documents}
@@ -69,12 +69,14 @@ def test_a_spool_that_is_gone_on_with_keeps_the_same(tmp_path: Path) -> None:
         file.write(b"a torn end")
     with Journal(tmp_path / "halves.ledger", tmp_path) as journal:
         _fill(journal, tmp_path / "halves", documents[150:], 700)
-    halves, whole = (list(kept_of(tmp_path / name, 700, 5, DTYPE, tmp_path / "s")) for name in ("halves", "whole"))
+    halves, whole = (
+        list(kept_of(tmp_path / name, 700, 5, DTYPE, tmp_path / "s", "`k`")) for name in ("halves", "whole")
+    )
     assert halves == whole
 
 
 def test_a_cap_smaller_than_the_first_document_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "a.ledger", tmp_path) as journal:
         _fill(journal, tmp_path / "spool", [(Document("a", "x"), [1, 2, 3])], 2)
-    with pytest.raises(UserError, match="a budget of 2 holds not one document"):
-        list(kept_of(tmp_path / "spool", 2, 5, DTYPE, tmp_path / "sorting"))
+    with pytest.raises(UserError, match=r"`corpus.max`: a budget of 2 holds not one document"):
+        list(kept_of(tmp_path / "spool", 2, 5, DTYPE, tmp_path / "sorting", "`corpus.max`"))

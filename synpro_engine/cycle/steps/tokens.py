@@ -133,7 +133,8 @@ class Tokens:
         budget = self._budget(split)
         assert budget is not None
         dtype = token_dtype(tokenizer.vocab_size)
-        return kept_of(self._spool(name), budget, self.settings.seed, dtype, self.work / "sorting")
+        key = f"`corpus.{'max_train_tokens' if split == 'train' else 'max_held_out_tokens'}`"
+        return kept_of(self._spool(name), budget, self.settings.seed, dtype, self.work / "sorting", key)
 
     def _budget(self, split: Split) -> int | None:
         corpus = self.settings.corpus

@@ -6,6 +6,7 @@ corpus is read once more, and held-out splits are told apart as they were the fi
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,6 +29,7 @@ from synpro_engine.data import (
     TokenFiles,
     find_source,
     load_tokenizer,
+    text_key,
 )
 from synpro_engine.data.capped import Cap, Spool, kept_of
 from synpro_engine.data.encoding import Encoded, usable_cpus
@@ -40,10 +42,18 @@ _Batches = Callable[[Intake, Mapping[Split, Sink], Callable[[int], object]], Ite
 
 
 class _Beyond:
-    """Documents of the training split that stand behind its last one in the order of its cap."""
+    """Documents of the training split that stand behind its last one in the order of its cap, and are no copies.
 
-    def __init__(self, spool: Spool, order: Callable[[str], int], last: int) -> None:
-        self._spool, self._order, self._last = spool, order, last
+    Where duplicates are not dropped, the corpus may have a text that is trained on under another id.
+    """
+
+    def __init__(self, spool: Spool, cap: Cap, train: Path) -> None:
+        """train: the documents of the training split."""
+        self._spool, self._order, self._last, hashes = spool, cap.order, 0, array("Q")
+        for _, document in written_documents(train):
+            self._last = max(self._last, cap.order(document.id))
+            hashes.append(_hash(document))
+        self._trained = np.unique(np.frombuffer(hashes, np.uint64))
 
     def wants(self, id: str) -> bool:
         """Those that the training split does not have."""
@@ -52,12 +62,21 @@ class _Beyond:
     def add(self, documents: Sequence[Document], encoded: Encoded | None) -> None:
         """Append documents."""
         assert encoded is not None
+        new_D = ~np.isin(np.array([_hash(document) for document in documents], np.uint64), self._trained)
+        if not new_D.all():
+            documents = [document for document, new in zip(documents, new_D.tolist(), strict=True) if new]
+            text_bytes = sum(len(document.text.encode()) for document in documents)
+            encoded = Encoded(encoded.tokens[np.repeat(new_D, encoded.lengths)], encoded.lengths[new_D], text_bytes)
         self._spool.add(documents, encoded)
 
     def end_block(self) -> int:
         """End the frame in hand."""
         self._spool.end_frame()
         return 0
+
+
+def _hash(document: Document) -> int:
+    return int.from_bytes(text_key(document.text)[:8], "little")
 
 
 class _Nowhere:
@@ -98,8 +117,7 @@ def build_unique(into: Path, settings: UniqueSettings, tokens: Path, bar: ShowBa
     spool = work / "unique.spool"
     with Journal(work / "reading.ledger", into) as journal:
         if not journal.state.get("done"):
-            last = max(cap.order(document.id) for _, document in written_documents(documents_path(tokens, "train")))
-            beyond = _Beyond(Spool(journal.open(spool), cap, dtype), cap.order, last)
+            beyond = _Beyond(Spool(journal.open(spool), cap, dtype), cap, documents_path(tokens, "train"))
             sinks: dict[Split, Sink] = {split: beyond if split == "train" else _Nowhere() for split in SPLITS}
             threads = settings.threads or usable_cpus()
             batches, size = _reader(settings, tokenizer, threads)
@@ -134,7 +152,9 @@ def _write(
         DocumentWriter(documents_path(into, "unique")) as documents,
         new_shards(shards_path(into, UNIQUE), tokenizer, seed=settings.seed) as shards,
     ):
-        for kept in kept_of(spool, settings.max_tokens, settings.seed, dtype, into / UNFINISHED / "sorting"):
+        # As much as an arm reads in its steps.
+        key, aside = "`continued.steps` of an arm of `text: unique`", into / UNFINISHED / "sorting"
+        for kept in kept_of(spool, settings.max_tokens, settings.seed, dtype, aside, key):
             documents.write_line(kept.line)
             ids = np.frombuffer(kept.tokens, dtype)
             shards.add([kept.id], Encoded(ids, np.array([len(ids)]), kept.text_bytes))
