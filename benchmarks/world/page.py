@@ -25,6 +25,7 @@ def blocks(records: Sequence[Record]) -> dict[str, str]:
         return {"world-grid": _grid(records)}
     return {
         "world-arms": _arms(records),
+        "world-pairs": _pairs(records),
         "world-curve": _curve(records),
         "world-actions": _actions(records),
         "world-grid": _grid(records),
@@ -65,6 +66,16 @@ def _arms(records: Sequence[Record]) -> str:
     return markdown(
         ("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", *(f"multiple, {name}" for name in READINGS)), rows
     )
+
+
+def _pairs(records: Sequence[Record]) -> str:
+    """What the arm tuned with influence is below each of those that differ from it in how influence is used."""
+    ours, rows = _losses(records, "tuned, influence"), []
+    for name in ("tuned, no influence", "tuned, influence shuffled", "best of four by influence", "prompted"):
+        theirs = _losses(records, name)
+        found = mean([theirs[seed] - loss for seed, loss in ours.items() if seed in theirs])
+        rows.append((name, f"{found.value:.3f}", interval(found)))
+    return markdown(("tuned with influence lies below", "by, seed by seed", "95 %"), rows)
 
 
 def _curve(records: Sequence[Record]) -> str:

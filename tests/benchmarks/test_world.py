@@ -76,6 +76,7 @@ def test_the_placebo_keeps_each_group_s_rewards(world: World) -> None:
 
 def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     arms = {"theta": 3.0, "repetition": 2.0, "tuned, influence": 1.25, "tuned, no influence": 1.6}
+    arms |= {"tuned, influence shuffled": 1.5, "best of four by influence": 1.4, "prompted": 1.75}
     arms |= {f"unique-{copies}": 2.0 - np.log2(copies) / 2 for copies in COPIES}
     records: list[dict[str, Any]] = []
     for seed in (1, 2, 3):
@@ -88,10 +89,11 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
     docs = tmp_path / "docs"
     docs.mkdir()
-    names = ("world-arms", "world-curve", "world-actions", "world-grid")
+    names = ("world-arms", "world-pairs", "world-curve", "world-actions", "world-grid")
     (docs / "evidence.md").write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "evidence.md").read_text()
     assert "| tuned, influence | 3 | 1.270 |" in page and "-0.750 (-0.750 to -0.750) | 2.83 (" in page
+    assert "| tuned, no influence | 0.350 | 0.350 to 0.350 |" in page
     assert "Rank correlation of influence with what is gained: 1.00." in page and "| 6 % |" in page
     assert (docs / "images" / "world.png").stat().st_size > 10_000
