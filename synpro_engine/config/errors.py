@@ -9,9 +9,16 @@ from typing import Any
 _BRIEF = 80  # characters
 _PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s@]*@")  # in a URL; secrets of object stores have slashes in them
 _USER = re.compile(r"://[^\s'\"]*@")
-_QUERY = re.compile(r"(://[^\s?]*)\?\S*")
+_QUERY = re.compile(r"((?:://|url: /)[^\s?]*)\?\S*")  # urllib3 tells a URL without its host
 _SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # in the name of a variable of the environment
 _SHORTEST_SECRET = 8
+
+
+def printable(text: str) -> str:
+    """Text with line breaks and other control characters spelled out."""
+    # Escape sequences in a file's names or texts could move the cursor, hide the
+    # message or set the terminal's title.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class UserError(Exception):
@@ -25,9 +32,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # Escape sequences in a file's names or texts could move the cursor, hide the
-        # message or set the terminal's title.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 EXIT_STOPPED = 75

@@ -38,7 +38,8 @@ def fingerprint(source: str | Sequence[str] | None) -> str:
     walked = _walked(source)
     if walked is None:
         return hashlib.sha256(f"{source} {versions().get('synpro_engine')}".encode()).hexdigest()
-    remote = [file for file in walked.files if isinstance(file, RemoteFile)]
+    # By the names that are digested: of one listing they are others below another root.
+    remote = {os.fsdecode(_name(walked, file)): file for file in walked.files if isinstance(file, RemoteFile)}
     return remembered(remote, "edges", lambda: _digest(walked)) if remote else _digest(walked)
 
 

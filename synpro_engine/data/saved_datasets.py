@@ -45,6 +45,8 @@ def arrow_files_apart(root: str, files: Mapping[str, Path | RemoteFile]) -> set[
 
 
 def _one_split(root: str, folder: str, splits: Any, files: Mapping[str, Any]) -> None:
+    if not (isinstance(splits, list | None) and all(isinstance(split, str) for split in splits or ())):
+        raise UserError(f"{_join(_join(root, folder), _DICT)}: damaged (`splits` is no list of names)")
     there = [split for split in splits or () if any(path.startswith(_join(folder, split) + "/") for path in files)]
     if len(there) > 1:
         place = _join(root, folder)

@@ -23,7 +23,7 @@ from synpro_engine.data.records import Place
 from synpro_engine.data.streamed_tokens import StreamedTokens, TokenIds
 from synpro_engine.data.tokenizer import Tokenizer
 from synpro_engine.data.torch_tokens import open_torch_tokens
-from synpro_engine.storage import RemoteFile, at_hand, is_remote
+from synpro_engine.storage import RemoteFile, file_at_hand, is_remote
 from synpro_engine.storage import find_files as find_stored
 from synpro_engine.storage.stores import find_file
 
@@ -194,7 +194,7 @@ def _paired(place: str, files: Mapping[str, Path | RemoteFile]) -> list[TokenFil
 
 def _open(file: TokenFile, tokenizer: Tokenizer) -> tuple[TokenIds, Iterator[tuple[int, int]]]:
     if file.index is not None:
-        opened = open_pair(at_hand(str(file.index)), file.tokens)
+        opened = open_pair(file_at_hand(file.index), file.tokens)
         return opened.tokens, opened.spans()
     if file.tokens.suffix == ".pt":
         return _torch(file.tokens, tokenizer)
@@ -207,7 +207,7 @@ def _open(file: TokenFile, tokenizer: Tokenizer) -> tuple[TokenIds, Iterator[tup
 
 def _torch(file: Path | RemoteFile, tokenizer: Tokenizer) -> tuple[TokenIds, Iterator[tuple[int, int]]]:
     """Documents of a file of torch.save, without the end-of-document token that each may begin with."""
-    opened, eos = open_torch_tokens(at_hand(str(file))), tokenizer.eos_id
+    opened, eos = open_torch_tokens(file_at_hand(file)), tokenizer.eos_id
     if opened.begin_id not in (None, eos, tokenizer.bos_id):
         raise UserError(
             f"{file}: its documents begin with id {opened.begin_id}, which neither begins nor ends one of the"

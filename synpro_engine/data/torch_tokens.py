@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from synpro_engine.config import UserError, first_line
 
 _MOST_BYTES = 1 << 20  # of the pickle, which holds names and sizes
+_ORDER_BYTES = 16
 _LOCAL = struct.Struct("<26xHH")  # of an entry's own header: lengths of its name and of what is extra
 _BLOCK = 2**20
 _TYPES = {np.dtype(code).name: np.dtype(code) for code in "bBhHiIqQ"}
@@ -83,15 +84,20 @@ class _Tensor(NamedTuple):
     dtype: str | None
 
 
-def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-    # `_rebuild_tensor_v3`, of types that have no storage of their own, names the type behind gradient and hooks.
-    dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], str) else None
-    return _Tensor(storage, offset, tuple(size), tuple(stride), dtype)
+class _Rebuilt:
+    """What a pickle calls. No function: it could set a function's attributes, and so its defaults."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
+        # `_rebuild_tensor_v3`, of types that have no storage of their own, names the type behind gradient and hooks.
+        dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], str) else None
+        return _Tensor(storage, offset, tuple(size), tuple(stride), dtype)
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuilt,
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuilt(),
+    ("torch._utils", "_rebuild_tensor_v3"): _Rebuilt(),
     ("collections", "OrderedDict"): OrderedDict,
     **{(module, "UntypedStorage"): "" for module in ("torch", "torch.storage")},
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},
@@ -119,11 +125,18 @@ def _content(archive: zipfile.ZipFile) -> Any:
     if name is None:
         raise ValueError("no data.pkl is in it; files of torch before 1.6 are not read")
     root = name.removesuffix("data.pkl")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in archive.namelist() and _entry(archive, f"{root}byteorder", _ORDER_BYTES) != b"little":
         raise ValueError("its bytes stand in another order")
-    if archive.getinfo(name).file_size > _MOST_BYTES:
-        raise ValueError("its index is too large for one of a few tensors")
-    return _Reader(io.BytesIO(archive.read(name))).load()
+    return _Reader(io.BytesIO(_entry(archive, name, _MOST_BYTES))).load()
+
+
+def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:  # a small one may unpack to gigabytes
+        raise ValueError(f"its {name} is compressed")
+    if entry.file_size > most:
+        raise ValueError(f"its {name} is too large for what describes a few tensors")
+    return archive.read(entry)
 
 
 def _mapped(file: Path, archive: zipfile.ZipFile, tensor: Any) -> NDArray[Any] | None:

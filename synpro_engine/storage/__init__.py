@@ -3,7 +3,7 @@
 Credentials, endpoints and regions are those of the environment and of each store's own configuration files.
 """
 
-from synpro_engine.storage.fetching import at_hand
+from synpro_engine.storage.fetching import at_hand, file_at_hand
 from synpro_engine.storage.outputs import all_at_hand, copy_artifact, writing_to
 from synpro_engine.storage.places import LocalPlace, Place, is_remote, joined, local_path, place, place_name
 from synpro_engine.storage.reading import RemoteFile
@@ -18,6 +18,7 @@ __all__ = [
     "all_at_hand",
     "at_hand",
     "copy_artifact",
+    "file_at_hand",
     "find_files",
     "is_remote",
     "joined",

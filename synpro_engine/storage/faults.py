@@ -16,7 +16,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from synpro_engine.config import UserError, first_line
-from synpro_engine.config.errors import without_credentials
+from synpro_engine.config.errors import printable, without_credentials
 from synpro_engine.remote.patience import backoff_s
 
 Kind = Literal["missing", "denied", "changed", "elsewhere", "refused", "passing"]
@@ -24,6 +24,7 @@ PATIENCE_S = 900.0
 """How long a store that answered before may fail to."""
 FIRST_PATIENCE_S = 60.0
 """And one that has not answered yet: its address may be wrong."""
+_ANSWERED = set[str]()  # addresses of buckets
 _TOLD_AFTER = 3  # faults in a row
 _LIBRARIES = {
     *("botocore", "aiobotocore", "s3fs", "aiohttp", "gcsfs", "google", "huggingface_hub", "hf_xet", "requests"),
@@ -82,7 +83,7 @@ def _status(error: BaseException) -> int | None:
 
 def _said(error: Exception) -> str:
     said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return without_credentials(first_line(ValueError(said))).rstrip(".")
+    return printable(without_credentials(first_line(ValueError(said))).rstrip("."))
 
 
 def told(address: str, error: Exception, kind: Kind) -> UserError:
@@ -107,7 +108,9 @@ class Attempts:
     def __init__(self, address: str, patience_s: float | None = None, stop: threading.Event | None = None) -> None:
         """stop: ends a wait; whoever sets it wants no answer any more."""
         self._address, self._stop = address, stop or threading.Event()
-        self._patience_s = FIRST_PATIENCE_S if patience_s is None else patience_s
+        self._store = "/".join(address.split("/")[:3])  # s3://bucket
+        known = PATIENCE_S if self._store in _ANSWERED else FIRST_PATIENCE_S
+        self._patience_s = known if patience_s is None else patience_s
         self._jitter, self._faults, self._since = random.Random(), 0, 0.0
 
     def failed(self, error: Exception) -> None:
@@ -123,5 +126,5 @@ class Attempts:
         self._stop.wait(backoff_s(self._faults, self._jitter))
 
     def succeeded(self) -> None:
-        """The next fault is a first one."""
-        self._faults = 0
+        """Know that the store is there: what is asked of it from here on is waited for longer."""
+        _ANSWERED.add(self._store)

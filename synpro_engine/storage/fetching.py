@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def cache_folder() -> Path:
     return Path(own) if own else base / "synpro_engine"
 
 
-def listing_key(files: list[RemoteFile]) -> str:
-    """Hex digest of what was listed: other files, sizes or versions have another one."""
-    listed = sorted((file.address, file.size, file.version) for file in files)
+def listing_key(files: Mapping[str, RemoteFile]) -> str:
+    """Hex digest of what was listed, by name: other names, files, sizes or versions have another one."""
+    listed = sorted((name, file.address, file.size, file.version) for name, file in files.items())
     return hashlib.sha256(json_text(listed).encode()).hexdigest()
 
 
@@ -45,19 +46,30 @@ def at_hand(place: str) -> Path:
     files = [file for file in find_files(place) if file.name != BEGUN] if single is None else [single]
     if not files:
         raise UserError(f"{place}: nothing is there")
-    home = cache_folder() / "copies" / listing_key(files)[:32]
-    copy, partial = home / place_name(place), home / "partial"
+    return _brought(files, place)
+
+
+def file_at_hand(file: Path | RemoteFile) -> Path:
+    """A file as a path of this machine; UserError where another one than was listed lies in the store by now."""
+    return file if isinstance(file, Path) else _brought([file], file.address)
+
+
+def _brought(files: Sequence[RemoteFile], place: str) -> Path:
+    key = listing_key({file.address.removeprefix(place): file for file in files})[:32]
+    home, partial = cache_folder() / "copies" / key, cache_folder() / "partial" / key
+    copy = home / place_name(place)
     if copy.exists():
         return copy
     partial.mkdir(parents=True, exist_ok=True)
     with writing(partial, wait=True):
         if not copy.exists():  # another process may have been quicker
             fetch(files, place, partial / "content")
+            home.mkdir(parents=True, exist_ok=True)
             (partial / "content").rename(copy)
     return copy
 
 
-def fetch(files: list[RemoteFile], root: str, into: Path) -> None:
+def fetch(files: Sequence[RemoteFile], root: str, into: Path) -> None:
     """Copy files to `into`, by their names below `root`; one that is `root` itself becomes `into`.
 
     What an interrupted call left there of the same files is gone on with.

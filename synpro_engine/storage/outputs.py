@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from synpro_engine.config import UserError, check_replaceable, outside_artifacts, partial_path, publish, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.dist import Topology, on_every_rank, on_main
 from synpro_engine.storage.fetching import at_hand, cache_folder
-from synpro_engine.storage.places import is_remote, place_name
-from synpro_engine.storage.writing import begin_directory, put_directory
+from synpro_engine.storage.places import is_remote, joined, place_name
+from synpro_engine.storage.writing import BEGUN, begin_directory, put_directory, remove_files
 
 
 def all_at_hand(places: Sequence[str], topology: Topology) -> list[Path]:
@@ -41,17 +41,26 @@ def writing_to(place: str, kind: str, topology: Topology) -> Iterator[Path]:
     if not is_remote(place):
         yield Path(place)
         return
-    with ExitStack() as held:
+    with ExitStack() as held, ExitStack() as failing:
 
         def begin() -> Path:
-            begin_directory(place, kind)
+            if BEGUN not in begin_directory(place, kind):
+                # Else the mark would lie there for good, below which other artifacts may be put.
+                failing.callback(_take_back, joined(place, BEGUN))
             cache_folder().mkdir(parents=True, exist_ok=True)
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="export-", dir=cache_folder()))
             return Path(folder, place_name(place))
 
         path = on_main(topology, begin)
         yield path
+        failing.pop_all()
         on_main(topology, lambda: put_directory(path, place), label="copying")
+
+
+def _take_back(mark: str) -> None:
+    # What ended the block is the fault to tell, and a mark that names no files does no harm.
+    with suppress(UserError):
+        remove_files([mark])
 
 
 def copy_artifact(artifact: Path, path: Path) -> None:

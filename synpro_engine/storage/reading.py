@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from synpro_engine.config import UserError
-from synpro_engine.storage import faults
 from synpro_engine.storage.faults import Attempts
 from synpro_engine.storage.opening import open_store
 
@@ -22,6 +21,8 @@ BLOCK = 1 << 23
 """Bytes asked for at once; two blocks of a file are held while it is read."""
 _BUFFER = 1 << 16
 _LEAST = 1 << 18
+_BY_VERSION = {"s3"}
+"""Stores that are asked for ranges of a version; of others the version is looked at again."""
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "xet_hash", "generation", "LastModified", "updated", "mtime")
 
 
@@ -86,7 +87,7 @@ class _Fetcher:
 
     def __init__(self, file: RemoteFile) -> None:
         self._file, self._handle = file, None
-        self._answered, self._most = False, BLOCK
+        self._most, self._next = BLOCK, 0
         self.stop = threading.Event()
 
     def fetch(self, start: int, size: int) -> bytes:
@@ -94,8 +95,7 @@ class _Fetcher:
         size = min(size, self._most, self._file.size - start)
         if size <= 0:
             return b""
-        patience = faults.PATIENCE_S if self._answered else faults.FIRST_PATIENCE_S
-        attempts = Attempts(self._file.address, patience, self.stop)
+        attempts = Attempts(self._file.address, stop=self.stop)
         while True:
             try:
                 data = self._ask(start, size)
@@ -106,7 +106,8 @@ class _Fetcher:
                 # Less at a time over a connection that does not last.
                 size = self._most = max(min(size, _LEAST), size // 2)
             else:
-                self._answered, self._most = True, min(BLOCK, self._most + _LEAST)
+                attempts.succeeded()
+                self._most = min(BLOCK, self._most + _LEAST)
                 return data
 
     def _ask(self, start: int, size: int) -> bytes:
@@ -116,16 +117,30 @@ class _Fetcher:
         data = self._handle.read(size)
         if not data:
             raise TimeoutError(f"ended after {start} of {self._file.size} bytes")
+        if len(data) > size:
+            raise UserError(f"{self._file}: its store answers with more than was asked for, and reads no ranges")
+        end = start + len(data)
+        if self._file.address.partition(":")[0] not in _BY_VERSION and (start != self._next or end == self._file.size):
+            self._compare(self._look())
+        self._next = end
         return data
 
     def _open(self) -> Any:
         store, path = open_store(self._file.address)
         # Without a cache of its own: blocks are ours, and each range is one request.
         handle = store.open(path, "rb", cache_type="none")
-        now = RemoteFile.of(self._file.address, handle.details)
+        self._compare(handle.details)
+        return handle
+
+    def _look(self) -> Mapping[str, Any]:
+        store, path = open_store(self._file.address)
+        store.invalidate_cache()
+        return store.info(path)
+
+    def _compare(self, details: Mapping[str, Any]) -> None:
+        now = RemoteFile.of(self._file.address, details)
         if (now.size, now.version) != (self._file.size, self._file.version):
             raise UserError(f"{self._file}: was changed while it was read; begin again")
-        return handle
 
     def close(self) -> None:
         self.stop.set()

@@ -18,16 +18,19 @@ _DENIED = "; who may read and not list names a file, or files as part-{000..099}
 def patiently(address: str, ask: Callable[[], _Result], patience_s: float | None = None) -> _Result:
     """What `ask` returns, asked again after faults that pass; UserError names the address.
 
-    patience_s: for how long; None: as long as for a store that may not be there at all.
+    patience_s: for how long; None: as long as the store is known to be there, or may not be there at all.
     """
     attempts = Attempts(address, patience_s)
     while True:
         try:
-            return ask()
+            result = ask()
         except UserError:
             raise
         except Exception as error:
             attempts.failed(error)
+        else:
+            attempts.succeeded()
+            return result
 
 
 def find_file(address: str) -> RemoteFile | None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config import UserError, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.integrity import content_files
 from synpro_engine.storage import faults
 from synpro_engine.storage.opening import open_store
 from synpro_engine.storage.places import joined
+from synpro_engine.storage.reading import RemoteFile
 from synpro_engine.storage.stores import find_files, patiently
 
 BEGUN = ".begun"
-"""Says that what lies beside it is the rest of an interrupted copy."""
+"""Says which files beside it are of a copy that is not whole."""
+
+_MOST_BYTES = 1 << 26  # of a manifest
 
 
 def put_file(path: Path, address: str) -> None:
@@ -44,23 +47,45 @@ def put_text(text: str, address: str) -> None:
         put_file(Path(file.name), address)
 
 
-def begin_directory(address: str, kind: str) -> list[str]:
+def begin_directory(address: str, kind: str, names: Sequence[str] = ()) -> set[str]:
     """Make sure that an artifact of a kind can be copied to an address, by a mark that is put there.
 
-    Returns the addresses of what the new one takes the place of: an earlier artifact of its kind, or the rest of an
-    interrupted copy. UserError where other files lie there, or none can be put.
+    names: of the files that the copy will have, as far as they are known. Returns the names of what is there already,
+    which the new one takes the place of: an earlier artifact of its kind, or the rest of an interrupted copy, and the
+    mark of one. UserError where other files lie there, or none can be put.
     """
-    there, begun, manifest = find_files(address), joined(address, BEGUN), joined(address, MANIFEST)
-    named = {file.address: file for file in there}
-    if manifest in named:
-        text = named[manifest].read(0, named[manifest].size)
-        found = json.loads(text).get("kind") if text.startswith(b"{") else None
-        if found != kind:
+    named = {file.address.removeprefix(address).strip("/"): file for file in find_files(address)}
+    owned = set[str]()
+    if MANIFEST in named:
+        manifest = _object(named[MANIFEST])
+        if manifest.get("kind") != kind:
+            found = manifest.get("kind", "unknown")
             raise UserError(f"{address}: is an artifact of kind {found}; it is not replaced by a new {kind}")
-    elif named and begun not in named:
+        owned.update(_names(manifest))
+    elif named and BEGUN not in named:
         raise UserError(f"{address}: holds files that are no finished artifact; they are not replaced")
-    put_text("a copy was begun here and is not whole\n", begun)
-    return list(named)
+    if BEGUN in named:
+        owned.update(_names(_object(named[BEGUN])))
+    # A mark may be left of a copy that never came to a file, and other artifacts lie below it since.
+    for name in sorted(named.keys() - owned - {MANIFEST, BEGUN}):
+        raise UserError(f"{joined(address, name)}: is no part of a {kind} at {address}, and is not removed for one")
+    put_text(json_text({"files": sorted(owned.union(names))}), joined(address, BEGUN))
+    return set(named)
+
+
+def _object(file: RemoteFile) -> dict[str, Any]:
+    """A small JSON file's object; {} for anything else, which is nothing of ours."""
+    try:
+        data = json.loads(file.read(0, _MOST_BYTES))
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _names(listing: Mapping[str, Any]) -> set[str]:
+    """Of files, as manifests and marks list them."""
+    files = listing.get("files")
+    return {name for name in files if isinstance(name, str)} if isinstance(files, list | dict) else set()
 
 
 def put_directory(directory: Path, address: str) -> None:
@@ -68,17 +93,16 @@ def put_directory(directory: Path, address: str) -> None:
 
     UserError as `begin_directory`.
     """
-    there = begin_directory(address, read_manifest(directory).kind)
+    names = [file.relative_to(directory).as_posix() for file in content_files(directory)]
+    there = begin_directory(address, read_manifest(directory).kind, names)
     begun, manifest = joined(address, BEGUN), joined(address, MANIFEST)
-    if manifest in there:
+    if MANIFEST in there:
         remove_files([manifest])
-    names = [str(file.relative_to(directory)) for file in content_files(directory)]
     for name in names:
         if name != MANIFEST:
             put_file(directory / name, joined(address, name))
-    kept = {joined(address, name) for name in names}
     # Before the manifest says that it is whole: a file that it does not list would be taken for damage.
-    remove_files(sorted(set(there) - kept - {begun}))
+    remove_files([joined(address, name) for name in sorted(there - {*names, MANIFEST, BEGUN})])
     put_file(directory / MANIFEST, manifest)
     remove_files([begun])
 

@@ -155,6 +155,26 @@ def test_a_dataset_that_is_not_what_its_state_says_is_refused(tmp_path: Path) ->
         find_source(saved)
 
 
+@pytest.mark.parametrize("splits", [5, [5], {"train": 1}])
+def test_splits_that_are_no_names_are_told(tmp_path: Path, splits: object) -> None:
+    saved = save_dict(tmp_path / "saved", {"train": table(3)})
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(UserError, match=r"dataset_dict\.json: damaged \(`splits` is no list of names\)"):
+        find_source(saved)
+
+
+def test_text_that_is_no_utf_8_hides_no_other_column(tmp_path: Path) -> None:
+    bad = pyarrow.array([b"\xff", b"b"]).view(pyarrow.string())
+    beyond = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 10**6], pyarrow.int32()), ["a", "b"], safe=False)
+    worse = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 10**6], pyarrow.int32()), bad, safe=False)
+    for number, columns in enumerate([{"id": bad, "text": beyond}, {"id": ["c", "d"], "text": worse}]):
+        write_stream(tmp_path / f"{number}.arrow", pyarrow.table(columns))
+        with pytest.raises(UserError, match=rf"{number}\.arrow:1: damaged or truncated Arrow file .*out of bounds"):
+            read(tmp_path / f"{number}.arrow", on_bad="skip")
+    write_stream(tmp_path / "row.arrow", pyarrow.table({"id": ["c", "d"], "text": bad}))
+    assert read(tmp_path / "row.arrow", on_bad="skip") == [("d", "b")]
+
+
 def test_a_file_that_is_cut_anywhere_is_no_shorter_file(tmp_path: Path) -> None:
     write_stream(tmp_path / "whole.arrow", table(50), rows=10)
     data = (tmp_path / "whole.arrow").read_bytes()

@@ -122,6 +122,14 @@ def test_a_fingerprint_is_taken_once_while_the_store_shows_the_same_files(s3: Bu
     assert fingerprint(address) == before
 
 
+def test_a_fingerprint_is_of_names_below_the_place_that_was_given(s3: Bucket, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "q" / "text").mkdir(parents=True)
+    (tmp_path / "q" / "text" / "a.jsonl").write_bytes(lines(TEXTS))
+    s3.put_tree(tmp_path / "q", "q")
+    for name in ("q/text/a.jsonl", "q/text", "q"):
+        assert fingerprint(s3.address(name)) == fingerprint(str(tmp_path / name))
+
+
 def test_what_was_put_away_or_cannot_be_reached_counts_as_it_was_read(
     s3: Bucket,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

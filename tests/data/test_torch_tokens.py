@@ -149,6 +149,27 @@ def test_a_tensor_that_is_not_what_it_says_is_refused(arguments: Any, message: s
         open_torch_tokens(bad)
 
 
+@pytest.mark.parametrize("state", [{"more": 1}, (None, {"__defaults__": (1,)})])
+def test_a_file_changes_nothing_that_reads_the_next_one(state: Any, tmp_path: Path) -> None:
+    """BUILD sets attributes of whatever lies on the pickle's stack."""
+    torch.save({"tokens": torch.tensor([1, 2, 3])}, tmp_path / "good.pt")
+    index = b"\x80\x02}" + _pickled("more") + b"ctorch._utils\n_rebuild_tensor_v2\n" + _pickled(state) + b"bs."
+    with pytest.raises(UserError, match=r"bad.pt: holds no token ids as known here \("):
+        open_torch_tokens(_with_pickle(tmp_path / "good.pt", tmp_path / "bad.pt", index))
+
+
+def test_entries_that_would_unpack_to_more_are_not_read(tmp_path: Path) -> None:
+    torch.save({"tokens": torch.tensor([1, 2, 3])}, tmp_path / "good.pt")
+    large = _with_pickle(tmp_path / "good.pt", tmp_path / "large.pt", _index(TENSOR), byteorder=b"little" * 9)
+    with pytest.raises(UserError, match=r"large.pt: .*byteorder is too large"):
+        open_torch_tokens(large)
+    with zipfile.ZipFile(tmp_path / "good.pt") as old, zipfile.ZipFile(tmp_path / "packed.pt", "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match=r"packed.pt: .* is compressed"):
+        open_torch_tokens(tmp_path / "packed.pt")
+
+
 def test_files_that_are_damaged_or_hold_anything_else_are_named_in_a_line(tmp_path: Path) -> None:
     good = published(tmp_path / "good.pt", DOCUMENTS)
     cases: dict[str, Any] = {

@@ -10,6 +10,7 @@ import pytest
 
 from synpro_engine.config import UserError
 from synpro_engine.data import find_source, read_documents
+from synpro_engine.remote import patience
 from synpro_engine.storage import faults, reading
 from synpro_engine.storage.reading import RemoteFile
 from synpro_engine.storage.stores import find_file, find_files
@@ -102,6 +103,57 @@ def test_a_file_that_was_changed_is_not_read_on_as_another(s3: Bucket, small_blo
             opened.read()
     with pytest.raises(UserError, match=r"x\.bin: was changed while it was read"):
         file.read(0, 10)
+
+
+def test_an_answer_longer_than_asked_is_not_taken(s3: Bucket, small_blocks: None) -> None:  # noqa: F811
+    file = found(s3.put("x.bin", CONTENT))
+    with s3.faults(lambda request: request.headers.pop("range", None) and None):  # as of a gateway that knows none
+        with pytest.raises(UserError, match=r"x\.bin: its store answers with more than was asked for"):
+            with file.open("rb") as opened:
+                opened.read()
+
+
+@pytest.mark.parametrize("ranges", [False, True])
+def test_a_change_is_seen_where_reads_carry_no_version(
+    s3: Bucket,  # noqa: F811
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
+    ranges: bool,
+) -> None:
+    monkeypatch.setattr(reading, "_BY_VERSION", set[str]())
+    file = found(s3.put("x.bin", CONTENT))
+    with s3.faults(lambda request: request.headers.pop("if-match", None) and None):
+        with file.open_ranges() if ranges else file.open("rb") as opened:
+            assert opened.read(10) == CONTENT[:10]
+            time.sleep(0.3)  # the block that is ahead has come
+            s3.put("x.bin", CONTENT[::-1])
+            with pytest.raises(UserError, match=r"x\.bin: was changed while it was read"):
+                if ranges:
+                    opened.seek(2 << 20)
+                    opened.read(10)
+                else:
+                    opened.read()
+
+
+def test_a_store_that_answered_is_waited_for_longer_for_every_file(
+    s3: Bucket,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faults, "FIRST_PATIENCE_S", 0.0)
+    file = found(s3.put("x.bin", CONTENT[:1000]))
+    refused = threading.Semaphore(2)
+    with s3.faults(lambda request: Fault(503, "SlowDown") if refused.acquire(blocking=False) else None):
+        assert file.read(0, 10) == CONTENT[:10]
+
+
+def test_what_a_store_says_does_not_command_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_FIRST_S", 0.01)
+    attempts = faults.Attempts("s3://bucket/x", 60.0)
+    for _ in range(faults._TOLD_AFTER):
+        attempts.failed(TimeoutError("slow \x1b[2J"))
+    assert r"no answer (slow \x1b[2J)" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_told_from_what_may_not_be_seen(s3: Bucket) -> None:  # noqa: F811

@@ -73,6 +73,11 @@ def test_a_text_that_names_such_an_address_is_printed_without_the_secret(given: 
         assert "hush" not in without_credentials(f"synpro run my.yaml corpus.source={given} --dir x")
 
 
+def test_a_url_without_its_host_is_printed_without_its_query() -> None:
+    told = "Max retries exceeded with url: /x?X-Amz-Signature=hush (Caused by NewConnectionError)"
+    assert without_credentials(told) == "Max retries exceeded with url: /x?*** (Caused by NewConnectionError)"
+
+
 def test_a_path_of_this_machine_is_wanted_where_no_store_will_do() -> None:
     assert local_path("file:///a/b") == "/a/b" and local_path("a/b") == "a/b"
     with pytest.raises(ValueError, match=r"s3://bucket/model: is read from this machine's disk only"):

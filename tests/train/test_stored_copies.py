@@ -38,7 +38,7 @@ def test_copies_are_the_checkpoints_and_are_kept_by_the_same_rule(
     background: bool,
 ) -> None:
     s3.put("copies/step-00000002/state/rest", b"of a copy that was killed")
-    s3.put("copies/step-00000002/.begun", b"")
+    s3.put("copies/step-00000002/.begun", b'{"files": ["state/rest"]}')
     s3.put("copies/step-00000001/state/rest", b"of an older one")
     train(topology, tmp_path / "run", copied(s3, async_checkpoints=background))
     assert StoredCopies(s3.address("copies")).steps() == list(saved(tmp_path / "run" / CHECKPOINTS)) == [4, 6]
