@@ -10,6 +10,8 @@ from pydantic import Field
 from synpro_engine.config import Config
 from synpro_engine.config.recipes import merged
 from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
+from synpro_engine.reward import RewardConfig
+from synpro_engine.rl.config import TuneConfig
 
 ArmText = Literal["organic", "unique", "prompted", "tuned"]
 
@@ -66,13 +68,19 @@ def with_arm(recipe: Mapping[str, Any], arm: ArmConfig) -> dict[str, Any]:
     # What a sweep found may be among what is another here.
     data = {**recipe, "arms": {}, "seeds": (), "tuned": None}
     data |= {section: merged(data[section], own) for section, own in arm.given.items()}
-    if arm.text != "tuned":
-        return data | {"tune": {}}
-    if arm.influence == "measured":
-        return data
-    key = "shuffled" if arm.influence == "shuffled" else "without"
-    tune = {name: one for name, one in data["tune"].items() if one is not None}
-    return data | {"tune": {name: {**one, key: (*one.get(key, ()), "influence")} for name, one in tune.items()}}
+    return data if arm.text == "tuned" else data | {"tune": {}}
+
+
+def tuned_as(arm: ArmConfig, tune: Mapping[str, TuneConfig], reward: RewardConfig) -> dict[str, dict[str, Any]]:
+    """The plain `tune` of an arm with what influence is to it, in operations that weigh it; {}: as it is."""
+    key = {"measured": None, "shuffled": "shuffled", "none": "without"}[arm.influence]
+    if key is None:
+        return {}
+    plain = {operation: one.model_dump() for operation, one in tune.items()}
+    for operation, one in tune.items():
+        if reward.weights(operation).get("influence") and "influence" not in (*one.shuffled, *one.without):
+            plain[operation][key] = (*getattr(one, key), "influence")
+    return plain
 
 
 def arm_fault(arm: ArmConfig) -> str | None:
@@ -104,7 +112,8 @@ class CycleConfig(Config):
     max_tokens: int | None = Field(default=None, gt=0)
     """Nor one with which an arm has trained on so many tokens, those of pretraining among them."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Nor one with which the stages of the run so far took so many hours."""
+    """Nor one with which an arm's stages so far, and those that they were made from, took so many hours. Seeds beside
+    the first do not count."""
 
     @property
     def decides(self) -> bool:

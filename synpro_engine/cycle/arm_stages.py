@@ -107,8 +107,9 @@ class ArmStages:
     def _probe(self, this: Round, theta: str) -> str:
         of, work = self._of, partial(probe_stage, settings=self._of.probe, tokens=self._tokens)
         # What hangs on no setting of an arm's stands where it always did.
-        common = theta == PRETRAIN and of.probe == SettingsOf(self._graph.recipe).probe
-        name = Round(1).probe if common else this.probe
+        common = of.probe == SettingsOf(self._graph.recipe).probe
+        first = Round(1).probe if common else this.own_probe
+        name = first if theta == PRETRAIN else this.probe
         return self._add(name, "probe", partial(work, theta=self._directory / theta), of.probe, *self.measured, theta)
 
     def _tune(self, this: Round, operation: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.own_code import own_reference
-from synpro_engine.cycle.external import fingerprint, is_put_away, judge_files, task_keys
+from synpro_engine.cycle.arm_files import judge_files, learnt_from
+from synpro_engine.cycle.external import fingerprint, is_put_away, task_keys
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
     HELD_OUT,
@@ -43,7 +45,7 @@ def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Conte
     outside = dict(_OUTSIDE)
     if recipe.corpus.validation_shards is not None:  # not of runs of before it was there
         outside[TOKENIZE] += ("corpus.validation_shards",)
-    keys = outside | {REFERENCES: references, HELD_OUT: held_out, PRETRAIN: _learnt_from(recipe)}
+    keys = outside | {REFERENCES: references, HELD_OUT: held_out, PRETRAIN: learnt_from(recipe.pretrain, recipe.mix)}
     contents = _digests(keys, recipe, stored, directory)
     for name in recipe.all_arms:
         before = stored.of_arm(name) if stored is not None and name in stored.all_arms else None
@@ -52,6 +54,18 @@ def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Conte
         for stage, key, file in _own_files(own, _rounds(recipe, name)):
             contents.setdefault(stage, {})[key] = fingerprint(file)
     return contents
+
+
+def places_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """By stage of an arm: the places that the arm's settings name, by key, whatever lies there."""
+    places: dict[str, dict[str, Any]] = {}
+    for name in recipe.all_arms:
+        own = recipe.of_arm(name)
+        for stage, keys in _keys_of_arm(recipe, own, name).items():
+            places[stage] = {key: own.at(key) for key in keys}
+        for stage, key, file in _own_files(own, _rounds(recipe, name)):
+            places.setdefault(stage, {})[key] = file
+    return places
 
 
 def _digests(keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe | None, directory: Path) -> Contents:
@@ -76,7 +90,7 @@ def _rounds(recipe: Recipe, arm: str) -> list[Round]:
 
 def _keys_of_arm(recipe: Recipe, own: Recipe, name: str) -> dict[str, tuple[str, ...]]:
     """By stage of an arm: keys of judges that it asks, of teachers and of scores."""
-    rounds, files, named = _rounds(recipe, name), judge_files(own), own.reward.judges
+    rounds, files, named = _rounds(recipe, name), judge_files(own.reward), own.reward.judges
 
     def asked(operation: str, also: Sequence[str] = ()) -> dict[str, str]:
         # Of judges that a question is put to those alone that are asked: another's files leave a stage as it is.
@@ -89,13 +103,9 @@ def _keys_of_arm(recipe: Recipe, own: Recipe, name: str) -> dict[str, tuple[str,
             of_texts = asked(operation, own.asked_of_texts).items()
             keys[this.generate(operation)] = tuple(key for key, reward in of_texts if own.generate.measures(reward))
     trained = [this.arm for this in rounds] or [training_of_arm(name)]
-    return keys | {seeded(stage, seed): _learnt_from(own) for stage in trained for seed in recipe.arm_seeds}
-
-
-def _learnt_from(recipe: Recipe) -> tuple[str, ...]:
-    """What a training stage reads from outside."""
-    teachers = ("pretrain.distill.teachers",) if recipe.pretrain.distill is not None else ()
-    return (*teachers, "mix.organic.scores") if recipe.mix.from_file else teachers
+    return keys | {
+        seeded(stage, seed): learnt_from(own.pretrain, own.mix) for stage in trained for seed in recipe.arm_seeds
+    }
 
 
 def _own_files(own: Recipe, rounds: Sequence[Round]) -> Iterator[tuple[str, str, str]]:
@@ -136,5 +146,5 @@ def _is_there(recipe: Recipe, key: str) -> bool:
     if section == "mix":
         return recipe.mix.from_file
     if section == "reward":
-        return key in judge_files(recipe)
+        return key in judge_files(recipe.reward)
     return section not in ("references", "held_out") or name in recipe.at(section)

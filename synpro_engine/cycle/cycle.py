@@ -237,7 +237,7 @@ class Cycle:
 
     def _first_probe(self, this: Round) -> str:
         """An arm's own where it has one, else that of all."""
-        return this.probe if any(stage.name == this.probe for stage in self.stages()) else Round(1).probe
+        return this.own_probe if any(stage.name == this.own_probe for stage in self.stages()) else Round(1).probe
 
     def _probe_pair(self) -> tuple[str, str]:
         for theta, probe in self._pairs():

@@ -117,18 +117,6 @@ def task_keys(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(references), tuple(f"held_out.{name}.source" for name in recipe.held_out)
 
 
-def judge_files(recipe: Recipe) -> dict[str, str]:
-    """By the keys of judges, and of their calibrations, that are files: the rewards that they measure."""
-    reward, keys = recipe.reward, dict[str, str]()
-    if reward.faithfulness_judge is not None:
-        keys["reward.faithfulness_judge"] = "faithfulness"
-    if reward.judges.encoder is not None:
-        keys["reward.judges.similarity.encoder"] = "similarity"
-    keys |= {f"reward.judges.{name}.model": name for name in reward.judges.in_job}
-    calibrated = [name for name, judge in reward.judges.asked.items() if judge.calibration is not None]
-    return keys | {f"reward.judges.{name}.calibration": name for name in calibrated}
-
-
 def _pair(prefix: str) -> list[Path]:
     """Megatron's two files of token ids."""
     return [Path(f"{prefix}.bin"), Path(f"{prefix}.idx")]

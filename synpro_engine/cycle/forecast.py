@@ -15,7 +15,8 @@ import torch
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
-from synpro_engine.cycle.external import is_put_away, judge_files, task_keys
+from synpro_engine.cycle.arm_files import judge_files
+from synpro_engine.cycle.external import is_put_away, task_keys
 from synpro_engine.cycle.graph import Graph
 from synpro_engine.cycle.layouts import check_recipe, check_trained, teacher_shapes
 from synpro_engine.cycle.plan import planned
@@ -152,7 +153,7 @@ class _Counter:
         }
         # The corpus and models are looked into below, and say so themselves.
         looked_into = {f"reward.judges.{name}.model" for name in in_job}
-        files = ("tokenizer.path", *sum(task_keys(recipe), ()), *judge_files(recipe))
+        files = ("tokenizer.path", *sum(task_keys(recipe), ()), *judge_files(recipe.reward))
         files += ("mix.organic.scores",) if recipe.mix.from_file else ()
         gone = [key for key in files if key not in looked_into and is_put_away(recipe.at(key))]
         self.remarks += [f"`{key}`: {recipe.at(key)} is not there" for key in gone]

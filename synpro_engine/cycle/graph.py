@@ -8,7 +8,7 @@ from pathlib import Path
 
 from synpro_engine.config import json_text, read_record
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.cycle.contents import Contents
+from synpro_engine.cycle.contents import Contents, places_of
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import DECISION, PRETRAIN, TRAINING_RESULT, Round
 from synpro_engine.cycle.settings import StageSettings
@@ -60,6 +60,7 @@ class Graph:
         self.whole = False
         """Whether all stages of the run are known."""
         self._ranks, self._contents, self._alike = ranks, contents, dict[str, str]()
+        self._places = places_of(recipe)
 
     def add(
         self,
@@ -82,8 +83,11 @@ class Graph:
             seed=config.get("seed", self.recipe.seed), layout=own.layout_of(name, self._ranks), arm=arm, opens=opens,
         )  # fmt: skip
         # By the kind, which the last part of a name tells, and by all that its result depends on.
-        alike = json_text([name.rpartition("/")[2].partition("-seed-")[0], config, stage.parents])
+        # Places too: who looks from outside knows no digests, and must find the same stages.
+        kind, places = name.rpartition("/")[2].partition("-seed-")[0], self._places.get(name, {})
+        alike = json_text([kind, config, stage.parents, places])
         if alike not in self._alike:
+            assert name not in self.recipes, f"two different stages are called {name}"
             self._alike[alike] = name
             self.stages.append(stage)
             self.recipes[name] = own

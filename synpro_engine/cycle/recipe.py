@@ -18,7 +18,8 @@ from synpro_engine.backend.platform import DtypeName
 from synpro_engine.config import Config, UserError, apply_overrides, brief, json_text, nearest, read_yaml, validate
 from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
-from synpro_engine.cycle.arm_sections import DEFAULT_ARMS, ArmConfig, CycleConfig, arm_fault, with_arm
+from synpro_engine.cycle.arm_files import judge_files, learnt_from
+from synpro_engine.cycle.arm_sections import DEFAULT_ARMS, ArmConfig, CycleConfig, arm_fault, tuned_as, with_arm
 from synpro_engine.cycle.run_layout import CONFIG, model_of
 from synpro_engine.cycle.sections import (
     IN_RUN,
@@ -147,7 +148,9 @@ class Recipe(Config):
         """The recipe as an arm has it, which names no arms itself; UserError where it would be none."""
         arm = self.all_arms[name]
         if self.arms:
-            return validate(Recipe, with_arm(self.model_dump(), arm), f"arms.{name}")
+            own = validate(Recipe, with_arm(self.model_dump(), arm), f"arms.{name}")
+            changed = tuned_as(arm, own.tune, own.reward)
+            return validate(Recipe, own.model_dump() | {"tune": changed}, f"arms.{name}") if changed else own
         return self if arm.text == "tuned" else self.model_copy(update={"tune": {}})
 
     def undivided(self) -> Recipe:
@@ -385,16 +388,26 @@ class Recipe(Config):
             return "text: is tuned, but `tune` names no operation"
         if arm.text == "unique" and self.corpus.max_train_tokens is None:
             return "text: without `corpus.max_train_tokens` all of the text is the training split's, and none is unique"
+        if self.mix.in_pretraining is not None and own.mix.organic != self.mix.organic:
+            return "mix.organic: is read in pretraining, whose place in the text arms go on from; it is one for all"
+        # Theta is pretraining's, and keeps what the recipe says, whatever the arm's own stages keep.
+        wanted = own.continued.train_from
+        if wanted not in ("raw", *self.pretrain.averages):
+            return f"continued.train_from: the recipe's pretrain.{wanted} is not given, so that theta has none"
         if arm.influence == "measured":
             return None
+        if not any("influence" in (*one.shuffled, *one.without) for one in own.tune.values()):
+            return f"influence: is {arm.influence}, but `reward` gives `influence` no weight in what is tuned"
         # A placebo whose texts were chosen by influence would be none.
         best = own.filter.best is not None and own.filter.best.by in ("influence", TOTAL)
+        synthetic = own.mix.synthetic
+        mixed = synthetic is not None and synthetic.wants_scores and synthetic.by in ("influence", TOTAL)
         for key, goes in (
             ("filter: {influence_quantile: null}", own.filter.influence_quantile is not None),
             ("filter: {least: {}}", "influence" in own.filter.least),
             ("filter: {best: null}", best),
             ("generate: {mixture: shares}", own.generate.mixture == "influence"),
-            ("mix: {synthetic: null}", own.mix.synthetic is not None and own.mix.synthetic.by in ("influence", TOTAL)),
+            ("mix: {synthetic: null}", mixed),
         ):
             if goes:
                 return f"influence: is {arm.influence}, but texts are chosen by it; give the arm `{key}`"
@@ -404,7 +417,10 @@ class Recipe(Config):
     def _arms_differ(self) -> Recipe:
         seen: dict[str, str] = {}
         for name, arm in self.arms.items():
-            alike = json_text([arm.text, self.of_arm(name).recorded()])
+            own = self.of_arm(name)
+            keys = (*learnt_from(own.pretrain, own.mix), *judge_files(own.reward))
+            # What is recorded by its content is told apart by its place here, where nothing is read.
+            alike = json_text([arm.text, own.recorded(), {key: own.at(key) for key in keys}])
             if alike in seen:
                 raise ValueError(f"arms.{name}: is the same as arms.{seen[alike]}")
             seen[alike] = name

@@ -98,6 +98,11 @@ class Round:
         """What helping the reference means for theta."""
         return f"{self.place}/probe"
 
+    @property
+    def own_probe(self) -> str:
+        """The same of an arm whose first probe is another one than that of all arms."""
+        return f"{ARMS}/{self.of_arm}/{self.name}/probe"
+
     def tune(self, operation: str) -> str:
         """The generator of one operation, tuned."""
         return f"{self.place}/tune-{operation}"

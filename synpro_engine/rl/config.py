@@ -218,7 +218,8 @@ class TuneConfig(Config):
     sum (GDPO, arXiv 2601.05242), so that no reward rules by its scale."""
     shuffled: tuple[str, ...] = ()
     """Rewards whose values change places among the accepted completions of each group before they are compared: a
-    placebo, which has their distribution and knows nothing of the texts."""
+    placebo, which has their distribution and knows nothing of the texts. For baselines within the group alone: across
+    prompts the mean of a group would teach all the same."""
     without: tuple[str, ...] = ()
     """Rewards that have no weight in tuning, though generation measures them."""
     mask_truncated: bool = False
@@ -304,6 +305,10 @@ class TuneConfig(Config):
                 f"critic.warmup_steps: leaves the policy none of {self.steps} steps",
             ),
             ((self.baseline == "critic") != (self.critic is not None), "critic: is there with baseline: critic alone"),
+            (
+                bool(self.shuffled) and not within_group,
+                f"shuffled: wants baseline group or leave_one_out; with {self.baseline} a group's mean still teaches",
+            ),
             (self.refills > 0 and not within_group, "refills: only groups that are compared can be without a signal"),
         ):
             if wrong:

@@ -18,7 +18,7 @@ from synpro_engine.config import UserError, json_text, read_manifest
 from synpro_engine.config.schemas import SCHEMAS
 from synpro_engine.cycle import Cycle, Recipe, load_recipe
 from synpro_engine.cycle.forecast import forecast
-from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.plan import Plan, looked_at, planned
 from synpro_engine.cycle.run_layout import shards_path
 from synpro_engine.cycle.stages import Stage, needed
 from synpro_engine.cycle.steps.accepted import accepted_records
@@ -335,7 +335,15 @@ _SMOKE = "arms={{a: {{text: tuned}}, b: {}}}"
         ("{text: prompted, influence: none}", "arms.b.influence: none is for `text: tuned`"),
         ("{text: tuned, tune: {rephrase: {algorithm: dapo}}}", "arms.b.tune.rephrase.algorithm: give the settings"),
         ("{text: tuned, tune: {rephrase: null, reformat: null}}", "arms.b.text: is tuned, but `tune`"),
-        ("{text: tuned, reward: {rephrase: {influence: 0.0}}, influence: shuffled}", "gives `influence` no weight"),
+        (
+            "{text: tuned, reward: {rephrase: {influence: 0.0}, reformat: {influence: 0.0}}, influence: shuffled}",
+            "arms.b.influence: is shuffled, but `reward` gives `influence` no weight",
+        ),
+        (
+            "{text: tuned, influence: shuffled, tune: {reformat: {baseline: batch, scale: batch, group_size: 1}}}",
+            "arms.b: `tune.reformat`: shuffled: wants baseline group or leave_one_out",
+        ),
+        ("{text: tuned, pretrain: {ema: {decay: 0.9}}, continued: {train_from: ema}}", "arms.b.continued.train_from: "),
         ("{text: tuned, filter: {influence_quantile: 0.2}, influence: none}", "give the arm `filter: {influence_qu"),
         ("{text: tuned, continued: {steps: 15}}", "arms.b: is the same as arms.a"),
         ("{text: tuned, filter: {best: {keep: 1}}}", "filter.best.keep: 1 of each slice, of which"),
@@ -346,6 +354,59 @@ def test_an_arm_that_could_mislead_is_refused_in_a_line(arm: str, told: str) -> 
     with pytest.raises(UserError) as caught:
         load_recipe("smoke", [_SMOKE.format(arm)])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scores", ["other.jsonl", "scores.jsonl"])
+def test_the_order_of_organic_text_that_pretraining_reads_in_is_one_for_all_arms(scores: str) -> None:
+    mine = {"scores": scores, "order": "bucketed" if scores == "scores.jsonl" else "sorted", "buckets": 3}
+    recipe = "mix.organic={scores: scores.jsonl, order: sorted, buckets: 3}"
+    with pytest.raises(UserError, match=r"arms\.b\.mix\.organic: is read in pretraining") as caught:
+        load_recipe("smoke", [recipe, _SMOKE.format(f"{{text: organic, mix: {{organic: {json.dumps(mine)}}}}}")])
+    assert "\n" not in str(caught.value)
+    load_recipe("smoke", [_SMOKE.format(f"{{text: organic, mix: {{organic: {json.dumps(mine)}}}}}")])
+
+
+def test_influence_is_shuffled_or_left_out_where_it_is_weighed_and_nowhere_else() -> None:
+    for how, key in (("shuffled", "shuffled"), ("none", "without")):
+        arm = f"{{text: tuned, reward: {{rephrase: {{influence: 0.0}}}}, influence: {how}}}"
+        tune = load_recipe("smoke", [_SMOKE.format(arm)]).of_arm("b").tune
+        assert (getattr(tune["rephrase"], key), getattr(tune["reformat"], key)) == ((), ("influence",))
+
+
+def test_repeats_that_go_by_no_score_suit_a_placebo() -> None:
+    arm = "{text: tuned, influence: shuffled, mix: {synthetic: {repeats: 2.0}}}"
+    assert load_recipe("smoke", [_SMOKE.format(arm)]).of_arm("b").mix.synthetic is not None
+    with pytest.raises(UserError, match=r"give the arm `mix: \{synthetic: null\}`"):
+        load_recipe("smoke", [_SMOKE.format(arm.replace("2.0", "[1.0, 2.0]"))])
+
+
+@pytest.mark.parametrize("own", ["probe: {sampled_steps: 2}", "pretrain: {optimizer: {weight_decay: 0.5}}"])
+def test_a_first_probe_of_an_arms_own_has_a_name_of_its_own(own: str, tmp_path: Path) -> None:
+    arms = f"arms={{other: {{text: prompted}}, synthetic: {{text: tuned, {own}}}}}"
+    stages = list(_plan(arms).values())
+    names = [stage.name for stage in stages if stage.name.endswith("/probe")]
+    assert names == ["round-1/probe", "arms/synthetic/round-1/probe"]
+    parents = {stage.name: stage.parents for stage in stages}
+    assert names[1] in parents["round-1/tune-rephrase"] and names[0] not in parents["round-1/tune-rephrase"]
+    with launched(ParallelConfig()) as topology:
+        alone = Cycle(load_recipe("smoke", [f"arms={{synthetic: {{text: tuned, {own}}}}}"]), tmp_path, topology)
+        assert next(alone._pairs()) == ("pretrain", names[1])
+
+
+def test_arms_that_differ_in_a_path_alone_are_apart_whoever_looks(tmp_path: Path) -> None:
+    arms = []
+    for name in "ab":
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("{}\n")
+        arms.append(f"{name}: {{text: organic, mix: {{organic: {{scores: {path}, order: sorted}}}}}}")
+    given = f"arms={{{', '.join(arms)}}}"
+    recipe = load_recipe("smoke", [given])
+    wanted = {f"arms/{name}/{stage}" for name in "ab" for stage in ("continue", "evaluate")}
+    assert wanted <= {stage.name for stage in planned(recipe, 1).stages}
+    assert wanted <= {stage.name for stage in looked_at(recipe, tmp_path).stages}
+    assert wanted <= set(_plan(given))  # though both hold the same
+    with pytest.raises(UserError, match=r"arms\.b: is the same as arms\.a"):
+        load_recipe("smoke", [given.replace("b.jsonl", "a.jsonl")])
 
 
 def test_an_oracle_needs_a_cap_and_seeds_begin_with_the_recipes() -> None:

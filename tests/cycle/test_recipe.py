@@ -161,6 +161,20 @@ def test_the_mixture_is_by_tokens_epochs_or_share(config: ContinueConfig, shares
     assert [weights[name] / sum(weights.values()) for name in corpora] == pytest.approx(shares)
 
 
+def test_an_old_round_that_counts_for_less_than_a_window_is_left_out_and_the_newest_never() -> None:
+    corpora = {"organic": _corpus(600), "round-1": _corpus(100), "round-2": _corpus(300), "round-3": _corpus(300)}
+    for given in ({}, {"synthetic_share": 0.5}):
+        config = ContinueConfig(steps=1, recency=0.1, **given)
+        weights = mixture(corpora, config, windows=60)
+        assert weights["round-1"] == 0 and weights["round-2"] / weights["round-3"] == pytest.approx(0.1)
+        assert weights["organic"] == (0.5 if given else 600)
+        _refuse_unread(weights, windows=60)
+    weights = mixture(corpora, ContinueConfig(steps=1, recency=0.1), windows=2)
+    assert [name for name, weight in weights.items() if not weight] == ["round-1", "round-2"]
+    with pytest.raises(UserError, match="synthetic text of round-3"):
+        _refuse_unread(weights, windows=2)
+
+
 def test_an_arm_that_would_read_no_synthetic_window_is_refused() -> None:
     weights = {"organic": 99.0, "round-1": 1.0}
     _refuse_unread(weights, windows=100)

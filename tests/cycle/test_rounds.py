@@ -138,6 +138,22 @@ def test_a_decision_stands_whatever_the_clock_says_later(bring_up: Callable[...,
     assert [_decision(tmp_path / "run", n)["go_on"] for n in (1, 2)] == [True, False]
 
 
+def test_hours_are_those_of_the_stages_that_are_there_and_that_the_arm_is_made_from(
+    bring_up: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arms = "arms={one: {text: prompted}, two: {text: tuned}}"
+    limit = ("rounds=2", "cycle.max_hours=1000", arms)
+    bring_up(*limit, only=["one"])
+    times, own = tmp_path / "run" / "stages.jsonl", "arms/two/"
+    gone = {"stage": "round-9/continue", "seconds": 3.6e6, "ended": 0.0}
+    lines = [json.loads(line) | {"seconds": 3.6e4} for line in times.read_text().splitlines()]
+    times.write_text("".join(json.dumps(line) + "\n" for line in [*lines, gone]))
+    bring_up(*limit, only=["two"])
+    hours = json.loads((tmp_path / "run" / own / "round-1" / "decide" / "decision.json").read_text())["hours"]
+    # Text, generator, pretraining and the first probe, which both arms are made from.
+    assert hours == pytest.approx(4 * 10, abs=0.1)
+
+
 def test_a_changed_limit_decides_anew_and_keeps_the_rounds_that_are_there(
     bring_up: Callable[..., list[str]], tmp_path: Path
 ) -> None:

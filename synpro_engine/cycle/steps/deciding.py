@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_record
+from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_manifest, read_record
+from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.arm_sections import CycleConfig
 from synpro_engine.cycle.run_layout import DECISION, TRAINING_RESULT
 from synpro_engine.cycle.settings import DecideSettings
@@ -26,7 +27,7 @@ class Decision(Record):
     tokens: int
     """That the arm has trained on, those of pretraining among them."""
     hours: float
-    """That the stages of the run took so far."""
+    """That the arm's stages took so far, with all that they were made from."""
 
 
 class _Trained(Record):
@@ -48,7 +49,8 @@ def decide_stage(
 
     def decide() -> str:
         results = [read_record(stage / TRAINING_RESULT, _Trained) for stage in trained]
-        hours = sum(seconds for seconds, _ in stage_times(directory).values()) / 3600
+        times, line = stage_times(directory), _line(directory, trained)
+        hours = sum(seconds for name, (seconds, _) in times.items() if name in line) / 3600
         spent = _Spent(_gain(trained, results), sum(result.tokens for result in results), hours)
         limit = _limit(settings.cycle, spent)
         decision = {"go_on": limit is None, "reason": limit or _told(spent), **asdict(spent)}
@@ -56,6 +58,18 @@ def decide_stage(
         return f"{'no' if limit else 'another'} round follows: {decision['reason']}"
 
     say(topology, on_main(topology, decide))
+
+
+def _line(directory: Path, trained: Sequence[Path]) -> set[str]:
+    """The stages that are there of those that the arm's own were made from, with these."""
+    # By manifests: the times still name stages that were removed since, and those of other arms.
+    line, left = set[str](), [str(stage.relative_to(directory)) for stage in trained]
+    while left:
+        name = left.pop()
+        if name not in line and (directory / name / MANIFEST).exists():
+            line.add(name)
+            left += read_manifest(directory / name).parents
+    return line
 
 
 def _gain(trained: Sequence[Path], results: Sequence[_Trained]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ from synpro_engine.data import (
     eval_windows,
     open_shards,
 )
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
 from synpro_engine.storage import joined
@@ -112,7 +113,8 @@ class Training:
         per_pass = {name: one.tokens_per_pass(np.diff(corpora[name].offsets)) for name, one in found.items()}
         continued = settings.continued if isinstance(settings, ArmSettings) else None
         # The name is that of pretraining: an arm's loader takes up the position under it, and new sources begin at 0.
-        weights = {ORGANIC: 1.0} if continued is None else mixture(corpora, continued, per_pass)
+        windows = settings.pretrain.max_steps * settings.pretrain.global_batch
+        weights = {ORGANIC: 1.0} if continued is None else mixture(corpora, continued, per_pass, windows)
         return Sources(corpora, weights, found)
 
     @property
@@ -274,6 +276,9 @@ def arm_stage(into: Path, training: Training, topology: Topology) -> None:
     settings, config = training.settings, training.settings.pretrain
     assert isinstance(settings, ArmSettings)
     _refuse_unread(sources.weights, config.max_steps * config.global_batch)
+    small = [name for name, weight in sources.weights.items() if not weight]
+    if small and settings.continued is not None and settings.continued.pools == "accumulate":
+        say(topology, f"{training.name}: left out {', '.join(small)}, whose share of the text is below one window")
     before = stage_checkpoint(training.start, topology)
     label = into.name.removesuffix(".partial")
     _train(into, training, sources, topology, label=label, start=before, start_weights=settings.train_from)
@@ -291,19 +296,35 @@ def _refuse_unread(weights: Mapping[str, float], windows: int) -> None:
 
 
 def mixture(
-    corpora: Mapping[str, TokenCorpus], config: ContinueConfig, per_pass: Mapping[str, float] | None = None
+    corpora: Mapping[str, TokenCorpus],
+    config: ContinueConfig,
+    per_pass: Mapping[str, float] | None = None,
+    windows: int | None = None,
 ) -> dict[str, float]:
     """Weights of the sources: the synthetic ones share `synthetic_share` by their tokens, or count by epochs.
 
     Both by `recency`, and without those that newer ones replace, which stay as sources that no more is read of.
-    per_pass: tokens of a pass of those that have a curriculum; an epoch of the others has each token once.
+    per_pass: tokens of a pass of those that have a curriculum; an epoch of the others has each token once. windows: of
+    which a round before the newest must get one, or is left out: by `recency` its share falls with each that follows.
     """
     tokens = {name: float(corpus.num_tokens) for name, corpus in corpora.items()} | dict(per_pass or {})
     rounds = [name for name in corpora if name != ORGANIC]
     read = rounds[-1:] if config.pools == "replace" else rounds
     counted = {name: tokens[name] * config.recency**age for age, name in enumerate(reversed(read))}
-    weights = dict.fromkeys(corpora, 0.0)
-    if config.synthetic_share is not None and read:
+    weights = _weights(tokens, config, counted)
+    while windows is not None and len(counted) > 1:
+        least = min(read[:-1], key=lambda name: counted.get(name, math.inf))
+        if weights[least] / sum(weights.values()) * windows >= 1:
+            break
+        del counted[least]
+        weights = _weights(tokens, config, counted)
+    return weights
+
+
+def _weights(tokens: Mapping[str, float], config: ContinueConfig, counted: Mapping[str, float]) -> dict[str, float]:
+    """Of all sources; tokens: of each. counted: those of the synthetic ones that are read, as much as they count."""
+    weights = dict.fromkeys(tokens, 0.0)
+    if config.synthetic_share is not None and counted:
         share, total = config.synthetic_share, sum(counted.values())
         # By tokens among themselves, so that texts of all rounds are read equally often where none counts for less.
         return weights | {ORGANIC: 1 - share} | {name: share * each / total for name, each in counted.items()}
