@@ -105,7 +105,8 @@ class Cycle:
         # cannot sample. Up to the probe nothing does.
         if until not in (TOKENIZE, IMPORT):
             on_main(self.topology, lambda: require_trackers(self.recipe.pretrain.loggers))
-            check_recipe(self.recipe, self.topology.world_size, whole=until not in (PRETRAIN, "probe"))
+            whole, ranks = until not in (PRETRAIN, "probe"), self.topology.world_size
+            on_main(self.topology, lambda: check_recipe(self.recipe, ranks, whole=whole))  # it reads teachers
         self._check_arms(only)
         with self.claimed(redo=redo):
             stages = self._needed(until, only)

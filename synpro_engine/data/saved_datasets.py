@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,19 @@ def _of_the_cache(root: str, folder: str, info: Mapping[str, Any], files: Mappin
         place, first = _join(root, folder), min(of_split)
         told = f"holds the splits {', '.join(sorted(of_split))}; name one, as {_join(place, f'*-{first}*.arrow')}"
         raise UserError(f"{place}: {told}")
+
+
+def check_shards(root: str, files: Mapping[str, Any], matches: Callable[[str], object]) -> None:
+    """Refuse `.arrow` files of a pattern, by path below `root`, of which one is missing that their names count.
+
+    matches: whether the pattern has a path; one that it leaves out is not missed. UserError names the file.
+    """
+    named = ((path.rpartition("/")[0], _SHARD.fullmatch(path.rpartition("/")[2])) for path in files)
+    for folder, stem, count in sorted({(folder, shard[1], shard[3]) for folder, shard in named if shard}):
+        for at in range(int(count)):
+            path = _join(folder, f"{stem}-{at:05d}-of-{count}.arrow")
+            if path not in files and matches(path):
+                raise UserError(f"{_join(root, path)}: is missing; others say that there are {int(count)}")
 
 
 def _arrow_in(folder: str, files: Mapping[str, Any]) -> list[str]:

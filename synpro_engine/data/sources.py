@@ -12,7 +12,7 @@ from typing import TypeAlias
 from synpro_engine.config import UserError
 from synpro_engine.data.compressed import COMPRESSED
 from synpro_engine.data.embedded import EMBEDDED_NAMES, EMBEDDED_PREFIX, embedded_files
-from synpro_engine.data.saved_datasets import DESCRIPTIONS, arrow_files_apart
+from synpro_engine.data.saved_datasets import DESCRIPTIONS, arrow_files_apart, check_shards
 from synpro_engine.storage import RemoteFile, find_files, is_remote, place
 from synpro_engine.storage.places import expanded, joined, pattern_of, split_pattern
 from synpro_engine.storage.stores import find_file
@@ -39,6 +39,8 @@ class Walked:
     files: tuple[CorpusFile, ...]
     left_out: tuple[str, ...] = ()
     single: bool = False
+    pattern: str = ""
+    """Which paths below `root` they were chosen by; "" for all."""
 
     def path_of(self, file: CorpusFile) -> str:
         """The path of one of the files below `root`, as text that any encoding can hold."""
@@ -97,6 +99,8 @@ def find_source(name: str | Path) -> Source:
             raise UserError(f"{name}: unknown kind of corpus file; known: {KNOWN}")
         return Source(name=name, walked=walked, files=walked.files)
     named = {walked.path_of(file): file for file in walked.files}
+    if walked.pattern:
+        check_shards(walked.root, named, pattern_of(walked.pattern).fullmatch)
     apart = arrow_files_apart(walked.root, named)
     read = {path: file for path, file in named.items() if _is_corpus_file(file.name) and path not in apart}
     left_out = tuple(sorted([*walked.left_out, *(named.keys() - read.keys())]))
@@ -140,7 +144,7 @@ def _matching(root: Path, wild: str) -> Walked | None:
     files, left_out = walk_files(root) if root.is_dir() else ([], [])
     matching = tuple(file for file in files if pattern.fullmatch(_below(file, root)))
     passed = tuple(path for path in left_out if pattern.fullmatch(path))
-    return Walked(root=str(root), files=matching, left_out=passed) if matching or passed else None
+    return Walked(root=str(root), files=matching, left_out=passed, pattern=wild) if matching or passed else None
 
 
 def _in_store(address: str) -> Walked | None:
@@ -162,10 +166,10 @@ def _matching_in_store(root: str, wild: str) -> Walked | None:
         return _listed(root, [file for file in found if file is not None])
     pattern = pattern_of(wild)
     files = find_files(root, nested="/" in wild or "**" in wild)
-    return _listed(root, [file for file in files if pattern.fullmatch(file.address[len(root) + 1 :])])
+    return _listed(root, [file for file in files if pattern.fullmatch(file.address[len(root) + 1 :])], wild)
 
 
-def _listed(root: str, files: Sequence[RemoteFile]) -> Walked | None:
+def _listed(root: str, files: Sequence[RemoteFile], pattern: str = "") -> Walked | None:
     """Files of a store in the order in which they would be read from a disk, hidden ones apart."""
     by_path = [(tuple(file.address[len(root) + 1 :].split("/")), file) for file in files]
     left_out: dict[str, None] = {}
@@ -176,7 +180,7 @@ def _listed(root: str, files: Sequence[RemoteFile]) -> Walked | None:
             seen.append(file)
         else:
             left_out["/".join(parts[: hidden + 1]) + ("/" if hidden + 1 < len(parts) else "")] = None
-    return Walked(root=root, files=tuple(seen), left_out=tuple(left_out)) if files else None
+    return Walked(root=root, files=tuple(seen), left_out=tuple(left_out), pattern=pattern) if files else None
 
 
 def _is_corpus_file(name: str) -> bool:

@@ -16,7 +16,7 @@ from synpro_engine.config import UserError, atomic_write_text, read_manifest, re
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.dist import Topology, on_main, say, verify_shared
 from synpro_engine.storage import RemoteFile, find_files, is_remote, joined, put_directory, put_file, remove_files
-from synpro_engine.storage.fetching import fetch
+from synpro_engine.storage.fetching import fetch, listing_key
 from synpro_engine.storage.stores import find_file
 from synpro_engine.storage.writing import BEGUN
 from synpro_engine.train.checkpoint_directory import (
@@ -137,7 +137,8 @@ class StoredCopies:
     def at_hand(self, step: int, aside: Path) -> Path:
         """Bring it. Its files are compared with their hashes where it is loaded."""
         files = [file for file in self._files().get(step, []) if file.name != BEGUN]
-        path = step_path(aside, step)
+        # By what is listed, so that half of a copy that was replaced since is not gone on with.
+        path = step_path(aside / listing_key({file.address: file for file in files})[:16], step)
         fetch(files, self._address(step), path)
         return path
 

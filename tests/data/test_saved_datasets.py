@@ -155,6 +155,15 @@ def test_a_dataset_that_is_not_what_its_state_says_is_refused(tmp_path: Path) ->
         find_source(saved)
 
 
+def test_a_pattern_misses_the_shards_that_it_would_match(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c", "name", {"train": [table(4).slice(at, 1) for at in range(4)]})
+    assert len(read(f"{cache}/*-train-*.arrow", make_ids=True)) == 4
+    (cache / "name-train-00002-of-00004.arrow").unlink()
+    with pytest.raises(UserError, match=r"name-train-00002-of-00004\.arrow: is missing; others say that there are 4"):
+        find_source(f"{cache}/*-train-*.arrow")
+    assert len(read(f"{cache}/*-0000{{0..1}}-of-*.arrow", make_ids=True)) == 2
+
+
 @pytest.mark.parametrize("splits", [5, [5], {"train": 1}])
 def test_splits_that_are_no_names_are_told(tmp_path: Path, splits: object) -> None:
     saved = save_dict(tmp_path / "saved", {"train": table(3)})

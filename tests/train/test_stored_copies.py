@@ -136,6 +136,16 @@ def test_the_record_may_grow_while_it_is_copied(topology: Topology, s3: Bucket, 
     assert s3.get("copies/metrics.jsonl") == whole and record.read_bytes() != whole
 
 
+def test_halves_of_two_copies_are_not_brought_as_one(s3: Bucket, tmp_path: Path) -> None:  # noqa: F811
+    copies = StoredCopies(s3.address("copies"))
+    s3.put("copies/step-00000002/data", b"old")
+    old = copies.at_hand(2, tmp_path)
+    (old / "data").write_bytes(b"ol")  # killed on the way
+    s3.put("copies/step-00000002/data", b"new")
+    new = copies.at_hand(2, tmp_path)
+    assert (new / "data").read_bytes() == b"new" and new.name == "step-00000002"
+
+
 def test_a_store_that_is_busy_for_a_while_gets_its_copies(
     topology: Topology,
     s3: Bucket,  # noqa: F811
