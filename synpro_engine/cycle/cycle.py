@@ -17,6 +17,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
     CORPUS,
     ENVIRONMENT,
+    EVALUATE,
     IMPORT,
     JUDGES,
     PRETRAIN,
@@ -39,6 +40,8 @@ from synpro_engine.report import closing_summary, write_report
 from synpro_engine.train.config import WeightsOf
 from synpro_engine.train.trackers import require_trackers
 from synpro_engine.train.watcher import Evaluated
+
+_WAITS = "takes as many steps as the longest of the arms in rounds, which are not at their ends yet"
 
 
 class Cycle:
@@ -116,6 +119,8 @@ class Cycle:
             if until in (None, "generate", "evaluate"):
                 check_server_of(self.recipe.generate, self.directory, stages, self.topology)
             self._run(until, only)
+            if until in (None, EVALUATE) and (waiting := self._waiting(only)):
+                say(self.topology, f"--only {', '.join(waiting)}: not begun, for it {_WAITS}")
             if until is None:
                 self.write_report()
 
@@ -139,14 +144,15 @@ class Cycle:
 
     def _needed(self, until: str | None, only: Sequence[str]) -> list[Stage]:
         """The stages to be run, as far as they are known."""
-        stages = self.stages()
-        waiting = [name for name in only if not any(stage.arm == name for stage in stages)]
+        waiting = self._waiting(only)
         if waiting and set(waiting) == set(only):
-            raise UserError(
-                f"--only {waiting[0]}: takes as many steps as the longest of the arms in rounds, which are not at their"
-                " ends yet; run those first"
-            )
-        return needed(stages, until, only)
+            raise UserError(f"--only {waiting[0]}: {_WAITS}; run those first")
+        return needed(self.stages(), until, only)
+
+    def _waiting(self, only: Sequence[str]) -> list[str]:
+        """Those of the arms that have no stage yet."""
+        begun = {stage.arm for stage in self.stages()}
+        return [name for name in only if name not in begun]
 
     def _check_arms(self, only: Sequence[str]) -> None:
         for name in only:
@@ -228,17 +234,18 @@ class Cycle:
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         """Theta and probe of each round of the first arm that has any, the newest first."""
-        # Earlier rounds' probes belong to weights that training has left.
+        # Earlier rounds' probes belong to weights that training has left; rounds that a stricter limit left behind are
+        # on disk and in no plan.
+        planned = {stage.name for stage in self.stages()}
         arms = [name for name, arm in self.recipe.all_arms.items() if arm.in_rounds]
         for number in range(self.recipe.rounds, 0, -1) if arms else ():
             this = Round(number, arms[0])
-            yield this.theta, this.probe if number > 1 else self._first_probe(this)
+            first = this.own_probe if this.own_probe in planned else Round(1).probe
+            probe = this.probe if number > 1 else first
+            if probe in planned:
+                yield this.theta, probe
         if not arms:
             yield PRETRAIN, Round(1).probe
-
-    def _first_probe(self, this: Round) -> str:
-        """An arm's own where it has one, else that of all."""
-        return this.own_probe if any(stage.name == this.own_probe for stage in self.stages()) else Round(1).probe
 
     def _probe_pair(self) -> tuple[str, str]:
         for theta, probe in self._pairs():

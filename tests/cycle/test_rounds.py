@@ -35,40 +35,46 @@ def _result(cycle: Cycle, stage: str) -> dict[str, object]:
 
 
 @pytest.fixture
-def bring_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+def topology() -> Iterator[Topology]:
+    """Of one process."""
+    with launched(ParallelConfig()) as one:
+        yield one
+
+
+@pytest.fixture
+def bring_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, topology: Topology) -> Callable[..., list[str]]:
     """Runs a recipe in a directory; the stages that were worked on. until, redo, only: as of `Cycle.run`.
 
     killed: the number of stages behind which the run ends, if it has as many.
     """
-    with launched(ParallelConfig()) as topology:
 
-        def bring(*overrides: str, killed: int | None = None, **how: object) -> list[str]:
-            worked: list[str] = []
-            cycle = Cycle(load_recipe("smoke", overrides), tmp_path / "run", topology)
+    def bring(*overrides: str, killed: int | None = None, **how: object) -> list[str]:
+        worked: list[str] = []
+        cycle = Cycle(load_recipe("smoke", overrides), tmp_path / "run", topology)
 
-            def told(into: Path, *, topology: Topology, name: str) -> None:
-                if name in cycle.training_stages:
-                    (into / "result.json").write_text(json.dumps(_result(cycle, name)))
+        def told(into: Path, *, topology: Topology, name: str) -> None:
+            if name in cycle.training_stages:
+                (into / "result.json").write_text(json.dumps(_result(cycle, name)))
 
-            def run(directory: Path, stage: Stage, here: Topology) -> None:
-                def work(into: Path, *, topology: Topology) -> None:
-                    if killed is not None and len(worked) == killed:
-                        raise KeyboardInterrupt
-                    worked.append(stage.name)
-                    if stage.name.endswith("/decide"):
-                        stage.work(into, topology=topology)
-                    else:
-                        told(into, topology=topology, name=stage.name)
+        def run(directory: Path, stage: Stage, here: Topology) -> None:
+            def work(into: Path, *, topology: Topology) -> None:
+                if killed is not None and len(worked) == killed:
+                    raise KeyboardInterrupt
+                worked.append(stage.name)
+                if stage.name.endswith("/decide"):
+                    stage.work(into, topology=topology)
+                else:
+                    told(into, topology=topology, name=stage.name)
 
-                run_stage(directory, replace(stage, work=work), here)
+            run_stage(directory, replace(stage, work=work), here)
 
-            with monkeypatch.context() as patched:
-                patched.setattr(module, "run_stage", run)
-                patched.setattr(Cycle, "write_report", lambda self: None)
-                cycle.run(**how)
-            return worked
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "run_stage", run)
+            patched.setattr(Cycle, "write_report", lambda self: None)
+            cycle.run(**how)
+        return worked
 
-        yield bring
+    return bring
 
 
 def _decision(run: Path, number: int) -> dict[str, object]:
@@ -183,6 +189,28 @@ def test_an_arm_that_goes_by_the_others_waits_for_them(bring_up: Callable[..., l
     assert "round-3/decide" in bring_up(*_GROWING, only=["synthetic"])
     assert bring_up(*_GROWING, only=["repetition"]) == ["repeat"]
     assert bring_up(*_GROWING) == ["evaluate"]
+
+
+def test_an_arm_that_was_asked_for_and_not_begun_is_told(
+    bring_up: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = "arms={one: {text: prompted}, two: {text: tuned}, again: {text: organic}}"
+    told = "--only again: not begun, for it takes as many steps as the longest of the arms in rounds"
+    bring_up(*_GROWING, arms, only=["one", "again"])
+    assert told in capsys.readouterr().err
+    bring_up(*_GROWING, arms, only=["two", "again"])
+    assert "--only again" not in capsys.readouterr().err
+
+
+def test_a_round_that_is_in_no_plan_any_more_is_not_the_newest(
+    bring_up: Callable[..., list[str]], tmp_path: Path, topology: Topology
+) -> None:
+    bring_up(*_GROWING)
+    stricter = [_GROWING[0], "cycle.min_gain=0.03", *_GROWING[2:]]
+    bring_up(*stricter, redo=True)
+    assert (tmp_path / "run" / "round-3" / "probe").exists()
+    cycle = Cycle(load_recipe("smoke", stricter), tmp_path / "run", topology)
+    assert cycle.probe_pair == ("round-1/continue", "round-2/probe") and cycle.newest_theta == "round-1/continue"
 
 
 def test_what_may_follow_is_forecast_and_what_is_known_is_told(
