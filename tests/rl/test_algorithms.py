@@ -178,7 +178,7 @@ def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algor
         found = getattr(config, name)
         assert found == value or (value == {} and found is not None), name
     assert TuneConfig.model_validate({"algorithm": algorithm, "clip_high": 0.7}).clip_high == 0.7
-    assert TuneConfig.model_validate_json(config.model_dump_json()) == config
+    assert load_config(TuneConfig, config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(
