@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve, effective_multiple
 
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# Two-sided 95 % quantiles of Student's t, for 1, 2, ... degrees of freedom; of more the last one, which is wider.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,11 @@ class Mean:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean of up to ten values and its interval."""
+    """The mean of the values and its interval."""
     middle = statistics.fmean(values)
     if len(values) == 1:
         return Mean(value=middle, low=None, high=None)
-    half = _T[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = _T[min(len(values) - 1, len(_T)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return Mean(value=middle, low=middle - half, high=middle + half)
 
 
@@ -36,9 +37,9 @@ def interval(found: Mean) -> str:
     return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
 
 
-def multiples(losses: Sequence[float], curve: UniqueCurve) -> list[str]:
-    """What losses by seed are worth by each reading of the curve that its sizes allow, in the order of `READINGS`."""
+def multiples(losses: Sequence[float], curve: UniqueCurve | None) -> list[str]:
+    """What losses by seed are worth, in the order of `READINGS`; nothing where the curve has too few sizes so far."""
     readings = READINGS.values()
-    if len(curve.tokens) < 3:  # too few for a power law
+    if curve is None or len(curve.tokens) < 3:
         return ["" for _ in readings]
     return [effective_multiple(curve, losses, reading).told(curve) for reading in readings]

@@ -21,9 +21,11 @@ def end(record: Record) -> float:
     return record["curve"][-1]["validation"]
 
 
-def unique_curve(records: Sequence[Record]) -> UniqueCurve:
-    """Unique tokens and the losses that untuned repetition has of them at best."""
+def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:
+    """Unique tokens and the losses that untuned repetition has of them at best; None of one size."""
     found = [mine for arm in CURVE if (mine := [record for record in records if record.get("arm") == arm])]
+    if len(found) < 2:
+        return None
     return UniqueCurve(
         tokens=tuple(float(mine[0]["unique_tokens"]) for mine in found),
         losses=tuple(tuple(map(best, mine)) for mine in found),

@@ -99,7 +99,8 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     curve = unique_curve(records)
-    right.plot(curve.tokens, curve.means, color="black", marker="o", label="untuned repetition")
+    if curve is not None:
+        right.plot(curve.tokens, curve.means, color="black", marker="o", label="untuned repetition")
     for name, colour in zip((name for name in ARMS if name not in CURVE[1:]), SERIES, strict=False):
         mine = _of(records, name)
         for number, record in enumerate(mine):

@@ -33,7 +33,7 @@ _OTHER_WORLDS = 1000
 def seed_records(seed: int, place: Path, known: Sequence[Record], topology: Topology, truths: bool) -> Iterator[Record]:
     """What is not known yet of one seed's arms, and of what each action is worth."""
     trainings = Trainings(World(seed), place, topology)
-    study, done = Study(trainings), {(one["bench"], one["name"]) for one in known if one["seed"] == seed}
+    study, done = Study(trainings), {(one["bench"], one.get("name")) for one in known if one["seed"] == seed}
     wanted: list[tuple[str, str, Callable[[], Any]]] = [("world", name, make) for name, make in study.arms().items()]
     wanted += [("world_action", name, make) for name, make in study.truths()] if truths else []
     missing = [one for one in wanted if one[:2] not in done]

@@ -37,10 +37,12 @@ def _losses(records: Sequence[Record], name: str) -> dict[int, float]:
     return {one["seed"]: one["validation"] for one in records if one["bench"] == "world" and one["name"] == name}
 
 
-def unique_curve(records: Sequence[Record]) -> UniqueCurve:
-    """Copies of the organic text's size, all unique, and the losses of training on them, by seed."""
+def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:
+    """Copies of the organic text's size, all unique, and the losses of training on them, by seed; None of one size."""
     named = {1: _BASE} | {copies: f"unique-{copies}" for copies in COPIES}
     found = {float(copies): losses for copies, name in named.items() if (losses := _losses(records, name))}
+    if len(found) < 2:
+        return None
     return UniqueCurve(tokens=tuple(found), losses=tuple(tuple(losses.values()) for losses in found.values()))
 
 
@@ -73,13 +75,18 @@ def _pairs(records: Sequence[Record]) -> str:
     ours, rows = _losses(records, "tuned, influence"), []
     for name in ("tuned, no influence", "tuned, influence shuffled", "best of four by influence", "prompted"):
         theirs = _losses(records, name)
-        found = mean([theirs[seed] - loss for seed, loss in ours.items() if seed in theirs])
+        both = sorted(ours.keys() & theirs.keys())
+        if not both:
+            continue
+        found = mean([theirs[seed] - ours[seed] for seed in both])
         rows.append((name, f"{found.value:.3f}", interval(found)))
     return markdown(("tuned with influence lies below", "by, seed by seed", "95 %"), rows)
 
 
 def _curve(records: Sequence[Record]) -> str:
     curve = unique_curve(records)
+    if curve is None:
+        return ""
     rows = [
         (f"{copies:.0f}", f"{found.value:.3f}", interval(found))
         for copies, found in zip(curve.tokens, (mean(list(some)) for some in curve.losses), strict=True)

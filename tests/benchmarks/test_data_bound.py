@@ -20,6 +20,8 @@ def test_a_mean_of_three_seeds_has_students_interval_and_one_seed_has_none() -> 
     assert found.low is not None and found.high is not None
     assert (found.value, found.high - found.value) == pytest.approx((2.0, 4.303 / 3**0.5), rel=1e-3)
     assert mean([1.0]).low is None
+    many = mean([0.0, 1.0] * 30)
+    assert many.low is not None and 0.35 < many.low < many.value == 0.5
 
 
 def test_the_quoted_loss_is_of_the_validation_split_where_the_reference_is_lowest() -> None:
@@ -55,6 +57,14 @@ def test_every_sweep_varies_what_a_recipe_has(name: str) -> None:
     assert len(ranges_of(sweep.over, recipe)) == len(sweep.over)
 
 
+def test_first_trainings_are_shown_before_there_is_a_curve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.jsonl").write_text(json_text(_record("untuned", 1, 4.5, 100)) + "\n")
+    assert main(["--from", str(tmp_path / "r.jsonl")]) == 0
+    assert "| untuned | AdamW, decay 0.1 | 1 | 5.000 |" in capsys.readouterr().out
+
+
 def _record(arm: str, seed: int, loss: float, tokens: int) -> dict[str, Any]:
     curve = [{"step": step, "reference": loss + 2 / step, "validation": loss + 2 / step} for step in (1, 2, 4)]
     return {"bench": "data_bound", "arm": arm, "seed": seed, "unique_tokens": tokens, "tokens": 8 * tokens,
@@ -75,7 +85,7 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path, capsys: pytest.Capt
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "data-bound.md").read_text()
     curve = unique_curve(records)
-    assert (curve.tokens[0], curve.means[0]) == (100.0, 5.0)
+    assert curve is not None and (curve.tokens[0], curve.means[0]) == (100.0, 5.0)
     assert "| tuned | AdamW, rate and decay tuned | 3 | 4.420 |" in page and "2.23 (" in page
     assert "| tuned | 2 | 1 | `optimizer.lr` 0.002 | 4.000 |" in page
     assert (docs / "images" / "data_bound.png").stat().st_size > 10_000

@@ -74,6 +74,12 @@ def test_the_placebo_keeps_each_group_s_rewards(world: World) -> None:
     assert np.array_equal(np.sort(found, axis=1).flatten(), rewards)
 
 
+def test_the_first_arms_are_shown_before_there_is_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.jsonl").write_text(json_text({"bench": "world", "seed": 1, "name": "repetition", "validation": 2.0}))
+    assert main(["--from", str(tmp_path / "r.jsonl")]) == 0
+    assert "| repetition | 1 | 2.000 | one seed |" in capsys.readouterr().out
+
+
 def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     arms = {"theta": 3.0, "repetition": 2.0, "tuned, influence": 1.25, "tuned, no influence": 1.6}
     arms |= {"tuned, influence shuffled": 1.5, "best of four by influence": 1.4, "prompted": 1.75}
