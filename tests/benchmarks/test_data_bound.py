@@ -57,9 +57,7 @@ def test_every_sweep_varies_what_a_recipe_has(name: str) -> None:
     assert len(ranges_of(sweep.over, recipe)) == len(sweep.over)
 
 
-def test_first_trainings_are_shown_before_there_is_a_curve(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_first_trainings_are_shown_before_there_is_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r.jsonl").write_text(json_text(_record("untuned", 1, 4.5, 100)) + "\n")
     assert main(["--from", str(tmp_path / "r.jsonl")]) == 0
     assert "| untuned | AdamW, decay 0.1 | 1 | 5.000 |" in capsys.readouterr().out
