@@ -19,8 +19,7 @@ from synpro_engine.cycle.run_layout import (
     IMPORT,
     PRETRAIN,
     REFERENCES,
-    REPETITION_ARM,
-    SYNTHETIC_ARM,
+    TITLES,
     TOKENIZE,
     UNIQUE,
     Round,
@@ -35,11 +34,10 @@ from synpro_engine.cycle.steps.synthesis import import_stage
 from synpro_engine.cycle.steps.tasks import tasks_stage
 from synpro_engine.cycle.steps.unique import unique_stage
 from synpro_engine.dist import Topology, on_main, say
-from synpro_engine.train.run import Evaluated
+from synpro_engine.train.watcher import Evaluated
 
 _PLATEAU = "at the plateau"
-_ARMS = {SYNTHETIC_ARM: "organic + synthetic", REPETITION_ARM: "repeat organic"}
-"""What the arms of a recipe that names none are called where they are measured."""
+"""What theta is called where the arms are measured that a recipe without `arms` has."""
 
 
 class Plan:
@@ -153,7 +151,7 @@ def _add_arms(graph: Graph, of: SettingsOf, tokens: Path) -> bool:
         if recipe.several:
             arm.evaluate()
     if whole and not recipe.several:
-        stages = [(_PLATEAU, PRETRAIN), *((_ARMS[arm.name], arm.trained[None][-1]) for arm in arms)]
+        stages = [(_PLATEAU, PRETRAIN), *((TITLES[arm.name], arm.trained[None][-1]) for arm in arms)]
         measured = [Measured(name, None, graph.directory / stage) for name, stage in stages]
         _add_evaluation(graph, of, tokens, measured, in_rounds[0])
     return whole

@@ -51,6 +51,8 @@ ARMS, UNIQUE = "arms", "unique"
 """The folder of arms that a recipe names; organic text beyond the train split, which is also a source of its name."""
 SYNTHETIC_ARM, REPETITION_ARM = "synthetic", "repetition"
 """The arms of a recipe that names none. Their stages stand beside `pretrain`, as they did before there were others."""
+TITLES = {SYNTHETIC_ARM: "organic + synthetic", REPETITION_ARM: "repeat organic"}
+"""What these are called where people read of them."""
 DECISION = "decision.json"
 """Of a round's `decide`: whether another round follows, and why."""
 CHECKPOINT, DIRECTION, DIRECTIONS = "checkpoint", "direction", "directions"

@@ -195,14 +195,6 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
     say(topology, f"[{stage.name}] done in {seconds:.1f} s")
 
 
-def run_stages(
-    directory: Path, stages: Sequence[Stage], topology: Topology, until: str | None = None, only: Collection[str] = ()
-) -> None:
-    """Run the stages of command `until`, or of any, and all that they are made from, in order. only: of these arms."""
-    for stage in needed(stages, until, only):
-        run_stage(directory, stage, topology)
-
-
 def needed(stages: Sequence[Stage], command: str | None, only: Collection[str] = ()) -> list[Stage]:
     """The stages that a command brings up, of all arms or of those in `only`; None: every command."""
     wanted = {

@@ -11,8 +11,9 @@ from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CONFIG
 from synpro_engine.cycle.run_lock import check_claimed, claim
-from synpro_engine.cycle.stages import Stage, run_stages
+from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import ParallelConfig, Topology, launched
+from tests.cycle.running import run_stages
 
 _ALL = (
     "tokenize import pretrain round-1/probe round-1/tune-rephrase round-1/tune-reformat round-1/generate-rephrase"

@@ -7,8 +7,9 @@ import pytest
 
 from synpro_engine.config import UserError, partial_path
 from synpro_engine.cycle import stages
-from synpro_engine.cycle.stages import Stage, run_stages, stage_times
+from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.dist import ParallelConfig, Topology, launched
+from tests.cycle.running import run_stages
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
+from synpro_engine.cycle.run_layout import TITLES
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.cycle.summaries.pretraining import curves
 from synpro_engine.report import Arms, Curve, CurveKind, HeldOutLoss
 
-_NAMES = {SYNTHETIC_ARM: "organic + synthetic", REPETITION_ARM: "repeat organic"}
-
 
 def name_of(run: FinishedRun, arm: str) -> str:
     """What the report calls an arm: by its name, and where the recipe names none by its text."""
-    return arm if run.recipe.several else _NAMES[arm]
+    return arm if run.recipe.several else TITLES[arm]
 
 
 def arms(run: FinishedRun) -> Arms:
