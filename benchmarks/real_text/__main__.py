@@ -1,0 +1,93 @@
+"""The study on real text: each arm of the comparison from one plateau, by seeds, and what it is worth in unique text.
+
+`python -m benchmarks.real_text` trains what is missing, arm by arm, by the engine's own commands, and writes a record
+of each arm and seed; called again it goes on where it was, and with `--minutes` it stops in time. `--rates` measures
+how long all of it will take. `--from FILE --docs docs` renews docs/real-text.md from records alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.command import command_line
+from benchmarks.common.documents import renew
+from benchmarks.common.environment import ROOT, environment
+from benchmarks.common.records import read_lines, write_lines
+from benchmarks.real_text.commands import Commands, OutOfTime
+from benchmarks.real_text.outcome import records_of
+from benchmarks.real_text.page import blocks, draw
+from benchmarks.real_text.rates import measure
+from benchmarks.real_text.study import RECIPE, Study, expected, jobs
+from benchmarks.real_text.tuned import settings_record
+from synpro_engine.cli.ending import run_script
+from synpro_engine.cycle import load_recipe
+
+Record = Mapping[str, Any]
+PICTURE = "real_text.png"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; returns the exit status."""
+    parser = command_line("real_text", __doc__, "--docs", "--output")
+    parser.add_argument("--dir", type=Path, default=Path("runs/real-text"), help="of the runs")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="FILE", help="another one, such as tiny.yaml")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after so long; the next call goes on")
+    parser.add_argument("--rates", action="store_true", help="measure how fast this machine is, and do no more")
+    parser.add_argument(
+        "--tuned", type=Path, action="append", metavar="FILE", help="records of data_bound, which tuned repetition"
+    )
+    parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of runs")
+    given = parser.parse_args(arguments)
+    output = given.given or given.output or given.dir / "records.jsonl"
+    if given.given is None:
+        study = _study(given.recipe, given.dir, output, given.tuned)
+        commands = Commands(None if given.minutes is None else 60 * given.minutes)
+        try:
+            if given.rates:
+                _write(output, [measure(study, commands)])
+            else:
+                _train(study, output, commands)
+        except OutOfTime:
+            print("stopped; the same command goes on from there")
+    records = read_lines(output)
+    tables = blocks(records, expected(load_recipe(str(given.recipe))))
+    print("\n\n".join(tables.values()))
+    if given.docs:
+        renew(given.docs / "real-text.md", tables)
+        draw(records, given.docs / "images" / PICTURE)
+    return 0
+
+
+def _study(recipe: Path, place: Path, output: Path, swept: Sequence[Path] | None) -> Study:
+    """The study, with the settings that its first call wrote down: they are the same for all of it."""
+    known = read_lines(output) if output.exists() else []
+    settings = next((one for one in known if one["bench"] == "real_text_settings"), None)
+    if settings is None:
+        files = swept or sorted((ROOT / "benchmarks" / "results").glob("*-data_bound.jsonl"))
+        settings = settings_record([record for file in files for record in read_lines(file)])
+        _write(output, [settings])
+    return Study(recipe, place, tuple(settings["settings"]))
+
+
+def _train(study: Study, output: Path, commands: Commands) -> None:
+    """Do the jobs that have no records yet."""
+    recipe = study.recipe()
+    for job in jobs(recipe):
+        done = {(one["arm"], one["seed"]) for one in read_lines(output) if one["bench"] == "real_text"}
+        if {(job.name, seed) for seed in (recipe.seeds if job.seed is None else (job.seed,))} <= done:
+            continue
+        commands.run(study.command(job))
+        _write(output, [one for one in records_of(study, job) if (one["arm"], one["seed"]) not in done])
+
+
+def _write(output: Path, records: Sequence[Record]) -> None:
+    write_lines(output, [{**record, "environment": environment(torch.device("cpu"))} for record in records])
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
