@@ -120,7 +120,7 @@ def _with_gradient(shape: tuple[int, ...], device: torch.device) -> Parameter:
 
 
 def _engine_step(engine: Engine, turn: int) -> None:
-    config, muon = engine.optimizer_config, engine._muon
+    config, muon = engine.optimizer_config, engine.muon
     set_hyperparameters(engine.optimizer, config, 1.0, config.weight_decay)
     first = None if muon is None else partial(muon.step, config.muon)
     update(engine.optimizer, config.clip, first=first)

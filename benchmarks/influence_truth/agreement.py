@@ -33,7 +33,8 @@ from synpro_engine.model.state import canonical_state, load_canonical
 def sweep(setup: Setup) -> Iterator[dict[str, object]]:
     """One record for each scale of the displacement of the paper's probe."""
     settings, theta = setup.settings, setup.engine().model
-    v = walk_probe(setup, "reference", keep_momentum=True, weight_decay=0.1).at[settings.probe_steps[-1]]
+    probe = walk_probe(setup, "reference", keep_momentum=settings.walks_keep_momentum, weight_decay=0.1)
+    v = probe.at[settings.probe_steps[-1]]
     every = max(1, len(setup.candidates) // settings.checked)
     given = [candidate.ids for candidate in setup.candidates[::every]]
     half = build_model(settings.model, setup.topology, seed=None, dtype=torch.bfloat16)

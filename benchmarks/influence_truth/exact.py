@@ -1,9 +1,9 @@
-"""AdamW's next step on one text, and the reference gradient that meets it.
+"""The optimizer's next step on one text, and the reference gradient that meets it.
 
 The step depends on a text in three ways that <grad L(x), D g_ref> with a fixed D leaves out: clipping divides by the
-text's gradient norm, the second moment takes its square in before it divides, and the step as a whole (momentum and
-all) moves the point at which the reference gradient counts. Here each of them can be put in, so that it shows which
-matter. Knows gradients and moments; takes no step.
+text's gradient norm, the second moment takes its square in before it divides (Muon orthogonalises its gradient and
+momentum together), and the step as a whole moves the point at which the reference gradient counts. Here each of them
+can be put in, so that it shows which matter. Knows gradients and moments; takes no step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import reduce
 
 from benchmarks.influence_truth.setup import Setup
 from synpro_engine.influence import Direction, mean_gradient
-from synpro_engine.influence.directions import NextAdamW, clip_factor, displaced, inner, optimizer_values
+from synpro_engine.influence.directions import NextAdamW, NextStep, clip_factor, displaced, inner, optimizer_values
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LabelledBatch
 
@@ -23,14 +23,14 @@ class Steps:
 
     def __init__(self, setup: Setup, engine: Engine, sample: int) -> None:
         """sample: candidates that the typical step is the mean of; they are spread evenly over all."""
-        self._setup, self._engine, self.adamw = setup, engine, NextAdamW(engine)
+        self._setup, self._engine, self.next = setup, engine, NextStep(engine)
         mates = [self.of(ids) for ids in setup.mates]
         self._mates = _mean(mates).scaled(len(mates))
-        self.among_mates = self.adamw.update(self.adamw.clipped(_mean(mates)))
+        self.among_mates = self.update(_mean(mates))
         """The update of a batch of mates alone."""
         every = max(1, len(setup.candidates) // sample)
-        clipped = [self.adamw.clipped(self.of(candidate.ids)) for candidate in setup.candidates[::every]]
-        self.alone = _mean([self.adamw.update(gradient) for gradient in clipped])
+        clipped = [self.next.clipped(self.of(candidate.ids)) for candidate in setup.candidates[::every]]
+        self.alone = _mean([self.next.update(gradient) for gradient in clipped])
         """The mean update of steps on single candidates."""
         self.square = _mean([gradient.squared() for gradient in clipped])
         """The mean square of their clipped gradients."""
@@ -41,7 +41,7 @@ class Steps:
 
     def update(self, gradient: Direction) -> Direction:
         """theta - theta' of a step with this gradient."""
-        return self.adamw.update(self.adamw.clipped(gradient))
+        return self.next.update(self.next.clipped(gradient))
 
     def with_mates(self, gradient: Direction) -> Direction:
         """The gradient of a batch of the mates and a text."""
@@ -62,6 +62,10 @@ class Steps:
     def clip_factor(self, norm: float) -> float:
         """What clipping multiplies a gradient of this norm by."""
         return clip_factor(self._engine.optimizer_config.clip, norm)
+
+    def by_adamw(self, gradient: Direction, square: Direction) -> Direction:
+        """What AdamW's step makes of a gradient, where its second moment takes in this square."""
+        return NextAdamW(self._engine).preconditioned(gradient, square)
 
     def live_square(self) -> Direction:
         """The squared gradient whose coming leaves the second moment as it is, but for the correction of its start."""

@@ -26,8 +26,9 @@ COLOURS = {"two_forward": "C0", "dot": "C1", "step": "C2", "oracle": "C4", "base
 
 
 def paper(results: Results, steps: int) -> str:
-    """The paper's estimator, with a probe of so many steps."""
-    return f"two_forward, {probe_name(steps, keep_momentum=True, weight_decay=0.1)}"
+    """The paper's estimator, with a probe of so many steps; its momentum is kept where the optimizer has one for it."""
+    kept = results.settings.walks_keep_momentum
+    return f"two_forward, {probe_name(steps, keep_momentum=kept, weight_decay=0.1)}"
 
 
 def best(ranked: Sequence[Standing]) -> Standing:

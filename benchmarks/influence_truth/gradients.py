@@ -1,4 +1,4 @@
-"""Scores of every candidate along reference gradients, from the bare gradient to AdamW's exact next step.
+"""Scores of every candidate along reference gradients, from the bare gradient to the optimizer's exact next step.
 
 Knows the options one by one, each a name in the table; the step itself is in `exact.py`.
 """
@@ -41,7 +41,7 @@ def score_all(setup: Setup) -> Iterator[Scored]:
 
 
 def along_gradients(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
-    """First order along reference gradients, with more and more of AdamW's step in it; oracles last."""
+    """First order along reference gradients, with more and more of the step in it; oracles last."""
     engine = setup.engine()
     made = _Made(setup, engine)
     plain = list(_dots(setup, engine, made, sequences))
@@ -55,7 +55,7 @@ def along_gradients(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterato
         yield replace(scored, estimator=f"{scored.estimator}, clipped", values=values)
     for name, values in exact.items():
         yield Scored(estimator=name, group="step", values=values, seconds=made.exact_seconds, made_in=made.seconds)
-    yield from _oracles(setup, engine, made.directions[ADAM], sequences)
+    yield from _oracles(setup, engine, made, sequences)
 
 
 class _Made:
@@ -72,7 +72,7 @@ class _Made:
         self.steps = steps = Steps(setup, engine, _SAMPLE)
         loader = setup.loader("reference", 2)
         self.windows = _WIDE_BATCHES * setup.settings.batch
-        wide, adamw = [loader.next_batch() for _ in range(_WIDE_BATCHES)], steps.adamw
+        wide = [loader.next_batch() for _ in range(_WIDE_BATCHES)]
         self.here, self.ahead, self.ahead_mates, self.wide = (
             steps.gradient(batches, after)
             for batches, after in (
@@ -82,17 +82,21 @@ class _Made:
                 (wide, steps.alone),
             )
         )
-        live, following = steps.live_square(), steps.square
-        self.directions |= {
-            "reference gradient": self.here,
-            AHEAD: self.ahead,
-            ADAM: adamw.preconditioned(self.here, live),
-            f"{ADAM}, {AHEAD}": adamw.preconditioned(self.ahead, live),
-            "Adam with the next v": adamw.preconditioned(self.here, following),
-            f"Adam with the next v, {AHEAD}": adamw.preconditioned(self.ahead, following),
-            f"Adam with the next v, {AHEAD}, {self.windows} windows": adamw.preconditioned(self.wide, following),
-        }
+        self.directions |= {"reference gradient": self.here, AHEAD: self.ahead}
+        if engine.muon is None:
+            self.directions |= self._by_adamw()
         self.seconds = time.process_time() - start
+
+    def _by_adamw(self) -> dict[str, Direction]:
+        """AdamW's step taken apart: with the second moment as it is, and as the candidates' squares leave it."""
+        live, following, of = self.steps.live_square(), self.steps.square, self.steps.by_adamw
+        return {
+            ADAM: of(self.here, live),
+            f"{ADAM}, {AHEAD}": of(self.ahead, live),
+            "Adam with the next v": of(self.here, following),
+            f"Adam with the next v, {AHEAD}": of(self.ahead, following),
+            f"Adam with the next v, {AHEAD}, {self.windows} windows": of(self.wide, following),
+        }
 
 
 def _dots(setup: Setup, engine: Engine, made: _Made, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
@@ -127,11 +131,13 @@ def _exact(model: Model, made: _Made, sequences: Sequence[Sequence[int]]) -> dic
     return found
 
 
-def _oracles(setup: Setup, engine: Engine, v: Direction, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
+def _oracles(setup: Setup, engine: Engine, made: _Made, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
     every, start_id = max(1, len(sequences) // setup.settings.checked), setup.start_id
+    name = ADAM if ADAM in made.directions else AHEAD
+    v = replace(made.directions[name], tangent=False)  # a step of its own length, for finite differences
     oracles: dict[str, Estimator] = {
-        "jvp, Adam": JvpInfluence(engine.model, v, start_id=start_id),
-        "finite_difference, Adam": FiniteDifferenceInfluence(engine.model, v, start_id=start_id),
+        f"jvp, {name}": JvpInfluence(engine.model, v, start_id=start_id),
+        f"finite_difference, {name}": FiniteDifferenceInfluence(engine.model, v, start_id=start_id),
     }
     for name, estimator in oracles.items():
         yield timed(name, "oracle", estimator, sequences, every=every)

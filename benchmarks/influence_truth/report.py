@@ -65,7 +65,9 @@ def main_options(results: Results) -> list[str]:
     probes = [paper(results, results.settings.probe_steps[n]) for n in (-1, 0)]
     dots = [f"dot, {DEFAULT}", "dot, Adam with the next v, reference gradient one step ahead, clipped"]
     plain = ["dot, reference gradient, clipped", "dot, reference gradient", "dot, Adam"]
-    return [*probes, *dots, *plain, "exact step, reference gradient one step ahead"]
+    options = [*probes, *dots, *plain, "exact step, reference gradient one step ahead"]
+    made = {row["estimator"] for row in results.scores}  # a run with Muon has none of AdamW's own
+    return [option for option in options if option in made]
 
 
 def contest(results: Results) -> str:
@@ -85,26 +87,28 @@ def beside(runs: Sequence[Results]) -> str:
     headings = ("estimator", "run", "alone", "among mates", "LDS", "LDS within kinds")
     rows = []
     for name in [*options, "the measured mean of its kind"]:
-        for run, ranked in zip(runs, found, strict=True):
+        for run, ranked in ((run, ranked) for run, ranked in zip(runs, found, strict=True) if name in ranked):
             v, settings = ranked[name], run.settings
             cells = ("" if rho is None else _interval(rho) for rho in (v.alone, v.among_mates, v.lds, v.lds_within))
-            rows.append([name, f"seed {settings.seed}, {settings.mates} mates", *cells])
+            by = ", Muon" if settings.optimizer_name == "muon" else ""
+            rows.append([name, f"seed {settings.seed}, {settings.mates} mates{by}", *cells])
     return markdown(headings, rows)
 
 
 def oracles(results: Results) -> str:
     """One line: how far the capture is from forward mode on the same direction, and finite differences from it."""
     rows = {row["estimator"]: row for row in results.scores}
-    true = np.array(rows["jvp, Adam"]["values"])
-    every = rows["jvp, Adam"]["every"]
-    found = {name: rows[name]["values"] for name in ("dot, Adam", "finite_difference, Adam")}
-    found["dot, Adam"] = found["dot, Adam"][::every]
+    of = next(name.removeprefix("jvp, ") for name in rows if name.startswith("jvp, "))
+    true, every = np.array(rows[f"jvp, {of}"]["values"]), rows[f"jvp, {of}"]["every"]
+    dot = f"dot, {of}"
+    found = {name: rows[name]["values"] for name in (dot, f"finite_difference, {of}")}
+    found[dot] = found[dot][::every]
     parts = []
     for name, values in found.items():
         wrong = np.abs(np.array(values) - true)
         whole, middle = (float(x) for x in (np.linalg.norm(wrong) / np.linalg.norm(true), np.median(wrong / abs(true))))
         parts.append(f"`{name.split(',')[0]}` {_small(whole)} over all, {_small(middle)} in the median")
-    about = f"Relative error of {len(true)} scores along `dot, Adam`'s direction, against `jvp` in fp64"
+    about = f"Relative error of {len(true)} scores along `{dot}`'s direction, against `jvp` in fp64"
     return f"{about}: {'; '.join(parts)}."
 
 

@@ -5,6 +5,7 @@ Knows how scores are made from the engine's own parts; knows nothing of the trut
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,13 +99,14 @@ def walk_probe(setup: Setup, corpus: str, *, keep_momentum: bool, weight_decay: 
 def along_probes(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
     """Two forwards for every option of the probe, and first order along the paper's, with and without a control."""
     model = setup.engine().model
-    control = walk_probe(setup, "train", keep_momentum=True, weight_decay=0.1)
-    for keep, decay in ((True, 0.1), (True, 0.0), (False, 0.1), (False, 0.0)):
+    kept = setup.settings.walks_keep_momentum
+    control = walk_probe(setup, "train", keep_momentum=kept, weight_decay=0.1)
+    for keep, decay in itertools.product(sorted({kept, False}, reverse=True), (0.1, 0.0)):
         probe = walk_probe(setup, "reference", keep_momentum=keep, weight_decay=decay)
         for steps, direction in probe.at.items():
             name = probe_name(steps, keep_momentum=keep, weight_decay=decay)
             yield _two_forward(setup, model, name, direction, sequences, probe.seconds[steps])
-            if not keep or decay != 0.1:
+            if keep != kept or decay != 0.1:
                 continue
             less, both = direction.minus(control.at[steps]), probe.seconds[steps] + control.seconds[steps]
             yield _two_forward(setup, model, f"{name}, less control", less, sequences, both)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from benchmarks.common.settings import Settings
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, ScheduleConfig
 
 
 class TruthSettings(Settings):
@@ -23,7 +23,9 @@ class TruthSettings(Settings):
     batch: int = 16
     """Sequences of a step of training and of a probe."""
     lr: float = Field(default=2e-3, gt=0)
-    """Of training, of the measured steps and of subsets."""
+    """Of training, of the measured steps and of subsets; AdamW's, where matrices have Muon's."""
+    optimizer_name: OptimizerName = "adamw"
+    muon_lr: float = Field(default=0.02, gt=0)
     probe_lr: float = Field(default=5e-4, gt=0)
     probe_steps: tuple[int, int] = (10, 100)
     reference: int = Field(default=48, gt=0)
@@ -58,8 +60,13 @@ class TruthSettings(Settings):
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """AdamW with the engine's defaults (betas 0.9 and 0.95, decay 0.1, clipping at 1) but the rate."""
-        return OptimizerConfig(lr=self.lr)
+        """AdamW or Muon with the engine's defaults (betas 0.9 and 0.95, decay 0.1, clipping at 1) but the rates."""
+        return OptimizerConfig(name=self.optimizer_name, lr=self.lr, muon=MuonConfig(lr=self.muon_lr))
+
+    @property
+    def walks_keep_momentum(self) -> bool:
+        """Whether a probe's AdamW steps can go on from theta's moments, as the paper's do."""
+        return self.optimizer_name == "adamw"
 
     @property
     def schedule(self) -> ScheduleConfig:

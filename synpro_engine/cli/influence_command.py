@@ -25,8 +25,8 @@ reference does.
   synpro influence quickstart --input docs.jsonl --output scores.jsonl
       theta and the newest direction or probe of a run (of --dir, or runs/quickstart)
   synpro influence quickstart --reference tasks.jsonl --input docs.jsonl --output scores.jsonl
-      the same theta, and what helps it with these tasks: along AdamW's next step on them (with --checkpoint A, which
-      has no text to read next, along their gradient); directions are kept beside the scores
+      the same theta, and what helps it with these tasks: along the optimizer's next step on them (with --checkpoint A,
+      which has no text to read next, along their gradient); directions are kept beside the scores
   synpro influence --checkpoint A --probe B --input docs.jsonl --output scores.jsonl
       any two checkpoints or stages, such as runs/mine/pretrain and runs/mine/round-1/probe;
       B may also be a stored direction; either may lie in an object store, as s3://bucket/runs/mine/pretrain

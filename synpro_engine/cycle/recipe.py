@@ -427,17 +427,11 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _influence_knows_the_optimizer(self) -> Recipe:
-        if self.pretrain.optimizer.name == "adamw":
-            return self
-        because = f"with pretrain.optimizer.name {self.pretrain.optimizer.name}, whose next step has no direction yet"
-        if self.probe.kind == "next_step":
-            raise ValueError(f"probe.kind: must be walk {because}")
-        # The walk is AdamW's, which the moments of another optimizer are not for.
-        if self.probe.keep_momentum:
-            raise ValueError(f"probe.keep_momentum: must be false {because}")
-        if self.pretrain.in_run is not None:
-            raise ValueError(f"pretrain.in_run: cannot be asked for {because}")
+    def _a_walk_knows_the_moments(self) -> Recipe:
+        optimizer = self.pretrain.optimizer.name
+        if self.probe.kind == "walk" and self.probe.keep_momentum and optimizer != "adamw":
+            because = f"a walk's steps are AdamW's, and pretrain.optimizer.name {optimizer} has no moments for them"
+            raise ValueError(f"probe.keep_momentum: must be false with probe.kind walk, for {because}")
         return self
 
 

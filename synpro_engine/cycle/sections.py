@@ -122,8 +122,8 @@ class InRunConfig(Config):
     """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
     the scores of one that was never interrupted."""
     direction: Literal["next_step", "gradient"] = "next_step"
-    """`gradient`: of the reference loss. `next_step`: the same as AdamW's next step would meet it, made with the batch
-    of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""
+    """`gradient`: of the reference loss. `next_step`: the same as the optimizer's next step would meet it, made with
+    the batch of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""
     reference_tokens: int = Field(default=4096, gt=0)
     """Tokens at the head of the reference split that the gradient is taken on."""
 

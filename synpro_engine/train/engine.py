@@ -101,7 +101,7 @@ class Engine:
         # Before the optimizer, which takes its shards from the buffers that the wrapper makes.
         self.wrapped: list[Any] = _wrap(model, overlap_gradients)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
-        self._muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
+        self.muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
         # Here and not at their first step, which may be hours away: memory that is not there shows at once.
         kept = dict(averages or {}).items()
         self.averages = {name: WeightAverage(config, self.optimizer) for name, config in kept}
@@ -207,7 +207,7 @@ class Engine:
         stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
-        config, muon = self.optimizer_config, self._muon
+        config, muon = self.optimizer_config, self.muon
         first = None if muon is None else partial(muon.step, config.muon)
         with span(OPTIMIZER):
             updated, grad_norm = update(

@@ -11,21 +11,18 @@ every data-parallel rank or a layer's on one, and its checkpoints are Megatron's
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from synpro_engine.model.canonical import Kind, shard, unshard
+from synpro_engine.model.canonical import unshard
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import MuonConfig, MuonScale
-from synpro_engine.train.homes import plan_homes
-from synpro_engine.train.optimizer import MATRICES, MOMENTUM, begin_state
+from synpro_engine.train.config import MuonConfig
+from synpro_engine.train.homes import Work, plan_homes
+from synpro_engine.train.muon_update import each_matrix, kind_of, looked_ahead, orthogonalised
+from synpro_engine.train.optimizer import MOMENTUM, begin_state, is_of_muon
 from synpro_engine.train.owned import MegatronOptimizer, Rectangle, Shape, Shard, owned_rectangles
-from synpro_kernels import orthogonalize
-
-_EPS = 1e-7  # of a norm that is divided by
 
 
 class Muon:
@@ -34,6 +31,9 @@ class Muon:
     def __init__(self, model: Model, optimizer: MegatronOptimizer) -> None:
         self._topology, self._config = model.topology, model.config
         self._dtype = model.dtype
+        named = model.named_parameters()
+        self.names = frozenset(name for name, p in named if p.requires_grad and is_of_muon(name))
+        """Of the parameters that it moves, as this rank's model has them."""
         mine = [r for r in owned_rectangles(model, optimizer) if r.shard.group.get("muon")]
         self._rectangles: dict[str, list[Rectangle]] = {}
         for rectangle in mine:
@@ -46,66 +46,54 @@ class Muon:
 
         The rate and the weight decay are those of the shards' groups.
         """
-        dtype = torch.bfloat16 if config.products == "bfloat16" else self._dtype
+        made = self.on_whole(
+            lambda own: _moved_on(own, config), lambda whole: self.updates(whole, config), self.products(config)
+        )
+        for rectangle, update in made:
+            lr, decay = rectangle.shard.group["lr"], rectangle.shard.group["weight_decay"]
+            rectangle.of(rectangle.shard.main).mul_(1.0 - lr * decay).add_(update, alpha=-lr)
+
+    def updates(self, whole: dict[str, Tensor], config: MuonConfig) -> dict[str, Tensor]:
+        """Of whole momenta, looked ahead, by key: what each moves by at a rate of 1. Not collective."""
+        dtype = self.products(config)
+        return each_matrix(self._config, lambda stack: orthogonalised(stack, config, dtype), whole)
+
+    def products(self, config: MuonConfig) -> torch.dtype:
+        """What iterations multiply and ranks send each other."""
+        return torch.bfloat16 if config.products == "bfloat16" else self._dtype
+
+    def on_whole(
+        self, of: Callable[[Shard], Tensor], work: Work, dtype: torch.dtype
+    ) -> Iterator[tuple[Rectangle, Tensor]]:
+        """This rank's rectangles, each with its part of what `work` makes of whole matrices on some rank.
+
+        of: what a shard gives to them, as long as the shard. work: given some of the matrices by key, in `dtype`; it
+        may be called several times, a matrix always on the same rank. Collective over the job: every rank goes through
+        all of it.
+        """
         for keys in self._homes.rounds:
             here = {key: self._rectangles[key] for key in keys if key in self._rectangles}
-            ahead = {id(own): _looked_ahead(own, config) for own in _shards(here.values())}
-            pieces = {key: [r.of(ahead[id(r.shard)]) for r in owned] for key, owned in here.items()}
-            made = self._homes.exchange(
-                keys, pieces, lambda whole: self._orthogonalised(whole, config), dtype, self._topology
-            )
-            for key, updates in made.items():
-                for rectangle, update in zip(here[key], updates, strict=True):
-                    lr, decay = rectangle.shard.group["lr"], rectangle.shard.group["weight_decay"]
-                    rectangle.of(rectangle.shard.main).mul_(1.0 - lr * decay).add_(update, alpha=-lr)
-
-    def _orthogonalised(self, whole: dict[str, Tensor], config: MuonConfig) -> dict[str, Tensor]:
-        """Each matrix by itself, those of one shape at once; scaled."""
-        parts = {key: list(unshard(self._config, _kind(key), [matrix])) for key, matrix in whole.items()}
-        of_shape: dict[Shape, list[tuple[str, int]]] = {}
-        for key, matrices in parts.items():
-            for index, matrix in enumerate(matrices):
-                of_shape.setdefault(tuple(matrix.shape), []).append((key, index))
-        for shape, places in of_shape.items():
-            stack = torch.stack([parts[key][index] for key, index in places])
-            if config.normalise_rows:
-                stack = stack.float()
-                stack /= stack.norm(dim=-1, keepdim=True).clamp(min=_EPS)
-            dtype = whole[places[0][0]].dtype
-            found = orthogonalize(
-                stack, steps=config.steps, coefficients=config.coefficients, dtype=dtype, eps=_EPS
-            ).mul_(update_scale(config.scale, *shape))
-            for (key, index), matrix in zip(places, found, strict=True):
-                parts[key][index] = matrix
-        return {key: shard(self._config, _kind(key), matrices, 0, 1) for key, matrices in parts.items()}
+            given = {id(own): of(own) for own in _shards(here.values())}
+            pieces = {key: [r.of(given[id(r.shard)]) for r in owned] for key, owned in here.items()}
+            for key, made in self._homes.exchange(keys, pieces, work, dtype, self._topology).items():
+                yield from zip(here[key], made, strict=True)
 
     def _cost(self, key: str, shape: Shape) -> float:
         """Operations of a step of the iteration, of all matrices that are fused in one."""
-        matrices = unshard(self._config, _kind(key), [torch.empty(shape, device="meta")])
+        matrices = unshard(self._config, kind_of(key), [torch.empty(shape, device="meta")])
         sides = [sorted(matrix.shape) for matrix in matrices]
         return float(sum(short * short * (3 * long + short) for short, long in sides))
-
-
-def update_scale(scale: MuonScale, rows: int, columns: int) -> float:
-    """What the orthogonalised momentum of a [rows, columns] matrix is multiplied by."""
-    if scale == "spectral":
-        return math.sqrt(max(1.0, rows / columns))
-    return 0.2 * math.sqrt(max(rows, columns))
-
-
-def _kind(key: str) -> Kind:
-    return next(kind for name, kind in MATRICES.items() if key.endswith(name))
 
 
 def _shards(rectangles: Iterable[Iterable[Rectangle]]) -> Iterable[Shard]:
     return {id(r.shard): r.shard for owned in rectangles for r in owned}.values()
 
 
-def _looked_ahead(own: Shard, config: MuonConfig) -> Tensor:
-    """Add the gradient to the momentum; what is orthogonalised, by Nesterov the momentum of one step later."""
+def _moved_on(own: Shard, config: MuonConfig) -> Tensor:
+    """Add the gradient, which is then gone, to the momentum; what is orthogonalised."""
     begin_state(own)
     gradient, momentum = own.main.grad, own.state[MOMENTUM]
     assert gradient is not None
     momentum.lerp_(gradient, 1.0 - config.momentum)
     own.main.grad = None
-    return gradient.lerp(momentum, config.momentum) if config.nesterov else momentum
+    return looked_ahead(gradient, momentum, config)

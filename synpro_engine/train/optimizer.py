@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 # The embedding keeps its scale by itself; every other parameter decays, norm weights, biases and an untied
 # output layer included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
 _NO_DECAY = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
-_MUON = ParamKey(name=tuple(f"*.layers.*.{name}" for name in MATRICES))  # pyright: ignore[reportArgumentType]
+_OF_MUON = tuple(f"*.layers.*.{name}" for name in MATRICES)
+_MUON = ParamKey(name=_OF_MUON)  # pyright: ignore[reportArgumentType]
 
 
 def build_optimizer(
@@ -73,6 +75,11 @@ def build_optimizer(
         for group in part.optimizer.param_groups:  # one pass over memory; its default is many small operations
             group["fused"], group["foreach"] = True, False
     return optimizer
+
+
+def is_of_muon(name: str) -> bool:
+    """Whether Muon moves the parameter of this name, where the optimizer is Muon; as `named_parameters` has it."""
+    return any(fnmatchcase(name, pattern) for pattern in _OF_MUON)
 
 
 def moments(group: dict[str, Any]) -> tuple[str, ...]:

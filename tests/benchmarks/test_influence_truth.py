@@ -176,6 +176,22 @@ def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     assert not re.search(r"/(home|tmp|work)/", output.read_text().replace(str(settings.source), ""))
 
 
+@pytest.mark.slow
+def test_steps_of_muon_are_predicted_and_shown_beside_adamw_s(
+    settings: TruthSettings, topology: Topology, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    by_muon = settings.model_copy(update={"optimizer_name": "muon"})
+    lines = program.run(by_muon, topology, tmp_path / "work")
+    output = tmp_path / "lines.jsonl"
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert program.main(["--plot-only", "--output", str(output)]) == 0
+    assert "against `jvp` in fp64" in capsys.readouterr().out
+    ranked = {v.estimator: v for v in standings(Results.read(output))}
+    assert ranked["exact step among mates, reference gradient one step ahead"].among_mates.value > 0.9
+    assert "dot, next step, clipped" in ranked and not any("Adam" in name for name in ranked)
+
+
 def test_a_directory_of_another_run_and_a_damaged_record_are_users_faults(
     settings: TruthSettings, topology: Topology, tmp_path: Path, capsys
 ):

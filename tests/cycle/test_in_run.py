@@ -1,5 +1,6 @@
 """In-run scores: of the right documents, none lost or twice, and training never notices."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint_files import whole_tensors
-from synpro_engine.train.config import OptimizerConfig, TrainConfig
+from synpro_engine.train.config import MuonConfig, OptimizerConfig, TrainConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.trainer import pretrain
 
@@ -31,6 +32,7 @@ TRAIN = TrainConfig(
     max_steps=8, global_batch=4, micro_batch=2, eval_every=0, checkpoint_every=4, tensorboard=False, z_loss=0.0,
     optimizer=OptimizerConfig(lr=1e-2, eps=1e-3),
 )  # fmt: skip
+MUON = TRAIN.model_copy(update={"optimizer": OptimizerConfig(name="muon", lr=1e-2, eps=1e-3, muon=MuonConfig(lr=0.02))})
 WATCH = InRunConfig(every=2, refresh=4, reference_tokens=50)
 GRADIENT = WATCH.model_copy(update={"direction": "gradient"})
 
@@ -125,13 +127,22 @@ def test_documents_are_scored_with_as_many_tokens_as_are_read_of_them(
 
 @pytest.mark.parametrize("direction", ["next_step", "gradient"])
 def test_training_is_the_same_bit_for_bit(
-    direction: str, topology: Topology, plain: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+    direction: Any, topology: Topology, plain: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     config = InRunConfig(every=1, refresh=3, reference_tokens=50, direction=direction)
     assert alike(train(topology, tmp_path, config), plain[1])
     assert losses(tmp_path) == losses(plain[0])
     steps = {record.step for record in read_scores(tmp_path / "scores.jsonl")}
     assert steps == set(range(1, 9))
+
+
+def test_training_by_muon_is_the_same_bit_for_bit_and_scored(topology: Topology, tmp_path: Path) -> None:
+    plain = train(topology, tmp_path / "plain", None, config=MUON)
+    watch = InRunConfig(every=1, refresh=3, reference_tokens=50)
+    assert alike(train(topology, tmp_path / "watched", watch, config=MUON), plain)
+    records = list(read_scores(tmp_path / "watched" / "scores.jsonl"))
+    assert {record.step for record in records} == set(range(1, 9))
+    assert all(record.scores[DIRECTION] is not None for record in records)
 
 
 def test_a_step_s_scores_sum_to_the_product_of_its_gradient_with_the_reference_s(
@@ -200,15 +211,17 @@ def watched_on_ranks(directory: Path, ports: list[int]) -> list[bool]:
             config = TRAIN.model_copy(update={"overlap_gradients": name == "DP2"})
             plain = train(topology, directory / f"{name} plain", None, config=config)
             found.append(alike(train(topology, directory / name, GRADIENT, config=config), plain))
+            train(topology, directory / f"{name} by muon", WATCH, config=MUON)
     return found
 
 
 def test_layouts_score_alike_and_train_as_if_nobody_watched(topology: Topology, tmp_path: Path) -> None:
     assert run_ranks(watched_on_ranks, 2, directory=tmp_path, ports=free_ports(2)) == [[True, True]] * 2
     train(topology, tmp_path / "one", GRADIENT)
-    expected = list(read_scores(tmp_path / "one" / "scores.jsonl"))
-    for name in ("DP2", "PP2"):
-        found = list(read_scores(tmp_path / name / "scores.jsonl"))
+    train(topology, tmp_path / "one by muon", WATCH, config=MUON)
+    for name, by in itertools.product(("DP2", "PP2"), ("", " by muon")):
+        expected = list(read_scores(tmp_path / f"one{by}" / "scores.jsonl"))
+        found = list(read_scores(tmp_path / f"{name}{by}" / "scores.jsonl"))
         assert [(r.step, r.key, r.tokens) for r in found] == [(r.step, r.key, r.tokens) for r in expected]
         values = [record.scores[DIRECTION] for record in expected]
         assert [record.scores[DIRECTION] for record in found] == pytest.approx(values, rel=1e-3, abs=1e-6)

@@ -30,7 +30,7 @@ Named = Iterator[tuple[str | None, Direction]]
 
 
 def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path) -> ModelPair:
-    """A run's newest theta, and along what AdamW's next step would help `references`, as its `probe` settings say.
+    """A run's newest theta, and along what its next step would help `references`, as its `probe` settings say.
 
     The directions are brought to `place`, where they may be already. Collective. Raises UserError for files without
     tasks, and for a `place` that holds the directions of others.

@@ -1,8 +1,8 @@
 """Influence of the training documents, measured in the steps of pretraining that train on them.
 
-Decides when to measure, and along what: the gradient of a fixed piece of the reference text, as it is or as AdamW would
-use it next. How a step is read is in `influence.in_run`. Training is the same, bit for bit, whether or not it is
-watched.
+Decides when to measure, and along what: the gradient of a fixed piece of the reference text, as it is or as the
+optimizer would use it next. How a step is read is in `influence.in_run`. Training is the same, bit for bit, whether or
+not it is watched.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def next_steps(
     """
     config, topology = settings.probe, model.topology
     engine = Engine(model, settings.optimizer, schedule=settings.schedule)
-    # With AdamW's moments: the direction is that of its very next step.
+    # With the optimizer's state: the direction is that of its very next step.
     load_checkpoint(theta, model, engine)
     organic = {ORGANIC: open_split(tokens, "train", open_tokenizer(tokens, topology))}
     loader = _loader(settings, organic, {ORGANIC: 1.0}, settings.global_batch, topology)

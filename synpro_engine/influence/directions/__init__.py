@@ -1,6 +1,6 @@
 """Directions in weight space: what influence is measured along, what they are made from, and how they are stored.
 
-Knows gradients, AdamW and the walk of a probe; scores nothing.
+Knows gradients, AdamW, Muon and the walk of a probe; scores nothing.
 """
 
 from synpro_engine.influence.directions.direction import (
@@ -14,8 +14,9 @@ from synpro_engine.influence.directions.direction import (
 )
 from synpro_engine.influence.directions.direction_files import load_direction, save_direction
 from synpro_engine.influence.directions.gradient import mean_direction, mean_gradient
+from synpro_engine.influence.directions.next_adamw import NextAdamW
 from synpro_engine.influence.directions.next_step import (
-    NextAdamW,
+    NextStep,
     NoDirectionError,
     clip_factor,
     next_step_direction,
@@ -34,6 +35,7 @@ from synpro_engine.influence.directions.probe import (
 __all__ = [
     "Direction",
     "NextAdamW",
+    "NextStep",
     "NoDirectionError",
     "ProbeConfig",
     "ProbeStep",

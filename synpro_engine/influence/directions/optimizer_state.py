@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,16 @@ from synpro_engine.dist import sum_over
 from synpro_engine.train.engine import Engine
 
 
-def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
+def optimizer_values(engine: Engine, key: str, names: Container[str] | None = None) -> dict[str, Tensor]:
     """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
 
-    key: "param" (the master weights), "exp_avg" or "exp_avg_sq". Data-parallel ranks keep a part each; here every rank
-    gets the whole. Collective over data-parallel ranks.
+    key: "param" (the master weights), or of what AdamW moves "exp_avg" or "exp_avg_sq". names: the parameters that are
+    wanted; all where not given. Data-parallel ranks keep a part each; here every rank gets the whole. Collective over
+    data-parallel ranks.
     """
     values = {}
     for name, parameter in engine.model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or (names is not None and name not in names):
             continue
         whole = torch.zeros_like(parameter, dtype=torch.float32)
         for part in engine.optimizer.chained_optimizers:

@@ -29,9 +29,9 @@ from synpro_engine.train.losses import LanguageModelLoss, count_labels
 class ProbeConfig(Config):
     """What stands for training on the reference.
 
-    `next_step`: its gradient, as AdamW's next step on training's own batches would meet it (`next_step_direction`),
-    which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the paper's are 100 of
-    64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
+    `next_step`: its gradient, as the optimizer's next step on training's own batches would meet it
+    (`next_step_direction`), which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the
+    paper's are 100 of 64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
     """
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
@@ -42,7 +42,7 @@ class ProbeConfig(Config):
     """next_step: tokens at the head of the reference split that the gradient is taken on."""
     sampled_steps: int = Field(default=8, gt=0)
     """next_step: batches of training text whose mean update is the step that the gradient is taken ahead by, and whose
-    mean squared gradients enter the second moment."""
+    mean squared gradients enter the second moment (at which Muon's matrices are differentiated)."""
     steps: int = Field(default=100, gt=0)
     """walk: AdamW steps K on the reference split."""
     lr: float = Field(default=1e-4, gt=0)

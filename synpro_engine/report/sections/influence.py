@@ -27,8 +27,8 @@ class ScoredDocument:
 class InRunInfluence:
     """Influence of training documents, measured in the steps that trained on them.
 
-    To first order, along the reference gradient: as AdamW's next step would meet it (`per_nat`: nats per token for a
-    step that lowers the loss of the reference by one nat per token), or as it is (per unit of learning rate).
+    To first order, along the reference gradient: as the optimizer's next step would meet it (`per_nat`: nats per token
+    for a step that lowers the loss of the reference by one nat per token), or as it is (per unit of learning rate).
     """
 
     per_nat: bool
