@@ -34,19 +34,19 @@ def texts(records: Sequence[Record]) -> str:
         pool = sum(sum(of.values()) for of in record["pool"].values())
         for operation, made in record["generated"].items():
             influence = record["influence"][operation]
-            measured = [f"{pool:,}", *(_milli(influence[kind]) for kind in ("generated", "sources"))]
+            measured = [f"{pool:,}", *(_signed(influence[kind]) for kind in ("generated", "sources"))]
             rows.append((name, f"{made['accepted']:,}", *measured, *_varied(record["diversity"].get(operation, {}))))
     if organic is not None:
         rows.insert(0, ("organic", f"{organic['texts']:,}", "", "", "", *_varied(organic)))
     headings = (
-        "arm", "texts", "tokens trained on", "influence, x 1000", "of their sources", "words a text",
+        "arm", "texts", "tokens trained on", "influence", "of their sources", "words a text",
         "distinct 2-grams", "8-grams of the corpus", "rare words",
     )  # fmt: skip
     return markdown(headings, rows) if rows else ""
 
 
-def _milli(value: float | None) -> str:
-    return "" if value is None else f"{1000 * value:+.2f}"
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
 
 
 def _varied(diversity: Mapping[str, Any]) -> list[str]:

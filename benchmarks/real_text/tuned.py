@@ -15,23 +15,20 @@ PUBLISHED = (
 )
 """Taken where no sweep is on record: ten times the usual decay, of up to thirty that are published (Kim et al., arXiv
 2509.14786), and the dropout of NanoGPT Slowrun's baseline."""
-_OPTIMIZER = "pretrain.optimizer.name"
 
 
 def settings_record(swept: Sequence[Record]) -> Record:
     """The settings, as overrides of the recipe, and where they are from. swept: records of `benchmarks.data_bound`.
 
-    Of its sweeps the one that tunes decay and dropout together, else the one of rate and decay. Trials with Muon are
-    passed over: its next step has no direction, by which influence goes.
+    Of its sweeps the one that tunes optimizer, decay and dropout together, else the one of AdamW's rate and decay.
     """
     for name in ("all", "tuned"):
         trials = [trial for one in swept if one.get("sweep") == name for trial in one["trials"]]
-        trials = [trial for trial in trials if trial["state"] == "complete"]
-        trials = [trial for trial in trials if trial["settings"].get(_OPTIMIZER, "adamw") == "adamw"]
-        if trials:
-            best = min(trials, key=lambda trial: trial["loss"])
+        complete = [trial for trial in trials if trial["state"] == "complete"]
+        if complete:
+            best = min(complete, key=lambda trial: trial["loss"])
             found = [f"{key}={value}" for key, value in best["settings"].items()]
-            told = f"trial {best['trial']} of the sweep `{name}` of benchmarks.data_bound, the best with AdamW"
+            told = f"trial {best['trial']} of the sweep `{name}` of benchmarks.data_bound, the best of {len(trials)}"
             return _record([*SWEEPS[name].settings, *found], told, swept=True)
     return _record(PUBLISHED, "published figures (Kim et al.; NanoGPT Slowrun), for no sweep is on record", swept=False)
 

@@ -63,11 +63,13 @@ def _sweep(name: str, *trials: tuple[str, float, str]) -> dict[str, Any]:
     return {"bench": "data_bound_sweep", "sweep": name, "trials": made}
 
 
-def test_tuned_settings_are_those_of_the_best_whole_trial_with_adamw() -> None:
-    swept = _sweep("all", ("muon", 4.0, "complete"), ("adamw", 4.4, "complete"), ("adamw", 4.1, "pruned"))
+def test_tuned_settings_are_those_of_the_best_whole_trial(tmp_path: Path) -> None:
+    swept = _sweep("all", ("muon", 4.2, "complete"), ("adamw", 4.4, "complete"), ("adamw", 4.1, "pruned"))
     found = settings_record([_sweep("tuned", ("adamw", 3.0, "complete")), swept])
-    assert found["settings"][-1] == "pretrain.optimizer.name=adamw" and "trial 1 of the sweep `all`" in found["source"]
+    assert found["settings"][-1] == "pretrain.optimizer.name=muon" and "trial 0 of the sweep `all`" in found["source"]
     assert found["swept"] and "pretrain.ema.decay=0.99" in found["settings"]
+    recipe = Study(RECIPE, tmp_path, tuple(found["settings"])).recipe()
+    assert recipe.pretrain.optimizer.name == "muon" and recipe.probe.kind == "next_step"
 
 
 def test_without_a_sweep_on_record_published_figures_are_taken_and_it_is_said() -> None:
@@ -88,7 +90,7 @@ def test_a_page_without_records_claims_nothing(tmp_path: Path) -> None:
     docs = _page(tmp_path)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "real-text.md").read_text()
-    assert "0 of 36 trainings are on record." in page and "nothing is claimed" in page and "|" not in page
+    assert "0 of 48 trainings are on record." in page and "nothing is claimed" in page and "|" not in page
     assert not (docs / "images").exists()
 
 
@@ -126,10 +128,10 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     docs = _page(tmp_path)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "real-text.md").read_text()
-    assert "15 of 36 trainings" in page and "Missing: untuned (seeds 1, 2, 3); prompted" in page
+    assert "15 of 48 trainings" in page and "Missing: repetition (seeds 4); untuned (seeds 1, 2, 3, 4)" in page
     assert "| tuned | 3 | 4.700 | 4.700 to 4.700 | 4.700 | -0.175 (-0.175 to -0.175) | 2.30 (" in page
     assert "| placebo | +0.100 | 0.100 to 0.100 |" in page and "| 6.000 |" in page
-    assert "| tuned | 9 | 1,234 | +2.00 |  | 40 | 0.500 | 0.250 |  |" in page
+    assert "| tuned | 9 | 1,234 | +0.0020 |  | 40 | 0.500 | 0.250 |  |" in page
     assert "| tuned | rephrase | 24 | influence | +0.0100 | -0.0100 to +0.0300 |" in page
     assert "| tuned | 1,000 | 2.0 | 10.0 | 1.0 |" in page and "(images/real_text.png)" in page
     assert (docs / "images" / "real_text.png").stat().st_size > 10_000
@@ -139,7 +141,7 @@ def test_hours_are_those_of_all_trainings(study: Study) -> None:
     rates = {"student_tokens_per_s": 4096.0, "tuning_step_seconds": 50.0, "prompted_slice_seconds": 2.4,
              "tuned_slice_seconds": 1.2}  # fmt: skip
     found = hours(study.recipe(), rates)
-    assert found["training"] == pytest.approx((440 + 9 * 3 * 440 + 3 * 3 * 880) / 3600)
+    assert found["training"] == pytest.approx((440 + 9 * 4 * 440 + 3 * 4 * 880) / 3600)
     assert found["tuning"] == pytest.approx(1.0) and found["generation"] == pytest.approx(2.5)
 
 
