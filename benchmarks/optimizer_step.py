@@ -9,6 +9,7 @@ Triton too) and torch's, on one stack.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.canonical import canonical_shapes
 from synpro_engine.train.engine import Engine
-from synpro_engine.train.optimizer import set_hyperparameters, update
+from synpro_engine.train.optimizer import gather_gradients, set_hyperparameters, update
 from synpro_kernels import orthogonalize
 from synpro_kernels.testing import using
 
@@ -123,7 +124,8 @@ def _engine_step(engine: Engine, turn: int) -> None:
     config, muon = engine.optimizer_config, engine.muon
     set_hyperparameters(engine.optimizer, config, 1.0, config.weight_decay)
     first = None if muon is None else partial(muon.step, config.muon)
-    update(engine.optimizer, config.clip, first=first)
+    norm = math.sqrt(float(gather_gradients(engine.optimizer)))
+    update(engine.optimizer, config.clip, norm, first=first)
 
 
 def _torch_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameter], turn: int) -> None:

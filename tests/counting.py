@@ -8,8 +8,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
-READS = (Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__)
-"""What brings numbers to the host; on a CPU, where the first three bring nothing, operations do not show it."""
+READS = (Tensor.cpu, Tensor.tolist)
+"""What brings numbers to the host with no operation that shows it on a CPU. `numpy` is none: of a tensor on a GPU it is
+an error, and behind `cpu` it reads what is there."""
 
 
 class Counted(TorchDispatchMode):
@@ -27,15 +28,12 @@ class Counted(TorchDispatchMode):
 
 
 class Waited(TorchFunctionMode):
-    """Counts reads by the host of what is computed; the numbers of a tensor that was brought over count once."""
+    """Counts reads by the host of what is computed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.times, self._brought = 0, None
+        self.times = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.times += func in READS and not (func is Tensor.numpy and args[0] is self._brought)
-        found = func(*args, **(kwargs or {}))
-        if func is Tensor.cpu:
-            self._brought = found
-        return found
+        self.times += func in READS
+        return func(*args, **(kwargs or {}))

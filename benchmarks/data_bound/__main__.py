@@ -55,14 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def missing(place: Path, names: Sequence[str], known: Sequence[Record]) -> Iterator[Record]:
     """What is not among the records that are there, made one after the other."""
-    tuned = {record["sweep"] for record in known if record["bench"] == "data_bound_sweep"}
+    swept = {record["sweep"]: record for record in known if record["bench"] == "data_bound_sweep"}
     trained = {(record["arm"], record["seed"]) for record in known if record["bench"] == "data_bound"}
     for name in SWEEPS:
-        if name not in tuned and any(ARMS[arm].sweep == name for arm in names):
-            yield sweep(place, name)
+        if name not in swept and any(ARMS[arm].sweep == name for arm in names):
+            swept[name] = sweep(place, name)
+            yield swept[name]
     for name, seed in jobs(names):
         if (name, seed) not in trained:
-            yield train(place, name, seed)
+            yield train(place, name, seed, swept)
     if "all" in names and not any(record["bench"] == "data_bound_ensemble" for record in known):
         yield from ensembles(place)
 

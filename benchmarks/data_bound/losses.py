@@ -1,4 +1,4 @@
-"""Which losses of a training are quoted, and the curve of untuned repetition over unique tokens."""
+"""Which trial and which losses of a training are quoted, and the curve of untuned repetition over unique tokens."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def best(record: Record) -> float:
 def end(record: Record) -> float:
     """Loss on the validation split after the last step."""
     return record["curve"][-1]["validation"]
+
+
+def best_trial(sweep: Record) -> Record:
+    """Of a sweep's record: the complete trial of the lowest loss on the reference split."""
+    return min((trial for trial in sweep["trials"] if trial["state"] == "complete"), key=lambda trial: trial["loss"])
 
 
 def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:

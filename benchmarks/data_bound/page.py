@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.common.multiples import interval, mean, multiples
 from benchmarks.common.tables import markdown
 from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
-from benchmarks.data_bound.losses import best, end, unique_curve
+from benchmarks.data_bound.losses import best, best_trial, end, unique_curve
 from synpro_engine.report.svg import SERIES
 
 Record = Mapping[str, Any]
@@ -77,13 +77,13 @@ def _sweeps(records: Sequence[Record]) -> str:
     rows = []
     for record in (record for record in records if record["bench"] == "data_bound_sweep"):
         trials = record["trials"]
-        found = min((one for one in trials if one["state"] == "complete"), key=lambda one: one["loss"])
+        chosen_trial = best_trial(record)
         chosen = ", ".join(
-            f"`{key.removeprefix('pretrain.')}` {_short(value)}" for key, value in found["settings"].items()
+            f"`{key.removeprefix('pretrain.')}` {_short(value)}" for key, value in chosen_trial["settings"].items()
         )
         states = [one["state"] for one in trials]
         ended = len(states) - states.count("complete")
-        rows.append((record["sweep"], str(len(trials)), str(ended), chosen, f"{found['loss']:.3f}"))
+        rows.append((record["sweep"], str(len(trials)), str(ended), chosen, f"{chosen_trial['loss']:.3f}"))
     assert all(row[0] in SWEEPS for row in rows)
     return markdown(("sweep", "trials", "ended early", "best", "its reference loss"), rows)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data_bound.arms import ARMS, MEMBERS, SWEEPS
+from benchmarks.data_bound.losses import best_trial
 from synpro_engine.config import read_json, read_records
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.run_layout import CONFIG, PRETRAIN, TOKENIZE, TRAINING_RESULT
@@ -26,17 +27,13 @@ def _synpro(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "synpro_engine", *map(str, arguments)], check=True)
 
 
-def _sweep_of(place: Path, name: str) -> Path:
-    return place / "sweeps" / name
-
-
 def _run_of(place: Path, name: str, seed: int) -> Path:
     return place / name / f"seed-{seed}"
 
 
 def sweep(place: Path, name: str) -> Record:
     """Tune; what each trial tried and came to."""
-    asked, into = SWEEPS[name], _sweep_of(place, name)
+    asked, into = SWEEPS[name], place / "sweeps" / name
     over = [part for key in asked.over for part in ("--over", key)]
     length = ARMS[name].length
     _synpro("sweep", RECIPE, *length, *asked.settings, *over, "--trials", str(asked.trials), "--dir", into)
@@ -44,17 +41,19 @@ def sweep(place: Path, name: str) -> Record:
     return {"bench": "data_bound_sweep", "sweep": name, "over": asked.over, "trials": trials}
 
 
-def train(place: Path, name: str, seed: int) -> Record:
-    """Train one arm by one seed; the losses on its way, and what it took."""
+def train(place: Path, name: str, seed: int, swept: Mapping[str, Record]) -> Record:
+    """Train one arm by one seed; the losses on its way, and what it took. `swept` holds the sweeps' records by name."""
     arm, into = ARMS[name], _run_of(place, name, seed)
-    recipe = RECIPE if arm.sweep is None else _sweep_of(place, arm.sweep) / "best.yaml"
     settings = [*arm.length, *arm.settings, f"pretrain.seed={seed}"]
+    if arm.sweep is not None:
+        tuned = best_trial(swept[arm.sweep])["settings"]
+        settings += [*SWEEPS[arm.sweep].settings, *(f"{key}={value}" for key, value in tuned.items())]
     if name.startswith("unique"):  # losses a token compare under one vocabulary alone
         settings.append(f"tokenizer.path={_run_of(place, 'untuned', 1) / TOKENIZE / 'tokenizer'}")
     if arm.teachers is not None:
         models = ",".join(str(_run_of(place, arm.teachers, one) / PRETRAIN) for one in MEMBERS)
         settings.append(f"pretrain.distill.teachers=[{models}]")
-    _synpro("pretrain", recipe, "--dir", into, *settings)
+    _synpro("pretrain", RECIPE, "--dir", into, *settings)
     return {"bench": "data_bound", "arm": name, "seed": seed, **_measured(into)}
 
 

@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(case: Case, topology: Topology, path: Path) -> Mapping[str, Any]:
     """Train a step, save, load into an engine that trained another one, compare every tensor of both."""
     trained, loaded = (Ours(case.recipe, topology) for _ in range(2))
-    trained.step(case.batches(0, topology.device))
-    loaded.step(case.batches(1, topology.device))
+    trained.step(case.batches(0))
+    loaded.step(case.batches(1))
     before = _differing(trained.engine, loaded.engine)
     saving = _seconds(lambda: save_checkpoint(path, trained.engine), topology)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

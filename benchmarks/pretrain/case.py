@@ -63,12 +63,12 @@ class Case:
         hardware = hardware_flops_per_token(recipe.model, length, recomputed_output=recomputed)
         return flops_per_token(recipe.model, length), hardware
 
-    def batches(self, turn: int, device: torch.device) -> list[Batch]:
-        """Random tokens, the same for everyone who asks for this turn."""
+    def batches(self, turn: int) -> list[Batch]:
+        """Random tokens on the host, as a loader deals them: the same for everyone who asks for this turn."""
         recipe = self.recipe
         size = (self.micro_batches, recipe.pretrain.micro_batch, recipe.model.seq_len + 1)
         drawn = torch.randint(recipe.model.vocab_size, size, generator=torch.Generator().manual_seed(turn))
-        return [Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()) for ids in drawn.to(device)]
+        return [Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()) for ids in drawn]
 
 
 def cases(recipes: Sequence[tuple[str, Sequence[str]]], sweeps: Sequence[str], micro_batches: int) -> Iterator[Case]:

@@ -37,13 +37,13 @@ def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int
         _say(topology, f"{case.title}: {name} begins")
         try:
             contender = CONTENDERS[name](recipe, weights, topology)
-            losses[name] = [contender.step(case.batches(turn, device)) for turn in range(_COMPARED)]
+            losses[name] = [contender.step(case.batches(turn)) for turn in range(_COMPARED)]
             standing[name] = contender
         except _FAULTS as error:
             if topology.world_size > 1:
                 raise  # the other ranks wait in a collective
             records[name] |= {"status": "failed", "reason": (str(error).strip().splitlines() or ["?"])[0]}
-    steps = {name: _step(one, case, device) for name, one in standing.items()}
+    steps = {name: _step(one, case) for name, one in standing.items()}
     product, flops = measured_peak(device, platform.resolve_dtype(recipe.dtype))
     others = ForeignLoad()
     samples = interleave(
@@ -71,8 +71,8 @@ def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int
     return [record | about for record in records.values()]
 
 
-def _step(contender: Contender, case: Case, device: torch.device) -> Callable[[int], object]:
-    batches = case.batches(_COMPARED, device)
+def _step(contender: Contender, case: Case) -> Callable[[int], object]:
+    batches = case.batches(_COMPARED)
     return lambda turn: contender.step(batches)
 
 
@@ -92,7 +92,7 @@ def _judge(records: Mapping[str, Record], losses: Mapping[str, Sequence[float]])
 
 def breakdown(ours: Contender, case: Case, topology: Topology, steps: int = 3) -> Record:
     """Seconds a step by part, on this rank and in the pipeline as a whole. Collective."""
-    batches = case.batches(_COMPARED, topology.device)
+    batches = case.batches(_COMPARED)
     clock = SpanClock(topology.device)
     with listening(clock):
         for _ in range(steps):
@@ -130,7 +130,7 @@ def peak_of(name: str, case: Case, topology: Topology) -> Record:
     contender = CONTENDERS[name](recipe, weights, topology)
     weights.clear()
     for turn in range(2):  # the second has the optimizer's state
-        contender.step(case.batches(turn, topology.device))
+        contender.step(case.batches(turn))
     peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
     held = contender.held()
     return {"peak_bytes": peak - before, **held, "rest": peak - before - sum(held.values())}

@@ -33,6 +33,7 @@ from synpro_kernels import (
     linear_logprob,
     linear_logprob_definition,
 )
+from synpro_kernels.common.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Model:
         assert longest <= self.config.seq_len, f"{longest} tokens exceed model.seq_len = {self.config.seq_len}"
         # The padding's content is of no matter: causal attention keeps it from all positions before it.
         multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
-        return F.pad(tokens_BS.to(self.topology.device), (0, -length % multiple))
+        return F.pad(to_device(tokens_BS, self.topology.device), (0, -length % multiple))
 
     def logprobs_from_hidden(
         self,

@@ -35,7 +35,14 @@ from synpro_engine.train.averages import WeightAverage
 from synpro_engine.train.config import AverageConfig, OptimizerConfig, ScheduleConfig, WeightsOf
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
-from synpro_engine.train.optimizer import build_optimizer, decay_at, lr_factor, set_hyperparameters, update
+from synpro_engine.train.optimizer import (
+    build_optimizer,
+    decay_at,
+    gather_gradients,
+    lr_factor,
+    set_hyperparameters,
+    update,
+)
 
 _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
@@ -202,17 +209,19 @@ class Engine:
         sums = self._forward_backward(passes, loss_fn, denominator, trunk_of)
         lr, decay = self.lr, self.weight_decay
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor, decay)
-        # Before the update: whether the loss is finite must be known, and be the same, on every rank.
-        totals = self._over_ranks(sums)
+        with span(OPTIMIZER):
+            square = gather_gradients(self.optimizer)
+        # Before the update: whether loss and gradients are finite must be known, and be the same, on every rank.
+        totals, grad_norm = self._over_ranks(sums, square)
         stop = totals.pop(_STOP) > 0
         loss = totals.pop("loss") / denominator
         # A loss may overflow in its sum alone, with gradients that look sound.
-        config, muon = self.optimizer_config, self.muon
-        first = None if muon is None else partial(muon.step, config.muon)
-        with span(OPTIMIZER):
-            updated, grad_norm = update(
-                self.optimizer, config.clip, sound=lambda norm: math.isfinite(loss) and accept(loss, norm), first=first
-            )
+        updated = math.isfinite(loss) and math.isfinite(grad_norm) and accept(loss, grad_norm)
+        if updated:
+            config, muon = self.optimizer_config, self.muon
+            with span(OPTIMIZER):
+                first = None if muon is None else partial(muon.step, config.muon)
+                updated = update(self.optimizer, config.clip, grad_norm, first=first)
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1
@@ -272,14 +281,17 @@ class Engine:
         )
         return sums
 
-    def _over_ranks(self, sums: list[tuple[list[str], Tensor]]) -> dict[str, float]:
-        """Add up over micro-batches and data-parallel ranks, in rank order, and tell every rank the same numbers."""
+    def _over_ranks(self, sums: list[tuple[list[str], Tensor]], square: Tensor) -> tuple[dict[str, float], float]:
+        """Add up over micro-batches and data-parallel ranks, in rank order, and tell every rank the same numbers.
+
+        And the root of `square`, which is equal on every rank. The step's one wait for the device.
+        """
         topology = self.model.topology
         totals: dict[str, float] = {}
+        whole = [torch.stack([values for _, values in sums]).sum(0)] if topology.is_last_stage else []
+        *here, squared = torch.cat([*whole, square.double()[None]]).tolist()
         if topology.is_last_stage:
-            # One wait for the device, however many they are.
-            whole = torch.stack([values for _, values in sums]).sum(0)
-            sums_here = dict(zip(sums[0][0], whole.tolist(), strict=True))
+            sums_here = dict(zip(sums[0][0], here, strict=True))
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
             sums_here[_STOP] = float(topology.watch.wish.signal is not None)
             parts = gather_objects(topology.dp, sums_here)
@@ -288,7 +300,7 @@ class Engine:
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}
         # Tensor-parallel ranks compute the same loss from all-reduced sums, yet may differ in a
         # last bit: the first one's counts.
-        return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1])
+        return broadcast_in(topology.tp, gather_objects(topology.pp, totals)[-1]), math.sqrt(squared)
 
     def _check(self, microbatches: Sequence[MicroBatch]) -> None:
         """Refuse micro-batches that the schedule cannot run, and a model that is another engine's by now."""

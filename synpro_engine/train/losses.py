@@ -67,7 +67,8 @@ class LanguageModelLoss:
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
-        labels_BS = batch.labels_BS.to(hidden_BSH.device)
+        # Where they are: of labels on the host the fused operations know without a wait which tokens are computed.
+        labels_BS = batch.labels_BS
         if self.output_layer == "fused":
             # The operation sums: dividing here would round each micro-batch by its own count,
             # and the engine knows the job's.
@@ -76,7 +77,7 @@ class LanguageModelLoss:
         else:
             # Ignored positions have a logprob and a logsumexp of 0 by the operation's contract.
             materialised = self.output_layer == "materialised"
-            scored = model.logprobs_from_hidden(hidden_BSH, labels_BS, materialised=materialised)
+            scored = model.logprobs_from_hidden(hidden_BSH, labels_BS.to(hidden_BSH.device), materialised=materialised)
             loss, z = -scored.logprob.sum(), self.z_loss * scored.logsumexp.square().sum()
             objective = loss + z
         return LossTerms(objective=objective, loss=loss, extras={"z_loss": z} if self.z_loss else {})
@@ -100,7 +101,7 @@ class DistillationLoss(LanguageModelLoss):
         with torch.no_grad():
             read = [(teacher, teacher.hidden(batch.tokens_BS, rows)[:, :columns]) for teacher in self._teachers]
         sums = model.distill_from_hidden(
-            hidden_BSH, batch.labels_BS.to(hidden_BSH.device), teachers=read, mixture=self._config.mixture,
+            hidden_BSH, batch.labels_BS, teachers=read, mixture=self._config.mixture,
             share=self._config.share, temperature=self._config.temperature, z_loss=self.z_loss,
         )  # fmt: skip
         extras = {"divergence": sums.divergence} | ({"z_loss": sums.z_loss} if self.z_loss else {})

@@ -17,6 +17,9 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
+from torch import Tensor
+from torch.distributed import all_reduce
+from torch.nn.utils import get_total_norm
 
 from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.model.canonical import Kind
@@ -113,34 +116,41 @@ def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, f
         group["eps"] = config.eps
 
 
-def update(
-    optimizer: MegatronOptimizer,
-    clip: float,
-    *,
-    sound: Callable[[float], bool] = lambda norm: True,
-    first: Callable[[], object] | None = None,
-) -> tuple[bool, float]:
-    """Clip and apply the reduced gradients; (updated, gradient norm before clipping), equal on every rank.
+def gather_gradients(optimizer: MegatronOptimizer) -> Tensor:
+    """Bring the reduced gradients to the optimizer; the square of their norm, fp32 [], on the device. Collective.
 
-    Gradients that are not finite, or that the caller does not call `sound` by their norm, are dropped: parameters and
-    moments stay as they were. first: updates shards of its own and takes their gradients away, so that AdamW leaves
-    them alone. Parameters are gathered before this returns, so whatever reads them next sees the new ones.
+    Equal on every rank: a NaN of one rank reaches all the others here. Megatron's own norm reads one number after the
+    other where no fused operation of Apex is there, and the host waits for each parameter.
     """
     optimizer.prepare_grads()
-    # Collective, so it comes before any rank may return. It is also where a NaN on one rank reaches all the others.
-    norm = float(optimizer.get_grad_norm())
-    if not (math.isfinite(norm) and sound(norm)):
-        return False, norm
+    gradients = list[Tensor]()
+    for part in optimizer.chained_optimizers:
+        # What Megatron 0.16 and 0.19 call the gradients without those of shared and of replicated parameters.
+        counted = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
+        gradients += counted()
+    device = optimizer.get_parameters()[0].device
+    square = get_total_norm(gradients).to(device).square()  # 0 of a rank that holds none
+    all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
+    return square
+
+
+def update(
+    optimizer: MegatronOptimizer, clip: float, norm: float, *, first: Callable[[], object] | None = None
+) -> bool:
+    """Clip the gradients that were gathered by their norm, and apply them; whether the optimizer did.
+
+    first: updates shards of its own and takes their gradients away, so that AdamW leaves them alone. Parameters are
+    gathered before this returns, so whatever reads them next sees the new ones.
+    """
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
-        # By the norm at hand: Megatron's own step would take it a second time, with
-        # another all-reduce and another wait.
+        # By the norm at hand: Megatron's own step would take it a second time.
         if clip > 0 and parameters:
             clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
     if first is not None:
         first()
     # Not `step()`, which would prepare and clip once more.
-    return bool(optimizer.step_with_ready_grads()), norm
+    return bool(optimizer.step_with_ready_grads())
 
 
 def lr_factor(config: ScheduleConfig, step: int) -> float:

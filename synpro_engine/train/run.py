@@ -212,7 +212,10 @@ class PretrainRun:
         self.hang.begin(f"step {number}")
         # Of the whole job, for masked windows are spread unevenly: dividing by each rank's own count would weigh tokens
         # differently from layout to layout.
-        labels = int(sum_over(self.topology.dp, count_labels(batch.labels_BS).to(self.topology.device)))
+        labels = count_labels(batch.labels_BS)
+        if self.topology.dp.size > 1:  # alone it stays on the host, which then waits for no device
+            labels = sum_over(self.topology.dp, labels.to(self.topology.device))
+        labels = int(labels)
         # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
         denominator = max(1, labels)
         watched = nullcontext(self.loss_fn)

@@ -29,7 +29,7 @@ def test_every_contender_has_our_losses_over_steps_of_training(family: str, tied
         weights, losses = initial_weights(case.recipe, topology), {}
         for name in (OURS, PLAIN, "transformers"):
             contender = CONTENDERS[name](case.recipe, weights, topology)
-            losses[name] = [contender.step(case.batches(turn, topology.device)) for turn in range(4)]
+            losses[name] = [contender.step(case.batches(turn)) for turn in range(4)]
     assert len({*losses[OURS]}) == 4
     for name in (PLAIN, "transformers"):
         assert losses[name] == pytest.approx(losses[OURS], abs=2e-5)
@@ -41,7 +41,7 @@ def test_flops_are_those_that_a_counted_step_makes(family: str) -> None:
     case = Case("smoke", (f"model.family={family}", "pretrain.output_layer=materialised"), 1)
     with launched(ParallelConfig()) as topology:
         ours = Ours(case.recipe, topology)
-        batches = case.batches(0, topology.device)
+        batches = case.batches(0)
         ours.step(batches)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
             ours.step(batches)

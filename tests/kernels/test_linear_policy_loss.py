@@ -98,9 +98,10 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeyp
     given.pop("reference")
     live, original = [], CachedLogits.add_gradients
 
-    def add_gradients(self, coefficients_C5, into, shares=None):
+    def add_gradients(self, coefficients_C5, into, shares=None, *, sparse):
+        assert sparse
         live.append(int((coefficients_C5[:, 2:] != 0).any(1).sum()))
-        original(self, coefficients_C5, into, shares)
+        original(self, coefficients_C5, into, shares, sparse=sparse)
 
     monkeypatch.setattr(CachedLogits, "add_gradients", add_gradients)
     leaves = a_case().leaves(torch.float32)

@@ -44,7 +44,8 @@ def linear_distill(
     Args:
         hidden: [..., H], fp16, bf16, fp32 or fp64.
         weight: [V, H] in hidden's dtype; under a group this rank's rows, from id `vocab_start` on.
-        target: [...] like hidden's tokens, global ids; ignore_index: no label, and nothing is learnt there.
+        target: [...] like hidden's tokens, on their device or on the host (then nothing is waited for, but under a
+            group), global ids; ignore_index: no label, and nothing is learnt there.
         teachers: one or more, over the same vocabulary and cut over the group alike; constants, of any floating dtype.
         mixture: each teacher's part of the mean, above 0; they count in proportion to their sum. None: all alike.
         share: of the teachers, in [0, 1].
@@ -59,7 +60,7 @@ def linear_distill(
         ValueError: naming the argument and what was expected; also for a target outside of the vocabulary.
 
     """
-    check_layer(hidden, weight, target, None, 1.0, None, vocab_start)
+    check_layer(hidden, weight, target, None, 1.0, None, vocab_start, host_target=True)
     check_main_grad(weight, into_main_grad)
     _check(hidden, weight, teachers, share, temperature, z_loss)
     task = Task(
@@ -84,7 +85,9 @@ class _Distill(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """See `linear_distill`."""
         wanted = [grad_enabled and need for need in ctx.needs_input_grad[:2]]
-        rows = LabelledRows(task.target_T, task.ignore_index)
+        rows = LabelledRows(task.target_T, task.ignore_index, hidden_TH.device)
+        if task.group is None:
+            rows.check_within(task.vocab_start, task.vocab_start + len(weight_VH))
         sums, found = walk(rows.take(hidden_TH), weight_VH, task.of(rows), wanted)
         if found.hidden is not None:
             if task.group is not None:  # each rank has its columns' part

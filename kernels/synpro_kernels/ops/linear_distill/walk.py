@@ -39,7 +39,7 @@ class Task:
     def of(self, rows: LabelledRows) -> Task:
         """Of the labelled tokens alone."""
         teachers = [Teacher(rows.take(one.hidden), one.weight) for one in self.teachers]
-        return replace(self, target_T=rows.take(self.target_T).long(), teachers=teachers)
+        return replace(self, target_T=rows.target.long(), teachers=teachers)
 
     @property
     def column_T(self) -> Tensor:
@@ -90,9 +90,10 @@ def walk(
 ) -> tuple[tuple[Tensor, ...], Gradients]:
     """Sums of loss, cross-entropy, z-loss and divergence, and the gradients of the first. Collective over the group.
 
-    Raises ValueError for a target that is in no rank's rows.
+    Raises ValueError for a target that is not in exactly one rank's rows of a group.
     """
-    _check_targets(task, len(weight_VH))
+    if task.group is not None and len(task.target_T):  # alike on every rank, so that none waits for another
+        _check_owners(task, len(weight_VH), task.group)
     dtype, kernels = precise_dtype(hidden_TH.dtype), LINEAR_DISTILL.kernels(hidden_TH)
     found = Gradients(
         hidden_TH.new_zeros(hidden_TH.shape, dtype=dtype) if wanted[0] else None,
@@ -115,13 +116,10 @@ def walk(
     return (loss, cross_entropy, z, divergence), found
 
 
-def _check_targets(task: Task, vocab: int) -> None:
+def _check_owners(task: Task, vocab: int, group: dist.ProcessGroup) -> None:
     """Raise ValueError, on every rank of the group, for a target that not exactly one of them holds."""
-    if not len(task.target_T):  # alike on every rank, so that none waits for another
-        return
     owners_T = ((task.column_T >= 0) & (task.column_T < vocab)).int()
-    if task.group is not None:
-        dist.all_reduce(owners_T, group=task.group)
+    dist.all_reduce(owners_T, group=group)
     if not bool((owners_T == 1).all()):
         wrong = int(task.target_T[owners_T != 1][0])
         raise ValueError(

@@ -32,7 +32,7 @@ def differentiate(
     `results_T`: the forward's (maximum, sumexp, entropy). With `group`, hidden's gradient is summed over the shards: it
     is complete and equal on every rank.
     """
-    rows = LabelledRows(target_T, settings.ignore_index)
+    rows = LabelledRows(target_T, settings.ignore_index, hidden_TH.device)
     # An entropy that was not asked for is empty, and so may its gradient be.
     used = [None if grad is None or grad.numel() == 0 else grad for grad in grads_T]
     if rows.count == 0 or all(grad is None for grad in used):
@@ -44,7 +44,7 @@ def differentiate(
             weight_VH.new_zeros(weight_VH.shape[0]) if need.bias else None,
         )
     coefficients_T5 = _coefficients(rows, results_T, used, settings)
-    shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
+    shard = shard_of(rows.take(hidden_TH), weight_VH, rows.target, bias_V, settings)
     labelled = blocks.gradients(shard, coefficients_T5, need, skip)
     grad_hidden = labelled.hidden
     if grad_hidden is not None:

@@ -33,27 +33,33 @@ class CachedLogits:
         for v in pieces(self._shard.vocab if tokens else 0, self._width):
             yield v, self._buffer[v.start * tokens : v.stop * tokens].view(tokens, v.stop - v.start)
 
-    def add_gradients(self, coefficients_C5: Tensor, into: Gradients, shares: TokenShares | None = None) -> None:
+    def add_gradients(
+        self, coefficients_C5: Tensor, into: Gradients, shares: TokenShares | None = None, *, sparse: bool = False
+    ) -> None:
         """Add these tokens' gradients to `into` (fp32 sums); hidden's are rows [C, H] and are written.
 
         So are the tokens' shares, where they are asked for. Tokens whose gradients are all zero take no part in the
-        products. The logits are gone afterwards.
+        products where they may be many (`sparse`). The logits are gone afterwards.
         """
-        # Columns 0 and 1 are the softmax's; the other three are 0 where no gradient flows. NaN != 0, so a NaN stays in.
-        live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
-        if len(live) == 0:
-            # Alike on all ranks of a group, which hold the same coefficients.
-            return
-        # A policy gradient loses its clipped tokens and those of zero advantage: two of the three products get shorter.
-        every = len(live) == self._shard.tokens
-        part = self._shard if every else self._shard.rows(live)
-        live_n5 = coefficients_C5 if every else coefficients_C5[live]
+        live: Tensor | None = None
+        if sparse:
+            # A policy gradient loses its clipped tokens and those of zero advantage: two of the three products get
+            # shorter. Columns 0 and 1 are the softmax's; the others are 0 where no gradient flows. NaN != 0: it stays.
+            live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
+            if len(live) == 0:
+                # Alike on all ranks of a group, which hold the same coefficients.
+                return
+            live = None if len(live) == self._shard.tokens else live
+        part = self._shard if live is None else self._shard.rows(live)
+        live_n5 = coefficients_C5 if live is None else coefficients_C5[live]
         # Rows of [n, H] on the side: an indexed view cannot be added to in place by a product.
-        grad_hidden = into.hidden if every or into.hidden is None else into.hidden.new_zeros(part.hidden_TH.shape)
+        grad_hidden = (
+            into.hidden if live is None or into.hidden is None else into.hidden.new_zeros(part.hidden_TH.shape)
+        )
         for v, block_CB in self._blocks():
             weight_BH, _ = self._shard.columns(v)
             # A copy of the live rows: the kernels turn one contiguous block into gradients, in place.
-            live_nB = block_CB if every else block_CB.index_select(0, live)
+            live_nB = block_CB if live is None else block_CB.index_select(0, live)
             dz_nB = part.kernels.differentiate(
                 live_nB, live_n5, part.column_T, v.start, part.settings, part.hidden_TH.dtype
             )
@@ -62,8 +68,8 @@ class CachedLogits:
             if into.weight is not None:
                 add_product(dz_nB.t(), part.hidden_TH, into.weight[v])
             if shares is not None:
-                shares.add(slice(None) if every else live, part.hidden_TH, v, dz_nB)
+                shares.add(slice(None) if live is None else live, part.hidden_TH, v, dz_nB)
             if into.bias is not None:
                 into.bias[v] += dz_nB.sum(0, dtype=into.bias.dtype)
-        if into.hidden is not None and grad_hidden is not None and not every:
+        if into.hidden is not None and grad_hidden is not None and live is not None:
             into.hidden.index_copy_(0, live, grad_hidden)

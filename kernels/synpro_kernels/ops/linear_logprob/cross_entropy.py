@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from synpro_kernels.common.arithmetic import precise_dtype
+from synpro_kernels.common.transfer import to_device
 from synpro_kernels.ops.linear_logprob.along import Along
 from synpro_kernels.ops.linear_logprob.fused import Objective, Work, minimise
 from synpro_kernels.ops.linear_logprob.op import linear_logprob
@@ -35,7 +36,8 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """Return -log p(target) + z_loss logsumexp^2 (arXiv 2204.02311), without holding the logits.
 
-    Arguments are those of `linear_logprob`, and:
+    Arguments are those of `linear_logprob` (`target` and `loss_mask` may be on the host: then nothing is waited for,
+    but under a group, and with "none"), and:
 
     Args:
         z_loss: weight of the squared log-sum-exp, >= 0.
@@ -57,7 +59,7 @@ def linear_cross_entropy(
         ValueError: naming the argument and what was expected.
 
     """
-    check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start)
+    check_layer(hidden, weight, target, bias, temperature, softcap, vocab_start, host_target=True)
     check_main_grad(weight, into_main_grad)
     _check(target, z_loss, loss_mask, reduction, into_main_grad)
     check_along(along, weight, reduction)
@@ -67,10 +69,11 @@ def linear_cross_entropy(
     # A group of one is none: two all-reduces a chunk would each cost a launch for nothing.
     group = None if group is None or group.size() == 1 else group
     target_T, weights = _weighted_targets(target, loss_mask, ignore_index, precise_dtype(hidden.dtype))
+    weights = [to_device(each, hidden.device) for each in weights]
     if reduction == "none":
         logprobs = linear_logprob(
-            hidden, weight, target_T.view(target.shape), bias=bias, temperature=temperature, softcap=softcap,
-            ignore_index=ignore_index, vocab_start=vocab_start, group=group,
+            hidden, weight, to_device(target_T, hidden.device).view(target.shape), bias=bias, temperature=temperature,
+            softcap=softcap, ignore_index=ignore_index, vocab_start=vocab_start, group=group,
         )  # fmt: skip
         cross_entropy, z = _token_losses(logprobs, z_loss, [each.view(target.shape) for each in weights])
         return CrossEntropy(cross_entropy + z, cross_entropy.detach(), z.detach())
@@ -90,7 +93,7 @@ def linear_cross_entropy(
             slopes = [slopes[0].unflatten(1, target.shape)]
         return CrossEntropy(loss, cross_entropy, z, *slopes)
     # Stays on the device: the division needs no host, and a count of 0 is handled by `where` instead of a branch.
-    total = weights[0].sum() if weights else (target_T != ignore_index).sum()
+    total = weights[0].sum() if weights else to_device((target_T != ignore_index).sum(), hidden.device)
     # Without a token the mean is NaN, but its gradient, like that of every ignored token, is 0.
     return CrossEntropy(
         *(torch.where(total == 0, torch.nan, each / torch.where(total == 0, 1, total)) for each in sums)

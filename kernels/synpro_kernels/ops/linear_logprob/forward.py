@@ -38,14 +38,16 @@ def evaluate(
     entropy: bool,
 ) -> Evaluated:
     """Evaluate the labelled tokens; ignored ones get 0 (and sumexp 1). Raises ValueError for a target outside."""
-    rows = LabelledRows(target_T, settings.ignore_index)
+    rows = LabelledRows(target_T, settings.ignore_index, hidden_TH.device)
     # An operator's outputs may not share memory, hence the clones.
     if rows.count == 0:  # alike on every rank of the group, so no rank waits for another
         zeros = hidden_TH.new_zeros(rows.total, dtype=precise_dtype(hidden_TH.dtype))
         entropy_T = zeros.clone() if entropy else zeros.new_empty(0)
         return Evaluated(zeros, zeros.clone(), entropy_T, zeros.clone(), zeros + 1.0)
-    shard = shard_of(rows.take(hidden_TH), weight_VH, rows.take(target_T), bias_V, settings)
-    labelled = finish(blocks.stats(shard, entropy=entropy), shard, rows.take(target_T), group)
+    if group is None:
+        rows.check_within(settings.vocab_start, settings.vocab_start + len(weight_VH))
+    shard = shard_of(rows.take(hidden_TH), weight_VH, rows.target, bias_V, settings)
+    labelled = finish(blocks.stats(shard, entropy=entropy), shard, rows.target, group)
     return Evaluated(
         rows.put(labelled.logprob),
         rows.put(labelled.logsumexp),
@@ -73,15 +75,10 @@ def shard_of(
 def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGroup | None) -> Evaluated:
     """Results over the whole vocabulary from this shard's statistics; collective over `group`.
 
-    Raises ValueError for a target that is not in exactly one shard: it would silently score as logit 0.
+    Raises ValueError for a target that is not in exactly one shard of a group; without one, `check_within` has looked.
     """
-    in_shard_T = (shard.column_T >= 0) & (shard.column_T < shard.vocab)
     if group is not None:
-        stats = _merge_shards(stats, in_shard_T, target_T, shard, group)
-    elif not bool(in_shard_T.all()):
-        wrong, start = int(target_T[~in_shard_T][0]), shard.settings.vocab_start
-        span, ignored = f"[{start}, {start + shard.vocab})", shard.settings.ignore_index
-        raise ValueError(f"target: {wrong} is outside {span} and is not ignore_index ({ignored})")
+        stats = _merge_shards(stats, target_T, shard, group)
     log_sum = stats.sumexp.log()
     # Differences to the maximum first: at large logits the log-sum-exp itself has lost the small digits.
     logprob = (stats.target_logit - stats.maximum) - log_sum
@@ -90,13 +87,14 @@ def finish(stats: Stats, shard: Shard, target_T: Tensor, group: dist.ProcessGrou
     return Evaluated(logprob, stats.maximum + log_sum, entropy, stats.maximum, stats.sumexp)
 
 
-def _merge_shards(stats: Stats, in_shard_T: Tensor, target_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> Stats:
+def _merge_shards(stats: Stats, target_T: Tensor, shard: Shard, group: dist.ProcessGroup) -> Stats:
     """Combine the shards of a group, and count how many hold each target: two all-reduces, of [T] and of [4, T].
 
     Both carry the shards' spans along; ValueError where the shards hold more or fewer rows than they span together, and
     for a target that none of them, or more than one, holds.
     """
     start = shard.settings.vocab_start
+    in_shard_T = (shard.column_T >= 0) & (shard.column_T < shard.vocab)
     # One maximum gives both ends of the vocabulary: the largest end, and the smallest start as the largest -start.
     # In the statistics' dtype, to travel with them: fp32 counts exactly up to 2^24, more than any vocabulary.
     span = stats.maximum.new_tensor([start + shard.vocab, -start])
@@ -109,12 +107,13 @@ def _merge_shards(stats: Stats, in_shard_T: Tensor, target_T: Tensor, shard: Sha
     parts = torch.stack([sumexp, weighted, stats.target_logit, in_shard_T.to(top.dtype)])
     summed = torch.cat([parts.flatten(), top.new_tensor([shard.vocab])])
     dist.all_reduce(summed, group=group)
-    # Sums are equal on all ranks, so all raise or none does: nobody is left waiting in a later collective.
-    if bool(summed[-1] != end + minus_start):
-        held = int(summed[-1])
-        raise ValueError(f"vocab_start: the group's shards hold {held} rows between {-int(minus_start)} and {int(end)}")
     sumexp, weighted, target_logit, owners_T = summed[:-1].view(4, -1)
-    if not bool((owners_T == 1).all()):
+    # One wait for both. Sums are equal on all ranks, so all raise or none does: nobody is left in a later collective.
+    fits = summed[-1] == end + minus_start
+    if not bool(fits & (owners_T == 1).all()):
+        if not bool(fits):
+            held, first, last = int(summed[-1]), -int(minus_start), int(end)
+            raise ValueError(f"vocab_start: the group's shards hold {held} rows between {first} and {last}")
         wrong, owners = int(target_T[owners_T != 1][0]), int(owners_T[owners_T != 1][0])
         raise ValueError(f"target: {wrong} is held by {owners} shards of the group, expected 1")
     return Stats(top, sumexp, weighted, target_logit)

@@ -36,8 +36,11 @@ class Work:
     per_token: Sequence[Tensor]
     """[T] each; the objective gets the entries of the tokens it is called with."""
     target_T: Tensor
+    """On the tokens' device or on the host, where reading it is no wait."""
     settings: LogitSettings
     group: dist.ProcessGroup | None
+    sparse: bool = False
+    """Whether many labelled tokens have no gradient: worth a wait for the device, to leave them out of the products."""
     into_main_grad: bool = False
     """Whether the weight's gradient goes to Megatron's `weight.main_grad` and not to autograd."""
     along: Along | None = None
@@ -61,8 +64,11 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, work: Work, grad_enabled: bool):
         needed = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
-        rows = LabelledRows(work.target_T, work.settings.ignore_index)
-        shard = shard_of(rows.take(hidden), weight, rows.take(work.target_T), bias, work.settings)
+        settings = work.settings
+        rows = LabelledRows(work.target_T, settings.ignore_index, hidden.device)
+        if work.group is None:
+            rows.check_within(settings.vocab_start, settings.vocab_start + len(weight))
+        shard = shard_of(rows.take(hidden), weight, rows.target, bias, settings)
         shares = TokenShares.wanted(work.along, shard.hidden_TH)
         # The sum of the shares is read off the weight's gradient, which is then made even where autograd wants none.
         totals = _accumulators(shard, [needed[0], needed[1] or (work.along is not None and shares is None), needed[2]])
@@ -118,7 +124,7 @@ def _walk(
     shard: Shard, rows: LabelledRows, work: Work, into: Gradients, shares: TokenShares | None
 ) -> tuple[Tensor, ...]:
     """Sum what the objective returns over chunks of tokens, and the gradients of its first sum."""
-    target_T, per_token = rows.take(work.target_T), [rows.take(values) for values in work.per_token]
+    per_token = [rows.take(values) for values in work.per_token]
     tokens, width = block_sizes.cached(shard, widest_shard(shard.vocab, shard.hidden_TH, work.group))
     # As large as the budget allows, because each chunk reads and writes all of the weight's gradient: with four chunks
     # at T 8192, H 4096, V 131072 that is 17.2 GB, 4.1 ms at 4.2 TB/s (docs/kernels.md).
@@ -130,7 +136,7 @@ def _walk(
         part = shard.rows(t)
         cached = CachedLogits(part, width, buffer)
         # Collective, once a chunk: `block_sizes.cached` cuts all ranks' tokens alike by the widest shard.
-        logprobs = finish(cached.stats, part, target_T[t], work.group)
+        logprobs = finish(cached.stats, part, rows.target[t], work.group)
         values, grads_C3, entropy_matters = _differentiate_objective(
             work.objective, logprobs, [each[t] for each in per_token]
         )
@@ -141,7 +147,9 @@ def _walk(
             statistics = cached.stats._replace(maximum=logprobs.maximum, sumexp=logprobs.sumexp)
             into_chunk = into._replace(hidden=None if into.hidden is None else into.hidden[t])
             chunk_shares = None if shares is None else shares.of(t)
-            cached.add_gradients(coefficients(statistics, entropy, grads_C3, work.settings), into_chunk, chunk_shares)
+            cached.add_gradients(
+                coefficients(statistics, entropy, grads_C3, work.settings), into_chunk, chunk_shares, sparse=work.sparse
+            )
     return sums
 
 

@@ -1,20 +1,28 @@
 """Which tokens of a batch are computed: those whose target is not ignored."""
 
+import torch
 from torch import Tensor
+
+from synpro_kernels.common.transfer import to_device
 
 
 class LabelledRows:
     """The tokens whose target is not ignored; the others are never computed (prompts and padding cost nothing).
 
-    Costs one device synchronisation, to learn how many there are.
+    How many these are is known at once where the targets are on the host; for a GPU's own, the host waits.
     """
 
-    def __init__(self, target_T: Tensor, ignore_index: int) -> None:
-        labelled = (target_T != ignore_index).nonzero().squeeze(1)
+    def __init__(self, target_T: Tensor, ignore_index: int, device: torch.device) -> None:
+        """`device`: of the tokens, to which `target` (the labelled ones' targets) goes."""
+        labelled = _where_not(target_T, ignore_index)
         self.total = target_T.shape[0]
         self.count = labelled.shape[0]
         # Pretraining labels every token: no copy of the hidden states then.
-        self._index = None if self.count == self.total else labelled
+        every = self.count == self.total
+        self._index = None if every else to_device(labelled, device)
+        self._given = target_T if every else target_T[labelled]
+        self._ignore_index = ignore_index
+        self.target = to_device(self._given, device)
 
     def take(self, rows: Tensor) -> Tensor:
         """Select the labelled rows of [T, ...]; the same tensor where all are labelled."""
@@ -27,3 +35,19 @@ class LabelledRows:
         full = rows.new_full((self.total, *rows.shape[1:]), fill)
         # Each row once, so a copy and no sum: deterministic on CUDA.
         return full.index_copy_(0, self._index, rows)
+
+    def check_within(self, start: int, stop: int) -> None:
+        """Raise ValueError for a target outside of [start, stop): it would silently score as logit 0."""
+        given = self._given.numpy() if self._given.device.type == "cpu" else self._given
+        inside = (given >= start) & (given < stop)
+        if not bool(inside.all()):
+            wrong = int(given[~inside][0])
+            raise ValueError(
+                f"target: {wrong} is outside [{start}, {stop}) and is not ignore_index ({self._ignore_index})"
+            )
+
+
+def _where_not(target_T: Tensor, ignore_index: int) -> Tensor:
+    if target_T.device.type == "cpu":
+        return torch.from_numpy((target_T.numpy() != ignore_index).nonzero()[0])
+    return (target_T != ignore_index).nonzero().squeeze(1)

@@ -68,6 +68,7 @@ def linear_policy_loss(
         settings=settings,
         group=None if group is None or group.size() == 1 else group,
         into_main_grad=into_main_grad,
+        sparse=True,
     )
     sums = minimise(hidden.reshape(-1, hidden.shape[-1]), weight, bias, work)
     return SurrogateTerms(**dict(zip(_TERMS, sums, strict=True)))

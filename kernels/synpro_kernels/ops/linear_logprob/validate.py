@@ -14,8 +14,13 @@ def check_layer(
     temperature: float,
     softcap: float | None,
     vocab_start: int,
+    *,
+    host_target: bool = False,
 ) -> None:
-    """Raise ValueError naming the first argument that does not fit, and what was expected."""
+    """Raise ValueError naming the first argument that does not fit, and what was expected.
+
+    `host_target`: the targets may be on the host.
+    """
     if hidden.dim() < 1 or hidden.shape[-1] < 1 or hidden.dtype not in FLOATS:
         raise ValueError(f"hidden: expected floating [..., H] with H >= 1, got {hidden.dtype} {tuple(hidden.shape)}")
     width = hidden.shape[-1]
@@ -31,6 +36,8 @@ def check_layer(
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise ValueError(f"{name}: expected {hidden.dtype} like hidden, got {tensor.dtype}")
     for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
+        if host_target and tensor is target and tensor.device.type == "cpu":
+            continue
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
     # NaN fails both comparisons, so it is refused with the rest.
