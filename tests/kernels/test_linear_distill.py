@@ -209,7 +209,7 @@ def test_results_are_the_same_bits_again_and_whatever_the_threads(backend):
 
 
 def test_no_logits_beyond_the_chunk_are_held(backend):
-    tokens, vocab = 2048, 4096
+    tokens, vocab = 4096, 4096
     problem = Problem(tokens=tokens, vocab=vocab, count=3)
     student, teachers = problem.leaves(torch.float32, torch.float32)
     target = problem.target
@@ -217,8 +217,8 @@ def test_no_logits_beyond_the_chunk_are_held(backend):
     grown = peak_growth(lambda: linear_distill(*student, target, teachers=teachers), str(student[0].device.type))
     if grown is not None:
         held = sum(4 * each.numel() for each in student)
-        # Three models' are 96 MiB whole; on a CPU 64 MiB are held of them at once, and what PyTorch's rows take aside.
-        limit = {"csrc": 1.1, "torch": 1.5, "cuda": 16.0}[backend] * (64 << 20)
+        # Three models' are 192 MiB whole; on a CPU 64 MiB are held of them at once, and what PyTorch's rows take aside.
+        limit = {"csrc": 1.1, "torch": 1.75, "cuda": 16.0}[backend] * (64 << 20)
         assert grown <= limit + held + (4 << 20), f"{grown / 2**20:.0f} MiB"
 
 
