@@ -124,7 +124,7 @@ def _engine_step(engine: Engine, turn: int) -> None:
     config, muon = engine.optimizer_config, engine.muon
     set_hyperparameters(engine.optimizer, config, 1.0, config.weight_decay)
     first = None if muon is None else partial(muon.step, config.muon)
-    norm = math.sqrt(float(gather_gradients(engine.optimizer)))
+    norm = math.sqrt(float(gather_gradients(engine.optimizer, engine.model.topology.device)))
     update(engine.optimizer, config.clip, norm, first=first)
 
 

@@ -210,7 +210,7 @@ class Engine:
         lr, decay = self.lr, self.weight_decay
         set_hyperparameters(self.optimizer, self.optimizer_config, self._lr_factor, decay)
         with span(OPTIMIZER):
-            square = gather_gradients(self.optimizer)
+            square = gather_gradients(self.optimizer, self.model.topology.device)
         # Before the update: whether loss and gradients are finite must be known, and be the same, on every rank.
         totals, grad_norm = self._over_ranks(sums, square)
         stop = totals.pop(_STOP) > 0

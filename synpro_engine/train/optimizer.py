@@ -116,8 +116,8 @@ def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, f
         group["eps"] = config.eps
 
 
-def gather_gradients(optimizer: MegatronOptimizer) -> Tensor:
-    """Bring the reduced gradients to the optimizer; the square of their norm, fp32 [], on the device. Collective.
+def gather_gradients(optimizer: MegatronOptimizer, device: torch.device) -> Tensor:
+    """Bring the reduced gradients to the optimizer; the square of their norm, fp32 [], on `device`. Collective.
 
     Equal on every rank: a NaN of one rank reaches all the others here. Megatron's own norm reads one number after the
     other where no fused operation of Apex is there, and the host waits for each parameter.
@@ -128,8 +128,7 @@ def gather_gradients(optimizer: MegatronOptimizer) -> Tensor:
         # What Megatron 0.16 and 0.19 call the gradients without those of shared and of replicated parameters.
         counted = getattr(part, "get_grads_for_grad_norm", None) or part.get_main_grads_for_grad_norm
         gradients += counted()
-    device = optimizer.get_parameters()[0].device
-    square = get_total_norm(gradients).to(device).square()  # 0 of a rank that holds none
+    square = get_total_norm(gradients).to(device).square()  # 0 of a rank that holds none, on the CPU
     all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
     return square
 

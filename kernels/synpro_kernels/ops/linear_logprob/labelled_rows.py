@@ -38,13 +38,16 @@ class LabelledRows:
 
     def check_within(self, start: int, stop: int) -> None:
         """Raise ValueError for a target outside of [start, stop): it would silently score as logit 0."""
-        given = self._given.numpy() if self._given.device.type == "cpu" else self._given
-        inside = (given >= start) & (given < stop)
-        if not bool(inside.all()):
-            wrong = int(given[~inside][0])
-            raise ValueError(
-                f"target: {wrong} is outside [{start}, {stop}) and is not ignore_index ({self._ignore_index})"
-            )
+        if self.count == 0:
+            return
+        if self._given.device.type == "cpu":
+            array = self._given.numpy()
+            lowest, highest = int(array.min()), int(array.max())
+        else:
+            lowest, highest = torch.stack(self._given.aminmax()).tolist()
+        if lowest < start or highest >= stop:
+            wrong, ignored = lowest if lowest < start else highest, self._ignore_index
+            raise ValueError(f"target: {wrong} is outside [{start}, {stop}) and is not ignore_index ({ignored})")
 
 
 def _where_not(target_T: Tensor, ignore_index: int) -> Tensor:

@@ -35,9 +35,10 @@ def check_layer(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype:
             raise ValueError(f"{name}: expected {hidden.dtype} like hidden, got {tensor.dtype}")
-    for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
-        if host_target and tensor is target and tensor.device.type == "cpu":
-            continue
+    placed = {"weight": weight, "target": target, "bias": bias}
+    if host_target and target.device.type == "cpu":
+        del placed["target"]
+    for name, tensor in placed.items():
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name}: expected device {hidden.device} like hidden, got {tensor.device}")
     # NaN fails both comparisons, so it is refused with the rest.
