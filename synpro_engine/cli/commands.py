@@ -129,7 +129,7 @@ def plan(
     resolved = load_recipe(recipe, overrides)
     rates = Rates() if measured is None else measured_rates(measured)
     rates = Rates(trained=trained or rates.trained, sampled=sampled or rates.sampled)
-    fewest = lcm(*(layout.tp * layout.pp for layout in resolved.layouts.values()))
+    fewest = lcm(*(layout.tp * layout.pp * layout.cp for layout in resolved.layouts.values()))
     ranks = ranks or max(read_environment().world_size, fewest)
     for line in plan_table.lines(forecast(resolved, ranks), rates):
         print(line)
@@ -259,7 +259,8 @@ def _pair(
     if weights.directory is not None or (weights.arguments and "=" not in weights.arguments[0]):
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.arguments)
-    with verification(config.verify), launched(config.parallel) as topology:
+    with verification(config.verify), launched(config.parallel) as job:
+        topology = job.with_whole_sequences()
         place = broadcast_object(place, topology)
         [theta] = all_at_hand([weights.checkpoint], topology)
         if weights.probe is None:
@@ -337,8 +338,9 @@ def ensemble(
     with (
         TemporaryDirectory(prefix="synpro-") as folder,
         verification(config.verify),
-        launched(config.parallel) as topology,
+        launched(config.parallel) as job,
     ):
+        topology = job.with_whole_sequences()
         # Rank 0's, for each rank has a folder of its own; ranks on other machines need it to be shared.
         place = broadcast_object(Path(folder), topology)
         found = measure_ensemble(places, asked, tokenizer, place, topology)
@@ -382,7 +384,8 @@ def judge_check(
     for path, option in ((figures, "--json"), (output, "--output"), (calibrate, "--calibrate")):
         must_be_writable(path, option)
     resolved = load_recipe(recipe, overrides)
-    with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as topology:
+    with verification(resolved.verify), launched(resolved.parallel, resolved.seed) as job:
+        topology = job.with_whole_sequences()
         found = check_judges_of(resolved, judges, texts, pairs, topology, calibrate=calibrate is not None)
         if topology.is_main:
             for line in judge_table.lines(found, resolved):

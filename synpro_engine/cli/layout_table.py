@@ -10,7 +10,8 @@ from synpro_engine.report.terminal import aligned
 
 _MOST = 16
 _HEAD = (
-    "layout", "settings", "rows x micro-batches", "GiB a rank", "bubble", "GB sent a step: tp", "pp", "dp", "estimate",
+    "layout", "settings", "rows x micro-batches", "GiB a rank", "bubble", "GB sent a step: tp", "cp", "pp", "dp",
+    "estimate",
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def lines(recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine,
 def settings(choice: Choice) -> str:
     """As overrides of a recipe."""
     layout = choice.layout
-    of = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp}
+    of = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "cp": layout.cp}
     words = [f"parallel.{name}={size}" for name, size in of.items() if size > 1]
     return " ".join([*words, *(["parallel.sequence_parallel=true"] if layout.sequence_parallel else [])])
 
@@ -49,6 +50,6 @@ def _row(choice: Choice, least: float, room: float | None) -> tuple[str, ...]:
         f"{choice.micro_batch} x {choice.micro_batches}",
         f"{choice.memory / 2**30:,.1f}{too_much}",
         f"{choice.bubble:.1%}" if choice.bubble else "-",
-        *(f"{choice.sent[axis] / 1e9:,.2f}" if choice.sent[axis] else "-" for axis in ("tp", "pp", "dp")),
+        *(f"{choice.sent[axis] / 1e9:,.2f}" if choice.sent[axis] else "-" for axis in ("tp", "cp", "pp", "dp")),
         f"{choice.seconds / least:.2f}",
     )

@@ -63,22 +63,27 @@ def choices(recipe: Recipe, ranks: int, machine: Machine) -> list[Choice]:
 
 
 def _all(recipe: Recipe, ranks: int, machine: Machine) -> Iterator[Choice]:
+    for parallel in _divisions(ranks, machine):
+        # In the pretrained model's own section: the generator's layout is another question.
+        pretrain = recipe.pretrain.model_copy(update={"parallel": parallel})
+        asked = recipe.model_copy(update={"pretrain": pretrain})
+        try:
+            check_pretraining(asked, ranks)
+        except UserError:
+            continue  # it does not divide
+        layout = asked.layout_of(PRETRAIN, ranks)
+        assert layout is not None
+        yield _counted(recipe, layout, machine)
+
+
+def _divisions(ranks: int, machine: Machine) -> Iterator[LayoutConfig]:
     for tp in _divisors(ranks):
         if tp > machine.node:
             continue
         for pp in _divisors(ranks // tp):
-            for vpp in _CHUNKS if pp > 1 else (None,):
-                parallel = LayoutConfig(tp=tp, pp=pp, vpp=vpp, sequence_parallel=tp > 1)
-                # In the pretrained model's own section: the generator's layout is another question.
-                pretrain = recipe.pretrain.model_copy(update={"parallel": parallel})
-                asked = recipe.model_copy(update={"pretrain": pretrain})
-                try:
-                    check_pretraining(asked, ranks)
-                except UserError:
-                    continue  # it does not divide
-                layout = asked.layout_of(PRETRAIN, ranks)
-                assert layout is not None
-                yield _counted(recipe, layout, machine)
+            for cp in _divisors(ranks // (tp * pp)):
+                for vpp in _CHUNKS if pp > 1 else (None,):
+                    yield LayoutConfig(tp=tp, pp=pp, vpp=vpp, sequence_parallel=tp > 1, cp=cp)
 
 
 def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
@@ -89,11 +94,17 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     rows = recipe.pretrain.global_batch // layout.dp
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)
-    hidden = micro_batch * model.seq_len * model.d_model * dtype.itemsize  # of one micro-batch, whole
-    around = {axis: (size - 1) / size for axis, size in (("tp", layout.tp), ("dp", layout.dp))}
+    tokens = micro_batch * model.seq_len  # of one micro-batch, whole
+    hidden = tokens / layout.cp * model.d_model * dtype.itemsize
+    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.replicas}
+    around = {axis: (size - 1) / size for axis, size in sizes.items()}
+    keys_and_values = 2 * tokens * model.kv_heads * model.head_size * dtype.itemsize / layout.tp
+    passes = 3 if pretrain.recompute == "full" else 2
     sent = {
         # Two sums forward and two backward in each layer; a ring sends each twice, as a scatter and a gather do.
         "tp": 4 * 2 * around["tp"] * hidden * count * model.layers / layout.pp,
+        # Gathered forward, and where a layer runs again; their gradients are scattered in the backward pass.
+        "cp": passes * around["cp"] * keys_and_values * count * model.layers / layout.pp,
         # Forward to the next stage and back from it, for every chunk.
         "pp": 2 * hidden * count * layout.vpp / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
         # fp32 gradients to those who update them, weights back.
@@ -102,10 +113,13 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     bubble = (layout.pp - 1) / (layout.vpp * count + layout.pp - 1)
     shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
     taught = sum(flops_per_token(shape, model.seq_len) for shape in shapes) / 3  # they read, and learn nothing
-    products = rows * model.seq_len * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)
-    several = layout.dp * layout.tp * layout.pp > machine.node
+    own = rows * model.seq_len / layout.cp  # tokens of a rank in a step
+    products = own * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)
+    several = layout.replicas * layout.tp * layout.pp > machine.node
     outside = machine.outside if several else machine.inside
     busy = products / machine.flops * (1 + _OVERHEAD) + sent["tp"] / machine.inside
+    # Ranks that share a sequence stand next to each other, behind those of tensor parallelism.
+    busy += sent["cp"] / (machine.outside if layout.tp * layout.cp > machine.node else machine.inside)
     return Choice(
         layout=layout,
         micro_batch=micro_batch,

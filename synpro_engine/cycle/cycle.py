@@ -204,9 +204,9 @@ class Cycle:
         return self._plan.trainings[stage]
 
     def place_of(self, stage: str) -> Topology:
-        """This rank's place in the layout of a stage, for models that are loaded from it. Collective."""
+        """This rank's place in the layout of a stage, for models that are loaded from it to be read. Collective."""
         layout = self.recipe.layout_of(stage, self.topology.world_size)
-        return self.topology if layout is None else self.topology.divided(layout)
+        return self.topology if layout is None else self.topology.divided(layout.with_whole_sequences())
 
     @property
     def probe_pair(self) -> tuple[str, str]:

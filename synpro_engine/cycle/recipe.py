@@ -20,7 +20,7 @@ from synpro_engine.config.integrity import Verification
 from synpro_engine.config.recipes import read_recipe, recipe_path
 from synpro_engine.cycle.arm_files import judge_files, learnt_from
 from synpro_engine.cycle.arm_sections import DEFAULT_ARMS, ArmConfig, CycleConfig, arm_fault, tuned_as, with_arm
-from synpro_engine.cycle.run_layout import CONFIG, model_of
+from synpro_engine.cycle.run_layout import CONFIG, model_of, shares_sequences
 from synpro_engine.cycle.sections import (
     IN_RUN,
     ContinueConfig,
@@ -161,12 +161,16 @@ class Recipe(Config):
         return self.model_copy(update={"pretrain": pretrain, "generator": generator, "parallel": parallel})
 
     def layout_of(self, stage: str, ranks: int) -> Layout | None:
-        """How so many ranks divide the models of a stage; None where it asks none. UserError where they cannot."""
+        """How so many ranks divide the models of a stage; None where it asks none. UserError where they cannot.
+
+        Where no sequences are shared (`shares_sequences`), context-parallel ranks are data-parallel.
+        """
         model = model_of(stage)
         if model is None:
             return None
         key = f"{model}.parallel" if f"{model}.parallel" in self.layouts else "parallel"
-        return Layout.of(self.layouts[key], ranks, key)
+        layout = Layout.of(self.layouts[key], ranks, key)
+        return layout if shares_sequences(stage) else layout.with_whole_sequences()
 
     @field_validator("references", "held_out", "tune", "arms", mode="before")
     @classmethod

@@ -187,6 +187,11 @@ def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
     return "generator" if name == IMPORT or name.startswith(("tune-", "generate-")) else "pretrain"
 
 
+def shares_sequences(stage: str) -> bool:
+    """Whether context-parallel ranks share a stage's sequences: where they are trained on, and by the probe."""
+    return model_of(stage) == "pretrain" and stage.rpartition("/")[2] != EVALUATE
+
+
 def documents_path(stage: Path, split: Split | Literal["unique"]) -> Path:
     """The documents of a split inside the `tokenize` artifact, or those of `unique` inside its own."""
     return stage / "documents" / f"{split}.jsonl.zst"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import Config
 from synpro_engine.data import CurriculumConfig, PromptedConfig, ReadConfig, SplitConfig
@@ -177,6 +177,16 @@ class GeneratorConfig(Config):
     """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
     seq_len: int | None = Field(default=None, gt=0)
     """Longest prompt and completion together; the source's own limit where not given."""
+
+    @field_validator("parallel")
+    @classmethod
+    def _samples_whole_sequences(cls, value: LayoutConfig | None) -> LayoutConfig | None:
+        if value is not None and value.cp > 1:
+            raise ValueError(
+                f"cp {value.cp}: the generator has whole sequences, so it takes cp 1; `pretrain.parallel.cp` shares"
+                " those of pretraining and the probe"
+            )
+        return value
 
     @model_validator(mode="after")
     def _shape_goes_with_random(self) -> GeneratorConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ class LayoutConfig(Config):
     """Model chunks per pipeline stage (interleaved schedule); needs pp >= 2."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel ranks; needs tp >= 2."""
+    cp: int = Field(default=1, ge=1)
+    """Context-parallel size: ranks that share each sequence, in pretraining and the probe. What reads without training
+    and what samples has whole sequences: there these ranks are data-parallel."""
 
 
 class ParallelConfig(LayoutConfig):
@@ -48,13 +51,17 @@ class Layout:
     sequence_parallel: bool
     key: str = field(default="parallel", compare=False)
     """The section of the settings that asks for it, for messages."""
+    cp: int = 1
 
     @classmethod
     def of(cls, parallel: LayoutConfig, world: int, key: str = "parallel") -> Layout:
         """What `parallel` makes of `world` processes; UserError, by `key`, where it does not go into them."""
-        if world % (parallel.tp * parallel.pp):
+        size = parallel.tp * parallel.pp * parallel.cp
+        if world % size:
+            by_context = f" x cp {parallel.cp}" if parallel.cp > 1 else ""
             raise UserError(
-                f"`{key}`: tp {parallel.tp} x pp {parallel.pp} does not divide the {world} process(es) of this job"
+                f"`{key}`: tp {parallel.tp} x pp {parallel.pp}{by_context} does not divide the {world} process(es) of"
+                " this job"
             )
         # Megatron refuses these two as well, in a traceback that names no setting.
         if parallel.vpp and parallel.pp < 2:
@@ -62,15 +69,25 @@ class Layout:
         if parallel.sequence_parallel and parallel.tp < 2:
             raise UserError(f"`{key}.sequence_parallel`: needs tp >= 2")
         return cls(
-            dp=world // (parallel.tp * parallel.pp),
+            dp=world // size,
             tp=parallel.tp,
             pp=parallel.pp,
             vpp=parallel.vpp or 1,
             sequence_parallel=parallel.sequence_parallel,
             key=key,
+            cp=parallel.cp,
         )
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights: they share the batch and its sequences, and what the optimizer keeps."""
+        return self.dp * self.cp
+
+    def with_whole_sequences(self) -> Layout:
+        """The same ranks for models that are only read: what shared a sequence shares the batch."""
+        return replace(self, dp=self.replicas, cp=1)
 
     def __str__(self) -> str:
         """In short, as in `DP2 TP2`."""
-        sizes = {"DP": self.dp, "TP": self.tp, "PP": self.pp, "VPP": self.vpp}
+        sizes = {"DP": self.dp, "CP": self.cp, "TP": self.tp, "PP": self.pp, "VPP": self.vpp}
         return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "1 process"

@@ -38,6 +38,9 @@ class Topology:
     tp: Axis
     pp: Axis
     dp: Axis
+    cp: Axis
+    replicas: Axis
+    """Data- and context-parallel ranks together: all that hold the weights which this one holds."""
     vpp: int
     sequence_parallel: bool
     watch: Watch
@@ -48,14 +51,16 @@ class Topology:
     @classmethod
     def of(cls, layout: Layout, rank: int, device: torch.device, watch: Watch, groups: Groups) -> Topology:
         """This rank's place in `layout`, which Megatron goes by from now on. Collective where it is a new one."""
-        tp, pp, dp = map(_axis, groups.use(layout))
+        tp, pp, dp, cp, replicas = map(_axis, groups.use(layout))
         return cls(
             rank=rank,
-            world_size=layout.dp * layout.tp * layout.pp,
+            world_size=layout.replicas * layout.tp * layout.pp,
             device=device,
             tp=tp,
             pp=pp,
             dp=dp,
+            cp=cp,
+            replicas=replicas,
             vpp=layout.vpp,
             sequence_parallel=layout.sequence_parallel,
             watch=watch,
@@ -70,6 +75,10 @@ class Topology:
         groups handed out before still does. Collective where the job was not divided so before.
         """
         return Topology.of(layout, self.rank, self.device, self.watch, self.groups)
+
+    def with_whole_sequences(self) -> Topology:
+        """The same ranks for models that are only read; see `Layout`. Collective where the job was not divided so."""
+        return self.divided(self.layout.with_whole_sequences())
 
     @property
     def in_force(self) -> bool:
@@ -94,4 +103,6 @@ class Topology:
     @property
     def layout(self) -> Layout:
         """The layout, which all ranks share."""
-        return Layout(self.dp.size, self.tp.size, self.pp.size, self.vpp, self.sequence_parallel, self.key)
+        return Layout(
+            self.dp.size, self.tp.size, self.pp.size, self.vpp, self.sequence_parallel, self.key, self.cp.size
+        )

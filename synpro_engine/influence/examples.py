@@ -13,6 +13,9 @@ from synpro_engine.data import IGNORE
 from synpro_engine.train.losses import LabelledBatch
 from synpro_kernels import segment_sum
 
+NO_EXAMPLE = -1
+"""Of a position that belongs to none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
@@ -45,7 +48,7 @@ class Examples:
         """Sum values of positions, sequence first and maybe padded, by example: [K, examples]."""
         # Sequence parallelism pads rows to a multiple of its ranks; such positions belong to no example.
         missing = values_KSB.size(1) - self.example_BS.size(1)
-        example_BS = F.pad(self.example_BS.to(values_KSB.device), (0, missing), value=-1)
+        example_BS = F.pad(self.example_BS.to(values_KSB.device), (0, missing), value=NO_EXAMPLE)
         # Without atomics, unlike index_add_ on CUDA: a watched step's scores repeat bit for bit.
         return segment_sum(values_KSB.flatten(1), example_BS.t().flatten(), segments=len(self.keys))
 

@@ -21,6 +21,7 @@ from synpro_engine.backend.spans import megatron_timers
 from synpro_engine.config import UserError
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig, Recompute, check_layout
+from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import Dropping
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
@@ -106,6 +107,7 @@ def megatron_config(
         tensor_model_parallel_size=topology.tp.size,
         pipeline_model_parallel_size=topology.pp.size,
         virtual_pipeline_model_parallel_size=topology.vpp if interleaved else None,
+        context_parallel_size=topology.cp.size,  # by which a pipeline's messages are of shares
         sequence_parallel=topology.sequence_parallel,
         apply_rope_fusion=True,  # by one op of ours, for rows with positions of their own as well
         normalization="RMSNorm",
@@ -146,7 +148,7 @@ def _build_chunk(
     with topology.device:  # whatever Megatron allocates without naming a device
         chunk = GPTModel(
             config=settings,
-            transformer_layer_spec=block_spec(config, layers, dtype),  # pyright: ignore[reportArgumentType]
+            transformer_layer_spec=block_spec(config, layers, dtype, topology.cp.size > 1),  # pyright: ignore[reportArgumentType]
             # As it is, where Megatron's own training pads it: a tensor has the shape that its
             # file says, so tp must divide it.
             vocab_size=config.vocab_size,
@@ -160,7 +162,11 @@ def _build_chunk(
         )
     # Megatron's own stretch has Llama 3.1's lengths built in, and its table is made where the model is.
     frequency = inverse_frequencies(config, topology.device)
-    chunk.rotary_pos_emb = RowRotary.replacing(chunk.rotary_pos_emb, frequency)
+    share = ContextShare(topology.cp)
+    chunk.rotary_pos_emb = RowRotary.replacing(chunk.rotary_pos_emb, frequency, share)
+    chunk.share = share  # pyright: ignore[reportArgumentType]
+    for layer in chunk.decoder.layers:
+        layer.self_attention.core_attention.share = share  # pyright: ignore
     chunk.dropping = Dropping.attached(chunk, topology)  # pyright: ignore[reportArgumentType]
     if last:
         # After the constructor, which has made the weight (or not, where it is tied) and set up what tying needs.
@@ -208,8 +214,9 @@ def _faults(model: Model) -> list[str]:
             "an interleaved pipeline needs overlap_p2p_comm and no batch_p2p_comm: with two stages the previous rank "
             "is the next one, and batched messages are mistaken for each other"
         )
-    if settings.context_parallel_size > 1:
-        faults.append("context parallelism with this attention attends to the local part of the sequence only")
+    ranks = model.topology.cp.size
+    if settings.context_parallel_size != ranks:
+        faults.append(f"context parallelism of another size than {ranks} has ranks attend to parts of a sequence alone")
     by_head = model.config.qk_norm == "head"
     if settings.qk_layernorm and not by_head:
         faults.append("qk_layernorm sums the gradients of query and key norms that are already split over ranks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -145,6 +146,13 @@ def check_layout(config: ModelConfig, layout: Layout, setting: str = "`model.{}`
         raise UserError(
             f"{setting.format('layers')}: {config.layers} cannot be divided by {stages}"
             f" (`{layout.key}.pp` = {layout.pp} x `{layout.key}.vpp` = {layout.vpp})"
+        )
+    chunks = layout.cp * lcm(2, layout.tp if layout.sequence_parallel else 1)
+    if layout.cp > 1 and config.seq_len % chunks:
+        raise UserError(
+            f"{setting.format('seq_len')}: {config.seq_len} cannot be divided by {chunks}, as"
+            f" `{layout.key}.cp` = {layout.cp} needs: each rank has two chunks of a sequence"
+            + (f", which `{layout.key}.sequence_parallel` cuts again" if chunks > 2 * layout.cp else "")
         )
     if layout.sequence_parallel and config.seq_len % layout.tp:
         raise UserError(

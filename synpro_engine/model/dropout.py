@@ -4,8 +4,9 @@ No generator is drawn from and no state is kept, so tensor-, sequence-, pipeline
 of any size and a run that goes on make the same masks. It is there for the one pass that is handed a `Dropout` (see
 `run_chunk`): whoever hands over none drops nothing.
 
-Shape suffixes: S positions (a rank's own under sequence parallelism), B rows, H hidden width, n heads, W outputs of the
-generator, L layers and one for what is before them, P places in a layer.
+Shape suffixes: S positions (a rank's own under sequence and context parallelism), Q those of queries (a rank's own
+under context parallelism), B rows, H hidden width, n heads, W outputs of the generator, L layers and one for what is
+before them, P places in a layer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from synpro_engine.dist import Topology
+from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.model.dropped_attention import dropped_attention
 from synpro_engine.model.masks import falls, lanes, output, without, words
@@ -64,14 +66,13 @@ class Dropout:
         found = lanes(self._key(0, Place.TOKENS)[:, None], words(length, tokens_BS.device), length)
         return tokens_BS.masked_fill(falls(found, self.config.tokens), self.config.mask_token)
 
-    def entries(self, x_SBH: Tensor, layer: int, place: Place, rate: float, start: int) -> Tensor:
-        """x with some of its entries dropped; start: the position in the sequence that its first one is."""
+    def entries(self, x_SBH: Tensor, layer: int, place: Place, rate: float, position_S: Tensor) -> Tensor:
+        """x with some of its entries dropped; position_S: in the sequence."""
         if not rate:
             return x_SBH
-        length, _, width = x_SBH.shape
+        width = x_SBH.size(-1)
         word_W = words(width, x_SBH.device)
         # By position and width alone, never by the length: sequence parallelism pads that.
-        position_S = torch.arange(start, start + length, device=x_SBH.device)
         counter_S1W = (position_S[:, None] * len(word_W) + word_W)[:, None]
         found = lanes(self._key(layer, place)[:, None], counter_S1W, width)
         return without(x_SBH, falls(found, rate), rate)
@@ -84,14 +85,13 @@ class Dropout:
         found = lanes(self._key(layer, place)[:, None], words(1, x_SBH.device), 1)
         return without(x_SBH, falls(found, rate), rate)
 
-    def weights(self, row: int, weights_nSS: Tensor, layer: int, first_head: int) -> Tensor:
+    def weights(self, row: int, weights_nQS: Tensor, layer: int, first_head: int, position_Q: Tensor) -> Tensor:
         """One row's weights of attention with some dropped; first_head: the whole model's number of the first."""
-        rate, (heads, length, _) = self.config.attention, weights_nSS.shape
-        head_n = torch.arange(first_head, first_head + heads, device=weights_nSS.device)
+        rate, (heads, _, length) = self.config.attention, weights_nQS.shape
+        head_n = torch.arange(first_head, first_head + heads, device=weights_nQS.device)
         key_n = output(self._key(layer, Place.WEIGHTS)[row], head_n)
-        query_S = torch.arange(length, device=weights_nSS.device)
-        counter_SW = query_S[:, None] * 2**32 + words(length, weights_nSS.device)
-        return without(weights_nSS, falls(lanes(key_n[:, None, None], counter_SW, length), rate), rate)
+        counter_QW = position_Q[:, None] * 2**32 + words(length, weights_nQS.device)
+        return without(weights_nQS, falls(lanes(key_n[:, None, None], counter_QW, length), rate), rate)
 
     def _key(self, layer: int, place: Place) -> Tensor:
         return self.key_LPB[layer, place]
@@ -133,7 +133,8 @@ class Dropping:
 
     def __init__(self, topology: Topology) -> None:
         self._now: Dropout | None = None
-        self._split, self._rank = topology.sequence_parallel, topology.tp.rank
+        self._rank, self._parts = topology.tp.rank, topology.tp.size if topology.sequence_parallel else 1
+        self._share = ContextShare(topology.cp)
 
     @classmethod
     def attached(cls, chunk: Any, topology: Topology) -> Dropping:
@@ -154,9 +155,14 @@ class Dropping:
         finally:
             self._now = None
 
-    def start(self, x_SBH: Tensor) -> int:
-        """Position of a part's first entry; the ranks' parts are of one length, in their order."""
-        return self._rank * x_SBH.size(0) if self._split else 0
+    def positions(self, x_SBH: Tensor) -> Tensor:
+        """Of the entries that this rank has: sequence parallelism's ranks have parts of one length, in their order."""
+        parts = self._share.places(self._parts * x_SBH.size(0), x_SBH.device).chunk(self._parts)
+        return parts[self._rank if self._parts > 1 else 0]
+
+    def queries(self, query: Tensor) -> Tensor:
+        """Positions of queries [Q, B, n, h], which attention has of all parts."""
+        return self._share.places(query.size(0), query.device)
 
     def first_head(self, heads: int) -> int:
         """Number of this rank's first head, of so many."""
@@ -169,7 +175,7 @@ class Dropping:
         handed: dict[str, Any] = {"attention_bias": _Handed(self._now)}
         if embeds:
             x_SBH, rate = kwargs["hidden_states"], self._now.config.embedding
-            handed["hidden_states"] = self._now.entries(x_SBH, 0, Place.EMBEDDING, rate, self.start(x_SBH))
+            handed["hidden_states"] = self._now.entries(x_SBH, 0, Place.EMBEDDING, rate, self.positions(x_SBH))
         return args, kwargs | handed
 
 
@@ -197,15 +203,20 @@ class BlockDropping:
         now = self._now
         if now is None:
             return x_SBH
-        x_SBH = now.entries(x_SBH, self.layer, place, now.config.residual, self._chunk.start(x_SBH))
+        x_SBH = now.entries(x_SBH, self.layer, place, now.config.residual, self._chunk.positions(x_SBH))
         return now.rows(x_SBH, self.layer, _ROW_OF[place])
 
     def attended(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
     ) -> Tensor | None:
-        """Attention with dropped weights, [S, B, n h]; None where none are. Shapes as in `CausalAttention.forward`."""
+        """Attention with dropped weights, [Q, B, n h]; None where none are. Keys and values are of whole sequences.
+
+        Shapes are else as in `CausalAttention.forward`.
+        """
         now = self._now
         if now is None or not now.config.attention:
             return None
-        thin = partial(now.weights, layer=self.layer, first_head=self._chunk.first_head(query.size(2)))
-        return dropped_attention(query, key, value, scale, thin, mask)
+        position_Q = self._chunk.queries(query)
+        head = self._chunk.first_head(query.size(2))
+        thin = partial(now.weights, layer=self.layer, first_head=head, position_Q=position_Q)
+        return dropped_attention(query, key, value, position_Q, scale, thin, mask)

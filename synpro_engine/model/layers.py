@@ -22,7 +22,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
+from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import BlockDropping, Place
 from synpro_kernels import rms_norm, swiglu
 
@@ -118,20 +120,19 @@ class GatedMLP(MLP):
 class CausalAttention(MegatronModule):
     """Causal softmax attention: what both kernels below share.
 
-    It sees the whole sequence of its rank's heads. With the sequence split over context-parallel ranks it
-    would silently attend to the local part only, so that layout is refused.
+    It sees the whole sequence of its rank's heads; under context parallelism its rank's queries see all keys.
     """
 
     reads_shared_rows = True
     """Whether it heeds a mask; some kernels pass over one where they are told to be causal."""
     dropping: BlockDropping | None = None
+    share: ContextShare | None = None
+    """Set when the model is built."""
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_unused: Any
     ) -> None:
         super().__init__(config=config)
-        # In the constructor, for in `forward` a local sequence looks exactly like a whole one.
-        assert config.context_parallel_size == 1, "this attention sees one rank's part of the sequence only"
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
 
@@ -147,21 +148,25 @@ class CausalAttention(MegatronModule):
     ) -> Tensor:
         """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i.
 
-        attention_mask: bool [b, 1, s, s], True for what is not seen, in place of that (`shared_rows`).
+        attention_mask: bool [b, 1, s, s], True for what is not seen, in place of that (`shared_rows`). Under context
+        parallelism s is this rank's share but for the mask's last dimension, which is the whole sequence.
         """
         assert attention_bias is None and packed_seq_params is None
-        # `is_causal` aligns the mask at the top left: with a cache in front, queries would see
-        # the wrong keys without an error.
+        # With a cache in front, queries would see the wrong keys without an error.
         assert query.size(0) == key.size(0), "queries and keys must cover the same positions"
+        # A share looks exactly like a whole sequence: attended to by itself it would give no error.
+        share = self.share
+        assert share is not None, "`build_model` says which positions this rank has"
+        key, value = share.whole(key, value)
         dropped = self.dropping and self.dropping.attended(query, key, value, attention_mask, self.softmax_scale)
         if dropped is not None:
             return dropped
         if attention_mask is not None:
-            return _sdpa(query, key, value, self.softmax_scale, seen=~attention_mask)
-        return self.attend(query, key, value)
+            return scaled_dot_product(query, key, value, self.softmax_scale, seen=~attention_mask)
+        return share.attended(query, key, value, self.attend)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The kernel; shapes as in `forward`."""
+        """The kernel; as `Attend` says."""
         raise AssertionError("a subclass brings the kernel")
 
 
@@ -169,8 +174,8 @@ class SDPAttention(CausalAttention):
     """torch's fused scaled_dot_product_attention."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[s, b, heads, hn] in, [s, b, np hn] out."""
-        return _sdpa(query, key, value, self.softmax_scale)
+        """As `Attend` says."""
+        return scaled_dot_product(query, key, value, self.softmax_scale)
 
 
 class SharedRowsBySDPA:
@@ -191,30 +196,45 @@ class SharedRowsBySDPA:
         if dropped is not None:
             return dropped
         if attention_mask is not None:
-            return _sdpa(query, key, value, None, seen=~attention_mask)
+            return scaled_dot_product(query, key, value, None, seen=~attention_mask)
         kernel: Any = super()
         return kernel.forward(query, key, value, attention_mask, *args, **kwargs)
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor | None = None) -> Tensor:
+def scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor | None = None
+) -> Tensor:
+    """torch's attention, as `Attend` says; or of any queries, seen: bool [b, 1, q, k], True for what each sees."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
     grouped = q.size(1) != k.size(1)
+    if seen is None and q.size(2) < k.size(2):
+        seen = _seen_from_the_end(q, k.size(2))
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=grouped
     )
     return out.permute(2, 0, 1, 3).flatten(-2)
 
 
+def _seen_from_the_end(q: Tensor, keys: int) -> Tensor:
+    """What the queries [b, np, s, hn] see of so many keys, of which they are the last."""
+    # `is_causal` aligns the mask at the top left. This tensor is none to torch's fused kernels in half precision, that
+    # align it so themselves.
+    if q.is_cuda and q.dtype != torch.float32:
+        return causal_lower_right(q.size(2), keys)
+    return torch.ones(q.size(2), keys, dtype=torch.bool, device=q.device).tril(keys - q.size(2))
+
+
 class FlashAttention(CausalAttention):
     """The flash-attn package's kernel (CUDA, bf16 or fp16)."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[s, b, heads, hn] in, [s, b, np hn] out."""
+        """As `Attend` says."""
         # Here, since importing it anywhere else would make a broken wheel break models that do not use it.
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
         q, k, v = (x.transpose(0, 1) for x in (query, key, value))
+        # Fewer queries than keys are the last ones to it, since flash-attn 2.1.
         out = flash_attn_func(q, k, v, causal=True, softmax_scale=self.softmax_scale)
         return out.transpose(0, 1).flatten(-2)
 

@@ -17,8 +17,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import Parameter
 
+from synpro_engine.data import IGNORE
 from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import Dropout
 from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
 from synpro_engine.model.trunk import Trunk, only_above
@@ -41,7 +43,8 @@ class Model:
     """One model on one rank. `chunks` are Megatron modules: one, or `topology.vpp` of them when interleaved.
 
     The last stage's last chunk returns hidden states after the final norm, [b, s, H] with the sequence
-    whole; there are no logits. Multiply by `output_weight()`, or better, use `logprobs_from_hidden`.
+    whole, or this rank's share of it under context parallelism; there are no logits. Multiply by `output_weight()`, or
+    better, use `logprobs_from_hidden`.
     """
 
     config: ModelConfig
@@ -59,6 +62,11 @@ class Model:
         """Attention heads on this tensor-parallel rank."""
         config, size = self.config, self.topology.tp.size
         return HeadCounts(heads=config.heads // size, kv_heads=config.kv_heads // size, head_dim=config.head_size)
+
+    @property
+    def share(self) -> ContextShare:
+        """What this rank has of each sequence."""
+        return ContextShare(self.topology.cp)
 
     @property
     def vocab_start(self) -> int:
@@ -107,24 +115,39 @@ class Model:
             chunk.train(mode)
 
     def hidden(self, tokens_BS: Tensor, rows: SharedRows | None = None, trunk: Trunk | None = None) -> Tensor:
-        """Hidden states after the final norm, [B, S, H], without a pipeline; differentiable.
+        """Hidden states after the final norm, [B, S, H] or this rank's share, without a pipeline; differentiable.
 
         Position i sees tokens 0..i, so padding on the right changes nothing before it; with `rows`, where several
         continuations share a beginning, what they say. `trunk`: what the first blocks made of them before. All
-        tensor-parallel ranks must call with the same tokens.
+        tensor- and context-parallel ranks must call with the same tokens.
         """
         assert self.topology.pp.size == 1, "a pipeline runs through Megatron's schedule"
-        return run_chunk(self.chunks[0], self.pad(tokens_BS, rows), rows, trunk)[:, : tokens_BS.size(1)]
+        hidden_BSH = run_chunk(self.chunks[0], self.pad(tokens_BS, rows), rows, trunk)
+        return self.unpadded(hidden_BSH, tokens_BS.size(1))
+
+    def unpadded(self, hidden_BSH: Tensor, length: int) -> Tensor:
+        """Hidden states of rows of `length` tokens without the columns that `pad` added; a share keeps its own."""
+        return hidden_BSH[:, :length] if self.topology.cp.size == 1 else hidden_BSH
+
+    def own_columns(self, x_BS: Tensor, fill: int = IGNORE) -> Tensor:
+        """What of x, by whole rows, belongs to the hidden states that this rank has of them; padding is `fill`."""
+        if self.topology.cp.size == 1:
+            return x_BS
+        return self.share.of(F.pad(x_BS, (0, -x_BS.size(1) % self._multiple), value=fill), 1)
+
+    @property
+    def _multiple(self) -> int:
+        """What the length of rows is padded to a multiple of."""
+        return self.share.multiple(self.topology.tp.size if self.topology.sequence_parallel else 1)
 
     def pad(self, tokens_BS: Tensor, rows: SharedRows | None = None) -> Tensor:
-        """Move to this rank's device and pad on the right to a length that sequence parallelism can split."""
+        """Move to this rank's device and pad on the right to a length that goes into the ranks' parts."""
         length = tokens_BS.size(1)
         # Continuations that share a row make it longer, and stand where they would stand by themselves.
         longest = length if rows is None else rows.longest
         assert longest <= self.config.seq_len, f"{longest} tokens exceed model.seq_len = {self.config.seq_len}"
         # The padding's content is of no matter: causal attention keeps it from all positions before it.
-        multiple = self.topology.tp.size if self.topology.sequence_parallel else 1
-        return F.pad(to_device(tokens_BS, self.topology.device), (0, -length % multiple))
+        return F.pad(to_device(tokens_BS, self.topology.device), (0, -length % self._multiple))
 
     def logprobs_from_hidden(
         self,
@@ -221,7 +244,7 @@ def run_chunk(
 
     trunk: what its first blocks made of these very tokens and rows, which are then passed over. dropout: what is
     dropped, in this pass and in no other. Returns hidden states: [b, s, H] from the last stage, [s, b, H] (split under
-    sequence parallelism) between.
+    sequence parallelism) between; under context parallelism of this rank's share.
     """
     bare = getattr(chunk, "module", chunk)
     if dropout is not None:
@@ -235,12 +258,16 @@ def run_chunk(
 
 
 def _read(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:
+    bare = getattr(chunk, "module", chunk)
+    share: ContextShare = bare.share
+    own_BS = share.of(tokens_BS, 1)
     if rows is None:
-        positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).expand_as(tokens_BS)
+        positions_BS = share.places(own_BS.size(1), own_BS.device).expand_as(own_BS)
         # No mask: one of [s, s] would be built for every batch only to say what causal attention knows.
-        return chunk(tokens_BS, positions_BS, None, **given)
-    rows, bare = rows.padded(tokens_BS.size(1)), getattr(chunk, "module", chunk)
+        return chunk(own_BS, positions_BS, None, **given)
+    rows = rows.padded(tokens_BS.size(1))
     check_reads_shared_rows(bare)
+    positions_BS = share.of(rows.position_BS, 1)
     rotary: RowRotary = bare.rotary_pos_emb
-    with rotary.at(rows.position_BS):
-        return chunk(tokens_BS, rows.position_BS, rows.hidden_from(), **given)
+    with rotary.at(positions_BS):
+        return chunk(own_BS, positions_BS, rows.hidden_from(share), **given)

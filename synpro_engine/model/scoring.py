@@ -37,8 +37,8 @@ def score_tokens(
 
     tokens_BS, labels_BS: int64, sequences from position 0, padded on the right with anything; labels are
     already shifted (labels_BS[:, i] is predicted from tokens_BS[:, :i + 1]), -100 is ignored and gives 0.
-    A sequence's scores do not depend on its batch mates or its padding. Every rank of a model replica must
-    call with the same arguments and gets the result; data-parallel replicas score their own shares.
+    A sequence's scores do not depend on its batch mates or its padding. Every rank of a model replica, and those that
+    share its sequences, must call with the same arguments and gets the result; data-parallel ranks score their own.
     `micro_batch` sequences run at once. rows: what sees what, where that is not all before it.
     """
     assert tokens_BS.shape == labels_BS.shape and tokens_BS.dim() == 2
@@ -78,7 +78,7 @@ def _score_columns(
             batches = zip(tokens_BS.split(micro_batch), labels_BS.split(micro_batch), strict=True)
             parts = [
                 model.logprobs_from_hidden(
-                    model.hidden(tokens, _part(rows, number, micro_batch, tokens)), labels,
+                    model.hidden(tokens, _part(rows, number, micro_batch, tokens)), model.own_columns(labels),
                     temperature=temperature, entropy=entropy,
                 )
                 for number, (tokens, labels) in enumerate(batches)
@@ -122,9 +122,9 @@ def _run_pipeline(
         number, tokens, targets = next(batches)
 
         def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
-            # Without the columns of sequence parallelism's padding, which labels do not have.
-            hidden = hidden[:, : targets.size(1)]
-            return model.logprobs_from_hidden(hidden, targets, temperature=temperature, entropy=entropy)
+            # Without the columns of padding, which labels do not have.
+            hidden, own = model.unpadded(hidden, targets.size(1)), model.own_columns(targets)
+            return model.logprobs_from_hidden(hidden, own, temperature=temperature, entropy=entropy)
 
         return run_chunk(chunk, tokens, _part(shared, number, micro_batch, tokens)), score
 
@@ -149,7 +149,7 @@ def _collect(model: Model, parts: list[LogProbs], labels_BS: Tensor, entropy: bo
     if topology.is_last_stage:
         joined = [torch.cat([getattr(part, name) for part in parts])[: labels_BS.size(0)] for name in names]
         # One tensor, so that one broadcast serves all that the other stages are to learn.
-        result = torch.stack(joined).float()
+        result = model.share.gathered(torch.stack(joined).float(), 2)[..., : labels_BS.size(1)].contiguous()
     else:
         result = torch.empty((len(names), *labels_BS.shape), device=topology.device)
     if topology.pp.size > 1:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from synpro_engine.backend.rotary import use_rotary
 from synpro_engine.data import Batch
+from synpro_engine.model.context import ContextShare
 from synpro_kernels import rotary, rotary_tables
 
 _PADDING = -1
@@ -72,12 +73,16 @@ class SharedRows:
             self, position_BS=F.pad(self.position_BS, behind), part_BS=F.pad(self.part_BS, behind, value=_PADDING)
         )
 
-    def hidden_from(self) -> Tensor:
-        """bool [B, 1, S, S]: True where a row's query (third) must not see the key (fourth), as Megatron has it."""
-        query, key = self.part_BS[:, :, None], self.part_BS[:, None, :]
+    def hidden_from(self, share: ContextShare | None = None) -> Tensor:
+        """bool [B, 1, S, S]: True where a row's query (third) must not see the key (fourth), as Megatron has it.
+
+        share: of its queries alone, and all keys.
+        """
         order_S = torch.arange(self.part_BS.size(1), device=self.part_BS.device)
+        part_BQ, order_Q = (x if share is None else share.of(x, -1) for x in (self.part_BS, order_S))
+        query, key = part_BQ[:, :, None], self.part_BS[:, None, :]
         # Padding sees what is before it, as in rows of one continuation: nothing reads what comes of it.
-        seen = ((key == 0) | (key == query)) & (order_S[:, None] >= order_S)
+        seen = ((key == 0) | (key == query)) & (order_Q[:, None] >= order_S)
         return ~seen[:, None]
 
 
@@ -115,27 +120,31 @@ class RowRotary(RotaryEmbedding):
     """
 
     positions_BS: Tensor | None = None
+    share: ContextShare
     _plain: Tensor | None = None
 
     @classmethod
-    def replacing(cls, rotary: torch.nn.Module, inverse_frequency: Tensor) -> RowRotary:
-        """One with these angles per position, fp32 [h/2], in the place of Megatron's own `rotary`."""
+    def replacing(cls, rotary: torch.nn.Module, inverse_frequency: Tensor, share: ContextShare) -> RowRotary:
+        """One with these angles per position, fp32 [h/2], in the place of Megatron's own `rotary`.
+
+        share: which positions of plain rows its rank has.
+        """
         assert type(rotary) is RotaryEmbedding, "its other kinds of positions are not asked for"
         # Its own angles are thrown away; made on the CPU, for it would take whichever GPU is the current one.
         found = cls(2 * len(inverse_frequency), 1.0, use_cpu_initialization=True)
-        found.inv_freq, found.cp_group = inverse_frequency, rotary.cp_group
+        found.inv_freq, found.cp_group, found.share = inverse_frequency, rotary.cp_group, share
         return found
 
     def forward(  # pyright: ignore[reportIncompatibleVariableOverride] - Megatron wraps its own in a cache
         self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, cp_group: Any = None
     ) -> Tensor:
-        """[2, S, 1, h], or [2, S, B, h] where each row has positions of its own; fp32."""
+        """[2, S, 1, h], or [2, S, B, h] where each row has positions of its own; fp32, of this rank's positions."""
         assert not offset and not packed_seq, "rows begin at position 0, and documents in them are `SharedRows`"
         if self.positions_BS is not None:
             return self._tables(self.positions_BS.t())
         if self._plain is None or self._plain.size(1) < max_seq_len or self._plain.device != self.inv_freq.device:
             self._plain = self._tables(torch.arange(max_seq_len, device=self.inv_freq.device)[:, None])
-        return self._plain[:, :max_seq_len]
+        return self.share.of(self._plain[:, :max_seq_len], 1)
 
     def _tables(self, positions_SB: Tensor) -> Tensor:
         # fp32 whatever the model's type: bf16 tells positions apart up to 256 only.
@@ -143,7 +152,7 @@ class RowRotary(RotaryEmbedding):
 
     @contextmanager
     def at(self, positions_BS: Tensor) -> Iterator[None]:
-        """While a chunk reads rows with these positions."""
+        """While a chunk reads rows, of which this rank has these positions."""
         self.positions_BS = positions_BS
         try:
             yield

@@ -35,13 +35,16 @@ from synpro_engine.model.layers import (
 )
 
 
-def core_attention(dtype: torch.dtype, head_dim: int) -> Any:
-    """What the backend chose, where its kernels take `dtype`; else torch's fused attention."""
+def core_attention(dtype: torch.dtype, head_dim: int, shared: bool) -> Any:
+    """What the backend chose, where its kernels take `dtype`; else torch's fused attention.
+
+    shared: whether ranks share sequences (`context`), whose queries Transformer Engine would take for whole ones.
+    """
     # flash-attn takes half precision only, and a kernel that works at one width of a head may refuse another.
     chosen = platform.attention(head_dim).uses if dtype in (torch.bfloat16, torch.float16) else None
     if chosen == "flash-attn":
         return FlashAttention
-    if chosen == "transformer-engine":
+    if chosen == "transformer-engine" and not shared:
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         return type("TEAttention", (SharedRowsBySDPA, TEDotProductAttention), {})
@@ -56,7 +59,7 @@ def _mlp_spec() -> Any:
     return ModuleSpec(module=GatedMLP, submodules=submodules)
 
 
-def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
+def layer_spec(config: ModelConfig, dtype: torch.dtype, shared: bool) -> ModuleSpec:
     """One block of the family."""
     norm: Any = IdentityOp if config.norm_after else RMSNorm
     head_norm: Any = HeadRMSNorm if config.qk_norm == "head" else None
@@ -65,7 +68,7 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=core_attention(dtype, config.head_size),
+            core_attention=core_attention(dtype, config.head_size, shared),
             linear_proj=RowParallelLinear,
             # Filled for norms by head only: Megatron would sum the gradients of a full-width
             # norm, which are split over ranks.
@@ -86,9 +89,9 @@ def layer_spec(config: ModelConfig, dtype: torch.dtype) -> ModuleSpec:
     )
 
 
-def block_spec(config: ModelConfig, layers: int, dtype: torch.dtype) -> TransformerBlockSubmodules:
-    """`layers` blocks and the final norm (built only where the pipeline ends)."""
+def block_spec(config: ModelConfig, layers: int, dtype: torch.dtype, shared: bool) -> TransformerBlockSubmodules:
+    """`layers` blocks and the final norm (built only where the pipeline ends). shared: as in `core_attention`."""
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(config, dtype)] * layers,
+        layer_specs=[layer_spec(config, dtype, shared)] * layers,
         layer_norm=RMSNorm,  # pyright: ignore[reportArgumentType]
     )

@@ -70,6 +70,11 @@ class Decoder:
             raise UserError(
                 f"`{model.topology.key}.pp`: sampling needs all layers on each rank; set `generator.parallel.pp` to 1"
             )
+        if model.topology.cp.size > 1:
+            raise UserError(
+                f"`{model.topology.key}.cp`: sampling needs whole sequences on each rank; set"
+                " `generator.parallel.cp` to 1"
+            )
         self.config = model.config
         self.tp = model.topology.tp
         self.device = model.topology.device

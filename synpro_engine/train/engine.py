@@ -2,7 +2,8 @@
 
 The contract: with loss_fn's sums L_i over all micro-batches i of all data-parallel ranks, the gradient that is applied
 is that of sum_i(L_i) / denominator, whatever the layout. Megatron would divide by the number of micro-batches and of
-data-parallel ranks; told that losses are sums per token, it divides by neither.
+data-parallel ranks; told that losses are sums per token, it divides by neither. Context-parallel ranks are given the
+same micro-batches, and each one's sums are of its share of their positions.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ class Engine:
 
         denominator: of the whole job, the same on every rank (for a mean over tokens, their number on all ranks).
         In a pipeline every stage is given the same micro-batches, all of one shape; `loss_fn` runs on the last stage.
+        Micro-batches are handed to it whole, hidden states as this rank's share has them (`Model.own_columns`).
         rows_of: how a micro-batch's rows are to be read, where they hold several continuations of one beginning.
         trunk_of: what the frozen first blocks make of them, where that is known; without a pipeline.
         accept: asked before the update, where loss and norm are finite; it must say the same on every rank.
@@ -255,7 +257,7 @@ class Engine:
 
             def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 # Without the columns that were padded on for sequence parallelism.
-                terms = loss_fn(self.model, hidden_BSH[:, : batch.tokens_BS.size(1)], batch)
+                terms = loss_fn(self.model, self.model.unpadded(hidden_BSH, batch.tokens_BS.size(1)), batch)
                 assert not {"loss", _STOP} & terms.extras.keys()
                 # A copy, for the schedule divides the loss that it is given in place; one of all together, for they are
                 # many; fp64, for these are long sums.
@@ -282,7 +284,7 @@ class Engine:
         return sums
 
     def _over_ranks(self, sums: list[tuple[list[str], Tensor]], square: Tensor) -> tuple[dict[str, float], float]:
-        """Add up over micro-batches and data-parallel ranks, in rank order, and tell every rank the same numbers.
+        """Add up over micro-batches and replicas, in rank order, and tell every rank the same numbers.
 
         And the root of `square`, which is equal on every rank. The step's one wait for the device.
         """
@@ -294,7 +296,7 @@ class Engine:
             sums_here = dict(zip(sums[0][0], here, strict=True))
             # The wish to stop rides along, so that all ranks fulfil it after the same step and no step waits for it.
             sums_here[_STOP] = float(topology.watch.wish.signal is not None)
-            parts = gather_objects(topology.dp, sums_here)
+            parts = gather_objects(topology.replicas, sums_here)
             # Exact, and from the same parts on every rank: ranks decide by these numbers, and must not part over a last
             # bit.
             totals = {name: math.fsum(part[name] for part in parts) for name in sums_here}

@@ -34,11 +34,11 @@ class Footprint:
 
     @property
     def training(self) -> float:
-        """Weights, fp32 gradients, and this rank's part of what the optimizer keeps, which data-parallel ranks share.
+        """Weights, fp32 gradients, and this rank's part of what the optimizer keeps, which replicas share.
 
         That is fp32 weights beside half ones, and two moments; for Muon's matrices one. An average is as large as one.
         """
-        return self._trained(self._parameters) - 4 * self._of_muon / self.layout.dp
+        return self._trained(self._parameters) - 4 * self._of_muon / self.layout.replicas
 
     def partly(self, blocks: int) -> float:
         """The same where so many blocks from the top train, and the rest is read only."""
@@ -61,16 +61,18 @@ class Footprint:
 
         By an attention that keeps no matrix of weights. A pipeline's first stage has as many micro-batches in hand as
         there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
+        Context-parallel ranks keep their shares, and whole sequences' keys and values.
         """
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        attention, gated = (3 * query + 6 * key) / self.layout.tp, 3 * model.ffn / self.layout.tp
+        attention = (3 * query + (4 + 2 * self.layout.cp) * key) / self.layout.tp
+        gated = 3 * model.ffn / self.layout.tp
         # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
         whole = model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
         kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
         again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
-        return rows * length * (kept * model.layers + again) * self.dtype.itemsize
+        return rows * length / self.layout.cp * (kept * model.layers + again) * self.dtype.itemsize
 
     def hidden(self, tokens: float) -> float:
         """One block's output for the data-parallel ranks' tokens together."""
@@ -90,11 +92,11 @@ class Footprint:
         return blocks * each / (self.layout.pp * self.layout.tp)
 
     def _trained(self, parameters: float) -> float:
-        """So many parameters, their fp32 gradients, and a data-parallel rank's share of AdamW's state."""
+        """So many parameters, their fp32 gradients, and a replica's share of AdamW's state."""
         # fp32 parameters are their own masters: Megatron's optimizer updates them in place.
         masters = 0 if self.dtype == torch.float32 else 4
         kept = masters + 8 + 4 * self.averages
-        return parameters * (self.dtype.itemsize + 4 + kept / self.layout.dp)
+        return parameters * (self.dtype.itemsize + 4 + kept / self.layout.replicas)
 
     @property
     def _parameters(self) -> float:

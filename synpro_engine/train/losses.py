@@ -66,9 +66,9 @@ class LanguageModelLoss:
         self.output_layer = output_layer
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
-        """Sums over the labels of `batch` that are not ignored. Last pipeline stage only."""
+        """Sums over the labels of `batch` that are not ignored, where this rank has them. Last pipeline stage only."""
         # Where they are: of labels on the host the fused operations know without a wait which tokens are computed.
-        labels_BS = batch.labels_BS
+        labels_BS = model.own_columns(batch.labels_BS)
         if self.output_layer == "fused":
             # The operation sums: dividing here would round each micro-batch by its own count,
             # and the engine knows the job's.
@@ -100,8 +100,9 @@ class DistillationLoss(LanguageModelLoss):
         rows, columns = documents_apart(batch, hidden_BSH.device), hidden_BSH.size(1)
         with torch.no_grad():
             read = [(teacher, teacher.hidden(batch.tokens_BS, rows)[:, :columns]) for teacher in self._teachers]
+        labels_BS = model.own_columns(batch.labels_BS)
         sums = model.distill_from_hidden(
-            hidden_BSH, batch.labels_BS, teachers=read, mixture=self._config.mixture,
+            hidden_BSH, labels_BS, teachers=read, mixture=self._config.mixture,
             share=self._config.share, temperature=self._config.temperature, z_loss=self.z_loss,
         )  # fmt: skip
         extras = {"divergence": sums.divergence} | ({"z_loss": sums.z_loss} if self.z_loss else {})

@@ -38,12 +38,13 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int,
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
     again = "" if config.recompute == "full" else ", keep less by `pretrain.recompute: full`"
-    more = [f"`{topology.key}.{name}` ({size})" for name, size in (("tp", layout.tp), ("pp", layout.pp))]
+    sizes = {"tp": layout.tp, "pp": layout.pp, "cp": layout.cp}
+    more = [f"`{topology.key}.{name}` ({size})" for name, size in sizes.items()]
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"
     return (
         f"out of memory ({_cause(error)}); counted for a rank are {_gib(taken.training)} of weights, gradients and"
         f" optimizer{beside} and {kept} for a micro-batch of {rows} x {seq_len} tokens:"
-        f" lower {' or '.join(less)}{again}, or divide the model over more ranks by {' or '.join(more)}{fused}"
+        f" lower {' or '.join(less)}{again}, or divide model or sequences over more ranks by {' or '.join(more)}{fused}"
     )
 
 

@@ -1,5 +1,7 @@
 """Layouts to choose from: those that divide, as large as the plan counts them, the best first."""
 
+import itertools
+
 import pytest
 
 from synpro_engine.cli.main import main
@@ -16,15 +18,25 @@ def test_every_choice_divides_the_model_and_the_batch_and_none_is_left_out() -> 
     found = {choice.layout for choice in choices(LARGE, 8, Machine())}
     assert len(found) == len(choices(LARGE, 8, Machine()))
     model, batch = LARGE.model, LARGE.pretrain.global_batch
-    for tp in range(1, 9):
-        for pp in range(1, 9):
-            divides = (
-                8 % (tp * pp) == 0
-                and not (model.kv_heads % tp or model.ffn % tp or model.vocab_size % tp or model.layers % pp)
-                and batch % (8 // tp // pp) == 0
-            )
-            here = {layout for layout in found if (layout.tp, layout.pp, layout.vpp) == (tp, pp, 1)}
-            assert bool(here) == divides, (tp, pp)
+    for tp, pp, cp in itertools.product(range(1, 9), repeat=3):
+        divides = (
+            8 % (tp * pp * cp) == 0
+            and not (model.kv_heads % tp or model.ffn % tp or model.vocab_size % tp or model.layers % pp)
+            and batch % (8 // tp // pp // cp) == 0
+        )
+        here = {layout for layout in found if (layout.tp, layout.pp, layout.vpp, layout.cp) == (tp, pp, 1, cp)}
+        assert bool(here) == divides, (tp, pp, cp)
+
+
+def test_sequences_are_shared_where_they_divide_and_their_keys_are_sent() -> None:
+    odd = load_recipe("synpro-1.1b", ["model.seq_len=2052"])  # 4 x 513
+    assert {choice.layout.cp for choice in choices(odd, 8, Machine())} == {1, 2}
+    found = {c.layout.cp: c for c in choices(LARGE, 4, Machine()) if c.layout.tp == c.layout.pp == 1}
+    model, plain, shared = LARGE.model, found[1], found[4]
+    tokens = shared.micro_batch * shared.micro_batches * model.seq_len
+    assert shared.sent["cp"] == 2 * 3 / 4 * tokens * model.layers * 2 * model.kv_heads * model.head_size * 2
+    assert plain.sent["cp"] == 0 and shared.sent["dp"] == plain.sent["dp"]
+    assert shared.memory < plain.memory and shared.seconds > plain.seconds
 
 
 def test_tensor_parallelism_stays_within_a_machine() -> None:
@@ -32,7 +44,13 @@ def test_tensor_parallelism_stays_within_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("parallel.tp=2", "parallel.sequence_parallel=true"), ("pretrain.parallel.pp=4",)]
+    "settings",
+    [
+        (),
+        ("parallel.tp=2", "parallel.sequence_parallel=true"),
+        ("pretrain.parallel.pp=4",),
+        ("pretrain.parallel.cp=2", "pretrain.recompute=full"),
+    ],
 )
 def test_memory_is_what_the_plan_counts(settings: tuple[str, ...]) -> None:
     recipe = load_recipe("synpro-1.1b", settings)
@@ -43,7 +61,8 @@ def test_memory_is_what_the_plan_counts(settings: tuple[str, ...]) -> None:
 
 
 def test_a_pipeline_waits_by_the_formula_and_the_less_the_more_chunks_it_has() -> None:
-    found = {(c.layout.pp, c.layout.vpp, c.layout.tp): c for c in choices(LARGE, 8, Machine())}
+    whole = [choice for choice in choices(LARGE, 8, Machine()) if choice.layout.cp == 1]
+    found = {(c.layout.pp, c.layout.vpp, c.layout.tp): c for c in whole}
     plain, chunked = found[4, 1, 1], found[4, 2, 1]
     assert plain.bubble == pytest.approx(3 / (plain.micro_batches + 3))
     assert chunked.bubble == pytest.approx(3 / (2 * plain.micro_batches + 3))
@@ -55,9 +74,9 @@ def test_a_pipeline_waits_by_the_formula_and_the_less_the_more_chunks_it_has() -
 def test_the_quickest_stands_first_and_what_does_not_fit_last(capsys: pytest.CaptureFixture[str]) -> None:
     found = choices(LARGE, 8, Machine())
     assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
-    assert main(["plan", "synpro-1.1b", "--layouts", "--ranks", "8", "--memory-gib", "12"]) == 0
+    assert main(["plan", "synpro-1.1b", "--layouts", "--ranks", "8", "--memory-gib", "8"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    marked = ["(too much)" in line for line in shown if " x " in line and line.startswith(("DP", "TP", "PP"))]
+    marked = ["(too much)" in line for line in shown if " x " in line and line.startswith(("DP", "CP", "TP", "PP"))]
     assert any(marked) and marked == sorted(marked)
     assert shown[-1].strip().startswith("synpro launch --nproc-per-node 8 bench pretrain synpro-1.1b")
 

@@ -203,10 +203,13 @@ def test_scoring_begins_when_it_is_told_to(topology: Topology, tmp_path: Path) -
     assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {4, 6, 8}
 
 
+LAYOUTS = {"DP2": ParallelConfig(), "PP2": ParallelConfig(pp=2), "CP2": ParallelConfig(cp=2)}
+
+
 def watched_on_ranks(directory: Path, ports: list[int]) -> list[bool]:
-    """Whether a watched run is that of nobody watching: DP2 with gradients summed behind the backward pass, and PP2."""
+    """Whether a watched run is that of nobody watching: gradients of DP2 are summed behind the backward pass."""
     found = []
-    for name, parallel, port in zip(("DP2", "PP2"), (ParallelConfig(), ParallelConfig(pp=2)), ports, strict=True):
+    for (name, parallel), port in zip(LAYOUTS.items(), ports, strict=True):
         with job(parallel, port) as topology:
             config = TRAIN.model_copy(update={"overlap_gradients": name == "DP2"})
             plain = train(topology, directory / f"{name} plain", None, config=config)
@@ -216,15 +219,17 @@ def watched_on_ranks(directory: Path, ports: list[int]) -> list[bool]:
 
 
 def test_layouts_score_alike_and_train_as_if_nobody_watched(topology: Topology, tmp_path: Path) -> None:
-    assert run_ranks(watched_on_ranks, 2, directory=tmp_path, ports=free_ports(2)) == [[True, True]] * 2
+    assert run_ranks(watched_on_ranks, 2, directory=tmp_path, ports=free_ports(len(LAYOUTS))) == [[True] * 3] * 2
     train(topology, tmp_path / "one", GRADIENT)
     train(topology, tmp_path / "one by muon", WATCH, config=MUON)
-    for name, by in itertools.product(("DP2", "PP2"), ("", " by muon")):
+    for name, by in itertools.product(LAYOUTS, ("", " by muon")):
         expected = list(read_scores(tmp_path / f"one{by}" / "scores.jsonl"))
         found = list(read_scores(tmp_path / f"{name}{by}" / "scores.jsonl"))
         assert [(r.step, r.key, r.tokens) for r in found] == [(r.step, r.key, r.tokens) for r in expected]
         values = [record.scores[DIRECTION] for record in expected]
-        assert [record.scores[DIRECTION] for record in found] == pytest.approx(values, rel=1e-3, abs=1e-6)
+        # Orthogonalising multiplies what rounding leaves in small singular values.
+        near = 2e-5 if by else 1e-6
+        assert [record.scores[DIRECTION] for record in found] == pytest.approx(values, rel=1e-3, abs=near)
 
 
 def test_a_refresh_between_two_scored_steps_is_refused() -> None:

@@ -47,6 +47,11 @@ SMALL = [
         (3, ["pretrain.parallel.pp=2"], r"`pretrain.parallel`: tp 1 x pp 2 does not divide the 3 process"),
         (3, ["pretrain.parallel.pp=3"], r"`model.layers`: 2 cannot be divided by 3 \(`pretrain.parallel.pp` = 3"),
         (2, ["pretrain.parallel={pp: 2, vpp: 2}", "model.layers=4", "pretrain.micro_batch=8"], "makes 1 micro-batches"),
+        (2, ["pretrain.parallel.cp=2", "model.seq_len=126"], "`model.seq_len`: 126 .* by 4, as `pretrain.parallel.cp`"),
+        (4, ["pretrain.parallel={cp: 2, tp: 2, sequence_parallel: true}", "model.seq_len=130"], "by 4, as .*.cp` = 2"),
+        (3, ["parallel.cp=2"], r"`parallel`: tp 1 x pp 1 x cp 2 does not divide the 3 process"),
+        (4, ["parallel.cp=2", "pretrain.global_batch=3"], "by 2 data-parallel ranks, which `parallel` leaves"),
+        (4, ["pretrain.parallel.cp=4"], "`tune.rephrase.prompts_per_step`: 2 .* 4 data-parallel ranks"),
         (8, ["parallel.tp=4", "generator.model.heads=8"], r"`model.kv_heads`: 2 cannot be divided by `parallel.tp`"),
         (
             *(8, ["generator.parallel.tp=4", "pretrain.global_batch=16"]),
@@ -67,6 +72,8 @@ def test_a_layout_that_cannot_run_a_model_is_refused_by_its_own_key(
     [
         (2, ["pretrain.parallel.pp=2"]),
         (2, ["parallel.pp=2", "generator.parallel.tp=1"]),
+        (2, ["parallel.cp=2"]),
+        (4, ["pretrain.parallel={cp: 2, tp: 2, sequence_parallel: true}", "generator.parallel.tp=2"]),
         (4, ["pretrain.parallel={tp: 2, pp: 2}", "generator.parallel.tp=2"]),
         (2, ["pretrain.parallel={pp: 2, vpp: 2}", "model.layers=4", "pretrain.micro_batch=2"]),
     ],
@@ -94,6 +101,21 @@ def test_pretraining_alone_takes_a_pipeline_of_the_whole_job() -> None:
         UserError, match=r"`pretrain.global_batch`: 8 .* 3 data-parallel ranks, which `parallel` leaves"
     ):
         check_recipe(load_recipe("smoke"), 3, whole=False)
+
+
+def test_a_generator_that_shares_sequences_is_refused_by_its_key() -> None:
+    with pytest.raises(UserError, match=r"`generator\.parallel`: cp 2: .* whole sequences.*`pretrain\.") as told:
+        load_recipe("smoke", ["generator.parallel.cp=2"])
+    assert "\n" not in str(told.value)
+
+
+def test_ranks_that_share_sequences_are_data_parallel_where_nothing_is_trained_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "smoke", "parallel.cp=2"]) == 0
+    shown = {cells[0]: cells[1] for cells in map(str.split, capsys.readouterr().out.splitlines()) if len(cells) > 5}
+    assert shown["pretrain"] == shown["round-1/probe"] == shown["round-1/continue"] == "CP2"
+    assert shown["evaluate"] == shown["import"] == shown["round-1/tune-rephrase"] == "DP2"
 
 
 def test_plan_shows_the_layout_of_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +163,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_cycle_with_a_pipeline_for_one_model_is_that_of_one_process(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [["pretrain.parallel.pp=2"], ["parallel.cp=2"]], ids=str)
+def test_a_cycle_with_a_layout_of_its_own_for_theta_is_that_of_one_process(
+    alone: Path, tmp_path: Path, own: list[str]
+) -> None:
     """And what it made is of no layout: other layouts repeat nothing, score and export it as one process does."""
     run, docs = tmp_path / "run", tmp_path / "docs.jsonl"
     docs.write_text("".join(json.dumps({"id": f"d{n}", "text": f"The mill of {n} burned."}) + "\n" for n in range(3)))
@@ -150,12 +175,12 @@ def test_a_cycle_with_a_pipeline_for_one_model_is_that_of_one_process(alone: Pat
     score = ["influence", *of_run, "--input", str(docs)]
     by_tasks = [*score, "--reference", str(tmp_path / "tasks.jsonl")]
     export = ["export", *of_run, "--stage", "round-1/tune-rephrase"]
-    pipeline, others = ["pretrain.parallel.pp=2"], ["pretrain.parallel.tp=2", "generator.parallel.tp=2"]
+    others = ["pretrain.parallel.tp=2", "generator.parallel.tp=2"]
     jobs = [
-        ["run", *of_run, *pipeline],
+        ["run", *of_run, *own],
         ["run", *of_run, *others],
-        [*score, *pipeline, "--output", str(tmp_path / "two.jsonl")],
-        [*by_tasks, *pipeline, "--output", str(tmp_path / "two-by-tasks.jsonl")],
+        [*score, *own, "--output", str(tmp_path / "two.jsonl")],
+        [*by_tasks, *own, "--output", str(tmp_path / "two-by-tasks.jsonl")],
         [*export, *others, "--output", str(tmp_path / "two")],
     ]
     assert _on_two(jobs) == [0] * len(jobs)
@@ -194,9 +219,12 @@ def _weights(export: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in export.glob("*.safetensors")}
 
 
-def test_pretraining_goes_on_in_another_layout_where_it_was_stopped(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", [("pp", "tp", "cp"), ("cp", "pp", "tp"), ("tp", "cp", "pp")])
+def test_pretraining_goes_on_in_another_layout_where_it_was_stopped(
+    alone: Path, tmp_path: Path, axes: tuple[str, ...]
+) -> None:
     command = ["pretrain", "smoke", *SMALL, "--dir", str(tmp_path / "run")]
-    jobs = [[*command, "pretrain.parallel.pp=2"], [*command, "pretrain.parallel.tp=2"], [*command, "parallel.pp=2"]]
+    jobs = [[*command, f"pretrain.parallel.{axis}=2"] for axis in axes]
     assert _on_two(jobs, stop=8) == [75, 0, 0]
     assert _losses(tmp_path / "run", "pretrain") == pytest.approx(_losses(alone, "pretrain"), rel=1e-5)
     found, expected = (_scores(path / "pretrain" / "in-run-scores.jsonl") for path in (tmp_path / "run", alone))

@@ -16,6 +16,7 @@ LAYOUTS = {
     "PP2": LayoutConfig(pp=2),
     "TP2": LayoutConfig(tp=2, sequence_parallel=True),
     "DP2": LayoutConfig(),
+    "CP2": LayoutConfig(cp=2),
     "PP2 VPP2": LayoutConfig(pp=2, vpp=2),
 }
 
@@ -24,12 +25,12 @@ def _as_megatron_sees_it() -> tuple[int | None, ...]:
     state = parallel_state
     vpp = state.get_virtual_pipeline_model_parallel_world_size()
     sizes = state.get_tensor_model_parallel_world_size(), state.get_pipeline_model_parallel_world_size()
-    return *sizes, state.get_data_parallel_world_size(), vpp
+    return *sizes, state.get_data_parallel_world_size(), state.get_context_parallel_world_size(), vpp
 
 
 def _sums(place: Topology) -> list[float]:
     """1 for each rank of an axis."""
-    return [sum_over(axis, torch.ones(1)).item() for axis in (place.tp, place.pp, place.dp)]
+    return [sum_over(axis, torch.ones(1)).item() for axis in (place.tp, place.pp, place.dp, place.cp)]
 
 
 def _refused(place: Topology) -> bool:
@@ -56,11 +57,11 @@ def _divided() -> list[tuple[object, ...]]:
 
 def test_a_job_goes_from_layout_to_layout_and_back_without_making_groups_again() -> None:
     for seen in run_ranks(_divided, 2):
-        first, second = seen[:4], seen[4:]
+        first, second = seen[: len(LAYOUTS)], seen[len(LAYOUTS) :]
         for (name, sizes, sums, of_job, _, weights), again in zip(first, second, strict=True):
-            tp, pp, dp = (2 if axis in name.split() else 1 for axis in ("TP2", "PP2", "DP2"))
-            assert sizes == (tp, pp, dp, 2 if "VPP2" in name else None)
-            assert sums == [tp, pp, dp] and of_job == [1, 1, 2]
+            axes = [2 if axis in name.split() else 1 for axis in ("TP2", "PP2", "DP2", "CP2")]
+            assert sizes == (*axes, 2 if "VPP2" in name else None)
+            assert sums == axes and of_job == [1, 1, 2, 1]
             assert again[:4] == (name, sizes, sums, of_job) and again[5] == weights
         assert {again[4] for again in second} == {first[-1][4]}, "groups were made a second time"
 

@@ -68,6 +68,7 @@ def test_two_ranks_agree_on_their_layout_and_share_faults_of_rank_0(tp: int, lay
     ("parallel", "key"),
     [
         (ParallelConfig(tp=2), "tp 2"),
+        (ParallelConfig(cp=2), "`parallel`: tp 1 x pp 1 x cp 2 does not divide the 1 process"),
         (ParallelConfig(vpp=2), "parallel.vpp"),
         (ParallelConfig(sequence_parallel=True), "parallel.sequence_parallel"),
     ],

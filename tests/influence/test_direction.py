@@ -375,6 +375,7 @@ LAYOUTS = {
     "PP2": ParallelConfig(pp=2),
     "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
     "DP2": ParallelConfig(),
+    "CP2": ParallelConfig(cp=2),
 }
 
 

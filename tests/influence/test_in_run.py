@@ -25,6 +25,7 @@ LAYOUTS = {
     "PP2": ParallelConfig(pp=2),
     "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
     "DP2": ParallelConfig(),
+    "CP2": ParallelConfig(cp=2),
 }
 ROWS, LENGTH, Z_LOSS = 8, 16, 1e-2
 
@@ -299,7 +300,7 @@ def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None
             groups: list[tuple[OutputLayer, int, tuple[str, ...]]] = [
                 ("fused", 1, ("gradient", "capture")), ("fused", 2, ("capture", "prefix")),
             ]  # fmt: skip
-            if layout == "TP2 SP":
+            if layout in ("TP2 SP", "CP2"):
                 groups.append(("recomputed", 2, ("capture",)))
             for output_layer, size, methods in groups:
                 given: Any = {"output_layer": output_layer, "steps": 1}

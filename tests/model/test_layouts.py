@@ -34,6 +34,7 @@ LAYOUTS = {
     "TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
     "PP2": ParallelConfig(pp=2),
     "PP2 VPP2": ParallelConfig(pp=2, vpp=2),
+    "CP2": ParallelConfig(cp=2),
 }
 Facts = dict[str, dict[str, np.ndarray]]
 
@@ -64,7 +65,8 @@ def _gradients(model: Model, tokens_BS: torch.Tensor, labels_BS: torch.Tensor) -
         tokens, labels = next(batches)
 
         def loss(hidden: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            scores = model.logprobs_from_hidden(hidden[:, : labels.size(1)], labels)
+            hidden = model.unpadded(hidden, labels.size(1))
+            scores = model.logprobs_from_hidden(hidden, model.own_columns(labels))
             return -scores.logprob.sum(), {}
 
         return run_chunk(chunk, tokens), loss

@@ -259,7 +259,9 @@ def train_loss(engine: Engine) -> float:
     return held_out_loss(engine.model, batch_of(50, dp.rank, dp.size), micro_batch=1)
 
 
-@pytest.mark.parametrize(("ranks", "names"), [(2, ["DP2", "TP2", "PP2"]), (4, ["DP2 PP2 VP2", "TP2 PP2 VP2 SP"])])
+@pytest.mark.parametrize(
+    ("ranks", "names"), [(2, ["DP2", "TP2", "PP2", "CP2"]), (4, ["DP2 PP2 VP2", "TP2 PP2 VP2 SP", "CP2 DP2"])]
+)
 def test_layouts_average_like_one_process_and_go_on_from_each_other(
     topology: Topology, tmp_path: Path, ranks: int, names: list[str]
 ) -> None:

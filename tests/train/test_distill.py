@@ -23,7 +23,7 @@ from synpro_engine.train.losses import DistillationLoss
 from synpro_engine.train.metrics import METRICS, flops_per_token, read_metrics
 from synpro_kernels import Teacher, linear_distill_definition
 
-LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {}]
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {}]
 CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0, mixture=(1.0, 3.0))
 SMALL = ("pretrain.max_steps=6", "pretrain.plateau=null", "pretrain.in_run=null", "pretrain.eval_every=6")
 

@@ -10,7 +10,7 @@ from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.train.test_layouts import LAYOUTS, engine_of, train
 
 STEPS = 2
-TRAINED_IN = ("PP2", "TP2 SP", "DP2 overlap", "PP2")
+TRAINED_IN = ("PP2", "TP2 SP", "DP2 overlap", "CP2", "PP2")
 
 
 def _trained(directory: Path) -> dict[str, list[tuple[float, ...]]]:

@@ -49,7 +49,7 @@ def test_it_is_off_by_default_and_on_where_it_is_asked_for(topology: Topology, t
 
 LAYOUTS = {
     "DP2": ParallelConfig(), "TP2": ParallelConfig(tp=2), "TP2 SP": ParallelConfig(tp=2, sequence_parallel=True),
-    "PP2": ParallelConfig(pp=2),
+    "PP2": ParallelConfig(pp=2), "CP2": ParallelConfig(cp=2),
 }  # fmt: skip
 
 

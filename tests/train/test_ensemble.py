@@ -121,7 +121,7 @@ def in_layouts(names: list[str], folder: Path, ports: list[int]) -> dict[str, li
 
 def test_layouts_measure_like_one_process(topology: Topology, tmp_path: Path) -> None:
     alone = losses(topology, tmp_path)
-    names = ["DP2", "TP2 SP", "PP2"]
+    names = ["DP2", "TP2 SP", "PP2", "CP2"]
     ranks = run_ranks(in_layouts, 2, names=names, folder=tmp_path, ports=free_ports(len(names)))
     for found in ranks:
         for name in names:

@@ -60,6 +60,14 @@ LAYOUTS = {
     "DP2 PP2 VP2": ParallelConfig(pp=2, vpp=2),
     "DP2 PP2": ParallelConfig(pp=2),
     "DP2 TP2": ParallelConfig(tp=2),
+    "CP2": ParallelConfig(cp=2),
+    "CP2 overlap": ParallelConfig(cp=2),
+    "CP2 TP2": ParallelConfig(cp=2, tp=2),
+    "CP2 TP2 SP": ParallelConfig(cp=2, tp=2, sequence_parallel=True),
+    "CP2 PP2": ParallelConfig(cp=2, pp=2),
+    "CP2 PP2 VP2": ParallelConfig(cp=2, pp=2, vpp=2),
+    "CP2 DP2": ParallelConfig(cp=2),
+    "CP4": ParallelConfig(cp=4),
 }
 
 
@@ -77,10 +85,12 @@ class Case:
 
 
 TWO_RANKS = [
+    Case("olmo2", "CP2"),
     *(Case(v, "TP2") for v in ("olmo2", "tied llama")),
     *(Case(v, "TP2 SP", "TP2") for v in ("olmo2", "tied llama")),
     *(Case(v, "PP2", "TP2") for v in ("olmo2", "tied llama")),
-    *(Case(v, "DP2", "TP2 SP") for v in ("olmo2", "tied llama")),
+    Case("olmo2", "DP2", "CP2"),
+    Case("tied llama", "DP2", "TP2 SP"),
     Case("qwen2", "TP2 SP"),  # biases are split with the heads
     Case("qwen2", "DP2", "TP2 SP"),
     Case("qwen3", "TP2 SP"),  # the norm of every head is on both ranks, each sees its own heads' gradient
@@ -102,6 +112,14 @@ TWO_RANKS = [
     Case("muon last block", "TP2"),
     Case("muon last block", "PP2", "TP2"),  # the first stage owns nothing, and works for the other
     Case("muon last block", "DP2", "PP2"),
+    *(Case(v, "CP2", "TP2") for v in ("tied llama", "muon last block")),
+    Case("qwen2", "CP2", "DP2"),
+    Case("qwen3", "CP2", "TP2 SP"),
+    Case("last block", "CP2", "PP2"),
+    Case("dropout", "CP2", "PP2"),
+    Case("dropout llama", "CP2", "PP2"),
+    Case("muon", "CP2", "DP2"),
+    *(Case(v, "CP2 overlap", "CP2 overlap") for v in ("olmo2", "dropout", "muon")),
 ]
 FOUR_RANKS = [
     Case("olmo2", "TP2 PP2 VP2 SP"),
@@ -112,6 +130,16 @@ FOUR_RANKS = [
     Case("dropout", "DP2 PP2 VP2", "TP2 PP2 VP2 SP"),
     Case("muon", "TP2 PP2 VP2 SP"),
     Case("muon", "DP2 TP2", "TP2 PP2 VP2 SP"),
+    Case("olmo2", "CP2 TP2 SP", "TP2 PP2 VP2 SP"),
+    Case("tied llama", "CP2 TP2", "DP2 PP2"),
+    Case("olmo2", "CP2 DP2", "CP2 TP2 SP"),
+    Case("tied llama", "CP2 PP2", "CP2 TP2"),
+    Case("olmo2", "CP2 PP2 VP2", "CP2 DP2"),
+    Case("olmo2", "CP4", "CP2 PP2 VP2"),
+    Case("dropout", "CP2 TP2 SP", "TP2 PP2 VP2 SP"),
+    Case("dropout", "CP2 DP2", "CP2 TP2 SP"),
+    Case("dropout", "CP2 PP2", "CP2 DP2"),
+    Case("muon", "CP2 DP2", "TP2 PP2 VP2 SP"),
 ]
 Numbers = dict[str, list[tuple[float, ...]]]
 

@@ -21,7 +21,7 @@ from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
 
 FAMILIES = ("llama", "olmo2", "qwen3")
-LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}]
+LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"cp": 2}]
 """Of two ranks; the first is of two replicas."""
 DROPPED = DropoutConfig(embedding=0.2, attention=0.3, residual=0.2, depth=0.4, tokens=0.3, mask_token=5)
 

@@ -22,7 +22,7 @@ from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
 
 EOS, S = 0, 24
-LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {}]
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"cp": 2}, {}]
 
 
 def shape(family: str = "olmo2") -> ModelConfig:

@@ -189,7 +189,7 @@ def test_weights_go_on_without_the_run(topology: Topology, tmp_path: Path) -> No
     assert torch.equal(model.output_weight(), saved)
 
 
-LAYOUTS = {"DP2": ParallelConfig(), "TP2": ParallelConfig(tp=2)}
+LAYOUTS = {"DP2": ParallelConfig(), "TP2": ParallelConfig(tp=2), "CP2": ParallelConfig(cp=2)}
 
 
 def two_ranks(directory: str, ports: list[int]) -> dict[str, PretrainResult]:

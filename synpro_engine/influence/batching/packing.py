@@ -26,8 +26,12 @@ def separate_documents(model: Model, batches: Sequence[WindowBatch]) -> Iterator
     """Keep the windows of packed rows apart in the forwards (and their backwards) within the block.
 
     batches: the micro-batches that the block's one pass runs, in order; forwards beyond them (fillers of a pipeline)
-    are treated as the last. Does nothing where no row holds two windows.
+    are treated as the last. Does nothing where no row holds two windows. ValueError for a model whose ranks share
+    sequences: windows are scored where they are whole.
     """
+    if model.topology.cp.size > 1:
+        layout = model.topology.layout
+        raise ValueError(f"model: sequences are scored whole on each rank, and this layout shares them out: {layout}")
     if not any(batch.packed for batch in batches):
         yield
         return

@@ -63,7 +63,7 @@ def forward_backward(
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             if index < len(tokens):
                 # Without the columns that sequence parallelism padded on, for which there are no labels.
-                value = loss_of(index, hidden_BSH[:, : tokens_BS.size(1)])
+                value = loss_of(index, model.unpadded(hidden_BSH, tokens_BS.size(1)))
             else:  # a filler: its backward pass must run, since other stages wait for what it sends
                 value = 0.0 * hidden_BSH.sum()
             # The middle one is Megatron's count of tokens: unused, since nothing is divided or finalised here.

@@ -109,11 +109,11 @@ def _runs(model: Model, batches: Sequence[LabelledBatch]) -> Iterator[list[Label
 
 
 def _sum_over_ranks(model: Model, sums: dict[Parameter, Tensor]) -> None:
-    """Make sums whole: over data-parallel ranks, over parts of the sequence, and over both places of tied weights."""
+    """Make sums whole: over replicas, over parts of the sequence, and over both places of tied weights."""
     topology = model.topology
     for parameter, total in sums.items():
         # What Megatron does for a trainer's buffers as a step ends; these sums are not in them.
-        sum_over(topology.dp, total)
+        sum_over(topology.replicas, total)
         # Norm weights: each rank saw its own positions, so that the ranks' gradients are parts of one sum.
         if getattr(parameter, "sequence_parallel", False):
             sum_over(topology.tp, total)

@@ -22,7 +22,7 @@ from synpro_engine.train.optimizer import MOMENTUM
 from synpro_engine.train.owned import Shard
 
 Tensors = Mapping[str, Tensor]
-"""By the parameter's name, fp32 and of its local shape, the same on all data-parallel ranks."""
+"""By the parameter's name, fp32 and of its local shape, the same on all replicas."""
 
 
 class NextMuon:
@@ -97,10 +97,10 @@ class NextMuon:
         return tensors[self._names[id(own.parameter)]].reshape(-1)[own.start : own.stop]
 
     def _on_whole(self, of: Callable[[Shard], Tensor], work: Work, dtype: torch.dtype) -> dict[str, Tensor]:
-        """`Muon.on_whole`, put together: by name, on every data-parallel rank."""
+        """`Muon.on_whole`, put together: by name, on every replica."""
         found = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._parameters.items()}
         for rectangle, made in self._muon.on_whole(of, work, dtype):
             own = rectangle.shard
             rectangle.of(found[self._names[id(own.parameter)]].view(-1)[own.start : own.stop]).copy_(made)
-        # Each entry is of one data-parallel rank and 0 on the others, so the sum is exact.
-        return {name: sum_over(self._model.topology.dp, whole) for name, whole in found.items()}
+        # Each entry is of one replica and 0 on the others, so the sum is exact.
+        return {name: sum_over(self._model.topology.replicas, whole) for name, whole in found.items()}

@@ -15,8 +15,7 @@ def optimizer_values(engine: Engine, key: str, names: Container[str] | None = No
     """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
 
     key: "param" (the master weights), or of what AdamW moves "exp_avg" or "exp_avg_sq". names: the parameters that are
-    wanted; all where not given. Data-parallel ranks keep a part each; here every rank gets the whole. Collective over
-    data-parallel ranks.
+    wanted; all where not given. Replicas keep a part each; here every rank gets the whole. Collective over replicas.
     """
     values = {}
     for name, parameter in engine.model.named_parameters():
@@ -29,6 +28,6 @@ def optimizer_values(engine: Engine, key: str, names: Container[str] | None = No
                 shard = part._get_model_param_range_map(parameter)["param"]
                 state = part._get_main_param_and_optimizer_states(parameter)[key]
                 whole.view(-1)[shard.start : shard.end] = state.detach()
-        # Each entry is held by one data-parallel rank and 0 on the others, so the sum is exact.
-        values[name] = sum_over(engine.model.topology.dp, whole)
+        # Each entry is held by one replica and 0 on the others, so the sum is exact.
+        values[name] = sum_over(engine.model.topology.replicas, whole)
     return values

@@ -9,8 +9,8 @@ estimators give those.)
 A real step on x would clip its gradient. Where scores are to follow that, weight gradients are formed after all, text
 by text (`gradient_norms`), and a score is of the clipped gradient: one norm a text, of all its windows.
 
-Exact under tensor, sequence and pipeline parallelism: each rank adds up its shards, then the ranks sum one number a
-token. The layers' formulas are in `layer_dots`.
+Exact under tensor, sequence and pipeline parallelism, of whole sequences: each rank adds up its shards, then the ranks
+sum one number a token. The layers' formulas are in `layer_dots`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def plain_logits(model: Model, tokens_BS: Tensor, weights: Weights) -> Tensor:
 def check_whole(model: Model) -> None:
     """Raise ValueError where this rank holds a part of the model only."""
     topology = model.topology
-    if topology.tp.size * topology.pp.size > 1:
+    if topology.tp.size * topology.pp.size * topology.cp.size > 1:
         raise ValueError(f"model: plain torch needs all of it on one rank, this layout is {topology.layout}")
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from synpro_engine.dist import sum_over
 from synpro_engine.influence.directions import Direction
-from synpro_engine.influence.examples import Examples, ExampleScore
+from synpro_engine.influence.examples import NO_EXAMPLE, Examples, ExampleScore
 from synpro_engine.influence.in_run.prefix_reader import PrefixReader
 from synpro_engine.influence.in_run.readers import CaptureReader, GradientReader, Reader
 from synpro_engine.train.engine import Engine, LossFn
@@ -91,10 +91,14 @@ class InRun:
         with reader.attached(loss_fn) as watched:
             step = WatchedStep(loss_fn=watched)
             yield step
-        topology, sums_KN = self._model.topology, reader.sums(examples)
+        model, topology = self._model, self._model.topology
+        own = [replace(part, example_BS=model.own_columns(part.example_BS, NO_EXAMPLE)) for part in examples]
+        sums_KN = reader.sums(own)
         # The engine differentiates objective / denominator, scores are of the objective. Collective, whatever a stage
         # holds.
-        sums_KN = sum_over(topology.pp, sum_over(topology.tp, sums_KN)) * denominator
+        for axis in (topology.tp, topology.pp, topology.cp):
+            sum_over(axis, sums_KN)
+        sums_KN *= denominator
         step.scores = self._scores(microbatches, examples, sums_KN.cpu())
 
     def _reader(self, microbatches: Sequence[LabelledBatch], examples: Sequence[Examples]) -> Reader:
