@@ -38,7 +38,8 @@ class Case:
     @property
     def recipe(self) -> Recipe:
         """Read anew each time, for a case is sent to other processes by its names. UserError as `load_recipe`."""
-        return load_recipe(self.recipe_name, self.overrides)
+        # By AdamW, as the rivals do, where nothing else is asked for.
+        return load_recipe(self.recipe_name, ("pretrain.optimizer.name=adamw", *self.overrides))
 
     @property
     def title(self) -> str:
