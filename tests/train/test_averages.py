@@ -254,6 +254,13 @@ def run_layouts(names: list[str], directory: Path, ports: list[int]) -> dict[str
     return found
 
 
+def near(key: str) -> float:
+    """How far a tensor of a checkpoint may be from one process's, relative to its norm."""
+    if key.startswith(("optimizer.ema", "optimizer.average")):
+        return 1e-6
+    return 2e-5 if key.startswith("optimizer.exp_avg_sq") else 1e-5  # a square is twice as far off as its gradient
+
+
 def train_loss(engine: Engine) -> float:
     dp = engine.model.topology.dp
     return held_out_loss(engine.model, batch_of(50, dp.rank, dp.size), micro_batch=1)
@@ -284,4 +291,4 @@ def test_layouts_average_like_one_process_and_go_on_from_each_other(
             assert set(ours) == set(theirs)
             for key in theirs:
                 error = (ours[key] - theirs[key]).norm() / theirs[key].norm()
-                assert error < (1e-6 if key.startswith(("optimizer.ema", "optimizer.average")) else 1e-5), (name, key)
+                assert error < near(key), (name, key)
