@@ -20,6 +20,7 @@ from benchmarks.common.documents import renew
 from benchmarks.common.environment import environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.world.page import blocks, draw
+from benchmarks.world.ranking import Ranking
 from benchmarks.world.study import Study, tune_repetition
 from benchmarks.world.trainings import Trainings
 from benchmarks.world.world import World
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=1, metavar="N", help="to share seeds out over processes")
     parser.add_argument("--truths", type=int, default=3, help="seeds on which each action is trained on alone")
     parser.add_argument("--tune", action="store_true", help="try repetition's settings alone, on another world")
+    parser.add_argument(
+        "--ranking", type=int, nargs="+", metavar="STEPS",
+        help="in place of arms: what each action is worth after up to so many steps, and other scores than influence's",
+    )  # fmt: skip
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of a run")
     given = parser.parse_args(arguments)
     output = given.given or given.output or given.dir / "records.jsonl"
@@ -70,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in range(given.first_seed, given.first_seed + given.seeds):
                 known = read_lines(output) if output.exists() else []
                 place = given.dir / f"seed-{seed}"
-                for record in seed_records(seed, place, known, topology, seed <= given.truths):
+                if given.ranking:
+                    ranking = Ranking(Trainings(World(seed), place, topology))
+                    records = ranking.records([one for one in known if one["seed"] == seed], given.ranking)
+                else:
+                    records = seed_records(seed, place, known, topology, seed <= given.truths)
+                for record in records:
                     write_lines(output, [{**record, "environment": _where()}])
     records = read_lines(output)
     tables = blocks(records)

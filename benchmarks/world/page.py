@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.common.multiples import interval, mean, multiples
 from benchmarks.common.tables import markdown
+from benchmarks.world.ranking_page import horizons, scores, spearman
 from benchmarks.world.rephraser import ACTIONS
 from benchmarks.world.study import COPIES
 from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve
@@ -28,6 +29,8 @@ def blocks(records: Sequence[Record]) -> dict[str, str]:
         "world-pairs": _pairs(records),
         "world-curve": _curve(records),
         "world-actions": _actions(records),
+        "world-horizons": horizons(records),
+        "world-scores": scores(records),
         "world-grid": _grid(records),
     }
 
@@ -131,16 +134,12 @@ def _actions(records: Sequence[Record]) -> str:
         ),
         rows,
     )
-    return f"{table}\n\nRank correlation of influence with what is gained: {_spearman(worth, said):.2f}."
+    return f"{table}\n\nRank correlation of influence with what is gained: {spearman(worth, said):.2f}."
 
 
 def _probabilities(records: Sequence[Record], name: str) -> np.ndarray | None:
     found = [one["probabilities"] for one in records if one["bench"] == "world" and one["name"] == name]
     return np.mean(found, axis=0) if found else None
-
-
-def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    return float(np.corrcoef([np.argsort(np.argsort(values)) for values in (a, b)])[0, 1])
 
 
 def draw(records: Sequence[Record], path: Path) -> None:

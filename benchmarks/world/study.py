@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.world.rephraser import ACTIONS, WRONG, Rephraser, judged, within_groups
 from benchmarks.world.trainings import MASK, TUNED, UNTUNED, Trainings
-from benchmarks.world.world import PEOPLE, Text
+from benchmarks.world.world import PEOPLE, Text, World
 from synpro_engine.influence import Estimator, EstimatorConfig
 
 GRID: list[dict[str, Any]] = [
@@ -101,18 +101,26 @@ class Study:
         return self._on(kept, "best-of")
 
     def _only(self, action: int) -> Record:
-        form, care = ACTIONS[action]
-        rng = self._world.draws("truth", action)
-        made = [
-            self._world.say(source.person, form, source.style, rng, WRONG[care])
-            for _ in range(_OF_EACH)
-            for source in self._sources
-        ]
-        scored = self._influence(made[:: len(made) // 48])
+        made = texts_of(self._world, self._sources, action)
+        scored = self._influence(sample_of(made))
         return self._on(made, f"only-{action}") | {
             "influence": float(np.mean(scored)),
             "error": float(np.std(scored, ddof=1) / len(scored) ** 0.5),
         }
+
+
+def texts_of(world: World, sources: Sequence[Text], action: int) -> list[Text]:
+    """What one action makes of all sources."""
+    form, care = ACTIONS[action]
+    rng = world.draws("truth", action)
+    return [
+        world.say(source.person, form, source.style, rng, WRONG[care]) for _ in range(_OF_EACH) for source in sources
+    ]
+
+
+def sample_of(texts: Sequence[Text]) -> Sequence[Text]:
+    """Those that an action is scored by."""
+    return texts[:: len(texts) // 48]
 
 
 def tune_repetition(trainings: Trainings) -> Iterator[Record]:

@@ -11,12 +11,20 @@ import torch
 from benchmarks.world.world import EOS, VOCABULARY, Text, World, corpus
 from synpro_engine.data import Batch, TokenLoader, eval_windows
 from synpro_engine.dist import Topology
-from synpro_engine.influence import Estimator, EstimatorConfig, build_estimator, next_step_direction
+from synpro_engine.influence import (
+    Estimator,
+    EstimatorConfig,
+    ProbeConfig,
+    build_estimator,
+    next_step_direction,
+    run_probe,
+)
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.trainer import pretrain
 
 SHAPE = ModelConfig(
@@ -27,6 +35,7 @@ MASK = VOCABULARY
 TO_THETA, FROM_THETA = 300, 300
 """Steps."""
 _ROWS, _RATE = 16, 2e-3
+_WALK_RATE = 3e-4  # a sixth of training's, as the paper's is of its own
 UNTUNED: dict[str, Any] = {"optimizer": {"lr": _RATE, "weight_decay": 0.1}}
 TUNED: dict[str, Any] = {
     "optimizer": {"lr": _RATE, "weight_decay": 1.0},
@@ -76,6 +85,22 @@ class Trainings:
         """Train on the organic text alone to where the arms part."""
         return self._run(self.theta, {"organic": self.world.organic()}, 0.0, self._config(TO_THETA, TUNED), start=None)
 
+    def losses_along(self, name: str, synthetic: Sequence[Text], steps: int, every: int) -> dict[int, dict[str, float]]:
+        """Train on from theta with these texts, or with organic ones alone; by steps from theta: held-out losses."""
+        sources = {"organic": self.world.organic()} | ({"synthetic": synthetic} if synthetic else {})
+        config = self._config(steps, TUNED | {"eval_every": every})
+        self._run(self.place / name, sources, 0.5, config, start=self._last(self.theta))
+        evaluated = [line for line in read_metrics(self.place / name / METRICS) if line["kind"] == "eval"]
+        return {line["step"] - TO_THETA: {text: line[f"{text}_loss"] for text in self._held_out} for line in evaluated}
+
+    def checkpoints(self, name: str, synthetic: Sequence[Text] = (), *, anew: bool = False) -> list[Path]:
+        """The checkpoints after each third of a training that is otherwise theta's (`anew`) or an arm's."""
+        steps, start = (TO_THETA, None) if anew else (FROM_THETA, self._last(self.theta))
+        config = self._config(steps, TUNED | {"checkpoint_every": steps // 3, "keep_checkpoints": 3})
+        sources = {"organic": self.world.organic()} | ({"synthetic": synthetic} if synthetic else {})
+        self._run(self.place / name, sources, 0.5, config, start=start)
+        return sorted((self.place / name / "checkpoints").iterdir())
+
     def _config(self, steps: int, settings: Mapping[str, Any]) -> TrainConfig:
         usual = {
             "max_steps": steps, "global_batch": _ROWS, "micro_batch": _ROWS,
@@ -99,12 +124,35 @@ class Trainings:
     def _last(directory: Path) -> Path:
         return max((directory / "checkpoints").iterdir())
 
-    def influence(self, estimator: EstimatorConfig) -> Estimator:
-        """What a text is worth to theta along AdamW's next step for the reference."""
+    def influence(
+        self,
+        estimator: EstimatorConfig,
+        at: Path | None = None,
+        others: Mapping[str, Sequence[Text]] | None = None,
+    ) -> Estimator:
+        """What a text is worth to theta along AdamW's next step for the reference.
+
+        at: another checkpoint than theta's. others: by name, questions that are references of directions beside it.
+        """
         model = build_model(SHAPE, self.topology, dtype=torch.float32, seed=self.world.seed)
         engine = Engine(model, OptimizerConfig.model_validate(TUNED["optimizer"]))
-        load_checkpoint(self._last(self.theta), model, engine)
+        load_checkpoint(self._last(self.theta) if at is None else at, model, engine)
         loader = self._loader({"organic": self.world.organic()}, 0.0)
         upcoming = [[loader.next_batch()] for _ in range(4)]
         direction = next_step_direction(engine, self._held_out["reference"], upcoming)
-        return build_estimator(estimator, model, direction, start_id=EOS)
+        named = {
+            name: next_step_direction(engine, self._batches(texts), upcoming) for name, texts in (others or {}).items()
+        }
+        return build_estimator(estimator, model, direction, start_id=EOS, others=named)
+
+    def walked(self, steps: int) -> Estimator:
+        """The paper's: what so many steps on the reference do to a text's loss."""
+        theta, after = (build_model(SHAPE, self.topology, dtype=torch.float32, seed=None) for _ in range(2))
+        load_checkpoint(self._last(self.theta), theta)
+        questions = corpus(self.world.asked(self.world.reference), values_alone=True)
+        loader = TokenLoader(
+            {"reference": questions}, {"reference": 1.0}, SHAPE.seq_len, _ROWS, self.world.seed, separate_documents=True
+        )
+        config = ProbeConfig(kind="walk", steps=steps, lr=_WALK_RATE, global_batch=_ROWS, micro_batch=_ROWS)
+        run_probe(self._last(self.theta), after, loader, config)
+        return build_estimator(EstimatorConfig(estimator="two_forward"), theta, after, start_id=EOS)

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.world import ranking, trainings
 from benchmarks.world.__main__ import main
+from benchmarks.world.ranking import BASE, HORIZONS, NAMES
+from benchmarks.world.ranking_page import horizons, scores
 from benchmarks.world.rephraser import ACTIONS, Rephraser, judged, within_groups
 from benchmarks.world.study import COPIES
 from benchmarks.world.world import EOS, FORMS, PEOPLE, VOCABULARY, Text, World, corpus
 from synpro_engine.config import json_text
+from synpro_engine.dist import ParallelConfig, launched
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,15 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
     docs = tmp_path / "docs"
     docs.mkdir()
-    names = ("world-arms", "world-pairs", "world-curve", "world-actions", "world-grid")
+    names = (
+        "world-arms",
+        "world-pairs",
+        "world-curve",
+        "world-actions",
+        "world-horizons",
+        "world-scores",
+        "world-grid",
+    )
     (docs / "evidence.md").write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "evidence.md").read_text()
@@ -103,3 +115,54 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     assert "| tuned, no influence | 0.350 | 0.350 to 0.350 |" in page
     assert "Rank correlation of influence with what is gained: 1.00." in page and "| 6 % |" in page
     assert (docs / "images" / "world.png").stat().st_size > 10_000
+
+
+def _ranked(seed: int) -> list[dict[str, Any]]:
+    """Of one world: actions in order of their worth after a step, and in the opposite order after many."""
+    records: list[dict[str, Any]] = [
+        {"bench": "world_truth", "seed": seed, "name": name, "horizon": 300, "losses": {
+            str(step): {"validation": 3.0 if name == BASE else 3.0 - (place if step < 100 else -place) / 100}
+            for step in HORIZONS}}
+        for place, name in enumerate((BASE, *NAMES))
+    ]  # fmt: skip
+    return records + [
+        {"bench": "world_scores", "seed": seed, "name": name, "scores": {"next step": place * seed, "other": -place}}
+        for place, name in enumerate(NAMES)
+    ]
+
+
+def test_scores_are_held_to_what_actions_are_worth_at_each_horizon() -> None:
+    records = [one for seed in (1, 2) for one in _ranked(seed)]
+    assert f"| {NAMES[0]} | +0.010 | +0.010 | -0.010 | -0.010 |" in horizons(records)
+    found = scores(records)
+    assert "| next step | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | -1.00 (-1.00 to -1.00) |" in found
+    assert "| other | -1.00 " in found and "| *its worth after 1 step* |  | 1.00 " in found
+
+
+def test_worth_after_all_steps_is_read_off_the_study_s_own_trainings_too() -> None:
+    study = [{"bench": "world", "seed": 1, "name": BASE, "validation": 2.0, "reference": 2.0}]
+    study += [
+        {"bench": "world_action", "seed": 1, "name": name, "validation": 1.0 - place / 50, "reference": 1.0}
+        for place, name in enumerate(NAMES)
+    ]
+    told = [one for one in _ranked(1) if one["bench"] == "world_scores"]
+    assert "| next step |  |  |  | 1.00 |" in scores(study + told) and scores(told) == "" == horizons(study)
+
+
+def test_scores_and_short_truths_of_a_world_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TO_THETA", "FROM_THETA"):
+        monkeypatch.setattr(trainings, name, 6)
+    monkeypatch.setattr(ranking, "sample_of", lambda texts: texts[:6])
+    names = ["questions, careful", "noise, careful"]
+    with launched(ParallelConfig()) as topology:
+        of = ranking.Ranking(trainings.Trainings(World(5), tmp_path / "w", topology), names)
+        found = list(of.records([], [2]))
+        again = list(of.records(found, [2]))
+    truths, told = ([one for one in found if one["bench"] == bench] for bench in ("world_truth", "world_scores"))
+    assert [one["name"] for one in truths] == [BASE, *names] and again == []
+    assert all({"1", "2"} <= set(one["losses"]) for one in truths)
+    questions, noise = (one["scores"] for one in told)
+    assert questions.keys() == noise.keys() and {"next step", "not clipped", "walk of 10 steps"} < questions.keys()
+    assert questions["next step"] != questions["towards the validation"] != questions["walk of 10 steps"]
+    assert noise["at values alone"] == 0.0 != noise["next step"]
+    assert not (tmp_path / "w").exists()
