@@ -35,17 +35,19 @@ from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
 from synpro_engine.cycle.recipe import recipe_of_records
-from synpro_engine.cycle.run_layout import PRETRAIN
+from synpro_engine.cycle.run_layout import CONFIG, PRETRAIN
 from synpro_engine.cycle.scoring.averaging import average_models
 from synpro_engine.cycle.scoring.ensemble import Asked, measure_ensemble
 from synpro_engine.cycle.scoring.references import pair_of_checkpoint, pair_of_run
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.cycle.status import run_status
+from synpro_engine.cycle.summaries import comparison
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.data import ReadConfig
 from synpro_engine.dist import ParallelConfig, Topology, broadcast_object, launched, say
 from synpro_engine.dist.environment import read_environment
 from synpro_engine.influence import EstimatorConfig
+from synpro_engine.report import write_comparison
 from synpro_engine.storage import all_at_hand
 from synpro_engine.storage import place as checked_place
 from synpro_engine.train.config import WeightsOf
@@ -169,11 +171,26 @@ def join_generation(recipe: str, overrides: Sequence[str], directory: Path | Non
         join_generation_of(cycle, patience_s=60 * patience)
 
 
-def report(recipe: str, overrides: Sequence[str], directory: Path | None) -> None:
-    """Write the report of what is there."""
+def report(recipe: str, overrides: Sequence[str], directory: Path | None, output: Path | None = None) -> None:
+    """Write the report of what is there, which lies in its run's directory."""
+    if output is not None:
+        raise UserError("--output: is for the page of several runs; a run's report.html lies in its --dir")
+    if (Path(recipe) / CONFIG).is_file():
+        raise UserError(f"{recipe}: is a run; name another to compare it with, or its recipe and --dir")
     with _cycle(recipe, overrides, directory, models=False) as cycle:
         cycle.open_directory()
         cycle.write_report()
+
+
+def compare(overrides: Sequence[str], directories: Sequence[Path], directory: Path | None, output: Path | None) -> None:
+    """Write the page of several runs to `output`. overrides, directory: what does not go with that, if given."""
+    given = [*overrides, *([f"--dir {directory}"] if directory is not None else [])]
+    if given:
+        raise UserError(f"report: of several runs {given[0]} says nothing; each is taken as it is")
+    path = output or Path("comparison.html")
+    must_be_writable(path, "--output")
+    write_comparison(comparison(directories), path)
+    print(f"written: {path.resolve()}")
 
 
 class JobConfig(Config):
@@ -405,12 +422,16 @@ def trace(
     directory: Path | None,
     wanted: str | tuple[str, int, int, int],
     *,
+    arm: str | None = None,
     as_json: bool,
 ) -> None:
-    """Print where a document, by its id, or a token (stage, step, row, place in the row) is from."""
+    """Print where a document, by its id, or a token (stage, step, row, place in the row) is from.
+
+    arm: of a document, whose texts.
+    """
     with _cycle(recipe, overrides, directory, models=False) as cycle:
         cycle.open_directory()
-        found = trace_document(cycle, wanted) if isinstance(wanted, str) else trace_token(cycle, *wanted)
+        found = trace_document(cycle, wanted, arm) if isinstance(wanted, str) else trace_token(cycle, *wanted)
         if cycle.topology.is_main:
             lines = [json_text(asdict(found), indent=2)] if as_json else trace_text.lines(found)
             for line in lines:

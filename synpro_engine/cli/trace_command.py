@@ -25,6 +25,8 @@ Walk from a token that was trained on, or from a document's id, back to the char
       its tokens and how many of them were trained on), the steps and rows that read it
   synpro trace quickstart 'sotu/1995-Clinton-1#25:482-776:rephrase:0'
       a synthetic one: its record, its source's characters, what became of it, the steps and rows that read it
+  synpro trace arms-smoke 'sotu/1995-Clinton-1#25:482-776:rephrase:0' --arm placebo
+      the text that this arm has under an id that other arms have too; without --arm the first one's, and who else
 
 \b
 Steps count from 1, as in metrics.jsonl, and an arm's go on behind pretraining's. Rows of the global batch and tokens of
@@ -46,8 +48,8 @@ def trace(
     token: Annotated[int | None, typer.Option("--token", metavar="T", help="Of the row, from 0.")] = None,
     arm: Annotated[
         str | None,
-        typer.Option("--arm", metavar="STAGE", help="Whose step: pretrain, repeat, round-1/continue, ...",
-                     show_default="pretrain"),
+        typer.Option("--arm", metavar="ARM", show_default="pretrain",
+                     help="Whose step: pretrain, repeat, round-1/continue, ...; with DOC_ID, which arm's texts."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
 ) -> None:  # fmt: skip
@@ -59,10 +61,10 @@ def trace(
     ids = [argument for argument in given if "=" not in argument] + ([] if id is None else [id])
     at = {"--step": step, "--row": row, "--token": token}
     missing = [option for option, value in at.items() if value is None]
-    if len(ids) > 1 or (ids and (arm is not None or len(missing) < len(at))) or not (ids or len(missing) < len(at)):
+    if len(ids) > 1 or (ids and len(missing) < len(at)) or not (ids or len(missing) < len(at)):
         raise UserError("trace: give one DOC_ID, or --step, --row and --token")
     if not ids and missing:
         raise UserError(f"trace: give {' and '.join(missing)} too; a token is named by --step, --row and --token")
     wanted = ids[0] if ids else (arm or "pretrain", step or 0, row or 0, token or 0)
     overrides = [argument for argument in given if "=" in argument]
-    commands.trace(recipe, overrides, directory, wanted, as_json=as_json)
+    commands.trace(recipe, overrides, directory, wanted, arm=arm if ids else None, as_json=as_json)

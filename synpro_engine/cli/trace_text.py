@@ -44,7 +44,10 @@ def _span(characters: tuple[int, int] | None) -> str:
 def _document(found: DocumentTrace) -> Iterator[str]:
     kind = "cut into pieces" if found.pieces else "left out" if found.left_out else f"organic, split {found.split}"
     kind = f"stitched of {len(found.parts)} texts" if found.parts else kind
-    yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}"
+    of = "" if found.arm is None else f", arm {found.arm}"
+    yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}{of}"
+    if found.also:
+        yield f"also       {', '.join(found.also)} {'has' if len(found.also) == 1 else 'have'} a text of this id: --arm"
     if found.text is not None:
         yield f"text       {len(found.text)} characters: {_shortened(found.text)}"
     if found.synthetic is not None:

@@ -16,6 +16,7 @@ SCHEMAS = {
     "documents/*.jsonl.zst": 1,
     "left_out.jsonl": 1,
     "left_out/*.jsonl": 1,
+    "questions/*.jsonl": 1,
     "tasks.json": 1,
     "corpus.json": 1,
     "ids.jsonl": 1,

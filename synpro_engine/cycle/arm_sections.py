@@ -26,6 +26,10 @@ class ArmConfig(Config):
     influence: Literal["measured", "shuffled", "none"] = "measured"
     """What influence is to tuning: `measured`; `shuffled`, a placebo whose values change places within each group of
     completions; or `none`, which has no weight. Generation measures it all the same."""
+    unique_tokens: int | None = Field(default=None, gt=0)
+    """Of `text: unique`: the most of that text it has, in tokens, whole documents from the first on; what it reads
+    beyond is read again. All that it can read where not given. Several such arms are points of a curve, by which the
+    report says how many unique tokens the others are worth."""
     pretrain: dict[str, Any] = Field(default={})
     """Settings of `pretrain` that are others here, such as `{optimizer: {weight_decay: 1.0}}`."""
     probe: dict[str, Any] = Field(default={})
@@ -87,6 +91,8 @@ def arm_fault(arm: ArmConfig) -> str | None:
     """What is wrong with an arm's settings by themselves, in words that begin with the key."""
     if arm.influence != "measured" and arm.text != "tuned":
         return f"influence: {arm.influence} is for `text: tuned`; nothing is tuned here"
+    if arm.unique_tokens is not None and arm.text != "unique":
+        return f"unique_tokens: is for `text: unique`; this arm reads {arm.text} text"
     for key in _ONE_FOR_ALL:
         if key in arm.pretrain:
             return f"pretrain.{key}: is one for all arms, so that they can be compared"

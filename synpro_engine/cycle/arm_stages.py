@@ -63,6 +63,12 @@ class ArmStages:
         assert self._pair is not None, "an arm in rounds has one"
         return self._pair
 
+    @property
+    def earlier(self) -> dict[str, Path]:
+        """What generated in the rounds before the newest, by operation and round; all that follows is made from it."""
+        rounds = list(self._made.values())[:-1]
+        return {f"{name}, round {at}": stage for at, made in enumerate(rounds, 1) for name, stage in made.items()}
+
     def add_rounds(self) -> bool:
         """Add the rounds that are known of up to now; whether these are all."""
         recipe, known = self._graph.recipe, self._graph.known
@@ -172,7 +178,9 @@ class ArmStages:
 
     def _train(self, stage: str, steps: int, *, rounds: bool) -> None:
         for seed, trained in self.trained.items():
-            settings = self._of.arm(steps, synthetic=bool(self._pools), rounds=rounds, seed=seed)
+            settings = self._of.arm(
+                steps, synthetic=bool(self._pools), rounds=rounds, seed=seed, unique_tokens=self.arm.unique_tokens
+            )
             name, start = seeded(stage, seed), trained[-1]
             training = Training(
                 name=name,
@@ -184,8 +192,9 @@ class ArmStages:
                 made=dict(self._made),
                 arm=self.name,
             )
-            work = partial(arm_stage, training=training)
-            trained.append(self._add(name, EVALUATE, work, settings, *self.measured, start, *self._pools.values()))
+            work, asked = partial(arm_stage, training=training), (HELD_OUT,) if settings.questions else ()
+            parents = (*self.measured, *asked, start, *self._pools.values())
+            trained.append(self._add(name, EVALUATE, work, settings, *parents))
             self._graph.trainings.setdefault(trained[-1], training)
 
     def _decide(self, this: Round) -> str:
@@ -209,10 +218,12 @@ class ArmStages:
             arms=measured,
             pair=None if self._pair is None else (self._directory / self._pair[0], self._directory / self._pair[1]),
             corpora=self._paths(self.generated),
+            earlier=self.earlier,
         )
         ends = [trained[-1] for trained in self.trained.values()]
         parents = (TOKENIZE, *tasks, *ends, *(self._pair or ()), *self.generated.values())
         name = self._add(evaluation_of_arm(self.name), EVALUATE, work, self._of.evaluate, *parents)
+        self._graph.evaluations[self.name] = name
         self._graph.measured[name] = len(measured)
 
     def _add(

@@ -161,6 +161,8 @@ class _Counter:
             self.remarks.append("references from files are counted as full as their caps allow")
         if recipe.generate.server is not None:
             self.remarks.append("`generate.server` samples: --sampled-per-s is its rate, and its memory is not counted")
+        if recipe.pretrain.tasks_every:
+            self.remarks.append("questions (`pretrain.tasks_every`) are not counted")
         if recipe.corpus.max_held_out_tokens is None:
             self.remarks.append("without `corpus.max_held_out_tokens` evaluations are not counted")
         # As Megatron's `DType.optimal_dtype` decides.

@@ -55,6 +55,8 @@ class Graph:
         """By round and operation: the stages that generate."""
         self.measured: dict[str, int] = {}
         """By stage that evaluates: how many models."""
+        self.evaluations: dict[str, str] = {}
+        """By arm: the stage that evaluates it, which is another arm's where all of their stages are the same."""
         self.recipes: dict[str, Recipe] = {}
         """By stage: the recipe as its arm has it."""
         self.whole = False

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from synpro_engine.config import UserError
 from synpro_engine.cycle.arm_stages import ArmStages
 from synpro_engine.cycle.contents import contents_of
 from synpro_engine.cycle.graph import Graph, Known, known_of
@@ -23,6 +24,7 @@ from synpro_engine.cycle.run_layout import (
     TOKENIZE,
     UNIQUE,
     Round,
+    evaluation_of_arm,
 )
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.settings import SettingsOf, TasksSettings
@@ -47,6 +49,8 @@ class Plan:
         """What lies outside the directory is taken as rank 0 sees it. evaluated: follows pretraining. Collective."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._evaluated, self._known = evaluated, Known()
+        if recipe.arms:  # an arm that is another one must not show when all rounds are known, days later
+            planned(recipe, topology.world_size)
         # Rank 0's look for all, since a stage's settings decide whether it runs: ranks that disagreed
         # would part at its first collective.
         self._contents = on_main(topology, lambda: contents_of(recipe, stored_recipe(directory), directory))
@@ -76,10 +80,22 @@ class Plan:
 
 
 def planned(recipe: Recipe, ranks: int) -> Graph:
-    """All stages that a run may come to have, for who counts beforehand."""
+    """All stages that a run may come to have, for who counts beforehand; UserError for an arm that is another one."""
     graph = Graph(recipe, Path(), ranks, {}, Known(most=True))
     add_stages(graph)
+    _refuse_equal_arms(graph)
     return graph
+
+
+def _refuse_equal_arms(graph: Graph) -> None:
+    """An arm whose settings no stage of its own goes by would be trained once, and reported under another's name."""
+    for name in graph.recipe.arms:
+        stage = graph.evaluations[name]
+        if stage != evaluation_of_arm(name):
+            other = next(arm for arm, its in graph.evaluations.items() if its == stage)
+            raise UserError(
+                f"arms.{name}: nothing that it does goes by its settings, so that it would be arms.{other} once more"
+            )
 
 
 def looked_at(recipe: Recipe, directory: Path) -> Graph:
@@ -100,7 +116,7 @@ def add_stages(graph: Graph, evaluated: Evaluated | None = None) -> None:
     measured = (TOKENIZE,) if of.references is None else (TOKENIZE, REFERENCES)
     # Not made from the imported generator: another one leaves pretraining as it is.
     work = partial(pretrain_stage, training=training, evaluated=evaluated)
-    graph.add(PRETRAIN, PRETRAIN, work, of.pretrain, *measured)
+    graph.add(PRETRAIN, PRETRAIN, work, of.pretrain, *measured, *((HELD_OUT,) if of.pretrain.questions else ()))
     graph.whole = _add_arms(graph, of, tokens)
 
 
@@ -170,6 +186,7 @@ def _add_evaluation(
         arms=measured,
         pair=(directory / pair[0], directory / pair[1]) if pair else None,
         corpora={operation: directory / stage for operation, stage in made.items()},
+        earlier={} if arm is None else arm.earlier,
     )
     tasks = () if of.held_out is None else (HELD_OUT,)
     stages = [str(one.stage.relative_to(directory)) for one in measured]

@@ -140,9 +140,10 @@ class Recipe(Config):
         """That an oracle may read beside the training split; 0 where there is none."""
         in_rounds = [arm.continued for arm in self.all_arms.values() if arm.in_rounds] or [{}]
         others = max(own.get("steps", self.continued.steps) for own in in_rounds) * self.rounds
-        oracles = [arm.continued for arm in self.arms.values() if arm.text == "unique"]
-        steps = max((own.get("steps", others) for own in oracles), default=0)
-        return steps * self.pretrain.global_batch * self.model.seq_len
+        window = self.pretrain.global_batch * self.model.seq_len
+        oracles = [arm for arm in self.arms.values() if arm.text == "unique"]
+        read = [(arm.continued.get("steps", others) * window, arm.unique_tokens) for arm in oracles]
+        return max((most if own is None else min(most, own) for most, own in read), default=0)
 
     def of_arm(self, name: str) -> Recipe:
         """The recipe as an arm has it, which names no arms itself; UserError where it would be none."""
@@ -288,6 +289,8 @@ class Recipe(Config):
     @classmethod
     def _held_out_tasks_come_from_files(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
         for name, tasks in value.items():
+            if tasks.labels_field is not None and tasks.choices_field is None:
+                raise ValueError(f"{name}.labels_field: goes with `choices_field`, whose labels they are")
             if tasks.source is None:
                 raise ValueError(f"{name}: `source` is missing; the validation split is measured in any case")
         return value
@@ -297,7 +300,20 @@ class Recipe(Config):
     def _the_split_is_one_reference(cls, value: dict[str, ReferenceConfig]) -> dict[str, ReferenceConfig]:
         if sum(reference.source is None for reference in value.values()) > 1:
             raise ValueError("one without `source` is the reference split; there is only one")
+        for name, reference in value.items():
+            if reference.choices_field is not None:
+                raise ValueError(
+                    f"{name}.choices_field: is for `held_out`; of a reference the right answer alone counts"
+                )
         return value
+
+    @model_validator(mode="after")
+    def _there_are_questions_to_ask(self) -> Recipe:
+        if self.pretrain.tasks_every and not any(tasks.choices_field for tasks in self.held_out.values()):
+            raise ValueError(
+                "pretrain.tasks_every: no set of `held_out` has a `choices_field`, so there is none to ask"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_split_that_is_used_has_text(self) -> Recipe:
@@ -424,7 +440,7 @@ class Recipe(Config):
             own = self.of_arm(name)
             keys = (*learnt_from(own.pretrain, own.mix), *judge_files(own.reward))
             # What is recorded by its content is told apart by its place here, where nothing is read.
-            alike = json_text([arm.text, own.recorded(), {key: own.at(key) for key in keys}])
+            alike = json_text([arm.text, arm.unique_tokens, own.recorded(), {key: own.at(key) for key in keys}])
             if alike in seen:
                 raise ValueError(f"arms.{name}: is the same as arms.{seen[alike]}")
             seen[alike] = name

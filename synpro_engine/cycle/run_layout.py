@@ -41,6 +41,8 @@ UNFINISHED = "work"
 TASKS, TASKS_LEFT_OUT = "tasks.json", "left_out"
 """Of `references` and `held-out`: what became of the tasks, and a folder with a list of the records that were left out
 for each source."""
+QUESTIONS = "questions"
+"""Of `held-out`: a folder with the multiple-choice questions of each source that has such."""
 USED_SCORES = "scores"
 """Of `pretrain` and both arms: a folder with the scores, by source, that documents were repeated and ordered by."""
 TRAINING_RESULT = "result.json"
@@ -200,6 +202,11 @@ def documents_path(stage: Path, split: Split | Literal["unique"]) -> Path:
 def shards_path(stage: Path, name: str) -> Path:
     """The token shards of a split or a synthetic source inside their artifact."""
     return stage / "shards" / name
+
+
+def questions_path(stage: Path, name: str) -> Path:
+    """The questions of held-out tasks, by the name of their shards, inside the `held-out` artifact."""
+    return stage / QUESTIONS / f"{name}.jsonl"
 
 
 def reference_shards(name: str, source: str | None) -> str:

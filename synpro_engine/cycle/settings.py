@@ -86,12 +86,14 @@ class ImportSettings(StageSettings):
 class PretrainSettings(StageSettings):
     """Training to the plateau."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"organic"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"organic", "questions"})
 
     model: ModelConfig
     pretrain: PretrainConfig
     references: dict[str, float]
     """Weights, by the names of the references' shards."""
+    questions: tuple[str, ...] = ()
+    """Shards of the held-out tasks whose questions are asked on the way."""
     organic: OrganicCurriculum | None = None
     dtype: Dtype
     seed: int
@@ -100,18 +102,21 @@ class PretrainSettings(StageSettings):
 class ArmSettings(StageSettings):
     """Training on after the plateau."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"train_from", "organic", "synthetic"})
+    LATER: ClassVar[frozenset[str]] = frozenset("train_from organic synthetic unique_tokens questions".split())
 
     model: ModelConfig
     pretrain: PretrainConfig
     """For as many steps as this arm takes, without a plateau; nothing is scored on the way."""
     references: dict[str, float]
+    questions: tuple[str, ...] = ()
     continued: ContinueConfig | None
     """How synthetic text is mixed in; None where there is none."""
     train_from: WeightsOf = "raw"
     """The weights of `pretrain` or the arm before that it begins with."""
     organic: OrganicCurriculum | None = None
     synthetic: CurriculumConfig | None = None
+    unique_tokens: int | None = None
+    """Most tokens of an oracle's text."""
     dtype: Dtype
     seed: int
 
@@ -263,6 +268,11 @@ class SettingsOf:
         }
 
     @property
+    def _questions(self) -> tuple[str, ...]:
+        asked = self._recipe.pretrain.tasks_every > 0
+        return tuple(held_out_shards(name) for name, c in self._recipe.held_out.items() if asked and c.choices_field)
+
+    @property
     def _held_out(self) -> dict[str, TaskConfig]:
         return {held_out_shards(name): config for name, config in self._recipe.held_out.items()}
 
@@ -312,6 +322,7 @@ class SettingsOf:
             model=recipe.model,
             pretrain=recipe.pretrain.model_copy(update={"parallel": None, "seed": None}),
             references=self._references,
+            questions=self._questions,
             organic=recipe.mix.in_pretraining,
             dtype=self._dtype,
             seed=self._training_seed,
@@ -322,11 +333,19 @@ class SettingsOf:
         seed = self._recipe.pretrain.seed
         return self._seed if seed is None else seed
 
-    def arm(self, steps: int, *, synthetic: bool, rounds: bool = True, seed: int | None = None) -> ArmSettings:
+    def arm(
+        self,
+        steps: int,
+        *,
+        synthetic: bool,
+        rounds: bool = True,
+        seed: int | None = None,
+        unique_tokens: int | None = None,
+    ) -> ArmSettings:
         """Of an arm of so many steps: pretraining's, a decaying schedule goes on where it was.
 
         synthetic: whether it reads anything beside organic text. rounds: whether it ends where `continued` says, if
-        that is earlier. seed: another one than pretraining's.
+        that is earlier. seed: another one than pretraining's. unique_tokens: the most of an oracle's text.
         """
         recipe = self._recipe
         # Without a plateau, so that all arms take as many steps and the comparison is of the text alone.
@@ -338,10 +357,12 @@ class SettingsOf:
             model=recipe.model,
             pretrain=pretrain,
             references=self._references,
+            questions=self._questions,
             continued=continued,
             train_from=recipe.continued.train_from,
             organic=recipe.mix.organic,
             synthetic=recipe.mix.synthetic if synthetic else None,
+            unique_tokens=unique_tokens,
             dtype=self._dtype,
             seed=self._training_seed if seed is None else seed,
         )

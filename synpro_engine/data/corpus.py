@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synpro_engine.config import UserError
 from synpro_engine.data.documents import Document
 from synpro_engine.data.tokenizer import Tokenizer, document_ids
 
@@ -74,6 +76,24 @@ class TokenCorpus:
     def document_id(self, index: int) -> str:
         """Return the id of one document; the list of ids is read when the first is asked for."""
         return self._ids[index]
+
+    def head(self, tokens: int) -> TokenCorpus:
+        """The first documents, as many as so many tokens hold, as views. UserError where not one is so short.
+
+        Bytes of its text are not known (0), so that nothing is said per byte of it.
+        """
+        documents = int(np.searchsorted(self.offsets, tokens, side="right")) - 1
+        if documents == 0:
+            raise UserError(f"{tokens} tokens do not hold the first document, which has {self.offsets[1]}")
+        end, read_ids = int(self.offsets[documents]), self.read_ids
+        return replace(
+            self,
+            tokens=self.tokens[:end],
+            offsets=self.offsets[: documents + 1],
+            text_bytes=self.text_bytes if documents == self.num_documents else 0,
+            read_ids=lambda: itertools.islice(read_ids(), documents),
+            learnt=None if self.learnt is None else self.learnt[:end],
+        )
 
     def numbers_of(self, ids: Collection[str]) -> dict[str, int]:
         """Return the numbers of documents by their ids, of those that are there; no list of all ids is held for it."""

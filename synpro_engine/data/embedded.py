@@ -68,7 +68,8 @@ def embedded_files(source: str) -> tuple[Path, ...]:
 def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of one of the files, each with its line.
 
-    `id` and `text`; or `id`, `prompt` and `response`; or of pairs `id`, `source`, `text` and `label`.
+    `id` and `text`; or `id`, `prompt` and `response`, with all `choices` and the number `gold` of the right one; or of
+    pairs `id`, `source`, `text` and `label`.
     """
     name = source.removeprefix(EMBEDDED_PREFIX)
     if file.suffix == ".txt":
@@ -89,8 +90,9 @@ def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]
             continue
         # SciQ's has the bare question; the others' contexts begin with five more questions.
         prompt = doc["query"] if doc["query"].endswith("Answer:") else request["request"]["context"]
-        answer = doc["choices"][doc["gold"]]
-        yield number, {"id": f"{name}/{request['native_id']}", "prompt": prompt, "response": answer}
+        choices, gold = doc["choices"], doc["gold"]
+        asked = {"prompt": prompt, "response": choices[gold], "choices": choices, "gold": gold}
+        yield number, {"id": f"{name}/{request['native_id']}", **asked}
 
 
 def _texts_of(name: str, place: int, doc: dict[str, Any]) -> Iterator[dict[str, Any]]:

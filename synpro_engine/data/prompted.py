@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -24,12 +24,22 @@ from synpro_engine.data.tokenizer import Tokenizer
 class PromptedConfig(ReadConfig):
     """How records of prompt and response are read. Which of the three forms a record has is seen by its fields."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"choices_field", "gold_field", "labels_field"})
+
     prompt_field: str = Field(default="prompt", min_length=1)
     """Where a record holds what is given: a name or a dotted path, as `inputs` in FLAN's."""
     response_field: str = Field(default="response", min_length=1)
     """Where it holds what is to be learnt, as `targets` in FLAN's."""
     messages_field: str = Field(default="messages", min_length=1)
     """Where it holds a conversation: a list of objects with `role` and `content`."""
+    choices_field: str | None = Field(default=None, min_length=1)
+    """Where a record of `held_out` holds the answers that a multiple-choice question has, a list of texts, as
+    `choices.text` in ARC's; the right one is then the response."""
+    gold_field: str = Field(default="gold", min_length=1)
+    """Where it says which of them is right: a number from 0, as HellaSwag's `label`, or one of its `labels_field`."""
+    labels_field: str | None = Field(default=None, min_length=1)
+    """Where it holds the answers' labels, in their order, by which `gold_field` then says it: `choices.label` in ARC's,
+    whose `answerKey` is `A` or `1`."""
     joiner: str = "\n"
     """What stands between prompt and response, and between the turns of a conversation; a part of what is before it."""
 
@@ -47,6 +57,10 @@ class Task:
 
     id: str
     parts: tuple[Part, ...]
+    choices: tuple[str, ...] = ()
+    """Of a multiple-choice question: all of its answers."""
+    gold: int = 0
+    """The number of the right one, from 0."""
 
     def count(self, tokenizer: Tokenizer) -> int:
         """Tokens of the whole task, with its end."""
@@ -81,13 +95,63 @@ def read_tasks(
 ) -> Iterator[Task]:
     """Yield the tasks of `source`, one at a time; arguments, errors and memory are `read_placed_documents`'."""
     source = source if isinstance(source, Source) else find_source(source)
-    fields = (reading.prompt_field, reading.response_field, reading.messages_field, reading.text_field)
+    fields: tuple[str, ...] = (reading.prompt_field, reading.response_field, reading.messages_field, reading.text_field)
+    nested: tuple[str, ...] = (reading.messages_field,)
+    if reading.choices_field is not None:
+        nested = (
+            (reading.choices_field,) if reading.labels_field is None else (reading.choices_field, reading.labels_field)
+        )
+        fields = (reading.prompt_field, reading.gold_field, *nested)
 
     def task(id: str, content: dict[str, Any]) -> Task:
-        return Task(id, tuple(_parts(content, reading)))
+        return (
+            Task(id, tuple(_parts(content, reading)))
+            if reading.choices_field is None
+            else _question(id, content, reading)
+        )
 
-    nested = (reading.messages_field,)
     return (task for _, task in read_items(source, reading, fields, task, on_bad, may_nest=nested))
+
+
+def _question(id: str, fields: dict[str, Any], reading: PromptedConfig) -> Task:
+    name = reading.choices_field
+    assert name is not None
+    choices = tuple(_answer(text, f"{name}[{at}]") for at, text in enumerate(_list(fields, name)))
+    if len(choices) < 2:
+        raise Fault("missing field", f"`{name}` has {len(choices)} answers; there must be two or more to choose from")
+    gold = _gold(fields, reading, len(choices))
+    prompt = text_at(fields, reading.prompt_field, "prompt_field")
+    return Task(id, (Part(prompt + reading.joiner, False), Part(choices[gold], True)), choices, gold)
+
+
+def _answer(text: object, path: str) -> str:
+    if not isinstance(text, str):
+        raise Fault("wrong type", f"`{path}` must be a string, found {type(text).__name__}")
+    return checked(text, path)
+
+
+def _list(fields: dict[str, Any], name: str) -> list[Any]:
+    found = value_at(fields, name) if has(fields, name) else None
+    if not isinstance(found, list):
+        raise Fault("wrong type", f"`{name}` must be a list of texts, one for each answer")
+    return found
+
+
+def _gold(fields: dict[str, Any], reading: PromptedConfig, answers: int) -> int:
+    """The number of the right answer."""
+    name = reading.gold_field
+    given = value_at(fields, name) if has(fields, name) else None
+    if reading.labels_field is not None:
+        labels = _list(fields, reading.labels_field)
+        if len(labels) != answers or labels.count(given) != 1:
+            raise Fault("wrong type", f"`{name}` must be one of the {answers} labels in `{reading.labels_field}`")
+        return labels.index(given)
+    # A bool is an int, and means no place in a list.
+    number = int(given) if isinstance(given, str) and given.isdecimal() and given.isascii() else given
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < answers:
+        why = f"`{name}` must be a number from 0 to {answers - 1}, or with `labels_field` one of the labels"
+        raise Fault("wrong type", why)
+    return number
 
 
 def _parts(fields: dict[str, Any], reading: PromptedConfig) -> list[Part]:

@@ -5,11 +5,13 @@ Knows numbers and texts. It runs no model: a held-out loss is measured by `train
 
 import math
 
-from synpro_engine.evaluate.diversity import Diversity, common_words, measure_diversity
+from synpro_engine.evaluate.divergence import Divergences, divergences
+from synpro_engine.evaluate.diversity import Diversity, common_words, measure_diversities, measure_diversity
 from synpro_engine.evaluate.efficiency import Efficiency, EfficiencyConfig, data_efficiency
 from synpro_engine.evaluate.overlap import Overlap, measure_overlap
 
 __all__ = [
+    "Divergences",
     "Diversity",
     "Efficiency",
     "EfficiencyConfig",
@@ -17,6 +19,8 @@ __all__ = [
     "bits_per_byte",
     "common_words",
     "data_efficiency",
+    "divergences",
+    "measure_diversities",
     "measure_diversity",
     "measure_overlap",
 ]

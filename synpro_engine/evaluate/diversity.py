@@ -7,14 +7,18 @@ Standard measures, each blind to something:
 - compression ratio (Shaib et al., arXiv 2403.00553): bytes / zlib bytes. It sees repetition within 32 KiB only.
 - overlap: the share of a text's n-grams that occur anywhere in the organic text. 1.0 is a copy, in any order.
 - repetition between texts: the share of their n-grams that another of them has too. It rises with their number.
+- divergence from held-out organic text, both ways, by a small model of words (`divergence`).
+- perplexity under the model at the plateau, beside that of held-out organic text in pieces of the same lengths: below
+  it a text is what the model finds likely already, far above it off the distribution (Shumailov et al., as below).
 - rare words: the share outside the commonest words of the organic text, which is where a model that learns from models
   loses first (Shumailov et al., arXiv 2305.17493). It sees words alone, and a generator may bring rare ones of its own.
 
 Words and n-grams are those of `ngrams`; an n-gram never crosses from one text into the next.
 """
 
+import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -45,6 +49,17 @@ class Diversity:
     overlap_8: float | None = None
     repeated_8: float | None = None
     rare_words: float | None = None  # None also where the organic text's common words were not given
+    kl_to_organic: float | None = None  # see `divergence`; None also where there was no held-out text to hold it to
+    kl_from_organic: float | None = None
+    perplexity: float | None = None  # under a model that was trained on organic text alone
+    organic_perplexity: float | None = None  # of held-out organic text in pieces as long, under the same model
+
+    @property
+    def perplexity_gap(self) -> float | None:
+        """ln of the texts' perplexity over that of organic ones, nats per token: below 0 they are likelier."""
+        if self.perplexity is None or self.organic_perplexity is None:
+            return None
+        return math.log(self.perplexity / self.organic_perplexity)
 
 
 def common_words(texts: Iterable[str], share: float = COMMON_SHARE) -> Keys:
@@ -63,21 +78,41 @@ def measure_diversity(
     common: Keys | None = None,
     block_words: int = BLOCK_WORDS,
 ) -> Diversity:
-    """Measure `texts`; with `organic` also how many of their n-grams occur there.
+    """Measure `texts`; with `organic` also how many of their n-grams occur there. Arguments: `measure_diversities`."""
+    return measure_diversities({"": list(texts)}, organic=organic, common=common, block_words=block_words)[""]
+
+
+def measure_diversities(
+    sets: Mapping[str, Sequence[str]],
+    *,
+    organic: Iterable[str] | None = None,
+    common: Keys | None = None,
+    block_words: int = BLOCK_WORDS,
+) -> dict[str, Diversity]:
+    """Measure sets of texts, by their names; with `organic` also how many of their n-grams occur there.
 
     Args:
-        texts: the texts to measure, each on its own (an n-gram does not cross a boundary).
-        organic: the texts that `texts` may have been copied from; they pass by and are never held.
+        sets: the texts to measure, each on its own (an n-gram does not cross a boundary).
+        organic: the texts that they may have been copied from; they pass by once, for all sets, and are never held.
         common: words that are not rare, of `common_words`.
         block_words: distinct-n is the mean over blocks of this many words; a remainder shorter than a block is left
             out unless it is all there is. Compare only values taken with the same block.
     """
     assert block_words > 0
-    texts = list(texts)
-    words = words_of(texts)
+    words = {name: words_of(texts) for name, texts in sets.items()}
+    overlaps = dict.fromkeys(sets, (None, None)) if organic is None else _overlaps(words, organic, (4, 8))
+    return {name: _diversity(texts, words[name], overlaps[name], common, block_words) for name, texts in sets.items()}
+
+
+def _diversity(
+    texts: Sequence[str],
+    words: Words,
+    overlaps: tuple[float | None, ...],
+    common: Keys | None,
+    block_words: int,
+) -> Diversity:
     count = max(len(texts), 1)
     joined = "\n".join(texts).encode("utf-8", "surrogatepass")
-    overlaps = _overlaps(words, organic, (4, 8)) if organic is not None else (None, None)
     return Diversity(
         texts=len(texts),
         words=len(words.keys_N),
@@ -123,13 +158,22 @@ def _distinct(words: Words, n: int, block_words: int) -> float | None:
     return float(np.mean(ratios)) if ratios else None
 
 
-def _overlaps(words: Words, organic: Iterable[str], orders: Sequence[int]) -> tuple[float | None, ...]:
-    grams = [np.unique(ngrams_of(words, n)[0], return_counts=True) for n in orders]
-    found = [np.zeros(len(keys), dtype=bool) for keys, _ in grams]
+def _overlaps(
+    sets: Mapping[str, Words], organic: Iterable[str], orders: Sequence[int]
+) -> dict[str, tuple[float | None, ...]]:
+    grams = {name: [np.unique(ngrams_of(w, n)[0], return_counts=True) for n in orders] for name, w in sets.items()}
+    found = {name: [np.zeros(len(keys), dtype=bool) for keys, _ in of] for name, of in grams.items()}
     passing = iter(organic)
     while batch := list(islice(passing, _TEXTS_AT_ONCE)):
         source = words_of(batch)
-        for n, (keys, _), marks in zip(orders, grams, found, strict=True):
-            marks |= np.isin(keys, ngrams_of(source, n)[0])
-    shares = zip(grams, found, strict=True)
-    return tuple(float(counts[marks].sum() / counts.sum()) if len(keys) else None for (keys, counts), marks in shares)
+        passed = [ngrams_of(source, n)[0] for n in orders]
+        for name, of in grams.items():
+            for (keys, _), marks, there in zip(of, found[name], passed, strict=True):
+                marks |= np.isin(keys, there)
+    return {
+        name: tuple(
+            float(counts[marks].sum() / counts.sum()) if len(keys) else None
+            for (keys, counts), marks in zip(of, found[name], strict=True)
+        )
+        for name, of in grams.items()
+    }

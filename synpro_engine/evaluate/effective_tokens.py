@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +64,14 @@ class Multiple:
 def _told(multiple: float, curve: UniqueCurve) -> str:
     if math.isinf(multiple):
         return f"> {curve.tokens[-1] / curve.tokens[0]:.3g}"
+    if math.isnan(multiple):  # the curve's losses do not fall with the text
+        return "none"
     return "< 1" if multiple == 0 else f"{multiple:.2f}"
 
 
 def isotonic(tokens_S: Floats, loss_S: Floats, loss: float) -> float:
     """Linear in ln(tokens) between the sizes, once losses that rise with them are pooled (Barlow et al. 1972)."""
-    falling_S = _pooled(loss_S)
+    falling_S = pooled(loss_S)
     if loss > falling_S[0]:
         return 0.0
     if loss < falling_S[-1]:
@@ -83,7 +85,7 @@ def isotonic(tokens_S: Floats, loss_S: Floats, loss: float) -> float:
     return float(tokens_S[place - 1] * (tokens_S[place] / tokens_S[place - 1]) ** done)
 
 
-def _pooled(loss_S: Floats) -> Floats:
+def pooled(loss_S: Floats) -> Floats:
     """The nearest losses in squares that never rise, by pooling adjacent violators."""
     pools: list[tuple[float, int]] = []
     for loss in loss_S:
@@ -99,6 +101,30 @@ def power_law(tokens_S: Floats, loss_S: Floats, loss: float) -> float:
 
     For each b on a grid E and B are linear; the curve's ends bound what it says, as those of `isotonic` do.
     """
+    law = fitted_power_law(tokens_S, loss_S)
+    if law is None:
+        return math.nan
+    if loss > law.at(1.0):
+        return 0.0
+    if loss < law.at(tokens_S[-1] / tokens_S[0]):
+        return math.inf
+    return float(tokens_S[0] * (law.scale / (loss - law.floor)) ** (1 / law.exponent))
+
+
+class PowerLaw(NamedTuple):
+    """floor + scale x m^-exponent, of m times the curve's smallest text."""
+
+    floor: float
+    scale: float
+    exponent: float
+
+    def at(self, multiple: float) -> float:
+        """The loss there."""
+        return self.floor + self.scale * multiple**-self.exponent
+
+
+def fitted_power_law(tokens_S: Floats, loss_S: Floats) -> PowerLaw | None:
+    """What `power_law` goes by; None where the losses do not fall with the text."""
     if len(tokens_S) < 3:
         raise UserError("effective tokens: a power law needs losses of at least three sizes of text")
     exponent_B, basis_BS2, solve_B2S = _designs(tuple(tokens_S / tokens_S[0]))
@@ -106,13 +132,9 @@ def power_law(tokens_S: Floats, loss_S: Floats, loss: float) -> float:
     error_B = np.square((basis_BS2 @ fitted_B2[:, :, None])[..., 0] - loss_S).sum(1)
     error_B[(fitted_B2 < 0).any(1)] = math.inf
     best = int(error_B.argmin())
-    (e, scale), b, error = fitted_B2[best], exponent_B[best], error_B[best]
-    if math.isinf(error):  # the losses do not fall with the text
-        return math.nan
-    if loss > e + scale:
-        return 0.0
-    at_end = e + scale * (tokens_S[-1] / tokens_S[0]) ** -b
-    return math.inf if loss < at_end else float(tokens_S[0] * (scale / (loss - e)) ** (1 / b))
+    if math.isinf(error_B[best]):
+        return None
+    return PowerLaw(float(fitted_B2[best, 0]), float(fitted_B2[best, 1]), float(exponent_B[best]))
 
 
 @cache

@@ -3,10 +3,14 @@
 Knows typed numbers and texts (`ReportData`); does not know who measured them, or where they are stored.
 """
 
+from synpro_engine.report.comparison import ComparedRun, Comparison
 from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
-from synpro_engine.report.page import render_report, write_report
+from synpro_engine.report.page import render_comparison, render_report, write_comparison, write_report
 from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss
 from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
+from synpro_engine.report.sections.downstream import Downstream, QuestionsAsked, TaskCurve, TaskResult
+from synpro_engine.report.sections.downstream import joined as join_task_curves
+from synpro_engine.report.sections.effective_tokens import EffectiveCurve, EffectiveTokens, UniquePoint
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau, Pretraining
@@ -19,10 +23,15 @@ from synpro_engine.report.terminal import closing_summary
 __all__ = [
     "ArmTokens",
     "Arms",
+    "ComparedRun",
+    "Comparison",
     "CorpusInfo",
     "Curve",
     "CurveKind",
     "DataEfficiency",
+    "Downstream",
+    "EffectiveCurve",
+    "EffectiveTokens",
     "Environment",
     "HeldOutLoss",
     "InRunInfluence",
@@ -35,16 +44,23 @@ __all__ = [
     "OperationShare",
     "Plateau",
     "Pretraining",
+    "QuestionsAsked",
     "ReportData",
     "RewardCurves",
     "Sample",
     "ScoredDocument",
     "SplitSize",
     "StageTiming",
+    "TaskCurve",
     "TaskInfo",
+    "TaskResult",
     "Timeline",
     "TokenAccount",
+    "UniquePoint",
     "closing_summary",
+    "join_task_curves",
+    "render_comparison",
     "render_report",
+    "write_comparison",
     "write_report",
 ]

@@ -12,6 +12,8 @@ from synpro_engine.evaluate import Diversity
 from synpro_engine.report import svg
 from synpro_engine.report.sections.arms import Arms, DataEfficiency
 from synpro_engine.report.sections.corpus import CorpusInfo
+from synpro_engine.report.sections.downstream import Downstream
+from synpro_engine.report.sections.effective_tokens import EffectiveTokens
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence
 from synpro_engine.report.sections.pretraining import Pretraining
@@ -71,6 +73,8 @@ class ReportData:
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})
     tokens: TokenAccount | None = field(default=None, metadata={_TITLE: "Token accounting"})
     arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The arms"})
+    downstream: Downstream = field(default_factory=Downstream, metadata={_TITLE: "Downstream tasks"})
+    effective_tokens: EffectiveTokens = field(default_factory=EffectiveTokens, metadata={_TITLE: "Effective tokens"})
     # Where the recipe has a table to go by.
     data_efficiency: tuple[DataEfficiency, ...] = ()
     environment: Environment | None = field(default=None, metadata={_TITLE: "Environment"})

@@ -1,18 +1,20 @@
-"""The page: `ReportData` in, one self-contained HTML document out.
+"""The pages: `ReportData` in, or that of several runs, and one self-contained HTML document out.
 
 Texts of a run are untrusted (a generator may write markup): every value is escaped, control characters are made
 visible, and the page forbids itself scripts and any outside resource by its content security policy.
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synpro_engine.config import atomic_write_text, json_text
-from synpro_engine.report import headline, numbers
-from synpro_engine.report.data import SECTIONS, ReportData
+from synpro_engine.report import comparison, headline, numbers
+from synpro_engine.report.comparison import Comparison
+from synpro_engine.report.data import SECTIONS, ReportData, Section
 
 if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
@@ -29,14 +31,31 @@ def write_report(data: ReportData, path: Path) -> None:
 
 def render_report(data: ReportData) -> str:
     """The page as one string. A part of `data` that is empty shows as not run yet."""
-    page = _templates().get_template("page.html.j2")
-    return page.render(
+    return _rendered(
+        "page.html.j2",
+        "sections",
+        SECTIONS,
+        title=data.title,
         data=data,
-        sections=SECTIONS,
         statement=headline.STATEMENT,
         facts=headline.facts(data),
-        style=resources.files(_PACKAGE).joinpath("page.css").read_text(encoding="utf-8"),
     )
+
+
+def write_comparison(data: Comparison, path: Path) -> None:
+    """Render the page of several runs and write it to `path`, whole or not at all."""
+    atomic_write_text(path, render_comparison(data))
+
+
+def render_comparison(data: Comparison) -> str:
+    """The page of several runs as one string."""
+    return _rendered("comparison.html.j2", "compared", comparison.SECTIONS, title=data.title, data=data)
+
+
+def _rendered(template: str, folder: str, sections: Sequence[Section], **shown: object) -> str:
+    """A page; folder: of the templates of its sections."""
+    style = resources.files(_PACKAGE).joinpath("page.css").read_text(encoding="utf-8")
+    return _templates().get_template(template).render(folder=folder, sections=sections, style=style, **shown)
 
 
 def _templates() -> "JinjaEnvironment":

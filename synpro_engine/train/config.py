@@ -251,7 +251,7 @@ class TrainConfig(Config):
     )
 
     LATER: ClassVar[frozenset[str]] = frozenset(
-        "dropout ema average evaluate_with hand_on distill separate_documents".split()
+        "dropout ema average evaluate_with hand_on distill separate_documents tasks_every".split()
     )
 
     max_steps: int = Field(gt=0)
@@ -287,6 +287,9 @@ class TrainConfig(Config):
     """The weights that later stages and `synpro export` are given; those of `evaluate_with` where not given."""
     eval_every: int = Field(default=50, ge=0)
     """Steps between evaluations on the reference set; 0 evaluates only at the end."""
+    tasks_every: int = Field(default=0, ge=0)
+    """Steps between looks at the multiple-choice questions among `held_out`, which are also asked at the beginning and
+    at the end; 0 asks none. Nothing goes by them."""
     checkpoint_every: int = Field(default=200, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""
     distill: DistillConfig | None = None

@@ -16,6 +16,7 @@ from synpro_engine.backend import platform
 from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.data.choices import QuestionSet
 from synpro_engine.dist import Stopped, broadcast_object, say, sum_over
 from synpro_engine.model.dropout import Dropout, dropouts
 from synpro_engine.model.model import Model
@@ -28,6 +29,7 @@ from synpro_engine.train.evaluation import held_out_losses
 from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
+from synpro_engine.train.questions import ask
 from synpro_engine.train.run_checkpoints import RunCheckpoints
 from synpro_engine.train.run_state import PretrainResult, RunProgress
 from synpro_engine.train.spikes import SpikeGuard
@@ -37,7 +39,7 @@ from synpro_engine.train.trackers import tracked
 from synpro_engine.train.watcher import Evaluated, Watcher
 
 # Settings that a resumed run may change without becoming another run.
-_FREE = {"max_steps", "eval_every", *TrainConfig.EXECUTION}
+_FREE = {"max_steps", "eval_every", "tasks_every", *TrainConfig.EXECUTION}
 
 
 class PretrainRun:
@@ -57,6 +59,7 @@ class PretrainRun:
         evaluated: Evaluated | None = None,
         teachers: Sequence[Model] = (),
         start_weights: WeightsOf = "raw",
+        questions: Mapping[str, QuestionSet] | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
@@ -66,7 +69,7 @@ class PretrainRun:
         if config.dropout.tokens and token is not None and token >= rows:
             raise UserError(f"setting `dropout.mask_token`: {token} is none of the model's {rows} tokens")
         self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
-        self.mixed = mixed
+        self.mixed, self.questions = mixed, questions or {}
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
         self.start_weights: WeightsOf = start_weights
         self.engine = Engine(
@@ -277,6 +280,22 @@ class PretrainRun:
         if self.evaluated is not None:
             self.evaluated(step, losses, self.finished)
 
+    def ask(self) -> None:
+        """Put the multiple-choice questions to the model, where there are any, and write down how it answered."""
+        if not self.questions:
+            return
+        held, step = self.config.evaluate_with, self.engine.step_index
+        record: dict[str, float | int | str] = {"tokens": self.state.tokens}
+        with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
+            # The same order of sets on every rank: asking is full of collectives.
+            for name, asked in self.questions.items():
+                answers = ask(self.model, asked, seq_len=self.loader.seq_len, micro_batch=self.config.micro_batch)
+                record |= {f"{name}/{what}": value for what, value in asdict(answers).items()}
+        if held != "raw":
+            record["weights"] = held
+        self.state.asked_at = step
+        self.log.write("tasks", step, record)
+
     def _take_decision(self, decision: PlateauDecision) -> None:
         self.state.plateau, self.state.budget = decision.kind == "plateau", decision.kind == "budget"
         self.state.reason = decision.reason
@@ -334,6 +353,8 @@ class PretrainRun:
         if self.checkpoints.newest != path:
             if state.evaluated_at != step:
                 self.evaluate(judge=False)
+            if state.asked_at != step:
+                self.ask()
             self.save()
         self.checkpoints.saver.finish()
         return PretrainResult(

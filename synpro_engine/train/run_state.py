@@ -31,6 +31,7 @@ class RunProgress:
     tokens: int = 0
     evaluated_at: int = -1
     losses: dict[str, float] = field(default_factory=dict)
+    asked_at: int = -1  # the step at which questions were last put to the model
     plateau: bool = False
     budget: bool = False  # the detector's limit of steps or tokens is reached
     reason: str = ""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from synpro_engine.backend.profiling import StepProfiler
 from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.data.choices import QuestionSet
 from synpro_engine.dist import progress
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import TrainConfig, WeightsOf
@@ -41,6 +42,7 @@ def pretrain(
     watcher: Watcher | None = None,
     evaluated: Evaluated | None = None,
     teachers: Sequence[Model] = (),
+    questions: Mapping[str, QuestionSet] | None = None,
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
@@ -49,7 +51,7 @@ def pretrain(
     optimizer state and position in the data; steps go on counting from it. start_weights: which of its weights; behind
     an average of them the run's own averages begin anew.
     watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run. teachers: those that
-    `config.distill` names, in this layout.
+    `config.distill` names, in this layout. questions: sets that are put to the model each `config.tasks_every` steps.
 
     Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit,
     DivergedError for training that went wrong: the newest checkpoint is from before; and Stopped, after a checkpoint,
@@ -71,6 +73,7 @@ def pretrain(
             evaluated,
             teachers,
             start_weights,
+            questions,
         )
         resumed = run.begin()
     run.open_log(resumed)
@@ -79,6 +82,7 @@ def pretrain(
     with telling(), closing(run.log), closing(profiler), bar, run.checkpoints.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
+            run.ask()
         while not run.finished:
             run.checkpoints.saver.check()
             with profiler.step(run.engine.step_index + 1):
@@ -88,6 +92,8 @@ def pretrain(
                 # Before a checkpoint of the same step, which then holds what the detector has seen.
                 if run.due(config.eval_every):
                     run.evaluate(judge=True)
+                if run.due(config.tasks_every):
+                    run.ask()
                 # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
                 if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
                     run.save()

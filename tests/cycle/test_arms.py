@@ -1,6 +1,7 @@
 """Arms of all kinds on the smallest recipe: what each is made from, what they share, and what their data hold."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.train.metrics import read_metrics
 from tests.cli.refusals import refused, succeeded
 
-ARMS = "prompted best-of-n tuned-without-influence tuned placebo repetition augmented oracle".split()
+ARMS = "prompted best-of-n tuned-without-influence tuned placebo repetition augmented plain oracle oracle-less".split()
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +179,9 @@ def test_settings_of_an_arm_are_its_own_alone(run: Cycle) -> None:
 
 def test_the_report_has_each_arm_and_seed_and_compares_the_same_seeds(run: Cycle) -> None:
     data = report_data(run.directory, run.recipe, run.stages())
-    rows = {(row.name, row.seed): row.per_token for row in data.arms.held_out}
+    rows = {(row.name, row.seed): row.per_token for row in data.arms.held_out if row.text == "validation"}
     assert set(rows) == {("at the plateau", 7), *((arm, seed) for arm in ARMS for seed in (7, 8))}
-    compared = {arm.name: arm for arm in data.arms.compared}
+    compared = {arm.name: arm for arm in data.arms.compared if arm.text == "validation"}
     assert data.arms.compared_with == "repetition" and compared["repetition"].difference is None
     pairs = [rows["oracle", seed] - rows["repetition", seed] for seed in (7, 8)]
     assert compared["oracle"].difference == pytest.approx(sum(pairs) / 2)
@@ -211,10 +212,27 @@ def test_a_finished_run_repeats_nothing_and_an_arm_that_is_added_leaves_the_othe
     succeeded(capsys, "run", "arms-smoke", "--dir", str(finished))  # and without it the run is as it was
 
 
+def test_runs_are_compared_on_one_page(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, page = tmp_path / "other", tmp_path / "both.html"
+    succeeded(capsys, "tokenize", "smoke", "--dir", str(other), "tokenizer.vocab_size=400")
+    assert str(page) in succeeded(capsys, "report", str(finished), str(other), "--output", str(page))
+    text = page.read_text()
+    assert "different tokenizers" in text and "<th>tokenizer.vocab_size</th>" in text and "not run yet" not in text
+    assert "<th>model.d_model</th>" not in text and "Nats per token" not in text
+    for arguments, told in (
+        ([str(finished)], "is a run; name another to compare it with"),
+        ([str(finished), str(finished)], "is named twice"),
+        ([str(finished), str(tmp_path / "none")], "no run is there; name directories of runs"),
+        ([str(finished), str(other), "seed=3"], "report: of several runs seed=3 says nothing"),
+        (["arms-smoke", "--output", str(page)], "--output: is for the page of several runs"),
+    ):
+        assert told in refused(capsys, "report", *arguments)
+
+
 def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = succeeded(capsys, "status", "arms-smoke", "--dir", str(finished))
     lines = told.splitlines()
-    assert "42 of 42 stages done" in lines
+    assert "49 of 49 stages done" in lines
     rows = [line.split() for line in lines if line.startswith("oracle ")]
     assert [row[1:4] for row in rows] == [
         ["arms/oracle/continue", "7", "36"],
@@ -222,6 +240,63 @@ def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureF
     ]
     first = _json(finished, "arms/oracle/evaluate/results.json")["held_out"][0]
     assert float(rows[0][-1]) == pytest.approx(first["nats"] / first["tokens"], abs=1e-3)
+
+
+def test_an_oracle_with_less_text_reads_the_beginning_of_the_others_and_its_curve_says_how_much(run: Cycle) -> None:
+    unique = open_shards(shards_path(run.directory / "unique", "unique"))
+    less = unique.head(800)
+    assert (
+        0 < less.num_tokens <= 800 < unique.num_tokens
+        and list(less.read_ids()) == list(unique.read_ids())[: less.num_documents]
+    )
+    stage = "arms/oracle-less/continue"
+    reading = open_reading(run, stage, finished_steps(run)[stage])
+    assert reading.corpora["unique"].num_documents == less.num_documents
+    [curve] = report_data(run.directory, run.recipe, run.stages()).effective_tokens.curves
+    organic = _json(run.directory, "tokenize", "shards", "train", "stats.json")["tokens"]
+    read = _json(run.directory, "arms/oracle/continue/result.json")["samples"]["unique"] * 64
+    assert (curve.base, curve.settings) == ("plain", "")
+    assert [point.arms for point in curve.points] == [("plain",), ("oracle-less",), ("oracle",)]
+    assert [point.tokens for point in curve.points] == [organic, organic + less.num_tokens, organic + read]
+    assert set(curve.arms) == set(ARMS) - {"oracle", "oracle-less"}
+    assert [len(point.losses) for point in curve.points] == [2, 2, 2] and "2 seeds" in " ".join(curve.missing)
+    missing = report_data(run.directory, run.recipe, run.stages()).effective_tokens.missing
+    assert len(missing) == 2 and "trains as repetition does" in missing[0] and "the curve of plain" in missing[0]
+
+
+def test_questions_are_asked_in_pretraining_and_in_every_arm_and_reported(run: Cycle) -> None:
+    found = report_data(run.directory, run.recipe, run.stages()).downstream
+    assert [curve.name for curve in found.curves] == [None, *run.recipe.arms]
+    assert found.curves[0].steps == (0, 10, 20, 30) and {curve.steps for curve in found.curves[1:]} == {(30, 36)}
+    # All go on from one model.
+    assert {curve.bits_per_byte[0] for curve in found.curves[1:]} == {found.curves[0].bits_per_byte[-1]}
+    assert len(found.ends) == 1 + 2 * len(run.recipe.arms) and found.asked[0].chance == pytest.approx(0.25, abs=0.01)
+
+
+def test_texts_of_each_arm_are_held_against_the_model_at_the_plateau(run: Cycle) -> None:
+    found = report_data(run.directory, run.recipe, run.stages()).diversity
+    made = [gauge for name, gauge in found.items() if name != "organic"]
+    assert len(made) == 5 and all(gauge.perplexity and gauge.organic_perplexity for gauge in made)
+    # What a random generator writes is likely to no one; organic text is much as in the held-out loss.
+    assert all((gauge.perplexity_gap or 0) > 1 for gauge in made)
+    loss = _json(run.directory, "pretrain", "result.json")["losses"]["validation"]
+    assert all(abs(math.log(gauge.organic_perplexity or 1) - loss) < 0.5 for gauge in made)
+    assert found["organic"].perplexity is None
+
+
+def test_a_text_that_several_arms_have_under_one_id_is_told_by_arm(run: Cycle) -> None:
+    id = next(accepted_records(run.directory / "arms" / "placebo" / "round-1" / "generate-rephrase")).id
+    first = trace_document(run, id)
+    assert first.arm == "prompted" and set(first.also) == {"best-of-n", "tuned-without-influence", "tuned", "placebo"}
+    mine = trace_document(run, id, "placebo")
+    assert mine.arm == "placebo" and mine.synthetic is not None and "placebo" in mine.synthetic.stage
+    assert mine == trace_document(run, id, "arms/placebo/round-1/continue")
+    source = next(iter(accepted_records(run.directory / mine.synthetic.stage))).provenance.source
+    assert {one.stage for one in trace_document(run, source, "tuned").made} == {"arms/tuned/round-1/generate-rephrase"}
+    with pytest.raises(UserError, match=r"--arm placibo: no such arm; .*did you mean `placebo`"):
+        trace_document(run, id, "placibo")
+    with pytest.raises(UserError, match=r"--arm oracle: has no text .*; there is one of prompted, best-of-n"):
+        trace_document(run, id, "oracle")
 
 
 def test_tokens_and_documents_of_arms_are_traced_to_their_own_texts(run: Cycle) -> None:
@@ -298,11 +373,11 @@ def test_only_brings_up_an_arm_and_what_it_is_made_from() -> None:
     stages = list(_plan(recipe="arms-smoke").values())
     names = [stage.name for stage in needed(stages, None, ["best-of-n"])]
     assert names == [
-        "tokenize", "import", "pretrain", "round-1/probe", "arms/prompted/round-1/generate-rephrase",
+        "tokenize", "held-out", "import", "pretrain", "round-1/probe", "arms/prompted/round-1/generate-rephrase",
         *(f"arms/best-of-n/round-1/{name}" for name in ("shards", "continue", "continue-seed-8")),
         "arms/best-of-n/evaluate",
     ]  # fmt: skip
-    assert [stage.name for stage in needed(stages, "generate", ["best-of-n"])] == names[:6]
+    assert [stage.name for stage in needed(stages, "generate", ["best-of-n"])] == names[:7]
     with pytest.raises(UserError, match="no stage of oracle for `tune`"):
         needed(stages, "tune", ["oracle"])
 
@@ -348,6 +423,7 @@ _SMOKE = "arms={{a: {{text: tuned}}, b: {}}}"
         ("{text: tuned, continued: {steps: 15}}", "arms.b: is the same as arms.a"),
         ("{text: tuned, filter: {best: {keep: 1}}}", "filter.best.keep: 1 of each slice, of which"),
         ("{text: made}", "arms.b.text"),
+        ("{text: organic, unique_tokens: 500}", "arms.b.unique_tokens: is for `text: unique`; this arm reads organic"),
     ],
 )  # fmt: skip
 def test_an_arm_that_could_mislead_is_refused_in_a_line(arm: str, told: str) -> None:
@@ -407,6 +483,23 @@ def test_arms_that_differ_in_a_path_alone_are_apart_whoever_looks(tmp_path: Path
     assert wanted <= set(_plan(given))  # though both hold the same
     with pytest.raises(UserError, match=r"arms\.b: is the same as arms\.a"):
         load_recipe("smoke", [given.replace("b.jsonl", "a.jsonl")])
+
+
+def test_an_arm_that_would_be_another_one_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings are read by no stage that it has, so it would vanish from the report."""
+    arms = "arms={a: {text: organic}, b: {text: organic, mix: {megadocs: {generations: 2}}}}"
+    told = refused(capsys, "run", "smoke", arms, "--dir", str(tmp_path / "run"))
+    assert "arms.b: nothing that it does goes by its settings, so that it would be arms.a once more" in told
+    assert not (tmp_path / "run").exists()
+    assert "arms.a once more" in refused(capsys, "plan", "smoke", arms)
+
+
+def test_as_much_unique_text_is_kept_as_the_largest_oracle_reads_or_has() -> None:
+    few, both = "{text: unique, unique_tokens: 900}", "a: {text: unique, unique_tokens: 700}, b: {text: unique}"
+    assert load_recipe("smoke", [f"arms={{a: {few}}}"]).most_unique_tokens == 900
+    assert load_recipe("smoke", [f"arms={{{both}}}"]).most_unique_tokens == 15 * 8 * 64
 
 
 def test_an_oracle_needs_a_cap_and_seeds_begin_with_the_recipes() -> None:

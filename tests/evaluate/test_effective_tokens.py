@@ -11,6 +11,7 @@ from synpro_engine.evaluate.effective_tokens import (
     Reading,
     UniqueCurve,
     effective_multiple,
+    fitted_power_law,
     isotonic,
     power_law,
 )
@@ -108,3 +109,16 @@ def test_losses_that_are_none_are_refused() -> None:
     two = UniqueCurve(tokens=(1.0, 2.0), losses=((3.0,), (2.0,)))
     with pytest.raises(UserError, match="at least three sizes"):
         effective_multiple(two, [2.5], power_law)
+
+
+def test_the_fitted_law_is_what_the_power_law_reads_by() -> None:
+    curve = _curve()
+    law = fitted_power_law(np.array(curve.tokens), curve.means)
+    assert law is not None
+    for times in (1.5, 3.0, 7.0):
+        assert power_law(np.array(curve.tokens), curve.means, law.at(times)) == pytest.approx(times * curve.tokens[0])
+
+
+def test_no_multiple_is_told_where_losses_do_not_fall() -> None:
+    flat = UniqueCurve(tokens=_SIZES, losses=((3.0,), (3.1,), (3.2,), (3.3,)))
+    assert effective_multiple(flat, [3.1], power_law, resamples=10).told(flat).startswith("none ")

@@ -1,5 +1,6 @@
 """A report of an imagined run: plausible numbers, made up here and used nowhere else."""
 
+import dataclasses
 import math
 import random
 
@@ -11,6 +12,9 @@ from synpro_engine.report import (
     ArmTokens,
     CorpusInfo,
     Curve,
+    Downstream,
+    EffectiveCurve,
+    EffectiveTokens,
     Environment,
     HeldOutLoss,
     Influence,
@@ -21,14 +25,18 @@ from synpro_engine.report import (
     OperationInfluence,
     Plateau,
     Pretraining,
+    QuestionsAsked,
     ReportData,
     RewardCurves,
     Sample,
     ScoredDocument,
     SplitSize,
     StageTiming,
+    TaskCurve,
+    TaskResult,
     Timeline,
     TokenAccount,
+    UniquePoint,
     render_report,
 )
 from synpro_engine.synth import OperationYield
@@ -250,6 +258,35 @@ def _arms() -> Arms:
     )
 
 
+def _downstream() -> Downstream:
+    def curve(name: str | None, steps: range, start: float) -> TaskCurve:
+        falling = tuple(start - step / 4000 for step in steps)
+        rising = tuple(0.2 + step / 4000 for step in steps)
+        return TaskCurve(
+            task="arc", name=name, steps=tuple(steps), accuracy=rising, accuracy_per_byte=rising, bits_per_byte=falling
+        )
+
+    return Downstream(
+        asked=(QuestionsAsked(task="arc", questions=570, chance=0.25),),
+        curves=(curve(None, range(0, 301, 50), 1.4), *(curve(name, range(300, 601, 50), 1.3) for name in ARMS)),
+        ends=tuple(
+            TaskResult(task="arc", name=name, seed=seed, accuracy=0.31, accuracy_per_byte=0.33, bits_per_byte=1.1234)
+            for name in ARMS
+            for seed in (None, 8)
+        ),
+    )
+
+
+def _effective_tokens() -> EffectiveTokens:
+    points = tuple(
+        UniquePoint(arms=(name,), tokens=150_016.0 * times, losses=(loss, loss + 0.02, loss - 0.01))
+        for name, times, loss in (("repetition", 1, 4.9), ("oracle-2", 2, 4.7), ("oracle-4", 4, 4.6))
+    )
+    arms = {"repetition": points[0].losses, "tuned": (4.65, 4.66, 4.7), "far": (4.1, 4.2, 4.15)}
+    curve = EffectiveCurve(base="repetition", settings="", points=points, arms=arms)
+    return EffectiveTokens(curves=(curve,), missing=("no arm of `text: unique` trains as <b>that</b> one does",))
+
+
 def _environment() -> Environment:
     return Environment(
         device="CPU, 2 threads",
@@ -304,10 +341,18 @@ def full_report() -> ReportData:
         samples=_samples(),
         diversity={
             "organic": measure_diversity([SOURCE] * 3),
-            "rephrase": measure_diversity([REPHRASED] * 2, organic=[SOURCE]),
+            "rephrase": dataclasses.replace(
+                measure_diversity([REPHRASED] * 2, organic=[SOURCE]),
+                kl_to_organic=0.412,
+                kl_from_organic=1.207,
+                perplexity=31.5,
+                organic_perplexity=52.8,
+            ),
         },
         tokens=_tokens(),
         arms=_arms(),
+        downstream=_downstream(),
+        effective_tokens=_effective_tokens(),
         environment=_environment(),
     )
 

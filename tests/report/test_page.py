@@ -93,7 +93,7 @@ def test_hostile_characters_do_not_break_the_file(full_report: ReportData, tmp_p
 def test_every_section_is_there_and_filled(full_page: str, read: Reader) -> None:
     assert {section.key for section in SECTIONS} <= set(read.ids)
     assert "not run yet" not in full_page
-    assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7 + 2) + 2
+    assert read.tags.count("svg") == 2 + 2 + 2 + 2 * (3 + 7 + 2) + 2 + 1 + 3
 
 
 def test_each_stem_in_sections_is_a_section_of_the_page_and_has_a_template() -> None:
@@ -120,6 +120,9 @@ def test_the_numbers_of_the_run_are_shown(read: Reader) -> None:
         "one n-gram in 8",
         "tokenize/left_out.jsonl",
         "notes<1>.csv",
+        "+1.207",
+        "−0.517",
+        "> 4",
     ):
         assert shown in text, shown
     assert "cannot show an effective-token gain" in text

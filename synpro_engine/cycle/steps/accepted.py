@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from synpro_engine.config import Record, UserError, parse_record
-from synpro_engine.cycle.run_layout import CORPUS, documents_path
-from synpro_engine.data import Document
+from synpro_engine.cycle.run_layout import CORPUS, SAMPLE, documents_path
+from synpro_engine.data import Document, cap_documents
 from synpro_engine.data.writer import written_documents
-from synpro_engine.synth import DOCUMENTS, Made, lines_of
+from synpro_engine.synth import DOCUMENTS, Made, lines_of, read_yield
 
 
 class Provenance(Record):
@@ -77,3 +77,11 @@ def _beside_sources(
                 )
         spans = where.slices or ((where.start, where.end),)
         yield record, "\n\n".join(document.text[start:end] for start, end in spans)
+
+
+def sample_of(stage: Path) -> list[Accepted]:
+    """Accepted records spread over all there are: `SAMPLE`, or all of fewer, in their order."""
+    if not read_yield(stage / CORPUS).accepted:
+        return []
+    chosen = {record.id for record in cap_documents(accepted_records(stage), SAMPLE, 0, lambda _: 1)}
+    return [record for record in accepted_records(stage) if record.id in chosen]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +10,19 @@ from pydantic import Field
 
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text
-from synpro_engine.cycle.run_layout import CORPUS, EVALUATION, SAMPLE, documents_path
+from synpro_engine.cycle.run_layout import EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
-from synpro_engine.cycle.steps.accepted import Accepted, Provenance, accepted_records
+from synpro_engine.cycle.steps.accepted import Provenance, sample_of
 from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
+from synpro_engine.cycle.steps.gauges import diversities, perplexities
 from synpro_engine.cycle.steps.pretraining import held_out_batches
 from synpro_engine.cycle.steps.probe import load_probe, load_reference_directions
 from synpro_engine.cycle.steps.weights import load_model
-from synpro_engine.data import cap_documents, read_documents, start_id
+from synpro_engine.data import read_documents, start_id
 from synpro_engine.dist import Topology, on_main
-from synpro_engine.evaluate import Diversity, common_words, measure_diversity
+from synpro_engine.evaluate import Diversity
 from synpro_engine.influence import TextInfluence, build_estimator
 from synpro_engine.report import HeldOutLoss
-from synpro_engine.synth import read_yield
 from synpro_engine.train.evaluation import held_out_loss
 
 
@@ -59,17 +58,22 @@ def evaluate_stage(
     arms: Sequence[Measured],
     pair: tuple[Path, Path] | None,
     corpora: Mapping[str, Path],
+    earlier: Mapping[str, Path],
     topology: Topology,
 ) -> None:
     """Write `results.json`: `held_out` by arm and seed, `influence` and `diversity` by operation.
 
     pair: the stages of theta and its probe; None where no texts are measured. corpora: `generate` stages by operation.
+    earlier: likewise of the rounds before, of whose texts diversity is measured too.
     """
     results = {
         "held_out": _held_out(settings, tokens, arms, topology),
         "influence": {} if pair is None else _influence(settings, tokens, pair, corpora, topology),
-        "diversity": on_main(topology, lambda: _diversity(tokens, corpora), label="diversity"),
     }
+    every = {**earlier, **corpora}
+    gauges = on_main(topology, lambda: diversities(tokens, every), label="diversity")
+    likely = perplexities(settings, tokens, every, topology)
+    results["diversity"] = {name: gauge | likely.get(name, {}) for name, gauge in gauges.items()}
     on_main(topology, lambda: atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n"))
 
 
@@ -117,7 +121,7 @@ def _influence(
     )
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     # Rank 0's for all: which these are must not hang on each rank's look at the files.
-    accepted = on_main(topology, lambda: {operation: _sample(stage) for operation, stage in corpora.items()})
+    accepted = on_main(topology, lambda: {operation: sample_of(stage) for operation, stage in corpora.items()})
     # In one pass over the corpus for all operations.
     sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
     measured = {}
@@ -146,25 +150,3 @@ def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:
     if where.source not in sources:
         raise UserError(f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold")
     return sources[where.source][where.start : where.end]
-
-
-def _sample(stage: Path) -> list[Accepted]:
-    """Accepted records spread over all there are: `SAMPLE`, or all of fewer, in their order."""
-    if not read_yield(stage / CORPUS).accepted:
-        return []
-    chosen = {record.id for record in cap_documents(accepted_records(stage), SAMPLE, 0, lambda _: 1)}
-    return [record for record in accepted_records(stage) if record.id in chosen]
-
-
-def _diversity(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    train = str(documents_path(tokens, "train"))
-    organic = [document.text for document in cap_documents(read_documents(train), SAMPLE, 0, lambda _: 1)]
-    common = common_words(organic)
-    rows = {"organic": asdict(measure_diversity(organic, common=common))}
-    del organic
-    for operation, stage in corpora.items():
-        texts = [record.text for record in _sample(stage)]
-        if texts:
-            passing = (document.text for document in read_documents(train))
-            rows[operation] = asdict(measure_diversity(texts, organic=passing, common=common))
-    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +14,7 @@ from pydantic import Field
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_json
 from synpro_engine.cycle.run_layout import (
+    HELD_OUT,
     PRETRAIN,
     STITCHED,
     SYNTHETIC,
@@ -21,6 +22,8 @@ from synpro_engine.cycle.run_layout import (
     TRAINING_RESULT,
     UNIQUE,
     measured_path,
+    questions_path,
+    task_key,
 )
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
@@ -40,7 +43,9 @@ from synpro_engine.data import (
     check_rows,
     eval_windows,
     open_shards,
+    start_id,
 )
+from synpro_engine.data.choices import QuestionSet, read_questions
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence.in_run import SCORES
 from synpro_engine.model.build import build_model
@@ -106,6 +111,8 @@ class Training:
         for name, path in self.synthetic.items():
             corpora[name] = open_split(path, UNIQUE if name == UNIQUE else SYNTHETIC, tokenizer)
         configs, settings = self._curricula, self.settings
+        if isinstance(settings, ArmSettings) and settings.unique_tokens is not None:
+            corpora[UNIQUE] = _head(corpora[UNIQUE], settings.unique_tokens)
         if topology is not None and configs:
             scored = self.tokens.with_name(PRETRAIN)
             write_scores(stage, configs, corpora, self.synthetic, self.made, scored, topology)
@@ -139,6 +146,13 @@ class Training:
             curricula=sources.curricula,
             order_before=self.order_before,
         )
+
+
+def _head(corpus: TokenCorpus, tokens: int) -> TokenCorpus:
+    try:
+        return corpus.head(tokens)
+    except UserError as error:
+        raise UserError(f"`unique_tokens` of an arm: {error}") from None
 
 
 def held_out_batches(
@@ -210,6 +224,7 @@ def _train(
         label=label,
         watcher=watcher,
         evaluated=evaluated,
+        questions=_questions(tokens, settings.questions, topology),
         teachers=load_teachers(
             config.distill, open_tokenizer(tokens, topology), model, topology, platform.resolve_dtype(settings.dtype)
         ),
@@ -222,6 +237,12 @@ def _train(
         atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
 
     on_main(topology, write)
+
+
+def _questions(tokens: Path, names: Sequence[str], topology: Topology) -> dict[str, QuestionSet]:
+    """The questions of held-out tasks, by their names in the recipe."""
+    start, held_out = start_id(open_tokenizer(tokens, topology)), tokens.with_name(HELD_OUT)
+    return {task_key(name).partition(".")[2]: read_questions(questions_path(held_out, name), start) for name in names}
 
 
 def _check_supply(training: Training, sources: Sources, start: Path | None) -> None:

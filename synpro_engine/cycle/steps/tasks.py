@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from synpro_engine.config import Record, UserError, atomic_write_text
 from synpro_engine.cycle.run_layout import (
+    QUESTIONS,
     TASKS,
     TASKS_LEFT_OUT,
     TOKENIZER,
     documents_path,
     measured_path,
+    questions_path,
     shards_path,
     task_key,
 )
@@ -38,6 +40,7 @@ from synpro_engine.data import (
     text_key,
     write_task_shards,
 )
+from synpro_engine.data.choices import with_questions
 from synpro_engine.evaluate import Overlap, measure_overlap
 
 _TOLD = 0.01  # share of a held-out text's n-grams that are found, above which the user is told
@@ -139,12 +142,16 @@ def write_tasks(
     if source.remark:
         tell(source.remark)
     listed.parent.mkdir(exist_ok=True)
-    with listed.open("w", encoding="ascii") as file:
+    with listed.open("w", encoding="ascii") as file, ExitStack() as held:
         left_out = LeftOut(file.write)
         tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
         if max_tokens is not None:
             tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
         on_long = left_out.task if config.on_bad == "skip" else None
+        if config.choices_field is not None:
+            (into / QUESTIONS).mkdir(exist_ok=True)
+            questions = held.enter_context(questions_path(into, name).open("w", encoding="ascii"))
+            tasks = with_questions(tasks, tokenizer, seq_len, questions.write, on_long)
         stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
     if left_out.counts:
         tell(f"{config.source}: records left out: {left_out}; listed in {listed.relative_to(into)} of the stage")

@@ -3,7 +3,8 @@
 Knows what the stages wrote, finished or not; computes little and draws nothing.
 """
 
+from synpro_engine.cycle.summaries.comparison import comparison
 from synpro_engine.cycle.summaries.environment import write_environment
 from synpro_engine.cycle.summaries.report_data import report_data
 
-__all__ = ["report_data", "write_environment"]
+__all__ = ["comparison", "report_data", "write_environment"]

@@ -12,6 +12,8 @@ from synpro_engine.cycle.stages import Stage
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.summaries.arms import arms
 from synpro_engine.cycle.summaries.corpus import corpus
+from synpro_engine.cycle.summaries.downstream import downstream
+from synpro_engine.cycle.summaries.effective_tokens import effective_tokens
 from synpro_engine.cycle.summaries.efficiency import efficiencies
 from synpro_engine.cycle.summaries.environment import environment
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
@@ -25,6 +27,9 @@ from synpro_engine.cycle.summaries.yields import filtered, mixtures, yields
 from synpro_engine.evaluate import Diversity
 from synpro_engine.report import ModelInfo, ReportData
 from synpro_engine.train.checkpoint import checkpoint_model_config
+
+_ROUND = ", round "
+"""Behind the names of texts of rounds before the newest, as `evaluate` writes them."""
 
 
 def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> ReportData:
@@ -48,17 +53,22 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         diversity=_diversity(run),
         tokens=tokens(run),
         arms=arms(run),
+        downstream=downstream(run),
+        effective_tokens=effective_tokens(run),
         data_efficiency=efficiencies(run),
         environment=environment(run),
     )
 
 
 def _diversity(run: FinishedRun) -> dict[str, Diversity]:
-    """Of the organic texts, which every evaluation measures, and of the operations' of each arm."""
+    """Of the organic texts, which every evaluation measures, and of the operations' of each arm and round."""
     found: dict[str, Diversity] = {}
     for arm, results in run.results().items():
+        rounds = 1 + max((int(name.rpartition(_ROUND)[2]) for name in results.diversity if _ROUND in name), default=0)
         for name, of_texts in results.diversity.items():
-            found[name if arm is None or name == ORGANIC else run.of_arm(name, arm)] = of_texts
+            newest = rounds > 1 and _ROUND not in name and name != ORGANIC
+            label = f"{name}{_ROUND}{rounds}" if newest else name
+            found[label if arm is None or name == ORGANIC else run.of_arm(label, arm)] = of_texts
     return found
 
 

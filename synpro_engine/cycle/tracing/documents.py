@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, nearest
 from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, Round, shards_path
 from synpro_engine.cycle.steps.intake import SPLITS
@@ -106,13 +106,19 @@ class DocumentTrace:
     """Where an organic document is read again."""
     parts: tuple[StitchedPart, ...] = ()
     """Of a document that was stitched."""
+    arm: str | None = None
+    """Whose text it is, of a recipe that names its arms; of a generation that several share, the first one's."""
+    also: tuple[str, ...] = ()
+    """Arms that have another text under the same id."""
 
 
-def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
+def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTrace:
     """Trace an organic document, a record of the corpus that was cut or left out, or a synthetic text. Collective.
 
-    Raises UserError for an id that the run has nothing of.
+    arm: whose texts are meant, by its name or that of one of its stages; None: of a text the first one's that has it.
+    Raises UserError for an id that the run, or the arm, has nothing of.
     """
+    wanted = None if arm is None else _arm_of(cycle, arm)
     directory, recipe = cycle.directory, cycle.recipe
     if not (directory / TOKENIZE).exists():
         raise UserError(f"{directory}: has no documents yet; `synpro tokenize` reads them")
@@ -122,24 +128,52 @@ def trace_document(cycle: Cycle, id: str) -> DocumentTrace:
         if split != "train":
             return DocumentTrace(document=id, split=split, text=text)
         life = _lives(cycle, None, {id: None})[id]
-        texts, within = tuple(_made(cycle, id)), tuple(_within(cycle, id))
+        texts, within = tuple(_made(cycle, id, wanted)), tuple(_within(cycle, id, wanted))
         return DocumentTrace(document=id, split=split, text=text, life=life, made=texts, within=within)
-    for number, made in cycle.rounds.items():
-        synthetic = find_synthetic(directory, recipe.of_arm(number.of_arm), id, made.values())
-        if synthetic is not None:
-            life = _lives(cycle, number, {id: synthetic.record.get("reason")})[id]
-            text = synthetic.record.get("text", synthetic.record.get("raw"))
-            return DocumentTrace(document=id, synthetic=synthetic, text=text, life=life)
-        for at, document in enumerate(_stitched(cycle, number)):
-            if document.id == id:
-                tokens = sum(part.ahead + part.tokens for part in document.parts)
-                read = _read(cycle, number, {id: (at, 0, tokens)})[id]
-                life = Life(fate="kept", tokens=tokens, read=tuple(read))
-                return DocumentTrace(document=id, life=life, parts=document.parts)
+    have = _rounds_that_have(cycle, id)
+    for number in have if wanted is None else [one for one in have if one.of_arm == wanted]:
+        also = tuple(dict.fromkeys(one.of_arm for one in have if one.of_arm != number.of_arm))
+        return replace(_made_text(cycle, number, id), arm=number.of_arm if recipe.several else None, also=also)
+    if have:
+        others = ", ".join(dict.fromkeys(one.of_arm for one in have))
+        raise UserError(f"--arm {arm}: has no text {id!r}; there is one of {others}")
     pieces, left_out = tuple(find_pieces(directory, id)), _left_out(cycle, id)
     if pieces or left_out:
         return DocumentTrace(document=id, pieces=pieces, left_out=left_out)
     raise UserError(f"{directory}: no document {id!r}, neither organic nor synthetic nor left out{_hint(cycle, id)}")
+
+
+def _arm_of(cycle: Cycle, given: str) -> str:
+    """The arm of that name, or whose stage it is; UserError where there is none."""
+    arms, stages = cycle.recipe.all_arms, {stage: cycle.training(stage).arm for stage in cycle.training_stages}
+    found = given if given in arms else stages.get(given)
+    if found is None:
+        raise UserError(f"--arm {given}: no such arm; there are {', '.join(arms)}{nearest(given, arms)}")
+    return found
+
+
+def _rounds_that_have(cycle: Cycle, id: str) -> list[Round]:
+    """The rounds with a text of that id, answers that were refused and megadocs among them, in their order."""
+    return [
+        number
+        for number, made in cycle.rounds.items()
+        if find_synthetic(cycle.directory, cycle.recipe.of_arm(number.of_arm), id, made.values()) is not None
+        or any(document.id == id for document in _stitched(cycle, number))
+    ]
+
+
+def _made_text(cycle: Cycle, number: Round, id: str) -> DocumentTrace:
+    """Of a round that has it."""
+    recipe, made = cycle.recipe.of_arm(number.of_arm), cycle.rounds[number]
+    synthetic = find_synthetic(cycle.directory, recipe, id, made.values())
+    if synthetic is not None:
+        life = _lives(cycle, number, {id: synthetic.record.get("reason")})[id]
+        text = synthetic.record.get("text", synthetic.record.get("raw"))
+        return DocumentTrace(document=id, synthetic=synthetic, text=text, life=life)
+    at, document = next((at, one) for at, one in enumerate(_stitched(cycle, number)) if one.id == id)
+    tokens = sum(part.ahead + part.tokens for part in document.parts)
+    read = _read(cycle, number, {id: (at, 0, tokens)})[id]
+    return DocumentTrace(document=id, life=Life(fate="kept", tokens=tokens, read=tuple(read)), parts=document.parts)
 
 
 def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
@@ -148,8 +182,14 @@ def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
     return tuple(line for line in lines if f"{line.get('file')}:{line.get('line')}" == id or repr(id) in line["why"])
 
 
-def _made(cycle: Cycle, source: str) -> Iterator[Made]:
-    for number, made in cycle.rounds.items():
+def _rounds(cycle: Cycle, arm: str | None) -> list[Round]:
+    """Those of an arm; None: of all."""
+    return [number for number in cycle.rounds if arm in (None, number.of_arm)]
+
+
+def _made(cycle: Cycle, source: str, arm: str | None) -> Iterator[Made]:
+    for number in _rounds(cycle, arm):
+        made = cycle.rounds[number]
         found = records_from(cycle.directory, source, made.values())
         records = {record["id"]: (stage, record) for stage, record in found}
         lives = _lives(cycle, number, {id: record.get("reason") for id, (_, record) in records.items()})
@@ -203,8 +243,8 @@ def _stitched(cycle: Cycle, number: Round) -> Iterator[Stitched]:
     return stitched_documents(parts) if parts.exists() else iter(())
 
 
-def _within(cycle: Cycle, source: str) -> Iterator[Within]:
-    for number in cycle.rounds:
+def _within(cycle: Cycle, source: str, arm: str | None) -> Iterator[Within]:
+    for number in _rounds(cycle, arm):
         spans = {
             document.id: (at, begin, end)
             for at, document in enumerate(_stitched(cycle, number))

@@ -6,14 +6,10 @@ from statistics import fmean, stdev
 
 from synpro_engine.evaluate import bits_per_byte
 from synpro_engine.report import svg
+from synpro_engine.report.looks import look_of
 from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_loss_axes
 from synpro_engine.report.svg import Panel
 
-# Colour and dash go together, so that lines are told apart in black and white too.
-_ARM_LOOKS = (
-    *((svg.ORANGE, "-"), (svg.BLUE, (0, (4, 1.6))), (svg.GREEN, (0, (1, 1.2))), (svg.PURPLE, "-.")),
-    *zip(svg.SERIES[4:], ("-", (0, (4, 1.6)), (0, (1, 1.2)), "-."), strict=True),
-)
 _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own length, so that the arms fill it
 
 
@@ -124,7 +120,7 @@ class Arms:
                 steps, losses = [before.steps[at] for at in tail], [before.loss[at] for at in tail]
                 axes.plot(steps, losses, color=svg.GREY, lw=1.2, **svg.point_marks(before.steps))
             for curve in curves:
-                colour, dash = _ARM_LOOKS[names.index(curve.name) % len(_ARM_LOOKS)]
+                colour, dash = look_of(curve.name, names)
                 width = 1.0 if kind == "train" else 1.7
                 marks = svg.point_marks(curve.steps)
                 axes.plot(curve.steps, curve.loss, color=colour, ls=dash, lw=width, label=curve.name, **marks)

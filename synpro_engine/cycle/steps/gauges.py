@@ -1,0 +1,118 @@
+"""Gauges of a collapse: how varied generated texts are, and how far from organic text in distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synpro_engine.backend import platform
+from synpro_engine.config import read_manifest
+from synpro_engine.cycle.run_layout import PRETRAIN, SAMPLE, documents_path
+from synpro_engine.cycle.settings import EvaluateSettings
+from synpro_engine.cycle.steps.accepted import sample_of
+from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.weights import load_model
+from synpro_engine.data import Document, Tokenizer, cap_documents, read_documents, start_id
+from synpro_engine.data.ngrams import Keys
+from synpro_engine.dist import Topology, broadcast_object, gather_objects, on_main
+from synpro_engine.evaluate import Diversity, common_words, divergences, measure_diversities, measure_diversity
+from synpro_engine.influence import sequence_logprobs
+from synpro_engine.model.model import Model
+
+_MOST_NATS = 700.0  # of which exp is a number
+_CHARS_PER_TOKEN = 16  # more than a window holds: what ranks are told of a text
+
+
+class _Organic(NamedTuple):
+    """What evaluations of all arms hold texts against."""
+
+    diversity: Diversity
+    common: Keys
+
+
+@lru_cache(maxsize=1)  # a process evaluates arm after arm of one run
+def _organic(tokens: Path, content_hash: str) -> _Organic:
+    """Of the `tokenize` stage with that content."""
+    train = read_documents(str(documents_path(tokens, "train")))
+    texts = [document.text for document in cap_documents(train, SAMPLE, 0, lambda _: 1)]
+    common = common_words(texts)
+    return _Organic(measure_diversity(texts, common=common), common)
+
+
+def _held_out_documents(tokens: Path) -> list[Document]:
+    """Organic text that nothing was trained on, spread over all there is."""
+    documents = read_documents(str(documents_path(tokens, "validation")))
+    return list(cap_documents(documents, SAMPLE, 0, lambda _: 1))
+
+
+def diversities(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Of the organic text and of generated corpora, by name; of those that accepted nothing none."""
+    organic = _organic(tokens, read_manifest(tokens).content_hash)
+    rows = {"organic": asdict(organic.diversity)}
+    records = {name: found for name, stage in corpora.items() if (found := sample_of(stage))}
+    if not records:
+        return rows
+    passing = (document.text for document in read_documents(str(documents_path(tokens, "train"))))
+    sets = {name: [record.text for record in found] for name, found in records.items()}
+    measured = measure_diversities(sets, organic=passing, common=organic.common)
+    held_out = _grouped((document.id.partition("#")[0], document.text) for document in _held_out_documents(tokens))
+    for name, found in records.items():
+        apart = divergences(_grouped((record.provenance.source, record.text) for record in found), held_out)
+        kl = {} if apart is None else {"kl_to_organic": apart.to_other, "kl_from_organic": apart.from_other}
+        rows[name] = asdict(replace(measured[name], **kl))
+    return rows
+
+
+def _grouped(texts: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Texts of one source together, in the order in which sources come."""
+    groups: dict[str, list[str]] = {}
+    for source, text in texts:
+        groups.setdefault(source, []).append(text)
+    return list(groups.values())
+
+
+def perplexities(
+    settings: EvaluateSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
+) -> dict[str, dict[str, float | None]]:
+    """Of accepted texts, and of held-out organic ones cut to their lengths, under the model at the plateau.
+
+    corpora: by name, as those of `diversities`. Collective.
+    """
+    most = settings.seq_len * _CHARS_PER_TOKEN
+
+    def read() -> tuple[dict[str, list[str]], list[str]]:
+        made = {name: [one.text[:most] for one in sample_of(stage)] for name, stage in corpora.items()}
+        return made, [document.text[:most] for document in _held_out_documents(tokens)] if any(made.values()) else []
+
+    samples, organic = on_main(topology, read)
+    if not any(samples.values()):
+        return {}
+    # One model for all rounds and arms, so that their texts can be compared: it has read organic text alone.
+    model = load_model(tokens.with_name(PRETRAIN), topology, platform.resolve_dtype(settings.dtype))
+    tokenizer = open_tokenizer(tokens, topology)
+    encoded, found = [tokenizer.encode(text) for text in organic], dict[str, dict[str, float | None]]()
+    for name, texts in samples.items():
+        mine = [ids[: settings.seq_len] for text in texts if (ids := tokenizer.encode(text))]
+        theirs = [encoded[at % len(encoded)][: len(ids)] for at, ids in enumerate(mine)]
+        both = ((mine, "perplexity"), (theirs, "organic_perplexity"))
+        found[name] = {key: _perplexity(model, ids, tokenizer, settings) for ids, key in both} if mine else {}
+    return found
+
+
+def _perplexity(
+    model: Model, sequences: Sequence[Sequence[int]], tokenizer: Tokenizer, settings: EvaluateSettings
+) -> float | None:
+    """exp of the mean loss over all tokens, each sequence by itself; None where that is no finite number."""
+    dp = model.topology.dp
+    own = sequences[dp.rank :: dp.size]
+    scored = (
+        sequence_logprobs(model, own, start_id=start_id(tokenizer), micro_batch=settings.micro_batch) if own else []
+    )
+    parts = gather_objects(dp, [float(logprobs.sum()) for logprobs in scored])
+    nats = -math.fsum(value for part in parts for value in part)
+    mean = broadcast_object(nats / sum(map(len, sequences)), model.topology)
+    return math.exp(mean) if mean < _MOST_NATS else None

@@ -1,0 +1,98 @@
+"""The page of several runs: what differs, in a unit in which they can be compared, and nothing that is alike."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from synpro_engine.report import (
+    ComparedRun,
+    Comparison,
+    HeldOutLoss,
+    Plateau,
+    ReportData,
+    render_comparison,
+)
+from tests.report.test_page import Reader
+
+CONFIG = {"pretrain": {"global_batch": 8, "optimizer": {"lr": 0.001}}, "model": {"seq_len": 64}, "name": "x", "seed": 7}
+
+
+def _run(data: ReportData, label: str, tokenizer: str = "a", text: str = "v", **changes: Any) -> ComparedRun:
+    optimizer = {"lr": 0.001, **changes}
+    config = {**CONFIG, "pretrain": {"global_batch": 8, "optimizer": optimizer}, "name": label}
+    return ComparedRun(
+        label=label,
+        place=f"runs/{label}",
+        data=dataclasses.replace(data, config=config),
+        tokenizer=tokenizer,
+        texts={"validation": text, "reference": text},
+    )
+
+
+def _page(*runs: ComparedRun) -> tuple[Comparison, str]:
+    data = Comparison(title="Compared", created="now", runs=runs)
+    return data, render_comparison(data)
+
+
+def test_settings_that_are_alike_are_left_out_and_a_missing_one_is_a_dash(full_report: ReportData) -> None:
+    long = "x" * 500
+    data, _ = _page(
+        _run(full_report, "a", weight_decay=0.1, note=long + "a"), _run(full_report, "b", lr=0.002, note=long + "b")
+    )
+    settings = dict(data.settings)
+    assert settings["pretrain.optimizer.lr"] == ("0.001", "0.002")
+    assert settings["pretrain.optimizer.weight_decay"] == ("0.1", "–")
+    # Differences behind what a cell shows count too.
+    assert set(settings) == {f"pretrain.optimizer.{name}" for name in ("lr", "weight_decay", "note")}
+
+
+def test_runs_of_one_tokenizer_are_compared_per_token_and_of_several_per_byte_alone(full_report: ReportData) -> None:
+    one, page = _page(_run(full_report, "a"), _run(full_report, "b"))
+    assert one.unit == "nats per token" and one.token_losses and not one.warnings
+    assert "Nats per token" in page and "bits per byte" not in page.lower().split("<h3>")[0].split("statement")[-1]
+    two, page = _page(_run(full_report, "a"), _run(full_report, "b", tokenizer="other"))
+    assert two.unit == "bits per byte" and not two.token_losses and "Nats per token" not in page
+    assert "nats per token" not in page.replace("Perplexity gap, nats", "")
+    loss = full_report.arms.held_out[0]
+    assert dict(two.losses)[loss.name][0] == f"{loss.nats / math.log(2) / loss.utf8_bytes:.4f}"
+    # The curves go by the bytes of the split.
+    split = next(one for one in full_report.corpus.splits if one.name == "validation") if full_report.corpus else None
+    assert split is not None
+    wanted = split.tokens / math.log(2) / split.utf8_bytes
+    assert two.runs[0].per_byte("validation") == pytest.approx(wanted)
+
+
+def test_losses_of_different_text_are_said_to_be_so(full_report: ReportData) -> None:
+    data, page = _page(_run(full_report, "a"), _run(full_report, "b", text="w"))
+    assert "validation and reference texts differ" in data.warnings[0] and "different text" in page
+
+
+def test_losses_are_means_over_seeds_with_their_error_and_count(full_report: ReportData) -> None:
+    rows = tuple(
+        HeldOutLoss(name="arm", nats=nats, tokens=100, utf8_bytes=100, seed=seed)
+        for seed, nats in ((1, 300.0), (2, 304.0))
+    )
+    arms = dataclasses.replace(full_report.arms, held_out=rows)
+    data, _ = _page(_run(dataclasses.replace(full_report, arms=arms), "a"), _run(full_report, "b"))
+    assert dict(data.token_losses)["arm"] == ("3.0200 ± 0.0200 (2)", "–")
+
+
+def test_the_page_is_whole_and_holds_no_script_and_no_address(full_report: ReportData) -> None:
+    hostile = _run(full_report, "<script>alert(1)</script>")
+    _, page = _page(_run(full_report, "a"), hostile)
+    read = Reader(page)
+    assert read.open == [] and "script" not in read.tags
+    assert "http://" not in page and "https://" not in page
+    # Pretraining on the reference text, and each arm on it: of validation text this run has no curves.
+    assert page.count("<svg") >= 1
+
+
+def test_runs_that_have_hardly_begun_are_compared_all_the_same(full_report: ReportData) -> None:
+    begun = ReportData(title="begun", recipe="quickstart", pretraining=dataclasses.replace(full_report.pretraining))
+    plateau = Plateau(step=3, stopped=False, reason="budget")
+    begun = dataclasses.replace(begun, pretraining=dataclasses.replace(begun.pretraining, plateau=plateau, curves=()))
+    data, page = _page(_run(begun, "a"), _run(begun, "b", tokenizer="other"))
+    assert Reader(page).open == [] and "not run yet" in page
+    assert dict(data.overview)["plateau"][0] == "step 3, 1.54k tokens; the budget ended first"
