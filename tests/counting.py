@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +25,8 @@ class Counted(TorchDispatchMode):
         aliases = [value.alias_info for value in func._schema.returns]
         if not any(alias is not None and not alias.is_write for alias in aliases):
             self.made[func._schema.name] += 1
+        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.made["aten::nonzero"] += 1  # which a GPU's kernel makes of a mask, and waits for
         return func(*args, **(kwargs or {}))
 
 

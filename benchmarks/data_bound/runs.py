@@ -44,10 +44,11 @@ def sweep(place: Path, name: str) -> Record:
 def train(place: Path, name: str, seed: int, swept: Mapping[str, Record]) -> Record:
     """Train one arm by one seed; the losses on its way, and what it took. `swept` holds the sweeps' records by name."""
     arm, into = ARMS[name], _run_of(place, name, seed)
-    settings = [*arm.length, *arm.settings, f"pretrain.seed={seed}"]
+    settings = [*arm.length]
     if arm.sweep is not None:
         tuned = best_trial(swept[arm.sweep])["settings"]
         settings += [*SWEEPS[arm.sweep].settings, *(f"{key}={value}" for key, value in tuned.items())]
+    settings += [*arm.settings, f"pretrain.seed={seed}"]
     if name.startswith("unique"):  # losses a token compare under one vocabulary alone
         settings.append(f"tokenizer.path={_run_of(place, 'untuned', 1) / TOKENIZE / 'tokenizer'}")
     if arm.teachers is not None:

@@ -25,6 +25,8 @@ CPU_CASES = (
 )  # fmt: skip
 """What a machine without a GPU trains unless told otherwise: recipe and settings."""
 CUDA_CASES = (("synpro-400m", ()), ("synpro-1.1b", ()))
+_OPTIMIZER = "pretrain.optimizer.name="
+ADAMW = f"{_OPTIMIZER}adamw"
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Case:
     @property
     def recipe(self) -> Recipe:
         """Read anew each time, for a case is sent to other processes by its names. UserError as `load_recipe`."""
-        # By AdamW, as the rivals do, where nothing else is asked for.
-        return load_recipe(self.recipe_name, ("pretrain.optimizer.name=adamw", *self.overrides))
+        return load_recipe(self.recipe_name, self.overrides)
 
     @property
     def title(self) -> str:
@@ -84,5 +85,8 @@ def cases(recipes: Sequence[tuple[str, Sequence[str]]], sweeps: Sequence[str], m
             raise UserError(f"--sweep: {sweep!r} is not KEY=VALUE,VALUE,...")
         axes.append([f"{key}={value}" for value in values.split(",")])
     for name, overrides in recipes:
+        # By AdamW, as the rivals do, where nothing else is asked for; told as any other change of the recipe.
+        other = load_recipe(name, overrides).pretrain.optimizer.name != "adamw"
+        changed = (ADAMW, *overrides) if other and not any(o.startswith(_OPTIMIZER) for o in overrides) else overrides
         for combination in itertools.product(*axes):
-            yield Case(name, (*overrides, *combination), micro_batches)
+            yield Case(name, (*changed, *combination), micro_batches)

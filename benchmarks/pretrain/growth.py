@@ -19,10 +19,11 @@ from benchmarks.common.documents import renew
 from benchmarks.common.environment import environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.common.tables import markdown
-from benchmarks.pretrain.case import Case
+from benchmarks.pretrain.case import ADAMW, Case
 from benchmarks.pretrain.contenders import OURS, PLAIN
 from benchmarks.pretrain.measure import measure
 from benchmarks.pretrain.show import exponent
+from synpro_engine.cli.ending import run_script
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.report.svg import SERIES
 
@@ -68,7 +69,7 @@ def case(axis: str, value: int) -> Case:
         "model.kv_heads": heads, "model.vocab_size": shape["vocabulary"], "model.seq_len": length,
         "pretrain.micro_batch": TOKENS // length, "pretrain.global_batch": TOKENS // length,
     }  # fmt: skip
-    return Case("quickstart", tuple(f"{key}={one}" for key, one in settings.items()), 1)
+    return Case("quickstart", (ADAMW, *(f"{key}={one}" for key, one in settings.items())), 1)
 
 
 def _measured(rounds: int) -> Iterator[Record]:
@@ -137,4 +138,4 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -21,6 +21,7 @@ from synpro_engine.backend.rotary import use_rotary
 from synpro_engine.data import Batch
 from synpro_engine.model.context import ContextShare
 from synpro_kernels import rotary, rotary_tables
+from synpro_kernels.common.transfer import to_device
 
 _PADDING = -1
 
@@ -53,7 +54,7 @@ class SharedRows:
 
     def to(self, device: torch.device) -> SharedRows:
         """The same on a device."""
-        return replace(self, position_BS=self.position_BS.to(device), part_BS=self.part_BS.to(device))
+        return replace(self, position_BS=to_device(self.position_BS, device), part_BS=to_device(self.part_BS, device))
 
     def cut(self, rows: slice, columns: int) -> SharedRows:
         """Some rows, as far as so many columns."""

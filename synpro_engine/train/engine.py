@@ -286,7 +286,7 @@ class Engine:
     def _over_ranks(self, sums: list[tuple[list[str], Tensor]], square: Tensor) -> tuple[dict[str, float], float]:
         """Add up over micro-batches and replicas, in rank order, and tell every rank the same numbers.
 
-        And the root of `square`, which is equal on every rank. The step's one wait for the device.
+        And the root of `square`, which is equal on every rank. Of a rank alone the step's one wait for the device.
         """
         topology = self.model.topology
         totals: dict[str, float] = {}

@@ -110,5 +110,5 @@ class DistillationLoss(LanguageModelLoss):
 
 
 def count_labels(labels_BS: Tensor) -> Tensor:
-    """Number of labels that are not ignored, int64 scalar on the device."""
+    """Number of labels that are not ignored, int64 scalar where they are."""
     return torch.count_nonzero(labels_BS != IGNORE)

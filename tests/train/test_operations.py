@@ -1,5 +1,6 @@
 """How many operations a layer of a training step is, and how often the host waits for one."""
 
+import warnings
 from collections import Counter
 
 import pytest
@@ -64,3 +65,27 @@ def test_cos_and_sin_are_made_for_all_layers_at_once(topology: Topology, recompu
     first, second = step(), step()
     for name in ("aten::cos", "aten::sin"):
         assert (first[name], second[name]) == ((2, 2) if apart else (1, 0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_step_waits_once(topology: Topology) -> None:
+    shape = ModelConfig(layers=2, d_model=64, heads=4, kv_heads=2, ffn=96, vocab_size=96, seq_len=64)
+    engine = Engine(build_model(shape, topology, dtype=torch.bfloat16), OptimizerConfig())
+    ids = torch.randint(96, (2, 33), generator=torch.Generator().manual_seed(0))
+    batches = [Batch(ids[:, :-1], ids[:, 1:], (torch.arange(32) // 9).expand(2, 32), apart=True)] * 2
+
+    def step() -> None:
+        engine.step(
+            batches, LanguageModelLoss(1e-4), denominator=64.0,
+            rows_of=lambda batch: documents_apart(batch, topology.device),
+        )  # fmt: skip
+
+    step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(one.message) for one in told) == 1
