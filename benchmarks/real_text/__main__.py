@@ -25,6 +25,7 @@ from benchmarks.real_text.rates import measure
 from benchmarks.real_text.study import RECIPE, Study, expected, jobs
 from benchmarks.real_text.tuned import settings_record
 from synpro_engine.cli.ending import run_script
+from synpro_engine.config import UserError, hash_json
 from synpro_engine.cycle import load_recipe
 
 Record = Mapping[str, Any]
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of runs")
     given = parser.parse_args(arguments)
     output = given.given or given.output or given.dir / "records.jsonl"
-    if given.given is None:
+    if given.given:
+        _check_recipe(given.recipe, _settings_in(output), output)
+    else:
         study = _study(given.recipe, given.dir, output, given.tuned)
         commands = Commands(None if given.minutes is None else 60 * given.minutes)
         try:
@@ -65,13 +68,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _study(recipe: Path, place: Path, output: Path, swept: Sequence[Path] | None) -> Study:
     """The study, with the settings that its first call wrote down: they are the same for all of it."""
-    known = read_lines(output) if output.exists() else []
-    settings = next((one for one in known if one["bench"] == "real_text_settings"), None)
+    settings = _settings_in(output)
     if settings is None:
         files = swept or sorted((ROOT / "benchmarks" / "results").glob("*-data_bound.jsonl"))
         settings = settings_record([record for file in files for record in read_lines(file)])
+        settings = {**settings, "recipe": _identity(recipe, settings)}
         _write(output, [settings])
+    _check_recipe(recipe, settings, output)
     return Study(recipe, place, tuple(settings["settings"]))
+
+
+def _settings_in(output: Path) -> Record | None:
+    """The record that says which study a file is of."""
+    known = read_lines(output) if output.exists() else []
+    return next((one for one in known if one["bench"] == "real_text_settings"), None)
+
+
+def _identity(recipe: Path, settings: Record) -> Record:
+    whole = load_recipe(str(recipe), settings["settings"])
+    return {"name": whole.name, "sha256": hash_json(whole.model_dump(mode="json"))}
+
+
+def _check_recipe(recipe: Path, settings: Record | None, output: Path) -> None:
+    """Raise UserError where the records are of another recipe: a record says its arm and seed alone."""
+    if settings is not None and settings["recipe"] != _identity(recipe, settings):
+        raise UserError(
+            f"{output}: its records are of the recipe `{settings['recipe']['name']}` and other settings than"
+            f" {recipe} has; give `--recipe` or another `--dir`"
+        )
 
 
 def _train(study: Study, output: Path, commands: Commands) -> None:

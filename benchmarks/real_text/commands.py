@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ class Commands:
         if left is not None and left <= 0:
             raise OutOfTime
         command = [sys.executable, "-m", "synpro_engine", *arguments]
-        with subprocess.Popen(command) as process:
+        # One thread, for times are told as those of one core, and two studies can share a machine.
+        with subprocess.Popen(command, env={"OMP_NUM_THREADS": "1"} | os.environ) as process:
             try:
                 code = process.wait(left)
             except subprocess.TimeoutExpired:

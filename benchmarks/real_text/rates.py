@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +30,8 @@ def measure(study: Study, commands: Commands) -> Record:
         *(f"tune.{name}.{key}" for name in whole.tune for key in (f"steps={_TUNE_STEPS}", "held_out.every=0")),
     ]
     study = replace(study, place=study.place / "rates", tuned=(*study.tuned, *small))
+    # What is finished would be read and not measured.
+    shutil.rmtree(study.place, ignore_errors=True)
     found: dict[str, Any] = {}
     began, cpu = time.monotonic(), _cpu_seconds()
     for text in ("prompted", "tuned"):

@@ -28,7 +28,8 @@ def settings_record(swept: Sequence[Record]) -> Record:
         if complete:
             best = min(complete, key=lambda trial: trial["loss"])
             found = [f"{key}={value}" for key, value in best["settings"].items()]
-            told = f"trial {best['trial']} of the sweep `{name}` of benchmarks.data_bound, the best of {len(trials)}"
+            told = f"trial {best['trial']} of the sweep `{name}` of benchmarks.data_bound, the best of {len(complete)}"
+            told += f" that came to their end, of {len(trials)}"
             return _record([*SWEEPS[name].settings, *found], told, swept=True)
     return _record(PUBLISHED, "published figures (Kim et al.; NanoGPT Slowrun), for no sweep is on record", swept=False)
 

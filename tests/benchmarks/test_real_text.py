@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from benchmarks.common.records import read_lines
-from benchmarks.real_text.__main__ import main
+from benchmarks.real_text.__main__ import _identity, main
 from benchmarks.real_text.rates import hours
 from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, SIZES, Job, Study, expected, jobs
 from benchmarks.real_text.tuned import PUBLISHED, settings_record
-from synpro_engine.config import json_text
+from synpro_engine.config import UserError, json_text
 from synpro_engine.cycle import load_recipe
 
 TINY = RECIPE.with_name("tiny.yaml")
@@ -120,7 +120,8 @@ def _tuned(seed: int, loss: float) -> dict[str, Any]:
 
 def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     sizes = {"repetition": 100, "unique-2": 200, "unique-4": 400}
-    records = [{"bench": "real_text_settings", "settings": ["pretrain.optimizer.lr=1"], "source": "here"}]
+    settings: dict[str, Any] = {"bench": "real_text_settings", "settings": ["pretrain.optimizer.lr=1"]}
+    records = [settings | {"source": "here", "recipe": _identity(RECIPE, settings)}]
     for seed in (1, 2, 3):
         records += [_record(arm, seed, 4.5 - tokens / 800, tokens) for arm, tokens in sizes.items()]
         records += [_tuned(seed, 4.2), _record("placebo", seed, 4.3)]
@@ -143,6 +144,16 @@ def test_hours_are_those_of_all_trainings(study: Study) -> None:
     found = hours(study.recipe(), rates)
     assert found["training"] == pytest.approx((440 + 9 * 4 * 440 + 3 * 4 * 880) / 3600)
     assert found["tuning"] == pytest.approx(1.0) and found["generation"] == pytest.approx(2.5)
+
+
+def test_records_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    told: dict[str, Any] = {"bench": "real_text_settings", "settings": [], "source": "here"}
+    records.write_text(json_text(told | {"recipe": _identity(TINY, told)}) + "\n")
+    for where in (["--from", str(records)], ["--dir", str(tmp_path)]):
+        with pytest.raises(UserError, match="its records are of the recipe `real-text-tiny`"):
+            main(where)
+    assert main(["--recipe", str(TINY), "--from", str(records)]) == 0
 
 
 @pytest.mark.slow
