@@ -6,16 +6,8 @@ from synpro_engine.report.data import ReportData
 from synpro_engine.report.numbers import compact, count, fixed, percent, seconds
 from synpro_engine.report.sections.timeline import Timeline
 
-STATEMENT = (
-    "A run of this size cannot show an effective-token gain.",
-    "The model is far too small, the synthetic pool too short and theta was trained once, with one seed, so a "
-    "difference between the arms below cannot be told from chance. What the run shows is that every part of the cycle "
-    "is real and wired: the model is pretrained, its loss is watched for a plateau, influence is measured on that very "
-    "model, the generator is tuned against it, and the model is trained on what the generator wrote.",
-)
-"""What the numbers can and cannot show: the first sentence, which is set apart, and the others."""
-
 _NOT_YET = "not run yet"
+_WITHOUT_CURVE = "For that the run needs arms of more unique text, which Effective tokens names."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +17,29 @@ class Fact:
     label: str
     value: str
     note: str = ""
+
+
+def statement(data: ReportData) -> tuple[str, str]:
+    """What the numbers can and cannot show: the first sentence, which is set apart, and the others."""
+    by_arm: dict[str, set[int | None]] = {}
+    for row in data.arms.held_out:
+        by_arm.setdefault(row.name, set()).add(row.seed)
+    seeds = max(map(len, by_arm.values()), default=0)
+    if seeds < 2:
+        return (
+            "A run of one seed cannot show an effective-token gain.",
+            "Each arm was trained once, so a difference between the arms below cannot be told from chance. What the run "
+            "shows is that every part of the cycle is real and wired: the model is pretrained, its loss is watched for a "
+            "plateau, influence is measured on that very model, the generator is tuned against it, and the model is "
+            "trained on what the generator wrote.",
+        )
+    limits = (
+        f"Intervals are over up to {seeds} seeds of training: they say nothing of another theta, another generator or "
+        "another text."
+    )
+    if data.effective_tokens.curves:
+        return ("What arms are worth in unique text stands under Effective tokens.", limits)
+    return ("Arms are compared here, and no multiple of the text is told.", f"{limits} {_WITHOUT_CURVE}")
 
 
 def facts(data: ReportData) -> list[Fact]:

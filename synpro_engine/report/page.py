@@ -37,7 +37,7 @@ def render_report(data: ReportData) -> str:
         SECTIONS,
         title=data.title,
         data=data,
-        statement=headline.STATEMENT,
+        statement=headline.statement(data),
         facts=headline.facts(data),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from synpro_engine.report.data import ReportData
-from synpro_engine.report.headline import STATEMENT, facts
+from synpro_engine.report.headline import facts, statement
 from synpro_engine.report.numbers import seconds
 from synpro_engine.report.sections.timeline import StageTiming, Timeline
 
@@ -24,7 +24,7 @@ def closing_summary(data: ReportData, report: Path | None = None) -> str:
     """
     lines = [printable(data.title), ""]
     lines += _stage_lines(data.timeline)
-    lines += [*_fact_lines(data), "", STATEMENT[0]]
+    lines += [*_fact_lines(data), "", statement(data)[0]]
     if missing := data.timeline.unfinished:
         lines += [printable(f"Not finished: {', '.join(missing)}.")]
     if report is not None:

@@ -7,6 +7,8 @@ import pytest
 
 from synpro_engine.report import Pretraining, ReportData, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
+from synpro_engine.report.headline import statement
+from synpro_engine.report.sections.effective_tokens import EffectiveTokens
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 FILLABLE = [field.name for field in dataclasses.fields(ReportData) if field.name != "title"]
@@ -194,3 +196,15 @@ def test_what_was_measured_on_held_out_slices_is_drawn_over_the_steps(full_repor
     assert "95 % interval of what has changed" in page
     without = tuple(dataclasses.replace(curves, held_out={}) for curves in full_report.tuning)
     assert "held-out slices" not in render_report(dataclasses.replace(full_report, tuning=without))
+
+
+@pytest.mark.parametrize("curve", [True, False])
+def test_the_head_says_what_seeds_and_sizes_of_text_allow(full_report: ReportData, curve: bool) -> None:
+    rows = tuple(dataclasses.replace(row, seed=seed) for row in full_report.arms.held_out for seed in (None, 2, 3))
+    tokens = full_report.effective_tokens if curve else EffectiveTokens(missing=("sizes",))
+    several = dataclasses.replace(
+        full_report, arms=dataclasses.replace(full_report.arms, held_out=rows), effective_tokens=tokens
+    )
+    first, others = statement(several)
+    assert ("under Effective tokens" in first) is curve and ("no multiple of the text is told" in first) is not curve
+    assert "up to 3 seeds" in others and "one seed" in statement(full_report)[0]
