@@ -28,10 +28,10 @@ def statement(data: ReportData) -> tuple[str, str]:
     if seeds < 2:
         return (
             "A run of one seed cannot show an effective-token gain.",
-            "Each arm was trained once, so a difference between the arms below cannot be told from chance. What it does "
-            "show is that every part of the cycle is real and wired: the model is pretrained, its loss is watched for a "
-            "plateau, influence is measured on that very model, the generator is tuned against it, and the model is "
-            "trained on what the generator wrote.",
+            "Each arm was trained once, so a difference between the arms below cannot be told from chance. What the "
+            "run shows is that every part of the cycle is real and wired: the model is pretrained, its loss is "
+            "watched for a plateau, influence is measured on that very model, the generator is tuned against it, and "
+            "the model is trained on what the generator wrote.",
         )
     limits = (
         f"Intervals are over up to {seeds} seeds of training: they say nothing of another theta, another generator or "
