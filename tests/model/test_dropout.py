@@ -40,7 +40,7 @@ def test_bits_are_splitmix64_s() -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
 def test_the_rate_is_met_and_the_mean_stays(rate: float) -> None:
     ones_SBH = torch.ones(512, 4, 130)
-    found = dropout_of().entries(ones_SBH, 1, Place.MLP, rate, 0)
+    found = dropout_of().entries(ones_SBH, 1, Place.MLP, rate, torch.arange(512))
     share, noise = float((found == 0).float().mean()), (rate * (1 - rate) / ones_SBH.numel()) ** 0.5
     assert abs(share - rate) < 4 * noise
     kept = found[found != 0]
@@ -52,7 +52,7 @@ def test_masks_of_other_seeds_steps_layers_places_and_rows_have_nothing_in_commo
     for seed, step, row, layer, place in itertools.product(
         (0, 1), (0, 1), (0, 1), (1, 2), (Place.ATTENTION, Place.MLP)
     ):
-        dropped = dropout_of(rows=[row], seed=seed, step=step).entries(ones_SBH, layer, place, 0.5, 0) == 0
+        dropped = dropout_of(rows=[row], seed=seed, step=step).entries(ones_SBH, layer, place, 0.5, torch.arange(256)) == 0
         found[seed, step, row, layer, place] = dropped.double().flatten() - 0.5
     stacked = torch.stack(list(found.values()))
     correlation = stacked @ stacked.t() / (0.25 * stacked.size(1)) - torch.eye(len(stacked))
@@ -60,7 +60,7 @@ def test_masks_of_other_seeds_steps_layers_places_and_rows_have_nothing_in_commo
 
 
 def test_entries_have_no_pattern_along_positions_or_width() -> None:
-    dropped = (dropout_of().entries(torch.ones(256, 4, 256), 1, Place.MLP, 0.5, 0) == 0).double() - 0.5
+    dropped = (dropout_of().entries(torch.ones(256, 4, 256), 1, Place.MLP, 0.5, torch.arange(256)) == 0).double() - 0.5
     for axis in range(3):
         for shift in (1, 2, 3, 4):
             if shift < dropped.size(axis):
@@ -70,14 +70,12 @@ def test_entries_have_no_pattern_along_positions_or_width() -> None:
 
 @pytest.mark.parametrize("width", [1, 30, 32])
 def test_a_part_of_the_positions_or_rows_has_its_part_of_the_masks(width: int) -> None:
-    x_SBH = torch.randn(10, 4, width)
-    whole = dropout_of().entries(x_SBH, 3, Place.ATTENTION, 0.4, 0)
-    parts = [
-        dropout_of().entries(part, 3, Place.ATTENTION, 0.4, start) for start, part in ((0, x_SBH[:5]), (5, x_SBH[5:]))
-    ]
-    assert torch.equal(torch.cat(parts), whole)
+    x_SBH, places_S = torch.randn(10, 4, width), torch.arange(10)
+    whole = dropout_of().entries(x_SBH, 3, Place.ATTENTION, 0.4, places_S)
+    for part_S in (places_S[:5], places_S[5:], torch.tensor([0, 1, 8, 9])):  # the last as `cp` shares sequences
+        assert torch.equal(dropout_of().entries(x_SBH[part_S], 3, Place.ATTENTION, 0.4, part_S), whole[part_S])
     some = dropout_of(rows=[2, 3])
-    assert torch.equal(some.entries(x_SBH[:, 2:], 3, Place.ATTENTION, 0.4, 0), whole[:, 2:])
+    assert torch.equal(some.entries(x_SBH[:, 2:], 3, Place.ATTENTION, 0.4, places_S), whole[:, 2:])
     assert torch.equal(some.rows(x_SBH[:, 2:], 3, Place.MLP_ROW), dropout_of().rows(x_SBH, 3, Place.MLP_ROW)[:, 2:])
     ids = torch.arange(40).view(4, 10) + 100
     assert torch.equal(some.tokens(ids[2:]), dropout_of().tokens(ids)[2:])
@@ -121,7 +119,7 @@ def heads(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_attention_that_drops_nothing_is_attention() -> None:
     ours, theirs = heads(0), heads(0)
-    found = dropped_attention(*ours, None, lambda row, weights: weights)
+    found = dropped_attention(*ours, torch.arange(9), None, lambda row, weights: weights)
     q, k, v = (x.permute(1, 2, 0, 3) for x in theirs)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).permute(2, 0, 1, 3).flatten(-2)
     torch.testing.assert_close(found, expected)
@@ -134,14 +132,15 @@ def test_attention_that_drops_nothing_is_attention() -> None:
 def test_weights_of_attention_are_dropped_alike_forward_and_backward_and_head_by_head() -> None:
     dropout, scale = dropout_of(rows=range(3)), 8**-0.5
     ours, theirs = heads(0), heads(0)
-    found = dropped_attention(*ours, scale, lambda row, w: dropout.weights(row, w, 2, 0))
+    places_S = torch.arange(9)
+    found = dropped_attention(*ours, places_S, scale, lambda row, w: dropout.weights(row, w, 2, 0, places_S))
     outs = []
     for row in range(3):  # the definition: softmax, then the mask, with autograd all through
         q, k, v = (x[:, row].transpose(0, 1) for x in theirs)
         k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
         unseen = torch.ones(9, 9, dtype=torch.bool).triu(1)
         weights = (q @ k.mT * scale).masked_fill(unseen, -torch.inf).softmax(-1)
-        outs.append((dropout.weights(row, weights, 2, 0) @ v).transpose(0, 1).flatten(1))
+        outs.append((dropout.weights(row, weights, 2, 0, places_S) @ v).transpose(0, 1).flatten(1))
     expected = torch.stack(outs, 1)
     torch.testing.assert_close(found, expected)
     for out in (found, expected):
@@ -149,9 +148,10 @@ def test_weights_of_attention_are_dropped_alike_forward_and_backward_and_head_by
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
     ones = torch.ones(4, 9, 9)
-    whole = dropout.weights(1, ones, 2, 0)
-    assert torch.equal(dropout.weights(1, ones[:2], 2, 2), whole[2:])  # another rank's heads
-    assert torch.equal(dropout.weights(1, ones[:, :7, :7], 2, 0), whole[:, :7, :7])  # without padding
+    whole = dropout.weights(1, ones, 2, 0, places_S)
+    assert torch.equal(dropout.weights(1, ones[:2], 2, 2, places_S), whole[2:])  # another rank's heads
+    assert torch.equal(dropout.weights(1, ones[:, 3:5], 2, 0, places_S[3:5]), whole[:, 3:5])  # another's queries
+    assert torch.equal(dropout.weights(1, ones[:, :7, :7], 2, 0, places_S[:7]), whole[:, :7, :7])  # without padding
     assert 0.15 < float((whole == 0).float().mean()) < 0.45
 
 
