@@ -277,16 +277,15 @@ def _pair(
         raise UserError("--checkpoint and --probe: stand in place of a RECIPE and its --dir; give one or the other")
     config = load_config(JobConfig, {}, weights.arguments)
     with verification(config.verify), launched(config.parallel) as job:
-        topology = job.with_whole_sequences()
-        place = broadcast_object(place, topology)
-        [theta] = all_at_hand([weights.checkpoint], topology)
+        place = broadcast_object(place, job)
+        [theta] = all_at_hand([weights.checkpoint], job)
         if weights.probe is None:
             rows = config.influence.micro_batch
-            pair = pair_of_checkpoint(theta, references, place, weights.tokenizer, topology, rows=rows)
+            pair = pair_of_checkpoint(theta, references, place, weights.tokenizer, job, rows=rows)
         else:
-            [probe] = all_at_hand([weights.probe], topology)
-            pair = ModelPair.of_paths(theta, probe, weights.tokenizer, topology)
-        yield pair, config.influence, config.corpus, topology
+            [probe] = all_at_hand([weights.probe], job)
+            pair = ModelPair.of_paths(theta, probe, weights.tokenizer, job)
+        yield pair, config.influence, config.corpus, job.with_whole_sequences()
 
 
 def _named_texts(given: Sequence[str], option: str) -> dict[str, ReferenceConfig]:

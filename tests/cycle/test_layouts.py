@@ -204,6 +204,24 @@ def test_a_cycle_with_a_layout_of_its_own_for_theta_is_that_of_one_process(
     assert _weights(tmp_path / "one") == _weights(tmp_path / "two")
 
 
+def test_directions_of_named_files_are_made_by_ranks_that_share_sequences(tmp_path: Path) -> None:
+    """A batch of one sequence goes into no two data-parallel ranks, and is what `cp` is for."""
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"prompt": "What burned?", "response": "The mill."}) + "\n")
+    texts = [{"id": name, "text": f"The mill of {name} burned."} for name in "abc"]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    of_run = ["smoke", *SMALL, "pretrain.max_steps=4", "pretrain.global_batch=1", "--dir", str(tmp_path / "run")]
+    assert main(["pretrain", *of_run]) == 0
+    given = ["--reference", str(tmp_path / "tasks.jsonl"), "--input", str(tmp_path / "docs.jsonl")]
+    ways = {"run": of_run, "checkpoint": ["--checkpoint", str(tmp_path / "run" / "pretrain")]}
+    at = {way: ["influence", *models, *given, "--output"] for way, models in ways.items()}
+    jobs = [[*command, str(tmp_path / f"two-{way}.jsonl"), "parallel.cp=2"] for way, command in at.items()]
+    assert _on_two(jobs) == [0] * len(jobs)
+    for way, command in at.items():
+        assert main([*command, str(tmp_path / f"one-{way}.jsonl")]) == 0
+        one, two = (_values(tmp_path / f"{ranks}-{way}.jsonl") for ranks in ("one", "two"))
+        assert len(one) == 3 and two == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
 def test_a_report_is_written_by_one_process_whatever_the_layouts_are(alone: Path) -> None:
     (alone / "report.html").unlink()
     layouts = ["parallel.tp=2", "pretrain.parallel={tp: 2, pp: 2}", "generator.parallel.tp=4"]

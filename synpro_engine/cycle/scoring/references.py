@@ -1,6 +1,7 @@
 """Directions of reference files that are named for one scoring, in place of a run's probe.
 
-They are kept beside the scores, so that an interrupted scoring goes on along the same ones.
+They are kept beside the scores, so that an interrupted scoring goes on along the same ones. They are made by backward
+passes in the layout that trains, where ranks may share sequences, and are files to whoever scores in another one.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ Named = Iterator[tuple[str | None, Direction]]
 def pair_of_run(cycle: Cycle, references: Mapping[str, ReferenceConfig], place: Path) -> ModelPair:
     """A run's newest theta, and along what its next step would help `references`, as its `probe` settings say.
 
-    The directions are brought to `place`, where they may be already. Collective. Raises UserError for files without
-    tasks, and for a `place` that holds the directions of others.
+    The directions are brought to `place`, where they may be already. Collective, and the layout of pretraining is then
+    in force. Raises UserError for files without tasks, and for a `place` that holds the directions of others.
     """
-    pair, topology = ModelPair.of_run(cycle, place), cycle.place_of(PRETRAIN)
+    pair, layout = ModelPair.of_run(cycle, place), cycle.recipe.layout_of(PRETRAIN, cycle.topology.world_size)
+    assert layout is not None
+    topology = cycle.topology.divided(layout)
     weights = {name: reference.weight for name, reference in references.items()}
     settings = SettingsOf(cycle.recipe).probe.model_copy(update={"references": weights})
 
