@@ -118,7 +118,10 @@ def _ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 @functools.cache
 def flash_attention_fault(head_dim: int) -> str | None:
-    """None where flash-attn computes forward and backward on this GPU at this width of a head, else why not."""
+    """None where flash-attn computes forward and backward on this GPU at this width of a head, else why not.
+
+    Queries that are fewer than keys must be the last ones to it, as they are since its version 2.1.
+    """
 
     def trial() -> None:
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
@@ -127,6 +130,12 @@ def flash_attention_fault(head_dim: int) -> str | None:
         # would fail after the first forward.
         qkv = _ones(1, 2, 1, head_dim).requires_grad_()
         flash_attn_func(qkv, qkv, qkv, causal=True).sum().backward()
+        # Ranks that share a sequence have fewer queries than keys: taken for the first ones they give no error.
+        query, keys = _ones(1, 1, 1, head_dim), _ones(1, 2, 1, head_dim)
+        values = torch.cat((query, 3 * query), 1)
+        last = flash_attn_func(query, keys, values, causal=True)
+        if not torch.allclose(last, flash_attn_func(keys, keys, values, causal=True)[:, -1:]):
+            raise ArithmeticError("queries that are fewer than keys are not the last ones, as since version 2.1")
 
     return _fault_of("flash_attn", trial)
 

@@ -55,11 +55,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     forget()
 
 
-WORKS = "def flash_attn_func(q, k, v, causal): return q * k * v"
 NARROW = """
 def flash_attn_func(q, k, v, causal):
     if q.shape[-1] > 64: raise RuntimeError('head dimension is not supported')
-    return q * k * v"""
+    return (q * k * v)[:, -q.shape[1]:]"""
+OLD = "def flash_attn_func(q, k, v, causal): return (q * k * v)[:, :q.shape[1]]"
 NO_BACKWARD = """
 import torch
 class F(torch.autograd.Function):
@@ -83,6 +83,7 @@ def flash_attn_func(q, k, v, causal): return F.apply(q)"""
         ("def flash_attn_func(*_, **__): raise RuntimeError('no kernel image')", "no kernel image"),
         (NARROW, "head dimension is not supported"),
         (NO_BACKWARD, "backward is not built"),
+        (OLD, "fails: ArithmeticError: queries that are fewer than keys are not the last ones"),
     ],
 )
 def test_a_flash_attention_that_cannot_run_is_passed_over_with_its_reason(install: Install, text: str, reason: str):
