@@ -48,12 +48,12 @@ class Slow:
         yield slower
 
 
-def _train(directory: str, slow: int) -> list[str]:
+def _train(directory: str, slow: int, cp: int = 1) -> list[str]:
     """What is said on the way."""
     said = list[str]()
     stragglers.say = lambda topology, text: said.append(text)
     config = toy.CONFIG.model_copy(update={"stragglers": StragglerConfig(every=2, ratio=2.0), "plateau": None})
-    with launched(ParallelConfig()) as topology:
+    with launched(ParallelConfig(cp=cp)) as topology:
         pretrain(
             build_model(toy.SHAPE, topology), config, toy.loader_of(topology), Path(directory),
             held_out=toy.held_out(topology), watcher=Slow(topology.rank == slow),
@@ -68,6 +68,15 @@ def test_the_rank_that_the_others_wait_for_is_named_once(slow: int, tmp_path: Pa
     assert [record["step"] for record in looks] == [2, 4, 6]
     assert all(record["rank"] == slow and record["seconds"] > PAUSE_S > record["median"] for record in looks)
     assert len(said) == 1 and said[0].startswith(f"step 4: rank {slow} on {looks[0]['host']} is slow: ")
+
+
+def test_ranks_that_share_sequences_are_compared_as_one_and_their_first_is_named(tmp_path: Path) -> None:
+    """They wait for each other, so that either may seem the slower, and half of all ranks may."""
+    said, *_ = run_ranks(_train, 4, directory=str(tmp_path), slow=3, cp=2)
+    looks = [record for record in read_metrics(tmp_path / METRICS) if record["kind"] == "ranks"]
+    assert [(record["step"], record["rank"]) for record in looks] == [(2, 2), (4, 2), (6, 2)]
+    assert all(record["seconds"] > PAUSE_S > record["median"] for record in looks)
+    assert len(said) == 1 and "rank 2 on" in said[0] and "or one of the 1 that compute with it" in said[0]
 
 
 def test_a_job_of_one_rank_waits_for_nobody(tmp_path: Path, topology: Any) -> None:
