@@ -27,6 +27,10 @@ LAYOUTS = {
     "DP2": ParallelConfig(),
     "CP2": ParallelConfig(cp=2),
 }
+ON_FOUR = {
+    "CP2 TP2 SP": ParallelConfig(cp=2, tp=2, sequence_parallel=True),
+    "CP2 PP2": ParallelConfig(cp=2, pp=2),
+}
 ROWS, LENGTH, Z_LOSS = 8, 16, 1e-2
 
 
@@ -294,13 +298,13 @@ def test_a_direction_along_frozen_parameters_is_refused(topology: Topology) -> N
 def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None:
     """In each case every method scores right, and training is left alone."""
     for (layout, variant), port in zip(cases, ports, strict=True):
-        with job(LAYOUTS[layout], port) as topology:
+        with job((LAYOUTS | ON_FOUR)[layout], port) as topology:
             rank = topology.dp.rank
             rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS))]
             groups: list[tuple[OutputLayer, int, tuple[str, ...]]] = [
                 ("fused", 1, ("gradient", "capture")), ("fused", 2, ("capture", "prefix")),
             ]  # fmt: skip
-            if layout in ("TP2 SP", "CP2"):
+            if layout in ("TP2 SP", "CP2", *ON_FOUR):
                 groups.append(("recomputed", 2, ("capture",)))
             for output_layer, size, methods in groups:
                 given: Any = {"output_layer": output_layer, "steps": 1}
@@ -316,3 +320,10 @@ def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None
 @pytest.mark.parametrize("cases", layout_cases(LAYOUTS))
 def test_every_layout_scores_alike_and_trains_as_if_nobody_watched(cases: Cases, truth: dict[str, Scores]) -> None:
     run_ranks(watched_in, 2, cases=cases, ports=free_ports(len(cases)), truth=truth)
+
+
+@pytest.mark.parametrize("cases", layout_cases(ON_FOUR))
+def test_ranks_that_share_sequences_beside_matrices_or_layers_score_alike(
+    cases: Cases, truth: dict[str, Scores]
+) -> None:
+    run_ranks(watched_in, 4, cases=cases, ports=free_ports(len(cases)), truth=truth)
