@@ -52,7 +52,9 @@ def test_masks_of_other_seeds_steps_layers_places_and_rows_have_nothing_in_commo
     for seed, step, row, layer, place in itertools.product(
         (0, 1), (0, 1), (0, 1), (1, 2), (Place.ATTENTION, Place.MLP)
     ):
-        dropped = dropout_of(rows=[row], seed=seed, step=step).entries(ones_SBH, layer, place, 0.5, torch.arange(256)) == 0
+        dropped = (
+            dropout_of(rows=[row], seed=seed, step=step).entries(ones_SBH, layer, place, 0.5, torch.arange(256)) == 0
+        )
         found[seed, step, row, layer, place] = dropped.double().flatten() - 0.5
     stacked = torch.stack(list(found.values()))
     correlation = stacked @ stacked.t() / (0.25 * stacked.size(1)) - torch.eye(len(stacked))
