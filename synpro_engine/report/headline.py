@@ -24,7 +24,9 @@ def statement(data: ReportData) -> tuple[str, str]:
     by_arm: dict[str, set[int | None]] = {}
     for row in data.arms.held_out:
         by_arm.setdefault(row.name, set()).add(row.seed)
-    seeds = max(map(len, by_arm.values()), default=0)
+    if not by_arm:
+        return ("Nothing was measured on held-out text yet.", "So this page tells what was done, and no result.")
+    seeds = max(map(len, by_arm.values()))
     if seeds < 2:
         return (
             "A run of one seed cannot show an effective-token gain.",

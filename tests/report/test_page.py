@@ -208,3 +208,5 @@ def test_the_head_says_what_seeds_and_sizes_of_text_allow(full_report: ReportDat
     first, others = statement(several)
     assert ("under Effective tokens" in first) is curve and ("no multiple of the text is told" in first) is not curve
     assert "up to 3 seeds" in others and "one seed" in statement(full_report)[0]
+    nothing = dataclasses.replace(several, arms=dataclasses.replace(several.arms, held_out=()))
+    assert "Nothing was measured" in statement(nothing)[0]
