@@ -23,14 +23,15 @@ class Steps:
 
     def __init__(self, setup: Setup, engine: Engine, sample: int) -> None:
         """sample: candidates that the typical step is the mean of; they are spread evenly over all."""
-        self._setup, self._engine, self.next = setup, engine, NextStep(engine)
+        self._setup, self._engine, self.next, self._adamw = setup, engine, NextStep(engine), NextAdamW(engine)
         mates = [self.of(ids) for ids in setup.mates]
         self._mates = _mean(mates).scaled(len(mates))
         self.among_mates = self.update(_mean(mates))
         """The update of a batch of mates alone."""
         every = max(1, len(setup.candidates) // sample)
-        clipped = [self.next.clipped(self.of(candidate.ids)) for candidate in setup.candidates[::every]]
-        self.alone = _mean([self.next.update(gradient) for gradient in clipped])
+        sampled = [self.of(candidate.ids) for candidate in setup.candidates[::every]]
+        clipped = [gradient.scaled(self.next.clip_factor(gradient)) for gradient in sampled]
+        self.alone = _mean([self.update(gradient) for gradient in sampled])
         """The mean update of steps on single candidates."""
         self.square = _mean([gradient.squared() for gradient in clipped])
         """The mean square of their clipped gradients."""
@@ -41,7 +42,7 @@ class Steps:
 
     def update(self, gradient: Direction) -> Direction:
         """theta - theta' of a step with this gradient."""
-        return self.next.update(self.next.clipped(gradient))
+        return Direction(dict(self.next.update(gradient.scaled(1.0))))
 
     def with_mates(self, gradient: Direction) -> Direction:
         """The gradient of a batch of the mates and a text."""
@@ -64,8 +65,14 @@ class Steps:
         return clip_factor(self._engine.optimizer_config.clip, norm)
 
     def by_adamw(self, gradient: Direction, square: Direction) -> Direction:
-        """What AdamW's step makes of a gradient, where its second moment takes in this square."""
-        return NextAdamW(self._engine).preconditioned(gradient, square)
+        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: what of AdamW's step is linear in g.
+
+        v' is the second moment after a step whose clipped gradient has this square.
+        """
+        divided = {
+            name: g / self._adamw.denominator(name, square.tensors[name]) for name, g in gradient.tensors.items()
+        }
+        return Direction(divided).scaled(self._engine.lr * self._adamw.gradient_share)
 
     def live_square(self) -> Direction:
         """The squared gradient whose coming leaves the second moment as it is, but for the correction of its start."""

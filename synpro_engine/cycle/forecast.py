@@ -338,6 +338,14 @@ class _Counter:
         else:
             tokens = float(probe.sampled_steps) * self.recipe.pretrain.global_batch * model.seq_len
             tokens += min(probe.reference_tokens or self._held_out / 2, self._held_out / 2)
+            products = (
+                torch.bfloat16 if self.recipe.pretrain.optimizer.muon.products == "bfloat16" else self.theta.dtype
+            )
+            # And the reference's own.
+            if waits := self.theta.sampled(probe.sampled_steps + 1, products):
+                self.remarks.append(
+                    f"{stage}: {waits / 2**30:,.2f} GiB a rank of Muon's sampled momenta wait in the host's memory"
+                )
         return Cost(
             stage=stage,
             tokens=tokens,

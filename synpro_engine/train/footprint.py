@@ -79,6 +79,10 @@ class Footprint:
         ranks = self.layout.dp * (self.layout.tp if self.layout.sequence_parallel else 1)
         return tokens / ranks * self.model.d_model * self.dtype.itemsize
 
+    def sampled(self, steps: int, products: torch.dtype) -> float:
+        """Muon's momenta of so many steps, on the host until a direction is made of them; ranks share the matrices."""
+        return steps * products.itemsize * self._of_muon / self.layout.replicas
+
     def saved(self, *, optimizer: bool = False) -> float:
         """A checkpoint of the whole model, on disk; the optimizer's part there has fp32 weights in any case."""
         whole = self.model.parameter_count()

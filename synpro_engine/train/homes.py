@@ -41,17 +41,16 @@ class Homes:
     rounds: list[list[str]]
     owned: list[Taken]
 
-    def exchange(
-        self, keys: Sequence[str], pieces: dict[str, list[Tensor]], work: Work, dtype: torch.dtype, topology: Topology
-    ) -> dict[str, list[Tensor]]:
-        """Send a round's pieces home, `work` on whole matrices there, and return the pieces of what it made.
+    def bring(
+        self, keys: Sequence[str], pieces: dict[str, list[Tensor]], dtype: torch.dtype, topology: Topology
+    ) -> dict[str, Tensor]:
+        """Send a round's pieces home; the whole matrices of this rank, by key.
 
         keys: one of `rounds`. pieces: by key, this rank's rectangles in the order of `owned`. dtype: what is sent.
         Collective over the job.
         """
-        here, ranks = topology.rank, range(topology.world_size)
-        outward = [self._size(keys, owner=here, home=rank) for rank in ranks]
-        inward = [self._size(keys, owner=rank, home=here) for rank in ranks]
+        here = topology.rank
+        outward, inward = self._sizes(keys, topology)
         ordered = [piece for key in self._by_home(keys) for piece in pieces.get(key, ())]
         received = _all_to_all(_joined(ordered, dtype, topology.device), outward, inward)
         whole = {
@@ -62,8 +61,15 @@ class Homes:
         places = list(self._places(keys, whole))
         for place, run in zip(places, _runs(received, [tuple(place.shape) for place in places]), strict=True):
             place.copy_(run)
-        made = _joined(list(self._places(keys, work(whole))), dtype, topology.device)
-        returned = _all_to_all(made, inward, outward)
+        return whole
+
+    def hand_back(
+        self, keys: Sequence[str], whole: dict[str, Tensor], dtype: torch.dtype, topology: Topology
+    ) -> dict[str, list[Tensor]]:
+        """The way back of `bring`: by key, this rank's rectangles of matrices that are whole at home. Collective."""
+        here = topology.rank
+        outward, inward = self._sizes(keys, topology)
+        returned = _all_to_all(_joined(list(self._places(keys, whole)), dtype, topology.device), inward, outward)
         names = [key for key in self._by_home(keys) for _ in self._taken(key, here)]
         extents = [extent for key in self._by_home(keys) for _, extent in self._taken(key, here)]
         found: dict[str, list[Tensor]] = {}
@@ -77,6 +83,12 @@ class Homes:
 
     def _taken(self, key: str, rank: int) -> list[Place]:
         return self.owned[rank][key][1] if key in self.owned[rank] else []
+
+    def _sizes(self, keys: Sequence[str], topology: Topology) -> tuple[list[int], list[int]]:
+        """Entries on the way home: (to each rank, from each rank)."""
+        here, ranks = topology.rank, range(topology.world_size)
+        outward = [self._size(keys, owner=here, home=rank) for rank in ranks]
+        return outward, [self._size(keys, owner=rank, home=here) for rank in ranks]
 
     def _size(self, keys: Sequence[str], *, owner: int, home: int) -> int:
         at_home = [key for key in keys if self.home[key] == home]

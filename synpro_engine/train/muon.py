@@ -11,7 +11,7 @@ every data-parallel rank or a layer's on one, and its checkpoints are Megatron's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from synpro_engine.model.canonical import unshard
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import MuonConfig
 from synpro_engine.train.homes import Work, plan_homes
-from synpro_engine.train.muon_update import each_matrix, kind_of, looked_ahead, orthogonalised
+from synpro_engine.train.muon_update import fused, kind_of, looked_ahead, orthogonalised, single_matrices
 from synpro_engine.train.optimizer import MOMENTUM, begin_state, is_of_muon
 from synpro_engine.train.owned import MegatronOptimizer, Rectangle, Shape, Shard, owned_rectangles
 
@@ -34,7 +34,13 @@ class Muon:
         named = model.named_parameters()
         self.names = frozenset(name for name, p in named if p.requires_grad and is_of_muon(name))
         """Of the parameters that it moves, as this rank's model has them."""
-        mine = [r for r in owned_rectangles(model, optimizer) if r.shard.group.get("muon")]
+        owned = list(owned_rectangles(model, optimizer))
+        mine = [r for r in owned if r.shard.group.get("muon")]
+        # Megatron matched the groups by patterns of its own; a parameter of one and not of the other would be moved
+        # by nobody, or by both.
+        of_groups = {id(r.shard.parameter): bool(r.shard.group.get("muon")) for r in owned}
+        for name, p in model.named_parameters():
+            assert of_groups.get(id(p), name in self.names) == (name in self.names), f"{name}: in a group of the other"
         self._rectangles: dict[str, list[Rectangle]] = {}
         for rectangle in mine:
             self._rectangles.setdefault(rectangle.key, []).append(rectangle)
@@ -56,7 +62,12 @@ class Muon:
     def updates(self, whole: dict[str, Tensor], config: MuonConfig) -> dict[str, Tensor]:
         """Of whole momenta, looked ahead, by key: what each moves by at a rate of 1. Not collective."""
         dtype = self.products(config)
-        return each_matrix(self._config, lambda stack: orthogonalised(stack, config, dtype), whole)
+        made = {
+            place: update
+            for places, stack in single_matrices(self._config, whole)
+            for place, update in zip(places, orthogonalised(stack, config, dtype), strict=True)
+        }
+        return fused(self._config, made)
 
     def products(self, config: MuonConfig) -> torch.dtype:
         """What iterations multiply and ranks send each other."""
@@ -71,12 +82,19 @@ class Muon:
         may be called several times, a matrix always on the same rank. Collective over the job: every rank goes through
         all of it.
         """
+        for keys, whole in self.wholes(of, dtype):
+            for key, made in self._homes.hand_back(keys, work(whole), dtype, self._topology).items():
+                yield from zip(self._rectangles[key], made, strict=True)
+
+    def wholes(
+        self, of: Callable[[Shard], Tensor], dtype: torch.dtype
+    ) -> Iterator[tuple[Sequence[str], dict[str, Tensor]]]:
+        """The way there of `on_whole` alone, round by round: (the round's keys, the whole matrices of this rank)."""
         for keys in self._homes.rounds:
             here = {key: self._rectangles[key] for key in keys if key in self._rectangles}
             given = {id(own): of(own) for own in _shards(here.values())}
             pieces = {key: [r.of(given[id(r.shard)]) for r in owned] for key, owned in here.items()}
-            for key, made in self._homes.exchange(keys, pieces, work, dtype, self._topology).items():
-                yield from zip(here[key], made, strict=True)
+            yield keys, self._homes.bring(keys, pieces, dtype, self._topology)
 
     def _cost(self, key: str, shape: Shape) -> float:
         """Operations of a step of the iteration, of all matrices that are fused in one."""

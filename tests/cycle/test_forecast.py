@@ -220,6 +220,27 @@ def test_what_waits_on_the_host_counts_in_the_phases_that_need_it() -> None:
     assert graphs.in_phase("update") == parked.in_phase("update") + held["keys and values"]
 
 
+def test_a_plan_says_what_muon_s_sampled_steps_take_of_the_host() -> None:
+    asked = [
+        "pretrain.optimizer.name=muon",
+        "dtype=float32",
+        "probe.kind=next_step",
+        "probe.sampled_steps=8",
+        "influence.estimator=auto",
+    ]
+    recipe = load_recipe("synpro-400m", asked)
+    matrices = recipe.model.parameter_count(embeddings=False)
+
+    def said(*overrides: str, ranks: int = 1) -> str:
+        [remark] = [r for r in costs("synpro-400m", [*asked, *overrides], ranks).remarks if "round-1/probe" in r]
+        return remark
+
+    assert f"{9 * 4 * matrices / 2**30:.2f} GiB a rank of Muon's sampled momenta" in said()
+    halves = said("pretrain.optimizer.muon.products=bfloat16", ranks=4)
+    assert f"{9 * 2 * matrices / 4 / 2**30:.2f} GiB a rank" in halves
+    assert not any("momenta" in remark for remark in costs("synpro-400m").remarks)
+
+
 def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_once() -> None:
     drop = ["dtype=float32", *(f"tune.{name}.bad_reward=drop_group" for name in ("rephrase", "reformat"))]
     question = "question: {type: truth, ask: 'Is it clear?'}"

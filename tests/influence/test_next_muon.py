@@ -1,5 +1,6 @@
 """Muon's next step: what a sequence in the batch does to the reference loss, held to real steps in fp64."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +12,15 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.influence import Direction, DotInfluence, mean_gradient, next_step_direction
 from synpro_engine.influence.directions import NextStep, displaced
+from synpro_engine.influence.directions.next_muon import NextMuon
 from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.canonical import block_slots, shard, unshard
 from synpro_engine.model.model import Model
+from synpro_engine.train import homes
 from synpro_engine.train.config import MuonConfig, OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
-from synpro_engine.train.muon_update import orthogonalised, pulled_back, update_scale
+from synpro_engine.train.muon_update import orthogonalised, pulled_back, size_of, update_scale
 from synpro_engine.train.owned import owned_shards
 from synpro_kernels import orthogonalize_definition
 from tests.influence.toy import CONFIGS, START, model_of, sequences
@@ -106,7 +109,7 @@ def test_the_score_is_what_a_trace_of_a_sequence_in_the_batch_does_to_the_refere
     model, mates, reference, small = engine.model, rows(4), rows(5), 1e-6
 
     step = NextStep(engine)
-    update = Direction(dict(step.sample(mean_gradient(model, [mates]))))
+    update = Direction(dict(step.update(mean_gradient(model, [mates]), keep=True)))
     with displaced(model, update, -1.0):
         ahead = mean_gradient(model, [reference])
     step.settle()
@@ -139,6 +142,97 @@ def test_what_is_pulled_back_is_the_differential_of_the_update(muon: MuonConfig,
     expected = (along * (moved[1] - moved[0])).sum((1, 2)) / 2e-6
     found = (pulled_back(ahead, along, muon) * change).sum((1, 2))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("muon", MUONS.values(), ids=MUONS)
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-12, 0.0])
+def test_what_is_too_short_pulls_back_as_if_it_were_longer_and_nothing_pulls_nothing(
+    muon: MuonConfig, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    ahead, along = (torch.randn(2, 12, 30, generator=generator) for _ in range(2))
+    there, least = pulled_back(ahead, along, muon), size_of(ahead, muon)
+    expected = there if scale else torch.zeros_like(there)
+    torch.testing.assert_close(pulled_back(scale * ahead, along, muon, least), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(pulled_back(ahead, along, muon, 0.1 * least), there), "what is long enough is as it was"
+    assert pulled_back(0.0 * ahead, along, muon).count_nonzero() == 0
+    assert pulled_back(ahead * torch.nan, along, muon, least).isnan().all(), "what is not finite stays seen"
+
+
+@pytest.fixture
+def fresh(topology: Topology) -> tuple[Engine, NextMuon, Weights]:
+    """(an engine that has no momentum yet, its Muon's next step, gradients of its matrices)."""
+    engine = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(name="muon", muon=MuonConfig(lr=0.02)))
+    assert engine.muon is not None
+    gradients = dict(mean_gradient(engine.model, [rows(4)]).tensors)
+    return engine, NextMuon(engine, engine.muon), {name: gradients[name] for name in engine.muon.names}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 0.0])
+def test_a_sampled_step_without_a_momentum_does_not_rule_the_mean(
+    scale: float, fresh: tuple[Engine, NextMuon, Weights]
+) -> None:
+    engine, step, gradients = fresh
+    assert engine.muon is not None
+    step.keep(gradients, 1.0)
+    alone, beside = step.linear(gradients), NextMuon(engine, engine.muon)
+    for factor in (1.0, scale):
+        beside.keep(gradients, factor)
+    for name, v in beside.linear(gradients).items():
+        # Of a tenth of the root mean square, which is 0.71 of the other's length, J is 14 times as much.
+        expected = 0.5 * (1.0 + (1.0 / 0.0707 if scale else 0.0)) * alone[name]
+        assert (v - expected).norm() <= 5e-3 * expected.norm(), name
+
+
+def test_the_mean_is_over_the_steps_that_were_kept_on_the_host(fresh: tuple[Engine, NextMuon, Weights]) -> None:
+    engine, _, gradients = fresh
+    assert engine.muon is not None
+    others = {name: g.flip(0) for name, g in gradients.items()}
+    singles, both = [NextMuon(engine, engine.muon) for _ in range(2)], NextMuon(engine, engine.muon)
+    for one, sampled in zip(singles, (gradients, others), strict=True):
+        one.keep(sampled, 0.5)
+        both.update({name: 0.5 * g for name, g in sampled.items()}, keep=True)
+    both.update(gradients, keep=False)
+    kept = [sample for samples in both._sampled.values() for sample in samples]
+    assert all(sample.ahead_BMN.device.type == "cpu" for sample in kept)
+    assert sum(sample.ahead_BMN.numel() for sample in kept) == 2 * sum(g.numel() for g in gradients.values())
+    along = {name: torch.ones_like(g) for name, g in gradients.items()}
+    found, each = both.linear(along), [one.linear(along) for one in singles]
+    for name, v in found.items():
+        torch.testing.assert_close(v, (each[0][name] + each[1][name]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_only_kept_goes_one_way_and_is_not_written_to(
+    fresh: tuple[Engine, NextMuon, Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, step, gradients = fresh
+    before, sent, real = {name: g.clone() for name, g in gradients.items()}, list[int](), homes._all_to_all
+
+    def counted(message: Tensor, outward: list[int], inward: list[int]) -> Tensor:
+        sent.append(message.numel())
+        return real(message, outward, inward)
+
+    monkeypatch.setattr(homes, "_all_to_all", counted)
+    step.keep(gradients, 0.5)
+    once = sum(g.numel() for g in gradients.values())
+    assert sum(sent) == once
+    assert all(torch.equal(g, before[name]) for name, g in gradients.items())
+    step.update(gradients, keep=True)
+    assert sum(sent) == 3 * once
+
+
+def test_one_sampled_step_at_a_time_is_brought_back(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    muon = MuonConfig(lr=0.02, products="bfloat16")  # so that what is brought back in fp32 is another tensor
+    engine, seen, alive = Engine(model_of(CONFIGS["olmo2"], topology), OptimizerConfig(name="muon", muon=muon)), [], []
+
+    def watched(ahead: Tensor, *given: Any) -> Tensor:
+        seen.append(weakref.ref(ahead))
+        alive.append(sum(ref() is not None for ref in seen))
+        return pulled_back(ahead, *given)
+
+    monkeypatch.setattr("synpro_engine.influence.directions.next_muon.pulled_back", watched)
+    next_step_direction(engine, [rows(5)], [[rows(seed)] for seed in range(3)])
+    assert len(seen) % 4 == 0 and len(seen) > 4 and set(alive) == {1}
 
 
 def test_a_step_along_the_direction_lowers_the_reference_loss_by_its_length(topology: Topology) -> None:

@@ -24,6 +24,7 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.homes import _dealt
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.muon_update import update_scale
+from synpro_engine.train.optimizer import is_of_muon
 from synpro_kernels import orthogonalize_definition
 
 MUON = OptimizerConfig(name="muon", lr=1e-2, clip=0.0, muon=MuonConfig(lr=0.02))
@@ -140,6 +141,15 @@ def test_all_but_the_matrices_of_blocks_moves_as_under_adamw(
     assert len(of_muon) == 4 * shape.layers
     for name, value in moved["adamw"].items():
         assert torch.equal(moved["muon"][name], value) == (name not in of_muon), name
+
+
+def test_a_parameter_whose_name_and_whose_group_disagree_is_no_engine_s(
+    topology: Topology, shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.final_layernorm.weight"):
+        monkeypatch.setattr("synpro_engine.train.muon.is_of_muon", lambda p, name=name: is_of_muon(p) != (p == name))
+        with pytest.raises(AssertionError, match=f"{name}: in a group of the other"):
+            Engine(build_model(shape, topology), MUON)
 
 
 def test_one_momentum_is_kept_of_a_matrix_and_nothing_of_adamw_s(topology: Topology, shape: ModelConfig) -> None:

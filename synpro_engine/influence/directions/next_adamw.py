@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synpro_engine.influence.directions.direction import Direction
 from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.train.checkpoint_pieces import updates_made
 from synpro_engine.train.engine import Engine
@@ -43,15 +42,6 @@ class NextAdamW:
         # beta1 m + (1 - beta1) g in a new tensor: the copy of the moment serves every sampled step.
         mixed = torch.lerp(clipped, self._momentum[name], self._config.beta1)
         return mixed.mul_(self._lr / self._corrections[0]).div_(self.denominator(name, clipped.square()))
-
-    def preconditioned(self, gradient: Direction, square: Direction) -> Direction:
-        """lr (1 - beta1) g / (sqrt(v') + eps), with the moments corrected: the part of `update` that is linear in g.
-
-        v' is the second moment after a step whose clipped gradient has this square.
-        """
-        pairs = gradient.tensors.items()
-        found = Direction({name: g / self.denominator(name, square.tensors[name]) for name, g in pairs})
-        return found.scaled(self._lr * self.gradient_share)
 
     @property
     def gradient_share(self) -> float:

@@ -116,7 +116,7 @@ def _typical_update(
         # Each from theta: their mean stands for one typical step, not for a walk of several.
         for batches in upcoming:
             # One by one: a copy of a large model is gigabytes.
-            for name, moved in step.sample(mean_gradient(model, batches)):
+            for name, moved in step.update(mean_gradient(model, batches), keep=True):
                 _add(update, name, moved)
             advance(1)
     for total in update.values():
@@ -157,31 +157,22 @@ class NextStep:
         """What clipping multiplies the gradient by."""
         return clip_factor(self._clip, inner(self._model, gradient, gradient) ** 0.5)
 
-    def clipped(self, gradient: Direction) -> Direction:
-        """The gradient as the moments will see it."""
-        return gradient.scaled(self.clip_factor(gradient))
+    def update(self, gradient: Direction, *, keep: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """theta - theta' of a step with this gradient, which is used up, without decay, by parameter.
 
-    def update(self, clipped: Direction) -> Direction:
-        """theta - theta' of a step with this clipped gradient, without decay."""
-        matrices, others = self._parted(clipped.tensors)
-        update = {name: self._adamw.update_of(name, g) for name, g in others.items()}
-        return Direction(update if self._muon is None else update | self._muon.update(matrices))
-
-    def sample(self, gradient: Direction) -> Iterator[tuple[str, Tensor]]:
-        """The update of a step with this gradient, by parameter; the step becomes one of the typical ones.
-
-        The gradient is used up.
+        keep: the step becomes one of the typical ones.
         """
         factor = self.clip_factor(gradient)
         for g in gradient.tensors.values():
             g.mul_(factor)
-        self._samples += 1
+        self._samples += keep
         matrices, others = self._parted(gradient.tensors)
         for name, g in others.items():
             yield name, self._adamw.update_of(name, g)
-            _add(self._square, name, g.square())
+            if keep:
+                _add(self._square, name, g.square_())
         if self._muon is not None:
-            yield from self._muon.sample(matrices).items()
+            yield from self._muon.update(matrices, keep=keep).items()
 
     def forget_momentum(self) -> None:
         """Free the copies that only updates need, which cannot be asked for afterwards."""
@@ -192,7 +183,7 @@ class NextStep:
         factor, (matrices, others) = self.clip_factor(gradient), self._parted(gradient.tensors)
         self._samples += 1
         if self._muon is not None:
-            self._muon.keep({name: g * factor for name, g in matrices.items()})
+            self._muon.keep(matrices, factor)
         for name, g in others.items():
             self._square[name].addcmul_(g, g, value=factor**2)
 
