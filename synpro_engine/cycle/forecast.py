@@ -137,8 +137,8 @@ class _Counter:
         own, generators = (recipe.layout_of(stage, ranks) for stage in (PRETRAIN, IMPORT))
         assert own is not None and generators is not None
         pretrain = recipe.pretrain
-        kept = len(pretrain.averages)
-        self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute, kept)
+        kept, apart = len(pretrain.averages), pretrain.separate_documents
+        self.theta = Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute, kept, apart)
         self.teachers = self._teachers(own, dtype)
         self.judge = Footprint(recipe.model, generators, dtype)  # theta, or its probe, beside a generator
         self.generator = None if shape is None else Footprint(shape, generators, dtype)

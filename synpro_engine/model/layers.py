@@ -148,7 +148,7 @@ class CausalAttention(MegatronModule):
     ) -> Tensor:
         """query [s, b, np, hn], key and value [s, b, ng, hn] -> [s, b, np hn]; position i sees 0..i.
 
-        attention_mask: bool [b, 1, s, s], True for what is not seen, in place of that (`shared_rows`). Under context
+        attention_mask: [b, 1, s, s], added to the scores in place of that (`SharedRows.bias`). Under context
         parallelism s is this rank's share but for the mask's last dimension, which is the whole sequence.
         """
         assert attention_bias is None and packed_seq_params is None
@@ -162,7 +162,7 @@ class CausalAttention(MegatronModule):
         if dropped is not None:
             return dropped
         if attention_mask is not None:
-            return scaled_dot_product(query, key, value, self.softmax_scale, seen=~attention_mask)
+            return scaled_dot_product(query, key, value, self.softmax_scale, bias=attention_mask)
         return share.attended(query, key, value, self.attend)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -196,22 +196,23 @@ class SharedRowsBySDPA:
         if dropped is not None:
             return dropped
         if attention_mask is not None:
-            return scaled_dot_product(query, key, value, None, seen=~attention_mask)
+            return scaled_dot_product(query, key, value, None, bias=attention_mask)
         kernel: Any = super()
         return kernel.forward(query, key, value, attention_mask, *args, **kwargs)
 
 
 def scaled_dot_product(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, bias: Tensor | None = None
 ) -> Tensor:
-    """torch's attention, as `Attend` says; or of any queries, seen: bool [b, 1, q, k], True for what each sees."""
+    """torch's attention, as `Attend` says; or of any queries, bias: [b, 1, q, k], -inf for what each does not see."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
     grouped = q.size(1) != k.size(1)
-    if seen is None and q.size(2) < k.size(2):
-        seen = _seen_from_the_end(q, k.size(2))
+    mask = bias
+    if mask is None and q.size(2) < k.size(2):
+        mask = _seen_from_the_end(q, k.size(2))
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     return out.permute(2, 0, 1, 3).flatten(-2)
 

@@ -270,4 +270,4 @@ def _read(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tenso
     positions_BS = share.of(rows.position_BS, 1)
     rotary: RowRotary = bare.rotary_pos_emb
     with rotary.at(positions_BS):
-        return chunk(own_BS, positions_BS, rows.hidden_from(share), **given)
+        return chunk(own_BS, positions_BS, rows.bias(bare.config.params_dtype, share), **given)

@@ -74,17 +74,18 @@ class SharedRows:
             self, position_BS=F.pad(self.position_BS, behind), part_BS=F.pad(self.part_BS, behind, value=_PADDING)
         )
 
-    def hidden_from(self, share: ContextShare | None = None) -> Tensor:
-        """bool [B, 1, S, S]: True where a row's query (third) must not see the key (fourth), as Megatron has it.
+    def bias(self, dtype: torch.dtype, share: ContextShare | None = None) -> Tensor:
+        """[B, 1, S, S] for scores of attention: -inf where a row's query (third) must not see the key (fourth), else 0.
 
-        share: of its queries alone, and all keys.
+        One for all layers of a pass: of a mask of bools torch's attention makes such a one each time, and every layer's
+        would be kept for the backward pass. dtype: that of queries. share: of its queries alone, and all keys.
         """
         order_S = torch.arange(self.part_BS.size(1), device=self.part_BS.device)
         part_BQ, order_Q = (x if share is None else share.of(x, -1) for x in (self.part_BS, order_S))
         query, key = part_BQ[:, :, None], self.part_BS[:, None, :]
         # Padding sees what is before it, as in rows of one continuation: nothing reads what comes of it.
         seen = ((key == 0) | (key == query)) & (order_Q[:, None] >= order_S)
-        return ~seen[:, None]
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
 def documents_apart(batch: object, device: torch.device) -> SharedRows | None:

@@ -26,6 +26,8 @@ class Footprint:
     recompute: Recompute = "none"
     averages: int = 0
     """Averages of the weights that training keeps."""
+    apart: bool = False
+    """Whether documents that share a row are kept apart, by a mask."""
 
     @property
     def weights(self) -> float:
@@ -61,7 +63,8 @@ class Footprint:
 
         By an attention that keeps no matrix of weights. A pipeline's first stage has as many micro-batches in hand as
         there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
-        Context-parallel ranks keep their shares, and whole sequences' keys and values.
+        Context-parallel ranks keep their shares, and whole sequences' keys and values. A mask is one for all layers of
+        a pass, of which an interleaved pipeline's first stage has more in hand.
         """
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
@@ -72,7 +75,9 @@ class Footprint:
         whole = model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
         kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
         again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
-        return rows * length / self.layout.cp * (kept * model.layers + again) * self.dtype.itemsize
+        pp, vpp = self.layout.pp, self.layout.vpp
+        masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
+        return rows * length / self.layout.cp * (kept * model.layers + again + masks) * self.dtype.itemsize
 
     def hidden(self, tokens: float) -> float:
         """One block's output for the data-parallel ranks' tokens together."""

@@ -30,8 +30,8 @@ def telling_out_of_memory(
 
 def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int, teachers: Sequence[Model]) -> str:
     topology, layout = model.topology, model.topology.layout
-    averages = len(config.averages)
-    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, averages)
+    averages, apart = len(config.averages), config.separate_documents
+    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, averages, apart)
     taught = sum(Footprint(one.config, layout, one.dtype).weights for one in teachers)
     beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""
     rows, kept = config.micro_batch, _gib(taken.activations(config.micro_batch, seq_len))

@@ -52,7 +52,7 @@ def _attended(cp: int, apart: bool) -> list[list[torch.Tensor]]:
         own = [share.of(x, 0).requires_grad_() for x in given]
         documents_BS = torch.tensor([[0] * 5 + [1] * 7, [0] * 12, [2] * 11 + [3]])
         rows = SharedRows.of_documents(documents_BS) if apart else None
-        out = layer(*own, None if rows is None else rows.hidden_from(share))
+        out = layer(*own, None if rows is None else rows.bias(torch.float32, share))
         upstream = torch.randn(12, 3, 32, generator=generator)
         gradients = torch.autograd.grad((out * share.of(upstream, 0)).sum(), own)
         return [share.gathered(x.detach(), 0).numpy() for x in (out, *gradients)]

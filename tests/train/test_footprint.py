@@ -13,6 +13,7 @@ from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import add_adapters
+from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.config import AverageConfig, EmaConfig, OptimizerConfig, OptimizerName
 from synpro_engine.train.engine import Engine
@@ -112,32 +113,44 @@ def test_a_checkpoint_weighs_what_the_footprint_says(
         assert said <= size < 1.25 * said + 100_000, part  # the index, and names
 
 
-def _kept(cp: int) -> tuple[int, float]:
-    """Bytes that the forward pass of four sequences keeps on a rank, and what is said of them."""
+def _kept(cp: int, apart: bool = False) -> tuple[int, float, list[int]]:
+    """Bytes that the forward pass of four sequences keeps on a rank, what is said of them, and those of each mask."""
     with launched(ParallelConfig(cp=cp)) as topology:
         model = build_model(SHAPE, topology)
         tokens, kept = torch.randint(0, SHAPE.vocab_size, (4, SHAPE.seq_len)), dict[int, int]()
+        masks = dict[int, int]()
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 kept[storage.data_ptr()] = storage.nbytes()
+                if tensor.shape[0] == 4 and tensor.shape[2:] == (SHAPE.seq_len // cp, SHAPE.seq_len):
+                    masks[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden = model.hidden(tokens)
+            hidden = model.hidden(tokens, SharedRows.of_documents(tokens) if apart else None)
         assert hidden.requires_grad
-        said = Footprint(SHAPE, topology.layout, torch.float32).activations(4, SHAPE.seq_len)
-        return sum(kept.values()), said
+        said = Footprint(SHAPE, topology.layout, torch.float32, apart=apart).activations(4, SHAPE.seq_len)
+        return sum(kept.values()), said, list(masks.values())
 
 
 def test_what_backward_keeps_is_near_what_the_footprint_says() -> None:
     found = {cp: run_ranks(_kept, cp, cp=cp)[0] for cp in (1, 2, 4)}
-    for kept, said in found.values():
+    for kept, said, _ in found.values():
         assert 0.5 * said < kept < 2.0 * said
     for cp in (2, 4):  # to each other they are as said, but for masks and rotary tables
         assert found[cp][0] / found[1][0] == pytest.approx(found[cp][1] / found[1][1], rel=0.25)
+
+
+@pytest.mark.parametrize("cp", [1, 2])
+def test_one_mask_for_all_layers_is_kept_where_documents_are_apart(cp: int) -> None:
+    (_, said, none), (_, said_apart, masks) = (
+        run_ranks(_kept, cp, cp=cp, apart=apart)[0] for apart in (False, True)
+    )
+    assert none == [] and masks == [4 * SHAPE.seq_len**2 // cp * 4]  # of four sequences, fp32
+    assert said_apart - said == masks[0]
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_rows_of_documents_count_from_each_ones_beginning() -> None:
     rows = SharedRows.of_documents(torch.tensor([[4, 4, 7, 7, 7, 4], [1, 1, 1, 1, 1, 1]]))
     assert rows.position_BS.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5]]
     assert rows.part_BS.tolist() == [[1, 1, 2, 2, 2, 3], [1] * 6] and rows.longest == 6
-    seen = ~rows.hidden_from()[0, 0]
+    seen = rows.bias(torch.float32)[0, 0] == 0
     assert seen.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
