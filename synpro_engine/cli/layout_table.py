@@ -21,7 +21,7 @@ def lines(recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine,
     least = ordered[0].seconds
     parameters = f"{recipe.model.parameter_count() / 1e6:,.1f}M parameters"
     yield f"{recipe.name}: {parameters} on {ranks} rank(s), the quickest first"
-    yield from aligned([_HEAD, *(_row(choice, least, room) for choice in ordered[:_MOST])])
+    yield from aligned([_HEAD, *(_row(recipe, choice, least, room) for choice in ordered[:_MOST])])
     if len(ordered) > _MOST:
         yield f"and {len(ordered) - _MOST} more"
     yield ""
@@ -31,22 +31,29 @@ def lines(recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine,
         f" {machine.node} and {outside:,.0f} between, nothing hidden behind anything; measure the first few:"
     )
     here = min(ranks, machine.node)
-    yield f"  synpro launch --nproc-per-node {here} bench pretrain {recipe.name} {settings(ordered[0])}"
+    yield f"  synpro launch --nproc-per-node {here} bench pretrain {recipe.name} {settings(recipe, ordered[0])}"
 
 
-def settings(choice: Choice) -> str:
-    """As overrides of a recipe."""
-    layout = choice.layout
-    of = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "cp": layout.cp}
-    words = [f"parallel.{name}={size}" for name, size in of.items() if size > 1]
-    return " ".join([*words, *(["parallel.sequence_parallel=true"] if layout.sequence_parallel else [])])
+def settings(recipe: Recipe, choice: Choice) -> str:
+    """As overrides of the recipe, in the pretrained model's own section: the generator's layout is another question."""
+    layout, own = choice.layout, recipe.pretrain.parallel
+    sizes = {"tp": layout.tp, "pp": layout.pp, "vpp": layout.vpp, "cp": layout.cp}
+    words = [f"{name}={size}" for name, size in sizes.items() if size > 1]
+    words += ["sequence_parallel=true"] if layout.sequence_parallel else []
+    if own is not None:  # what it asks for and this layout has not is taken back
+        words += [f"{name}=1" for name in ("tp", "pp", "cp") if getattr(own, name) > sizes[name] == 1]
+        words += ["vpp=null"] if own.vpp and layout.vpp == 1 else []
+        words += ["sequence_parallel=false"] if own.sequence_parallel and not layout.sequence_parallel else []
+    elif not words and {recipe.parallel.tp, recipe.parallel.pp, recipe.parallel.cp} != {1}:
+        words = ["tp=1"]  # a section of its own, in the place of `parallel`
+    return " ".join(f"pretrain.parallel.{word}" for word in words)
 
 
-def _row(choice: Choice, least: float, room: float | None) -> tuple[str, ...]:
+def _row(recipe: Recipe, choice: Choice, least: float, room: float | None) -> tuple[str, ...]:
     too_much = " (too much)" if room is not None and choice.memory > room else ""
     return (
         str(choice.layout),
-        settings(choice) or "-",
+        settings(recipe, choice) or "-",
         f"{choice.micro_batch} x {choice.micro_batches}",
         f"{choice.memory / 2**30:,.1f}{too_much}",
         f"{choice.bubble:.1%}" if choice.bubble else "-",

@@ -95,23 +95,32 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)
     tokens = micro_batch * model.seq_len  # of one micro-batch, whole
-    hidden = tokens / layout.cp * model.d_model * dtype.itemsize
+    shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
+
+    def hidden(shape: ModelConfig) -> float:
+        return tokens / layout.cp * shape.d_model * dtype.itemsize
+
+    def keys_and_values(shape: ModelConfig) -> float:
+        return 2 * tokens * shape.kv_heads * shape.head_size * dtype.itemsize / layout.tp
+
     sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.replicas}
     around = {axis: (size - 1) / size for axis, size in sizes.items()}
-    keys_and_values = 2 * tokens * model.kv_heads * model.head_size * dtype.itemsize / layout.tp
-    passes = 3 if pretrain.recompute == "full" else 2
+    passes, own_layers = 3 if pretrain.recompute == "full" else 2, model.layers / layout.pp
+    # Teachers, which no pipeline has, go forward alone.
+    summed = 2 * own_layers * hidden(model) + sum(shape.layers * hidden(shape) for shape in shapes)
+    shared = passes * own_layers * keys_and_values(model)
+    shared += sum(shape.layers * keys_and_values(shape) for shape in shapes)
     sent = {
         # Two sums forward and two backward in each layer; a ring sends each twice, as a scatter and a gather do.
-        "tp": 4 * 2 * around["tp"] * hidden * count * model.layers / layout.pp,
+        "tp": 2 * 2 * around["tp"] * summed * count,
         # Gathered forward, and where a layer runs again; their gradients are scattered in the backward pass.
-        "cp": passes * around["cp"] * keys_and_values * count * model.layers / layout.pp,
+        "cp": around["cp"] * shared * count,
         # Forward to the next stage and back from it, for every chunk.
-        "pp": 2 * hidden * count * layout.vpp / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
+        "pp": 2 * hidden(model) * count * layout.vpp / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
         # fp32 gradients to those who update them, weights back.
         "dp": (4 + dtype.itemsize) * around["dp"] * footprint.weights / dtype.itemsize,
     }
     bubble = (layout.pp - 1) / (layout.vpp * count + layout.pp - 1)
-    shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
     taught = sum(flops_per_token(shape, model.seq_len) for shape in shapes) / 3  # they read, and learn nothing
     own = rows * model.seq_len / layout.cp  # tokens of a rank in a step
     products = own * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)

@@ -88,11 +88,11 @@ def _check_batch(layout: Layout, key: str, size: int, micro_key: str, micro: int
         )
 
 
-def _rows(layout: Layout, key: str, size: int) -> int:
+def _rows(layout: Layout, key: str, size: int, remark: str = "") -> int:
     """Each data-parallel rank's share: as large as any other's, since they meet in collectives at each micro-batch."""
     if size % layout.dp:
         raise UserError(
-            f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks, which `{layout.key}` leaves"
+            f"`{key}`: {size} cannot be divided by {layout.dp} data-parallel ranks, which `{layout.key}` leaves{remark}"
         )
     return size // layout.dp
 
@@ -111,8 +111,11 @@ def _check_synthesis(recipe: Recipe, ranks: int) -> None:
         check_trained(recipe, shape)
     if recipe.reward.uses("influence"):
         check_layout(recipe.model, layout)  # it judges texts beside the generator, divided as that one is
+    shared = recipe.layouts[layout.key].cp > 1
+    hint = "`pretrain.parallel.cp` leaves the generator as it is"
+    remark = f" (those of `{layout.key}.cp` are data-parallel here; {hint})" if shared else ""
     for name, tune in recipe.tune.items():
-        _rows(layout, f"tune.{name}.prompts_per_step", tune.prompts_per_step)
+        _rows(layout, f"tune.{name}.prompts_per_step", tune.prompts_per_step, remark)
 
 
 def check_trained(recipe: Recipe, generator: ModelConfig) -> None:

@@ -1,15 +1,20 @@
 """Layouts to choose from: those that divide, as large as the plan counts them, the best first."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from synpro_engine.cli import layout_table
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import forecast
-from synpro_engine.cycle.run_layout import PRETRAIN
+from synpro_engine.cycle.run_layout import IMPORT, PRETRAIN
+from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.model.build import build_model
+from synpro_engine.train.checkpoint import save_checkpoint
 
 LARGE = load_recipe("synpro-1.1b", [])
 
@@ -37,6 +42,36 @@ def test_sequences_are_shared_where_they_divide_and_their_keys_are_sent() -> Non
     assert shared.sent["cp"] == 2 * 3 / 4 * tokens * model.layers * 2 * model.kv_heads * model.head_size * 2
     assert plain.sent["cp"] == 0 and shared.sent["dp"] == plain.sent["dp"]
     assert shared.memory < plain.memory and shared.seconds > plain.seconds
+
+
+def test_what_teachers_send_is_counted(tmp_path: Path) -> None:
+    own = ["model.heads=4", "model.kv_heads=4", "pretrain.in_run=null"]
+    recipe = load_recipe("smoke", own)
+    wide = recipe.model.model_copy(update={"layers": 3, "d_model": 128, "kv_heads": 2})
+    with launched(ParallelConfig()) as topology:
+        save_checkpoint(tmp_path / "teacher", build_model(wide, topology))
+    taught = load_recipe("smoke", [*own, f"pretrain.distill.teachers=[{tmp_path / 'teacher'}]"])
+    for axis in ("tp", "cp"):
+        alone, beside = (
+            next(c for c in choices(one, 2, Machine()) if getattr(c.layout, axis) == 2) for one in (recipe, taught)
+        )
+        of = (model := recipe.model).layers * (
+            2 * model.d_model if axis == "tp" else 2 * model.kv_heads * model.head_size
+        )
+        teacher = wide.layers * (wide.d_model if axis == "tp" else wide.kv_heads * wide.head_size)
+        assert beside.sent[axis] / alone.sent[axis] == pytest.approx(1 + teacher / of)
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["parallel.tp=2"], ["pretrain.parallel={tp: 2, sequence_parallel: true}"],
+                 ["pretrain.parallel={pp: 2, vpp: 2}"]],
+)  # fmt: skip
+def test_each_layout_s_settings_ask_for_it_of_the_very_recipe(settings: list[str]) -> None:
+    recipe = load_recipe("synpro-1.1b", settings)
+    for choice in choices(recipe, 4, Machine()):
+        found = load_recipe("synpro-1.1b", [*settings, *layout_table.settings(recipe, choice).split()])
+        assert found.layout_of(PRETRAIN, 4) == choice.layout
+        assert found.layout_of(IMPORT, 4) == recipe.layout_of(IMPORT, 4)
 
 
 def test_tensor_parallelism_stays_within_a_machine() -> None:

@@ -51,7 +51,12 @@ SMALL = [
         (4, ["pretrain.parallel={cp: 2, tp: 2, sequence_parallel: true}", "model.seq_len=130"], "by 4, as .*.cp` = 2"),
         (3, ["parallel.cp=2"], r"`parallel`: tp 1 x pp 1 x cp 2 does not divide the 3 process"),
         (4, ["parallel.cp=2", "pretrain.global_batch=3"], "by 2 data-parallel ranks, which `parallel` leaves"),
-        (4, ["pretrain.parallel.cp=4"], "`tune.rephrase.prompts_per_step`: 2 .* 4 data-parallel ranks"),
+        (4, ["pretrain.parallel.cp=4"], "`tune.rephrase.prompts_per_step`: 2 .* which `parallel` leaves$"),
+        (
+            4,
+            ["parallel.cp=4"],
+            r"prompts_per_step`: 2 .* leaves \(those of `parallel.cp` .*`pretrain.parallel.cp` leaves",
+        ),
         (8, ["parallel.tp=4", "generator.model.heads=8"], r"`model.kv_heads`: 2 cannot be divided by `parallel.tp`"),
         (
             *(8, ["generator.parallel.tp=4", "pretrain.global_batch=16"]),

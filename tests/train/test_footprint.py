@@ -146,9 +146,7 @@ def test_what_backward_keeps_is_near_what_the_footprint_says() -> None:
 
 @pytest.mark.parametrize("cp", [1, 2])
 def test_one_mask_for_all_layers_is_kept_where_documents_are_apart(cp: int) -> None:
-    (_, said, none), (_, said_apart, masks) = (
-        run_ranks(_kept, cp, cp=cp, apart=apart)[0] for apart in (False, True)
-    )
+    (_, said, none), (_, said_apart, masks) = (run_ranks(_kept, cp, cp=cp, apart=apart)[0] for apart in (False, True))
     assert none == [] and masks == [4 * SHAPE.seq_len**2 // cp * 4]  # of four sequences, fp32
     assert said_apart - said == masks[0]
 
