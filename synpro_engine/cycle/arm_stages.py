@@ -7,6 +7,7 @@ from pathlib import Path
 
 from synpro_engine.cycle.graph import Graph
 from synpro_engine.cycle.run_layout import (
+    ASKED,
     EVALUATE,
     HELD_OUT,
     IMPORT,
@@ -192,7 +193,7 @@ class ArmStages:
                 made=dict(self._made),
                 arm=self.name,
             )
-            work, asked = partial(arm_stage, training=training), (HELD_OUT,) if settings.questions else ()
+            work, asked = partial(arm_stage, training=training), (ASKED,) if settings.questions else ()
             parents = (*self.measured, *asked, start, *self._pools.values())
             trained.append(self._add(name, EVALUATE, work, settings, *parents))
             self._graph.trainings.setdefault(trained[-1], training)

@@ -10,9 +10,10 @@ from synpro_engine.config import UserError, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.cycle.arm_files import judge_files, learnt_from
-from synpro_engine.cycle.external import fingerprint, is_put_away, task_keys
+from synpro_engine.cycle.external import asked_keys, fingerprint, is_put_away, task_keys
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
+    ASKED,
     HELD_OUT,
     IMPORT,
     PRETRAIN,
@@ -45,7 +46,8 @@ def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Conte
     outside = dict(_OUTSIDE)
     if recipe.corpus.validation_shards is not None:  # not of runs of before it was there
         outside[TOKENIZE] += ("corpus.validation_shards",)
-    keys = outside | {REFERENCES: references, HELD_OUT: held_out, PRETRAIN: learnt_from(recipe.pretrain, recipe.mix)}
+    keys = outside | {REFERENCES: references, HELD_OUT: held_out, ASKED: asked_keys(recipe)}
+    keys |= {PRETRAIN: learnt_from(recipe.pretrain, recipe.mix)}
     contents = _digests(keys, recipe, stored, directory)
     for name in recipe.all_arms:
         before = stored.of_arm(name) if stored is not None and name in stored.all_arms else None

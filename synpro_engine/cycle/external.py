@@ -117,6 +117,11 @@ def task_keys(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(references), tuple(f"held_out.{name}.source" for name in recipe.held_out)
 
 
+def asked_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The keys that name files of questions that are asked while models train."""
+    return tuple(f"held_out.{name}.source" for name in recipe.asked)
+
+
 def _pair(prefix: str) -> list[Path]:
     """Megatron's two files of token ids."""
     return [Path(f"{prefix}.bin"), Path(f"{prefix}.idx")]

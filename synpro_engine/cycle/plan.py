@@ -5,7 +5,7 @@ Each stage's work is in `steps`, its settings in `settings`. The list grows wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from synpro_engine.cycle.contents import contents_of
 from synpro_engine.cycle.graph import Graph, Known, known_of
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
+    ASKED,
     EVALUATE,
     HELD_OUT,
     IMPORT,
@@ -33,7 +34,7 @@ from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import Measured, evaluate_stage
 from synpro_engine.cycle.steps.pretraining import Training, pretrain_stage
 from synpro_engine.cycle.steps.synthesis import import_stage
-from synpro_engine.cycle.steps.tasks import tasks_stage
+from synpro_engine.cycle.steps.tasks import asked_stage, tasks_stage
 from synpro_engine.cycle.steps.unique import unique_stage
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.train.watcher import Evaluated
@@ -116,17 +117,17 @@ def add_stages(graph: Graph, evaluated: Evaluated | None = None) -> None:
     measured = (TOKENIZE,) if of.references is None else (TOKENIZE, REFERENCES)
     # Not made from the imported generator: another one leaves pretraining as it is.
     work = partial(pretrain_stage, training=training, evaluated=evaluated)
-    graph.add(PRETRAIN, PRETRAIN, work, of.pretrain, *measured, *((HELD_OUT,) if of.pretrain.questions else ()))
+    graph.add(PRETRAIN, PRETRAIN, work, of.pretrain, *measured, *((ASKED,) if of.pretrain.questions else ()))
     graph.whole = _add_arms(graph, of, tokens)
 
 
 def _add_texts(graph: Graph, of: SettingsOf, tokens: Path) -> None:
     recipe = graph.recipe
 
-    def add_tasks(name: str, settings: TasksSettings, *parents: str) -> None:
+    def add_tasks(name: str, settings: TasksSettings, *parents: str, stage: Callable[..., None] = tasks_stage) -> None:
         def work(into: Path, *, topology: Topology) -> None:
             tell = partial(say, topology)
-            on_main(topology, lambda: tasks_stage(into, settings, tokens, tell), label=name)
+            on_main(topology, lambda: stage(into, settings, tokens, tell), label=name)
 
         graph.add(name, TOKENIZE, work, settings, *parents)
 
@@ -135,6 +136,8 @@ def _add_texts(graph: Graph, of: SettingsOf, tokens: Path) -> None:
         add_tasks(REFERENCES, of.references, TOKENIZE)
     if of.held_out is not None:
         add_tasks(HELD_OUT, of.held_out, *((TOKENIZE,) if of.references is None else (TOKENIZE, REFERENCES)))
+    if of.asked is not None:
+        add_tasks(ASKED, of.asked, TOKENIZE, stage=asked_stage)
     if recipe.most_unique_tokens:
         settings = of.unique(recipe.most_unique_tokens)
         graph.add(UNIQUE, TOKENIZE, partial(unique_stage, settings=settings, tokens=tokens), settings, TOKENIZE)

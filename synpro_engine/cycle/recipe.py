@@ -145,6 +145,12 @@ class Recipe(Config):
         read = [(arm.continued.get("steps", others) * window, arm.unique_tokens) for arm in oracles]
         return max((most if own is None else min(most, own) for most, own in read), default=0)
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Sets of `held_out` whose questions are asked in pretraining or in some arm."""
+        every = (self.pretrain.tasks_every, *(arm.pretrain.get("tasks_every", 0) for arm in self.arms.values()))
+        return tuple(name for name, tasks in self.held_out.items() if any(every) and tasks.choices_field is not None)
+
     def of_arm(self, name: str) -> Recipe:
         """The recipe as an arm has it, which names no arms itself; UserError where it would be none."""
         arm = self.all_arms[name]
@@ -289,8 +295,6 @@ class Recipe(Config):
     @classmethod
     def _held_out_tasks_come_from_files(cls, value: dict[str, TaskConfig]) -> dict[str, TaskConfig]:
         for name, tasks in value.items():
-            if tasks.labels_field is not None and tasks.choices_field is None:
-                raise ValueError(f"{name}.labels_field: goes with `choices_field`, whose labels they are")
             if tasks.source is None:
                 raise ValueError(f"{name}: `source` is missing; the validation split is measured in any case")
         return value

@@ -29,8 +29,8 @@ SERVED = "served"
 """Beside the stages: weights that a server is to generate with, each folder as long as its stage needs it."""
 
 TOKENIZE, IMPORT, PRETRAIN, REPEAT, EVALUATE = "tokenize", "import", "pretrain", "repeat", "evaluate"
-REFERENCES, HELD_OUT = "references", "held-out"
-"""Tasks from files as tokens, where there are any."""
+REFERENCES, HELD_OUT, ASKED = "references", "held-out", "asked"
+"""Tasks from files as tokens, where there are any, and the questions among them that training asks."""
 
 TOKENIZER = "tokenizer"
 """Of `tokenize` and `import`: the tokenizer's files."""
@@ -39,10 +39,10 @@ ACCOUNT, LEFT_OUT = "corpus.json", "left_out.jsonl"
 UNFINISHED = "work"
 """Of `tokenize` while it is made: what it needs to go on after a kill."""
 TASKS, TASKS_LEFT_OUT = "tasks.json", "left_out"
-"""Of `references` and `held-out`: what became of the tasks, and a folder with a list of the records that were left out
-for each source."""
+"""Of `references` and `held-out`: what became of the tasks. Of these and `asked`: a folder with a list of the records
+that were left out for each source."""
 QUESTIONS = "questions"
-"""Of `held-out`: a folder with the multiple-choice questions of each source that has such."""
+"""Of `asked`: a folder with the multiple-choice questions of each source that has such."""
 USED_SCORES = "scores"
 """Of `pretrain` and both arms: a folder with the scores, by source, that documents were repeated and ordered by."""
 TRAINING_RESULT = "result.json"
@@ -184,7 +184,7 @@ def tokenizer_stage(stage: str) -> str:
 def model_of(stage: str) -> Literal["pretrain", "generator"] | None:
     """Whose layout a stage runs in, by the section of a recipe that may set it; None where no model is asked."""
     name = stage.rpartition("/")[2]
-    if name in (TOKENIZE, REFERENCES, HELD_OUT, UNIQUE, "shards", "decide"):
+    if name in (TOKENIZE, REFERENCES, HELD_OUT, ASKED, UNIQUE, "shards", "decide"):
         return None
     return "generator" if name == IMPORT or name.startswith(("tune-", "generate-")) else "pretrain"
 
@@ -205,7 +205,7 @@ def shards_path(stage: Path, name: str) -> Path:
 
 
 def questions_path(stage: Path, name: str) -> Path:
-    """The questions of held-out tasks, by the name of their shards, inside the `held-out` artifact."""
+    """The questions of held-out tasks, by the name of their shards, inside the `asked` artifact."""
     return stage / QUESTIONS / f"{name}.jsonl"
 
 

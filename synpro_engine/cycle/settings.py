@@ -68,6 +68,10 @@ class TasksSettings(StageSettings):
     searched: tuple[str, ...]
     seed: int
 
+    def cap(self, name: str) -> int | None:
+        """Of a set: most tokens, if any."""
+        return self.sets[name].max_tokens or self.max_tokens
+
 
 class ImportSettings(StageSettings):
     """The generator as it came."""
@@ -269,8 +273,7 @@ class SettingsOf:
 
     @property
     def _questions(self) -> tuple[str, ...]:
-        asked = self._recipe.pretrain.tasks_every > 0
-        return tuple(held_out_shards(name) for name, c in self._recipe.held_out.items() if asked and c.choices_field)
+        return tuple(map(held_out_shards, self._recipe.asked)) if self._recipe.pretrain.tasks_every else ()
 
     @property
     def _held_out(self) -> dict[str, TaskConfig]:
@@ -287,6 +290,12 @@ class SettingsOf:
         """Of `held-out`; None where there are no such tasks."""
         sets = self._held_out
         return self._tasks(sets, held_out=tuple(sets), searched=("train", *self._references)) if sets else None
+
+    @property
+    def asked(self) -> TasksSettings | None:
+        """Of `asked`: the questions that are put to models while they train; None where there are none."""
+        sets = {held_out_shards(name): self._recipe.held_out[name] for name in self._recipe.asked}
+        return self._tasks(sets, held_out=(), searched=()) if sets else None
 
     def _tasks(
         self, sets: dict[str, TaskConfig], *, held_out: tuple[str, ...], searched: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Multiple-choice questions as token ids: what a model is to tell apart is the answers behind one prompt.
 
-One question is a line of JSON. Prompt and answers are tokenised apart, as tasks that are learnt are, so that an answer
-has the same tokens whatever stands before it.
+One question is a line of JSON. Prompt and answers have the tokens that running text has, as tasks that are learnt do: a
+blank before the answers that joins their first token is theirs (`running_text`), and is none of their bytes.
 """
 
 from __future__ import annotations
@@ -44,40 +44,49 @@ class QuestionSet:
 
 
 def with_questions(
-    tasks: Iterable[Task],
-    tokenizer: Tokenizer,
-    longest: int,
-    write: Callable[[str], object],
-    on_long: Callable[[Task], object] | None,
-) -> Iterator[Task]:
-    """Pass tasks with choices on, and write each one's line as it passes.
+    tasks: Iterable[Task], tokenizer: Tokenizer, longest: int, on_long: Callable[[Task], object] | None
+) -> Iterator[tuple[Task, ChoiceQuestion]]:
+    """Tasks with choices, and the question that each one is.
 
     longest: tokens of a window. on_long: called with each task of which an answer would leave no token of its prompt
-    there, and which is left out; without it that is a UserError.
+    there, and which is left out; without it, or where no task is left, that is a UserError.
     """
+    room = longest - 2 - (tokenizer.bos_id is not None)  # beside a token of the prompt, the end and the begin
+    too_long, fits = None, False
     for task in tasks:
-        prompt = [id for part in task.parts if not part.learnt for id in tokenizer.encode(part.text)]
-        choices = [tokenizer.encode(text) for text in task.choices]
-        if max(map(len, choices)) >= longest - 1:
+        prompt, choices = task.encode_answers(tokenizer)
+        most = max(map(len, choices))
+        if most > room:
+            error = UserError(
+                f"{task.id}: an answer of {most} tokens does not fit the model's window of {longest}; leave it out"
+                " or take a longer `model.seq_len`"
+            )
             if on_long is None:
-                most = max(map(len, choices))
-                raise UserError(
-                    f"{task.id}: an answer of {most} tokens does not fit the model's window of {longest}; leave it out"
-                    " or take a longer `model.seq_len`"
-                )
+                raise error
             on_long(task)
+            too_long = too_long or error
             continue
-        line = {
-            "id": task.id,
-            "prompt": prompt,
-            "choices": choices,
-            "utf8_bytes": [len(text.encode()) for text in task.choices],
-            "gold": task.gold,
-        }
-        write(json_text(line) + "\n")
-        yield task
+        fits = True
+        yield (
+            task,
+            ChoiceQuestion(
+                id=task.id,
+                prompt=tuple(prompt),
+                choices=tuple(map(tuple, choices)),
+                utf8_bytes=tuple(len(text.encode()) for text in task.choices),
+                gold=task.gold,
+            ),
+        )
+    if too_long and not fits:
+        raise too_long
+
+
+def write_questions(questions: Iterable[ChoiceQuestion], path: Path) -> None:
+    """Write each as a line of `path`."""
+    with path.open("w", encoding="ascii") as file:
+        file.writelines(json_text(question.model_dump()) + "\n" for question in questions)
 
 
 def read_questions(path: Path, start_id: int) -> QuestionSet:
-    """The questions of a file that `with_questions` wrote; UserError, which names the line, for a damaged one."""
+    """The questions of a file that `write_questions` wrote; UserError, which names the line, for a damaged one."""
     return QuestionSet(tuple(read_records(path, ChoiceQuestion)), start_id)

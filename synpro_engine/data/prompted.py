@@ -1,8 +1,8 @@
 """Prompts with their responses, of which only the responses are learnt: tasks as a reference, read from records.
 
 A record holds `prompt` and `response`, or a conversation in `messages` (each with `role` and `content`; what the
-assistant says is response, all else is prompt), or plain text, all of which counts. Prompt and response are tokenised
-apart, so that a response has the same tokens whatever stands before it.
+assistant says is response, all else is prompt), or plain text, all of which counts. Prompt and response have the tokens
+that running text has: a blank between them is learnt with the response where it is a part of its first token.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synpro_engine.config import UserError
 from synpro_engine.data.documents import BadDocument, ReadConfig, read_items
 from synpro_engine.data.fields import Fault, checked, has, missing, text_at, value_at
+from synpro_engine.data.running_text import encode_answers, encode_parts
 from synpro_engine.data.sources import Source, find_source
 from synpro_engine.data.tokenizer import Tokenizer
 
@@ -43,6 +44,14 @@ class PromptedConfig(ReadConfig):
     joiner: str = "\n"
     """What stands between prompt and response, and between the turns of a conversation; a part of what is before it."""
 
+    @model_validator(mode="after")
+    def _what_goes_with_choices_has_them(self) -> Self:
+        fields = type(self).model_fields
+        for name in ("labels_field", "gold_field") if self.choices_field is None else ():
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name}: goes with `choices_field`, which names the answers")
+        return self
+
 
 class Part(NamedTuple):
     """A stretch of a task's text, and whether it is to be learnt."""
@@ -64,7 +73,18 @@ class Task:
 
     def count(self, tokenizer: Tokenizer) -> int:
         """Tokens of the whole task, with its end."""
-        return sum(len(tokenizer.encode(part.text)) for part in self.parts) + 1
+        return sum(map(len, self._encoded(tokenizer))) + 1
+
+    def encode_answers(self, tokenizer: Tokenizer) -> tuple[list[int], list[list[int]]]:
+        """Of a multiple-choice question: the ids of what is given, and of each answer behind it."""
+        return encode_answers(tokenizer, "".join(part.text for part in self.parts if not part.learnt), self.choices)
+
+    def _encoded(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Ids of each part; the right answer's are those that it is asked by."""
+        if self.choices:
+            prompt, answers = self.encode_answers(tokenizer)
+            return [prompt, answers[self.gold]]
+        return encode_parts(tokenizer, [part.text for part in self.parts])
 
     def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
         """Token ids with their end, and which are to be learnt: at most `longest`, of a longer task its tail.
@@ -72,7 +92,7 @@ class Task:
         The end is learnt where it follows a response. A response of which nothing is left before it is not learnt, for
         it would be without what it answers; UserError where none is left.
         """
-        encoded = [tokenizer.encode(part.text) for part in self.parts]
+        encoded = self._encoded(tokenizer)
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         cut = len(begin) + sum(map(len, encoded)) + 1 - longest
         ids, learnt = [], []
@@ -140,14 +160,19 @@ def _list(fields: dict[str, Any], name: str) -> list[Any]:
 def _gold(fields: dict[str, Any], reading: PromptedConfig, answers: int) -> int:
     """The number of the right answer."""
     name = reading.gold_field
-    given = value_at(fields, name) if has(fields, name) else None
+    if not has(fields, name):
+        raise missing(fields, f"`{name}` is missing; `gold_field` names another field")
+    given = value_at(fields, name)
     if reading.labels_field is not None:
-        labels = _list(fields, reading.labels_field)
-        if len(labels) != answers or labels.count(given) != 1:
+        # By type too, for true is no label 1.
+        labels = [(type(label), label) for label in _list(fields, reading.labels_field)]
+        if len(labels) != answers or labels.count((type(given), given)) != 1:
             raise Fault("wrong type", f"`{name}` must be one of the {answers} labels in `{reading.labels_field}`")
-        return labels.index(given)
+        return labels.index((type(given), given))
+    # Looked up and not converted: of thousands of digits Python makes no number.
+    spelt = {str(number): number for number in range(answers)}
+    number = spelt.get(given) if isinstance(given, str) else given
     # A bool is an int, and means no place in a list.
-    number = int(given) if isinstance(given, str) and given.isdecimal() and given.isascii() else given
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < answers:
         why = f"`{name}` must be a number from 0 to {answers - 1}, or with `labels_field` one of the labels"
         raise Fault("wrong type", why)

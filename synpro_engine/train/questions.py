@@ -1,9 +1,10 @@
 """Multiple-choice questions put to a model: which answer it finds likeliest, and how likely the right one is.
 
 Nothing is generated. Of each answer the log-probability behind its prompt is summed over its tokens, in nats; neither
-the prompt's tokens nor an end of text count. Accuracy is of the answer with the largest sum, or with the largest for
-each UTF-8 byte, for sums favour short ones (`acc` and, by bytes for characters, `acc_norm` of EleutherAI's harness; Gu
-et al., arXiv 2406.08446, compare such choices). Bits per byte are of the right answers, and move long before accuracy
+the prompt's tokens nor an end of text count, and a blank between the two does where it joins an answer's first token.
+Accuracy is of the answer with the largest sum, or with the largest for each UTF-8 byte, for sums favour short ones
+(`acc` and, by bytes for characters, `acc_norm` of EleutherAI's harness, which always counts that blank; Gu et al.,
+arXiv 2406.08446, compare such choices). Bits per byte are of the right answers, and move long before accuracy
 leaves chance (Bhagia et al., arXiv 2412.04403).
 """
 

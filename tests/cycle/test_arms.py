@@ -232,7 +232,7 @@ def test_runs_are_compared_on_one_page(finished: Path, tmp_path: Path, capsys: p
 def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = succeeded(capsys, "status", "arms-smoke", "--dir", str(finished))
     lines = told.splitlines()
-    assert "49 of 49 stages done" in lines
+    assert "50 of 50 stages done" in lines
     rows = [line.split() for line in lines if line.startswith("oracle ")]
     assert [row[1:4] for row in rows] == [
         ["arms/oracle/continue", "7", "36"],
@@ -369,15 +369,47 @@ def test_an_arm_begins_each_round_with_what_it_is_by_then_itself() -> None:
     assert afresh.parents == ("tokenize", "arms/two/round-1/continue", "arms/two/round-2/probe", "import")
 
 
+def test_held_out_text_that_is_not_asked_is_none_of_what_training_is_made_from() -> None:
+    def made_from(stages: dict[str, Stage], name: str) -> set[str]:
+        return {name}.union(*(made_from(stages, parent) for parent in stages[name].parents))
+
+    plain = _plan(recipe="arms-smoke")
+    sums = "held_out.sums={source: 'embedded:sciq/validation', max_tokens: 500}"
+    trained = ["pretrain", *(name for name in plain if "/continue" in name)]
+    for settings in ([sums], [sums, "held_out.sums.max_tokens=900"]):
+        more = _plan(*settings, recipe="arms-smoke")
+        assert more["held-out"].config != plain["held-out"].config
+        for name in trained:
+            assert "held-out" not in made_from(more, name) >= {"asked"}
+            assert all(more[one].config == plain[one].config for one in made_from(plain, name) | made_from(more, name))
+    for settings in (
+        "held_out.questions.max_tokens=900",
+        "held_out.more={source: 'embedded:sciq/validation', choices_field: c}",
+    ):
+        assert _plan(settings, recipe="arms-smoke")["asked"].config != plain["asked"].config
+
+
+def test_questions_that_an_arm_alone_asks_are_there_for_it() -> None:
+    arms = "arms={one: {text: organic}, two: {text: organic, pretrain: {tasks_every: 2}}}"
+    stages = _plan(arms, "pretrain.tasks_every=0", recipe="arms-smoke")
+    assert [name for name, stage in stages.items() if "asked" in stage.parents] == [
+        "arms/two/continue", "arms/two/continue-seed-8",
+    ]  # fmt: skip
+    assert "asked" not in _plan("pretrain.tasks_every=0", recipe="arms-smoke")
+
+
 def test_only_brings_up_an_arm_and_what_it_is_made_from() -> None:
     stages = list(_plan(recipe="arms-smoke").values())
     names = [stage.name for stage in needed(stages, None, ["best-of-n"])]
     assert names == [
-        "tokenize", "held-out", "import", "pretrain", "round-1/probe", "arms/prompted/round-1/generate-rephrase",
+        "tokenize", "held-out", "asked", "import", "pretrain", "round-1/probe",
+        "arms/prompted/round-1/generate-rephrase",
         *(f"arms/best-of-n/round-1/{name}" for name in ("shards", "continue", "continue-seed-8")),
         "arms/best-of-n/evaluate",
     ]  # fmt: skip
-    assert [stage.name for stage in needed(stages, "generate", ["best-of-n"])] == names[:7]
+    assert [stage.name for stage in needed(stages, "generate", ["best-of-n"])] == [
+        name for name in names[:8] if name != "held-out"
+    ]
     with pytest.raises(UserError, match="no stage of oracle for `tune`"):
         needed(stages, "tune", ["oracle"])
 

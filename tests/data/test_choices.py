@@ -1,13 +1,16 @@
 """Multiple-choice questions as records have them, and as token ids."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synpro_engine.config import UserError
-from synpro_engine.data import PromptedConfig, Task, find_source, read_tasks
-from synpro_engine.data.choices import read_questions, with_questions
+from synpro_engine.cycle import load_recipe
+from synpro_engine.data import PromptedConfig, Task, find_source, open_shards, read_tasks, write_task_shards
+from synpro_engine.data.choices import read_questions, with_questions, write_questions
+from synpro_engine.data.prompted import Part
 from tests.data.test_prompted import Bytes, write
 
 ARC: dict[str, Any] = {
@@ -55,7 +58,9 @@ def test_published_forms_are_read_and_the_right_answer_is_what_is_learnt(
         ({"prompt": "2?", "choices": ["1", "2"], "gold": 2}, {}, "`gold` must be a number from 0 to 1"),
         ({"prompt": "2?", "choices": ["1", "2"], "gold": "B"}, {}, "or with `labels_field` one of the labels"),
         ({"prompt": "2?", "choices": ["1", "2"], "gold": True}, {}, "`gold` must be a number from 0 to 1"),
-        ({"prompt": "2?", "choices": ["1", "2"]}, {}, "`gold` must be a number"),
+        ({"prompt": "2?", "choices": ["1", "2"]}, {}, "`gold` is missing; `gold_field` names another field"),
+        ({"prompt": "2?", "choices": ["1", "2"], "gold": "9" * 5000}, {}, "`gold` must be a number from 0 to 1"),
+        ({"prompt": "2?", "choices": ["1", "2"], "gold": "-1"}, {}, "`gold` must be a number from 0 to 1"),
         ({"prompt": "2?", "choices": ["1"], "gold": 0}, {}, "has 1 answers; there must be two or more"),
         ({"prompt": "2?", "choices": "1", "gold": 0}, {}, "`choices` must be a list of texts"),
         ({"prompt": "2?", "choices": ["1", " "], "gold": 0}, {}, "`choices[1]` is empty"),
@@ -63,6 +68,15 @@ def test_published_forms_are_read_and_the_right_answer_is_what_is_learnt(
         (
             {"question": "2?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "C"}, ARC,
             "`answerKey` must be one of the 2 labels in `choices.label`",
+        ),
+        # Python takes true for 1, and nothing for nothing.
+        (
+            {"question": "2?", "choices": {"text": ["1", "2"], "label": [0, 1]}, "answerKey": True}, ARC,
+            "`answerKey` must be one of the 2 labels in `choices.label`",
+        ),
+        (
+            {"question": "2?", "choices": {"text": ["1", "2"], "label": [None, "B"]}}, ARC,
+            "`answerKey` is missing; `gold_field` names another field",
         ),
     ],
 )  # fmt: skip
@@ -82,14 +96,64 @@ def test_questions_are_read_back_and_one_that_fits_no_window_is_left_out(tmp_pat
     tasks = _read(write(tmp_path / "a.jsonl", *records), choices_field="choices", joiner=" ")
     path, tokenizer = tmp_path / "q.jsonl", Bytes()
     long: list[Task] = []
-    with path.open("w") as file:
-        kept = list(with_questions(tasks, tokenizer, 16, file.write, long.append))
-    assert [task.id for task in kept] == ["a"] and [task.id for task in long] == ["b"]
+    kept = list(with_questions(tasks, tokenizer, 16, long.append))
+    assert [task.id for task, _ in kept] == ["a"] and [task.id for task in long] == ["b"]
+    write_questions((question for _, question in kept), path)
     [question] = read_questions(path, start_id=256).questions
     assert bytes(question.prompt).decode() == "2? " and question.gold == 1
     assert [bytes(ids).decode() for ids in question.choices] == ["1", "é"] and question.utf8_bytes == (1, 2)
-    with pytest.raises(UserError, match="b: an answer of 15 tokens does not fit the model's window of 16"):
-        list(with_questions(tasks, tokenizer, 16, lambda line: None, None))
+    for given, on_long in ((tasks, None), (tasks[1:], long.append)):
+        with pytest.raises(UserError, match="b: an answer of 15 tokens does not fit the model's window of 16"):
+            list(with_questions(given, tokenizer, 16, on_long))
+
+
+class Begun(Bytes):
+    """With a token that begins a text."""
+
+    vocab_size, bos_id = 258, 257
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), Begun()])
+def test_what_is_asked_is_what_stands_in_the_shards(tmp_path: Path, tokenizer: Any) -> None:
+    tasks = [
+        Task(f"{size} {prompt}", (Part("p" * prompt, False), Part("x" * size, True)), ("x" * size, "y"), 0)
+        for size in range(1, 12)
+        for prompt in (1, 9)
+    ]
+    asked = [task.id for task, _ in with_questions(tasks, tokenizer, 8, lambda task: None)]
+    write_task_shards(tasks, tokenizer, tmp_path / "shards", 8, on_long=lambda task: None)
+    learnt = set(open_shards(tmp_path / "shards").read_ids())
+    assert set(asked) <= learnt
+    # A short prompt may fit whole where of a long one no token would be left.
+    assert {id for id in learnt if id.endswith(" 9")} == {id for id in asked if id.endswith(" 9")}
+    assert max(int(id.split()[0]) for id in asked) == (6 if tokenizer.bos_id is None else 5)
+
+
+def test_the_blank_before_an_answer_is_asked_with_it_and_is_none_of_its_bytes(tmp_path: Path) -> None:
+    class Joined(Bytes):
+        """A blank and the letter behind it are one token."""
+
+        def encode(self, text: str) -> list[int]:
+            return [1000 + ord(one[1]) if len(one) == 2 else ord(one) for one in re.findall(r" \w|.", text)]
+
+    record = {"prompt": "Answer:", "choices": ["dog", "cat"], "gold": 0}
+    [task] = _read(write(tmp_path / "a.jsonl", record), choices_field="choices", joiner=" ")
+    [(_, question)] = with_questions([task], Joined(), 16, None)
+    assert question.prompt == tuple(b"Answer:") and question.utf8_bytes == (3, 3)
+    assert question.choices == ((1000 + ord("d"), *b"og"), (1000 + ord("c"), *b"at"))
+    ids, learnt = task.encode(Joined(), 16)
+    assert tuple(id for id, one in zip(ids, learnt, strict=True) if one) == (*question.choices[0], 256)
+
+
+@pytest.mark.parametrize("field", ["gold_field", "labels_field"])
+def test_a_field_that_goes_with_choices_is_refused_without_them(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: goes with `choices_field`"):
+        PromptedConfig.model_validate({field: "answerKey"})
+    for section in ("held_out", "references"):
+        with pytest.raises(UserError, match=f"`{section}.quiz`: {field}: goes with `choices_field`"):
+            load_recipe(
+                "smoke", [f"{section}={{quiz: {{source: 'embedded:arc_easy/validation', {field}: answerKey}}}}"]
+            )
 
 
 def test_embedded_questions_have_their_choices() -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from synpro_engine.backend import platform
 from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_json
 from synpro_engine.cycle.run_layout import (
-    HELD_OUT,
+    ASKED,
     PRETRAIN,
     STITCHED,
     SYNTHETIC,
@@ -241,8 +241,8 @@ def _train(
 
 def _questions(tokens: Path, names: Sequence[str], topology: Topology) -> dict[str, QuestionSet]:
     """The questions of held-out tasks, by their names in the recipe."""
-    start, held_out = start_id(open_tokenizer(tokens, topology)), tokens.with_name(HELD_OUT)
-    return {task_key(name).partition(".")[2]: read_questions(questions_path(held_out, name), start) for name in names}
+    start, asked = start_id(open_tokenizer(tokens, topology)), tokens.with_name(ASKED)
+    return {task_key(name).partition(".")[2]: read_questions(questions_path(asked, name), start) for name in names}
 
 
 def _check_supply(training: Training, sources: Sources, start: Path | None) -> None:

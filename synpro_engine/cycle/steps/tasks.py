@@ -1,4 +1,4 @@
-"""The stages that bring tasks from files into tokens: references that say what helps, and held-out ones.
+"""The stages that bring tasks from files into tokens: references that say what helps, held-out ones, and questions.
 
 Rank 0 does it alone. What held-out text has in common with other text is measured here, where a leak can still be
 mended: before anything is trained.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from synpro_engine.data import (
     text_key,
     write_task_shards,
 )
-from synpro_engine.data.choices import with_questions
+from synpro_engine.data.choices import with_questions, write_questions
 from synpro_engine.evaluate import Overlap, measure_overlap
 
 _TOLD = 0.01  # share of a held-out text's n-grams that are found, above which the user is told
@@ -91,10 +91,17 @@ def tasks_stage(
     tokenizer = load_tokenizer(tokens / TOKENIZER)
     sets: dict[str, TaskSet] = {}
     for name, config in settings.sets.items():
-        budget = config.max_tokens or settings.max_tokens
-        limits = {"max_tokens": budget, "seq_len": settings.seq_len, "seed": settings.seed}
         with naming(name):
-            sets[name] = write_tasks(into, name, config, tokenizer, tell, **limits)
+            sets[name] = write_tasks(
+                into,
+                name,
+                config,
+                tokenizer,
+                tell,
+                max_tokens=settings.cap(name),
+                seq_len=settings.seq_len,
+                seed=settings.seed,
+            )
 
     def texts(name: str) -> Iterator[str]:
         return measured_texts(tokens, name, tokenizer, shards_path(into, name) if name in sets else None)
@@ -108,6 +115,23 @@ def tasks_stage(
                 tell(f"{name}: {one.documents} of its texts and {one.ngrams.share or 0.0:.1%} of its"
                      f" {one.ngrams.n}-grams also stand in {place}")  # fmt: skip
     atomic_write_text(into / TASKS, TaskAccount(sets=sets, shared=shared).model_dump_json(indent=2) + "\n")
+
+
+def asked_stage(
+    into: Path, settings: TasksSettings, tokens: Path, tell: Callable[[str], object] = lambda line: None
+) -> None:
+    """Write the questions of the sets that `settings` name, which are those of the same sets among held-out tasks.
+
+    They are what training is made from, so that held-out text which is not asked leaves it as it is. Arguments and
+    errors are `tasks_stage`'s.
+    """
+    tokenizer = load_tokenizer(tokens / TOKENIZER)
+    (into / QUESTIONS).mkdir(exist_ok=True)
+    for name, config in settings.sets.items():
+        reading = _reading(into, name, config, tokenizer, tell, settings.cap(name), settings.seed)
+        with naming(name), reading as (tasks, _, on_long):
+            asked = with_questions(tasks, tokenizer, settings.seq_len, on_long)
+            write_questions((question for _, question in asked), questions_path(into, name))
 
 
 def measured_texts(tokens: Path, name: str, tokenizer: Tokenizer, shards: Path | None = None) -> Iterator[str]:
@@ -136,27 +160,40 @@ def write_tasks(
 
     max_tokens: of them all, taken in an order by hash. Raises UserError as `read_tasks` and `write_task_shards`.
     """
-    shards, listed = shards_path(into, name), into / TASKS_LEFT_OUT / f"{name}.jsonl"
+    shards, reading = shards_path(into, name), _reading(into, name, config, tokenizer, tell, max_tokens, seed)
+    with reading as (tasks, left_out, on_long):
+        if config.choices_field is not None:  # those alone that can be asked
+            tasks = (task for task, _ in with_questions(tasks, tokenizer, seq_len, on_long))
+        stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
+    learnt = open_shards(shards, tokenizer).num_learnt
+    return TaskSet(tasks=stats.documents, tokens=stats.tokens, learnt=learnt, left_out=dict(left_out.counts))
+
+
+@contextmanager
+def _reading(
+    into: Path,
+    name: str,
+    config: TaskConfig,
+    tokenizer: Tokenizer,
+    tell: Callable[[str], object],
+    max_tokens: int | None,
+    seed: int,
+) -> Iterator[tuple[Iterable[Task], LeftOut, Callable[[Task], None] | None]]:
+    """The tasks of a source, the list of what is left out, and what is to be called with one that is too long."""
+    listed = into / TASKS_LEFT_OUT / f"{name}.jsonl"
     assert config.source is not None
     source = find_source(config.source)
     if source.remark:
         tell(source.remark)
     listed.parent.mkdir(exist_ok=True)
-    with listed.open("w", encoding="ascii") as file, ExitStack() as held:
+    with listed.open("w", encoding="ascii") as file:
         left_out = LeftOut(file.write)
         tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
         if max_tokens is not None:
             tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
-        on_long = left_out.task if config.on_bad == "skip" else None
-        if config.choices_field is not None:
-            (into / QUESTIONS).mkdir(exist_ok=True)
-            questions = held.enter_context(questions_path(into, name).open("w", encoding="ascii"))
-            tasks = with_questions(tasks, tokenizer, seq_len, questions.write, on_long)
-        stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
+        yield tasks, left_out, left_out.task if config.on_bad == "skip" else None
     if left_out.counts:
         tell(f"{config.source}: records left out: {left_out}; listed in {listed.relative_to(into)} of the stage")
-    learnt = open_shards(shards, tokenizer).num_learnt
-    return TaskSet(tasks=stats.documents, tokens=stats.tokens, learnt=learnt, left_out=dict(left_out.counts))
 
 
 def _shared(held_out: Mapping[str, Callable[[], Iterator[str]]], place: Iterator[str]) -> dict[str, Shared]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from synpro_engine.cycle.run_layout import HELD_OUT, PRETRAIN, held_out_shards, questions_path
+from synpro_engine.cycle.run_layout import ASKED, PRETRAIN, held_out_shards, questions_path
 from synpro_engine.cycle.summaries.arms import name_of
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data.choices import read_questions
@@ -21,11 +21,10 @@ _MEASURES = ("accuracy", "accuracy_per_byte", "bits_per_byte")
 
 def downstream(run: FinishedRun) -> Downstream:
     """Of pretraining and each arm; before either is finished, what is asked."""
-    recipe = run.recipe
-    tasks = [name for name, c in recipe.held_out.items() if c.choices_field and recipe.pretrain.tasks_every]
+    tasks = run.recipe.asked
     if not tasks:
         return Downstream(missing=_NONE)
-    if HELD_OUT not in run.done or PRETRAIN not in run.done:
+    if ASKED not in run.done or PRETRAIN not in run.done:
         return Downstream()
     return Downstream(
         asked=tuple(_asked(run, task) for task in tasks),
@@ -35,7 +34,7 @@ def downstream(run: FinishedRun) -> Downstream:
 
 
 def _asked(run: FinishedRun, task: str) -> QuestionsAsked:
-    found = read_questions(questions_path(run.directory / HELD_OUT, held_out_shards(task)), start_id=0)
+    found = read_questions(questions_path(run.directory / ASKED, held_out_shards(task)), start_id=0)
     return QuestionsAsked(task=task, questions=len(found.questions), chance=found.chance)
 
 
