@@ -45,6 +45,12 @@ class UniqueCurve:
         """Mean loss of each size, [S]."""
         return np.array([np.mean(some) for some in self.losses])
 
+    @property
+    def level(self) -> int:
+        """Sizes at the beginning that `isotonic` takes for one, as their losses rise; 1 where none do."""
+        falling_S = pooled(self.means)
+        return int((falling_S == falling_S[0]).sum()) if falling_S[0] != self.means[0] else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Multiple:
@@ -53,10 +59,12 @@ class Multiple:
     value: float
     low: float
     high: float
-    """Ends of the 95 % interval: percentiles over resampled seeds, of the curve and of what is held to it."""
+    """Ends of the 95 % interval, over seeds of the curve and of what is held to it."""
 
     def told(self, curve: UniqueCurve) -> str:
-        """As text: `1.84 (1.62 to > 8)`."""
+        """As text: `1.84 (1.62 to > 8)`; of the curve's smallest size itself `1`."""
+        if self.low == self.high == 1:
+            return "1"
         value, low, high = (_told(each, curve) for each in (self.value, self.low, self.high))
         return f"{value} ({low} to {high})"
 
@@ -149,26 +157,54 @@ def _designs(scaled_S: tuple[float, ...]) -> tuple[Floats, Floats, Floats]:
 READINGS: dict[str, Reading] = {"isotonic": isotonic, "power law": power_law}
 
 
+_ENOUGH = 5
+"""Seeds whose own spread is known well enough to go by it alone."""
+
+
 def effective_multiple(
     curve: UniqueCurve, losses: Sequence[float], reading: Reading, *, resamples: int = 2000, seed: int = 0
 ) -> Multiple:
-    """How many times the curve's smallest text is worth what came to `losses` (by seed).
+    """How many times the curve's smallest text is worth what came to `losses` (by seed); 1 for that text's own.
 
-    The interval is a bootstrap over seeds, those of each size and those of `losses` anew each time (Efron and
-    Tibshirani 1993), so the error of the curve and of its fit is in it; of one seed nothing is resampled, and an
-    interval of such alone is a point. UserError for losses that are none, or not finite.
+    The interval holds the error of the curve and of its fit: percentiles over means that are drawn from what the seeds
+    leave open of them (`_drawn_means`). Resampling so few seeds themselves (Efron and Tibshirani 1993) gives one that
+    holds the truth in 68 % of cases of two seeds and in 81 % of three. A draw that no curve fits is without bounds. Of
+    one seed each there is no spread to go by, and the interval is a point. UserError for losses that are none, or not
+    finite.
     """
     if not losses or not np.isfinite(losses).all():
         raise UserError("effective tokens: losses to be held to a curve must be there, and finite")
-    tokens_S, rng = np.array(curve.tokens), np.random.default_rng(seed)
-    found_R = np.empty(resamples)
-    for number in range(resamples):
-        mean_S = np.array([np.mean(rng.choice(some, len(some))) for some in curve.losses])
-        found_R[number] = reading(tokens_S, mean_S, float(np.mean(rng.choice(losses, len(losses)))))
-    found_R = np.sort(found_R[~np.isnan(found_R)]) / tokens_S[0]
+    tokens_S = np.array(curve.tokens)
     value = reading(tokens_S, curve.means, float(np.mean(losses))) / tokens_S[0]
-    if not len(found_R) or math.isnan(value):
+    if tuple(losses) == curve.losses[0]:  # by definition, wherever a fit or pooled losses pass by it
+        return Multiple(value=1.0, low=1.0, high=1.0)
+    if math.isnan(value):
         return Multiple(value=math.nan, low=0.0, high=math.inf)
+    mean_RG = _drawn_means([*curve.losses, losses], resamples, np.random.default_rng(seed))
+    found_R = np.array([reading(tokens_S, mean_G[:-1], mean_G[-1]) for mean_G in mean_RG]) / tokens_S[0]
     # Of ranks and not between them, for infinities lie among them.
-    low, high = (found_R[round(share * (len(found_R) - 1))] for share in (0.025, 0.975))
+    low, high = (
+        np.sort(np.nan_to_num(found_R, nan=unfitted, posinf=math.inf))[round(share * (resamples - 1))]
+        for share, unfitted in ((0.025, 0.0), (0.975, math.inf))
+    )
     return Multiple(value=float(value), low=float(low), high=float(high))
+
+
+def _drawn_means(losses: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> Floats:
+    """Means of each group of seeds as far as these tell them, [draws, groups]: by Student's t around what was found.
+
+    A group of few seeds goes by the spread of all together, or by its own where that is more, for groups may differ in
+    it; one of `_ENOUGH` or more by its own. All that go by one spread go by the same draw of it.
+    """
+    count_G = np.array([len(some) for some in losses])
+    mean_G, square_G = np.array([np.mean(some) for some in losses]), np.array([np.var(some) for some in losses])
+    free_G = count_G - 1
+    free = free_G.sum()
+    if not free:
+        return np.tile(mean_G, (draws, 1))
+    together, own_G = (square_G * count_G).sum() / free, square_G * count_G / np.maximum(free_G, 1)
+    few_G = count_G < _ENOUGH
+    error_G = np.sqrt(np.where(few_G, np.maximum(together, own_G), own_G) / count_G)
+    common_R1 = np.sqrt(free / rng.chisquare(free, (draws, 1)))
+    own_RG = np.sqrt(free_G / rng.chisquare(np.maximum(free_G, 1), (draws, len(count_G))))
+    return mean_G + error_G * np.where(few_G, common_R1, own_RG) * rng.standard_normal((draws, len(count_G)))

@@ -1,5 +1,6 @@
 """Arms of all kinds on the smallest recipe: what each is made from, what they share, and what their data hold."""
 
+import dataclasses
 import json
 import math
 import os
@@ -23,7 +24,10 @@ from synpro_engine.cycle.plan import Plan, looked_at, planned
 from synpro_engine.cycle.run_layout import shards_path
 from synpro_engine.cycle.stages import Stage, needed
 from synpro_engine.cycle.steps.accepted import accepted_records
+from synpro_engine.cycle.steps.evaluation import Results
 from synpro_engine.cycle.summaries import report_data
+from synpro_engine.cycle.summaries.effective_tokens import effective_tokens
+from synpro_engine.cycle.summaries.finished_run import FinishedRun, R
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.data import open_shards, read_documents
@@ -262,6 +266,39 @@ def test_an_oracle_with_less_text_reads_the_beginning_of_the_others_and_its_curv
     assert [len(point.losses) for point in curve.points] == [2, 2, 2] and "2 seeds" in " ".join(curve.missing)
     missing = report_data(run.directory, run.recipe, run.stages()).effective_tokens.missing
     assert len(missing) == 2 and "trains as repetition does" in missing[0] and "the curve of plain" in missing[0]
+
+
+class _Altered(FinishedRun):
+    """The finished run, but that seed 8 of one arm has diverged and another arm ends early."""
+
+    def results(self) -> dict[str | None, Results]:
+        found = super().results()
+        [first, other] = [row for row in found["tuned"].held_out if row.text == "validation"]
+        rows = (first, dataclasses.replace(other, nats=math.nan))
+        return found | {"tuned": found["tuned"].model_copy(update={"held_out": rows})}
+
+    def record(self, stage: str, name: str, cls: type[R]) -> R:
+        found = super().record(stage, name, cls)
+        early = "arms/prompted/" in stage and name == "result.json"
+        return found.model_copy(update={"step": 34}) if early else found
+
+
+def test_what_does_not_count_among_effective_tokens_is_named(run: Cycle) -> None:
+    names = [stage.name for stage in run.stages()]
+    found = effective_tokens(_Altered(run.directory, run.recipe, names))
+    [curve] = found.curves
+    assert len(curve.arms["tuned"]) == 1 and "not finite, and left out: tuned (seed 8)" in " ".join(found.missing)
+    assert set(curve.arms) == set(ARMS) - {"oracle", "oracle-less", "prompted"}
+    assert "another step than plain (36): prompted (step 34)" in " ".join(curve.missing)
+
+
+def test_oracles_whose_caps_give_them_the_same_text_are_not_more_seeds(run: Cycle) -> None:
+    recipe = load_recipe("arms-smoke", ["arms.oracle-less.unique_tokens=99999"])
+    names = [stage.name for stage in run.stages()]
+    [curve] = effective_tokens(FinishedRun(run.directory, recipe, names)).curves
+    [apart] = report_data(run.directory, run.recipe, run.stages()).effective_tokens.curves
+    assert [point.arms for point in curve.points] == [("plain",), ("oracle", "oracle-less")]
+    assert curve.points[1].losses == apart.points[2].losses and "count once" in " ".join(curve.missing)
 
 
 def test_questions_are_asked_in_pretraining_and_in_every_arm_and_reported(run: Cycle) -> None:

@@ -210,3 +210,14 @@ def test_the_head_says_what_seeds_and_sizes_of_text_allow(full_report: ReportDat
     assert "up to 3 seeds" in others and "one seed" in statement(full_report)[0]
     nothing = dataclasses.replace(several, arms=dataclasses.replace(several.arms, held_out=()))
     assert "Nothing was measured" in statement(nothing)[0]
+
+
+def test_the_curve_of_unique_text_says_where_its_losses_rise_and_its_base_is_worth_itself(
+    full_report: ReportData,
+) -> None:
+    [curve] = full_report.effective_tokens.curves
+    assert not curve.notes and next(curve.worth()).multiples == {"isotonic": "1", "power law": "1"}
+    first, second, last = curve.points
+    rising = dataclasses.replace(curve, points=(first, dataclasses.replace(second, losses=(5.0, 5.1)), last))
+    assert "first 2 sizes rise" in rising.notes[0] and "up to 2 times" in rising.notes[0]
+    assert next(rising.worth()).multiples == {"isotonic": "1", "power law": "1"}

@@ -76,6 +76,16 @@ class EffectiveCurve:
         )
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What is missing, and where the curve itself says little."""
+        level = self.curve.level
+        rise = (
+            f"The losses of the first {level} sizes rise, and straight lines take their mean for all of them: up to"
+            f" {self.points[level - 1].tokens / self.points[0].tokens:.3g} times the text multiples are not told apart"
+        )
+        return (*self.missing, rise) if level > 1 else self.missing
+
+    @property
     def readings(self) -> tuple[str, ...]:
         """Those that so many sizes allow."""
         return tuple(name for name in READINGS if name != "power law" or len(self.points) >= 3)
