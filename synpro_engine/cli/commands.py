@@ -175,7 +175,7 @@ def report(recipe: str, overrides: Sequence[str], directory: Path | None, output
     """Write the report of what is there, which lies in its run's directory."""
     if output is not None:
         raise UserError("--output: is for the page of several runs; a run's report.html lies in its --dir")
-    if (Path(recipe) / CONFIG).is_file():
+    if directory is None and (Path(recipe) / CONFIG).is_file():
         raise UserError(f"{recipe}: is a run; name another to compare it with, or its recipe and --dir")
     with _cycle(recipe, overrides, directory, models=False) as cycle:
         cycle.open_directory()

@@ -47,7 +47,8 @@ def _document(found: DocumentTrace) -> Iterator[str]:
     of = "" if found.arm is None else f", arm {found.arm}"
     yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}{of}"
     if found.also:
-        yield f"also       {', '.join(found.also)} {'has' if len(found.also) == 1 else 'have'} a text of this id: --arm"
+        have = "has" if len(found.also) == 1 else "have"
+        yield f"also       {', '.join(found.also)} {have} another text of this id: --arm"
     if found.text is not None:
         yield f"text       {len(found.text)} characters: {_shortened(found.text)}"
     if found.synthetic is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from synpro_engine.config import UserError, nearest, partial_path, read_manifest
 from synpro_engine.config.lock import locked, writing
 from synpro_engine.cycle.layouts import check_recipe
-from synpro_engine.cycle.plan import Plan
+from synpro_engine.cycle.plan import Plan, planned
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
     CORPUS,
@@ -28,7 +28,7 @@ from synpro_engine.cycle.run_layout import (
     TOKENIZE,
     Round,
 )
-from synpro_engine.cycle.run_lock import check_claimed, check_place, claim
+from synpro_engine.cycle.run_lock import check_claimed, check_place, claim, stored_recipe
 from synpro_engine.cycle.stages import Stage, needed, run_stage
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
@@ -66,6 +66,7 @@ class Cycle:
             def take() -> None:
                 # On rank 0 alone: listing stages computes nothing and is no collective.
                 plan = self.stages()
+                self._refuse_equal_arms(plan)
                 stages = {stage.name.split("/")[0] for stage in plan}
                 partial = {partial_path(Path(name)).name for name in stages}
                 # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
@@ -85,6 +86,13 @@ class Cycle:
             # Outside of the stages, whose files are those of their manifests.
             self.topology.watch.hang.directory = self.directory / STACKS
             yield
+
+    def _refuse_equal_arms(self, stages: Sequence[Stage]) -> None:
+        """One that is another must show now, not days later; a run that is finished with such is left in peace."""
+        stored = stored_recipe(self.directory)
+        added = self.recipe.arms.keys() - (set() if stored is None else stored.arms.keys())
+        if added or (self.recipe.arms and any(not (self.directory / stage.name).exists() for stage in stages)):
+            planned(self.recipe, self.topology.world_size)
 
     def open_directory(self) -> None:
         """Make sure that this recipe's run is there, and change nothing; UserError when it is not. Collective."""

@@ -50,8 +50,6 @@ class Plan:
         """What lies outside the directory is taken as rank 0 sees it. evaluated: follows pretraining. Collective."""
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._evaluated, self._known = evaluated, Known()
-        if recipe.arms:  # an arm that is another one must not show when all rounds are known, days later
-            planned(recipe, topology.world_size)
         # Rank 0's look for all, since a stage's settings decide whether it runs: ranks that disagreed
         # would part at its first collective.
         self._contents = on_main(topology, lambda: contents_of(recipe, stored_recipe(directory), directory))

@@ -5,8 +5,8 @@ alone, and of runs that are measured on different text the page says so.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from statistics import fmean, stdev
@@ -16,7 +16,7 @@ from synpro_engine.config import brief
 from synpro_engine.evaluate import Diversity, bits_per_byte
 from synpro_engine.report import svg
 from synpro_engine.report.data import ReportData, Section
-from synpro_engine.report.looks import look_of
+from synpro_engine.report.looks import legend_label, look_of
 from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
 from synpro_engine.report.svg import Panel
@@ -52,7 +52,11 @@ class ComparedRun:
     tokenizer: str | None
     """Its fingerprint; None while nothing is tokenised."""
     texts: Mapping[CurveKind, str | None]
-    """What tells apart the texts that losses are measured on, by kind."""
+    """What tells apart the texts that losses are measured on, by kind; None while they are not there."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """The same of held-out tasks, by name."""
+    split_alone: bool = True
+    """Whether the reference loss is that of the split, not of tasks from files or of both by weight."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -61,7 +65,9 @@ class ComparedRun:
         return config["pretrain"]["global_batch"] * config["model"]["seq_len"]
 
     def per_byte(self, kind: CurveKind) -> float | None:
-        """Bits per byte for each nat per token of a split."""
+        """Bits per byte for each nat per token of a split; None of a reference loss that is not the split's."""
+        if kind == "reference" and not self.split_alone:
+            return None
         splits = () if self.data.corpus is None else self.data.corpus.splits
         found = next((split for split in splits if split.name == kind), None)
         return None if found is None or not found.utf8_bytes else bits_per_byte(found.tokens, found.utf8_bytes)
@@ -78,13 +84,18 @@ class Comparison:
     @property
     def one_tokenizer(self) -> bool:
         """Whether losses per token can be compared."""
-        return len({run.tokenizer for run in self.runs}) == 1
+        return not _differ(run.tokenizer for run in self.runs)
 
     @property
     def warnings(self) -> list[str]:
         """What makes the runs hard to compare, in sentences."""
         told = [] if self.one_tokenizer else ["The runs have different tokenizers, so losses are in bits per byte."]
-        others = [kind for kind in _MEASURED if len({run.texts[kind] for run in self.runs}) > 1]
+        undrawn = [run.label for run in self.runs if not run.split_alone]
+        if undrawn and not self.one_tokenizer:
+            told.append(f"Reference losses are of tasks or of several texts, and not drawn, in {', '.join(undrawn)}.")
+        others: list[str] = [kind for kind in _MEASURED if _differ(run.texts[kind] for run in self.runs)]
+        names = dict.fromkeys(name for run in self.runs for name in run.tasks)
+        others += [name for name in names if _differ(run.tasks.get(name) for run in self.runs)]
         if others:
             told.append(
                 f"Their {' and '.join(others)} texts differ: losses on these are of different text, and tell the runs"
@@ -148,7 +159,7 @@ class Comparison:
                 tokens = [step * run.tokens_per_step for step in curve.steps]
                 losses = [loss * self._scale(run, kind) for loss in curve.loss]
                 marks = svg.point_marks(tokens)
-                panel.axes.plot(tokens, losses, color=colour, ls=dash, lw=1.6, label=run.label, **marks)
+                panel.axes.plot(tokens, losses, color=colour, ls=dash, lw=1.6, label=legend_label(run.label), **marks)
             _label(panel.axes, self.unit)
             svg.legend_above(panel.axes, columns=2)
         return panel
@@ -220,6 +231,11 @@ class Comparison:
 
     def _tokens(self, of: Callable[[Any], str]) -> tuple[str, ...]:
         return self._each(lambda run: MISSING if run.data.tokens is None else of(run.data.tokens))
+
+
+def _differ(found: Iterable[str | None]) -> bool:
+    """Whether there are two or more; None, of a run that is not that far, differs from nothing."""
+    return len(set(found) - {None}) > 1
 
 
 def _of(part: Any, told: Callable[[Any], str]) -> str:

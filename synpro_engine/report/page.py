@@ -4,7 +4,6 @@ Texts of a run are untrusted (a generator may write markup): every value is esca
 visible, and the page forbids itself scripts and any outside resource by its content security policy.
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from importlib import resources
@@ -15,13 +14,12 @@ from synpro_engine.config import atomic_write_text, json_text
 from synpro_engine.report import comparison, headline, numbers
 from synpro_engine.report.comparison import Comparison
 from synpro_engine.report.data import SECTIONS, ReportData, Section
+from synpro_engine.report.looks import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
 
 _PACKAGE = "synpro_engine.report"
-# Control characters but tab and line ends; lone surrogates; marks that turn the direction of reading.
-_HIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def write_report(data: ReportData, path: Path) -> None:
@@ -81,4 +79,4 @@ def _visible(value: object) -> object:
 
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _HIDDEN.sub("\ufffd", value)
+    return visible(value)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
@@ -28,10 +30,12 @@ from synpro_engine.cycle.steps.evaluation import Results
 from synpro_engine.cycle.summaries import report_data
 from synpro_engine.cycle.summaries.effective_tokens import effective_tokens
 from synpro_engine.cycle.summaries.finished_run import FinishedRun, R
+from synpro_engine.cycle.summaries.report_data import _diversity
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.data import open_shards, read_documents
 from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.evaluate import measure_diversity
 from synpro_engine.train.metrics import read_metrics
 from tests.cli.refusals import refused, succeeded
 
@@ -324,7 +328,11 @@ def test_texts_of_each_arm_are_held_against_the_model_at_the_plateau(run: Cycle)
 def test_a_text_that_several_arms_have_under_one_id_is_told_by_arm(run: Cycle) -> None:
     id = next(accepted_records(run.directory / "arms" / "placebo" / "round-1" / "generate-rephrase")).id
     first = trace_document(run, id)
-    assert first.arm == "prompted" and set(first.also) == {"best-of-n", "tuned-without-influence", "tuned", "placebo"}
+    assert first.arm == "prompted" and set(first.also) == {
+        "tuned-without-influence",
+        "tuned",
+        "placebo",
+    }  # best-of-n chooses from the same
     mine = trace_document(run, id, "placebo")
     assert mine.arm == "placebo" and mine.synthetic is not None and "placebo" in mine.synthetic.stage
     assert mine == trace_document(run, id, "arms/placebo/round-1/continue")
@@ -563,6 +571,51 @@ def test_an_arm_that_would_be_another_one_is_refused_by_name(
     assert "arms.b: nothing that it does goes by its settings, so that it would be arms.a once more" in told
     assert not (tmp_path / "run").exists()
     assert "arms.a once more" in refused(capsys, "plan", "smoke", arms)
+
+
+def test_an_arm_that_is_another_one_is_refused_where_something_is_made_and_not_in_what_is_looked_at(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that were finished before such arms were refused can be reported and traced."""
+    directory, more = tmp_path / "run", "arms.again={text: organic, mix: {megadocs: {generations: 2}}}"
+    shutil.copytree(finished, directory)
+    told = refused(capsys, "run", "arms-smoke", more, "--dir", str(directory))
+    assert "arms.again: nothing that it does goes by its settings, so that it would be arms.plain once more" in told
+    config = directory / "config.yaml"
+    was = yaml.safe_load(config.read_text())
+    arms = was["arms"] | {"again": {"text": "organic", "mix": {"megadocs": {"generations": 2}}}}
+    config.write_text(config.read_text().splitlines()[0] + "\n" + yaml.safe_dump(was | {"arms": arms}, sort_keys=False))
+    succeeded(capsys, "report", "arms-smoke", more, "--dir", str(directory))
+    document = next(iter(open_shards(shards_path(directory / "tokenize", "train")).read_ids()))
+    succeeded(capsys, "trace", "arms-smoke", document, more, "--dir", str(directory))
+    succeeded(capsys, "run", "arms-smoke", more, "--dir", str(directory))
+
+
+def test_a_recipe_may_be_called_as_a_run_in_the_working_directory(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    finished.with_name("arms-smoke").symlink_to(finished)
+    succeeded(capsys, "report", "arms-smoke", "--dir", "arms-smoke")
+    assert "is a run; name another" in refused(capsys, "report", "arms-smoke")
+    finished.with_name("arms-smoke").unlink()
+
+
+def test_rounds_are_numbered_by_what_was_trained_though_one_has_no_texts(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", ["rounds=3"])
+    for number in (1, 2, 3):
+        (tmp_path / f"round-{number}" / "continue").mkdir(parents=True)
+    run = _Unread(tmp_path, recipe, [])
+    run.done = {f"round-{number}/continue" for number in (1, 2, 3)}
+    assert list(_diversity(run)) == ["organic", "rephrase, round 1", "rephrase, round 3"]
+
+
+class _Unread(FinishedRun):
+    """Of three rounds, whose second one accepted nothing."""
+
+    def results(self) -> dict[str | None, Results]:
+        gauge = measure_diversity(["a text of some words", "another text"])
+        return {None: Results(diversity=dict.fromkeys(("organic", "rephrase, round 1", "rephrase"), gauge))}
 
 
 def test_as_much_unique_text_is_kept_as_the_largest_oracle_reads_or_has() -> None:

@@ -14,6 +14,7 @@ from synpro_engine.report import (
     ReportData,
     render_comparison,
 )
+from synpro_engine.report.looks import legend_label
 from tests.report.test_page import Reader
 
 CONFIG = {"pretrain": {"global_batch": 8, "optimizer": {"lr": 0.001}}, "model": {"seq_len": 64}, "name": "x", "seed": 7}
@@ -67,6 +68,42 @@ def test_runs_of_one_tokenizer_are_compared_per_token_and_of_several_per_byte_al
 def test_losses_of_different_text_are_said_to_be_so(full_report: ReportData) -> None:
     data, page = _page(_run(full_report, "a"), _run(full_report, "b", text="w"))
     assert "validation and reference texts differ" in data.warnings[0] and "different text" in page
+
+
+def test_a_reference_loss_that_is_not_the_splits_has_no_bytes_and_is_not_drawn(full_report: ReportData) -> None:
+    corpus = full_report.corpus
+    assert corpus is not None
+    splits = (*corpus.splits, dataclasses.replace(corpus.splits[1], name="reference"))
+    data = dataclasses.replace(full_report, corpus=dataclasses.replace(corpus, splits=splits))
+    two = (_run(data, "a"), _run(data, "b", tokenizer="other"))
+    assert "Pretraining, reference loss" in [
+        panel.title for panel in Comparison(title="", created="", runs=two).panels()
+    ]
+    tasks = tuple(dataclasses.replace(run, split_alone=False) for run in two)
+    of_tasks, page = _page(*tasks)
+    assert tasks[0].per_byte("reference") is None and tasks[0].per_byte("validation") is not None
+    assert "Pretraining, reference loss" not in [panel.title for panel in of_tasks.panels()]
+    assert "not drawn, in a, b" in page
+    same = dataclasses.replace(of_tasks, runs=(tasks[0], dataclasses.replace(tasks[1], tokenizer="a")))
+    assert "Pretraining, reference loss" in [panel.title for panel in same.panels()] and not same.warnings
+
+
+def test_a_run_that_is_not_that_far_differs_in_nothing_yet_and_held_out_tasks_do(full_report: ReportData) -> None:
+    begun = dataclasses.replace(
+        _run(full_report, "b"), tokenizer=None, texts={"validation": None, "reference": None}, tasks={}
+    )
+    one = dataclasses.replace(_run(full_report, "a"), tasks={"sums": "10 200"})
+    data, _ = _page(one, begun)
+    assert data.one_tokenizer and data.warnings == []
+    data, _ = _page(one, dataclasses.replace(_run(full_report, "b"), tasks={"sums": "9 180"}))
+    assert "sums texts differ" in data.warnings[0]
+
+
+@pytest.mark.parametrize("label", ["_old", "a\x01b", "\udcff\udcfe"])
+def test_lines_are_named_whatever_their_directories_are_called(full_report: ReportData, label: str) -> None:
+    _, page = _page(_run(full_report, "a"), _run(full_report, label))
+    legend = page.split("<svg")[1].split("</svg>")[0]
+    assert legend_label(label) in legend and "\x01" not in page and page.encode()
 
 
 def test_losses_are_means_over_seeds_with_their_error_and_count(full_report: ReportData) -> None:

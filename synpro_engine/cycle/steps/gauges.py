@@ -59,7 +59,7 @@ def diversities(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str
     passing = (document.text for document in read_documents(str(documents_path(tokens, "train"))))
     sets = {name: [record.text for record in found] for name, found in records.items()}
     measured = measure_diversities(sets, organic=passing, common=organic.common)
-    held_out = _grouped((document.id.partition("#")[0], document.text) for document in _held_out_documents(tokens))
+    held_out = _grouped((document.id, document.text) for document in _held_out_documents(tokens))
     for name, found in records.items():
         apart = divergences(_grouped((record.provenance.source, record.text) for record in found), held_out)
         kl = {} if apart is None else {"kl_to_organic": apart.to_other, "kl_from_organic": apart.from_other}
@@ -68,17 +68,19 @@ def diversities(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str
 
 
 def _grouped(texts: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Texts of one source together, in the order in which sources come."""
+    """Texts of one document together, whichever of its pieces they are or are made of, in the order of documents."""
     groups: dict[str, list[str]] = {}
     for source, text in texts:
-        groups.setdefault(source, []).append(text)
+        groups.setdefault(source.partition("#")[0], []).append(text)
     return list(groups.values())
 
 
 def perplexities(
     settings: EvaluateSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
 ) -> dict[str, dict[str, float | None]]:
-    """Of accepted texts, and of held-out organic ones cut to their lengths, under the model at the plateau.
+    """Of accepted texts, and of as many held-out organic ones, under the model at the plateau.
+
+    Each has its like of the other kind, and both are cut to the shorter one, for what is read further is likelier.
 
     corpora: by name, as those of `diversities`. Collective.
     """
@@ -94,13 +96,23 @@ def perplexities(
     # One model for all rounds and arms, so that their texts can be compared: it has read organic text alone.
     model = load_model(tokens.with_name(PRETRAIN), topology, platform.resolve_dtype(settings.dtype))
     tokenizer = open_tokenizer(tokens, topology)
-    encoded, found = [tokenizer.encode(text) for text in organic], dict[str, dict[str, float | None]]()
+    encoded, found = [ids for text in organic if (ids := tokenizer.encode(text))], dict[str, dict[str, float | None]]()
     for name, texts in samples.items():
-        mine = [ids[: settings.seq_len] for text in texts if (ids := tokenizer.encode(text))]
-        theirs = [encoded[at % len(encoded)][: len(ids)] for at, ids in enumerate(mine)]
+        own = [ids for text in texts if (ids := tokenizer.encode(text))]
+        mine, theirs = _alike_long(own, encoded, settings.seq_len)
         both = ((mine, "perplexity"), (theirs, "organic_perplexity"))
         found[name] = {key: _perplexity(model, ids, tokenizer, settings) for ids, key in both} if mine else {}
     return found
+
+
+def _alike_long(
+    own: Sequence[Sequence[int]], others: Sequence[Sequence[int]], most: int
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Each with one of the others, which are taken in turn, and both as long as the shorter one and `most` allow."""
+    pairs = [(ids, others[at % len(others)]) for at, ids in enumerate(own)] if others else []
+    lengths = [min(len(ids), len(other), most) for ids, other in pairs]
+    cut = [(ids[:length], other[:length]) for (ids, other), length in zip(pairs, lengths, strict=True)]
+    return [mine for mine, _ in cut], [theirs for _, theirs in cut]
 
 
 def _perplexity(

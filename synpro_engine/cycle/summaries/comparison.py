@@ -9,7 +9,14 @@ from pathlib import Path
 from synpro_engine.config import UserError, load_config, read_manifest, read_yaml
 from synpro_engine.cycle.plan import looked_at
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CONFIG, REFERENCES, TOKENIZE, shards_path
+from synpro_engine.cycle.run_layout import (
+    CONFIG,
+    TOKENIZE,
+    held_out_shards,
+    measured_path,
+    reference_shards,
+    shards_path,
+)
 from synpro_engine.cycle.summaries.report_data import report_data
 from synpro_engine.data import read_shard_stats
 from synpro_engine.report import ComparedRun, Comparison
@@ -45,6 +52,8 @@ def _run(directory: Path, label: str) -> ComparedRun:
         data=report_data(directory, recipe, looked_at(recipe, directory).stages),
         tokenizer=_tokenizer(directory),
         texts={"validation": _text(directory, "validation"), "reference": _reference(directory, recipe)},
+        tasks={name: told for name in recipe.held_out if (told := _shards(directory, held_out_shards(name)))},
+        split_alone=[one.source for one in recipe.references.values()] == [None],
     )
 
 
@@ -61,10 +70,24 @@ def _text(directory: Path, split: str) -> str | None:
     return read_manifest(directory / TOKENIZE).files.get(f"documents/{split}.jsonl.zst")
 
 
+def _shards(directory: Path, name: str) -> str | None:
+    """What tells tasks apart, whatever tokenizer cut them: how many they are, and of how many bytes."""
+    path = measured_path(directory / TOKENIZE, name)
+    if not path.exists():
+        return None
+    stats = read_shard_stats(path)
+    return f"{stats.documents} {stats.text_bytes}"
+
+
 def _reference(directory: Path, recipe: Recipe) -> str | None:
     """What tells apart what the reference loss is of: documents of the split, tasks, and their weights."""
-    weights = {name: one.weight for name, one in recipe.references.items()}
-    stage = directory / REFERENCES
-    tasks = read_manifest(stage).files.get("tasks.json") if stage.exists() else None
-    shards = sorted((p, h) for p, h in read_manifest(stage).files.items() if p.endswith("tokens.bin")) if tasks else []
-    return f"{_text(directory, 'reference')} {weights} {shards}"
+    of = {
+        name: (one.weight, _shards(directory, reference_shards(name, one.source)) if one.source else None)
+        for name, one in sorted(recipe.references.items())
+    }
+    if not (directory / TOKENIZE).exists() or any(
+        of[n][1] is None for n, one in recipe.references.items() if one.source
+    ):
+        return None
+    split = any(one.source is None for one in recipe.references.values())
+    return f"{_text(directory, 'reference') if split else ''} {of}"

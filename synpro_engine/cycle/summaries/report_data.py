@@ -64,12 +64,19 @@ def _diversity(run: FinishedRun) -> dict[str, Diversity]:
     """Of the organic texts, which every evaluation measures, and of the operations' of each arm and round."""
     found: dict[str, Diversity] = {}
     for arm, results in run.results().items():
-        rounds = 1 + max((int(name.rpartition(_ROUND)[2]) for name in results.diversity if _ROUND in name), default=0)
+        rounds = _rounds(run, arm)
         for name, of_texts in results.diversity.items():
             newest = rounds > 1 and _ROUND not in name and name != ORGANIC
             label = f"{name}{_ROUND}{rounds}" if newest else name
             found[label if arm is None or name == ORGANIC else run.of_arm(label, arm)] = of_texts
     return found
+
+
+def _rounds(run: FinishedRun, arm: str | None) -> int:
+    """That an arm trained in, for a round without texts has no name to count; None: of a recipe that names no arms."""
+    name = next(iter(run.in_rounds), None) if arm is None else arm
+    mine = [this for this in run.rounds if this.of_arm == name and this.arm in run.done]
+    return max((this.number for this in mine), default=1)
 
 
 def _models(run: FinishedRun) -> tuple[ModelInfo, ...]:

@@ -109,7 +109,7 @@ class DocumentTrace:
     arm: str | None = None
     """Whose text it is, of a recipe that names its arms; of a generation that several share, the first one's."""
     also: tuple[str, ...] = ()
-    """Arms that have another text under the same id."""
+    """Arms that have another text under the same id; those that share this one's generation have the same."""
 
 
 def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTrace:
@@ -132,7 +132,11 @@ def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTra
         return DocumentTrace(document=id, split=split, text=text, life=life, made=texts, within=within)
     have = _rounds_that_have(cycle, id)
     for number in have if wanted is None else [one for one in have if one.of_arm == wanted]:
-        also = tuple(dict.fromkeys(one.of_arm for one in have if one.of_arm != number.of_arm))
+        also = tuple(
+            dict.fromkeys(
+                one.of_arm for one, made in have.items() if made != have[number] and one.of_arm != number.of_arm
+            )
+        )
         return replace(_made_text(cycle, number, id), arm=number.of_arm if recipe.several else None, also=also)
     if have:
         others = ", ".join(dict.fromkeys(one.of_arm for one in have))
@@ -152,14 +156,16 @@ def _arm_of(cycle: Cycle, given: str) -> str:
     return found
 
 
-def _rounds_that_have(cycle: Cycle, id: str) -> list[Round]:
-    """The rounds with a text of that id, answers that were refused and megadocs among them, in their order."""
-    return [
-        number
-        for number, made in cycle.rounds.items()
-        if find_synthetic(cycle.directory, cycle.recipe.of_arm(number.of_arm), id, made.values()) is not None
-        or any(document.id == id for document in _stitched(cycle, number))
-    ]
+def _rounds_that_have(cycle: Cycle, id: str) -> dict[Round, str]:
+    """The rounds with a text of that id, answers that were refused and megadocs among them, and the stages it is of."""
+    found: dict[Round, str] = {}
+    for number, made in cycle.rounds.items():
+        text = find_synthetic(cycle.directory, cycle.recipe.of_arm(number.of_arm), id, made.values())
+        if text is not None:
+            found[number] = text.stage
+        elif any(document.id == id for document in _stitched(cycle, number)):
+            found[number] = number.shards
+    return found
 
 
 def _made_text(cycle: Cycle, number: Round, id: str) -> DocumentTrace:
