@@ -134,7 +134,7 @@ def test_a_leak_would_be_seen(topology: Topology, tmp_path: Path, monkeypatch: p
     one_row = Dropout.of(ALL, torch.zeros(1, dtype=torch.int64), seed=3, step=0, layers=SHAPE.layers)
 
     def leaking(self: BlockDropping, x_SBH: Tensor, place: Place) -> Tensor:
-        return one_row.entries(x_SBH, self.layer, place, 0.5, 0)
+        return one_row.entries(x_SBH, self.layer, place, 0.5, torch.arange(len(x_SBH)))
 
     engine = never_dropped(topology, theta)
     monkeypatch.setattr(BlockDropping, "branch", leaking)
