@@ -15,7 +15,6 @@ from typing import Any
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
-from benchmarks.common.documents import renew
 from benchmarks.common.environment import environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.common.tables import markdown
@@ -42,7 +41,8 @@ Record = Mapping[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure or read, print, write, draw; returns the exit status."""
-    parser = command_line("pretrain.growth", __doc__, "--docs", "--output")
+    parser = command_line("pretrain.growth", __doc__, "--output")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the seconds of a step along each setting")
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of runs")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
     given = parser.parse_args(arguments)
@@ -53,9 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.output:
                 write_lines(given.output, [record])
     print(table(records))
-    if given.docs:
-        renew(given.docs / "profiling.md", {BENCH: table(records)})
-        draw(records, given.docs / "images" / f"{BENCH}.png")
+    if given.plot:
+        draw(records, given.plot)
     return 0
 
 

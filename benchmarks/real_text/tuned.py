@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.data_bound.arms import SWEEPS
+from benchmarks.data_bound.losses import best_trial
 
 Record = Mapping[str, Any]
 PUBLISHED = (
@@ -26,7 +27,7 @@ def settings_record(swept: Sequence[Record]) -> Record:
         trials = [trial for one in swept if one.get("sweep") == name for trial in one["trials"]]
         complete = [trial for trial in trials if trial["state"] == "complete"]
         if complete:
-            best = min(complete, key=lambda trial: trial["loss"])
+            best = best_trial({"trials": complete})
             found = [f"{key}={value}" for key, value in best["settings"].items()]
             told = f"trial {best['trial']} of the sweep `{name}` of benchmarks.data_bound, the best of {len(complete)}"
             told += f" that came to their end, of {len(trials)}"
