@@ -157,13 +157,15 @@ def test_blocks_join_without_a_seam(backend: str):
     assert_accurate(total, plain[1], grad.double().t() @ x.double(), "gradient")
 
 
-def test_pairwise_tiles_join_without_a_seam(device: str):
+@pytest.mark.parametrize("segments", [40, 1500], ids=["formed", "by tiles"])
+def test_pairwise_blocks_join_without_a_seam(device: str, segments: int):
     torch.manual_seed(0)
-    x, grad = torch.randn(2100, 24), torch.randn(2100, 12)
-    ids = torch.randint(-1, 40, (2100,))
-    truth = pairwise_grad_dot_definition(x.double(), grad.double(), ids, segments=40)
-    usual = pairwise_grad_dot_definition(x, grad, ids, segments=40)
-    assert_accurate(pairwise_grad_dot(x, grad, ids, segments=40), usual, truth, "products")
+    tokens, inputs, outputs = 2100, 2000 if segments == 40 else 24, 300 if segments == 40 else 12
+    x, grad = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
+    ids = torch.randint(-1, segments, (tokens,))
+    truth = pairwise_grad_dot_definition(x.double(), grad.double(), ids, segments=segments)
+    usual = pairwise_grad_dot_definition(x, grad, ids, segments=segments)
+    assert_accurate(pairwise_grad_dot(x, grad, ids, segments=segments), usual, truth, "products")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -132,10 +132,10 @@ def _(x_TI, grad_TO, direction_KOI, scale_KO):
 
 
 def pairwise_grad_dot(x: Tensor, grad_out: Tensor, segment_ids: Tensor, *, segments: int) -> Tensor:
-    """Inner products of the weight gradients of all pairs of segments of one linear layer; no gradient is formed.
+    """Inner products of the weight gradients of all pairs of segments of one linear layer.
 
     From token products, <G_i, G_j> = sum (x_t . x_s) (b_t . b_s): cheaper than forming gradients while the tokens are
-    fewer than some 2 I O / (I + O) (see README.md).
+    fewer than some 2 I O / (I + O) (see README.md). With more a CPU forms them, a block of output rows at a time.
 
     Args:
         x: [..., I], the layer's input; fp16, bf16, fp32 or fp64. Multiplied as it is, accumulated in fp32 (fp64).

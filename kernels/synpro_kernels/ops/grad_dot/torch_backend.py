@@ -17,7 +17,7 @@ from synpro_kernels.common.arithmetic import mm, operand, precise_dtype
 from synpro_kernels.common.pieces import block_bytes, pieces
 from synpro_kernels.ops.grad_dot.validate import check_id_range, nan_where_out_of_range
 
-_PAIR_TILE = 1024  # tokens: a tile is 4 MiB in fp32, 8 MiB in fp64
+_PAIR_TILE = {"cpu": 256, "cuda": 1024}  # tokens: on a CPU a tile stays in its cache
 _MEMBER_ENTRIES = 1 << 24  # of the membership matrix that exist at a time: 128 MiB of it in fp64
 _FORMED_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}  # entries multiplied at once: on a CPU, what its cache holds
 
@@ -73,8 +73,10 @@ def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: in
     # Tokens in order of their segment, so that a tile meets few segments, which are neighbours.
     order_T = torch.argsort(ids_T, stable=True)
     order_T = order_T[ids_T[order_T] >= 0]
-    starts = range(0, order_T.shape[0], _PAIR_TILE)
-    blocks = [_PairBlock(x_TI, grad_TO, ids_T, order_T[start : start + _PAIR_TILE]) for start in starts]
+    if _forming_is_cheaper(x_TI, grad_TO, ids_T, order_T):
+        return _pairs_of_formed(x_TI, grad_TO, ids_T, order_T, segments)
+    tile = _PAIR_TILE.get(x_TI.device.type, _PAIR_TILE["cuda"])
+    blocks = [_PairBlock(x_TI, grad_TO, ids_T, order_T[tokens]) for tokens in pieces(order_T.shape[0], tile)]
     # [S, S] in fp64 until all tiles are in: a pair of long segments is the sum of many tiles.
     sums_SS = x_TI.new_zeros(segments, segments, dtype=torch.float64)
     for at, one in enumerate(blocks):
@@ -83,8 +85,43 @@ def pairwise_grad_dot(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, segments: in
             sums_SS[one.segments, other.segments] += part
             if one is not other:  # a segment that lies in both blocks meets itself in either order
                 sums_SS[other.segments, one.segments] += part.t()
-    upper_SS = sums_SS.triu()  # a tile of a block with itself need not be symmetric in its last bits
-    return (upper_SS + upper_SS.triu(1).t()).to(precise_dtype(x_TI.dtype))
+    return _symmetric(sums_SS).to(precise_dtype(x_TI.dtype))
+
+
+def _symmetric(sums_SS: Tensor) -> Tensor:
+    """The upper half mirrored: a product of rows with themselves need not be symmetric in its last bits."""
+    upper_SS = sums_SS.triu()
+    return upper_SS + upper_SS.triu(1).t()
+
+
+def _forming_is_cheaper(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, order_T: Tensor) -> bool:
+    """Whether 2 T I O + 2 S^2 I O operations are fewer than those of the tiles, T^2 (I + O) with half a tile a block.
+
+    On a CPU alone: elsewhere the host would wait to learn where segments end.
+    """
+    if x_TI.device.type != "cpu":
+        return False
+    tokens, inputs, outputs = order_T.shape[0], x_TI.shape[1], grad_TO.shape[1]
+    there = torch.unique_consecutive(ids_T[order_T]).shape[0]
+    by_tiles = tokens * (tokens + min(tokens, _PAIR_TILE["cpu"])) * (inputs + outputs)
+    return 2 * inputs * outputs * (tokens + there**2) < by_tiles
+
+
+def _pairs_of_formed(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, order_T: Tensor, segments: int) -> Tensor:
+    """<G_i, G_j> of the gradients themselves, which exist as a block of output rows."""
+    there_S, counts_S = torch.unique_consecutive(ids_T[order_T], return_counts=True)
+    x_TI, grad_TO = operand(x_TI[order_T]), operand(grad_TO[order_T])
+    spans = list(pairwise([0, *counts_S.cumsum(0).tolist()]))
+    sums_SS = x_TI.new_zeros(len(spans), len(spans), dtype=torch.float64)
+    row_bytes = len(spans) * x_TI.shape[1] * x_TI.element_size()
+    for rows in pieces(grad_TO.shape[1], block_bytes(x_TI) // row_bytes):
+        formed_SNI = torch.stack([mm(grad_TO[start:end, rows].t(), x_TI[start:end]) for start, end in spans])
+        # Row by row: sums over all I O products in fp32 would lose what those over I keep.
+        formed_NSI = formed_SNI.transpose(0, 1)
+        sums_SS += torch.bmm(formed_NSI, formed_NSI.mT).sum(0, dtype=torch.float64)
+    pairs_SS = sums_SS.new_zeros(segments, segments)
+    pairs_SS[there_S[:, None], there_S] = _symmetric(sums_SS)
+    return pairs_SS.to(precise_dtype(x_TI.dtype))
 
 
 class _PairBlock:
