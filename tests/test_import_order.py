@@ -18,8 +18,9 @@ OPS_BEHIND = {"linear_logprob": {"grad_dot", "policy_loss"}, "linear_distill": {
 ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
-        "run_layout sections arm_files arm_sections recipe checkpoints layouts choice rates external contents settings"
-        " stages run_lock steps graph arm_stages plan forecast summaries cycle generation status scoring tracing"
+        "run_layout sections arm_files arm_sections rules recipe recipe_files checkpoints layouts choice rates external"
+        " contents settings stages run_lock steps graph arm_stages plan forecast summaries cycle generation status"
+        " scoring tracing"
     ).split(),
 }
 """Modules and sub-packages of a package, in their order."""

@@ -34,7 +34,7 @@ from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.generation import generation_status, join_generation_of
 from synpro_engine.cycle.rates import Rates, measured_rates
-from synpro_engine.cycle.recipe import recipe_of_records
+from synpro_engine.cycle.recipe_files import recipe_of_records
 from synpro_engine.cycle.run_layout import CONFIG, PRETRAIN
 from synpro_engine.cycle.scoring.averaging import average_models
 from synpro_engine.cycle.scoring.ensemble import Asked, measure_ensemble

@@ -1,7 +1,8 @@
 """The whole loop: recipes, stages, and what becomes of their results. The only package that knows all stages."""
 
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.recipe import Recipe, load_recipe
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.recipe_files import load_recipe
 from synpro_engine.cycle.scoring.explain import explain_document
 from synpro_engine.cycle.scoring.judging import check_judges_of
 from synpro_engine.cycle.scoring.model_pair import ModelPair

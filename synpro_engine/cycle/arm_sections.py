@@ -10,8 +10,11 @@ from pydantic import Field
 from synpro_engine.config import Config
 from synpro_engine.config.recipes import merged
 from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
+from synpro_engine.cycle.sections import MixConfig
 from synpro_engine.reward import RewardConfig
+from synpro_engine.reward.config import TOTAL
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.synth import FilterConfig, GenerateConfig
 
 ArmText = Literal["organic", "unique", "prompted", "tuned"]
 
@@ -105,6 +108,28 @@ def arm_fault(arm: ArmConfig) -> str | None:
         for section in arm.given:
             if section not in ("pretrain", "mix", "continued"):
                 return f"{section}: an arm on {arm.text} text generates nothing"
+    return None
+
+
+def placebo_fault(
+    arm: ArmConfig, tune: Mapping[str, TuneConfig], filters: FilterConfig, generate: GenerateConfig, mix: MixConfig
+) -> str | None:
+    """What is wrong where influence is not measured for an arm's tuning, likewise; the sections are the arm's."""
+    if arm.influence == "measured":
+        return None
+    if not any("influence" in (*one.shuffled, *one.without) for one in tune.values()):
+        return f"influence: is {arm.influence}, but `reward` gives `influence` no weight in what is tuned"
+    # A placebo whose texts were chosen by influence would be none.
+    goes_by, synthetic = ("influence", TOTAL), mix.synthetic
+    for key, chosen in (
+        ("filter: {influence_quantile: null}", filters.influence_quantile is not None),
+        ("filter: {least: {}}", "influence" in filters.least),
+        ("filter: {best: null}", filters.best is not None and filters.best.by in goes_by),
+        ("generate: {mixture: shares}", generate.mixture == "influence"),
+        ("mix: {synthetic: null}", synthetic is not None and synthetic.wants_scores and synthetic.by in goes_by),
+    ):
+        if chosen:
+            return f"influence: is {arm.influence}, but texts are chosen by it; give the arm `{key}`"
     return None
 
 

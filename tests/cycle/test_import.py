@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, write_manifest
-from synpro_engine.cycle.recipe import Recipe, load_recipe
+from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.cycle.steps.corpus import open_tokenizer

@@ -11,7 +11,7 @@ import torch
 from synpro_engine.backend import platform
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
-from synpro_engine.cycle.recipe import load_recipe
+from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks

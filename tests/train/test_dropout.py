@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.recipe import load_recipe
+from synpro_engine.cycle import load_recipe
 from synpro_engine.dist import ParallelConfig, Topology
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.recipe import load_recipe
+from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
 from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from synpro_engine.cycle.recipe import load_recipe
+from synpro_engine.cycle import load_recipe
 from synpro_engine.data import IGNORE, Batch, TokenCorpus, TokenLoader, eval_windows
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
