@@ -260,6 +260,19 @@ def test_models_that_judge_take_memory_and_flops_where_they_are_asked_and_each_o
     assert any("`reward.judges.structure.model`" in remark for remark in lost.remarks)
 
 
+@pytest.mark.parametrize("asks", ["the recipe", "an arm"])
+def test_an_arm_takes_memory_for_the_judges_that_it_has(asks: str) -> None:
+    drop = ["dtype=float32", *(f"tune.{name}.bad_reward=drop_group" for name in ("rephrase", "reformat"))]
+    judge, none = "{judges: {structure: {model: embedded:smollm2-135m}}}", "{judges: {structure: null}}"
+    own, recipes = (none, [f"reward={judge}"]) if asks == "the recipe" else (judge, [])
+    arms = f"arms={{plain: {{text: tuned}}, other: {{text: tuned, reward: {own}}}}}"
+    held = {cost.stage: cost.held.get("judges") for cost in costs("smoke", [*drop, *recipes, arms]).costs}
+    weights = 134_515_008 * 4
+    plain, other = (weights, 0.0) if asks == "the recipe" else (0.0, weights)
+    assert held["arms/plain/round-1/tune-rephrase"] == plain
+    assert held["arms/other/round-1/tune-rephrase"] == other
+
+
 def test_teachers_take_their_weights_and_a_third_of_a_step_of_theirs(tmp_path: Path) -> None:
     student = load_recipe("smoke").model
     wide = student.model_copy(update={"d_model": 2 * student.d_model})
