@@ -75,22 +75,35 @@ class Model:
         # order, as Megatron's embedding does.
         return self.config.vocab_size // self.topology.tp.size * self.topology.tp.rank
 
+    def arrive(self) -> None:
+        """Wait for weights that a trainer has under way from other ranks. Not collective.
+
+        Every reader here does, and modules for their own when they are called; who reads weights off `chunks` in
+        another way asks first.
+        """
+        for chunk in self.chunks:
+            getattr(chunk, "arrive", _nothing)()
+
     def blocks(self) -> list[BlockWeights]:
         """The blocks on this rank, in the order of the layers; the modules' own tensors."""
+        self.arrive()
         return blocks_of(self.chunks)
 
     def embedding_weight(self) -> Parameter | None:
         """[V/tp, H] on the first stage, else None."""
+        self.arrive()
         chunk: Any = self.chunks[0]
         return chunk.embedding.word_embeddings.weight if chunk.pre_process else None
 
     def final_norm_weight(self) -> Parameter | None:
         """[H] on the last stage, else None."""
+        self.arrive()
         chunk: Any = self.chunks[-1]
         return chunk.decoder.final_layernorm.weight if chunk.post_process else None
 
     def output_weight(self) -> Parameter:
         """[V/tp, H] of the output layer, on the last stage only; the embedding's own Parameter when both are here."""
+        self.arrive()
         chunk: Any = self.chunks[-1]
         assert chunk.post_process, "only the last pipeline stage holds the output layer"
         # Megatron's method knows whether the tied weight is the embedding itself or the last stage's copy of it.
@@ -98,6 +111,7 @@ class Model:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """This rank's parameters, each once, with Megatron's names (prefixed `chunk<i>.` when interleaved)."""
+        self.arrive()
         for index, chunk in enumerate(self.chunks):
             prefix = f"chunk{index}." if len(self.chunks) > 1 else ""
             # torch names a shared Parameter once, by its first place: a tied output layer on the
@@ -231,6 +245,9 @@ class Model:
         # Set by Megatron's wrapper, so absent on models that nobody trains: those must get a
         # gradient through autograd or none.
         return weight.requires_grad and hasattr(weight, "grad_added_to_main_grad")
+
+
+def _nothing() -> None: ...
 
 
 def run_chunk(

@@ -245,7 +245,7 @@ class TrainConfig(Config):
     # They may change without a stage being made anew: at most sums are rounded in another order, and a spike that is
     # skipped from here on is why a run is gone on with.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
-        "micro_batch output_layer overlap_gradients checkpoint_every keep_checkpoints keep_every"
+        "micro_batch output_layer overlap_gradients overlap_weights checkpoint_every keep_checkpoints keep_every"
         " checkpoint_copy async_checkpoints recompute log_every tensorboard loggers logger_project skip divergence"
         " spike stragglers layer_norms_every".split()
     )
@@ -303,6 +303,9 @@ class TrainConfig(Config):
     Losses and gradients are the same bits on a CPU."""
     overlap_gradients: bool = False
     """Sum gradients over data-parallel ranks while the backward pass still runs."""
+    overlap_weights: bool = False
+    """Gather what data-parallel ranks updated while the next step reads its batch and runs its forward pass; with
+    `overlap_gradients`. Whatever else reads the weights waits for them: the numbers are the same bits."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; older ones are removed once a newer one is complete."""
     keep_every: int = Field(default=0, ge=0)
@@ -331,6 +334,8 @@ class TrainConfig(Config):
     def _consistent(self) -> TrainConfig:
         if self.plateau is not None and self.eval_every == 0:
             raise ValueError("plateau detection needs eval_every above 0")
+        if self.overlap_weights and not self.overlap_gradients:  # which cuts the weights into buckets
+            raise ValueError("overlap_weights: goes with overlap_gradients")
         if self.keep_every and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every):
             raise ValueError(f"keep_every: {self.keep_every} is not a multiple of checkpoint_every")
         if self.distill is not None and self.output_layer != "fused":

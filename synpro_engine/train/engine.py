@@ -44,6 +44,7 @@ from synpro_engine.train.optimizer import (
     set_hyperparameters,
     update,
 )
+from synpro_engine.train.weight_gather import WeightGather
 
 _STOP = "stop"
 M = TypeVar("M", bound=MicroBatch)
@@ -95,10 +96,14 @@ class Engine:
         *,
         schedule: ScheduleConfig | None = None,
         overlap_gradients: bool = False,
+        overlap_weights: bool = False,
         averages: Mapping[WeightsOf, AverageConfig] | None = None,
         given: WeightsOf = "raw",
     ) -> None:
-        """averages: what is kept beside the weights. given: what a model that is loaded from a checkpoint becomes."""
+        """averages: what is kept beside the weights. given: what a model that is loaded from a checkpoint becomes.
+
+        overlap_weights: `step` returns while replicas still send each other what they updated; `Model` waits for it.
+        """
         # At the door, and not at the step: what is refused here trains without an error, to wrong weights.
         refuse_traps(model)
         self.model = model
@@ -107,7 +112,8 @@ class Engine:
         self.step_index = 0  # steps completed
         self.schedule_start = 0  # the step at which the schedule begins
         # Before the optimizer, which takes its shards from the buffers that the wrapper makes.
-        self.wrapped: list[Any] = _wrap(model, overlap_gradients)
+        self.wrapped: list[Any] = _wrap(model, overlap_gradients, overlap_weights)
+        self._gather = WeightGather(self.wrapped, behind=overlap_weights)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
         self.muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
         # Here and not at their first step, which may be hours away: memory that is not there shows at once.
@@ -152,8 +158,9 @@ class Engine:
             yield
             return
         assert self._holds == "raw", "one after the other"
+        self._gather.finish()
         average.exchange()
-        self._gather()
+        self._gather.now()
         self._holds = weights
         try:
             yield
@@ -163,14 +170,9 @@ class Engine:
             raise
         else:
             average.exchange()
-            self._gather()
+            self._gather.now()
         finally:
             self._holds = "raw"
-
-    def _gather(self) -> None:
-        """Every data-parallel rank's share of the weights to all of them, as after a step. Collective."""
-        for chunk in self.wrapped:
-            chunk.start_param_sync()
 
     def restart_schedule(self) -> None:
         """Begin the schedule anew at the present step (steps keep their numbers)."""
@@ -222,8 +224,10 @@ class Engine:
         if updated:
             config, muon = self.optimizer_config, self.muon
             with span(OPTIMIZER):
+                self._gather.finish()  # of a module that no pass has called since
                 first = None if muon is None else partial(muon.step, config.muon)
                 updated = update(self.optimizer, config.clip, grad_norm, first=first)
+                self._gather.begin()
         # A skipped step counts as well, for its batch is spent: the data's position, the
         # schedule and the step stay in line.
         self.step_index += 1
@@ -326,7 +330,7 @@ class Engine:
             )
 
 
-def _wrap(model: Model, overlap_gradients: bool) -> list[DistributedDataParallel]:
+def _wrap(model: Model, overlap_gradients: bool, overlap_weights: bool) -> list[DistributedDataParallel]:
     """Megatron's gradient buffers around each chunk; gradients are kept and summed in fp32."""
     settings: Any = model.megatron_config
     # Gradients are sums over tokens: no division by data-parallel ranks in the buffers, none by micro-batches in the
@@ -335,9 +339,8 @@ def _wrap(model: Model, overlap_gradients: bool) -> list[DistributedDataParallel
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap_gradients,
-        # Gathering parameters behind the next forward would leave stale weights for whoever reads them between two
-        # steps (the sampler, evaluation, export), so the gather always ends within the step.
-        overlap_param_gather=False,
+        # Who gathers then is `WeightGather`, and not the optimizer's update.
+        overlap_param_gather=overlap_weights,
         use_distributed_optimizer=True,
         average_in_collective=False,
     )

@@ -139,7 +139,7 @@ def update(
     """Clip the gradients that were gathered by their norm, and apply them; whether the optimizer did.
 
     first: updates shards of its own and takes their gradients away, so that AdamW leaves them alone. Parameters are
-    gathered before this returns, so whatever reads them next sees the new ones.
+    gathered before this returns, unless their wrapper was told to do so behind the next pass.
     """
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()

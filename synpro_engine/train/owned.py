@@ -100,6 +100,7 @@ def described(model: Model) -> dict[Parameter, list[MegatronShard]]:
     A gated feed-forward layer stacks two matrices in one parameter, which are two parts here. The empty pickled objects
     that Megatron's layers add (`_extra_state`) are left out: nothing is in them, and reading them would unpickle.
     """
+    model.arrive()
     parts_of: dict[Parameter, list[MegatronShard]] = {}
     for chunk in model.chunks:
         described = chunk.sharded_state_dict(metadata=dict(_METADATA))

@@ -77,6 +77,7 @@ class PretrainRun:
             config.optimizer,
             schedule=config.schedule,
             overlap_gradients=config.overlap_gradients,
+            overlap_weights=config.overlap_weights,
             averages=config.averages,
             given=config.given,
         )

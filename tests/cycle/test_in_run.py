@@ -207,11 +207,11 @@ LAYOUTS = {"DP2": ParallelConfig(), "PP2": ParallelConfig(pp=2), "CP2": Parallel
 
 
 def watched_on_ranks(directory: Path, ports: list[int]) -> list[bool]:
-    """Whether a watched run is that of nobody watching: gradients of DP2 are summed behind the backward pass."""
+    """Whether a watched run is that of nobody watching: DP2 sends gradients and weights behind its passes."""
     found = []
     for (name, parallel), port in zip(LAYOUTS.items(), ports, strict=True):
         with job(parallel, port) as topology:
-            config = TRAIN.model_copy(update={"overlap_gradients": name == "DP2"})
+            config = TRAIN.model_copy(update=dict.fromkeys(("overlap_gradients", "overlap_weights"), name == "DP2"))
             plain = train(topology, directory / f"{name} plain", None, config=config)
             found.append(alike(train(topology, directory / name, GRADIENT, config=config), plain))
             train(topology, directory / f"{name} by muon", WATCH, config=MUON)
