@@ -90,7 +90,9 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     model, dtype = recipe.model, platform.resolve_dtype(recipe.dtype)
     pretrain = recipe.pretrain
     kept, apart = len(pretrain.averages), pretrain.separate_documents
-    footprint = Footprint(model, layout, dtype, pretrain.optimizer.name, pretrain.recompute, kept, apart)
+    footprint = Footprint(
+        model, layout, dtype, pretrain.optimizer.name, pretrain.recompute, kept, apart, pretrain.offload_layers
+    )
     rows = recipe.pretrain.global_batch // layout.dp
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)

@@ -157,6 +157,10 @@ class PretrainConfig(TrainConfig):
         # Scores are read off each layer's inputs and gradients in the one pass that training makes.
         if self.in_run is not None and self.recompute != "none":
             raise ValueError(f"in_run: cannot be asked for with recompute {self.recompute}, which runs layers twice")
+        if self.in_run is not None and self.offload_layers:
+            raise ValueError(
+                "in_run: cannot be asked for with offload_layers, whose activations it would hold on the device"
+            )
         if self.in_run is not None and self.distill is not None:
             raise ValueError("in_run: cannot be asked for with distill, whose loss is not of the labels alone")
         return self

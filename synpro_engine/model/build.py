@@ -25,6 +25,7 @@ from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import Dropping
 from synpro_engine.model.head import HiddenHead
 from synpro_engine.model.model import Model
+from synpro_engine.model.offload import Offload
 from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.shared_rows import RowRotary
 from synpro_engine.model.specs import block_spec
@@ -46,11 +47,13 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     seed: int | None = 0,
     recompute: Recompute = "none",
+    offload_layers: int = 0,
 ) -> Model:
     """Build this rank's part of the model.
 
     seed: initial weights, the same in every layout; None leaves them undefined, for a loader to fill. recompute: what
-    training makes again in its backward pass (arXiv 2205.05198).
+    training makes again in its backward pass (arXiv 2205.05198). offload_layers: of the whole model, whose activations
+    wait on the host for theirs; every chunk has its share of them, rounded up, its first.
     Raises UserError when the layout does not divide the model, or a rank's share is larger than its memory.
     """
     # Before Megatron, which asserts on the same without a setting's name.
@@ -59,8 +62,15 @@ def build_model(
     assert topology.in_force, f"Megatron goes by another layout than {topology.layout}; see `Topology.divided`"
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # its deprecation notice
     settings = megatron_config(config, topology, dtype, recompute)
+    if offload_layers > config.layers:
+        raise UserError(f"`pretrain.offload_layers`: {offload_layers} are more than the model's {config.layers} layers")
+    if offload_layers:  # a weight that autograd's hooks have seen has no attributes, by which this finds its buffer
+        settings.gradient_accumulation_fusion = False
     # One settings object for all chunks: schedules read the hooks of the first, and they must be those of every chunk.
     chunks = [_build_chunk(config, topology, settings, stage, dtype) for stage in range(topology.vpp)]
+    for chunk in chunks if offload_layers else ():
+        share = -(-offload_layers // (topology.pp.size * topology.vpp))
+        chunk.offload = Offload(chunk, share, inputs_alone=recompute == "full")  # pyright: ignore[reportArgumentType]
     model = Model(config=config, topology=topology, chunks=chunks, dtype=dtype)
     # Older releases set the attributes by which Megatron counts a split parameter on every rank in gradient norms only
     # while initialising weights; without them clipping is wrong without an error.

@@ -6,6 +6,7 @@ It runs forward and hands out its tensors; reading and writing them all is in `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import Dropout
+from synpro_engine.model.offload import Offload
 from synpro_engine.model.shared_rows import RowRotary, SharedRows, check_reads_shared_rows
 from synpro_engine.model.trunk import Trunk, only_above
 from synpro_engine.model.weights import BlockWeights, HeadCounts, blocks_of
@@ -275,6 +277,12 @@ def run_chunk(
 
 
 def _read(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:
+    offload: Offload | None = getattr(getattr(chunk, "module", chunk), "offload", None)
+    with nullcontext() if offload is None else offload.reading():
+        return _read_here(chunk, tokens_BS, rows, **given)
+
+
+def _read_here(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:
     bare = getattr(chunk, "module", chunk)
     share: ContextShare = bare.share
     own_BS = share.of(tokens_BS, 1)

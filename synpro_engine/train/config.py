@@ -246,8 +246,8 @@ class TrainConfig(Config):
     # skipped from here on is why a run is gone on with.
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
         "micro_batch output_layer overlap_gradients overlap_weights checkpoint_every keep_checkpoints keep_every"
-        " checkpoint_copy async_checkpoints recompute log_every tensorboard loggers logger_project skip divergence"
-        " spike stragglers layer_norms_every".split()
+        " checkpoint_copy async_checkpoints recompute offload_layers log_every tensorboard loggers logger_project skip"
+        " divergence spike stragglers layer_norms_every".split()
     )
 
     LATER: ClassVar[frozenset[str]] = frozenset(
@@ -301,6 +301,9 @@ class TrainConfig(Config):
     """What the backward pass makes again rather than have it kept: `mlp`, each feed-forward part, which is up to half
     of what is kept, for a fifth more work; `full`, each layer, of which its input alone is kept, for a third more.
     Losses and gradients are the same bits on a CPU."""
+    offload_layers: int = Field(default=0, ge=0)
+    """Layers, of the whole model, whose activations wait in host memory between the forward and the backward pass; with
+    `recompute: full` that is what each of them is given. The same bits, in less memory of a GPU."""
     overlap_gradients: bool = False
     """Sum gradients over data-parallel ranks while the backward pass still runs."""
     overlap_weights: bool = False

@@ -28,6 +28,8 @@ class Footprint:
     """Averages of the weights that training keeps."""
     apart: bool = False
     """Whether documents that share a row are kept apart, by a mask."""
+    offload_layers: int = 0
+    """Layers of the whole model whose activations wait on the host."""
 
     @property
     def weights(self) -> float:
@@ -64,8 +66,26 @@ class Footprint:
         By an attention that keeps no matrix of weights. A pipeline's first stage has as many micro-batches in hand as
         there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
         Context-parallel ranks keep their shares, and whole sequences' keys and values. A mask is one for all layers of
-        a pass, of which an interleaved pipeline's first stage has more in hand.
+        a pass, of which an interleaved pipeline's first stage has more in hand. Of layers that wait on the host two are
+        here: the one whose turn it is, and the next one.
         """
+        kept, again = self._of_a_layer()
+        pp, vpp = self.layout.pp, self.layout.vpp
+        masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
+        here = self.model.layers - max(0, self._offloaded - 2)
+        return rows * length / self.layout.cp * (kept * here + again + masks) * self.dtype.itemsize
+
+    def offloaded(self, rows: int, length: int) -> float:
+        """What of `activations` waits on the host."""
+        return rows * length / self.layout.cp * self._of_a_layer()[0] * self._offloaded * self.dtype.itemsize
+
+    @property
+    def _offloaded(self) -> int:
+        chunks = self.layout.pp * self.layout.vpp
+        return -(-self.offload_layers // chunks) * chunks
+
+    def _of_a_layer(self) -> tuple[float, float]:
+        """Numbers of a token that one layer keeps, and that are made again for one at a time."""
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
@@ -75,9 +95,7 @@ class Footprint:
         whole = model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
         kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
         again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
-        pp, vpp = self.layout.pp, self.layout.vpp
-        masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
-        return rows * length / self.layout.cp * (kept * model.layers + again + masks) * self.dtype.itemsize
+        return kept, again
 
     def hidden(self, tokens: float) -> float:
         """One block's output for the data-parallel ranks' tokens together."""

@@ -31,13 +31,24 @@ def telling_out_of_memory(
 def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int, teachers: Sequence[Model]) -> str:
     topology, layout = model.topology, model.topology.layout
     averages, apart = len(config.averages), config.separate_documents
-    taken = Footprint(model.config, layout, model.dtype, config.optimizer.name, config.recompute, averages, apart)
+    taken = Footprint(
+        model.config,
+        layout,
+        model.dtype,
+        config.optimizer.name,
+        config.recompute,
+        averages,
+        apart,
+        config.offload_layers,
+    )
     taught = sum(Footprint(one.config, layout, one.dtype).weights for one in teachers)
     beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""
     rows, kept = config.micro_batch, _gib(taken.activations(config.micro_batch, seq_len))
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
     again = "" if config.recompute == "full" else ", keep less by `pretrain.recompute: full`"
+    if config.recompute == "full" and config.offload_layers < model.config.layers:
+        again = f", have more wait on the host by `pretrain.offload_layers` ({config.offload_layers})"
     sizes = {"tp": layout.tp, "pp": layout.pp, "cp": layout.cp}
     more = [f"`{topology.key}.{name}` ({size})" for name, size in sizes.items()]
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"

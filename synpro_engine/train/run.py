@@ -81,6 +81,11 @@ class PretrainRun:
             averages=config.averages,
             given=config.given,
         )
+        if config.offload_layers and self.topology.device.type == "cpu":
+            say(
+                self.topology,
+                "`pretrain.offload_layers`: here the device's memory is the host's, and nothing is gained",
+            )
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher, self.evaluated = watcher, evaluated
         if config.distill is not None:

@@ -85,6 +85,7 @@ def test_tensor_parallelism_stays_within_a_machine() -> None:
         ("parallel.tp=2", "parallel.sequence_parallel=true"),
         ("pretrain.parallel.pp=4",),
         ("pretrain.parallel.cp=2", "pretrain.recompute=full"),
+        ("pretrain.recompute=full", "pretrain.offload_layers=8"),
     ],
 )
 def test_memory_is_what_the_plan_counts(settings: tuple[str, ...]) -> None:

@@ -46,6 +46,8 @@ class Cost:
     """Of these, what is in a device's memory in the phases that need it alone."""
     waits: float = 0.0
     """What Muon's sampled momenta take of a rank's host, in bytes, until a direction is made of them."""
+    offloaded: float = 0.0
+    """Activations that wait on a rank's host for the backward pass, in bytes."""
     disk: float = 0.0
     layout: Layout | None = None
     """Of its models; None where it has none."""

@@ -72,7 +72,16 @@ class Models:
         }
         kept, apart = len(pretrain.averages), pretrain.separate_documents
         return cls(
-            theta=Footprint(recipe.model, own, dtype, pretrain.optimizer.name, pretrain.recompute, kept, apart),
+            theta=Footprint(
+                recipe.model,
+                own,
+                dtype,
+                pretrain.optimizer.name,
+                pretrain.recompute,
+                kept,
+                apart,
+                pretrain.offload_layers,
+            ),
             teachers=tuple(Footprint(found, own, dtype) for _, found in teachers if not isinstance(found, UserError)),
             judge=Footprint(recipe.model, generators, dtype),
             generator=None if shape is None else Footprint(shape, generators, dtype),

@@ -82,6 +82,8 @@ def _not_counted(recipe: Recipe) -> Iterator[str]:
 
 
 def _on_the_host(cost: Cost) -> Iterator[str]:
+    if cost.offloaded:
+        yield f"{cost.stage}: {cost.offloaded / 2**30:,.2f} GiB a rank of activations wait in pinned memory of the host"
     if cost.waits:
         yield f"{cost.stage}: {cost.waits / 2**30:,.2f} GiB a rank of Muon's sampled momenta wait in the host's memory"
     if cost.parked:

@@ -26,6 +26,7 @@ def training(sizes: Sizes, stage: str, steps: int) -> Cost:
         tokens=tokens,
         # A pass that is only read is a third of one that is trained on: no backward, which is two.
         flops=(tokens + evaluated / 3) * models.per_token + tokens * models.per_token_taught,
+        offloaded=models.theta.offloaded(config.micro_batch, recipe.model.seq_len),
         held=_trained(models.theta, config.micro_batch) | {TEACHERS: sum(one.weights for one in models.teachers)},
         disk=checkpoints * models.theta.saved(optimizer=True),
     )
@@ -46,7 +47,7 @@ def probe(sizes: Sizes, stage: str) -> Cost:
         stage=stage,
         tokens=tokens,
         flops=tokens * sizes.models.per_token,
-        held=_trained(replace(theta, averages=0), config.micro_batch),
+        held=_trained(replace(theta, averages=0, offload_layers=0), config.micro_batch),
         waits=waits,
         disk=theta.saved() if walks else recipe.model.parameter_count() * 4.0,
     )

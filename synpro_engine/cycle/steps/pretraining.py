@@ -202,6 +202,7 @@ def _train(
             # Not drawn where a checkpoint will overwrite them: initial weights of a large model take long.
             seed=settings.seed if start is None else None,
             recompute=config.recompute,
+            offload_layers=config.offload_layers,
         ),
         config,
         loader,
