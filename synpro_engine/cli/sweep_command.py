@@ -51,7 +51,9 @@ def sweep(
     ] = "median",
     prune_after: Annotated[
         int | None,
-        typer.Option("--prune-after", min=0, help="Steps that each trial has.", show_default="the rate's warm-up"),
+        typer.Option(
+            "--prune-after", min=0, help="Steps of every trial.", show_default="a third, the warm-up at least"
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Of what is tried.", show_default="the recipe's")

@@ -58,7 +58,8 @@ class SweepConfig(Config):
     sampler: SamplerName = "tpe"
     pruner: PrunerName = "median"
     prune_after: int | None = Field(default=None, ge=0)
-    """Steps before which no trial is ended; the learning rate's warm-up where not given."""
+    """Steps before which no trial is ended. Where not given, a third of the training, and its warm-up at least: before
+    that who learns fastest is ahead, whatever it comes to."""
     seed: int | None = Field(default=None, ge=0)
     """Of what is tried; the recipe's where not given."""
     storage: str | None = None
@@ -114,10 +115,11 @@ class Sweep:
     def _open(self) -> None:
         """On rank 0: make sure whose directory it is, and open the storage."""
         config, training = self.config, self.recipe.pretrain
+        first = max(training.schedule.warmup_steps, training.max_steps // 3)
         search = SearchConfig(
             sampler=config.sampler,
             pruner=config.pruner,
-            prune_after=training.schedule.warmup_steps if config.prune_after is None else config.prune_after,
+            prune_after=first if config.prune_after is None else config.prune_after,
             max_steps=training.max_steps,
             seed=self.recipe.seed if config.seed is None else config.seed,
         )

@@ -140,8 +140,9 @@ def test_trials_that_diverge_fall_behind_or_cannot_be_trained_are_told_and_the_o
     assert "diverged" in table and "failed" in table
 
 
-def test_a_trial_that_falls_behind_is_ended_at_an_evaluation(tmp_path: Path) -> None:
-    swept(tmp_path, [f"{LR}=3e-3,3.1e-3,3.2e-3,3.3e-3,1e-7"], sampler="grid")
+def test_a_trial_that_falls_behind_is_ended_at_an_evaluation_and_not_before_a_third(tmp_path: Path) -> None:
+    over = [f"{LR}=3e-3,3.1e-3,3.2e-3,3.3e-3,1e-7"]
+    swept(tmp_path, over, "pretrain.eval_every=2", "pretrain.schedule.warmup_steps=0", sampler="grid")
     *others, last = records(tmp_path)
     assert [record["state"] for record in others] == ["complete"] * 4
     assert (last["state"], last["step"], last["why"]) == ("pruned", 4, "at step 4")
