@@ -38,9 +38,10 @@ Record = Mapping[str, object]
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write, draw. Returns 2 after a user's fault."""
     parser = command_line(
-        "pretrain", __doc__, "--output", epilog="Under `synpro launch` our own steps alone are timed."
+        "pretrain", __doc__, "--output", "--rivals", epilog="Under `synpro launch` our own steps alone are timed."
     )
     given = _options(parser).parse_intermixed_args(argv)
+    sys.path += given.rivals
     given.only = picked(parser, "--only", given.only, CONTENDERS)
     try:
         if given.ranks:

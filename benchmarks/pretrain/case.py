@@ -62,7 +62,9 @@ class Case:
         recipe = self.recipe
         length = recipe.model.seq_len
         recomputed = recipe.pretrain.output_layer == "recomputed"
-        hardware = hardware_flops_per_token(recipe.model, length, recomputed_output=recomputed)
+        hardware = hardware_flops_per_token(
+            recipe.model, length, recomputed_output=recomputed, recompute=recipe.pretrain.recompute
+        )
         return flops_per_token(recipe.model, length), hardware
 
     def batches(self, turn: int) -> list[Batch]:

@@ -18,7 +18,7 @@ from synpro_engine.config import UserError, atomic_write_text, json_text, whole_
 from synpro_engine.train.trackers import Tracked, Trackers
 
 if TYPE_CHECKING:
-    from synpro_engine.model.config import ModelConfig
+    from synpro_engine.model.config import ModelConfig, Recompute
 
 METRICS = "metrics.jsonl"
 
@@ -127,13 +127,17 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     return 6.0 * products + 12.0 * config.layers * config.heads * config.head_size * seq_len
 
 
-def hardware_flops_per_token(config: ModelConfig, seq_len: int, *, recomputed_output: bool = False) -> float:
-    """The same with what is computed twice: scores of attention, and logits where the output layer is `recomputed`.
+def hardware_flops_per_token(
+    config: ModelConfig, seq_len: int, *, recomputed_output: bool = False, recompute: Recompute = "none"
+) -> float:
+    """The same with what is computed twice: scores of attention, logits where the output layer is `recomputed`, layers.
 
     A fused attention's backward pass makes the scores again rather than read them: one product of five more (Dao et
     al., arXiv 2205.14135).
     """
-    again = 2.0 * config.layers * config.heads * config.head_size * seq_len
+    scores = 2.0 * config.layers * config.heads * config.head_size * seq_len
+    layers = 2.0 * config.parameter_count(embeddings=False) + 2 * scores
+    again = scores + {"none": 0.0, "mlp": 6.0 * config.layers * config.d_model * config.ffn, "full": layers}[recompute]
     return flops_per_token(config, seq_len) + again + 2.0 * config.vocab_size * config.d_model * recomputed_output
 
 

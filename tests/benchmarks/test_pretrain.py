@@ -1,9 +1,12 @@
 """The benchmark of training: everyone does the same work, counts are exact, and what is slower is told."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,9 +14,11 @@ from benchmarks.common.against import Comparison, with_commit, with_file
 from benchmarks.pretrain import __main__ as program
 from benchmarks.pretrain.case import Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, Ours, initial_weights
+from benchmarks.pretrain.rivals import TrainerSteps
 from benchmarks.pretrain.show import exponent
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
+from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, launched
 
 FAMILIES = ("olmo2", "llama", "mistral", "qwen2", "qwen3")
@@ -33,6 +38,40 @@ def test_every_contender_has_our_losses_over_steps_of_training(family: str, tied
     assert len({*losses[OURS]}) == 4
     for name in (PLAIN, "transformers"):
         assert losses[name] == pytest.approx(losses[OURS], abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "llama"])
+def test_the_trainer_of_transformers_has_our_losses_step_by_step(family: str) -> None:
+    pytest.importorskip("accelerate")  # of `--rivals`
+    case = Case("smoke", (f"model.family={family}", "pretrain.optimizer.eps=1e-4"), 2)
+    with launched(ParallelConfig()) as topology:
+        weights = initial_weights(case.recipe, topology)
+        ours, theirs = (CONTENDERS[name](case.recipe, weights, topology) for name in (OURS, "transformers-trainer"))
+        for turn in range(4):
+            batches = case.batches(turn)
+            assert theirs.step(batches) == pytest.approx(ours.step(batches), abs=2e-5)
+        assert theirs.held()["optimizer"] == pytest.approx(ours.held()["optimizer"], rel=0.01)
+        assert isinstance(theirs, TrainerSteps)
+        theirs.close()
+
+
+class _Elsewhere(Ours):
+    def step(self, batches: Sequence[Batch]) -> float:
+        return super().step(batches[:1]) + 0.01
+
+
+def test_who_does_other_work_is_not_timed_and_who_cannot_run_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("Liger runs here")
+    monkeypatch.setitem(CONTENDERS, "elsewhere", lambda recipe, weights, topology: _Elsewhere(recipe, topology))
+    named = ",".join((OURS, "elsewhere", "liger", "torchtitan"))
+    assert program.main(["smoke", "--only", named, "--rounds", "1", "--warmups", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"elsewhere \(wrong: losses are 0\.01 from ours\)( +-){8}", shown)
+    assert re.search(r"liger \(failed: its kernels are Triton's, for a GPU alone\)( +-){8}", shown)
+    assert re.search(r"torchtitan \(failed: (No module named 'torchtitan'|is there, and trains .*)\)( +-){8}", shown)
 
 
 @pytest.mark.parametrize("family", ["olmo2", "llama", "qwen3"])
@@ -55,6 +94,17 @@ def test_a_recomputed_output_layer_counts_as_a_product_more() -> None:
     model = load_recipe("smoke", []).model
     assert recomputed.flops_per_token[0] == fused.flops_per_token[0]
     assert recomputed.flops_per_token[1] - fused.flops_per_token[1] == 2 * model.vocab_size * model.d_model
+
+
+def test_layers_that_are_made_again_count_a_forward_pass_more() -> None:
+    kept, mlp, full = (
+        Case("smoke", ("pretrain.in_run=null", f"pretrain.recompute={how}"), 1) for how in ("none", "mlp", "full")
+    )
+    model = load_recipe("smoke", []).model
+    whole, output = kept.flops_per_token[0], 6 * model.vocab_size * model.d_model
+    assert full.flops_per_token[0] == whole
+    assert full.flops_per_token[1] - kept.flops_per_token[1] == pytest.approx((whole - output) / 3)
+    assert mlp.flops_per_token[1] - kept.flops_per_token[1] == 2 * 3 * model.layers * model.d_model * model.ffn
 
 
 def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
