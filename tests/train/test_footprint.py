@@ -160,3 +160,20 @@ def test_more_ranks_hold_less_each_and_the_model_is_whole(parallel: dict[str, in
     assert shared.training < alone.training
     assert shared.weights * layout.tp * layout.pp >= alone.weights, "no parameter is forgotten"
     assert shared.saved() == alone.saved()
+
+
+def test_the_documented_sizes_of_a_7b_model_are_those_that_are_counted() -> None:
+    llama = ModelConfig(
+        family="llama", layers=32, d_model=4096, heads=32, kv_heads=32, ffn=11008, vocab_size=32000, seq_len=4096
+    )
+    text = (Path(__file__).parents[2] / "docs" / "parallelism.md").read_text()
+    rows = [line.strip("|").split("|") for line in text.split("FSDP would be |")[1].splitlines()[2:4]]
+    for row in rows:
+        gpus, *sizes, fsdp = (cell.strip() for cell in row)
+        divided = [{}, {"tp": 2}, {"tp": 4}, {"tp": 8}, {"tp": 8, "pp": 2}]
+        for parallel, size in zip(divided, sizes, strict=True):
+            if size != "-":
+                layout = Layout.of(ParallelConfig(**parallel), int(gpus))
+                counted = Footprint(llama, layout, torch.bfloat16).training / 2**30
+                assert float(size) == pytest.approx(counted, abs=0.06), (gpus, parallel)
+        assert float(fsdp) == pytest.approx(18 * llama.parameter_count() / int(gpus) / 2**30, abs=0.06)
