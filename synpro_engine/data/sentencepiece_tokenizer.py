@@ -129,7 +129,7 @@ class SentencePieceTokenizer:
         if self._puts_a_space_first:
             raise UserError(
                 f"{self.files.place}: tokenizer.model alone does not tell how chats are spaced; save this tokenizer"
-                " with transformers (save_pretrained), which writes tokenizer.json"
+                " with transformers (save_pretrained), which writes tokenizer.json, or choose `chat_format`: plain"
             )
         # Only a template's parts are split at tokens: in a document's text the same letters stay letters.
         tokens = re.compile(f"({'|'.join(map(re.escape, self._control))})")

@@ -1,12 +1,12 @@
 """Turning chat messages into the token ids of a prompt.
 
-The formats are those that instruct models were trained on. The texts of messages are encoded without special tokens, so
-a document that spells `<|im_end|>` cannot end its own message.
+The formats are those that instruct models were trained on. Markup and texts are encoded as one, as models were trained;
+no text of a message becomes a special token, so a document that spells `<|im_end|>` cannot end its own message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -39,10 +39,15 @@ def render_chat(
         published, skeleton = _template_skeleton(tokenizer, [message.role for message in messages])
         texts = [message.content for message in messages]
         pieces = skeleton.continued if prefill else skeleton.opened
-        parts = [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces]
-        # Markup and text take turns: the prefill is text too, though ours, and an empty piece of markup closes the row.
-        return published.encode_prompt([*parts, prefill, ""])
-    ids = _FORMATS[chat_format](messages, prefill, tokenizer)
+        return _encoded(
+            [piece.fill(texts) if isinstance(piece, Slot) else piece for piece in pieces], prefill, published
+        )
+    if chat_format == "plain":
+        ids = tokenizer.encode(_plain(messages, prefill))
+    else:
+        published = cast(PublishedTokenizer, tokenizer)
+        lay_out = {"chatml": _chatml, "olmo2": _olmo2}[chat_format]
+        ids = _encoded(lay_out(messages, published), prefill, published)
     # OLMo-2's format begins with a token that is also its begin-of-text, and one is enough.
     return ids if tokenizer.bos_id in (None, ids[0]) else [tokenizer.bos_id, *ids]
 
@@ -57,8 +62,14 @@ def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat = "auto") -> frozense
             # The first token after an answer ends it: where a template has no end, the next turn's begin.
             ids.update([id for id in published.encode_prompt([markup]) if id in published.control_ids][:1])
     if chat_format == "chatml":
-        ids.add(_chat_ids(tokenizer)[1])
+        ids.add(_chatml_ids(tokenizer)[1])
     return frozenset(ids)
+
+
+def _encoded(parts: Sequence[str], prefill: str, tokenizer: PublishedTokenizer) -> list[int]:
+    """The ids of markup and texts in turn, read as one: a text encoded apart would begin and end with other tokens."""
+    # The prefill is text too, though ours, and an empty piece of markup closes the row.
+    return tokenizer.encode_prompt([*parts, prefill, ""])
 
 
 def _template_skeleton(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[PublishedTokenizer, ChatSkeleton]:
@@ -75,41 +86,36 @@ def _template_skeleton(tokenizer: Tokenizer, roles: Sequence[str]) -> tuple[Publ
     return published, chat_skeleton(files.chat_templates["default"], files.template_variables, roles)
 
 
-def _chat_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+def _chatml_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     start, end = tokenizer.special_id(_START), tokenizer.special_id(_END)
     if start is None or end is None:
         raise UserError(f"`chat_format`: chatml needs the tokens {_START} and {_END}, which this tokenizer lacks")
     return start, end
 
 
-def _chatml(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
-    start, end = _chat_ids(tokenizer)
-    # Encoded on its own, as it stands between two special tokens, where no word can join it.
-    newline = tokenizer.encode("\n")
-    ids = []
-    for message in messages:
-        ids += [start, *tokenizer.encode(f"{message.role}\n{message.content}"), end, *newline]
-    return [*ids, start, *tokenizer.encode(f"assistant\n{prefill}")]
+def _chatml(messages: Sequence[ChatMessage], tokenizer: PublishedTokenizer) -> list[str]:
+    _chatml_ids(tokenizer)
+    parts = [f"{_START}{messages[0].role}\n"]
+    for message, role in zip(messages, _following(messages), strict=True):
+        parts += [message.content, f"{_END}\n{_START}{role}\n"]
+    return parts
 
 
-def _olmo2(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
+def _olmo2(messages: Sequence[ChatMessage], tokenizer: PublishedTokenizer) -> list[str]:
     """OLMo-2-Instruct's format: the markers are ordinary text there, only `<|endoftext|>` is a token."""
     # `<|endoftext|>` is begin and end of text at once in OLMo-2.
-    ids = [tokenizer.eos_id]
-    for message in messages:
-        closing = [tokenizer.eos_id, *tokenizer.encode("\n")] if message.role == "assistant" else []
-        ending = "" if message.role == "assistant" else "\n"
-        ids += [*tokenizer.encode(f"<|{message.role}|>\n{message.content}{ending}"), *closing]
-    return [*ids, *tokenizer.encode(f"<|assistant|>\n{prefill}")]
+    end = tokenizer.spell([tokenizer.eos_id])
+    parts = [f"{end}<|{messages[0].role}|>\n"]
+    for message, role in zip(messages, _following(messages), strict=True):
+        parts += [message.content, f"{end if message.role == 'assistant' else ''}\n<|{role}|>\n"]
+    return parts
 
 
-def _plain(messages: Sequence[ChatMessage], prefill: str, tokenizer: Tokenizer) -> list[int]:
+def _following(messages: Sequence[ChatMessage]) -> list[str]:
+    """The role whose turn comes after each message."""
+    return [*(message.role for message in messages[1:]), "assistant"]
+
+
+def _plain(messages: Sequence[ChatMessage], prefill: str) -> str:
     turns = [f"{message.role.capitalize()}:\n{message.content}\n\n" for message in messages]
-    return tokenizer.encode("".join(turns) + f"Assistant:\n{prefill}")
-
-
-_FORMATS: dict[ChatFormat, Callable[[Sequence[ChatMessage], str, Tokenizer], list[int]]] = {
-    "chatml": _chatml,
-    "olmo2": _olmo2,
-    "plain": _plain,
-}
+    return "".join(turns) + f"Assistant:\n{prefill}"

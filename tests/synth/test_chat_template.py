@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from synpro_engine.config import UserError
 from synpro_engine.data import (
@@ -20,7 +21,7 @@ from synpro_engine.data import (
     start_id,
     train_sentencepiece,
 )
-from synpro_engine.synth import REFORMAT, REPHRASE, ChatMessage, render_chat, stop_ids
+from synpro_engine.synth import REFORMAT, REPHRASE, ChatFormat, ChatMessage, render_chat, stop_ids
 from synpro_engine.synth.chat_template import chat_skeleton
 
 PUBLISHED: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("published.py")))
@@ -86,6 +87,39 @@ def test_prompts_have_the_ids_that_transformers_gives_them(family: tuple[str, Pa
         bos = PUBLISHED["FAMILIES"][name]["bos"]
         if bos:
             assert ours[0] == tokenizer.special_id(bos) and ours.count(ours[0]) == 1, title
+
+
+def _with_chatml(directory: Path) -> Path:
+    file = directory / "tokenizer.json"
+    made = tokenizers.Tokenizer.from_file(str(file))
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    made.save(str(file))
+    return directory
+
+
+def _spelt_out(chat_format: ChatFormat, messages: Sequence[ChatMessage], prefill: str, eos: str) -> str:
+    """What the two formats look like, written out."""
+    if chat_format == "chatml":
+        turns = [f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages]
+        return "".join(turns) + f"<|im_start|>assistant\n{prefill}"
+    ends = {"assistant": f"{eos}\n", "user": "\n", "system": "\n"}
+    turns = [f"<|{m.role}|>\n{m.content}{ends[m.role]}" for m in messages]
+    return eos + "".join(turns) + f"<|assistant|>\n{prefill}"
+
+
+@pytest.mark.parametrize("chat_format", ["chatml", "olmo2"])
+def test_named_formats_have_the_ids_of_the_whole_conversation_read_as_one(
+    chat_format: ChatFormat, family: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, _ = family
+    directory = _with_chatml(PUBLISHED["write"](tmp_path / name, name))
+    tokenizer, theirs = load_tokenizer(directory), _auto(directory)
+    eos = tokenizer.spell([tokenizer.eos_id])
+    for title, messages in CONVERSATIONS.items():
+        for prefill in ("", "Here is the rewritten text:\n"):
+            ours = render_chat(messages, prefill, tokenizer, chat_format)
+            whole = _spelt_out(chat_format, messages, prefill, eos)
+            assert ours[tokenizer.bos_id is not None :] == theirs(whole, add_special_tokens=False)["input_ids"], title
 
 
 @pytest.mark.parametrize("title", ["one turn", "no system", "odd text", "rephrase", "reformat"])
