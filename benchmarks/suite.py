@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import QUIET
-from benchmarks.common.processes import command, variables
+from benchmarks.common.processes import command, ends_with_us, variables
 from benchmarks.common.records import read_lines
 from benchmarks.common.tables import aligned, markdown
 from synpro_engine.config import UserError
@@ -135,7 +135,9 @@ def measured(part: str, folder: Path) -> list[Record]:
     begin = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         arguments = command(module, *options, "--output", str(output))
-        done = subprocess.run(arguments, stdout=file, stderr=subprocess.STDOUT, env=variables({}), check=False)
+        done = subprocess.run(
+            arguments, stdout=file, stderr=subprocess.STDOUT, env=variables({}), check=False, preexec_fn=ends_with_us()
+        )
     print(f"    {time.perf_counter() - begin:.0f} s, code {done.returncode}; {log}", flush=True)
     return read_lines(output) if output.exists() else []
 

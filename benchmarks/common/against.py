@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.environment import ROOT
+from benchmarks.common.processes import ends_with_us
 from benchmarks.common.records import read_lines
 from synpro_engine.config import UserError
 
@@ -76,8 +77,9 @@ def _run(module: str, arguments: Sequence[str], output: Path, folder: Path, tree
     paths = os.pathsep.join([str(folder), str(tree), str(tree / "kernels")])
     command = [sys.executable, "-m", module, *arguments, "--output", str(output)]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
-    )
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+        preexec_fn=ends_with_us(),
+    )  # fmt: skip
     # A benchmark's own verdict has a code too; what counts here is whether there are records.
     if not output.exists():
         raise UserError(f"--against: {name} wrote no record ({(done.stderr.strip().splitlines() or ['?'])[-1]})")

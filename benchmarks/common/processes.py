@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from synpro_engine.backend.huge_pages import VARIABLE
 
@@ -21,6 +23,29 @@ def variables(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
+_LIBC = ctypes.CDLL(None)  # loaded before any fork: a child between fork and exec should import nothing
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def ends_with_us() -> Callable[[], None] | None:
+    """For `subprocess`' `preexec_fn`: the child is sent SIGTERM when this process ends, however it does.
+
+    One that is killed can tell nobody, and a child that worked on would hold the run that the next call goes on with.
+    To be called, and the child started, in the main thread: a thread's end would count as the process'. None where
+    there is no prctl: only Linux has it.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    parent = os.getpid()
+
+    def tie() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it ended before this
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return tie
+
+
 # Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds. It takes time.
 _FOR_PEAKS = {VARIABLE: "", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
@@ -32,8 +57,9 @@ def run_fresh(module: str, arguments: Sequence[str], environment: Mapping[str, s
     line of its errors where it fails.
     """
     done = subprocess.run(
-        command(module, *arguments), capture_output=True, text=True, env=variables(environment), check=False
-    )
+        command(module, *arguments), capture_output=True, text=True, env=variables(environment), check=False,
+        preexec_fn=ends_with_us(),
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.processes import ends_with_us
 from benchmarks.data_bound.arms import ARMS, MEMBERS, SWEEPS
 from benchmarks.data_bound.losses import best_trial
 from synpro_engine.config import read_json, read_records
@@ -24,7 +25,8 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 
 def _synpro(*arguments: str | Path) -> None:
     """Run a command of the engine, with its output shown. CalledProcessError where it fails."""
-    subprocess.run([sys.executable, "-m", "synpro_engine", *map(str, arguments)], check=True)
+    command = [sys.executable, "-m", "synpro_engine", *map(str, arguments)]
+    subprocess.run(command, check=True, preexec_fn=ends_with_us())
 
 
 def _run_of(place: Path, name: str, seed: int) -> Path:

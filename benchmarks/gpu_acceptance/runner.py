@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common.environment import ROOT
-from benchmarks.common.processes import variables
+from benchmarks.common.processes import ends_with_us, variables
 from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance.parts import Part, Place, Program
 from synpro_engine.config import UserError, atomic_write_text
@@ -84,8 +84,9 @@ def _ended(program: Program, log: Path, seconds: float, place: Place) -> int | N
         print("$", *program.arguments, file=file, flush=True)
         try:
             process = subprocess.Popen(
-                program.arguments, cwd=ROOT, env=variables(more), stdout=file, stderr=subprocess.STDOUT
-            )
+                program.arguments, cwd=ROOT, env=variables(more), stdout=file, stderr=subprocess.STDOUT,
+                preexec_fn=ends_with_us(),
+            )  # fmt: skip
         except OSError as error:
             print(f"error: {error}", file=file)
             return 127

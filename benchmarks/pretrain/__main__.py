@@ -24,6 +24,7 @@ import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.against import with_commit, with_file
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
+from benchmarks.common.processes import ends_with_us
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS
@@ -174,7 +175,9 @@ def _launched(given: Namespace, count: int, threads: str) -> list[Record]:
         command = [sys.executable, "-m", "synpro_engine", "launch", "--nproc-per-node", str(count), "bench", "pretrain"]
         command += [*_again(given), "--output", str(output)]
         paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": threads}
-        done = subprocess.run(command, env={**os.environ, **paths}, stdout=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            command, env={**os.environ, **paths}, stdout=subprocess.PIPE, check=False, preexec_fn=ends_with_us()
+        )
         if not output.exists():
             raise UserError(f"--ranks: {count} processes ended with code {done.returncode}; why is said above")
         return read_lines(output)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.common.processes import ends_with_us
 from synpro_engine.config.errors import EXIT_STOPPED
 
 _SAVES_S = 120.0
@@ -33,7 +34,8 @@ class Commands:
             raise OutOfTime
         command = [sys.executable, "-m", "synpro_engine", *arguments]
         # One thread, for times are told as those of one core, and two studies can share a machine.
-        with subprocess.Popen(command, env={"OMP_NUM_THREADS": "1"} | os.environ) as process:
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ
+        with subprocess.Popen(command, env=environment, preexec_fn=ends_with_us()) as process:
             try:
                 code = process.wait(left)
             except subprocess.TimeoutExpired:
