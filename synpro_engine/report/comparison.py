@@ -64,6 +64,12 @@ class ComparedRun:
         config: Any = self.data.config
         return config["pretrain"]["global_batch"] * config["model"]["seq_len"]
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether it trains and measures on documents that do not see each other."""
+        config: Any = self.data.config
+        return bool(config["pretrain"].get("separate_documents", False))
+
     def per_byte(self, kind: CurveKind) -> float | None:
         """Bits per byte for each nat per token of a split; None of a reference loss that is not the split's."""
         if kind == "reference" and not self.split_alone:
@@ -100,6 +106,12 @@ class Comparison:
             told.append(
                 f"Their {' and '.join(others)} texts differ: losses on these are of different text, and tell the runs"
                 " apart only as far as the texts are alike."
+            )
+        apart = [run.label for run in self.runs if run.reads_apart]
+        if 0 < len(apart) < len(self.runs):
+            told.append(
+                f"Documents of a window do not see each other in {', '.join(apart)} (`pretrain.separate_documents`) and"
+                " do in the others: losses are measured so too, and differ by that alone."
             )
         if len({run.data.recipe for run in self.runs}) > 1:
             told.append("The runs are of different recipes: arms of one name may be different things.")

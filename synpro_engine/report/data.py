@@ -71,6 +71,8 @@ class ReportData:
     samples: tuple[Sample, ...] = field(default_factory=tuple, metadata={_TITLE: "Samples"})
     # By set of texts: the organic one, and that of each operation.
     diversity: Mapping[str, Diversity] = field(default_factory=dict, metadata={_TITLE: "Diversity"})
+    # Finished stages that measured less of them than this version does.
+    with_fewer_gauges: tuple[str, ...] = ()
     tokens: TokenAccount | None = field(default=None, metadata={_TITLE: "Token accounting"})
     arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The arms"})
     downstream: Downstream = field(default_factory=Downstream, metadata={_TITLE: "Downstream tasks"})

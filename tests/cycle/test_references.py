@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.run_layout import TASKS, TOKENIZER, measured_path
 from synpro_engine.cycle.settings import SettingsOf
+from synpro_engine.cycle.summaries.comparison import comparison
 from synpro_engine.data import load_tokenizer, open_shards
 from synpro_engine.train.metrics import METRICS, read_metrics
 from tests.cli.refusals import refused
@@ -108,6 +110,18 @@ def test_a_weight_reaches_what_is_measured_by_it_and_a_field_reaches_the_tokens(
 
 def test_held_out_tasks_redo_no_training(tasks: Path) -> None:
     assert changed(both(tasks), [*both(tasks), f"held_out={{more: {{source: {tasks}}}}}"]) == {"held_out", "evaluate"}
+
+
+def test_other_tasks_of_the_same_size_are_other_text_where_runs_are_compared(tasks: Path, tmp_path: Path) -> None:
+    other, (one, changed, same) = tmp_path / "other.jsonl", (tmp_path / name for name in ("one", "changed", "same"))
+    other.write_text(tasks.read_text().replace("It is", "Is it"))
+    assert main(["tokenize", "smoke", f"held_out.sums={{source: {tasks}}}", "--dir", str(one)]) == 0
+    for copy in (changed, same):
+        shutil.copytree(one, copy)
+    assert main(["tokenize", "smoke", f"held_out.sums={{source: {other}}}", "--dir", str(changed), "--redo"]) == 0
+    [told] = comparison([one, changed]).warnings
+    assert told.startswith("Their sums texts differ")
+    assert comparison([one, same]).warnings == []
 
 
 def test_tasks_that_are_held_out_and_a_reference_are_told_of(

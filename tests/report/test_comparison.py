@@ -99,6 +99,15 @@ def test_a_run_that_is_not_that_far_differs_in_nothing_yet_and_held_out_tasks_do
     assert "sums texts differ" in data.warnings[0]
 
 
+def test_runs_that_read_documents_apart_are_told_from_those_that_do_not(full_report: ReportData) -> None:
+    apart = {**CONFIG, "pretrain": {"global_batch": 8, "separate_documents": True}}
+    one, two = (_run(dataclasses.replace(full_report), label) for label in "ab")
+    two = dataclasses.replace(two, data=dataclasses.replace(two.data, config=apart))
+    data, page = _page(one, two)
+    assert "do not see each other in b (" in data.warnings[0] and "measured so too" in page
+    assert not _page(two, dataclasses.replace(two, label="c"))[0].warnings
+
+
 @pytest.mark.parametrize("label", ["_old", "a\x01b", "\udcff\udcfe"])
 def test_lines_are_named_whatever_their_directories_are_called(full_report: ReportData, label: str) -> None:
     _, page = _page(_run(full_report, "a"), _run(full_report, label))

@@ -198,6 +198,18 @@ def test_what_was_measured_on_held_out_slices_is_drawn_over_the_steps(full_repor
     assert "held-out slices" not in render_report(dataclasses.replace(full_report, tuning=without))
 
 
+def test_an_arm_that_reads_documents_otherwise_is_named(full_report: ReportData) -> None:
+    otherwise = dataclasses.replace(full_report.arms, read_otherwise=("apart",))
+    page = render_report(dataclasses.replace(full_report, arms=otherwise))
+    assert "is not as in the recipe in apart:" in page and "is not as in the recipe" not in render_report(full_report)
+
+
+def test_evaluations_of_fewer_gauges_are_named_with_what_renews_them(full_report: ReportData) -> None:
+    page = render_report(dataclasses.replace(full_report, with_fewer_gauges=("arms/a/evaluate", "evaluate")))
+    assert "<code>arms/a/evaluate</code>, <code>evaluate</code>: measured by an earlier version" in page
+    assert "Remove these folders" in page and "earlier version" not in render_report(full_report)
+
+
 @pytest.mark.parametrize("curve", [True, False])
 def test_the_head_says_what_seeds_and_sizes_of_text_allow(full_report: ReportData, curve: bool) -> None:
     rows = tuple(dataclasses.replace(row, seed=seed) for row in full_report.arms.held_out for seed in (None, 2, 3))

@@ -29,8 +29,13 @@ def arms(run: FinishedRun) -> Arms:
     return Arms(
         curves=tuple(shown),
         held_out=tuple(_held_out(run)),
+        read_otherwise=tuple(name_of(run, arm) for arm in run.recipe.all_arms if _reads_otherwise(run, arm)),
         compared_with=organic[0] if organic and run.recipe.several else None,
     )
+
+
+def _reads_otherwise(run: FinishedRun, arm: str) -> bool:
+    return run.recipe.of_arm(arm).pretrain.separate_documents != run.recipe.pretrain.separate_documents
 
 
 def _held_out(run: FinishedRun) -> list[HeldOutLoss]:

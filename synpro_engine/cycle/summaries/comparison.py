@@ -16,6 +16,7 @@ from synpro_engine.cycle.run_layout import (
     measured_path,
     reference_shards,
     shards_path,
+    task_key,
 )
 from synpro_engine.cycle.summaries.report_data import report_data
 from synpro_engine.data import read_shard_stats
@@ -71,12 +72,14 @@ def _text(directory: Path, split: str) -> str | None:
 
 
 def _shards(directory: Path, name: str) -> str | None:
-    """What tells tasks apart, whatever tokenizer cut them: how many they are, and of how many bytes."""
+    """What tells tasks apart, whatever tokenizer cut them: how many they are, of how many bytes, and of which files."""
     path = measured_path(directory / TOKENIZE, name)
     if not path.exists():
         return None
     stats = read_shard_stats(path)
-    return f"{stats.documents} {stats.text_bytes}"
+    # By content: a file may have another name or place.
+    files = read_manifest(path.parents[1]).config.get("contents", {}).get(f"{task_key(name)}.source", "")
+    return f"{stats.documents} {stats.text_bytes} {files}"
 
 
 def _reference(directory: Path, recipe: Recipe) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from synpro_engine.cycle.run_layout import (
     training_of_arm,
 )
 from synpro_engine.cycle.steps.evaluation import Results
+from synpro_engine.evaluate import Diversity
 from synpro_engine.train.metrics import METRICS, read_metrics
 
 R = TypeVar("R", bound=Record)
@@ -78,9 +80,25 @@ class FinishedRun:
 
     def results(self) -> dict[str | None, Results]:
         """What was measured, by arm; under None of the plateau, and of a recipe that names no arms all of it."""
+        return {arm: self.record(stage, EVALUATION, Results) for arm, stage in self._evaluations.items()}
+
+    @property
+    def with_fewer_gauges(self) -> list[str]:
+        """Finished evaluations by an earlier version that had not all the gauges of texts that there are now."""
+        known = {field.name for field in fields(Diversity)}
+
+        def lacks(stage: str) -> bool:
+            # As it was written: what is null there was measured, and had no value.
+            rows = read_json(self.directory / stage / EVALUATION).get("diversity", {})
+            return any(known - row.keys() for row in rows.values())
+
+        return [stage for stage in self._evaluations.values() if lacks(stage)]
+
+    @property
+    def _evaluations(self) -> dict[str | None, str]:
         stages: dict[str | None, str] = {None: EVALUATE}
         stages |= {arm: evaluation_of_arm(arm) for arm in self.recipe.all_arms}
-        return {arm: self.record(stage, EVALUATION, Results) for arm, stage in stages.items() if stage in self.done}
+        return {arm: stage for arm, stage in stages.items() if stage in self.done}
 
     def metrics(self, stage: str, kind: str, cls: type[R]) -> list[R]:
         """Records of one kind from a finished stage's metrics."""

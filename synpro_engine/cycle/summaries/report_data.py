@@ -51,6 +51,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         mixtures=mixtures(run),
         samples=samples(run),
         diversity=_diversity(run),
+        with_fewer_gauges=tuple(run.with_fewer_gauges),
         tokens=tokens(run),
         arms=arms(run),
         downstream=downstream(run),

@@ -76,6 +76,8 @@ class Arms:
     held_out: tuple[HeldOutLoss, ...] = ()
     compared_with: str | None = None
     """The arm that the others are held against; None where no arms are named."""
+    read_otherwise: tuple[str, ...] = ()
+    """Arms whose `pretrain.separate_documents` is not the recipe's."""
 
     @property
     def several(self) -> bool:
