@@ -181,16 +181,18 @@ class CheckpointDraft:
         make: Callable[[str], Tensor],
         description: Mapping[str, Json],
         parents: Mapping[str, Path],
+        extra: Mapping[str, Json],
     ) -> CheckpointDraft:
         """Of a model's weights that `make` gives by key as they are written, by a job of one process.
 
         like: tensors of their shapes and dtypes, without numbers. description: of the model, as other checkpoints'.
+        extra: what `checkpoint_extra` gives.
         """
         _prepare(path)
         pieces = [Piece(key, data, tuple(data.shape), (0,) * data.dim()) for key, data in like.items()]
         with _WriteFaults(partial_path(path)):
             share = Share(partial_path(path) / STATE, pieces, make=make)
-        stored = json_text(_Extra(engine=None, extra={}).model_dump(), indent=2) + "\n"
+        stored = json_text(_Extra(engine=None, extra=dict(extra)).model_dump(), indent=2) + "\n"
         own = {"format": _FORMAT, "optimizer": False, "layout": "", "adapters": False, "weights": "raw"}
         return cls(
             path=path, rank=0, share=share, extra=stored, description={**description, **own}, parents=parents, seed=None

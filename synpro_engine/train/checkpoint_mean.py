@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,12 +46,16 @@ class SavedWeights:
 
 
 def average_checkpoints(
-    sources: Sequence[SavedWeights], shares: Sequence[float], output: Path, passed: Callable[[int], object]
+    sources: Sequence[SavedWeights],
+    shares: Sequence[float],
+    output: Path,
+    passed: Callable[[int], object],
+    extra: Mapping[str, Any],
 ) -> None:
     """Write the mean of checkpoints of one model as one without an optimizer's state; for a job of one process.
 
-    Types of tensors are the first one's. passed: is told of each tensor. UserError, which names the tensor, where two
-    do not fit or the mean is no finite number, and for a place that cannot be written.
+    Types of tensors are the first one's. passed: is told of each tensor. extra: to be kept with it. UserError, which
+    names the tensor, where two do not fit or the mean is no finite number, and for a place that cannot be written.
     """
     first = sources[0]
     like = {key: first.like(key) for key in first.names}
@@ -64,7 +69,7 @@ def average_checkpoints(
 
     description = {name: first.manifest.config[name] for name in ("model", "dtype")}
     parents = {str(number): source.path for number, source in enumerate(sources)}
-    draft = CheckpointDraft.made(output, like, make, description, parents)
+    draft = CheckpointDraft.made(output, like, make, description, parents, extra)
     draft.commit([draft.write()])
 
 

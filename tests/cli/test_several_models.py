@@ -103,6 +103,25 @@ def test_a_mean_is_a_model_for_the_other_commands_and_replaces_an_earlier_one_al
     assert "not replaced" in refused(capsys, "average", *steps(run), "--output", str(tmp_path / "thesis"))
 
 
+def test_a_mean_of_models_that_read_documents_apart_reads_so_and_is_of_such_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apart = []
+    with launched(ParallelConfig()) as topology:
+        model = load_model(run / "pretrain", topology, torch.float32)
+        for number in range(2):
+            apart.append(str(tmp_path / f"apart-{number}"))
+            save_checkpoint(Path(apart[-1]), model, {"config": {"separate_documents": True}})
+    tokenizer, mean = ("--tokenizer", str(run / "tokenize" / "tokenizer")), str(tmp_path / "mean")
+    succeeded(capsys, "average", *apart, *tokenizer, "--output", mean)
+    succeeded(capsys, "average", *steps(run), "--output", str(tmp_path / "plain"))
+    with launched(ParallelConfig()) as topology:
+        assert member.open_members([mean], None, topology)[0].apart
+        assert not member.open_members([str(tmp_path / "plain")], None, topology)[0].apart
+    line = refused(capsys, "average", apart[0], steps(run)[0], *tokenizer, "--output", mean)
+    assert f"{steps(run)[0]}: read documents of a window together" in line and "apart;" in line
+
+
 def test_published_models_are_averaged_into_one(
     published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

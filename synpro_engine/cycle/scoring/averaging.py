@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from synpro_engine.config import UserError, check_replaceable, new_artifact, outside_artifacts
 from synpro_engine.cycle.run_layout import CHECKPOINT, TOKENIZER
-from synpro_engine.cycle.scoring.member import check_same_model, open_members
+from synpro_engine.cycle.scoring.member import Member, check_same_model, open_members
 from synpro_engine.dist import Topology, progress, say
 from synpro_engine.model.canonical import canonical_shapes
 from synpro_engine.model.hf import KIND as PUBLISHED
@@ -41,6 +42,7 @@ def average_models(
     parts = normalised(shares, len(places))
     members = open_members(places, tokenizer, topology)
     check_same_model(members)
+    _check_read_alike(members)
     first = members[0]
     if first.published and weights is not None:
         raise UserError("--weights: is for checkpoints; a Hugging Face directory holds one set of weights")
@@ -60,6 +62,20 @@ def average_models(
             bar.total = len(sources[0].names)  # some are fused
             settings = {"models": list(places), "shares": parts}
             with new_artifact(path, KIND, settings) as folder:
-                average_checkpoints(sources, parts, folder / CHECKPOINT, bar.update)
+                # Where it is found in the checkpoints themselves.
+                extra: dict[str, Any] = {"config": {"separate_documents": True}} if first.apart else {}
+                average_checkpoints(sources, parts, folder / CHECKPOINT, bar.update, extra)
                 first.tokenizer.save(folder / TOKENIZER)
     say(topology, f"{output}: the mean of {len(places)} models")
+
+
+def _check_read_alike(members: Sequence[Member]) -> None:
+    """UserError where documents of a window see each other in some and not in others: nobody would know of the mean."""
+    first = members[0]
+    for other in members[1:]:
+        if other.apart != first.apart:
+            ours, theirs = ("apart" if one.apart else "together" for one in (first, other))
+            raise UserError(
+                f"{other.place}: read documents of a window {theirs} (`separate_documents`), {first.place} {ours};"
+                " a mean of both reads neither way"
+            )
