@@ -22,7 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from synpro_engine.model.context import ContextShare
 from synpro_engine.model.dropout import BlockDropping, Place
@@ -206,15 +206,32 @@ def scaled_dot_product(
 ) -> Tensor:
     """torch's attention, as `Attend` says; or of any queries, bias: [b, 1, q, k], -inf for what each does not see."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-    # Asked for only where it is needed: with `enable_gqa` some of torch's fused kernels are not taken.
-    grouped = q.size(1) != k.size(1)
     mask = bias
     if mask is None and q.size(2) < k.size(2):
         mask = _seen_from_the_end(q, k.size(2))
-    out = F.scaled_dot_product_attention(
+    return attention_of_groups(q, k, v, mask, scale).permute(2, 0, 1, 3).flatten(-2)
+
+
+def attention_of_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """torch's attention of queries [b, np, q, hn] over keys and values [b, ng, k, hn]; [b, np, q, hn].
+
+    mask: as torch takes it; None: causal, of as many queries as keys.
+    """
+    grouped = q.size(1) != k.size(1)
+    if grouped and not _kernels_take_groups(q, mask):
+        k, v = (x.repeat_interleave(q.size(1) // k.size(1), 1) for x in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
-    return out.permute(2, 0, 1, 3).flatten(-2)
+
+
+def _kernels_take_groups(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether a fused kernel of torch's takes fewer key heads than query heads; else it would hold every score."""
+    # On a GPU that is FlashAttention's alone, which has no fp32 and no mask but the causal ones. The other one with
+    # masks wants as many key heads, and copies of keys are small beside [b, np, q, k] scores.
+    causal = mask is None or isinstance(mask, CausalBias)
+    return not q.is_cuda or (causal and q.dtype != torch.float32)
 
 
 def _seen_from_the_end(q: Tensor, keys: int) -> Tensor:
@@ -223,7 +240,16 @@ def _seen_from_the_end(q: Tensor, keys: int) -> Tensor:
     # align it so themselves.
     if q.is_cuda and q.dtype != torch.float32:
         return causal_lower_right(q.size(2), keys)
-    return torch.ones(q.size(2), keys, dtype=torch.bool, device=q.device).tril(keys - q.size(2))
+    return _bias_from_the_end(q.size(2), keys, q.dtype, q.device)
+
+
+# Both parts of a context-parallel share ask for one in each layer; of a mask of bools torch makes such a one each time,
+# and every layer's would be kept for the backward pass.
+@functools.lru_cache(maxsize=2)
+def _bias_from_the_end(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a later backward pass may keep it
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
 
 class FlashAttention(CausalAttention):

@@ -22,6 +22,7 @@ from torch.nn import Parameter
 
 from synpro_engine.backend.huge_pages import ask_for_huge_pages
 from synpro_engine.config import UserError
+from synpro_engine.model.layers import attention_of_groups
 from synpro_engine.model.parked import check_here
 from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
 from synpro_engine.model.weights import BlockWeights, LowRank, grouped_qkv
@@ -133,10 +134,7 @@ class Decoder:
                 key, value = (part[given.page_GX].transpose(1, 2).flatten(2, 3) for part in pool.of_layer(block.layer))
             query = query_GSnrh.flatten(2, 3).transpose(1, 2)
             # Padding stands behind every real token, so causality hides it from them.
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=seen, is_causal=seen is None, enable_gqa=self._grouped
-            )
-            return out.transpose(1, 2).flatten(2)
+            return attention_of_groups(query, key, value, seen).transpose(1, 2).flatten(2)
 
         hidden_GSH = self._embed(given.tokens_GS)
         for block in self._blocks:
@@ -172,10 +170,6 @@ class Decoder:
         cos, sin = cos_sin(position_N[..., None, None], self._frequency)
         # Angles in fp32, rounded here: so does Megatron's own rotation, which this is tested equal to.
         return cos.to(self.dtype), sin.to(self.dtype)
-
-    @property
-    def _grouped(self) -> bool:
-        return self.counts.queries_per_group > 1
 
     def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
         def attention(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.influence import DotInfluence
 from synpro_engine.influence.directions import Direction
+from synpro_engine.model import layers
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.context import ContextShare
@@ -65,6 +66,45 @@ def test_attention_and_its_gradients_are_those_of_whole_sequences(apart: bool) -
         for found in run_ranks(_attended, cp, cp=cp, apart=apart):
             for ours, theirs in zip(found, expected, strict=True):
                 assert abs(ours - theirs).max() <= 1e-6 * abs(theirs).max()
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "mask"])
+def test_key_heads_for_each_query_head_attend_as_groups_do(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((7 if masked else 12, 4), (12, 2), (12, 2))
+    own = [torch.randn(s, 3, heads, 8, generator=generator).requires_grad_() for s, heads in sizes]
+    bias = torch.randn(3, 1, 7, 12, generator=generator) if masked else None
+    found = []
+    for takes in (True, False):
+        monkeypatch.setattr(layers, "_kernels_take_groups", lambda q, mask, takes=takes: takes)
+        out = scaled_dot_product(*own, None, bias)
+        found.append([out, *torch.autograd.grad(out.square().sum(), own)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_queries_that_come_last_have_one_mask_in_all_layers() -> None:
+    generator = torch.Generator().manual_seed(4)
+    own = [torch.randn(s, 1, 2, 8, generator=generator).requires_grad_() for s in (4, 9, 9)]
+    with torch.inference_mode():
+        scaled_dot_product(*own, None)
+    masks = [layers._seen_from_the_end(own[0].permute(1, 2, 0, 3), 9) for _ in range(2)]
+    assert masks[0] is masks[1] and not masks[0].is_inference()
+    assert torch.equal(masks[0] == 0, torch.ones(4, 9, dtype=torch.bool).tril(5))
+    scaled_dot_product(*own, None).sum().backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_masks_and_fewer_key_heads_hold_no_score_on_a_gpu(dtype: torch.dtype) -> None:
+    length = 4096
+    own = [torch.randn(length, 1, heads, 64, device="cuda", dtype=dtype) for heads in (8, 2, 2)]
+    bias = torch.zeros(1, 1, length, length, device="cuda", dtype=dtype)
+    bias.masked_fill_(torch.ones(length, length, device="cuda", dtype=torch.bool).triu(1), -torch.inf)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    scaled_dot_product(*own, None, bias)
+    assert torch.cuda.max_memory_allocated() - before < 8 * length * length * dtype.itemsize / 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
