@@ -24,6 +24,9 @@ def lines(found: Mapping[str, GenerationStatus | None], price: float | None) -> 
         if hours is not None:
             cost = "" if price is None else f", {count(hours * price)} at {price:g} an hour"
             yield f"  a billion tokens of accepted text: {compact(hours)} worker hours{cost}"
+        elif price is not None and status.worker_seconds is None:
+            # A corpus is the same whoever made it however slowly, and holds no time.
+            yield "  its cost is told while it goes on; what is left of it is the stage's time in stages.jsonl"
 
 
 def _progress(status: GenerationStatus) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -95,6 +96,7 @@ class Endpoint:
         if response.status != 200:
             told = "" if response.status in DENIED else self._told(content)
             told = ", a redirect, which is not followed" if response.status in _ELSEWHERE else told
+            told += _version_hint(self._config.endpoint) if response.status == 404 else ""
             after = _retry_after_s(response.headers.get("retry-after"))
             raise CallFault(f"HTTP {response.status}{told}", response.status, after)
         try:
@@ -119,6 +121,13 @@ class Endpoint:
         # Printed to a terminal, which untrusted text must not command.
         text = "".join(c if c.isprintable() else " " for c in text)
         return f": {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}" if text else ""
+
+
+def _version_hint(address: str) -> str:
+    """What is mostly wrong with an address at which nothing is found; servers say no more than that."""
+    return (
+        "" if re.search(r"/v\d+", urlsplit(address).path) else "; the address has no version, such as /v1, at its end"
+    )
 
 
 def listed_models(listing: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,10 @@ def test_the_status_sums_what_is_on_disk_and_tells_rate_and_cost(tmp_path: Path)
     for part_of in ("4 of 10 prompts (40.0%)", "1 h 30 min left", "accepted 3 of 4", "truncated 1", "at 2 an hour",
                     "round-2/generate-rephrase: not begun"):  # fmt: skip
         assert part_of in text
+    done = replace(status, done=10, worker_seconds=None, prompts_per_s=None, tokens_per_s=None)
+    [*_, cost] = status_table.lines({"round-1/generate-rephrase": done}, 2.0)
+    assert "the stage's time in stages.jsonl" in cost
+    assert "cost" not in "".join(status_table.lines({"round-1/generate-rephrase": done}, None))
 
 
 def test_a_run_that_generates_nothing_cannot_be_joined_and_tells_its_status(

@@ -173,6 +173,9 @@ def test_auto_takes_the_first_interface_that_answers_and_asks_the_server_once(se
         match=r"`reward.judges.quality.endpoint`: .* answers at none of .* \(the last: HTTP 404: Not Found\)",
     ):
         check_judges({"quality": server.judge(api="auto")})
+    bare = server.judge(api="auto", endpoint=server.endpoint.removesuffix("/v1"))
+    with pytest.raises(UserError, match=r"HTTP 404: Not Found; the address has no version, such as /v1, at its end\)"):
+        check_judges({"quality": bare})
 
 
 def test_auto_passes_over_an_interface_that_answers_in_another_form(server: Any) -> None:
@@ -235,6 +238,7 @@ def test_a_question_of_ones_own_needs_no_code(server: Any) -> None:
          "names are letters, digits and `_`"),
         ({"similarity": {"endpoint": "http://h/v1"}}, "key `judges.similarity.model` is missing"),
         ({"similarity": {"encoder": "x", "layr": 2}}, r"unknown key `judges.similarity.layr` \(did you mean `layer`"),
+        ({"quality": {"encoder": "x"}}, "`judges`: quality.encoder: measures `similarity` alone; give `endpoint`"),
         ({"quality": {"model": "m", "endpoint": "http://h/v1", "api": "systemone", "prompt": "{text}"}},
          "`judges.quality`: prompt: is for api chat or completions"),
         ({"faithfulness": {"model": "m", "endpoint": "http://h/v1", "prompt": "{text}"}},
