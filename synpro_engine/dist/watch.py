@@ -4,9 +4,10 @@ A collective waits for ranks that may never come, and gives up after a fixed tim
 go through the job's key-value store, where each rank shows every few seconds that it lives; and a rank that fails says
 so there, for the others to leave whatever they wait in.
 
-Keys: `alive/RANK` counts up, `faults` counts failing ranks, `fault` is the first one's, `told` says that the user
-knows it, `known` counts ranks that do, `hung` counts ranks that found training to hang, `place/RANK` is where each is
-then, `stop` names a signal, `left` counts ranks that have ended in order.
+Keys: `alive/RANK` counts up, `faults` counts failing ranks, `fault` is the first one's, `said/HASH` counts ranks that
+fail with the same words, `told` says that the user knows it, `known` counts ranks that do, `hung` counts ranks that
+found training to hang, `place/RANK` is where each is then, `stop` names a signal, `left` counts ranks that have ended
+in order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass
 import torch.distributed as dist
 from tqdm import tqdm
 
-from synpro_engine.config import UserError, first_line, json_text
+from synpro_engine.config import UserError, first_line, hash_json, json_text
 from synpro_engine.config.errors import RankFailed
 from synpro_engine.dist.hang import HangWatch, Place
 from synpro_engine.dist.signals import StopWish
@@ -251,18 +252,22 @@ class Watch:
     def fail(self, error: BaseException) -> int:
         """Tell every rank and the user that this one failed; the code to exit with. Afterwards no group may be used.
 
-        The fault that is told is the first one's; those of ranks that it struck are not.
+        The fault that is told is the first one's; those of ranks that it struck are not. One of the user's that every
+        rank finds, as in a setting, is told of none.
         """
         self._leaving.set()
         self.wish.void = True
         fault_here = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
         # Whatever hangs below, this process ends: a failing rank that lives on would keep
         # its GPU and the others waiting.
-        guard = threading.Timer(3 * _GRACE_S, _leave_now, [fault_here])  # for a store that does not answer
+        guard = threading.Timer(4 * _GRACE_S, _leave_now, [fault_here])  # for a store that does not answer
         guard.daemon = True
         guard.start()
+        told = False
         try:
             with self._held(_GRACE_S) as store:
+                if self._fault is None and isinstance(error, UserError) and self._all_say(store, error):
+                    fault_here = _Fault(_cause(error), fault_here.code)
                 # The first to count is the one that is told: ranks that it struck fail with errors
                 # about it, which name no cause.
                 if self._fault is None and store.add("faults", 1) == 1:
@@ -270,19 +275,29 @@ class Watch:
                     if not (is_loss(error) or isinstance(error, UserError)):
                         traceback.print_exception(error)
                     store.set("fault", json_text(asdict(fault_here)))
-                self._take(store)
                 end = time.monotonic() + 2 * _GRACE_S
-                while not store.check(["told"]) and time.monotonic() < end:
+                while self._rank and not (told := store.check(["told"])) and time.monotonic() < end:
                     time.sleep(0.02)
-                if not store.check(["told"]) and not self._speaks:
+                # Only now: rank 0's process may hold the store, and goes when the others know what happened.
+                self._take(store)
+                if self._rank and not told and not self._speaks:
                     _tell(fault_here)
-                # Rank 0's process may hold the store: it goes when the others have read there what happened.
                 while self._rank == 0 and store.add("known", 0) < self._world_size and time.monotonic() < end:
                     time.sleep(0.02)
         except (dist.DistError, LostRankError):  # the store went with the rank or launcher that held it
-            _tell(fault_here)
+            if not told:
+                _tell(fault_here)
         guard.cancel()
         return fault_here.code if self._fault is None else self._fault.code
+
+    def _all_say(self, store: dist.Store, error: UserError) -> bool:
+        """Whether all ranks fail with the same words; waits a moment for those that are as far."""
+        key, end = f"said/{hash_json(str(error))}", time.monotonic() + _GRACE_S
+        number = store.add(key, 1)
+        while number < self._world_size and time.monotonic() < end:
+            time.sleep(0.02)
+            number = store.add(key, 0)
+        return number >= self._world_size
 
 
 def _who(rank: int) -> str:

@@ -55,6 +55,8 @@ def _fails(place: str) -> None:
             raise ValueError("document 7 is no text\nand more")
         elif place == "a user's fault" and topology.rank == 1:
             raise UserError("shard.bin: cut off at byte 9")
+        elif place == "a setting":
+            raise UserError("`tune.rephrase.steps`: is not what it should be")
         elif place == "killed" and topology.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         elif place == "rank 0 killed while it works":
@@ -130,6 +132,13 @@ def test_a_fault_of_one_rank_ends_all_with_its_words_last(tmp_path: Path, place:
     assert [end.code for end in found] == ([2, 2] if place == "a user's fault" else [1, 1])
     assert sum(end.stderr.count("Traceback") for end in found) == (place != "a user's fault")
     assert sum(end.stderr.count("error: rank") for end in found) == 1
+
+
+def test_a_users_fault_that_every_rank_finds_is_told_of_none(tmp_path: Path) -> None:
+    found, seconds = _ended(tmp_path, "a setting")
+    assert seconds < 20 and [end.code for end in found] == [2, 2]
+    told = [line for end in found for line in end.stderr.splitlines() if "tune.rephrase" in line]
+    assert told == ["error: `tune.rephrase.steps`: is not what it should be"]
 
 
 def test_what_every_rank_is_told_ends_the_job_in_order(tmp_path: Path) -> None:
