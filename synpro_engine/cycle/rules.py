@@ -161,6 +161,8 @@ def rewards_that_texts_are_chosen_by_are_there(
     for name in filters.least:
         if name not in reward.names:
             raise ValueError(f"filter.least: no reward `{name}`{nearest(name, reward.names)}")
+        if (most := reward.greatest(name)) is not None and filters.least[name] > most:
+            raise ValueError(f"filter.least.{name}: {filters.least[name]:g} is above {most:g}, the most it can be")
     by = None if filters.best is None else filters.best.by
     if by is not None and by not in (TOTAL, *reward.names):
         raise ValueError(f"filter.best.by: no reward `{by}`{nearest(by, reward.names)}")

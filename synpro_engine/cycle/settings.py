@@ -73,16 +73,23 @@ class TasksSettings(StageSettings):
         return self.sets[name].max_tokens or self.max_tokens
 
 
+class AskedOfGenerator(Config):
+    """What one arm is to ask of the generator, and how it filters the answers."""
+
+    operations: tuple[str, ...]
+    prompt: PromptConfig
+    filter: FilterConfig
+
+
 class ImportSettings(StageSettings):
     """The generator as it came."""
 
     # To refuse early what later stages could not do: render prompts, and filter without a library.
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"operations", "prompt", "filter"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"asked"})
 
     generator: GeneratorConfig
-    operations: tuple[str, ...]
-    prompt: PromptConfig
-    filter: FilterConfig
+    asked: dict[str, AskedOfGenerator]
+    """By arm, "" for a recipe that names none."""
     dtype: Dtype
     seed: int
 
@@ -314,11 +321,13 @@ class SettingsOf:
     def generator(self) -> ImportSettings:
         """Of `import`."""
         recipe = self._recipe
+        arms = {name: recipe.of_arm(name) for name, arm in recipe.arms.items() if arm.in_rounds} or {"": recipe}
         return ImportSettings(
             generator=recipe.generator.model_copy(update={"parallel": None}),
-            operations=recipe.generate.names,
-            prompt=recipe.prompt,
-            filter=recipe.filter,
+            asked={
+                name: AskedOfGenerator(operations=own.generate.names, prompt=own.prompt, filter=own.filter)
+                for name, own in arms.items()
+            },
             dtype=self._dtype,
             seed=self._seed,
         )

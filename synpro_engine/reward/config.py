@@ -21,6 +21,8 @@ TOTAL = "total"
 """What the weighted sum is called beside them."""
 OVERLONG = "overlong"
 """What tuning calls its punishment of length among a text's rewards."""
+_SHARES = ("similarity", "structure", "length", "format", "faithfulness")
+"""Yes or no, or a share: 1 is the most, where no judge says otherwise."""
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -79,7 +81,10 @@ class RewardConfig(Config):
                 raise ValueError(f"{key}: expected rewards with their weights")
             if key not in cls.model_fields and not isinstance(value, Mapping):
                 raise ValueError(f"unknown key `{key}`{nearest(str(key), (*cls.model_fields, *PAPER))}")
-        return {name: dict(operation_named(name).rewards) for name in PAPER} | data
+        data = {name: dict(operation_named(name).rewards) for name in PAPER} | data
+        # What a recipe has of its `base` goes by null: a weight, a function.
+        named = [key for key in data if key not in cls.model_fields] + ["functions"]
+        return data | {key: _without_nulls(data[key]) for key in named if isinstance(data.get(key), Mapping)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -103,6 +108,16 @@ class RewardConfig(Config):
     def names(self) -> tuple[str, ...]:
         """Of all rewards that there are, the user's own functions and questions among them."""
         return (*REWARD_NAMES, *self.functions, *self.judges.own)
+
+    def greatest(self, name: str) -> float | None:
+        """The most that a reward can be of a text, unweighed; None where nothing bounds it, or a file of its own."""
+        judge = self.judges.asked.get(name)
+        if judge is not None:
+            low, high = self.judges.question_of(name).range
+            # A difference is of two such values; a question of shares, as of entries, is a mean of them.
+            most = high - low if self.judges.question_of(name).source == "compared" else high
+            return most if judge.calibration is None else None
+        return 1.0 if name in _SHARES else None
 
     @property
     def by_operation(self) -> dict[str, dict[str, float]]:
@@ -180,3 +195,7 @@ class RewardConfig(Config):
     def measures(self, name: str) -> bool:
         """Whether `name` has a weight and is measured in the embedded way."""
         return self.uses(name) and name not in self.asked
+
+
+def _without_nulls(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import Config, Record, UserError
 from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
@@ -70,6 +70,12 @@ class FilterConfig(Config):
     least: dict[str, float] = Field(default={})
     """Remove texts whose value is below this one, by reward or question of your own (`reward.judges`); a text without
     that value stays."""
+
+    @field_validator("least", mode="before")
+    @classmethod
+    def _null_leaves_out(cls, value: Any) -> Any:
+        # So a recipe is rid of what its `base` says, as of its references.
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _some_length_is_left(self) -> FilterConfig:

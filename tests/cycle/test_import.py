@@ -3,6 +3,7 @@
 import json
 import runpy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def _published(directory: Path, rows_more: int, topology: Topology) -> Path:
     return directory / "model"
 
 
-def _recipe(source: Path, chat_format: str = "auto") -> Recipe:
+def _recipe(source: Path, chat_format: str = "auto", *more: str) -> Recipe:
     overrides = [f"generator.source={source}", "generator.model=null", f"prompt.chat_format={chat_format}"]
-    return load_recipe("smoke", overrides)
+    return load_recipe("smoke", [*overrides, *more])
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused_with_both_sizes(
@@ -68,6 +69,13 @@ def test_a_generator_that_auto_cannot_prompt_is_refused_at_import(topology: Topo
             import_stage(tmp_path / name, SettingsOf(_recipe(source, chat_format)).generator, tmp_path, topology)
     (tmp_path / "plain").mkdir()
     import_stage(tmp_path / "plain", SettingsOf(_recipe(source, "plain")).generator, tmp_path, topology)
+    # What an arm asks counts as well, and where arms are named no other prompt does.
+    for own, asks in (("plain", "auto"), ("auto", "plain")):
+        settings = SettingsOf(_recipe(source, own, f"arms.own={{text: tuned, prompt: {{chat_format: {asks}}}}}"))
+        (tmp_path / f"arm-{asks}").mkdir()
+        refused = pytest.raises(UserError, match=r"^arms\.own: `chat_format`") if asks == "auto" else nullcontext()
+        with refused:
+            import_stage(tmp_path / f"arm-{asks}", settings.generator, tmp_path, topology)
 
 
 def test_a_generator_leaves_the_run_with_the_prompts_it_came_with(topology: Topology, tmp_path: Path) -> None:

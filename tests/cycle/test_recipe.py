@@ -131,6 +131,16 @@ def test_muon_goes_with_in_run_scores_and_with_a_probe_that_does_not_walk_with_i
     assert recipe.pretrain.optimizer.name == "muon" and recipe.pretrain.in_run is not None
 
 
+def test_an_arm_with_a_schedule_that_ends_says_when() -> None:
+    own = "arms.own={{text: organic, pretrain: {{schedule: {{kind: cosine{}}}}}}}"
+    with pytest.raises(UserError, match=r"arms\.own\.pretrain\.schedule\.total_steps: is missing"):
+        load_recipe("smoke", [own.format("")])
+    arm = load_recipe("smoke", [own.format(", total_steps: 9")]).of_arm("own")
+    assert arm.pretrain.schedule.total_steps == 9
+    recipe = load_recipe("smoke", ["pretrain.schedule={kind: cosine, warmup_steps: 2}"])
+    assert recipe.pretrain.schedule.total_steps == recipe.pretrain.max_steps
+
+
 def test_arms_begin_with_weights_that_pretraining_keeps() -> None:
     with pytest.raises(UserError, match=r"continued\.train_from: pretrain\.ema is not given"):
         load_recipe("smoke", ["continued.train_from=ema"])

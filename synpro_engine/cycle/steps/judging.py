@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, json_text
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.recipe import Recipe
@@ -64,25 +65,53 @@ def check_judges(recipe: Recipe, directory: Path, topology: Topology, stages: Co
         return (stages is None or stage in stages) and not (directory / stage / MANIFEST).exists()
 
     def check() -> list[str]:
-        weights: dict[str, dict[str, float]] = {}
-        also, new = dict[str, None](), [recipe.generate.sampling.max_new_tokens]
-        for name in (name for name, arm in recipe.all_arms.items() if arm.in_rounds):
-            own, rounds = recipe.of_arm(name), [Round(number, name) for number in range(1, recipe.rounds + 1)]
-            for operation in own.generate.names:
-                if any(is_open(this.generate(operation)) for this in rounds):
-                    _add_weights(weights, operation, own.measured(operation))
-                    also |= dict.fromkeys(own.asked_of_texts)
-            for operation, tune in own.tune.items():
-                new.append(tune.sampling.max_new_tokens)
-                if any(is_open(this.tune(operation)) for this in rounds):
-                    learnt = own.reward.weights(operation)
-                    _add_weights(weights, operation, {n: w for n, w in learnt.items() if n not in tune.without})
-        layout = recipe.layout_of(IMPORT, topology.world_size)
+        layout, told = recipe.layout_of(IMPORT, topology.world_size), dict[str, None]()
         assert layout is not None
-        return check_all(recipe.reward.weighing(weights, tuple(also)), layout, recipe.generate.max_chars, max(new))
+        for asked in _sets_of_judges(recipe, is_open):
+            wanted = asked.reward.weighing(asked.weights, tuple(asked.also))
+            try:
+                told |= dict.fromkeys(check_all(wanted, layout, asked.max_chars, asked.max_new_tokens))
+            except UserError as error:
+                own = asked.reward.judges != recipe.reward.judges
+                raise UserError(f"arms.{asked.arm}: {error}" if own else str(error)) from None
+        return list(told)
 
     for line in on_main(topology, check):
         say(topology, line)
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """Judges that one or several arms have alike, and what is asked of them."""
+
+    arm: str
+    """The first of those arms."""
+    reward: RewardConfig
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    also: dict[str, None] = field(default_factory=dict)
+    max_chars: int = 0
+    max_new_tokens: int = 0
+
+
+def _sets_of_judges(recipe: Recipe, is_open: Callable[[str], bool]) -> list[_Asked]:
+    """What is asked of each set of judges by stages that are not done yet: arms may name judges of their own."""
+    found: dict[str, _Asked] = {}
+    for name in (name for name, arm in recipe.all_arms.items() if arm.in_rounds):
+        own, rounds = recipe.of_arm(name), [Round(number, name) for number in range(1, recipe.rounds + 1)]
+        judges = json_text([own.reward.judges.model_dump(mode="json"), own.reward.faithfulness_judge])
+        asked = found.setdefault(judges, _Asked(arm=name, reward=own.reward))
+        new = [own.generate.sampling.max_new_tokens, *(tune.sampling.max_new_tokens for tune in own.tune.values())]
+        asked.max_chars = max(asked.max_chars, own.generate.max_chars)
+        asked.max_new_tokens = max(asked.max_new_tokens, *new)
+        for operation in own.generate.names:
+            if any(is_open(this.generate(operation)) for this in rounds):
+                _add_weights(asked.weights, operation, own.measured(operation))
+                asked.also |= dict.fromkeys(own.asked_of_texts)
+        for operation, tune in own.tune.items():
+            if any(is_open(this.tune(operation)) for this in rounds):
+                learnt = own.reward.weights(operation)
+                _add_weights(asked.weights, operation, {n: w for n, w in learnt.items() if n not in tune.without})
+    return list(found.values())
 
 
 def _add_weights(weights: dict[str, dict[str, float]], operation: str, more: Mapping[str, float]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from synpro_engine.backend import platform
-from synpro_engine.config import atomic_write_text, json_text, remove_directory
+from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
@@ -21,6 +21,7 @@ from synpro_engine.cycle.run_layout import (
     documents_path,
 )
 from synpro_engine.cycle.settings import (
+    AskedOfGenerator,
     GenerateSettings,
     ImportSettings,
     SynthesisSettings,
@@ -90,7 +91,7 @@ class Inputs:
 def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: Topology) -> None:
     """Bring the generator into a checkpoint of ours, with its tokenizer beside it."""
     # Now, for the filters' turn comes after everything that takes long.
-    on_main(topology, settings.filter.check_libraries)
+    on_main(topology, lambda: _in_each_arm(settings, lambda asked: asked.filter.check_libraries()))
     generator, dtype = settings.generator, platform.resolve_dtype(settings.dtype)
     tokenizer_dir = into / TOKENIZER
     on_main(topology, lambda: tokenizer_dir.mkdir(exist_ok=True))
@@ -105,15 +106,24 @@ def import_stage(into: Path, settings: ImportSettings, tokens: Path, topology: T
         model, tokenizer = imported.model, on_main(topology, lambda: load_tokenizer(imported.tokenizer))
     check_rows(tokenizer, model.config.vocab_size, f"`generator`: {generator.source}")
     # Now, for the first prompt is otherwise rendered after pretraining.
-    on_main(topology, lambda: _check_prompts(settings, tokenizer))
+    on_main(topology, lambda: _in_each_arm(settings, lambda asked: _check_prompts(asked, tokenizer)))
     on_main(topology, lambda: tokenizer.save(tokenizer_dir))
     save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
 
 
-def _check_prompts(settings: ImportSettings, tokenizer: Tokenizer) -> None:
+def _in_each_arm(settings: ImportSettings, check: Callable[[AskedOfGenerator], None]) -> None:
+    """UserError of the first arm that fails, by its name."""
+    for arm, asked in settings.asked.items():
+        try:
+            check(asked)
+        except UserError as error:
+            raise UserError(f"arms.{arm}: {error}" if arm else str(error)) from None
+
+
+def _check_prompts(asked: AskedOfGenerator, tokenizer: Tokenizer) -> None:
     """Ask for each operation once, so that a chat format that cannot be had is told of before anything is trained."""
-    for name in settings.operations:
-        prompter = Prompter(operation_named(name), tokenizer, settings.prompt)
+    for name in asked.operations:
+        prompter = Prompter(operation_named(name), tokenizer, asked.prompt)
         prompter.ask("A text.")
         _ = prompter.stop_ids
 

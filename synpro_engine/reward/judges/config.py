@@ -181,8 +181,15 @@ class JudgesConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _own_questions_are_asked(cls, data: Any) -> Any:
-        for name, judge in data.items() if isinstance(data, Mapping) else ():
+        if not isinstance(data, Mapping):
+            return data
+        # A recipe with a `base` takes one of its questions away by null; a slip in a known name takes nothing away.
+        gone = {name for name, judge in data.items() if judge is None and not nearest(str(name), cls.model_fields)}
+        data = {name: judge for name, judge in data.items() if name not in gone}
+        for name, judge in data.items():
             if name in cls.model_fields:
+                if name != "similarity" and _kind(judge) == _ENCODER:
+                    raise ValueError(f"{name}.encoder: measures `similarity` alone; give `endpoint` or `model`")
                 continue
             # A slip in one of the known names is far likelier than a judge without a question.
             lacks = (isinstance(judge, Mapping) and not judge.get("question")) or judge is None

@@ -379,3 +379,8 @@ def test_a_run_is_refused_before_it_begins_and_a_stage_goes_by_the_files_of_the_
     (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match=r"^`reward.judges.structure.model`: .*`model_type` 'bert' is not one of"):
         check_judges(recipe, tmp_path / "run", topology)
+    # Of an arm alone: what the recipe itself says is asked of nobody then.
+    own = f"arms.own={{text: tuned, reward: {{judges: {{structure: {{model: {model}}}}}}}}}"
+    arm = load_recipe("smoke", [own, "arms.plain={text: organic}", *drop])
+    with pytest.raises(UserError, match=r"^arms.own: `reward.judges.structure.model`: .*'bert' is not one of"):
+        check_judges(arm, tmp_path / "run", topology)

@@ -100,12 +100,34 @@ def test_a_question_with_levels_is_read_for_every_judge_wherever_it_is(name: str
     assert recipe.reward.judges.question_of(name).names == ("bad", "good")
 
 
+def test_the_most_that_a_reward_can_be_is_that_of_its_question() -> None:
+    levels = "levels: [{name: a}, {name: b}, {name: c}], lowest: 1"
+    scored = f"reward.judges.scored={{model: m, question: {{type: score, ask: '?', source: {{}}, {levels}}}}}"
+    greatest = lambda source: recipe_with(scored.replace("{}", source)).reward.greatest("scored")  # noqa: E731
+    assert (greatest("hidden"), greatest("compared")) == (3.0, 2.0)
+    reward = recipe_with().reward
+    assert reward.greatest("clear") == reward.greatest("format") == 1.0
+    assert reward.greatest("influence") is reward.greatest("quality") is None
+
+
+def test_null_takes_away_what_a_base_asks_weighs_and_filters_by() -> None:
+    own = ["reward.rephrase.clear=2.0", "reward.reformat.clear=1.0", "filter.least={clear: 0.4}"]
+    gone = ["reward.judges.clear=null", "reward.rephrase.clear=null", "reward.reformat.clear=null"]
+    gone += ["filter.least.clear=null", "reward.functions.own=null"]
+    assert "clear" in recipe_with(*own).reward.names
+    assert recipe_with(*own, *gone).recorded() == load_recipe("smoke", DROP).recorded()
+    with pytest.raises(UserError, match=r"qualty: a judge of your own needs a `question` \(did you mean `quality`"):
+        recipe_with("reward.judges.qualty=null")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["filter.least={cler: 0.4}"], r"filter.least: no reward `cler` \(did you mean `clear`"),
         (["filter.least={clear: 0.4}", "generate.rewards=[]"], "least.clear: generate.rewards leaves `clear` out"),
         (["filter.least={clear: 0.4}", "reward.rephrase.clear=1.0"], "least.clear: reward.reformat gives `clear`"),
+        (["filter.least={clear: 1.5}"], r"filter.least.clear: 1.5 is above 1, the most it can be"),
+        (["filter.least={similarity: 2}"], r"filter.least.similarity: 2 is above 1, the most"),
         (["reward.rephrase.cleer=1.0"], r"no reward `cleer` \(did you mean `clear`"),
         (["reward.rephrase.clear=1.0", "tune.rephrase.bad_reward=stop"], "must be drop_group, for reward.judges.clear"),
     ],
