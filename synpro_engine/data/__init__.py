@@ -1,5 +1,6 @@
 """Text on its way to batches: documents, splits, tokenizers, token shards, mixtures, loaders with exact resume."""
 
+from synpro_engine.data.batch import Batch
 from synpro_engine.data.chunking import cap_documents, chunk_documents, cut_spans
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.curriculum import Curriculum, CurriculumConfig
@@ -11,9 +12,10 @@ from synpro_engine.data.documents import (
     read_documents,
     read_placed_documents,
 )
+from synpro_engine.data.eval_batches import eval_windows, reference_windows
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
-from synpro_engine.data.loader import Batch, TokenLoader, TokenOrigin, eval_windows, reference_windows
+from synpro_engine.data.loader import TokenLoader, TokenOrigin
 from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.scores import Score, document_scores, recorded_scores

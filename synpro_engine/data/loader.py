@@ -1,25 +1,23 @@
-"""Batches of token windows: for training a mixture of sources, for evaluation each token of a corpus as a target once.
+"""Batches of token windows to train on, from a mixture of sources.
 
-In training the seed and the position alone decide the order. The position is kept to the sample, so that a run goes on
-exactly. The data-parallel rank only picks its rows: the global order is the same for every layout, micro-batch size and
-number of steps.
+The seed and the position alone decide the order. The position is kept to the sample, so that a run goes on exactly. The
+data-parallel rank only picks its rows: the global order is the same for every layout, micro-batch size and number of
+steps.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synpro_engine.config import UserError
+from synpro_engine.data.batch import Batch
 from synpro_engine.data.corpus import TokenCorpus
 from synpro_engine.data.curriculum import Curriculum
 from synpro_engine.data.mixture import Blend
@@ -27,43 +25,9 @@ from synpro_engine.data.task_windows import TaskWindows
 from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_kernels import IGNORE
 
-Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Inputs, labels and the labels' documents of one window, each [seq_len]; -1 for none."""
-
 Key = TypeVar("Key", bound=Hashable)
 Span = tuple[int, int, int]
 """A document's number in its source, and which of its tokens: the first, and the first behind the last."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """tokens_BS int64 [B, S]; labels_BS int64 [B, S], the next token at each position, IGNORE where none counts."""
-
-    tokens_BS: torch.Tensor
-    labels_BS: torch.Tensor
-    document_BS: torch.Tensor | None = None
-    """The document that each label is from, ignored or not: its number, int64 [B, S], as `TokenLoader.document_id`
-    takes it, or within a corpus that is evaluated; -1 behind its end. None in batches of other making."""
-    apart: bool = False
-    """Whether its documents must not see each other; the EOS in front of one is then read with it."""
-
-    def rows(self, start: int, stop: int) -> Batch:
-        """Its rows from `start` to before `stop`, as views."""
-        documents = None if self.document_BS is None else self.document_BS[start:stop]
-        return Batch(self.tokens_BS[start:stop], self.labels_BS[start:stop], documents, self.apart)
-
-    def split(self, micro_batch: int, *, equal: bool) -> list[Batch]:
-        """Micro-batches of its rows, of which the last may be smaller, for losses are sums.
-
-        A pipeline fixes the shape that its stages receive: it needs them `equal`. UserError where they cannot be.
-        """
-        rows = self.tokens_BS.size(0)
-        size = min(micro_batch, rows)
-        if equal and rows % size:
-            raise UserError(
-                f"setting `micro_batch`: {size} does not divide the {rows} sequences of a rank in a pipeline"
-            )
-        return [self.rows(start, start + size) for start in range(0, rows, size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,104 +277,3 @@ def _windows(
         return WindowSource(name, corpus, seq_len, seed, curriculum)
     assert curriculum is None, "tasks are measured on, and not trained on"
     return TaskWindows(name, corpus, seq_len, seed=seed)
-
-
-def eval_windows(
-    corpus: TokenCorpus,
-    seq_len: int,
-    *,
-    batch_size: int,
-    max_tokens: int | None = None,
-    dp_rank: int = 0,
-    dp_size: int = 1,
-    separate_documents: bool = False,
-) -> Iterator[Batch]:
-    """Yield this rank's batches [batch_size, seq_len] over the first `max_tokens` targets of `corpus` (all of them).
-
-    Windows follow each other without overlap, in file order; an EOS stands before the first, so the very first token
-    is a target too. Of tasks each window holds whole ones (see `TaskWindows`), and the last may go beyond `max_tokens`.
-    Each rank gets as many batches of the same shape as any other (they may hold collectives); what fills them up has
-    the label IGNORE, so sums over ranks count each target once. separate_documents: as in `TokenLoader`.
-    """
-    assert 0 <= dp_rank < dp_size and batch_size > 0
-    row_of, windows = _eval_rows(corpus, seq_len, max_tokens)
-    per_round = batch_size * dp_size
-    for first in range(dp_rank * batch_size, -(-windows // per_round) * per_round, per_round):
-        rows = [row_of(index) for index in range(first, first + batch_size)]
-        arrays = (torch.from_numpy(np.stack(each)) for each in zip(*rows, strict=True))
-        yield Batch(*arrays, apart=separate_documents)
-
-
-def reference_windows(
-    corpora: Mapping[str, TokenCorpus],
-    weights: Mapping[str, float],
-    seq_len: int,
-    *,
-    batch_size: int,
-    max_tokens: int | None = None,
-    dp_rank: int = 0,
-    dp_size: int = 1,
-    separate_documents: bool = False,
-) -> dict[str, list[Batch]]:
-    """`eval_windows` of several corpora, by their names.
-
-    max_tokens: targets in all at most, from the head of each in proportion to its weight, or what it has.
-    """
-    whole, found = sum(weights[name] for name in corpora), {}
-    for name, corpus in corpora.items():
-        # Rounded up: a share too small for a token still has its say.
-        limit = None if max_tokens is None else math.ceil(max_tokens * weights[name] / whole - 1e-9)
-        windows = eval_windows(
-            corpus, seq_len, batch_size=batch_size, max_tokens=limit, dp_rank=dp_rank, dp_size=dp_size,
-            separate_documents=separate_documents,
-        )  # fmt: skip
-        found[name] = list(windows)
-    return found
-
-
-def _task_rows(tasks: TaskWindows, max_tokens: int | None) -> int:
-    """Windows at the head that hold `max_tokens` targets, or all."""
-    count, learnt = 0, 0
-    while count < tasks.windows_per_epoch and (max_tokens is None or learnt < max_tokens):
-        learnt += sum(int(np.count_nonzero(tasks.corpus.document_learnt(n))) for n in tasks.documents(count))
-        count += 1
-    return count
-
-
-def _eval_rows(corpus: TokenCorpus, seq_len: int, max_tokens: int | None) -> tuple[Callable[[int], Row], int]:
-    """What makes the row of an index, beyond the last one an empty one, and how many there are."""
-    if corpus.learnt is None:
-        targets = min(corpus.num_tokens, max_tokens if max_tokens is not None else corpus.num_tokens)
-        # Rounded up, so that the last, partial window counts too: dropping it would leave tokens unmeasured.
-        return partial(_eval_window, corpus, seq_len, targets=targets), -(-targets // seq_len)
-    tasks = TaskWindows("held out", corpus, seq_len)
-    count = _task_rows(tasks, max_tokens)
-
-    def row(index: int) -> Row:
-        if index >= count:
-            return _filler(corpus, seq_len)
-        tokens, numbers, is_target = tasks.window(index)
-        return tokens[:-1].copy(), np.where(is_target[1:], tokens[1:], IGNORE), numbers[1:]
-
-    return row, count
-
-
-def _eval_window(corpus: TokenCorpus, seq_len: int, index: int, targets: int) -> Row:
-    inputs, labels, numbers = _filler(corpus, seq_len)
-    # A window beyond the end only fills a rank's batch up: it is EOS and IGNORE throughout.
-    start = min(index * seq_len, targets)
-    target = corpus.tokens[start : min(start + seq_len, targets)]
-    labels[: len(target)] = target
-    places = np.arange(start, start + len(target))
-    numbers[: len(target)] = np.searchsorted(corpus.offsets, places, side="right") - 1
-    # Inputs are the stream one step earlier; before the first token that is the EOS already there.
-    lead = int(start == 0)
-    source = corpus.tokens[start - 1 + lead : start - 1 + max(len(target), lead)]
-    inputs[lead : lead + len(source)] = source
-    return inputs, labels, numbers
-
-
-def _filler(corpus: TokenCorpus, seq_len: int) -> Row:
-    """What a window is beyond the corpus."""
-    inputs, labels, numbers = (np.full(seq_len, value, dtype=np.int64) for value in (corpus.eos_id, IGNORE, -1))
-    return inputs, labels, numbers
