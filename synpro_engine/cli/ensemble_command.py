@@ -1,6 +1,6 @@
 """`synpro ensemble` as the user types it: its help and its options.
 
-What it does is in `commands.py`, imported when it runs.
+What it does is in `commands/`, imported when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `synpro` command: typed arguments, work handed to the packages below.
 
-What each command does is in `commands.py`, imported when it runs, so that `--help` is quick; how one ends is in
+What each command does is in `commands/`, imported when it runs, so that `--help` is quick; how one ends is in
 `ending.py`.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from synpro_engine.cli import commands
+from synpro_engine.cli.commands.opening import opened_cycle
 from synpro_engine.config import new_artifact, to_yaml
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle import Cycle, ModelPair, explain_document, load_recipe, score_documents
@@ -184,7 +184,7 @@ def test_every_rank_goes_by_what_rank_0_sees(nodes: Path, monkeypatch: pytest.Mo
 
 def _recipe_name(nodes: Path) -> str:
     os.chdir(nodes / os.environ["RANK"])
-    with commands._cycle("recipe.yaml", [], None) as cycle:
+    with opened_cycle("recipe.yaml", [], None) as cycle:
         return cycle.directory.name
 
 
