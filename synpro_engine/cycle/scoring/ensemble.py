@@ -14,7 +14,7 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import HELD_OUT, TOKENIZE, TOKENIZER, measured_path, shards_path
 from synpro_engine.cycle.scoring.member import Member, open_members
 from synpro_engine.cycle.sections import ReferenceConfig
-from synpro_engine.cycle.steps.tasks import write_tasks
+from synpro_engine.cycle.steps.tasks import TaskWriter
 from synpro_engine.cycle.steps.weights import find_tokenizer
 from synpro_engine.data import Batch, TokenCorpus, eval_windows, open_shards
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, on_main, progress, say, verify_shared
@@ -150,10 +150,10 @@ def _corpora(first: Member, asked: Asked, folder: Path, seq_len: int, topology: 
         return _held_out(first, topology)
 
     def tokenise() -> None:
+        writer = TaskWriter(folder, first.tokenizer, seq_len, seed=0, tell=partial(say, topology))
         for name, text in asked.texts.items():
             try:
-                write_tasks(folder, name, text, first.tokenizer, partial(say, topology), max_tokens=text.max_tokens,
-                            seq_len=seq_len, seed=0)  # fmt: skip
+                writer.write(name, text, text.max_tokens)
             except UserError as error:
                 raise UserError(f"--text {text.source}: {error}") from None
 

@@ -18,9 +18,9 @@ from synpro_engine.cycle.scoring.model_pair import ModelPair, reading_of
 from synpro_engine.cycle.sections import ReferenceConfig
 from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.cycle.steps.probe import next_steps, save_directions
-from synpro_engine.cycle.steps.tasks import write_tasks
+from synpro_engine.cycle.steps.tasks import TaskWriter
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
-from synpro_engine.data import TokenCorpus, Tokenizer, check_rows, open_shards, reference_windows
+from synpro_engine.data import TokenCorpus, check_rows, open_shards, reference_windows
 from synpro_engine.dist import Topology, on_main, say, shared_artifact
 from synpro_engine.influence import Direction, mean_direction, mean_gradient
 from synpro_engine.model.model import Model
@@ -101,7 +101,8 @@ def _bring(
     for parameter in model.parameters():  # frozen, they would have no gradient
         parameter.requires_grad_(True)
     with shared_artifact(topology, place, KIND, config) as directory:
-        on_main(topology, lambda: _tokenise(directory, references, pair.tokenizer, model, topology, seed))
+        writer = TaskWriter(directory, pair.tokenizer, model.config.seq_len, seed, tell=partial(say, topology))
+        on_main(topology, lambda: _tokenise(writer, references))
         corpora = {name: open_shards(shards_path(directory, name), pair.tokenizer) for name in references}
         save_directions(directory, model, made(model, corpora))
 
@@ -123,17 +124,9 @@ def _is_there(place: Path, config: Mapping[str, object]) -> bool:
     return True
 
 
-def _tokenise(
-    directory: Path,
-    references: Mapping[str, ReferenceConfig],
-    tokenizer: Tokenizer,
-    model: Model,
-    topology: Topology,
-    seed: int,
-) -> None:
+def _tokenise(writer: TaskWriter, references: Mapping[str, ReferenceConfig]) -> None:
     for name, one in references.items():
-        limits = {"max_tokens": one.max_tokens, "seq_len": model.config.seq_len, "seed": seed}
         try:
-            write_tasks(directory, name, one, tokenizer, partial(say, topology), **limits)
+            writer.write(name, one, one.max_tokens)
         except UserError as error:
             raise UserError(f"--reference {one.source}: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -89,19 +90,11 @@ def tasks_stage(
     tokens: the `tokenize` stage. `tell` gets lines for the user. UserError names set and file.
     """
     tokenizer = load_tokenizer(tokens / TOKENIZER)
+    writer = TaskWriter(into, tokenizer, settings.seq_len, settings.seed, tell)
     sets: dict[str, TaskSet] = {}
     for name, config in settings.sets.items():
         with naming(name):
-            sets[name] = write_tasks(
-                into,
-                name,
-                config,
-                tokenizer,
-                tell,
-                max_tokens=settings.cap(name),
-                seq_len=settings.seq_len,
-                seed=settings.seed,
-            )
+            sets[name] = writer.write(name, config, settings.cap(name))
 
     def texts(name: str) -> Iterator[str]:
         return measured_texts(tokens, name, tokenizer, shards_path(into, name) if name in sets else None)
@@ -125,13 +118,11 @@ def asked_stage(
     They are what training is made from, so that held-out text which is not asked leaves it as it is. Arguments and
     errors are `tasks_stage`'s.
     """
-    tokenizer = load_tokenizer(tokens / TOKENIZER)
+    writer = TaskWriter(into, load_tokenizer(tokens / TOKENIZER), settings.seq_len, settings.seed, tell)
     (into / QUESTIONS).mkdir(exist_ok=True)
     for name, config in settings.sets.items():
-        reading = _reading(into, name, config, tokenizer, tell, settings.cap(name), settings.seed)
-        with naming(name), reading as (tasks, _, on_long):
-            asked = with_questions(tasks, tokenizer, settings.seq_len, on_long)
-            write_questions((question for _, question in asked), questions_path(into, name))
+        with naming(name):
+            writer.write_questions(name, config, settings.cap(name))
 
 
 def measured_texts(tokens: Path, name: str, tokenizer: Tokenizer, shards: Path | None = None) -> Iterator[str]:
@@ -145,55 +136,57 @@ def measured_texts(tokens: Path, name: str, tokenizer: Tokenizer, shards: Path |
     return (tokenizer.decode(corpus.document_tokens(at).tolist()) for at in range(corpus.num_documents))
 
 
-def write_tasks(
-    into: Path,
-    name: str,
-    config: TaskConfig,
-    tokenizer: Tokenizer,
-    tell: Callable[[str], object],
-    *,
-    max_tokens: int | None,
-    seq_len: int,
-    seed: int,
-) -> TaskSet:
-    """Tokenise one source to `shards_path(into, name)`, each task in at most `seq_len` tokens; list what is left out.
+@dataclass(frozen=True)
+class TaskWriter:
+    """Brings sources of tasks into a directory, and lists what is left out.
 
-    max_tokens: of them all, taken in an order by hash. Raises UserError as `read_tasks` and `write_task_shards`.
+    Each method takes the name of a source's shards, and the most tokens of it, taken in an order by hash; None: all.
     """
-    shards, reading = shards_path(into, name), _reading(into, name, config, tokenizer, tell, max_tokens, seed)
-    with reading as (tasks, left_out, on_long):
-        if config.choices_field is not None:  # those alone that can be asked
-            tasks = (task for task, _ in with_questions(tasks, tokenizer, seq_len, on_long))
-        stats = write_task_shards(tasks, tokenizer, shards, seq_len, seed=seed, on_long=on_long)
-    learnt = open_shards(shards, tokenizer).num_learnt
-    return TaskSet(tasks=stats.documents, tokens=stats.tokens, learnt=learnt, left_out=dict(left_out.counts))
 
+    into: Path
+    tokenizer: Tokenizer
+    seq_len: int
+    """Most tokens of a task: whole ones have to fit a window."""
+    seed: int
+    tell: Callable[[str], object]
+    """Gets lines for the user."""
 
-@contextmanager
-def _reading(
-    into: Path,
-    name: str,
-    config: TaskConfig,
-    tokenizer: Tokenizer,
-    tell: Callable[[str], object],
-    max_tokens: int | None,
-    seed: int,
-) -> Iterator[tuple[Iterable[Task], LeftOut, Callable[[Task], None] | None]]:
-    """The tasks of a source, the list of what is left out, and what is to be called with one that is too long."""
-    listed = into / TASKS_LEFT_OUT / f"{name}.jsonl"
-    assert config.source is not None
-    source = find_source(config.source)
-    if source.remark:
-        tell(source.remark)
-    listed.parent.mkdir(exist_ok=True)
-    with listed.open("w", encoding="ascii") as file:
-        left_out = LeftOut(file.write)
-        tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
-        if max_tokens is not None:
-            tasks = cap_documents(tasks, max_tokens, seed, lambda task: task.count(tokenizer))
-        yield tasks, left_out, left_out.task if config.on_bad == "skip" else None
-    if left_out.counts:
-        tell(f"{config.source}: records left out: {left_out}; listed in {listed.relative_to(into)} of the stage")
+    def write(self, name: str, config: TaskConfig, max_tokens: int | None) -> TaskSet:
+        """Tokenise a source to `shards_path(into, name)`. Raises UserError as `read_tasks` and `write_task_shards`."""
+        shards = shards_path(self.into, name)
+        with self._reading(name, config, max_tokens) as (tasks, left_out, on_long):
+            if config.choices_field is not None:  # those alone that can be asked
+                tasks = (task for task, _ in with_questions(tasks, self.tokenizer, self.seq_len, on_long))
+            stats = write_task_shards(tasks, self.tokenizer, shards, self.seq_len, seed=self.seed, on_long=on_long)
+        learnt = open_shards(shards, self.tokenizer).num_learnt
+        return TaskSet(tasks=stats.documents, tokens=stats.tokens, learnt=learnt, left_out=dict(left_out.counts))
+
+    def write_questions(self, name: str, config: TaskConfig, max_tokens: int | None) -> None:
+        """Write the questions of a source that has choices to `questions_path(into, name)`. Errors are `write`'s."""
+        with self._reading(name, config, max_tokens) as (tasks, _, on_long):
+            asked = with_questions(tasks, self.tokenizer, self.seq_len, on_long)
+            write_questions((question for _, question in asked), questions_path(self.into, name))
+
+    @contextmanager
+    def _reading(
+        self, name: str, config: TaskConfig, max_tokens: int | None
+    ) -> Iterator[tuple[Iterable[Task], LeftOut, Callable[[Task], None] | None]]:
+        """The tasks of a source, the list of what is left out, and what is to be called with one that is too long."""
+        listed = self.into / TASKS_LEFT_OUT / f"{name}.jsonl"
+        assert config.source is not None
+        source = find_source(config.source)
+        if source.remark:
+            self.tell(source.remark)
+        listed.parent.mkdir(exist_ok=True)
+        with listed.open("w", encoding="ascii") as file:
+            left_out = LeftOut(file.write)
+            tasks: Iterable[Task] = read_tasks(source, config, partial(left_out.bad, source))
+            if max_tokens is not None:
+                tasks = cap_documents(tasks, max_tokens, self.seed, lambda task: task.count(self.tokenizer))
+            yield tasks, left_out, left_out.task if config.on_bad == "skip" else None
+        if left_out.counts:
+            place = listed.relative_to(self.into)
+            self.tell(f"{config.source}: records left out: {left_out}; listed in {place} of the stage")
 
 
 def _shared(held_out: Mapping[str, Callable[[], Iterator[str]]], place: Iterator[str]) -> dict[str, Shared]:
