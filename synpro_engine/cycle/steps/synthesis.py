@@ -54,6 +54,7 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
+    GenerateConfig,
     Producer,
     Prompter,
     Slice,
@@ -256,12 +257,7 @@ def generate_stage(
     """
     generate = settings.generate
     if earlier:
-        mixture = on_main(topology, lambda: earned_mixture(settings.generate, settings.operation, earlier))
-        generate = generate.model_copy(update={"shares": {settings.operation: mixture.share}})
-        if not helper:
-            say(topology, f"{settings.operation} {mixture}")
-            told = json_text(mixture.model_dump(), indent=2) + "\n"
-            on_main(topology, lambda: atomic_write_text(into / MIXTURE, told))
+        generate = _with_earned_share(into, settings, earlier, topology, writes=not helper)
     model = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     tokenizer, operation = open_tokenizer(inputs.base, topology), settings.operation
     trained = open_tokenizer(inputs.tokens, topology)
@@ -305,6 +301,18 @@ def generate_stage(
     tell_judged(f"generated {operation}", settings.own_reward, asked, topology)
     if composer.faults:
         say(topology, f"generated {operation}: {composer.faults} rewards were no number in range and are not recorded")
+
+
+def _with_earned_share(
+    into: Path, settings: GenerateSettings, earlier: Mapping[str, Path], topology: Topology, *, writes: bool
+) -> GenerateConfig:
+    """Generation with as many of the slices as the round before says; writes: down in the stage, and tells the user."""
+    mixture = on_main(topology, lambda: earned_mixture(settings.generate, settings.operation, earlier))
+    if writes:
+        say(topology, f"{settings.operation} {mixture}")
+        told = json_text(mixture.model_dump(), indent=2) + "\n"
+        on_main(topology, lambda: atomic_write_text(into / MIXTURE, told))
+    return settings.generate.model_copy(update={"shares": {settings.operation: mixture.share}})
 
 
 def _tell_sampled(what: str, sampler: Sampler, topology: Topology) -> None:
