@@ -3,7 +3,8 @@
 Knows typed numbers and texts (`ReportData`); does not know who measured them, or where they are stored.
 """
 
-from synpro_engine.report.comparison import ComparedRun, Comparison
+from synpro_engine.report.compared_run import ComparedRun
+from synpro_engine.report.comparison import Comparison
 from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
 from synpro_engine.report.page import render_comparison, render_report, write_comparison, write_report
 from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss

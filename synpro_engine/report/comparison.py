@@ -6,16 +6,17 @@ alone, and of runs that are measured on different text the page says so.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from synpro_engine.config import brief
-from synpro_engine.evaluate import Diversity, bits_per_byte
+from synpro_engine.evaluate import Diversity
 from synpro_engine.report import svg
-from synpro_engine.report.data import ReportData, Section
+from synpro_engine.report.compared_run import ComparedRun
+from synpro_engine.report.data import Section
 from synpro_engine.report.looks import legend_label, look_of
 from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
@@ -39,44 +40,6 @@ _UNSET = "–"
 _MEASURED: tuple[CurveKind, ...] = ("validation", "reference")
 Row = tuple[str, tuple[str, ...]]
 """What a row is of, and a cell for each run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedRun:
-    """A run, and what its losses are of."""
-
-    label: str
-    """Unlike those of the others."""
-    place: str
-    data: ReportData
-    tokenizer: str | None
-    """Its fingerprint; None while nothing is tokenised."""
-    texts: Mapping[CurveKind, str | None]
-    """What tells apart the texts that losses are measured on, by kind; None while they are not there."""
-    tasks: Mapping[str, str] = field(default_factory=dict)
-    """The same of held-out tasks, by name."""
-    split_alone: bool = True
-    """Whether the reference loss is that of the split, not of tasks from files or of both by weight."""
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Trained on in an optimizer step."""
-        config: Any = self.data.config
-        return config["pretrain"]["global_batch"] * config["model"]["seq_len"]
-
-    @property
-    def reads_apart(self) -> bool:
-        """Whether it trains and measures on documents that do not see each other."""
-        config: Any = self.data.config
-        return bool(config["pretrain"].get("separate_documents", False))
-
-    def per_byte(self, kind: CurveKind) -> float | None:
-        """Bits per byte for each nat per token of a split; None of a reference loss that is not the split's."""
-        if kind == "reference" and not self.split_alone:
-            return None
-        splits = () if self.data.corpus is None else self.data.corpus.splits
-        found = next((split for split in splits if split.name == kind), None)
-        return None if found is None or not found.utf8_bytes else bits_per_byte(found.tokens, found.utf8_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +88,17 @@ class Comparison:
         return [
             ("directory", tuple(run.place for run in self.runs)),
             ("recipe", self._each(lambda run: run.data.recipe)),
-            ("model", self._each(_model)),
+            ("model", self._each(lambda run: run.model)),
             ("device", self._each(lambda run: _of(run.data.environment, lambda e: e.device))),
             ("layout", self._each(lambda run: _of(run.data.environment, lambda e: e.layout))),
-            ("stages", self._each(_stages)),
-            ("plateau", self._each(_plateau)),
+            ("stages", self._each(lambda run: run.stages)),
+            ("plateau", self._each(lambda run: run.plateau)),
         ]
 
     @property
     def settings(self) -> list[Row]:
         """By dotted key, the settings that not all runs have alike."""
-        leaves = [dict(_leaves(run.data.config)) for run in self.runs]
+        leaves = [run.settings for run in self.runs]
         keys = dict.fromkeys(key for of in leaves for key in of)
         # By all of a value, of which a cell shows the beginning.
         apart = [key for key in keys if key != "name" and len({repr(of.get(key, _UNSET)) for of in leaves}) > 1]
@@ -236,7 +199,7 @@ class Comparison:
     def yields(self) -> list[Row]:
         """Completions that were kept, of those generated."""
         names = dict.fromkeys(name for run in self.runs for name in run.data.yields)
-        return [(name, self._each(partial(_kept, name=name))) for name in names]
+        return [(name, self._each(partial(ComparedRun.kept, texts=name))) for name in names]
 
     def _each(self, of: Callable[[ComparedRun], str]) -> tuple[str, ...]:
         return tuple(of(run) for run in self.runs)
@@ -252,33 +215,6 @@ def _differ(found: Iterable[str | None]) -> bool:
 
 def _of(part: Any, told: Callable[[Any], str]) -> str:
     return MISSING if part is None else told(part)
-
-
-def _model(run: ComparedRun) -> str:
-    models = [model for model in run.data.models if model.role == "pretrained"]
-    return f"{compact(models[0].parameters)} parameters; {models[0].description}" if models else MISSING
-
-
-def _stages(run: ComparedRun) -> str:
-    known, left = len(run.data.timeline.stages), len(run.data.timeline.unfinished)
-    return f"{known - left} of {known} done"
-
-
-def _plateau(run: ComparedRun) -> str:
-    plateau = run.data.pretraining.plateau
-    if plateau is None:
-        return MISSING
-    tokens = compact(plateau.step * run.tokens_per_step)
-    return f"step {count(plateau.step)}, {tokens} tokens" + ("" if plateau.stopped else "; the budget ended first")
-
-
-def _leaves(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, object]]:
-    """Every setting by its dotted key; a list is one."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _setting(leaves: Mapping[str, object], key: str) -> str:
@@ -303,11 +239,6 @@ def _mean(values: Sequence[float]) -> str:
 def _arm_tokens(tokens: Any, name: str) -> str:
     found = next((arm for arm in tokens.arms if arm.name == name), None)
     return MISSING if found is None else f"{count(found.organic)} + {count(found.synthetic)}"
-
-
-def _kept(run: ComparedRun, name: str) -> str:
-    found = run.data.yields.get(name)
-    return MISSING if found is None else f"{count(found.accepted)} of {count(found.completions)}"
 
 
 def _label(axes: "Axes", unit: str) -> None:
