@@ -31,6 +31,8 @@ _SLOW_IMPORTS = (
     "megatron.core.distributed",
     "megatron.core.optimizer",
     "megatron.core.models.gpt",
+    "synpro_engine.cycle",  # the engine, which imports nothing that starts a thread
+    "synpro_engine.cli.main",
 )
 
 

@@ -6,6 +6,7 @@ GGUF files are dequantised and only read: models are written as Hugging Face dir
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -48,7 +49,18 @@ def import_model(
 def read_shape(source: str, seq_len: int | None = None) -> ModelConfig:
     """The shape of what `import_model` would read, from its header alone; UserError likewise."""
     path = _gguf_file(source)
-    return read_hf_config(Path(source), seq_len) if path is None else GGUFFile(path).config(seq_len)
+    if path is None:
+        return read_hf_config(Path(source), seq_len)
+    return _gguf_shape(path, seq_len, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _gguf_shape(path: Path, seq_len: int | None, changed: int) -> ModelConfig:
+    """Kept, for a header with its vocabulary takes seconds to read, and plans ask again and again.
+
+    changed: when, so that a file that was replaced is read anew.
+    """
+    return GGUFFile(path).config(seq_len)
 
 
 def inspect_model(source: str, *, tokenizer_dir: Path, seq_len: int | None = None) -> tuple[ModelConfig, Path]:

@@ -109,12 +109,12 @@ def test_layers_that_are_made_again_count_a_forward_pass_more() -> None:
 
 def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, picture = tmp_path / "rows.jsonl", tmp_path / "rows.png"
-    sweep = ["--sweep", "pretrain.micro_batch=2,4", "--only", f"{OURS},{PLAIN}", "--rounds", "1", "--warmups", "0"]
+    sweep = ["--sweep", "pretrain.micro_batch=2", "--only", f"{OURS},{PLAIN}", "--rounds", "1", "--warmups", "0"]
     assert program.main(["smoke", *sweep, "--memory", "--output", str(output), "--plot", str(picture)]) == 0
     records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [record["status"] for record in records] == ["ok"] * 4
-    for record, rows in zip(records, (2, 2, 4, 4), strict=True):
-        assert record["tokens_per_s"] * record["timing"]["median"] == pytest.approx(rows * 64)
+    assert [record["status"] for record in records] == ["ok"] * 2
+    for record in records:
+        assert record["tokens_per_s"] * record["timing"]["median"] == pytest.approx(2 * 64)
         held = record["memory"]
         assert held["weights"] == load_recipe("smoke", []).model.parameter_count() * 4
         assert held["gradients"] == pytest.approx(held["weights"], rel=0.01)  # Megatron pads its buffers

@@ -219,6 +219,7 @@ def test_a_second_call_does_not_write_into_the_output_of_the_first(
     assert_same(output, scores)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_with_nothing_lost_or_twice(run: Path, docs: Path, scores: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.jsonl"
     arguments = [*of(run), "--micro-batch", "1", "--input", str(docs), "--output", str(output)]

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -47,6 +48,16 @@ def _training(directory: Path) -> Iterator["subprocess.Popen[str]"]:
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.1)
         yield process
+
+
+def _kill_rank_1(process: "subprocess.Popen[str]") -> None:
+    while process.poll() is None:
+        for rank in psutil.Process(process.pid).children():
+            with suppress(psutil.Error):  # begins or ends
+                if rank.environ().get("RANK") == "1":
+                    return rank.kill()
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
 
 
 def _last_line(error: str) -> str:
@@ -101,10 +112,15 @@ def test_a_signal_while_ranks_start_ends_with_75(tmp_path: Path, wait_s: float) 
     assert process.returncode == 75 and "error:" not in error, error
 
 
-def test_a_killed_rank_is_named_last(tmp_path: Path) -> None:
-    with _training(tmp_path) as process:
-        ranks = psutil.Process(process.pid).children()
-        next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+def _starting(directory: Path) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """A job whose ranks are there, and have not met."""
+    return _launched("pretrain", "smoke", "--dir", str(directory))
+
+
+@pytest.mark.parametrize("job", [_starting, pytest.param(_training, marks=pytest.mark.slow)])
+def test_a_killed_rank_is_named_last(tmp_path: Path, job: Callable[[Path], Any]) -> None:
+    with job(tmp_path) as process:
+        _kill_rank_1(process)
         begun = time.monotonic()
         _, error = process.communicate(timeout=300)
     assert time.monotonic() - begun < 60

@@ -168,7 +168,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("own", [["pretrain.parallel.pp=2"], ["parallel.cp=2"]], ids=str)
+@pytest.mark.parametrize(
+    "own", [["pretrain.parallel.pp=2"], pytest.param(["parallel.cp=2"], marks=pytest.mark.slow)], ids=str
+)
 def test_a_cycle_with_a_layout_of_its_own_for_theta_is_that_of_one_process(
     alone: Path, tmp_path: Path, own: list[str]
 ) -> None:
@@ -242,7 +244,10 @@ def _weights(export: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in export.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("axes", [("pp", "tp", "cp"), ("cp", "pp", "tp"), ("tp", "cp", "pp")])
+@pytest.mark.parametrize(
+    "axes",
+    [("pp", "tp", "cp"), *(pytest.param(a, marks=pytest.mark.slow) for a in (("cp", "pp", "tp"), ("tp", "cp", "pp")))],
+)
 def test_pretraining_goes_on_in_another_layout_where_it_was_stopped(
     alone: Path, tmp_path: Path, axes: tuple[str, ...]
 ) -> None:

@@ -119,23 +119,24 @@ def test_a_run_is_read_from_its_records_when_the_file_is_gone(run: tuple[Path, P
     unsaid = [setting for setting in settings(file) if not setting.startswith("reward.")]
     id = records(directory / "round-1" / "generate-glossary")[0]["id"]
 
-    def synpro(*arguments: str) -> str:
-        command = [sys.executable, "-m", "synpro_engine", *arguments, "--dir", str(directory)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-        assert done.returncode == (2 if arguments[0] == "run" else 0), done.stderr[-3000:]
-        return done.stdout + done.stderr
-
+    # The weights are the run's own, for here neither the recipe nor the file says them.
+    commands = [
+        ["report", "smoke", *unsaid],
+        ["trace", "smoke", *unsaid, id],
+        ["generate", "smoke", *unsaid, "--status"],
+        ["run", "smoke", *settings(file)],
+    ]
+    # In a process that has never read the file.
+    script = f"from synpro_engine.cli.main import main\nprint([main([*c, '--dir', '{directory}']) for c in {commands}])"
     (directory / "report.html").unlink()
     away = file.rename(file.with_suffix(".away"))
     try:
-        # The weights are the run's own, for here neither the recipe nor the file says them.
-        synpro("report", "smoke", *unsaid)
-        assert "glossary" in (directory / "report.html").read_text()
-        assert "glossary" in synpro("trace", "smoke", *unsaid, id)
-        assert "round-1/generate-glossary" in synpro("generate", "smoke", *unsaid, "--status")
-        assert f"{file}: cannot be read" in synpro("run", "smoke", *settings(file))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=400)
     finally:
         away.rename(file)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 2]", done.stderr[-3000:]
+    assert "glossary" in (directory / "report.html").read_text()
+    assert "round-1/generate-glossary" in done.stdout and f"{file}: cannot be read" in done.stderr
 
 
 def test_rewards_that_generation_cannot_measure_or_a_filter_lacks_are_refused() -> None:

@@ -17,6 +17,7 @@ import torch
 import zstandard
 
 from docs.site.schemas import faults_in
+from synpro_engine.cli.main import main
 from synpro_engine.config.schemas import SCHEMAS
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.steps.weights import load_model
@@ -137,10 +138,10 @@ def test_every_synthetic_text_traces_to_its_source(alone: Path) -> None:
         assert rewards["total"] == pytest.approx(unweighted + 2 * rewards["influence"])  # weights 3, 1, 1...
 
 
-def test_a_finished_run_started_again_repeats_nothing(alone: Path) -> None:
+def test_a_finished_run_started_again_repeats_nothing(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (alone / "stages.jsonl").read_text()
-    said = _finish(_RUN, alone)
-    assert "[pretrain] there already" in said and (alone / "stages.jsonl").read_text() == before
+    assert main(["run", "smoke", "--dir", str(alone)]) == 0
+    assert "[pretrain] there already" in capsys.readouterr().err and (alone / "stages.jsonl").read_text() == before
 
 
 @pytest.mark.slow

@@ -322,6 +322,7 @@ def test_every_layout_scores_alike_and_trains_as_if_nobody_watched(cases: Cases,
     run_ranks(watched_in, 2, cases=cases, ports=free_ports(len(cases)), truth=truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", layout_cases(ON_FOUR))
 def test_ranks_that_share_sequences_beside_matrices_or_layers_score_alike(
     cases: Cases, truth: dict[str, Scores]

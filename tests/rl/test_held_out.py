@@ -144,7 +144,9 @@ def _measured(directory: Path, tp: int) -> None:
         helpers["run"](topology, directory, chosen, held_out=held_out)
 
 
-@pytest.mark.parametrize(("tp", "ranks"), [(1, 2), (2, 2), pytest.param(1, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("tp", "ranks"), [(1, 2), pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(1, 4, marks=pytest.mark.slow)]
+)
 def test_ranks_share_the_slices_and_find_what_one_process_finds(tmp_path: Path, tp: int, ranks: int) -> None:
     """Three slices: an odd number over two ranks, and none for one of four."""
     run_ranks(_measured, 1, directory=tmp_path / "alone", tp=1)

@@ -73,7 +73,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("tp", "ranks"), [(1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.slow)], ids=["dp2", "tp2", "tp2dp2"]
+    ("tp", "ranks"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), (2, 2), pytest.param(2, 4, marks=pytest.mark.slow)],
+    ids=["dp2", "tp2", "tp2dp2"],
 )
 def test_every_method_tunes_in_a_layout_as_in_one_process(
     one_process: Path, tmp_path: Path, tp: int, ranks: int

@@ -113,7 +113,11 @@ def alone() -> dict[str, Any]:
     return _sample(ParallelConfig())
 
 
-@pytest.mark.parametrize("way", [{"speculate": 3}, {"stride": 5}, {"stride": 5, "static": True}], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [{"speculate": 3}, pytest.param({"stride": 5}, marks=pytest.mark.slow), {"stride": 5, "static": True}],
+    ids=str,
+)
 def test_two_tensor_parallel_ranks_sample_and_score_as_one_process_does_token_by_token(
     alone: dict[str, Any], way: dict[str, int]
 ) -> None:

@@ -84,7 +84,13 @@ def test_a_store_that_is_asked_too_often_is_asked_again_later(s3: Bucket) -> Non
         (Fault(404, "NoSuchKey"), "not found (told by the test: NoSuchKey)"),
     ],
 )
-def test_a_fault_that_stays_is_one_line_with_the_key(s3: Bucket, fault: Fault, told: str) -> None:  # noqa: F811
+def test_a_fault_that_stays_is_one_line_with_the_key(
+    s3: Bucket,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    told: str,
+) -> None:
+    monkeypatch.setattr(faults, "PATIENCE_S", 0.5)
     file = found(s3.put("a/x.bin", CONTENT[:1000]))
     with s3.faults(lambda request: fault if request.method == "GET" else None):
         with pytest.raises(UserError, match=re.escape(f"s3://{s3.name}/a/x.bin: {told}")) as refused:

@@ -69,7 +69,8 @@ def test_a_sweep_that_is_killed_and_stopped_on_the_way_comes_to_the_bits_of_one_
     assert len(re.findall(r"trials/\d+/pretrain\.partial: going on from step", told)) >= 2, told[-3000:]
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
 def test_several_workers_share_a_sweep_and_none_makes_what_another_one_makes(tmp_path: Path, workers: int) -> None:
     directory, rates = tmp_path / "shared", ",".join(f"{number}e-3" for number in range(1, 9))
     logs = [f"log-{number}" for number in range(workers)]

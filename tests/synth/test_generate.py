@@ -308,7 +308,8 @@ def _started(out: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_another_job_joins_takes_batches_and_may_be_killed(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_several_jobs_join_take_batches_and_may_be_killed(corpus: Path, tmp_path: Path) -> None:
     out, work = tmp_path / "corpus", tmp_path / "corpus.work"
     owner = _started(out, "4.0")
     try:
@@ -327,16 +328,24 @@ def test_another_job_joins_takes_batches_and_may_be_killed(corpus: Path, tmp_pat
     assert _content(out) == _content(corpus) and not work.exists()
 
 
-def test_a_job_of_other_settings_may_not_join(topology: Topology, tmp_path: Path) -> None:
-    out = tmp_path / "corpus"
-    owner = _started(out, "5.0")
-    while not (tmp_path / "corpus.work" / "settings.json").exists():
-        assert owner.poll() is None, owner.communicate()[1]
-        time.sleep(0.05)
-    owner.kill()
-    owner.communicate()
-    with pytest.raises(UserError, match="other settings: `prefix`"):
-        join_generation(out, JOB["make_producer"](prefix="x/"), topology, seed=JOB["SEED"])
+def test_another_job_joins_and_takes_batches_but_with_no_other_settings(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    out, work = tmp_path / "corpus", tmp_path / "corpus.work"
+    owner = _started(out, "4.0")
+    try:
+        while not (work / "settings.json").exists():
+            assert owner.poll() is None, owner.communicate()[1]
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="other settings: `prefix`"):
+            join_generation(out, JOB["make_producer"](prefix="x/"), topology, seed=JOB["SEED"])
+        helper = JOB["make_producer"]()
+        join_generation(out, helper, topology, seed=JOB["SEED"])
+        assert owner.wait(60) == 0, owner.communicate()[1]
+    finally:
+        owner.kill()
+    assert 0 < helper.generator.calls <= BATCHES
+    assert _content(out) == _content(corpus) and not work.exists()
 
 
 def test_accepted_slices_are_joined_by_document_operation_and_sample(

@@ -175,12 +175,9 @@ def run(log: Path, directory: Path, config: TrainConfig, layout: str, fault: str
 @pytest.mark.parametrize(
     ("fault", "layout"),
     [
-        ("killed", "DP2"),
         ("full disk", "TP2"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("killed", "1 rank"), ("killed", "TP2"), ("full disk", "1 rank"), ("full disk", "DP2"))
-        ),
+        *(pytest.param("killed", layout, marks=pytest.mark.slow) for layout in LAYOUTS),
+        *(pytest.param("full disk", layout, marks=pytest.mark.slow) for layout in ("1 rank", "DP2")),
     ],
 )
 def test_a_save_that_fails_leaves_the_one_before_and_the_run_goes_on_to_the_same_bits(

@@ -267,7 +267,11 @@ def train_loss(engine: Engine) -> float:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "names"), [(2, ["DP2", "TP2", "PP2", "CP2"]), (4, ["DP2 PP2 VP2", "TP2 PP2 VP2 SP", "CP2 DP2"])]
+    ("ranks", "names"),
+    [
+        (2, ["DP2", "TP2", "PP2", "CP2"]),
+        pytest.param(4, ["DP2 PP2 VP2", "TP2 PP2 VP2 SP", "CP2 DP2"], marks=pytest.mark.slow),
+    ],
 )
 def test_layouts_average_like_one_process_and_go_on_from_each_other(
     topology: Topology, tmp_path: Path, ranks: int, names: list[str]

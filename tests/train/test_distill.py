@@ -13,8 +13,8 @@ from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
-from synpro_engine.dist import ParallelConfig, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.config import DistillConfig, OptimizerConfig
@@ -32,34 +32,42 @@ def shape(width: int = 32) -> ModelConfig:
     return ModelConfig(layers=2, d_model=width, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
 
 
-def _steps(layout: dict[str, Any]) -> list[float]:
+def _steps(topology: Topology) -> list[float]:
     """Losses, divergences and norms of three steps, and the first step's loss by the definition."""
-    with launched(ParallelConfig.model_validate(layout)) as topology:
-        teachers = [build_model(shape(width), topology, seed=seed) for width, seed in ((48, 5), (32, 6))]
-        engine = Engine(build_model(shape(), topology), OptimizerConfig(lr=1e-2, eps=1e-3))
-        loss_fn, dp, found = DistillationLoss(1e-2, CONFIG, teachers), topology.dp, []
-        for seed in range(3):
-            ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
-            rows = ids.chunk(dp.size)[dp.rank].split(2)
-            if seed == 0 and topology.world_size == 1:
-                model = engine.model
-                taught = [Teacher(one.hidden(ids[:, :-1]), one.output_weight()) for one in teachers]
-                expected = linear_distill_definition(
-                    model.hidden(ids[:, :-1]), model.output_weight(), ids[:, 1:], teachers=taught, share=0.6,
-                    temperature=2.0, z_loss=1e-2, mixture=CONFIG.mixture,
-                )  # fmt: skip
-                found += [float(expected.cross_entropy) / 64, float(expected.divergence) / 64]
-            batches = [Batch(part[:, :-1], part[:, 1:]) for part in rows]
-            result = engine.step(batches, loss_fn, denominator=64.0)
-            found += [result.loss, result.extras["divergence"] / 64, result.grad_norm]
-        return found
+    teachers = [build_model(shape(width), topology, seed=seed) for width, seed in ((48, 5), (32, 6))]
+    engine = Engine(build_model(shape(), topology), OptimizerConfig(lr=1e-2, eps=1e-3))
+    loss_fn, dp, found = DistillationLoss(1e-2, CONFIG, teachers), topology.dp, []
+    for seed in range(3):
+        ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
+        rows = ids.chunk(dp.size)[dp.rank].split(2)
+        if seed == 0 and topology.world_size == 1:
+            model = engine.model
+            taught = [Teacher(one.hidden(ids[:, :-1]), one.output_weight()) for one in teachers]
+            expected = linear_distill_definition(
+                model.hidden(ids[:, :-1]), model.output_weight(), ids[:, 1:], teachers=taught, share=0.6,
+                temperature=2.0, z_loss=1e-2, mixture=CONFIG.mixture,
+            )  # fmt: skip
+            found += [float(expected.cross_entropy) / 64, float(expected.divergence) / 64]
+        batches = [Batch(part[:, :-1], part[:, 1:]) for part in rows]
+        result = engine.step(batches, loss_fn, denominator=64.0)
+        found += [result.loss, result.extras["divergence"] / 64, result.grad_norm]
+    return found
+
+
+def _in_layouts(ports: list[int]) -> list[list[float]]:
+    found = []
+    for layout, port in zip(LAYOUTS, ports, strict=True):
+        with job(ParallelConfig.model_validate(layout), port) as topology:
+            found.append(_steps(topology))
+    return found
 
 
 def test_the_loss_is_the_definition_s_and_layouts_agree_with_one_process() -> None:
-    [[loss, divergence, *alone]] = run_ranks(_steps, 1, layout={})
+    with launched(ParallelConfig()) as topology:
+        loss, divergence, *alone = _steps(topology)
     assert math.isclose(alone[0], loss, rel_tol=1e-5) and math.isclose(alone[1], divergence, abs_tol=1e-6)
-    for layout in LAYOUTS:
-        for found in run_ranks(_steps, 2, layout=layout):
+    for of_rank in run_ranks(_in_layouts, 2, ports=free_ports(len(LAYOUTS))):
+        for layout, found in zip(LAYOUTS, of_rank, strict=True):
             assert found == pytest.approx(alone, rel=2e-5, abs=1e-6), layout
 
 

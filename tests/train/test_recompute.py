@@ -9,8 +9,8 @@ import torch
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
-from synpro_engine.dist import Layout, ParallelConfig, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.model.dropout import dropouts
@@ -23,6 +23,7 @@ from synpro_engine.train.losses import LanguageModelLoss
 FAMILIES = ("llama", "olmo2", "qwen3")
 LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"cp": 2}]
 """Of two ranks; the first is of two replicas."""
+WAYS: tuple[Recompute, ...] = ("none", "mlp", "full")
 DROPPED = DropoutConfig(embedding=0.2, attention=0.3, residual=0.2, depth=0.4, tokens=0.3, mask_token=5)
 
 
@@ -33,52 +34,74 @@ def shape(family: str) -> ModelConfig:
 
 
 def _steps(
-    layout: dict[str, Any], family: str, recompute: Recompute, *, half: bool = False, drop: DropoutConfig | None = None
+    topology: Topology, family: str, recompute: Recompute, *, half: bool = False, drop: DropoutConfig | None = None
 ) -> list[float]:
-    """Losses and gradient norms of three steps of two micro-batches, and what the embedding became, as a sum."""
-    with launched(ParallelConfig.model_validate(layout)) as topology:
-        dtype = torch.bfloat16 if half else torch.float32
-        engine = Engine(
-            build_model(shape(family), topology, dtype=dtype, recompute=recompute), OptimizerConfig(lr=1e-2)
-        )
-        found = []
-        for seed in range(3):
-            ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
-            rows = ids.chunk(topology.dp.size)[topology.dp.rank].split(2 if topology.dp.size == 1 else 1)
-            dropped = dropouts(
-                drop or DropoutConfig(), [len(part) for part in rows], first_row=2 * topology.dp.rank, seed=1,
-                step=seed, layers=4, device=topology.device,
-            )  # fmt: skip
-            result = engine.step(
-                [Batch(part[:, :-1], part[:, 1:]) for part in rows], LanguageModelLoss(1e-4), denominator=64.0,
-                dropouts=dropped,
-            )  # fmt: skip
-            found += [result.loss, result.grad_norm]
-        return found
+    """Losses and gradient norms of three steps of two micro-batches."""
+    dtype = torch.bfloat16 if half else torch.float32
+    engine = Engine(build_model(shape(family), topology, dtype=dtype, recompute=recompute), OptimizerConfig(lr=1e-2))
+    found = []
+    for seed in range(3):
+        ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
+        rows = ids.chunk(topology.dp.size)[topology.dp.rank].split(2 if topology.dp.size == 1 else 1)
+        dropped = dropouts(
+            drop or DropoutConfig(), [len(part) for part in rows], first_row=2 * topology.dp.rank, seed=1,
+            step=seed, layers=4, device=topology.device,
+        )  # fmt: skip
+        result = engine.step(
+            [Batch(part[:, :-1], part[:, 1:]) for part in rows], LanguageModelLoss(1e-4), denominator=64.0,
+            dropouts=dropped,
+        )  # fmt: skip
+        found += [result.loss, result.grad_norm]
+    return found
 
 
-@pytest.mark.parametrize("recompute", ["mlp", "full"])
+Found = dict[tuple[str, Recompute, bool], list[float]]
+
+
+def _in_layouts(ports: list[int]) -> Found:
+    """`_steps` by layout, what is made again, and whether it is dropped from; one job after the other."""
+    found: Found = {}
+    for layout, port in zip(LAYOUTS, ports, strict=True):
+        with job(ParallelConfig.model_validate(layout), port) as topology:
+            for recompute in WAYS:
+                for drop in (None, DROPPED) if layout in LAYOUTS[2:] else (None,):
+                    case = str(layout), recompute, drop is not None
+                    found[case] = _steps(topology, "olmo2", recompute, drop=drop)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_layouts() -> list[Found]:
+    """By rank."""
+    return run_ranks(_in_layouts, 2, ports=free_ports(len(LAYOUTS)))
+
+
+@pytest.mark.parametrize("recompute", WAYS[1:])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_losses_and_gradients_are_the_same_bits_in_every_layout(recompute: Recompute, layout: dict[str, Any]) -> None:
-    kept = run_ranks(_steps, 2, layout=layout, family="olmo2", recompute="none")
-    assert run_ranks(_steps, 2, layout=layout, family="olmo2", recompute=recompute) == kept
+def test_losses_and_gradients_are_the_same_bits_in_every_layout(
+    in_layouts: list[Found], recompute: Recompute, layout: dict[str, Any]
+) -> None:
+    for found in in_layouts:
+        assert found[str(layout), recompute, False] == found[str(layout), "none", False]
 
 
-@pytest.mark.parametrize("recompute", ["mlp", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_every_family_and_dtype_has_the_same_bits(recompute: Recompute, family: str, half: bool) -> None:
-    [kept] = run_ranks(_steps, 1, layout={}, family=family, recompute="none", half=half)
-    assert run_ranks(_steps, 1, layout={}, family=family, recompute=recompute, half=half) == [kept]
+def test_every_family_and_dtype_has_the_same_bits(family: str, half: bool) -> None:
+    with launched(ParallelConfig()) as topology:
+        kept, *again = (_steps(topology, family, recompute, half=half) for recompute in WAYS)
+    assert again == [kept, kept]
 
 
-@pytest.mark.parametrize("recompute", ["mlp", "full"])
+@pytest.mark.parametrize("recompute", WAYS[1:])
 @pytest.mark.parametrize("layout", LAYOUTS[2:], ids=str)
-def test_what_is_made_again_is_dropped_from_as_before(recompute: Recompute, layout: dict[str, Any]) -> None:
+def test_what_is_made_again_is_dropped_from_as_before(
+    in_layouts: list[Found], recompute: Recompute, layout: dict[str, Any]
+) -> None:
     """In a pipeline too, where a block runs again after it has read another micro-batch."""
-    kept = run_ranks(_steps, 2, layout=layout, family="olmo2", recompute="none", drop=DROPPED)
-    assert run_ranks(_steps, 2, layout=layout, family="olmo2", recompute=recompute, drop=DROPPED) == kept
-    assert run_ranks(_steps, 2, layout=layout, family="olmo2", recompute="none") != kept
+    for found in in_layouts:
+        kept = found[str(layout), "none", True]
+        assert found[str(layout), recompute, True] == kept != found[str(layout), "none", False]
 
 
 def _kept(recompute: Recompute) -> tuple[int, float]:
@@ -102,7 +125,7 @@ def _kept(recompute: Recompute) -> tuple[int, float]:
 
 
 def test_less_is_kept_and_the_footprint_says_how_much() -> None:
-    found = {recompute: run_ranks(_kept, 1, recompute=recompute)[0] for recompute in ("none", "mlp", "full")}
+    found = {recompute: _kept(recompute) for recompute in WAYS}
     assert found["full"][0] < 0.5 * found["mlp"][0] < 0.5 * found["none"][0]
     assert found["full"][1] < found["mlp"][1] < found["none"][1]
     for recompute in ("none", "mlp"):

@@ -10,8 +10,8 @@ import torch
 
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import IGNORE, Batch, TokenCorpus, TokenLoader, eval_windows
-from synpro_engine.dist import ParallelConfig, Topology, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import ParallelConfig, Topology
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence.directions.gradient import mean_gradient
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -79,36 +79,43 @@ def test_a_step_is_that_of_documents_in_rows_of_their_own(topology: Topology, fa
     assert abs(first.loss - found[0][0]) > 1e-4, "across borders there was something to see"
 
 
-def _measured(layout: dict[str, Any], micro_batch: int = 2) -> list[float]:
+def _measured(topology: Topology, micro_batch: int = 2) -> list[float]:
     """Losses and norms of two steps, then held-out loss and the size of a reference gradient."""
-    with launched(ParallelConfig.model_validate(layout)) as topology:
-        dp = topology.dp
-        deal = loader(apart=True, rank=dp.rank, ranks=dp.size)
-        engine = Engine(build_model(shape(), topology), OptimizerConfig(lr=1e-2, eps=1e-3))
-        found = []
-        for _ in range(2):
-            batch = deal.next_batch()
-            parts = [batch.rows(at, at + micro_batch) for at in range(0, 4 // dp.size, micro_batch)]
-            result = engine.step(
-                parts, LanguageModelLoss(), denominator=4.0 * S,
-                rows_of=lambda batch: documents_apart(batch, topology.device),
-            )  # fmt: skip
-            found += [result.loss, result.grad_norm]
-        held = list(eval_windows(corpus(), S, batch_size=2, dp_rank=dp.rank, dp_size=dp.size, separate_documents=True))
-        found.append(held_out_loss(engine.model, held, micro_batch=2))
-        gradient = mean_gradient(engine.model, held)
-        # Of replicated tensors alone, which are whole on each rank.
-        norms = [t for name, t in gradient.tensors.items() if "final_layernorm" in name]
-        found += [float(norm.double().norm()) for norm in norms]
-        return found
+    dp = topology.dp
+    deal = loader(apart=True, rank=dp.rank, ranks=dp.size)
+    engine = Engine(build_model(shape(), topology), OptimizerConfig(lr=1e-2, eps=1e-3))
+    found = []
+    for _ in range(2):
+        batch = deal.next_batch()
+        parts = [batch.rows(at, at + micro_batch) for at in range(0, 4 // dp.size, micro_batch)]
+        result = engine.step(
+            parts, LanguageModelLoss(), denominator=4.0 * S,
+            rows_of=lambda batch: documents_apart(batch, topology.device),
+        )  # fmt: skip
+        found += [result.loss, result.grad_norm]
+    held = list(eval_windows(corpus(), S, batch_size=2, dp_rank=dp.rank, dp_size=dp.size, separate_documents=True))
+    found.append(held_out_loss(engine.model, held, micro_batch=2))
+    gradient = mean_gradient(engine.model, held)
+    # Of replicated tensors alone, which are whole on each rank.
+    norms = [t for name, t in gradient.tensors.items() if "final_layernorm" in name]
+    found += [float(norm.double().norm()) for norm in norms]
+    return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_every_layout_agrees_with_one_process(layout: dict[str, Any]) -> None:
-    [alone] = run_ranks(_measured, 1, layout={})
-    for found in run_ranks(_measured, 2, layout=layout):
-        assert np.allclose(found[:5], alone[:5], rtol=1e-5)
-        assert len(found) < 6 or np.allclose(found[5:], alone[5:], rtol=1e-4)
+def _in_layouts(ports: list[int]) -> list[list[float]]:
+    found = []
+    for layout, port in zip(LAYOUTS, ports, strict=True):
+        with job(ParallelConfig.model_validate(layout), port) as topology:
+            found.append(_measured(topology))
+    return found
+
+
+def test_every_layout_agrees_with_one_process(topology: Topology) -> None:
+    alone = _measured(topology)
+    for of_rank in run_ranks(_in_layouts, 2, ports=free_ports(len(LAYOUTS))):
+        for layout, found in zip(LAYOUTS, of_rank, strict=True):
+            assert np.allclose(found[:5], alone[:5], rtol=1e-5), layout
+            assert len(found) < 6 or np.allclose(found[5:], alone[5:], rtol=1e-4), layout
 
 
 def test_held_out_text_is_measured_as_it_is_trained_on(topology: Topology) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from synpro_engine.data import Batch
-from synpro_engine.dist import ParallelConfig, Topology, launched
-from synpro_engine.dist.testing import run_ranks
+from synpro_engine.dist import ParallelConfig, Topology
+from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.train.config import OptimizerConfig, SpikeConfig
 from synpro_engine.train.divergence import DivergedError
@@ -96,31 +96,40 @@ def test_what_stands_out_is_named() -> None:
     assert told({f"layer {i}": math.inf for i in range(5)}).endswith("in layer 0, layer 1, layer 2 and 2 more")
 
 
-def _norms(layout: dict[str, Any] | None = None, *, clip: float = 0.1, half: bool = False) -> dict[str, float]:
-    with launched(ParallelConfig.model_validate(layout or {})) as topology:
-        model = build_model(toy.SHAPE, topology, dtype=torch.bfloat16 if half else torch.float32)
-        engine = Engine(model, OptimizerConfig(clip=clip))
-        ids = torch.randint(toy.SHAPE.vocab_size, (4, 9), generator=torch.Generator().manual_seed(1))
-        dp = topology.dp
-        batch = Batch(ids[:, :-1], ids[:, 1:]).rows(4 * dp.rank // dp.size, 4 * (dp.rank + 1) // dp.size)
-        result = engine.step([batch], LanguageModelLoss(), denominator=32.0)
-        return gradient_norms(engine, result.grad_norm)
+def _norms(topology: Topology, *, clip: float = 0.1, half: bool = False) -> dict[str, float]:
+    model = build_model(toy.SHAPE, topology, dtype=torch.bfloat16 if half else torch.float32)
+    engine = Engine(model, OptimizerConfig(clip=clip))
+    ids = torch.randint(toy.SHAPE.vocab_size, (4, 9), generator=torch.Generator().manual_seed(1))
+    dp = topology.dp
+    batch = Batch(ids[:, :-1], ids[:, 1:]).rows(4 * dp.rank // dp.size, 4 * (dp.rank + 1) // dp.size)
+    result = engine.step([batch], LanguageModelLoss(), denominator=32.0)
+    return gradient_norms(engine, result.grad_norm)
 
 
-@pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {}, {"tp": 2, "sequence_parallel": True}], ids=str)
-def test_norms_by_layer_are_those_of_one_process_in_every_layout(layout: dict[str, Any]) -> None:
-    [alone] = run_ranks(_norms, 1)
+LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"pp": 2}, {}, {"tp": 2, "sequence_parallel": True}]
+
+
+def _in_layouts(ports: list[int]) -> list[dict[str, float]]:
+    found = []
+    for layout, port in zip(LAYOUTS, ports, strict=True):
+        with job(ParallelConfig.model_validate(layout), port) as topology:
+            found.append(_norms(topology))
+    return found
+
+
+def test_norms_by_layer_are_those_of_one_process_in_every_layout(topology: Topology) -> None:
+    alone = _norms(topology)
     assert len(alone) == toy.SHAPE.layers + 2
-    for found in run_ranks(_norms, 2, layout=layout):
-        assert found.keys() == alone.keys()
-        assert all(math.isclose(found[name], alone[name], rel_tol=1e-5) for name in alone)
+    for of_rank in run_ranks(_in_layouts, 2, ports=free_ports(len(LAYOUTS))):
+        for layout, found in zip(LAYOUTS, of_rank, strict=True):
+            assert found.keys() == alone.keys()
+            assert all(math.isclose(found[name], alone[name], rel_tol=1e-5) for name in alone), layout
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
-def test_norms_by_layer_are_those_before_clipping(clip: float) -> None:
-    [found] = run_ranks(_norms, 1, clip=clip)
-    [half] = run_ranks(_norms, 1, clip=clip, half=True)
-    [unclipped] = run_ranks(_norms, 1, clip=0.0)
+def test_norms_by_layer_are_those_before_clipping(topology: Topology, clip: float) -> None:
+    found, half = _norms(topology, clip=clip), _norms(topology, clip=clip, half=True)
+    unclipped = _norms(topology, clip=0.0)
     assert all(math.isclose(found[name], unclipped[name], rel_tol=1e-6) for name in unclipped)
     assert half.keys() == unclipped.keys() and all(
         math.isclose(half[name], unclipped[name], rel_tol=0.1) for name in half

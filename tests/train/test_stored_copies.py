@@ -7,6 +7,7 @@ import pytest
 
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.dist import Topology
+from synpro_engine.storage import faults
 from synpro_engine.train.checkpoint_copies import StoredCopies
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.config import TrainConfig
@@ -111,9 +112,12 @@ def test_a_store_that_takes_no_copy_ends_the_job_with_its_address(
     topology: Topology,
     s3: Bucket,  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     fault: Fault,
     told: str,
 ) -> None:
+    monkeypatch.setattr(faults, "PATIENCE_S", 0.5)
+
     def refusing(request: Request) -> Fault | None:
         return fault if request.method in ("PUT", "POST") else None
 

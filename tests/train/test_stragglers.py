@@ -61,7 +61,7 @@ def _train(directory: str, slow: int, cp: int = 1) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("slow", [0, 1])
+@pytest.mark.parametrize("slow", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_rank_that_the_others_wait_for_is_named_once(slow: int, tmp_path: Path) -> None:
     said, _ = run_ranks(_train, 2, directory=str(tmp_path), slow=slow)
     looks = [record for record in read_metrics(tmp_path / METRICS) if record["kind"] == "ranks"]
