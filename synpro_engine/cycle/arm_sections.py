@@ -15,7 +15,6 @@ from synpro_engine.reward import RewardConfig
 from synpro_engine.reward.config import TOTAL
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import FilterConfig, GenerateConfig
-from synpro_engine.train.config import TrainConfig
 
 ArmText = Literal["organic", "unique", "prompted", "tuned"]
 
@@ -131,23 +130,6 @@ def placebo_fault(
     ):
         if chosen:
             return f"influence: is {arm.influence}, but texts are chosen by it; give the arm `{key}`"
-    return None
-
-
-def schedule_fault(arm: ArmConfig, own: TrainConfig, of_theta: TrainConfig) -> str | None:
-    """What is wrong with where an arm's schedules end, likewise.
-
-    One that does not say would end with pretraining, which the arm goes on from.
-    """
-    optimizer = arm.pretrain.get("optimizer")
-    decay = optimizer.get("decay_schedule") if isinstance(optimizer, Mapping) else None
-    for key, given, ours, theirs in (
-        ("schedule", arm.pretrain.get("schedule"), own.schedule, of_theta.schedule),
-        ("optimizer.decay_schedule", decay, own.optimizer.decay_schedule, of_theta.optimizer.decay_schedule),
-    ):
-        says = isinstance(given, Mapping) and given.get("total_steps") is not None
-        if ours.total_steps is not None and theirs.total_steps is None and not says:
-            return f"pretrain.{key}.total_steps: is missing, the step at which this arm's ends"
     return None
 
 

@@ -24,7 +24,6 @@ from synpro_engine.cycle.arm_sections import (
     CycleConfig,
     arm_fault,
     placebo_fault,
-    schedule_fault,
     tuned_as,
     with_arm,
 )
@@ -300,8 +299,6 @@ class Recipe(Config):
         wanted = own.continued.train_from
         if wanted not in ("raw", *self.pretrain.averages):
             return f"continued.train_from: the recipe's pretrain.{wanted} is not given, so that theta has none"
-        if fault := schedule_fault(arm, own.pretrain, self.pretrain):
-            return fault
         return placebo_fault(arm, own.tune, own.filter, own.generate, own.mix)
 
     @model_validator(mode="after")

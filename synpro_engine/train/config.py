@@ -5,8 +5,7 @@ A step is one optimizer step over one global batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -59,7 +58,7 @@ class DecayScheduleConfig(Config):
     hold_steps: int = Field(default=0, ge=0)
     """Steps before it begins to move."""
     total_steps: int | None = Field(default=None, gt=0)
-    """Step at which it is at `final`, of linear and cosine; `max_steps` of the training where not given."""
+    """Step at which it is at `final`; needed by linear and cosine."""
 
     @model_validator(mode="after")
     def _complete(self) -> DecayScheduleConfig:
@@ -110,7 +109,8 @@ class ScheduleConfig(Config):
     warmup_steps: int = Field(default=0, ge=0)
     """Linear rise; the first step already trains at 1 / warmup_steps of the peak."""
     total_steps: int | None = Field(default=None, gt=0)
-    """Step at which cosine or wsd reaches its floor; `max_steps` of the training where not given."""
+    """Step at which cosine or wsd reaches its floor; needed by those two. Arms go on from theta's step,
+    so with arms it is theirs that it is to end with."""
     decay_steps: int | None = Field(default=None, gt=0)
     """Length of wsd's decay, at the end of total_steps; needed by wsd."""
     decay_shape: Literal["linear", "sqrt"] = "sqrt"
@@ -334,18 +334,6 @@ class TrainConfig(Config):
     logger_project: str = Field(default="synpro", min_length=1)
     """The trackers' project; MLflow's experiment."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _schedules_end_with_the_training(cls, data: Any) -> Any:
-        """What a schedule that ends is not told is put in place, so that a resolved recipe says it."""
-        if not isinstance(data, Mapping) or data.get("max_steps") is None:
-            return data
-        steps, optimizer = data["max_steps"], data.get("optimizer")
-        changed = {"schedule": _ending(data["schedule"], steps)} if "schedule" in data else {}
-        if isinstance(optimizer, Mapping) and "decay_schedule" in optimizer:
-            changed["optimizer"] = {**optimizer, "decay_schedule": _ending(optimizer["decay_schedule"], steps)}
-        return {**data, **changed}
-
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.plateau is not None and self.eval_every == 0:
@@ -371,9 +359,3 @@ class TrainConfig(Config):
     def given(self) -> WeightsOf:
         """The weights that whoever reads a checkpoint is given."""
         return self.hand_on or self.evaluate_with
-
-
-def _ending(schedule: Any, steps: Any) -> Any:
-    """A schedule as it was given, and where it ends and does not say when, after so many steps."""
-    ends = isinstance(schedule, Mapping) and schedule.get("kind", "constant") != "constant"
-    return {**schedule, "total_steps": steps} if ends and schedule.get("total_steps") is None else schedule

@@ -131,14 +131,13 @@ def test_muon_goes_with_in_run_scores_and_with_a_probe_that_does_not_walk_with_i
     assert recipe.pretrain.optimizer.name == "muon" and recipe.pretrain.in_run is not None
 
 
-def test_an_arm_with_a_schedule_that_ends_says_when() -> None:
+def test_a_schedule_that_ends_says_when_for_arms_go_on_from_the_step_of_theta() -> None:
+    with pytest.raises(UserError, match=r"pretrain\.schedule.*a cosine schedule needs total_steps"):
+        load_recipe("smoke", ["pretrain.schedule={kind: cosine, warmup_steps: 2}"])
     own = "arms.own={{text: organic, pretrain: {{schedule: {{kind: cosine{}}}}}}}"
-    with pytest.raises(UserError, match=r"arms\.own\.pretrain\.schedule\.total_steps: is missing"):
+    with pytest.raises(UserError, match=r"arms\.own: `pretrain\.schedule`: a cosine schedule needs total_steps"):
         load_recipe("smoke", [own.format("")])
-    arm = load_recipe("smoke", [own.format(", total_steps: 9")]).of_arm("own")
-    assert arm.pretrain.schedule.total_steps == 9
-    recipe = load_recipe("smoke", ["pretrain.schedule={kind: cosine, warmup_steps: 2}"])
-    assert recipe.pretrain.schedule.total_steps == recipe.pretrain.max_steps
+    assert load_recipe("smoke", [own.format(", total_steps: 9")]).of_arm("own").pretrain.schedule.total_steps == 9
 
 
 def test_arms_begin_with_weights_that_pretraining_keeps() -> None:

@@ -55,25 +55,6 @@ def test_incomplete_schedules_are_refused_by_name(settings, word):
         load_config(ScheduleConfig, settings)
 
 
-@pytest.mark.parametrize("given", [{}, {"total_steps": None}])
-def test_a_schedule_that_does_not_say_when_it_ends_ends_with_the_training(given: dict[str, None]):
-    settings = {
-        "max_steps": 90,
-        "schedule": {"kind": "wsd", "decay_steps": 30, **given},
-        "optimizer": {"decay_schedule": {"kind": "linear", **given}},
-    }
-    config = load_config(TrainConfig, settings)
-    assert config.schedule.total_steps == config.optimizer.decay_schedule.total_steps == 90
-    # Written out, so that a run that is gone on with for longer keeps its schedule.
-    again = load_config(TrainConfig, config.model_dump(mode="json"), ["max_steps=120"])
-    assert again.schedule == config.schedule
-    # What does not end is as it was before: settings that are recorded of older runs are the same.
-    plain = load_config(TrainConfig, {"max_steps": 90, "schedule": {"warmup_steps": 3}, "optimizer": {}})
-    assert plain.schedule.total_steps is plain.optimizer.decay_schedule.total_steps is None
-    with pytest.raises(UserError, match="total_steps above warmup_steps"):
-        load_config(TrainConfig, {"max_steps": 5, "schedule": {"kind": "cosine", "warmup_steps": 5}})
-
-
 def test_a_plateau_without_evaluations_is_refused():
     with pytest.raises(UserError, match="eval_every"):
         load_config(TrainConfig, {"max_steps": 1, "eval_every": 0, "plateau": {}})
