@@ -96,6 +96,10 @@ def torchtitan(recipe: Recipe, weights: Weights, topology: Topology) -> Contende
 
 def trainer(recipe: Recipe, weights: Weights, topology: Topology) -> Contender:
     """transformers' model under transformers' Trainer."""
+    if topology.device.type == "cuda" and topology.world_size == 1 and torch.cuda.device_count() > 1:
+        raise NotImplementedError(
+            "takes all GPUs that a process sees (nn.DataParallel): CUDA_VISIBLE_DEVICES=0 shows one"
+        )
     importlib.import_module("accelerate")  # without which the Trainer cannot be made
     return TrainerSteps(_model(recipe, weights), recipe, topology.device)
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def test_the_trainer_of_transformers_has_our_losses_step_by_step(family: str) ->
         assert theirs.held()["optimizer"] == pytest.approx(ours.held()["optimizer"], rel=0.01)
         assert isinstance(theirs, TrainerSteps)
         theirs.close()
+
+
+def test_the_trainer_is_refused_where_it_would_take_other_devices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("smoke", (), 1)
+    with launched(ParallelConfig()) as topology:
+        of_many = replace(topology, device=torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(NotImplementedError, match=r"nn\.DataParallel"):
+            CONTENDERS["transformers-trainer"](case.recipe, {}, of_many)
 
 
 class _Elsewhere(Ours):
