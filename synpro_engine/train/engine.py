@@ -111,6 +111,7 @@ class Engine:
         self.schedule = schedule or ScheduleConfig()
         self.step_index = 0  # steps completed
         self.schedule_start = 0  # the step at which the schedule begins
+        model.arrive()  # what an older engine has under way: the weights move away from there
         # Before the optimizer, which takes its shards from the buffers that the wrapper makes.
         self.wrapped: list[Any] = _wrap(model, overlap_gradients, overlap_weights)
         self._gather = WeightGather(self.wrapped, behind=overlap_weights)

@@ -17,7 +17,7 @@ from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.data.choices import QuestionSet
-from synpro_engine.dist import Stopped, broadcast_object, say, sum_over
+from synpro_engine.dist import Stopped, Topology, broadcast_object, say, sum_over
 from synpro_engine.model.dropout import Dropout, dropouts
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import documents_apart
@@ -81,11 +81,7 @@ class PretrainRun:
             averages=config.averages,
             given=config.given,
         )
-        if config.offload_layers and self.topology.device.type == "cpu":
-            say(
-                self.topology,
-                "`pretrain.offload_layers`: here the device's memory is the host's, and nothing is gained",
-            )
+        _tell_what_gains_nothing(config, self.topology)
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
         self.watcher, self.evaluated = watcher, evaluated
         if config.distill is not None:
@@ -372,3 +368,11 @@ class PretrainRun:
             skipped=self.guard.skips.in_all,
             checkpoint=path,
         )
+
+
+def _tell_what_gains_nothing(config: TrainConfig, topology: Topology) -> None:
+    """Settings that are right here, and bring nothing."""
+    if config.offload_layers and topology.device.type == "cpu":
+        say(topology, "`pretrain.offload_layers`: here the device's memory is the host's, and nothing is gained")
+    if config.overlap_weights and topology.replicas.size == 1:
+        say(topology, "`pretrain.overlap_weights`: here is one replica, which gathers nothing, and nothing is gained")

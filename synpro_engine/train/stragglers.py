@@ -35,9 +35,9 @@ class Stragglers:
     """Times every so many steps on every rank, and tells of one that is the slowest again and again. Collective.
 
     A rank's own part is what it reads, and its forward and backward passes, without the waits for other stages and for
-    gradients of other replicas. Ranks that share matrices or sequences (tp x cp) wait for each other within these
-    passes: they look alike, so groups of them are compared, and the first rank is named for all. On a GPU a look waits
-    for the device once.
+    gradients and weights of other replicas. Ranks that share matrices or sequences (tp x cp) wait for each other within
+    these passes: they look alike, so groups of them are compared, and the first rank is named for all. On a GPU a look
+    waits for the device once.
     """
 
     def __init__(self, topology: Topology, config: StragglerConfig) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from synpro_engine.backend.spans import PARAM_GATHER, span
 
 Groups = list[Any]  # Megatron's groups of buckets are not typed
 
@@ -23,15 +26,19 @@ class WeightGather:
         self._wrapped, self._behind, self._pending = wrapped, behind, False
         # Buckets are numbered from the last layer on, and chunks as they are read.
         self._groups: Groups = [group for chunk in wrapped for group in reversed(chunk.bucket_groups)]
-        for chunk in wrapped:
-            vars(chunk.module).pop("arrive", None)  # an older engine's
+        for chunk in wrapped:  # an older engine's, which has nothing under way
+            vars(chunk.module).pop("arrive", None)
+            for hook in vars(chunk.module).pop("arrivals", ()):
+                hook.remove()
         for chunk in wrapped if behind else ():
+            hooks = list[RemovableHandle]()
             chunk.module.arrive = self.finish  # pyright: ignore[reportArgumentType] - no module
+            chunk.module.arrivals = hooks  # pyright: ignore[reportArgumentType]
             chunk.disable_forward_pre_hook(param_sync=False)
             for module in chunk.module.modules():
                 own = {id(g): g for p in module.parameters(recurse=False) if (g := chunk.param_to_bucket_group.get(p))}
                 if own:
-                    module.register_forward_pre_hook(_waiting(list(own.values())))
+                    hooks.append(module.register_forward_pre_hook(_waiting(list(own.values()))))
 
     def begin(self) -> None:
         """After an update that has gathered nothing. Collective."""
@@ -61,5 +68,6 @@ def _waiting(groups: Groups) -> Callable[..., None]:
 def _wait(groups: Groups) -> None:
     for group in groups:
         if group.param_gather_handle is not None:
-            group.param_gather_handle.wait()
+            with span(PARAM_GATHER):  # no part of the pass that it is met in: others' time, and the network's
+                group.param_gather_handle.wait()
             group.param_gather_handle = None

@@ -1,5 +1,6 @@
 """Weights that are gathered behind the next step: the same bits, and nobody reads one that has not arrived."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,9 @@ from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketG
 from pydantic import ValidationError
 from torch import Tensor
 
+from synpro_engine.backend.spans import FORWARD, PARAM_GATHER, SpanClock, listening
 from synpro_engine.data import Batch
-from synpro_engine.dist import ParallelConfig
+from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
@@ -26,6 +28,9 @@ from synpro_engine.train.config import EmaConfig, MuonConfig, OptimizerConfig, T
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.questions import ask
+from tests.train import test_trainer as toy
+from tests.train.test_questions import questions
 
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 MODELS = {
@@ -35,10 +40,13 @@ MODELS = {
 ADAMW = OptimizerConfig(lr=1e-2)
 MUON = ADAMW.model_copy(update={"name": "muon", "muon": MuonConfig(lr=2e-3)})
 Numbers = list[float]
+PAUSE_S = 0.5
 
 
 class _Late:
     """A gather that runs when it is waited for and no sooner, as on a network that is slow at the worst moment."""
+
+    pause_s = 0.0
 
     def __init__(self, group: Any, gather: Callable[[], None]) -> None:
         self._group, self._gather = group, gather
@@ -51,6 +59,7 @@ class _Late:
 
     def wait(self) -> None:
         self._group.param_gather_handle = None
+        time.sleep(self.pause_s)
         self._gather()
 
 
@@ -62,6 +71,14 @@ def _gather_late(group: Any, force_sync: bool = False) -> None:
         _gather(group, force_sync=True)
     else:
         group.param_gather_handle = _Late(group, partial(_gather, group, force_sync=True))
+
+
+def gathering(*, late: bool) -> None:
+    """In this process from here on."""
+    # So small a model would have one bucket, of which nothing is left to gather behind the first layer.
+    engine_module.DistributedDataParallelConfig = partial(DistributedDataParallelConfig, bucket_size=2000)
+    of_groups: Any = BucketGroup
+    of_groups.start_param_sync = _gather_late if late else _gather
 
 
 def batch_of(step: int, rank: int, size: int) -> list[Batch]:
@@ -81,10 +98,7 @@ class Case:
 
 def numbers_of(case: Case, port: int, folder: Path, *, behind: bool, late: bool) -> Numbers:
     """Of steps, of all that reads weights between two of them, and of the weights at the end."""
-    # So small a model would have one bucket, of which nothing is left to gather behind the first layer.
-    engine_module.DistributedDataParallelConfig = partial(DistributedDataParallelConfig, bucket_size=2000)
-    of_groups: Any = BucketGroup
-    of_groups.start_param_sync = _gather_late if late else _gather
+    gathering(late=late)
     with job(ParallelConfig.model_validate(case.layout), port) as topology:
         built = build_model(MODELS[case.model], topology, dtype=torch.bfloat16 if case.half else torch.float32)
         engine = Engine(
@@ -108,15 +122,18 @@ def numbers_of(case: Case, port: int, folder: Path, *, behind: bool, late: bool)
         with engine.holding("ema"):
             found.append(held_out_loss(built, batch_of(50, rank, size), micro_batch=2))
         steps(4, 5)
-        found.extend(sums(built))
+        answers = ask(built, questions(), seq_len=16, micro_batch=2)  # of which replicas have uneven shares
+        found.extend([answers.accuracy, answers.bits_per_byte])
         steps(5, 6)
-        save_checkpoint(folder / f"{behind}", engine)
+        found.extend(sums(built))
         steps(6, 7)
+        save_checkpoint(folder / f"{behind}", engine)
+        steps(7, 8)
         again = build_model(MODELS[case.model], topology, dtype=built.dtype, seed=9)
         load_checkpoint(folder / f"{behind}", again)
         found.extend(sums(again))
         load_checkpoint(folder / f"{behind}", built, engine)  # over weights that are under way
-        steps(7, 8)
+        steps(8, 9)
         found.extend(sums(built))
         if topology.is_last_stage:
             found.append(float(built.output_weight().detach().double().sum()))
@@ -173,6 +190,63 @@ def unheeding(ports: list[int], folder: Path) -> list[bool]:
 
 def test_a_reader_that_would_not_wait_is_seen_here(tmp_path: Path) -> None:
     assert run_ranks(unheeding, 2, ports=free_ports(2), folder=tmp_path) == [[False, False]] * 2
+
+
+def one_behind_another(ports: list[int]) -> list[tuple[Numbers, list[int]]]:
+    """Weights after a first engine's step, read where a second one was built; hooks of modules with each of them."""
+    found = []
+    for late, port in zip((False, True), ports, strict=True):
+        gathering(late=late)
+        with job(ParallelConfig(), port) as topology:
+            built, hooks = build_model(MODELS["olmo2"], topology), list[int]()
+
+            def engine(built: Model = built, hooks: list[int] = hooks, late: bool = late) -> Engine:
+                made = Engine(built, ADAMW, overlap_gradients=True, overlap_weights=late)
+                hooks.append(sum(len(m._forward_pre_hooks) for chunk in built.chunks for m in chunk.modules()))
+                return made
+
+            batches = batch_of(0, topology.dp.rank, topology.dp.size)
+            engine().step(batches, LanguageModelLoss(), denominator=128.0)
+            engine()
+            found.append((sums(built), hooks))
+    return found
+
+
+def test_a_second_engine_takes_over_weights_that_are_under_way_and_none_of_the_first_one_s_hooks() -> None:
+    for (at_once, _), (late, hooks) in run_ranks(one_behind_another, 2, ports=free_ports(2)):
+        assert late == at_once and torch.tensor(late).isfinite().all()
+        assert hooks[0] == hooks[1] > 0
+
+
+def seconds_of_a_step() -> dict[str, float]:
+    of_groups: Any = BucketGroup
+    of_groups.start_param_sync, _Late.pause_s = _gather_late, PAUSE_S
+    with launched(ParallelConfig()) as topology:
+        built = build_model(MODELS["olmo2"], topology)
+        engine = Engine(built, ADAMW, overlap_gradients=True, overlap_weights=True)
+
+        def step() -> None:
+            batches = batch_of(0, topology.dp.rank, topology.dp.size)
+            engine.step(batches, LanguageModelLoss(), denominator=128.0)
+
+        step()
+        clock = SpanClock(topology.device)
+        with listening(clock):
+            step()
+        return clock.seconds()
+
+
+def test_waiting_for_weights_is_no_rank_s_own_work() -> None:
+    for seconds in run_ranks(seconds_of_a_step, 2):
+        assert seconds[PARAM_GATHER] > PAUSE_S > seconds[FORWARD]
+
+
+def test_one_replica_is_told_that_it_gains_nothing(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"overlap_gradients": True, "overlap_weights": True, "max_steps": 1, "plateau": None}
+    toy.train(topology, tmp_path, toy.CONFIG.model_copy(update=both))
+    assert "`pretrain.overlap_weights`: here is one replica" in capsys.readouterr().err
 
 
 def test_it_goes_with_overlapped_gradients_alone() -> None:
