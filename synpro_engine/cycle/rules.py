@@ -57,6 +57,12 @@ def the_mask_is_a_token(pretrain: PretrainConfig, vocab_size: int) -> None:
         raise ValueError(f"pretrain.dropout.mask_token: {mask} is not below model.vocab_size ({vocab_size})")
 
 
+def layers_that_wait_are_there(pretrain: PretrainConfig, layers: int) -> None:
+    """No more of the model's layers have their activations on the host than there are."""
+    if pretrain.offload_layers > layers:
+        raise ValueError(f"pretrain.offload_layers: {pretrain.offload_layers} is above model.layers ({layers})")
+
+
 def influence_suits_the_probe(influence: EstimatorConfig, probe: ProbeConfig) -> None:
     """Estimators that go all the way need a probe that is a displacement of the weights."""
     far = influence.estimator in ("two_forward", "finite_difference") or influence.at == "midpoint"

@@ -6,7 +6,6 @@ It runs forward and hands out its tensors; reading and writing them all is in `s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -278,8 +277,10 @@ def run_chunk(
 
 def _read(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:
     offload: Offload | None = getattr(getattr(chunk, "module", chunk), "offload", None)
-    with nullcontext() if offload is None else offload.reading():
+    if offload is None:
         return _read_here(chunk, tokens_BS, rows, **given)
+    with offload.reading():
+        return offload.expected(_read_here(chunk, tokens_BS, rows, **given))
 
 
 def _read_here(chunk: Any, tokens_BS: Tensor, rows: SharedRows | None, **given: Tensor) -> Tensor:

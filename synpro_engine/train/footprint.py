@@ -67,22 +67,32 @@ class Footprint:
         there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
         Context-parallel ranks keep their shares, and whole sequences' keys and values. A mask is one for all layers of
         a pass, of which an interleaved pipeline's first stage has more in hand. Of layers that wait on the host two are
-        here: the one whose turn it is, and the next one.
+        here: the one whose turn it is, and the next one; and what a chunk was sent by the stage before.
         """
         kept, again = self._of_a_layer()
         pp, vpp = self.layout.pp, self.layout.vpp
         masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
-        here = self.model.layers - max(0, self._offloaded - 2)
-        return rows * length / self.layout.cp * (kept * here + again + masks) * self.dtype.itemsize
+        here = kept * self.model.layers - max(0, self._waiting - 2 * kept)
+        return rows * length / self.layout.cp * (here + again + masks) * self.dtype.itemsize
 
     def offloaded(self, rows: int, length: int) -> float:
         """What of `activations` waits on the host."""
-        return rows * length / self.layout.cp * self._of_a_layer()[0] * self._offloaded * self.dtype.itemsize
+        return rows * length / self.layout.cp * self._waiting * self.dtype.itemsize
 
     @property
-    def _offloaded(self) -> int:
+    def _waiting(self) -> float:
+        """Numbers of a token that wait on the host."""
+        if not self.offload_layers:
+            return 0.0
         chunks = self.layout.pp * self.layout.vpp
-        return -(-self.offload_layers // chunks) * chunks
+        layers = min(self.model.layers, -(-self.offload_layers // chunks) * chunks)
+        # The schedule holds what a chunk was sent, its first layer's input, until the backward pass.
+        return self._of_a_layer()[0] * layers - self._input * (chunks - 1)
+
+    @property
+    def _input(self) -> float:
+        """Numbers of a token that a layer's input has on a rank."""
+        return self.model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
 
     def _of_a_layer(self) -> tuple[float, float]:
         """Numbers of a token that one layer keeps, and that are made again for one at a time."""
@@ -92,7 +102,7 @@ class Footprint:
         attention = (3 * query + (4 + 2 * self.layout.cp) * key) / self.layout.tp
         gated = 3 * model.ffn / self.layout.tp
         # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
-        whole = model.d_model / (self.layout.tp if self.layout.sequence_parallel else 1)
+        whole = self._input
         kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
         again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
         return kept, again

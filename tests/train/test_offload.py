@@ -1,5 +1,6 @@
 """Activations that wait on the host: the same bits in every layout, and gone from the device meanwhile."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
+from synpro_engine.model.model import run_chunk
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
@@ -52,7 +54,7 @@ CASES = [
     Case({"tp": 2, "sequence_parallel": True}, drop=True),
     Case({"tp": 2, "sequence_parallel": True}, "full", drop=True),
     Case({"pp": 2, "vpp": 2}, layers=4),
-    Case({"pp": 2}, "full", layers=2),
+    Case({"pp": 2}, "full", layers=4),
     Case({"cp": 2}),
 ]
 
@@ -88,9 +90,13 @@ def both(case: Case, ports: list[int]) -> list[tuple[list[float], int]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.layout} {case.recompute}")
 def test_losses_and_gradients_are_the_same_bits_in_every_layout(case: Case) -> None:
+    sent = []
     for (here, _), (there, moved) in run_ranks(both, 2, case=case, ports=free_ports(2)):
         assert there == here
         assert moved
+        sent.append(moved)
+    if case.layout == {"pp": 2}:  # of the second stage's two inputs one was received, and is the schedule's
+        assert sent[0] == 2 * sent[1]
 
 
 def kept(recompute: Recompute, layers: int, apart: bool) -> tuple[int, int, int, float]:
@@ -156,6 +162,62 @@ def test_what_was_sent_is_gone_from_the_device_and_is_as_much_as_is_counted() ->
     assert found["none", 4, False][2] == 2 * found["none", 2, False][2]
 
 
+def sent_for(layers: int) -> tuple[int, int]:
+    """How many storages come back before any block runs backward; host copies that a pass without backward leaves."""
+    with launched(ParallelConfig()) as topology:
+        [chunk] = build_model(shape("llama"), topology, recompute="full", offload_layers=layers).chunks
+        bus: Any = offload._Bus
+        out, back, hosts, come = bus.out, bus.back, list[StorageWeakRef](), list[int]()
+
+        def watched(self: Any, here: torch.Tensor) -> torch.Tensor:
+            host = out(self, here)
+            hosts.append(StorageWeakRef(host.untyped_storage()))
+            return host
+
+        def counted(self: Any, host: torch.Tensor) -> torch.Tensor:
+            come.append(len(hosts))
+            return back(self, host)
+
+        at_first = list[int]()
+        gc.disable()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bus, "out", watched)
+            patch.setattr(bus, "back", counted)
+            hidden = run_chunk(chunk, torch.randint(1, 64, (4, 16)))
+            assert len(hosts) == layers and not any(one.expired() for one in hosts)
+            del hidden
+            left = sum(not one.expired() for one in hosts)
+            hidden = run_chunk(chunk, torch.randint(1, 64, (4, 16)))
+            hidden.register_hook(lambda _: at_first.append(len(come)))
+            hidden.sum().backward()
+        assert len(come) == layers
+        return at_first[0], left
+
+
+def both_ends() -> list[tuple[int, int]]:
+    return [sent_for(2), sent_for(4)]
+
+
+def test_the_last_layer_s_are_sent_for_where_backward_begins_and_nothing_is_left_of_a_pass_without_one() -> None:
+    assert run_ranks(both_ends, 1) == [[(1, 0), (1, 0)]]
+
+
+def test_the_footprint_knows_no_more_layers_than_there_are_and_keeps_what_stages_receive() -> None:
+    alone, stages = (Layout.of(ParallelConfig(pp=pp), pp) for pp in (1, 2))
+    for layout in (alone, stages):
+        all_of_them, too_many = (
+            Footprint(shape(), layout, torch.float32, recompute="full", offload_layers=layers) for layers in (4, 64)
+        )
+        assert too_many.activations(4, 16) == all_of_them.activations(4, 16) > 0
+        assert too_many.offloaded(4, 16) == all_of_them.offloaded(4, 16)
+    of_one, of_two = (
+        Footprint(shape(), layout, torch.float32, recompute="full", offload_layers=4) for layout in (alone, stages)
+    )
+    received = 4 * 16 * 32 * 4  # the second stage's first input, fp32
+    assert of_one.offloaded(4, 16) - of_two.offloaded(4, 16) == received
+    assert of_two.activations(4, 16) - of_one.activations(4, 16) == received
+
+
 def test_the_footprint_leaves_out_what_waits_on_the_host() -> None:
     layout = Layout.of(ParallelConfig(), 1)
     for recompute in ("none", "mlp", "full"):
@@ -170,6 +232,8 @@ def test_what_it_cannot_go_with_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="in_run: cannot be asked for with offload_layers"):
         load_recipe("smoke", ["pretrain.offload_layers=1"])
     assert load_recipe("smoke", ["pretrain.offload_layers=1", "pretrain.in_run=null"]).pretrain.offload_layers == 1
+    with pytest.raises(UserError, match=r"pretrain\.offload_layers: 64 is above model\.layers \(2\)"):
+        load_recipe("smoke", ["pretrain.offload_layers=64", "pretrain.in_run=null"])
     with launched(ParallelConfig()) as topology:
         with pytest.raises(UserError, match=r"`pretrain.offload_layers`: 5 are more than the model's 4 layers"):
             build_model(shape(), topology, offload_layers=5)
