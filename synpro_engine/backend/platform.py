@@ -80,6 +80,14 @@ def resolve_dtype(name: DtypeName) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def trains_on_gpu(dtype: torch.dtype) -> bool:
+    """Whether models of this type are to be thought of on a GPU: there is one here, or the type is not for a CPU.
+
+    So that a plan holds which is made where a cluster is logged in to, and no GPU is.
+    """
+    return torch.cuda.is_available() or dtype == torch.bfloat16
+
+
 @functools.cache
 def import_fault(module: str) -> str | None:
     """None where `module` imports, else why not, in a line.

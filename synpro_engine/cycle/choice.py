@@ -91,7 +91,15 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     pretrain = recipe.pretrain
     kept, apart = len(pretrain.averages), pretrain.separate_documents
     footprint = Footprint(
-        model, layout, dtype, pretrain.optimizer.name, pretrain.recompute, kept, apart, pretrain.offload_layers
+        model,
+        layout,
+        dtype,
+        pretrain.optimizer.name,
+        pretrain.recompute,
+        kept,
+        apart,
+        pretrain.offload_layers,
+        gpu=platform.trains_on_gpu(dtype),
     )
     rows = recipe.pretrain.global_batch // layout.dp
     micro_batch = min(recipe.pretrain.micro_batch, rows)

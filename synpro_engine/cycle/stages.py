@@ -30,6 +30,7 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import TIMES
 from synpro_engine.dist import Layout, Stopped, Topology, asked_to_stop, barrier, on_main, say, verify_shared
 from synpro_engine.dist.hashing import hash_new_files
+from synpro_engine.model.layers import forget_masks
 
 
 class _Time(Record):
@@ -186,6 +187,7 @@ def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
     # All ranks are here: making groups is collective, and none waits in it for one that is still at the stage before.
     place = topology if stage.layout is None else topology.divided(stage.layout)
     stage.work(partial_path(directory / stage.name), topology=place)
+    forget_masks()  # the next stage's are of other lengths
     # Ranks may write files of their own: the stage is not over before the last one has closed them.
     barrier(topology)
     seconds = time.monotonic() - begun

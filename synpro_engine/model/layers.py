@@ -243,6 +243,11 @@ def _seen_from_the_end(q: Tensor, keys: int) -> Tensor:
     return _bias_from_the_end(q.size(2), keys, q.dtype, q.device)
 
 
+def forget_masks() -> None:
+    """Free the masks that are kept for the next pass, when no further one is to come."""
+    _bias_from_the_end.cache_clear()
+
+
 # Both parts of a context-parallel share ask for one in each layer; of a mask of bools torch makes such a one each time,
 # and every layer's would be kept for the backward pass.
 @functools.lru_cache(maxsize=2)

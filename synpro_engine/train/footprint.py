@@ -30,6 +30,8 @@ class Footprint:
     """Whether documents that share a row are kept apart, by a mask."""
     offload_layers: int = 0
     """Layers of the whole model whose activations wait on the host."""
+    gpu: bool = False
+    """Whether it is on a GPU, where a mask, or fp32, takes a key head for each query head."""
 
     @property
     def weights(self) -> float:
@@ -73,7 +75,17 @@ class Footprint:
         pp, vpp = self.layout.pp, self.layout.vpp
         masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
         here = kept * self.model.layers - max(0, self._waiting - 2 * kept)
-        return rows * length / self.layout.cp * (here + again + masks) * self.dtype.itemsize
+        of_rows = rows * length / self.layout.cp * (here + again + masks)
+        return (of_rows + self._mask_of_share(length)) * self.dtype.itemsize
+
+    def _mask_of_share(self, length: int) -> float:
+        """Numbers of what says which keys a context-parallel share's queries see, of all rows and layers together."""
+        cp = self.layout.cp
+        # In half precision the kernels of a GPU know it by themselves.
+        if cp == 1 or self.apart or (self.gpu and self.dtype != torch.float32):
+            return 0.0
+        # Of the two of 2 cp chunks that a rank has, one sees n + 1 chunks' keys, and the other 2 cp - n.
+        return length**2 * (2 * cp + 1) / (2 * cp) ** 2
 
     def offloaded(self, rows: int, length: int) -> float:
         """What of `activations` waits on the host."""
@@ -99,7 +111,8 @@ class Footprint:
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
         # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        attention = (3 * query + (4 + 2 * self.layout.cp) * key) / self.layout.tp
+        attended = query if self.gpu and (self.apart or self.dtype == torch.float32) else key
+        attention = (3 * query + 4 * key + 2 * self.layout.cp * attended) / self.layout.tp
         gated = 3 * model.ffn / self.layout.tp
         # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
         whole = self._input

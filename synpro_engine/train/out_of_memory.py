@@ -40,6 +40,7 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int,
         averages,
         apart,
         config.offload_layers,
+        gpu=topology.device.type == "cuda",
     )
     taught = sum(Footprint(one.config, layout, one.dtype).weights for one in teachers)
     beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""

@@ -1,6 +1,8 @@
 """Ranks that share sequences: each position is on one rank, causal work is even, and attention is that of the whole."""
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -92,6 +94,12 @@ def test_queries_that_come_last_have_one_mask_in_all_layers() -> None:
     assert masks[0] is masks[1] and not masks[0].is_inference()
     assert torch.equal(masks[0] == 0, torch.ones(4, 9, dtype=torch.bool).tril(5))
     scaled_dot_product(*own, None).sum().backward()
+    kept = weakref.ref(masks.pop())
+    masks.clear()
+    assert kept() is not None, "for the next pass"
+    layers.forget_masks()
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

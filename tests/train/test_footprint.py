@@ -10,6 +10,7 @@ import torch
 from synpro_engine.data import Batch
 from synpro_engine.dist import Layout, ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model import layers
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.lora import add_adapters
@@ -148,7 +149,46 @@ def test_what_backward_keeps_is_near_what_the_footprint_says() -> None:
 def test_one_mask_for_all_layers_is_kept_where_documents_are_apart(cp: int) -> None:
     (_, said, none), (_, said_apart, masks) = (run_ranks(_kept, cp, cp=cp, apart=apart)[0] for apart in (False, True))
     assert none == [] and masks == [4 * SHAPE.seq_len**2 // cp * 4]  # of four sequences, fp32
-    assert said_apart - said == masks[0]
+    # In its place a share has the mask of its two chunks, which is the same for all sequences.
+    chunks = SHAPE.seq_len**2 // (2 * cp) ** 2 * (2 * cp + 1) * 4 if cp > 1 else 0
+    assert said_apart - said == masks[0] - chunks
+
+
+def test_copied_keys_and_values_are_kept_for_each_query_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_kernels_take_groups", lambda q, mask: False)  # as on a GPU
+    found = []
+    for key_heads in (SHAPE.kv_heads, SHAPE.heads):
+        own = [torch.randn(8, 2, n, SHAPE.head_size).requires_grad_() for n in (SHAPE.heads, key_heads, key_heads)]
+        kept = dict[int, int]()
+
+        def pack(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = layers.scaled_dot_product(own[0], own[1], own[2], None, torch.zeros(2, 1, 8, 8))
+        assert out.requires_grad
+        found.append(sum(kept.values()))
+    assert found[0] == found[1]
+    layout = Layout.of(ParallelConfig(), 1)
+    there, here = (
+        Footprint(SHAPE, layout, torch.float32, apart=True, gpu=gpu).activations(4, 32) for gpu in (True, False)
+    )
+    copies = 2 * (SHAPE.heads - SHAPE.kv_heads) * SHAPE.head_size * SHAPE.layers
+    assert there - here == copies * 4 * 32 * 4  # of four sequences, fp32
+
+
+def test_only_masks_and_fp32_take_copies_of_keys() -> None:
+    layout, wide = Layout.of(ParallelConfig(), 1), SHAPE.model_copy(update={"kv_heads": SHAPE.heads})
+
+    def kept(model: ModelConfig, dtype: torch.dtype, *, apart: bool, gpu: bool) -> float:
+        return Footprint(model, layout, dtype, apart=apart, gpu=gpu).activations(2, SHAPE.seq_len)
+
+    for dtype in DTYPES:
+        for apart in (False, True):
+            more = kept(SHAPE, dtype, apart=apart, gpu=True) > kept(SHAPE, dtype, apart=apart, gpu=False)
+            assert more == (apart or dtype == torch.float32)
+            assert kept(wide, dtype, apart=apart, gpu=True) == kept(wide, dtype, apart=apart, gpu=False)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ class Models:
                 kept,
                 apart,
                 pretrain.offload_layers,
+                gpu=platform.trains_on_gpu(dtype),
             ),
             teachers=tuple(Footprint(found, own, dtype) for _, found in teachers if not isinstance(found, UserError)),
             judge=Footprint(recipe.model, generators, dtype),
