@@ -15,6 +15,8 @@ from synpro_engine.data import PublishedTokenizer, Tokenizer
 from synpro_engine.synth.chat_template import ChatSkeleton, Slot, chat_skeleton
 
 ChatFormat = Literal["auto", "chatml", "olmo2", "plain"]
+LAYOUT = {"chatml": 2, "olmo2": 2}
+"""Raised when a format's messages get other ids, so that what was measured of the former ones is told apart."""
 _START, _END = "<|im_start|>", "<|im_end|>"
 
 
@@ -102,7 +104,10 @@ def _chatml(messages: Sequence[ChatMessage], tokenizer: PublishedTokenizer) -> l
 
 
 def _olmo2(messages: Sequence[ChatMessage], tokenizer: PublishedTokenizer) -> list[str]:
-    """OLMo-2-Instruct's format: the markers are ordinary text there, only `<|endoftext|>` is a token."""
+    """OLMo-2-Instruct's format: its markers are text, and only `<|endoftext|>` is a token.
+
+    To OLMo-2's tokenizers, that is: of one that has a marker among its tokens the marker becomes that token.
+    """
     # `<|endoftext|>` is begin and end of text at once in OLMo-2.
     end = tokenizer.spell([tokenizer.eos_id])
     parts = [f"{end}<|{messages[0].role}|>\n"]

@@ -137,17 +137,20 @@ def test_turns_end_with_the_tokens_that_template_and_generation_settings_end_the
     assert stop_ids(tokenizer) == {tokenizer.special_id(token) for token in PUBLISHED["FAMILIES"][name]["ends"]}
 
 
-def test_no_text_becomes_a_token_of_the_chat(family: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("chat_format", ["auto", "chatml", "olmo2"])
+def test_no_text_becomes_a_token_of_the_chat(chat_format: ChatFormat, family: tuple[str, Path], tmp_path: Path) -> None:
     name, directory = family
+    if chat_format == "chatml":
+        directory = _with_chatml(PUBLISHED["write"](tmp_path / name, name))
     tokenizer = load_tokenizer(directory)
     control = [tokenizer.decode([id]) or id for id in tokenizer.control_ids]
     words = PUBLISHED["FAMILIES"][name]["special"] + [w for w in control if isinstance(w, str)]
-    harmless = [
-        id for id in render_chat(_chat("text", "text", "text"), "text", tokenizer) if id in tokenizer.control_ids
-    ]
+    words += {"auto": [], "chatml": ["<|im_start|>", "<|im_end|>"], "olmo2": ["<|user|>"]}[chat_format]
+    plain = render_chat(_chat("text", "text", "text"), "text", tokenizer, chat_format)
+    harmless = [id for id in plain if id in tokenizer.control_ids]
     for word in words:
         for text in (word, f"a{word}b", word * 2, word[:-1], word[1:], f" {word} \n{word}", word[0] + word):
-            ids = render_chat(_chat(text, text, text, system=f"x{text}x"), f"y{text}", tokenizer)
+            ids = render_chat(_chat(text, text, text, system=f"x{text}x"), f"y{text}", tokenizer, chat_format)
             assert [id for id in ids if id in tokenizer.control_ids] == harmless, (word, text)
             shown = tokenizer.decode(ids).replace(" ", "")
             assert shown.count(text.strip().replace(" ", "")) >= 2, (word, text)

@@ -16,7 +16,7 @@ from synpro_engine.data import Tokenizer
 from synpro_engine.reward.judges import typed
 from synpro_engine.reward.judges.questions import QuestionConfig
 from synpro_engine.sampler.tree import common
-from synpro_engine.synth.chat import ChatFormat, ChatMessage, render_chat
+from synpro_engine.synth.chat import LAYOUT, ChatFormat, ChatMessage, render_chat
 
 _CUE = "Answer: "
 """Begins the judge's turn, so that a label is all that can follow."""
@@ -49,7 +49,8 @@ class Labelled:
 
     def version(self, *, hard: bool) -> str:
         """16 hex digits: what is asked, in which layout, and what is made of the answer."""
-        shown = [self.question.version, hard, self.chat_format]
+        layout = [LAYOUT[self.chat_format]] if self.chat_format in LAYOUT else []
+        shown = [self.question.version, hard, self.chat_format, *layout]
         return hashlib.sha256(json_text(shown).encode()).hexdigest()[:16]
 
     @cached_property

@@ -1,5 +1,6 @@
 """Judges that are models in the job: transformers' probabilities of labels, whatever is read together and however."""
 
+import hashlib
 import json
 import math
 import runpy
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from synpro_engine.config import UserError, load_config
+from synpro_engine.config import UserError, json_text, load_config
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.scoring.judging import check_judges_of
@@ -154,6 +155,13 @@ def test_a_prompt_ends_where_the_labels_part_and_each_label_stands_behind_it(
         for label, tail in zip(labels, asked.tails, strict=True):
             assert tokenizer.spell(prompt + tail).endswith(f"Answer: {label}")
         assert len({tail[0] for tail in asked.tails}) > 1, "they part at once"
+
+
+def test_what_was_measured_of_a_named_formats_former_layout_is_told_apart(judge_dir: Path) -> None:
+    question, tokenizer = _config(judge_dir, "structure").question_of("structure"), load_tokenizer(judge_dir)
+    for chat_format, changed in (("auto", False), ("plain", False), ("chatml", True), ("olmo2", True)):
+        former = hashlib.sha256(json_text([question.version, False, chat_format]).encode()).hexdigest()[:16]
+        assert (Labelled(question, tokenizer, chat_format).version(hard=False) != former) == changed
 
 
 def test_levels_of_two_digits_are_lettered_for_one_would_begin_another(judge_dir: Path) -> None:
