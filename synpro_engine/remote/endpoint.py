@@ -125,9 +125,8 @@ class Endpoint:
 
 def _version_hint(address: str) -> str:
     """What is mostly wrong with an address at which nothing is found; servers say no more than that."""
-    return (
-        "" if re.search(r"/v\d+", urlsplit(address).path) else "; the address has no version, such as /v1, at its end"
-    )
+    hint = "; the address ends with no version such as /v1: add it, if the server wants one"
+    return "" if re.search(r"/v\d+", urlsplit(address).path) else hint
 
 
 def listed_models(listing: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

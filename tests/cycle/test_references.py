@@ -10,7 +10,7 @@ import pytest
 
 from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
-from synpro_engine.config import UserError
+from synpro_engine.config import UserError, artifact, read_manifest
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.run_layout import TASKS, TOKENIZER, measured_path
 from synpro_engine.cycle.settings import SettingsOf
@@ -122,6 +122,24 @@ def test_other_tasks_of_the_same_size_are_other_text_where_runs_are_compared(tas
     [told] = comparison([one, changed]).warnings
     assert told.startswith("Their sums texts differ")
     assert comparison([one, same]).warnings == []
+
+
+def test_the_engines_version_makes_no_other_text_of_tasks_that_a_wheel_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = ['references={of: {source: "embedded:arc_easy/train"}}', "references.of.max_tokens=400"]
+    tasks += ['held_out={of: {source: "embedded:arc_easy/validation", max_tokens: 400}}']
+    one, later, other = (tmp_path / name for name in ("one", "later", "other"))
+    assert main(["tokenize", "smoke", *tasks, "--dir", str(one)]) == 0
+    monkeypatch.setattr(artifact, "VERSION", f"{artifact.VERSION}.post1")
+    assert main(["tokenize", "smoke", *tasks, "--dir", str(later)]) == 0
+    contents = [read_manifest(place / "held-out").config["contents"] for place in (one, later)]
+    assert contents[0] != contents[1], "by it stages are made anew"
+    assert comparison([one, later]).warnings == []
+    boolq = [tasks[0], tasks[1], 'held_out={of: {source: "embedded:boolq/validation", max_tokens: 400}}']
+    assert main(["tokenize", "smoke", *boolq, "--dir", str(other)]) == 0
+    [told] = comparison([one, other]).warnings
+    assert told.startswith("Their of texts differ")
 
 
 def test_tasks_that_are_held_out_and_a_reference_are_told_of(

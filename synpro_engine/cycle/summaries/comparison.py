@@ -20,6 +20,7 @@ from synpro_engine.cycle.run_layout import (
 )
 from synpro_engine.cycle.summaries.report_data import report_data
 from synpro_engine.data import read_shard_stats
+from synpro_engine.data.embedded import EMBEDDED_PREFIX
 from synpro_engine.report import ComparedRun, Comparison
 
 
@@ -53,7 +54,11 @@ def _run(directory: Path, label: str) -> ComparedRun:
         data=report_data(directory, recipe, looked_at(recipe, directory).stages),
         tokenizer=_tokenizer(directory),
         texts={"validation": _text(directory, "validation"), "reference": _reference(directory, recipe)},
-        tasks={name: told for name in recipe.held_out if (told := _shards(directory, held_out_shards(name)))},
+        tasks={
+            name: told
+            for name, tasks in recipe.held_out.items()
+            if (told := _shards(directory, held_out_shards(name), tasks.source))
+        },
         split_alone=[one.source for one in recipe.references.values()] == [None],
     )
 
@@ -71,21 +76,23 @@ def _text(directory: Path, split: str) -> str | None:
     return read_manifest(directory / TOKENIZE).files.get(f"documents/{split}.jsonl.zst")
 
 
-def _shards(directory: Path, name: str) -> str | None:
+def _shards(directory: Path, name: str, source: str | None) -> str | None:
     """What tells tasks apart, whatever tokenizer cut them: how many they are, of how many bytes, and of which files."""
     path = measured_path(directory / TOKENIZE, name)
     if not path.exists():
         return None
     stats = read_shard_stats(path)
-    # By content: a file may have another name or place.
+    # By content: a file may have another name or place. Of what a wheel brings the engine's version stands there, which
+    # is no content; its name says which tasks they are.
     files = read_manifest(path.parents[1]).config.get("contents", {}).get(f"{task_key(name)}.source", "")
-    return f"{stats.documents} {stats.text_bytes} {files}"
+    embedded = source is not None and source.startswith(EMBEDDED_PREFIX)
+    return f"{stats.documents} {stats.text_bytes} {source if embedded else files}"
 
 
 def _reference(directory: Path, recipe: Recipe) -> str | None:
     """What tells apart what the reference loss is of: documents of the split, tasks, and their weights."""
     of = {
-        name: (one.weight, _shards(directory, reference_shards(name, one.source)) if one.source else None)
+        name: (one.weight, _shards(directory, reference_shards(name, one.source), one.source) if one.source else None)
         for name, one in sorted(recipe.references.items())
     }
     if not (directory / TOKENIZE).exists() or any(

@@ -174,7 +174,9 @@ def test_auto_takes_the_first_interface_that_answers_and_asks_the_server_once(se
     ):
         check_judges({"quality": server.judge(api="auto")})
     bare = server.judge(api="auto", endpoint=server.endpoint.removesuffix("/v1"))
-    with pytest.raises(UserError, match=r"HTTP 404: Not Found; the address has no version, such as /v1, at its end\)"):
+    with pytest.raises(
+        UserError, match=r"Not Found; the address ends with no version such as /v1: add it, if the serv"
+    ):
         check_judges({"quality": bare})
 
 
