@@ -47,9 +47,9 @@ class RankFailed(SystemExit):
     """The job has failed and the user was told; its groups are broken, so nothing may wait in them. `code`: to exit."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean `x`?)" for the closest known name, or "" when none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return " (did you mean `x`?)" for the closest known name, or "" when none is as alike as `cutoff` (1: equal)."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 

@@ -12,7 +12,7 @@ from synpro_engine.config.recipes import merged
 from synpro_engine.cycle.run_layout import REPETITION_ARM, SYNTHETIC_ARM
 from synpro_engine.cycle.sections import MixConfig
 from synpro_engine.reward import RewardConfig
-from synpro_engine.reward.config import TOTAL
+from synpro_engine.reward.config import TOTAL, without_nulls
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import FilterConfig, GenerateConfig
 
@@ -75,6 +75,11 @@ def with_arm(recipe: Mapping[str, Any], arm: ArmConfig) -> dict[str, Any]:
     # What a sweep found may be among what is another here.
     data = {**recipe, "arms": {}, "seeds": (), "tuned": None}
     data |= {section: merged(data[section], own) for section, own in arm.given.items()}
+    # The recipe says all of its weights, so that a null takes away one of these and not of an operation's own.
+    said = [name for name in recipe["reward"] if name not in RewardConfig.model_fields]
+    data["reward"] = data["reward"] | {
+        name: without_nulls(of) for name in said if isinstance(of := data["reward"][name], Mapping)
+    }
     return data if arm.text == "tuned" else data | {"tune": {}}
 
 

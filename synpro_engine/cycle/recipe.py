@@ -248,6 +248,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _texts_are_chosen_by_rewards_that_there_are(self) -> Recipe:
         tune, reward, generate, filters = self.tune, self.reward, self.generate, self.filter
+        rules.there_is_a_reward_to_tune_by(tune, reward)
         rules.no_judge_ends_a_tuning(tune, reward)
         rules.canaries_have_judges(tune, reward)
         rules.rewards_that_are_measured_have_a_weight(generate, reward)

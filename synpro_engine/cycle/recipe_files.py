@@ -11,6 +11,7 @@ from synpro_engine.config import UserError, apply_overrides, read_yaml, validate
 from synpro_engine.config.recipes import read_recipe, recipe_path
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CONFIG
+from synpro_engine.reward.config import without_nulls
 from synpro_engine.reward.own import OwnReward
 from synpro_engine.rl.own_surrogate import load_surrogate
 from synpro_engine.synth import GenerateConfig, load_operations, split_reference
@@ -28,6 +29,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     for name, reference in found.reward.functions.items():
         OwnReward(name, reference)
     for operation, config in found.tune.items():
+        if not any(found.reward.weights(operation).values()):  # of the user's own, whose weights its file says
+            raise UserError(f"{path}: `tune`: {operation}: reward.{operation} gives no reward a weight to tune by")
         load_surrogate(config.surrogate, f"tune.{operation}.surrogate")
     return found
 
@@ -45,7 +48,13 @@ def recipe_of_records(recipe: str, overrides: Sequence[str] = (), directory: Pat
         stored: dict[str, Any] = {}
         with contextlib.suppress(UserError):  # whoever opens the run says that there is none
             stored = read_yaml((directory or Path("runs") / str(data.get("name"))) / CONFIG)["reward"]
-        data["reward"] = {name: stored.get(name, {}) for name in own} | dict(given)
+        # Nulls alone take away from what the file says, and so did those of the run.
+        said = {
+            name: of
+            for name, of in given.items()
+            if name not in own or not isinstance(of, Mapping) or without_nulls(of)
+        }
+        data["reward"] = {name: stored.get(name, {}) for name in own} | said
     return validate(Recipe, data, str(path))
 
 

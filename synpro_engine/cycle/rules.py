@@ -113,6 +113,14 @@ def rewards_of_operations_that_there_are(reward: RewardConfig, names: Sequence[s
             raise ValueError(f"reward.{operation}: no such operation{nearest(operation, known)}")
 
 
+def there_is_a_reward_to_tune_by(tune: Tunings, reward: RewardConfig) -> None:
+    """Without a weight every completion is as good as another, and tuning would go by nothing."""
+    for operation in tune:
+        # What an operation of the user's own weighs is not known where its file need not be there.
+        if operation in BUILT_IN and not _weighed(reward, operation):
+            raise ValueError(f"tune.{operation}: reward.{operation} gives no reward a weight to tune by")
+
+
 def no_judge_ends_a_tuning(tune: Tunings, reward: RewardConfig) -> None:
     """Found out after hours otherwise: one reply that cannot be read would end it."""
     for operation, config in tune.items():

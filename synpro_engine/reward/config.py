@@ -12,7 +12,7 @@ from synpro_engine.config import Config, nearest
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.reward.judges import INPUT_TOKENS, AskedConfig, JudgeConfig, JudgesConfig, ModelJudgeConfig
 from synpro_engine.storage.places import LocalPlace
-from synpro_engine.synth.operations import PAPER, operation_named
+from synpro_engine.synth.operations import OPERATIONS, PAPER, operation_named
 
 REWARD_NAMES = (
     "influence", "quality", "similarity", "structure", "length", "format", "faithfulness", "anti_copy",
@@ -83,8 +83,9 @@ class RewardConfig(Config):
                 raise ValueError(f"unknown key `{key}`{nearest(str(key), (*cls.model_fields, *PAPER))}")
         data = {name: dict(operation_named(name).rewards) for name in PAPER} | data
         # What a recipe has of its `base` goes by null: a weight, a function.
-        named = [key for key in data if key not in cls.model_fields] + ["functions"]
-        return data | {key: _without_nulls(data[key]) for key in named if isinstance(data.get(key), Mapping)}
+        weights = {key: _weights(key, of) for key, of in data.items() if key not in cls.model_fields}
+        functions = data.get("functions")
+        return data | weights | ({"functions": without_nulls(functions)} if isinstance(functions, Mapping) else {})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -197,5 +198,14 @@ class RewardConfig(Config):
         return self.uses(name) and name not in self.asked
 
 
-def _without_nulls(given: Mapping[str, Any]) -> dict[str, Any]:
+def _weights(operation: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls. Where nothing else is given, it is from the operation's own weights that they take away."""
+    kept = without_nulls(given)
+    if kept or not given or operation not in OPERATIONS:
+        return kept
+    return {name: weight for name, weight in OPERATIONS[operation].rewards.items() if name not in given}
+
+
+def without_nulls(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given by name, without the names that are taken away."""
     return {name: value for name, value in given.items() if value is not None}

@@ -183,8 +183,11 @@ class JudgesConfig(Config):
     def _own_questions_are_asked(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        # A recipe with a `base` takes one of its questions away by null; a slip in a known name takes nothing away.
-        gone = {name for name, judge in data.items() if judge is None and not nearest(str(name), cls.model_fields)}
+        # A recipe with a `base` takes one of its questions away by null; a slip in the name of a judge that is there
+        # takes nothing away. Many a good name is somewhat like a known one.
+        there = [name for name in cls.model_fields if data.get(name) is not None]
+        own = [name for name in data if name not in cls.model_fields]
+        gone = {name for name in own if data[name] is None and not nearest(str(name), there, cutoff=0.85)}
         data = {name: judge for name, judge in data.items() if name not in gone}
         for name, judge in data.items():
             if name in cls.model_fields:

@@ -1,6 +1,7 @@
 """A question of the user's own in a recipe: a reward where it has a weight, else asked of generated texts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.reward import build_composer
 from synpro_engine.reward.judges import open_judges
 from synpro_engine.synth import REPHRASE, Candidate, Entry, FilterConfig, Parsed
+from synpro_engine.synth.builtin import FAQ
 from synpro_engine.synth.filters import Filters, Made
 
 ASKED = "{type: truth, ask: 'Would a beginner understand the text?', source: hidden}"
@@ -116,8 +118,55 @@ def test_null_takes_away_what_a_base_asks_weighs_and_filters_by() -> None:
     gone += ["filter.least.clear=null", "reward.functions.own=null"]
     assert "clear" in recipe_with(*own).reward.names
     assert recipe_with(*own, *gone).recorded() == load_recipe("smoke", DROP).recorded()
+    quality = f"reward.judges.quality={{model: m, question: {ASKED}}}"
     with pytest.raises(UserError, match=r"qualty: a judge of your own needs a `question` \(did you mean `quality`"):
-        recipe_with("reward.judges.qualty=null")
+        recipe_with(quality, "reward.judges.qualty=null")
+
+
+@pytest.mark.parametrize("name", ["clarity", "factuality", "text_quality", "structured"])
+def test_null_takes_away_questions_that_are_called_somewhat_like_a_built_in_one(name: str) -> None:
+    asked = f"reward.judges.{name}={{model: m, question: {ASKED}}}"
+    assert name in load_recipe("smoke", [asked, *DROP]).reward.names
+    assert load_recipe("smoke", [asked, f"reward.judges.{name}=null"]).reward == load_recipe("smoke").reward
+    with pytest.raises(UserError, match=f"{name}: a judge of your own needs a `question`"):
+        load_recipe("smoke", [f"reward.judges.{name}={{model: m}}"])
+
+
+def test_null_takes_a_weight_from_the_operations_own_where_a_recipe_names_none() -> None:
+    own = {name: weight for name, weight in REPHRASE.rewards.items() if name != "influence"}
+    recipe = load_recipe("quickstart", ["reward.rephrase.influence=null"])
+    assert recipe.reward.weights("rephrase") == own and own.keys() < REPHRASE.rewards.keys()
+    assert recipe.reward.weights("reformat") == load_recipe("quickstart").reward.weights("reformat")
+    given = load_recipe(
+        "quickstart", ["reward.rephrase={influence: 2.0, format: 1.0}", "reward.rephrase.influence=null"]
+    )
+    assert given.reward.weights("rephrase") == {"format": 1.0}, (
+        "what is left out where weights are named weighs nothing"
+    )
+    assert load_recipe("quickstart", ["reward.faq.influence=null"]).reward.weights("faq") == {
+        name: weight for name, weight in FAQ.rewards.items() if name != "influence"
+    }
+
+
+def test_null_takes_a_weight_from_a_base_that_names_none(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text("base: quickstart\nreward: {rephrase: {influence: null}}\n")
+    ours = load_recipe(str(tmp_path / "ours.yaml"))
+    assert ours.reward == load_recipe("quickstart", ["reward.rephrase.influence=null"]).reward
+
+
+def test_an_arms_null_takes_away_what_the_recipe_weighs_and_nothing_comes_in_its_place() -> None:
+    arm = "arms.a={text: tuned, reward: {rephrase: {influence: null}}}"
+    own = load_recipe("quickstart", [arm]).of_arm("a").reward.weights("rephrase")
+    assert own == load_recipe("quickstart", ["reward.rephrase.influence=null"]).reward.weights("rephrase")
+    with pytest.raises(UserError, match=r"arms.a.*rephrase: reward.rephrase gives no reward a weight to tune by"):
+        load_recipe("quickstart", ["reward.rephrase={influence: 1.0}", arm])
+
+
+def test_an_operation_is_not_tuned_by_nothing() -> None:
+    for weights in ("{}", "{influence: 0}"):
+        with pytest.raises(UserError, match=r"tune.rephrase: reward.rephrase gives no reward a weight to tune by"):
+            load_recipe("quickstart", [f"reward.rephrase={weights}"])
+        assert load_recipe("quickstart", [f"reward.rephrase={weights}", "tune.rephrase=null"])
 
 
 @pytest.mark.parametrize(
