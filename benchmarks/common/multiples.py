@@ -1,10 +1,10 @@
-"""Means over seeds, and what losses are worth in unique text, as tables say it."""
+"""Means over seeds, what losses are worth in unique text, and what is missing of a study, as tables say it."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve, effective_multiple
@@ -43,3 +43,18 @@ def multiples(losses: Sequence[float], curve: UniqueCurve | None) -> list[str]:
     if curve is None or len(curve.tokens) < 3:
         return ["" for _ in readings]
     return [effective_multiple(curve, losses, reading).told(curve) for reading in readings]
+
+
+def on_record(done: Collection[tuple[str, int]], expected: Collection[tuple[str, int]]) -> list[str]:
+    """How many trainings of a study there are, by arm and seed, and which are missing: a line each."""
+    lines = [f"{len(done)} of {len({*done, *expected})} trainings are on record."]
+    missing: dict[str, list[str]] = {}
+    for arm, seed in expected:
+        if (arm, seed) not in done:
+            missing.setdefault(arm, []).append(str(seed))
+    if not done:
+        lines.append("So nothing is claimed here.")
+    if missing:
+        told = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in missing.items())
+        lines.append(f"Missing: {told}.")
+    return lines

@@ -1,1 +1,1 @@
-"""What each means against a shortage of text is worth when real text is repeated."""
+"""What each means against a shortage of text is worth when real text is repeated: docs/data-bound.md."""

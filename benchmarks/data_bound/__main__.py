@@ -2,7 +2,7 @@
 
 `python -m benchmarks.data_bound` tunes and trains every arm by the engine's own commands (`synpro sweep`, `pretrain`,
 `ensemble`), some hours on two cores; called again it goes on where it was. `--from FILE` takes committed records in
-place of runs; `--docs DIR` renews the tables of its data-bound.md and the picture.
+place of runs; `--docs docs` renews the tables and the picture of docs/data-bound.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a page shows of the records: tables and a picture."""
+"""What docs/data-bound.md shows of the records: what there is and what is missing, tables, and a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.multiples import interval, mean, multiples
+from benchmarks.common.multiples import interval, mean, multiples, on_record
 from benchmarks.common.tables import markdown
 from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
 from benchmarks.data_bound.losses import best, best_trial, end, unique_curve
@@ -18,7 +18,9 @@ _ENSEMBLE = f"ensemble of {len(MEMBERS)} of these"
 
 def blocks(records: Sequence[Record]) -> dict[str, str]:
     """By the name of its mark in the page: each table."""
-    return {"arms": _arms(records), "curve": _curve(records), "sweeps": _sweeps(records)}
+    done = {(one["arm"], one["seed"]) for one in records if one["bench"] == "data_bound"}
+    state = on_record(done, [(name, seed) for name, arm in ARMS.items() for seed in arm.seeds])
+    return {"state": "\n".join(state), "arms": _arms(records), "curve": _curve(records), "sweeps": _sweeps(records)}
 
 
 def _of(records: Sequence[Record], arm: str) -> list[Record]:
@@ -111,7 +113,9 @@ def draw(records: Sequence[Record], path: Path) -> None:
             right.axhline(mean([best(one) for one in mine]).value, color=colour, linewidth=1, label=name)
     left.set(title="loss on the validation split", xlabel="part of training", ylabel="nats a token")
     right.set(title="what it is worth in unique tokens", xlabel="unique tokens", xscale="log")
-    for axes in (left, right):
+    if curve is None:  # of one size so far
+        figure.delaxes(right)
+    for axes in figure.axes:
         axes.legend(fontsize=8)
         axes.grid(visible=True, alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common.multiples import interval, mean, multiples
+from benchmarks.common.multiples import interval, mean, multiples, on_record
 from benchmarks.common.tables import markdown
 from benchmarks.data_bound.losses import best, end
 from benchmarks.real_text.study import SIZES, UNTUNED
@@ -41,17 +41,7 @@ def _losses(records: Iterable[Record], arm: str) -> dict[int, float]:
 
 
 def _state(records: Sequence[Record], expected: Sequence[tuple[str, int]]) -> str:
-    done = {(one["arm"], one["seed"]) for one in of_arm(records)}
-    missing: dict[str, list[str]] = {}
-    for arm, seed in expected:
-        if (arm, seed) not in done:
-            missing.setdefault(arm, []).append(str(seed))
-    lines = [f"{len(done)} of {len(done | set(expected))} trainings are on record."]
-    if not done:
-        lines.append("So nothing is claimed here.")
-    if missing:
-        told = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in missing.items())
-        lines.append(f"Missing: {told}.")
+    lines = on_record({(one["arm"], one["seed"]) for one in of_arm(records)}, expected)
     for one in (one for one in records if one["bench"] == "real_text_settings"):
         keys = ", ".join(f"`{setting.removeprefix('pretrain.')}`" for setting in one["settings"])
         lines.append(f"Tuned repetition has {keys}: {one['source']}.")

@@ -78,12 +78,13 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
     docs = tmp_path / "docs"
     docs.mkdir()
-    marks = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("arms", "curve", "sweeps"))
+    marks = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("state", "arms", "curve", "sweeps"))
     (docs / "data-bound.md").write_text(marks)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "data-bound.md").read_text()
     curve = unique_curve(records)
     assert curve is not None and (curve.tokens[0], curve.means[0]) == (100.0, 5.0)
+    assert "7 of 28 trainings are on record." in page and "untuned (seeds 2, 3); muon (seeds 1, 2, 3)" in page
     assert "| tuned | AdamW, rate and decay tuned | 3 | 4.420 |" in page and "2.23 (" in page
     assert "| tuned | 2 | 1 | `optimizer.lr` 0.002 | 4.000 |" in page
     assert (docs / "images" / "data_bound.png").stat().st_size > 10_000
