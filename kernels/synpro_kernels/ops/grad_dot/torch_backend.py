@@ -113,7 +113,8 @@ def _pairs_of_formed(x_TI: Tensor, grad_TO: Tensor, ids_T: Tensor, order_T: Tens
     x_TI, grad_TO = operand(x_TI[order_T]), operand(grad_TO[order_T])
     spans = list(pairwise([0, *counts_S.cumsum(0).tolist()]))
     sums_SS = x_TI.new_zeros(len(spans), len(spans), dtype=torch.float64)
-    row_bytes = len(spans) * x_TI.shape[1] * x_TI.element_size()
+    # A row's gradients of all segments, and its products of their pairs, which are more where segments are many.
+    row_bytes = len(spans) * (x_TI.shape[1] + len(spans)) * x_TI.element_size()
     for rows in pieces(grad_TO.shape[1], block_bytes(x_TI) // row_bytes):
         formed_SNI = torch.stack([mm(grad_TO[start:end, rows].t(), x_TI[start:end]) for start, end in spans])
         # Row by row: sums over all I O products in fp32 would lose what those over I keep.
