@@ -16,8 +16,9 @@ while rm -f requeued; do
     [ -e requeued ] || exit $code
     SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))
 done""",
-    # A task on each node; the worst code is the step's.
-    "srun": """shift  # --kill-on-bad-exit
+    # A task on each node; the worst code is the step's. Without the option a task has one CPU, whatever the job has.
+    "srun": """while [[ $1 == --* ]]; do [[ $1 == "--cpus-per-task=$SLURM_CPUS_PER_TASK" ]] && given=1; shift; done
+[ "${{given-}}" ] || {{ echo "srun: one CPU for each task"; exit 1; }}
 for ((node = 0; node < SLURM_NNODES; node++)); do "$@" & pids+=($!); done
 echo "${{pids[@]}}" > launchers
 code=0
@@ -35,5 +36,6 @@ def two_nodes(folder: Path) -> dict[str, str]:
         path.write_text("#!/bin/bash\n" + text.format(python=sys.executable) + "\n")
         path.chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "2"}
     paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     return os.environ | slurm | paths | {"OMP_NUM_THREADS": "1"}

@@ -77,6 +77,24 @@ def test_what_the_user_must_mend_is_not_begun_again(tmp_path: Path, environment:
             assert (tmp_path / "requeued").exists() == (again and (code == 75 or count == "0"))
 
 
+def test_a_launcher_has_the_cpus_of_its_node(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "bin" / "synpro").write_text("#!/bin/bash\n")
+    page = (ROOT / "docs" / "paper-run.md").read_text()
+    for script in ((LAUNCH / "slurm.sbatch").read_text(), *re.findall(r"(?m)^#!/bin/bash\n#SBATCH[^`]*", page)):
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0
+
+
+def test_a_signal_in_the_pause_before_another_attempt_ends_it(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "bin" / "synpro").write_text("#!/bin/bash\necho begun\nexit 137\n")
+    log = tmp_path / "log"
+    job = started([str(LAUNCH / "torchrun.sh")], tmp_path, environment | {"PAUSE_S": "1"}, "log")
+    wait_for(lambda: log.exists() and "begun again" in log.read_text(), [job], log)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=60) == 75
+    assert log.read_text().count("begun\n") == 1
+
+
 def test_the_image_has_the_versions_that_the_constraints_pin() -> None:
     recipe, pins = (LAUNCH / "Dockerfile").read_text(), (ROOT / "constraints.txt").read_text()
     [megatron] = re.findall(r'"(megatron-core==[\d.]+)"', recipe)

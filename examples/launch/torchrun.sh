@@ -5,7 +5,7 @@
 #
 # --dir lies on a file system that all nodes see. SIGTERM to this script (on any node) saves and ends it with 75 on all of
 # them. A job that lost a rank is begun again on all nodes, up to MAX_LOST times; so is one whose first launcher is gone,
-# when that one is there again.
+# when that one is there again. In the pause before that, SIGTERM ends the script that it is sent to alone.
 set -u
 nodes=${NODES:?how many nodes} head=${HEAD:?the name of the first node}
 ranks=${RANKS_PER_NODE:-8} port=${RDZV_PORT:-29500} lost=0 asked=0
@@ -28,4 +28,6 @@ while :; do
     if [ "$asked" -eq 1 ] || [ "$lost" -gt "${MAX_LOST:-3}" ]; then exit "$code"; fi
     echo "begun again ($lost of ${MAX_LOST:-3}) after code $code" >&2
     sleep "${PAUSE_S:-10}"
+    # A signal in the pause found no launcher to be passed on to.
+    if [ "$asked" -eq 1 ]; then exit 75; fi
 done

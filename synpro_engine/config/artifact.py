@@ -26,7 +26,7 @@ from synpro_engine.config.schemas import schemas_of
 from synpro_engine.version import VERSION
 
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"  # what is not whole yet
 REMOVING = ".removing"  # what is being deleted, and may be found half-deleted, carries this name
 
 
@@ -77,7 +77,7 @@ def fsync_path(path: Path) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
     # In the same directory, for a rename is atomic within one file system only.
-    aside = path.with_name(path.name + _PARTIAL)
+    aside = path.with_name(path.name + PARTIAL)
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -89,7 +89,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def partial_path(path: Path) -> Path:
     """Where an artifact is written until it is whole; long stages may keep their work there and resume."""
-    return path.with_name(path.name + _PARTIAL)
+    return path.with_name(path.name + PARTIAL)
 
 
 def write_manifest(

@@ -25,6 +25,7 @@ from synpro_engine.train.checkpoint_directory import (
     copy_checkpoint,
     copy_record,
     remove_older,
+    set_aside,
     step_of,
     step_path,
 )
@@ -52,6 +53,10 @@ class Copies(Protocol):
 
     def distrust(self, step: int) -> None:
         """Know that what is there of a step is damaged: the next checkpoint of it takes its place."""
+        ...
+
+    def set_aside(self, newest: int) -> list[Path]:
+        """As `checkpoint_directory.set_aside`."""
         ...
 
     def bring_record(self, directory: Path) -> None:
@@ -95,6 +100,10 @@ class LocalCopies:
 
     def distrust(self, step: int) -> None:
         """Nothing: what is there is read before it is kept."""
+
+    def set_aside(self, newest: int) -> list[Path]:
+        """Rename them."""
+        return set_aside(self._place, newest)
 
     def bring_record(self, directory: Path) -> None:
         """Copy it."""
@@ -162,6 +171,10 @@ class StoredCopies:
         """Remember it, for a manifest and sizes do not tell."""
         self._damaged.add(step)
 
+    def set_aside(self, newest: int) -> list[Path]:
+        """Nothing: what is distrusted counts as none, and what has no manifest is replaced."""
+        return []
+
     def _record_size(self) -> int:
         there = find_file(joined(self._place, METRICS))
         return 0 if there is None else there.size
@@ -182,7 +195,7 @@ class StoredCopies:
     def remove_older(self, keep: int, stays: Callable[[int], bool]) -> None:
         """Remove them, and what interrupted copies left of older steps."""
         files = self._files()
-        whole = [step for step, of_it in files.items() if self._is_whole(step, of_it)]
+        whole = [step for step, of_it in files.items() if self._is_whole(step, of_it) and step not in self._damaged]
         going = [step for step in whole[:-keep] if not stays(step)]
         left = [step for step in files if step not in whole and whole and step < whole[-1]]
         for step in (*going, *left):

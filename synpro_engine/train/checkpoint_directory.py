@@ -20,12 +20,14 @@ from synpro_engine.config import (
     sha256_file,
     verify_artifact,
 )
-from synpro_engine.config.artifact import MANIFEST, REMOVING
+from synpro_engine.config.artifact import MANIFEST, PARTIAL, REMOVING
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.train.metrics import METRICS
 
 CHECKPOINTS = "checkpoints"
 """Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
+DAMAGED = ".damaged"
+"""Behind the name of what was found to be no sound checkpoint, until training is past its step."""
 
 
 def step_path(directory: Path, step: int) -> Path:
@@ -34,8 +36,8 @@ def step_path(directory: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """The steps after which the checkpoint at a `step_path` was written."""
-    return int(path.name.removeprefix("step-"))
+    """The steps after which the checkpoint at a `step_path` was written, whatever follows in its name."""
+    return int(path.name.removeprefix("step-").partition(".")[0])
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
@@ -43,10 +45,14 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
     One without a manifest is no more than the rest of an interrupted copy or removal.
     """
-    # The glob also finds `.partial` and `.removing`, which must never be gone on from.
-    named = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    complete = [path for path in named if (path / MANIFEST).is_file()]
-    return sorted(complete, key=step_of)
+    return [path for path in _named(directory) if (path / MANIFEST).is_file()]
+
+
+def _named(directory: Path, ending: str = "") -> list[Path]:
+    """What lies at a `step_path`, with so much behind it, by step."""
+    # The glob also finds `.partial` and others, which must never be gone on from.
+    found = [path for path in directory.glob("step-*") if re.fullmatch(rf"step-\d{{8,}}{ending}", path.name)]
+    return sorted(found, key=step_of)
 
 
 def newest_checkpoint(directory: Path, topology: Topology) -> Path | None:
@@ -90,21 +96,46 @@ def copy_record(directory: Path, copies: Path) -> None:
         atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
 
 
+def set_aside(directory: Path, newest: int) -> list[Path]:
+    """Rename what is newer than the step `newest`, that of the newest sound one, or has no manifest; the new names.
+
+    Under its own it would count among those that are kept, and be in the way of the next checkpoint of its step.
+    """
+    damaged = [path for path in _named(directory) if step_of(path) > newest or not _is_described(path)]
+    aside = [path.with_name(path.name + DAMAGED) for path in damaged]
+    for path, new in zip(damaged, aside, strict=True):
+        remove_directory(new)  # an earlier one of the same step
+        path.rename(new)
+    return aside
+
+
+def _is_described(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except UserError:
+        return False
+    return True
+
+
 def prune_checkpoints(directory: Path, keep: int, topology: Topology) -> None:
     """`remove_older` on rank 0. Collective."""
     on_main(topology, lambda: remove_older(directory, keep))
 
 
 def remove_older(directory: Path, keep: int, stays: Callable[[int], bool] = lambda step: False) -> None:
-    """Remove all but the newest `keep` checkpoints below `directory`, and what a kill left of others.
+    """Remove all but the newest `keep` checkpoints below `directory`, and what kills and damage left of others.
 
-    stays: whether a step's checkpoint is kept however old it is.
+    stays: whether a step's checkpoint is kept however old it is. While none is written there.
     """
     assert keep >= 1
-    # A kill while an older checkpoint is deleted leaves this name, which no later save
-    # uses: nobody else would remove it.
-    for left in directory.glob(f"step-*{REMOVING}"):
+    # A kill while a checkpoint is deleted, or written at a step where none is due, leaves these names, which no later
+    # save uses: nobody else would remove them.
+    for left in (*directory.glob(f"step-*{REMOVING}"), *directory.glob(f"step-*{PARTIAL}")):
         shutil.rmtree(left)
-    for path in complete_checkpoints(directory)[:-keep]:
+    complete = complete_checkpoints(directory)
+    for left in _named(directory, DAMAGED):
+        if complete and step_of(left) <= step_of(complete[-1]):
+            remove_directory(left)
+    for path in complete[:-keep]:
         if not stays(step_of(path)):
             remove_directory(path)

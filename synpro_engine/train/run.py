@@ -113,6 +113,7 @@ class PretrainRun:
             finally:
                 self.checkpoints.leave()
             return True
+        self.checkpoints.begin()
         if self.start is not None:
             # With the optimizer's moments and the data's position: a fresh AdamW would make a bump in the loss
             # right where the arms are compared.

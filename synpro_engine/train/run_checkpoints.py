@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.train.checkpoint_copies import (
     Copies,
     LocalCopies,
@@ -44,14 +44,30 @@ class RunCheckpoints:
         if self._topology.is_main:
             forget_brought(self._run)
 
+    def begin(self) -> None:
+        """Begin, where `find` found nothing."""
+        self._set_aside(-1, -1)
+
     def take_up(self, found: Path) -> None:
         """Go on from what `find` found, once it is known to be of this run."""
-        newest, copies = self.at(step_of(found)), self._copies
+        newest, copies, step = self.at(step_of(found)), self._copies, step_of(found)
+        # What lies here goes before its copy: where the copy was found, what lies here of its step is damaged.
+        self._set_aside(step if found == newest else step - 1, step)
         if found != newest:
             on_main(self._topology, lambda: bring_back(found, self._run, copies))
         self.newest = newest
         if copies is not None:  # a kill may have come before its copy
             self.saver.behind(lambda: copies.put(newest, self._run))
+
+    def _set_aside(self, here: int, there: int) -> None:
+        """Rename what is no sound checkpoint, in both places: those newer than these steps, and the like."""
+
+        def work() -> list[Path]:
+            aside = LocalCopies(self._run / CHECKPOINTS).set_aside(here)
+            return aside if self._copies is None else aside + self._copies.set_aside(there)
+
+        for left in on_main(self._topology, work):
+            say(self._topology, f"{left}: no sound checkpoint; it goes once training is past its step")
 
     def save(
         self, engine: Engine, extra: Mapping[str, Any], *, first_step: int, start: Path | None, seed: int | None

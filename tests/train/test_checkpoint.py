@@ -259,13 +259,13 @@ def test_the_newest_complete_checkpoints_are_kept(topology: Topology, shape: Mod
     model = build_model(shape, topology)
     for step in (5, 10, 200):
         save_checkpoint(step_path(tmp_path, step), model, {"step": step})
-    (tmp_path / "step-00000300.partial").mkdir()  # killed while saving
+    (tmp_path / "step-00000300.partial" / "state").mkdir(parents=True)  # killed while saving
     (tmp_path / "step-00000400" / "state").mkdir(parents=True)  # the rest of a copy or removal
     (tmp_path / "step-00000003.removing" / "state").mkdir(parents=True)  # killed while removing
     assert newest_checkpoint(tmp_path, topology) == step_path(tmp_path, 200)
     prune_checkpoints(tmp_path, 2, topology)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000010", "step-00000200", "step-00000300.partial", "step-00000400",
+        "step-00000010", "step-00000200", "step-00000400",
     ]  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def test_every_so_many_steps_a_checkpoint_stays_counted_from_the_run_s_first(
 def test_copies_are_the_checkpoints_and_are_kept_by_the_same_rule(
     topology: Topology, tmp_path: Path, background: bool
 ) -> None:
-    (tmp_path / "copies" / "step-00000004.partial" / "state").mkdir(parents=True)  # of a copy that was killed
+    for step in (3, 4):  # of copies that were killed, that of a stop among them
+        (tmp_path / "copies" / f"step-{step:08d}.partial" / "state").mkdir(parents=True)
     train(topology, tmp_path / "run", copied(tmp_path / "copies", async_checkpoints=background))
     assert list(saved(tmp_path / "run" / CHECKPOINTS)) == [4, 6]
     assert saved(tmp_path / "copies") == saved(tmp_path / "run" / CHECKPOINTS)
@@ -100,6 +101,51 @@ def test_where_nothing_sound_is_left_the_damage_is_told(topology: Topology, tmp_
         damage(tmp_path / name)
     with pytest.raises(UserError, match=r"run/checkpoints/step-00000002/state/__0_0\.distcp: was changed or damaged"):
         train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+
+
+@pytest.mark.parametrize("sound", ["run", "copies"])
+def test_what_is_saved_stays_though_a_newer_checkpoint_is_damaged(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str], sound: str
+) -> None:
+    whole = train(topology, tmp_path / "whole")
+    config = copied(tmp_path / "copies", checkpoint_every=1, keep_checkpoints=1, keep_every=2)
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", config, die_before=4)
+    checkpoints = (tmp_path / "run" / CHECKPOINTS, tmp_path / "copies")
+    for place in checkpoints:
+        damage(place / "step-00000004")
+    if sound == "copies":
+        shutil.rmtree(checkpoints[0] / "step-00000002")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", config, die_before=1)
+    told = capsys.readouterr().err
+    for place in checkpoints:
+        assert list(saved(place)) == [2, 3] and (place / "step-00000004.damaged").exists()
+        assert f"{place / 'step-00000004.damaged'}: no sound checkpoint; it goes once" in told
+    assert same(whole, train(topology, tmp_path / "run", config))
+    for place in checkpoints:
+        assert list(saved(place)) == [2, 4, 6] and len(list(place.glob("step-*"))) == 3
+
+
+@pytest.mark.parametrize("left", ["manifest", "none"])
+@pytest.mark.parametrize("place", ["run", "copies", "both"])
+def test_a_checkpoint_without_a_manifest_is_in_no_save_s_way(
+    topology: Topology, tmp_path: Path, place: str, left: str
+) -> None:
+    whole = train(topology, tmp_path / "whole")
+    config = copied(tmp_path / "copies")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", config, die_before=5)
+    checkpoints = {"run": tmp_path / "run" / CHECKPOINTS, "copies": tmp_path / "copies"}
+    for name, directory in checkpoints.items():
+        if place in (name, "both"):
+            manifest = directory / "step-00000004" / "manifest.json"
+            manifest.write_text("") if left == "manifest" else manifest.unlink()
+            if left == "none" and place == "both":  # nothing to go on from
+                shutil.rmtree(directory / "step-00000002")
+    assert same(whole, train(topology, tmp_path / "run", config))
+    for directory in checkpoints.values():
+        assert list(saved(directory)) == [4, 6] and len(list(directory.glob("step-*"))) == 2
 
 
 def test_copies_of_another_run_are_refused_and_not_brought_in(topology: Topology, tmp_path: Path) -> None:

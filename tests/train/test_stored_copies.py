@@ -104,6 +104,15 @@ def test_copies_of_another_run_are_refused_and_not_brought_in(
     assert not (tmp_path / "run" / CHECKPOINTS).exists() and not (tmp_path / "run" / "brought").exists()
 
 
+def test_a_damaged_copy_is_none_of_those_that_are_kept(s3: Bucket) -> None:  # noqa: F811
+    for step in (1, 2, 4):
+        s3.put(f"copies/step-{step:08d}/manifest.json", b"{}")
+    copies = StoredCopies(s3.address("copies"))
+    copies.distrust(4)
+    copies.remove_older(1, lambda step: False)
+    assert copies.steps() == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [(Fault(403, "AccessDenied"), "access denied"), (Fault(503, "SlowDown"), "no answer")],
