@@ -107,7 +107,7 @@ class ArmStages:
         for operation in self._recipe.tune:
             self._tune(this, operation)
         self._generate(this)
-        self._pools[this.name] = self._shards(this)
+        self._pools[this.name] = self._graph.shards[this] = self._shards(this)
         self._made[this.name] = self._paths(self.generated)
         self._train(this.arm, self._recipe.continued.steps, rounds=True)
 

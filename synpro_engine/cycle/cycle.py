@@ -126,7 +126,7 @@ class Cycle:
                 check_judges(self.recipe, self.directory, self.topology, names)
             if until in (None, "generate", "evaluate"):
                 check_server_of(self.recipe.generate, self.directory, stages, self.topology)
-            self._run(until, only)
+            self._run(until, only, redo=redo)
             if until in (None, EVALUATE) and (waiting := self._waiting(only)):
                 say(self.topology, f"--only {', '.join(waiting)}: not begun, for it {_WAITS}")
             if until is None:
@@ -139,12 +139,12 @@ class Cycle:
         """
         self._run(until)
 
-    def _run(self, until: str | None, only: Sequence[str] = ()) -> None:
+    def _run(self, until: str | None, only: Sequence[str] = (), *, redo: bool = False) -> None:
         done = set[str]()
         while True:
             stages = [stage for stage in self._needed(until, only) if stage.name not in done]
             for stage in stages:
-                run_stage(self.directory, stage, self.topology)
+                run_stage(self.directory, stage, self.topology, redo=redo)
             done.update(stage.name for stage in stages)
             # A round that has ended says whether there is another one, and how long those take that go by it.
             if not self.look():
@@ -196,6 +196,10 @@ class Cycle:
     def rounds(self) -> dict[Round, dict[str, str]]:
         """All rounds that are known of, of every arm; by operation, the stages that generate in them."""
         return self._plan.generated
+
+    def shards_of(self, this: Round) -> str:
+        """The stage with a round's texts as tokens, which is another arm's where both make and choose the same."""
+        return self._plan.shards[this]
 
     def round_of(self, stage: str, source: str) -> Round | None:
         """The round whose text a training stage reads under the name of a source; None where it is none's."""

@@ -53,6 +53,8 @@ class Graph:
         """By the training stage, in their order: what it is made from."""
         self.generated: dict[Round, dict[str, str]] = {}
         """By round and operation: the stages that generate."""
+        self.shards: dict[Round, str] = {}
+        """By round: the stage with its texts as tokens, which is another arm's where both make and choose the same."""
         self.measured: dict[str, int] = {}
         """By stage that evaluates: how many models."""
         self.evaluations: dict[str, str] = {}

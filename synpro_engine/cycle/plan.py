@@ -77,6 +77,11 @@ class Plan:
         """By round of an arm and by operation: the stages that generate."""
         return self._graph.generated
 
+    @property
+    def shards(self) -> dict[Round, str]:
+        """By round of an arm: the stage with its texts as tokens."""
+        return self._graph.shards
+
 
 def planned(recipe: Recipe, ranks: int) -> Graph:
     """All stages that a run may come to have, for who counts beforehand; UserError for an arm that is another one."""

@@ -93,10 +93,11 @@ def check_claimed(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> N
     # Of recorded settings alone: how the work is done may differ between a run and a look at it.
     difference = first_difference(_stored(directory), recipe.recorded())
     stored = stored_recipe(directory)
-    for key in (key for stage in stages for key in _changed_contents(directory, stage)):
-        paths = [None if of is None else of.at(key) for of in (stored, recipe)]
-        if difference is None and paths[0] != paths[1]:
-            difference = Difference(key, *paths)
+    for stage in stages:
+        for key in _changed_contents(directory, stage):
+            places = [_place(of, stage.arm, key) for of in (stored, recipe)]
+            if difference is None and places[0] != places[1]:
+                difference = Difference(key, *places)
     if difference is not None:
         raise UserError(f"{directory / CONFIG}: holds a run of another config: {difference}; give another --dir")
 
@@ -105,6 +106,15 @@ def stored_recipe(directory: Path) -> Recipe | None:
     """The recipe of the run that is there; None where there is none, or one that this version cannot read."""
     with contextlib.suppress(UserError):
         return load_config(Recipe, read_yaml(directory / CONFIG))
+    return None
+
+
+def _place(recipe: Recipe | None, arm: str | None, key: str) -> Any:
+    """What a setting names, as the arm has it; None of one that is not there."""
+    if recipe is None or arm not in (None, *recipe.all_arms):
+        return None
+    with contextlib.suppress(KeyError, AttributeError):
+        return (recipe if arm is None else recipe.of_arm(arm)).at(key)
     return None
 
 

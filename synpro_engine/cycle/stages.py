@@ -1,4 +1,4 @@
-"""Stages: named steps whose result is one artifact, done once, redone when what they were made from changed.
+"""Stages: named steps whose result is one artifact, done once, and never replaced without being removed on demand.
 
 When a stage must run, and how its result appears; what it computes is in `steps`.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from synpro_engine.config import (
+    Manifest,
     Record,
     UserError,
     atomic_write_text,
@@ -132,7 +133,7 @@ def _note(directory: Path, stage: Stage) -> Path:
     return path.with_name(path.name + ".inputs.json")
 
 
-def _prepare(directory: Path, stage: Stage) -> bool:
+def _prepare(directory: Path, stage: Stage, redo: bool) -> bool:
     """On rank 0: decide whether the stage must run, and lay out its partial directory. True: it must."""
     parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
     inputs = {"parents": parents, "config": _plain(stage.config)}
@@ -143,6 +144,8 @@ def _prepare(directory: Path, stage: Stage) -> bool:
         if {"parents": manifest.parents, "config": manifest.config} == inputs:
             note.unlink(missing_ok=True)  # a kill may have come before the end of `_finish`
             return False
+        if not redo:
+            raise UserError(f"{path}: {_what_changed(stage, manifest, parents)}; --redo makes it anew, and removes it")
     check_replaceable(path, stage.name)
     partial = partial_path(path)
     if partial.exists() and not (note.exists() and read_json(note) == inputs):
@@ -151,6 +154,15 @@ def _prepare(directory: Path, stage: Stage) -> bool:
     # Before any work: what a kill leaves can then be told apart from work on other inputs.
     atomic_write_text(note, json_text(inputs))
     return True
+
+
+def _what_changed(stage: Stage, manifest: Manifest, parents: Mapping[str, str]) -> str:
+    """Why a stage that was not stale when the run began is so now."""
+    if manifest.config != _plain(stage.config):
+        return "its settings follow from stages that were made anew"
+    # Such as one that was deleted to save room: training is another one each time, if only by its log.
+    others = [name for name, content in parents.items() if manifest.parents.get(name) != content]
+    return f"was made from another {others[0]}, which was missing and has been made anew"
 
 
 def _finish(directory: Path, stage: Stage, seconds: float) -> None:
@@ -169,15 +181,16 @@ def _finish(directory: Path, stage: Stage, seconds: float) -> None:
     _note(directory, stage).unlink()
 
 
-def run_stage(directory: Path, stage: Stage, topology: Topology) -> None:
+def run_stage(directory: Path, stage: Stage, topology: Topology, *, redo: bool = False) -> None:
     """Bring one stage's artifact into being, unless it is there and made from the present inputs.
 
-    Raises Stopped when the job was asked to stop before the stage began, or on the way.
+    Raises UserError where it is there and made from others, unless `redo` allows to replace it; Stopped when the job
+    was asked to stop before the stage began, or on the way.
     """
     # Between stages too: one that cannot be broken off would otherwise begin after the wish.
     if asked_to_stop(topology):
         raise Stopped(f"{directory}: stopped before {stage.name}")
-    if not on_main(topology, lambda: _prepare(directory, stage)):
+    if not on_main(topology, lambda: _prepare(directory, stage, redo)):
         # What is there is built upon, so a file that was damaged since is found before the stages that would read it.
         verify_shared(directory / stage.name, topology)
         say(topology, f"[{stage.name}] there already")

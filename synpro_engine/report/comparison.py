@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from synpro_engine.config import brief
 from synpro_engine.evaluate import Diversity
@@ -232,7 +234,7 @@ def _curves_of(arm: str) -> Callable[[ComparedRun], list[Curve]]:
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return MISSING
-    error = f" ± {fixed(stdev(values) / len(values) ** 0.5)} ({len(values)})" if len(values) > 1 else ""
+    error = f" ± {fixed(float(np.std(values, ddof=1)) / len(values) ** 0.5)} ({len(values)})" if len(values) > 1 else ""
     return fixed(fmean(values)) + error
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from synpro_engine.config import UserError
 from synpro_engine.dist import gather_objects, say
 from synpro_engine.model.model import Model
@@ -134,7 +136,7 @@ class Paired(NamedTuple):
 def paired_difference(values: Sequence[float]) -> Paired:
     """By Student's t; the pairs are the sample."""
     count, mean = len(values), statistics.fmean(values)
-    half = _quantile(count - 1) * statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    half = _quantile(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
     return Paired(mean, mean - half, mean + half)
 
 

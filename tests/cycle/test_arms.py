@@ -296,6 +296,12 @@ def test_what_does_not_count_among_effective_tokens_is_named(run: Cycle) -> None
     assert "another step than plain (36): prompted (step 34)" in " ".join(curve.missing)
 
 
+def test_the_first_seed_of_effective_tokens_is_that_of_seeds_whatever_the_recipes_own_is(run: Cycle) -> None:
+    recipe, names = run.recipe.model_copy(update={"seed": 8}), [stage.name for stage in run.stages()]
+    [curve] = effective_tokens(FinishedRun(run.directory, recipe, names)).curves
+    assert [len(point.losses) for point in curve.points] == [2, 2, 2]
+
+
 def test_oracles_whose_caps_give_them_the_same_text_are_not_more_seeds(run: Cycle) -> None:
     recipe = load_recipe("arms-smoke", ["arms.oracle-less.unique_tokens=99999"])
     names = [stage.name for stage in run.stages()]

@@ -14,8 +14,9 @@ from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
 from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
 from synpro_engine.cycle.steps import stream
+from synpro_engine.cycle.steps.accepted import Provenance
 from synpro_engine.cycle.steps.corpus import build_corpus, open_split
-from synpro_engine.cycle.steps.evaluation import source_texts
+from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import SplitConfig, load_tokenizer, ngrams, read_documents, text_key, train_sentencepiece
 from synpro_engine.evaluate import overlap
@@ -174,3 +175,10 @@ def test_sources_of_slices_are_read_past_but_for_those_wanted(tmp_path: Path) ->
     all_ = {document.id: document.text for document in read_documents(documents_path(tmp_path, "train"))}
     wanted = set(list(all_)[3:5])
     assert source_texts(tmp_path, wanted | {"not there"}) == {id: all_[id] for id in wanted}
+
+
+def test_a_joined_text_is_held_to_its_own_slices_and_not_to_those_between() -> None:
+    text = "kept one. refused. kept two."
+    joined = Provenance(source="a", start=0, end=len(text), slices=((0, 9), (19, 28)))
+    assert slice_of(joined, {"a": text}, Path("stage")) == "kept one.\n\nkept two."
+    assert slice_of(Provenance(source="a", start=10, end=18), {"a": text}, Path("stage")) == "refused."

@@ -56,7 +56,7 @@ def bring_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, topology: Topology
             if name in cycle.training_stages:
                 (into / "result.json").write_text(json.dumps(_result(cycle, name)))
 
-        def run(directory: Path, stage: Stage, here: Topology) -> None:
+        def run(directory: Path, stage: Stage, here: Topology, *, redo: bool) -> None:
             def work(into: Path, *, topology: Topology) -> None:
                 if killed is not None and len(worked) == killed:
                     raise KeyboardInterrupt
@@ -66,7 +66,7 @@ def bring_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, topology: Topology
                 else:
                     told(into, topology=topology, name=stage.name)
 
-            run_stage(directory, replace(stage, work=work), here)
+            run_stage(directory, replace(stage, work=work), here, redo=redo)
 
         with monkeypatch.context() as patched:
             patched.setattr(module, "run_stage", run)

@@ -1,6 +1,8 @@
 """Stages are done once, redone when what they were made from changed, and resumed from what they left."""
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,11 +53,26 @@ def test_finished_stages_are_not_repeated(topology: Topology, tmp_path: Path) ->
 def test_a_changed_setting_redoes_its_stage_and_what_follows(topology: Topology, tmp_path: Path) -> None:
     log = _Log()
     run_stages(tmp_path, log.stages(), topology)
-    run_stages(tmp_path, log.stages(second="c"), topology)
+    run_stages(tmp_path, log.stages(second="c"), topology, redo=True)
     assert log.worked == ["first", "second", "second"]
-    run_stages(tmp_path, log.stages(first="z", second="c"), topology)
+    run_stages(tmp_path, log.stages(first="z", second="c"), topology, redo=True)
     assert log.worked[3:] == ["first", "second"]
     assert (tmp_path / "deep" / "second" / "trail").read_text() == "c"
+
+
+def test_a_finished_stage_is_not_replaced_because_what_it_was_made_from_was_deleted(
+    topology: Topology, tmp_path: Path
+) -> None:
+    log = _Log()
+    run_stages(tmp_path, log.stages(), topology)
+    shutil.rmtree(tmp_path / "first")
+    # As a training would: its log has times in it.
+    other = [replace(log.stages()[0], work=lambda into, topology: (into / "trail").write_text("z")), log.stages()[1]]
+    with pytest.raises(UserError, match=r"deep/second: was made from another first, which was missing.*--redo"):
+        run_stages(tmp_path, other, topology)
+    assert log.worked == ["first", "second"] and (tmp_path / "deep" / "second" / "trail").read_text() == "b"
+    run_stages(tmp_path, other, topology, redo=True)
+    assert log.worked == ["first", "second", "second"]
 
 
 def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 import dataclasses
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from synpro_engine.config import as_record, json_text
+from synpro_engine.cycle.steps.evaluation import Results
 from synpro_engine.report import Pretraining, ReportData, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
 from synpro_engine.report.headline import statement
@@ -208,6 +212,18 @@ def test_evaluations_of_fewer_gauges_are_named_with_what_renews_them(full_report
     page = render_report(dataclasses.replace(full_report, with_fewer_gauges=("arms/a/evaluate", "evaluate")))
     assert "<code>arms/a/evaluate</code>, <code>evaluate</code>: measured by an earlier version" in page
     assert "Remove these folders" in page and "earlier version" not in render_report(full_report)
+
+
+def test_a_loss_that_is_not_finite_is_shown_as_such_as_files_hold_it(full_report: ReportData) -> None:
+    rows = tuple(dataclasses.replace(row, seed=seed) for row in full_report.arms.held_out for seed in (None, 2, 3))
+    results = json_text(
+        {"held_out": [dataclasses.asdict(row) for row in (dataclasses.replace(rows[0], nats=math.nan), *rows[1:])]}
+    )
+    read = as_record(json.loads(results), Results, "results.json").held_out
+    several = dataclasses.replace(full_report.arms, held_out=read, compared_with=read[0].name)
+    assert [math.isnan(row.mean) for row in several.compared] == [True, False, False]
+    page = render_report(dataclasses.replace(full_report, arms=several))
+    assert page.count("<strong>nan</strong>") == 2  # the mean, and bits per byte of one seed
 
 
 @pytest.mark.parametrize("curve", [True, False])

@@ -23,6 +23,10 @@ class Provenance(Record):
     member: int = 0
     """Number of the sample."""
 
+    def cut_from(self, document: str) -> str:
+        """What a text was made from; of one that was joined its slices, and nothing of what lies between them."""
+        return "\n\n".join(document[start:end] for start, end in self.slices or ((self.start, self.end),))
+
 
 class Accepted(Record):
     """A line of a synthetic corpus."""
@@ -75,8 +79,7 @@ def _beside_sources(
                     f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold, or in"
                     " another order"
                 )
-        spans = where.slices or ((where.start, where.end),)
-        yield record, "\n\n".join(document.text[start:end] for start, end in spans)
+        yield record, where.cut_from(document.text)
 
 
 def sample_of(stage: Path) -> list[Accepted]:

@@ -122,8 +122,9 @@ def _influence(
     measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
     # Rank 0's for all: which these are must not hang on each rank's look at the files.
     accepted = on_main(topology, lambda: {operation: sample_of(stage) for operation, stage in corpora.items()})
-    # In one pass over the corpus for all operations.
-    sources = source_texts(tokens, {r.provenance.source for records in accepted.values() for r in records})
+    # In one pass over the corpus for all operations and ranks.
+    wanted = {record.provenance.source for records in accepted.values() for record in records}
+    sources = on_main(topology, lambda: source_texts(tokens, wanted))
     measured = {}
     for operation, stage in corpora.items():
         records = accepted[operation]
@@ -141,12 +142,17 @@ def _influence(
 
 def source_texts(tokens: Path, wanted: Set[str]) -> dict[str, str]:
     """The documents that slices were cut from, by id: those `wanted`, for there may be more than memory holds."""
-    documents = read_documents(str(documents_path(tokens, "train")))
-    return {document.id: document.text for document in documents if document.id in wanted}
+    found: dict[str, str] = {}
+    for document in read_documents(str(documents_path(tokens, "train"))) if wanted else ():
+        if document.id in wanted:
+            found[document.id] = document.text
+            if len(found) == len(wanted):
+                break  # the rest of the corpus may take hours
+    return found
 
 
 def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:
     """The text that a record of `stage` was made from; UserError where the corpus does not hold it."""
     if where.source not in sources:
         raise UserError(f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold")
-    return sources[where.source][where.start : where.end]
+    return where.cut_from(sources[where.source])

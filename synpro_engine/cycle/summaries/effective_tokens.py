@@ -44,9 +44,10 @@ def effective_tokens(run: FinishedRun) -> EffectiveTokens:
 def _losses(run: FinishedRun) -> dict[str, _BySeed]:
     """Of the arms that are measured: nats per token of the validation split, finite or not."""
     found: dict[str, _BySeed] = {}
+    first = (*run.recipe.seeds, run.recipe.seed)[0]
     for arm, results in run.results().items():
         rows = [row for row in results.held_out if row.text == "validation"]
-        seeds = [run.recipe.seed if row.seed is None else row.seed for row in rows]
+        seeds = [first if row.seed is None else row.seed for row in rows]
         of = {seed: row.per_token for seed, row in zip(seeds, rows, strict=True) if row.per_token is not None}
         if arm is not None and of:
             found[arm] = of

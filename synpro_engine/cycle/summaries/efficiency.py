@@ -14,7 +14,10 @@ from synpro_engine.report import DataEfficiency
 
 
 def efficiencies(run: FinishedRun) -> tuple[DataEfficiency, ...]:
-    """Of each arm; before these are measured, of pretraining's end. None without a table."""
+    """Of each arm but oracles, which had more text; before these are measured, of pretraining's end.
+
+    None without a table.
+    """
     config = run.recipe.evaluate.data_efficiency
     if config is None or PRETRAIN not in run.done:
         return ()
@@ -27,7 +30,9 @@ def efficiencies(run: FinishedRun) -> tuple[DataEfficiency, ...]:
 
 
 def _losses(run: FinishedRun) -> Iterator[tuple[str, float]]:
-    measured = [row for of in run.results().values() for row in of.held_out if row.text == "validation"]
+    oracles = {name for name, arm in run.recipe.arms.items() if arm.text == "unique"}
+    held_out = [row for of in run.results().values() for row in of.held_out if row.name not in oracles]
+    measured = [row for row in held_out if row.text == "validation"]
     for row in measured:
         if row.per_token is not None:
             yield row.name if row.seed is None else f"{row.name}, seed {row.seed}", row.per_token

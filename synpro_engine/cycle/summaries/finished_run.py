@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from synpro_engine.config import Record, as_record, read_json, read_record, verify_artifact
+from synpro_engine.config import Record, as_record, read_json, read_manifest, read_record, verify_artifact
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
     EVALUATE,
@@ -60,6 +60,13 @@ class FinishedRun:
     def of_arm(self, label: str, arm: str) -> str:
         """The same with the arm's name in front of it, where there are several that have such."""
         return f"{arm}: {label}" if len(self.in_rounds) > 1 else label
+
+    def shards_of(self, this: Round) -> str:
+        """The stage with a round's texts as tokens, which is another arm's where both make and choose the same."""
+        if this.arm not in self.done:
+            return this.shards
+        parents = read_manifest(self.directory / this.arm).parents
+        return next(parent for parent in parents if parent.endswith(f"{this.name}/shards"))
 
     def trained(self, arm: str, seed: int | None = None) -> list[str]:
         """The finished stages in which an arm trained on, in their order; seed: None for the run's own."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from synpro_engine.config import Record, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE
@@ -22,36 +24,45 @@ class _Rejected(Record):
     provenance: Provenance
 
 
+class _Shown(NamedTuple):
+    operation: str
+    stage: Path
+    text: str
+    where: Provenance
+    reason: str
+    rewards: dict[str, float]
+
+
 def samples(run: FinishedRun) -> tuple[Sample, ...]:
     """Of each arm's and operation's corpus of the newest finished round: the first accepted and the first refused."""
-    shown: list[Sample] = []
+    shown: list[_Shown] = []
     for arm, recipe in run.in_rounds.items():
         rounds = [this for this in run.rounds if this.of_arm == arm]
         for operation in recipe.generate.names:
             finished = [stage for this in rounds if (stage := this.generate(operation)) in run.done]
             if finished:
-                shown += _corpus_samples(run, run.of_arm(operation, arm), run.directory / finished[-1])
-    return tuple(shown)
-
-
-def _corpus_samples(run: FinishedRun, operation: str, stage: Path) -> list[Sample]:
-    first = itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES)
-    accepted = [(r.text, r.provenance, "", r.rewards or {}) for r in first]
-    # Lazily, for the refused may be many and long.
-    refused = itertools.islice(lines_of(stage / CORPUS, REJECTS), _REFUSED_SAMPLES)
-    rejects = [parse_record(line, _Rejected, where) for where, line in refused]
-    shown = [*accepted, *((record.raw, record.provenance, record.reason, {}) for record in rejects)]
-    sources = source_texts(run.directory / TOKENIZE, {where.source for _, where, _, _ in shown})
-    return [
+                shown += _first_of(run.of_arm(operation, arm), run.directory / finished[-1])
+    # In one pass for all of them, for the corpus may be long.
+    sources = source_texts(run.directory / TOKENIZE, {one.where.source for one in shown})
+    return tuple(
         Sample(
-            operation=operation,
-            source_id=f"{where.source}:{where.start}-{where.end}",
-            source=slice_of(where, sources, stage),
-            text=text,
-            accepted=not reason,
-            reason=reason,
-            total=rewards.get("total", 0.0 if reason else None),
-            rewards={name: value for name, value in rewards.items() if name != "total"},
+            operation=one.operation,
+            source_id=f"{one.where.source}:{one.where.start}-{one.where.end}",
+            source=slice_of(one.where, sources, one.stage),
+            text=one.text,
+            accepted=not one.reason,
+            reason=one.reason,
+            total=one.rewards.get("total", 0.0 if one.reason else None),
+            rewards={name: value for name, value in one.rewards.items() if name != "total"},
         )
-        for text, where, reason, rewards in shown
-    ]
+        for one in shown
+    )
+
+
+def _first_of(operation: str, stage: Path) -> Iterator[_Shown]:
+    for record in itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES):
+        yield _Shown(operation, stage, record.text, record.provenance, "", record.rewards or {})
+    # Lazily, for the refused may be many and long.
+    for where, line in itertools.islice(lines_of(stage / CORPUS, REJECTS), _REFUSED_SAMPLES):
+        record = parse_record(line, _Rejected, where)
+        yield _Shown(operation, stage, record.raw, record.provenance, record.reason, {})

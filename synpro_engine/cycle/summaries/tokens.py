@@ -55,7 +55,7 @@ def _made(run: FinishedRun) -> Iterator[MadeTokens]:
         finished = run.trained(arm)
         read = run.record(finished[-1], TRAINING_RESULT, TrainingResult).operations if finished else {}
         for this in (this for this in run.rounds if this.of_arm == arm):
-            for operation, tokens in run.counts(this.shards, SYNTHETIC_TOKENS).items():
+            for operation, tokens in run.counts(run.shards_of(this), SYNTHETIC_TOKENS).items():
                 trained, name = read.get(this.name, {}).get(operation), run.of_arm(operation, arm)
                 yield MadeTokens(round=this.number, operation=name, tokens=tokens, trained=trained)
 

@@ -164,7 +164,7 @@ def _rounds_that_have(cycle: Cycle, id: str) -> dict[Round, str]:
         if text is not None:
             found[number] = text.stage
         elif any(document.id == id for document in _stitched(cycle, number)):
-            found[number] = number.shards
+            found[number] = cycle.shards_of(number)
     return found
 
 
@@ -189,8 +189,10 @@ def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
 
 
 def _rounds(cycle: Cycle, arm: str | None) -> list[Round]:
-    """Those of an arm; None: of all."""
-    return [number for number in cycle.rounds if arm in (None, number.of_arm)]
+    """Those of an arm; None: of all, but for those whose texts are another's."""
+    if arm is not None:
+        return [number for number in cycle.rounds if number.of_arm == arm]
+    return list({cycle.shards_of(number): number for number in reversed(cycle.rounds)}.values())[::-1]
 
 
 def _made(cycle: Cycle, source: str, arm: str | None) -> Iterator[Made]:
@@ -213,12 +215,12 @@ def _made(cycle: Cycle, source: str, arm: str | None) -> Iterator[Made]:
 
 def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None]) -> dict[str, Life]:
     """What became of texts of a round (None: organic ones), by id; refusals: the reason, None of accepted ones."""
-    shards = cycle.directory / (TOKENIZE if number is None else number.shards)
+    shards = cycle.directory / (TOKENIZE if number is None else cycle.shards_of(number))
     lives = {id: Life(fate="accepted" if why is None else "refused", why=why) for id, why in refusals.items()}
     if not shards.exists() or not refusals:
         return lives
     spans = _spans(cycle, number, refusals)
-    removed = {} if number is None else removed_texts(cycle.directory, number, refusals)
+    removed = {} if number is None else removed_texts(shards, refusals)
     read = _read(cycle, number, spans)
     for id, why in refusals.items():
         if id in spans:
@@ -231,21 +233,21 @@ def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None
 
 def _spans(cycle: Cycle, number: Round | None, ids: Collection[str]) -> dict[str, Span]:
     """Where texts stand in the documents of a round, or of the train split; of those that are there."""
-    if number is not None and (cycle.directory / number.shards / STITCHED).exists():
+    if number is not None and (cycle.directory / cycle.shards_of(number) / STITCHED).exists():
         return {
             part.id: (at, begin, end)
             for at, document in enumerate(_stitched(cycle, number))
             for part, begin, end in document.spans()
             if part.operation is not None and part.id in ids
         }
-    shards = cycle.directory / (TOKENIZE if number is None else number.shards)
+    shards = cycle.directory / (TOKENIZE if number is None else cycle.shards_of(number))
     corpus = open_shards(shards_path(shards, "train" if number is None else SYNTHETIC))
     return {id: (at, 0, len(corpus.document_tokens(at))) for id, at in corpus.numbers_of(ids).items()}
 
 
 def _stitched(cycle: Cycle, number: Round) -> Iterator[Stitched]:
     """What the documents of a round consist of; none where each text is one, or there are none yet."""
-    parts = cycle.directory / number.shards / STITCHED
+    parts = cycle.directory / cycle.shards_of(number) / STITCHED
     return stitched_documents(parts) if parts.exists() else iter(())
 
 
@@ -259,7 +261,7 @@ def _within(cycle: Cycle, source: str, arm: str | None) -> Iterator[Within]:
         }
         read = _read(cycle, number, spans) if spans else {}
         for id, (_, begin, end) in spans.items():
-            yield Within(id=id, stage=number.shards, tokens=end - begin, read=tuple(read[id]))
+            yield Within(id=id, stage=cycle.shards_of(number), tokens=end - begin, read=tuple(read[id]))
 
 
 def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
@@ -267,8 +269,9 @@ def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict
     read: dict[str, list[Read]] = {id: [] for id in spans}
     source = ORGANIC if number is None else number.name
     for stage, steps in finished_steps(cycle).items():
-        # Rounds of other arms have the same names.
-        if number is not None and cycle.training(stage).arm != number.of_arm:
+        # Rounds of other arms have the same names, and some the same text.
+        shards = None if number is None else cycle.directory / cycle.shards_of(number)
+        if shards is not None and cycle.training(stage).synthetic.get(source) != shards:
             continue
         reading = open_reading(cycle, stage, steps)
         if source in reading.corpora:

@@ -11,7 +11,7 @@ from typing import Any
 
 from synpro_engine.config import Record, UserError, as_record, json_text, parse_record, verify_artifact
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, UNIQUE, Round, documents_path
+from synpro_engine.cycle.run_layout import CORPUS, REMOVED, TOKENIZE, UNIQUE, documents_path
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import Split
 from synpro_engine.data.compressed import line_reader
@@ -131,9 +131,9 @@ def _written_files(corpus: Path) -> list[Path]:
     return [*files_of(corpus, DOCUMENTS), *files_of(corpus, REJECTS)]
 
 
-def removed_texts(directory: Path, number: Round, ids: Collection[str]) -> dict[str, str]:
-    """By id what a filter of the round's finished `shards` stage removed: the filter, and what it found."""
-    path = directory / number.shards / REMOVED
+def removed_texts(shards: Path, ids: Collection[str]) -> dict[str, str]:
+    """By id what a filter of a round's finished `shards` stage removed: the filter, and what it found."""
+    path = shards / REMOVED
     # Runs of before there was this list have none.
     lines = line_reader(path) if path.exists() else ()
     removed = (parse_record(line, _Removed, f"{path}:{at}") for at, line in lines)

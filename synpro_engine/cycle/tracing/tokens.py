@@ -116,7 +116,7 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
 def _part(cycle: Cycle, stage: str, origin: TokenOrigin) -> TokenPart | None:
     """What the token is of, where its document was stitched."""
     number = cycle.round_of(stage, origin.source)
-    if number is None or not (parts := cycle.directory / number.shards / STITCHED).exists():
+    if number is None or not (parts := cycle.directory / cycle.shards_of(number) / STITCHED).exists():
         return None
     document = next(stitched_documents(parts, origin.document))
     at, offset = document.part_at(origin.offset)

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from math import nan
+from statistics import fmean
+
+import numpy as np
 
 from synpro_engine.evaluate import bits_per_byte
 from synpro_engine.report import svg
@@ -16,10 +19,10 @@ _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own l
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
     """Cross-entropy of one model on text that no arm has seen. `nats` is the sum over `tokens` predicted tokens, which
-    spell `utf8_bytes` bytes."""
+    spell `utf8_bytes` bytes; None where it is not finite, for which JSON has no number."""
 
     name: str
-    nats: float
+    nats: float | None
     tokens: int
     utf8_bytes: int
     documents: int | None = None
@@ -30,13 +33,17 @@ class HeldOutLoss:
 
     @property
     def per_token(self) -> float | None:
-        """Mean cross-entropy in nats per token; depends on the tokenizer."""
-        return self.nats / self.tokens if self.tokens else None
+        """Mean cross-entropy in nats per token, NaN where it is not finite; depends on the tokenizer."""
+        return self._sum / self.tokens if self.tokens else None
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per UTF-8 byte; does not depend on the tokenizer."""
-        return bits_per_byte(self.nats, self.utf8_bytes) if self.utf8_bytes else None
+        """Bits per UTF-8 byte, NaN where they are not finite; does not depend on the tokenizer."""
+        return bits_per_byte(self._sum, self.utf8_bytes) if self.utf8_bytes else None
+
+    @property
+    def _sum(self) -> float:
+        return nan if self.nats is None else self.nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,8 @@ class Arms:
         for (name, text), by_seed in losses.items():
             base = losses.get((self.compared_with or "", text), {})
             pairs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base and name != self.compared_with]
-            error = stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+            # Not by `statistics.stdev`, which NaN breaks.
+            error = float(np.std(pairs, ddof=1)) / len(pairs) ** 0.5 if len(pairs) > 1 else None
             mean = fmean(pairs) if pairs else None
             found.append(Compared(name=name, text=text, by_seed=by_seed, difference=mean, error=error))
         return found
