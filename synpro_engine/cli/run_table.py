@@ -11,6 +11,8 @@ from synpro_engine.report.terminal import aligned
 
 def lines(found: RunStatus) -> Iterator[str]:
     """A table of stages, one of arms, and what is left."""
+    if found.changed is not None:
+        yield f"the run is of another config: {found.changed}; what of it would be made anew, `synpro run` tells"
     yield from aligned([("stage", "state", "done", "time", "left"), *map(_stage, found.stages)])
     if not found.whole:
         yield "more stages may follow: a round says when it ends whether there is another"

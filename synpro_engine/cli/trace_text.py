@@ -43,6 +43,7 @@ def _span(characters: tuple[int, int] | None) -> str:
 
 def _document(found: DocumentTrace) -> Iterator[str]:
     kind = "cut into pieces" if found.pieces else "left out" if found.left_out else f"organic, split {found.split}"
+    kind = "organic, for oracles alone" if found.split == "unique" else kind
     kind = f"stitched of {len(found.parts)} texts" if found.parts else kind
     of = "" if found.arm is None else f", arm {found.arm}"
     yield f"{found.document}: {'synthetic' if found.synthetic is not None else kind}{of}"

@@ -91,6 +91,26 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(file)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process has the directory that is alive, as far as one look tells; nothing is changed."""
+    place = directory / LOCK
+    path = _path(place, _highest(place))
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        holder, beat = _read(file, path), os.fstat(file).st_mtime
+        if holder.released:
+            return False
+        if holder.flock and holder.boot == _boot():
+            return not _flock(file, fcntl.LOCK_SH)
+        # A single look has no other beat to compare it with, so that two clocks are compared for once.
+        return time.time() - beat < PATIENCE_S
+    finally:
+        os.close(file)
+
+
 @contextlib.contextmanager
 def writing(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Be the only one who writes a file, or what is made in a directory, for the length of the block; no file is left.

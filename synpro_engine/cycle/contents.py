@@ -78,12 +78,20 @@ def _digests(keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe |
             # Under another path a file that is gone is a slip, and not one that was put away.
             same = [key for key in names if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
             recorded = read_manifest(directory / stage).config.get("contents", {})
-            recorded = {key: recorded[key] for key in same if key in recorded and is_put_away(recipe.at(key))}
+            standing = [key for key in same if key in recorded and _stands(recipe, key)]
+            recorded = {key: recorded[key] for key in standing}
         if names or stage in (REFERENCES, HELD_OUT):
             # What an earlier stage read under the same key is the same content, and is looked at once.
             known = {key: digest for earlier in contents.values() for key, digest in earlier.items()} | recorded
             contents[stage] = {key: known.get(key) or _content(recipe, key) for key in names}
     return contents
+
+
+def _stands(recipe: Recipe, key: str) -> bool:
+    """Whether nothing is read under a key, so that what was recorded stands, of whatever version."""
+    value = recipe.at(key)
+    unread = key == "corpus.source" and recipe.corpus.shards is not None
+    return unread or value == "random" or is_put_away(value)
 
 
 def _rounds(recipe: Recipe, arm: str) -> list[Round]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -212,14 +212,17 @@ def run_stage(directory: Path, stage: Stage, topology: Topology, *, redo: bool =
 
 def needed(stages: Sequence[Stage], command: str | None, only: Collection[str] = ()) -> list[Stage]:
     """The stages that a command brings up, of all arms or of those in `only`; None: every command."""
-    wanted = {
-        stage.name
-        for stage in stages
-        if (command is None or command == stage.command or command in stage.opens) and (not only or stage.arm in only)
-    }
+    of_arms = _with_parents(stages, {stage.name for stage in stages if not only or stage.arm in only})
+    wanted = {stage.name for stage in of_arms if command is None or command == stage.command or command in stage.opens}
     if not wanted:
         whose = f" of {' and '.join(only)}" if only else ""
         raise UserError(f"this recipe has no stage{whose} for `{command or 'run'}`")
+    return _with_parents(stages, wanted)
+
+
+def _with_parents(stages: Sequence[Stage], names: Set[str]) -> list[Stage]:
+    """The named stages and all that they are made from."""
+    wanted = set(names)
     for stage in reversed(stages):  # parents stand before what is made from them
         if stage.name in wanted:
             wanted.update(stage.parents)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from synpro_engine.config import UserError, partial_path, read_record
+from synpro_engine.config import UserError, first_difference, partial_path, read_record
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.config.lock import is_held
 from synpro_engine.cycle.graph import Graph
 from synpro_engine.cycle.plan import looked_at
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CORPUS, TRAINING_RESULT
+from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.cycle.steps.pretraining import TrainingResult
 from synpro_engine.synth import work_directory, work_status
@@ -59,6 +61,8 @@ class RunStatus:
     arms: tuple[ArmStatus, ...]
     whole: bool
     """Whether all stages are known: else more may follow."""
+    changed: str | None = None
+    """What the recipe that was asked by says otherwise than the run's own; `synpro run` would refuse it."""
 
     @property
     def is_done(self) -> bool:
@@ -79,15 +83,24 @@ def run_status(recipe: Recipe, directory: Path) -> RunStatus:
     graph = looked_at(recipe, directory)
     took = {name: seconds for name, (seconds, _) in stage_times(directory).items()}
     like = {_kind(name): seconds for name, seconds in took.items()}
-    stages = [_stage(graph, stage, took, like) for stage in graph.stages]
-    return RunStatus(stages=tuple(stages), arms=tuple(_arms(graph)), whole=graph.whole)
+    held = is_held(directory)
+    stages = [_stage(graph, stage, took, like, held) for stage in graph.stages]
+    stored = stored_recipe(directory)
+    difference = None if stored is None else first_difference(stored.recorded(), recipe.recorded())
+    return RunStatus(
+        stages=tuple(stages),
+        arms=tuple(_arms(graph)),
+        whole=graph.whole,
+        changed=None if difference is None else str(difference),
+    )
 
 
 def _kind(name: str) -> str:
     return name.rpartition("/")[2].partition("-seed-")[0]
 
 
-def _stage(graph: Graph, stage: Stage, took: Mapping[str, float], like: Mapping[str, float]) -> StageStatus:
+def _stage(graph: Graph, stage: Stage, took: Mapping[str, float], like: Mapping[str, float], held: bool) -> StageStatus:
+    """held: whether a process has the run's directory."""
     directory = graph.directory
     if (directory / stage.name / MANIFEST).exists():
         return StageStatus(name=stage.name, state="done", seconds=took.get(stage.name))
@@ -95,31 +108,32 @@ def _stage(graph: Graph, stage: Stage, took: Mapping[str, float], like: Mapping[
     if not partial.exists():
         return StageStatus(name=stage.name, state="waiting", seconds_left=usual)
     if "/generate-" in stage.name:
-        return _generating(stage.name, partial, usual)
-    return _stepping(graph, stage, partial, usual)
+        return _generating(stage.name, partial, usual, held)
+    return _stepping(graph, stage, partial, usual, held)
 
 
-def _generating(name: str, partial: Path, usual: float | None) -> StageStatus:
+def _generating(name: str, partial: Path, usual: float | None, held: bool) -> StageStatus:
     work = work_directory(partial / CORPUS)
     if not (work / SETTINGS).exists():
-        return StageStatus(name=name, state="at work", seconds_left=usual)
+        return StageStatus(name=name, state="at work" if held else "stopped", seconds_left=usual)
     found = work_status(work)
     state: State = "at work" if found.tokens_per_s is not None or found.done == found.prompts else "stopped"
     return StageStatus(name=name, state=state, done=found.done, of=found.prompts, seconds_left=found.seconds_left)
 
 
-def _stepping(graph: Graph, stage: Stage, partial: Path, usual: float | None) -> StageStatus:
+def _stepping(graph: Graph, stage: Stage, partial: Path, usual: float | None, held: bool) -> StageStatus:
     """Of a stage whose steps stand in its metrics, or of one that tells nothing of how far it is."""
     records = read_metrics(partial / METRICS)
     steps = [record for record in records if record.get("kind") in ("train", "tune") and "time" in record]
     of = _steps_of(graph, stage)
     if not steps or of is None:
-        return StageStatus(name=stage.name, state="at work", seconds_left=usual)
+        return StageStatus(name=stage.name, state="at work" if held else "stopped", seconds_left=usual)
     done = steps[-1]["step"] - _begin(graph, stage)
     lately = steps[-_LATELY:]
     span, made = lately[-1]["time"] - lately[0]["time"], lately[-1]["step"] - lately[0]["step"]
     left = (of - done) * span / made if made and span > 0 else None
-    state: State = "at work" if time.time() - records[-1]["time"] < _SILENT_S + 3 * span else "stopped"
+    lives = held and time.time() - records[-1]["time"] < _SILENT_S + 3 * span
+    state: State = "at work" if lives else "stopped"
     return StageStatus(name=stage.name, state=state, done=done, of=of, seconds_left=left)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -43,6 +44,16 @@ def eval_windows(
         rows = [row_of(index) for index in range(first, first + batch_size)]
         arrays = (torch.from_numpy(np.stack(each)) for each in zip(*rows, strict=True))
         yield Batch(*arrays, apart=separate_documents)
+
+
+@dataclass(frozen=True)
+class Anew:
+    """Batches that are made anew at each pass through them: held-out text may be more than memory holds."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
 
 
 def reference_windows(

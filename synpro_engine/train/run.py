@@ -5,7 +5,7 @@ Begin or resume, step, evaluate, save, end; `trainer` calls these in their order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from math import nan
@@ -51,7 +51,7 @@ class PretrainRun:
         config: TrainConfig,
         loader: TokenLoader,
         directory: Path,
-        held_out: Mapping[str, Sequence[Batch]],
+        held_out: Mapping[str, Iterable[Batch]],
         mixed: Mapping[str, Mapping[str, float]],
         seed: int | None,
         start: Path | None,

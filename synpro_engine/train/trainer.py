@@ -10,7 +10,7 @@ to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ def pretrain(
     loader: TokenLoader,
     directory: Path,
     *,
-    held_out: Mapping[str, Sequence[Batch]] | None = None,
+    held_out: Mapping[str, Iterable[Batch]] | None = None,
     mixed: Mapping[str, Mapping[str, float]] | None = None,
     start: Path | None = None,
     start_weights: WeightsOf = "raw",
@@ -46,10 +46,10 @@ def pretrain(
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
-    held_out: this rank's batches of each held-out set, by name. mixed: further sets by name, whose losses are means of
-    those of the sets that they name, by weight. start: a checkpoint to begin from, with its weights,
-    optimizer state and position in the data; steps go on counting from it. start_weights: which of its weights; behind
-    an average of them the run's own averages begin anew.
+    held_out: this rank's batches of each held-out set, by name, gone through anew at each evaluation. mixed: further
+    sets by name, whose losses are means of those of the sets that they name, by weight. start: a checkpoint to begin
+    from, with its weights, optimizer state and position in the data; steps go on counting from it. start_weights: which
+    of its weights; behind an average of them the run's own averages begin anew.
     watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run. teachers: those that
     `config.distill` names, in this layout. questions: sets that are put to the model each `config.tasks_every` steps.
 

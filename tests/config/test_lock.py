@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from synpro_engine.config import UserError, lock
-from synpro_engine.config.lock import locked, writing
+from synpro_engine.config.lock import is_held, locked, writing
 
 _HOLD = "import sys, time; from pathlib import Path; from synpro_engine.config.lock import locked\n"
 _HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(300)"
@@ -38,11 +38,13 @@ def test_the_second_is_told_who_works_there_and_a_killed_one_is_taken_over(tmp_p
         for part in (str(tmp_path), f"process {process.pid} on {os.uname().nodename}", time.strftime("%Y-%m-%d")):
             assert part in told
         assert "\n" not in told
+        assert is_held(tmp_path)
         process.send_signal(signal.SIGSTOP)  # a stopped process is alive
         with pytest.raises(UserError), locked(tmp_path):
             pytest.fail("two at once")
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert not is_held(tmp_path)
         begun = time.monotonic()
         with locked(tmp_path):
             assert time.monotonic() - begun < lock.PATIENCE_S / 2 and _record(tmp_path)["pid"] == os.getpid()
@@ -56,7 +58,8 @@ def test_a_lock_given_back_is_free_and_leaves_one_file(tmp_path: Path) -> None:
         with locked(tmp_path / "run"):
             assert not _record(tmp_path / "run")["released"]
         assert [path.name for path in (tmp_path / "run" / "lock").iterdir()] == [f"{number}.json"]
-        assert _record(tmp_path / "run")["released"]
+        assert _record(tmp_path / "run")["released"] and not is_held(tmp_path / "run")
+    assert not is_held(tmp_path)
     with pytest.raises(RuntimeError), locked(tmp_path / "run"):
         raise RuntimeError
     with locked(tmp_path / "run"):

@@ -237,6 +237,14 @@ def test_runs_are_compared_on_one_page(finished: Path, tmp_path: Path, capsys: p
         assert told in refused(capsys, "report", *arguments)
 
 
+def test_a_command_for_one_arm_brings_up_what_that_arm_is_made_from() -> None:
+    stages = list(_plan(recipe="arms-smoke").values())
+    assert [stage.name for stage in needed(stages, "pretrain", ["tuned"])] == ["tokenize", "asked", "pretrain"]
+    assert [stage.name for stage in needed(stages, "probe", ["placebo"])][-1] == "round-1/probe"
+    with pytest.raises(UserError, match="no stage of oracle for `tune`"):
+        needed(stages, "tune", ["oracle"])
+
+
 def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = succeeded(capsys, "status", "arms-smoke", "--dir", str(finished))
     lines = told.splitlines()
@@ -363,6 +371,42 @@ def test_tokens_and_documents_of_arms_are_traced_to_their_own_texts(run: Cycle) 
     made = trace_document(run, record.provenance.source).made
     own = {one.stage: one.life.fate for one in made if one.id == record.id}
     assert set(own) == {f"arms/{arm}/round-1/generate-rephrase" for arm in ARMS[:5] if arm != "best-of-n"}
+
+
+def test_a_document_of_an_oracle_is_traced_to_the_steps_that_read_it(run: Cycle) -> None:
+    stage = "arms/oracle-less/continue"
+    origins = [trace_token(run, stage, 33, row, 7) for row in range(8)]
+    token = next(origin for origin in origins if origin.source == "unique")
+    found = trace_document(run, token.document)
+    assert found.split == "unique" and found.text is not None and found.life is not None
+    assert {read.stage.split("/")[1].split("-seed")[0] for read in found.life.read} == {"oracle", "oracle-less"}
+    assert any(
+        read.stage == stage and (33, token.row) in [place[:2] for place in read.places] for read in found.life.read
+    )
+    # One that the smaller oracle was not given.
+    last = list(open_shards(shards_path(run.directory / "unique", "unique")).read_ids())[-1]
+    of_last = trace_document(run, last).life
+    assert of_last is not None and all(read.stage.startswith("arms/oracle/") for read in of_last.read)
+
+
+def test_arms_that_share_their_texts_are_traced_and_counted_through_them(finished: Path, tmp_path: Path) -> None:
+    directory, half = tmp_path / "arms", "arms.half={text: tuned, continued: {synthetic_share: 0.25}}"
+    shutil.copytree(finished, directory)
+    assert main(["run", "arms-smoke", half, "--dir", str(directory)]) == 0
+    assert not (directory / "arms" / "half" / "round-1" / "shards").exists()
+    recipe = load_recipe("arms-smoke", [half])
+    with launched(recipe.parallel) as topology:
+        cycle = Cycle(recipe, directory, topology)
+        cycle.look()
+        made = accepted_records(directory / "arms" / "tuned" / "round-1" / "generate-rephrase")
+        lives = [trace_document(cycle, record.id, "half").life for record in made]
+        read = {one.stage for life in lives if life is not None for one in life.read if one.tokens}
+        assert {"arms/half/round-1/continue", "arms/tuned/round-1/continue"} <= read
+        tokens = report_data(directory, recipe, cycle.stages()).tokens
+    assert tokens is not None
+    rows = {one.operation: one for one in tokens.made}
+    assert rows["half: rephrase"].tokens == rows["tuned: rephrase"].tokens > 0 and rows["half: rephrase"].trained
+    assert "half: rephrase" not in tokens.synthetic  # they were made once
 
 
 @pytest.mark.slow

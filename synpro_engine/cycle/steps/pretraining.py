@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -33,7 +34,7 @@ from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.stitching import stretches
 from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
 from synpro_engine.data import (
-    Batch,
+    Anew,
     Curriculum,
     CurriculumConfig,
     TokenCorpus,
@@ -157,13 +158,15 @@ def _head(corpus: TokenCorpus, tokens: int) -> TokenCorpus:
 
 def held_out_batches(
     tokens: Path, name: str, seq_len: int, rows: int, topology: Topology, *, separate_documents: bool
-) -> list[Batch]:
+) -> Anew:
     """This rank's batches, of `rows` windows, of held-out text by the name of its shards; each target is there once."""
     corpus, dp = open_shards(measured_path(tokens, name), open_tokenizer(tokens, topology)), topology.dp
-    windows = eval_windows(
-        corpus, seq_len, batch_size=rows, dp_rank=dp.rank, dp_size=dp.size, separate_documents=separate_documents
-    )
-    return list(windows)
+    return Anew(
+        partial(
+            eval_windows, corpus, seq_len,
+            batch_size=rows, dp_rank=dp.rank, dp_size=dp.size, separate_documents=separate_documents,
+        )
+    )  # fmt: skip
 
 
 def _train(

@@ -42,6 +42,7 @@ from synpro_engine.data import (
     write_task_shards,
 )
 from synpro_engine.data.choices import with_questions, write_questions
+from synpro_engine.data.encoding import usable_cpus
 from synpro_engine.evaluate import Overlap, measure_overlap
 
 _TOLD = 0.01  # share of a held-out text's n-grams that are found, above which the user is told
@@ -205,5 +206,5 @@ def _shared(held_out: Mapping[str, Callable[[], Iterator[str]]], place: Iterator
 
     return {
         name: Shared(ngrams=ngrams, documents=sum(keys[name][key] for key in found[name]))
-        for name, ngrams in measure_overlap(held_out, passing()).items()
+        for name, ngrams in measure_overlap(held_out, passing(), threads=usable_cpus()).items()
     }

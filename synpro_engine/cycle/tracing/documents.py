@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 from synpro_engine.config import UserError, nearest
 from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, Round, shards_path
+from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, UNIQUE, Round, shards_path
 from synpro_engine.cycle.steps.intake import SPLITS
-from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.pretraining import ORGANIC, Training
 from synpro_engine.cycle.steps.stitching import stitched_documents
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import (
@@ -21,6 +21,7 @@ from synpro_engine.cycle.tracing.stored import (
     find_organic,
     find_pieces,
     find_synthetic,
+    find_unique,
     records_from,
     removed_texts,
 )
@@ -89,8 +90,8 @@ class DocumentTrace:
     """What a run knows of a document; of one that it left out, or only cut into pieces, little more than that."""
 
     document: str
-    split: Split | None = None
-    """Of an organic document."""
+    split: Split | Literal["unique"] | None = None
+    """Of an organic document; `unique`: of those beyond the train split, which oracles alone read."""
     synthetic: SyntheticText | None = None
     text: str | None = None
     """What was accepted, or the whole answer that was refused."""
@@ -130,6 +131,9 @@ def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTra
         life = _lives(cycle, None, {id: None})[id]
         texts, within = tuple(_made(cycle, id, wanted)), tuple(_within(cycle, id, wanted))
         return DocumentTrace(document=id, split=split, text=text, life=life, made=texts, within=within)
+    unique = find_unique(directory, id) if (directory / UNIQUE).exists() else None
+    if unique is not None:
+        return DocumentTrace(document=id, split=UNIQUE, text=unique, life=_life_of_unique(cycle, id))
     have = _rounds_that_have(cycle, id)
     for number in have if wanted is None else [one for one in have if one.of_arm == wanted]:
         also = tuple(
@@ -231,6 +235,14 @@ def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None
     return lives
 
 
+def _life_of_unique(cycle: Cycle, id: str) -> Life:
+    corpus = open_shards(shards_path(cycle.directory / UNIQUE, UNIQUE))
+    at = corpus.numbers_of([id])[id]
+    tokens = len(corpus.document_tokens(at))
+    read = _read_by(cycle, UNIQUE, {id: (at, 0, tokens)}, lambda training: True)[id]
+    return Life(fate="kept", tokens=tokens, read=tuple(read))
+
+
 def _spans(cycle: Cycle, number: Round | None, ids: Collection[str]) -> dict[str, Span]:
     """Where texts stand in the documents of a round, or of the train split; of those that are there."""
     if number is not None and (cycle.directory / cycle.shards_of(number) / STITCHED).exists():
@@ -266,19 +278,28 @@ def _within(cycle: Cycle, source: str, arm: str | None) -> Iterator[Within]:
 
 def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
     """By id what the finished training stages read of texts: these tokens of documents of a round (None: organic)."""
+    if number is None:
+        return _read_by(cycle, ORGANIC, spans, lambda training: True)
+    shards = cycle.directory / cycle.shards_of(number)
+    # Rounds of other arms have the same names, and some the same text.
+    return _read_by(cycle, number.name, spans, lambda training: training.synthetic.get(number.name) == shards)
+
+
+def _read_by(
+    cycle: Cycle, source: str, spans: Mapping[str, Span], reads: Callable[[Training], bool]
+) -> dict[str, list[Read]]:
     read: dict[str, list[Read]] = {id: [] for id in spans}
-    source = ORGANIC if number is None else number.name
     for stage, steps in finished_steps(cycle).items():
-        # Rounds of other arms have the same names, and some the same text.
-        shards = None if number is None else cycle.directory / cycle.shards_of(number)
-        if shards is not None and cycle.training(stage).synthetic.get(source) != shards:
+        reading = open_reading(cycle, stage, steps) if reads(cycle.training(stage)) else None
+        corpus = None if reading is None else reading.corpora.get(source)
+        if reading is None or corpus is None:
             continue
-        reading = open_reading(cycle, stage, steps)
-        if source in reading.corpora:
-            found = reading.loader.readings(source, spans, len(steps))
-            for id in spans:
-                places = tuple((steps[0] + batch, row, tokens) for batch, row, tokens in found[id])
-                read[id].append(Read(stage=stage, tokens=sum(tokens for *_, tokens in places), places=places))
+        # An oracle may be given the beginning of a text alone.
+        given = {id: span for id, span in spans.items() if span[0] < corpus.num_documents}
+        found = reading.loader.readings(source, given, len(steps))
+        for id in given:
+            places = tuple((steps[0] + batch, row, tokens) for batch, row, tokens in found[id])
+            read[id].append(Read(stage=stage, tokens=sum(tokens for *_, tokens in places), places=places))
     return read
 
 
