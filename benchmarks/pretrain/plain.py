@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
+from synpro_engine.model.rotary import cos_sin, inverse_frequencies
 
 
 class Attention(nn.Module):
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         if self.config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        q, k = _rotated(q, cos, sin).to(v.dtype), _rotated(k, cos, sin).to(v.dtype)
         grouped = self.config.heads != self.config.kv_heads
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
@@ -115,3 +115,9 @@ class PlainModel(nn.Module):
             x_BSH = block(x_BSH, cos, sin)
         logits = self.lm_head(self.model.norm(x_BSH))
         return F.cross_entropy(logits.float().flatten(0, 1), labels_BS.flatten(), reduction="sum")
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (i, i + h/2) of the last dimension turned by its angle."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin

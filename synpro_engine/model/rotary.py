@@ -33,9 +33,3 @@ def cos_sin(position: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
     # fp32 whatever the model's type: bf16 tells positions apart up to 256 only.
     angle = position.to(torch.float32)[..., None] * torch.cat((frequency, frequency))
     return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + h/2) of the last dimension by its angle."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin

@@ -24,10 +24,20 @@ from synpro_engine.backend.huge_pages import ask_for_huge_pages
 from synpro_engine.config import UserError
 from synpro_engine.model.layers import attention_of_groups
 from synpro_engine.model.parked import check_here
-from synpro_engine.model.rotary import cos_sin, inverse_frequencies, rotate
+from synpro_engine.model.rotary import cos_sin, inverse_frequencies
 from synpro_engine.model.weights import BlockWeights, LowRank, grouped_qkv
 from synpro_engine.sampler.cache import PAGE, CacheShape, PagePool
-from synpro_kernels import DecodeRows, HeadNorm, decode_attention, rms_norm, skinny_linear, store_heads, swiglu
+from synpro_kernels import (
+    DecodeRows,
+    HeadNorm,
+    decode_attention,
+    rms_norm,
+    rotary,
+    rotary_tables,
+    skinny_linear,
+    store_heads,
+    swiglu,
+)
 
 if TYPE_CHECKING:  # settings and records of this package are read without Megatron
     from synpro_engine.model.model import Model
@@ -115,7 +125,7 @@ class Decoder:
         """Read prompts, store their keys and values; the logits [G, V] after each prompt's last token."""
         G, S = given.tokens_GS.shape
         position_GS = given.known_G[:, None] + torch.arange(S, device=self.device)
-        cos, sin = self._rotation(position_GS)
+        tables = self._rotation(position_GS)
         real_N = (torch.arange(S, device=self.device) < given.length_G[:, None]).flatten().nonzero()[:, 0]
         page_N = given.page_GX.gather(1, (position_GS // PAGE).clamp(max=given.page_GX.shape[1] - 1)).flatten()[real_N]
         time_N = position_GS.flatten()[real_N] % PAGE
@@ -125,7 +135,7 @@ class Decoder:
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
             # Keys are stored rotated: a position's angle never changes, and no later step turns the cache again.
-            query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, cos, sin)
+            query_GSnrh, key_GSnh, value_GSnh = self._heads(block, mixed, tables)
             pool.write(block.layer, page_N, time_N, *(part.flatten(0, 1)[real_N] for part in (key_GSnh, value_GSnh)))
             if seen is None:
                 key, value = key_GSnh.transpose(1, 2), value_GSnh.transpose(1, 2)
@@ -165,11 +175,9 @@ class Decoder:
             hidden_BH = self._block(block, hidden_BH, attend)
         return hidden_BH
 
-    def _rotation(self, position_N: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [..., 1, 1, h] in the model's dtype."""
-        cos, sin = cos_sin(position_N[..., None, None], self._frequency)
-        # Angles in fp32, rounded here: so does Megatron's own rotation, which this is tested equal to.
-        return cos.to(self.dtype), sin.to(self.dtype)
+    def _rotation(self, position: Tensor) -> Tensor:
+        """cos and sin [2, N, 1, h] of positions in their order, fp32: the tables that training turns heads by."""
+        return rotary_tables(position.flatten()[:, None, None].to(torch.float32) * self._frequency)
 
     def _block(self, block: BlockWeights, hidden: Tensor, attend: Attend) -> Tensor:
         def attention(x: Tensor) -> Tensor:
@@ -200,7 +208,7 @@ class Decoder:
             dist.all_reduce(partial, group=self.tp.group)
         return partial
 
-    def _heads(self, block: BlockWeights, mixed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, block: BlockWeights, mixed: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the fused product into rotated queries [..., n, r, h], rotated keys and values [..., n, h]."""
         query_key, value = grouped_qkv(mixed, self.counts)
         if block.q_norm is not None and block.k_norm is not None:
@@ -209,7 +217,8 @@ class Decoder:
                 query_key = torch.cat([self._norm(part, weight) for part, weight in parts], -2)
             else:
                 query_key = self._full_width_norm(query_key, block.q_norm, block.k_norm)
-        rotated = rotate(query_key, cos, sin)  # queries and keys turn together: half the small operations
+        # As in training: computed in fp32, rounded once. Queries and keys turn together: half the small operations.
+        rotated = rotary(query_key.flatten(0, -4), *tables).unflatten(0, query_key.shape[:-3])
         return rotated[..., :-1, :], rotated[..., -1, :], value
 
     def _full_width_norm(self, query_key: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:

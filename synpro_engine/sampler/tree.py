@@ -22,6 +22,8 @@ from torch import Tensor
 from synpro_engine.model.weights import BlockWeights
 from synpro_engine.sampler.decode import Decoder
 
+READING = 2
+"""Raised where the numbers that are read become others: what is kept of them goes by it. 2: angles in fp32."""
 _QUERIES = 256
 """Tokens whose attention is computed together: with more of them most of a block is masked."""
 
@@ -118,11 +120,11 @@ class TreeReader(Decoder):
 
         Tensor-parallel ranks call with the same tree.
         """
-        cos, sin = self._rotation(tree.position_N.to(self.device))
+        tables = self._rotation(tree.position_N.to(self.device))
         blocks = [Block(part, key_K.to(self.device), seen.to(self.device)) for part, key_K, seen in tree.blocks()]
 
         def attend(block: BlockWeights, mixed: Tensor) -> Tensor:
-            query_Nnrh, key_Nnh, value_Nnh = self._heads(block, mixed, cos, sin)
+            query_Nnrh, key_Nnh, value_Nnh = self._heads(block, mixed, tables)
             return torch.cat([_attention(query_Nnrh[part.queries], key_Nnh, value_Nnh, part) for part in blocks])
 
         hidden_NH = self._embed(tree.token_N.to(self.device))

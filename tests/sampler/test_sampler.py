@@ -17,6 +17,9 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.sampler import Completion, Sampler, SamplerConfig, SamplingConfig
+from synpro_engine.sampler.cache import PagePool, pages_for
+from synpro_engine.sampler.decode import Decoder
+from synpro_engine.sampler.reading import PromptReader
 
 NEVER = frozenset[int]()
 GREEDY = SamplingConfig(temperature=0.0, max_new_tokens=24)
@@ -171,6 +174,26 @@ def test_a_model_in_bf16_samples_within_its_precision(topology: Topology) -> Non
         ]
     allowed = (scores[0] - scores[1]).abs().max()
     assert (torch.tensor(completion.logprobs, device=topology.device) - scores[1]).abs().max() <= 2 * allowed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_keys_of_a_prompt_in_bf16_are_the_trainers_to_the_last_bit(topology: Topology, family: Any) -> None:
+    """In the first layer, whose input is the same; at positions whose angles bf16 does not hold."""
+    config = ModelConfig(
+        family=family, layers=1, d_model=64, heads=4, kv_heads=2, ffn=96, vocab_size=96, seq_len=1280, init_std=0.1
+    )
+    model = build_model(config, topology, dtype=torch.bfloat16, seed=1)
+    (prompt,) = prompts_of(1200)
+    seen = list[torch.Tensor]()
+    layer: Any = model.chunks[0].decoder.layers[0]
+    with layer.self_attention.core_attention.register_forward_pre_hook(lambda module, args: seen.append(args[1])):
+        model.hidden(torch.tensor([prompt], device=topology.device))
+    decoder = Decoder(model)
+    pool = PagePool(decoder.cache_shape, pages_for(len(prompt)))
+    (pages,), _ = PromptReader(decoder, pool).read([prompt])
+    key_Snh = pool.of_layer(0)[0][pages].transpose(1, 2).flatten(0, 1)
+    assert torch.equal(key_Snh[: len(prompt)], seen[0][:, 0])
 
 
 def test_prompts_that_leave_no_room_are_a_user_error(model: Model) -> None:

@@ -29,7 +29,7 @@ from synpro_engine.reward.judges.client import INPUT_TOKENS, Judgement
 from synpro_engine.reward.judges.config import ModelJudgeConfig, question_of
 from synpro_engine.reward.judges.labels import Labelled, chat_format_of
 from synpro_engine.reward.judges.questions import QuestionConfig
-from synpro_engine.sampler.tree import TreeReader, passes, prompt_tree
+from synpro_engine.sampler.tree import READING, TreeReader, passes, prompt_tree
 
 COUNTED = ("judged", "kept", "missing", INPUT_TOKENS, "plain_tokens")
 """questions answered; values that were there already; prompts that the model's window does not hold, and answers that
@@ -71,8 +71,8 @@ class ModelClient:
         self._asked = {
             name: Labelled(question_of(name, config), tokenizer, chat_format) for name, config in judges.items()
         }
-        # Weights of one file are other numbers in another type.
-        self._version = f"{version} {model.dtype}"
+        # Weights of one file are other numbers in another type, and were others where they were read otherwise.
+        self._version = f"{version} {model.dtype}, reading {READING}"
         self._name = name_of(self._config, version)
         self._caches = {
             name: AnswerCache(cache / name if cache is not None and config.cache else None, about=self.version(name))

@@ -240,7 +240,9 @@ def test_a_tuning_on_two_ranks_has_the_rewards_of_one(judge_dir: Path, tmp_path:
         assert 0 < theirs[f"{judge}/input_tokens"] < theirs[f"{judge}/plain_tokens"]
 
 
-def test_answers_are_kept_by_model_question_and_prompt(topology: Topology, judge_dir: Path, tmp_path: Path) -> None:
+def test_answers_are_kept_by_model_question_and_prompt(
+    topology: Topology, judge_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     candidates = _candidates()
     [judge] = _loaded(_config(judge_dir, "structure"), topology, tmp_path)
     first = judge(candidates)
@@ -249,6 +251,9 @@ def test_answers_are_kept_by_model_question_and_prompt(topology: Topology, judge
     [hard] = _loaded(_config(judge_dir, "structure", hard=True), topology, tmp_path)
     assert hard(candidates) != first and hard.client.take_counts()["kept"] == 0
     assert again.version != hard.version and again.version.startswith(f"model {'0' * 16} in the job, question ")
+    monkeypatch.setattr("synpro_engine.reward.judges.in_job.READING", 0)
+    [otherwise] = _loaded(_config(judge_dir, "structure"), topology, tmp_path)
+    assert otherwise(candidates) == first and otherwise.client.take_counts()["kept"] == 0, "read by other arithmetic"
 
 
 def test_a_calibration_is_that_of_the_very_files_and_question_and_answers_are_kept_as_they_came(
