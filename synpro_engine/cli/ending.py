@@ -15,17 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from synpro_engine.backend.quiet import silence_known_warnings
-from synpro_engine.config.errors import EXIT_STOPPED, RankFailed, Stopped, UserError
+from synpro_engine.config.errors import EXIT_STOPPED, REFUSALS, RankFailed, Stopped, UserError
 
 _FIRST_SPEAKS_S = 30.0  # and ends, and the launcher then ends the others: seconds, and more on a busy machine
 
 _WISHES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# A path as the user gave it cannot be one; and a file system that takes or gives no more.
-_NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-_NO_WRITES = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
-    errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE,
-)  # fmt: skip
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # a path as the user gave it cannot be one
 
 
 def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
@@ -58,7 +53,7 @@ def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
     except OSError as error:
         if error.errno in _NO_NAMES:
             _complain(f"{error.filename}: {os.strerror(error.errno)}")
-        elif error.errno in _NO_WRITES:
+        elif error.errno in REFUSALS:
             _complain(f"{error.filename or 'output'}: {os.strerror(error.errno)}; what was written stays readable")
         else:
             raise

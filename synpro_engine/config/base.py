@@ -52,6 +52,15 @@ class Config(BaseModel):
             and not (name in self.LATER and getattr(self, name) == field.get_default(call_default_factory=True))
         }
 
+    def without_execution(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """What `model_dump` gives of such settings, but `EXECUTION`, in every section that is one of these too."""
+        found = {name: value for name, value in stored.items() if name not in self.EXECUTION}
+        for name, value in found.items():
+            section = getattr(self, name, None)
+            if isinstance(section, Config) and isinstance(value, Mapping):
+                found[name] = section.without_execution(value)
+        return found
+
     def completed(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """What `model_dump` stored of such settings before some were there, with these at their defaults."""
         found = dict(stored)

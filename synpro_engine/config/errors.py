@@ -1,9 +1,12 @@
 """The ways in which a command ends early: a fault that the user can mend, a stop on demand, a rank that failed."""
 
 import difflib
+import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _BRIEF = 80  # characters
@@ -12,6 +15,11 @@ _USER = re.compile(r"://[^\s'\"]*@")
 _QUERY = re.compile(r"((?:://|url: /)[^\s?]*)\?\S*")  # urllib3 tells a URL without its host
 _SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # in the name of a variable of the environment
 _SHORTEST_SECRET = 8
+REFUSALS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY,
+     errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
+)  # fmt: skip
+"""What a file system says (`OSError.errno`) that takes or gives no more."""
 
 
 def printable(text: str) -> str:
@@ -33,6 +41,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an OSError names the file, which Python's leave out where reading or writing fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own, whose words are all there is
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 EXIT_STOPPED = 75

@@ -12,11 +12,12 @@ import torch.distributed as dist
 
 from synpro_engine.config import UserError, json_text
 from synpro_engine.config.errors import Stopped
-from synpro_engine.dist.job import SharedError
+from synpro_engine.dist.job import PassingFault, SharedError
 from synpro_engine.dist.progress import elapsed
 from synpro_engine.dist.topology import Axis, Topology
 
 T = TypeVar("T")
+_ENDS: dict[str, type[Exception]] = {"fault": SharedError, "passing": PassingFault, "stop": Stopped}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -92,7 +93,7 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
 
     label: for work that may be long and keeps nothing on the way: its time is shown, and a wish to stop breaks it off
     (`Stopped` on every rank). A UserError there, or a file system that refuses (OSError, told in one line), is raised
-    on every rank as a UserError; any other fault ends the job.
+    on every rank as a UserError, the latter as a PassingFault; any other fault ends the job.
     """
 
     def task() -> T:
@@ -160,20 +161,20 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, fault
 
 
-def _raise_shared(told: Sequence[tuple[str, bool] | None], fault_here: Exception | None) -> None:
+def _raise_shared(told: Sequence[tuple[str, str] | None], fault_here: Exception | None) -> None:
     """Raise the first of the faults that ranks told each other (`_told`), before any stop; `fault_here`: this rank's.
 
     All ranks sort the same list, so all raise the same exception.
     """
-    for message, stopped in sorted((each for each in told if each is not None), key=lambda each: each[1]):
-        raise (Stopped if stopped else SharedError)(message) from fault_here
+    for message, end in sorted((each for each in told if each is not None), key=lambda each: each[1] == "stop"):
+        raise _ENDS[end](message) from fault_here
 
 
-def _told(fault: Exception | None) -> tuple[str, bool] | None:
-    """A fault as other ranks are told of it: its message, and whether it is a wish to stop."""
+def _told(fault: Exception | None) -> tuple[str, str] | None:
+    """A fault as other ranks are told of it: its message, and which of `_ENDS` it is."""
     if not isinstance(fault, OSError):
-        return None if fault is None else (str(fault), isinstance(fault, Stopped))
+        return None if fault is None else (str(fault), "stop" if isinstance(fault, Stopped) else "fault")
     files = " -> ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
     message = ": ".join(part for part in (files, fault.strerror or str(fault) or type(fault).__name__) if part)
     # Artifacts appear by a rename and records are appended, so a full disk damages neither.
-    return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), False
+    return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), "passing"

@@ -12,7 +12,7 @@ from typing import Any
 
 from synpro_engine.config import Manifest, new_artifact, read_manifest
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.config.errors import Stopped
+from synpro_engine.config.errors import Stopped, naming
 from synpro_engine.config.integrity import Stamp, confirm, remember, stale_files, unhashed_files
 from synpro_engine.dist.collectives import on_every_rank, on_main
 from synpro_engine.dist.progress import progress
@@ -124,7 +124,7 @@ def _hash(directory: Path, names: Sequence[str], read: Callable[[int], object]) 
 def _sha256(path: Path, read: Callable[[int], object]) -> str:
     digest = hashlib.sha256()
     # Unbuffered, since blocks of 4 MiB gain nothing from a second copy through Python's buffer.
-    with path.open("rb", buffering=0) as file:
+    with naming(path), path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             read(len(block))

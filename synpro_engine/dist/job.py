@@ -24,6 +24,10 @@ class SharedError(UserError):
     """A UserError that every rank raises, so that the job can end in order."""
 
 
+class PassingFault(SharedError):
+    """One of a file system that refused some rank, or did not answer it: another time it may not be there."""
+
+
 def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:
     """A connection to the job's store; with `serve` rank 0 holds it, unless the launcher does."""
     point = meeting_point()

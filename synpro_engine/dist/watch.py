@@ -27,7 +27,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from synpro_engine.config import UserError, first_line, hash_json, json_text
-from synpro_engine.config.errors import RankFailed
+from synpro_engine.config.errors import REFUSALS, RankFailed
 from synpro_engine.dist.hang import HangWatch, Place
 from synpro_engine.dist.signals import StopWish
 
@@ -257,7 +257,7 @@ class Watch:
         """
         self._leaving.set()
         self.wish.void = True
-        fault_here = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if isinstance(error, UserError) else 1)
+        fault_here = _Fault(f"{_who(self._rank)} failed: {_cause(error)}", 2 if _mendable(error) else 1)
         # Whatever hangs below, this process ends: a failing rank that lives on would keep
         # its GPU and the others waiting.
         guard = threading.Timer(4 * _GRACE_S, _leave_now, [fault_here])  # for a store that does not answer
@@ -272,7 +272,7 @@ class Watch:
                 # about it, which name no cause.
                 if self._fault is None and store.add("faults", 1) == 1:
                     # A traceback helps where the bug is here. Of a lost peer it would show some collective.
-                    if not (is_loss(error) or isinstance(error, UserError)):
+                    if not (is_loss(error) or _mendable(error)):
                         traceback.print_exception(error)
                     store.set("fault", json_text(asdict(fault_here)))
                 end = time.monotonic() + 2 * _GRACE_S
@@ -320,9 +320,14 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
+def _mendable(error: BaseException) -> bool:
+    """Whether the user can mend it, as a file system that refuses: then no traceback is told."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in REFUSALS)
+
+
 def _cause(error: BaseException) -> str:
     said = first_line(error)
-    if isinstance(error, (UserError, LostRankError)):
+    if isinstance(error, LostRankError) or _mendable(error):
         return said
     if is_loss(error):
         return f"another rank is gone ({said})"

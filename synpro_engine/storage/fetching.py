@@ -61,7 +61,7 @@ def _brought(files: Sequence[RemoteFile], place: str) -> Path:
     if copy.exists():
         return copy
     partial.mkdir(parents=True, exist_ok=True)
-    with writing(partial, wait=True):
+    with writing(partial / "lock", wait=True):  # a file, for NFS locks no directory
         if not copy.exists():  # another process may have been quicker
             fetch(files, place, partial / "content")
             home.mkdir(parents=True, exist_ok=True)

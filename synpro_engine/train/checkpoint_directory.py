@@ -89,11 +89,17 @@ def copy_checkpoint(path: Path, directory: Path) -> None:
 
 
 def copy_record(directory: Path, copies: Path) -> None:
-    """Copy the record of steps beside the copies of checkpoints, where it is the longer of the two."""
+    """Copy the record of steps beside the copies of checkpoints, where it is the longer of the two.
+
+    Raises UserError for what cannot be written.
+    """
     here, there = directory / METRICS, copies / METRICS
-    if here.exists() and (not there.exists() or there.stat().st_size < here.stat().st_size):
-        # The last line may be half a one, as after a kill: whoever reads it passes it over.
-        atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
+    try:
+        if here.exists() and (not there.exists() or there.stat().st_size < here.stat().st_size):
+            # The last line may be half a one, as after a kill: whoever reads it passes it over.
+            atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
+    except OSError as error:
+        raise UserError(f"{there}: cannot be copied from {here} ({first_line(error)})") from error
 
 
 def set_aside(directory: Path, newest: int) -> list[Path]:

@@ -65,10 +65,11 @@ class CheckpointSaver:
         else:
             save_checkpoint(path, engine, extra, parents=parents, seed=seed)
             on_main(self._topology, then)
-            self.behind(last)
+            self.behind(path, last)
 
-    def behind(self, last: Callable[[], None]) -> None:
-        """Do on rank 0 what no step waits for."""
+    def behind(self, path: Path, last: Callable[[], None]) -> None:
+        """Do on rank 0 what no step waits for, with the checkpoint at `path`."""
+        self._path = path
         if self._topology.is_main:
             self._begin(last)
 

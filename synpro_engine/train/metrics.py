@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synpro_engine.config import UserError, atomic_write_text, json_text, whole_lines
+from synpro_engine.config.errors import naming
 from synpro_engine.train.trackers import Tracked, Trackers
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class MetricsLog:
             return
         directory.mkdir(parents=True, exist_ok=True)
         path, written = directory / METRICS, list[dict[str, Any]]()
+        self._path = path
         if path.exists():
             # Steps behind the checkpoint were made and recorded before a kill, and are made again now.
             written = read_metrics(path)
@@ -93,10 +95,11 @@ class MetricsLog:
         if self._file is None:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3)}
-        self._file.write(json_text(record | dict(values)) + "\n")
-        # A record must outlive a kill of the process; what the disk may lose with the machine is
-        # not synced, for steps are many.
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json_text(record | dict(values)) + "\n")
+            # A record must outlive a kill of the process; what the disk may lose with the machine is
+            # not synced, for steps are many.
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 # TensorBoard draws numbers only, and Python counts a bool as one.
@@ -108,7 +111,8 @@ class MetricsLog:
     def close(self) -> None:
         """Flush and close all that is written to."""
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
         if self._board is not None:
             self._board.close()
         if self._trackers is not None:

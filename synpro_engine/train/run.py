@@ -38,8 +38,8 @@ from synpro_engine.train.stragglers import Stragglers
 from synpro_engine.train.trackers import tracked
 from synpro_engine.train.watcher import Evaluated, Watcher
 
-# Settings that a resumed run may change without becoming another run.
-_FREE = {"max_steps", "eval_every", "tasks_every", *TrainConfig.EXECUTION}
+# Settings that a resumed run may change without becoming another run, beside those of execution.
+_FREE = {"max_steps", "eval_every", "tasks_every"}
 
 
 class PretrainRun:
@@ -127,8 +127,9 @@ class PretrainRun:
         extra = load_checkpoint(newest, self.model, self.engine, weights="raw")
         # Of the settings only; what lies in the loader (seed, length, corpora) is compared by its own state.
         # A key that is younger than the checkpoint counts as its default there.
-        stored = self.config.completed(extra["config"])
-        difference = first_difference(stored, self.config.model_dump(mode="json"), _FREE)
+        stored, given = self.config.completed(extra["config"]), self.config.model_dump(mode="json")
+        compared = self.config.without_execution
+        difference = first_difference(compared(stored), compared(given), _FREE)
         if difference is not None:
             raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
         self.loader.load_state_dict(extra["data"])

@@ -57,7 +57,7 @@ class RunCheckpoints:
             on_main(self._topology, lambda: bring_back(found, self._run, copies))
         self.newest = newest
         if copies is not None:  # a kill may have come before its copy
-            self.saver.behind(lambda: copies.put(newest, self._run))
+            self.saver.behind(newest, lambda: copies.put(newest, self._run))
 
     def _set_aside(self, here: int, there: int) -> None:
         """Rename what is no sound checkpoint, in both places: those newer than these steps, and the like."""

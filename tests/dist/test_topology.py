@@ -109,6 +109,31 @@ def test_a_job_whose_processes_do_not_all_start_names_those_that_are_missing() -
     assert told == "launch: 2 of 3 processes did not come within 0.02 minutes (`parallel.join_minutes`): rank 1, 2"
 
 
+def _faults_of_two(file: str) -> list[str]:
+    """Which faults a rank raises where rank 0's work fails, and where the other one's does."""
+
+    def of_rank_1() -> object:
+        return topology.is_main or Path(file).read_text()
+
+    found = []
+    with launched(ParallelConfig()) as topology:
+        for work in (
+            lambda: on_main(topology, _refused),
+            lambda: on_main(topology, Path(file).read_text),
+            lambda: on_every_rank(topology, of_rank_1),
+        ):
+            with pytest.raises(UserError) as error:
+                work()
+            found.append(type(error.value).__name__)
+    return found
+
+
+def test_every_rank_knows_which_faults_are_a_file_system_s(tmp_path: Path) -> None:
+    assert run_ranks(_faults_of_two, 2, file=str(tmp_path / "x")) == 2 * [
+        ["SharedError", "PassingFault", "PassingFault"]
+    ]
+
+
 def _leaves_at_once(ports: list[int]) -> int:
     for port in ports:
         with job(ParallelConfig(), port) as topology:

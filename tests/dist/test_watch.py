@@ -55,6 +55,8 @@ def _fails(place: str) -> None:
             raise ValueError("document 7 is no text\nand more")
         elif place == "a user's fault" and topology.rank == 1:
             raise UserError("shard.bin: cut off at byte 9")
+        elif place == "a full disk" and topology.rank == 1:
+            Path("/dev/full").write_text("a step")
         elif place == "a setting":
             raise UserError("`tune.rephrase.steps`: is not what it should be")
         elif place == "killed" and topology.rank == 1:
@@ -121,6 +123,7 @@ def _ended(tmp_path: Path, place: str, *, but: int | None = None) -> tuple[list[
         ("rollouts", 1, "FloatingPointError: the model's logits are not finite"),
         ("data", 1, "ValueError: document 7 is no text"),
         ("a user's fault", 1, "shard.bin: cut off at byte 9"),
+        ("a full disk", 1, "[Errno 28] No space left on device"),
         ("after the other's last work", 0, "ValueError: the last file is cut off"),
     ],
 )
@@ -129,8 +132,9 @@ def test_a_fault_of_one_rank_ends_all_with_its_words_last(tmp_path: Path, place:
     assert seconds < 20
     last = found[0].stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: rank {rank} on ") and f" failed: {told}" in last, found[0].stderr
-    assert [end.code for end in found] == ([2, 2] if place == "a user's fault" else [1, 1])
-    assert sum(end.stderr.count("Traceback") for end in found) == (place != "a user's fault")
+    mendable = place in ("a user's fault", "a full disk")
+    assert [end.code for end in found] == ([2, 2] if mendable else [1, 1])
+    assert sum(end.stderr.count("Traceback") for end in found) == (not mendable)
     assert sum(end.stderr.count("error: rank") for end in found) == 1
 
 
@@ -143,7 +147,7 @@ def test_a_users_fault_that_every_rank_finds_is_told_of_none(tmp_path: Path) -> 
 
 def test_what_every_rank_is_told_ends_the_job_in_order(tmp_path: Path) -> None:
     found, _ = _ended(tmp_path, "every rank")
-    assert all("SharedError: /nowhere/file: No such file or directory" in end.stderr for end in found)
+    assert all("PassingFault: /nowhere/file: No such file or directory" in end.stderr for end in found)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Artifacts in both directions: whole copies of what was meant, and nothing that was there before is lost."""
 
+import errno
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +70,25 @@ def test_places_of_any_name_are_brought_apart(s3: Bucket) -> None:  # noqa: F811
     assert at_hand(s3.address("partial/partial/x")).read_bytes() == b"1"
     s3.put("a/a", b"2")
     assert (at_hand(s3.address("a")) / "a").read_bytes() == at_hand(s3.address("a/a")).read_bytes() == b"2"
+
+
+def test_two_that_bring_the_same_over_nfs_wait_for_each_other(
+    s3: Bucket,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flock = fcntl.flock
+
+    def as_nfs(file: int, kind: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY and kind & fcntl.LOCK_EX:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    s3.put("m/weights", b"1" * 1000)
+    with s3.faults(lambda request: Fault(bytes_per_s=2000) if request.path.endswith("/weights") else None):
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(at_hand, 2 * [s3.address("m")]))
+    assert found[0] == found[1] and (found[0] / "weights").read_bytes() == b"1" * 1000
 
 
 def test_a_file_is_brought_as_it_was_listed_or_not_at_all(s3: Bucket) -> None:  # noqa: F811

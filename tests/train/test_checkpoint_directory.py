@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError, verify_artifact
-from synpro_engine.dist import Topology
+from synpro_engine.dist import PassingFault, Topology
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.config import TrainConfig
 from tests.train.test_trainer import CONFIG, Killed, records, same, train
@@ -94,6 +94,23 @@ def test_the_newest_sound_checkpoint_of_both_places_is_gone_on_from(
     assert saved(tmp_path / "copies") == saved(tmp_path / "run" / CHECKPOINTS)
 
 
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_passed_over(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(topology, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=5)
+    file = tmp_path / "run" / CHECKPOINTS / "step-00000004" / "state" / "__0_0.distcp"
+    file.rename(tmp_path / "aside")
+    file.symlink_to("/proc/self/mem")  # whose first byte the kernel refuses to read, as a failing disk does
+    with pytest.raises(PassingFault, match=r"step-00000004/state/__0_0\.distcp: Input/output error"):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+    (tmp_path / "aside").replace(file)
+    assert same(whole, train(topology, tmp_path / "run", copied(tmp_path / "copies")))
+    told = capsys.readouterr().err
+    assert "going on from step 4" in told and "passed over" not in told
+
+
 def test_where_nothing_sound_is_left_the_damage_is_told(topology: Topology, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=3)
@@ -158,4 +175,13 @@ def test_copies_of_another_run_are_refused_and_not_brought_in(topology: Topology
 def test_a_place_for_copies_that_takes_none_ends_the_job_with_its_path(topology: Topology, tmp_path: Path) -> None:
     (tmp_path / "copies").write_text("")
     with pytest.raises(UserError, match=r"copies/step-00000002: cannot be copied from .*Not a directory"):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+
+
+def test_a_record_that_cannot_be_copied_is_told_with_its_path(topology: Topology, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "run", copied(tmp_path / "copies"), die_before=5)
+    (tmp_path / "copies" / "metrics.jsonl").unlink()
+    (tmp_path / "copies" / "metrics.jsonl.partial").mkdir()
+    with pytest.raises(UserError, match=r"copies/metrics\.jsonl: cannot be copied from .*Is a directory"):
         train(topology, tmp_path / "run", copied(tmp_path / "copies"))

@@ -22,6 +22,8 @@ from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import DistillationLoss
 from synpro_engine.train.metrics import METRICS, flops_per_token, read_metrics
 from synpro_kernels import Teacher, linear_distill_definition
+from tests.train.test_trainer import CONFIG as TRAINED
+from tests.train.test_trainer import Killed, train
 
 LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {}]
 CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0, mixture=(1.0, 3.0))
@@ -101,6 +103,18 @@ def test_a_run_learns_from_a_finished_one_and_is_stale_when_that_is_another(
     capsys.readouterr()
     assert main(["pretrain", "smoke", "--dir", str(student), *SMALL, other, "pretrain.optimizer.lr=2e-3"]) == 2
     assert "--redo" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_though_its_teacher_was_moved(topology: Topology, tmp_path: Path) -> None:
+    teachers = [build_model(shape(), topology, seed=5)]
+    config = TRAINED.model_copy(update={"distill": DistillConfig(teachers=("one",))})
+    with pytest.raises(Killed):
+        train(topology, tmp_path, config, die_before=3, teachers=teachers)
+    moved, other = (config.model_copy(update={"distill": DistillConfig(teachers=(name,), share=share)})
+                    for name, share in (("two", 0.5), ("one", 0.4)))  # fmt: skip
+    with pytest.raises(UserError, match=r"belongs to a run of other settings: `distill\.share`"):
+        train(topology, tmp_path, other, teachers=teachers)
+    assert train(topology, tmp_path, moved, teachers=teachers).step == 6
 
 
 def test_teachers_that_do_not_fit_are_refused_by_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 import math
+import resource
 
 import pytest
 
@@ -37,6 +38,18 @@ def test_a_line_cut_by_a_kill_is_dropped_and_overwritten(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
     write(tmp_path, [4], resume_step=3)
     assert steps_of(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    log, before = MetricsLog(tmp_path, tensorboard=False), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{tmp_path / METRICS}'"):
+            log.write("train", 1, {"loss": 1.0})
+        with pytest.raises(OSError, match=rf"File too large: '{tmp_path / METRICS}'"):
+            log.close()  # it tries once more
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_damage_names_its_line(tmp_path):
