@@ -83,8 +83,11 @@ class RewardConfig(Config):
                 raise ValueError(f"unknown key `{key}`{nearest(str(key), (*cls.model_fields, *PAPER))}")
         data = {name: dict(operation_named(name).rewards) for name in PAPER} | data
         # What a recipe has of its `base` goes by null: a weight, a function.
-        weights = {key: _weights(key, of) for key, of in data.items() if key not in cls.model_fields}
-        functions = data.get("functions")
+        functions, judges = data.get("functions"), data.get("judges")
+        own = [name for given in (functions, judges) if isinstance(given, Mapping) for name in given]
+        weights = {
+            key: _weights(key, of, (*REWARD_NAMES, *own)) for key, of in data.items() if key not in cls.model_fields
+        }
         return data | weights | ({"functions": without_nulls(functions)} if isinstance(functions, Mapping) else {})
 
     @model_validator(mode="after")
@@ -198,8 +201,13 @@ class RewardConfig(Config):
         return self.uses(name) and name not in self.asked
 
 
-def _weights(operation: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls. Where nothing else is given, it is from the operation's own weights that they take away."""
+def _weights(operation: str, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Without nulls. Where nothing else is given, it is from the operation's own weights that they take away.
+
+    known: rewards, and what goes by null itself.
+    """
+    for name in (name for name in given if given[name] is None and name not in known):
+        raise ValueError(f"{operation}: no reward `{name}` to take away{nearest(str(name), known)}")
     kept = without_nulls(given)
     if kept or not given or operation not in OPERATIONS:
         return kept

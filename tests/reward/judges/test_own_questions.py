@@ -118,6 +118,8 @@ def test_null_takes_away_what_a_base_asks_weighs_and_filters_by() -> None:
     gone += ["filter.least.clear=null", "reward.functions.own=null"]
     assert "clear" in recipe_with(*own).reward.names
     assert recipe_with(*own, *gone).recorded() == load_recipe("smoke", DROP).recorded()
+    with pytest.raises(UserError, match=r"rephrase: no reward `qualty` to take away \(did you mean `quality`"):
+        load_recipe("smoke", ["reward.rephrase.qualty=null"])
     quality = f"reward.judges.quality={{model: m, question: {ASKED}}}"
     with pytest.raises(UserError, match=r"qualty: a judge of your own needs a `question` \(did you mean `quality`"):
         recipe_with(quality, "reward.judges.qualty=null")
