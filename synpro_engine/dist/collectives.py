@@ -172,8 +172,11 @@ def _raise_shared(told: Sequence[tuple[str, str] | None], fault_here: Exception 
 
 def _told(fault: Exception | None) -> tuple[str, str] | None:
     """A fault as other ranks are told of it: its message, and which of `_ENDS` it is."""
+    if fault is None:
+        return None
     if not isinstance(fault, OSError):
-        return None if fault is None else (str(fault), "stop" if isinstance(fault, Stopped) else "fault")
+        kinds = {"stop": Stopped, "passing": PassingFault}
+        return str(fault), next((end for end, kind in kinds.items() if isinstance(fault, kind)), "fault")
     files = " -> ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
     message = ": ".join(part for part in (files, fault.strerror or str(fault) or type(fault).__name__) if part)
     # Artifacts appear by a rename and records are appended, so a full disk damages neither.

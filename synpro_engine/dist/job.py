@@ -25,7 +25,7 @@ class SharedError(UserError):
 
 
 class PassingFault(SharedError):
-    """One of a file system that refused some rank, or did not answer it: another time it may not be there."""
+    """One of a file system or a service that refused some rank, or did not answer it: another time it may be gone."""
 
 
 def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:

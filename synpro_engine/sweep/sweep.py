@@ -22,7 +22,7 @@ from synpro_engine.config import Config, Record, UserError, json_text, partial_p
 from synpro_engine.cycle import Cycle, Recipe
 from synpro_engine.cycle.layouts import check_pretraining
 from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, TRAINING_RESULT
-from synpro_engine.dist import Stopped, Topology, asked_to_stop, on_main, say
+from synpro_engine.dist import PassingFault, Stopped, Topology, asked_to_stop, on_main, say
 from synpro_engine.dist.job import SharedError
 from synpro_engine.report.numbers import seconds
 from synpro_engine.storage import joined
@@ -195,7 +195,10 @@ class Sweep:
             raise SharedError(f"{self._failures} trials in a row cannot be trained; the last one: {told}")
 
     def _ended(self, number: int, settings: Mapping[str, Value]) -> tuple[Ending, str | float]:
-        """Train a trial; how it ended, and its loss or what ended it early. Collective."""
+        """Train a trial; how it ended, and its loss or what ended it early. Collective.
+
+        Raises PassingFault where a file system or the storage does not answer.
+        """
         # What one rank of several alone raises is not caught: the others are not here, and the job ends.
         shared = UserError if self.topology.world_size == 1 else SharedError
         try:
@@ -204,6 +207,8 @@ class Sweep:
             return "pruned", str(end)
         except DivergedError as end:
             return "diverged", str(end)
+        except PassingFault:  # no fault of the trial, which whoever looks for work next goes on with
+            raise
         except shared as fault:
             return "failed", str(fault)
         return ("diverged", "its loss is not finite at the end") if loss is None else ("complete", loss)

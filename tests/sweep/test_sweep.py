@@ -1,7 +1,9 @@
 """A sweep of real trainings: its trials are runs, the best is a recipe, and what ends badly is told and passed over."""
 
 import json
+import sqlite3
 import xml.etree.ElementTree as ET
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ from docs.site.schemas import schemas
 from synpro_engine.config import UserError, load_config, read_yaml
 from synpro_engine.config.lock import locked
 from synpro_engine.cycle import Cycle, Recipe, load_recipe
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import ParallelConfig, PassingFault, launched
 from synpro_engine.dist.testing import run_ranks
-from synpro_engine.sweep import Sweep, SweepConfig, ranges_of
+from synpro_engine.sweep import Sweep, SweepConfig, ranges_of, study
 from synpro_engine.train.metrics import read_metrics
 from tests.cli.refusals import refused, succeeded
 
@@ -156,6 +158,28 @@ def test_trials_that_cannot_be_trained_one_after_the_other_end_the_command(tmp_p
     with pytest.raises(UserError, match="3 trials in a row cannot be trained; the last one: "):
         swept(tmp_path, over, sampler="grid")
     assert [record["state"] for record in records(tmp_path)][:4] == ["failed"] * 3 + ["waiting"]
+
+
+def test_a_storage_that_does_not_answer_on_the_way_ends_the_worker_and_not_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, told = study.Study.report, list[int]()
+
+    def locked_out(self: study.Study, number: int, step: int, loss: float) -> bool:
+        told.append(step)
+        if len(told) != 2:
+            return report(self, number, step, loss)
+        with closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            return report(self, number, step, loss)
+
+    monkeypatch.setattr(study, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(study.Study, "report", locked_out)
+    with pytest.raises(PassingFault, match=r"--storage .*study.db: does not answer"):
+        swept(tmp_path, [f"{LR}=1e-3..2e-3"], trials=1)
+    assert told == [4, 8] and [record["state"] for record in records(tmp_path)] == ["running"]
+    swept(tmp_path, [f"{LR}=1e-3..2e-3"], trials=1)
+    assert told[2:] == [8, 12] and [record["state"] for record in records(tmp_path)] == ["complete"]
 
 
 def test_a_trial_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
