@@ -40,11 +40,12 @@ GSPO (2507.18071), CISPO (2506.13585), RLOO (2402.14740), REINFORCE++ (2501.0326
 class OverlongConfig(Config):
     """DAPO's soft punishment of long completions (arXiv 2503.14476, eq. 13), added to the reward.
 
-    0 up to `max_new_tokens` less `buffer`, from there linear down to -penalty at `max_new_tokens`.
+    0 up to a completion's limit less `buffer`, from there linear down to -penalty at the limit: `max_new_tokens`, or
+    fewer where `max_new_ratio` or the generator's context ends it.
     """
 
     buffer: float = Field(default=0.2, gt=0.0, le=1.0)
-    """The last tokens, as a share of `sampling.max_new_tokens`, over which the punishment grows."""
+    """The last tokens, as a share of the limit, over which the punishment grows."""
     penalty: float = Field(default=1.0, gt=0.0)
     """In units of the summed reward."""
 
@@ -153,7 +154,8 @@ class TuneConfig(Config):
     LATER: ClassVar[frozenset[str]] = frozenset({"shuffled", "without"})
 
     algorithm: Algorithm = "grpo"
-    """Whose settings take the place of the defaults below; what is given beside it counts."""
+    """Whose settings take the place of the defaults below; what is given beside it counts. `grpo` takes the mean over
+    tokens, as DAPO does; its paper's is `aggregation: sequence`."""
     steps: int = Field(default=120, gt=0)
     """Rollout batches of the round."""
     prompts_per_step: int = Field(default=16, gt=0)
@@ -203,8 +205,9 @@ class TuneConfig(Config):
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Weight of the policy's entropy, in nats a token, that is added to the gain."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """`token`: mean over all tokens of the update; `sequence`: mean over completions of their token means; `constant`:
-    sum over tokens, over the completions' number times `max_new_tokens` (Dr. GRPO), so that length has no weight."""
+    """`token`: mean over all tokens of the update, as DAPO; `sequence`: mean over completions of their token means, as
+    GRPO's paper (arXiv 2402.03300, eq. 3) and GSPO; `constant`: sum over tokens, over the completions' number times
+    `max_new_tokens` (Dr. GRPO), so that length has no weight."""
     baseline: Literal["group", "leave_one_out", "batch", "critic"] = "group"
     """What a reward is compared with: its group's mean; that of the others in it (RLOO); that of the step's tokens
     (REINFORCE++); what a critic foretold at each token (PPO)."""

@@ -195,13 +195,15 @@ class RolloutWorker:
         dropped = {fault.index // size for fault in table.faults}
         rollouts = []
         for at, completion in enumerate(completion for group in sampled for completion in group):
+            prompt = prompts[places[at // size]]
             parts = {name: values[at] for name, values in table.parts.items() if name in self._weights}
             if config.overlong is not None:
-                longest, length = config.sampling.max_new_tokens, len(completion.token_ids)
+                length = len(completion.token_ids)
+                longest = self.sampler.most_tokens(len(prompt.token_ids), config.sampling)
                 parts[OVERLONG] = overlong_penalty(length, longest, config.overlong.buffer, config.overlong.penalty)
             rollouts.append(
                 Rollout(
-                    prompt=prompts[places[at // size]],
+                    prompt=prompt,
                     member=at % size,
                     completion=completion,
                     candidate=candidates[at],

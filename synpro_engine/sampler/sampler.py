@@ -59,6 +59,10 @@ class Sampler:
         """Tokens of the longest prompt that `generate` takes: the context less one token to be drawn."""
         return self._decoder.config.seq_len - 1
 
+    def most_tokens(self, prompt_tokens: int, sampling: SamplingConfig) -> int:
+        """Of a completion of a prompt of so many: what `sampling` lets it have, within the context."""
+        return min(sampling.most_tokens(prompt_tokens), self._decoder.config.seq_len - prompt_tokens)
+
     @torch.no_grad()
     def generate(
         self,
@@ -84,7 +88,7 @@ class Sampler:
         assert group_size >= 1 and len(seeds) == len(prompts), "one seed per prompt"
         self._check(prompts)
         if max_new_tokens is None:
-            max_new_tokens = [sampling.most_tokens(len(prompt)) for prompt in prompts]
+            max_new_tokens = [self.most_tokens(len(prompt), sampling) for prompt in prompts]
         request = Request(
             prompts=prompts, seeds=seeds, group_size=group_size,
             most=max_new_tokens, endings=self._endings(sampling, stop_ids),

@@ -26,12 +26,12 @@ from synpro_engine.influence import (
     run_probe,
     save_direction,
 )
-from synpro_engine.influence.directions import NextAdamW, NextStep, NoDirectionError, displaced, inner
+from synpro_engine.influence.directions import NextAdamW, NextStep, NoDirectionError, displaced, inner, walk
 from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles
-from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, ScheduleConfig
 from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.engine import Engine
@@ -324,6 +324,18 @@ def test_momentum_zeroed_gives_another_direction(topology: Topology, theta: Path
     )
     difference = kept.minus(zeroed)
     assert all(tensor.any() for tensor in difference.tensors.values())
+
+
+def test_a_walk_with_kept_momentum_takes_the_steps_that_training_would_on_its_text(
+    topology: Topology, theta: Path
+) -> None:
+    made = OptimizerConfig(lr=0.5, beta1=0.6, beta2=0.8, eps=1e-3, clip=0.1)
+    training, probe = (model_of(CONFIGS["olmo2"], topology, seed=9) for _ in range(2))
+    engine = Engine(training, made.model_copy(update={"lr": PROBE.lr, "weight_decay": PROBE.weight_decay}))
+    load_checkpoint(theta, training, engine)
+    walk(engine, walks(2, topology), PROBE)
+    run_probe(theta, probe, walks(2, topology), PROBE, optimizer=made)
+    assert all(torch.equal(a, b) for a, b in zip(probe.parameters(), training.parameters(), strict=True))
 
 
 def test_in_half_precision_the_master_weights_know_steps_that_the_weights_lose(

@@ -171,6 +171,21 @@ def test_a_group_whose_sums_are_alike_has_a_signal_where_rewards_are_compared_on
         assert worker.silent(rollouts) == silent
 
 
+def test_a_completion_that_was_cut_off_is_punished_whole_wherever_its_limit_is(topology: Topology) -> None:
+    """By the length of its prompt, by `max_new_tokens`, and by what the context leaves, which is of 64 tokens."""
+    limits = {8: 4, 30: 10, 60: 4}
+    prompts = [Prompt(source=Slice(doc_id="d", start=0, end=1, text="x"), token_ids=[1] * length) for length in limits]
+    sampling = {"temperature": 1.0, "max_new_tokens": 10, "max_new_ratio": 0.5}
+    config = config_of("dapo", prompts_per_step=3, sampling=sampling)
+    assert config.overlong is not None
+    sampler, prompter = Sampler(toy()["build"](topology)), Prompter(toy()["OPERATION"], toy()["Letters"](), PROMPT)
+    worker = RolloutWorker(sampler, Composer([], {}), {}, prompter, config, topology, seed=0)
+    rollouts = worker.score(prompts, range(3), worker.sample(prompts, 0, range(3))).rollouts
+    cut = [rollout for rollout in rollouts if not rollout.completion.finished]
+    assert {(len(r.prompt.token_ids), len(r.completion.token_ids)) for r in cut} == set(limits.items())
+    assert {rollout.parts["overlong"] for rollout in cut} == {-config.overlong.penalty}
+
+
 @pytest.mark.parametrize("algorithm", sorted(PRESETS))
 def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algorithm: str) -> None:
     config = TuneConfig.model_validate({"algorithm": algorithm})

@@ -28,7 +28,9 @@ from synpro_kernels.common.launch import Call
 
 # Bytes of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability"). Compiling does not check it: a launch fails.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {
+    80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024,
+}  # fmt: skip
 # Columns of tensor memory that one block of sm_100 may have; not checked by compiling either.
 TENSOR_MEMORY_LIMIT = 512
 

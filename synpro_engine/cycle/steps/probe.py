@@ -106,16 +106,15 @@ def next_steps(
 
 
 def _walk(into: Path, settings: ProbeSettings, tokens: Path, theta: Path, model: Model) -> None:
-    config, topology = settings.probe, model.topology
+    config, optimizer, topology = settings.probe, settings.optimizer, model.topology
     reference = _walked(settings, tokens, settings.references, topology)
     # A difference of two walks is no model's weights, so it is kept as a direction; a walk alone is a checkpoint.
     if config.control:
-        v = probe_direction(
-            theta, model, reference, config, control=_walked(settings, tokens, {"train": 1.0}, topology)
-        )
+        control = _walked(settings, tokens, {"train": 1.0}, topology)
+        v = probe_direction(theta, model, reference, config, control=control, optimizer=optimizer)
         save_direction(into / DIRECTION, model, v, seed=settings.seed)
         return
-    steps = run_probe(theta, model, reference, config)
+    steps = run_probe(theta, model, reference, config, optimizer=optimizer)
     save_checkpoint(into / CHECKPOINT, model, seed=settings.seed)
     lines = "".join(json_text(asdict(step)) + "\n" for step in steps)
     on_main(topology, lambda: atomic_write_text(into / WALK_STEPS, lines))

@@ -25,6 +25,8 @@ from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
 
+_DEFAULTS = OptimizerConfig()
+
 
 class ProbeConfig(Config):
     """What stands for training on the reference.
@@ -52,8 +54,9 @@ class ProbeConfig(Config):
     micro_batch: int = Field(default=8, gt=0)
     """Sequences that one rank forwards at once."""
     keep_momentum: bool = True
-    """walk: go on from pretraining's AdamW moments (the paper) or from zero, which keeps the direction of the
-    reference data free of what pretraining was about to do."""
+    """walk: go on from pretraining's AdamW moments (the paper), under the betas, eps and clip that made them, or from
+    zero under the defaults, which keeps the direction of the reference data free of what pretraining was about to do.
+    """
     weight_decay: float = Field(default=0.1, ge=0)
     """walk: decoupled weight decay; with 0 the displacement holds nothing but gradients."""
     control: bool = False
@@ -75,18 +78,26 @@ class ProbeStep:
     grad_norm: float
 
 
-def run_probe(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> list[ProbeStep]:
+def run_probe(
+    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, optimizer: OptimizerConfig = _DEFAULTS
+) -> list[ProbeStep]:
     """Turn `model` into theta': load the checkpoint `theta` and take `config.steps` steps on `loader`'s batches.
 
-    The loss is pure cross-entropy (no z-loss). Collective. Raises UserError when momentum is to be kept and the
-    checkpoint holds no optimizer state.
+    The loss is pure cross-entropy (no z-loss). optimizer: what theta's moments were made under. Collective. Raises
+    UserError when momentum is to be kept and the checkpoint holds no optimizer state.
     """
-    return walk(start_probe(theta, model, config), loader, config)
+    return walk(start_probe(theta, model, config, optimizer=optimizer), loader, config)
 
 
-def start_probe(theta: Path, model: Model, config: ProbeConfig) -> Engine:
+def start_probe(theta: Path, model: Model, config: ProbeConfig, *, optimizer: OptimizerConfig = _DEFAULTS) -> Engine:
     """Load `theta` into `model`, ready for the probe's first step; collective, UserError as `run_probe`."""
-    engine = Engine(model, OptimizerConfig(lr=config.lr, weight_decay=config.weight_decay))
+    # A second moment under another beta2 or eps is another step; one that begins at zero is the probe's own.
+    made = optimizer if config.keep_momentum else _DEFAULTS
+    own = OptimizerConfig(
+        lr=config.lr, weight_decay=config.weight_decay, beta1=made.beta1, beta2=made.beta2, eps=made.eps,
+        clip=made.clip,
+    )  # fmt: skip
+    engine = Engine(model, own)
     load_checkpoint(theta, model, engine, optimizer_state=config.keep_momentum)
     engine.restart_schedule()
     return engine
@@ -123,20 +134,28 @@ def walk(engine: Engine, loader: TokenLoader, config: ProbeConfig) -> list[Probe
 
 
 def probe_direction(
-    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, *, control: TokenLoader | None = None
+    theta: Path,
+    model: Model,
+    loader: TokenLoader,
+    config: ProbeConfig,
+    *,
+    control: TokenLoader | None = None,
+    optimizer: OptimizerConfig = _DEFAULTS,
 ) -> Direction:
     """theta - theta' of a probe on `loader`'s batches, in fp32 from the optimizer's master weights.
 
     control: organic data for a second probe of the same length, from the same theta, whose displacement is taken off:
     momentum, decay and what any training does are then gone, and the reference's own part is left. Afterwards `model`
-    holds theta. Collective. Raises UserError as `run_probe`.
+    holds theta. optimizer and UserError: as of `run_probe`. Collective.
     """
-    v = _displacement_of_walk(theta, model, loader, config)
-    return v if control is None else v.minus(_displacement_of_walk(theta, model, control, config))
+    v = _displacement_of_walk(theta, model, loader, config, optimizer)
+    return v if control is None else v.minus(_displacement_of_walk(theta, model, control, config, optimizer))
 
 
-def _displacement_of_walk(theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig) -> Direction:
-    engine = start_probe(theta, model, config)
+def _displacement_of_walk(
+    theta: Path, model: Model, loader: TokenLoader, config: ProbeConfig, optimizer: OptimizerConfig
+) -> Direction:
+    engine = start_probe(theta, model, config, optimizer=optimizer)
     # Weights in the model's dtype to put back, masters to subtract: steps of 1e-4 are often lost in bf16 weights.
     weights, before = weights_of(model), optimizer_values(engine, "param")
     walk(engine, loader, config)

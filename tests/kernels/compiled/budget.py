@@ -1,6 +1,8 @@
-"""How many registers a kernel may take under the Triton that compiles it here."""
+"""What a kernel may take: registers under the Triton that compiles it here, and shared memory where it is to run."""
 
 import triton
+
+from synpro_kernels.testing.compile_only import SHARED_LIMIT
 
 ALL = 255
 """What a thread can have at most; beyond it a compiler spills."""
@@ -9,3 +11,9 @@ ALL = 255
 def registers(budget: int) -> int:
     """The budget under Triton 3.6, whose figures they are: other releases allocate a little differently."""
     return budget if triton.__version__.startswith("3.6.") else ALL
+
+
+def shared_bytes(capability: int) -> int:
+    """What a block may have; of sm_80 what the families have that are given its tiles (sm_86, sm_89 and sm_120)."""
+    families = (80, 86, 89, 120) if capability == 80 else (capability,)
+    return min(SHARED_LIMIT[family] for family in families)

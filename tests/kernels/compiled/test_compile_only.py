@@ -17,6 +17,7 @@ from synpro_kernels.testing.compile_only import (
     compile_for,
     compile_kernel,
 )
+from tests.kernels.compiled.budget import shared_bytes
 
 
 @triton.jit
@@ -97,6 +98,11 @@ def test_spills_are_seen():
 def test_too_much_shared_memory_is_seen():
     found = compile_matmul(90, (128, 256, 128), num_warps=8, num_stages=4).resources
     assert found.shared_bytes > SHARED_LIMIT[90]
+
+
+def test_tiles_of_sm_80_are_held_to_the_least_of_the_families_that_take_them():
+    found = compile_matmul(80, (128, 256, 64), num_warps=8, num_stages=4).resources
+    assert shared_bytes(80) < found.shared_bytes <= SHARED_LIMIT[80]
 
 
 def test_alignment_and_divisibility_specialise_as_in_a_launch():

@@ -17,13 +17,12 @@ from synpro_kernels.ops.grad_dot.triton_prefix import prefix_call
 from synpro_kernels.ops.grad_dot.triton_rows import row_dot_call
 from synpro_kernels.ops.grad_dot.triton_segments import segment_sum_call
 from synpro_kernels.testing.compile_only import (
-    SHARED_LIMIT,
     TENSOR_MEMORY_LIMIT,
     Compiled,
     compile_call,
     compile_for,
 )
-from tests.kernels.compiled.budget import registers
+from tests.kernels.compiled.budget import registers, shared_bytes
 
 TOKENS, WIDTH, VOCAB = 16384, 4096, 131072
 INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -86,7 +85,7 @@ def compiled_call(call: Call, capability: int) -> Compiled:
 def test_kernels_fit_and_spill_nothing(case: str, capability: int):
     found = compiled(case, capability).resources
     assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
-    assert found.shared_bytes <= SHARED_LIMIT[capability]
+    assert found.shared_bytes <= shared_bytes(capability)
     assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
     budget = CASES[case][1][(80, 90, 100).index(capability)]
     assert found.registers <= registers(budget)

@@ -8,8 +8,8 @@ from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
 from synpro_kernels.ops.linear_logprob.tiles import tile_for
 from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
-from synpro_kernels.testing.compile_only import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
-from tests.kernels.compiled.budget import registers
+from synpro_kernels.testing.compile_only import TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
+from tests.kernels.compiled.budget import registers, shared_bytes
 
 TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -56,7 +56,7 @@ def test_production_kernels_use_the_matrix_units_and_spill_nothing(capability, d
     assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
     assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
     assert found.registers <= registers(BUDGET[capability, descriptor, kernel])
-    assert found.shared_bytes <= SHARED_LIMIT[capability]
+    assert found.shared_bytes <= shared_bytes(capability)
     assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
     loads = "UTMALDG" if descriptor else "LDGSTS"  # the tensor copy unit, or asynchronous copies past the registers
     assert found.opcodes[loads] > 0
@@ -71,7 +71,7 @@ def test_soft_caps_biases_and_odd_widths_spill_nothing_either(capability, width,
         found = compiled(call, capability).resources
         assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
         assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
-        assert found.shared_bytes <= SHARED_LIMIT[capability]
+        assert found.shared_bytes <= shared_bytes(capability)
 
 
 def test_families_without_a_tile_of_their_own_take_the_smallest():

@@ -15,13 +15,12 @@ from synpro_kernels.common.launch import Call
 from synpro_kernels.ops.newton_schulz.tiles import symmetric_tile
 from synpro_kernels.ops.newton_schulz.triton_symmetric import symmetric_call
 from synpro_kernels.testing.compile_only import (
-    SHARED_LIMIT,
     TENSOR_MEMORY_LIMIT,
     Compiled,
     compile_call,
     compile_for,
 )
-from tests.kernels.compiled.budget import registers
+from tests.kernels.compiled.budget import registers, shared_bytes
 
 INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
@@ -66,7 +65,7 @@ def compiled_call(call: Call, capability: int) -> Compiled:
 def test_kernels_fit_spill_nothing_and_use_the_matrix_instruction(case: str, capability: int):
     found = compiled(case, capability).resources
     assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
-    assert found.shared_bytes <= SHARED_LIMIT[capability]
+    assert found.shared_bytes <= shared_bytes(capability)
     assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
     assert found.registers <= registers(CASES[case][1][(80, 90, 100).index(capability)]), found.registers
     assert set(found.matrix_instructions) == {INSTRUCTION[capability]}
