@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
     import pyarrow.parquet
 
 _KIND = "parquet"
-_REMOTE_BUFFER = 1 << 23
-"""Of a column of a file in a store: what one request asks for."""
+_BUFFER = 1 << 23
+"""Bytes of a column that are read at once; of a file in a store one request asks for so many."""
 
 
 class Record(NamedTuple):
@@ -140,10 +140,16 @@ def _opened(file: CorpusFile, rows_read: Any) -> Iterator[pyarrow.parquet.Parque
     import pyarrow.parquet
 
     try:
-        # Without a buffer a column would be one request, and held whole.
-        place, buffer = (file, 0) if isinstance(file, Path) else (file.open_ranges(), _REMOTE_BUFFER)
-        # Off by default: a flipped bit in a page would be read as other text.
-        with pyarrow.parquet.ParquetFile(place, buffer_size=buffer, page_checksum_verification=True) as opened:
+        place = file if isinstance(file, Path) else file.open_ranges()
+        with pyarrow.parquet.ParquetFile(
+            place,
+            # Without a buffer a column of a row group would be one read, and held whole; fetched ahead, as by default,
+            # it is that in spite of a buffer, and all that was read stays until the file is closed.
+            buffer_size=_BUFFER,
+            pre_buffer=False,
+            # Off by default: a flipped bit in a page would be read as other text.
+            page_checksum_verification=True,
+        ) as opened:
             metadata = opened.metadata
             # A damaged footer can promise fewer rows than there are, which would look like a smaller corpus.
             counted = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))

@@ -37,7 +37,11 @@ _SHOWN = 200  # characters of what a server says
 
 @dataclass
 class CallFault(Exception):
-    """No answer to one call. `status` is HTTP's, None where there was no whole answer of HTTP at all."""
+    """No answer to one call.
+
+    `status` is HTTP's, None where there was no whole answer of HTTP at all; 200 where the answer is no JSON object, or
+    too long.
+    """
 
     reason: str
     status: int | None = None
@@ -52,6 +56,17 @@ class CallFault(Exception):
         # A key or an address that stops working in the middle of a run is an outage: gateways answer so while they
         # restart, and it was checked at the beginning.
         return self.status is not None and 400 <= self.status < 500 and self.status not in {*_LATER, *DENIED, 404}
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether there was an answer, of which nothing can be made."""
+        return self.status == 200
+
+    @property
+    def may_be_final(self) -> bool:
+        """Whether the question may be at fault as well as the service, which fails at it or makes no answer of it."""
+        # 503 says that the service has too much to do, or is not up yet.
+        return self.unreadable or (self.status is not None and self.status >= 500 and self.status != 503)
 
 
 class Endpoint:
@@ -102,9 +117,9 @@ class Endpoint:
         try:
             data = json.loads(content)
         except (ValueError, RecursionError):
-            raise CallFault("its answer is no JSON") from None
+            raise CallFault("its answer is no JSON", response.status) from None
         if not isinstance(data, dict):
-            raise CallFault("its answer is no JSON object")
+            raise CallFault("its answer is no JSON object", response.status)
         return data
 
     def _told(self, content: bytes) -> str:
@@ -159,7 +174,7 @@ def _read(response: urllib3.BaseHTTPResponse, end: float, seconds: float) -> byt
     while piece := response.read1(2**16):
         content += piece
         if len(content) > _MAX_BYTES:
-            raise CallFault(f"its answer is longer than {_MAX_BYTES} bytes")
+            raise CallFault(f"its answer is longer than {_MAX_BYTES} bytes", response.status)
         if time.monotonic() > end:
             raise CallFault(f"no whole answer within {seconds:g} s")
     return bytes(content)

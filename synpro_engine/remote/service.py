@@ -54,6 +54,9 @@ class Service:
         self.endpoint, self.breaker = Endpoint(config, key), CircuitBreaker()
         self.threads = max(1, config.concurrency // ranks)
         self.asked_to_stop, self.tell_every_s = asked_to_stop, tell_every_s
+        self.is_well: Callable[[float], bool] = lambda seconds: False
+        """Whether it answers a small call within so many seconds; set by whoever knows what may be asked. A question
+        that fails time and again is then at fault itself."""
         # Of its own, for the seeds of a run must not hang on what a network does.
         self.jitter, self.lock = random.Random(), threading.Lock()
         self.refusal = ""
@@ -157,7 +160,7 @@ class Calls(Generic[K, V]):
         refused: told that the very same request would be refused again; True where the caller knows a way on.
         """
         service, config, breaker, waits = self._service, self._config, self._breaker, self._service.waits
-        faults = unreadable = 0
+        faults = unreadable = in_row = 0
         while not self._over.is_set():
             if (pause := breaker.pause_s()) > 0.0:
                 if not self._pause(pause):
@@ -170,15 +173,16 @@ class Calls(Generic[K, V]):
                 service.count("calls")
                 reply = service.endpoint.post(path, request, left)
             except CallFault as fault:
-                service.count("faults")
-                if fault.final:
+                service.count("unreadable" if fault.unreadable else "faults")
+                tries = config.unreadable_tries if fault.unreadable else config.tries
+                faults, in_row = faults + 1, in_row + 1 if fault.may_be_final else 0
+                if fault.final or (waits and self._is_at_fault(in_row, tries)):
                     breaker.succeeded()  # the service is well, and the question is not
                     if not refused():
                         self._tell_once(fault)
                     return None
-                faults += 1
                 breaker.failed(fault.reason, fault.retry_after_s)
-                if not waits and faults >= config.tries:
+                if not waits and faults >= tries:
                     return None
                 if not self._pause(max(fault.retry_after_s, backoff_s(faults, service.jitter))):
                     return None
@@ -193,6 +197,16 @@ class Calls(Generic[K, V]):
                 return None
             request = request if again is None else again()
         return None
+
+    def _is_at_fault(self, in_row: int, tries: int) -> bool:
+        """Whether a question that failed so many times in a row is at fault: whether the service is well, each `tries`.
+
+        It would be waited for as an outage is: for ever, and untold while others are answered.
+        """
+        if not in_row or in_row % tries:
+            return False
+        self._service.count("calls")
+        return self._service.is_well(self._config.timeout_s)
 
     def _pause(self, seconds: float) -> bool:
         """Sleep, unless the value is given up by then: False."""

@@ -233,6 +233,18 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
     assert peak < 20e6 and most < 20e6
 
 
+@pytest.mark.parametrize("row_group_size", [1_000, 20_000])
+def test_memory_grows_neither_with_a_parquet_file_nor_with_its_row_groups(tmp_path: Path, row_group_size: int) -> None:
+    path, long = tmp_path / "long.parquet", pyarrow.table({"text": [f"{n} " + "x" * 2000 for n in range(20_000)]})
+    pyarrow.parquet.write_table(
+        long, path, row_group_size=row_group_size, compression="none", use_dictionary=False
+    )  # 40 MB
+    del long
+    before = pyarrow.total_allocated_bytes()
+    documents = read_documents(path, ReadConfig(make_ids=True))
+    assert max(pyarrow.total_allocated_bytes() - before for _ in documents) < 20e6
+
+
 @pytest.mark.slow
 def test_what_datasets_itself_writes_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from synpro_engine.config import UserError
-from synpro_engine.cycle.run_layout import STITCHED, USED_SCORES
+from synpro_engine.config import UserError, read_manifest
+from synpro_engine.cycle.run_layout import STITCHED, TOKENIZE, USED_SCORES
 from synpro_engine.cycle.sections import IN_RUN, OrganicCurriculum
 from synpro_engine.cycle.steps.accepted import accepted_records
 from synpro_engine.cycle.steps.stitching import stitched_documents
@@ -32,7 +32,7 @@ def write_scores(
     """Keep in the stage `into` the scores of the documents of each source whose curriculum goes by any. Collective.
 
     shards, made: of synthetic sources the `shards` stage, and the `generate` stages by operation. scored: the stage
-    that scored the organic text while it trained.
+    that scored the organic text while it trained; beside it lies the `tokenize` stage.
     """
 
     def write() -> None:
@@ -47,7 +47,7 @@ def write_scores(
                 else:
                     assert isinstance(config, OrganicCurriculum) and config.scores is not None
                     file = scored / SCORES if config.scores == IN_RUN else Path(config.scores)
-                    texts = _organic_texts(corpus)
+                    texts = _organic_texts(corpus, cut=_were_cut(scored.with_name(TOKENIZE)))
                     found = document_scores(texts, corpus.num_documents, recorded_scores(file, config.by))
                     where = f"{file}: no document of the train split"
                 known = np.count_nonzero(~np.isnan(found))
@@ -82,12 +82,16 @@ def _kept(path: Path) -> np.ndarray:
         raise UserError(f"{path}: missing or damaged scores") from None
 
 
-def _organic_texts(corpus: TokenCorpus) -> Iterator[tuple[int, str]]:
+def _were_cut(tokens: Path) -> bool:
+    """Whether the documents of the `tokenize` stage are pieces."""
+    return read_manifest(tokens).config["corpus"]["piece_chars"] is not None
+
+
+def _organic_texts(corpus: TokenCorpus, *, cut: bool) -> Iterator[tuple[int, str]]:
     for number, id in enumerate(corpus.read_ids()):
         yield number, id
-        whole = id.rpartition("#")[0]
-        if whole:  # a piece has its document's score, where that was scored as a whole
-            yield number, whole
+        if cut:  # a piece has its document's score, where that was scored as a whole
+            yield number, id.rpartition("#")[0]
 
 
 def _made_texts(corpus: TokenCorpus, shards: Path) -> Iterator[tuple[int, str]]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from synpro_engine.config import json_text
-from synpro_engine.remote import COUNTED, Calls, Service
+from synpro_engine.remote import COUNTED, CallFault, Calls, Service
 from synpro_engine.reward.judges import typed, written
 from synpro_engine.reward.judges.cache import AnswerCache
 from synpro_engine.reward.judges.calibration import Calibration
@@ -102,6 +102,7 @@ class Client:
             f"reward.judges.{first}", self._config, ranks=ranks, asked_to_stop=asked_to_stop, tell_every_s=tell_every_s,
             counted=(*COUNTED, INPUT_TOKENS),
         )  # fmt: skip
+        self.service.is_well = self.answers
         self._calibrations = calibrations
         self._caches = {
             name: AnswerCache(cache / name if cache is not None and config.cache else None, about=self.version(name))
@@ -167,6 +168,14 @@ class Client:
             Judgement(name, source if one.source == "shown" else "", text, entry if one.each == "entry" else "")
             for name, one in questions.items()
         ])  # fmt: skip
+
+    def answers(self, seconds: float) -> bool:
+        """Whether the server answers the first of `samples`, now and within so many seconds."""
+        try:
+            self.service.endpoint.post(PATHS[self.api], json_text(self.body(self.samples()[0])).encode(), seconds)
+        except CallFault:
+            return False
+        return True
 
     @property
     def _most(self) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, json_text, nearest
+from tqdm import tqdm
+
+from synpro_engine.config import UserError, brief, json_text, nearest
 from synpro_engine.remote import DENIED, CallFault, listed_models
-from synpro_engine.reward.judges import typed
+from synpro_engine.reward.judges import written
 from synpro_engine.reward.judges.calibration import Calibration, calibration_for
-from synpro_engine.reward.judges.client import PATHS, Client, Inquiry, Judgement
+from synpro_engine.reward.judges.client import PATHS, Client, Inquiry
 from synpro_engine.reward.judges.config import JudgeConfig
 from synpro_engine.reward.judges.judge import Judge, Share
 
 _SHOWN = 5
 _TRIES = 3
 _NO_ROUTE = {404, 405, 501}
+_OTHER = {200, *DENIED, *_NO_ROUTE}
+"""What may come of an interface that is not there: a key is of some alone, and a front end answers any path."""
 _TAKEN: dict[str, str] = {}
 """By connection: what `auto` found in this process, which a server that is away for a while does not change."""
 
@@ -102,9 +107,10 @@ def _check_model(key: str, client: Client, config: JudgeConfig) -> None:
     try:
         listed = list(listed_models(client.service.endpoint.get("models", config.timeout_s)))
     except CallFault as fault:
-        if fault.status is None or fault.status in DENIED:
+        if fault.status is None:
             raise UserError(_told(key, config, fault)) from None
-        listed = []  # not every server has a list: what it lacks shows in the call below
+        # Not every server has a list, nor is every key one for it: what is amiss shows in the call below.
+        listed = []
     if listed and config.model not in listed:
         others = ", ".join(f"`{each}`" for each in listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
         raise UserError(
@@ -120,24 +126,23 @@ def _api_of(together: Mapping[str, JudgeConfig]) -> str:
         return config.apis[0]
     known = config.connection + json_text(config.apis)
     if known not in _TAKEN:
-        unusable = ""
+        faults: list[CallFault] = []
         for api in config.apis:
-            unusable = _probe(together, api, or_next=True)
-            if not unusable:
+            fault = _probe(together, api, or_next=True)
+            if fault is None:
                 _TAKEN[known] = api
                 break
+            faults.append(fault)
         else:
-            tried = ", ".join(PATHS[api] for api in config.apis)
-            raise UserError(
-                f"`reward.judges.{name}.endpoint`: {config.endpoint} answers at none of {tried} (the last: {unusable})"
-            )
+            raise UserError(_told_of_all(f"reward.judges.{name}", config, faults))
     return _TAKEN[known]
 
 
-def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = False) -> str:
+def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = False) -> CallFault | None:
     """Ask one small question of each judge, as far as one request holds them; UserError where it is not answered.
 
-    or_next: in place of it what is amiss, where another interface may be there; else "".
+    or_next: in place of it what is amiss, where another interface may be there. A written answer that cannot be read is
+    told, and no more: it may be small talk about this text alone.
     """
     name, config = next(iter(together.items()))
     key, client = f"reward.judges.{name}", Client(together, api)
@@ -145,22 +150,18 @@ def _probe(together: Mapping[str, JudgeConfig], api: str, *, or_next: bool = Fal
         try:
             reply = _patiently(client, client.body(asked), or_next=or_next)
         except CallFault as fault:
-            other = fault.final or fault.status in _NO_ROUTE
-            if or_next and other:
-                return fault.reason
+            if or_next and (fault.final or fault.status in _OTHER):
+                return fault
             raise UserError(_told(key, config, fault, api)) from None
-        if not _has_form(api, reply, client, asked):
+        readable = bool(client.read(reply, asked))
+        if not (readable or (api in written.PATHS and isinstance(reply.get("choices"), list))):
             if or_next:
-                return "an answer of another form"
+                return CallFault("an answer of another form", 200)
             raise UserError(f"`{key}.api`: {config.endpoint}/{PATHS[api]} answers, but not in the form of `{api}`")
-    return ""
-
-
-def _has_form(api: str, reply: Mapping[str, Any], client: Client, asked: Sequence[Judgement]) -> bool:
-    if api in typed.PATHS:
-        return bool(client.read(reply, asked))
-    # Whatever it writes: small talk of a model shows in what is unreadable.
-    return isinstance(reply.get("choices"), list)
+        if not readable:
+            said = f"`reward.judges.{asked[0].judge}`: a first answer of {config.endpoint}/{PATHS[api]} cannot be read"
+            tqdm.write(f"{said} ({brief(reply['choices'])}); such values are missing", file=sys.stderr)
+    return None
 
 
 def _patiently(client: Client, body: Mapping[str, Any], *, or_next: bool) -> dict[str, Any]:
@@ -174,6 +175,15 @@ def _patiently(client: Client, body: Mapping[str, Any], *, or_next: bool) -> dic
                 raise
             time.sleep(max(fault.retry_after_s, 0.5))
     raise AssertionError("the last try raises")
+
+
+def _told_of_all(key: str, config: JudgeConfig, faults: Sequence[CallFault]) -> str:
+    """What is said where none of the interfaces can be used; faults: of each."""
+    denied = [fault for fault in faults if fault.status in DENIED]
+    if denied and all(fault.status in _OTHER for fault in faults):
+        return _told(key, config, denied[-1])
+    tried = ", ".join(PATHS[api] for api in config.apis)
+    return f"`{key}.endpoint`: {config.endpoint} answers at none of {tried} (the last: {faults[-1]})"
 
 
 def _told(key: str, config: JudgeConfig, fault: CallFault, api: str = "") -> str:

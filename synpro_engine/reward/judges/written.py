@@ -156,7 +156,8 @@ def _last_line(places: Iterable[tuple[str, dict[str, float]]]) -> Iterator[tuple
 def _chat_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """Each token that was written, and the probabilities of those that might have been."""
     for place in (choice.get("logprobs") or {}).get("content") or ():
-        yield str(place["token"]), _probabilities((str(top["token"]), top["logprob"]) for top in place["top_logprobs"])
+        tops = place.get("top_logprobs") or ()  # some servers tell of the written token alone
+        yield str(place["token"]), _probabilities((str(top["token"]), top["logprob"]) for top in tops)
 
 
 def _completion_tokens(choice: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

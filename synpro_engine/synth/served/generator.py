@@ -80,6 +80,7 @@ class ServedGenerator:
         """model: its name there. seq_len: the context in which it was tuned, which bounds prompt and completion."""
         self.config, self.model, self.service = config, model, service
         self._tokenizer, self._seq_len, self._share = tokenizer, seq_len, share
+        service.is_well = self.answers
         self._unread = ""
         self.guard: Callable[[], object] = lambda: None
         """Called after a batch in which calls failed: a server that was started anew may have other weights."""

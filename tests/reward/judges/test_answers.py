@@ -116,6 +116,24 @@ def test_probabilities_that_are_none_never_become_a_value_of_their_own(logprob: 
     assert FORMS["quality"].value_of("chat", reply) == (None if broken else 4.0)
 
 
+@pytest.mark.parametrize("rest", [{}, {"top_logprobs": None}, {"top_logprobs": []}])
+def test_what_is_written_counts_where_no_other_token_has_a_probability(rest: dict[str, Any]) -> None:
+    content = [{"token": "4", "logprob": -0.1, **rest}]
+    reply = {"choices": [{"message": {"content": "4"}, "logprobs": {"content": content}}]}
+    assert FORMS["quality"].value_of("chat", reply) == 4.0
+
+
+def test_a_first_answer_that_cannot_be_read_is_told_before_anything_begins(
+    server: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    check_judges({"quality": server.judge()})
+    assert "cannot be read" not in capfd.readouterr().err
+    server.answer = lambda handler, body: handler.write("A fine text!\x1b[2J")
+    check_judges({"quality": server.judge()})
+    said = capfd.readouterr().err
+    assert "`reward.judges.quality`: a first answer of " in said and "A fine text!" in said and "\x1b" not in said
+
+
 def test_a_text_cannot_put_another_text_into_the_question() -> None:
     asked = fill("Is {text} like {source}?", "mine {source}", "theirs {text}")
     assert asked == "Is mine {source} like theirs {text}?"
@@ -218,6 +236,7 @@ def test_what_is_wrong_with_an_endpoint_is_told_by_its_key_before_anything_begin
     server.answer = lambda handler, body: handler.send(404, {"error": {"message": "no such model"}})
     assert "no such model" in fault(server.judge(model="judge-2"))
     server.listing = (401, {"error": {"message": "sk-secret is no key"}})
+    server.answer = lambda handler, body: handler.send(*server.listing)
     assert fault(server.judge(api_key_env="JUDGE_KEY")).startswith("`reward.judges.quality.api_key_env`: ")
     assert fault(server.judge()).startswith("`reward.judges.quality.api_key_env`: ")
     server.listing = (200, {"data": [{"id": "judge-1"}]})

@@ -75,17 +75,21 @@ def test_more_questions_than_a_request_may_hold_are_split(server: Any, monkeypat
     assert [len(body["questions"]) for _, body, _, _ in server.calls] in ([5, 3], [3, 5])
 
 
-def test_a_request_that_is_refused_is_asked_in_parts_until_the_question_at_fault_is_alone(server: Any) -> None:
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_request_that_is_refused_is_asked_in_parts_until_the_question_at_fault_is_alone(
+    server: Any, status: int
+) -> None:
     def answer(handler: Any, body: Any) -> None:
         if len(body["questions"]) > 3:
             handler.send(422, {"detail": "at most 3 questions"})
         elif any("in the year 1805" in one["instructions"].lower() for one in body["questions"].values()):
-            handler.send(400, {"error": {"message": "content policy"}})
+            handler.send(status, {"error": {"message": "content policy"}})
         else:
             decide(handler, body)
 
     server.answer = answer
-    judge = server.reward("faithfulness", api="systemone")
+    judge = server.reward("faithfulness", api="systemone", outage="wait", tries=2)
+    judge.client.service.asked_to_stop = lambda: len(server.calls) > 16
     values = judge.client.values(judge.judgements(entries(8)))
     assert [math.isnan(value) for value in values] == [n == 5 for n in range(8)]
     assert judge.client.service.counts["refused"] == judge.client.service.counts["missing"] == 1
@@ -190,6 +194,28 @@ def test_auto_passes_over_an_interface_that_answers_in_another_form(server: Any)
     server.answer = FAULTS["a redirect"]
     with pytest.raises(UserError, match=r"does not answer \(HTTP 302, a redirect, which is not followed\)"):
         apis_of({"quality": server.judge(api="auto", max_tokens=9)})
+
+
+@pytest.mark.parametrize("name", ["key refused", "a page"])
+def test_auto_passes_over_what_a_key_or_a_front_end_makes_of_paths_that_are_not_for_judging(
+    server: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(handler: Any) -> None:
+        if name == "key refused":
+            FAULTS[name](handler, {})
+        else:
+            handler.send(200, b"<html>Welcome</html>")
+
+    server.answer = lambda handler, body: handler.write("4") if "chat" in handler.path else elsewhere(handler)
+    monkeypatch.setattr(server.RequestHandlerClass, "do_GET", elsewhere)
+    [told] = check_judges({"quality": server.judge(api="auto")})
+    assert told.endswith("is asked by chat")
+    opening._TAKEN.clear()
+    server.answer = lambda handler, body: elsewhere(handler)
+    lacking = "`reward.judges.quality.api_key_env`: .* takes no call without a valid API key"
+    useless = "`reward.judges.quality.endpoint`: .* answers at none of .*its answer is no JSON"
+    with pytest.raises(UserError, match=lacking if name == "key refused" else useless):
+        check_judges({"quality": server.judge(api="auto")})
 
 
 @pytest.mark.parametrize("api", TYPED)

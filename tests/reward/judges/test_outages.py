@@ -19,6 +19,8 @@ from synpro_engine.remote import endpoint as endpoint_module
 from synpro_engine.synth import REPHRASE, Candidate
 from tests.reward.judges.server import FAULTS, SECRET, client, slow, texts
 
+GARBAGE = {name: FAULTS[name] for name in ("huge", "no JSON", "half a JSON", "empty", "nested")}
+"""Whole answers of HTTP that are none of JSON."""
 UNREADABLE: dict[str, Callable[[Any, Any], None]] = {
     "wrong schema": lambda handler, body: handler.send(200, {"result": 4}),
     "no choice": lambda handler, body: handler.send(200, {"choices": []}),
@@ -28,15 +30,15 @@ UNREADABLE: dict[str, Callable[[Any, Any], None]] = {
     "chatter": lambda handler, body: handler.write("I would say that this is a 4 or a 5, all in all."),
     "out of scale": lambda handler, body: handler.write("0"),
     "NaN": lambda handler, body: handler.write("nan"),
+    **GARBAGE,
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in GARBAGE])
 def test_a_fault_is_asked_again_and_then_missing_and_never_shows_the_key(
     server: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
-    monkeypatch.setattr(endpoint_module, "_MAX_BYTES", 200_000)
     server.answer = FAULTS[name]
     config = server.judge(api_key_env="JUDGE_KEY", timeout_s=0.3, tries=3)
     asking = client(config, cache=tmp_path / "cache")
@@ -54,13 +56,16 @@ def test_a_fault_is_asked_again_and_then_missing_and_never_shows_the_key(
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_read_is_asked_again_and_then_missing(server: Any, name: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_asked_again_and_then_missing(
+    server: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "_MAX_BYTES", 200_000)
     server.answer = UNREADABLE[name]
     asking = client(server.judge(unreadable_tries=2), cache=tmp_path)
     assert math.isnan(asking.values(texts("A text."))[0])
     assert len(server.calls) == 2 == asking.service.counts["unreadable"] and asking.service.counts["faults"] == 0
     first, second = (body["messages"][0]["content"] for _, body, _, _ in server.calls)
-    assert second.startswith(first) and second != first
+    assert second.startswith(first) and (second != first) == (name not in GARBAGE)
     server.answer = lambda handler, body: handler.write("2")
     assert asking.values(texts("A text.")) == [2.0], "what was missing is asked for again"
 
@@ -88,6 +93,26 @@ def test_one_missing_answer_is_told_and_spoils_no_other(server: Any, capfd: pyte
     ]
     by_source = judge(asked)
     assert math.isnan(by_source[0]) and by_source[1] == 0.0
+
+
+@pytest.mark.parametrize("name", ["500", "502 of a gateway", *GARBAGE])
+def test_a_question_that_a_sound_server_always_fails_at_is_missing_and_holds_up_no_step(
+    server: Any, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(endpoint_module, "_MAX_BYTES", 200_000)
+
+    def answer(handler: Any, body: Any) -> None:
+        FAULTS[name](handler, body) if "Bad" in body["messages"][0]["content"] else handler.write("5")
+
+    server.answer, end = answer, time.monotonic() + 5.0
+    patient = server.judge(outage="wait", tries=3, unreadable_tries=3)
+    for others in ([], ["One.", "Two."]):  # after a restart the others are known, and the question alone is asked
+        asking = client(patient, asked_to_stop=lambda: time.monotonic() > end)
+        *values, bad = asking.values(texts(*others, "Bad."))
+        assert values == [5.0] * len(others) and math.isnan(bad)
+        assert asking.service.counts["refused"] == asking.service.counts["missing"] == 1
+        assert asking.service.counts["calls"] == len(others) + 3 + 1, "one more to see that the server is well"
+    assert capfd.readouterr().err.count("a question was refused") == 2
 
 
 def test_retry_after_is_honoured_by_all_calls(server: Any) -> None:
@@ -137,14 +162,17 @@ def test_a_service_that_is_down_is_left_alone(server: Any, monkeypatch: pytest.M
     )
 
 
-def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    server.answer = FAULTS["500"]
+@pytest.mark.parametrize(("name", "reason"), [("500", "HTTP 500"), ("no JSON", "its answer is no JSON")])
+def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(
+    server: Any, name: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = FAULTS[name]
     threading.Timer(1.0, lambda: setattr(server, "answer", lambda handler, body: handler.write("4"))).start()
-    asking = client(server.judge(outage="wait", tries=1, deadline_s=0.1), tell_every_s=0.3)
+    asking = client(server.judge(outage="wait", tries=1, unreadable_tries=1, deadline_s=0.1), tell_every_s=0.3)
     assert asking.values(texts("A text.", "Another.")) == [4.0, 4.0]
-    assert asking.service.counts["missing"] == 0 and asking.service.counts["faults"] > 0
+    assert asking.service.counts["missing"] == 0 < asking.service.counts["faults" if name == "500" else "unreadable"]
     told = [line for line in capfd.readouterr().err.splitlines() if "`reward.judges.quality.endpoint`" in line]
-    assert 1 <= len(told) <= 8 and "HTTP 500" in told[0] and "waiting" in told[0]
+    assert 1 <= len(told) <= 8 and reason in told[0] and "waiting" in told[0]
 
 
 def test_a_wish_to_stop_ends_waiting_but_no_step_that_goes_well(server: Any) -> None:

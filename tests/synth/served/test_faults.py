@@ -108,6 +108,17 @@ def test_a_prompt_that_is_refused_for_good_ends_the_generation(
         all_made(tmp_path / "corpus", producer_for(server), topology)
 
 
+def test_a_prompt_that_a_sound_server_always_fails_at_ends_the_generation(server: Server) -> None:
+    def fail(handler: Handler, body: dict[str, Any]) -> None:
+        (answer if body["max_tokens"] == 1 else FAULTS["500"])(handler, body)
+
+    server.answer = fail
+    producer = producer_for(server, tries=2)
+    generator_of(producer).service.asked_to_stop = lambda: len(server.calls) > 6
+    with pytest.raises(UserError, match=r"`generate\.server`: .*refuses a prompt \(HTTP 500: .*what is done is kept"):
+        producer.batch(ITEMS[:1])
+
+
 def test_an_outage_is_waited_for_until_the_job_is_to_stop(server: Server) -> None:
     server.answer = FAULTS["500"]
     producer = producer_for(server)
