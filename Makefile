@@ -15,9 +15,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.synpro
 TORCH  := 2.13.0
-# The python3 in use, if it is new enough, else the newest one on PATH. Override with `make PYTHON=... run`.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+# The python3 in use, if its version is one that is tested, else the newest such one on PATH; one that is newer only where
+# there is none. Override with `make PYTHON=... run`.
+PYTHON ?= $(shell for end in 14 99; do for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, $$end))" 2>/dev/null && command -v $$p && exit; done; done)
 # pip draws its progress bars on a terminal and keeps quiet in a log.
 PIPLOG := $(PY) -m pip install --disable-pip-version-check
 PIP    := $(PIPLOG) $(shell test -t 2 || echo -q)
@@ -158,6 +159,8 @@ distclean: clean ## the same, and the environments
 $(PY):
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 on PATH (set PYTHON=/path/to/python3)"; exit 2; }
 	echo "==> creating $(VENV) with $$($(PYTHON) -V) ($(PYTHON))"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' \
+		|| echo "    newer than what is tested, 3.11 to 3.13; to take one of these: make PYTHON=/path/to/python3.13 ..."
 	if $(PYTHON) -c '$(CUDA)' 2>/dev/null; then
 		echo "    its CUDA build of torch is kept and used"
 		$(PYTHON) -m venv --system-site-packages $(VENV)

@@ -215,7 +215,12 @@ def _bare(source: str) -> tokenizers.Tokenizer:
 
 def _inside(tokens: Iterable[str]) -> re.Pattern[str]:
     """Matches, at no width, behind the first character of each of `tokens`."""
-    cuts = (f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in tokens if len(t) > 1)
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        if len(token) > 1:
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    # By first characters, which few of a text's are: else each token would be tried at all of them.
+    cuts = (f"(?<={re.escape(first)})(?={'|'.join(those)})" for first, those in rests.items())
     return re.compile("|".join(cuts) or "(?!)")
 
 

@@ -1,7 +1,9 @@
 """Tokenizers: every text comes back byte for byte, and no text ever becomes a special token."""
 
+import itertools
 import json
 import random
+import timeit
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from synpro_engine.config import UserError
 from synpro_engine.data import Tokenizer, load_tokenizer, read_documents, train_sentencepiece
+from synpro_engine.data.hf_tokenizer import _inside
+from tests.synth.published import FAMILIES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 SPELT = [
@@ -111,6 +115,26 @@ def test_no_text_becomes_a_special_token(tokenizer: Tokenizer) -> None:
         ids = tokenizer.encode(text)
         assert special.isdisjoint(ids)
         assert all(0 <= id < tokenizer.vocab_size for id in ids)
+
+
+SPECIAL_OF = {name: [*one["special"], *one.get("plain", [])] for name, one in FAMILIES.items()}
+SPECIAL_OF["256 tokens"] = [*SPECIAL_OF["llama3"], *(f"<|reserved_special_token_{n}|>" for n in range(251))]
+
+
+@pytest.mark.parametrize("name", SPECIAL_OF)
+def test_a_text_is_cut_behind_the_first_character_of_each_special_token_in_it(name: str) -> None:
+    tokens, rng = SPECIAL_OF[name], random.Random(2)
+    pieces = [*tokens, *(token[:-1] for token in tokens), *(token[1:] for token in tokens), "a word ", "<", "\n"]
+    for _ in range(100):
+        text = "".join(rng.choices(pieces, k=rng.randrange(12)))
+        cuts = [at + 1 for at in range(len(text)) if any(text.startswith(token, at) for token in tokens)]
+        assert _inside(tokens).split(text) == [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+
+
+def test_the_time_that_it_takes_to_cut_a_text_does_not_grow_with_the_number_of_special_tokens() -> None:
+    few, many = (_inside(tokens) for tokens in (SPECIAL_OF["llama3"], SPECIAL_OF["256 tokens"]))
+    once, longer = (min(timeit.repeat(lambda p=p: p.split("a word " * 1000), number=1, repeat=9)) for p in (few, many))
+    assert longer < 20 * once
 
 
 def test_special_ids_decode_to_nothing(tokenizer: Tokenizer) -> None:
