@@ -47,6 +47,9 @@ def run_script(main: Callable[[], int | None], *, ends: bool = True) -> int:
         return int(end.code or 0)
     except Stopped as stop:
         _complain(f"{stop}; the same command goes on from there", "stopped")
+        if ends and stop.at_once:
+            sys.stdout.flush()
+            os._exit(EXIT_STOPPED)
         return EXIT_STOPPED
     except UserError as error:
         _complain(str(error), of=error)

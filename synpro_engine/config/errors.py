@@ -61,6 +61,10 @@ EXIT_STOPPED = 75
 class Stopped(Exception):
     """The job was asked to stop and has kept what it can go on from. Every rank of the job raises it."""
 
+    at_once = False
+    """Whether something was left, such as a library that asks a server which does not answer, and the process ends
+    without what that would do at its end: those who wait for it give notice of seconds."""
+
 
 class RankFailed(SystemExit):
     """The job has failed and the user was told; its groups are broken, so nothing may wait in them. `code`: to exit."""

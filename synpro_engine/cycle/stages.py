@@ -128,9 +128,17 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _note(directory: Path, stage: Stage) -> Path:
     """Beside the partial directory: from which inputs the work in it was begun."""
-    path = partial_path(directory / stage.name)
+    return _beside(partial_path(directory / stage.name))
+
+
+def _beside(partial: Path) -> Path:
     # Beside it and not inside, for all that lies inside becomes part of the artifact.
-    return path.with_name(path.name + ".inputs.json")
+    return partial.with_name(partial.name + ".inputs.json")
+
+
+def settings_begun_with(into: Path) -> dict[str, Any]:
+    """The settings, as they are recorded, of the stage whose work goes on in the directory `into`."""
+    return read_json(_beside(into))["config"]
 
 
 def _prepare(directory: Path, stage: Stage, redo: bool) -> bool:

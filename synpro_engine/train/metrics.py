@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synpro_engine.config import UserError, atomic_write_text, json_text, whole_lines
-from synpro_engine.config.errors import naming
+from synpro_engine.config.errors import Stopped, naming
 from synpro_engine.train.trackers import Tracked, Trackers
 
 if TYPE_CHECKING:
@@ -108,15 +108,22 @@ class MetricsLog:
         if self._trackers is not None:
             self._trackers.write(kind, step, values)
 
-    def close(self) -> None:
-        """Flush and close all that is written to."""
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        done = self.close(stopped=isinstance(error, Stopped))
+        if isinstance(error, Stopped) and not done:
+            error.at_once = True
+
+    def close(self, *, stopped: bool = False) -> bool:
+        """Flush and close all that is written to; whether trackers got all, for which a stop leaves them seconds."""
         if self._file is not None:
             with naming(self._path):
                 self._file.close()
         if self._board is not None:
             self._board.close()
-        if self._trackers is not None:
-            self._trackers.close()
+        return self._trackers is None or self._trackers.close(stopped=stopped)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:

@@ -60,6 +60,7 @@ class PretrainRun:
         teachers: Sequence[Model] = (),
         start_weights: WeightsOf = "raw",
         questions: Mapping[str, QuestionSet] | None = None,
+        inputs: str | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
         # Found now and not at the first evaluation, which may be hours away.
@@ -72,6 +73,7 @@ class PretrainRun:
         self.mixed, self.questions = mixed, questions or {}
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
         self.start_weights: WeightsOf = start_weights
+        self.inputs = inputs
         self.engine = Engine(
             model,
             config.optimizer,
@@ -132,6 +134,13 @@ class PretrainRun:
         difference = first_difference(compared(stored), compared(given), _FREE)
         if difference is not None:
             raise UserError(f"{newest}: belongs to a run of other settings: {difference}")
+        # Of before they were noted, checkpoints say nothing of them.
+        if self.inputs is not None and extra.get("inputs") not in (None, self.inputs):
+            place = self.config.checkpoint_copy or newest.parent
+            raise UserError(
+                f"{place}: {newest.name} is of a run that was made from other text, weights or settings; empty it, or"
+                " give `pretrain.checkpoint_copy` another place"
+            )
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
         if self.detector is not None:
@@ -322,6 +331,7 @@ class PretrainRun:
         extra = {
             "step": self.engine.step_index,
             "config": self.config.model_dump(mode="json"),
+            "inputs": self.inputs,
             "data": self.loader.state_dict(),
             "progress": asdict(self.state),
             "plateau": None if self.detector is None else self.detector.state_dict(),

@@ -31,8 +31,8 @@ from synpro_engine.train.config import TrackerName, TrainConfig
 
 TRACKERS = "trackers.json"
 _PACKAGES: dict[TrackerName, str] = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
-_END_S = 60.0
-"""Seconds that a tracker has at the end for what it has not sent yet."""
+_END_S, _STOP_S = 60.0, 5.0
+"""Seconds that trackers have for what they have not sent yet: at the end, and where the job was asked to stop."""
 _LOGIN_S = 5
 _ROWS, _ORDER = 16, ("in_run", "train", "ranks", "layers", "skipped", "spike", "eval", "plateau")
 _MOST_PARAMS, _PARAM_CHARACTERS = 100, 500  # what MLflow takes at once, and of one
@@ -198,11 +198,14 @@ class _Behind:
         if not self._failed and (kind, step) not in self._seen:
             self._items.put((step, values))
 
-    def close(self) -> None:
+    def end(self) -> None:
         self._items.put(None)
-        self._thread.join(_END_S)
+
+    def join(self, patience_s: float) -> bool:
+        self._thread.join(max(0.0, patience_s))
         if self._thread.is_alive():
-            self._run.tell(f"`pretrain.loggers`: {self._name} is not done after {_END_S:g} s, and is left")
+            self._run.tell(f"`pretrain.loggers`: {self._name} was not done in time, and is left")
+        return not self._thread.is_alive()
 
 
 class _Ids:
@@ -241,10 +244,14 @@ class Trackers:
         for tracker in self._behind if numbers else ():
             tracker.write(kind, step, numbers)
 
-    def close(self) -> None:
-        """Wait for what is not sent yet, a minute at the most."""
+    def close(self, *, stopped: bool) -> bool:
+        """Wait for what is not sent yet, a minute at the most or, for a stop, seconds; whether all was sent."""
+        # One deadline for all: a stop was given notice of, and behind that the job is killed.
+        deadline = time.monotonic() + (_STOP_S if stopped else _END_S)
         for tracker in self._behind:
-            tracker.close()
+            tracker.end()
+        done = [tracker.join(deadline - time.monotonic()) for tracker in self._behind]
+        return all(done)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

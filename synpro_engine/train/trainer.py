@@ -43,6 +43,7 @@ def pretrain(
     evaluated: Evaluated | None = None,
     teachers: Sequence[Model] = (),
     questions: Mapping[str, QuestionSet] | None = None,
+    inputs: str | None = None,
 ) -> PretrainResult:
     """Train `model` for `config.max_steps` steps, or until the loss of the set `reference` is on a plateau.
 
@@ -52,6 +53,7 @@ def pretrain(
     of its weights; behind an average of them the run's own averages begin anew.
     watcher: looks on while steps are made. evaluated: is told of evaluations, and may end the run. teachers: those that
     `config.distill` names, in this layout. questions: sets that are put to the model each `config.tasks_every` steps.
+    inputs: a digest of all that the run is made from; a checkpoint with another one is refused.
 
     Collective. Raises UserError for a run directory of other settings and for checkpoints that do not fit,
     DivergedError for training that went wrong: the newest checkpoint is from before; and Stopped, after a checkpoint,
@@ -74,12 +76,13 @@ def pretrain(
             teachers,
             start_weights,
             questions,
+            inputs,
         )
         resumed = run.begin()
     run.open_log(resumed)
     profiler = StepProfiler(directory, model.topology.rank, model.topology.device)
     bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
-    with telling(), closing(run.log), closing(profiler), bar, run.checkpoints.saver:
+    with telling(), run.log, closing(profiler), bar, run.checkpoints.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
             run.evaluate(judge=False)
             run.ask()

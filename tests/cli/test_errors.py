@@ -219,6 +219,15 @@ def test_a_signal_that_comes_when_all_is_done_changes_nothing(wish: signal.Signa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_is_left_running_at_a_stop_does_not_hold_up_the_end() -> None:
+    code = "import atexit, sys, time\nfrom synpro_engine.cli import main\nfrom synpro_engine.dist import Stopped\n"
+    code += "atexit.register(time.sleep, 60)  # as a library does whose server does not answer\n"
+    code += "def stopped():\n    stop = Stopped('saved')\n    stop.at_once = True\n    raise stop\n"
+    code += "main.app.command('stopped')(stopped); sys.argv = ['synpro', 'stopped']; sys.exit(main.main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=55)
+    assert (done.returncode, done.stderr) == (75, "stopped: saved; the same command goes on from there\n")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["influence"], ["export"], ["tune"]])
 def test_help_names_what_a_command_takes(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert main([*command, "--help"]) == 0

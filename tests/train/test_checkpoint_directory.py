@@ -172,6 +172,19 @@ def test_copies_of_another_run_are_refused_and_not_brought_in(topology: Topology
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
 
 
+def test_copies_of_a_run_of_the_same_settings_on_other_inputs_are_refused(topology: Topology, tmp_path: Path) -> None:
+    config = copied(tmp_path / "copies")
+    result = train(topology, tmp_path / "other", config, inputs="one")
+    with pytest.raises(UserError, match="/copies: step-00000006 is of a run that was made from other text, weights or"):
+        train(topology, tmp_path / "run", config, inputs="two")
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+    assert same(result, train(topology, tmp_path / "lost", config, inputs="one"))
+    # Of before they were noted, and by a caller who gives none.
+    train(topology, tmp_path / "older", copied(tmp_path / "olds"))
+    assert same(result, train(topology, tmp_path / "newer", copied(tmp_path / "olds"), inputs="one"))
+    assert same(result, train(topology, tmp_path / "script", config))
+
+
 def test_a_place_for_copies_that_takes_none_ends_the_job_with_its_path(topology: Topology, tmp_path: Path) -> None:
     (tmp_path / "copies").write_text("")
     with pytest.raises(UserError, match=r"copies/step-00000002: cannot be copied from .*Not a directory"):

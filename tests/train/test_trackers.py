@@ -9,11 +9,12 @@ import os
 import signal
 import sqlite3
 import time
+from contextlib import suppress
 
 import pytest
 
 from synpro_engine.config import UserError
-from synpro_engine.config.errors import without_credentials
+from synpro_engine.config.errors import Stopped, without_credentials
 from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.train import trackers
@@ -193,9 +194,30 @@ def test_a_tracker_that_hangs_holds_up_no_step_and_is_left_at_the_end(tmp_path, 
     told, begun = [], time.monotonic()
     monkeypatch.setattr(trackers, "_END_S", 0.5)
     monkeypatch.setitem(trackers._KINDS, "wandb", lambda: Hanging("never"))
-    written("wandb", tmp_path, range(1, 50), told).close()
+    assert not written("wandb", tmp_path, range(1, 50), told).close()
     assert time.monotonic() - begun < 30
-    assert told == ["`pretrain.loggers`: wandb is not done after 0.5 s, and is left"]
+    assert told == ["`pretrain.loggers`: wandb was not done in time, and is left"]
+
+
+@pytest.mark.parametrize("ends", ["with the run", "by a stop"])
+def test_trackers_that_hang_are_waited_for_together_and_briefly_where_the_job_was_asked_to_stop(
+    ends, tmp_path, monkeypatch
+):
+    class Hanging(Broken):
+        def end(self):
+            time.sleep(600)
+
+    told, stop = [], Stopped("asked to")
+    for name in READERS:
+        monkeypatch.setitem(trackers._KINDS, name, lambda: Hanging("never"))
+    monkeypatch.setattr(trackers, "_END_S" if ends == "with the run" else "_STOP_S", 4.0)
+    run = Tracked(by=tuple(READERS), project="mine", name="a-run", settings=SETTINGS, tell=told.append)
+    begun = time.monotonic()
+    with suppress(Stopped), MetricsLog(tmp_path, tensorboard=False, tracked=run):
+        if ends == "by a stop":
+            raise stop
+    assert 4 < time.monotonic() - begun < 7
+    assert len(told) == 3 and stop.at_once == (ends == "by a stop")
 
 
 def test_what_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):

@@ -13,7 +13,16 @@ import numpy as np
 from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text, json_text, read_json
+from synpro_engine.config import (
+    Record,
+    UserError,
+    atomic_write_text,
+    hash_json,
+    json_text,
+    read_json,
+    read_manifest,
+    sha256_file,
+)
 from synpro_engine.cycle.run_layout import (
     ASKED,
     PRETRAIN,
@@ -22,12 +31,15 @@ from synpro_engine.cycle.run_layout import (
     SYNTHETIC_TOKENS,
     TRAINING_RESULT,
     UNIQUE,
+    USED_SCORES,
     measured_path,
     questions_path,
+    shards_path,
     task_key,
 )
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import ArmSettings, PretrainSettings
+from synpro_engine.cycle.stages import settings_begun_with
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
 from synpro_engine.cycle.steps.curricula import curricula, write_scores
 from synpro_engine.cycle.steps.in_run import InRunScores
@@ -229,6 +241,7 @@ def _train(
         watcher=watcher,
         evaluated=evaluated,
         questions=_questions(tokens, settings.questions, topology),
+        inputs=on_main(topology, lambda: _digest(into, training, start)),
         teachers=load_teachers(
             config.distill, open_tokenizer(tokens, topology), model, topology, platform.resolve_dtype(settings.dtype)
         ),
@@ -241,6 +254,28 @@ def _train(
         atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
 
     on_main(topology, write)
+
+
+def _digest(into: Path, training: Training, start: Path | None) -> str:
+    """Of all that decides what a training stage comes to; the same where a lost run is made again, in any place.
+
+    Not of the stages that it is made from: their records of steps and times, and manifests' versions, are others then.
+    """
+    tokens, settings = training.tokens, training.settings
+    read = {ORGANIC: shards_path(tokens, "train")}
+    read |= {
+        name: shards_path(path, UNIQUE if name == UNIQUE else SYNTHETIC) for name, path in training.synthetic.items()
+    }
+    measured = {name: measured_path(tokens, name) for name in ("validation", *settings.references)}
+    asked = [questions_path(tokens.with_name(ASKED), name) for name in settings.questions]
+    decides = {
+        "settings": settings_begun_with(into),
+        "read": {name: read_manifest(path).content_hash for name, path in read.items()},
+        "measured": {name: read_manifest(path).content_hash for name, path in measured.items()},
+        "files": {path.name: sha256_file(path) for path in (*asked, *sorted((into / USED_SCORES).glob("*.npy")))},
+        "start": None if start is None else read_manifest(start).content_hash,
+    }
+    return hash_json(decides)
 
 
 def _questions(tokens: Path, names: Sequence[str], topology: Topology) -> dict[str, QuestionSet]:
