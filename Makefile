@@ -24,7 +24,7 @@ PIPLOG := $(PY) -m pip install --disable-pip-version-check
 PIP    := $(PIPLOG) $(shell test -t 2 || echo -q)
 # Versions are pinned only in an environment that this Makefile filled.
 PINS    = $(shell test -e $(STAMP)/keeps-cuda || echo -c constraints.txt)
-CUDA   := import torch, sys; sys.exit(torch.version.cuda is None)
+CUDA   := import torch, sys; sys.exit(torch.version.cuda is None or torch.__version__ < "2.6")
 # Under another name, because make runs a recipe that names its own variable even with `-n`.
 SUBMAKE := $(MAKE) --no-print-directory
 # Where a Python of a certain version is, on PATH or among pyenv's; nothing where there is none.
@@ -83,8 +83,8 @@ test: setup-test ## lint, types and the test suite; then its core under the othe
 	$(SUBMAKE) test-second
 
 test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
-	@echo "==> pytest, against outside oracles"
-	$(PY) -m pytest tests/rl/test_against_trl.py
+	@echo "==> pytest, against outside oracles and with trackers"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m $(ALL) tests/rl/test_against_trl.py tests/train/test_trackers.py tests/benchmarks/test_pretrain.py
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
 	$(call interpreted,$(PY),slow)
@@ -169,6 +169,8 @@ $(PY):
 			> "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_host_packages.pth"
 		mkdir -p $(STAMP) && touch $(STAMP)/keeps-cuda
 	else
+		$(PYTHON) -c 'import torch; print("    its torch", torch.__version__, "is left alone: a CUDA build from 2.6 on would be used")' \
+			2>/dev/null || true
 		$(PYTHON) -m venv $(VENV)
 	fi
 
@@ -208,8 +210,8 @@ $(STAMP)/test-tools: $(STAMP)/package
 	touch $@
 
 $(STAMP)/oracles: $(STAMP)/test-tools
-	@echo "==> installing oracles"
-	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[oracles]"
+	@echo "==> installing oracles and trackers"
+	SYNPRO_BUILD_CSRC=0 $(PIP) $(PINS) --no-build-isolation --no-cache-dir -e ".[oracles,loggers]"
 	touch $@
 
 $(STAMP)/serving: $(STAMP)/torch

@@ -1,6 +1,6 @@
 """A short form of every speed benchmark, one after the other, and a table of their ratios: `make bench`.
 
-    python -m benchmarks.suite                              # about a quarter of an hour on two cores
+    python -m benchmarks.suite                              # some ten minutes on two cores
     python -m benchmarks.suite --parts kernels,pretrain --folder runs/bench
     python -m benchmarks.suite --from benchmarks/results/DEVICE-suite.jsonl --readme README.md    # renews its table
 
@@ -9,6 +9,7 @@ Records and logs stay in the folder. Exit status 1 where one of ours failed, or 
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
@@ -32,25 +33,33 @@ Line = tuple[str, str, float, str]
 def _kernels(records: Sequence[Record]) -> Iterator[Line]:
     for record in records:
         share = record["limit_seconds"] / record["timings"]["ours"]["median"]
-        yield record["op"], "plain PyTorch", record["ratio"], f"{share:.0%} of the limit"
+        yield record["op"], "plain PyTorch", record["ratio"], f"{_spread(record['ratios'])}; {share:.0%} of the limit"
         for name, rival in record.get("rivals", {}).items():
             if rival["ratio"] is not None:
                 yield record["op"], name, rival["ratio"], ""
 
 
 def _pretrain(records: Sequence[Record]) -> Iterator[Line]:
-    for ours in (record for record in records if record["contender"] == "synpro_engine"):
-        for other in records:
-            if other is not ours and other["case"] == ours["case"] and other["status"] == "ok":
-                ratio = other["timing"]["median"] / ours["timing"]["median"]
-                yield ours["case"], other["contender"], ratio, f"{ours['tokens_per_s']:,.0f} tokens/s"
+    right = [record for record in records if record["status"] == "ok"]
+    for ours in (record for record in right if record["contender"] == "synpro_engine"):
+        for other in (record for record in right if record is not ours and record["case"] == ours["case"]):
+            # Of each turn: both stand beside plain PyTorch there, where that could run.
+            turns = [a / b for a, b in zip(ours["ratios"], other["ratios"], strict=True)]
+            if turns:
+                more = f"{_spread(turns)}; {ours['tokens_per_s']:,.0f} tokens/s"
+                yield ours["case"], other["contender"], statistics.median(turns), more
+
+
+def _spread(turns: Sequence[float]) -> str:
+    return f"{min(turns):.2f} to {max(turns):.2f}"
 
 
 def _rollout(records: Sequence[Record]) -> Iterator[Line]:
     for record in records:
         if record["part"] == "speed":
             rate = record["tokens_per_s"]["synpro"]
-            yield f"sampling {record['shape']}", "transformers", record["ratio"], f"{rate:,.0f} tokens/s"
+            more = f"{_spread(record['ratios'])}; {rate:,.0f} tokens/s"
+            yield f"sampling {record['shape']}", "transformers", record["ratio"], more
 
 
 def _influence(records: Sequence[Record]) -> Iterator[Line]:

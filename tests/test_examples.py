@@ -56,7 +56,7 @@ def lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def test_there_are_five_examples() -> None:
+def test_there_are_six_examples() -> None:
     assert len(EXAMPLES) == 6
 
 

@@ -22,44 +22,57 @@ from synpro_engine.config import UserError
 REGRESSION = 0.05
 """A figure that has fallen by more than this share is flagged."""
 Record = Mapping[str, Any]
-Figures = Callable[[Iterable[Record]], dict[str, float]]
-"""Speeds by what they are of: the higher, the better."""
+Figures = Callable[[Iterable[Record]], dict[str, float | None]]
+"""Speeds by what they are of, settings and sizes included: the higher, the better. None of what failed or was wrong."""
+_MACHINE = ("device", "threads")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One speed now and then."""
+    """One speed now and then; None where there was none to measure."""
 
     name: str
-    now: float
-    then: float
+    now: float | None
+    then: float | None
 
     @property
     def regressed(self) -> bool:
-        """Whether it has fallen by more than `REGRESSION`."""
-        return self.now < (1 - REGRESSION) * self.then
+        """Whether it has fallen by more than `REGRESSION`, or is gone."""
+        return self.now is None or (self.then is not None and self.now < (1 - REGRESSION) * self.then)
 
     def __str__(self) -> str:
+        if self.now is None:
+            return f"{self.name}: FAILED or wrong now"
+        if self.then is None:
+            return f"{self.name}: {self.now:.4g} now, nothing then"
         flag = "  SLOWER" if self.regressed else ""
         return f"{self.name}: {self.now:.4g} now, {self.then:.4g} then, {self.now / self.then:.3f} of it{flag}"
 
 
 def with_file(records: Sequence[Record], path: Path, figures: Figures) -> list[Comparison]:
-    """Against records of an earlier run. UserError where the file is none, or has nothing of what was measured."""
-    now, then = figures(records), figures(read_lines(path))
-    found = [Comparison(name, now[name], then[name]) for name in now if name in then]
-    if not found:
+    """What was measured now against records of an earlier run, whatever more these hold.
+
+    UserError where the file is none, has nothing of it, or is of another device or number of threads.
+    """
+    earlier = read_lines(path)
+    now, then = figures(records), figures(earlier)
+    if all(then.get(name) is None for name in now):
         raise UserError(f"--against: {path} has no record of what was measured now ({', '.join(now) or 'nothing'})")
-    return found
+    for key in _MACHINE:
+        here, there = ({str(one["environment"][key]) for one in of} for of in (records, earlier))
+        if there - here:
+            told = f"{', '.join(sorted(there))} there, {', '.join(sorted(here))} here"
+            raise UserError(f"--against: {path}: was measured elsewhere ({key}: {told})")
+    return [Comparison(name, now[name], then.get(name)) for name in now]
 
 
 def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figures, *, turns: int) -> list[Comparison]:
     """This tree and the commit `ref` in turns, each time in a fresh process; the medians of both.
 
     Both run this tree's benchmark, on the engine and the kernels of their own. arguments: of `python -m module`, which
-    takes `--output`. UserError where `ref` is no commit, or cannot run it.
+    takes `--output`, read where this process was begun. UserError where `ref` is no commit, or nothing can be compared.
     """
-    speeds: dict[str, list[dict[str, float]]] = {"now": [], "then": []}
+    turns_of: dict[str, list[dict[str, float | None]]] = {"now": [], "then": []}
     with checked_out(ref) as tree, tempfile.TemporaryDirectory() as folder:
         # The benchmark of this tree, found ahead of the other's.
         (Path(folder) / "benchmarks").symlink_to(ROOT / "benchmarks")
@@ -67,19 +80,30 @@ def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figure
             for name, place in (("now", ROOT), ("then", tree)):
                 print(f"turn {turn + 1} of {turns}: {name}", file=sys.stderr, flush=True)
                 output = Path(folder) / f"{name}-{turn}.jsonl"
-                speeds[name].append(figures(_run(module, arguments, output, Path(folder), place, name)))
-    names = [name for name in speeds["now"][0] if all(name in one for both in speeds.values() for one in both)]
-    now, then = ({name: statistics.median(one[name] for one in of) for name in names} for of in speeds.values())
-    return [Comparison(name, now[name], then[name]) for name in names]
+                turns_of[name].append(figures(_run(module, arguments, output, Path(folder), place, name)))
+    names = dict.fromkeys(name for both in turns_of.values() for one in both for name in one)
+    found = [Comparison(name, *(_median([one.get(name) for one in of]) for of in turns_of.values())) for name in names]
+    if all(one.then is None for one in found):
+        raise UserError(f"--against: {ref} measures nothing of it ({', '.join(names) or 'no figure in any turn'})")
+    return found
+
+
+def _median(of_turns: Sequence[float | None]) -> float | None:
+    """None where a turn has none."""
+    values = [value for value in of_turns if value is not None]
+    return statistics.median(values) if len(values) == len(of_turns) else None
 
 
 def _run(module: str, arguments: Sequence[str], output: Path, folder: Path, tree: Path, name: str) -> list[Record]:
-    paths = os.pathsep.join([str(folder), str(tree), str(tree / "kernels")])
+    # Ahead of what was there, which may hold the packages themselves.
+    before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = os.pathsep.join([str(folder), str(tree), str(tree / "kernels"), *map(os.path.abspath, before)])
+    # Nothing, by children either, is looked for in the folder that we are in, which may be this tree's.
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", module, *arguments, "--output", str(output)]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
-        preexec_fn=ends_with_us(),
-    )  # fmt: skip
+        command, env=environment, capture_output=True, text=True, check=False, preexec_fn=ends_with_us()
+    )
     # A benchmark's own verdict has a code too; what counts here is whether there are records.
     if not output.exists():
         raise UserError(f"--against: {name} wrote no record ({(done.stderr.strip().splitlines() or ['?'])[-1]})")

@@ -195,11 +195,14 @@ def _of_linear_logprob(records: Sequence[Record], log: str) -> Iterator[Line]:
 
 def _of_pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
-        if record["contender"] != "synpro_engine":
-            continue
         name = record["recipe"]
-        if record["ratios"]:
-            yield Line(f"{name}, losses", record["status"], "beside plain PyTorch", "ok", "yes")
+        if record["contender"] != "synpro_engine":
+            # Beside it ours stands in the record before; where it failed, ours was held to nothing.
+            ours = next(one for one in records if one["case"] == record["case"])
+            right = "ok" if record["status"] == ours["status"] == "ok" else f"{ours['status']}, {record['status']}"
+            yield Line(f"{name}, losses", right, "ours, plain PyTorch", "ok", "yes" if right == "ok" else "NO")
+            continue
+        if any(one["contender"] != "synpro_engine" and one["case"] == record["case"] for one in records):
             continue
         if "tokens_per_s" in record:
             yield Line(f"{name}, {record['micro_batches']} micro-batches", f"{record['tokens_per_s']:,.0f}", "tokens/s")

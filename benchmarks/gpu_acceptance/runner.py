@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ def run(name: str, part: Part, place: Place, where: Mapping[str, object]) -> Out
     log, output = place.folder / f"{name}.log", place.folder / f"{name}.jsonl"
     for old in (log, output, _record(name, place)):
         old.unlink(missing_ok=True)
+    for folder in (path for path in place.folder.glob(f"{name}-*") if path.is_dir()):
+        shutil.rmtree(folder)  # a run there is finished, and would be gone on with by doing nothing
     begin = time.monotonic()
     faults: list[str] = []
     status = "ok"

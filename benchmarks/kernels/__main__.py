@@ -153,13 +153,21 @@ def _copy(device: torch.device) -> tuple[Step, float]:
     return lambda turn: into.copy_(source), 2.0 * source.numel() * source.element_size()
 
 
-def figures(records: Iterable[Record]) -> dict[str, float]:
-    """Calls a second of each op that is right."""
+def figures(records: Iterable[Record]) -> dict[str, float | None]:
+    """Calls a second of each op, by its dtype and sizes; None of one that is wrong."""
     return {
-        f"{record['op']}, {record['dtype']}": 1.0 / record["timings"]["ours"]["median"]
+        f"{record['op']}, {record['dtype']}, {_named(record['sizes'])}": (
+            None if record["wrong"] else 1.0 / record["timings"]["ours"]["median"]
+        )
         for record in records
-        if record.get("bench") == "kernels" and not record["wrong"]
+        if record.get("bench") == "kernels"
     }
+
+
+def _named(sizes: Record) -> str:
+    """The name of sizes; of such as there are no longer what they are."""
+    known = next((name for name, one in SIZES.items() if asdict(one) == dict(sizes)), None)
+    return f"{known} sizes" if known else " ".join(f"{key}={value}" for key, value in sizes.items())
 
 
 def table(records: Sequence[Record]) -> str:

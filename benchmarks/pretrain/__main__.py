@@ -29,7 +29,7 @@ from benchmarks.common.records import read_lines, write_lines
 from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS
 from benchmarks.pretrain.measure import measure, memory
-from benchmarks.pretrain.show import draw, table
+from benchmarks.pretrain.show import draw, label, table
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, launched
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path += given.rivals
     given.only = picked(parser, "--only", given.only, CONTENDERS)
     try:
+        if given.ranks and given.against:
+            raise UserError("--ranks: is no comparison with `--against`; give one of them")
         if given.ranks:
             return _over_ranks(given)
         if given.against and not Path(given.against).exists():
@@ -126,12 +128,14 @@ def _layout(case: Case) -> ParallelConfig:
     return recipe.parallel if own is None else recipe.parallel.model_copy(update=dict(own))
 
 
-def figures(records: Iterable[Record]) -> dict[str, float]:
-    """Tokens a second of each case of ours, by case, ranks and layout."""
+def figures(records: Iterable[Record]) -> dict[str, float | None]:
+    """Tokens a second of each case of ours, by case, settings, ranks and layout; None of one that is not ok."""
     return {
-        f"{record['case']} on {record['ranks']} ({record['layout']})": float(str(record["tokens_per_s"]))
+        f"{label(record)} on {record['ranks']} ({record['layout']})": (
+            float(str(record["tokens_per_s"])) if record["status"] == "ok" else None
+        )
         for record in records
-        if record.get("bench") == "pretrain" and record.get("contender") == OURS and record.get("status") == "ok"
+        if record.get("bench") == "pretrain" and record.get("contender") == OURS
     }
 
 
@@ -166,7 +170,7 @@ def _over_ranks(given: Namespace) -> int:
         print(line)
     if given.plot:
         draw(records, given.plot)
-    return 0
+    return int(any(record["status"] != "ok" for record in records))
 
 
 def _launched(given: Namespace, count: int, threads: str) -> list[Record]:
@@ -186,10 +190,10 @@ def _launched(given: Namespace, count: int, threads: str) -> list[Record]:
 def _scaling(records: Sequence[Record]) -> Iterator[str]:
     """Tokens a second and process, against those of the fewest processes."""
     fewest: dict[object, Record] = {}
-    for record in records:
-        first = fewest.setdefault(record["case"], record)
+    for record in (one for one in records if one["status"] == "ok"):
+        first = fewest.setdefault(label(record), record)
         rate, base = (float(str(one["tokens_per_s_per_device"])) for one in (record, first))
-        yield f"{record['case']} on {record['ranks']}: {rate / base:.0%} of the speed a process on {first['ranks']}"
+        yield f"{label(record)} on {record['ranks']}: {rate / base:.0%} of the speed a process on {first['ranks']}"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ _HEADINGS = ("contender", "tokens/s", "ms a step", "quartiles", "times plain", "
 def table(records: Sequence[Record]) -> str:
     """By case: who competes, where our step's time goes, and what memory is held by."""
     lines: list[str] = []
-    for case in dict.fromkeys(record["case"] for record in records):
-        of_case = [record for record in records if record["case"] == case]
+    for case in dict.fromkeys(map(label, records)):
+        of_case = [record for record in records if label(record) == case]
         for ranks, layout in dict.fromkeys((record["ranks"], record["layout"]) for record in of_case):
             here = [r for r in of_case if (r["ranks"], r["layout"]) == (ranks, layout)]
             where = "" if ranks == 1 else f", on {ranks} processes ({layout})"
@@ -32,6 +32,11 @@ def table(records: Sequence[Record]) -> str:
         lines.append(f"others took {foreign:.0%} of the machine meanwhile: these times are not to be quoted")
     peaks = {record["peak"] for record in records}
     return "\n".join([*lines, f"MFU and HFU are shares of the {' or '.join(sorted(peaks))}'s rate"])
+
+
+def label(record: Record) -> str:
+    """What was trained: the case's title, which tells the shape, and all settings that are others than the recipe's."""
+    return ", ".join([record["case"], *record["overrides"]])
 
 
 def _cells(record: Record) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common.command import command_line
 from benchmarks.common.documents import renew
-from benchmarks.common.environment import environment
+from benchmarks.common.environment import commit, environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.world.page import blocks, draw
 from benchmarks.world.ranking import Ranking
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with launched(ParallelConfig()) as topology:
             for seed in range(given.first_seed, given.first_seed + given.seeds):
                 known = read_lines(output) if output.exists() else []
+                if others := {one["environment"]["commit"] for one in known} - {commit()["commit"]}:
+                    print(f"{output}: has records of other commits too: {', '.join(map(str, others))}", file=sys.stderr)
                 place = given.dir / f"seed-{seed}"
                 if given.ranking:
                     ranking = Ranking(Trainings(World(seed), place, topology))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from synpro_engine.cycle.choice import Choice, Machine
@@ -15,8 +16,13 @@ _HEAD = (
 )  # fmt: skip
 
 
-def lines(recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine, room: float | None) -> Iterator[str]:
-    """The table, line by line, and how to measure the first. room: bytes of a rank; what needs more stands last."""
+def lines(
+    asked: Sequence[str], recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine, room: float | None
+) -> Iterator[str]:
+    """The table, line by line, and how to measure the first.
+
+    asked: the recipe as it was given, and its overrides. room: bytes of a rank; what needs more stands last.
+    """
     ordered = found if room is None else sorted(found, key=lambda choice: choice.memory > room)
     least = ordered[0].seconds
     parameters = f"{recipe.model.parameter_count() / 1e6:,.1f}M parameters"
@@ -30,8 +36,12 @@ def lines(recipe: Recipe, found: Sequence[Choice], ranks: int, machine: Machine,
         f"estimated with {machine.flops / 1e12:,.0f} TFLOP/s a device, {inside:,.0f} GB/s within a machine of"
         f" {machine.node} and {outside:,.0f} between, nothing hidden behind anything; measure the first few:"
     )
-    here = min(ranks, machine.node)
-    yield f"  synpro launch --nproc-per-node {here} bench pretrain {recipe.name} {settings(recipe, ordered[0])}"
+    nodes, first = -(-ranks // machine.node), ordered[0]
+    several = f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HEAD:29500 " if nodes > 1 else ""
+    # A pipeline waits the longer the fewer micro-batches it has.
+    batches = f"--micro-batches {first.micro_batches}" if first.layout.pp > 1 else ""
+    words = " ".join(filter(None, (shlex.join(asked), settings(recipe, first), batches)))
+    yield f"  synpro launch {several}--nproc-per-node {-(-ranks // nodes)} bench pretrain {words}"
 
 
 def settings(recipe: Recipe, choice: Choice) -> str:

@@ -181,12 +181,20 @@ def plan(
     memory_gib: Annotated[
         float | None, typer.Option(min=0, help="With --layouts: of a rank; what needs more stands last.")
     ] = None,
-    node: Annotated[int, typer.Option(min=1, help="With --layouts: ranks of a machine.")] = 8,
+    node: Annotated[
+        int | None, typer.Option(min=1, help="With --layouts: ranks of a machine.", show_default="8")
+    ] = None,
 ) -> None:
     """Print what a run will take, stage by stage: tokens, FLOPs, memory, disk, time. Nothing is started."""
     from synpro_engine.cli import commands
+    from synpro_engine.config import UserError
 
+    times = {"--tokens-per-s": tokens_per_s, "--sampled-per-s": sampled_per_s, "--measured": measured}
+    others = times if layouts else {"--memory-gib": memory_gib, "--node": node}
+    for option in (option for option, value in others.items() if value is not None):
+        raise UserError(f"plan: {option} says nothing {'with' if layouts else 'without'} --layouts")
     if layouts:
+        node = node or 8
         commands.plan_layouts(recipe, overrides or [], ranks=ranks or node, memory_gib=memory_gib, node=node)
         return
     commands.plan(recipe, overrides or [], ranks=ranks, measured=measured, trained=tokens_per_s, sampled=sampled_per_s)

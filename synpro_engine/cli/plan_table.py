@@ -25,7 +25,9 @@ def lines(plan: Forecast, rates: Rates) -> Iterator[str]:
     yield ""
     for remark in plan.remarks:
         yield f"note: {remark}"
-    yield "note: completions are counted at their longest; activations without recomputation"
+    recompute = recipe.pretrain.recompute
+    kept = "without recomputation" if recompute == "none" else f"with `pretrain.recompute: {recompute}`"
+    yield f"note: completions are counted at their longest; activations {kept}"
     if rates.trained is None:
         yield "note: for times give --tokens-per-s and --sampled-per-s, or --measured RUN, a run on as many ranks"
 

@@ -51,6 +51,24 @@ def test_a_part_that_fails_tells_its_last_error_and_its_other_programs_run(tmp_p
     assert found["lines"] == [["said", "yes", "", "", ""]]
 
 
+def test_a_part_that_is_run_again_goes_on_with_nothing_that_it_left(tmp_path: Path) -> None:
+    (tmp_path / "good-1" / "pretrain").mkdir(parents=True)
+    (tmp_path / "other-1").mkdir()
+    run("good", part(python("print('hello')")), place(tmp_path), WHERE)
+    assert not (tmp_path / "good-1").exists() and (tmp_path / "other-1").exists()
+
+
+@pytest.mark.parametrize(("plain", "reached"), [("ok", "yes"), ("failed", "NO")])
+def test_losses_are_right_only_where_plain_pytorch_was_there_to_be_held_to(plain: str, reached: str) -> None:
+    about = {"case": "a", "recipe": "a", "ratios": [1.0] if plain == "ok" else []}
+    records = [
+        {**about, "contender": "synpro_engine", "status": "ok"},
+        {**about, "contender": "plain-pytorch", "status": plain},
+    ]
+    [line] = PARTS["pretrain"].lines(records, "")
+    assert line.reached == reached
+
+
 def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
     begin = time.monotonic()

@@ -1,7 +1,7 @@
 """The benchmark of the ops: each is right beside plain PyTorch, and what is wrong has no figure."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,8 @@ def test_a_wrong_result_has_no_figure_and_ends_with_1(
     assert program.main(["--rounds", "1"]) == 1
     assert "WRONG" in capsys.readouterr().out
     record = program.measure(wrong, torch.float32, CPU, 1)
-    assert program.figures([{"bench": "kernels", "dtype": "float32", **record}]) == {}
+    about = {"bench": "kernels", "dtype": "float32", "sizes": asdict(SMALL)}
+    assert program.figures([{**about, **record}]) == {"swiglu, float32, tiny sizes": None}
 
 
 def test_an_op_that_is_none_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

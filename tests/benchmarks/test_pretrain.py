@@ -178,16 +178,36 @@ def test_more_than_a_twentieth_less_is_slower(tmp_path: Path) -> None:
     assert Comparison("x", 94.9, 100).regressed and not Comparison("x", 95.1, 100).regressed
     assert str(Comparison("x", 90.0, 100)).endswith("SLOWER")
     earlier = tmp_path / "then.jsonl"
-    earlier.write_text('{"speed": 100.0}\n')
 
     def figures(records):
         return {"it": next(iter(records))["speed"]}
 
-    (found,) = with_file([{"speed": 90.0}], earlier, figures)
+    here = {"environment": {"device": "a", "threads": 1}}
+    earlier.write_text(json.dumps({"speed": 100.0, **here}) + "\n")
+    (found,) = with_file([{"speed": 90.0, **here}], earlier, figures)
     assert found.regressed
+    (gone,) = with_file([{"speed": None, **here}], earlier, figures)
+    assert gone.regressed and str(gone) == "it: FAILED or wrong now"
+    with pytest.raises(UserError, match=r"then.jsonl: was measured elsewhere \(threads: 1 there, 2 here\)"):
+        with_file([{"speed": 90.0, "environment": {"device": "a", "threads": 2}}], earlier, figures)
     earlier.write_text("[]\n")
     with pytest.raises(UserError, match=r"then.jsonl:1: is no record"):
-        with_file([{"speed": 90.0}], earlier, figures)
+        with_file([{"speed": 90.0, **here}], earlier, figures)
+
+
+def test_steps_that_differ_in_a_setting_alone_have_figures_of_their_own() -> None:
+    about = {"bench": "pretrain", "case": "a", "contender": OURS, "ranks": 1, "layout": "DP1"}
+    settings = ("pretrain.recompute=none", "pretrain.recompute=full")
+    records = [
+        {**about, "overrides": [one], "status": "ok", "tokens_per_s": 5.0, "tokens_per_s_per_device": 5.0}
+        for one in settings
+    ]
+    failed = {**about, "overrides": [], "status": "failed"}
+    found = program.figures([*records, failed])
+    assert sorted(found.values(), key=str) == [5.0, 5.0, None] and len(found) == 3
+    assert [line.split(":")[0] for line in program._scaling([*records, failed])] == [
+        f"a, {one} on 1" for one in settings
+    ]
 
 
 @pytest.mark.slow

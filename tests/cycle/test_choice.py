@@ -117,6 +117,21 @@ def test_the_quickest_stands_first_and_what_does_not_fit_last(capsys: pytest.Cap
     assert shown[-1].strip().startswith("synpro launch --nproc-per-node 8 bench pretrain synpro-1.1b")
 
 
+def test_the_command_that_measures_a_layout_is_of_the_recipe_as_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my.yaml").write_text("base: synpro-1.1b\nname: mine\n")
+    asked = [str(tmp_path / "my.yaml"), "model.layers=32"]
+    assert main(["plan", *asked, "--layouts", "--ranks", "64", "--memory-gib", "20"]) == 0
+    [*_, command] = capsys.readouterr().out.splitlines()
+    assert "synpro launch --nnodes 8 --rdzv-backend c10d --rdzv-endpoint HEAD:29500 --nproc-per-node 8 bench" in command
+    assert f"bench pretrain {' '.join(asked)} " in command
+    assert ("pretrain.parallel.pp=" in command) == ("--micro-batches" in command)
+    assert main(["plan", *asked, "--layouts", "--tokens-per-s", "1e6"]) == 2
+    assert main(["plan", *asked, "--node", "4"]) == 2
+    assert "plan: --node says nothing without --layouts" in capsys.readouterr().err
+
+
 def test_no_layout_at_all_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="no layout of 3 rank"):
         choices(load_recipe("smoke", []), 3, Machine())

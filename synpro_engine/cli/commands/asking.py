@@ -8,6 +8,7 @@ from math import lcm
 from pathlib import Path
 
 from synpro_engine.cli import layout_table, plan_table, run_table, status_table
+from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import forecast
@@ -43,7 +44,8 @@ def plan_layouts(recipe: str, overrides: Sequence[str], *, ranks: int, memory_gi
     """Print the layouts that could pretrain on so many ranks."""
     resolved, machine = load_recipe(recipe, overrides), Machine(node=node)
     room = None if memory_gib is None else memory_gib * 2**30
-    for line in layout_table.lines(resolved, choices(resolved, ranks, machine), ranks, machine, room):
+    found = choices(resolved, ranks, machine)
+    for line in layout_table.lines([recipe, *overrides], resolved, found, ranks, machine, room):
         print(line)
 
 
@@ -76,12 +78,12 @@ def keys(recipe: str, overrides: Sequence[str]) -> None:
 
 
 def doctor() -> None:
-    """Print the table of choices."""
+    """Print the table of choices; UserError where something that is required cannot be imported."""
     from synpro_engine.backend.doctor import diagnose, import_faults
 
     choices = diagnose()
     widths = [max(len(text) for text in column) for column in zip(*((c.part, c.uses) for c in choices), strict=True)]
     for choice in choices:
         print(f"{choice.part:<{widths[0]}}  {choice.uses:<{widths[1]}}  {choice.why}".rstrip())
-    for fault in import_faults():
-        print(f"broken: {fault}")
+    if faults := import_faults():
+        raise UserError(f"broken here: {'; '.join(faults)}")

@@ -44,7 +44,7 @@ def train_tokens(recipe: Recipe) -> tuple[float | None, list[str]]:
 
 def _characters(file: Path | RemoteFile) -> float:
     """About how many characters of text a corpus file holds."""
-    plain = file.suffix.lower() in (".jsonl", ".ndjson", ".json", ".txt")
+    plain = file.suffix.lower() in (".jsonl", ".ndjson", ".json", ".txt", ".arrow")
     return file.stat().st_size * (1.0 if plain else _COMPRESSION)
 
 
