@@ -43,6 +43,10 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
+class TransientError(UserError):
+    """A UserError of a file system or a service that refused, or did not answer: another time it may be gone."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Within the block an OSError names the file, which Python's leave out where reading or writing fails."""

@@ -13,7 +13,7 @@ from synpro_engine.dist.collectives import (
     sum_over,
 )
 from synpro_engine.dist.hashing import shared_artifact, verify_shared
-from synpro_engine.dist.job import PassingFault, launched
+from synpro_engine.dist.job import SharedTransientError, launched
 from synpro_engine.dist.layout import Layout, LayoutConfig, ParallelConfig
 from synpro_engine.dist.progress import progress, say
 from synpro_engine.dist.topology import Axis, Topology
@@ -23,7 +23,7 @@ __all__ = [
     "Layout",
     "LayoutConfig",
     "ParallelConfig",
-    "PassingFault",
+    "SharedTransientError",
     "RankFailed",
     "Stopped",
     "Topology",

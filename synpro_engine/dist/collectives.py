@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from synpro_engine.config import UserError, json_text
-from synpro_engine.config.errors import Stopped
-from synpro_engine.dist.job import PassingFault, SharedError
+from synpro_engine.config.errors import Stopped, TransientError
+from synpro_engine.dist.job import SharedError, SharedTransientError
 from synpro_engine.dist.progress import elapsed
 from synpro_engine.dist.topology import Axis, Topology
 
 T = TypeVar("T")
-_ENDS: dict[str, type[Exception]] = {"fault": SharedError, "passing": PassingFault, "stop": Stopped}
+_ENDS: dict[str, type[Exception]] = {"fault": SharedError, "transient": SharedTransientError, "stop": Stopped}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -93,7 +93,7 @@ def on_main(topology: Topology, work: Callable[[], T], *, label: str | None = No
 
     label: for work that may be long and keeps nothing on the way: its time is shown, and a wish to stop breaks it off
     (`Stopped` on every rank). A UserError there, or a file system that refuses (OSError, told in one line), is raised
-    on every rank as a UserError, the latter as a PassingFault; any other fault ends the job.
+    on every rank as a UserError, the latter as a SharedTransientError; any other fault ends the job.
     """
 
     def task() -> T:
@@ -175,9 +175,9 @@ def _told(fault: Exception | None) -> tuple[str, str] | None:
     if fault is None:
         return None
     if not isinstance(fault, OSError):
-        kinds = {"stop": Stopped, "passing": PassingFault}
+        kinds = {"stop": Stopped, "transient": TransientError}
         return str(fault), next((end for end, kind in kinds.items() if isinstance(fault, kind)), "fault")
     files = " -> ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
     message = ": ".join(part for part in (files, fault.strerror or str(fault) or type(fault).__name__) if part)
     # Artifacts appear by a rename and records are appended, so a full disk damages neither.
-    return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), "passing"
+    return message + ("; what was written before stays readable" if fault.errno in _NO_ROOM else ""), "transient"

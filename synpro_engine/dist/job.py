@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError, brief
-from synpro_engine.config.errors import RankFailed, Stopped
+from synpro_engine.config.errors import RankFailed, Stopped, TransientError
 from synpro_engine.dist.environment import LaunchEnvironment, gloo_interface, meeting_point, read_environment
 from synpro_engine.dist.groups import Groups
 from synpro_engine.dist.layout import Layout, LayoutConfig, ParallelConfig
@@ -24,8 +24,8 @@ class SharedError(UserError):
     """A UserError that every rank raises, so that the job can end in order."""
 
 
-class PassingFault(SharedError):
-    """One of a file system or a service that refused some rank, or did not answer it: another time it may be gone."""
+class SharedTransientError(SharedError, TransientError):
+    """Likewise, where it is some rank's file system or service that refused."""
 
 
 def _connect(here: LaunchEnvironment, patience: timedelta, *, serve: bool) -> dist.Store:

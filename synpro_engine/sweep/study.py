@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from synpro_engine.config import Config, Record, UserError, first_line
-from synpro_engine.dist import PassingFault
+from synpro_engine.config.errors import TransientError
 from synpro_engine.sweep.ranges import Choices, Range, Value
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def combinations(ranges: Sequence[Range]) -> list[dict[str, Value]]:
 
 
 class Study:
-    """One sweep's trials in a storage. Every method raises PassingFault where that does not answer."""
+    """One sweep's trials in a storage. Every method raises TransientError where that does not answer."""
 
     def __init__(self, url: str, name: str, ranges: Sequence[Range], search: SearchConfig) -> None:
         """Open it, or begin it. To be called by one worker at a time."""
@@ -256,7 +256,7 @@ class Study:
         except (StorageInternalError, SQLAlchemyError) as fault:
             # Optuna's own words are of no help: they guess at a value that is too long.
             told = first_line(fault.__cause__ or fault)
-            raise PassingFault(f"--storage {self._shown}: does not answer ({told})") from fault
+            raise TransientError(f"--storage {self._shown}: does not answer ({told})") from fault
 
 
 def _storage(url: str, shown: str) -> RDBStorage:

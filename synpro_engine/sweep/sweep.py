@@ -19,10 +19,11 @@ from typing import Literal
 from pydantic import Field
 
 from synpro_engine.config import Config, Record, UserError, json_text, partial_path, read_record, remove_directory
+from synpro_engine.config.errors import TransientError
 from synpro_engine.cycle import Cycle, Recipe
 from synpro_engine.cycle.layouts import check_pretraining
 from synpro_engine.cycle.run_layout import PRETRAIN, TOKENIZE, TRAINING_RESULT
-from synpro_engine.dist import PassingFault, Stopped, Topology, asked_to_stop, on_main, say
+from synpro_engine.dist import Stopped, Topology, asked_to_stop, on_main, say
 from synpro_engine.dist.job import SharedError
 from synpro_engine.report.numbers import seconds
 from synpro_engine.storage import joined
@@ -197,7 +198,7 @@ class Sweep:
     def _ended(self, number: int, settings: Mapping[str, Value]) -> tuple[Ending, str | float]:
         """Train a trial; how it ended, and its loss or what ended it early. Collective.
 
-        Raises PassingFault where a file system or the storage does not answer.
+        Raises TransientError where a file system or the storage does not answer.
         """
         # What one rank of several alone raises is not caught: the others are not here, and the job ends.
         shared = UserError if self.topology.world_size == 1 else SharedError
@@ -207,7 +208,7 @@ class Sweep:
             return "pruned", str(end)
         except DivergedError as end:
             return "diverged", str(end)
-        except PassingFault:  # no fault of the trial, which whoever looks for work next goes on with
+        except TransientError:  # no fault of the trial, which whoever looks for work next goes on with
             raise
         except shared as fault:
             return "failed", str(fault)

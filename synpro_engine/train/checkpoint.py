@@ -33,6 +33,7 @@ from synpro_engine.config import (
 )
 from synpro_engine.config import write_manifest as write_artifact_manifest
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.config.errors import TransientError
 from synpro_engine.dist import on_every_rank, on_main, verify_shared
 from synpro_engine.dist.hashing import hashes_of_written
 from synpro_engine.model.config import ModelConfig
@@ -323,7 +324,7 @@ def _prepare(path: Path) -> None:
 
 
 class _WriteFaults:
-    """Turns a file system that refuses (or torch's report of one) into a UserError."""
+    """Turns a file system that refuses (or torch's report of one) into a TransientError."""
 
     def __init__(self, path: Path, *also: type[Exception]) -> None:
         self._path, self._also = path, also
@@ -336,7 +337,7 @@ class _WriteFaults:
         if isinstance(error, (OSError, CheckpointException, *self._also)):
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((fault for fault, _ in failures.values()), error)  # torch's message has every rank's traceback
-            raise UserError(f"{self._path}: cannot be written ({first_line(cause)})") from error
+            raise TransientError(f"{self._path}: cannot be written ({first_line(cause)})") from error
 
 
 def checkpoint_manifest(path: Path) -> Manifest:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from synpro_engine.config import UserError, atomic_write_text, read_manifest, remove_directory
 from synpro_engine.config.artifact import MANIFEST
-from synpro_engine.dist import PassingFault, Topology, on_main, say, verify_shared
+from synpro_engine.dist import SharedTransientError, Topology, on_main, say, verify_shared
 from synpro_engine.storage import RemoteFile, find_files, is_remote, joined, put_directory, put_file, remove_files
 from synpro_engine.storage.fetching import fetch, listing_key
 from synpro_engine.storage.stores import find_file
@@ -206,7 +206,7 @@ def newest_sound_checkpoint(run: Path, copies: Copies | None, topology: Topology
     """The newest checkpoint of the run or of its copies whose files are as they were written. Collective.
 
     A copy that lies in a store is brought to the run's directory first. What is damaged is told and passed over;
-    UserError, with the first damage, where nothing sound is left, and PassingFault where it is not known.
+    UserError, with the first damage, where nothing sound is left, and SharedTransientError where it is not known.
     """
     directory, aside = run / CHECKPOINTS, run / BROUGHT
 
@@ -225,7 +225,7 @@ def newest_sound_checkpoint(run: Path, copies: Copies | None, topology: Topology
         path = on_main(topology, lambda step=step, copied=copied: at_hand(step, copied))
         try:
             verify_shared(path, topology)
-        except PassingFault:  # as a store that does not answer
+        except SharedTransientError:  # as a store that does not answer
             raise
         except UserError as damage:  # the same on every rank
             fault = fault or damage

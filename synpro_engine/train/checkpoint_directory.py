@@ -21,6 +21,7 @@ from synpro_engine.config import (
     verify_artifact,
 )
 from synpro_engine.config.artifact import MANIFEST, PARTIAL, REMOVING
+from synpro_engine.config.errors import TransientError
 from synpro_engine.dist import Topology, on_main
 from synpro_engine.train.metrics import METRICS
 
@@ -85,7 +86,7 @@ def copy_checkpoint(path: Path, directory: Path) -> None:
         atomic_write_text(partial / MANIFEST, (path / MANIFEST).read_text(encoding="utf-8"))
         publish(partial, copy)
     except OSError as error:
-        raise UserError(f"{copy}: cannot be copied from {path} ({first_line(error)})") from error
+        raise TransientError(f"{copy}: cannot be copied from {path} ({first_line(error)})") from error
 
 
 def copy_record(directory: Path, copies: Path) -> None:
@@ -99,7 +100,7 @@ def copy_record(directory: Path, copies: Path) -> None:
             # The last line may be half a one, as after a kill: whoever reads it passes it over.
             atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
     except OSError as error:
-        raise UserError(f"{there}: cannot be copied from {here} ({first_line(error)})") from error
+        raise TransientError(f"{there}: cannot be copied from {here} ({first_line(error)})") from error
 
 
 def set_aside(directory: Path, newest: int) -> list[Path]:

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, first_line, json_text
-from synpro_engine.config.errors import RankFailed
+from synpro_engine.config import first_line, json_text
+from synpro_engine.config.errors import RankFailed, TransientError
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.dist.watch import is_loss
 from synpro_engine.train.checkpoint import CheckpointDraft, save_checkpoint
@@ -82,7 +82,7 @@ class CheckpointSaver:
             for work in works:
                 work()
         except OSError as fault:  # what refused was not the writing: an old checkpoint that cannot be removed, say
-            self._fault = UserError(f"{self._path}: {first_line(fault)}")
+            self._fault = TransientError(f"{self._path}: {first_line(fault)}")
         except BaseException as fault:  # raised by the main thread, at the next step
             self._fault = fault
 

@@ -130,7 +130,7 @@ def _faults_of_two(file: str) -> list[str]:
 
 def test_every_rank_knows_which_faults_are_a_file_system_s(tmp_path: Path) -> None:
     assert run_ranks(_faults_of_two, 2, file=str(tmp_path / "x")) == 2 * [
-        ["SharedError", "PassingFault", "PassingFault"]
+        ["SharedError", "SharedTransientError", "SharedTransientError"]
     ]
 
 

@@ -147,7 +147,7 @@ def test_a_users_fault_that_every_rank_finds_is_told_of_none(tmp_path: Path) -> 
 
 def test_what_every_rank_is_told_ends_the_job_in_order(tmp_path: Path) -> None:
     found, _ = _ended(tmp_path, "every rank")
-    assert all("PassingFault: /nowhere/file: No such file or directory" in end.stderr for end in found)
+    assert all("SharedTransientError: /nowhere/file: No such file or directory" in end.stderr for end in found)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 
 from docs.site.schemas import schemas
 from synpro_engine.config import UserError, load_config, read_yaml
+from synpro_engine.config.errors import TransientError
 from synpro_engine.config.lock import locked
 from synpro_engine.cycle import Cycle, Recipe, load_recipe
-from synpro_engine.dist import ParallelConfig, PassingFault, launched
+from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.sweep import Sweep, SweepConfig, ranges_of, study
 from synpro_engine.train.metrics import read_metrics
@@ -175,7 +176,7 @@ def test_a_storage_that_does_not_answer_on_the_way_ends_the_worker_and_not_the_t
 
     monkeypatch.setattr(study, "_PATIENCE_S", 0.2)
     monkeypatch.setattr(study.Study, "report", locked_out)
-    with pytest.raises(PassingFault, match=r"--storage .*study.db: does not answer"):
+    with pytest.raises(TransientError, match=r"--storage .*study.db: does not answer"):
         swept(tmp_path, [f"{LR}=1e-3..2e-3"], trials=1)
     assert told == [4, 8] and [record["state"] for record in records(tmp_path)] == ["running"]
     swept(tmp_path, [f"{LR}=1e-3..2e-3"], trials=1)

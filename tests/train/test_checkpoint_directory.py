@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError, verify_artifact
-from synpro_engine.dist import PassingFault, Topology
+from synpro_engine.dist import SharedTransientError, Topology
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.config import TrainConfig
 from tests.train.test_trainer import CONFIG, Killed, records, same, train
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_passed_over(
     file = tmp_path / "run" / CHECKPOINTS / "step-00000004" / "state" / "__0_0.distcp"
     file.rename(tmp_path / "aside")
     file.symlink_to("/proc/self/mem")  # whose first byte the kernel refuses to read, as a failing disk does
-    with pytest.raises(PassingFault, match=r"step-00000004/state/__0_0\.distcp: Input/output error"):
+    with pytest.raises(SharedTransientError, match=r"step-00000004/state/__0_0\.distcp: Input/output error"):
         train(topology, tmp_path / "run", copied(tmp_path / "copies"))
     (tmp_path / "aside").replace(file)
     assert same(whole, train(topology, tmp_path / "run", copied(tmp_path / "copies")))
