@@ -31,7 +31,7 @@ Line = tuple[str, str, float, str]
 
 
 def _kernels(records: Sequence[Record]) -> Iterator[Line]:
-    for record in records:
+    for record in (one for one in records if not one["wrong"]):
         share = record["limit_seconds"] / record["timings"]["ours"]["median"]
         yield record["op"], "plain PyTorch", record["ratio"], f"{_spread(record['ratios'])}; {share:.0%} of the limit"
         for name, rival in record.get("rivals", {}).items():

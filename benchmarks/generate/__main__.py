@@ -19,7 +19,7 @@ from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.records import write_lines
 from benchmarks.common.tables import aligned
-from benchmarks.generate.sampling import OLMO2_1B, measure
+from benchmarks.generate.sampling import OLMO2_1B, generator, measure
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.dist import ParallelConfig, Topology, launched, say
@@ -62,13 +62,13 @@ def _records(given: Namespace, topology: Topology, profile: Callable[[str, str],
     if shape is None:
         # Of a generator from files only the shape is needed, and OLMo-2 1B's is that of the large recipes.
         shape, name = OLMO2_1B, "OLMo-2 1B"
-    where = environment(topology.device)
+    where, model = environment(topology.device), generator(shape, topology)
     for rows in map(int, given.rows.split(",")):
         for top_p in map(float, given.top_p.split(",")):
             for graphs in (False, True)[: 1 + given.graphs]:
                 say(topology, f"{name}: {rows} sequences at top_p {top_p}{', graphs' * graphs}")
                 sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
-                found = measure(shape, topology, rows=rows, top_p=top_p, graphs=graphs, **sizes)
+                found = measure(model, rows=rows, top_p=top_p, graphs=graphs, **sizes)
                 record = {"bench": "generate", "model": name, **found, "environment": where}
                 if given.output:
                     write_lines(given.output, [record])

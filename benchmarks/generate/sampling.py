@@ -20,6 +20,7 @@ from synpro_engine.backend import platform
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.model import Model
 from synpro_engine.sampler import Completion, Sampler, SamplerConfig, SamplingConfig
 
 OLMO2_1B = ModelConfig(
@@ -30,9 +31,18 @@ _LOGIT_STD = 3.0
 """As in `linear_logprob`: about log V - 4.5 nats of entropy."""
 
 
+def generator(shape: ModelConfig, topology: Topology) -> Model:
+    """The model that samples, which takes longer to make than all that is measured of it."""
+    model = build_model(shape, topology, dtype=platform.resolve_dtype("auto"))
+    head = model.output_weight()
+    head.data *= _LOGIT_STD / (
+        head.detach().float().std() * shape.d_model**0.5
+    )  # what it is given has a mean square of 1
+    return model
+
+
 def measure(
-    shape: ModelConfig,
-    topology: Topology,
+    model: Model,
     *,
     rows: int,
     prompt: int,
@@ -42,12 +52,7 @@ def measure(
     profile: Callable[[str, str], None] | None,
 ) -> Mapping[str, object]:
     """One record: `rows` completions, in groups of 8, of prompts of `prompt` tokens, none of which ends by itself."""
-    dtype = platform.resolve_dtype("auto")
-    model = build_model(shape, topology, dtype=dtype)
-    head = model.output_weight()
-    head.data *= _LOGIT_STD / (
-        head.detach().float().std() * shape.d_model**0.5
-    )  # what it is given has a mean square of 1
+    shape = model.config
     plain = SamplerConfig(max_batch=rows, cache_mib=1 << 16)
     sampler = Sampler(model, plain.model_copy(update={"graphs": graphs}))
     prompts = torch.randint(0, shape.vocab_size, (max(1, rows // 8), prompt)).tolist()
@@ -61,9 +66,9 @@ def measure(
             seeds=list(range(len(prompts))),
         )
 
-    on_gpu = topology.device.type == "cuda"
+    on_gpu = model.topology.device.type == "cuda"
     apart = _apart(sample, Sampler(model, plain), min(new, 16)) if graphs else {}
-    sample(4)
+    sample(new)  # as many as are timed: kernels are compiled, and graphs recorded, by the pages that these take
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     sample(new)
@@ -80,7 +85,7 @@ def measure(
         "prompt_tokens_per_s": stats.prompt_tokens / stats.prefill_seconds,
         "new_tokens_per_s": (stats.new_tokens - rows) / stats.decode_seconds,
         "step_seconds": stats.decode_seconds / stats.steps,
-        "weight_bytes": shape.parameter_count() * dtype.itemsize,
+        "weight_bytes": shape.parameter_count() * model.dtype.itemsize,
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
     }
 

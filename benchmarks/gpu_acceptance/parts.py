@@ -96,9 +96,14 @@ def _races(place: Place) -> list[Program]:
 
 
 def _tests(place: Place) -> list[Program]:
-    few = ("-k", "views_with_gaps") if place.dry else ()
-    folders = [f"tests/kernels/{name}" for name in ("triton_kernels", "compiled")]
-    return [_ran("pytest", "-q", "-m", "not slow", *few, *folders, **_interpreted(place))]
+    def those(where: str, few: str, **more: str) -> Program:
+        return _ran("pytest", "-q", "-rf", "-m", "not slow", *(("-k", few) if place.dry else ()), where, **more)
+
+    # Apart: what was asked is told where time is over in what comes next.
+    return [
+        those("tests/kernels/triton_kernels", "views_with_gaps", **_interpreted(place)),
+        those("tests/kernels/compiled", "no_kernel"),
+    ]
 
 
 def _sanitizer(place: Place) -> list[Program]:
@@ -151,7 +156,8 @@ def _smoke(place: Place) -> list[Program]:
         told = ("run", "smoke", "--dir", str(place.folder / f"smoke-{ranks}"), "dtype=bfloat16")
         return _ran("synpro_engine", "launch", "--nproc-per-node", str(ranks), *told)
 
-    return [run(ranks) for ranks in sorted({1, place.gpus})]
+    # Its batches are small: not every number of data-parallel ranks divides them, and two do.
+    return [run(ranks) for ranks in sorted({1, min(2, place.gpus)})]
 
 
 def _checkpoint(place: Place) -> list[Program]:
@@ -165,20 +171,29 @@ def _checkpoint(place: Place) -> list[Program]:
 
 def _of_kernels(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
+        if record["wrong"]:
+            yield Line(record["op"], "-", record["wrong"], "as accurate", "NO")
+            continue
         share = record["limit_seconds"] / record["timings"]["ours"]["median"]
         unit = f"x plain PyTorch, {share:.0%} of the limit"
-        yield Line(record["op"], f"{record['ratio']:.2f}", unit, "as accurate", "NO" if record["wrong"] else "yes")
+        yield Line(record["op"], f"{record['ratio']:.2f}", unit, "as accurate", "yes")
 
 
 def _of_races(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
-        what = f"of {record['runs']} runs differ"
-        yield Line(record["op"], str(record["differing"]), what, "0, finite", "NO" if record["wrong"] else "yes")
+        figure = "-" if record["differing"] is None else str(record["differing"])
+        what = record["wrong"] or f"of {record['runs']} runs differ"
+        yield Line(record["op"], figure, what, "0, finite", "NO" if record["wrong"] else "yes")
 
 
 def _of_tests(records: Sequence[Record], log: str) -> Iterator[Line]:
-    for line in re.findall(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s", log, re.MULTILINE):
-        yield Line("pytest", line, "", "0 failed", "NO" if "failed" in line or "error" in line else "yes")
+    for program in re.split(r"^\$ ", log, flags=re.MULTILINE)[1:]:
+        what = f"pytest {program.splitlines()[0].split()[-1]}"
+        done = re.findall(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s", program, re.MULTILINE)
+        if done:
+            yield Line(what, done[-1], "", "0 failed", "NO" if re.search("failed|error", done[-1]) else "yes")
+        elif so_far := re.findall(r"\[ *(\d+%)\]$", program, re.MULTILINE):
+            yield Line(what, so_far[-1], "done when it was ended", "0 failed", "NO")
 
 
 def _of_sanitizer(records: Sequence[Record], log: str) -> Iterator[Line]:
@@ -209,6 +224,8 @@ def _of_pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:
             yield Line(f"{name}, MFU", f"{100 * record['mfu']:.1f}", "%")
         if "memory" in record:
             yield Line(f"{name}, peak", f"{record['memory']['peak_bytes'] / 1e9:.1f}", "GB")
+        elif "memory_reason" in record:
+            yield Line(f"{name}, peak", "-", f"not measured: {record['memory_reason']}")
 
 
 def _of_decode(records: Sequence[Record], log: str) -> Iterator[Line]:
@@ -269,7 +286,7 @@ PARTS = {
         about="sampling at the size of OLMo-2 1B, with and without CUDA graphs", programs=_decode, lines=_of_decode
     ),
     "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
-    "smoke": Part(about="the whole cycle in bf16, on 1 rank and on all GPUs", programs=_smoke, lines=_of_smoke),
+    "smoke": Part(about="the whole cycle in bf16, on 1 GPU and on 2", programs=_smoke, lines=_of_smoke),
     "checkpoint": Part(about="synpro-400m saved and loaded", programs=_checkpoint, lines=_of_checkpoint),
 }  # fmt: skip
 """Most telling first."""

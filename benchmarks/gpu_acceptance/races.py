@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_acceptance.races --output FILE
     TRITON_INTERPRET=1 python -m benchmarks.gpu_acceptance.races --sizes tiny --runs 3
 
-Exit status 1 where two runs differ, or a result is not finite.
+Exit status 1 where two runs differ, a result is not finite, or an op fails.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
+from benchmarks.common.faults import ended, failure, takes_more
 from benchmarks.common.records import write_lines
 from benchmarks.kernels.case import SIZES, Case
 from benchmarks.kernels.cases import cases
@@ -35,11 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     where, bad = environment(device), False
     with interpreted():
         for case in cases(SIZES[given.sizes or device.type], torch.bfloat16, device):
-            record = {"bench": "races", "op": case.name, **repeated(case, given.runs, device), "environment": where}
-            print(case.name, f"{record['differing']} of {given.runs} differ", record["wrong"], flush=True)
+            try:
+                found = repeated(case, given.runs, device)
+            except Exception as error:  # of one op, which must not lose the others
+                found = {"runs": given.runs, "differing": None, "wrong": failure(error)}
+            record = {"bench": "races", "op": case.name, **found, "environment": where}
+            print(case.name, record["wrong"] or f"{given.runs} runs alike", flush=True)
             bad |= bool(record["wrong"])
             if given.output:
                 write_lines(given.output, [record])
+            if not takes_more(device):
+                print(ended(device, case.name), file=sys.stderr)
+                break
     return int(bad)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.common.against import with_commit, with_file
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment
+from benchmarks.common.faults import ended, failure, takes_more
 from benchmarks.common.harness import Step, clock_for, interleave, measured_peak, summarise
 from benchmarks.common.records import judge, write_lines
 from benchmarks.common.tables import aligned
@@ -61,12 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             records: list[Record] = []
         else:
             sizes = SIZES[given.sizes or device.type]
+            records = []
             with interpreted():
-                records = list(measured(sizes, dtype, device, only=given.only, rounds=given.rounds))
+                for record in measured(sizes, dtype, device, only=given.only, rounds=given.rounds):
+                    records.append(record)
+                    if given.output:
+                        write_lines(given.output, [record])
             if not records:
                 raise UserError(f"--only: no op has {given.only!r} in its name")
-            if given.output:
-                write_lines(given.output, records)
             print(table(records))
             found = with_file(records, Path(given.against), figures) if given.against else []
     except UserError as error:
@@ -80,14 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, *, only: str = "", rounds: int = 9
 ) -> Iterator[Record]:
-    """A record for each op whose name has `only` in it."""
+    """A record for each op whose name has `only` in it, up to one after which the device does nothing more."""
     where = environment(device)
     for case in cases(sizes, dtype, device):
         if only in case.name:
             print(case.name, file=sys.stderr, flush=True)
             case = case if sizes.rivals else replace(case, rivals={})
             about = {"bench": "kernels", "sizes": asdict(sizes), "dtype": str(dtype).removeprefix("torch.")}
-            yield {**about, **measure(case, dtype, device, rounds, sizes.product), "environment": where}
+            try:
+                found = measure(case, dtype, device, rounds, sizes.product)
+            except Exception as error:  # of one op, which must not lose the others
+                found = {"op": case.name, "wrong": failure(error)}
+            yield {**about, **found, "environment": where}
+            if not takes_more(device):
+                print(ended(device, case.name), file=sys.stderr)
+                return
 
 
 @torch.no_grad()
@@ -139,7 +149,7 @@ def _judged(case: Case) -> tuple[str, dict[str, tuple[Run | None, str]]]:
         except ImportError as error:
             rivals[name] = None, f"is not here ({error})"
         except Exception as error:  # another's fault, which must not end our run, and is told
-            rivals[name] = None, f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            rivals[name] = None, failure(error)
     return faults(case.ours(case.inputs)), rivals
 
 
@@ -175,7 +185,11 @@ def table(records: Sequence[Record]) -> str:
     lines: list[tuple[str, ...]] = [
         ("op", "ms", "plain PyTorch, ms", "times plain", "of the turns", "limit, ms", "by", "of the limit")
     ]
+    timed = [record for record in records if "timings" in record]
     for record in records:
+        if "timings" not in record:
+            lines.append((record["op"], "-", "-", f"WRONG: {record['wrong']}", *["-"] * 4))
+            continue
         mine, theirs = (record["timings"][name]["median"] for name in ("ours", "plain"))
         limit = record["limit_seconds"]
         ratio = f"WRONG: {record['wrong']}" if record["wrong"] else f"{record['ratio']:.2f}"
@@ -189,9 +203,9 @@ def table(records: Sequence[Record]) -> str:
     told = [
         f"{record['op']}: {name} {rival['why']}" if rival["ratio"] is None
         else f"{record['op']}: {rival['ratio']:.2f} times as fast as {name}"
-        for record in records for name, rival in record["rivals"].items()
+        for record in timed for name, rival in record["rivals"].items()
     ]  # fmt: skip
-    foreign = max(record["foreign_cpu_share"] for record in records)
+    foreign = max((record["foreign_cpu_share"] for record in timed), default=0.0)
     note = f"others took {foreign:.0%} of the machine meanwhile: these times are not to be quoted"
     return "\n".join([*aligned(lines, right=range(1, 6)), *told, *([note] if foreign > QUIET else [])])
 

@@ -109,7 +109,7 @@ def _measured(given: Namespace) -> list[Record]:
             found = measure(case, names, topology, rounds=given.rounds, warmups=given.warmups)
             for record in found:
                 if given.memory and alone and record["status"] != "failed":
-                    record["memory"] = memory(case, str(record["contender"]))
+                    record |= memory(case, str(record["contender"]))
             about = {
                 "bench": "pretrain", "case": case.title, "recipe": case.recipe_name, "overrides": case.overrides,
                 "micro_batches": case.micro_batches, "ranks": topology.world_size, "layout": str(topology.layout),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from benchmarks.pretrain.loop import Contender
 from benchmarks.pretrain.rivals import TrainerSteps
 from synpro_engine.backend import platform
 from synpro_engine.backend.spans import BACKWARD, FORWARD, PIPELINE, SpanClock, listening
+from synpro_engine.config import first_line
 from synpro_engine.dist import Topology, broadcast_object, gather_objects
 
 Record = dict[str, object]
@@ -127,9 +129,19 @@ def breakdown(ours: Contender, case: Case, topology: Topology, steps: int = 3) -
 
 
 def memory(case: Case, name: str) -> Record:
-    """The most that a process of its own held beyond what it had before the model, in parts."""
+    """`memory`: the most that a process of its own held beyond what it had before the model, in parts.
+
+    Where that process failed, `memory_reason` in its place: the times stand.
+    """
     told = json.dumps([case.recipe_name, case.overrides, case.micro_batches, name])
-    return run_fresh("benchmarks.pretrain.memory", [told])
+    # It needs what contenders had here, and what torch keeps of it would be wanting there.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        return {"memory": run_fresh("benchmarks.pretrain.memory", [told])}
+    except RuntimeError as error:
+        return {"memory_reason": first_line(error)}
 
 
 def peak_of(name: str, case: Case, topology: Topology) -> Record:

@@ -74,6 +74,8 @@ def _memory(record: Record) -> Iterator[str]:
     if held:
         parts = ", ".join(f"{name} {held[name] / 1e6:.0f}" for name in ("weights", "gradients", "optimizer", "rest"))
         yield f"  {record['contender']}, MB: {parts}"
+    elif "memory_reason" in record:
+        yield f"  {record['contender']}, memory not measured: {record['memory_reason']}"
 
 
 # ---- a picture -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Run a function on several real ranks over gloo (or NCCL) on this machine: for tests and benchmarks.
+"""Run a function on several real ranks over gloo on this machine, on its CPU: for tests and benchmarks.
 
 Ranks are fresh processes, forked from a server that has imported what takes seconds and has done nothing else.
+What runs over NCCL is launched (`synpro launch`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ _SLOW_IMPORTS = (
     "synpro_engine.cycle",  # the engine, which imports nothing that starts a thread
     "synpro_engine.cli.main",
 )
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def free_ports(count: int) -> list[int]:
@@ -90,12 +93,30 @@ def _rank_main(
         raise
 
 
+def _start_server() -> None:
+    """Start what ranks are forked from, where it does not run, with no GPU in its sight or theirs.
+
+    Megatron's import asks whether there is one, after which torch lets no fork of that process use it. There may also
+    be fewer than ranks.
+    """
+    seen = os.environ.get(_VISIBLE)
+    os.environ[_VISIBLE] = ""
+    try:
+        forkserver.ensure_running()
+    finally:
+        if seen is None:
+            del os.environ[_VISIBLE]
+        else:
+            os.environ[_VISIBLE] = seen
+
+
 def _processes(target: Callable[..., None], fn: Callable[..., Any], world_size: int, *rest: Any) -> list[Any]:
     """Started processes of all ranks, that call `target(fn, rank, world_size, port, *rest)`."""
     # Forked from a server without threads: a fork of a process in which torch has started
     # threads may hang in their locks.
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(_SLOW_IMPORTS))
+    _start_server()
     # Found before the ranks start, and told to all of them; nobody holds it in between.
     [port] = free_ports(1)
     processes = [

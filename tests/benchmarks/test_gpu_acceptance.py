@@ -5,15 +5,23 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance import __main__ as program
+from benchmarks.gpu_acceptance import races
 from benchmarks.gpu_acceptance.parts import PARTS, Line, Part, Place, Program
 from benchmarks.gpu_acceptance.runner import kept, run
+from benchmarks.kernels.case import SIZES
+from benchmarks.kernels.cases import cases
 from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.layouts import check_recipe
 
 WHERE = {"device": "here", "commit": "abc"}
 QUICK = ("decode", "checkpoint")
@@ -67,6 +75,46 @@ def test_losses_are_right_only_where_plain_pytorch_was_there_to_be_held_to(plain
     ]
     [line] = PARTS["pretrain"].lines(records, "")
     assert line.reached == reached
+
+
+def test_memory_that_could_not_be_measured_is_said() -> None:
+    about = {"case": "a", "recipe": "a", "contender": "synpro_engine", "status": "ok", "micro_batches": 1}
+    [_, _, line] = PARTS["pretrain"].lines([{**about, "tokens_per_s": 1.0, "mfu": 0.5, "memory_reason": "full"}], "")
+    assert (line.figure, line.unit) == ("-", "not measured: full")
+
+
+def test_an_op_that_fails_in_a_run_leaves_the_records_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = next(case for case in cases(SIZES["tiny"], torch.bfloat16, torch.device("cpu")) if case.name == "swiglu")
+    failing = replace(right, name="fails", ours=lambda i: (i["nothing"],))
+    monkeypatch.setattr(races, "cases", lambda *of: [failing, right])
+    output = tmp_path / "rows.jsonl"
+    assert races.main(["--sizes", "tiny", "--runs", "2", "--output", str(output)]) == 1
+    lines = list(PARTS["races"].lines(read_lines(output), ""))
+    assert [(line.what, line.figure, line.unit, line.reached) for line in lines] == [
+        ("fails", "-", "failed: 'nothing'", "NO"), ("swiglu", "0", "of 2 runs differ", "yes"),
+    ]  # fmt: skip
+
+
+def test_of_tests_that_were_ended_it_is_told_how_far_they_were_and_of_those_before_what_they_found() -> None:
+    log = (
+        "$ python -m pytest tests/a\n.... [ 50%]\n.F.. [100%]\n1 failed, 7 passed, 2 skipped in 12.3s\n"
+        "$ python -m pytest tests/b\n.... [  8%]\n.... [ 16%]\n"
+    )
+    assert [(line.what, line.figure, line.reached) for line in PARTS["tests"].lines([], log)] == [
+        ("pytest tests/a", "1 failed, 7 passed, 2 skipped", "NO"), ("pytest tests/b", "16%", "NO"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+def test_the_smoke_part_takes_as_many_ranks_as_its_recipe_can(gpus: int, tmp_path: Path) -> None:
+    programs = PARTS["smoke"].programs(Place(dry=False, folder=tmp_path, gpus=gpus))
+    given = [list(one.arguments) for one in programs]
+    ranks = [int(words[words.index("--nproc-per-node") + 1]) for words in given]
+    assert ranks == [1, 2][:gpus]
+    for count in ranks:
+        check_recipe(load_recipe("smoke", ["dtype=bfloat16"]), count)
 
 
 def test_a_part_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu_acceptance.parts import PARTS
 from benchmarks.kernels import __main__ as program
 from benchmarks.kernels.case import SIZES, Run
 from benchmarks.kernels.cases import cases
@@ -34,6 +35,38 @@ def test_a_wrong_result_has_no_figure_and_ends_with_1(
     record = program.measure(wrong, torch.float32, CPU, 1)
     about = {"bench": "kernels", "dtype": "float32", "sizes": asdict(SMALL)}
     assert program.figures([{**about, **record}]) == {"swiglu, float32, tiny sizes": None}
+
+
+def test_an_op_that_fails_is_told_and_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = next(case for case in cases(SMALL, torch.float32, CPU) if case.name == "swiglu")
+    failing = replace(right, name="fails", ours=lambda i: (i["nothing"],))
+    monkeypatch.setattr(program, "cases", lambda *of: [right, failing, replace(right, name="next")])
+    output = tmp_path / "rows.jsonl"
+    assert program.main(["--sizes", "tiny", "--rounds", "1", "--output", str(output)]) == 1
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(record["op"], record["wrong"]) for record in records] == [
+        ("swiglu", ""), ("fails", "failed: 'nothing'"), ("next", ""),
+    ]  # fmt: skip
+    assert "WRONG: failed: 'nothing'" in capsys.readouterr().out
+    assert program.figures(records)["fails, float32, tiny sizes"] is None
+    [told] = [line for line in PARTS["kernels"].lines(records, "") if line.what == "fails"]
+    assert (told.figure, told.unit, told.reached) == ("-", "failed: 'nothing'", "NO")
+
+
+def test_behind_an_op_after_which_the_device_does_nothing_more_none_is_run_and_records_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = next(case for case in cases(SMALL, torch.float32, CPU) if case.name == "swiglu")
+    breaking = replace(right, name="breaks", ours=lambda i: (i["nothing"],))
+    monkeypatch.setattr(program, "cases", lambda *of: [right, breaking, replace(right, name="next")])
+    answers = iter([True, False])
+    monkeypatch.setattr(program, "takes_more", lambda device: next(answers))
+    output = tmp_path / "rows.jsonl"
+    assert program.main(["--sizes", "tiny", "--rounds", "1", "--output", str(output)]) == 1
+    assert [json.loads(line)["op"] for line in output.read_text().splitlines()] == ["swiglu", "breaks"]
+    assert "does nothing more for this process after breaks" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_op_that_is_none_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

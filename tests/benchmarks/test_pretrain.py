@@ -15,8 +15,9 @@ from benchmarks.common.against import Comparison, with_commit, with_file
 from benchmarks.pretrain import __main__ as program
 from benchmarks.pretrain.case import Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, Ours, initial_weights
+from benchmarks.pretrain.measure import memory
 from benchmarks.pretrain.rivals import TrainerSteps
-from benchmarks.pretrain.show import exponent
+from benchmarks.pretrain.show import _memory, exponent
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
@@ -136,6 +137,12 @@ def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: 
     shown = capsys.readouterr().out
     assert "smoke: olmo2 L2 D64 F128 V512, 1 x 2 x 64" in shown and "a step: " in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_stand_where_memory_could_not_be_measured() -> None:
+    found = memory(Case("nowhere", (), 1), OURS)
+    assert found.keys() == {"memory_reason"} and "nowhere" in str(found["memory_reason"])
+    assert list(_memory({"contender": OURS, **found})) == [f"  {OURS}, memory not measured: {found['memory_reason']}"]
 
 
 def test_processes_of_one_machine_are_held_to_one_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
+from synpro_engine.backend.shim import shim_active
 from synpro_engine.config import UserError
 from synpro_engine.dist import (
     ParallelConfig,
@@ -94,6 +95,20 @@ def _fails() -> None:
 def test_a_failing_rank_ends_the_run_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="rank fault"):
         run_ranks(_fails, 2)
+
+
+def _sees() -> tuple[str | None, bool, bool]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.is_available(), shim_active()
+
+
+def test_ranks_of_a_test_see_no_gpu_and_the_test_still_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible in ("0", None):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert run_ranks(_sees, 1) == [("", False, True)]
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
 def _joins(rank: int) -> str:

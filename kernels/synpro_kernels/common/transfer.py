@@ -9,4 +9,5 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
     # From pageable memory CUDA copies only when the work before is done, and the host stands still until then.
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # Nor from memory with gaps, which goes by a pageable copy.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
