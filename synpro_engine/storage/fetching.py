@@ -1,6 +1,7 @@
 """Models and checkpoints brought from a store to this machine's disk, where they are mapped into memory.
 
-They stay in the cache, below `SYNPRO_CACHE` (else `synpro_engine` in `XDG_CACHE_HOME` or `~/.cache`), and are not brought twice.
+They stay in the cache, below `SYNPRO_CACHE` (else `synpro_engine` in `XDG_CACHE_HOME` or `~/.cache`), and are not
+brought twice.
 """
 
 from __future__ import annotations
