@@ -54,7 +54,8 @@ class Request:
             "seed": self.seed,
         }
         if config.api == "tokens":
-            fields |= {"prompt": list(self.prompt), "stop_token_ids": sorted(self.stop_ids)} | _BY_NAME
+            fields |= {"prompt": list(self.prompt), "stop_token_ids": sorted(self.stop_ids)}
+            fields |= {name: off for name, off in _BY_NAME.items() if fields.get(name) is None}
         else:
             ends = [tokenizer.spell([id]) for id in sorted(self.stop_ids)]
             fields |= {"prompt": tokenizer.spell(self.prompt), "stop": ends[:_MOST_STOPS]}

@@ -33,6 +33,18 @@ def test_a_server_is_asked_for_what_the_sampler_would_be(server: Server, topolog
     assert cut_short and cut_short <= unfinished < {record["id"] for record in records}
 
 
+def test_cuts_that_the_sampling_makes_are_the_servers_too(server: Server) -> None:
+    producer = producer_for(server)
+    generator = ServedGenerator(
+        producer.config.server, "bigram", TOKENIZER, generator_of(producer).service,
+        seq_len=64, share=lambda work: work(),
+    )  # fmt: skip
+    sampling = SamplingConfig(max_new_tokens=9, top_k=20, min_p=0.1)
+    generator.generate([[65]], group_size=1, sampling=sampling, stop_ids=frozenset({256}), seeds=[1])
+    _, body, _, _ = server.calls[-1]
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (20, 0.1, 1.0)
+
+
 def test_a_prompt_takes_no_more_room_than_the_context_leaves(server: Server) -> None:
     producer = producer_for(server)
     generator = ServedGenerator(
