@@ -96,13 +96,17 @@ def _races(place: Place) -> list[Program]:
 
 
 def _tests(place: Place) -> list[Program]:
-    def those(where: str, few: str, **more: str) -> Program:
-        return _ran("pytest", "-q", "-rf", "-m", "not slow", *(("-k", few) if place.dry else ()), where, **more)
+    def those(*where: str, named: str = "", few: str = "", **more: str) -> Program:
+        chosen = few if place.dry and few else named
+        return _ran("pytest", "-q", "-rf", "-m", "not slow", *(("-k", chosen) if chosen else ()), *where, **more)
 
-    # Apart: what was asked is told where time is over in what comes next.
+    triton, compiled = "tests/kernels/triton_kernels", "tests/kernels/compiled"
+    # Apart: what was asked is told where time is over in what comes next. Last, what a CPU could tell as well.
     return [
-        those("tests/kernels/triton_kernels", "views_with_gaps", **_interpreted(place)),
-        those("tests/kernels/compiled", "no_kernel"),
+        those("tests/train/test_operations.py", "tests/model/test_context.py", named="on_a_gpu or fused_kernels"),
+        those(triton, few="views_with_gaps", **_interpreted(place)),
+        those(f"--ignore={triton}", f"--ignore={compiled}", "tests/kernels", named="cuda"),
+        those(compiled, few="no_kernel"),
     ]
 
 
@@ -160,6 +164,15 @@ def _smoke(place: Place) -> list[Program]:
     return [run(ranks) for ranks in sorted({1, min(2, place.gpus)})]
 
 
+def _copies(place: Place) -> list[Program]:
+    # Less vocabulary: drawing it on the CPU would take longer than the steps.
+    tiny = ("--recipe", "smoke") if place.dry else ("model.layers=8", "model.vocab_size=16384")
+    options = (*tiny, "pretrain.in_run=null", "--folder", str(place.folder), *place.output("copies"))
+    of_two = ("--standalone", "--nproc-per-node", "2", "-m", "benchmarks.gpu_acceptance.copies", *options)
+    alone = _ran("benchmarks.gpu_acceptance.copies", *options)
+    return [alone, _ran("torch.distributed.run", *of_two)] if place.dry or place.gpus > 1 else [alone]
+
+
 def _checkpoint(place: Place) -> list[Program]:
     tiny = ("--recipe", "smoke") if place.dry else ()
     options = ("--folder", str(place.folder), *tiny, *place.output("checkpoint"))
@@ -188,10 +201,11 @@ def _of_races(records: Sequence[Record], log: str) -> Iterator[Line]:
 
 def _of_tests(records: Sequence[Record], log: str) -> Iterator[Line]:
     for program in re.split(r"^\$ ", log, flags=re.MULTILINE)[1:]:
-        what = f"pytest {program.splitlines()[0].split()[-1]}"
+        what = " ".join(["pytest", *re.findall(r"(?<= )tests/\S+", program.splitlines()[0])])
         done = re.findall(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s", program, re.MULTILINE)
         if done:
-            yield Line(what, done[-1], "", "0 failed", "NO" if re.search("failed|error", done[-1]) else "yes")
+            bad, told = re.search("failed|error", done[-1]), "passed" in done[-1]
+            yield Line(what, done[-1], "", "0 failed", "NO" if bad else "yes" if told else "-")
         elif so_far := re.findall(r"\[ *(\d+%)\]$", program, re.MULTILINE):
             yield Line(what, so_far[-1], "done when it was ended", "0 failed", "NO")
 
@@ -255,6 +269,17 @@ def _of_smoke(records: Sequence[Record], log: str) -> Iterator[Line]:
         yield Line(f"report of {Path(folder).parent.name}", "written")
 
 
+def _of_copies(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        way = record["way"]
+        yield Line(way, record["wrong"] or "as without", "", "as without", "NO" if record["wrong"] else "yes")
+        if record.get("saves") and record["peak_bytes"]:
+            unit = f"GB, {record['peak_bytes_without'] / 1e9:.1f} without"
+            yield Line(f"{way}, peak", f"{record['peak_bytes'] / 1e9:.1f}", unit)
+        if record.get("seconds"):
+            yield Line(f"{way}, copied", f"{record['bytes'] / record['seconds'] / 1e9:.2f}", "GB/s")
+
+
 def _of_checkpoint(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
         for what in ("save", "load"):
@@ -284,6 +309,9 @@ PARTS = {
     ),
     "decode": Part(
         about="sampling at the size of OLMo-2 1B, with and without CUDA graphs", programs=_decode, lines=_of_decode
+    ),
+    "copies": Part(
+        about="steps while activations, checkpoints, models and weights are copied", programs=_copies, lines=_of_copies
     ),
     "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
     "smoke": Part(about="the whole cycle in bf16, on 1 GPU and on 2", programs=_smoke, lines=_of_smoke),

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance import __main__ as program
-from benchmarks.gpu_acceptance import races
+from benchmarks.gpu_acceptance import copies, races
 from benchmarks.gpu_acceptance.parts import PARTS, Line, Part, Place, Program
 from benchmarks.gpu_acceptance.runner import kept, run
 from benchmarks.kernels.case import SIZES
@@ -22,6 +22,7 @@ from benchmarks.kernels.cases import cases
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.layouts import check_recipe
+from synpro_engine.model import offload
 
 WHERE = {"device": "here", "commit": "abc"}
 QUICK = ("decode", "checkpoint")
@@ -100,11 +101,42 @@ def test_an_op_that_fails_in_a_run_leaves_the_records_of_the_others(
 def test_of_tests_that_were_ended_it_is_told_how_far_they_were_and_of_those_before_what_they_found() -> None:
     log = (
         "$ python -m pytest tests/a\n.... [ 50%]\n.F.. [100%]\n1 failed, 7 passed, 2 skipped in 12.3s\n"
+        "$ python -m pytest --ignore=tests/a tests/c\nssss [100%]\n4 skipped, 2 deselected in 1.0s\n"
         "$ python -m pytest tests/b\n.... [  8%]\n.... [ 16%]\n"
     )
     assert [(line.what, line.figure, line.reached) for line in PARTS["tests"].lines([], log)] == [
-        ("pytest tests/a", "1 failed, 7 passed, 2 skipped", "NO"), ("pytest tests/b", "16%", "NO"),
+        ("pytest tests/a", "1 failed, 7 passed, 2 skipped", "NO"),
+        ("pytest tests/c", "4 skipped, 2 deselected", "-"), ("pytest tests/b", "16%", "NO"),
     ]  # fmt: skip
+
+
+def test_steps_beside_copies_are_those_without_and_one_that_brings_other_bytes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", "smoke", "pretrain.in_run=null", "model.layers=1", "--folder", str(tmp_path)]
+    assert copies.main([*options, "--output", str(tmp_path / "rows.jsonl")]) == 0
+    records = read_lines(tmp_path / "rows.jsonl")
+    assert [(record["way"], record["apart"]) for record in records] == [
+        ("offload_layers", 0.0), ("async_checkpoints", 0.0), ("parked", 0.0),
+    ]  # fmt: skip
+    assert all(record["bytes"] for record in records)
+    assert [line.reached for line in PARTS["copies"].lines(records, "") if line.asked] == ["yes"] * 3
+    monkeypatch.setattr(offload._Bus, "back", lambda bus, host: torch.zeros_like(host))
+    assert copies.main([*options, "--only", "offload_layers"]) == 1
+    assert "error: offload_layers: " in (told := capsys.readouterr().err) and "apart from steps without it" in told
+
+
+def test_a_way_is_wrong_by_its_weights_and_by_memory_that_it_does_not_save() -> None:
+    def run(weight: float, peak: int | None = None) -> copies.Trained:
+        return copies.Trained(losses=[1.0], weights=[torch.tensor([weight])], peak_bytes=peak)
+
+    alike = [run(1.0, 5), run(1.0, 5)]
+    assert not copies.held(run(1.0, 4), {"saves": True}, alike)["wrong"]
+    assert not copies.held(run(1.0, 9), {}, alike)["wrong"]
+    assert "takes 5 bytes at the most, without it 5" in copies.held(run(1.0, 5), {"saves": True}, alike)["wrong"]
+    assert copies.held(run(float("nan")), {}, alike)["wrong"] and copies.held(run(1.01), {}, alike)["wrong"]
+    assert not copies.held(run(1.01), {}, [run(1.0), run(0.99)])["wrong"], "sums in any order"
+    assert copies.held(run(1.0), {"wrong": "a fault"}, alike)["wrong"] == "a fault"
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])

@@ -17,7 +17,7 @@ from synpro_engine.train.losses import LanguageModelLoss
 from synpro_kernels.common.extension import csrc_loaded
 from tests.counting import WAITS, Counted, Waited
 
-pytestmark = pytest.mark.skipif(not csrc_loaded(), reason="counted with compiled ops; their definitions are many")
+with_csrc = pytest.mark.skipif(not csrc_loaded(), reason="counted with compiled ops; their definitions are many")
 
 
 def made(topology: Topology, family: str, layers: int, microbatches: int) -> tuple[Counter[str], int]:
@@ -34,6 +34,7 @@ def made(topology: Topology, family: str, layers: int, microbatches: int) -> tup
     return counted.made, waited.times + sum(counted.made[name] for name in WAITS)
 
 
+@with_csrc
 @pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3"])
 def test_a_layer_is_54_operations_forward_and_backward_and_a_step_waits_once(topology: Topology, family: str) -> None:
     # What two layers more take in one micro-batch more: heads, ends and the optimizer cancel.
@@ -44,6 +45,7 @@ def test_a_layer_is_54_operations_forward_and_backward_and_a_step_waits_once(top
     assert more_waits == waits == 1, "the step's: its sums and its gradient's norm"
 
 
+@with_csrc
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_cos_and_sin_are_made_for_all_layers_at_once(topology: Topology, recompute: Recompute, apart: bool) -> None:
