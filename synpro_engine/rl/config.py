@@ -17,6 +17,7 @@ from synpro_engine.sampler import SamplerConfig, SamplingConfig
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
+_CRITICS = _OPTIMIZER.model_copy(update={"lr": 1e-5})
 _SAMPLING = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=2048)
 
 SURROGATE_NAMES = ("clip", "gspo", "cispo", "reinforce")
@@ -35,6 +36,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each published method changes: Shao et al. 2024 (arXiv 2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476),
 GSPO (2507.18071), CISPO (2506.13585), RLOO (2402.14740), REINFORCE++ (2501.03262), PPO (1707.06347)."""
+
+
+def _completed(given: Any, whole: OptimizerConfig) -> Any:
+    """Settings of an optimizer with tuning's in place of what is left out, which would be pretraining's."""
+    return {**whole.model_dump(), **given} if isinstance(given, Mapping) else given
 
 
 class OverlongConfig(Config):
@@ -81,7 +87,7 @@ class LoraConfig(Config):
 class CriticConfig(Config):
     """A model that foretells the reward at each token: the generator's shape and weights, with a head for values."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
+    optimizer: OptimizerConfig = _CRITICS
     train_last_blocks: int | None = Field(default=None, gt=0)
     """Train only so many blocks from the top and the value head; all of it when not given."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -92,6 +98,11 @@ class CriticConfig(Config):
     """Generalised advantage estimation (arXiv 1506.02438): 1 is the return less the value, 0 one step ahead."""
     clip: float | None = Field(default=0.2, gt=0.0)
     """Values are held so near to those of the rollout (PPO's value clipping); None does without."""
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _completes_the_optimizer(cls, value: Any) -> Any:
+        return _completed(value, _CRITICS)
 
 
 class CanaryConfig(Config):
@@ -259,6 +270,11 @@ class TuneConfig(Config):
             return given
         # An unknown name is left to the field, whose message lists the known ones.
         return {**PRESETS.get(str(given.get("algorithm", "grpo")), {}), **given}
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _completes_the_optimizer(cls, value: Any) -> Any:
+        return _completed(value, _OPTIMIZER)
 
     @field_validator("sampling")
     @classmethod

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from synpro_engine.config import UserError, load_config
+from synpro_engine.cycle import load_recipe
 from synpro_engine.dist import Topology
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.reward import Composer
@@ -216,3 +217,12 @@ def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algor
 def test_settings_that_do_not_fit_together_are_refused_by_name(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(TuneConfig, given)
+
+
+def test_what_is_left_out_of_an_optimizer_is_tunings_own() -> None:
+    given = ["tune.rephrase.optimizer={lr: 0.0001}", "tune.rephrase.algorithm=ppo"]
+    tune = load_recipe("smoke", [*given, "tune.rephrase.critic={optimizer: {clip: 2.0}}"]).tune["rephrase"]
+    assert (tune.optimizer.lr, tune.optimizer.beta2, tune.optimizer.weight_decay) == (1e-4, 0.999, 0.0)
+    assert tune.critic is not None
+    critic = tune.critic.optimizer
+    assert (critic.lr, critic.beta2, critic.weight_decay, critic.clip) == (1e-5, 0.999, 0.0, 2.0)
