@@ -29,8 +29,8 @@ class EndpointConfig(Config):
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for one answer, in seconds."""
     tries: int = Field(default=6, gt=0)
-    """Calls for one value before it is given up, where `outage` is `give_up`; with `wait`, of those in a row at which a
-    server fails (5xx) that answers another."""
+    """Calls for one value before it is given up, where `outage` is `give_up`; with `wait` twice as many, in a row, at
+    which a server that answers another question fails (5xx, or what is no JSON)."""
     deadline_s: float = Field(default=600.0, gt=0)
     """Longest wait for the values of one step or batch, in seconds, likewise."""
     unreadable_tries: int = Field(default=2, gt=0)

@@ -26,6 +26,7 @@ COUNTED = ("calls", "kept", "faults", "refused", "unreadable", "missing")
 again; answers that could not be read; values that were given up."""
 _LOOK_S = 0.5
 _TOLD_EVERY_S = 60.0
+_CERTAIN = 2  # times `tries` in a row that a question fails at a service that is well, before it is at fault itself
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -174,15 +175,16 @@ class Calls(Generic[K, V]):
                 reply = service.endpoint.post(path, request, left)
             except CallFault as fault:
                 service.count("unreadable" if fault.unreadable else "faults")
-                tries = config.unreadable_tries if fault.unreadable else config.tries
                 faults, in_row = faults + 1, in_row + 1 if fault.may_be_final else 0
-                if fault.final or (waits and self._is_at_fault(in_row, tries)):
+                if not waits:  # whoever waits has an outage of garbage in mind too
+                    unreadable += fault.unreadable
+                if fault.final or (waits and self._is_at_fault(in_row)):
                     breaker.succeeded()  # the service is well, and the question is not
                     if not refused():
                         self._tell_once(fault)
                     return None
                 breaker.failed(fault.reason, fault.retry_after_s)
-                if not waits and faults >= tries:
+                if not waits and (faults >= config.tries or unreadable >= config.unreadable_tries):
                     return None
                 if not self._pause(max(fault.retry_after_s, backoff_s(faults, service.jitter))):
                     return None
@@ -198,11 +200,13 @@ class Calls(Generic[K, V]):
             request = request if again is None else again()
         return None
 
-    def _is_at_fault(self, in_row: int, tries: int) -> bool:
-        """Whether a question that failed so many times in a row is at fault: whether the service is well, each `tries`.
+    def _is_at_fault(self, in_row: int) -> bool:
+        """Whether a question that failed so many times in a row is at fault: whether the service is well by then.
 
-        It would be waited for as an outage is: for ever, and untold while others are answered.
+        It would be waited for as an outage is: for ever, and untold while others are answered. A service that fails at
+        random, be it three times of ten, hardly ever does so at one question as often as is asked here.
         """
+        tries = _CERTAIN * self._config.tries
         if not in_row or in_row % tries:
             return False
         self._service.count("calls")

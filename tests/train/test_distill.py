@@ -105,18 +105,6 @@ def test_a_run_learns_from_a_finished_one_and_is_stale_when_that_is_another(
     assert "--redo" in capsys.readouterr().err
 
 
-def test_a_run_goes_on_though_its_teacher_was_moved(topology: Topology, tmp_path: Path) -> None:
-    teachers = [build_model(shape(), topology, seed=5)]
-    config = TRAINED.model_copy(update={"distill": DistillConfig(teachers=("one",))})
-    with pytest.raises(Killed):
-        train(topology, tmp_path, config, die_before=3, teachers=teachers)
-    moved, other = (config.model_copy(update={"distill": DistillConfig(teachers=(name,), share=share)})
-                    for name, share in (("two", 0.5), ("one", 0.4)))  # fmt: skip
-    with pytest.raises(UserError, match=r"belongs to a run of other settings: `distill\.share`"):
-        train(topology, tmp_path, other, teachers=teachers)
-    assert train(topology, tmp_path, moved, teachers=teachers).step == 6
-
-
 def test_teachers_that_do_not_fit_are_refused_by_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "smoke", "--dir", str(tmp_path / "one"), *SMALL]) == 0
     place = str(tmp_path / "one" / "pretrain")
@@ -148,3 +136,15 @@ def test_teachers_that_do_not_fit_are_refused_by_the_key(tmp_path: Path, capsys:
 def test_settings_that_do_not_fit_are_refused(settings: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         load_recipe("smoke", ["pretrain.distill.teachers=[a]", *settings])
+
+
+def test_a_run_goes_on_though_its_teacher_was_moved(topology: Topology, tmp_path: Path) -> None:
+    teachers = [build_model(shape(), topology, seed=5)]
+    config = TRAINED.model_copy(update={"distill": DistillConfig(teachers=("one",))})
+    with pytest.raises(Killed):
+        train(topology, tmp_path, config, die_before=3, teachers=teachers)
+    moved, other = (config.model_copy(update={"distill": DistillConfig(teachers=(name,), share=share)})
+                    for name, share in (("two", 0.5), ("one", 0.4)))  # fmt: skip
+    with pytest.raises(UserError, match=r"belongs to a run of other settings: `distill\.share`"):
+        train(topology, tmp_path, other, teachers=teachers)
+    assert train(topology, tmp_path, moved, teachers=teachers).step == 6

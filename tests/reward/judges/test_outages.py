@@ -105,13 +105,13 @@ def test_a_question_that_a_sound_server_always_fails_at_is_missing_and_holds_up_
         FAULTS[name](handler, body) if "Bad" in body["messages"][0]["content"] else handler.write("5")
 
     server.answer, end = answer, time.monotonic() + 5.0
-    patient = server.judge(outage="wait", tries=3, unreadable_tries=3)
+    patient = server.judge(outage="wait", tries=2)
     for others in ([], ["One.", "Two."]):  # after a restart the others are known, and the question alone is asked
         asking = client(patient, asked_to_stop=lambda: time.monotonic() > end)
         *values, bad = asking.values(texts(*others, "Bad."))
         assert values == [5.0] * len(others) and math.isnan(bad)
         assert asking.service.counts["refused"] == asking.service.counts["missing"] == 1
-        assert asking.service.counts["calls"] == len(others) + 3 + 1, "one more to see that the server is well"
+        assert asking.service.counts["calls"] == len(others) + 4 + 1, "one more to see that the server is well"
     assert capfd.readouterr().err.count("a question was refused") == 2
 
 

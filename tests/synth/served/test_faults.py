@@ -113,7 +113,7 @@ def test_a_prompt_that_a_sound_server_always_fails_at_ends_the_generation(server
         (answer if body["max_tokens"] == 1 else FAULTS["500"])(handler, body)
 
     server.answer = fail
-    producer = producer_for(server, tries=2)
+    producer = producer_for(server, tries=1)
     generator_of(producer).service.asked_to_stop = lambda: len(server.calls) > 6
     with pytest.raises(UserError, match=r"`generate\.server`: .*refuses a prompt \(HTTP 500: .*what is done is kept"):
         producer.batch(ITEMS[:1])
