@@ -169,8 +169,10 @@ def _what_changed(stage: Stage, manifest: Manifest, parents: Mapping[str, str]) 
     if manifest.config != _plain(stage.config):
         return "its settings follow from stages that were made anew"
     # Such as one that was deleted to save room: training is another one each time, if only by its log.
-    others = [name for name, content in parents.items() if manifest.parents.get(name) != content]
-    return f"was made from another {others[0]}, which was missing and has been made anew"
+    for name, content in parents.items():
+        if manifest.parents.get(name) != content:
+            return f"was made from another {name}, which was missing and has been made anew"
+    return f"was made from more than it would be now ({', '.join(sorted(manifest.parents.keys() - parents))})"
 
 
 def _finish(directory: Path, stage: Stage, seconds: float) -> None:

@@ -12,7 +12,7 @@ from synpro_engine.data.documents import (
     read_documents,
     read_placed_documents,
 )
-from synpro_engine.data.eval_batches import Anew, eval_windows, reference_windows
+from synpro_engine.data.eval_batches import EvalBatches, eval_windows, reference_windows
 from synpro_engine.data.hashing import stable_hash, stable_permutation
 from synpro_engine.data.hf_tokenizer import HFTokenizer
 from synpro_engine.data.loader import TokenLoader, TokenOrigin
@@ -44,7 +44,6 @@ from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE
 
 __all__ = [
-    "Anew",
     "BadDocument",
     "Batch",
     "Blend",
@@ -52,6 +51,7 @@ __all__ = [
     "CurriculumConfig",
     "Document",
     "DocumentWriter",
+    "EvalBatches",
     "HFTokenizer",
     "IGNORE",
     "PromptedConfig",

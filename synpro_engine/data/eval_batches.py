@@ -47,7 +47,7 @@ def eval_windows(
 
 
 @dataclass(frozen=True)
-class Anew:
+class EvalBatches:
     """Batches that are made anew at each pass through them: held-out text may be more than memory holds."""
 
     make: Callable[[], Iterator[Batch]]

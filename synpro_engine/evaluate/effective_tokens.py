@@ -62,11 +62,13 @@ class Multiple:
     """Ends of the 95 % interval, over seeds of the curve and of what is held to it."""
 
     def told(self, curve: UniqueCurve) -> str:
-        """As text: `1.84 (1.62 to > 8)`; of the curve's smallest size itself `1`."""
+        """As text: `1.84 (1.62 to > 8)`; `1.84 (one seed)`, which has no interval; of the smallest size itself `1`."""
         if self.low == self.high == 1:
             return "1"
         value, low, high = (_told(each, curve) for each in (self.value, self.low, self.high))
-        return f"{value} ({low} to {high})"
+        # On the curve seeds differ: an end that is the other one is one seed's, of the curve's too.
+        alone = self.low == self.high and 0 < self.low < math.inf
+        return f"{value} (one seed)" if alone else f"{value} ({low} to {high})"
 
 
 def _told(multiple: float, curve: UniqueCurve) -> str:

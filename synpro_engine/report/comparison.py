@@ -12,15 +12,13 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from synpro_engine.config import brief
 from synpro_engine.evaluate import Diversity
 from synpro_engine.report import svg
 from synpro_engine.report.compared_run import ComparedRun
 from synpro_engine.report.data import Section
 from synpro_engine.report.looks import legend_label, look_of
-from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds
+from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds, standard_error
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
 from synpro_engine.report.svg import Panel
 
@@ -234,7 +232,7 @@ def _curves_of(arm: str) -> Callable[[ComparedRun], list[Curve]]:
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return MISSING
-    error = f" ± {fixed(float(np.std(values, ddof=1)) / len(values) ** 0.5)} ({len(values)})" if len(values) > 1 else ""
+    error = f" ± {fixed(standard_error(values))} ({len(values)})" if len(values) > 1 else ""
     return fixed(fmean(values)) + error
 
 

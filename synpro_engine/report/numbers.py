@@ -4,6 +4,9 @@ A missing number is an en dash; a number that is not finite is shown as what it 
 """
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 MISSING = "–"
 
@@ -40,6 +43,11 @@ def fixed(value: float | None, digits: int = 4) -> str:
     if value is None:
         return MISSING
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else str(value)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of two or more values; NaN where one of them is, which `statistics.stdev` does not take."""
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
 def signed(value: float | None, digits: int = 4) -> str:

@@ -73,6 +73,8 @@ def test_a_finished_stage_is_not_replaced_because_what_it_was_made_from_was_dele
     assert log.worked == ["first", "second"] and (tmp_path / "deep" / "second" / "trail").read_text() == "b"
     run_stages(tmp_path, other, topology, redo=True)
     assert log.worked == ["first", "second", "second"]
+    with pytest.raises(UserError, match=r"deep/second: was made from more than it would be now \(first\); --redo"):
+        run_stages(tmp_path, [other[0], replace(other[1], parents=())], topology)
 
 
 def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.stitching import stretches
 from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
 from synpro_engine.data import (
-    Anew,
     Curriculum,
     CurriculumConfig,
+    EvalBatches,
     TokenCorpus,
     Tokenizer,
     TokenLoader,
@@ -170,10 +170,10 @@ def _head(corpus: TokenCorpus, tokens: int) -> TokenCorpus:
 
 def held_out_batches(
     tokens: Path, name: str, seq_len: int, rows: int, topology: Topology, *, separate_documents: bool
-) -> Anew:
+) -> EvalBatches:
     """This rank's batches, of `rows` windows, of held-out text by the name of its shards; each target is there once."""
     corpus, dp = open_shards(measured_path(tokens, name), open_tokenizer(tokens, topology)), topology.dp
-    return Anew(
+    return EvalBatches(
         partial(
             eval_windows, corpus, seq_len,
             batch_size=rows, dp_rank=dp.rank, dp_size=dp.size, separate_documents=separate_documents,

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from math import nan
 from statistics import fmean
 
-import numpy as np
-
 from synpro_engine.evaluate import bits_per_byte
 from synpro_engine.report import svg
 from synpro_engine.report.looks import look_of
+from synpro_engine.report.numbers import standard_error
 from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_loss_axes
 from synpro_engine.report.svg import Panel
 
@@ -102,8 +101,7 @@ class Arms:
         for (name, text), by_seed in losses.items():
             base = losses.get((self.compared_with or "", text), {})
             pairs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base and name != self.compared_with]
-            # Not by `statistics.stdev`, which NaN breaks.
-            error = float(np.std(pairs, ddof=1)) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+            error = standard_error(pairs) if len(pairs) > 1 else None
             mean = fmean(pairs) if pairs else None
             found.append(Compared(name=name, text=text, by_seed=by_seed, difference=mean, error=error))
         return found
