@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from benchmarks.common.harness import Timing
 from benchmarks.common.processes import command
 from benchmarks.common.records import Ask, Row
+from benchmarks.gpu_acceptance.layouts import LAYOUTS
 from benchmarks.linear_logprob.asks import asks
 from synpro_kernels.common.triton_status import triton_status
 
 Record = Mapping[str, Any]
+_COPIES, _LAYOUTS = "benchmarks.gpu_acceptance.copies", "benchmarks.gpu_acceptance.layouts"
 
 
 class Line(NamedTuple):
@@ -68,6 +70,11 @@ class Part:
 
 def _ran(module: str, *arguments: str, **variables: str) -> Program:
     return Program(command(module, *arguments), variables)
+
+
+def _ranks(count: int, module: str, *arguments: str) -> Program:
+    """The same on so many GPUs of this machine."""
+    return _ran("torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", module, *arguments)
 
 
 def _interpreted(place: Place) -> dict[str, str]:
@@ -168,9 +175,18 @@ def _copies(place: Place) -> list[Program]:
     # Less vocabulary: drawing it on the CPU would take longer than the steps.
     tiny = ("--recipe", "smoke") if place.dry else ("model.layers=8", "model.vocab_size=16384")
     options = (*tiny, "pretrain.in_run=null", "--folder", str(place.folder), *place.output("copies"))
-    of_two = ("--standalone", "--nproc-per-node", "2", "-m", "benchmarks.gpu_acceptance.copies", *options)
-    alone = _ran("benchmarks.gpu_acceptance.copies", *options)
-    return [alone, _ran("torch.distributed.run", *of_two)] if place.dry or place.gpus > 1 else [alone]
+    programs = [_ran(_COPIES, *options), _ranks(2, _COPIES, *options)]
+    return programs if place.dry or place.gpus > 1 else programs[:1]
+
+
+def _layouts(place: Place) -> list[Program]:
+    tiny = ("--recipe", "smoke", "model.layers=4", "pretrain.micro_batch=1") if place.dry else ()
+    folder = str(place.folder / "layouts-checkpoints")
+    options = (*tiny, "pretrain.in_run=null", "--folder", folder, *place.output("layouts"))
+    # On a CPU two of a kind: the others are held by tests there.
+    asked = {2: LAYOUTS[2][:2]} if place.dry else {n: more for n, more in LAYOUTS.items() if n <= place.gpus}
+    others = [_ranks(count, _LAYOUTS, *options, *layout) for count, more in asked.items() for layout in more]
+    return [_ran(_LAYOUTS, *options), *others]
 
 
 def _checkpoint(place: Place) -> list[Program]:
@@ -280,6 +296,16 @@ def _of_copies(records: Sequence[Record], log: str) -> Iterator[Line]:
             yield Line(f"{way}, copied", f"{record['bytes'] / record['seconds'] / 1e9:.2f}", "GB/s")
 
 
+def _of_layouts(records: Sequence[Record], log: str) -> Iterator[Line]:
+    several = [one for one in records if one["ranks"] > 1]
+    for record in several:
+        what = f"{record['layout']}, {record['optimizer']}"
+        first = f"{record['apart']['first step']:.1g} apart in the first step"
+        yield Line(what, "-", record["wrong"] or first, "as on one", "NO" if record["wrong"] else "yes")
+    if records and not several:
+        yield Line("layouts", "-", "there is one GPU")
+
+
 def _of_checkpoint(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
         for what in ("save", "load"):
@@ -313,6 +339,7 @@ PARTS = {
     "copies": Part(
         about="steps while activations, checkpoints, models and weights are copied", programs=_copies, lines=_of_copies
     ),
+    "layouts": Part(about="steps in each layout of 2, 4 and 8 GPUs beside one", programs=_layouts, lines=_of_layouts),
     "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
     "smoke": Part(about="the whole cycle in bf16, on 1 GPU and on 2", programs=_smoke, lines=_of_smoke),
     "checkpoint": Part(about="synpro-400m saved and loaded", programs=_checkpoint, lines=_of_checkpoint),

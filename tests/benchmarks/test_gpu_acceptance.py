@@ -1,6 +1,7 @@
 """What a GPU machine is asked runs here at tiny shapes; a part that fails, hangs or cannot run loses no other."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 
 from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance import __main__ as program
-from benchmarks.gpu_acceptance import copies, races
+from benchmarks.gpu_acceptance import copies, layouts, races
 from benchmarks.gpu_acceptance.parts import PARTS, Line, Part, Place, Program
 from benchmarks.gpu_acceptance.runner import kept, run
 from benchmarks.kernels.case import SIZES
@@ -22,7 +23,9 @@ from benchmarks.kernels.cases import cases
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.layouts import check_recipe
+from synpro_engine.dist import Layout
 from synpro_engine.model import offload
+from synpro_engine.model.config import check_layout
 
 WHERE = {"device": "here", "commit": "abc"}
 QUICK = ("decode", "checkpoint")
@@ -137,6 +140,37 @@ def test_a_way_is_wrong_by_its_weights_and_by_memory_that_it_does_not_save() -> 
     assert copies.held(run(float("nan")), {}, alike)["wrong"] and copies.held(run(1.01), {}, alike)["wrong"]
     assert not copies.held(run(1.01), {}, [run(1.0), run(0.99)])["wrong"], "sums in any order"
     assert copies.held(run(1.0), {"wrong": "a fault"}, alike)["wrong"] == "a fault"
+
+
+def test_a_layout_whose_first_step_is_not_that_of_one_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", "smoke", "pretrain.micro_batch=1", "model.layers=1", "--folder", str(tmp_path)]
+    assert layouts.main([*options, "--output", str(tmp_path / "rows.jsonl")]) == 0
+    records = read_lines(tmp_path / "rows.jsonl")
+    assert [(record["optimizer"], set(record["apart"].values())) for record in records] == [
+        ("adamw", {0.0}), ("muon", {0.0}),
+    ]  # fmt: skip
+    [line] = PARTS["layouts"].lines(records, "")
+    assert line.unit == "there is one GPU" and not line.reached
+    steps = records[0]["steps"]
+    straight = "straight on"
+    behind = {straight: steps[1], "elsewhere": [value * 1.1 for value in steps[1]]}
+    assert layouts.held(steps, steps, behind)["wrong"] == "the step elsewhere 0.1 apart"
+    off = [[value * 1.001 for value in step] for step in steps]
+    assert layouts.held(off, steps, {straight: steps[1]})["wrong"] == "first step 0.001 apart"
+    assert layouts.held([[math.nan] * 2] * 3, steps, {straight: steps[1]})["wrong"].endswith("later steps nan apart")
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_every_layout_that_is_asked_of_so_many_gpus_is_one_of_its_recipe(gpus: int, tmp_path: Path) -> None:
+    programs = PARTS["layouts"].programs(Place(dry=False, folder=tmp_path, gpus=gpus))
+    asked = [list(one.arguments) for one in programs]
+    assert len(asked) == 1 + sum(len(more) for count, more in layouts.LAYOUTS.items() if count <= gpus)
+    for words in asked[1:]:
+        ranks = int(words[words.index("--nproc-per-node") + 1])
+        recipe = load_recipe("quickstart", [word for word in words if "=" in word])
+        check_layout(recipe.model, Layout.of(recipe.parallel, ranks))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
