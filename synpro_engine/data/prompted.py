@@ -25,7 +25,7 @@ from synpro_engine.data.tokenizer import Tokenizer
 class PromptedConfig(ReadConfig):
     """How records of prompt and response are read. Which of the three forms a record has is seen by its fields."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"choices_field", "gold_field", "labels_field"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"choices_field", "gold_field", "labels_field", "prompts_field"})
 
     prompt_field: str = Field(default="prompt", min_length=1)
     """Where a record holds what is given: a name or a dotted path, as `inputs` in FLAN's."""
@@ -41,13 +41,16 @@ class PromptedConfig(ReadConfig):
     labels_field: str | None = Field(default=None, min_length=1)
     """Where it holds the answers' labels, in their order, by which `gold_field` then says it: `choices.label` in ARC's,
     whose `answerKey` is `A` or `1`."""
+    prompts_field: str = Field(default="prompts", min_length=1)
+    """Where it may hold a prompt for each answer in place of one for all, as WinoGrande's whose answers are two ways to
+    fill a blank, and what follows is asked behind each."""
     joiner: str = "\n"
     """What stands between prompt and response, and between the turns of a conversation; a part of what is before it."""
 
     @model_validator(mode="after")
     def _what_goes_with_choices_has_them(self) -> Self:
         fields = type(self).model_fields
-        for name in ("labels_field", "gold_field") if self.choices_field is None else ():
+        for name in ("labels_field", "gold_field", "prompts_field") if self.choices_field is None else ():
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name}: goes with `choices_field`, which names the answers")
         return self
@@ -70,20 +73,23 @@ class Task:
     """Of a multiple-choice question: all of its answers."""
     gold: int = 0
     """The number of the right one, from 0."""
+    prompts: tuple[str, ...] = ()
+    """What each answer stands behind, where that is not the same for all."""
 
     def count(self, tokenizer: Tokenizer) -> int:
         """Tokens of the whole task, with its end."""
         return sum(map(len, self._encoded(tokenizer))) + 1
 
-    def encode_answers(self, tokenizer: Tokenizer) -> tuple[list[int], list[list[int]]]:
-        """Of a multiple-choice question: the ids of what is given, and of each answer behind it."""
-        return encode_answers(tokenizer, "".join(part.text for part in self.parts if not part.learnt), self.choices)
+    def encode_answers(self, tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+        """Of a multiple-choice question: for each answer the ids of what is given, and of itself behind that."""
+        given = "".join(part.text for part in self.parts if not part.learnt)
+        prompts = self.prompts or (given,) * len(self.choices)
+        return encode_answers(tokenizer, list(zip(prompts, self.choices, strict=True)))
 
     def _encoded(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Ids of each part; the right answer's are those that it is asked by."""
         if self.choices:
-            prompt, answers = self.encode_answers(tokenizer)
-            return [prompt, answers[self.gold]]
+            return list(self.encode_answers(tokenizer)[self.gold])
         return encode_parts(tokenizer, [part.text for part in self.parts])
 
     def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
@@ -121,6 +127,7 @@ def read_tasks(
         nested = (
             (reading.choices_field,) if reading.labels_field is None else (reading.choices_field, reading.labels_field)
         )
+        nested = (*nested, reading.prompts_field)
         fields = (reading.prompt_field, reading.gold_field, *nested)
 
     def task(id: str, content: dict[str, Any]) -> Task:
@@ -136,15 +143,29 @@ def read_tasks(
 def _question(id: str, fields: dict[str, Any], reading: PromptedConfig) -> Task:
     name = reading.choices_field
     assert name is not None
-    choices = tuple(_answer(text, f"{name}[{at}]") for at, text in enumerate(_list(fields, name)))
+    choices = _texts(fields, name)
     if len(choices) < 2:
         raise Fault("missing field", f"`{name}` has {len(choices)} answers; there must be two or more to choose from")
     gold = _gold(fields, reading, len(choices))
-    prompt = text_at(fields, reading.prompt_field, "prompt_field")
-    return Task(id, (Part(prompt + reading.joiner, False), Part(choices[gold], True)), choices, gold)
+    prompts = tuple(prompt + reading.joiner for prompt in _prompts(fields, reading.prompts_field, len(choices)))
+    given = prompts[gold] if prompts else text_at(fields, reading.prompt_field, "prompt_field") + reading.joiner
+    return Task(id, (Part(given, False), Part(choices[gold], True)), choices, gold, prompts)
 
 
-def _answer(text: object, path: str) -> str:
+def _prompts(fields: dict[str, Any], name: str, answers: int) -> tuple[str, ...]:
+    """What each answer stands behind; nothing where the record has one prompt for all."""
+    prompts = _texts(fields, name) if has(fields, name) else ()
+    if prompts and len(prompts) != answers:
+        why = f"`{name}` has {len(prompts)} texts for {answers} answers; `prompts_field` names another field"
+        raise Fault("wrong type", why)
+    return prompts
+
+
+def _texts(fields: dict[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(_text(text, f"{name}[{at}]") for at, text in enumerate(_list(fields, name)))
+
+
+def _text(text: object, path: str) -> str:
     if not isinstance(text, str):
         raise Fault("wrong type", f"`{path}` must be a string, found {type(text).__name__}")
     return checked(text, path)

@@ -31,18 +31,22 @@ def encode_parts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [whole[begin:end] for begin, end in pairwise([*borders, len(whole)])]
 
 
-def encode_answers(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """The ids of a prompt, and of each answer behind it; all answers have the same of the prompt's blanks.
+def encode_answers(tokenizer: Tokenizer, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """The ids of each prompt and of the answer behind it; all answers have the same of their prompts' blanks.
 
     Otherwise some would be scored with the blank before them and some without. Where `encode_parts` tokenises apart,
     so does this.
     """
-    whole = [tokenizer.encode(prompt + answer) for answer in answers]
-    for cut in _cuts(prompt, len(prompt)):
-        ids = tokenizer.encode(prompt[:cut])
-        if all(one[: len(ids)] == ids != one for one in whole):
-            return ids, [one[len(ids) :] for one in whole]
-    return tokenizer.encode(prompt), [tokenizer.encode(answer) for answer in answers]
+    whole = [tokenizer.encode(prompt + answer) for prompt, answer in asked]
+    prompts = list(dict.fromkeys(prompt for prompt, _ in asked))  # which is one, but of few tasks
+    shortest = min(prompts, key=lambda prompt: len(prompt) - len(prompt.rstrip()))
+    for cut in _cuts(shortest, len(shortest)):
+        blanks = len(shortest) - cut
+        before = {prompt: tokenizer.encode(prompt[: len(prompt) - blanks]) for prompt in prompts}
+        given = [before[prompt] for prompt, _ in asked]
+        if all(one[: len(ids)] == ids != one for ids, one in zip(given, whole, strict=True)):
+            return [(ids, one[len(ids) :]) for ids, one in zip(given, whole, strict=True)]
+    return [(tokenizer.encode(prompt), tokenizer.encode(answer)) for prompt, answer in asked]
 
 
 def _borders(

@@ -67,7 +67,7 @@ def _rows(asked: QuestionSet, seq_len: int, rank: int, ranks: int) -> Iterator[_
         question = asked.questions[number]
         for choice, answer in enumerate(question.choices):
             # One id more than a window has inputs: the last is a target alone.
-            ids = [asked.start_id, *question.prompt, *answer][-(seq_len + 1) :]
+            ids = [asked.start_id, *question.before(choice), *answer][-(seq_len + 1) :]
             yield _Row(number, choice, ids, len(answer))
 
 

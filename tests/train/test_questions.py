@@ -38,9 +38,12 @@ def questions(count: int = 7) -> QuestionSet:
     for number in range(count):
         choices = tuple(ids(1 + (number + at) % 4) for at in range(2 + number % 3))
         size = tuple(3 * len(choice) + at for at, choice in enumerate(choices))
-        prompt = ids(40 if number == 2 else 2 + number)
+        gold = number % len(choices)
+        # Of the fourth each answer has its own prompt.
+        prompts = tuple(ids(3 + at) for at in range(len(choices))) if number == 3 else ()
+        prompt = prompts[gold] if prompts else ids(40 if number == 2 else 2 + number)
         made.append(
-            ChoiceQuestion(id=str(number), prompt=prompt, choices=choices, utf8_bytes=size, gold=number % len(choices))
+            ChoiceQuestion(id=str(number), prompt=prompt, choices=choices, utf8_bytes=size, gold=gold, prompts=prompts)
         )
     return QuestionSet(tuple(made), start_id=0)
 
@@ -65,8 +68,9 @@ def test_answers_are_those_of_each_answer_by_itself_behind_the_end_of_its_prompt
         model = build_model(SHAPE, topology, seed=3)
         for question in questions().questions:
             nats = []
-            for choice in question.choices:
-                row = torch.tensor([0, *question.prompt, *choice][-17:])
+            for at, choice in enumerate(question.choices):
+                before = question.prompts[at] if question.prompts else question.prompt
+                row = torch.tensor([0, *before, *choice][-17:])
                 hidden = model.hidden(row[None, :-1])
                 logprobs = model.logprobs_from_hidden(hidden, row[None, 1:], temperature=1.0).logprob[0]
                 nats.append(-float(logprobs[-len(choice) :].double().sum()))
