@@ -271,18 +271,20 @@ def load_checkpoint(
     taken = {} if stored.engine is None else stored.engine.averages
     chosen = chosen_weights(path, manifest, taken, weights)
     # From here on the memory of model and optimizer is filled in place: what can be refused has been refused by now.
-    pieces = model_pieces(model)
+    # Two groups: of an average both the weights and their masters are read from the same places.
+    groups = [model_pieces(model)]
     if engine is not None:
         kept = taken if with_optimizer and chosen == "raw" else {}
         for name, average in engine.averages.items():
             average.taken = kept.get(name, 0)
     if engine is not None and with_optimizer:
-        pieces += optimizer_pieces(model, engine.optimizer)
-        pieces += average_pieces(model, engine.optimizer, engine.averages)
+        averages = average_pieces(model, engine.optimizer, engine.averages)
+        groups.append(optimizer_pieces(model, engine.optimizer) + averages)
     if chosen != "raw":
-        pieces = averaged(pieces, chosen, on_main(topology, lambda: list(StoredTensors(path / STATE))))
+        stored_keys = on_main(topology, lambda: list(StoredTensors(path / STATE)))
+        groups = [averaged(pieces, chosen, stored_keys) for pieces in groups]
     # No rank may fail alone here: the others would wait for it in the next collective.
-    on_every_rank(topology, lambda: read_pieces(path / STATE, pieces))
+    on_every_rank(topology, lambda: read_pieces(path / STATE, *groups))
     if engine is not None and stored.engine is not None and with_optimizer:
         # Steps and updates are two counts: a skipped step moves schedule and data, but not AdamW's bias correction.
         set_updates_made(engine.optimizer, stored.engine.updates)

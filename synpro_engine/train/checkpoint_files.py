@@ -68,22 +68,30 @@ class Share:
         self._writer.write_index(rows)
 
 
-def read_pieces(directory: Path, pieces: Sequence[Piece]) -> None:
-    """Fill `pieces` from the checkpoint in `directory`; no communication.
+def read_pieces(directory: Path, *groups: Sequence[Piece]) -> None:
+    """Fill the pieces of all `groups` from the checkpoint in `directory`, one group behind another; no communication.
 
+    Within a group no two may be of one place; those of different groups may, and each is filled.
     Raises UserError for files that are damaged, that could run code or leave the directory, or that lack a tensor or
     have it in another shape.
     """
-    _read(directory, read_index(directory), pieces)
-
-
-def _read(directory: Path, index: Metadata, pieces: Sequence[Piece]) -> None:
+    index = read_index(directory)
     # All are looked up before the first is read, so that a checkpoint of another model leaves the memory as it is.
+    for pieces in groups:
+        _look_up(directory, index, pieces)
+    for pieces in groups:
+        _read(directory, index, pieces)
+
+
+def _look_up(directory: Path, index: Metadata, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         stored: Any = index.state_dict_metadata.get(piece.key)
         if stored is None or tuple(stored.size) != piece.shape:
             difference = "is missing" if stored is None else f"has shape {tuple(stored.size)} there, {piece.shape} here"
             raise UserError(f"{directory.parent}: does not fit what it is loaded into ({piece.key} {difference})")
+
+
+def _read(directory: Path, index: Metadata, pieces: Sequence[Piece]) -> None:
     # What `dcp.load` does on one process; its way to leave other ranks out of it differs from version to version.
     reader, planner = dcp.FileSystemReader(directory), _LoadPlanner(pieces)
     planner.set_up_planner({}, index)
@@ -184,7 +192,9 @@ class _SavePlanner(dcp.DefaultSavePlanner):
     def __init__(self, pieces: Sequence[Piece], make: Callable[[str], Tensor] | None = None) -> None:
         super().__init__(flatten_state_dict=False)
         self._make = make
-        self._pieces = {_place(piece): piece for piece in pieces if piece.saves}
+        saved = [piece for piece in pieces if piece.saves]
+        self._pieces = {_place(piece): piece for piece in saved}
+        assert len(self._pieces) == len(saved), "two pieces of one place"
         self._data: Mapping[MetadataIndex, Tensor] = {place: piece.data for place, piece in self._pieces.items()}
 
     def create_local_plan(self) -> SavePlan:
@@ -214,6 +224,8 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
     def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__(flatten_state_dict=False)
         self._pieces = {_place(piece): piece for piece in pieces}
+        # torch tells pieces apart by their places: of two at one, the other's memory would be left as it was.
+        assert len(self._pieces) == len(pieces), "two pieces of one place"
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None

@@ -155,6 +155,8 @@ def test_a_checkpoint_gives_the_weights_that_are_asked_for(
     later = engine_of(topology, seed=5, dtype=dtype, trainable=trainable)
     load_checkpoint(tmp_path / "c", later.model, later)
     assert torch.equal(masters(later), engine.averages["ema"].memory)
+    with engine.holding("ema"):
+        assert equal(weights(later), weights(engine))
     assert [average.taken for average in later.averages.values()] == [0, 0] and later.step_index == 4
 
 
@@ -252,6 +254,24 @@ def run_layouts(names: list[str], directory: Path, ports: list[int]) -> dict[str
             save_checkpoint(directory / f"{name} later", later)
             found[name] = (held, held_loss)
     return found
+
+
+def begin_from_an_average(directory: Path, port: int) -> bool:
+    """Whether an engine's weights are those of a model that is loaded alone; asserts that a parameter is cut."""
+    shape = ModelConfig(family="olmo2", **SHAPE).model_copy(update={"layers": 3})
+    with job(LAYOUTS["DP2"], port) as topology:
+        engine, later = (engine_of(topology, seed=seed, config=shape) for seed in (0, 8))
+        assert any(0 < s.stop - s.start < s.parameter.numel() for s in owned_shards(engine.optimizer))
+        train(engine, range(2))
+        save_checkpoint(directory, engine)
+        plain = build_model(shape, topology, seed=None)
+        load_checkpoint(directory, plain, weights="ema")
+        load_checkpoint(directory, later.model, later, weights="ema")
+        return equal(weights(later), list(plain.parameters()))
+
+
+def test_a_weight_is_read_whole_from_an_average_of_which_a_rank_owns_a_part(tmp_path: Path) -> None:
+    assert run_ranks(begin_from_an_average, 2, directory=tmp_path / "c", port=free_ports(1)[0]) == [True, True]
 
 
 def near(key: str) -> float:

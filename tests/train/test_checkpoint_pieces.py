@@ -15,7 +15,8 @@ from synpro_engine.dist import ParallelConfig, hashing, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
+from synpro_engine.train.checkpoint import STATE, load_checkpoint, save_checkpoint
+from synpro_engine.train.checkpoint_files import read_pieces
 from synpro_engine.train.checkpoint_pieces import model_pieces, optimizer_pieces
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
@@ -41,6 +42,16 @@ def test_rectangles_cover_a_range_once_and_in_order(shape: tuple[int, ...]) -> N
 
 def test_an_empty_range_has_no_rectangle() -> None:
     assert not list(rectangles((3, 4), 5, 5)) and not list(rectangles((3, 4), 6, 2))
+
+
+def test_two_pieces_of_one_place_are_refused_and_not_one_of_them_left_unread(tmp_path: Path) -> None:
+    with launched(ParallelConfig()) as topology:
+        model = build_model(SHAPE, topology)
+        save_checkpoint(tmp_path / "c", model)
+        pieces = model_pieces(model)
+        read_pieces(tmp_path / "c" / STATE, pieces, [pieces[0]])
+        with pytest.raises(AssertionError, match="two pieces of one place"):
+            read_pieces(tmp_path / "c" / STATE, [*pieces, pieces[0]])
 
 
 def share_of_work(directory: Path, port: int, tp: int) -> dict[str, int]:
