@@ -9,6 +9,7 @@ from synpro_engine.evaluate.divergence import Divergences, divergences
 from synpro_engine.evaluate.diversity import Diversity, common_words, measure_diversities, measure_diversity
 from synpro_engine.evaluate.efficiency import Efficiency, EfficiencyConfig, data_efficiency
 from synpro_engine.evaluate.overlap import Overlap, measure_overlap
+from synpro_engine.evaluate.self_bleu import self_bleu
 
 __all__ = [
     "Divergences",
@@ -23,6 +24,7 @@ __all__ = [
     "measure_diversities",
     "measure_diversity",
     "measure_overlap",
+    "self_bleu",
 ]
 
 

@@ -7,6 +7,7 @@ Standard measures, each blind to something:
 - compression ratio (Shaib et al., arXiv 2403.00553): bytes / zlib bytes. It sees repetition within 32 KiB only.
 - overlap: the share of a text's n-grams that occur anywhere in the organic text. 1.0 is a copy, in any order.
 - repetition between texts: the share of their n-grams that another of them has too. It rises with their number.
+- self-BLEU (Zhu et al., arXiv 1802.01886): each text held by BLEU-4 against the others (`self_bleu`).
 - divergence from held-out organic text, both ways, by a small model of words (`divergence`).
 - perplexity under the model at the plateau, beside that of held-out organic text in pieces of the same lengths: below
   it a text is what the model finds likely already, far above it off the distribution (Shumailov et al., as below).
@@ -25,6 +26,7 @@ from itertools import islice
 import numpy as np
 
 from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
+from synpro_engine.evaluate.self_bleu import self_bleu
 
 BLOCK_WORDS = 2_000
 COMMON_SHARE = 0.9
@@ -48,6 +50,7 @@ class Diversity:
     overlap_4: float | None = None  # None also where there was no organic text to compare with
     overlap_8: float | None = None
     repeated_8: float | None = None
+    self_bleu: float | None = None  # None also where there are not two texts with words
     rare_words: float | None = None  # None also where the organic text's common words were not given
     kl_to_organic: float | None = None  # see `divergence`; None also where there was no held-out text to hold it to
     kl_from_organic: float | None = None
@@ -126,6 +129,7 @@ def _diversity(
         overlap_4=overlaps[0],
         overlap_8=overlaps[1],
         repeated_8=_repeated(words, 8),
+        self_bleu=self_bleu(words),
         rare_words=None if common is None or not len(words.keys_N) else float(1 - np.isin(words.keys_N, common).mean()),
     )
 
