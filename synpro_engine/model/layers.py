@@ -78,7 +78,7 @@ class FullWidthRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[s, b, heads on this rank, head_dim] -> the same; computed in fp32."""
-        if self.group.size() == 1 and not x.is_cuda:
+        if self.group.size() == 1:
             return rms_norm(x.flatten(-2), self.weight, self.eps).view_as(x)
         # Squares of bf16 values in bf16 keep 8 bits, and this sum runs over all heads and over ranks.
         flat = x.flatten(-2).float()

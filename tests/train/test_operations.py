@@ -2,14 +2,18 @@
 
 import warnings
 from collections import Counter
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
+from synpro_engine.model.layers import FullWidthRMSNorm
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
@@ -43,6 +47,33 @@ def test_a_layer_is_54_operations_forward_and_backward_and_a_step_waits_once(top
     each = ((deeper.total() - deep.total()) - (more.total() - few.total())) / 2
     assert each <= 54, (deeper - deep) - (more - few)
     assert more_waits == waits == 1, "the step's: its sums and its gradient's norm"
+
+
+class SaidToBeOnCuda(TorchFunctionMode):
+    """Every tensor that is asked says so, and lies where it lies: what branches by the answer goes the GPU's way."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return True if func == torch.Tensor.is_cuda.__get__ else func(*args, **(kwargs or {}))
+
+
+@with_csrc
+@pytest.mark.parametrize("said", [False, True])
+def test_a_norm_of_all_heads_is_as_few_operations_where_tensors_are_said_to_be_on_cuda(
+    topology: Topology, said: bool
+) -> None:
+    shape = ModelConfig(family="olmo2", layers=1, d_model=64, heads=4, kv_heads=4, ffn=96, vocab_size=96, seq_len=64)
+    model = build_model(shape, topology, dtype=torch.bfloat16)
+    norms = [module for chunk in model.chunks for module in chunk.modules() if isinstance(module, FullWidthRMSNorm)]
+    mixed = torch.randn(32, 2, 4, 3 * 16, dtype=torch.bfloat16).requires_grad_()
+    assert len(norms) == 2
+    for norm, of in zip(norms, mixed.chunk(3, -1)[:2], strict=True):
+        upon = torch.ones(32, 2, 4, 16, dtype=torch.bfloat16)
+        with SaidToBeOnCuda() if said else nullcontext(), Counted() as counted:
+            assert of.is_cuda == said
+            torch.autograd.grad(norm(of), [of, norm.weight], upon)
+        names = Counter({name: times for name, times in counted.made.items() if "synpro_csrc" in name})
+        assert names == {"synpro_csrc::rms_norm": 1, "synpro_csrc::rms_norm_backward": 1}
+        assert counted.made.total() <= 4, "beside both a copy of the heads, which lie in a wider product, and its view"
 
 
 @with_csrc
