@@ -23,6 +23,7 @@ from benchmarks.common.environment import QUIET
 from benchmarks.common.processes import command, ends_with_us, variables
 from benchmarks.common.records import read_lines
 from benchmarks.common.tables import aligned, markdown
+from benchmarks.pretrain.contenders import CONTENDERS, OURS
 from synpro_engine.config import UserError
 
 Record = Mapping[str, Any]
@@ -41,7 +42,7 @@ def _kernels(records: Sequence[Record]) -> Iterator[Line]:
 
 def _pretrain(records: Sequence[Record]) -> Iterator[Line]:
     right = [record for record in records if record["status"] == "ok"]
-    for ours in (record for record in right if record["contender"] == "synpro_engine"):
+    for ours in (record for record in right if record["contender"] == OURS):
         for other in (record for record in right if record is not ours and record["case"] == ours["case"]):
             # Of each turn: both stand beside plain PyTorch there, where that could run.
             turns = [a / b for a, b in zip(ours["ratios"], other["ratios"], strict=True)]
@@ -76,6 +77,30 @@ def _optimizer(records: Sequence[Record]) -> Iterator[Line]:
         for ours, other in OPTIMIZERS.items():
             named = f"{ours.removeprefix('engine, ')}, an update of {record['model']}"
             yield named, other, update[other] / update[ours], f"{1e3 * update[ours]:.1f} ms"
+
+
+def absent(of_parts: Mapping[str, Sequence[Record]]) -> str:
+    """One line of the rivals that have no figure, and why; nothing where each has one."""
+    whys: dict[str, dict[str, None]] = {}
+    for name, why in (*_no_op(of_parts.get("kernels", ())), *_no_steps(of_parts.get("pretrain", ()))):
+        whys.setdefault(name, {})[why] = None
+    told = (f"{name} ({'; '.join(of)})" for name, of in whys.items())
+    return f"Without a figure: {', '.join(told)}." if whys else ""
+
+
+def _no_op(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    for record in records:
+        for name, rival in record.get("rivals", {}).items():
+            if rival["ratio"] is None:
+                yield name, f"{record['op']}: {rival['why']}"
+
+
+def _no_steps(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    there = {record["contender"] for record in records}
+    for record in records:
+        if record["status"] != "ok" and record["contender"] != OURS:
+            yield record["contender"], f"{record['status']}: {record['reason']}"
+    yield from ((name, "was not run") for name in CONTENDERS if records and name not in there)
 
 
 def _foreign_share(record: Record) -> float:
@@ -117,10 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts = picked(parser, "--parts", given.parts, PARTS)
             of_parts = {part: measured(part, given.folder) for part in parts}
         lines = [line for part, records in of_parts.items() for line in PARTS[part][2](records)]
-        print("\n".join(aligned([HEADINGS, *map(_cells, lines)], right=range(2, 3))))
+        told = absent(of_parts)
+        print("\n".join([*aligned([HEADINGS, *map(_cells, lines)], right=range(2, 3)), *([told] if told else [])]))
         if given.readme:
-            told = [line for part in IN_README for line in PARTS[part][2](of_parts[part])]
-            renew(given.readme, {"speed": markdown(HEADINGS, map(_cells, told))})
+            shown = [line for part in IN_README for line in PARTS[part][2](of_parts[part])]
+            block = markdown(HEADINGS, map(_cells, shown))
+            renew(given.readme, {"speed": f"{block}\n\n{told}" if told else block})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -157,7 +184,7 @@ def _cells(line: Line) -> tuple[str, str, str, str]:
 
 
 def _is_bad(record: Record) -> bool:
-    ours = record.get("contender", "synpro_engine") == "synpro_engine"
+    ours = record.get("contender", OURS) == OURS
     return bool(record.get("wrong")) or (ours and record.get("status", "ok") != "ok")
 
 

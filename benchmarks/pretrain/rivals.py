@@ -88,10 +88,11 @@ class _Patched:
 
 
 def torchtitan(recipe: Recipe, weights: Weights, topology: Topology) -> Contender:
-    """No step yet: what stands against one."""
+    """No step is written for it, and where it can be imported its row says that; else that it is not there."""
     importlib.import_module("torchtitan")
-    # 0.3: flex or varlen attention, a registry of sizes, and a Trainer that reads its data, devices and mesh itself.
-    raise NotImplementedError("is there, and trains sizes of its own registry under its own launcher, on GPUs alone")
+    # 0.3: a nightly torch, flex or varlen attention, a registry of sizes, and a Trainer that reads its data, devices
+    # and mesh itself.
+    raise NotImplementedError("no step is written for it: it trains sizes of its own registry under its own launcher")
 
 
 def trainer(recipe: Recipe, weights: Weights, topology: Topology) -> Contender:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import suite
+from benchmarks.pretrain.contenders import CONTENDERS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"foreign_cpu_share": 0.0}
@@ -57,7 +58,8 @@ def test_the_table_has_the_ratios_of_every_part(tmp_path: Path, capsys: pytest.C
     readme.write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nbehind\n")
     records = _written(RECORDS, tmp_path / "all.jsonl")
     assert suite.main(["--from", str(records), "--readme", str(readme)]) == 0
-    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()[1:]]
+    *table, told = capsys.readouterr().out.splitlines()
+    rows = [line.split("  ") for line in table[1:]]
     assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
         ["swiglu", "plain PyTorch", "1.25", "1.00 to 2.00; 50% of the limit"],
         ["swiglu", "a rival", "1.50"],
@@ -68,8 +70,14 @@ def test_the_table_has_the_ratios_of_every_part(tmp_path: Path, capsys: pytest.C
         ["adamw, an update of m", "torch.optim.AdamW", "0.50", "20.0 ms"],
         ["muon, an update of m", "torch.optim.Muon and AdamW", "1.20", "50.0 ms"],
     ]
+    rivals = [name for name in CONTENDERS if name not in ("synpro_engine", "plain-pytorch", "transformers")]
+    assert told == (
+        "Without a figure: another (swiglu: is not here), transformers (failed: ?), "
+        + ", ".join(f"{name} (was not run)" for name in rivals) + "."
+    )  # fmt: skip
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("behind\n") and "old" not in text
+    assert f"|\n\n{told}\n<!-- end of speed -->" in text
     assert "| swiglu | plain PyTorch | 1.25 | 1.00 to 2.00; 50% of the limit |" in text
 
 
@@ -77,13 +85,18 @@ def test_the_table_has_the_ratios_of_every_part(tmp_path: Path, capsys: pytest.C
     "fault",
     [
         {"bench": "kernels", "wrong": "no"},
-        {"bench": "pretrain", "status": "wrong"},
-        {"bench": "pretrain", "status": "failed"},
+        {"bench": "pretrain", "status": "wrong", "reason": "?"},
+        {"bench": "pretrain", "status": "failed", "reason": "?"},
     ],
 )
 def test_one_of_ours_that_is_wrong_or_failed_ends_with_1(fault: dict[str, object], tmp_path: Path) -> None:
     records = [{**record, **fault} if record["bench"] == fault["bench"] else record for record in RECORDS]
     assert suite.main(["--from", str(_written(records, tmp_path / "all.jsonl"))]) == 1
+
+
+def test_where_every_rival_has_a_figure_nothing_stands_below(tmp_path: Path) -> None:
+    everyone = [{**_OURS, "contender": name, "ratios": [1.0]} for name in CONTENDERS]
+    assert suite.absent({"pretrain": everyone}) == suite.absent({}) == ""
 
 
 def test_a_part_of_the_readme_without_a_record_ends_with_1(tmp_path: Path) -> None:

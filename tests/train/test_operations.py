@@ -49,11 +49,14 @@ def test_a_layer_is_54_operations_forward_and_backward_and_a_step_waits_once(top
     assert more_waits == waits == 1, "the step's: its sums and its gradient's norm"
 
 
+ASKED: Any = vars(torch._C.TensorBase)["is_cuda"].__get__
+
+
 class SaidToBeOnCuda(TorchFunctionMode):
     """Every tensor that is asked says so, and lies where it lies: what branches by the answer goes the GPU's way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return True if func == torch.Tensor.is_cuda.__get__ else func(*args, **(kwargs or {}))
+        return True if func == ASKED else func(*args, **(kwargs or {}))
 
 
 @with_csrc
