@@ -37,12 +37,15 @@ def interval(found: Mean) -> str:
     return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
 
 
-def multiples(losses: Sequence[float], curve: UniqueCurve | None) -> list[str]:
-    """What losses by seed are worth, in the order of `READINGS`; nothing where the curve has too few sizes so far."""
+def multiples(losses: Sequence[float], curve: UniqueCurve | None, *, paired: bool = False) -> list[str]:
+    """What losses by seed are worth, in the order of `READINGS`; nothing where the curve has too few sizes so far.
+
+    paired: as of `effective_multiple`.
+    """
     readings = READINGS.values()
     if curve is None or len(curve.tokens) < 3:
         return ["" for _ in readings]
-    return [effective_multiple(curve, losses, reading).told(curve) for reading in readings]
+    return [effective_multiple(curve, losses, reading, paired=paired).told(curve) for reading in readings]
 
 
 def on_record(done: Collection[tuple[str, int]], expected: Collection[tuple[str, int]]) -> list[str]:

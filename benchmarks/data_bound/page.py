@@ -10,10 +10,11 @@ from benchmarks.common.multiples import interval, mean, multiples, on_record
 from benchmarks.common.tables import markdown
 from benchmarks.data_bound.arms import ARMS, CURVE, MEMBERS, SWEEPS
 from benchmarks.data_bound.losses import best, best_trial, end, unique_curve
+from synpro_engine.evaluate.effective_tokens import READINGS
 from synpro_engine.report.svg import SERIES
 
 Record = Mapping[str, Any]
-_ENSEMBLE = f"ensemble of {len(MEMBERS)} of these"
+_ENSEMBLE = f"ensemble of {len(MEMBERS)} of these, at their end"
 
 
 def blocks(records: Sequence[Record]) -> dict[str, str]:
@@ -44,22 +45,16 @@ def _arms(records: Sequence[Record]) -> str:
         )  # fmt: skip
         told = [record["loss"] for record in records if record["bench"] == "data_bound_ensemble"]
         if name == "all" and told:
-            together = mean(told)
+            together, cells = mean(told), multiples(told, curve)
+            loss = f"{together.value:.3f}"
             rows.append(
-                ("", _ENSEMBLE, f"{len(told)} choices", f"{together.value:.3f}", interval(together), "",
-                 *multiples(told, curve), f"{cost * len(MEMBERS):.1f}")
+                ("", _ENSEMBLE, f"{len(told)} choices", loss, interval(together), loss, *cells,
+                 f"{cost * len(MEMBERS):.1f}")
             )  # fmt: skip
     headings = (
-        "arm",
-        "what it changes",
-        "seeds",
-        "loss at best",
-        "95 %",
-        "at the end",
-        "multiple",
-        "95 %",
-        "training FLOPs",
-    )
+        "arm", "what it changes", "seeds", "loss at best", "95 %", "at the end",
+        *(f"multiple, {name}" for name in READINGS), "training FLOPs",
+    )  # fmt: skip
     return markdown(headings, rows)
 
 

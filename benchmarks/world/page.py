@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.common.tables import markdown
 from benchmarks.world.ranking_page import horizons, scores, spearman
 from benchmarks.world.rephraser import ACTIONS
 from benchmarks.world.study import COPIES
+from benchmarks.world.world import World
 from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve
 
 Record = Mapping[str, Any]
@@ -36,21 +38,42 @@ def blocks(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _losses(records: Sequence[Record], name: str) -> dict[int, float]:
-    """Loss on the validation people, by seed."""
-    return {one["seed"]: one["validation"] for one in records if one["bench"] == "world" and one["name"] == name}
+    """Loss on the validation people, by seed, in the order of seeds."""
+    found = {one["seed"]: one["validation"] for one in records if one["bench"] == "world" and one["name"] == name}
+    return dict(sorted(found.items()))
+
+
+def _sizes(records: Sequence[Record]) -> dict[int, dict[int, float]]:
+    """By the copies of the organic text that were drawn: losses of training on them, by seed."""
+    named = {1: _BASE} | {copies: f"unique-{copies}" for copies in COPIES}
+    return {copies: losses for copies, name in named.items() if (losses := _losses(records, name))}
+
+
+@cache
+def _tokens(seed: int, copies: int) -> tuple[int, int]:
+    """Of so many copies in one world: all tokens, and the distinct ones."""
+    world = World(seed)
+    return sum(len(text.words) for text in world.organic(copies)), world.distinct_tokens(copies)
+
+
+def _mean_tokens(copies: int, seeds: Collection[int]) -> tuple[float, float]:
+    drawn, distinct = zip(*(_tokens(seed, copies) for seed in seeds), strict=True)
+    return float(np.mean(drawn)), float(np.mean(distinct))
 
 
 def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:
-    """Copies of the organic text's size, all unique, and the losses of training on them, by seed; None of one size."""
-    named = {1: _BASE} | {copies: f"unique-{copies}" for copies in COPIES}
-    found = {float(copies): losses for copies, name in named.items() if (losses := _losses(records, name))}
-    if len(found) < 2:
+    """Distinct tokens, in the mean of the worlds, and losses of training on them, by seed; None of one size."""
+    sizes = _sizes(records)
+    if len(sizes) < 2:
         return None
-    return UniqueCurve(tokens=tuple(found), losses=tuple(tuple(losses.values()) for losses in found.values()))
+    return UniqueCurve(
+        tokens=tuple(_mean_tokens(copies, losses)[1] for copies, losses in sizes.items()),
+        losses=tuple(tuple(losses.values()) for losses in sizes.values()),
+    )
 
 
 def _arms(records: Sequence[Record]) -> str:
-    curve, base, rows = unique_curve(records), _losses(records, _BASE), []
+    curve, base, rows = unique_curve(records), _losses(records, _BASE), list[tuple[str, ...]]()
     for name in dict.fromkeys(one["name"] for one in records if one["bench"] == "world"):
         losses = _losses(records, name)
         both = sorted(losses.keys() & base.keys())
@@ -58,16 +81,9 @@ def _arms(records: Sequence[Record]) -> str:
             continue
         found, paired = mean(list(losses.values())), mean([losses[seed] - base[seed] for seed in both])
         than = "" if name == _BASE else f"{paired.value:+.3f} ({interval(paired)})"
-        rows.append(
-            (
-                name,
-                str(len(losses)),
-                f"{found.value:.3f}",
-                interval(found),
-                than,
-                *multiples(list(losses.values()), curve),
-            )
-        )
+        shared = all(losses.keys() == others.keys() for others in _sizes(records).values())
+        worth = multiples(list(losses.values()), curve, paired=shared)
+        rows.append((name, str(len(losses)), f"{found.value:.3f}", interval(found), than, *worth))
     return markdown(
         ("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", *(f"multiple, {name}" for name in READINGS)), rows
     )
@@ -87,14 +103,14 @@ def _pairs(records: Sequence[Record]) -> str:
 
 
 def _curve(records: Sequence[Record]) -> str:
-    curve = unique_curve(records)
-    if curve is None:
-        return ""
-    rows = [
-        (f"{copies:.0f}", f"{found.value:.3f}", interval(found))
-        for copies, found in zip(curve.tokens, (mean(list(some)) for some in curve.losses), strict=True)
-    ]
-    return markdown(("times the organic text, all unique", "loss", "95 %"), rows)
+    rows, least = list[tuple[str, ...]](), 0.0
+    for copies, losses in _sizes(records).items():
+        found, (drawn, distinct) = mean(list(losses.values())), _mean_tokens(copies, losses)
+        least = least or distinct
+        tokens = (f"{drawn:,.0f}", f"{distinct:,.0f}", f"{distinct / least:.2f}")
+        rows.append((str(copies), *tokens, f"{found.value:.3f}", interval(found)))
+    headings = ("times drawn", "tokens", "distinct tokens", "times the distinct text", "loss", "95 %")
+    return markdown(headings, rows) if len(rows) > 1 else ""
 
 
 def _grid(records: Sequence[Record]) -> str:

@@ -19,7 +19,7 @@ GRID: list[dict[str, Any]] = [
 ]
 MASKED = TUNED | {"dropout": {**TUNED["dropout"], "tokens": 0.15, "mask_token": MASK}}
 COPIES = (2, 4, 8)
-"""Of the organic text's size, for the curve that multiples are read off."""
+"""Times that each person's documents are drawn, for the curve that multiples are read off by distinct tokens."""
 _STEPS, _OF_EACH, _BEST_OF = 30, 3, 4
 Record = dict[str, Any]
 _JUDGES = {"quality": 1.0, "faithfulness": 1.0}

@@ -151,6 +151,13 @@ class World:
             texts += [self.say(person, "questions", 0, rng) for person in self.told]
         return texts
 
+    def distinct_tokens(self, copies: int = 1) -> int:
+        """Tokens of that text's documents, of those that are the same word for word one.
+
+        A document is a function of person and style, and most are in style 0: eight times the text is twice of it.
+        """
+        return sum(map(len, {text.words for text in self.organic(copies)}))
+
     def asked(self, people: Sequence[int]) -> list[Text]:
         """Every question about these people."""
         rng = self.draws("asked")

@@ -56,6 +56,16 @@ class PromptedConfig(ReadConfig):
         return self
 
 
+class EncodedTask(NamedTuple):
+    """A task's tokens, as far as a window takes them."""
+
+    ids: list[int]
+    learnt: list[bool]
+    """Which of them are to be learnt."""
+    text_bytes: int
+    """In UTF-8, of the parts that those are of."""
+
+
 class Part(NamedTuple):
     """A stretch of a task's text, and whether it is to be learnt."""
 
@@ -92,7 +102,7 @@ class Task:
             return list(self.encode_answers(tokenizer)[self.gold])
         return encode_parts(tokenizer, [part.text for part in self.parts])
 
-    def encode(self, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
+    def encode(self, tokenizer: Tokenizer, longest: int) -> EncodedTask:
         """Token ids with their end, and which are to be learnt: at most `longest`, of a longer task its tail.
 
         The end is learnt where it follows a response. A response of which nothing is left before it is not learnt, for
@@ -101,11 +111,13 @@ class Task:
         encoded = self._encoded(tokenizer)
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         cut = len(begin) + sum(map(len, encoded)) + 1 - longest
-        ids, learnt = [], []
+        ids, learnt, text_bytes = list[int](), list[bool](), 0
         for part, tokens in zip(self.parts, encoded, strict=True):
             # Some of what is before a response has to be left of it.
-            learnt += [part.learnt and (cut <= 0 or len(ids) > cut)] * len(tokens)
+            counts = part.learnt and (cut <= 0 or len(ids) > cut)
+            learnt += [counts] * len(tokens)
             ids += tokens
+            text_bytes += len(part.text.encode()) if counts else 0
         ids, learnt = [*ids, tokenizer.eos_id], [*learnt, bool(learnt) and learnt[-1]]
         if not any(learnt):
             raise UserError(
@@ -113,7 +125,7 @@ class Task:
                 " `model.seq_len`"
             )
         kept = max(0, cut)
-        return [*begin, *ids[kept:]], [*([False] * len(begin)), *learnt[kept:]]
+        return EncodedTask([*begin, *ids[kept:]], [*([False] * len(begin)), *learnt[kept:]], text_bytes)
 
 
 def read_tasks(

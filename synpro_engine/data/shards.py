@@ -190,7 +190,7 @@ def write_task_shards(
                     yield _Tokens(task.id, piece, len(tokenizer.decode(piece[fresh:]).encode()), learnt)
                 continue
             try:
-                ids, learnt = task.encode(tokenizer, longest)
+                ids, learnt, text_bytes = task.encode(tokenizer, longest)
             except UserError as error:
                 if on_long is None:
                     raise
@@ -198,7 +198,7 @@ def write_task_shards(
                 too_long = too_long or error
                 continue
             fits = True
-            yield _Tokens(task.id, ids, sum(len(part.text.encode()) for part in task.parts if part.learnt), learnt)
+            yield _Tokens(task.id, ids, text_bytes, learnt)
         if too_long and not fits:
             raise too_long
 

@@ -60,15 +60,15 @@ class Multiple:
     low: float
     high: float
     """Ends of the 95 % interval, over seeds of the curve and of what is held to it."""
+    spread: bool = True
+    """Whether anything has two seeds, without which there is no interval."""
 
     def told(self, curve: UniqueCurve) -> str:
         """As text: `1.84 (1.62 to > 8)`; `1.84 (one seed)`, which has no interval; of the smallest size itself `1`."""
         if self.low == self.high == 1:
             return "1"
         value, low, high = (_told(each, curve) for each in (self.value, self.low, self.high))
-        # On the curve seeds differ: an end that is the other one is one seed's, of the curve's too.
-        alone = self.low == self.high and 0 < self.low < math.inf
-        return f"{value} (one seed)" if alone else f"{value} ({low} to {high})"
+        return f"{value} ({low} to {high})" if self.spread else f"{value} (one seed)"
 
 
 def _told(multiple: float, curve: UniqueCurve) -> str:
@@ -160,36 +160,60 @@ READINGS: dict[str, Reading] = {"isotonic": isotonic, "power law": power_law}
 
 
 _ENOUGH = 5
-"""Seeds whose own spread is known well enough to go by it alone."""
+"""Seeds whose own spread, and what of it is common, is known well enough to go by it alone."""
 
 
 def effective_multiple(
-    curve: UniqueCurve, losses: Sequence[float], reading: Reading, *, resamples: int = 2000, seed: int = 0
+    curve: UniqueCurve,
+    losses: Sequence[float],
+    reading: Reading,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    paired: bool = False,
 ) -> Multiple:
     """How many times the curve's smallest text is worth what came to `losses` (by seed); 1 for that text's own.
 
     The interval holds the error of the curve and of its fit: percentiles over means that are drawn from what the seeds
     leave open of them (`_drawn_means`). Resampling so few seeds themselves (Efron and Tibshirani 1993) gives one that
     holds the truth in 68 % of cases of two seeds and in 81 % of three. A draw that no curve fits is without bounds. Of
-    one seed each there is no spread to go by, and the interval is a point. UserError for losses that are none, or not
-    finite.
+    one seed each there is no spread to go by, and the interval is a point.
+
+    paired: the curve's sizes and `losses` have one order of the same seeds, so that what is common to a seed's losses
+    (a world, an order of text) moves all of them; counts from `_ENOUGH` seeds. Without it, where losses of a seed go
+    together all the same, the interval is too wide.
+    UserError for losses that are none, not finite, or paired and of another number.
     """
     if not losses or not np.isfinite(losses).all():
         raise UserError("effective tokens: losses to be held to a curve must be there, and finite")
+    groups = [*curve.losses, losses]
+    if paired and len(set(map(len, groups))) > 1:
+        raise UserError("effective tokens: seeds are paired where every size has as many losses")
+    spread = any(len(some) > 1 for some in groups)
     tokens_S = np.array(curve.tokens)
     value = reading(tokens_S, curve.means, float(np.mean(losses))) / tokens_S[0]
     if tuple(losses) == curve.losses[0]:  # by definition, wherever a fit or pooled losses pass by it
         return Multiple(value=1.0, low=1.0, high=1.0)
     if math.isnan(value):
-        return Multiple(value=math.nan, low=0.0, high=math.inf)
-    mean_RG = _drawn_means([*curve.losses, losses], resamples, np.random.default_rng(seed))
+        return Multiple(value=math.nan, low=0.0, high=math.inf, spread=spread)
+    together = paired and len(losses) >= _ENOUGH
+    mean_RG = (_drawn_together if together else _drawn_means)(groups, resamples, np.random.default_rng(seed))
     found_R = np.array([reading(tokens_S, mean_G[:-1], mean_G[-1]) for mean_G in mean_RG]) / tokens_S[0]
     # Of ranks and not between them, for infinities lie among them.
     low, high = (
         np.sort(np.nan_to_num(found_R, nan=unfitted, posinf=math.inf))[round(share * (resamples - 1))]
         for share, unfitted in ((0.025, 0.0), (0.975, math.inf))
     )
-    return Multiple(value=float(value), low=float(low), high=float(high))
+    return Multiple(value=float(value), low=float(low), high=float(high), spread=spread)
+
+
+def _drawn_together(losses: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> Floats:
+    """As `_drawn_means`, of groups of the same seeds: by their covariance, so that each linear sum has Student's t."""
+    loss_GN = np.array(losses)
+    seeds = loss_GN.shape[1]
+    apart_GN = loss_GN - loss_GN.mean(1, keepdims=True)
+    normal_RN, chi_R1 = rng.standard_normal((draws, seeds)), rng.chisquare(seeds - 1, (draws, 1))
+    return loss_GN.mean(1) + normal_RN @ apart_GN.T / np.sqrt(seeds * chi_R1)
 
 
 def _drawn_means(losses: Sequence[Sequence[float]], draws: int, rng: np.random.Generator) -> Floats:

@@ -1,9 +1,12 @@
 """What stands at the top of the page and at the end of the terminal's output: a warning and the key numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from synpro_engine.report.data import ReportData
 from synpro_engine.report.numbers import compact, count, fixed, percent, seconds
+from synpro_engine.report.sections.arms import HeldOutLoss
 from synpro_engine.report.sections.timeline import Timeline
 
 _NOT_YET = "not run yet"
@@ -102,16 +105,24 @@ def _synthetic(data: ReportData) -> Fact:
 def _held_out(data: ReportData) -> list[Fact]:
     if not data.arms.held_out:
         return [Fact(label="Held-out loss", value=_NOT_YET)]
-    # Of several seeds the first one's: the table has the others.
-    rows = {row.name: row for row in reversed(data.arms.held_out) if row.text == "validation"}
-    return [
-        Fact(
-            label=f"Held-out loss, {row.name}",
-            value=f"{fixed(row.bits_per_byte)} bits per byte",
-            note=f"{fixed(row.per_token)} nats per token",
-        )
-        for row in reversed(rows.values())
-    ]
+    by_arm: dict[str, list[HeldOutLoss]] = {}
+    for row in data.arms.held_out:
+        if row.text == "validation":
+            by_arm.setdefault(row.name, []).append(row)
+    return [_mean_loss(name, rows) for name, rows in by_arm.items()]
+
+
+def _mean_loss(name: str, rows: Sequence[HeldOutLoss]) -> Fact:
+    """Of an arm's seeds together."""
+    bits, nats = (_mean([getattr(row, key) for row in rows]) for key in ("bits_per_byte", "per_token"))
+    seeds = f", mean of {len(rows)} seeds" if len(rows) > 1 else ""
+    label, value = f"Held-out loss, {name}", f"{fixed(bits)} bits per byte"
+    return Fact(label=label, value=value, note=f"{fixed(nats)} nats per token{seeds}")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _efficiency(data: ReportData) -> list[Fact]:

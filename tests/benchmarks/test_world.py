@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.world import ranking, trainings
 from benchmarks.world.__main__ import main
+from benchmarks.world.page import unique_curve
 from benchmarks.world.ranking import BASE, HORIZONS, NAMES
 from benchmarks.world.ranking_page import horizons, scores
 from benchmarks.world.rephraser import ACTIONS, Rephraser, judged, within_groups
@@ -50,6 +51,25 @@ def test_more_of_the_organic_text_begins_with_less_of_it_and_asks_about_no_one_w
     assert sorted([*world.told, *world.reference, *world.validation]) == list(range(PEOPLE))
 
 
+def test_the_curve_counts_distinct_documents_alone_for_most_of_more_text_is_the_same_word_for_word(
+    world: World,
+) -> None:
+    for copies in (1, 2, 8):
+        counted: list[Text] = []
+        for text in world.organic(copies):
+            counted += [text] if all(text.words != other.words for other in counted) else []
+        assert world.distinct_tokens(copies) == sum(len(text.words) for text in counted)
+    drawn = [sum(len(text.words) for text in world.organic(copies)) for copies in (1, 8)]
+    assert world.distinct_tokens(1) == drawn[0] and world.distinct_tokens(8) < 0.3 * drawn[1]
+
+
+def test_the_curve_that_multiples_are_read_off_has_the_distinct_tokens_of_its_worlds() -> None:
+    curve = unique_curve(_study(4.0))
+    assert curve is not None
+    for tokens, copies in zip(curve.tokens, (1, *COPIES), strict=True):
+        assert tokens == np.mean([World(seed).distinct_tokens(copies) for seed in (1, 2, 3)])
+
+
 def test_of_held_out_questions_the_values_alone_are_targets(world: World) -> None:
     found = corpus(world.asked(world.validation), values_alone=True)
     assert found.num_learnt == 4 * len(world.validation) and corpus(world.organic()).learnt is None
@@ -84,8 +104,9 @@ def test_the_first_arms_are_shown_before_there_is_a_curve(tmp_path: Path, capsys
     assert "| repetition | 1 | 2.000 | one seed |" in capsys.readouterr().out
 
 
-def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
-    arms = {"theta": 3.0, "repetition": 2.0, "tuned, influence": 1.25, "tuned, no influence": 1.6}
+def _study(theta: float) -> list[dict[str, Any]]:
+    """Of three worlds, whose losses fall with the copies of the text."""
+    arms = {"theta": theta, "repetition": 2.0, "tuned, influence": 1.25, "tuned, no influence": 1.6}
     arms |= {"tuned, influence shuffled": 1.5, "best of four by influence": 1.4, "prompted": 1.75}
     arms |= {f"unique-{copies}": 2.0 - np.log2(copies) / 2 for copies in COPIES}
     records: list[dict[str, Any]] = []
@@ -96,7 +117,11 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
         for number, (form, care) in enumerate(ACTIONS):
             of = {"validation": 2.0 - number / 20, "influence": number / 1e3, "error": 0.1}
             records.append({"bench": "world_action", "seed": seed, "name": f"{form}, {care}", **of})
-    (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
+    return records
+
+
+def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in _study(3.0)))
     docs = tmp_path / "docs"
     docs.mkdir()
     names = (
@@ -111,7 +136,12 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     (docs / "evidence.md").write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "evidence.md").read_text()
-    assert "| tuned, influence | 3 | 1.270 |" in page and "-0.750 (-0.750 to -0.750) | 2.83 (" in page
+    curve = unique_curve(_study(3.0))
+    assert curve is not None
+    worth = (curve.tokens[1] * curve.tokens[2]) ** 0.5 / curve.tokens[
+        0
+    ]  # half of the way from the loss of 2 to that of 4
+    assert "| tuned, influence | 3 | 1.270 |" in page and f"-0.750 (-0.750 to -0.750) | {worth:.2f} (" in page
     assert "| tuned, no influence | 0.350 | 0.350 to 0.350 |" in page
     assert "Rank correlation of influence with what is gained: 1.00." in page and "| 6 % |" in page
     assert (docs / "images" / "world.png").stat().st_size > 10_000

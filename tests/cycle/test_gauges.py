@@ -3,16 +3,32 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from synpro_engine.config import json_text, new_artifact
 from synpro_engine.cycle import load_recipe
-from synpro_engine.cycle.steps.gauges import _alike_long, _grouped
+from synpro_engine.cycle.run_layout import documents_path
+from synpro_engine.cycle.steps.gauges import _alike_long, _grouped, diversities
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.data import Document, write_documents
 from synpro_engine.evaluate import measure_diversity
 
 
 def test_texts_are_grouped_by_document_whichever_piece_they_are_of() -> None:
     pieces = [("a#0-25", "1"), ("b", "2"), ("a#25-40", "3"), ("a", "4")]
     assert _grouped(pieces) == [["1", "3", "4"], ["2"]]
+
+
+def test_rare_words_of_the_organic_text_are_those_of_documents_that_the_common_ones_were_not_counted_on(
+    tmp_path: Path,
+) -> None:
+    with new_artifact(tmp_path / "tokenize", "tokenize", {}) as stage:
+        for split, texts in (("train", ["the river rose high"] * 20), ("validation", ["the moon rose", "a moon set"])):
+            path = documents_path(stage, split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_documents(path, [Document(id=f"{split}-{n}", text=text) for n, text in enumerate(texts)])
+    organic = diversities(tmp_path / "tokenize", {})["organic"]
+    assert organic["texts"] == 20 and organic["rare_words"] == pytest.approx(4 / 6)  # moon, a, moon, set
 
 
 def test_both_sides_of_a_perplexity_are_cut_to_the_shorter_of_each_pair() -> None:

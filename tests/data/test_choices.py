@@ -160,7 +160,7 @@ def test_the_blank_before_an_answer_is_asked_with_it_and_is_none_of_its_bytes(tm
     [(_, question)] = with_questions([task], Joined(), 16, None)
     assert question.prompt == tuple(b"Answer:") and question.utf8_bytes == (3, 3)
     assert question.choices == ((1000 + ord("d"), *b"og"), (1000 + ord("c"), *b"at"))
-    ids, learnt = task.encode(Joined(), 16)
+    ids, learnt, _ = task.encode(Joined(), 16)
     assert tuple(id for id, one in zip(ids, learnt, strict=True) if one) == (*question.choices[0], 256)
 
 

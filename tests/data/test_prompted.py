@@ -153,14 +153,28 @@ def test_windows_that_are_filled_up_are_not_taken_for_repetitions(tmp_path: Path
     assert int((loader.next_batch().labels_BS != IGNORE).sum()) == 4 * 4
 
 
+def test_bytes_are_counted_of_answers_that_stayed_targets_alone() -> None:
+    parts = (Part("abc", False), Part("d" * 9, True), Part("efg", False), Part("hij", True))
+    kept = Task("chat", parts).encode(Bytes(), longest=8)
+    assert bytes(kept.ids[:-1]) == b"defghij" and (sum(kept.learnt), kept.text_bytes) == (4, 3), "the end too"
+    assert Task("chat", parts).encode(Bytes(), longest=64).text_bytes == 12
+
+
+def test_bits_per_byte_of_a_long_chat_are_over_the_bytes_of_its_targets(tmp_path: Path) -> None:
+    parts = (Part("abc", False), Part("d" * 90, True), Part("efg", False), Part("hij", True))
+    stats = write_task_shards([Task("chat", parts)], Bytes(), tmp_path / "s", 8)
+    corpus = open_shards(tmp_path / "s", Bytes())
+    assert stats.text_bytes == corpus.text_bytes == 3 and corpus.num_learnt == 4
+
+
 def task(prompt: str, response: str, id: str = "t") -> Task:
     return Task(id, (Part(prompt, False), Part(response, True)))
 
 
 def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_is_refused(tmp_path: Path) -> None:
-    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=7)
+    ids, learnt, _ = task("abcdef", "xyz").encode(Bytes(), longest=7)
     assert (bytes(ids[:-1]).decode(), ids[-1], learnt) == ("defxyz", 256, [False] * 3 + [True] * 4)
-    ids, learnt = task("abcdef", "xyz").encode(Bytes(), longest=5)
+    ids, learnt, _ = task("abcdef", "xyz").encode(Bytes(), longest=5)
     assert bytes(ids[:-1]).decode() == "fxyz" and learnt == [False] + [True] * 4
     with pytest.raises(UserError, match="t: no response fits the model's window of 4 tokens"):
         task("abcdef", "xyz").encode(Bytes(), longest=4)
@@ -173,10 +187,10 @@ def test_of_a_long_prompt_the_tail_is_kept_and_a_response_that_fills_the_window_
 
 def test_of_a_long_conversation_the_last_answers_are_learnt_and_none_without_its_beginning() -> None:
     parts = Part("ask\n", False), Part("first\n", True), Part("more\n", False), Part("last", True)
-    ids, learnt = Task("c", parts).encode(Bytes(), longest=14)
+    ids, learnt, _ = Task("c", parts).encode(Bytes(), longest=14)
     assert bytes(ids[:-1]).decode() == "rst\nmore\nlast"
     assert learnt == [False] * 9 + [True] * 5, "of `first` the head is gone"
-    ids, learnt = Task("c", parts[:3]).encode(Bytes(), longest=30)
+    ids, learnt, _ = Task("c", parts[:3]).encode(Bytes(), longest=30)
     assert learnt == [False] * 4 + [True] * 6 + [False] * 6, "behind a question nothing is learnt"
 
 

@@ -104,7 +104,7 @@ def test_a_token_of_both_parts_is_cut_and_every_part_keeps_its_text(kinds: dict[
 def test_what_is_learnt_of_a_task_is_its_response_with_the_blank_that_joins_it(kinds: dict[str, Tokenizer]) -> None:
     tokenizer = kinds["bytes as GPT-2"]
     task = Task("t", (Part("Answer: ", False), Part("darwin", True)))
-    ids, learnt = task.encode(tokenizer, 100)
+    ids, learnt, _ = task.encode(tokenizer, 100)
     assert ids == [*tokenizer.encode("Answer: darwin"), tokenizer.eos_id] and task.count(tokenizer) == len(ids)
     assert tokenizer.decode([id for id, one in zip(ids, learnt, strict=True) if one]) == " darwin"
 

@@ -49,6 +49,15 @@ def test_nothing_is_said_beyond_the_curve(reading: Reading) -> None:
     assert above.told(curve) == "< 1 (< 1 to < 1)" and below.told(curve) == "> 8 (> 8 to > 8)"
 
 
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS.keys())
+@pytest.mark.parametrize("loss", [4.2, 3.5, 2.6])
+def test_one_seed_each_is_told_as_such_beyond_the_curve_too(reading: Reading, loss: float) -> None:
+    curve = _curve(seeds=1)
+    found = effective_multiple(curve, [loss], reading, resamples=10)
+    assert found.told(curve).endswith(" (one seed)") and not found.spread
+    assert effective_multiple(curve, [loss, loss + 0.01], reading, resamples=10).spread
+
+
 def test_losses_that_rise_with_the_text_are_pooled() -> None:
     tokens = np.array([1.0, 2.0, 4.0, 8.0])
     rising = np.array([4.0, 3.0, 3.4, 2.8])
@@ -68,6 +77,41 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say_at_few_seeds_too(re
         found = effective_multiple(_curve(0.02, seeds, seed), losses, reading, resamples=100, seed=seed)
         held += found.low <= 2.0 <= found.high
     assert held >= 90, "of 100; resampling the seeds themselves holds it in 68 of two and 81 of three"
+
+
+def _worlds(seeds: int, seed: int) -> tuple[UniqueCurve, list[float]]:
+    """A curve and losses worth twice its smallest text, of which those of one seed go together."""
+    rng = np.random.default_rng(seed)
+    shared, own = 0.1 * rng.standard_normal(seeds), 0.01 * rng.standard_normal((5, seeds))
+    *losses, arm = [_law(size) + shared + more for size, more in zip((*_SIZES, 2e5), own, strict=True)]
+    return UniqueCurve(tokens=_SIZES, losses=tuple(map(tuple, losses))), list(arm)
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS.keys())
+def test_seeds_that_all_share_are_drawn_together_and_the_narrower_interval_still_holds_the_truth(
+    reading: Reading,
+) -> None:
+    held, narrower = 0, 0
+    for seed in range(100):
+        curve, losses = _worlds(8, seed)
+        paired, alone = (
+            effective_multiple(curve, losses, reading, resamples=100, seed=seed, paired=flag) for flag in (True, False)
+        )
+        held += paired.low <= 2.0 <= paired.high
+        narrower += paired.high - paired.low < 0.5 * (alone.high - alone.low)
+    assert held >= 90 and narrower >= 90
+
+
+def test_few_shared_seeds_are_drawn_apart_for_their_covariance_is_not_known() -> None:
+    curve, losses = _worlds(3, 0)
+    paired, alone = (effective_multiple(curve, losses, isotonic, resamples=50, paired=flag) for flag in (True, False))
+    assert paired == alone
+
+
+def test_seeds_that_are_said_to_be_shared_and_are_of_other_numbers_are_refused() -> None:
+    curve, losses = _worlds(8, 0)
+    with pytest.raises(UserError, match="as many losses"):
+        effective_multiple(curve, losses[:-1], isotonic, paired=True)
 
 
 def test_a_size_whose_seeds_differ_more_than_the_others_widens_the_interval_by_its_own_spread() -> None:

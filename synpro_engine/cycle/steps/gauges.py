@@ -40,7 +40,9 @@ def _organic(tokens: Path, content_hash: str) -> _Organic:
     train = read_documents(str(documents_path(tokens, "train")))
     texts = [document.text for document in cap_documents(train, SAMPLE, 0, lambda _: 1)]
     common = common_words(texts)
-    return _Organic(measure_diversity(texts, common=common), common)
+    # Of the words that the common ones were counted on a tenth is rare by their definition.
+    held_out = measure_diversity((document.text for document in _held_out_documents(tokens)), common=common)
+    return _Organic(replace(measure_diversity(texts), rare_words=held_out.rare_words), common)
 
 
 def _held_out_documents(tokens: Path) -> list[Document]:
