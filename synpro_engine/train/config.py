@@ -143,9 +143,9 @@ class PlateauConfig(Config):
     patience: int = Field(default=1, ge=1)
     """Judgements in a row that find no progress before training stops."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Budget in optimizer steps: stop there even if the loss still improves."""
+    """Budget in optimizer steps: stop there, with an evaluation, even if the loss still improves."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Budget in trained tokens."""
+    """Budget in trained tokens: stop at the step that reaches it."""
 
 
 class AverageConfig(Config):
@@ -215,7 +215,8 @@ class DistillConfig(Config):
 
     teachers: tuple[LocalPlace, ...] = Field(min_length=1)
     """Finished stages or checkpoints, such as `runs/one/pretrain`, of this tokenizer; of several the mean of their
-    probabilities is learnt. Each is held whole beside the model that trains, and reads what it reads."""
+    probabilities is learnt. Each is held whole beside the model that trains, and reads its texts, with nothing left out
+    where `dropout` leaves tokens out for the model."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Of the teachers in what is minimised: (1 - share) of the labels' cross-entropy, and share times temperature^2 of
     the divergence from the teachers."""

@@ -7,6 +7,7 @@ leaves all bounds for several evaluations.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,10 @@ from synpro_engine.train.config import DivergenceConfig, SkipConfig, TrainConfig
 
 LR_KEY = "pretrain.optimizer.lr"
 TRAINING = "training"
-"""The loss of the last step, beside those of held-out sets."""
+"""The mean loss of the last `RECENT` steps, beside those of held-out sets."""
+RECENT = 8
+"""One step's batch may be easy or hard by more than the bounds allow; and training that goes wrong late in a long
+interval between evaluations must show in what is held to them, so not the whole interval."""
 
 
 class DivergedError(UserError):
@@ -143,25 +147,39 @@ class PretrainGuard:
         self._bounds = None if config.divergence is None else LossGuard(config=config.divergence, uniform=uniform)
         self._config, self._lr = config.divergence, config.optimizer.lr
         self._measured: dict[str, float] = {}
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._since: tuple[float, int] = (0.0, 0)
         """Sum and number of training losses since the last evaluation."""
         self._means: dict[str, float] = {}
         """Like `_measured`, but of training the mean since the evaluation before; and the lowest of each so far."""
         self._lowest: dict[str, float] = {}
 
-    def add_step(self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool) -> None:
-        """Take one step's outcome; DivergedError where too many were skipped."""
-        self._measured[TRAINING] = loss
+    def add_step(
+        self, step: int, loss: float, grad_norm: float, lr: float, *, skipped: bool, labelled: bool = True
+    ) -> None:
+        """Take one step's outcome; DivergedError where too many were skipped.
+
+        labelled: whether its batch had labels; without any its loss is 0 and says nothing.
+        """
+        if labelled:
+            self._take_loss(loss)
+        self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
+
+    def _take_loss(self, loss: float) -> None:
         if math.isfinite(loss):
             # One step's loss is too noisy to compare with a plateau's: its batch may be easy or
             # hard by more than plateau_rise.
             self._since = (self._since[0] + loss, self._since[1] + 1)
-        if self._bounds is not None:  # every step: at the first evaluation there must be a best one already
-            self._bounds.see(TRAINING, loss)
-        self.skips.add(step, loss, grad_norm, lr, skipped=skipped)
+            self._recent.append(loss)
+            self._measured[TRAINING] = math.fsum(self._recent) / len(self._recent)
+            # At the first evaluation there must be a best one already, from before training may have gone wrong.
+            if self._bounds is not None and TRAINING not in self._bounds.best:
+                self._bounds.see(TRAINING, loss)
+        elif self._since[1] == 0:
+            self._measured[TRAINING] = loss  # no step since the last evaluation has a loss
 
     def add_evaluation(self, losses: Mapping[str, float]) -> bool:
-        """Take held-out losses; whether they and the last step's are out of bounds."""
+        """Take held-out losses; whether they and the last steps' are out of bounds."""
         self._measured |= losses
         total, steps = self._since
         self._means, self._since = dict(losses) | ({TRAINING: total / steps} if steps else {}), (0.0, 0)
@@ -195,9 +213,14 @@ class PretrainGuard:
         )
 
     @property
+    def in_bounds(self) -> bool:
+        """Whether the last evaluation was within bounds."""
+        return self._bounds is None or self._bounds.in_row == 0
+
+    @property
     def sound(self) -> bool:
         """Whether the last step was made and the last losses were within bounds."""
-        return self.skips.in_row == 0 and (self._bounds is None or self._bounds.in_row == 0)
+        return self.skips.in_row == 0 and self.in_bounds
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data from which an interrupted run goes on judging the same."""
@@ -206,6 +229,7 @@ class PretrainGuard:
             "skips": self.skips.state_dict(),
             "bounds": bounds,
             "measured": dict(self._measured),
+            "recent": list(self._recent),
             "since": self._since,
             "lowest": dict(self._lowest),
         }
@@ -219,3 +243,10 @@ class PretrainGuard:
         self._since, self._lowest = (float(state["since"][0]), int(state["since"][1])), dict(state["lowest"])
         if self._bounds is not None and state["bounds"] is not None:
             self._bounds.load_state_dict(state["bounds"])
+        if "recent" in state:
+            self._recent = deque(map(float, state["recent"]), maxlen=RECENT)
+        elif self._bounds is not None:
+            # Of an older version, whose best was the lowest step's, or the 0 of one without labels.
+            self._bounds.best.pop(TRAINING, None)
+            if lowest := self._lowest.get(TRAINING):
+                self._bounds.see(TRAINING, lowest)

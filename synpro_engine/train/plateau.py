@@ -59,12 +59,19 @@ class PlateauDetector:
         evaluations = finding.evaluations or len(self._losses)
         return PlateauDecision(kind=kind, reason=reason, improvement=finding.improvement, evaluations=evaluations)
 
-    def _decide(self, step: int, tokens: int, summary: str) -> tuple[Literal["plateau", "budget"] | None, str]:
+    def spent(self, step: int, tokens: int) -> str | None:
+        """Which limit so many steps or trained tokens reach, if any; it is time for a last evaluation then."""
         config = self.config
         if config.max_steps is not None and step >= config.max_steps:
-            return "budget", f"budget: {step} steps reach the limit of {config.max_steps}"
+            return f"budget: {step} steps reach the limit of {config.max_steps}"
         if config.max_tokens is not None and tokens >= config.max_tokens:
-            return "budget", f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
+            return f"budget: {tokens} tokens reach the limit of {config.max_tokens}"
+        return None
+
+    def _decide(self, step: int, tokens: int, summary: str) -> tuple[Literal["plateau", "budget"] | None, str]:
+        config = self.config
+        if (budget := self.spent(step, tokens)) is not None:
+            return "budget", budget
         if self._misses >= config.patience:
             times = "once" if self._misses == 1 else f"{self._misses} times in a row"
             return "plateau", f"plateau at step {step}: {summary}, {times}"

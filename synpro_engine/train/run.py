@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from synpro_engine.backend import platform
 from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
@@ -103,6 +103,7 @@ class PretrainRun:
         flops += sum(flops_per_token(teacher.config, loader.seq_len) for teacher in teachers) / 3
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.checkpoints = RunCheckpoints(directory, config, model.topology)
+        self._owed = False
 
     def begin(self) -> bool:
         """Load what there is to go on from; whether this directory already held a part of the run."""
@@ -144,7 +145,7 @@ class PretrainRun:
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
         if self.detector is not None:
-            self.detector.load_state_dict(extra["plateau"])
+            self._load_detector(self.detector, extra["plateau"], stored["eval_every"])
         if "guard" not in extra:
             raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
         self.guard.load_state_dict(extra["guard"])
@@ -152,6 +153,18 @@ class PretrainRun:
             self.spikes.load_state_dict(extra["spikes"])
         self.checkpoints.take_up(newest)
         say(self.topology, f"{self.directory}: going on from step {self.engine.step_index}")
+
+    def _load_detector(self, detector: PlateauDetector, state: Mapping[str, Any], eval_every: int) -> None:
+        """eval_every: the steps between the evaluations that the detector's `state` is of."""
+        if eval_every == self.config.eval_every:
+            detector.load_state_dict(state)
+            return
+        # A slope is per evaluation, and so is what is asked of it.
+        say(
+            self.topology,
+            f"{self.directory}: evaluations are {self.config.eval_every} steps apart from here on, {eval_every} before;"
+            " the plateau detector begins anew",
+        )
 
     def open_log(self, resumed: bool) -> None:
         """Metrics are written by rank 0 alone; what lies beyond the resumed step is dropped."""
@@ -175,6 +188,12 @@ class PretrainRun:
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
         return self.state.stopped or self.steps_here >= self.config.max_steps
+
+    @property
+    def to_evaluate(self) -> bool:
+        """Whether held-out losses are due after this step: as often as is asked for, and where a budget is spent."""
+        spent = self.detector is not None and self.detector.spent(self.steps_here, self.state.tokens) is not None
+        return spent or self.due(self.config.eval_every)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now."""
@@ -214,9 +233,12 @@ class PretrainRun:
                 f"training stopped at step {result.step}, before its update: {spike};"
                 " `pretrain.spike.action=skip` goes on without it"
             )
-        if self.spikes is not None:
+        # Without labels the loss is a 0 that says nothing of training.
+        if self.spikes is not None and labels:
             self.spikes.add(result.loss, result.grad_norm)
-        self.guard.add_step(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
+        self.guard.add_step(
+            result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped, labelled=labels > 0
+        )
         return result
 
     def _train(self, number: int, accept: Accept) -> tuple[StepResult, int]:
@@ -326,8 +348,16 @@ class PretrainRun:
         if decision.stop:
             say(self.topology, decision.reason)
 
-    def save(self) -> None:
-        """Write a checkpoint from which this run, or a later one, goes on."""
+    def save_if_due(self) -> None:
+        """Write a checkpoint where one is due, or was while training went wrong; at a run's end that is for `end`."""
+        self._owed = self._owed or self.due(self.config.checkpoint_every)
+        # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
+        if self._owed and not self.finished and self.guard.sound:
+            self.save()
+
+    def save(self, *, prune: bool = True) -> None:
+        """Write a checkpoint from which this run, or a later one, goes on; `prune`: and remove older ones."""
+        self._owed = False
         extra = {
             "step": self.engine.step_index,
             "config": self.config.model_dump(mode="json"),
@@ -340,16 +370,18 @@ class PretrainRun:
         }
         with self.throughput.pause(), span(CHECKPOINT):
             self.checkpoints.save(
-                self.engine, extra, first_step=self.state.first_step, start=self.start, seed=self.seed
-            )
+                self.engine, extra, first_step=self.state.first_step, start=self.start, seed=self.seed,
+                prune=prune,
+            )  # fmt: skip
 
     def stop(self) -> NoReturn:
-        """Save, as the job was asked to stop; raises Stopped. While training goes wrong nothing is saved."""
+        """Save, as the job was asked to stop; raises Stopped. While losses are out of bounds nothing is saved."""
         step = self.engine.step_index
-        if not self.guard.sound:
+        # A skipped step is saved: it changed nothing, and what was trained before it would be lost.
+        if not self.guard.in_bounds:
             raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
         if self.checkpoints.newest != self.checkpoints.at(step):
-            self.save()
+            self.save(prune=self.guard.sound)
         self.checkpoints.saver.finish()
         # Behind the checkpoint: what a watcher keeps is for this step, and without a
         # checkpoint of it nobody would read it.

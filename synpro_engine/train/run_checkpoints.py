@@ -70,15 +70,25 @@ class RunCheckpoints:
             say(self._topology, f"{left}: no sound checkpoint; it goes once training is past its step")
 
     def save(
-        self, engine: Engine, extra: Mapping[str, Any], *, first_step: int, start: Path | None, seed: int | None
+        self,
+        engine: Engine,
+        extra: Mapping[str, Any],
+        *,
+        first_step: int,
+        start: Path | None,
+        seed: int | None,
+        prune: bool = True,
     ) -> None:
         """Write the engine's step, and remove what is not to be kept once that is there.
 
-        first_step: the one that the run began at; start: the checkpoint that it began from.
+        first_step: the one that the run began at; start: the checkpoint that it began from. prune: False leaves older
+        ones, as where nobody knows yet whether this one is to be gone on from.
         """
         path, old, every = self.at(engine.step_index), self.newest, self._config.checkpoint_every
 
-        def prune(place: Copies) -> None:
+        def tidy(place: Copies) -> None:
+            if not prune:
+                return
             # The checkpoint of a stop between two regular ones goes, so that a run keeps what it keeps without stops.
             if old is not None and old != path and (every == 0 or (step_of(old) - first_step) % every):
                 place.remove(step_of(old))
@@ -88,9 +98,9 @@ class RunCheckpoints:
         def copy() -> None:
             if self._copies is not None:
                 self._copies.put(path, self._run)
-                prune(self._copies)
+                tidy(self._copies)
 
         here = LocalCopies(path.parent)
         parents = {} if start is None else {"start": start}
-        self.saver.save(path, engine, extra, parents=parents, seed=seed, then=lambda: prune(here), last=copy)
+        self.saver.save(path, engine, extra, parents=parents, seed=seed, then=lambda: tidy(here), last=copy)
         self.newest = path

@@ -93,13 +93,11 @@ def pretrain(
                 bar.set_postfix(loss=f"{result.loss:.3f}", lr=f"{result.lr:.1e}", refresh=False)
                 bar.update()
                 # Before a checkpoint of the same step, which then holds what the detector has seen.
-                if run.due(config.eval_every):
+                if run.to_evaluate:
                     run.evaluate(judge=True)
                 if run.due(config.tasks_every):
                     run.ask()
-                # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
-                if run.due(config.checkpoint_every) and not run.finished and run.guard.sound:
-                    run.save()
+                run.save_if_due()
             # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.
             if result.stop and not run.finished:
                 run.stop()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import runpy
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +16,10 @@ import torch
 
 from synpro_engine.config import UserError, json_text
 from synpro_engine.data import Batch
-from synpro_engine.dist import Topology
+from synpro_engine.dist import Stopped, Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
+from synpro_engine.train.checkpoint import checkpoint_extra
 from synpro_engine.train.config import DivergenceConfig, OptimizerConfig, PlateauConfig, SkipConfig, TrainConfig
 from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGuard
 from synpro_engine.train.engine import Engine
@@ -30,12 +33,32 @@ TOY = runpy.run_path(str(Path(__file__).with_name("test_trainer.py")))
 CONFIG: TrainConfig = TOY["CONFIG"].model_copy(update={"max_steps": 12, "eval_every": 4, "plateau": None})
 
 
-def train(topology: Topology, directory: Path, *bad: int, loader: Any = None, **settings: Any) -> PretrainResult:
+def train(
+    topology: Topology, directory: Path, *bad: int, loader: Any = None, watcher: Any = None, **settings: Any
+) -> PretrainResult:
     config = CONFIG.model_copy(update=settings)
     return pretrain(
         build_model(TOY["SHAPE"], topology), config, loader or TOY["loader_of"](topology), directory,
-        held_out=TOY["held_out"](topology), watcher=Louder(math.nan, *bad),
+        held_out=TOY["held_out"](topology), watcher=watcher or Louder(math.nan, *bad),
     )  # fmt: skip
+
+
+def loader_that_ends(topology: Topology, steps: int) -> Any:
+    """One with which a run is killed after so many steps."""
+    loader, left = TOY["loader_of"](topology), iter(range(steps))
+    deal = loader.next_batch
+
+    def next_batch() -> Batch:
+        if next(left, None) is None:
+            raise TOY["Killed"]
+        return deal()
+
+    loader.next_batch = next_batch
+    return loader
+
+
+def saved(directory: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (directory / "checkpoints").iterdir())
 
 
 def kinds(directory: Path, kind: str) -> list[dict[str, Any]]:
@@ -74,20 +97,57 @@ def test_too_many_bad_steps_in_a_row_end_the_run_before_a_checkpoint_of_them(
 
 def test_bad_steps_are_counted_over_a_resumption(topology: Topology, tmp_path: Path) -> None:
     limits = {"skip": SkipConfig(max_in_all=2), "checkpoint_every": 2}
-    loader, left = TOY["loader_of"](topology), iter(range(4))
-    deal = loader.next_batch
-
-    def next_batch() -> Batch:
-        if next(left, None) is None:
-            raise TOY["Killed"]
-        return deal()
-
-    loader.next_batch = next_batch
     with pytest.raises(TOY["Killed"]):
-        train(topology, tmp_path, 1, 3, 9, loader=loader, **limits)
+        train(topology, tmp_path, 1, 3, 9, loader=loader_that_ends(topology, 4), **limits)
     with pytest.raises(DivergedError, match=r"at step 9: 3 steps in all were skipped \(`max_in_all` is 2\)"):
         train(topology, tmp_path, 1, 3, 9, **limits)
     assert [record["step"] for record in kinds(tmp_path, "skipped")] == [1, 3, 9]
+
+
+class Asked(Louder):
+    """The job is asked to stop in the last of the chosen steps."""
+
+    @contextmanager
+    def watching(self, microbatches: Any, loss_fn: Any, denominator: int) -> Iterator[Any]:
+        if self._engine.step_index + 1 == max(self._steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with super().watching(microbatches, loss_fn, denominator) as louder:
+            yield louder
+
+
+def stopped(topology: Topology, directory: Path, watcher: Louder, **settings: Any) -> str:
+    """What is said of a run that is asked to stop."""
+    try:
+        with pytest.raises(Stopped) as caught:
+            train(topology, directory, watcher=watcher, **settings)
+    finally:
+        topology.watch.wish.signal = None
+    return str(caught.value)
+
+
+def test_a_stop_at_a_skipped_step_loses_nothing(topology: Topology, tmp_path: Path) -> None:
+    settings = {"max_steps": 6, "eval_every": 2, "checkpoint_every": 2, "keep_checkpoints": 1}
+    whole = train(topology, tmp_path / "whole", 3, 4, **settings)
+    told = stopped(topology, tmp_path / "run", Asked(math.nan, 3, 4), **settings)
+    # Nobody knows yet whether the skipped steps are the beginning of the end, so what is from before stays.
+    assert "stopped after step 4, which is saved" in told and saved(tmp_path / "run") == [2, 4]
+    assert TOY["same"](whole, train(topology, tmp_path / "run", 3, 4, **settings))
+    assert saved(tmp_path / "run") == [6] and TOY["records"](tmp_path / "run") == TOY["records"](tmp_path / "whole")
+
+
+def test_a_stop_out_of_bounds_saves_nothing(topology: Topology, tmp_path: Path) -> None:
+    settings = {"optimizer": OptimizerConfig(lr=30.0), "eval_every": 1, "divergence": DivergenceConfig(evaluations=9)}
+    told = stopped(topology, tmp_path, Asked(1.0, 5), **settings)
+    assert "stopped after step 5; it goes on from the checkpoint before" in told
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_checkpoint_that_is_due_at_a_skipped_step_is_written_at_the_next_one_that_is_made(
+    topology: Topology, tmp_path: Path
+) -> None:
+    with pytest.raises(TOY["Killed"]):
+        train(topology, tmp_path, 4, 5, loader=loader_that_ends(topology, 7), checkpoint_every=4)
+    assert saved(tmp_path) == [6]
 
 
 @pytest.mark.parametrize("rule", ["slope", "windows"])
@@ -165,6 +225,58 @@ def settled(*evaluations: tuple[float, float]) -> str | None:
     guard.add_step(1, evaluations[-1][0], 1.0, 0.01, skipped=False)
     guard.add_evaluation(dict.fromkeys(("reference", "validation"), evaluations[-1][1]))
     return guard.worse(9)
+
+
+def guarded(*steps: float | None, evaluated: float = 3.0, guard: PretrainGuard | None = None) -> PretrainGuard:
+    """A guard that has seen steps of these losses (None: one without labels) and then an evaluation."""
+    guard = guard or PretrainGuard(CONFIG, vocab_size=512)
+    for loss in steps:
+        guard.add_step(1, loss or 0.0, 1.0, 0.01, skipped=False, labelled=loss is not None)
+    guard.add_evaluation({"reference": evaluated})
+    return guard
+
+
+@pytest.mark.parametrize("odd", [None, 0.5], ids=["without labels", "an easy batch"])
+def test_one_odd_step_does_not_make_overfitting_divergence(odd: float | None) -> None:
+    guard = guarded(3.2, 3.2)
+    guarded(*[3.0] * 9, odd, *[3.0] * 9, evaluated=2.9, guard=guard)
+    for _ in range(3):
+        guarded(*[2.9] * 9, evaluated=4.2, guard=guard)
+    assert guard.fault(60, last=True) is None
+
+
+def test_training_that_goes_wrong_late_in_a_long_interval_is_divergence() -> None:
+    guard = guarded(*[3.0] * 50, *[5.0] * 8, evaluated=6.0, guard=guarded(3.2, 3.2))
+    assert "training loss 5, reference loss 6; the last evaluation is out of bounds" in str(guard.fault(60, last=True))
+
+
+def test_a_bound_of_an_older_version_is_that_of_means() -> None:
+    state = guarded(*[3.0] * 9, guard=guarded(3.2)).state_dict()
+    old = json.loads(json_text({name: value for name, value in state.items() if name != "recent"}))
+    # A lowest mean of 0 is of an interval without labels: then nothing is known, as at the beginning.
+    for lowest, bound in ((3.0, 4.0), (0.0, 4.5)):
+        old["bounds"]["best"]["training"], old["lowest"]["training"] = 0.0, lowest
+        for loss, out in ((bound - 0.05, None), (bound + 0.05, "out of bounds")):
+            guard = PretrainGuard(CONFIG, vocab_size=512)
+            guard.load_state_dict(old)
+            guarded(3.5, *[loss] * 8, evaluated=4.2, guard=guard)
+            found = guard.fault(60, last=True)
+            assert found is None if out is None else out in str(found), (lowest, loss)
+
+
+def test_a_batch_without_labels_leaves_no_trace_in_what_losses_are_held_to(topology: Topology, tmp_path: Path) -> None:
+    loader = TOY["loader_of"](topology)
+    deal, number = loader.next_batch, iter(range(1, 9))
+
+    def next_batch() -> Batch:
+        batch = deal()
+        return replace(batch, labels_BS=torch.full_like(batch.labels_BS, -100)) if next(number) == 3 else batch
+
+    loader.next_batch = next_batch
+    result = train(topology, tmp_path, loader=loader, max_steps=4, eval_every=0)
+    extra = checkpoint_extra(result.checkpoint)
+    assert min(extra["guard"]["recent"]) > 1 and len(extra["guard"]["recent"]) == 3
+    assert extra["guard"]["bounds"]["best"]["training"] > 1 and min(extra["spikes"]["losses"]) > 1
 
 
 def test_a_plateau_above_the_losses_that_there_were_is_divergence() -> None:

@@ -149,6 +149,36 @@ def test_a_budget_ends_the_run_and_is_no_plateau(topology: Topology, tmp_path: P
     assert same(result, again) and not again.plateau
 
 
+@pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_tokens": 3 * 64}])
+def test_a_budget_ends_the_run_between_evaluations_too(
+    topology: Topology, tmp_path: Path, limit: dict[str, int]
+) -> None:
+    config = CONFIG.model_copy(update={"max_steps": 50, "plateau": PlateauConfig(window=1, **limit)})
+    result = train(topology, tmp_path, config)
+    assert result.step == 3 and not result.plateau and result.reason.startswith("budget: ")
+    evaluated = [record["step"] for record in records(tmp_path) if record["kind"] == "eval"]
+    assert evaluated == [0, 2, 3] and same(result, train(topology, tmp_path, config))
+
+
+def test_the_detector_does_not_mix_losses_of_two_distances(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = PlateauConfig(rule="windows", window=2, min_improvement=0.9)
+    config = CONFIG.model_copy(update={"max_steps": 7, "plateau": strict})
+    with pytest.raises(Killed):
+        train(topology, tmp_path, config, die_before=6)
+    wider = config.model_copy(update={"max_steps": 20, "eval_every": 1, "checkpoint_every": 1})
+    capsys.readouterr()
+    with pytest.raises(Killed):
+        train(topology, tmp_path, wider, die_before=1)
+    told = "evaluations are 1 steps apart from here on, 2 before; the plateau detector begins anew"
+    assert capsys.readouterr().err.count(told) == 1
+    result = train(topology, tmp_path, wider)
+    assert told not in capsys.readouterr().err
+    # The three of before and one more would have been the four that are asked for.
+    assert result.plateau and result.step == 10
+
+
 def test_arms_go_on_from_a_checkpoint(topology: Topology, tmp_path: Path) -> None:
     first = train(topology, tmp_path / "first")
     arm = CONFIG.model_copy(update={"max_steps": 2, "plateau": None, "schedule": ScheduleConfig()})
