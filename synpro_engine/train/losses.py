@@ -87,7 +87,8 @@ class DistillationLoss(LanguageModelLoss):
     """The same with a share of it taken from teachers, by the divergence from their mean distribution.
 
     Cross-entropy is what is reported as the loss, as without teachers; `divergence` is an extra. Teachers read each
-    micro-batch as the student does, without gradients.
+    micro-batch as the student does, without gradients, and whole: what dropout leaves out, tokens too, is left out for
+    the student alone.
     """
 
     def __init__(self, z_loss: float, config: DistillConfig, teachers: Sequence[Model]) -> None:
