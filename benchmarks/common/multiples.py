@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve, effective_multiple
-
-# Two-sided 95 % quantiles of Student's t, for 1, 2, ... degrees of freedom; of more the last one, which is wider.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+from synpro_engine.report.numbers import half_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +24,7 @@ def mean(values: Sequence[float]) -> Mean:
     middle = statistics.fmean(values)
     if len(values) == 1:
         return Mean(value=middle, low=None, high=None)
-    half = _T[min(len(values) - 1, len(_T)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    half = half_interval(values)
     return Mean(value=middle, low=middle - half, high=middle + half)
 
 

@@ -7,7 +7,7 @@ from synpro_engine.report.compared_run import ComparedRun
 from synpro_engine.report.comparison import Comparison
 from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
 from synpro_engine.report.page import render_comparison, render_report, write_comparison, write_report
-from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss
+from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss, over_seeds
 from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
 from synpro_engine.report.sections.downstream import Downstream, QuestionsAsked, TaskCurve, TaskResult
 from synpro_engine.report.sections.downstream import joined as join_task_curves
@@ -60,6 +60,7 @@ __all__ = [
     "UniquePoint",
     "closing_summary",
     "join_task_curves",
+    "over_seeds",
     "render_comparison",
     "render_report",
     "write_comparison",

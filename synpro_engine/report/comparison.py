@@ -19,6 +19,7 @@ from synpro_engine.report.compared_run import ComparedRun
 from synpro_engine.report.data import Section
 from synpro_engine.report.looks import legend_label, look_of
 from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds, standard_error
+from synpro_engine.report.sections.arms import BAND_ALPHA
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
 from synpro_engine.report.svg import Panel
 
@@ -134,6 +135,9 @@ class Comparison:
                 tokens = [step * run.tokens_per_step for step in curve.steps]
                 losses = [loss * self._scale(run, kind) for loss in curve.loss]
                 marks = svg.point_marks(tokens)
+                if curve.seeds > 1:
+                    low, high = ([loss * self._scale(run, kind) for loss in ends] for ends in (curve.low, curve.high))
+                    panel.axes.fill_between(tokens, low, high, color=colour, alpha=BAND_ALPHA, lw=0)
                 panel.axes.plot(tokens, losses, color=colour, ls=dash, lw=1.6, label=legend_label(run.label), **marks)
             _label(panel.axes, self.unit)
             svg.legend_above(panel.axes, columns=2)

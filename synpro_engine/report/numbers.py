@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 MISSING = "–"
+# Two-sided 95 % quantiles of Student's t, for 1, 2, ... degrees of freedom; of more the last one, which is wider.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+      2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 
 
 def seconds(value: float | None) -> str:
@@ -48,6 +51,11 @@ def fixed(value: float | None, digits: int = 4) -> str:
 def standard_error(values: Sequence[float]) -> float:
     """Of the mean of two or more values; NaN where one of them is, which `statistics.stdev` does not take."""
     return float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """What a 95 % interval of the mean of two or more values reaches to either side of it, by Student's t."""
+    return _T[min(len(values) - 1, len(_T)) - 1] * standard_error(values)
 
 
 def signed(value: float | None, digits: int = 4) -> str:

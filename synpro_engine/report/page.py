@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synpro_engine.config import atomic_write_text, json_text
-from synpro_engine.report import comparison, headline, numbers
+from synpro_engine.report import comparison, differences, headline, numbers
 from synpro_engine.report.comparison import Comparison
 from synpro_engine.report.data import SECTIONS, ReportData, Section
 from synpro_engine.report.looks import visible
@@ -37,6 +37,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         statement=headline.statement(data),
         facts=headline.facts(data),
+        compared_words=differences.COMPARED_WORDS,
     )
 
 
@@ -67,6 +68,7 @@ def _templates() -> "JinjaEnvironment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["head"] = differences.head
     for name in ("seconds", "count", "fixed", "signed", "percent"):
         environment.filters[name] = getattr(numbers, name)
     environment.filters["pretty_json"] = partial(json_text, indent=2, ensure_ascii=False)

@@ -10,7 +10,13 @@ from synpro_engine.reward.similarity import FaithfulnessReward, SimilarityReward
 from synpro_engine.reward.structure import StructureReward, structure_match
 from synpro_engine.reward.text_rewards import AntiCopyReward, FormatReward, LengthReward
 from synpro_engine.reward.types import Candidate, Reward, RewardFault, RewardTable
-from synpro_engine.reward.words import distinct_ngrams, rouge_l_precision, unsupported_share
+from synpro_engine.reward.words import (
+    distinct_ngrams,
+    placed_words,
+    rouge_l_precision,
+    unsupported_places,
+    unsupported_share,
+)
 
 __all__ = [
     "NO_JUDGES",
@@ -37,6 +43,8 @@ __all__ = [
     "distinct_ngrams",
     "greedy_match",
     "structure_match",
+    "placed_words",
     "rouge_l_precision",
+    "unsupported_places",
     "unsupported_share",
 ]

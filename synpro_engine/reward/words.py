@@ -7,7 +7,9 @@ for others the measures find nothing and so never punish.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 _WORD = re.compile(r"\w+(?:['\u2019.,]\w+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -20,9 +22,22 @@ _TENS = {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "ei
 _SPELT = {word: str(value) for value, word in enumerate(_SMALL)} | {word: str(n) for word, n in _TENS.items()}
 
 
+class Placed(NamedTuple):
+    """A word or a number in a form that can be compared, and which characters of the text spell it."""
+
+    plain: str
+    start: int
+    end: int
+
+
 def words(text: str) -> list[str]:
     """The words of `text`, without case and possessive endings."""
-    return [_plain(match.group()) for match in _WORD.finditer(text)]
+    return [word.plain for word in placed_words(text)]
+
+
+def placed_words(text: str) -> Iterator[Placed]:
+    """`words` with their places, in order."""
+    return (Placed(_plain(match.group()), *match.span()) for match in _WORD.finditer(text))
 
 
 def _plain(word: str) -> str:
@@ -42,13 +57,18 @@ def is_number(fact: str) -> bool:
 
 def stated_facts(text: str) -> set[str]:
     """Numbers and capitalised words that do not begin a sentence, in a form that can be compared."""
-    facts = {_number(match.group()) for match in _NUMBER.finditer(text)}
+    return {fact.plain for fact in _placed_facts(text)}
+
+
+def _placed_facts(text: str) -> Iterator[Placed]:
+    """Each mention of a fact: the numbers, then the names."""
+    for match in _NUMBER.finditer(text):
+        yield Placed(_number(match.group()), *match.span())
     for match in _WORD.finditer(text):
         word, at = match.group(), match.start()
         # The capital of a sentence's first word says nothing; a few characters before it show whether one begins.
         if len(word) > 1 and word[0].isupper() and at and not _SENTENCE_START.search(text, max(0, at - 8), at):
-            facts.add(_plain(word))
-    return facts
+            yield Placed(_plain(word), *match.span())
 
 
 def unsupported(text: str, source: str) -> set[str]:
@@ -64,6 +84,13 @@ def unsupported(text: str, source: str) -> set[str]:
     known |= {_SPELT[word] for word in known if word in _SPELT}
     known |= {word for word, digits in _SPELT.items() if digits in known}
     return facts - known
+
+
+def unsupported_places(text: str, source: str) -> list[Placed]:
+    """The words of `text`, in order, that are or hold a number or name that is `unsupported`."""
+    missing = unsupported(text, source)
+    starts = sorted(fact.start for fact in _placed_facts(text) if fact.plain in missing)
+    return [word for word in placed_words(text) if bisect_left(starts, word.start) < bisect_left(starts, word.end)]
 
 
 def unsupported_share(text: str, source: str) -> float:

@@ -310,6 +310,19 @@ def test_the_first_seed_of_effective_tokens_is_that_of_seeds_whatever_the_recipe
     assert [len(point.losses) for point in curve.points] == [2, 2, 2]
 
 
+def test_the_curve_of_each_arm_is_the_mean_of_what_its_seeds_measured(run: Cycle) -> None:
+    curves = report_data(run.directory, run.recipe, run.stages()).arms.curves
+    found = {curve.name: curve for curve in curves if curve.kind == "validation"}
+    assert set(found) == set(ARMS)
+    for arm, stage in (("tuned", "arms/tuned/round-1/continue"), ("oracle", "arms/oracle/continue")):
+        rows = [read_metrics(run.directory / name / "metrics.jsonl") for name in (stage, f"{stage}-seed-8")]
+        ends = [[row["validation_loss"] for row in of if row["kind"] == "eval"][-1] for of in rows]
+        curve = found[arm]
+        assert curve.seeds == 2 and curve.steps[0] == 30 and ends[0] != ends[1]
+        assert (curve.low[-1], curve.high[-1]) == (min(ends), max(ends))
+        assert curve.loss[-1] == pytest.approx(sum(ends) / 2)
+
+
 def test_oracles_whose_caps_give_them_the_same_text_are_not_more_seeds(run: Cycle) -> None:
     recipe = load_recipe("arms-smoke", ["arms.oracle-less.unique_tokens=99999"])
     names = [stage.name for stage in run.stages()]

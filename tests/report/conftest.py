@@ -12,6 +12,7 @@ from synpro_engine.report import (
     ArmTokens,
     CorpusInfo,
     Curve,
+    CurveKind,
     Downstream,
     EffectiveCurve,
     EffectiveTokens,
@@ -37,6 +38,7 @@ from synpro_engine.report import (
     Timeline,
     TokenAccount,
     UniquePoint,
+    over_seeds,
     render_report,
 )
 from synpro_engine.synth import OperationYield
@@ -56,13 +58,19 @@ REPHRASED = (
     "outstanding after 1 January.\n\nRelations with the European powers are friendly; the commissioners named under "
     "the convention with Spain have begun their work."
 )
+INVENTED = "- Topic: Spain. Content: A convention appointed commissioners, and Adams signed it on 14 March 1835."
 HOSTILE = "Here is <script>alert('x')</script> & </div><img src=x onerror=alert(1)> \x00 \ud800 end"
 
 
-def _curve(name: str, kind: str, steps: range, start: float, floor: float, pace: float, noise: float) -> Curve:
+def _curve(name: str, kind: CurveKind, steps: range, start: float, floor: float, pace: float, noise: float) -> Curve:
     rng = random.Random(name + kind)
     loss = tuple(floor + (start - floor) * math.exp(-s / pace) + rng.gauss(0, noise) for s in steps)
     return Curve(name=name, kind=kind, steps=tuple(steps), loss=loss)
+
+
+def _over_seeds(name: str, kind: CurveKind, floor: float) -> Curve:
+    curves = (_curve(f"{name} {seed}", kind, range(300, 601, 20), 5.1, floor, 90, 0.008) for seed in range(3))
+    return over_seeds([dataclasses.replace(curve, name=name) for curve in curves])
 
 
 def _rewards(operation: str, steps: int) -> RewardCurves:
@@ -245,10 +253,8 @@ def _arms() -> Arms:
     return Arms(
         curves=(
             *(_curve(name, "train", range(300, 600, 2), 5.6, 4.1 + 0.2 * i, 260, 0.06) for i, name in enumerate(ARMS)),
-            *(
-                _curve(name, "reference", range(300, 601, 20), 5.1, 4.86 + 0.03 * i, 90, 0.008)
-                for i, name in enumerate(ARMS)
-            ),
+            *(_over_seeds(name, "reference", 4.86 + 0.03 * i) for i, name in enumerate(ARMS)),
+            *(_over_seeds(name, "validation", 4.84 + 0.03 * i) for i, name in enumerate(ARMS)),
         ),
         held_out=(
             HeldOutLoss(name="model at the plateau", nats=241_880.0, tokens=49_152, utf8_bytes=188_200, documents=12),
@@ -307,7 +313,7 @@ def _samples() -> tuple[Sample, ...]:
         _sample("rephrase", 1, True, REPHRASED),
         _sample("reformat", 2, True, "- Topic: Treasury receipts. Content: They came to nearly $31,000,000.\n" * 3),
         _sample("rephrase", 3, False, HOSTILE),
-        _sample("reformat", 4, True, "- Topic: Spain. Content: A convention appointed commissioners."),
+        _sample("reformat", 4, True, INVENTED),
     )
 
 

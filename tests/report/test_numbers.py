@@ -37,6 +37,11 @@ def test_signs_are_typographic() -> None:
     assert numbers.signed(0.0, 2) == "0.00"
 
 
+def test_an_interval_of_a_mean_is_students() -> None:
+    assert numbers.half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5)
+    assert numbers.half_interval([0.0, 1.0] * 50) == pytest.approx(2.042 * numbers.standard_error([0.0, 1.0] * 50))
+
+
 def test_a_share_of_nothing_is_missing() -> None:
     assert numbers.percent(3, 0) == "–"
     assert numbers.percent(0.25) == "25.0%"

@@ -1,6 +1,6 @@
 import random
 
-from synpro_engine.reward import distinct_ngrams, rouge_l_precision, unsupported_share
+from synpro_engine.reward import distinct_ngrams, rouge_l_precision, unsupported_places, unsupported_share
 from synpro_engine.reward.words import common_subsequence, stated_facts
 
 SOURCE = (
@@ -53,3 +53,10 @@ def test_repetition_lowers_distinct_ngrams() -> None:
     assert distinct_ngrams("a law is coming. " * 20) < 0.1
     assert distinct_ngrams("") == 0.0
     assert distinct_ngrams("two words") == 1.0
+
+
+def test_unsupported_places_are_whole_words_in_order_and_hold_all_that_is_unsupported() -> None:
+    text = "It burned on the 9th of May; Pell (of Pell's bank) saw it, and so did Browning's B2B in 1871."
+    places = unsupported_places(text, "Pell saw it burn in 1871.")
+    assert [text[place.start : place.end] for place in places] == ["9th", "May", "Browning's", "B2B"]
+    assert unsupported_places(text, text) == []

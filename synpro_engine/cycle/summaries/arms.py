@@ -7,7 +7,7 @@ from dataclasses import replace
 from synpro_engine.cycle.run_layout import TITLES
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.cycle.summaries.pretraining import curves
-from synpro_engine.report import Arms, Curve, CurveKind, HeldOutLoss
+from synpro_engine.report import Arms, Curve, CurveKind, HeldOutLoss, over_seeds
 
 
 def name_of(run: FinishedRun, arm: str) -> str:
@@ -16,15 +16,14 @@ def name_of(run: FinishedRun, arm: str) -> str:
 
 
 def arms(run: FinishedRun) -> Arms:
-    """All arms; the rounds of one are put end to end. Curves are of the first seed."""
+    """All arms, over the seeds that have finished any of it; the rounds of one are put end to end."""
     shown: list[Curve] = []
     for arm in run.recipe.all_arms:
-        joined: dict[CurveKind, Curve] = {}
-        for stage in run.trained(arm):
-            for curve in curves(run, stage, name_of(run, arm)):
-                before = joined.get(curve.kind)
-                joined[curve.kind] = curve if before is None else _joined(before, curve)
-        shown += joined.values()
+        by_kind: dict[CurveKind, list[Curve]] = {}
+        for seed in run.recipe.arm_seeds:
+            for kind, curve in _end_to_end(run, arm, seed).items():
+                by_kind.setdefault(kind, []).append(curve)
+        shown += [over_seeds(of_seeds) for of_seeds in by_kind.values()]
     organic = [name for name, arm in run.recipe.all_arms.items() if arm.text == "organic"]
     return Arms(
         curves=tuple(shown),
@@ -32,6 +31,15 @@ def arms(run: FinishedRun) -> Arms:
         read_otherwise=tuple(name_of(run, arm) for arm in run.recipe.all_arms if _reads_otherwise(run, arm)),
         compared_with=organic[0] if organic and run.recipe.several else None,
     )
+
+
+def _end_to_end(run: FinishedRun, arm: str, seed: int | None) -> dict[CurveKind, Curve]:
+    joined: dict[CurveKind, Curve] = {}
+    for stage in run.trained(arm, seed):
+        for curve in curves(run, stage, name_of(run, arm)):
+            before = joined.get(curve.kind)
+            joined[curve.kind] = curve if before is None else _joined(before, curve)
+    return joined
 
 
 def _reads_otherwise(run: FinishedRun, arm: str) -> bool:

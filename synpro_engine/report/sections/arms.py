@@ -1,6 +1,6 @@
 """The arms after the plateau: their losses while they train, and on text that none has seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from statistics import fmean
@@ -8,10 +8,12 @@ from statistics import fmean
 from synpro_engine.evaluate import bits_per_byte
 from synpro_engine.report import svg
 from synpro_engine.report.looks import look_of
-from synpro_engine.report.numbers import standard_error
+from synpro_engine.report.numbers import half_interval, standard_error
 from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_loss_axes
 from synpro_engine.report.svg import Panel
 
+BAND_ALPHA = 0.18
+_FEW_SEEDS = 3  # from which on an interval is drawn: that of two is over ten times as wide as what they are apart
 _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own length, so that the arms fill it
 
 
@@ -74,9 +76,38 @@ class Compared:
         return fmean(self.by_seed.values())
 
 
+def over_seeds(curves: Sequence[Curve]) -> Curve:
+    """One curve of an arm's, each of another seed: their mean, at the steps that all of them have.
+
+    The band is the 95 % interval of the mean by Student's t, and of two seeds from the one to the other.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    of_seeds = [dict(zip(curve.steps, curve.loss, strict=True)) for curve in curves]
+    steps = sorted(set(of_seeds[0]).intersection(*of_seeds[1:]))
+    losses = [[losses[step] for losses in of_seeds] for step in steps]
+    bands = [_band(values) for values in losses]
+    return Curve(
+        name=curves[0].name,
+        kind=curves[0].kind,
+        steps=tuple(steps),
+        loss=tuple(fmean(values) for values in losses),
+        seeds=len(curves),
+        low=tuple(low for low, _ in bands),
+        high=tuple(high for _, high in bands),
+    )
+
+
+def _band(losses: Sequence[float]) -> tuple[float, float]:
+    if len(losses) < _FEW_SEEDS:
+        return min(losses), max(losses)
+    mean, half = fmean(losses), half_interval(losses)
+    return mean - half, mean + half
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arms:
-    """Losses of the arms; those on held-out text also of the model that they went on from."""
+    """Losses of the arms; those on held-out text also of the model that they went on from. Curves are over seeds."""
 
     curves: tuple[Curve, ...] = ()
     held_out: tuple[HeldOutLoss, ...] = ()
@@ -119,7 +150,8 @@ class Arms:
             f"arms-{kind}",
             f"Loss of each arm on {kind} text",
             title=f"{'Training' if kind == 'train' else kind.capitalize()} loss of the arms",
-            caption=f"Cross-entropy of each arm on {_which_text(kind)}; grey is the common past before the plateau.",
+            caption=f"Cross-entropy of each arm on {_which_text(kind)}; grey is the common past before the plateau."
+            f"{_which_band(curves)}",
             height=300,
         ) as panel:
             axes = panel.axes
@@ -131,6 +163,8 @@ class Arms:
                 colour, dash = look_of(curve.name, names)
                 width = 1.0 if kind == "train" else 1.7
                 marks = svg.point_marks(curve.steps)
+                if curve.seeds > 1:
+                    axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=BAND_ALPHA, lw=0)
                 axes.plot(curve.steps, curve.loss, color=colour, ls=dash, lw=width, label=curve.name, **marks)
             label_loss_axes(axes)
             if pretraining.plateau is not None:
@@ -143,3 +177,19 @@ def _which_text(kind: str) -> str:
     if kind == "train":
         return "its own training text, which is another for each arm: these lines must not be compared"
     return f"the same {kind} text"
+
+
+def _which_band(curves: Sequence[Curve]) -> str:
+    """What lines and bands are of; nothing where each line is one seed's."""
+    seeds = {curve.name: curve.seeds for curve in curves}
+    if max(seeds.values()) == 1:
+        return ""
+    kinds = {
+        "the 95 % interval of the mean (Student's t)": any(number >= _FEW_SEEDS for number in seeds.values()),
+        "from the lower to the higher of two seeds": 2 in seeds.values(),
+    }
+    told = ", or ".join(kind for kind, drawn in kinds.items() if drawn)
+    if len(set(seeds.values())) == 1:
+        return f" Lines are means over {max(seeds.values())} seeds at the steps that all have, bands {told}."
+    number = ", ".join(f"{name}: {number}" for name, number in seeds.items())
+    return f" Lines are means over seeds ({number}) at the steps that all have, bands {told}."

@@ -18,15 +18,23 @@ CurveKind = Literal["train", "reference", "validation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A loss over training. `steps` count from the start of the run: an arm begins where pretraining ended."""
+    """A loss over training. `steps` count from the start of the run: an arm begins where pretraining ended.
+
+    Of several `seeds` the loss is their mean, and low and high are the ends of a band around it; else these are empty.
+    """
 
     name: str
     kind: CurveKind
     steps: tuple[int, ...]
     loss: tuple[float, ...]
+    seeds: int = 1
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.steps) == len(self.loss), f"{self.name}: {len(self.steps)} steps for {len(self.loss)} losses"
+        banded = len(self.steps) if self.seeds > 1 else 0
+        assert len(self.low) == len(self.high) == banded, f"{self.name}: a band is of several seeds, at every step"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from synpro_engine.report.differences import Compared, compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +19,14 @@ class Sample:
     reason: str = ""  # why it was rejected
     total: float | None = None
     rewards: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def compared(self) -> Compared:
+        """Both texts with the words and the claims marked that the other has not."""
+        return compared(self.source, self.text)
+
+    @property
+    def unsupported(self) -> str:
+        """How many claims the source lacks, in words; nothing where it lacks none."""
+        number = self.compared.claims
+        return f"{number} claim{'s' * (number != 1)} without support in the source" if number else ""
