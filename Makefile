@@ -84,7 +84,7 @@ test: setup-test ## lint, types and the test suite; then its core under the othe
 
 test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
 	@echo "==> pytest, against outside oracles and with trackers"
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m $(ALL) tests/rl/test_against_trl.py tests/train/test_trackers.py tests/benchmarks/test_pretrain.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m $(ALL) tests/rl/test_against_trl.py tests/train/test_against_lm_eval.py tests/train/test_trackers.py tests/benchmarks/test_pretrain.py
 	@echo "==> pytest, the slow tests"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(PYTEST_WORKERS) --dist worksteal
 	$(call interpreted,$(PY),slow)

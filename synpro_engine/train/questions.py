@@ -48,8 +48,16 @@ class _Row:
 def ask(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> Answers:
     """Put all questions to the model; each data-parallel replica answers its share of them.
 
+    NaN where a likelihood is not finite, as of weights that diverge; else as `answer_nats`.
+    """
+    nats = answer_nats(model, asked, seq_len=seq_len, micro_batch=micro_batch)
+    return _answers(asked.questions, nats)
+
+
+def answer_nats(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> dict[tuple[int, int], float]:
+    """-log p of each answer behind its prompt, by the numbers of question and answer.
+
     seq_len: the longest row; a longer prompt loses its beginning. Collective over the job, the same on every rank.
-    NaN where a likelihood is not finite, as of weights that diverge.
     """
     rows = list(_rows(asked, seq_len, model.topology.dp.rank, model.topology.dp.size))
     # Long ones first, so that rows of a call are of much the same length.
@@ -57,9 +65,9 @@ def ask(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> 
     nats: dict[tuple[int, int], float] = {}
     for start in range(0, len(rows), _CALL * micro_batch):
         nats |= _score(model, rows[start : start + _CALL * micro_batch], micro_batch)
-    # In the order of the questions and on every rank, so that sums do not depend on who answered which.
     all_nats = {key: value for part in gather_objects(model.topology.dp, nats) for key, value in part.items()}
-    return broadcast_object(_answers(asked.questions, all_nats), model.topology)
+    # Those of one rank, for others may have summed in another order.
+    return broadcast_object(all_nats, model.topology)
 
 
 def _rows(asked: QuestionSet, seq_len: int, rank: int, ranks: int) -> Iterator[_Row]:
