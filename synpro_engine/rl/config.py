@@ -207,7 +207,8 @@ class TuneConfig(Config):
     dual_clip: float | None = Field(default=None, gt=1.0)
     """Where the advantage is negative, the gain is not let below so many times it (arXiv 1912.09729)."""
     kl_beta: float = Field(default=0.005, ge=0.0)
-    """Weight of the KL divergence from the reference policy; 0 does without one."""
+    """Weight of the KL divergence from the reference policy; 0 does without one. With `top_p`, `top_k` or `min_p` it is
+    among the ids that sampling left alone: what moves outside of them, or where one id was left, costs nothing."""
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Its estimate at a token, of d = log p - log p_ref: d, d^2 / 2, or exp(-d) - 1 + d."""
     kl_in: Literal["loss", "reward"] = "loss"

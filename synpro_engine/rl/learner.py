@@ -18,7 +18,6 @@ from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic
 from synpro_engine.rl.policy import PolicyLoss, corrected, rollout_logprobs
-from synpro_engine.rl.record import Update
 from synpro_engine.rl.types import Rollout, RolloutBatch
 from synpro_engine.train.engine import Engine, LossFn, StepResult, TrunkOf
 from synpro_engine.train.parking import Needs, stay
@@ -28,7 +27,7 @@ class Learnt(NamedTuple):
     """The rollouts with their advantages, and the optimizer steps on them: the policy's and the critic's."""
 
     rollouts: list[Rollout]
-    updates: list[Update]
+    updates: list[StepResult]
     taught: list[StepResult]
 
 
@@ -70,8 +69,9 @@ class Learner:
             if self._critic is not None:
                 learnt.taught.append(_step(self._critic.engine, part, self._critic.loss, denominator))
             if config.critic is None or step >= config.critic.warmup_steps:
-                result = _step(self._engine, part, self._loss, denominator, trunk_of=lambda batch: batch.trunk)
-                learnt.updates.append(Update(result, denominator))
+                learnt.updates.append(
+                    _step(self._engine, part, self._loss, denominator, trunk_of=lambda batch: batch.trunk)
+                )
         return learnt
 
     def _informed(self, batch: RolloutBatch) -> RolloutBatch:

@@ -121,7 +121,8 @@ def _bias(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | N
 class PolicyLoss:
     """The policy's loss of one micro-batch for `train.engine.Engine.step`.
 
-    Reports as `loss` the objective, and as extras the sums of `SurrogateTerms`, those of bins one by one.
+    Reports as `loss` the objective, and as extras the sums of `SurrogateTerms`, those of bins one by one; of the
+    divergence none without a reference.
     """
 
     def __init__(self, config: TuneConfig, vocab_limit: int | None) -> None:
@@ -144,6 +145,8 @@ class PolicyLoss:
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei
         terms = evaluate(model, hidden_BSH, batch, tokens)
         extras = {name: values for name, values in vars(terms).items() if name not in ("objective", "ratio_counts")}
+        if batch.reference_N is None:
+            del extras["divergence"]  # none is known, which is not one of 0
         extras |= {f"{RATIO_BIN}{n}": count for n, count in enumerate(terms.ratio_counts)}
         if batch.drift_N is not None:
             # Ratios are to the trainer's own policy then, and say nothing of the sampler.

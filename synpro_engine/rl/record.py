@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from synpro_engine.dist import Axis, gather_objects
 from synpro_engine.rl.policy import RATIO_BIN
@@ -67,15 +66,7 @@ def rollout_row(rollout: Rollout) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step on a part of a rollout batch, and what its sums are divided by."""
-
-    result: StepResult
-    denominator: float
-
-
-def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
+def update_values(updates: Sequence[StepResult], lr: float) -> dict[str, Value]:
     """Means over the step's updates: the last one's, but for `sampler_gap`, which the first one shows.
 
     Updates without tokens that count, whose completions are all masked or dropped, are passed over where there are
@@ -83,20 +74,21 @@ def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
 
     NaN where there was none, for the critic alone learns; `lr` then is that of the next.
 
-    Over tokens that count in the loss: entropy (nats), clip_fraction, ratio and its quantiles of `RATIO_QUANTILES`, ess
-    (effective sample size of the ratios, as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of
-    the trainer - of the sampler|; before any update it is rounding only). Weighted like the loss: loss, kl.
+    Over tokens that count in the loss, each alike: kl (the estimate `TuneConfig.kl`, in nats; NaN without a reference
+    policy), entropy (nats), clip_fraction, ratio and its quantiles of `RATIO_QUANTILES`, ess (effective sample size of
+    the ratios, as a share: (sum r)^2 / (N sum r^2)), sampler_gap (mean |log-probability of the trainer - of the
+    sampler|; before any update it is rounding only). Weighted: loss.
     """
     if not updates:
         names = [*"loss kl entropy clip_fraction ratio ess sampler_gap grad_norm".split(), *RATIO_QUANTILES]
         return {**dict.fromkeys(names, math.nan), "lr": lr, "skipped": False}
-    shown = [update for update in updates if update.result.extras["tokens"]] or updates
-    first, last = shown[0].result, shown[-1].result
+    shown = [update for update in updates if update.extras["tokens"]] or updates
+    first, last = shown[0], shown[-1]
     sums, tokens = last.extras, last.extras["tokens"] or math.nan
     counts = [sums[f"{RATIO_BIN}{n}"] for n in range(len(RATIO_EDGES) + 1)]
     return {
         "loss": last.loss,
-        "kl": sums["kl"] / shown[-1].denominator,
+        "kl": sums.get("divergence", math.nan) / tokens,
         "entropy": sums["entropy"] / tokens,
         "clip_fraction": sums["clipped"] / tokens,
         "ratio": sums["ratio"] / tokens,
@@ -104,8 +96,8 @@ def update_values(updates: Sequence[Update], lr: float) -> dict[str, Value]:
         "ess": sums["ratio"] ** 2 / (tokens * sums["ratio_square"]) if sums["ratio_square"] else math.nan,
         "sampler_gap": first.extras["gap"] / (first.extras["tokens"] or math.nan),
         "grad_norm": last.grad_norm,
-        "lr": updates[-1].result.lr,
-        "skipped": any(update.result.skipped for update in updates),
+        "lr": updates[-1].lr,
+        "skipped": any(update.skipped for update in updates),
     }
 
 

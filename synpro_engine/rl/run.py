@@ -69,7 +69,8 @@ class TuningRun:
                     self.save_before(step)
                     raise
                 rewards += [values["reward"]] if math.isfinite(values["reward"]) else []
-                bar.set_postfix(reward=f"{values['reward']:.3f}", kl=f"{values['kl']:.4f}", refresh=False)
+                kl = {"kl": f"{values['kl']:.4f}"} if math.isfinite(values["kl"]) else {}
+                bar.set_postfix({"reward": f"{values['reward']:.3f}", **kl}, refresh=False)
                 bar.update()
                 # Ahead of the checkpoint, for who goes on from that measures what comes behind it.
                 self._measure(step + 1)
@@ -131,7 +132,7 @@ class TuningRun:
         clock.append(time.perf_counter())
         with span(TRAIN):
             rollouts, updates, taught = self._learner.learn(rollouts, step)
-        self.asked_to_stop = [*taught, *(update.result for update in updates)][-1].stop
+        self.asked_to_stop = [*taught, *updates][-1].stop
         clock.append(time.perf_counter())
 
         values: dict[str, Value] = dict(rollout_values(rollouts, self._topology.dp))
@@ -152,10 +153,13 @@ class TuningRun:
         for at in range(wanted):  # spread over the prompts
             self._logs[1].write("sample", step + 1, sample_values(rollouts[at * len(rollouts) // wanted]))
         if values["skipped"]:
-            self._logs[0].write("skipped", step + 1, {"documents": {"sources": [prompt.key for prompt in chosen]}})
+            # Of the rollouts: which groups other ranks replaced `chosen` does not say.
+            mine = [rollout.prompt.key for rollout in rollouts if rollout.member == 0]
+            sources = [key for part in gather_objects(self._topology.dp, mine) for key in part]
+            self._logs[0].write("skipped", step + 1, {"documents": {"sources": sources}})
         # Behind the logs, so that the step at which the guard gives up is on record.
         critic_guard = self._guard if self._critic is None else self._critic.guard
-        for guard, results in ((critic_guard, taught), (self._guard, [update.result for update in updates])):
+        for guard, results in ((critic_guard, taught), (self._guard, updates)):
             for result in results:
                 guard.add(result.step, result.loss, result.grad_norm, result.lr, skipped=result.skipped)
         return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}

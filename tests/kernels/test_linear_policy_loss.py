@@ -37,7 +37,9 @@ def rollout(dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-REPORTED = ("surrogate", "kl", "entropy", "clipped", "ratio", "ratio_square", "ratio_counts", "gap", "tokens")
+REPORTED = (
+    "surrogate", "kl", "divergence", "entropy", "clipped", "ratio", "ratio_square", "ratio_counts", "gap", "tokens",
+)  # fmt: skip
 
 
 def by_definition(hidden: Tensor, weight: Tensor, target: Tensor, _bias: None):

@@ -187,6 +187,7 @@ def test_divergence_bonus_and_correction_are_added_by_weight() -> None:
     expected = (weight * (0.3 * kl - gain - 0.05 * bonus)).sum()
     assert math.isclose(float(terms.objective), float(expected), rel_tol=1e-12)
     assert math.isclose(float(terms.kl), float((weight * kl).sum()), rel_tol=1e-12)
+    assert math.isclose(float(terms.divergence), float(kl.sum()), rel_tol=1e-12)
     found = torch.autograd.grad(terms.objective, [log_ratio, entropy])
     for mine, theirs in zip(found, torch.autograd.grad(expected, [log_ratio, entropy]), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-12)

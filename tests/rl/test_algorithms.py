@@ -197,6 +197,12 @@ def test_a_method_named_is_its_settings_and_what_is_given_beside_it_counts(algor
     assert load_config(TuneConfig, config.model_dump(mode="json")) == config
 
 
+@pytest.mark.parametrize("recipe", ["synpro-400m", "synpro-1.1b", "slowrun-100m", "quickstart"])
+def test_a_method_named_over_a_recipe_has_all_of_its_settings(recipe: str) -> None:
+    tune = load_recipe(recipe, ["tune.rephrase.algorithm=dapo"]).tune["rephrase"]
+    assert (tune.kl_beta, tune.clip_high, tune.refills, tune.overlong is not None) == (0.0, 0.28, 3, True)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

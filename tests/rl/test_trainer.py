@@ -128,6 +128,30 @@ def prepared(policy: Model, config: TuneConfig, reference: Model) -> Model:
     return reference
 
 
+def test_the_divergence_that_is_logged_is_a_mean_over_tokens_whatever_the_loss_divides_by(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, float] = {}
+    for aggregation in ("token", "sequence", "constant"):
+        policy, other = toy()["build"](topology), toy()["build"](topology)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.1)
+        monkeypatch.setitem(toy()["run"].__globals__, "prepare_policy", lambda p, c, other=other: prepared(p, c, other))
+        config = toy()["CONFIG"].model_copy(update={"steps": 1, "aggregation": aggregation})
+        toy()["run"](topology, tmp_path / aggregation, config, policy=policy)
+        found[aggregation] = numbers(tmp_path / aggregation)[0]["kl"]
+    assert found["token"] > 0.0
+    assert found == pytest.approx(dict.fromkeys(found, found["token"]), rel=1e-5)
+
+
+def test_the_divergence_from_no_reference_is_null_and_not_nought(topology: Topology, tmp_path: Path) -> None:
+    config = toy()["CONFIG"].model_copy(update={"steps": 1, "kl_beta": 0.0})
+    toy()["run"](topology, tmp_path, config)
+    (record,) = numbers(tmp_path)
+    assert record["kl"] is None and record["entropy"] > 0.0
+
+
 def test_an_answer_is_read_together_with_the_heading_it_was_given(topology: Topology, tmp_path: Path) -> None:
     headed = dataclasses.replace(toy()["OPERATION"], prefill="here:\n")
     for name, prefill in (("with", True), ("without", False)):

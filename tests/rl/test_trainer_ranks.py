@@ -13,6 +13,7 @@ from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.state import canonical_state
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.metrics import read_metrics
 
 WAYS = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))["WAYS"]
@@ -96,6 +97,22 @@ def test_adapters_of_ranks_that_split_sequences_end_as_those_of_one_process(one_
     assert alone.keys() == together.keys() and all(tensor.any() for tensor in alone.values())
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def _tune_in_vain(directory: Path) -> None:
+    """One step that is skipped, in which groups of all ranks are replaced by those of other slices."""
+    helpers = runpy.run_path(str(Path(__file__).with_name("algorithms.py")))
+    short = {"sampling": {"max_new_tokens": 2, "top_p": 1.0}, "group_size": 3, "refills": 1}
+    with launched(ParallelConfig()) as topology, pytest.raises(DivergedError):
+        helpers["toy"]()["run"](topology, directory, helpers["config_of"]("grpo", steps=1, kl_beta=1e300, **short))
+
+
+def test_a_skipped_step_names_the_slices_that_it_read_on_every_rank(tmp_path: Path) -> None:
+    _tune_in_vain(tmp_path / "alone")
+    run_ranks(_tune_in_vain, 2, directory=tmp_path / "both")
+    alone, both = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("alone", "both"))
+    assert alone[0]["refilled_groups"] == both[0]["refilled_groups"] > 0
+    assert [record["documents"] for record in both if record["kind"] == "skipped"] == [alone[1]["documents"]]
 
 
 def _tune_on(directory: Path, *, killed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from pydantic import model_validator
@@ -69,7 +70,7 @@ class _Measurement(Record):
         return None if change is None or low is None or high is None else (value - change + low, value - change + high)
 
 
-class _FiniteStep(NamedTuple):
+class _RewardedStep(NamedTuple):
     step: int
     reward: float
     kl: float
@@ -84,7 +85,7 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
     for this, operation in tuned:
         recipe = run.in_rounds[this.of_arm]
         weights, config = recipe.reward.weights(operation), recipe.tune[operation]
-        steps = _finite_steps(run, this.tune(operation))
+        steps = _rewarded_steps(run, this.tune(operation))
         if not steps:
             continue
         # A curve needs a value at every step.
@@ -96,7 +97,10 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
                 total=tuple(s.reward for s in steps),
                 parts={name: tuple(s.parts[name] for s in steps) for name in parts},
                 weights={name: weight for name, weight in weights.items() if name not in config.without},
-                kl=tuple(s.kl for s in steps),
+                # Earlier versions logged 0 where there was no reference.
+                kl=tuple(s.kl for s in steps) if config.kl_beta else (),
+                estimate=config.kl,
+                within_nucleus=config.sampling.cuts,
                 lengths=tuple(s.length for s in steps),
                 held_out=_held_out(run, this.tune(operation)),
                 canaries=_canaries(run, this.tune(operation)),
@@ -126,11 +130,12 @@ def _canaries(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]
     return found
 
 
-def _finite_steps(run: FinishedRun, stage: str) -> list[_FiniteStep]:
-    """Without those whose groups were all dropped or whose loss was not finite."""
+def _rewarded_steps(run: FinishedRun, stage: str) -> list[_RewardedStep]:
+    """Without those whose groups were all dropped; what else a step has none of (a policy that waits) is NaN."""
     steps = []
     for r in run.metrics(stage, "tune", _Step):
-        if r.reward is not None and r.kl is not None and r.length is not None:
+        if r.reward is not None:
             parts = {name: value for name, value in r.parts.items() if value is not None}
-            steps.append(_FiniteStep(r.step, r.reward, r.kl, r.length, parts))
+            kl, length = (math.nan if value is None else value for value in (r.kl, r.length))
+            steps.append(_RewardedStep(r.step, r.reward, kl, length, parts))
     return steps

@@ -32,7 +32,12 @@ class RewardCurves:
     total: tuple[float, ...]
     parts: Mapping[str, tuple[float, ...]]  # before weighting
     weights: Mapping[str, float] = field(default_factory=dict)
-    kl: tuple[float, ...] = ()  # k3 estimate to the reference policy, nats per token
+    kl: tuple[float, ...] = ()
+    """Estimated KL to the reference policy, nats per token; NaN where a step has none, empty without a reference."""
+    estimate: str = "k3"
+    """Which estimate (k1, k2 or k3)."""
+    within_nucleus: bool = False
+    """Whether tokens were drawn, and policies compared, among a part of the vocabulary alone."""
     lengths: tuple[float, ...] = ()  # tokens per completion
     held_out: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
     """By part, "" for the total: what it was on slices that never train."""
@@ -50,7 +55,7 @@ class RewardCurves:
             )
         specs = (
             ("Total reward", "weighted sum", self.total, total),
-            ("KL to the untuned generator", "nats per token", self.kl, "How far tuning has moved the generator."),
+            ("KL to the untuned generator", "nats per token", self.kl, self._about_kl()),
             ("Completion length", "tokens", self.lengths, "Shows whether reward is won by length alone."),
         )
         colour = colours[self.operation]
@@ -68,6 +73,12 @@ class RewardCurves:
             for title, unit, values, caption in specs
             if values
         ]
+
+    def _about_kl(self) -> str:
+        told = f"How far tuning has moved the generator: the estimate {self.estimate} at the tokens that were drawn."
+        if self.within_nucleus:
+            told += " Both are compared among the ids that sampling left; what moved outside of these does not show."
+        return told
 
     def part_panels(self, colours: Mapping[str, str]) -> list[Panel]:
         """Each reward on its own scale, before weighting; `colours` are by operation."""

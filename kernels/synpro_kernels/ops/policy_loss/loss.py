@@ -31,8 +31,10 @@ def policy_loss(
     if tokens.correction is not None:
         value_N = value_N * tokens.correction
     surrogate, kl = (weight_N * value_N).sum(), logprob_N.new_zeros(())
+    divergence = kl
     if tokens.reference is not None:
-        kl = (weight_N * DIVERGENCES[objective.kl](logprob_N, tokens.reference)).sum()
+        estimate_N = DIVERGENCES[objective.kl](logprob_N, tokens.reference)
+        kl, divergence = (weight_N * estimate_N).sum(), estimate_N.detach().sum()
     loss = objective.kl_beta * kl - surrogate
     if objective.entropy_bonus:
         loss = loss - objective.entropy_bonus * (weight_N * entropy_N).sum()
@@ -41,6 +43,7 @@ def policy_loss(
         objective=loss,
         surrogate=surrogate.detach(),
         kl=kl.detach(),
+        divergence=divergence,
         entropy=entropy_N.detach().sum(),
         clipped=gain.held.sum().to(ratio_N.dtype),
         ratio=ratio_N.sum(),

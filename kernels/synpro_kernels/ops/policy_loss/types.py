@@ -65,15 +65,16 @@ class PolicyObjective:
 class SurrogateTerms:
     """Sums over the tokens whose weight is not 0. `objective` is differentiable; the others are for the record.
 
-    objective: what is minimised; surrogate and kl: their weighted parts; entropy: of the policy's distributions, in
-    nats; clipped: number of tokens whose gradient the clip removed or held; ratio and ratio_square: of the ratios that
-    the surrogate sees; ratio_counts: how many of these are in each bin of `RATIO_EDGES`; gap: of |log ratio|; tokens:
-    their number.
+    objective: what is minimised; surrogate and kl: their weighted parts; divergence: of the estimates of KL, in nats, 0
+    without a reference; entropy: of the policy's distributions, in nats; clipped: number of tokens whose gradient the
+    clip removed or held; ratio and ratio_square: of the ratios that the surrogate sees; ratio_counts: how many of these
+    are in each bin of `RATIO_EDGES`; gap: of |log ratio|; tokens: their number.
     """
 
     objective: Tensor
     surrogate: Tensor
     kl: Tensor
+    divergence: Tensor
     entropy: Tensor
     clipped: Tensor
     ratio: Tensor
