@@ -185,7 +185,8 @@ class TuneConfig(Config):
     """Train adapters on these blocks in place of their weights; embedding, norms and output layer are frozen too."""
 
     optimizer: OptimizerConfig = _OPTIMIZER
-    """AdamW; `lr` is the peak."""
+    """AdamW, or Muon for matrices of blocks (not with `lora`, whose adapters are none); `lr` is AdamW's peak and
+    `muon.lr` Muon's."""
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the optimizer steps over which the learning rate rises."""
     lr_floor: float = Field(default=0.1, ge=0.0, le=1.0)
@@ -323,6 +324,10 @@ class TuneConfig(Config):
             (
                 self.critic is not None and self.critic.warmup_steps >= self.steps,
                 f"critic.warmup_steps: leaves the policy none of {self.steps} steps",
+            ),
+            (
+                self.lora is not None and self.optimizer.name == "muon",
+                "optimizer.name: muon moves matrices of blocks, and with lora adapters train in their place; take adamw",
             ),
             ((self.baseline == "critic") != (self.critic is not None), "critic: is there with baseline: critic alone"),
             (

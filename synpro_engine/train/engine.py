@@ -44,6 +44,7 @@ from synpro_engine.train.optimizer import (
     set_hyperparameters,
     update,
 )
+from synpro_engine.train.owned import check_owned_once
 from synpro_engine.train.weight_gather import WeightGather
 
 _STOP = "stop"
@@ -116,6 +117,7 @@ class Engine:
         self.wrapped: list[Any] = _wrap(model, overlap_gradients, overlap_weights)
         self._gather = WeightGather(self.wrapped, behind=overlap_weights)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
+        check_owned_once(model, self.optimizer)
         self.muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
         # Here and not at their first step, which may be hours away: memory that is not there shows at once.
         kept = dict(averages or {}).items()

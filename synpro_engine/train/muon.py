@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from synpro_engine.config import UserError
+from synpro_engine.dist import on_every_rank
 from synpro_engine.model.canonical import unshard
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import MuonConfig
@@ -29,6 +31,7 @@ class Muon:
     """The updates of the matrices of one engine's model. Collective over the job."""
 
     def __init__(self, model: Model, optimizer: MegatronOptimizer) -> None:
+        """UserError, on every rank, where there is none for it to move, or where groups are not as names say."""
         self._topology, self._config = model.topology, model.config
         self._dtype = model.dtype
         named = model.named_parameters()
@@ -36,15 +39,16 @@ class Muon:
         """Of the parameters that it moves, as this rank's model has them."""
         owned = list(owned_rectangles(model, optimizer))
         mine = [r for r in owned if r.shard.group.get("muon")]
-        # Megatron matched the groups by patterns of its own; a parameter of one and not of the other would be moved
-        # by nobody, or by both.
-        of_groups = {id(r.shard.parameter): bool(r.shard.group.get("muon")) for r in owned}
-        for name, p in model.named_parameters():
-            assert of_groups.get(id(p), name in self.names) == (name in self.names), f"{name}: in a group of the other"
+        on_every_rank(model.topology, lambda: _check_groups(model, owned, self.names))
         self._rectangles: dict[str, list[Rectangle]] = {}
         for rectangle in mine:
             self._rectangles.setdefault(rectangle.key, []).append(rectangle)
         self._homes = plan_homes(mine, self._cost, model.topology)
+        if not self._homes.home:  # of the whole job: the same on every rank
+            raise UserError(
+                "`optimizer.name`: muon moves matrices of blocks, and none of them trains here (adapters would be "
+                "AdamW's, as all else)"
+            )
 
     @torch.no_grad()
     def step(self, config: MuonConfig) -> None:
@@ -101,6 +105,14 @@ class Muon:
         matrices = unshard(self._config, kind_of(key), [torch.empty(shape, device="meta")])
         sides = [sorted(matrix.shape) for matrix in matrices]
         return float(sum(short * short * (3 * long + short) for short, long in sides))
+
+
+def _check_groups(model: Model, owned: Iterable[Rectangle], names: frozenset[str]) -> None:
+    """Megatron matched the groups by patterns of its own: what is of one and not of the other nobody would move."""
+    of_groups = {id(r.shard.parameter): bool(r.shard.group.get("muon")) for r in owned}
+    for name, p in model.named_parameters():
+        if of_groups.get(id(p), name in names) != (name in names):
+            raise UserError(f"`optimizer.name`: {name} is in AdamW's group by its name and Muon's by Megatron, or reverse")
 
 
 def _shards(rectangles: Iterable[Iterable[Rectangle]]) -> Iterable[Shard]:

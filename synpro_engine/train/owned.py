@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch import Tensor
 from torch.nn import Parameter
 
+from synpro_engine.config import UserError
+from synpro_engine.dist import on_every_rank, sum_over
 from synpro_engine.model.model import Model
 
 # Layers get keys of their own: stacked ones must all be there, and frozen layers have no optimizer state.
@@ -75,6 +78,23 @@ def owned_shards(optimizer: MegatronOptimizer) -> Iterator[Shard]:
                 main = group["params"][order]
                 held = ranges["param"]
                 yield Shard(parameter, held.start, held.end, main, part.optimizer.state[main], group)
+
+
+def check_owned_once(model: Model, optimizer: MegatronOptimizer) -> None:
+    """Raise UserError, on every rank, unless each entry of what trains is one rank's, in one group. Collective."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    entries = dict.fromkeys((p for _, p in trained), 0)
+    for shard in owned_shards(optimizer):
+        entries[shard.parameter] += shard.stop - shard.start
+    counts = torch.tensor(list(entries.values()), dtype=torch.int64, device=model.topology.device)
+    found = sum_over(model.topology.replicas, counts).tolist()
+
+    def check() -> None:
+        for (name, parameter), count in zip(trained, found, strict=True):
+            if count != parameter.numel():  # no update, or two of them, and no error
+                raise UserError(f"`optimizer`: holds {count} of the {parameter.numel()} entries of {name}, which trains")
+
+    on_every_rank(model.topology, check)
 
 
 def owned_rectangles(model: Model, optimizer: MegatronOptimizer) -> Iterator[Rectangle]:

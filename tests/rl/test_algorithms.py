@@ -217,6 +217,7 @@ def test_a_method_named_over_a_recipe_has_all_of_its_settings(recipe: str) -> No
         ({"baseline": "critic", "scale": "batch"}, "critic: is there with baseline: critic alone"),
         ({"critic": {}}, "critic: is there with baseline: critic alone"),
         ({"baseline": "batch", "scale": "batch", "refills": 1}, "refills: only groups"),
+        ({"lora": {}, "optimizer": {"name": "muon"}}, "optimizer.name: muon moves matrices .*, and with lora adapters"),
         ({"surrogate": "clop"}, r"no surrogate `clop` \(did you mean `clip`"),
     ],
 )

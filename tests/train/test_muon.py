@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import _muon as torch_muon
 
+from synpro_engine.config import UserError
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.canonical import Slot, block_slots, unshard
 from synpro_engine.model.config import ModelConfig
+from synpro_engine.model.lora import add_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.model.weights import blocks_of
 from synpro_engine.train import homes
@@ -25,6 +27,7 @@ from synpro_engine.train.homes import _dealt
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.muon_update import update_scale
 from synpro_engine.train.optimizer import is_of_muon
+from synpro_engine.train.owned import check_owned_once
 from synpro_kernels import orthogonalize_definition
 
 MUON = OptimizerConfig(name="muon", lr=1e-2, clip=0.0, muon=MuonConfig(lr=0.02))
@@ -148,8 +151,31 @@ def test_a_parameter_whose_name_and_whose_group_disagree_is_no_engine_s(
 ) -> None:
     for name in ("decoder.layers.1.mlp.linear_fc1.weight", "decoder.final_layernorm.weight"):
         monkeypatch.setattr("synpro_engine.train.muon.is_of_muon", lambda p, name=name: is_of_muon(p) != (p == name))
-        with pytest.raises(AssertionError, match=f"{name}: in a group of the other"):
+        with pytest.raises(UserError, match=f"`optimizer.name`: {name} is in AdamW's group by its name and Muon's by"):
             Engine(build_model(shape, topology), MUON)
+
+
+def test_where_none_of_its_matrices_trains_it_is_refused(topology: Topology, shape: ModelConfig) -> None:
+    adapted, vectors = build_model(shape, topology), build_model(shape, topology)
+    add_adapters(adapted, rank=2, alpha=4.0, seed=0)
+    for name, parameter in vectors.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    for model in (adapted, vectors):
+        with pytest.raises(UserError, match="`optimizer.name`: muon moves matrices of blocks, and none of them trains"):
+            Engine(model, MUON)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_trains_and_is_in_no_group_is_named(topology: Topology, shape: ModelConfig, name: str) -> None:
+    model = build_model(shape, topology)
+    parameters = dict(model.named_parameters())
+    left = parameters["decoder.layers.0.mlp.linear_fc1.weight"]
+    left.requires_grad_(False)
+    engine = Engine(model, MUON.model_copy(update={"name": name}))
+    check_owned_once(model, engine.optimizer)
+    left.requires_grad_(True)
+    with pytest.raises(UserError, match=rf"`optimizer`: holds 0 of the {left.numel()} entries of .*\.0\.mlp\.linear_fc1"):
+        check_owned_once(model, engine.optimizer)
 
 
 def test_one_momentum_is_kept_of_a_matrix_and_nothing_of_adamw_s(topology: Topology, shape: ModelConfig) -> None:
