@@ -22,11 +22,13 @@ from synpro_engine.influence import (
 )
 from synpro_engine.influence.directions import optimizer_values, start_probe, walk, weights_of
 from synpro_engine.model.model import Model
+from synpro_engine.train.config import OptimizerConfig
 
 
-def probe_name(steps: int, *, keep_momentum: bool, weight_decay: float) -> str:
-    """What the table calls a probe."""
-    return f"probe {steps}, momentum {'kept' if keep_momentum else 'zeroed'}, decay {weight_decay:g}"
+def probe_name(steps: int, *, keep_momentum: bool, weight_decay: float, of_muon: bool = False) -> str:
+    """What the table calls a probe; of_muon: whose steps are Muon's."""
+    whose = "Muon's " if of_muon else ""
+    return f"{whose}probe {steps}, momentum {'kept' if keep_momentum else 'zeroed'}, decay {weight_decay:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,8 @@ class Walk:
     seconds: dict[int, float]
 
 
-def walk_probe(setup: Setup, corpus: str, *, keep_momentum: bool, weight_decay: float) -> Walk:
-    """One probe from theta on a corpus's batches, stopped at each of `settings.probe_steps`."""
+def walk_probe(setup: Setup, corpus: str, *, keep_momentum: bool, weight_decay: float, of_muon: bool = False) -> Walk:
+    """One probe from theta on a corpus's batches, stopped at each of `settings.probe_steps`; by AdamW, or Muon."""
     settings, model = setup.settings, setup.model()
     config = ProbeConfig(
         steps=1,
@@ -85,7 +87,8 @@ def walk_probe(setup: Setup, corpus: str, *, keep_momentum: bool, weight_decay: 
         keep_momentum=keep_momentum,
         weight_decay=weight_decay,
     )
-    engine, loader = start_probe(setup.theta, model, config), setup.loader(corpus, 1)
+    optimizer = settings.optimizer if of_muon else OptimizerConfig()
+    engine, loader = start_probe(setup.theta, model, config, optimizer=optimizer), setup.loader(corpus, 1)
     before, done, found, seconds = optimizer_values(engine, "param"), 0, {}, {}
     start = time.process_time()
     for steps in settings.probe_steps:
@@ -112,6 +115,11 @@ def along_probes(setup: Setup, sequences: Sequence[Sequence[int]]) -> Iterator[S
             yield _two_forward(setup, model, f"{name}, less control", less, sequences, both)
             yield from _dots_of(setup, model, name, direction, sequences, probe.seconds[steps])
             yield from _dots_of(setup, model, f"{name}, less control", less, sequences, both)
+    for keep in (True, False) if setup.settings.optimizer_name == "muon" else ():
+        probe = walk_probe(setup, "reference", keep_momentum=keep, weight_decay=0.1, of_muon=True)
+        for steps, direction in probe.at.items():
+            name = probe_name(steps, keep_momentum=keep, weight_decay=0.1, of_muon=True)
+            yield _two_forward(setup, model, name, direction, sequences, probe.seconds[steps])
 
 
 def _two_forward(

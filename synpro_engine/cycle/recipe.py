@@ -266,7 +266,6 @@ class Recipe(Config):
         rules.the_mask_is_a_token(pretrain, self.model.vocab_size)
         rules.layers_that_wait_are_there(pretrain, self.model.layers)
         rules.influence_suits_the_probe(self.influence, self.probe)
-        rules.a_walk_knows_the_moments(self.probe, pretrain)
         rules.arms_begin_with_weights_that_are_kept(self.continued, pretrain)
         return self
 

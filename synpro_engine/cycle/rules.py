@@ -77,14 +77,6 @@ def influence_suits_the_probe(influence: EstimatorConfig, probe: ProbeConfig) ->
         raise ValueError(f"influence.{error}") from None
 
 
-def a_walk_knows_the_moments(probe: ProbeConfig, pretrain: PretrainConfig) -> None:
-    """A probe that goes on with pretraining's moments takes AdamW's steps."""
-    optimizer = pretrain.optimizer.name
-    if probe.kind == "walk" and probe.keep_momentum and optimizer != "adamw":
-        because = f"a walk's steps are AdamW's, and pretrain.optimizer.name {optimizer} has no moments for them"
-        raise ValueError(f"probe.keep_momentum: must be false with probe.kind walk, for {because}")
-
-
 def arms_begin_with_weights_that_are_kept(continued: ContinueConfig, pretrain: PretrainConfig) -> None:
     """Averages can be gone on from where pretraining makes them."""
     if continued.train_from not in ("raw", *pretrain.averages):

@@ -327,7 +327,7 @@ class TuneConfig(Config):
             ),
             (
                 self.lora is not None and self.optimizer.name == "muon",
-                "optimizer.name: muon moves matrices of blocks, and with lora adapters train in their place; take adamw",
+                "optimizer.name: muon moves matrices of blocks, and with lora adapters train instead; take adamw",
             ),
             ((self.baseline == "critic") != (self.critic is not None), "critic: is there with baseline: critic alone"),
             (

@@ -112,7 +112,8 @@ def _check_groups(model: Model, owned: Iterable[Rectangle], names: frozenset[str
     of_groups = {id(r.shard.parameter): bool(r.shard.group.get("muon")) for r in owned}
     for name, p in model.named_parameters():
         if of_groups.get(id(p), name in names) != (name in names):
-            raise UserError(f"`optimizer.name`: {name} is in AdamW's group by its name and Muon's by Megatron, or reverse")
+            whose = "Muon" if name in names else "AdamW"
+            raise UserError(f"`optimizer.name`: {name} is {whose}'s by its name, and in the group of the other")
 
 
 def _shards(rectangles: Iterable[Iterable[Rectangle]]) -> Iterable[Shard]:

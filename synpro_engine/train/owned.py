@@ -92,7 +92,7 @@ def check_owned_once(model: Model, optimizer: MegatronOptimizer) -> None:
     def check() -> None:
         for (name, parameter), count in zip(trained, found, strict=True):
             if count != parameter.numel():  # no update, or two of them, and no error
-                raise UserError(f"`optimizer`: holds {count} of the {parameter.numel()} entries of {name}, which trains")
+                raise UserError(f"`optimizer`: holds {count} of {parameter.numel()} entries of {name}, which trains")
 
     on_every_rank(model.topology, check)
 

@@ -72,9 +72,12 @@ def batches(topology: Topology, rows: int = 4) -> list[Batch]:
     return [Batch(t, y) for t, y in zip(tokens[mine].split(rows), labels[mine].split(rows), strict=True)]
 
 
+def optimizer(name: OptimizerName) -> OptimizerConfig:
+    return OptimizerConfig(name=name, lr=1e-3, eps=1e-3, muon=MuonConfig(lr=1e-2))
+
+
 def trained(variant: str, topology: Topology, name: OptimizerName = "adamw") -> Engine:
-    settings = OptimizerConfig(name=name, lr=1e-3, eps=1e-3, muon=MuonConfig(lr=1e-2))
-    engine = Engine(model_of(CONFIGS[variant], topology), settings)
+    engine = Engine(model_of(CONFIGS[variant], topology), optimizer(name))
     for _ in range(2):
         engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
     return engine
@@ -90,14 +93,21 @@ def made(variant: str, topology: Topology, stored: Path) -> dict[str, Full]:
     live = {"live gradient": gradient, "next step": next_step_direction(engine, batches(topology, 2), upcoming)}
     by_muon = trained(variant, topology, "muon")
     muon = full(by_muon.model, next_step_direction(by_muon, batches(topology, 2), upcoming))
+    walked = model_of(CONFIGS[variant], topology)
+    config = PROBE.model_copy(update={"steps": 2, "lr": 1e-3})
+    v = probe_direction(by_muon_at(stored), walked, walks(2, topology), config, optimizer=optimizer("muon"))
     # The gradient of a model in training leaves nothing in its next step.
     engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
     done = {"trained": Direction({name: p.detach() for name, p in engine.model.named_parameters()})}
     return (
         {name: full(model, v) for name, v in found.items()}
         | {name: full(engine.model, v) for name, v in (live | done).items()}
-        | {"next step by muon": muon}
+        | {"next step by muon": muon, "walk by muon": full(walked, v)}
     )
+
+
+def by_muon_at(stored: Path) -> Path:
+    return stored.with_name(f"{stored.name} by muon")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +116,7 @@ def stored(topology: Topology, tmp_path_factory: pytest.TempPathFactory) -> Path
     for variant, config in CONFIGS.items():
         model = model_of(config, topology)
         save_direction(directory / variant, model, direction_of(model), seed=7)
+        save_checkpoint(by_muon_at(directory / variant), trained(variant, topology, "muon"))
     return directory
 
 
@@ -326,16 +337,39 @@ def test_momentum_zeroed_gives_another_direction(topology: Topology, theta: Path
     assert all(tensor.any() for tensor in difference.tensors.values())
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_walk_with_kept_momentum_takes_the_steps_that_training_would_on_its_text(
-    topology: Topology, theta: Path
+    topology: Topology, theta: Path, stored: Path, name: OptimizerName
 ) -> None:
-    made = OptimizerConfig(lr=0.5, beta1=0.6, beta2=0.8, eps=1e-3, clip=0.1)
+    theta = theta if name == "adamw" else by_muon_at(stored / "olmo2")
+    muon = MuonConfig(lr=2.0, momentum=0.8, nesterov=False, steps=7, scale="adamw_rms")
+    made = OptimizerConfig(name=name, lr=0.5, beta1=0.6, beta2=0.8, eps=1e-3, clip=0.1, muon=muon)
     training, probe = (model_of(CONFIGS["olmo2"], topology, seed=9) for _ in range(2))
-    engine = Engine(training, made.model_copy(update={"lr": PROBE.lr, "weight_decay": PROBE.weight_decay}))
+    rates = {"lr": PROBE.lr, "muon": muon.model_copy(update={"lr": 4.0 * PROBE.lr})}
+    engine = Engine(training, made.model_copy(update={**rates, "weight_decay": PROBE.weight_decay}))
     load_checkpoint(theta, training, engine)
     walk(engine, walks(2, topology), PROBE)
     run_probe(theta, probe, walks(2, topology), PROBE, optimizer=made)
     assert all(torch.equal(a, b) for a, b in zip(probe.parameters(), training.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_walk_of_a_theta_of_muon_moves_every_direction_of_a_matrix_alike(
+    topology: Topology, stored: Path, keep: bool
+) -> None:
+    made = optimizer("muon").model_copy(update={"muon": MuonConfig(lr=1e-2, coefficients="polar_express", steps=8)})
+    one = ProbeConfig(steps=1, lr=1e-4, global_batch=4, micro_batch=2, keep_momentum=keep, weight_decay=0.0)
+    model, theta = model_of(CONFIGS["olmo2"], topology), by_muon_at(stored / "olmo2")
+    v = probe_direction(theta, model, walks(2, topology), one, optimizer=made)
+    matrix = v.tensors["decoder.layers.1.self_attention.linear_proj.weight"]
+    sizes = torch.linalg.svdvals(matrix.double())
+    # Rates as they were to each other: a tenth of both.
+    assert sizes[:-1].allclose(torch.tensor(1e-3).double(), rtol=0.1), sizes
+
+
+def test_a_walk_goes_on_with_no_moments_of_another_optimizer(topology: Topology, theta: Path) -> None:
+    with pytest.raises(UserError, match=r"holds the state of adamw, but `optimizer\.name` is muon"):
+        run_probe(theta, model_of(CONFIGS["olmo2"], topology), walks(2, topology), PROBE, optimizer=optimizer("muon"))
 
 
 def test_in_half_precision_the_master_weights_know_steps_that_the_weights_lose(

@@ -1,4 +1,4 @@
-"""The probe: theta' is theta after K AdamW steps on reference data (SynPro, arXiv 2605.17849).
+"""The probe: theta' is theta after K of its optimizer's steps on reference data (SynPro, arXiv 2605.17849: AdamW's).
 
 As a model, or as the displacement theta - theta'. Also the settings of the probe that is no walk; see `next_step`.
 """
@@ -32,8 +32,9 @@ class ProbeConfig(Config):
     """What stands for training on the reference.
 
     `next_step`: its gradient, as the optimizer's next step on training's own batches would meet it
-    (`next_step_direction`), which predicted real steps best. `walk`: theta', after AdamW steps on the reference; the
-    paper's are 100 of 64 x 2048 tokens at a constant 1e-4, and it measures influence by `two_forward`.
+    (`next_step_direction`), which predicted real steps best. `walk`: theta', after steps of pretraining's optimizer on
+    the reference; the paper's are 100 of AdamW, of 64 x 2048 tokens at a constant 1e-4, and it measures influence by
+    `two_forward`.
     """
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
@@ -46,19 +47,20 @@ class ProbeConfig(Config):
     """next_step: batches of training text whose mean update is the step that the gradient is taken ahead by, and whose
     mean squared gradients enter the second moment (at which Muon's matrices are differentiated)."""
     steps: int = Field(default=100, gt=0)
-    """walk: AdamW steps K on the reference split."""
+    """walk: steps K of pretraining's optimizer on the reference split."""
     lr: float = Field(default=1e-4, gt=0)
-    """walk: constant learning rate."""
+    """walk: constant learning rate; AdamW's. Muon's matrices have one that is as much larger as in pretraining."""
     global_batch: int = Field(default=64, gt=0)
     """walk: sequences of each step, over all data-parallel ranks."""
     micro_batch: int = Field(default=8, gt=0)
     """Sequences that one rank forwards at once."""
     keep_momentum: bool = True
-    """walk: go on from pretraining's AdamW moments (the paper), under the betas, eps and clip that made them, or from
-    zero under the defaults, which keeps the direction of the reference data free of what pretraining was about to do.
-    """
+    """walk: go on from pretraining's moments (the paper), under the betas, eps and clip that made them, or from zero
+    under the defaults, which keeps the direction of the reference data free of what pretraining was about to do. What
+    is set of Muon is pretraining's in both cases."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """walk: decoupled weight decay; with 0 the displacement holds nothing but gradients."""
+    """walk: decoupled weight decay, times each parameter's rate; with 0 the displacement holds nothing but
+    gradients."""
     control: bool = False
     """walk: take off what a walk as long on training text does; what is left is kept as a direction."""
 
@@ -83,8 +85,9 @@ def run_probe(
 ) -> list[ProbeStep]:
     """Turn `model` into theta': load the checkpoint `theta` and take `config.steps` steps on `loader`'s batches.
 
-    The loss is pure cross-entropy (no z-loss). optimizer: what theta's moments were made under. Collective. Raises
-    UserError when momentum is to be kept and the checkpoint holds no optimizer state.
+    The loss is pure cross-entropy (no z-loss). optimizer: what theta's moments were made under, and takes the steps.
+    Collective. Raises UserError when momentum is to be kept and the checkpoint holds no optimizer state, or another
+    optimizer's.
     """
     return walk(start_probe(theta, model, config, optimizer=optimizer), loader, config)
 
@@ -93,9 +96,11 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig, *, optimizer: Op
     """Load `theta` into `model`, ready for the probe's first step; collective, UserError as `run_probe`."""
     # A second moment under another beta2 or eps is another step; one that begins at zero is the probe's own.
     made = optimizer if config.keep_momentum else _DEFAULTS
+    # The two rates of one schedule: matrices move as much more than the rest as they did.
+    muon = optimizer.muon.model_copy(update={"lr": optimizer.muon.lr * config.lr / optimizer.lr})
     own = OptimizerConfig(
-        lr=config.lr, weight_decay=config.weight_decay, beta1=made.beta1, beta2=made.beta2, eps=made.eps,
-        clip=made.clip,
+        name=optimizer.name, lr=config.lr, weight_decay=config.weight_decay, beta1=made.beta1, beta2=made.beta2,
+        eps=made.eps, clip=made.clip, muon=muon,
     )  # fmt: skip
     engine = Engine(model, own)
     load_checkpoint(theta, model, engine, optimizer_state=config.keep_momentum)
