@@ -25,6 +25,7 @@ Measure the loss of several models together, by the mean of their probabilities.
 
 One model is in memory at a time, and no logits are kept: of each token that is predicted one number is, the logarithm
 of the sum of the probabilities that the models gave it. The table has each model's loss, and that of all up to it.
+Multiple-choice questions of the run, or of a text with a `choices_field`, are answered by the same mean.
 Models may differ in shape but must share tokenizer and vocabulary. Models and texts may lie in object stores.
 """
 

@@ -1,8 +1,8 @@
-"""The loss of several models together, by the mean of their probabilities, without any model's logits kept.
+"""The loss and the answers of several models together, by their mean probabilities, without any model's logits kept.
 
-A loss asks each member for the probability of the one token that came. So one number a token is enough, whatever the
-number of members: ln of the sum of their probabilities, to which each member is added after it was loaded, scored and
-let go. Shape suffixes: B rows, S positions, N labels that are not ignored.
+A loss, and a question with given answers, asks each member for the probability of the one token that came. So one
+number a token is enough, whatever the number of members: ln of the sum of their probabilities, to which each member is
+added after it was loaded, scored and let go. Shape suffixes: B rows, S positions, N labels that are not ignored.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from synpro_engine.config import UserError
 from synpro_engine.data import IGNORE, Batch
+from synpro_engine.data.choices import QuestionSet
 from synpro_engine.dist import Topology, sum_over
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.losses import count_labels
+from synpro_engine.train.questions import Answer, Answers, answer_logprobs, judged
 
 
 class TokenMixture:
@@ -69,6 +71,33 @@ class TokenMixture:
         sums_N = torch.from_numpy(self._sums[at : at + len(own_N)])
         sums_N.copy_(own_N if self.members == 1 else torch.logaddexp(sums_N, own_N))
         return sums_N
+
+
+class QuestionMixture:
+    """ln of the sum of the members' probabilities of each token of each answer to a set of questions; fp32.
+
+    An answer is as likely as its tokens are, one after the other, by the mean of the members' probabilities: that of a
+    model that makes this mean at each token, and not the mean of what whole answers are worth to each member.
+    `rows`: answers that this rank scores.
+    """
+
+    def __init__(self, asked: QuestionSet, *, seq_len: int, topology: Topology) -> None:
+        """seq_len: the longest row of any member. UserError where an answer leaves no room for a prompt."""
+        longest = max(len(answer) for question in asked.questions for answer in question.choices)
+        if longest >= seq_len:
+            raise UserError(f"an answer of {longest} tokens does not fit windows of {seq_len}, the shortest")
+        self.members, self._asked, self._seq_len = 0, asked, seq_len
+        self.rows = sum(len(of.choices) for of in asked.questions[topology.dp.rank :: topology.dp.size])
+        self._sums: dict[Answer, Tensor] = {}
+
+    def add(self, model: Model, *, micro_batch: int, passed: Callable[[int], object]) -> tuple[Answers, Answers]:
+        """Take a member in; its own answers, and those of all members so far. Arguments as of `TokenMixture.add`."""
+        self.members += 1
+        own = answer_logprobs(model, self._asked, seq_len=self._seq_len, micro_batch=micro_batch, passed=passed)
+        before = self._sums
+        self._sums = {at: torch.logaddexp(before[at], of) if before else of for at, of in own.items()}
+        mean = {at: of.double() - math.log(self.members) for at, of in self._sums.items()}
+        return judged(self._asked, own, model.topology), judged(self._asked, mean, model.topology)
 
 
 def _means(totals: Tensor, topology: Topology) -> tuple[float, float]:

@@ -11,18 +11,22 @@ leaves chance (Bhagia et al., arXiv 2412.04403).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.data.choices import ChoiceQuestion, QuestionSet
-from synpro_engine.dist import broadcast_object, gather_objects
+from synpro_engine.dist import Topology, broadcast_object, gather_objects
 from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
 
 _CALL = 8  # micro-batches in one call: rows of much the same length, and a pipeline stays filled
+
+Answer = tuple[int, int]
+"""(number of the question, number of the choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +58,48 @@ def ask(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> 
     return _answers(asked.questions, nats)
 
 
-def answer_nats(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> dict[tuple[int, int], float]:
+def answer_nats(model: Model, asked: QuestionSet, *, seq_len: int, micro_batch: int) -> dict[Answer, float]:
     """-log p of each answer behind its prompt, by the numbers of question and answer.
 
     seq_len: the longest row; a longer prompt loses its beginning. Collective over the job, the same on every rank.
     """
+    return _summed(answer_logprobs(model, asked, seq_len=seq_len, micro_batch=micro_batch), model.topology)
+
+
+def answer_logprobs(
+    model: Model,
+    asked: QuestionSet,
+    *,
+    seq_len: int,
+    micro_batch: int,
+    passed: Callable[[int], object] = lambda rows: None,
+) -> dict[Answer, Tensor]:
+    """ln p of each token of the answers that this data-parallel replica is asked, fp32 [tokens] on the host.
+
+    Arguments as of `answer_nats`; passed: is told of so many answers. Collective over the job.
+    """
     rows = list(_rows(asked, seq_len, model.topology.dp.rank, model.topology.dp.size))
     # Long ones first, so that rows of a call are of much the same length.
     rows.sort(key=lambda row: (-len(row.ids), row.question, row.choice))
-    nats: dict[tuple[int, int], float] = {}
+    found: dict[Answer, Tensor] = {}
     for start in range(0, len(rows), _CALL * micro_batch):
-        nats |= _score(model, rows[start : start + _CALL * micro_batch], micro_batch)
-    all_nats = {key: value for part in gather_objects(model.topology.dp, nats) for key, value in part.items()}
+        some = rows[start : start + _CALL * micro_batch]
+        found |= _score(model, some, micro_batch)
+        passed(len(some))
+    return found
+
+
+def judged(asked: QuestionSet, logprobs: Mapping[Answer, Tensor], topology: Topology) -> Answers:
+    """What answers of these log-probabilities are worth, each replica's share together; the same on every rank."""
+    return _answers(asked.questions, _summed(logprobs, topology))
+
+
+def _summed(logprobs: Mapping[Answer, Tensor], topology: Topology) -> dict[Answer, float]:
+    """-log p of whole answers, all replicas' on every rank."""
+    nats = {key: -float(logprob.double().sum()) for key, logprob in logprobs.items()}
+    all_nats = {key: value for part in gather_objects(topology.dp, nats) for key, value in part.items()}
     # Those of one rank, for others may have summed in another order.
-    return broadcast_object(all_nats, model.topology)
+    return broadcast_object(all_nats, topology)
 
 
 def _rows(asked: QuestionSet, seq_len: int, rank: int, ranks: int) -> Iterator[_Row]:
@@ -79,8 +111,8 @@ def _rows(asked: QuestionSet, seq_len: int, rank: int, ranks: int) -> Iterator[_
             yield _Row(number, choice, ids, len(answer))
 
 
-def _score(model: Model, rows: Sequence[_Row], micro_batch: int) -> dict[tuple[int, int], float]:
-    """-log p of each row's answer, by question and choice."""
+def _score(model: Model, rows: Sequence[_Row], micro_batch: int) -> dict[Answer, Tensor]:
+    """ln p of each token of each row's answer."""
     longest = max(len(row.ids) for row in rows) - 1
     tokens_BS = torch.zeros(len(rows), longest, dtype=torch.int64)
     labels_BS = torch.full_like(tokens_BS, IGNORE)
@@ -90,11 +122,12 @@ def _score(model: Model, rows: Sequence[_Row], micro_batch: int) -> dict[tuple[i
         labels_BS[at, len(ids) - 1 - row.answer : len(ids) - 1] = ids[-row.answer :]
     device = model.topology.device
     scored = score_tokens(model, tokens_BS.to(device), labels_BS.to(device), micro_batch=micro_batch)
-    sums = (-scored.logprob.double()).sum(1).tolist()
-    return {(row.question, row.choice): nats for row, nats in zip(rows, sums, strict=True)}
+    answered = labels_BS != IGNORE
+    per_row = zip(scored.logprob.float().cpu(), answered, strict=True)
+    return {(row.question, row.choice): of[where] for row, (of, where) in zip(rows, per_row, strict=True)}
 
 
-def _answers(questions: Sequence[ChoiceQuestion], nats: Mapping[tuple[int, int], float]) -> Answers:
+def _answers(questions: Sequence[ChoiceQuestion], nats: Mapping[Answer, float]) -> Answers:
     right = per_byte = 0
     gold_nats: list[float] = []
     for number, question in enumerate(questions):

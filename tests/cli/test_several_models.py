@@ -34,10 +34,22 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining with three checkpoints, both averages kept and the exponential one handed on."""
+    """A pretraining with three checkpoints, both averages kept and the exponential one handed on; it asks a quiz."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["pretrain", "smoke", *SETTINGS, "--dir", str(directory)]) == 0
+    quiz = directory.with_name("quiz.jsonl")
+    write_quiz(quiz)
+    asks = f"held_out={{quiz: {{source: {quiz}, choices_field: choices}}}}"
+    assert main(["pretrain", "smoke", *SETTINGS, asks, "pretrain.tasks_every=6", "--dir", str(directory)]) == 0
     return directory
+
+
+def write_quiz(path: Path) -> None:
+    asked = [
+        {"id": str(at), "prompt": f"The state of the union in year {at} is", "choices": ["good", "bad", f"as in {at}"],
+         "gold": at % 3}
+        for at in range(6)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(one) + "\n" for one in asked))
 
 
 def steps(run: Path) -> list[str]:
@@ -267,6 +279,36 @@ def test_the_table_and_the_record_say_what_evaluation_says_of_each_model(
     assert found["loss"]["validation"] < mean
     assert f"{found['loss']['validation']:.4f} nats a token" in told and steps(run)[1] in told
     assert found["texts"]["validation"]["tokens"] > 1000 and faults_in(tmp_path) == []
+
+
+def test_questions_that_the_run_asked_are_asked_of_each_model_and_of_all(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "ensemble.json"
+    told = succeeded(capsys, "ensemble", *steps(run), "--output", str(record))
+    found = json.loads(record.read_text())
+    lines = (run / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if json.loads(line)["kind"] == "tasks"][-1]
+    answers = found["members"][-1]["answers"]["held-out-quiz"]
+    assert {f"quiz/{name}": value for name, value in answers.items()} == pytest.approx(
+        {key: value for key, value in last.items() if key.startswith("quiz/")}, rel=1e-6
+    )
+    assert found["questions"]["held-out-quiz"] == {"questions": 6, "chance": pytest.approx(1 / 3)}
+    together = found["answers"]["held-out-quiz"]
+    assert found["members"][-1]["answers_together"]["held-out-quiz"] == together
+    assert "held-out-quiz: 6 questions, of which guessing answers 33.3 %" in told
+    assert f"{together['bits_per_byte']:.4f}" in told and faults_in(tmp_path) == []
+
+
+def test_questions_of_a_text_are_asked_and_its_right_answers_are_the_text(
+    run: Path, published: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_quiz(tmp_path / "quiz.jsonl")
+    record, text = tmp_path / "ensemble.json", f"{{source: {tmp_path / 'quiz.jsonl'}, choices_field: choices}}"
+    succeeded(capsys, "ensemble", str(run / "pretrain"), str(published[0]), "--text", text, "--output", str(record))
+    found = json.loads(record.read_text())
+    assert found["texts"]["quiz"]["documents"] == found["questions"]["quiz"]["questions"] == 6
+    assert 0.0 <= found["answers"]["quiz"]["accuracy"] <= 1.0 and found["answers"]["quiz"]["bits_per_byte"] > 0.0
 
 
 def test_prompts_of_tasks_carry_no_loss_and_models_of_both_forms_go_together(
