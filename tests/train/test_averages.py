@@ -290,6 +290,7 @@ def train_loss(engine: Engine) -> float:
     ("ranks", "names"),
     [
         (2, ["DP2", "TP2", "PP2", "CP2"]),
+        (4, ["DP2 TP2"]),
         pytest.param(4, ["DP2 PP2 VP2", "TP2 PP2 VP2 SP", "CP2 DP2"], marks=pytest.mark.slow),
     ],
 )

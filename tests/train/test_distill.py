@@ -25,7 +25,12 @@ from synpro_kernels import Teacher, linear_distill_definition
 from tests.train.test_trainer import CONFIG as TRAINED
 from tests.train.test_trainer import Killed, train
 
-LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {}]
+LAYOUTS: dict[int, list[dict[str, Any]]] = {
+    2: [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {}],
+    4: [{"tp": 2}],
+}
+"""By ranks, of which data parallelism has what is left."""
+MORE: list[dict[str, Any]] = [{"tp": 2, "sequence_parallel": True}, {"cp": 2}, {"tp": 2, "cp": 2}]
 CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0, mixture=(1.0, 3.0))
 SMALL = ("pretrain.max_steps=6", "pretrain.plateau=null", "pretrain.in_run=null", "pretrain.eval_every=6")
 
@@ -56,20 +61,25 @@ def _steps(topology: Topology) -> list[float]:
     return found
 
 
-def _in_layouts(ports: list[int]) -> list[list[float]]:
+def _in_layouts(layouts: list[dict[str, Any]], ports: list[int]) -> list[list[float]]:
     found = []
-    for layout, port in zip(LAYOUTS, ports, strict=True):
+    for layout, port in zip(layouts, ports, strict=True):
         with job(ParallelConfig.model_validate(layout), port) as topology:
             found.append(_steps(topology))
     return found
 
 
-def test_the_loss_is_the_definition_s_and_layouts_agree_with_one_process() -> None:
+@pytest.mark.parametrize(
+    ("ranks", "layouts"), [*LAYOUTS.items(), pytest.param(4, MORE, marks=pytest.mark.slow, id="more")]
+)
+def test_the_loss_is_the_definition_s_and_layouts_agree_with_one_process(
+    ranks: int, layouts: list[dict[str, Any]]
+) -> None:
     with launched(ParallelConfig()) as topology:
         loss, divergence, *alone = _steps(topology)
     assert math.isclose(alone[0], loss, rel_tol=1e-5) and math.isclose(alone[1], divergence, abs_tol=1e-6)
-    for of_rank in run_ranks(_in_layouts, 2, ports=free_ports(len(LAYOUTS))):
-        for layout, found in zip(LAYOUTS, of_rank, strict=True):
+    for of_rank in run_ranks(_in_layouts, ranks, layouts=layouts, ports=free_ports(len(layouts))):
+        for layout, found in zip(layouts, of_rank, strict=True):
             assert found == pytest.approx(alone, rel=2e-5, abs=1e-6), layout
 
 

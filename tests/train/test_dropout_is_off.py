@@ -35,10 +35,13 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import OptimizerConfig
-from synpro_engine.train.engine import Engine
+from synpro_engine.train.config import DistillConfig, OptimizerConfig
+from synpro_engine.train.engine import Engine, StepResult
+from synpro_engine.train.ensemble import QuestionMixture, TokenMixture
 from synpro_engine.train.evaluation import held_out_loss
-from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss
+from synpro_engine.train.questions import ask
+from tests.train.test_questions import questions
 from tests.train.test_trainer import SHAPE, loader_of
 
 ALL = DropoutConfig(embedding=0.5, attention=0.5, residual=0.5, depth=0.5, tokens=0.5, mask_token=5)
@@ -68,6 +71,30 @@ def drawn(model: Model) -> list[tuple[Any, ...]]:
     return [(one.token_ids, one.full_logprobs) for group in groups for one in group]
 
 
+def mixed(model: Model, sums: Path) -> tuple[float, float]:
+    mixture = TokenMixture(sums, [BATCH])
+    return mixture.add(model, [BATCH], micro_batch=2, passed=lambda _: None)
+
+
+def mixed_answers(model: Model) -> Any:
+    mixture = QuestionMixture(questions(), seq_len=16, topology=model.topology)
+    return mixture.add(model, micro_batch=2, passed=lambda _: None)
+
+
+def taught_by(teacher: Model, seed: int = 3) -> StepResult:
+    """A step of a student, which drops from everything, beside this teacher."""
+    student = Engine(build_model(SHAPE, teacher.topology, seed=7), OptimizerConfig(lr=1e-2))
+    loss = DistillationLoss(0.0, DistillConfig(teachers=("one",), share=0.9), [teacher])
+    return student.step([BATCH], loss, denominator=64.0, dropouts=dropped(student, 5, seed))
+
+
+def dropped(engine: Engine, step: int, seed: int = 3) -> list[Dropout]:
+    layers, device = SHAPE.layers, engine.model.topology.device
+    masks = dropouts(ALL, [4], first_row=0, seed=seed, step=step, layers=layers, device=device)
+    assert masks is not None
+    return list(masks)
+
+
 READERS: dict[str, Callable[[Engine, Path], Any]] = {
     "held-out loss": lambda engine, _: held_out_loss(engine.model, [BATCH]),
     "scores of tokens": lambda engine, _: list(score_tokens(engine.model, BATCH.tokens_BS, BATCH.labels_BS))[:2],
@@ -89,6 +116,10 @@ READERS: dict[str, Callable[[Engine, Path], Any]] = {
         FiniteDifferenceInfluence(engine.model, along(engine.model), start_id=0)
     ),
     "forward mode": lambda engine, _: values(JvpInfluence(engine.model, along(engine.model), start_id=0)),
+    "questions": lambda engine, _: ask(engine.model, questions(), seq_len=16, micro_batch=2),
+    "mean of probabilities": lambda engine, theta: mixed(engine.model, theta.with_name("sums")),
+    "answers by the mean of probabilities": lambda engine, _: mixed_answers(engine.model),
+    "teacher": lambda engine, _: taught_by(engine.model),
     "sampler": lambda engine, _: drawn(engine.model),
     "a step of another loop": lambda engine, _: engine.step([BATCH], LanguageModelLoss(), denominator=64.0),
 }
@@ -100,9 +131,7 @@ def trained(topology: Topology, theta: Path) -> Engine:
     """An engine after two steps with everything dropped from, which are kept in a checkpoint."""
     engine = Engine(build_model(SHAPE, topology), OptimizerConfig(lr=1e-2))
     for step in range(2):
-        dropped = dropouts(ALL, [4], first_row=0, seed=3, step=step, layers=SHAPE.layers, device=topology.device)
-        assert dropped is not None
-        engine.step([BATCH], LanguageModelLoss(), denominator=64.0, dropouts=dropped)
+        engine.step([BATCH], LanguageModelLoss(), denominator=64.0, dropouts=dropped(engine, step))
     save_checkpoint(theta, engine)
     return engine
 
@@ -139,3 +168,20 @@ def test_a_leak_would_be_seen(topology: Topology, tmp_path: Path, monkeypatch: p
     engine = never_dropped(topology, theta)
     monkeypatch.setattr(BlockDropping, "branch", leaking)
     assert not equal(found, READERS[reader](engine, theta))
+
+
+def test_a_teacher_drops_nothing_while_its_student_does(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, read = build_model(SHAPE, topology, seed=11), list[Tensor]()
+    whole, hidden = teacher.hidden(BATCH.tokens_BS).detach(), Model.hidden
+
+    def noted(self: Model, *given: Any) -> Tensor:
+        read.append(hidden(self, *given))
+        assert self is teacher
+        return read[-1]
+
+    monkeypatch.setattr(Model, "hidden", noted)
+    result = taught_by(teacher)
+    monkeypatch.undo()
+    assert len(read) == 1 and torch.equal(read[0], whole)
+    # Its student dropped: other masks are another loss.
+    assert taught_by(teacher, seed=4).loss != result.loss

@@ -143,6 +143,7 @@ FOUR_RANKS = [
     Case("tied llama", "CP2 TP2", "DP2 PP2"),
     Case("dropout", "DP2 PP2 VP2"),
     Case("dropout", "CP2 TP2 SP", "DP2 PP2 VP2"),
+    Case("dropout", "DP2 TP2", "CP2 TP2 SP"),
     Case("muon", "DP2 TP2"),
     Case("muon", "CP2 DP2", "DP2 TP2"),
 ]
