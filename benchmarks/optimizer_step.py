@@ -5,6 +5,9 @@ each contender has the recipe's pretrained model for itself and fp32 gradients o
 matrices of the blocks taken apart as ours are, and its fused AdamW the rest; both work on fp32 weights, and that Muon
 iterates in bf16 whatever the weights are. The iteration alone stands below: ours (in bf16 and without
 Triton too) and torch's, on one stack.
+
+Beside each update stand the operations and bytes that it takes by count, so that contenders which multiply in other
+precisions are not compared by time alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -38,6 +42,13 @@ from synpro_kernels.testing import using
 
 BENCH = "optimizer_step"
 _TORCH_MUON = "torch.optim.Muon and AdamW"
+# Of an entry. AdamW: decay 1, first moment 3, second 4, denominator 3, step 3; it reads weight, gradient, two moments
+# and writes all but the gradient. Muon: decay 1, momentum 3, the look ahead 3, scale and step 3; it reads weight,
+# gradient and momentum and writes weight and momentum, and what is orthogonalised goes to the iterations and comes back
+# (in their precision). Clipping: square and sum, then a product; it reads twice and writes once.
+_ADAMW_FLOPS, _ADAMW_BYTES = 14, 28
+_MUON_FLOPS, _MUON_BYTES = 10, 20
+_CLIP_FLOPS, _CLIP_BYTES = 3, 12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "shape": recipe.model.model_dump(mode="json"),
                 "muon": recipe.pretrain.optimizer.muon.model_dump(mode="json"),
                 "flops": {"update": muon_flops(recipe), "iteration": stack_flops(given.stack)},
+                "counted": {name: vars(counted(recipe, dtype, name)) for name in found["update"]},
                 "timings": found, "environment": environment(topology.device),
             }  # fmt: skip
     except UserError as error:
@@ -69,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if given.output:
         write_lines(given.output, [record])
-    print(table(found))
+    print(table(found, {name: counted(recipe, dtype, name) for name in found["update"]}))
     print(f"Muon's products of a step: {muon_flops(recipe) / 1e9:.1f} GFLOP, symmetric ones counted by half")
     return 0
 
@@ -80,10 +92,53 @@ def matrices_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes if len(shape) == 2 and ".layers." in name}
 
 
-def muon_flops(recipe: Recipe) -> float:
-    """Operations of the iterations in one step: B M^2 (3 N + M) each for M <= N."""
+def muon_flops(recipe: Recipe, *, whole: bool = False) -> float:
+    """Operations of the iterations in one step: B M^2 (3 N + M) each for M <= N, or (4 N + 2 M) by whole products."""
+    of_n, of_m = (4, 2) if whole else (3, 1)
     sides = [sorted(shape) for shape in matrices_of(recipe).values()]
-    return float(recipe.pretrain.optimizer.muon.steps * sum(m * m * (3 * n + m) for m, n in sides))
+    return float(recipe.pretrain.optimizer.muon.steps * sum(m * m * (of_n * n + of_m * m) for m, n in sides))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What an update takes by count: entries that each method moves, operations, and bytes that must pass memory.
+
+    flops: of AdamW's and Muon's formulas entry by entry, and of clipping. product_flops: of the iterations' products,
+    in the precision `products`; torch's makes symmetric ones whole, ours by half. bytes: each operand of a pass over
+    memory once; copies between shards and whole matrices, which one process could do without, are not in it.
+    """
+
+    adamw_entries: int
+    muon_entries: int
+    flops: float
+    product_flops: float
+    products: str
+    bytes: float
+
+
+def counted(recipe: Recipe, dtype: torch.dtype, contender: str) -> Counted:
+    """Of a contender of `updates`, by its name; dtype: of the engine's weights."""
+    ours, of_muon = contender.startswith("engine"), "muon" in contender.lower()
+    sizes = {name: math.prod(shape) for name, shape in canonical_shapes(recipe.model).items()}
+    matrices = matrices_of(recipe) if of_muon else {}
+    moved = sum(sizes[name] for name in matrices)
+    rest = sum(sizes.values()) - moved
+    halves = dtype == torch.bfloat16 or not ours or recipe.pretrain.optimizer.muon.products == "bfloat16"
+    element = 2 if halves else 4
+    steps = recipe.pretrain.optimizer.muon.steps
+    passes = sum(3 * m * n + 4 * m * m for m, n in (sorted(shape) for shape in matrices.values()))
+    rounded = 2 * sum(sizes.values()) if ours and dtype == torch.bfloat16 else 0
+    return Counted(
+        adamw_entries=rest,
+        muon_entries=moved,
+        flops=float(_ADAMW_FLOPS * rest + _MUON_FLOPS * moved + _CLIP_FLOPS * (rest + moved)),
+        product_flops=muon_flops(recipe, whole=not ours) if of_muon else 0.0,
+        products="bfloat16" if halves and of_muon else "float32" if of_muon else "",
+        bytes=float(
+            _ADAMW_BYTES * rest + _MUON_BYTES * moved + _CLIP_BYTES * (rest + moved)
+            + element * (2 * moved + steps * passes) + rounded
+        ),
+    )  # fmt: skip
 
 
 def stack_flops(stack: str) -> float:
@@ -169,14 +224,18 @@ def measured(steps: Mapping[str, Step], topology: Topology, rounds: int) -> dict
     return {name: vars(summarise(found)) for name, found in samples.items()}
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """What was measured, for people."""
-    lines: list[tuple[str, ...]] = [("what", "by", "ms", "quartiles", "cpu ms")]
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], counts: Mapping[str, Counted]) -> str:
+    """What was measured, for people, with what each update takes by count."""
+    lines: list[tuple[str, ...]] = [("what", "by", "ms", "quartiles", "cpu ms", "GFLOP", "MB", "products")]
     for what, timings in found.items():
         for name, timing in timings.items():
             median, low, high, cpu = (1e3 * timing[key] for key in ("median", "low", "high", "cpu_median"))
-            lines.append((what, name, f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{cpu:.2f}"))
-    return "\n".join(aligned(lines, right=range(2, 5)))
+            count = counts.get(name) if what == "update" else None
+            told = ("", "", "") if count is None else (
+                f"{(count.flops + count.product_flops) / 1e9:.3f}", f"{count.bytes / 1e6:.1f}", count.products or "none"
+            )  # fmt: skip
+            lines.append((what, name, f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{cpu:.2f}", *told))
+    return "\n".join(aligned(lines, right=range(2, 7)))
 
 
 if __name__ == "__main__":
