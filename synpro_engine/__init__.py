@@ -1,6 +1,6 @@
 """SynPro's engine: data-bound pretraining with model-aware synthesis, in one process group.
 
-The names below are what scripts are made of; `examples/` has six. The packages beside them have the rest.
+The names below are what scripts are made of; `examples/` has seven. The packages beside them have the rest.
 
 Importing this package loads neither torch nor Megatron. It adds one import hook, which waits for the first import of
 `megatron.core`, whoever makes it, and then keeps Megatron from optional packages that do not work here. Without a CUDA

@@ -56,8 +56,8 @@ def lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def test_there_are_six_examples() -> None:
-    assert len(EXAMPLES) == 6
+def test_there_are_seven_examples() -> None:
+    assert len(EXAMPLES) == 7
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -132,3 +132,24 @@ def test_linear_logprob_gives_the_losses_and_gradients_of_the_logits() -> None:
     assert len(plain) == 4 and fused == pytest.approx(plain, abs=1e-4) and fused[-1] < fused[0]
     assert max(numbers(r"gradients apart ([\d.e-]+)", told)) < 1e-4
     assert told.count("ms a step, peak memory") == 2
+
+
+def test_each_student_teaches_the_next_and_a_chain_goes_on_where_it_was(tmp_path: Path) -> None:
+    chain, small = tmp_path / "chain", ("pretrain.max_steps=8", "pretrain.plateau=null", "pretrain.eval_every=4")
+
+    def manifests(length: int) -> list[Path]:
+        return [chain / f"generation-{number}" / "pretrain" / "manifest.json" for number in range(length)]
+
+    told = run("distill_chain", "smoke", *small, "--length", "2", "--share", "0.8", "--dir", chain).stdout
+    made = [path.stat().st_mtime_ns for path in manifests(2)]
+    again = run("distill_chain", "smoke", *small, "--length", "3", "--share", "0.8", "--dir", chain).stdout
+    before, after = ([line for line in of.splitlines() if line.startswith("generation")] for of in (told, again))
+    assert len(before) == 2 and before == after[:2]
+    assert "generation 2: step 8, held-out loss: reference " in after[2]
+    assert made == [path.stat().st_mtime_ns for path in manifests(2)]
+    for number, manifest in enumerate(manifests(3)):
+        config = json.loads(manifest.read_text())["config"]["pretrain"]
+        taught = [json.loads(line) for line in manifest.with_name("metrics.jsonl").read_text().splitlines()]
+        divergences = [record["divergence"] for record in taught if "divergence" in record]
+        assert ("distill" not in config) == (number == 0) == (not divergences)
+        assert number == 0 or divergences[-1] < divergences[0]

@@ -79,8 +79,8 @@ def answered_naively(topology: Topology) -> Answers:
     gold_nats = 0.0
     for question in questions().questions:
         nats = []
-        for choice in question.choices:
-            row = torch.tensor([0, *question.prompt, *choice][-17:])
+        for at, choice in enumerate(question.choices):
+            row = torch.tensor([0, *question.before(at), *choice][-17:])
             total = torch.zeros(len(row) - 1, CONFIG.vocab_size, dtype=torch.float64)
             for model in models:
                 total += plain_logits(model, row[None, :-1], lambda weight: weight.detach().double()).softmax(-1)[0]
