@@ -153,6 +153,12 @@ def _decode(place: Place) -> list[Program]:
     return [_ran("benchmarks.generate", "--graphs", *tiny, *place.output("decode"))]
 
 
+def _grpo(place: Place) -> list[Program]:
+    tiny = ("--recipe", "smoke", "--prompts", "2", "--prompt", "256", "--new", "8", "--steps", "2") if place.dry else ()
+    options = ("--folder", str(place.folder), *tiny, *place.output("grpo"))
+    return [_ran("benchmarks.gpu_acceptance.grpo", *options)]
+
+
 _INFLUENCE = '{"layers":8,"d_model":1024,"heads":16,"ffn":4096,"seq_len":1024,"step_rows":8,"step_micro_batch":4,"reference_tokens":16384}'  # fmt: skip # noqa: E501
 _TINY_INFLUENCE = '{"layers":1,"d_model":64,"heads":2,"ffn":128,"seq_len":64,"vocab":512,"reference_tokens":256}'
 
@@ -270,6 +276,17 @@ def _of_decode(records: Sequence[Record], log: str) -> Iterator[Line]:
         yield Line(what, f"{record['new_tokens_per_s']:,.0f}", unit)
 
 
+def _of_grpo(records: Sequence[Record], log: str) -> Iterator[Line]:
+    for record in records:
+        what, seconds = f"{record['model']}, a step of {record['prompts']} x 8 x {record['new']}", record["seconds"]
+        yield Line(what, f"{sum(seconds.values()):.2f}", "s, " + ", ".join(f"{k} {v:.2f}" for k, v in seconds.items()))
+        yield Line(f"{what}, drawn", f"{record['tokens'] / sum(seconds.values()):,.0f}", "tokens/s of whole steps")
+        if record["peak_bytes"]:
+            yield Line(f"{what}, peak", f"{record['peak_bytes'] / 1e9:.1f}", "GB")
+        right = record["wrong"] or f"{record['sampler_gap']:.3g}"
+        yield Line("trainer and sampler", right, "nats apart", "the same", "NO" if record["wrong"] else "yes")
+
+
 def _of_influence(records: Sequence[Record], log: str) -> Iterator[Line]:
     for record in records:
         ratio = record["ratio"]["median"] if record["ratio"] else None
@@ -336,6 +353,7 @@ PARTS = {
     "decode": Part(
         about="sampling at the size of OLMo-2 1B, with and without CUDA graphs", programs=_decode, lines=_of_decode
     ),
+    "grpo": Part(about="steps of tuning at the size of OLMo-2 1B", programs=_grpo, lines=_of_grpo),
     "copies": Part(
         about="steps while activations, checkpoints, models and weights are copied", programs=_copies, lines=_of_copies
     ),

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance import __main__ as program
-from benchmarks.gpu_acceptance import copies, layouts, races
+from benchmarks.gpu_acceptance import copies, grpo, layouts, races
 from benchmarks.gpu_acceptance.parts import PARTS, Line, Part, Place, Program
 from benchmarks.gpu_acceptance.runner import kept, run
 from benchmarks.kernels.case import SIZES
@@ -28,7 +28,7 @@ from synpro_engine.model import offload
 from synpro_engine.model.config import check_layout
 
 WHERE = {"device": "here", "commit": "abc"}
-QUICK = ("decode", "checkpoint")
+QUICK = ("decode", "grpo", "checkpoint")
 
 
 def place(folder: Path) -> Place:
@@ -127,6 +127,30 @@ def test_steps_beside_copies_are_those_without_and_one_that_brings_other_bytes_i
     monkeypatch.setattr(offload._Bus, "back", lambda bus, host: torch.zeros_like(host))
     assert copies.main([*options, "--only", "offload_layers"]) == 1
     assert "error: offload_layers: " in (told := capsys.readouterr().err) and "apart from steps without it" in told
+
+
+def test_steps_of_grpo_are_wrong_where_the_trainer_has_other_numbers_than_the_sampler_and_where_nothing_moves() -> None:
+    right = {"step": 1, "sampler_gap": 0.01, "loss": 0.0, "grad_norm": 1.0}
+    assert grpo.faults([right, right]) == []
+    [told] = grpo.faults([right, {**right, "sampler_gap": 0.2}])
+    assert told == "the trainer's log-probabilities are 0.2 from the sampler's"
+    for fault in ({"grad_norm": 0.0}, {"loss": float("nan")}, {"grad_norm": float("nan")}):
+        assert grpo.faults([right, {**right, "step": 2, **fault}]) == ["step 2 moved nothing, or has no finite loss"]
+    assert grpo.faults([{**right, "sampler_gap": float("nan")}])
+    about = {"model": "a", "prompts": 8, "new": 4, "tokens": 256.0, "seconds": {"rollout": 1.0, "train": 1.0}}
+    for peak, wrong in ((2e9, ""), (None, "so it is")):
+        record = {**about, "peak_bytes": peak, "sampler_gap": 0.01, "wrong": wrong}
+        lines = {line.what: line for line in PARTS["grpo"].lines([record], "")}
+        assert lines["a, a step of 8 x 8 x 4"].figure == "2.00"
+        assert lines["a, a step of 8 x 8 x 4, drawn"].figure == "128"
+        assert ("a, a step of 8 x 8 x 4, peak" in lines) == (peak is not None)
+        assert lines["trainer and sampler"].reached == ("NO" if wrong else "yes")
+
+
+def test_characters_come_back_from_their_ids_and_none_is_half_of_one() -> None:
+    tokenizer = grpo.Characters(100352)
+    text = tokenizer.decode(range(100352))
+    assert len(set(text)) == 100351 and text.encode() and tokenizer.encode("a b") == [97, 32, 98]
 
 
 def test_a_way_is_wrong_by_its_weights_and_by_memory_that_it_does_not_save() -> None:
