@@ -31,7 +31,11 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     for operation, config in found.tune.items():
         if not any(found.reward.weights(operation).values()):  # of the user's own, whose weights its file says
             raise UserError(f"{path}: `tune`: {operation}: reward.{operation} gives no reward a weight to tune by")
-        load_surrogate(config.surrogate, f"tune.{operation}.surrogate")
+    tunings = {"": found.tune}
+    tunings |= {f"arms.{name}.": found.of_arm(name).tune for name, arm in found.arms.items() if arm.tune}
+    for place, tune in tunings.items():
+        for operation, config in tune.items():
+            load_surrogate(config, f"{place}tune.{operation}.surrogate")
     return found
 
 

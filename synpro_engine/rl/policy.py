@@ -17,7 +17,7 @@ from synpro_engine.data import IGNORE
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.lora import adapters_of, add_adapters
 from synpro_engine.model.model import Model
-from synpro_engine.rl.config import ImportanceConfig, TuneConfig
+from synpro_engine.rl.config import SURROGATE_NAMES, ImportanceConfig, TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
 from synpro_engine.rl.types import RolloutBatch
 from synpro_engine.sampler import Nuclei
@@ -118,6 +118,14 @@ def _bias(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | N
     return whole[start : start + len(weight)].to(weight)
 
 
+def policy_objective(config: TuneConfig) -> PolicyObjective:
+    """What these settings minimise."""
+    return PolicyObjective(
+        surrogate=config.surrogate, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip,
+        kl=config.kl, kl_beta=config.kl_beta if config.kl_in == "loss" else 0.0, entropy_bonus=config.entropy_bonus,
+    )  # fmt: skip
+
+
 class PolicyLoss:
     """The policy's loss of one micro-batch for `train.engine.Engine.step`.
 
@@ -126,12 +134,9 @@ class PolicyLoss:
     """
 
     def __init__(self, config: TuneConfig, vocab_limit: int | None) -> None:
-        self._config, self._vocab_limit = config, vocab_limit
-        self._objective = PolicyObjective(
-            surrogate=config.surrogate, clip_low=config.clip_low, clip_high=config.clip_high,
-            dual_clip=config.dual_clip, kl=config.kl, kl_beta=config.kl_beta if config.kl_in == "loss" else 0.0,
-            entropy_bonus=config.entropy_bonus,
-        )  # fmt: skip
+        self._config, self._vocab_limit, self._objective = config, vocab_limit, policy_objective(config)
+        # One of the user's own may ask for it; the others that are built in look at a token alone.
+        self._by_sequence = config.surrogate == "gspo" or config.surrogate not in SURROGATE_NAMES
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: RolloutBatch) -> LossTerms:
         """Sums over the tokens of `batch`."""
@@ -139,7 +144,7 @@ class PolicyLoss:
         tokens = PolicyTokens(
             behaviour=batch.behaviour_N, advantage=batch.advantage_N, weight=batch.weight_N,
             reference=batch.reference_N, correction=batch.correction_N,
-            sequence_gap=self._sequence_gap(model, hidden_BSH, batch) if self._config.surrogate == "gspo" else None,
+            sequence_gap=self._sequence_gap(model, hidden_BSH, batch) if self._by_sequence else None,
         )  # fmt: skip
         # Within a nucleus some tens of logits decide, and the fused op would make all of them.
         evaluate = self._fused if batch.nuclei is None else self._within_nuclei

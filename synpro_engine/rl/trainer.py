@@ -139,6 +139,6 @@ def tune(
 
 def _identity(config: TuneConfig, prompter: Prompter, seed: int) -> dict[str, Any]:
     """What decides a run's numbers: a checkpoint that was made with others is refused, not gone on from."""
-    surrogate = load_surrogate(config.surrogate, f"tune.{prompter.operation.name}.surrogate")
+    surrogate = load_surrogate(config, f"tune.{prompter.operation.name}.surrogate")
     about = {"prompt_version": prompter.operation.prompt_version, "surrogate_sha256": surrogate}
     return {**config.model_dump(mode="json"), "prompt": prompter.config.model_dump(mode="json"), "seed": seed, **about}
