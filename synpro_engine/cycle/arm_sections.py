@@ -90,7 +90,8 @@ def tuned_as(arm: ArmConfig, tune: Mapping[str, TuneConfig], reward: RewardConfi
         return {}
     plain = {operation: one.model_dump() for operation, one in tune.items()}
     for operation, one in tune.items():
-        if reward.weights(operation).get("influence") and "influence" not in (*one.shuffled, *one.without):
+        # Where the other key has it the two together are refused: a placebo without a weight would be none.
+        if reward.weights(operation).get("influence") and "influence" not in getattr(one, key):
             plain[operation][key] = (*getattr(one, key), "influence")
     return plain
 

@@ -28,7 +28,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     found = validate(Recipe, data, str(path))
     for name, reference in found.reward.functions.items():
         OwnReward(name, reference)
-    for operation, config in found.tune.items():
+    for operation in found.tune:
         if not any(found.reward.weights(operation).values()):  # of the user's own, whose weights its file says
             raise UserError(f"{path}: `tune`: {operation}: reward.{operation} gives no reward a weight to tune by")
     tunings = {"": found.tune}

@@ -128,8 +128,10 @@ def canaries_have_judges(tune: Tunings, reward: RewardConfig) -> None:
     for operation, config in tune.items():
         if config.judge_canary.every:
             judges = [name for name in _weighed(reward, operation) if name not in NO_JUDGES]
-            if fault := config.judge_canary.fault(judges):
-                raise ValueError(f"tune.{operation}.judge_canary.{fault}")
+            out = [name for name in judges if name in config.without]
+            if fault := config.judge_canary.fault([name for name in judges if name not in out]):
+                because = f" (tune.{operation}.without takes out `{'`, `'.join(out)}`)" if out else ""
+                raise ValueError(f"tune.{operation}.judge_canary.{fault}{because}")
 
 
 def tuning_leaves_out_what_there_is(tune: Tunings, reward: RewardConfig) -> None:

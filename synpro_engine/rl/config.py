@@ -239,7 +239,8 @@ class TuneConfig(Config):
     without: tuple[str, ...] = ()
     """Rewards that have no weight in tuning, though generation measures them."""
     mask_truncated: bool = False
-    """Learn nothing from completions that `max_new_tokens` cut off; they are compared with all the same."""
+    """Learn nothing from completions that `max_new_tokens` cut off. Others are compared with them all the same, but for
+    `baseline: critic`, which never learns what they earn."""
     overlong: OverlongConfig | None = None
     refills: int = Field(default=0, ge=0)
     """How often groups without a signal (all rewards alike) are replaced by those of other slices in a step (DAPO's
@@ -298,6 +299,7 @@ class TuneConfig(Config):
     def _parts_fit(self) -> TuneConfig:
         within_group = self.baseline in ("group", "leave_one_out")
         updates = self.updates_per_rollout * self.minibatches
+        both = [name for name in self.shuffled if name in self.without]
         for wrong, message in (
             (within_group and self.group_size < 2, f"group_size: baseline {self.baseline} compares at least 2"),
             (not within_group and self.scale == "group", f"scale: baseline {self.baseline} has no groups to scale by"),
@@ -322,6 +324,10 @@ class TuneConfig(Config):
                 "normalisation: per_reward compares each reward alone, and the KL in the reward is none of them",
             ),
             (
+                self.normalisation == "per_reward" and self.scale == "batch",
+                "normalisation: per_reward scales by each group's deviation or not at all: scale group or none",
+            ),
+            (
                 self.critic is not None and self.critic.warmup_steps >= self.steps,
                 f"critic.warmup_steps: leaves the policy none of {self.steps} steps",
             ),
@@ -334,6 +340,7 @@ class TuneConfig(Config):
                 bool(self.shuffled) and not within_group,
                 f"shuffled: wants baseline group or leave_one_out; with {self.baseline} a group's mean still teaches",
             ),
+            (bool(both), f"shuffled: `{', '.join(both)}` is in `without` too, and has no weight to be shuffled"),
             (self.refills > 0 and not within_group, "refills: only groups that are compared can be without a signal"),
         ):
             if wrong:

@@ -145,8 +145,13 @@ def _by_token(
         found = gae(reward_RT, value_RT, gamma=config.critic.gamma, gae_lambda=config.critic.gae_lambda)
         returns = [row[:length] for row, length in zip(found + value_RT, lengths, strict=True)]
     advantages = [row[:length] for row, length in zip(found, lengths, strict=True)]
-    teaching = [row for row, rollout in zip(advantages, rollouts, strict=True) if rollout.teaches]
-    mean, std = _mean_and_std(teaching, axis, int(config.std_divisor == "n-1"))
+    # A critic never learns what masked completions earn: what is left of it there says nothing of the others.
+    counted = [
+        row
+        for row, rollout in zip(advantages, rollouts, strict=True)
+        if (not rollout.dropped if config.critic is None else rollout.teaches)
+    ]
+    mean, std = _mean_and_std(counted, axis, int(config.std_divisor == "n-1"))
     if config.scale == "none":
         # A critic foretold the mean already.
         mean, std = 0.0 if config.critic is not None else mean, 1.0 - STD_EPSILON

@@ -558,6 +558,18 @@ _SMOKE = "arms={{a: {{text: tuned}}, b: {}}}"
             "{text: tuned, influence: shuffled, tune: {reformat: {baseline: batch, scale: batch, group_size: 1}}}",
             "arms.b: `tune.reformat`: shuffled: wants baseline group or leave_one_out",
         ),
+        (
+            "{text: tuned, influence: shuffled, tune: {reformat: {without: [influence]}}}",
+            "arms.b: `tune.reformat`: shuffled: `influence` is in `without` too",
+        ),
+        (
+            "{text: tuned, influence: none, tune: {rephrase: {shuffled: [influence]}}}",
+            "arms.b: `tune.rephrase`: shuffled: `influence` is in `without` too",
+        ),
+        (
+            "{text: tuned, tune: {rephrase: {judge_canary: {every: 1, least: {quality: 0.6}}, without: [quality]}}}",
+            "tune.rephrase.judge_canary.least: no judge `quality`",
+        ),
         ("{text: tuned, pretrain: {ema: {decay: 0.9}}, continued: {train_from: ema}}", "arms.b.continued.train_from: "),
         ("{text: tuned, filter: {influence_quantile: 0.2}, influence: none}", "give the arm `filter: {influence_qu"),
         ("{text: tuned, continued: {steps: 15}}", "arms.b: is the same as arms.a"),

@@ -14,6 +14,7 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.reward import Composer
 from synpro_engine.rl.config import PRESETS, ImportanceConfig, TuneConfig
+from synpro_engine.rl.credit import with_advantages
 from synpro_engine.rl.critic import Critic
 from synpro_engine.rl.policy import PolicyLoss, corrected
 from synpro_engine.rl.rollouts import RolloutWorker
@@ -83,6 +84,34 @@ def test_completions_that_were_cut_off_teach_nothing_where_they_are_masked(topol
     fresh = toy()["build"](topology)
     for (name, a), (_, b) in zip(policy.named_parameters(), fresh.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ({"baseline": "group", "scale": "none"}, 0.5),
+        # Of three tokens and one that was cut off, whose reward is 0; a critic's own alone.
+        ({"baseline": "batch", "scale": "none"}, 0.25),
+        ({"baseline": "critic", "scale": "batch", "critic": {}}, 0.0),
+    ],
+    ids=str,
+)
+def test_completions_that_were_cut_off_are_compared_with(
+    topology: Topology, way: dict[str, Any], expected: float
+) -> None:
+    config = config_of("grpo", mask_truncated=True, group_size=2, kl_beta=0.0, **way)
+    batch = replace(batch_of([-1.0] * 4, [3, 1]), value_N=torch.zeros(4))
+    whole, cut = rollout_of(1.0, length=3), replace(rollout_of(0.0, length=1), member=1, masked=True)
+    [found, _], _ = with_advantages([whole, cut], [batch], config, {}, topology)
+    assert found.advantage == pytest.approx(expected, abs=1e-6)
+
+
+def rollout_of(reward: float, length: int) -> Rollout:
+    words = Candidate(operation="toy", source="", raw="a", parsed=Parsed(ok=True, text="a"))
+    ids = [1] * length
+    completion = Completion(token_ids=ids, logprobs=[-1.0] * length, full_logprobs=[], nuclei=None, finished=True)
+    prompt = Prompt(source=Slice(doc_id="d", start=0, end=1, text="x"), token_ids=[1])
+    return Rollout(prompt=prompt, member=0, completion=completion, candidate=words, reward=reward, parts={})
 
 
 def test_minibatches_without_tokens_that_count_are_not_what_the_log_shows(topology: Topology, tmp_path: Path) -> None:
@@ -214,6 +243,11 @@ def test_a_method_named_over_a_recipe_has_all_of_its_settings(recipe: str) -> No
         ({"surrogate": "cispo", "dual_clip": 3.0}, "dual_clip: cispo has no clip"),
         ({"normalisation": "per_reward", "baseline": "leave_one_out"}, "normalisation: per_reward compares within"),
         ({"normalisation": "per_reward", "kl_in": "reward"}, "normalisation: per_reward compares each reward alone"),
+        ({"normalisation": "per_reward", "scale": "batch"}, "normalisation: per_reward scales by each group"),
+        (
+            {"shuffled": ["quality", "format"], "without": ["format"]},
+            "shuffled: `format` is in `without` too, and has no weight to be shuffled",
+        ),
         ({"baseline": "critic", "scale": "batch"}, "critic: is there with baseline: critic alone"),
         ({"critic": {}}, "critic: is there with baseline: critic alone"),
         ({"baseline": "batch", "scale": "batch", "refills": 1}, "refills: only groups"),

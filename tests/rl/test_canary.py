@@ -112,5 +112,8 @@ def test_settings_that_no_judge_can_fall_by_are_refused_by_their_key() -> None:
     none = ["reward.rephrase={length: 1.0, format: 1.0}", "tune.rephrase.judge_canary={every: 5}"]
     with pytest.raises(UserError, match=r"judge_canary.every: no reward of the operation is a judge's"):
         load_recipe("smoke", none)
+    out = ["tune.rephrase.without=[quality]", "tune.rephrase.judge_canary={every: 5, least: {quality: 0.7}}"]
+    with pytest.raises(UserError, match=r"judge_canary.least: no judge `quality`.*tune.rephrase.without.*`quality`"):
+        load_recipe("smoke", out)
     recipe = load_recipe("smoke", ["tune.rephrase.judge_canary={every: 5, least: {quality: 0.7}}"])
     assert recipe.tune["rephrase"].recorded() == load_recipe("smoke").tune["rephrase"].recorded(), "no stage is redone"

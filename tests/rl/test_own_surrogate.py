@@ -43,10 +43,11 @@ def test_the_clip_written_by_the_user_is_the_clip(topology: Topology, tmp_path: 
 
 @pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_p": 1.0}], ids=str)
 def test_gspo_written_by_the_user_is_gspo(topology: Topology, tmp_path: Path, cut: dict[str, float]) -> None:
-    body = CLIP.replace("limited =", "ratio = torch.exp(tokens.sequence_gap + (logprob - logprob.detach()))\n    limited =")
+    ratio = "ratio = torch.exp(tokens.sequence_gap + (logprob - logprob.detach()))\n    "
+    surrogate = write(tmp_path / "mine.py", ratio + CLIP)
     way, found = {"steps": 1, "updates_per_rollout": 2, "sampling": {"max_new_tokens": 10, **cut}}, []
-    for name, surrogate in (("theirs", write(tmp_path / "mine.py", body)), ("ours", "gspo")):
-        config = _HELPERS["config_of"]("gspo", surrogate=surrogate, **way)
+    for name, of in (("theirs", surrogate), ("ours", "gspo")):
+        config = _HELPERS["config_of"]("gspo", surrogate=of, **way)
         found.append(_HELPERS["toy"]()["run"](topology, tmp_path / name, config)[1])
     for (name, a), (_, b) in zip(*(policy.named_parameters() for policy in found), strict=True):
         assert torch.equal(a, b), name
