@@ -37,6 +37,8 @@ def recipe_of(args: argparse.Namespace, generation: int) -> Recipe:
         raise UserError("`pretrain.distill`: is the chain's own; give --share, --temperature and --teachers")
     first = recipe.seed if recipe.pretrain.seed is None else recipe.pretrain.seed
     own = [f"pretrain.seed={first + generation}"]
+    if recipe.pretrain.checkpoint_copy is not None:  # each its own: one must not go on from another's checkpoint
+        own.append(f"pretrain.checkpoint_copy={recipe.pretrain.checkpoint_copy}/generation-{generation}")
     if generation:
         taught_by = range(max(0, generation - args.teachers), generation)
         # Whole paths: one that is not goes from where the command is given, which may be elsewhere the next time.
