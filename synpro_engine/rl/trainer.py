@@ -17,7 +17,7 @@ from typing import Any
 
 from synpro_engine.backend.spans import REFERENCE, SCORE
 from synpro_engine.config import UserError
-from synpro_engine.dist import say
+from synpro_engine.dist import Topology, say
 from synpro_engine.model.lora import merge_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.model.peft import export_adapters
@@ -31,7 +31,8 @@ from synpro_engine.rl.learner import Learner
 from synpro_engine.rl.own_surrogate import load_surrogate
 from synpro_engine.rl.rollouts import PromptSource, RewardScorer, RolloutWorker, check_shares
 from synpro_engine.rl.run import TuningRun
-from synpro_engine.sampler import Sampler
+from synpro_engine.rl.types import Prompt
+from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.synth import Prompter, Slice
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.divergence import SkipGuard
@@ -92,6 +93,7 @@ def tune(
     prompts = PromptSource(slices, prompter, config.prompts_per_step, seed, longest=longest)
     if prompts.left_out:
         say(topology, f"{label}: {prompts.left_out} of {len(slices)} slices make too long a prompt and are left out")
+    _tell_of_little_room(prompts.prompts, sampler, config.sampling, label, topology)
     critic = Critic(policy, config, operation.name) if config.critic is not None else None
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
@@ -135,6 +137,21 @@ def tune(
         first_reward=rewards[0] if rewards else None,
         last_reward=rewards[-1] if rewards else None,
     )
+
+
+def _tell_of_little_room(
+    prompts: Sequence[Prompt], sampler: Sampler, sampling: SamplingConfig, label: str, topology: Topology
+) -> None:
+    """Say where the context ends completions before the settings do: they are judged as texts that were cut off."""
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    short = [room for n in lengths if (room := sampler.most_tokens(n, sampling)) < sampling.most_tokens(n)]
+    if short:
+        say(
+            topology,
+            f"{label}: {len(short)} of {len(prompts)} prompts leave fewer than `sampling.max_new_tokens`"
+            f" ({sampling.max_new_tokens}) tokens of the context, the longest of them {min(short)}; completions are cut"
+            " off there",
+        )
 
 
 def _identity(config: TuneConfig, prompter: Prompter, seed: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.probe import load_probe
+from synpro_engine.cycle.steps.synthesis import chosen_to_tune
 from synpro_engine.cycle.steps.weights import export_stage, load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main
@@ -33,6 +34,7 @@ from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.rl.trainer import POLICY
+from synpro_engine.synth import SliceConfig, operation_named
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS, step_path
 
@@ -139,6 +141,11 @@ def _explained(topology: Topology) -> str:
     return "".join(text for text, _ in found.pieces)
 
 
+def _to_tune_on(topology: Topology) -> object:
+    config, tokenizer = SliceConfig(max_slices=4, min_source_chars=1), open_tokenizer(TOKENS, topology)
+    return chosen_to_tune(Path("docs.jsonl"), config, 0, tokenizer, operation_named("rephrase"), topology)
+
+
 ASKED: dict[str, Callable[[Topology], object]] = {
     "the checkpoint of a stage": lambda topology: stage_checkpoint(THETA, topology),
     "a stage that is not there": lambda topology: stage_checkpoint(Path("round-2/probe"), topology),
@@ -158,6 +165,7 @@ ASKED: dict[str, Callable[[Topology], object]] = {
     "documents to score": lambda topology: _scored("docs.jsonl", topology),
     "documents that rank 0 alone has": lambda topology: _scored("late.jsonl", topology),
     "a document to explain": _explained,
+    "slices to tune on": _to_tune_on,
 }
 
 

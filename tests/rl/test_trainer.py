@@ -184,6 +184,20 @@ def test_slices_that_make_too_long_prompts_are_left_out_and_none_left_is_a_user_
         PromptSource(*arguments, longest=3)
 
 
+@pytest.mark.parametrize(("longest", "told"), [(10, False), (63, True)])
+def test_prompts_that_leave_completions_less_room_than_settings_do_are_told(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str], longest: int, told: bool
+) -> None:
+    sampling = toy()["CONFIG"].sampling.model_copy(update={"max_new_tokens": longest})
+    toy()["run"](topology, tmp_path, toy()["CONFIG"].model_copy(update={"steps": 1, "sampling": sampling}))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "tokens of the context" in line]
+    assert bool(lines) == told
+    if told:
+        room = 64 - max(len(p.token_ids) for p in PromptSource(toy()["SLICES"], _prompter(), 4, 0, longest=63).prompts)
+        about = "4 of 4 prompts leave fewer than `sampling.max_new_tokens` (63) tokens of the context"
+        assert lines == [f"tuning: {about}, the longest of them {room}; completions are cut off there"]
+
+
 def test_greedy_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
         TuneConfig.model_validate({"sampling": {"temperature": 0.0}})

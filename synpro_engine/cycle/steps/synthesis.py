@@ -55,9 +55,11 @@ from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import Sampler
 from synpro_engine.synth import (
     GenerateConfig,
+    Operation,
     Producer,
     Prompter,
     Slice,
+    SliceConfig,
     choose_slices,
     generate_corpus,
     join_generation,
@@ -181,8 +183,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
 
     def slices(split: Split, most: int, seed: int) -> list[Slice]:
         wanted = settings.slices.model_copy(update={"max_slices": most})
-        documents = partial(read_documents, str(documents_path(inputs.tokens, split)))
-        return list(choose_slices(documents, wanted, seed, lambda text: len(tokenizer.encode(text)), cut=operation.cut))
+        return chosen_to_tune(documents_path(inputs.tokens, split), wanted, seed, tokenizer, operation, topology)
 
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     # `load_model` freezes what it loads.
@@ -214,6 +215,19 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     tell_judged(f"tuned {operation.name}", settings.own_reward, asked, topology)
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
     on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
+
+
+def chosen_to_tune(
+    documents: Path, config: SliceConfig, seed: int, tokenizer: Tokenizer, operation: Operation, topology: Topology
+) -> list[Slice]:
+    """The slices of these documents that a generator is tuned or measured on, as rank 0 reads them. Collective."""
+
+    def chosen() -> list[Slice]:
+        read = partial(read_documents, str(documents))
+        return list(choose_slices(read, config, seed, lambda text: len(tokenizer.encode(text)), cut=operation.cut))
+
+    # On one rank: the corpus is read twice for it, by as many ranks as there are otherwise.
+    return on_main(topology, chosen, label=f"slices for {operation.name}")
 
 
 def _tell_tuned(directory: Path, operation: str, result: TuneResult, topology: Topology) -> None:
