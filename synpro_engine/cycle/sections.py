@@ -21,6 +21,7 @@ class CorpusConfig(ReadConfig):
 
     # Their content is recorded, not their place.
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"source", "shards", "validation_shards"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"source_field"})
 
     source: Place = "embedded:sotu"
     """A file of JSON lines (.jsonl, .ndjson, .json; plain or .zst, .zstd, .gz, .bz2, .xz), .parquet or .arrow (as
@@ -35,6 +36,9 @@ class CorpusConfig(ReadConfig):
     validation_shards: Place | tuple[Place, ...] | None = None
     """The validation split as token ids, where it is published beside `shards`: taken whole, in its order, duplicates
     too. `split.validation` is then 0."""
+    source_field: str | None = Field(default=None, min_length=1)
+    """Where each record names what it is from, as `metadata.subset`: the loss on the validation split is then told by
+    source as well. None: the folder directly below the source's root that its file lies in, where it lies in one."""
     deduplicate: Literal["exact", "none"] = "exact"
     """`exact`: of documents whose texts differ in white space at most, only the first is taken, so that the tokens of
     the corpus are counted once and none is trained on more often than the epochs say. `none`: all are taken."""
@@ -53,6 +57,8 @@ class CorpusConfig(ReadConfig):
     def _one_validation_split(self) -> CorpusConfig:
         if self.validation_shards is not None and self.shards is None:
             raise ValueError("validation_shards: goes with `shards`, of the same tokenizer")
+        if self.source_field is not None and self.shards is not None:
+            raise ValueError("source_field: is of records, and `shards` have none")
         if self.validation_shards is not None and self.split.validation:
             raise ValueError("split.validation: must be 0, for `validation_shards` is that split")
         return self

@@ -104,7 +104,7 @@ def chunk_documents(documents: Iterable[Document], max_chars: int) -> Iterator[D
                 parts[-1] += part
             else:
                 parts.append(part)
-        yield from (Document(f"{document.id}#{number}", part) for number, part in enumerate(parts))
+        yield from (Document(f"{document.id}#{number}", part, document.source) for number, part in enumerate(parts))
 
 
 def cap_documents(documents: Iterable[_D], budget: int, seed: int, size_of: Callable[[_D], int]) -> list[_D]:

@@ -49,6 +49,8 @@ class Document:
 
     id: str
     text: str
+    source: str | None = None
+    """What it is from, where the corpus says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +89,7 @@ def read_placed_documents(
     seen: SeenKeys | None = None,
     place: Place | None = None,
     on_bytes: Callable[[int], object] = lambda count: None,
+    source_field: str | None = None,
 ) -> Iterator[tuple[Record, Document]]:
     """Yield each document with the record that it was, whose place is of use to whoever refuses it for other reasons.
 
@@ -101,6 +104,7 @@ def read_placed_documents(
         seen: the ids that were met before; its `last` is always that of the document yielded.
         place: where reading goes on (see `read_records`).
         on_bytes: told of what was read (see `read_records`).
+        source_field: where each record names what it is from; None: no document says so.
 
     Raises:
         UserError: naming the file and line (the row in parquet), for malformed or undecodable input, a missing, empty
@@ -112,9 +116,10 @@ def read_placed_documents(
     source = source if isinstance(source, Source) else find_source(source)
 
     def document(id: str, fields: dict[str, Any]) -> Document:
-        return Document(id, text_at(fields, reading.text_field))
+        named = None if source_field is None else text_at(fields, source_field, "source_field")
+        return Document(id, text_at(fields, reading.text_field), named)
 
-    fields = (reading.text_field,)
+    fields = (reading.text_field,) if source_field is None else (reading.text_field, source_field)
     return read_items(source, reading, fields, document, on_bad, seen=seen, place=place, on_bytes=on_bytes)
 
 

@@ -25,7 +25,8 @@ from synpro_engine.data.documents import Document
 
 def document_line(document: Document, extra: Mapping[str, Any] | None = None) -> bytes:
     """The line of a document, with its newline."""
-    record = {"id": document.id, "text": document.text, **(extra or {})}
+    named = {} if document.source is None else {"source": document.source}
+    record = {"id": document.id, "text": document.text, **named, **(extra or {})}
     assert record["id"] == document.id and record["text"] == document.text, "extra fields shadow the document"
     return (json_text(record, ensure_ascii=False) + "\n").encode()
 
@@ -40,7 +41,7 @@ def written_documents(
     for number, line in line_reader(path, on_bytes):
         if number > behind:
             fields = json.loads(line)
-            yield number, Document(fields["id"], fields["text"])
+            yield number, Document(fields["id"], fields["text"], fields.get("source"))
 
 
 class DocumentFrames:

@@ -7,7 +7,7 @@ from synpro_engine.report.compared_run import ComparedRun
 from synpro_engine.report.comparison import Comparison
 from synpro_engine.report.data import ModelInfo, OperationShare, ReportData
 from synpro_engine.report.page import render_comparison, render_report, write_comparison, write_report
-from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss, over_seeds
+from synpro_engine.report.sections.arms import Arms, DataEfficiency, HeldOutLoss, SourceLoss, over_seeds
 from synpro_engine.report.sections.corpus import CorpusInfo, Leak, SplitSize, TaskInfo
 from synpro_engine.report.sections.downstream import Downstream, QuestionsAsked, TaskCurve, TaskResult
 from synpro_engine.report.sections.downstream import joined as join_task_curves
@@ -51,6 +51,7 @@ __all__ = [
     "Sample",
     "ScoredDocument",
     "SplitSize",
+    "SourceLoss",
     "StageTiming",
     "TaskCurve",
     "TaskInfo",

@@ -9,7 +9,7 @@ import pytest
 
 from synpro_engine.config import as_record, json_text
 from synpro_engine.cycle.steps.evaluation import Results
-from synpro_engine.report import Pretraining, ReportData, render_report, sections, svg, write_report
+from synpro_engine.report import Pretraining, ReportData, SourceLoss, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
 from synpro_engine.report.headline import statement
 from synpro_engine.report.sections.effective_tokens import EffectiveTokens
@@ -229,6 +229,16 @@ def test_a_loss_that_is_not_finite_is_shown_as_such_as_files_hold_it(full_report
     assert [math.isnan(row.mean) for row in several.compared] == [True, False, False]
     page = render_report(dataclasses.replace(full_report, arms=several))
     assert page.count("<strong>nan</strong>") == 2  # the mean, and bits per byte of one seed
+
+
+def test_bits_per_byte_are_told_by_source_as_files_hold_them(full_report: ReportData) -> None:
+    parts = {"web": SourceLoss(nats=math.log(2) * 300, tokens=90, utf8_bytes=200, documents=4),
+             "<books>": SourceLoss(nats=math.nan, tokens=9, utf8_bytes=50, documents=1)}  # fmt: skip
+    rows = [dataclasses.asdict(dataclasses.replace(row, by_source=parts)) for row in full_report.arms.held_out]
+    read = as_record(json.loads(json_text({"held_out": rows})), Results, "results.json").held_out
+    page = render_report(dataclasses.replace(full_report, arms=dataclasses.replace(full_report.arms, held_out=read)))
+    assert "&lt;books&gt; (1)" in page and page.count('<td class="n">1.5000</td>') == len(rows)
+    assert "Bits per byte by source" not in render_report(full_report)
 
 
 @pytest.mark.parametrize("curve", [True, False])

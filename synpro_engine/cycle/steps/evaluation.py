@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from synpro_engine.config import Record, UserError, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
 from synpro_engine.cycle.steps.accepted import Provenance, sample_of
+from synpro_engine.cycle.steps.by_source import sources_of
 from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
 from synpro_engine.cycle.steps.gauges import diversities, perplexities
 from synpro_engine.cycle.steps.pretraining import held_out_batches
@@ -82,7 +84,8 @@ def _held_out(
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
     texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
-    rows = []
+    sources = on_main(topology, lambda: sources_of(documents_path(tokens, "validation")))
+    rows: list[dict[str, Any]] = []
     for name, seed, stage in arms:
         # One model after the other, and no name that outlives its turn: two at once may not fit.
         model = load_model(stage, topology, dtype)
@@ -90,16 +93,23 @@ def _held_out(
             batches = held_out_batches(
                 tokens, text, settings.seq_len, rows_at_once, topology, separate_documents=settings.separate_documents
             )
+            parts = {}
+            # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
+            if text == "validation" and sources is not None:
+                parts = sources.losses(model, batches, rows_at_once)
+                nats = math.fsum(part["nats"] for part in parts.values())
+            else:
+                nats = held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt
             rows.append(
                 {
                     "name": name,
                     "text": text,
-                    # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
-                    "nats": held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt,
+                    "nats": nats,
                     "tokens": corpus.num_learnt,
                     "utf8_bytes": corpus.text_bytes,
                     "documents": corpus.num_documents,
                     "seed": seed,
+                    "by_source": parts,
                 }
             )
         del model

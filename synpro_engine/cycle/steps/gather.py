@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 
 from synpro_engine.cycle.sections import CorpusConfig
 from synpro_engine.cycle.steps.intake import Intake
@@ -22,6 +23,7 @@ from synpro_engine.data import (
 )
 from synpro_engine.data.encoding import batched, in_order
 from synpro_engine.data.records import Place
+from synpro_engine.data.sources import CorpusFile
 
 _CHARS_PER_TOKEN = 4  # about, and only for the size of batches
 
@@ -39,9 +41,13 @@ def text_batches(
     """
     leave_out = partial(intake.left_out.bad, source)
     batcher = Batcher(sinks, intake.mark)
+    folder_of = lru_cache(maxsize=1)(partial(_folder, source))  # a file has many documents
     for record, document in read_placed_documents(
-        source, corpus, leave_out, seen=intake.ids.seen, place=intake.place, on_bytes=on_bytes
-    ):
+        source, corpus, leave_out, seen=intake.ids.seen, place=intake.place, on_bytes=on_bytes,
+        source_field=corpus.source_field,
+    ):  # fmt: skip
+        if corpus.source_field is None and (folder := folder_of(record.file)) is not None:
+            document = replace(document, source=folder)
         intake.ids.note()
         split = intake.split_of(document.text)
         if split is None:
@@ -52,6 +58,11 @@ def text_batches(
                 batcher.add(split, piece)
         yield from batcher.read(len(document.text))
     yield batcher.end()
+
+
+def _folder(source: Source, file: CorpusFile) -> str | None:
+    """The folder directly below the root that a file lies in; None for one that lies at the root."""
+    return next(iter(source.path_of(file).split("/")[:-1]), None)
 
 
 def _pieces(document: Document, piece_chars: int | None) -> Iterator[Document]:

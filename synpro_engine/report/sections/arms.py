@@ -1,7 +1,7 @@
 """The arms after the plateau: their losses while they train, and on text that none has seen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import nan
 from statistics import fmean
 
@@ -18,6 +18,21 @@ _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own l
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceLoss:
+    """The part of a `HeldOutLoss` that is on documents of one source."""
+
+    nats: float | None
+    tokens: int
+    utf8_bytes: int
+    documents: int
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte, NaN where they are not finite."""
+        return bits_per_byte(nan if self.nats is None else self.nats, self.utf8_bytes) if self.utf8_bytes else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
     """Cross-entropy of one model on text that no arm has seen. `nats` is the sum over `tokens` predicted tokens, which
     spell `utf8_bytes` bytes; None where it is not finite, for which JSON has no number."""
@@ -31,6 +46,8 @@ class HeldOutLoss:
     """The validation split, or held-out tasks, of whose prompts no token counts."""
     seed: int | None = None
     """With which it was trained, where that is not the run's own."""
+    by_source: Mapping[str, SourceLoss] = field(default_factory=dict)
+    """Of the validation split, where its documents are of several sources, by these."""
 
     @property
     def per_token(self) -> float | None:
@@ -120,6 +137,11 @@ class Arms:
     def several(self) -> bool:
         """Whether seeds are told."""
         return any(row.seed is not None for row in self.held_out)
+
+    @property
+    def by_source(self) -> list[HeldOutLoss]:
+        """Those that are told by source."""
+        return [row for row in self.held_out if row.by_source]
 
     @property
     def compared(self) -> list[Compared]:
