@@ -33,6 +33,7 @@ from synpro_engine.train.metrics import METRICS
 
 BROUGHT = "brought"
 """Below a run's directory: a copy that was brought from a store, until the run goes on from it."""
+_TENTH = 10
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -47,8 +48,11 @@ class Copies(Protocol):
         """One of them as a directory of this machine, which is made below `aside` where it is none yet."""
         ...
 
-    def put(self, path: Path, directory: Path) -> None:
-        """Copy the checkpoint at `path`, unless it is there and sound, and the record of the run in `directory`."""
+    def put(self, path: Path, directory: Path, *, last: bool = False) -> None:
+        """Copy the checkpoint at `path`, unless it is there and sound, and the record of the run in `directory`.
+
+        last: no checkpoint will follow, as far as is known.
+        """
         ...
 
     def distrust(self, step: int) -> None:
@@ -93,7 +97,7 @@ class LocalCopies:
         """Where it is."""
         return step_path(self._place, step)
 
-    def put(self, path: Path, directory: Path) -> None:
+    def put(self, path: Path, directory: Path, *, last: bool = False) -> None:
         """Copy both, and read the checkpoint again."""
         copy_checkpoint(path, self._place)
         copy_record(directory, self._place)
@@ -151,8 +155,12 @@ class StoredCopies:
         fetch(files, self._address(step), path)
         return path
 
-    def put(self, path: Path, directory: Path) -> None:
-        """Copy both. That a copy is sound is known by its manifest, and the sizes of what that lists."""
+    def put(self, path: Path, directory: Path, *, last: bool = False) -> None:
+        """Copy both. That a copy is sound is known by its manifest, and the sizes of what that lists.
+
+        No object can be added to. So that a long run does not send more and more for each checkpoint, a record that is
+        over a tenth of one is sent again where a tenth came to it, and with the last one.
+        """
         step, address = step_of(path), self._address(step_of(path))
         sizes = {file.address: file.size for file in self._files().get(step, [])}
         manifest = find_file(joined(address, MANIFEST)) if sizes else None
@@ -162,7 +170,8 @@ class StoredCopies:
             put_directory(path, address)
             self._damaged.discard(step)
         record = directory / METRICS
-        if record.exists() and self._record_size() < record.stat().st_size:
+        size, held = record.stat().st_size if record.exists() else 0, self._record_size()
+        if size > held and (last or _TENTH * size <= sum(wanted.values()) or _TENTH * (size - held) >= size):
             # As it is now: training goes on writing to it while it is copied.
             with tempfile.TemporaryDirectory(prefix="synpro-") as folder:
                 put_file(Path(shutil.copyfile(record, Path(folder, METRICS))), joined(self._place, METRICS))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from synpro_engine.config import (
     UserError,
@@ -27,6 +29,8 @@ from synpro_engine.train.metrics import METRICS
 
 CHECKPOINTS = "checkpoints"
 """Below a run's directory: where its checkpoints to go on from lie, each at its `step_path`."""
+_COMPARED = 1 << 16
+"""Bytes at a copy's end, by which it is known to be how a record begins."""
 DAMAGED = ".damaged"
 """Behind the name of what was found to be no sound checkpoint, until training is past its step."""
 
@@ -92,15 +96,39 @@ def copy_checkpoint(path: Path, directory: Path) -> None:
 def copy_record(directory: Path, copies: Path) -> None:
     """Copy the record of steps beside the copies of checkpoints, where it is the longer of the two.
 
-    Raises UserError for what cannot be written.
+    Where the copy is how the record begins, what came later is added to it: all of it with each checkpoint would be
+    more and more. Raises UserError for what cannot be written.
     """
     here, there = directory / METRICS, copies / METRICS
     try:
-        if here.exists() and (not there.exists() or there.stat().st_size < here.stat().st_size):
+        if not here.exists():
+            return
+        held = there.stat().st_size if there.exists() else 0
+        with here.open("rb") as record:
             # The last line may be half a one, as after a kill: whoever reads it passes it over.
-            atomic_write_text(there, here.read_text(encoding="utf-8", errors="ignore"))
+            longer = record.seek(0, os.SEEK_END) > held
+            if longer and held and _ends_with(there, record, held):
+                record.seek(held)
+                with there.open("ab") as copy:
+                    shutil.copyfileobj(record, copy)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+            elif longer:
+                record.seek(0)
+                atomic_write_text(there, record.read().decode("utf-8", errors="ignore"))
     except OSError as error:
         raise TransientError(f"{there}: cannot be copied from {here} ({first_line(error)})") from error
+
+
+def _ends_with(copy: Path, record: BinaryIO, held: int) -> bool:
+    """Whether the `held` bytes of a copy end as those many of the record do: of one that was gone on with from an
+    earlier step the last line, which has its time, is another.
+    """
+    begin = max(0, held - _COMPARED)
+    record.seek(begin)
+    with copy.open("rb") as file:
+        file.seek(begin)
+        return file.read() == record.read(held - begin)
 
 
 def set_aside(directory: Path, newest: int) -> list[Path]:

@@ -81,8 +81,9 @@ class MetricsLog:
             # Only where it is written: the import takes long, and no other rank has a use for it.
             from torch.utils.tensorboard.writer import SummaryWriter
 
+            # Of event files of before, readers pass over all from this step on.
             self._board = SummaryWriter(
-                str(directory / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1
+                str(directory / "tensorboard"), purge_step=0 if resume_step is None else resume_step + 1
             )
 
         if tracked is not None and tracked.by:

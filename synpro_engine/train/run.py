@@ -355,8 +355,8 @@ class PretrainRun:
         if self._owed and not self.finished and self.guard.sound:
             self.save()
 
-    def save(self, *, prune: bool = True) -> None:
-        """Write a checkpoint from which this run, or a later one, goes on; `prune`: and remove older ones."""
+    def save(self, *, prune: bool = True, last: bool = False) -> None:
+        """Write a checkpoint from which this run, or a later one, goes on; see `RunCheckpoints.save`."""
         self._owed = False
         extra = {
             "step": self.engine.step_index,
@@ -371,7 +371,7 @@ class PretrainRun:
         with self.throughput.pause(), span(CHECKPOINT):
             self.checkpoints.save(
                 self.engine, extra, first_step=self.state.first_step, start=self.start, seed=self.seed,
-                prune=prune,
+                prune=prune, last=last,
             )  # fmt: skip
 
     def stop(self) -> NoReturn:
@@ -381,7 +381,7 @@ class PretrainRun:
         if not self.guard.in_bounds:
             raise Stopped(f"{self.directory}: stopped after step {step}; it goes on from the checkpoint before")
         if self.checkpoints.newest != self.checkpoints.at(step):
-            self.save(prune=self.guard.sound)
+            self.save(prune=self.guard.sound, last=True)
         self.checkpoints.saver.finish()
         # Behind the checkpoint: what a watcher keeps is for this step, and without a
         # checkpoint of it nobody would read it.
@@ -401,7 +401,7 @@ class PretrainRun:
                 self.evaluate(judge=False)
             if state.asked_at != step:
                 self.ask()
-            self.save()
+            self.save(last=True)
         self.checkpoints.saver.finish()
         return PretrainResult(
             step=step,

@@ -78,11 +78,12 @@ class RunCheckpoints:
         start: Path | None,
         seed: int | None,
         prune: bool = True,
+        last: bool = False,
     ) -> None:
         """Write the engine's step, and remove what is not to be kept once that is there.
 
         first_step: the one that the run began at; start: the checkpoint that it began from. prune: False leaves older
-        ones, as where nobody knows yet whether this one is to be gone on from.
+        ones, as where nobody knows yet whether this one is to be gone on from. last: the job ends with it.
         """
         path, old, every = self.at(engine.step_index), self.newest, self._config.checkpoint_every
 
@@ -97,7 +98,7 @@ class RunCheckpoints:
 
         def copy() -> None:
             if self._copies is not None:
-                self._copies.put(path, self._run)
+                self._copies.put(path, self._run, last=last)
                 tidy(self._copies)
 
         here = LocalCopies(path.parent)

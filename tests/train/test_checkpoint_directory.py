@@ -1,5 +1,6 @@
 """What stays of a run's checkpoints, and their copies elsewhere, from which it goes on where its own are gone."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from synpro_engine.config import UserError, verify_artifact
 from synpro_engine.dist import SharedTransientError, Topology
-from synpro_engine.train.checkpoint_directory import CHECKPOINTS
+from synpro_engine.train.checkpoint_directory import CHECKPOINTS, copy_record
 from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.metrics import METRICS
 from tests.train.test_trainer import CONFIG, Killed, records, same, train
 
 
@@ -189,6 +191,28 @@ def test_a_place_for_copies_that_takes_none_ends_the_job_with_its_path(topology:
     (tmp_path / "copies").write_text("")
     with pytest.raises(UserError, match=r"copies/step-00000002: cannot be copied from .*Not a directory"):
         train(topology, tmp_path / "run", copied(tmp_path / "copies"))
+
+
+def test_what_came_to_a_record_is_added_to_its_copy(tmp_path: Path) -> None:
+    here, there = (tmp_path / name / METRICS for name in ("run", "copies"))
+    lines, other = (
+        [f'{{"kind": "train", "step": {step}, "time": {step + began}}}\n'.encode() for step in range(4000)]
+        for began in (100_000, 200_000)
+    )
+    for path in (here, there):
+        path.parent.mkdir()
+    here.write_bytes(b"".join(lines[:3000]))
+    copy_record(here.parent, there.parent)
+    first = there.stat().st_ino
+    for kept in (len(b"".join(lines[:3000])), 100_001, 17):  # whole, and as kills left it
+        os.truncate(there, kept)
+        here.write_bytes(b"".join(lines))
+        copy_record(here.parent, there.parent)
+        assert there.read_bytes() == here.read_bytes() and there.stat().st_ino == first
+    # Gone on with from step 2000: the same steps at other times, and one more.
+    here.write_bytes(b"".join(lines[:2000] + other[2000:] + other[:1]))
+    copy_record(here.parent, there.parent)
+    assert there.read_bytes() == here.read_bytes()
 
 
 def test_a_record_that_cannot_be_copied_is_told_with_its_path(topology: Topology, tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
     assert (scalar.step, scalar.value) == (7, 2.5)
 
 
+@pytest.mark.parametrize("resume_step", [None, 2])
+def test_tensorboard_shows_each_step_once_behind_a_kill(tmp_path, resume_step):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, begun in ((0, None), (0 if resume_step is None else resume_step + 1, resume_step)):
+        log = MetricsLog(tmp_path, resume_step=begun)
+        for step in range(first, 5):
+            log.write("train", step, {"loss": float(step)})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [0, 1, 2, 3, 4]
+    assert steps_of(tmp_path) == [0, 1, 2, 3, 4]
+
+
 def test_without_a_directory_nothing_is_written(tmp_path):
     log = MetricsLog(None)
     log.write("train", 1, {"loss": 1.0})

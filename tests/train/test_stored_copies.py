@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config.artifact import write_manifest
 from synpro_engine.dist import Topology
 from synpro_engine.storage import faults
 from synpro_engine.train.checkpoint_copies import StoredCopies
@@ -147,6 +148,22 @@ def test_the_record_may_grow_while_it_is_copied(topology: Topology, s3: Bucket, 
     with s3.faults(growing):
         copies.put(tmp_path / "run" / CHECKPOINTS / "step-00000006", tmp_path / "run")
     assert s3.get("copies/metrics.jsonl") == whole and record.read_bytes() != whole
+
+
+def test_a_record_larger_than_checkpoints_is_not_sent_anew_with_each(
+    s3: Bucket,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run, path, sent = tmp_path / "run", tmp_path / "run" / CHECKPOINTS / "step-00000001", []
+    path.mkdir(parents=True)
+    (path / "data").write_bytes(b"d" * 5000)
+    write_manifest(path, "checkpoint", {}, {}, None)
+    copies, record = StoredCopies(s3.address("copies")), run / "metrics.jsonl"
+    for size, last in ((450, False), (500, False), (600, False), (650, False), (700, False), (701, True)):
+        record.write_bytes(b"r" * size)
+        copies.put(path, run, last=last)
+        sent.append(len(s3.get("copies/metrics.jsonl")))
+    assert sent == [450, 500, 600, 600, 700, 701]
 
 
 def test_halves_of_two_copies_are_not_brought_as_one(s3: Bucket, tmp_path: Path) -> None:  # noqa: F811
